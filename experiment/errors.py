@@ -1,0 +1,71 @@
+"""The exceptions that this package raises on purpose, and nothing else.
+
+    ExperimentError
+    |-- ConfigError         the parameter file or the call is wrong: every problem found, each with its place
+    |-- DataError           a dataset is missing, damaged, or not what the file says
+    |-- CompressionError    a method cannot do what it was asked to do on this network
+    |   `-- InfeasibleBudget    the budget lies below the smallest network that the method can make
+    |-- TrainingDiverged    the loss became NaN or infinite
+    `-- StoreError          a file of results or of weights is damaged, foreign or of another version
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ExperimentError(Exception):
+    """What every deliberate error of this package derives from; its text is meant for the user."""
+
+
+class ConfigError(ExperimentError):
+    """Everything that is wrong with a parameter file or a call, found in one pass.
+
+    Args:
+        problems: one line each: `file:line: dotted.key: what was expected. What came. What to do.`
+    """
+
+    def __init__(self, problems: Sequence[str] | str) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(ExperimentError):
+    """A dataset is missing, damaged, or contradicts the parameter file."""
+
+
+class CompressionError(ExperimentError):
+    """A method cannot compress this network as asked."""
+
+
+class InfeasibleBudget(CompressionError):
+    """The budget lies below the smallest network that the method can make.
+
+    Args:
+        limit: what was allowed, in `quantity`.
+        smallest: the least that the method reaches, in `quantity`.
+        original: the uncompressed network's count, in `quantity`.
+        quantity: `parameters` or `flops`.
+    """
+
+    def __init__(self, *, limit: int, smallest: int, original: int, quantity: str) -> None:
+        self.limit, self.smallest, self.original, self.quantity = limit, smallest, original, quantity
+        super().__init__(
+            f"budget of {limit:,} {quantity} cannot be met: the smallest network of this method has {smallest:,} "
+            f"(keep ratio {smallest / original:.4f}). Ask for a keep ratio of at least that."
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments survive the way back from a worker process
+        return _infeasible, (self.limit, self.smallest, self.original, self.quantity)
+
+
+def _infeasible(limit: int, smallest: int, original: int, quantity: str) -> InfeasibleBudget:
+    return InfeasibleBudget(limit=limit, smallest=smallest, original=original, quantity=quantity)
+
+
+class TrainingDiverged(ExperimentError):
+    """The training loss became NaN or infinite."""
+
+
+class StoreError(ExperimentError):
+    """A stored file is damaged, foreign, or of another format version."""

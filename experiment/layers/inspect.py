@@ -1,0 +1,127 @@
+"""Which layers of a network can be compressed, and on which grids they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from experiment.layers.grouped import GroupedLinear
+
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A convolution or linear layer as one forward pass of one sample uses it.
+
+    Attributes:
+        name: dotted module name (the first one, where a module stands under several).
+        kind: `conv` or `linear`.
+        out_features, in_features: f and c; kernel: (k1, k2), (1, 1) for a linear layer.
+        groups: of the layer itself; only layers with 1 are compressible.
+        positions: output positions a sample, summed over the calls of one forward pass.
+        input_positions: input positions a sample, likewise.
+        calls: how often one forward pass uses the layer.
+        input_grids, output_grids: (height, width) of every call; a linear layer on n positions has (n, 1).
+    """
+
+    name: str
+    kind: str
+    out_features: int
+    in_features: int
+    kernel: tuple[int, int]
+    groups: int
+    bias: bool
+    input_grids: tuple[Grid, ...]
+    output_grids: tuple[Grid, ...]
+
+    @property
+    def calls(self) -> int:
+        return len(self.output_grids)
+
+    @property
+    def positions(self) -> int:
+        return sum(h * w for h, w in self.output_grids)
+
+    @property
+    def input_positions(self) -> int:
+        return sum(h * w for h, w in self.input_grids)
+
+    @property
+    def weight_numel(self) -> int:
+        return self.out_features * (self.in_features // self.groups) * self.kernel[0] * self.kernel[1]
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; every module's own mode restored outside."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def trace_layers(network: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
+    """Every convolution and linear layer that a forward pass of `example` calls, grouped ones too, in module order.
+
+    Args:
+        example: an input batch; grids are those of one sample, so any batch size will do.
+    """
+    modules = {m: n for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear | GroupedLinear)}
+    grids: dict[nn.Module, list[tuple[Grid, Grid]]] = {}
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        grids.setdefault(module, []).append((_grid(module, inputs[0]), _grid(module, output)))
+
+    handles = [module.register_forward_hook(record) for module in modules]
+    try:
+        with evaluating(network):
+            network(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: _info(name, module, grids[module]) for module, name in modules.items() if module in grids}
+
+
+def compressible_layers(network: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
+    """The layers that methods may compress: used by the forward pass, not grouped, weight shared with no other module."""
+    uses: dict[int, int] = {}
+    for module in network.modules():
+        for parameter in module.parameters(recurse=False):
+            uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+    modules = dict(network.named_modules())
+    return {
+        name: info
+        for name, info in trace_layers(network, example).items()
+        if info.groups == 1 and all(uses[id(p)] == 1 for p in modules[name].parameters())
+    }
+
+
+def _grid(module: nn.Module, x: Tensor) -> Grid:
+    if isinstance(module, nn.Conv2d):
+        return (x.shape[-2], x.shape[-1])
+    return (x.shape[1:-1].numel() if x.dim() > 1 else 1, 1)
+
+
+def _info(name: str, module: nn.Module, grids: list[tuple[Grid, Grid]]) -> LayerInfo:
+    inputs, outputs = tuple(g for g, _ in grids), tuple(g for _, g in grids)
+    if isinstance(module, nn.Conv2d):
+        k1, k2 = module.kernel_size
+        return LayerInfo(
+            name, "conv", module.out_channels, module.in_channels, (k1, k2), module.groups,
+            module.bias is not None, inputs, outputs,
+        )  # fmt: skip
+    assert isinstance(module, nn.Linear | GroupedLinear)
+    groups = module.groups if isinstance(module, GroupedLinear) else 1
+    bias = isinstance(module, nn.Linear) and module.bias is not None
+    return LayerInfo(
+        name, "linear", module.out_features, module.in_features, (1, 1), groups, bias, inputs, outputs
+    )  # fmt: skip

@@ -1,0 +1,94 @@
+"""What a method decided, as plain data: enough to rebuild the compressed structure from the original network.
+
+A plan is always relative to the *original* architecture, also in a cascade, and carries no code: it goes into `network.pt`
+as JSON-like values and back, and `experiment.layers.build` makes the structure from it without knowing the method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+Detail = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One layer as encoder V (`groups` blocks, `groups * rank` outputs) and decoder U: y = U(Vx) + b.
+
+    `folding` is 0 to 3 (METHODS 2.1: channel-wise, two spatial, decode); `bias` says whether the decoder has one.
+    """
+
+    rank: int
+    groups: int = 1
+    folding: int = 0
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The indices of a module's output and input channels that stay, in order; None where that side is whole."""
+
+    out: tuple[int, ...] | None = None
+    inputs: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which weights, channels and ranks stay.
+
+    Attributes:
+        factors: layer name -> its decomposition.
+        masks: parameter name -> bool tensor of its shape, True where the weight stays.
+        kept: module name -> the channels that stay.
+        parameters: elements of the whole compressed network, as the method counted them when it planned.
+        details: layer name -> what the method wants to tell about it (rank, relative_error, ...).
+    """
+
+    factors: Mapping[str, Factors] = field(default_factory=dict)
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    kept: Mapping[str, Kept] = field(default_factory=dict)
+    parameters: int | None = None
+    details: Mapping[str, Mapping[str, Detail]] = field(default_factory=dict)
+
+    def to_data(self) -> dict[str, object]:
+        """Plain values for `network.pt`; masks are named only, their bits are buffers of the state_dict."""
+        return {
+            "factors": {n: [f.rank, f.groups, f.folding, f.bias] for n, f in self.factors.items()},
+            "masks": sorted(self.masks),
+            "kept": {
+                n: [None if side is None else list(side) for side in (k.out, k.inputs)] for n, k in self.kept.items()
+            },
+        }
+
+    @staticmethod
+    def from_data(data: Mapping[str, object], original: nn.Module) -> Plan:
+        """The plan that `to_data` wrote, with all-True masks of the right shapes until a state_dict fills them."""
+        parameters = dict(original.named_parameters(remove_duplicate=False))
+        factors, masks, kept = data["factors"], data["masks"], data["kept"]
+        assert isinstance(factors, dict) and isinstance(masks, list) and isinstance(kept, dict)
+        return Plan(
+            factors={n: Factors(*values) for n, values in factors.items()},
+            masks={n: torch.ones_like(parameters[n], dtype=torch.bool) for n in masks},
+            kept={n: Kept(*(None if side is None else tuple(side) for side in sides)) for n, sides in kept.items()},
+        )
+
+
+@dataclass(frozen=True)
+class State:
+    """Dense weights on the original architecture, with the support that is left.
+
+    Attributes:
+        network: the original architecture holding these weights, in eval mode; never to be modified.
+        example: a batch of one input, on the network's device: what graphs and counts are traced with.
+        masks: parameter name -> bool tensor, True where a weight may still be non-zero; a parameter left out is whole.
+        kept: module name -> channels still alive; a module left out is whole.
+    """
+
+    network: nn.Module
+    example: Tensor
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    kept: Mapping[str, Kept] = field(default_factory=dict)

@@ -1,0 +1,97 @@
+"""What a network costs: parameters, multiply-adds and bytes, counted on the deployed network itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from experiment.layers.inspect import trace_layers
+from experiment.layers.masks import named_masks
+
+
+@dataclass(frozen=True)
+class LayerCount:
+    """One convolution or linear layer: elements (bias included, masked ones not) and multiply-adds of one sample."""
+
+    kind: str
+    parameters: int
+    flops: int
+    flops_unmasked: int
+
+
+@dataclass(frozen=True)
+class Count:
+    """A whole network.
+
+    Attributes:
+        parameters: elements of all parameters, BatchNorm and biases included, masked ones not; shared ones once.
+        flops: multiply-adds of one sample's forward pass through every convolution and linear layer.
+        flops_unmasked: the same over unmasked weights only.
+        layers: the layers that the forward pass calls.
+    """
+
+    parameters: int
+    flops: int
+    flops_unmasked: int
+    layers: Mapping[str, LayerCount]
+
+
+def count(network: nn.Module, example: Tensor) -> Count:
+    """Count a network, traced with a batch of one `example`."""
+    masks = named_masks(network)
+    masked = sum(int((~mask).sum()) for mask in masks.values())
+    modules = dict(network.named_modules())
+    layers = {}
+    for name, info in trace_layers(network, example).items():
+        mask = masks.get(f"{name}.weight" if name else "weight")
+        unmasked = info.weight_numel if mask is None else int(mask.sum())
+        bias = masks.get(f"{name}.bias" if name else "bias")
+        bias_numel = (info.out_features if bias is None else int(bias.sum())) if modules[name].bias is not None else 0
+        layers[name] = LayerCount(
+            info.kind, unmasked + bias_numel, info.weight_numel * info.positions, unmasked * info.positions
+        )
+    return Count(
+        parameters=sum(p.numel() for p in network.parameters()) - masked,
+        flops=sum(layer.flops for layer in layers.values()),
+        flops_unmasked=sum(layer.flops_unmasked for layer in layers.values()),
+        layers=layers,
+    )
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Bytes of a network's parameters under three conventions.
+
+    Attributes:
+        dense: every element that the deployed tensors hold, masked or not.
+        values: unmasked elements alone, no index (what Condensa reports).
+        sparse: per tensor the smallest of dense, values + one bit an element, values + 32-bit column and row indices (CSR).
+    """
+
+    dense: int
+    values: int
+    sparse: int
+
+
+def count_bytes(network: nn.Module) -> Bytes:
+    """Sizes of the parameters; buffers such as running statistics are not parameters and are left out."""
+    masks = named_masks(network)
+    dense = values = sparse = 0
+    for name, parameter in network.named_parameters():
+        mask = masks.get(name.replace("parametrizations.", "").removesuffix(".original"))
+        size, total = parameter.element_size(), parameter.numel()
+        kept = total if mask is None else int(mask.sum())
+        rows = parameter.shape[0] if parameter.dim() > 0 else 1
+        dense += total * size
+        values += kept * size
+        bitmask, csr = kept * size + (total + 7) // 8, kept * (size + 4) + (rows + 1) * 4
+        sparse += min(total * size, bitmask, csr) if mask is not None else total * size
+    return Bytes(dense, values, sparse)
+
+
+def example_input(input_shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
+    """A batch of one deterministic input of the shape (channels, height, width): values do not matter for counting."""
+    return torch.linspace(-1, 1, int(torch.Size(input_shape).numel()), device=device).reshape(1, *input_shape)

@@ -1,0 +1,141 @@
+"""What a compression method is, and how one is applied: analyse once, then plan, build, fill and count for every keep ratio."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from experiment.errors import CompressionError, ConfigError
+from experiment.layers.build import build
+from experiment.layers.plan import Plan, State
+from experiment.measure import Count, count
+from experiment.registry import MethodEntry, resolve, suggestion
+
+Quantity = Literal["parameters", "flops"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that a compressed network may have: `limit` elements or multiply-adds, of the whole network.
+
+    `original` is the uncompressed network's count of the same quantity.
+    """
+
+    quantity: Quantity
+    limit: int
+    original: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Inputs (N, ...) and targets (N,) from the validation part, on the network's device."""
+
+    inputs: Tensor
+    targets: Tensor | None = None
+
+
+class Method(Protocol):
+    """A compression algorithm with its settings.
+
+    `analyse` is the dear part and runs once a starting state; `plan` turns its result into decisions for one budget and
+    never exceeds it; `fill` writes the weights into the structure that `build(network, plan)` made from the plan alone.
+    `build` and `expand` live in `experiment.layers`, for a plan says everything that they need.
+    """
+
+    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Any:
+        """Spectra, scores, statistics of the state. Returns whatever `plan` and `fill` want to have."""
+
+    def plan(self, analysis: Any, budget: Budget) -> Plan:
+        """The largest network within the budget that this method's order allows.
+
+        Raises: InfeasibleBudget: even the smallest one is larger.
+        """
+
+    def fill(self, built: nn.Module, state: State, analysis: Any, plan: Plan) -> None:
+        """Write the weights into `built`, in place."""
+
+
+def make_method(entry: MethodEntry, settings: object) -> Method:
+    """The method behind a registry entry, with its settings (an instance of `entry.settings`)."""
+    factory = resolve(entry.target)
+    assert callable(factory)
+    method: Method = factory(settings)
+    return method
+
+
+def make_settings(entry: MethodEntry, values: Mapping[str, object]) -> object:
+    """The settings dataclass of a method from plain values (lists become tuples).
+
+    Raises: ConfigError: an unknown setting, or a value of the wrong type.
+    """
+    from pydantic import TypeAdapter, ValidationError  # not needed to compress, so not loaded with it
+
+    known = {f.name for f in fields(entry.settings)}
+    unknown = [k for k in values if k not in known]
+    if unknown:
+        have = f"It has {', '.join(sorted(known))}." if known else "It has no settings."
+        raise ConfigError([f"{entry.label} has no setting '{k}'.{suggestion(k, known)} {have}" for k in unknown])
+    try:
+        return TypeAdapter(entry.settings).validate_python(dict(values))
+    except ValidationError as error:
+        raise ConfigError(
+            [f"{'.'.join(map(str, e['loc']))}: {e['msg']}. Got {e['input']!r}." for e in error.errors()]
+        ) from error
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed network with the plan that it follows and what it costs."""
+
+    network: nn.Module
+    plan: Plan
+    count: Count
+
+
+class Compressor:
+    """One method on one starting state: the analysis is made once, at the first keep ratio that needs it.
+
+    Args:
+        original: the uncompressed network's count, which keep ratios are relative to (also in a cascade).
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        state: State,
+        original: Count,
+        calibration: Calibration | None,
+        generator: torch.Generator,
+    ) -> None:
+        self.method, self.state, self.original = method, state, original
+        with torch.no_grad():
+            self.analysis = method.analyse(state, calibration, generator)
+
+    def compress(self, keep: float, quantity: Quantity = "parameters") -> Compressed:
+        """The compressed network for one keep ratio, in eval mode; the state stays as it is.
+
+        Raises: InfeasibleBudget, CompressionError.
+        """
+        if not 0 < keep <= 1:
+            raise CompressionError(f"keep must be in (0, 1]. Got {keep}.")
+        total = getattr(self.original, quantity)
+        budget = Budget(quantity, math.floor(keep * total + 1e-6), total)
+        plan = self.method.plan(self.analysis, budget)
+        network = self.instantiate(plan)
+        counted = count(network, self.state.example)
+        assert plan.parameters is None or plan.parameters == counted.parameters, (
+            f"planned {plan.parameters} parameters, counted {counted.parameters}"
+        )
+        return Compressed(network, plan, counted)
+
+    def instantiate(self, plan: Plan) -> nn.Module:
+        """The network that a plan describes, filled from this state."""
+        with torch.no_grad():
+            built = build(self.state.network, plan)
+            self.method.fill(built, self.state, self.analysis, plan)
+        return built.eval()

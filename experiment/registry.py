@@ -1,0 +1,90 @@
+"""How a name in a parameter file becomes an object: dictionaries of lazy entries, and import paths of the user's own.
+
+The dictionaries themselves (`METHODS`, `NETWORKS`, `DATASETS`) live in their packages' `__init__`, which import no torch:
+an entry names where its code is, and only `resolve` imports it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from experiment.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class NetworkEntry:
+    """A network: `target` is a factory `(input_shape, output_size, **settings) -> nn.Module`.
+
+    `version` rises whenever the network made from the same settings changes; it enters the keys of results.
+    """
+
+    name: str
+    target: str
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """A dataset: `target` is a loader (see `experiment.datasets`).
+
+    `num_classes` and `input_shape` (channels, height, width) are None where only the user's files tell.
+    """
+
+    name: str
+    target: str
+    num_classes: int | None
+    input_shape: tuple[int, int, int] | None
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """A compression method: its frozen dataclass of settings and, at `target`, the class that takes them.
+
+    `kind` is lowrank, filter, weight or none; `random` says that two runs with other seeds differ.
+    """
+
+    label: str
+    settings: type
+    target: str
+    kind: str
+    random: bool = False
+    version: int = 1
+
+
+def resolve(target: str) -> object:
+    """Import what `package.module:name` points to.
+
+    Raises: ConfigError: the module or the name in it does not exist, or the module fails on import.
+    """
+    module_name, _, attribute = target.partition(":")
+    if not module_name or not attribute:
+        raise ConfigError(f"'{target}' is not an import path. Expected package.module:name.")
+    if "" not in sys.path and os.getcwd() not in sys.path:  # an installed script does not have the working directory
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"cannot import '{module_name}' for '{target}': {error}. Is it installed, or in the working directory?"
+        ) from error
+    if attribute not in vars(module):
+        raise ConfigError(f"module '{module_name}' has no '{attribute}'.{suggestion(attribute, vars(module))}")
+    return vars(module)[attribute]
+
+
+def is_import_path(name: str) -> bool:
+    """Whether a name in a parameter file is `package.module:attribute` rather than a registered name."""
+    return ":" in name
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for a near miss, else an empty string."""
+    by_folded = {k.casefold(): k for k in known}
+    near = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
+    return f" Did you mean '{by_folded[near[0]]}'?" if near else ""
