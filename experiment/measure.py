@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from experiment.layers.inspect import trace_layers
+from experiment.layers.inspect import evaluating, trace_layers
 from experiment.layers.masks import named_masks
 
 
@@ -40,25 +40,61 @@ class Count:
 
 
 def count(network: nn.Module, example: Tensor) -> Count:
-    """Count a network, traced with a batch of one `example`."""
+    """Count a network as one forward pass of one sample uses it.
+
+    What is neither convolution nor linear layer (normalisation, activation, pooling, attention) has no flops here.
+
+    Args:
+        network: any network, compressed or not; it is left as it is.
+        example: an input batch, on the network's device; the values do not matter.
+    """
     masks = named_masks(network)
     masked = sum(int((~mask).sum()) for mask in masks.values())
-    modules = dict(network.named_modules())
     layers = {}
     for name, info in trace_layers(network, example).items():
-        mask = masks.get(f"{name}.weight" if name else "weight")
-        unmasked = info.weight_numel if mask is None else int(mask.sum())
-        bias = masks.get(f"{name}.bias" if name else "bias")
-        bias_numel = (info.out_features if bias is None else int(bias.sum())) if modules[name].bias is not None else 0
+        prefix = f"{name}." if name else ""
+        weight, bias = masks.get(f"{prefix}weight"), masks.get(f"{prefix}bias")
+        unmasked = info.weight_numel if weight is None else int(weight.sum())
+        biases = (info.out_features if bias is None else int(bias.sum())) if info.bias else 0
         layers[name] = LayerCount(
-            info.kind, unmasked + bias_numel, info.weight_numel * info.positions, unmasked * info.positions
+            info.kind, unmasked + biases, info.weight_numel * info.positions, unmasked * info.positions
         )
+    layers |= _other_convolutions(network, example)
     return Count(
         parameters=sum(p.numel() for p in network.parameters()) - masked,
         flops=sum(layer.flops for layer in layers.values()),
         flops_unmasked=sum(layer.flops_unmasked for layer in layers.values()),
         layers=layers,
     )
+
+
+_OTHER_CONVOLUTIONS = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def _other_convolutions(network: nn.Module, example: Tensor) -> dict[str, LayerCount]:
+    """Convolutions that no method touches: a weight is used once an output position or, transposed, an input one."""
+    names = {module: name for name, module in network.named_modules() if isinstance(module, _OTHER_CONVOLUTIONS)}
+    if not names:
+        return {}
+    positions = dict.fromkeys(names.values(), 0)
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(module, _OTHER_CONVOLUTIONS)
+        grid = inputs[0] if module.transposed else output
+        positions[names[module]] += grid.shape[-len(module.kernel_size) :].numel()
+
+    handles = [module.register_forward_hook(record) for module in names]
+    try:
+        with evaluating(network):
+            network(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {
+        name: LayerCount("conv", sum(p.numel() for p in module.parameters()), flops, flops)
+        for module, name in names.items()
+        if (flops := module.weight.numel() * positions[name])
+    }
 
 
 @dataclass(frozen=True)
@@ -68,7 +104,8 @@ class Bytes:
     Attributes:
         dense: every element that the deployed tensors hold, masked or not.
         values: unmasked elements alone, no index (what Condensa reports).
-        sparse: per tensor the smallest of dense, values + one bit an element, values + 32-bit column and row indices (CSR).
+        sparse: per tensor the smallest of dense, values + one bit an element, and values + 32-bit column indices and
+            row pointers (CSR, one row an output).
     """
 
     dense: int

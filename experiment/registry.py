@@ -1,6 +1,6 @@
 """How a name in a parameter file becomes an object: dictionaries of lazy entries, and import paths of the user's own.
 
-The dictionaries themselves (`METHODS`, `NETWORKS`, `DATASETS`) live in their packages' `__init__`, which import no torch:
+The dictionaries themselves (`METHODS`, `NETWORKS`, `DATASETS`) live in their packages' `__init__`, without torch:
 an entry names where its code is, and only `resolve` imports it.
 """
 
@@ -73,6 +73,8 @@ def resolve(target: str) -> object:
         raise ConfigError(
             f"cannot import '{module_name}' for '{target}': {error}. Is it installed, or in the working directory?"
         ) from error
+    except Exception as error:  # whatever the user's module does when it is imported
+        raise ConfigError(f"'{module_name}' of '{target}' fails on import: {type(error).__name__}: {error}.") from error
     if attribute not in vars(module):
         raise ConfigError(f"module '{module_name}' has no '{attribute}'.{suggestion(attribute, vars(module))}")
     return vars(module)[attribute]

@@ -22,8 +22,8 @@ class GroupedLinear(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x_GI = x.unflatten(-1, (self.groups, -1))
-        weight_GOI = self.weight.unflatten(0, (self.groups, -1))
+        x_GI = x.reshape(*x.shape[:-1], self.groups, self.in_features // self.groups)
+        weight_GOI = self.weight.reshape(self.groups, self.out_features // self.groups, -1)
         return torch.einsum("...gi,goi->...go", x_GI, weight_GOI).flatten(-2)
 
     def extra_repr(self) -> str:

@@ -73,15 +73,17 @@ def trace_layers(network: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
     """Every convolution and linear layer that a forward pass of `example` calls, grouped ones too, in module order.
 
     Args:
+        network: any network; its modes, weights and buffers are left as they are.
         example: an input batch; grids are those of one sample, so any batch size will do.
     """
     modules = {m: n for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear | GroupedLinear)}
     grids: dict[nn.Module, list[tuple[Grid, Grid]]] = {}
 
-    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        grids.setdefault(module, []).append((_grid(module, inputs[0]), _grid(module, output)))
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
+        x = inputs[0] if inputs else named["input"]
+        grids.setdefault(module, []).append((_grid(module, x, len(example)), _grid(module, output, len(example))))
 
-    handles = [module.register_forward_hook(record) for module in modules]
+    handles = [module.register_forward_hook(record, with_kwargs=True) for module in modules]
     try:
         with evaluating(network):
             network(example)
@@ -92,7 +94,7 @@ def trace_layers(network: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
 
 
 def compressible_layers(network: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
-    """The layers that methods may compress: used by the forward pass, not grouped, weight shared with no other module."""
+    """The layers that methods may compress: used by the forward pass, not grouped, parameters shared with no other."""
     uses: dict[int, int] = {}
     for module in network.modules():
         for parameter in module.parameters(recurse=False):
@@ -105,10 +107,11 @@ def compressible_layers(network: nn.Module, example: Tensor) -> dict[str, LayerI
     }
 
 
-def _grid(module: nn.Module, x: Tensor) -> Grid:
+def _grid(module: nn.Module, x: Tensor, batch_size: int) -> Grid:
     if isinstance(module, nn.Conv2d):
         return (x.shape[-2], x.shape[-1])
-    return (x.shape[1:-1].numel() if x.dim() > 1 else 1, 1)
+    rows = x.shape[:-1].numel()  # of the whole batch, whichever dimensions the network has folded into one
+    return (-(-rows // batch_size), 1)
 
 
 def _info(name: str, module: nn.Module, grids: list[tuple[Grid, Grid]]) -> LayerInfo:

@@ -1,7 +1,7 @@
 """Zeros that stay: a mask buffer behind a parametrization of the weight.
 
-`weight = original * mask` is computed at every use, so gradient, momentum and weight decay alike leave a masked weight at
-zero, whatever optimizer trains the network, and the mask travels with deepcopy and state_dict.
+`weight = original * mask` is computed at every use, so gradient, momentum and weight decay alike leave a masked weight
+at zero, whatever optimizer trains the network, and the mask travels with deepcopy and state_dict.
 """
 
 from __future__ import annotations
@@ -15,47 +15,77 @@ from torch.nn.utils import parametrize
 
 
 class Mask(nn.Module):
-    """Multiplies a weight by a fixed 0/1 mask of its shape."""
+    """Multiplies a weight by a 0/1 mask of its shape, of which it keeps a copy."""
 
     mask: Tensor
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
-        self.register_buffer("mask", mask.to(torch.bool))
+        self.register_buffer("mask", mask.to(torch.bool, copy=True))
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.mask
 
 
 def add_masks(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Hold the False places of every named parameter at zero, in place; what stood there is overwritten with zero."""
+    """Hold the False places of every named parameter at zero, in place; what stood there is overwritten with zero.
+
+    A parameter that is masked already keeps zeros at the False places of both masks.
+    """
     for name, mask in masks.items():
         module_name, _, parameter_name = name.rpartition(".")
         module = network.get_submodule(module_name)
-        parameter = module.get_parameter(parameter_name)
+        if parametrize.is_parametrized(module):
+            _give_own_class(module)
+        earlier = _masks_of(module).get(parameter_name)
+        parameter = module.get_parameter(parameter_name if earlier is None else _original(parameter_name))
+        mask = mask.to(parameter.device, torch.bool)
         with torch.no_grad():
-            parameter.mul_(mask.to(parameter.device))
-        parametrize.register_parametrization(module, parameter_name, Mask(mask.to(parameter.device)), unsafe=True)
+            parameter.masked_fill_(~mask, 0)
+        if earlier is None:
+            parametrize.register_parametrization(module, parameter_name, Mask(mask), unsafe=True)
+        else:
+            earlier.mask &= mask
 
 
 def named_masks(network: nn.Module) -> dict[str, Tensor]:
     """Parameter name (as on the plain network) -> its mask, for every mask in the network."""
-    found = {}
-    for name, module in network.named_modules():
-        if parametrize.is_parametrized(module):
-            parametrizations = module.parametrizations
-            assert isinstance(parametrizations, nn.ModuleDict)
-            for parameter_name, chain in parametrizations.items():
-                for link in chain.children():
-                    if isinstance(link, Mask):
-                        found[f"{name}.{parameter_name}" if name else parameter_name] = link.mask
-    return found
+    return {
+        f"{name}.{parameter_name}" if name else parameter_name: link.mask
+        for name, module in network.named_modules()
+        for parameter_name, link in _masks_of(module).items()
+    }
 
 
 def bake_masks(network: nn.Module) -> nn.Module:
     """A copy of plain torch layers whose masked weights are ordinary zeros: for export, no longer for training."""
     baked = copy.deepcopy(network)
-    for name in named_masks(network):
-        module_name, _, parameter_name = name.rpartition(".")
-        parametrize.remove_parametrizations(baked.get_submodule(module_name), parameter_name)
+    for module in list(baked.modules()):
+        for parameter_name in _masks_of(module):
+            _give_own_class(module)
+            parametrize.remove_parametrizations(module, parameter_name)
     return baked
+
+
+def _masks_of(module: nn.Module) -> dict[str, Mask]:
+    """Parameter name -> its mask, for the parameters of this module alone."""
+    if not parametrize.is_parametrized(module):
+        return {}
+    chains = module.parametrizations
+    assert isinstance(chains, nn.ModuleDict)
+    return {name: link for name, chain in chains.items() for link in chain.children() if isinstance(link, Mask)}
+
+
+def _original(parameter_name: str) -> str:
+    """Where torch keeps the parameter behind a parametrization, from its module on."""
+    return f"parametrizations.{parameter_name}.original"
+
+
+def _give_own_class(module: nn.Module) -> None:
+    """Part a parametrized module from its deep copies.
+
+    Torch notes on the module's class which tensors are parametrized, and deepcopy shares that class: without this, to
+    mask or bake a copy changes what it was copied from.
+    """
+    shared = type(module)
+    module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import CompressionError, ConfigError
+from experiment.errors import CompressionError
 from experiment.layers.build import build
 from experiment.layers.plan import Plan, State
 from experiment.measure import Count, count
-from experiment.registry import MethodEntry, resolve, suggestion
+from experiment.registry import MethodEntry, resolve
 
 Quantity = Literal["parameters", "flops"]
 
@@ -68,26 +67,6 @@ def make_method(entry: MethodEntry, settings: object) -> Method:
     return method
 
 
-def make_settings(entry: MethodEntry, values: Mapping[str, object]) -> object:
-    """The settings dataclass of a method from plain values (lists become tuples).
-
-    Raises: ConfigError: an unknown setting, or a value of the wrong type.
-    """
-    from pydantic import TypeAdapter, ValidationError  # not needed to compress, so not loaded with it
-
-    known = {f.name for f in fields(entry.settings)}
-    unknown = [k for k in values if k not in known]
-    if unknown:
-        have = f"It has {', '.join(sorted(known))}." if known else "It has no settings."
-        raise ConfigError([f"{entry.label} has no setting '{k}'.{suggestion(k, known)} {have}" for k in unknown])
-    try:
-        return TypeAdapter(entry.settings).validate_python(dict(values))
-    except ValidationError as error:
-        raise ConfigError(
-            [f"{'.'.join(map(str, e['loc']))}: {e['msg']}. Got {e['input']!r}." for e in error.errors()]
-        ) from error
-
-
 @dataclass(frozen=True)
 class Compressed:
     """A compressed network with the plan that it follows and what it costs."""
@@ -123,7 +102,7 @@ class Compressor:
         """
         if not 0 < keep <= 1:
             raise CompressionError(f"keep must be in (0, 1]. Got {keep}.")
-        total = getattr(self.original, quantity)
+        total = {"parameters": self.original.parameters, "flops": self.original.flops}[quantity]
         budget = Budget(quantity, math.floor(keep * total + 1e-6), total)
         plan = self.method.plan(self.analysis, budget)
         network = self.instantiate(plan)
@@ -133,9 +112,10 @@ class Compressor:
         )
         return Compressed(network, plan, counted)
 
-    def instantiate(self, plan: Plan) -> nn.Module:
-        """The network that a plan describes, filled from this state."""
+    def instantiate(self, plan: Plan, state: State | None = None) -> nn.Module:
+        """The network that a plan describes, filled from this state or, to rewind, from another one."""
+        state = state or self.state
         with torch.no_grad():
-            built = build(self.state.network, plan)
-            self.method.fill(built, self.state, self.analysis, plan)
+            built = build(state.network, plan)
+            self.method.fill(built, state, self.analysis, plan)
         return built.eval()

@@ -5,8 +5,12 @@ A field left at its default does not enter a cell's key: give a new field the de
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Literal
+
+from experiment.errors import ConfigError
+from experiment.registry import MethodEntry, suggestion
 
 
 @dataclass(frozen=True)
@@ -63,3 +67,23 @@ class ALDSSettings:
     """
 
     error: Literal["reference", "exact", "bound"] = "reference"
+
+
+def make_settings(entry: MethodEntry, values: Mapping[str, object]) -> object:
+    """The settings dataclass of a method from plain values (lists become tuples).
+
+    Raises: ConfigError: an unknown setting, or a value of the wrong type.
+    """
+    from pydantic import TypeAdapter, ValidationError  # dear to import, and not needed to compress
+
+    known = {f.name for f in fields(entry.settings)}
+    unknown = [k for k in values if k not in known]
+    if unknown:
+        have = f"It has {', '.join(sorted(known))}." if known else "It has no settings."
+        raise ConfigError([f"{entry.label} has no setting '{k}'.{suggestion(k, known)} {have}" for k in unknown])
+    try:
+        return TypeAdapter(entry.settings).validate_python(dict(values))
+    except ValidationError as error:
+        raise ConfigError(
+            [f"{'.'.join(map(str, e['loc']))}: {e['msg']}. Got {e['input']!r}." for e in error.errors()]
+        ) from error

@@ -1,0 +1,25 @@
+"""Results into tables and pictures: reads an experiment's folder, never trains. Importing this is cheap."""
+
+from __future__ import annotations
+
+from experiment.report.plot import plot_tradeoff
+from experiment.report.source import Source, find_experiments, read_source
+from experiment.report.sweep import plot_retrain_sweep, retrain_sweep
+from experiment.report.table import deltas_for, latex_table, markdown_table, prune_potential, smallest_within
+from experiment.report.write import Report, write_report
+
+__all__ = [
+    "Report",
+    "Source",
+    "deltas_for",
+    "find_experiments",
+    "latex_table",
+    "markdown_table",
+    "plot_retrain_sweep",
+    "plot_tradeoff",
+    "prune_potential",
+    "read_source",
+    "retrain_sweep",
+    "smallest_within",
+    "write_report",
+]

@@ -1,0 +1,36 @@
+"""Compression experiments: prune, decompose, retrain, and an honest trade-off at the end.
+
+The public names are imported when they are first used, so that `import experiment` loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from experiment.api import (
+        CompressionResult,
+        compress,
+        compress_many,
+        evaluate,
+        load_network,
+        load_results,
+        save_network,
+    )
+
+__all__ = [
+    "CompressionResult",
+    "compress",
+    "compress_many",
+    "evaluate",
+    "load_network",
+    "load_results",
+    "save_network",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return vars(importlib.import_module("experiment.api"))[name]
+    raise AttributeError(f"module 'experiment' has no attribute '{name}'")

@@ -1,0 +1,264 @@
+"""The Python interface: compress a network of one's own, and load what experiments left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from experiment.config import Parameters, load
+from experiment.errors import CompressionError, ConfigError, StoreError
+from experiment.layers.plan import Plan, State
+from experiment.measure import count
+from experiment.methods.base import Calibration, Compressor, Quantity, make_method
+from experiment.methods.settings import make_settings
+from experiment.methods.table import layer_rows
+from experiment.networks.make import make_network
+from experiment.run.data import Data
+from experiment.run.names import find_method
+from experiment.run.store import Store
+from experiment.run.weights import read_weights, rebuild, save_weights
+from experiment.streams import generator
+from experiment.training.loop import evaluate as evaluate_network
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DATASETS_FOLDER = Path("data/datasets")
+RESULTS_FOLDER = Path("data/results")
+
+
+@dataclass(frozen=True)
+class CompressionResult:
+    """A compressed network and what was done to it.
+
+    Attributes:
+        network: of plain torch layers, ready to train, save, export; masked weights are held at zero by a
+            parametrization (`experiment.layers.masks.bake_masks(network)` gives a copy with ordinary zeros).
+        layers: one row a compressible layer: layer, kind, parameters_before, parameters, flops_before, flops, and what
+            the method decided (rank, groups, folding, relative_error, relative_error_exact | kept | channels).
+        parameters, flops: of the whole compressed network (elements; multiply-adds of one sample).
+        keep_parameters, keep_flops: the shares kept of the original's.
+        plan: the decisions as plain data.
+    """
+
+    network: nn.Module
+    layers: pd.DataFrame
+    parameters: int
+    flops: int
+    keep_parameters: float
+    keep_flops: float
+    plan: Plan
+
+
+def compress(
+    net: nn.Module,
+    method: str,
+    *,
+    keep: float,
+    example: Tensor,
+    data: Iterable[Any] | Tensor | None = None,
+    budget: Quantity = "parameters",
+    seed: int = 0,
+    **settings: Any,
+) -> CompressionResult:
+    """Compress a network; `net` itself is unchanged.
+
+    Args:
+        net: any module; its Conv2d and Linear layers are found, on whatever device they are.
+        method: a label (`ALDS`), one of torchprune's class names (`ALDSNet`) or an import path of your own.
+        keep: share to keep of what `budget` counts, in (0, 1]; never exceeded.
+        example: an input batch: its first sample traces the network.
+        data: calibration data for the methods that need them: a tensor of inputs, a pair (inputs, targets), or a
+            loader of such pairs.
+        settings: the method's own.
+    Raises:
+        CompressionError: InfeasibleBudget where the method cannot reach that size; missing data.
+        ConfigError: an unknown method or setting.
+    """
+    return next(
+        compress_many(
+            net, method, keeps=[keep], example=example, data=data, budget=budget, seed=seed, **settings
+        )
+    )  # fmt: skip
+
+
+def compress_many(
+    net: nn.Module,
+    method: str,
+    *,
+    keeps: Sequence[float],
+    example: Tensor,
+    data: Iterable[Any] | Tensor | None = None,
+    budget: Quantity = "parameters",
+    seed: int = 0,
+    **settings: Any,
+) -> Iterator[CompressionResult]:
+    """Like `compress` for several keep ratios, one result each, the analysis done once. Arguments as there."""
+    entry = find_method(method)
+    if isinstance(entry, str):
+        raise ConfigError(entry)
+    if budget not in ("parameters", "flops"):
+        raise ConfigError(f"budget must be 'parameters' or 'flops'. Got {budget!r}.")
+    made = make_method(entry, make_settings(entry, settings))
+    state = State(net, example[:1])
+    original = count(net, example[:1])
+    compressor = Compressor(made, state, original, _calibration(data), generator("method", seed))
+    for keep in keeps:
+        import pandas as pd
+
+        compressed = compressor.compress(keep, budget)
+        yield CompressionResult(
+            network=compressed.network,
+            layers=pd.DataFrame(layer_rows(original, compressed)),
+            parameters=compressed.count.parameters,
+            flops=compressed.count.flops,
+            keep_parameters=compressed.count.parameters / original.parameters,
+            keep_flops=compressed.count.flops / original.flops,
+            plan=compressed.plan,
+        )
+
+
+def save_network(result: CompressionResult, path: str | Path) -> None:
+    """Write a compressed network: the plan and the weights, plain data that `load_network(path, network=...)` rebuilds."""
+    save_weights(Path(path), result.network, result.plan, None)
+
+
+def load_results(path_or_param: str | Path, results: str | Path = RESULTS_FOLDER) -> pd.DataFrame:
+    """results.csv of an experiment.
+
+    Args:
+        path_or_param: a parameter file, an experiment's folder, or a results.csv.
+        results: where experiments lie, if a parameter file is given.
+    Raises: StoreError: there are no results yet.
+    """
+    import pandas as pd
+
+    path = _experiment_folder(path_or_param, results) / "results.csv"
+    if not path.is_file():
+        raise StoreError(f"{path}: no results yet. Run the experiment first: python -m experiment.main PARAM")
+    text = ("variant", "error", "cell", "method", "label", "status", "network", "dataset", "dataset_test")
+    frame = pd.read_csv(path, dtype=dict.fromkeys(text, "str"))
+    return frame.fillna(dict.fromkeys(("variant", "error"), ""))
+
+
+def load_network(
+    path_or_param: str | Path,
+    *,
+    method: str | None = None,
+    keep: float | None = None,
+    net: int = 0,
+    repetition: int = 0,
+    variant: str | None = None,
+    label: str | None = None,
+    network: nn.Module | None = None,
+    results: str | Path = RESULTS_FOLDER,
+) -> nn.Module:
+    """A compressed network with its weights, in eval mode, on the CPU (or where `network` is).
+
+    Args:
+        path_or_param: a parameter file or an experiment's folder, or a single `network.pt`.
+        method, label, keep, net, repetition, variant: which cell; the nearest keep ratio is taken. `Reference` is the
+            uncompressed network.
+        network: the original network, for a file whose network only your own code can make.
+    Raises: StoreError: no such cell, or its file is damaged. ConfigError: the choice is not unique.
+    """
+    path = Path(path_or_param)
+    if path.suffix == ".pt":
+        return _rebuilt(path, network)
+    folder = _experiment_folder(path_or_param, results)
+    rows = load_results(folder)
+    rows = rows[(rows["status"] == "done") & (rows["net"] == net) & (rows["repetition"] == repetition)]
+    for column, value in (("method", method), ("label", label), ("variant", variant)):
+        if value is not None:
+            entry = find_method(value) if column == "method" else value
+            rows = rows[rows[column] == (value if isinstance(entry, str) else entry.label)]
+    if method is None and label is None:
+        raise ConfigError("load_network needs the method or the label, such as method='ALDS' or method='Reference'.")
+    if keep is not None and len(rows):
+        distance = (rows["keep_target"] - keep).abs()
+        rows = rows[distance == distance.min()]
+    if len(rows) != 1:
+        found = ", ".join(f"{r.label} keep {r.keep_target:.4g} {r.variant}".strip() for r in rows.itertuples())
+        raise ConfigError(
+            f"{folder}: {len(rows)} finished cells match {method or label}, keep {keep}, net {net}, repetition "
+            f"{repetition}, variant {variant!r}; expected one. {f'Choose between: {found}.' if found else ''}".rstrip()
+        )
+    cell = Store(folder).index().get(rows.iloc[0]["cell"])
+    if cell is None:
+        raise StoreError(f"{folder}: results.csv names cell {rows.iloc[0]['cell']}, but its folder is gone. Run it again.")
+    return _rebuilt(cell / "network.pt", network)
+
+
+def evaluate(
+    path_or_param: str | Path, network: nn.Module, data: str | Path = DATASETS_FOLDER, device: str = "cpu"
+) -> dict[str, float]:
+    """Loss, top-1 and top-5 (fractions) of a network on the test data of an experiment.
+
+    Args:
+        path_or_param: a parameter file or an experiment's folder.
+        data: where datasets lie.
+    Raises: DataError: the dataset is missing or damaged.
+    """
+    p = _parameters(path_or_param)
+    images = Data(Path(data), device).test(p)
+    metrics = evaluate_network(
+        network.to(device), images, loss=p.training.loss, loss_kwargs=dict(p.training.loss_kwargs),
+        device=torch.device(device), precision="fp32",
+    )  # fmt: skip
+    return {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5}
+
+
+def _calibration(data: Iterable[Any] | Tensor | None) -> Calibration | None:
+    if data is None:
+        return None
+    if isinstance(data, Tensor):
+        return Calibration(data)
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        return Calibration(data[0], data[1])
+    batches = [batch if isinstance(batch, tuple | list) else (batch,) for batch in data]
+    if not batches:
+        raise CompressionError("data: the loader gave no batch.")
+    inputs = torch.cat([batch[0] for batch in batches])
+    targets = torch.cat([batch[1] for batch in batches]) if all(len(batch) > 1 for batch in batches) else None
+    return Calibration(inputs, targets)
+
+
+def _rebuilt(path: Path, network: nn.Module | None) -> nn.Module:
+    specification, state = read_weights(path)
+    if network is None:
+        network = _original(specification["architecture"], path)
+    return rebuild(network, specification, state, path)
+
+
+def _original(architecture: dict[str, Any] | None, path: Path) -> nn.Module:
+    if architecture is None:
+        raise StoreError(f"{path}: says nothing of the original network. Pass it: load_network(path, network=net).")
+    channels, height, width = architecture["input_shape"]
+    return make_network(
+        architecture["name"], architecture["settings"], (channels, height, width), architecture["output_size"]
+    )
+
+
+def _experiment_folder(path_or_param: str | Path, results: str | Path) -> Path:
+    path = Path(path_or_param)
+    if path.is_dir():
+        return path
+    if path.name == "results.csv":
+        return path.parent
+    if path.suffix not in (".yaml", ".yml"):
+        raise StoreError(f"{path}: expected a parameter file (.yaml) or an experiment's folder; there is no such folder.")
+    from experiment.run.plan import slug_path
+
+    return Path(results) / slug_path(load(path).name)
+
+
+def _parameters(path_or_param: str | Path) -> Parameters:
+    path = Path(path_or_param)
+    if path.name == "results.csv":
+        path = path.parent
+    return load(path / "parameters.yaml" if path.is_dir() else path).parameters

@@ -1,0 +1,40 @@
+"""From a YAML parameter file to checked settings. No torch, numpy or pandas: a bad file fails at once."""
+
+from experiment.config.editor import json_schema
+from experiment.config.includes import packaged_param
+from experiment.config.load import ParameterFile, load
+from experiment.config.schema import (
+    Component,
+    Coresets,
+    Customization,
+    Directories,
+    Experiments,
+    MethodRef,
+    NamedSettings,
+    Network,
+    Parameters,
+    Scheduler,
+    Training,
+)
+from experiment.config.sweep import KeepStep, Variant, keep_steps
+
+__all__ = [
+    "Component",
+    "Coresets",
+    "Customization",
+    "Directories",
+    "Experiments",
+    "KeepStep",
+    "MethodRef",
+    "NamedSettings",
+    "Network",
+    "ParameterFile",
+    "Parameters",
+    "Scheduler",
+    "Training",
+    "Variant",
+    "json_schema",
+    "keep_steps",
+    "load",
+    "packaged_param",
+]

@@ -1,0 +1,144 @@
+"""What types and ranges cannot say: whether the values of a file go together.
+
+Every check reads only what it needs and is silent where that is itself wrong, so that one mistake hides no other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from experiment.config.includes import OPEN_KEYS
+from experiment.config.schema import Mode, Spacing, Whole
+from experiment.config.spacing import MAX_RATIOS
+from experiment.config.tree import KeyPath, Node, Problem, dotted, walk
+
+Fault = tuple[KeyPath, str]
+
+
+def faults(values: Mapping[str, Any]) -> Iterator[Fault]:
+    """What does not go together in a whole file (retraining already on top of training), each with the key to blame."""
+    yield from _epochs(values)
+    yield from _grid(values)
+
+
+def _epochs(values: Mapping[str, Any]) -> Iterator[Fault]:
+    key: KeyPath = ("retraining", "startEpoch")
+    start = _valid(Whole, values, *key, default=0)
+    last = _valid(Whole, values, "retraining", "numEpochs")
+    trained = _valid(Whole, values, "training", "numEpochs")
+    mode = _valid(Mode, values, "experiments", "mode")
+    if start is None:
+        return
+    if last is not None and start > last:
+        what = f"must be at most numEpochs ({last}), for the epochs startEpoch to numEpochs are run"
+        yield key, f"{what}. Got {start}."
+    elif mode == "cascade-rewind" and trained is not None and start >= trained:
+        what = (
+            f"in mode cascade-rewind the weights go back to the start of this epoch of a training of {trained} epochs"
+        )
+        yield key, f"{what}, so it must be below that. Got {start}."
+
+
+def _grid(values: Mapping[str, Any]) -> Iterator[Fault]:
+    mode = _valid(Mode, values, "experiments", "mode")
+    blocks = _at(values, "experiments", "spacing")
+    if mode == "train" or not isinstance(values.get("experiments"), dict):
+        return
+    if not blocks:
+        if blocks in (None, []):
+            yield ("experiments",), "spacing is required and missing: the keep ratios."
+        return
+    kept: list[tuple[int, list[float]]] = []
+    for i in range(len(blocks) if isinstance(blocks, list) else 0):
+        block = _valid(Spacing, values, "experiments", "spacing", i)
+        if block is None:
+            continue
+        fault = _interval(block)
+        if fault is not None:
+            yield ("experiments", "spacing", i, "minVal"), fault
+        else:
+            kept.append((i, block.ratios()))
+    whole = isinstance(blocks, list) and len(kept) == len(blocks)
+    yield from _ratios(kept, falling=mode in ("cascade", "cascade-rewind"))
+    yield from _iterations(values, sum(len(ratios) for _, ratios in kept) if whole else None)
+
+
+def _interval(block: Any) -> str | None:
+    if block.type == "manual":
+        return None
+    if block.type == "harmonic":
+        power = block.log10_ratios()
+        what = f"makes about 10^{power:.0f} keep ratios with numIntervals {block.num_intervals:g}: too many"
+        return f"{what}. Got {block.min_val:g}." if power > math.log10(MAX_RATIOS) else None
+    if block.min_val > block.max_val:
+        return f"must be at most maxVal ({block.max_val:g}). Got {block.min_val:g}."
+    return None
+
+
+def _ratios(blocks: list[tuple[int, list[float]]], falling: bool) -> Iterator[Fault]:
+    seen: dict[str, int] = {}
+    previous = 1.0
+    for i, ratios in blocks:
+        for ratio in ratios:
+            key, shown = ("experiments", "spacing", i), f"{ratio:.6g}"
+            if shown in seen:
+                other = "itself" if seen[shown] == i else f"spacing[{seen[shown]}]"
+                yield key, f"the keep ratio {shown} is there already, from {other}. Each may be there once."
+                break
+            if falling and ratio > previous:
+                yield (
+                    key,
+                    f"keep ratios must fall from one to the next in a cascade. {shown} comes after {previous:.6g}.",
+                )
+                break
+            seen[shown] = i
+            previous = ratio
+
+
+def _iterations(values: Mapping[str, Any], num_ratios: int | None) -> Iterator[Fault]:
+    key: KeyPath = ("experiments", "retrainIterations")
+    iterations = _valid(Whole, values, *key, default=-1)
+    if num_ratios is not None and iterations is not None and iterations > num_ratios:
+        yield key, f"must be at most the number of keep ratios ({num_ratios}), or -1 for all. Got {iterations}."
+
+
+def ambiguous_words(root: Node) -> Iterator[Problem]:
+    """Unquoted yes, no, on, off and None among free arguments, where nothing says whether they are meant as text."""
+    meant = {"yes": "true", "on": "true", "no": "false", "off": "false", "none": "null"}
+    for path, node in walk(root):
+        word = (node.bare or "").lower()
+        if word in meant and any(key in OPEN_KEYS for key in path):
+            text = f"'{node.bare}' may be text or not. Write {meant[word]}, or \"{node.bare}\" in quotes for text."
+            yield Problem(node.place, f"{dotted(path)}: {text}")
+
+
+def _at(values: Any, *path: str | int) -> Any:
+    for key in path:
+        if isinstance(values, dict):
+            values = values.get(str(key))
+        elif isinstance(values, list) and isinstance(key, int) and key < len(values):
+            values = values[key]
+        else:
+            return None
+    return values
+
+
+def _valid(kind: Any, values: Mapping[str, Any], *path: str | int, default: Any = None) -> Any:
+    """The value at a path if it is of the kind, the default if there is none, None if it is something else."""
+    value = _at(values, *path)
+    if value is None:
+        return default
+    try:
+        return _adapter(kind).validate_python(value)
+    except ValidationError:
+        return None
+
+
+@lru_cache(maxsize=8)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

@@ -1,0 +1,118 @@
+"""Pydantic's errors in plain sentences, each at the place where the value was written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic_core import ErrorDetails
+
+from experiment.config.keys import description, unknown_key
+from experiment.config.tree import KeyPath, Node, Problem, dotted, nearest
+from experiment.registry import suggestion
+
+_EXPECTED = {
+    "string_type": "must be text",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a smaller whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "no_bool": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping (key: value)",
+    "model_type": "must be a mapping (key: value)",
+    "model_attributes_type": "must be a mapping (key: value)",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+    "too_long": "is too long",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+}
+_TEXT_OR_MAPPING = ("dataset", "datasetTest", "methods")
+
+
+def problems(errors: list[ErrorDetails], root: Node) -> Iterator[tuple[KeyPath, Problem]]:
+    """Each error with the path of its key; those about a value that was refused while reading are left out."""
+    for error in errors:
+        path = _path(error["loc"], root)
+        node = nearest(root, path)
+        if not node.broken:
+            yield path, Problem(node.place, f"{dotted(path)}: {_sentence(error, path, node)}")
+
+
+def _path(location: tuple[int | str, ...], root: Node) -> KeyPath:
+    """Pydantic's location without the type's name that it adds below a choice of blocks."""
+    path: list[int | str] = []
+    node: Node | None = root
+    for part in location:
+        value = node.value if node is not None else None
+        if isinstance(value, dict) and "type" in value and part == value["type"].value and part not in value:
+            continue
+        path.append(part)
+        if isinstance(value, dict):
+            node = value.get(str(part))
+        else:
+            node = value[part] if isinstance(value, list) and isinstance(part, int) else None
+    return tuple(path)
+
+
+def _sentence(error: ErrorDetails, path: KeyPath, node: Node) -> str:
+    kind, context, got = error["type"], error.get("ctx", {}), error["input"]
+    if kind == "missing":
+        what = description(path)
+        return f"is required and missing{f' ({what.rstrip(chr(46))})' if what else ''}."
+    if kind == "extra_forbidden":
+        return unknown_key(path[:-1], str(path[-1]))
+    if kind == "literal_error":
+        choices = [c.strip("' ") for c in context["expected"].replace(" or ", ", ").split(",")]
+        return _choice(choices, got)
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        choices = [c.strip("' ") for c in context.get("expected_tags", "").split(",") if c]
+        tag = context.get("tag")
+        return (
+            f"type: {_choice(choices, tag)}"
+            if tag
+            else "needs a `type`: geometric, linear, cubic, harmonic2, harmonic or manual."
+        )
+    if kind in ("greater_than", "less_than_equal") and _is_keep(path):
+        return f"must be in (0, 1]. Got {show(got)}."
+    expected = _EXPECTED.get(kind, error["msg"]).format(**context)
+    if kind == "model_type" and any(key in _TEXT_OR_MAPPING for key in path[-2:]):
+        expected = "must be a name or a mapping {name: ..., settings: ...}"
+    hint = ""
+    if kind == "list_type":
+        hint = f" Write [{show(got)}] for a list of one." if isinstance(got, str | int | float) else ""
+    if node.bare == "None":
+        hint = " Write null for no value."
+    return f"{expected}. Got {show(got)}.{hint}"
+
+
+def _choice(choices: list[str], got: Any) -> str:
+    near = suggestion(got, choices) if isinstance(got, str) else ""
+    return f"must be one of {', '.join(choices)}. Got {show(got)}.{near}"
+
+
+def _is_keep(path: KeyPath) -> bool:
+    return "spacing" in path and path[-1] not in ("numIntervals", "values")
+
+
+def show(value: Any) -> str:
+    """A value in an error, short."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return (
+            f"a mapping ({', '.join(map(str, list(value)[:4]))}{', ...' if len(value) > 4 else ''})" if value else "{}"
+        )
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,141 @@
+"""Where parameter files are looked up, and how the files that they include become one tree."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from experiment.config.tree import KeyPath, Node, Problem, dotted, merge, refuse_giant
+from experiment.config.yamlfile import read_yaml
+from experiment.errors import ConfigError
+
+OPEN_KEYS = {"settings", "kwargs", "stepKwargs", "optimizerKwargs", "lossKwargs", "network_names", "network_colors"}
+
+
+def packaged_param() -> Path:
+    """The folder of the parameter files that come with the package: inside it when installed, else in the checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "_param"
+    return inside if inside.is_dir() else package.parent / "param"
+
+
+def shown_path(path: Path) -> str:
+    """A path as errors show it: relative to the working directory where it lies below it."""
+    here = Path.cwd()
+    for candidate, base in ((path, here), (path.resolve(), here.resolve())):
+        if candidate.is_relative_to(base):
+            return candidate.relative_to(base).as_posix()
+    return str(path)
+
+
+def find_parameter_file(name: str) -> Path:
+    """A parameter file by its path: from the working directory, else among the packaged ones.
+
+    Raises: ConfigError: there is none; names the places looked at and, for a near miss, what may be meant.
+    """
+    path, tried = _find(name, (Path.cwd(), packaged_param()))
+    if path is not None:
+        return path
+    where = ", ".join(shown_path(place) for place in tried)
+    if any(place.is_dir() for place in tried):
+        raise ConfigError(f"{name}: is a folder. Expected a parameter file (.yaml). {_files_in(tried)}".rstrip())
+    raise ConfigError(f"{name}: no such parameter file. Looked at: {where}.{_near_file(name)}")
+
+
+def _files_in(places: Iterable[Path]) -> str:
+    names = [shown_path(file) for place in places if place.is_dir() for file in sorted(place.glob("*.yaml"))]
+    return f"It holds {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}." if names else ""
+
+
+def _near_file(name: str) -> str:
+    files: dict[str, str] = {}
+    for base, prefix in (
+        (packaged_param(), "param/"),
+        (Path.cwd() / Path(name).parent, f"{Path(name).parent.as_posix()}/"),
+    ):
+        pattern = "**/*.yaml" if prefix == "param/" else "*.yaml"
+        files |= {prefix.removeprefix("./") + f.relative_to(base).as_posix(): "" for f in base.glob(pattern)}
+    wanted = name if name.endswith(".yaml") else f"{name}.yaml"
+    near = difflib.get_close_matches(wanted, files, n=1, cutoff=0.7)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def _find(name: str, folders: Sequence[Path]) -> tuple[Path | None, list[Path]]:
+    if Path(name).is_absolute():
+        tried = [Path(name)]
+    else:
+        tried = [folder / name for folder in folders]
+        inner = name.removeprefix("./").removeprefix("param/")
+        if inner != name:  # `param/x.yaml` means the packaged x.yaml where there is no folder param
+            tried.append(packaged_param() / inner)
+    tried = list(dict.fromkeys(tried))
+    return next((place for place in tried if place.is_file()), None), tried
+
+
+@dataclass
+class Reader:
+    """Reads one parameter file with everything that it includes; each file is read once.
+
+    Attributes:
+        problems: what is wrong so far.
+        incomplete: an include could not be read, so that what seems to be missing may stand there.
+        files: the files read, in order, as they are shown.
+    """
+
+    problems: list[Problem] = field(default_factory=list)
+    incomplete: bool = False
+    files: list[str] = field(default_factory=list)
+    _whole: dict[Path, Node] = field(default_factory=dict)
+
+    def read(self, path: Path) -> Node:
+        """The tree of a file, includes resolved.
+
+        Raises: ConfigError: the file itself (not one that it includes) cannot be read.
+        """
+        root = self._read(path, (path.resolve(),))
+        refuse_giant(root)
+        return root
+
+    def _read(self, path: Path, chain: tuple[Path, ...]) -> Node:
+        resolved = path.resolve()
+        if resolved not in self._whole:
+            shown = shown_path(path)
+            self.files.append(shown)
+            self._whole[resolved] = self._expand(read_yaml(path, shown, self.problems), path.parent, chain, ())
+        return self._whole[resolved]
+
+    def _expand(self, node: Node, folder: Path, chain: tuple[Path, ...], at: KeyPath) -> Node:
+        """Resolve the includes of a mapping and of those in it, but not in lists nor in free mappings such as `settings`."""
+        if not isinstance(node.value, dict) or (at and at[-1] in OPEN_KEYS):
+            return node
+        own = {key: self._expand(v, folder, chain, (*at, key)) for key, v in node.value.items() if key != "file"}
+        top = Node(own, node.place)
+        if "file" not in node.value:
+            return top
+        base = self._include(node.value["file"], folder, chain, (*at, "file"))
+        return top if base is None else merge(base, top)
+
+    def _include(self, name: Node, folder: Path, chain: tuple[Path, ...], at: KeyPath) -> Node | None:
+        try:
+            path = _located(name.value, folder, chain)
+            return self._read(path, (*chain, path.resolve()))
+        except ConfigError as error:
+            self.incomplete = True
+            self.problems.extend(Problem(name.place, f"{dotted(at)}: {text}") for text in error.problems)
+            return None
+
+
+def _located(name: object, folder: Path, chain: tuple[Path, ...]) -> Path:
+    """The file to include. Raises: ConfigError: there is none, or it is being read already."""
+    if not isinstance(name, str):
+        raise ConfigError("must be the path of a YAML file to include.")
+    path, tried = _find(name, (folder, Path.cwd(), packaged_param()))
+    if path is None:
+        places = ", ".join(shown_path(place) for place in tried)
+        raise ConfigError(f"no such file '{name}'. Looked at: {places}.{_near_file(name)}")
+    if path.resolve() in chain:
+        cycle = (*chain[chain.index(path.resolve()) :], path.resolve())
+        raise ConfigError(f"the file includes itself: {' -> '.join(shown_path(p) for p in cycle)}.")
+    return path

@@ -1,0 +1,179 @@
+"""A parameter file, from its path to checked settings: the one place where YAML becomes an experiment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from experiment.config import overrides as command_line
+from experiment.config.check import ambiguous_words, faults
+from experiment.config.explain import problems as explained
+from experiment.config.includes import Reader, find_parameter_file, packaged_param
+from experiment.config.schema import Parameters
+from experiment.config.sweep import Customized, Variant, changed_for_all, customized
+from experiment.config.tree import KeyPath, Node, Problem, dotted, merge, nearest, plain, set_at, walk
+from experiment.errors import ConfigError
+
+_WITHOUT_EFFECT: tuple[KeyPath, ...] = (
+    ("blacklist",),
+    ("generated",),
+    ("coresets", "deltaBest"),
+    ("coresets", "sizeOfT"),
+    ("experiments", "datasetsToEvaluate"),
+    ("training", "startEpoch"),
+    ("retraining", "metricsTest"),
+)
+
+
+@dataclass(frozen=True)
+class ParameterFile:
+    """A parameter file that was read and found good.
+
+    Attributes:
+        path: the file that was found.
+        name: the experiment's name, such as `cifar/prune/resnet20`.
+        values: what the file says, includes and overrides in place, nothing filled in.
+        parameters: the same as checked settings, defaults filled in.
+        variants: one for each customization, or the file itself.
+        overrides: the `--set` of the command line, as given.
+        notices: what the file says that has no effect here.
+    """
+
+    path: Path
+    name: str
+    values: dict[str, Any]
+    parameters: Parameters
+    variants: tuple[Variant, ...]
+    overrides: tuple[str, ...]
+    notices: tuple[str, ...]
+    places: Mapping[KeyPath, str] = field(repr=False)
+
+    def where(self, *key: str | int) -> str:
+        """`path/file.yaml:14` of a key (camelCase; list positions as numbers) or of its nearest parent that is there."""
+        while key and key not in self.places:
+            key = key[:-1]
+        return self.places[key]
+
+
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ParameterFile:
+    """Read a parameter file with its includes, and check everything that can be checked without running it.
+
+    Args:
+        path: looked up from the working directory, then among the files that come with the package.
+        overrides: `training.numEpochs=2` and the like, the value as YAML.
+    Raises: ConfigError: everything that is wrong with it, one line each.
+    """
+    found = find_parameter_file(os.fspath(path))
+    reader = Reader()
+    root = reader.read(found)
+    problems = reader.problems
+    root, overridden = command_line.apply(root, overrides, problems)
+    problems.extend(ambiguous_words(root))
+    base = _validated(root, problems, reader.incomplete)
+    variants = tuple(
+        variant
+        for custom in customized(root, overridden, problems)
+        if (variant := _variant(root, custom, base, problems)) is not None
+    )
+    if problems or base is None:
+        raise ConfigError(_in_order(problems, reader.files))
+    return ParameterFile(
+        path=found,
+        name=_name(found),
+        values=plain(root),
+        parameters=base,
+        variants=variants or (Variant("", (), None, base),),
+        overrides=tuple(overrides),
+        notices=_notices(root),
+        places={key: str(node.place) for key, node in walk(effective(root))},
+    )
+
+
+def effective(root: Node) -> Node:
+    """The tree that is checked: empty blocks are empty mappings, and retraining is training with its own keys on top.
+
+    torchprune starts every training at epoch 0 and tests retrained networks with the metrics of the training block.
+    """
+    assert isinstance(root.value, dict)
+    blocks = ("network", "training", "retraining", "experiments", "coresets", "directories")
+    top = {
+        k: Node({}, v.place) if k in blocks and v.value is None and not v.broken else v for k, v in root.value.items()
+    }
+    if "training" in top:
+        top["training"] = _without(top["training"], "startEpoch")
+        own = _without(top.get("retraining", Node({}, top["training"].place)), "metricsTest")
+        top["retraining"] = merge(top["training"], own)
+    return Node(top, root.place)
+
+
+def _without(node: Node, key: str) -> Node:
+    if not isinstance(node.value, dict):
+        return node
+    return Node({k: v for k, v in node.value.items() if k != key}, node.place, broken=node.broken)
+
+
+def _validated(root: Node, problems: list[Problem], incomplete: bool = False) -> Parameters | None:
+    """The settings of a tree, or None with what is wrong added to `problems`."""
+    tree = effective(root)
+    values = plain(tree)
+    parameters = None
+    try:
+        parameters = Parameters.model_validate(values)
+    except ValidationError as error:
+        details = [e for e in error.errors(include_url=False) if not (incomplete and e["type"] == "missing")]
+        problems.extend(_each_once(explained(details, tree)))
+    for key, text in faults(values):
+        parameters = None
+        if not (incomplete and "is required" in text):
+            problems.append(Problem(nearest(tree, key).place, f"{dotted(key)}: {text}"))
+    return parameters
+
+
+def _each_once(found: Iterable[tuple[KeyPath, Problem]]) -> list[Problem]:
+    """Without what the retraining block only has from the training block."""
+    everything = list(found)
+    told = {path for path, _ in everything}
+    return [p for path, p in everything if not (path[:1] == ("retraining",) and ("training", *path[1:]) in told)]
+
+
+def _variant(root: Node, custom: Customized, base: Parameters | None, problems: list[Problem]) -> Variant | None:
+    found: list[Problem] = []
+    parameters = _validated(set_at(root, custom.path, custom.value), found)
+    if parameters is None:
+        known = {problem.text for problem in problems}
+        problems.extend(Problem(custom.item.place, f"{custom.name}: {p.text}") for p in found if p.text not in known)
+        return None
+    if base is not None:
+        problems.extend(Problem(custom.item.place, f"{custom.name}: {t}") for t in changed_for_all(base, parameters))
+    return Variant(custom.name, custom.path, plain(custom.value), parameters)
+
+
+def _in_order(problems: list[Problem], files: list[str]) -> list[str]:
+    """Each problem once, in the order of the files and their lines; the command line last."""
+    rank = {shown: i for i, shown in enumerate(files)}
+    ordered = sorted(problems, key=lambda p: (rank.get(p.place.source, len(rank)), p.place.line or 0))
+    return list(dict.fromkeys(str(problem) for problem in ordered))
+
+
+def _notices(root: Node) -> tuple[str, ...]:
+    names = [dotted(key) for key in _WITHOUT_EFFECT if nearest(root, key) is not nearest(root, key[:-1])]
+    return (f"accepted, has no effect here: {', '.join(names)}",) if names else ()
+
+
+def _name(path: Path) -> str:
+    """The experiment's name: the path below `param`, else below the working directory, else the file's own name."""
+    whole = path.resolve().with_suffix("")
+    if whole.is_relative_to(packaged_param().resolve()):
+        return whole.relative_to(packaged_param().resolve()).as_posix()
+    parts = whole.relative_to(Path.cwd().resolve()).parts if whole.is_relative_to(Path.cwd().resolve()) else None
+    if parts is not None:
+        return "/".join(part for i, part in enumerate(parts) if part != "param" or i == len(parts) - 1)
+    above = whole.parts[:-1]
+    if "param" in above:
+        return "/".join(whole.parts[len(above) - above[::-1].index("param") :])
+    return whole.name

@@ -1,0 +1,289 @@
+"""What may stand in a parameter file: the blocks, their keys, types, ranges and defaults.
+
+YAML keys are camelCase, attributes snake_case. The text under a field is its description in
+errors and in the JSON schema.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+from experiment.config import spacing
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):  # which Python takes for 0 or 1
+        raise PydanticCustomError("no_bool", "must be a number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Number = Annotated[float, BeforeValidator(_no_bool)]
+Keep = Annotated[Number, Field(gt=0, le=1)]
+Name = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Block(BaseModel):
+    """A mapping with known keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, use_attribute_docstrings=True, serialize_by_alias=False
+    )
+
+
+class NamedSettings(Block):
+    """A registered name, or `package.module:factory`, with its settings; the bare name is the short form."""
+
+    name: Name
+    """A registered name, or `package.module:factory` for one of your own."""
+    settings: dict[str, Any] = {}
+    """What is handed to it by name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class MethodRef(NamedSettings):
+    """A compression method: its label, torchprune's class name or `package.module:entry`; or only that name."""
+
+    label: Name | None = None
+    """Its name on plots, in tables and in results; default: the method's own label."""
+
+
+class Network(Block):
+    """The network and the data that it learns."""
+
+    name: Name
+    """A registered network, or `package.module:factory` for one of your own."""
+    dataset: NamedSettings
+    """A registered dataset, or `package.module:factory`; with settings: {name: ImageFolder, settings: {root: ...}}."""
+    output_size: Annotated[Whole, Field(ge=1)]
+    """Number of outputs (classes)."""
+    settings: dict[str, Any] = {}
+    """What is handed to the network's factory by name."""
+
+
+class Component(Block):
+    """A transform or metric with its arguments."""
+
+    type: Name
+    """Its name, as in torchvision (transforms)."""
+    kwargs: dict[str, Any] = {}
+    """Its arguments by name."""
+
+
+class Scheduler(Block):
+    """A learning-rate scheduler, stepped after every batch."""
+
+    type: Name
+    """A scheduler of torch.optim.lr_scheduler, WarmupLR or PolyLR."""
+    kwargs: dict[str, Any] = {}
+    """Its arguments by name."""
+    step_kwargs: dict[str, Any] = {}
+    """Its arguments that count steps, given in epochs."""
+
+
+def _top_1_and_5() -> list[Component]:
+    return [Component(type="TopK", kwargs={"topk": k}) for k in (1, 5)]
+
+
+class Training(Block):
+    """How the network is trained."""
+
+    batch_size: Annotated[Whole, Field(ge=1)]
+    """Images a step."""
+    test_batch_size: Annotated[Whole, Field(ge=1)] | None = None
+    """Images a batch when testing; default: batchSize."""
+    num_epochs: Annotated[Whole, Field(ge=0)]
+    """Epochs of the whole schedule; the epochs startEpoch to numEpochs are run."""
+    start_epoch: Annotated[Whole, Field(ge=0)] = 0
+    """Retraining only: the epoch of the schedule at which to start (learning-rate rewinding)."""
+    optimizer: Name
+    """An optimizer of torch.optim."""
+    optimizer_kwargs: dict[str, Any] = {}
+    """Its arguments by name (lr, momentum, weight_decay, ...)."""
+    lr_schedulers: list[Scheduler] = []
+    """Learning-rate schedulers, stepped in this order."""
+    loss: Name = "CrossEntropyLoss"
+    """A loss of torch.nn."""
+    loss_kwargs: dict[str, Any] = {}
+    """Its arguments by name."""
+    metrics_test: list[Component] = Field(default_factory=_top_1_and_5)
+    """Metrics of the tests; the retraining block always has those of the training block."""
+    transforms_train: list[Component] = []
+    """Transforms of the training images, before transformsFinal."""
+    transforms_test: list[Component] = []
+    """Transforms of the validation and test images, before transformsFinal."""
+    transforms_final: list[Component] = []
+    """Transforms of all images at the end (ToTensor, Normalize)."""
+    enable_amp: bool = Field(default=True, alias="enableAMP")
+    """Whether a lower precision may be used where it helps; false means fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of forward and backward passes."""
+    early_stop_epoch: Annotated[Whole, Field(ge=0)] | None = None
+    """From this epoch on, the state with the best validation accuracy is kept; default: the last state."""
+    channels_last: bool = False
+    """Whether images and weights lie in memory channel by channel of each pixel (faster for some networks)."""
+
+
+class Interval(Block):
+    """Keep ratios from maxVal down to minVal."""
+
+    type: Literal["geometric", "linear", "cubic", "harmonic2"]
+    """How they are spaced."""
+    num_intervals: Annotated[Whole, Field(ge=1, le=spacing.MAX_RATIOS)]
+    """How many keep ratios; 1 means maxVal alone."""
+    max_val: Keep
+    """The largest keep ratio."""
+    min_val: Keep
+    """The smallest keep ratio."""
+
+    def ratios(self) -> list[float]:
+        """The keep ratios, descending."""
+        return spacing.interval(self.type, self.num_intervals, self.max_val, self.min_val)
+
+
+class Harmonic(Block):
+    """Keep ratios that fall like a power of 1/i."""
+
+    type: Literal["harmonic"]
+    """How they are spaced."""
+    num_intervals: Annotated[Number, Field(gt=0)]
+    """How many steps until the keep ratio is 0.5."""
+    min_val: Keep
+    """About the smallest keep ratio: the last one may lie just below."""
+    max_val: Keep | None = None
+    """Accepted and not used: the largest keep ratio follows from numIntervals."""
+
+    def log10_ratios(self) -> float:
+        """The decimal logarithm of how many keep ratios these are, about."""
+        return spacing.harmonic_log10_count(self.num_intervals, self.min_val)
+
+    def ratios(self) -> list[float]:
+        """The keep ratios, descending."""
+        return spacing.harmonic(self.num_intervals, self.min_val)
+
+
+class Manual(Block):
+    """Keep ratios one by one."""
+
+    type: Literal["manual"]
+    """How they are spaced."""
+    values: Annotated[list[Keep], Field(min_length=1, max_length=spacing.MAX_RATIOS)]
+    """The keep ratios."""
+
+    def ratios(self) -> list[float]:
+        """The keep ratios, as given."""
+        return list(self.values)
+
+
+Spacing = Annotated[Interval | Harmonic | Manual, Field(discriminator="type")]
+Mode = Literal["train", "retrain", "cascade", "cascade-rewind"]
+
+
+class Plotting(Block):
+    """The part of the x axis that plots show."""
+
+    min_val: Annotated[Number, Field(ge=0, le=1)]
+    """The smallest keep ratio shown."""
+    max_val: Annotated[Number, Field(ge=0, le=1)]
+    """The largest keep ratio shown."""
+
+
+class Experiments(Block):
+    """What is compared, and at which keep ratios."""
+
+    methods: list[MethodRef] = []
+    """Compression methods; the uncompressed reference network is always there."""
+    mode: Mode
+    """train: only references; retrain: one-shot; cascade: from the keep ratio before; cascade-rewind: weights rewound."""
+    budget: Literal["parameters", "flops"] = "parameters"
+    """What the keep ratio counts."""
+    num_nets: Annotated[Whole, Field(ge=1)] = 1
+    """Networks trained independently."""
+    num_repetitions: Annotated[Whole, Field(ge=1)] = 1
+    """Repetitions on the same trained network."""
+    spacing: list[Spacing] = []
+    """Blocks of keep ratios, taken one after the other."""
+    retrain_iterations: Annotated[Whole, Field(ge=-1)] = -1
+    """How many of the keep ratios are retrained and tested, the others only compressed on the way; below 1: all."""
+    dataset_test: NamedSettings | None = None
+    """A dataset to test on instead of the network's own."""
+    plotting: Plotting | None = None
+    """The part of the x axis that plots show."""
+    datasets_to_evaluate: Any = Field(default=None, exclude=True)
+    """Accepted from torchprune's files, without effect."""
+
+
+class Customization(Block):
+    """One variant of the experiment: a single value set."""
+
+    key: Annotated[list[Name], Field(min_length=1)]
+    """The keys down to the value, for instance [retraining, startEpoch]."""
+    value: Any
+    """What is set there."""
+
+
+class Coresets(Block):
+    """How many images methods that look at data are given."""
+
+    delta_s: Annotated[Number, Field(gt=0)] = 1e-16
+    """Failure probability behind the size of the calibration set."""
+    delta_best: Any = Field(default=None, exclude=True)
+    """Accepted from torchprune's files, without effect."""
+    size_of_t: Any = Field(default=None, exclude=True)
+    """Accepted from torchprune's files, without effect."""
+
+
+class Directories(Block):
+    """Where things lie, relative to the working directory; the command line goes first."""
+
+    model_config = ConfigDict(alias_generator=None)
+
+    results: Name | None = None
+    """Results."""
+    trained_networks: Name | None = None
+    """Trained reference networks."""
+    training_data: Name | None = None
+    """Datasets."""
+    local_data: Name | None = None
+    """Datasets, in torchprune's files: a second place to look."""
+
+
+class Parameters(Block):
+    """A whole parameter file, includes resolved."""
+
+    network: Network
+    """The network and the data that it learns."""
+    training: Training
+    """How the reference networks are trained."""
+    retraining: Training
+    """How compressed networks are retrained: the training block with what stands here on top."""
+    experiments: Experiments
+    """What is compared, and at which keep ratios."""
+    customizations: list[Customization] = []
+    """Variants: each sets one value, and all experiments are run for each."""
+    seed: Annotated[Whole, Field(ge=0)] = 0
+    """Where every random stream starts."""
+    threads: Annotated[Whole, Field(ge=1)] = 1
+    """CPU threads a cell computes with."""
+    coresets: Coresets = Field(default_factory=Coresets)
+    """How many images methods that look at data are given."""
+    directories: Directories = Field(default_factory=Directories)
+    """Where things lie; the command line goes first."""
+    network_names: dict[str, str] = Field(default={}, alias="network_names")
+    """Names on plots: a method's label or torchprune class name -> text."""
+    network_colors: dict[str, str] = Field(default={}, alias="network_colors")
+    """Colours on plots: a method's label or torchprune class name -> matplotlib colour."""
+    description: str = ""
+    """What this experiment is for."""
+    blacklist: Any = Field(default=None, exclude=True)
+    """Accepted from torchprune's files, without effect."""
+    generated: Any = Field(default=None, exclude=True)
+    """Accepted from torchprune's files, without effect."""

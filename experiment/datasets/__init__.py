@@ -1,0 +1,24 @@
+"""The registry of datasets, torch-free: how one is read lies behind its entry's `target`.
+
+A target is a function `(name, data_dir, train, settings, output_size) -> Source` (see `experiment.datasets.source`).
+"""
+
+from __future__ import annotations
+
+from experiment.registry import DatasetEntry
+
+DATASETS: dict[str, DatasetEntry] = {
+    entry.name: entry
+    for entry in (
+        DatasetEntry("Digits", "experiment.datasets.digits:load", 10, (1, 28, 28)),
+        DatasetEntry("MNIST", "experiment.datasets.idx:load", 10, (1, 28, 28)),
+        DatasetEntry("FashionMNIST", "experiment.datasets.idx:load", 10, (1, 28, 28)),
+        DatasetEntry("KMNIST", "experiment.datasets.idx:load", 10, (1, 28, 28)),
+        DatasetEntry("CIFAR10", "experiment.datasets.archive:load_cifar", 10, (3, 32, 32)),
+        DatasetEntry("CIFAR100", "experiment.datasets.archive:load_cifar", 100, (3, 32, 32)),
+        DatasetEntry("SVHN", "experiment.datasets.archive:load_svhn", 10, (3, 32, 32)),
+        DatasetEntry("ImageFolder", "experiment.datasets.folder:load", None, None),
+        DatasetEntry("ImageNet", "experiment.datasets.folder:load_imagenet", 1000, (3, 224, 224)),
+        DatasetEntry("FakeData", "experiment.datasets.own:load_fake", None, None),
+    )
+}

@@ -1,0 +1,150 @@
+"""Folders of images, one folder a class; small ones are decoded once and kept beside the data."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from experiment.datasets.source import Pixels, Source, check_settings, fits_in_memory, pack
+from experiment.errors import ConfigError, DataError
+
+CACHE = ".decoded"
+
+
+@dataclass(frozen=True)
+class FolderItems:
+    """The images under `root`, in the order of class and file name, as RGB."""
+
+    root: Path
+    files: tuple[str, ...]
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path = self.root / self.files[index]
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB"), self.labels[index]
+        except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:  # what PIL raises on damaged files
+            raise DataError(f"{path} cannot be read as an image: {error}. Replace or remove it.") from None
+
+
+def load(name: str, data_dir: Path, train: bool, settings: Mapping[str, object], output_size: int) -> Source:
+    """One part of an image folder: ROOT/train/CLASS/*.jpg, ROOT/test/CLASS/*.jpg (or ROOT/val).
+
+    Settings: `root` (absolute, or relative to the folder of datasets), `train` and `test` (names of the two folders).
+
+    Raises: ConfigError: no root. DataError: a folder is missing or empty, or the two have different classes.
+    """
+    check_settings(name, settings, ("root", "train", "test"))
+    root = settings.get("root")
+    if not isinstance(root, str) or not root:
+        raise ConfigError(
+            f"network.dataset.settings.root: ImageFolder needs the folder that holds train/ and test/, absolute or "
+            f"relative to {data_dir}. Got {root!r}."
+        )
+    return _load(data_dir / root, data_dir, train, settings)
+
+
+def load_imagenet(name: str, data_dir: Path, train: bool, settings: Mapping[str, object], output_size: int) -> Source:
+    """One part of ImageNet as torchvision unpacks it: ImageNet/train/WNID/*.JPEG and ImageNet/val/WNID/*.JPEG.
+
+    Source: Russakovsky et al. 2015, https://arxiv.org/abs/1409.0575
+    """
+    check_settings(name, settings, ("root",))
+    root = data_dir / str(settings.get("root", "ImageNet"))
+    if not (root / "train").is_dir() or not (root / "val").is_dir():
+        raise DataError(
+            f"dataset ImageNet is missing: {root} has no train/ and val/ with one folder a class (n01440764, ...). It "
+            "cannot be downloaded without an account: get ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and "
+            f"ILSVRC2012_devkit_t12.tar.gz from https://image-net.org, put them into {root} and unpack them with "
+            f"torchvision.datasets.ImageNet('{root}', 'train') and ('{root}', 'val')."
+        )
+    return _load(root, data_dir, train, {"train": "train", "test": "val"})
+
+
+def _load(root: Path, data_dir: Path, train: bool, settings: Mapping[str, object]) -> Source:
+    train_folder, test_folder = root / str(settings.get("train", "train")), root / str(settings.get("test", "test"))
+    if "test" not in settings and not test_folder.is_dir() and (root / "val").is_dir():
+        test_folder = root / "val"
+    folder = train_folder if train else test_folder
+    classes = _classes(folder)
+    if not train and train_folder.is_dir() and _classes(train_folder) != classes:
+        differing = sorted(set(classes) ^ set(_classes(train_folder)))
+        raise DataError(
+            f"{test_folder} and {train_folder} have different classes: {', '.join(differing[:5])} "
+            f"{'...' if len(differing) > 5 else 'stand'} in one of them only. Both need the same folders."
+        )
+    items, stamp = _scan(folder, classes)
+    return Source(_decode(items, stamp, data_dir / CACHE) or items, len(classes))
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    if not folder.is_dir():
+        raise DataError(
+            f"no folder {folder}. Expected it to hold one folder of images a class. Check network.dataset.settings.root "
+            "(absolute, or relative to --data), train and test."
+        )
+    names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    if not names:
+        raise DataError(f"{folder} has no folders in it. Expected one folder of images a class.")
+    return tuple(names)
+
+
+def _scan(folder: Path, classes: Sequence[str]) -> tuple[FolderItems, str]:
+    """The image files of every class, and a hash of their names, sizes and times."""
+    files: list[str] = []
+    labels: list[int] = []
+    stamp = hashlib.sha256(str(folder.resolve()).encode())
+    for label, name in enumerate(classes):
+        before = len(files)
+        for parent, _, entries in sorted(os.walk(folder / name, followlinks=True)):
+            for entry in sorted(entries):
+                if entry.lower().endswith(IMG_EXTENSIONS):
+                    path = os.path.join(parent, entry)
+                    status = os.stat(path)
+                    files.append(os.path.relpath(path, folder))
+                    labels.append(label)
+                    stamp.update(f"{files[-1]}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        if len(files) == before:
+            raise DataError(
+                f"{folder / name} has no images in it. Expected files that end in {', '.join(IMG_EXTENSIONS)}."
+            )
+    return FolderItems(folder, tuple(files), tuple(labels)), stamp.hexdigest()
+
+
+def _decode(items: FolderItems, stamp: str, cache: Path) -> Pixels | None:
+    """Small images of one size as one tensor, mapped from the cache where it has them; None for others."""
+    first, _ = items[0]
+    if not fits_in_memory(len(items), (3, first.height, first.width)):
+        return None
+    path = cache / f"{stamp[:32]}.npy"
+    labels = torch.tensor(items.labels)
+    if (images := _read(path, items, first)) is not None:
+        return Pixels(images, labels)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if (images := _read(path, items, first)) is not None:
+                return Pixels(images, labels)
+            packed = pack(items)
+            if packed is not None:
+                _write(path, packed.images.numpy())
+    except PermissionError:  # a folder of datasets that is not ours to write in
+        return pack(items)
+    images = None if packed is None else _read(path, items, first)
+    return packed if images is None else Pixels(images, labels)

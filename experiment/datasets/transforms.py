@@ -1,0 +1,104 @@
+"""Transforms by name: torchvision's v2 classes, applied to one image at a time."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
+
+from experiment.datasets.image import Step, Transforms
+from experiment.datasets.names import TRANSFORMS
+from experiment.errors import ConfigError
+from experiment.registry import suggestion
+
+Pipeline = Callable[[object], Tensor]
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "uint8": torch.uint8}
+_INTERPOLATIONS = {mode.value: mode for mode in InterpolationMode}
+
+
+def make_pipeline(steps: Sequence[Step]) -> Pipeline:
+    """One function from an image (PIL or tensor) to a float tensor (C, H, W): the steps in order.
+
+    What is still of an integer type after the last step is scaled to [0, 1], as ToTensor does.
+
+    Raises: ConfigError: an unknown name or arguments that the transform refuses.
+    """
+    transforms = [make_transform(name, arguments) for name, arguments in steps]
+
+    def apply(image: object) -> Tensor:
+        for transform in transforms:
+            image = transform(image)
+        tensor = image if isinstance(image, Tensor) else F.pil_to_tensor(image)
+        return as_float(tensor.as_subclass(Tensor))  # type: ignore[arg-type]
+
+    return apply
+
+
+def make_transform(name: str, arguments: Mapping[str, object]) -> Callable[[object], object]:
+    """The transform of that name; ToTensor scales PIL images and uint8 tensors to [0, 1] and leaves float tensors alone.
+
+    Raises: ConfigError: an unknown name or arguments that the transform refuses.
+    """
+    if name not in TRANSFORMS:
+        near = suggestion(name, TRANSFORMS) or f" Known are {', '.join(TRANSFORMS)}."
+        raise ConfigError(f"unknown transform '{name}'.{near}")
+    if name == "ToTensor":
+        if arguments:
+            raise ConfigError(f"ToTensor takes no arguments. Got {dict(arguments)}.")
+        return v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    factory = vars(v2)[name]
+    known = inspect.signature(factory).parameters
+    unknown = [key for key in arguments if key not in known]
+    if unknown:
+        have = f"It takes {', '.join(known)}." if known else "It takes no arguments."
+        raise ConfigError([f"{name} has no argument '{key}'.{suggestion(key, known)} {have}" for key in unknown])
+    try:
+        transform: Callable[[object], object] = factory(**_parsed(arguments))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} refuses its arguments {dict(arguments)}: {error}") from error
+    return transform
+
+
+def check_transforms(transforms: Transforms) -> list[str]:
+    """What is wrong with transforms, found by making each of them: one line a problem, none where all is well."""
+    problems = []
+    for part, steps in (("Train", transforms.train), ("Test", transforms.test), ("Final", transforms.final)):
+        for i, (name, arguments) in enumerate(steps):
+            try:
+                make_transform(name, arguments)
+            except ConfigError as error:
+                problems += [f"transforms{part}[{i}]: {problem}" for problem in error.problems]
+    for part, steps in (("Train", transforms.train), ("Test", transforms.test)):
+        names = [name for name, _ in (*steps, *transforms.final)]
+        if "Normalize" in names and not {"ToTensor", "ConvertImageDtype"} & set(names[: names.index("Normalize")]):
+            problems.append(f"transforms{part}, transformsFinal: Normalize needs ToTensor before it.")
+    return list(dict.fromkeys(problems))
+
+
+def as_float(x: Tensor) -> Tensor:
+    """uint8 images scaled to [0, 1] float32; float images as float32."""
+    if x.is_floating_point():
+        return x.float()
+    scaled: Tensor = F.to_dtype(x, torch.float32, scale=True)
+    return scaled
+
+
+def _parsed(arguments: Mapping[str, object]) -> dict[str, object]:
+    """YAML's words for interpolation modes and types as the objects that torchvision wants."""
+    parsed = dict(arguments)
+    interpolation, dtype = parsed.get("interpolation"), parsed.get("dtype")
+    if isinstance(interpolation, str):
+        if interpolation.lower() not in _INTERPOLATIONS:
+            near = suggestion(interpolation, _INTERPOLATIONS) or f" Known are {', '.join(_INTERPOLATIONS)}."
+            raise ConfigError(f"unknown interpolation '{interpolation}'.{near}")
+        parsed["interpolation"] = _INTERPOLATIONS[interpolation.lower()]
+    if isinstance(dtype, str):
+        if dtype.removeprefix("torch.") not in _DTYPES:
+            raise ConfigError(f"unknown dtype '{dtype}'. Known are {', '.join(_DTYPES)}.")
+        parsed["dtype"] = _DTYPES[dtype.removeprefix("torch.")]
+    return parsed

@@ -1,0 +1,158 @@
+"""From a plan to the structure it describes, and from a compressed network back to dense weights, whatever the method.
+
+Parts of a plan compose in one order: channels first, then the factors of what is left of a layer, masks last.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from experiment.errors import CompressionError
+from experiment.layers.channels import slice_channels, unslice
+from experiment.layers.lowrank import make_layer, product
+from experiment.layers.masks import Mask, add_masks, bake_masks
+from experiment.layers.plan import Kept, Plan, State
+
+
+def build(network: nn.Module, plan: Plan) -> nn.Module:
+    """The compressed structure, on the network's device (`meta` too); what the plan leaves whole keeps its weights.
+
+    Args:
+        network: the original network; it is copied, never modified.
+
+    Raises: CompressionError: the plan contradicts itself or does not belong to this network.
+    """
+    _check(network, plan)
+    modules = dict(network.named_modules())
+    # deepcopy puts what its memo holds in the place of the original: factors stand at once wherever the layer stood,
+    # and the dense weight that they replace is never copied
+    memo: dict[int, object] = {
+        id(modules[name]): make_layer(modules[name], factors)
+        for name, factors in plan.factors.items()
+        if name not in plan.kept
+    }
+    built = copy.deepcopy(network, memo)
+    slice_channels(built, plan.kept)
+    for name in plan.factors.keys() & plan.kept.keys():
+        sliced = built.get_submodule(name)
+        built = copy.deepcopy(built, {id(sliced): make_layer(sliced, plan.factors[name])})
+    add_masks(built, {name: slice_mask(mask, plan.kept, name) for name, mask in plan.masks.items()})
+    return built
+
+
+def write_whole(built: nn.Module, network: nn.Module, plan: Plan) -> None:
+    """Write into `built`, in place, all weights and buffers of `network` but those of layers that became factors.
+
+    Sliced layers take what is left of theirs, masked ones what their masks leave; a factored layer takes its bias.
+    """
+    targets = dict(built.named_modules())
+    with torch.no_grad():
+        for name, module in sliced_copy(network, plan.kept).named_modules():
+            if name in plan.factors:
+                _write_bias(targets[name].get_submodule("decoder"), module)
+            else:
+                _write(targets[name], _tensors(module))
+
+
+def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Tensor) -> State:
+    """A compressed network's weights back on the original architecture, computing the same outputs.
+
+    Factors become their product, removed channels zeros; masks and channels go into the state's support.
+
+    Args:
+        compressed: a network that `build(original, plan)` made, trained or not; not modified.
+        original: gives the architecture; not modified.
+        plan: what the compressed network was built from.
+        example: a batch of one input.
+    """
+    plain = bake_masks(compressed) if plan.masks else compressed
+    sources = dict(plain.named_modules())
+    network = copy.deepcopy(original)
+    dense = sliced_copy(network, plan.kept)
+    with torch.no_grad():
+        for name, module in dense.named_modules():
+            if name in plan.factors:
+                module.get_parameter("weight").copy_(product(sources[name]))
+                _write_bias(module, sources[name].get_submodule("decoder"))
+            else:
+                _write(module, _tensors(sources[name]))
+        if plan.kept:
+            whole = {n: m for n, m in network.named_modules() if n not in plan.kept}
+            for name, module in whole.items():
+                _write(module, _tensors(dense.get_submodule(name)))
+            unslice(dense, network, plan.kept)
+    return State(network.eval(), example, dict(plan.masks), dict(plan.kept))
+
+
+def sliced_copy(network: nn.Module, kept: Mapping[str, Kept]) -> nn.Module:
+    """A copy without the channels that are gone; the network itself where all are there."""
+    if not kept:
+        return network
+    sliced = copy.deepcopy(network)
+    slice_channels(sliced, kept)
+    return sliced
+
+
+def slice_mask(mask: Tensor, kept: Mapping[str, Kept], name: str) -> Tensor:
+    """The part of a parameter's mask that is left when its module's channels are cut; `name` is the parameter's."""
+    for dim, indices in _cuts(kept, name, mask.dim()):
+        mask = mask.index_select(dim, torch.tensor(indices, device=mask.device))
+    return mask
+
+
+def unslice_mask(mask: Tensor, shape: torch.Size, kept: Mapping[str, Kept], name: str) -> Tensor:
+    """The inverse of `slice_mask`: a mask of the original shape, False where channels are gone."""
+    whole = torch.zeros(shape, dtype=torch.bool, device=mask.device)
+    cuts = dict(_cuts(kept, name, len(shape)))
+    index = [torch.tensor(cuts.get(dim, tuple(range(size))), device=mask.device) for dim, size in enumerate(shape)]
+    whole[torch.meshgrid(*index, indexing="ij")] = mask
+    return whole
+
+
+def _cuts(kept: Mapping[str, Kept], name: str, dims: int) -> list[tuple[int, tuple[int, ...]]]:
+    sides = kept.get(name.rpartition(".")[0], Kept())
+    pairs = ((0, sides.out), (1, sides.inputs))
+    return [(dim, indices) for dim, indices in pairs if indices is not None and dim < dims]
+
+
+def _check(network: nn.Module, plan: Plan) -> None:
+    modules = dict(network.named_modules())
+    unknown = [name for name in (*plan.factors, *plan.kept) if name not in modules]
+    unknown += [name for name in plan.masks if name.rpartition(".")[0] not in modules]
+    if unknown:
+        raise CompressionError(f"the plan belongs to another network: this one has no {', '.join(map(repr, unknown))}.")
+    both = [name for name in plan.masks if name.rpartition(".")[0] in plan.factors]
+    if both:
+        raise CompressionError(f"{', '.join(both)}: a layer cannot both be masked and become factors.")
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+
+
+def _write_bias(module: nn.Module, source: nn.Module) -> None:
+    if "bias" in _tensors(source):
+        module.get_parameter("bias").copy_(source.get_parameter("bias"))
+
+
+def _write(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    own = _tensors(module)
+    for name, tensor in tensors.items():
+        if name in own:
+            own[name].copy_(tensor)
+        else:
+            chain = _parametrizations(module)[name]
+            (mask,) = (link.mask for link in chain.children() if isinstance(link, Mask))
+            chain.get_parameter("original").copy_(tensor * mask)
+
+
+def _parametrizations(module: nn.Module) -> nn.ModuleDict:
+    assert parametrize.is_parametrized(module)
+    parametrizations = module.parametrizations
+    assert isinstance(parametrizations, nn.ModuleDict)
+    return parametrizations

@@ -1,0 +1,157 @@
+"""The command line: python -m experiment.main PARAM [PARAM ...]"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiment.errors import ConfigError, ExperimentError
+
+if TYPE_CHECKING:  # imported where they are used: --help must be quick, --plan must not need torch
+    from experiment.config import ParameterFile
+    from experiment.run.plan import ExperimentPlan
+    from experiment.run.store import Directories
+
+EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+EPILOG = """\
+PARAM is looked up from the working directory, then among the packaged files under param/. The same command again
+continues where it stopped. Exit status: 0 all cells done, 1 some cells failed, 2 the call or the file is wrong,
+130 interrupted. Example: python -m experiment.main param/digits/prune/lenet5.yaml
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.ERROR if options.quiet else logging.WARNING)
+    try:
+        return _schema() if options.schema else _run(options)
+    except ExperimentError as error:
+        lines = error.problems if isinstance(error, ConfigError) else (str(error),)
+        print("\n".join(lines), file=sys.stderr)
+        return EXIT_WRONG
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `... --plan | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiment.main",
+        description="Run the prune-retrain experiments that parameter files describe, and report their trade-offs.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("param", nargs="*", metavar="PARAM", help="a parameter file, such as param/cifar/prune/resnet20.yaml")
+    add("--plan", nargs="?", const="text", choices=("text", "json"), help="say what would run or has run, and stop")
+    add("--schema", action="store_true", help="print the JSON schema of parameter files, for editors, and stop")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting: training.numEpochs=2")
+    add("--results", type=Path, metavar="DIR", help="where results go (default: data/results)")
+    add("--data", type=Path, metavar="DIR", help="where datasets lie (default: data/datasets)")
+    add("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("-j", dest="jobs", type=int, metavar="N", help="worker processes (default: cores / threads a cell; one a GPU)")
+    add("-i", dest="share", type=int, metavar="K", help="with -j N: do share K (0 to N-1) of N, for job arrays")
+    add("--executor", choices=("serial", "processes", "ray"), help="where cells run (default: processes if N > 1)")
+    add("--retry-failed", action="store_true", help="run again what failed before")
+    add("-q", dest="quiet", action="store_true", help="say nothing but errors and where the results are")
+    add("-v", dest="verbose", action="store_true", help="say more: a line an epoch")
+    return parser
+
+
+def _schema() -> int:
+    from experiment.config import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+    return EXIT_DONE
+
+
+def _run(options: argparse.Namespace) -> int:
+    _check_call(options)
+    plans = _plans(options)
+    places = [_directories(plan.file, options) for plan in plans]
+    if options.plan:
+        return _show_plans(plans, places, options.plan)
+    for notice in dict.fromkeys(notice for plan in plans for notice in plan.file.notices):
+        print(notice, file=sys.stderr)
+    from experiment.report import write_report
+    from experiment.run.session import Options, run_session
+
+    how = Options(
+        workers=options.jobs,
+        share=None if options.share is None else (options.share, options.jobs),
+        executor=options.executor,
+        retry_failed=options.retry_failed,
+        verbosity=-1 if options.quiet else int(options.verbose),
+    )
+    return run_session(plans, places, how, write_report, print)
+
+
+def _check_call(options: argparse.Namespace) -> None:
+    problems = []
+    if not options.param:
+        problems.append("no parameter file given. Expected PARAM, such as param/digits/prune/lenet5.yaml.")
+    if options.jobs is not None and options.jobs < 1:
+        problems.append(f"-j: must be at least 1. Got {options.jobs}.")
+    if options.share is not None and (options.jobs is None or not 0 <= options.share < options.jobs):
+        problems.append(f"-i: must be from 0 to N-1 and come with -j N. Got -i {options.share} -j {options.jobs}.")
+    if options.executor == "ray":
+        problems.append("--executor ray: not available in this version. Use serial or processes.")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _plans(options: argparse.Namespace) -> list[ExperimentPlan]:
+    """The grids of all files; the errors of all files come together."""
+    from experiment.config import load
+    from experiment.run.machine import find_machine
+    from experiment.run.plan import plan_experiment
+
+    machine = find_machine(options.device)
+    plans, problems = [], []
+    for path in options.param:
+        try:
+            base = load(path) if options.set else None
+            plans.append(plan_experiment(load(path, options.set), machine, base=base))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return plans
+
+
+def _directories(file: ParameterFile, options: argparse.Namespace) -> Directories:
+    """The command line before the file before the defaults."""
+    from experiment.run.store import Directories
+
+    given = file.parameters.directories
+    return Directories(
+        results=options.results or Path(given.results or "data/results"),
+        trained_networks=Path(given.trained_networks or "data/trained_networks"),
+        datasets=options.data or Path(given.training_data or "data/datasets"),
+    )
+
+
+def _show_plans(plans: Sequence[ExperimentPlan], places: Sequence[Directories], form: str) -> int:
+    from experiment.run.overview import plan_json, plan_text
+    from experiment.run.store import Store
+
+    show = plan_json if form == "json" else plan_text
+    for plan, place in zip(plans, places, strict=True):
+        for line in show(plan, Store(place.results / plan.name).results(plan.cells)):
+            print(line)
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""What the low-rank methods share: a layer's options and their costs, the plan made from a choice, and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from experiment.errors import InfeasibleBudget
+from experiment.layers.build import slice_mask, sliced_copy, write_whole
+from experiment.layers.inspect import LayerInfo
+from experiment.layers.lowrank import flops, max_rank, parameters, write_factors
+from experiment.layers.plan import Detail, Factors, Plan, State
+from experiment.methods.allocate import smallest
+from experiment.methods.base import Budget, Quantity
+from experiment.methods.spectra import LayerSpectra
+from experiment.methods.start import Start, live_weight, start_of
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one layer may become: pairs of factors that make it smaller and, last, itself.
+
+    Attributes:
+        ranks, groups: (number of options,) each, ranks rising for every number of groups; (0, 1) is the layer itself.
+        costs: parameters (bias included) and multiply-adds of every option.
+    """
+
+    ranks: Integers
+    groups: Integers
+    costs: Mapping[Quantity, Integers]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What low-rank methods start from: every compressible layer's spectra and options."""
+
+    start: Start
+    spectra: Mapping[str, LayerSpectra]
+    options: Mapping[str, Options]
+
+    def costs(self, quantity: Quantity) -> list[Integers]:
+        """The costs of every layer's options."""
+        return [options.costs[quantity] for options in self.options.values()]
+
+    def limit(self, budget: Budget) -> int:
+        """What the budget leaves for the compressible layers once all the rest is paid.
+
+        Raises: InfeasibleBudget: it is less than their smallest options cost.
+        """
+        layers = sum(self.start.layer_cost(name, budget.quantity) for name in self.options)
+        fixed = self.start.cost(budget.quantity) - layers
+        least = fixed + smallest(self.costs(budget.quantity))
+        if budget.limit < least:
+            raise InfeasibleBudget(
+                limit=budget.limit, smallest=least, original=budget.original, quantity=budget.quantity
+            )
+        return budget.limit - fixed
+
+
+def analyse(state: State, groups_of: Callable[[int], Sequence[int]]) -> LowRank:
+    """The options of a state's compressible layers, and their spectra, which are computed when first asked for.
+
+    Args:
+        groups_of: from a layer's input channels to the numbers of groups to consider.
+
+    Raises: CompressionError: a layer's weights are NaN or infinite.
+    """
+    start = start_of(state)
+    return LowRank(
+        start=start,
+        spectra={name: LayerSpectra(live_weight(start.network, start.masks, name)) for name in start.layers},
+        options={name: _options(start, info, groups_of(info.in_features)) for name, info in start.layers.items()},
+    )
+
+
+def unchanged(analysis: LowRank) -> Plan:
+    """The plan that leaves every layer as it is."""
+    return analysis.start.unchanged({name: _detail(None, 0.0, 0.0) for name in analysis.options})
+
+
+def make_plan(analysis: LowRank, chosen: Sequence[int], errors: Sequence[Floats]) -> Plan:
+    """The plan that gives every layer its chosen option.
+
+    Args:
+        chosen: for every layer the index of its option.
+        errors: for every layer the relative error of every option, in the method's own criterion.
+    """
+    start = analysis.start
+    factors: dict[str, Factors] = {}
+    details: dict[str, Mapping[str, Detail]] = {}
+    total = start.count.parameters
+    for (name, options), index, error in zip(analysis.options.items(), chosen, errors, strict=True):
+        rank, groups = int(options.ranks[index]), int(options.groups[index])
+        if rank == 0:
+            details[name] = _detail(None, 0.0, 0.0)
+            continue
+        factors[name] = Factors(rank, groups, bias=start.layers[name].bias)
+        total += int(options.costs["parameters"][index]) - start.layer_cost(name, "parameters")
+        exact = analysis.spectra[name].exact_error(rank, groups)
+        details[name] = _detail(factors[name], float(error[index]), exact)
+    masks = {n: mask for n, mask in start.state.masks.items() if n.rpartition(".")[0] not in factors}
+    return Plan(factors, masks, dict(start.state.kept), total, details)
+
+
+def fill(built: nn.Module, state: State, analysis: LowRank, plan: Plan) -> None:
+    """Write the state's weights into `built`, in place: truncated SVDs into the factors, the rest as it is.
+
+    The decompositions of the analysis serve the state that was analysed; another one's weights are decomposed anew.
+    """
+    write_whole(built, state.network, plan)
+    analysed = state.network is analysis.start.state.network
+    network = analysis.start.network if analysed else sliced_copy(state.network, plan.kept)
+    masks = {name: slice_mask(mask, plan.kept, name) for name, mask in state.masks.items()}
+    for name, factors in plan.factors.items():
+        spectra = analysis.spectra[name] if analysed else LayerSpectra(live_weight(network, masks, name))
+        U_GRJ, V_GJN = spectra.factors(factors.rank, factors.groups, factors.folding)
+        write_factors(built.get_submodule(name), U_GRJ, V_GJN, factors.folding)
+
+
+def _options(start: Start, info: LayerInfo, all_groups: Sequence[int]) -> Options:
+    """Every rank that makes the layer smaller, for every number of groups; then the layer as it is."""
+    dense, work = start.layer_cost(info.name, "parameters"), start.layer_cost(info.name, "flops")
+    bias = info.out_features if info.bias else 0
+    choices: list[tuple[int, int, int, int]] = []
+    for k in all_groups:
+        size, multiplications = parameters(info, 1, k), flops(info, 1, k)
+        top = min(max_rank(info, k), (dense - bias - 1) // size)
+        choices += [(j, k, j * size + bias, j * multiplications) for j in range(1, top + 1)]
+    ranks, groups, sizes, works = np.array([*choices, (0, 1, dense, work)], dtype=np.int64).T
+    return Options(ranks, groups, {"parameters": sizes, "flops": works})
+
+
+def _detail(factors: Factors | None, error: float, exact: float) -> dict[str, Detail]:
+    return {
+        "rank": factors.rank if factors else None,
+        "groups": factors.groups if factors else None,
+        "folding": factors.folding if factors else None,
+        "relative_error": error,
+        "relative_error_exact": exact,
+    }

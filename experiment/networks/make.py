@@ -1,0 +1,107 @@
+"""From a name and settings of a parameter file to a network that is known to fit the data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from experiment.errors import ConfigError, ExperimentError
+from experiment.layers.inspect import evaluating
+from experiment.networks import NETWORKS
+from experiment.registry import is_import_path, resolve, suggestion
+
+
+def make_network(
+    name: str, settings: Mapping[str, object], input_shape: tuple[int, int, int], output_size: int
+) -> nn.Module:
+    """Make a network and check that it takes the dataset's inputs and gives its outputs.
+
+    Weights are drawn from torch's default generator: call under `experiment.streams.seeded`.
+
+    Args:
+        name: a registered network, or the user's own factory as `package.module:factory`.
+        settings: keyword arguments of the factory beside `input_shape` and `output_size`.
+        input_shape: (channels, height, width) of one input.
+        output_size: number of outputs, such as classes.
+
+    Returns: the network, in training mode, giving (N, output_size) for (N, channels, height, width).
+    Raises: ConfigError: an unknown name, settings that the factory does not take, or a network that does not fit.
+    """
+    factory = _factory(name)
+    _check_arguments(name, factory, settings)
+    try:
+        network = factory(input_shape, output_size, **settings)
+    except ExperimentError:
+        raise
+    except Exception as error:  # the user's own code, or torch refusing a value: either way the file must change
+        raise ConfigError(
+            f"network '{name}' cannot be made for inputs {_shape(input_shape)}, outputSize {output_size} and settings "
+            f"{dict(settings)}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(
+            f"network '{name}' must be a torch.nn.Module. The factory returned {type(network).__name__}. "
+            f"Let it build the network and return it."
+        )
+    _check_fit(name, network, input_shape, output_size)
+    return network.train()
+
+
+def _factory(name: str) -> Callable[..., object]:
+    if is_import_path(name):
+        target = name
+    elif name in NETWORKS:
+        target = NETWORKS[name].target
+    else:
+        raise ConfigError(
+            f"unknown network '{name}'.{suggestion(name, NETWORKS)} Known: {', '.join(NETWORKS)}; "
+            f"or your own as package.module:factory."
+        )
+    factory = resolve(target)
+    if not callable(factory):
+        raise ConfigError(
+            f"network '{name}' must be a function (input_shape, output_size, **settings) that returns a network. "
+            f"It is {type(factory).__name__}."
+        )
+    return factory
+
+
+def _check_arguments(name: str, factory: Callable[..., object], settings: Mapping[str, object]) -> None:
+    signature = inspect.signature(factory)
+    try:
+        signature.bind((1, 1, 1), 1, **settings)
+    except TypeError as error:
+        known = [p for p in signature.parameters if p not in ("input_shape", "output_size")]
+        near = next((text for key in settings if key not in known and (text := suggestion(key, known))), "")
+        raise ConfigError(
+            f"network '{name}': {error}.{near} It is called with the input shape (channels, height, width), the output "
+            f"size and the settings of the file; its signature is {signature}. Got settings {dict(settings)}."
+        ) from error
+
+
+def _check_fit(name: str, network: nn.Module, input_shape: tuple[int, int, int], output_size: int) -> None:
+    parameter = next(network.parameters(), None)
+    device = None if parameter is None else parameter.device
+    try:
+        with evaluating(network):
+            output = network(torch.zeros(2, *input_shape, device=device))
+    except ExperimentError:
+        raise
+    except Exception as error:  # as above
+        raise ConfigError(
+            f"network '{name}' does not take inputs {_shape(input_shape)}: {type(error).__name__}: {error}. "
+            f"Choose a network for such inputs, or transform them (transformsTrain, transformsTest)."
+        ) from error
+    got = _shape(output.shape) if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
+    if not isinstance(output, torch.Tensor) or output.shape != (2, output_size):
+        raise ConfigError(
+            f"network '{name}' must give a tensor of shape 2 x {output_size} (2 x outputSize) for a batch of 2 inputs "
+            f"{_shape(input_shape)}. It gives {got}. Does it use its output_size?"
+        )
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,82 @@
+"""Where a method takes it from: the share of its parameters that every layer keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from experiment.report import numerals
+from experiment.report.figure import new_figure
+from experiment.report.naming import Naming, plot_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy import ndarray
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NUM_KEEPS = 3
+
+
+def typical_keeps(keeps: Sequence[float], count: int = NUM_KEEPS) -> list[float]:
+    """Up to `count` keep ratios, from the largest to the smallest, evenly spaced in the grid."""
+    grid = sorted({keep for keep in keeps if not math.isnan(keep)}, reverse=True)
+    if len(grid) <= count:
+        return grid
+    return [grid[round(place * (len(grid) - 1) / (count - 1))] for place in range(count)]
+
+
+def plot_layers(layers: DataFrame, names: Mapping[str, str] | None = None, title: str = "") -> Figure:
+    """A heat map a keep ratio: rows are layers in the network's order, columns are labels, averaged over networks.
+
+    Args:
+        layers: rows of layers.csv with label and keep_target beside them (`source.read_cells`), at the keep ratios to draw.
+    """
+    import matplotlib
+
+    naming = Naming(names or {})
+    labels = list(dict.fromkeys(layers["label"]))
+    order = list(dict.fromkeys(layers["layer"].astype(str)))
+    keeps = sorted(set(layers["keep_target"].dropna()), reverse=True) or [math.nan]
+    share = (layers["parameters"] / layers["parameters_before"]).groupby(
+        [layers["keep_target"], layers["layer"].astype(str), layers["label"]], dropna=False
+    ).mean()  # fmt: skip
+    height = min(9.0, 1.6 + max(0.17, 0.24 - 0.002 * len(order)) * max(6, len(order)))
+    figure, panels = new_figure(len(keeps), height=height, legend=False)
+    image = None
+    palette = matplotlib.colormaps["cividis"].with_extremes(bad="#EEEEEE")
+    for axes, keep in zip(panels, keeps, strict=True):
+        values = share.xs(keep, level="keep_target") if not math.isnan(keep) else share.droplevel("keep_target")
+        table = values.unstack("label").reindex(index=order, columns=labels).to_numpy(dtype=float)
+        axes.grid(visible=False)
+        image = axes.imshow(table, aspect="auto", vmin=0, vmax=1, cmap=palette, interpolation="nearest")
+        axes.set_title("own density" if math.isnan(keep) else f"keep ratio {numerals.keep(keep)}", fontsize=9)
+        _annotate(axes, table)
+        _name_ticks(axes, order if axes is panels[0] else [], [plot_text(naming.name(label)) for label in labels])
+    panels[0].set_ylabel("Layer")
+    if image is not None:
+        figure.colorbar(image, ax=panels, label="Share of the layer's parameters kept", fraction=0.03, pad=0.02)
+    figure.suptitle(plot_text(title), fontsize=10)
+    return figure
+
+
+def _annotate(axes: Axes, table: ndarray[tuple[int, int]]) -> None:
+    """Percentages in the fields where there is room, a dash where a method has no such network."""
+    rows, columns = table.shape
+    if rows > 40 or columns > 10:
+        return
+    for row in range(rows):
+        for column in range(columns):
+            value = float(table[row, column])
+            missing = math.isnan(value)
+            text = numerals.MISSING if missing else f"{100 * value:.0f}"
+            color = "#777777" if missing else "black" if value > 0.55 else "white"
+            axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=color)
+
+
+def _name_ticks(axes: Axes, layers: Sequence[str], labels: Sequence[str]) -> None:
+    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    step = max(1, math.ceil(len(layers) / 45))
+    axes.set_yticks(range(0, len(layers), step), layers[::step], fontsize=7)
+    axes.tick_params(length=0)

@@ -1,0 +1,79 @@
+"""How numbers are written in reports: one place for digits, dashes and units."""
+
+from __future__ import annotations
+
+import math
+
+MISSING = "–"  # noqa: RUF001  an en dash stands where there is no number
+MINUS = "−"  # noqa: RUF001  the typographic minus
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share in percent, without the sign: 0.8312 -> `83.1`."""
+    return MISSING if math.isnan(share) else f"{100 * share:.{digits}f}"
+
+
+def change(share: float, digits: int = 2) -> str:
+    """A difference of two shares in percentage points with its sign: -0.0047 -> `−0.47`."""  # noqa: RUF002
+    if math.isnan(share):
+        return MISSING
+    text = f"{100 * share:+.{digits}f}"
+    return (text.replace("+", "") if float(text) == 0 else text).replace("-", MINUS)
+
+
+def percent_spread(share: float, std: float, digits: int = 2) -> str:
+    """Mean and standard deviation in percent: `91.40 ± 0.12`, the mean alone where there is one value."""
+    return percent(share, digits) if math.isnan(std) else f"{percent(share, digits)} ± {percent(std, digits)}"
+
+
+def number_spread(value: float, std: float, digits: int = 3) -> str:
+    """Mean and standard deviation of a plain number: `0.312 ± 0.004`."""
+    if math.isnan(value):
+        return MISSING
+    return f"{value:.{digits}f}" if math.isnan(std) else f"{value:.{digits}f} ± {std:.{digits}f}"
+
+
+def factor(keep: float) -> str:
+    """How many times smaller: keep 0.25 -> `4.0x`."""
+    if math.isnan(keep) or keep <= 0:
+        return MISSING
+    return f"{1 / keep:.1f}×" if keep > 0.01 else f"{1 / keep:.0f}×"  # noqa: RUF001
+
+
+def whole(value: float) -> str:
+    """A count with thousands separators."""
+    return MISSING if math.isnan(value) else f"{round(value):,}"
+
+
+def megas(value: float) -> str:
+    """A large count with its prefix: 40813184 -> `40.8 M`."""
+    if math.isnan(value):
+        return MISSING
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:.1f} {name}"
+    return f"{value:.0f}"
+
+
+def kilobytes(value: float) -> str:
+    """Bytes in kB (1000 bytes) with a digit that still says something."""
+    return MISSING if math.isnan(value) else f"{value / 1000:,.1f}"
+
+
+def duration(seconds: float) -> str:
+    """`4 s`, `12 min`, `3.5 h`."""
+    if math.isnan(seconds):
+        return MISSING
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def keep(value: float) -> str:
+    """A keep ratio as people write it in parameter files: four significant digits, no trailing zeros."""
+    return MISSING if math.isnan(value) else f"{value:.4g}"
+
+
+def level(delta: float) -> str:
+    """An allowed loss of accuracy: 0.005 -> `0.5 %`."""
+    return f"{100 * delta:g} %"

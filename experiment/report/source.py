@@ -1,0 +1,216 @@
+"""Where a report's facts come from: the files of one experiment's folder, read and checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiment.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+TEXT = ("dataset", "dataset_test", "network", "variant", "method", "label", "status", "error", "cell")
+NUMBERS = (
+    "net", "repetition", "keep_target", "parameters", "flops", "flops_unmasked", "keep_parameters", "keep_flops",
+    "bytes_dense", "bytes_values", "bytes_sparse", "bytes_file", "loss", "top1", "top5", "top1_before_retraining",
+    "top1_reference", "parameters_reference", "flops_reference", "epochs", "seconds_compress", "seconds_retrain",
+)  # fmt: skip
+REQUIRED = ("network", "label", "net", "status")
+REFERENCE = "Reference"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one experiment's folder says.
+
+    Attributes:
+        folder: the folder itself.
+        name: the folder below `results` (`cifar/prune/resnet20`), else its own name.
+        results: results.csv as `tidy` leaves it.
+        parameters: parameters.yaml as plain data; empty where there is none.
+        environment: environment.json as plain data; empty where there is none.
+    """
+
+    folder: Path
+    name: str
+    results: DataFrame
+    parameters: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+    def setting(self, *key: str) -> Any:
+        """A value of parameters.yaml by its key path; None where it, or a mapping above it, is missing."""
+        value: Any = self.parameters
+        for part in key:
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+
+def read_source(folder: Path) -> Source:
+    """Read an experiment's folder; one in which no cell has finished yet gives an empty table.
+
+    Raises: StoreError: the folder is no experiment's, or a file in it is damaged.
+    """
+    folder = Path(folder)
+    if not any((folder / name).is_file() for name in ("results.csv", "parameters.yaml")):
+        raise StoreError(
+            f"{folder}: holds neither results.csv nor parameters.yaml. Expected an experiment's folder, such as "
+            "data/results/cifar/prune/resnet20."
+        )
+    return Source(
+        folder=folder,
+        name=_name(folder),
+        results=read_results(folder / "results.csv"),
+        parameters=_read_yaml(folder / "parameters.yaml"),
+        environment=_read_json(folder / "environment.json"),
+    )
+
+
+def read_results(path: Path) -> DataFrame:
+    """results.csv with text columns as text (never NaN) and number columns as numbers; empty where the file is missing."""
+    import pandas as pd
+
+    if not path.is_file():
+        return tidy(pd.DataFrame(columns=list(REQUIRED)))
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
+        raise StoreError(f"{path}: is not a table of results: {error}. Run the experiment again to rewrite it.") from error
+    missing = [column for column in REQUIRED if column not in frame]
+    if missing:
+        raise StoreError(f"{path}: column {missing[0]} is missing. Run the experiment again to rewrite it.")
+    return tidy(frame)
+
+
+def tidy(results: DataFrame) -> DataFrame:
+    """A copy with every column of results.csv, of the right type: what is missing is "" or NaN, infinities are NaN.
+
+    Raises: StoreError: a column without which nothing can be said is missing.
+    """
+    import numpy as np
+    import pandas as pd
+
+    missing = [column for column in REQUIRED if column not in results]
+    if missing:
+        raise StoreError(f"results: column {missing[0]} is missing. Expected the columns of results.csv.")
+    frame = results.copy()
+    for column in TEXT:
+        frame[column] = frame[column].fillna("").astype(str) if column in frame else ""
+    for column in NUMBERS:
+        values = pd.to_numeric(frame[column], errors="coerce") if column in frame else np.nan
+        frame[column] = pd.Series(values, index=frame.index, dtype=float).replace([np.inf, -np.inf], np.nan)
+    frame["method"] = frame["method"].where(frame["method"] != "", frame["label"])
+    frame["keep_flops_unmasked"] = frame["flops_unmasked"] / frame["flops_reference"]
+    return frame.reset_index(drop=True)
+
+
+def read_cells(folder: Path, cells: DataFrame, file: str) -> DataFrame:
+    """The CSV `file` (layers.csv, history.csv) of every row of `cells`, one under the other.
+
+    Each row carries its cell's variant, label, method, net, repetition and keep_target. Cells without the file are left out.
+    """
+    import pandas as pd
+
+    from experiment.run.store import Store  # only here: it brings the schema of parameter files with it
+
+    frames = []
+    carried = ["variant", "method", "label", "net", "repetition", "keep_target"]
+    folders = Store(folder).index()
+    for row in cells[[*carried, "cell"]].to_dict("records"):
+        place = folders.get(str(row["cell"]))
+        path = None if place is None else place / file
+        if path is not None and path.is_file():
+            frame = pd.read_csv(path)
+            if len(frame):
+                frames.append(frame.assign(**{name: row[name] for name in carried}))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=carried)
+
+
+def find_experiments(targets: Sequence[str | Path] = (), results: Path | None = None) -> list[Path]:
+    """The folders of experiments that `targets` name: parameter files, experiments' folders, or folders above those.
+
+    Args:
+        targets: nothing for every experiment below `results`.
+        results: the folder of all results; by default data/results in the working directory, else beside the package.
+
+    Raises: ConfigError: a target names no experiment with results; all of those are reported together.
+    """
+    results = results or default_results()
+    if not targets:
+        return _experiments_below(results)
+    found: dict[Path, None] = {}
+    problems = []
+    for target in targets:
+        folders = _folders_of(Path(target), results)
+        if not folders:
+            problems.append(
+                f"{target}: no results found for it (looked below {results}). Expected a parameter file that has been "
+                "run, or a folder with results.csv."
+            )
+        found.update(dict.fromkeys(folders))
+    if problems:
+        raise ConfigError(problems)
+    return list(found)
+
+
+def default_results() -> Path:
+    """data/results in the working directory if there is one, else the one beside the package's source."""
+    here = Path("data/results")
+    return here if here.is_dir() else Path(__file__).resolve().parents[2] / "data" / "results"
+
+
+def _folders_of(target: Path, results: Path) -> list[Path]:
+    if target.is_dir():
+        return _experiments_below(target)
+    if (results / target).is_dir():
+        return _experiments_below(results / target)
+    if target.suffix not in (".yaml", ".yml"):
+        return []
+    from experiment.config import load  # only here: reading a folder needs no configuration
+    from experiment.run.plan import slug_path
+
+    folder = results / slug_path(load(target).name)
+    return [f for f in (folder, *sorted(folder.parent.glob(f"{folder.name}@*"))) if (f / "results.csv").is_file()]
+
+
+def _experiments_below(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.rglob("results.csv"))
+
+
+def _name(folder: Path) -> str:
+    parts = folder.resolve().parts
+    if "results" in parts[:-1]:
+        last = len(parts) - 1 - parts[::-1].index("results")
+        return "/".join(parts[last + 1 :]) or folder.name
+    return folder.resolve().name
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    import yaml
+
+    if not path.is_file():
+        return {}
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise StoreError(f"{path}: is not YAML: {error}. Run the experiment again to rewrite it.") from error
+    return _mapping(path, data)
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise StoreError(f"{path}: is not JSON: {error}. Run the experiment again to rewrite it.") from error
+    return _mapping(path, data)
+
+
+def _mapping(path: Path, data: object) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise StoreError(f"{path}: must hold a mapping. Got {type(data).__name__}.")
+    return data

@@ -1,0 +1,232 @@
+"""Where work runs: in this process, or in several, each with its own number of threads; a dead worker costs one retry."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from experiment.errors import ExperimentError
+from experiment.run.events import Event, Report
+from experiment.run.plan import Machine, ReferenceTask
+from experiment.run.schedule import Queue, Work
+from experiment.run.store import Directories, Store
+
+SECONDS_BETWEEN_TRIES = 1.0  # for work that another process holds
+MOST_DEATHS = 2
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where one experiment lies, and with how many threads its cells are computed."""
+
+    folder: Path
+    directories: Directories
+    threads: int
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker must know: the site of every experiment, and the device to compute on."""
+
+    sites: tuple[Site, ...]
+    machine: Machine
+    retry_failed: bool
+
+    @property
+    def most_threads(self) -> int:
+        return max(site.threads for site in self.sites)
+
+
+Listener = Callable[[Work, Event], None]
+
+
+def run_serially(queue: Queue, setup: Setup, listen: Listener) -> None:
+    """Do all work in this process, in order."""
+    do = make_worker(setup)
+    busy: set[str] = set()
+    while queue:
+        work = queue.take(frozenset(busy))
+        if work is None:
+            busy.clear()
+            time.sleep(SECONDS_BETWEEN_TRIES)
+        elif do(work, lambda event, w=work: listen(w, event)):  # type: ignore[misc]
+            queue.finished(work)
+        else:
+            busy.add(work.name)
+            queue.put_back(work)
+
+
+def run_in_processes(queue: Queue, setup: Setup, workers: int, listen: Listener) -> None:
+    """Do all work in `workers` processes."""
+    pool = _Pool(setup, workers)
+    busy: dict[str, float] = {}
+    deaths: dict[str, int] = {}
+    try:
+        while queue or pool.working:
+            now = time.monotonic()
+            held = frozenset(name for name, since in busy.items() if now - since < SECONDS_BETWEEN_TRIES)
+            while pool.idle and (work := queue.take(held)) is not None:
+                pool.start(work)
+            for work, message in pool.receive(timeout=SECONDS_BETWEEN_TRIES):
+                if message is _DIED:
+                    deaths[work.name] = deaths.get(work.name, 0) + 1
+                    if deaths[work.name] < MOST_DEATHS:
+                        queue.put_back(work)
+                    else:
+                        give_up(work, setup, lambda event, w=work: listen(w, event))  # type: ignore[misc]
+                        queue.finished(work)
+                elif message is True:
+                    queue.finished(work)
+                elif message is False:
+                    busy[work.name] = time.monotonic()
+                    queue.put_back(work)
+                else:
+                    listen(work, message)
+    finally:
+        pool.stop()
+
+
+def make_worker(setup: Setup) -> Callable[[Work, Report], bool]:
+    """A function that does one piece of work, and returns False where another process is at it.
+
+    Torch is imported here, so that planning needs none of it.
+    """
+    import torch
+
+    from experiment.run.data import Data
+    from experiment.run.pipeline import run_chain, run_reference
+    from experiment.run.reference import Context
+
+    data = {folder: Data(folder, setup.machine.device) for folder in {s.directories.datasets for s in setup.sites}}
+    contexts = [
+        Context(Store(s.folder), s.directories, setup.machine, data[s.directories.datasets], setup.retry_failed)
+        for s in setup.sites
+    ]
+
+    def do(work: Work, report: Report) -> bool:
+        context = contexts[work.experiment]
+        torch.set_num_threads(setup.sites[work.experiment].threads)
+        lock = FileLock(context.store.lock_file(work.name))
+        try:
+            held = lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        with held:
+            if isinstance(work.task, ReferenceTask):
+                run_reference(work.task, context, report)
+            else:
+                run_chain(work.task, context, report)
+        return True
+
+    return do
+
+
+def give_up(work: Work, setup: Setup, report: Report) -> None:
+    """Store as failed what a piece of work has left undone after its workers died."""
+    from experiment.run.data import Data
+    from experiment.run.pipeline import store_abandoned
+    from experiment.run.reference import Context
+
+    site = setup.sites[work.experiment]
+    data = Data(site.directories.datasets, "cpu")
+    context = Context(Store(site.folder), site.directories, setup.machine, data, setup.retry_failed)
+    reason = f"its worker process died {MOST_DEATHS} times (killed, or out of memory)"
+    store_abandoned(work.task, ExperimentError(reason), context, report)
+
+
+_DIED: Any = object()
+
+
+@dataclass
+class _Member:
+    process: BaseProcess
+    connection: Connection
+    work: Work | None = None
+
+
+class _Pool:
+    """Worker processes, each with a pipe; who dies is replaced."""
+
+    def __init__(self, setup: Setup, size: int) -> None:
+        self.setup, self.size = setup, size
+        self.members: list[_Member] = []
+
+    @property
+    def working(self) -> bool:
+        return any(m.work is not None for m in self.members)
+
+    @property
+    def idle(self) -> bool:
+        return sum(m.work is not None for m in self.members) < self.size
+
+    def start(self, work: Work) -> None:
+        member = next((m for m in self.members if m.work is None), None) or self._hire()
+        member.work = work
+        member.connection.send(work)
+
+    def receive(self, timeout: float) -> Sequence[tuple[Work, Any]]:
+        """What working members have told since the last call: events, True (done), False (held by others) or _DIED."""
+        at_work = [m for m in self.members if m.work is not None]
+        ready = set(wait([m.connection for m in at_work], timeout)) if at_work else set()
+        if not at_work:
+            time.sleep(timeout)
+        told: list[tuple[Work, Any]] = []
+        for member in at_work:
+            if member.connection in ready:
+                assert member.work is not None
+                try:
+                    message = member.connection.recv()
+                except (EOFError, OSError):
+                    message = _DIED
+                    self.members.remove(member)
+                told.append((member.work, message))
+                if isinstance(message, bool):
+                    member.work = None
+        return told
+
+    def stop(self) -> None:
+        for member in self.members:
+            member.process.kill()  # everything that counts is on the disk, whole
+        for member in self.members:
+            member.process.join()
+
+    def _hire(self) -> _Member:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read when torch is imported, in the new process
+            os.environ[name] = str(self.setup.most_threads)
+        process = context.Process(target=_work_for, args=(theirs, self.setup))
+        process.start()
+        theirs.close()
+        member = _Member(process, ours)
+        self.members.append(member)
+        return member
+
+
+def _work_for(connection: Connection, setup: Setup) -> None:
+    """The life of a worker: take work, do it, tell of it, until nobody is there to tell."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    do = make_worker(setup)
+
+    def tell(message: Event | bool) -> None:
+        try:
+            connection.send(message)
+        except OSError:  # the parent is gone: end here, which is no fault of the cell
+            raise SystemExit(1) from None
+
+    while True:
+        try:
+            work = connection.recv()
+        except (EOFError, OSError):
+            return
+        tell(do(work, tell))

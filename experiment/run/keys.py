@@ -1,0 +1,63 @@
+"""Content hashes of what determines an outcome: the names under which results are found again.
+
+Everything that changes the numbers enters; what only shows or places them (labels, metrics, test batches, paths) does not;
+values left at their defaults are left out, so that a new setting renames nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from experiment.errors import ConfigError
+from experiment.registry import is_import_path
+
+FORMAT_VERSION = 1  # of every file that this package writes
+
+
+def digest(payload: object) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of the canonical JSON of `payload`."""
+    text = json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def named(name: str, version: int | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """How a network, dataset or method enters a key: its version if registered, the hash of its source if the user's."""
+    entry: dict[str, Any] = {"name": name, "settings": dict(settings)}
+    if is_import_path(name):
+        entry["source"] = source_hash(name.partition(":")[0])
+    else:
+        entry["version"] = version
+    return entry
+
+
+@lru_cache(maxsize=64)
+def source_hash(module: str) -> str:
+    """The hash of a module's source file; the module itself is not run.
+
+    Raises: ConfigError: there is no such module.
+    """
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"cannot find the module '{module}': {error}.") from error
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise ConfigError(f"cannot find the module '{module}'. Is it installed, or in the working directory?")
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
+
+
+def settings_without_defaults(settings: object) -> dict[str, Any]:
+    """The fields of a settings dataclass that differ from their defaults."""
+    found = {}
+    for f in fields(settings):  # type: ignore[arg-type]
+        value = vars(settings)[f.name]
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
+        if value != default:
+            found[f.name] = value
+    return found

@@ -1,0 +1,106 @@
+"""What this machine is, as far as results depend on it or a reader would want to know it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from experiment.errors import ConfigError
+from experiment.run.keys import FORMAT_VERSION
+from experiment.run.plan import Machine
+
+PACKAGES = ("experiment", "torch", "torchvision", "torch-pruning", "numpy", "pandas", "matplotlib")
+
+
+def find_machine(device: str) -> Machine:
+    """The machine with the device that the command line asks for; `auto` takes a GPU if there is one that works.
+
+    Torch is asked only where a GPU seems to be there, so that planning stays quick elsewhere.
+    Raises: ConfigError: there is no such device.
+    """
+    if device == "cpu" or (device == "auto" and not _gpu_visible()):
+        return Machine("cpu")
+    kind, _, index = device.partition(":")
+    if device != "auto" and (kind != "cuda" or (index and not index.isdigit())):
+        raise ConfigError(f"--device: expected auto, cpu, cuda or cuda:N. Got '{device}'.")
+    import torch
+
+    if not torch.cuda.is_available():
+        if device == "auto":
+            return Machine("cpu")
+        raise ConfigError(f"--device {device}: torch finds no usable GPU here. Use --device cpu.")
+    if index and int(index) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {device}: this machine has {torch.cuda.device_count()} GPU(s).")
+    return Machine("cuda" if device == "auto" else device)
+
+
+def num_gpus(machine: Machine) -> int:
+    """How many GPUs work may be shared out to."""
+    if machine.kind != "cuda":
+        return 0
+    import torch
+
+    return 1 if ":" in machine.device else torch.cuda.device_count()
+
+
+def describe_environment(machine: Machine, threads: int, workers: int) -> dict[str, Any]:
+    """Versions, device, threads and commit: what environment.json holds."""
+    return {
+        "format": FORMAT_VERSION,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "device": _device_name(machine),
+        "threads_per_cell": threads,
+        "workers": workers,
+        "git_commit": _git_commit(),
+    }
+
+
+def _gpu_visible() -> bool:
+    return Path("/proc/driver/nvidia/version").exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") != ""
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _device_name(machine: Machine) -> str:
+    if machine.kind != "cuda":
+        return machine.device
+    import torch
+
+    return f"{machine.device} ({torch.cuda.get_device_name(machine.device)})"
+
+
+def _git_commit() -> str | None:
+    """The commit of this program's source, `+changes` behind it where the checkout differs; None outside a checkout."""
+    folder = Path(__file__).resolve().parent.parent.parent
+    if not (folder / ".git").exists():
+        return None
+    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+    try:
+        commit, changes = (
+            subprocess.run(c, cwd=folder, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            for c in commands
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+changes" if changes else "")

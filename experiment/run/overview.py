@@ -1,0 +1,90 @@
+"""What an experiment would run, has done, and could not do: the answer of --plan. No torch here."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from experiment.run.plan import Cell, ExperimentPlan
+
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def cell_status(plan: ExperimentPlan, cell: Cell, results: Results) -> str:
+    """done, failed or infeasible where there is a result; unavailable where a name is not known; else pending."""
+    result = results.get(cell.key)
+    if result is not None:
+        return str(result["status"])
+    return "unavailable" if "" in plan.unavailable or cell.label in plan.unavailable else "pending"
+
+
+def plan_json(plan: ExperimentPlan, results: Results) -> Iterator[str]:
+    """One JSON object a cell, a line each."""
+    variants = {variant.name: variant for variant in plan.file.variants}
+    for cell in plan.cells:
+        variant = variants[cell.variant]
+        p = variant.parameters
+        status = cell_status(plan, cell, results)
+        yield json.dumps(
+            {
+                "file": str(plan.file.path),
+                "experiment": plan.name,
+                "variant": {"key": list(variant.key), "value": variant.value} if variant.key else None,
+                "network": p.network.name,
+                "dataset": p.network.dataset.name,
+                "method": cell.method,
+                "label": cell.label,
+                "net": cell.net,
+                "repetition": cell.repetition,
+                "keep_target": cell.keep,
+                "between": list(cell.between),
+                "mode": p.experiments.mode,
+                "epochs_train": cell.epochs_train,
+                "epochs_retrain": cell.epochs_retrain,
+                "status": status,
+                "error": results.get(cell.key, {}).get("error") or plan.unavailable.get(cell.label)
+                or plan.unavailable.get(""),
+                "cell": cell.key,
+            }
+        )  # fmt: skip
+
+
+def plan_text(plan: ExperimentPlan, results: Results) -> Iterator[str]:
+    """The grid in a few lines: what, how much of it is done, and every cell that failed or cannot run, with the reason."""
+    p = plan.file.parameters
+    experiments = p.experiments
+    yield f"{plan.name}  ({plan.file.path})"
+    yield f"  network    {p.network.name} on {p.network.dataset.name}, {experiments.num_nets} trained " + _plural(
+        experiments.num_nets, "network"
+    )
+    yield f"  mode       {experiments.mode}, budget in {experiments.budget}"
+    for variant in plan.file.variants:
+        retrained = variant.parameters.retraining
+        name = f" {variant.name}:" if variant.name else ""
+        epochs = max(0, retrained.num_epochs - retrained.start_epoch)
+        yield f"  epochs    {name} {variant.parameters.training.num_epochs} training, {epochs} retraining a cell"
+    counts = {label: Counter[str]() for label in dict.fromkeys(cell.label for cell in plan.cells)}
+    for cell in plan.cells:
+        counts[cell.label][cell_status(plan, cell, results)] += 1
+    keeps = list(dict.fromkeys(cell.keep for cell in plan.cells if cell.method != "Reference"))
+    if keeps:
+        yield f"  keep       {', '.join(f'{keep:.4g}' for keep in keeps)}"
+    width = max(map(len, counts))
+    for label, count in counts.items():
+        yield f"  {label:{width}}  " + ", ".join(f"{n} {status}" for status, n in sorted(count.items()))
+    open_cells = [c for c in plan.cells if cell_status(plan, c, results) == "pending"]
+    retrain = sum(c.epochs_retrain for c in open_cells)
+    train = sum(c.epochs_train for c in open_cells if c.method == "Reference")
+    yield f"  to do      {len(open_cells)} of {len(plan.cells)} cells: {train} epochs of training, {retrain} of retraining"
+    for cell in plan.cells:
+        result = results.get(cell.key, {})
+        if result.get("status") in ("failed", "infeasible"):
+            yield f"  {result['status']}: {cell.label} net {cell.net} keep {cell.keep:.4g}: {result.get('error')}"
+    for problem in plan.problems:
+        yield f"  unavailable: {problem}"
+
+
+def _plural(number: int, word: str) -> str:
+    return word if number == 1 else f"{word}s"

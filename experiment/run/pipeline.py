@@ -1,0 +1,321 @@
+"""What one worker does: train and test a reference network, or compress, retrain, test and store a chain of cells."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+import math
+import shutil
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from experiment.config import Parameters
+from experiment.datasets.calibration import calibration, calibration_size
+from experiment.errors import ExperimentError, InfeasibleBudget
+from experiment.files import write_whole
+from experiment.layers.build import expand
+from experiment.layers.inspect import trace_layers
+from experiment.layers.masks import named_masks
+from experiment.layers.plan import Plan, State
+from experiment.measure import count_bytes
+from experiment.methods.base import Calibration, Compressed, Compressor, make_method
+from experiment.methods.table import layer_rows
+from experiment.run.events import Advanced, CellDone, Report, Started, epoch_callbacks
+from experiment.run.keys import FORMAT_VERSION
+from experiment.run.plan import Cell, Chain, ReferenceTask
+from experiment.run.reference import (
+    Context,
+    Reference,
+    architecture_of,
+    obtain_reference,
+    rewound_state,
+    train_settings,
+    write_history,
+)
+from experiment.run.weights import read_weights, rebuild, save_weights
+from experiment.streams import generator
+from experiment.training.loop import EpochRecord, evaluate, train
+
+
+def run_reference(task: ReferenceTask, context: Context, report: Report) -> None:
+    """Train (or find) one reference network, test it and store its row; a failure is stored as such."""
+    if not is_open(context.store.results([task.cell]).get(task.cell.key), context.retry_failed):
+        return
+    report(Started(cell_name(task.cell), task.cell.epochs_train + 1))
+    try:
+        p = task.variant.parameters
+        reference = obtain_reference(task.reference, p, context, report)
+        measured = _measure(reference.network, p, context)
+        _require_finite(measured)
+        unchanged = Compressed(reference.network, Plan(), reference.count)
+        with context.store.writing(task.cell) as folder:
+            size = save_weights(
+                folder / "network.pt", reference.network, Plan(), _architecture(p, reference), method="Reference"
+            )
+            _write_layers(folder / "layers.csv", layer_rows(reference.count, unchanged))
+            shutil.copy2(reference.folder / "history.csv", folder / "history.csv")
+            costs = _costs(reference.network, unchanged, size)
+            result = {**costs, **measured, "epochs": 0, "status": "done", "top1_before_retraining": measured["top1"]}
+            _write_result(folder, result)
+        report(Advanced(1))
+        report(_done(task.cell, result, reference))
+    except Exception as error:  # whatever breaks one network must not stop the others: it is stored and told
+        _store_failure(task.cell, error, context, report)
+
+
+def run_chain(chain: Chain, context: Context, report: Report) -> None:
+    """Compute those cells of a chain that have no result yet, in order; a failed one is stored and does not stop the rest."""
+    results = context.store.results([chain.reference_cell, *chain.cells])
+    todo = [cell for cell in chain.cells if is_open(results.get(cell.key), context.retry_failed)]
+    if not todo:
+        return
+    found = results.get(chain.reference_cell.key, {"status": "failed", "error": "it has no result"})
+    if found["status"] != "done":
+        broken = ExperimentError(f"the reference network failed: {found.get('error')}")
+        for cell in todo:
+            _store_failure(cell, broken, context, report)
+        return
+    try:
+        walk = _Walk(chain, obtain_reference(chain.reference, chain.variant.parameters, context, report), context)
+    except Exception as error:
+        for cell in todo:
+            _store_failure(cell, error, context, report)
+        return
+    for cell in chain.cells:
+        if cell in todo:
+            report(Started(cell_name(cell), cell.epochs_retrain + 1))
+            try:
+                result = walk.compute(cell, report)
+                report(Advanced(1))
+                report(_done(cell, result, walk.reference))
+            except Exception as error:
+                result = _store_failure(cell, error, context, report)
+        else:
+            result = results[cell.key]
+        walk.passed(cell, result)
+
+
+def store_abandoned(task: ReferenceTask | Chain, error: Exception, context: Context, report: Report) -> None:
+    """Store what a task has left undone as failed."""
+    cells = (task.cell,) if isinstance(task, ReferenceTask) else task.cells
+    results = context.store.results(cells)
+    for cell in cells:
+        if is_open(results.get(cell.key), context.retry_failed):
+            _store_failure(cell, error, context, report)
+
+
+def is_open(result: Mapping[str, Any] | None, retry_failed: bool) -> bool:
+    """Whether a cell is still to be computed."""
+    return result is None or (retry_failed and result["status"] == "failed")
+
+
+def cell_name(cell: Cell) -> str:
+    """A cell in a few words, for people."""
+    words = [cell.variant, cell.label, f"keep {cell.keep:.3g}" if cell.method != "Reference" else "", f"net {cell.net}"]
+    return " ".join(word for word in words if word) + (f" rep {cell.repetition}" if cell.repetition else "")
+
+
+@dataclass
+class _Start:
+    """Where the next cell of a chain starts: a state, or the reason why there is none."""
+
+    state: State | None
+    reason: str | None = None
+
+
+class _Walk:
+    """A chain under way: the reference network, where the next cell starts, and the analysis that cells share."""
+
+    def __init__(self, chain: Chain, reference: Reference, context: Context) -> None:
+        self.chain, self.reference, self.context = chain, reference, context
+        self.p = chain.variant.parameters
+        self.cascade = self.p.experiments.mode.startswith("cascade")
+        self.method = make_method(chain.method.entry, chain.method.settings)
+        self.last_done: Cell | None = None
+        self.broken: str | None = None
+        self._compressor: Compressor | None = None
+
+    def compute(self, cell: Cell, report: Report) -> dict[str, Any]:
+        """Compress, retrain, test both states, and store."""
+        if self.cascade and self.broken:
+            raise ExperimentError(f"the cell before it in the cascade failed ({self.broken}), and it starts from there.")
+        started = time.perf_counter()
+        try:
+            compressor, compressed = self._compress(cell)
+        except InfeasibleBudget as error:
+            return self._store_infeasible(cell, error)
+        network = compressed.network
+        if self.p.experiments.mode == "cascade-rewind" and cell.epochs_retrain:
+            network = compressor.instantiate(compressed.plan, rewound_state(self.reference, self.chain.reference))
+        seconds_compress = time.perf_counter() - started
+        before = copy.deepcopy(network) if cell.epochs_retrain else network
+        started = time.perf_counter()
+        records = self._retrain(cell, network, report) if cell.epochs_retrain else []
+        seconds_retrain = time.perf_counter() - started
+        measured = _measure(network, self.p, self.context)
+        _require_finite(measured)
+        first = _measure(before, self.p, self.context) if cell.epochs_retrain else measured
+        return self._store(
+            cell, Compressed(network, compressed.plan, compressed.count), records,
+            measured | {
+                "top1_before_retraining": first["top1"], "epochs": cell.epochs_retrain,
+                "seconds_compress": round(seconds_compress, 3), "seconds_retrain": round(seconds_retrain, 3),
+                "status": "done",
+            },
+        )  # fmt: skip
+
+    def passed(self, cell: Cell, result: Mapping[str, Any]) -> None:
+        """Take note of how a cell ended: the next one of a cascade starts from it."""
+        if result["status"] == "done":
+            self.last_done, self.broken = cell, None
+        elif result["status"] == "failed":
+            self.broken = str(result.get("error"))
+        if self.cascade:
+            self._compressor = None
+
+    def _compress(self, cell: Cell) -> tuple[Compressor, Compressed]:
+        if self._compressor is None or cell.between:
+            self._compressor = self._analysed(self._start())
+        for keep in cell.between:
+            step = self._compressor.compress(keep, self.p.experiments.budget)
+            self._compressor = self._analysed(self._expanded(step.network, step.plan))
+        compressor = self._compressor
+        if cell.between:
+            self._compressor = None  # the next cell does not start from here
+        return compressor, compressor.compress(cell.keep, self.p.experiments.budget)
+
+    def _start(self) -> State:
+        if not self.cascade or self.last_done is None:
+            return self.reference.state
+        folder = self.context.store.index()[self.last_done.key]
+        specification, weights = read_weights(folder / "network.pt")
+        network = rebuild(self.reference.network, specification, weights, folder / "network.pt")
+        return self._expanded(network, _plan_of(network, specification, self.reference.network))
+
+    def _expanded(self, network: nn.Module, plan: Plan) -> State:
+        return expand(network, self.reference.network, plan, self.reference.state.example)
+
+    def _analysed(self, state: State) -> Compressor:
+        stream = generator("method", self.p.seed, self.chain.reference.net, self.chain.repetition)
+        return Compressor(self.method, state, self.reference.count, self._calibration(), stream)
+
+    def _calibration(self) -> Calibration:
+        splits = self.context.data.splits(self.p, self.p.training)
+        layers = trace_layers(self.reference.network, self.reference.state.example).values()
+        outputs = [layer.out_features * layer.positions for layer in layers if layer.groups == 1]
+        size = calibration_size(outputs, len(splits.valid), self.p.coresets.delta_s)
+        inputs, targets = calibration(splits.valid, size, ("calibration", self.p.seed, self.p.network.dataset.name))
+        return Calibration(inputs, targets)
+
+    def _retrain(self, cell: Cell, network: nn.Module, report: Report) -> list[EpochRecord]:
+        splits = self.context.data.splits(self.p, self.p.retraining)
+        settings = train_settings(self.p.retraining, self.context.machine)
+        on_batch, on_epoch = epoch_callbacks(cell_name(cell), settings.num_epochs, len(splits.train), report)
+        partial = self.context.store.partial(cell.key)
+        partial.mkdir(parents=True, exist_ok=True)
+        records = train(
+            network, splits.train, settings, valid=splits.valid,
+            stream=("retrain", self.p.seed, cell.net, cell.repetition),
+            device=torch.device(self.context.machine.device), checkpoint=partial / "checkpoint.pt",
+            on_batch=on_batch, on_epoch=on_epoch,
+        )  # fmt: skip
+        network.eval()
+        return records
+
+    def _store(
+        self, cell: Cell, compressed: Compressed, records: list[EpochRecord], measured: dict[str, Any]
+    ) -> dict[str, Any]:
+        with self.context.store.writing(cell) as folder:
+            size = save_weights(
+                folder / "network.pt", compressed.network, compressed.plan, _architecture(self.p, self.reference),
+                method=cell.method, label=cell.label, keep=cell.keep,
+            )  # fmt: skip
+            _write_layers(folder / "layers.csv", layer_rows(self.reference.count, compressed))
+            write_history(folder / "history.csv", records)
+            result = _costs(compressed.network, compressed, size) | measured
+            _write_result(folder, result)
+        return result
+
+    def _store_infeasible(self, cell: Cell, error: InfeasibleBudget) -> dict[str, Any]:
+        result = {"status": "infeasible", "error": str(error), "epochs": 0, "smallest": error.smallest}
+        with self.context.store.writing(cell) as folder:
+            _write_result(folder, result)
+        return result
+
+
+def _plan_of(network: nn.Module, specification: Mapping[str, Any], original: nn.Module) -> Plan:
+    """The plan of a stored network, its masks as the state_dict has them."""
+    plan = Plan.from_data(specification["plan"], original)
+    return Plan(factors=plan.factors, masks=named_masks(network), kept=plan.kept)
+
+
+def _architecture(p: Parameters, reference: Reference) -> dict[str, object]:
+    channels, height, width = reference.state.example.shape[1:]
+    return architecture_of(p, (channels, height, width))
+
+
+def _measure(network: nn.Module, p: Parameters, context: Context) -> dict[str, float]:
+    """Loss, top-1 and top-5 on the test data, in float32 whatever the precision of training."""
+    metrics = evaluate(
+        network, context.data.test(p), loss=p.training.loss, loss_kwargs=dict(p.training.loss_kwargs),
+        device=torch.device(context.machine.device), precision="fp32",
+    )  # fmt: skip
+    return {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5}
+
+
+def _require_finite(measured: Mapping[str, float]) -> None:
+    if not math.isfinite(measured["loss"]):
+        raise ExperimentError(f"the network's test loss is {measured['loss']}: its outputs are not finite.")
+
+
+def _costs(network: nn.Module, compressed: Compressed, file_size: int) -> dict[str, int]:
+    size = count_bytes(network)
+    return {
+        "parameters": compressed.count.parameters,
+        "flops": compressed.count.flops,
+        "flops_unmasked": compressed.count.flops_unmasked,
+        "bytes_dense": size.dense,
+        "bytes_values": size.values,
+        "bytes_sparse": size.sparse,
+        "bytes_file": file_size,
+    }
+
+
+def _done(cell: Cell, result: Mapping[str, Any], reference: Reference) -> CellDone:
+    kept = result.get("parameters")
+    share = None if kept is None else kept / reference.count.parameters
+    return CellDone(cell.key, cell_name(cell), result["status"], result.get("top1"), share, result.get("error"))
+
+
+def _store_failure(cell: Cell, error: Exception, context: Context, report: Report) -> dict[str, Any]:
+    reason = str(error) if isinstance(error, ExperimentError) else f"{type(error).__name__}: {error}"
+    result = {"status": "failed", "error": reason}
+    with context.store.writing(cell) as folder:
+        _write_result(folder, result)
+        if not isinstance(error, ExperimentError):
+            write_whole(folder / "traceback.txt", "".join(traceback.format_exception(error)))
+    report(Advanced(cell.epochs_retrain + 1))
+    report(CellDone(cell.key, cell_name(cell), "failed", None, None, reason))
+    return result
+
+
+def _write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    text = json.dumps({"format": FORMAT_VERSION, **result}, indent=1, sort_keys=True)
+    write_whole(folder / "result.json", text + "\n")
+
+
+def _write_layers(path: Path, rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else ["layer"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())

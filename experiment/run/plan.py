@@ -1,0 +1,251 @@
+"""Which cells an experiment has, in grid order, with the keys under which their results are kept. No torch here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from experiment.config import ParameterFile, Parameters, Variant, keep_steps
+from experiment.run.keys import FORMAT_VERSION, digest
+from experiment.run.names import MethodSpec, Names, method_key, resolve_names
+
+# What training's metrics and test batches do is show, not decide.
+NOT_IN_KEYS = {"metrics_test", "test_batch_size", "enable_amp", "precision", "start_epoch"}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What of the machine decides numbers: the kind of device; the device itself only says where."""
+
+    device: str  # cpu, cuda, cuda:1, ...
+
+    @property
+    def kind(self) -> str:
+        return self.device.partition(":")[0]
+
+
+@dataclass(frozen=True)
+class ReferenceSpec:
+    """One trained, uncompressed network, shared by every experiment that agrees on everything that made it."""
+
+    key: str
+    folder: str  # its name under the folder of trained networks
+    net: int
+    rewind_epoch: int | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the results: (variant, net, repetition, method, keep ratio)."""
+
+    variant: str
+    method: str
+    label: str
+    net: int
+    repetition: int
+    keep: float
+    between: tuple[float, ...]
+    key: str
+    epochs_train: int
+    epochs_retrain: int
+
+    @property
+    def folder(self) -> str:
+        parts = [self.label, f"n{self.net}", f"r{self.repetition}", f"{self.keep:.6g}", self.key]
+        return "-".join(slug(p) for p in ([self.variant, *parts] if self.variant else parts))
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The cells of one (variant, net, repetition, method) in the order in which they must be computed.
+
+    One worker computes a chain: in a cascade each cell starts from the one before, and one-shot cells share the analysis.
+    """
+
+    variant: Variant
+    reference: ReferenceSpec
+    reference_cell: Cell
+    method: MethodSpec
+    repetition: int
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class ReferenceTask:
+    """Train (or find trained) one reference network and test it: the row `Reference`."""
+
+    variant: Variant
+    reference: ReferenceSpec
+    cell: Cell
+
+
+@dataclass(frozen=True)
+class ExperimentPlan:
+    """The whole grid of one parameter file.
+
+    Attributes:
+        unavailable: label (or "" for all cells) -> why they cannot run here: a name that is not known.
+        problems: the same as full error lines with file and line.
+    """
+
+    file: ParameterFile
+    name: str
+    machine: Machine
+    references: tuple[ReferenceTask, ...]
+    chains: tuple[Chain, ...]
+    unavailable: dict[str, str] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """Grid order: variant, net, the reference, then repetition, method, keep ratio."""
+        rows: list[Cell] = []
+        for task in self.references:
+            rows.append(task.cell)
+            for chain in self.chains:
+                if chain.reference_cell.key == task.cell.key and chain.variant.name == task.variant.name:
+                    rows.extend(chain.cells)
+        return tuple(rows)
+
+
+def slug(text: str) -> str:
+    """A name that is safe as part of a file name everywhere."""
+    return re.sub(r"[^A-Za-z0-9+._=,-]+", "_", text).strip(".") or "_"
+
+
+def plan_experiment(file: ParameterFile, machine: Machine, *, base: ParameterFile | None = None) -> ExperimentPlan:
+    """Expand a parameter file into its grid.
+
+    Args:
+        base: the same file without `--set` overrides: where those change what is computed, the experiment's name says so.
+    Raises: ConfigError: a method's settings are wrong, or two methods share a label.
+    """
+    references: list[ReferenceTask] = []
+    chains: list[Chain] = []
+    unavailable: dict[str, str] = {}
+    problems: dict[str, None] = {}  # in order, each once
+    for variant in file.variants:
+        names = resolve_names(file, variant.parameters)
+        unavailable.update(names.unavailable)
+        problems.update(dict.fromkeys(names.problems))
+        for net in range(variant.parameters.experiments.num_nets):
+            task = _reference_task(variant, net, machine, names)
+            references.append(task)
+            if variant.parameters.experiments.mode != "train":
+                chains.extend(_chains(variant, task, machine, names))
+    plan = ExperimentPlan(
+        file, slug_path(file.name), machine, tuple(references), tuple(chains), unavailable, tuple(problems)
+    )
+    if base is not None and file.overrides:
+        mine, theirs = _fingerprint(plan), _fingerprint(plan_experiment(base, machine))
+        if mine != theirs:
+            plan = replace(plan, name=f"{plan.name}@{digest(mine)[:8]}")
+    return plan
+
+
+def slug_path(name: str) -> str:
+    """An experiment's name as a relative folder: every part safe, none going up."""
+    return "/".join(slug(part) for part in Path(name).parts if part not in ("/", "..", "."))
+
+
+def resolved_precision(precision: str, enable_amp: bool, kind: str) -> str:
+    """What `auto` becomes: bfloat16 on a GPU unless AMP is switched off, float32 on a CPU (where it need not be faster)."""
+    if precision != "auto":
+        return precision
+    return "bf16" if enable_amp and kind == "cuda" else "fp32"
+
+
+def _fingerprint(plan: ExperimentPlan) -> list[str]:
+    """What a plan computes, so that overrides that only add or drop cells of the same kind are told from real changes."""
+    parameters = plan.file.parameters
+    return sorted({task.reference.key for task in plan.references}) + [
+        digest(parameters.model_dump(mode="json", exclude={"directories", "description"}, exclude_defaults=True))
+    ]
+
+
+def _training_key(training: Any, kind: str) -> dict[str, Any]:
+    dumped = training.model_dump(mode="json", exclude_defaults=True, exclude=NOT_IN_KEYS)
+    precision = resolved_precision(training.precision, training.enable_amp, kind)
+    return {**dumped, "num_epochs": training.num_epochs, "precision": precision}
+
+
+def _reference_task(variant: Variant, net: int, machine: Machine, names: Names) -> ReferenceTask:
+    p = variant.parameters
+    payload = {
+        "format": FORMAT_VERSION,
+        "network": names.network_key | {"output_size": p.network.output_size, "input_shape": names.input_shape},
+        "dataset": names.dataset_key,
+        "training": _training_key(p.training, machine.kind),
+        "net": net,
+        "seed": p.seed,
+        "device": machine.kind,
+        "threads": p.threads,
+    }
+    key = digest(payload)
+    network, dataset = _short(p.network.name), _short(p.network.dataset.name)
+    rewind = p.retraining.start_epoch if p.experiments.mode == "cascade-rewind" else None
+    spec = ReferenceSpec(key, slug(f"{network}-{dataset}-n{net}-{key}"), net, rewind)
+    tested = {"format": FORMAT_VERSION, "reference": key, "test": names.test_key}
+    cell = Cell(
+        variant=variant.name, method="Reference", label="Reference", net=net, repetition=0, keep=1.0, between=(),
+        key=digest(tested), epochs_train=p.training.num_epochs, epochs_retrain=0,
+    )  # fmt: skip
+    return ReferenceTask(variant, spec, cell)
+
+
+def _chains(variant: Variant, task: ReferenceTask, machine: Machine, names: Names) -> Iterator[Chain]:
+    experiments = variant.parameters.experiments
+    for repetition in range(experiments.num_repetitions):
+        for method in names.methods:
+            cells = tuple(_cells(variant, task, method, repetition, machine, names))
+            yield Chain(variant, task.reference, task.cell, method, repetition, cells)
+
+
+def _cells(
+    variant: Variant, task: ReferenceTask, method: MethodSpec, repetition: int, machine: Machine, names: Names
+) -> Iterator[Cell]:
+    p = variant.parameters
+    epochs = max(0, p.retraining.num_epochs - p.retraining.start_epoch)
+    cascade = p.experiments.mode.startswith("cascade")
+    common = {
+        "format": FORMAT_VERSION,
+        "reference": task.reference.key,
+        "method": method_key(method),
+        "budget": p.experiments.budget,
+        "mode": p.experiments.mode,
+        "coresets": p.coresets.model_dump(mode="json", exclude_defaults=True),
+        "test": names.test_key,
+        "repetition": repetition,
+        "retraining": _retraining_key(p, machine.kind, epochs),
+    }
+    previous: str | None = None
+    replayed: tuple[float, ...] = ()
+    for step in keep_steps(p.experiments):
+        # One-shot with compress-only steps: all earlier ones are taken again, from the reference network on.
+        between = step.between if cascade else (*replayed, *step.between)
+        replayed = between
+        payload = common | {"keep": step.keep, "between": between}
+        if cascade:
+            payload["previous"] = previous
+        previous = digest(payload)
+        yield Cell(
+            variant=variant.name, method=method.name, label=method.label, net=task.reference.net,
+            repetition=repetition, keep=step.keep, between=between, key=previous,
+            epochs_train=p.training.num_epochs, epochs_retrain=epochs,
+        )  # fmt: skip
+
+
+def _retraining_key(p: Parameters, kind: str, epochs: int) -> dict[str, Any]:
+    if epochs == 0:
+        return {"epochs": 0}
+    block = p.retraining.model_dump(mode="json", exclude_defaults=True, exclude=NOT_IN_KEYS - {"start_epoch"})
+    precision = resolved_precision(p.retraining.precision, p.retraining.enable_amp, kind)
+    return {**block, "precision": precision, "epochs": epochs}
+
+
+def _short(name: str) -> str:
+    return name.rpartition(":")[2] if ":" in name else name

@@ -1,0 +1,45 @@
+"""Everything that can be known to be wrong before the first epoch: data, networks, optimizers. All of it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from experiment.config import ParameterFile, Parameters
+from experiment.errors import ConfigError, DataError, ExperimentError
+from experiment.run.data import Data
+from experiment.run.plan import ExperimentPlan, Machine
+from experiment.run.reference import new_network, train_settings
+from experiment.run.store import Directories
+from experiment.training.loop import check_training
+
+
+def check_before_running(plan: ExperimentPlan, directories: Directories, machine: Machine) -> None:
+    """Load the data, make the networks and construct the optimizers once, here, so that no worker meets a surprise.
+
+    Raises: ConfigError: with every problem found, each with its place in the parameter file.
+    """
+    data = Data(directories.datasets, "cpu")
+    problems: dict[str, None] = {}  # in order, each once, for variants share most of what they say
+    for variant in plan.file.variants:
+        problems |= dict.fromkeys(_check(plan.file, variant.parameters, data, machine))
+    if problems:
+        raise ConfigError(list(problems))
+
+
+def _check(file: ParameterFile, p: Parameters, data: Data, machine: Machine) -> Iterator[str]:
+    for block, training in (("training", p.training), ("retraining", p.retraining)):
+        for text in check_training(train_settings(training, machine)):
+            yield f"{file.where(block)}: {block}.{text}"
+    try:
+        splits = data.splits(p, p.training)
+        data.test(p)
+    except (DataError, ConfigError) as error:
+        yield f"{file.where('network', 'dataset')}: network.dataset: {error}"
+        return
+    where = f"{file.where('network', 'name')}: network.name"
+    try:
+        new_network(p, 0, splits.input_shape)
+    except ExperimentError as error:
+        yield f"{where}: {error}"
+    except Exception as error:  # whatever a user's own factory raises is the user's to read
+        yield f"{where}: '{p.network.name}' raised {type(error).__name__}: {error}"

@@ -1,0 +1,178 @@
+"""The uncompressed network of an experiment: found trained, or trained now, once for all who share it."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import os
+import shutil
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from filelock import AcquireReturnProxy, FileLock, Timeout
+from torch import nn
+
+from experiment.config import Parameters, Training
+from experiment.errors import StoreError
+from experiment.files import set_aside, write_whole
+from experiment.layers.plan import Plan, State
+from experiment.measure import Count, count, example_input
+from experiment.networks.make import make_network
+from experiment.run.data import Data
+from experiment.run.events import Note, Report, epoch_callbacks
+from experiment.run.plan import Machine, ReferenceSpec, resolved_precision
+from experiment.run.store import Directories, Store, log, reference_folder, sync_folder
+from experiment.run.weights import read_weights, rebuild, save_weights
+from experiment.streams import seeded
+from experiment.training.loop import EpochRecord, SchedulerSpec, TrainSettings, train
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all work of one process on one experiment shares."""
+
+    store: Store
+    directories: Directories
+    machine: Machine
+    data: Data
+    retry_failed: bool = False
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A trained, uncompressed network with its size, ready to be compressed."""
+
+    state: State
+    count: Count
+    folder: Path
+
+    @property
+    def network(self) -> nn.Module:
+        return self.state.network
+
+
+def new_network(p: Parameters, net: int, input_shape: tuple[int, int, int]) -> nn.Module:
+    """The untrained network number `net`: its weights depend on the seed and the number alone."""
+    with seeded("initialisation", p.seed, net):
+        return make_network(p.network.name, p.network.settings, input_shape, p.network.output_size)
+
+
+def architecture_of(p: Parameters, input_shape: tuple[int, int, int]) -> dict[str, object]:
+    """What a file of weights says about the original network, so that it can be made again."""
+    return {
+        "name": p.network.name,
+        "settings": dict(p.network.settings),
+        "output_size": p.network.output_size,
+        "input_shape": list(input_shape),
+    }
+
+
+def train_settings(training: Training, machine: Machine) -> TrainSettings:
+    """A training block as the plain values that the loop takes."""
+    return TrainSettings(
+        num_epochs=training.num_epochs,
+        start_epoch=training.start_epoch,
+        batch_size=training.batch_size,
+        optimizer=training.optimizer,
+        optimizer_kwargs=dict(training.optimizer_kwargs),
+        schedulers=tuple(SchedulerSpec(s.type, dict(s.kwargs), dict(s.step_kwargs)) for s in training.lr_schedulers),
+        loss=training.loss,
+        loss_kwargs=dict(training.loss_kwargs),
+        precision=resolved_precision(training.precision, training.enable_amp, machine.kind),
+        early_stop_epoch=training.early_stop_epoch,
+        channels_last=training.channels_last,
+    )
+
+
+def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, report: Report) -> Reference:
+    """Load the trained network, training it first if nobody has.
+
+    One process trains, others that need the same network wait, and take over if it dies.
+    Raises: TrainingDiverged, DataError, and whatever the network or its data raise.
+    """
+    folder = reference_folder(context.directories, spec)
+    input_shape = context.data.splits(p, p.training).input_shape
+    lock = FileLock(context.directories.trained_networks / ".locks" / f"{spec.folder}.lock")
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    with _acquired(lock, spec, report):
+        network = new_network(p, spec.net, input_shape)
+        if not _load(folder, network, spec):
+            _train(spec, p, context, network, folder, report)
+    example = example_input(input_shape)
+    device = torch.device(context.machine.device)
+    network = network.to(device).eval()
+    return Reference(State(network, example.to(device)), count(network, example.to(device)), folder)
+
+
+def rewound_state(reference: Reference, spec: ReferenceSpec) -> State:
+    """The reference network as it was at the start of its rewind epoch."""
+    network = copy.deepcopy(reference.network)
+    path = reference.folder / f"rewind-{spec.rewind_epoch}.pt"
+    network.load_state_dict(torch.load(path, map_location=reference.state.example.device, weights_only=True))
+    return State(network, reference.state.example)
+
+
+def write_history(path: Path, records: list[EpochRecord]) -> None:
+    """history.csv: a row an epoch; with no epochs, nothing but the header."""
+    text = io.StringIO()
+    names = list(EpochRecord.__dataclass_fields__)
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(record) for record in records)
+    write_whole(path, text.getvalue())
+
+
+def _acquired(lock: FileLock, spec: ReferenceSpec, report: Report) -> AcquireReturnProxy:
+    try:
+        return lock.acquire(timeout=0.2)
+    except Timeout:
+        report(Note(f"waiting for another process that trains {spec.folder}"))
+        return lock.acquire()
+
+
+def _load(folder: Path, network: nn.Module, spec: ReferenceSpec) -> bool:
+    if not folder.is_dir():
+        return False
+    rewind = spec.rewind_epoch is None or (folder / f"rewind-{spec.rewind_epoch}.pt").is_file()
+    try:
+        _, state = read_weights(folder / "network.pt")
+        network.load_state_dict(state)
+    except (StoreError, RuntimeError) as error:
+        log.warning("%s Set aside as %s; the network will be trained again.", error, set_aside(folder).name)
+        return False
+    return rewind
+
+
+def _train(
+    spec: ReferenceSpec, p: Parameters, context: Context, network: nn.Module, folder: Path, report: Report
+) -> None:
+    """Train into a folder beside the final one, which the checkpoint shares, and give it its name at the end."""
+    splits = context.data.splits(p, p.training)
+    settings = train_settings(p.training, context.machine)
+    partial = folder.with_name(f".partial-{spec.folder}")
+    writing = folder.with_name(f".writing-{spec.folder}-{uuid.uuid4().hex[:8]}")
+    writing.mkdir(parents=True)
+    partial.mkdir(exist_ok=True)
+    rewind = None if spec.rewind_epoch is None else partial / f"rewind-{spec.rewind_epoch}.pt"
+    on_batch, on_epoch = epoch_callbacks(spec.folder, settings.num_epochs, len(splits.train), report)
+    try:
+        records = train(
+            network.to(context.machine.device), splits.train, settings,
+            valid=splits.valid, stream=("train", p.seed, spec.net), device=torch.device(context.machine.device),
+            checkpoint=partial / "checkpoint.pt",
+            rewind_to=None if rewind is None else (spec.rewind_epoch or 0, rewind),
+            on_batch=on_batch, on_epoch=on_epoch,
+        )  # fmt: skip
+        save_weights(writing / "network.pt", network, Plan(), architecture_of(p, splits.input_shape), net=spec.net)
+        write_history(writing / "history.csv", records)
+        for kept in {*folder.glob("rewind-*.pt"), *([rewind] if rewind else [])}:
+            shutil.copy2(kept, writing)
+        sync_folder(writing)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(writing, folder)
+        shutil.rmtree(partial, ignore_errors=True)
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)

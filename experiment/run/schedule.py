@@ -1,0 +1,95 @@
+"""Which pieces of work there are, in which order they become ready, and which share of them is this process's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiment.run.plan import Cell, Chain, ExperimentPlan, ReferenceTask, slug
+
+
+@dataclass(frozen=True)
+class Work:
+    """A reference network or a chain of cells of one of the experiments under way.
+
+    Attributes:
+        experiment: index of the experiment.
+        needs: name of the work that must be finished first, if any.
+        units: how much of it is left, in epochs plus one for every cell's compression and test.
+        cells: what of it is left.
+    """
+
+    experiment: int
+    name: str
+    task: ReferenceTask | Chain
+    needs: str | None
+    units: float
+    cells: tuple[Cell, ...]
+
+
+def open_work(
+    index: int,
+    plan: ExperimentPlan,
+    results: Mapping[str, Mapping[str, Any]],
+    *,
+    retry_failed: bool = False,
+    share: tuple[int, int] | None = None,
+) -> list[Work]:
+    """What is left to do of one experiment: references first, then the chains that need them.
+
+    Args:
+        share: (K, N): only every N-th chain from the K-th on, and the references that those need.
+    """
+
+    def is_open(key: str) -> bool:
+        result = results.get(key)
+        return result is None or (retry_failed and result["status"] == "failed")
+
+    chains = [c for i, c in enumerate(plan.chains) if share is None or i % share[1] == share[0]]
+    wanted = {_reference_name(index, c.variant.name, c.reference.net) for c in chains}
+    work: list[Work] = []
+    for i, task in enumerate(plan.references):
+        name = _reference_name(index, task.variant.name, task.reference.net)
+        mine = share is None or (i % share[1] == share[0] if not plan.chains else name in wanted)
+        if mine and is_open(task.cell.key):
+            work.append(Work(index, name, task, None, task.cell.epochs_train + 1, (task.cell,)))
+    opened = {w.name for w in work}
+    for chain in chains:
+        cells = tuple(cell for cell in chain.cells if is_open(cell.key))
+        if cells:
+            needs = _reference_name(index, chain.variant.name, chain.reference.net)
+            name = f"{needs}-{slug(chain.method.label)}-r{chain.repetition}"
+            units = sum(cell.epochs_retrain + 1 for cell in cells)
+            work.append(Work(index, name, chain, needs if needs in opened else None, units, cells))
+    return work
+
+
+def _reference_name(experiment: int, variant: str, net: int) -> str:
+    return slug(f"{experiment}-{variant}-n{net}")
+
+
+class Queue:
+    """The open work, handed out in order as it becomes ready."""
+
+    def __init__(self, work: Sequence[Work]) -> None:
+        self.waiting = list(work)
+        self.unfinished = {w.name for w in work}
+
+    def take(self, busy: frozenset[str] = frozenset()) -> Work | None:
+        """The next piece whose needs are met and that is not in `busy`, or None."""
+        for i, work in enumerate(self.waiting):
+            if work.needs not in self.unfinished and work.name not in busy:
+                return self.waiting.pop(i)
+        return None
+
+    def put_back(self, work: Work) -> None:
+        """Somebody else is at it: come back to it later."""
+        self.waiting.append(work)
+
+    def finished(self, work: Work) -> None:
+        """Whatever needed this may start."""
+        self.unfinished.discard(work.name)
+
+    def __bool__(self) -> bool:
+        return bool(self.waiting)

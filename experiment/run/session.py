@@ -1,0 +1,178 @@
+"""One call of the command: experiments made ready, their open work done, their tables and reports written."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from experiment.errors import ConfigError
+from experiment.files import write_whole
+from experiment.run.events import CellDone, Event
+from experiment.run.execute import Setup, Site, run_in_processes, run_serially
+from experiment.run.machine import describe_environment, num_gpus
+from experiment.run.plan import ExperimentPlan
+from experiment.run.schedule import Queue, Work, open_work
+from experiment.run.show import Show
+from experiment.run.store import Directories, Store
+
+SECONDS_BETWEEN_TABLES = 2.0
+
+Results = Mapping[str, Mapping[str, Any]]
+
+
+class Report(Protocol):
+    """Where a written report lies; writing it is the business of `experiment.report`, which stands above this."""
+
+    @property
+    def markdown(self) -> Path: ...
+
+    @property
+    def html(self) -> Path: ...
+
+    @property
+    def main_plots(self) -> Sequence[Path]: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run: what the command line says beside the parameter files.
+
+    Attributes:
+        workers: processes on this machine, None for as many as the cores (or GPUs) bear.
+        share: (K, N) of a job array, else None.
+        executor: serial or processes, None to choose by the number of workers.
+    """
+
+    workers: int | None = None
+    share: tuple[int, int] | None = None
+    executor: str | None = None
+    retry_failed: bool = False
+    verbosity: int = 0
+
+
+def run_session(
+    plans: Sequence[ExperimentPlan],
+    directories: Sequence[Directories],
+    options: Options,
+    write_report: Callable[[Path], Report],
+    say: Callable[[str], None],
+) -> int:
+    """Do what is left to do of every experiment, and leave table and report of each; returns the exit status.
+
+    Raises: ConfigError: something that no cell could survive is wrong (an unknown name, missing data).
+    """
+    _refuse_unavailable(plans)
+    stores = [Store(place.results / plan.name) for plan, place in zip(plans, directories, strict=True)]
+    results = [store.results(plan.cells) for plan, store in zip(plans, stores, strict=True)]
+    work = [
+        w
+        for i, (plan, found) in enumerate(zip(plans, results, strict=True))
+        for w in open_work(i, plan, found, retry_failed=options.retry_failed, share=options.share)
+    ]
+    if work:
+        _compute(plans, stores, directories, work, options, say)
+    failed = 0
+    for plan, store in zip(plans, stores, strict=True):
+        found = store.results(plan.cells)
+        table = store.write_table(plan, found)
+        failed += _tell(plan, found, table, write_report(store.folder), say)
+    return 1 if failed else 0
+
+
+def _refuse_unavailable(plans: Sequence[ExperimentPlan]) -> None:
+    problems = [problem for plan in plans for problem in plan.problems]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _compute(
+    plans: Sequence[ExperimentPlan],
+    stores: Sequence[Store],
+    directories: Sequence[Directories],
+    work: list[Work],
+    options: Options,
+    say: Callable[[str], None],
+) -> None:
+    from experiment.run.preflight import check_before_running  # torch comes with it: not before there is work
+
+    machine = plans[0].machine
+    touched = sorted({item.experiment for item in work})
+    threads = max(plans[i].file.parameters.threads for i in touched)
+    workers = _num_workers(options, threads, num_gpus(machine), len(work))
+    for i in touched:
+        check_before_running(plans[i], directories[i], machine)
+        _describe(plans[i], stores[i], workers)
+    cells = sum(len(item.cells) for item in work)
+    if options.verbosity >= 0:
+        say(f"{cells} cells to compute on {machine.device}, {_plural(workers, 'worker')} of {_plural(threads, 'thread')}")
+    show = Show(sum(item.units for item in work), cells, options.verbosity)
+    written = time.monotonic()
+
+    def listen(item: Work, event: Event) -> None:
+        nonlocal written
+        show(item, event)
+        if isinstance(event, CellDone) and time.monotonic() - written > SECONDS_BETWEEN_TABLES:
+            store, plan = stores[item.experiment], plans[item.experiment]
+            store.write_table(plan, store.results(plan.cells))
+            written = time.monotonic()
+
+    sites = tuple(
+        Site(store.folder, place, plan.file.parameters.threads)
+        for plan, store, place in zip(plans, stores, directories, strict=True)
+    )
+    setup = Setup(sites, machine, options.retry_failed)
+    try:
+        if (options.executor or ("processes" if workers > 1 else "serial")) == "serial":
+            run_serially(Queue(work), setup, listen)
+        else:
+            run_in_processes(Queue(work), setup, workers, listen)
+    finally:
+        show.close()
+
+
+def _num_workers(options: Options, threads: int, gpus: int, pieces: int) -> int:
+    """As many as asked for, else as the cores (or GPUs) bear; never more than there is work."""
+    if options.share is not None:
+        return 1
+    bearable = gpus or max(1, (os.cpu_count() or 1) // threads)
+    return max(1, min(options.workers or bearable, pieces))
+
+
+def _describe(plan: ExperimentPlan, store: Store, workers: int) -> None:
+    """Leave beside the results what was asked for and where it was computed."""
+    environment = describe_environment(plan.machine, plan.file.parameters.threads, workers)
+    write_whole(store.folder / "environment.json", json.dumps(environment, indent=1) + "\n")
+    text = f"# Resolved from {plan.file.path.name}: includes merged, command-line overrides applied.\n"
+    write_whole(store.folder / "parameters.yaml", text + yaml.safe_dump(plan.file.values, sort_keys=False))
+
+
+def _tell(plan: ExperimentPlan, found: Results, table: Path, report: Report, say: Callable[[str], None]) -> int:
+    """Say where everything is and what went wrong; returns the number of failed cells."""
+    status = Counter(str(found[cell.key]["status"]) if cell.key in found else "pending" for cell in plan.cells)
+    say(f"{plan.name}: " + ", ".join(f"{number} {name}" for name, number in sorted(status.items())) + " cells")
+    for cell in plan.cells:
+        if found.get(cell.key, {}).get("status") == "failed":
+            say(f"  failed: {cell.label} net {cell.net} keep {cell.keep:.4g}: {found[cell.key].get('error')}")
+    if status["failed"]:
+        say("  run it again with --retry-failed once the cause is mended")
+    say(f"  results   {_shown(table)}")
+    say(f"  report    {_shown(report.markdown)}, {_shown(report.html)}")
+    for plot in report.main_plots:
+        say(f"  plot      {_shown(plot)}")
+    return status["failed"]
+
+
+def _shown(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _plural(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

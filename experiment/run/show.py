@@ -1,0 +1,68 @@
+"""What the terminal shows while work runs: a progress bar for people, nothing but finished cells for log files."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from experiment.run.events import Advanced, CellDone, EpochDone, Event, Note, Started
+from experiment.run.schedule import Work
+
+
+class Show:
+    """Turns events into a bar (on a terminal) and a line a finished cell.
+
+    Args:
+        units: all the work there is, in epochs plus one a cell.
+        verbosity: -1 errors only, 0 a line a finished cell, 1 a line an epoch too.
+    """
+
+    def __init__(self, units: float, cells: int, verbosity: int) -> None:
+        self.verbosity, self.cells = verbosity, cells
+        self.finished = self.failed = 0
+        self.started = time.monotonic()
+        self._bar = tqdm(
+            total=round(units, 1), unit="epoch", disable=not sys.stderr.isatty() or verbosity < 0, dynamic_ncols=True,
+            smoothing=0.05, bar_format="{percentage:3.0f}%|{bar}| {elapsed} < {remaining} {postfix}",
+        )  # fmt: skip
+
+    def __call__(self, work: Work, event: Event) -> None:
+        if isinstance(event, Advanced):
+            self._bar.update(min(event.units, max(0.0, (self._bar.total or 0) - self._bar.n)))
+        elif isinstance(event, Started):
+            self._bar.set_postfix_str(self._count(event.name))
+        elif isinstance(event, EpochDone):
+            accuracy = "" if event.valid_top1 is None else f", validation top-1 {event.valid_top1:.2%}"
+            line = f"{event.name} epoch {event.epoch + 1}/{event.num_epochs}: loss {event.loss:.4f}{accuracy}"
+            self._bar.set_postfix_str(self._count(line))
+            if self.verbosity > 0:
+                self.say(line)
+        elif isinstance(event, CellDone):
+            self._finish(event)
+        elif isinstance(event, Note) and self.verbosity >= 0:
+            self.say(event.text)
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """End the bar."""
+        self._bar.close()
+
+    def _count(self, text: str) -> str:
+        return f"[{self.finished}/{self.cells}] {text}"
+
+    def _finish(self, event: CellDone) -> None:
+        self.finished += 1
+        self._bar.set_postfix_str(self._count(event.name))
+        if event.status == "failed":
+            self.failed += 1
+            self.say(f"{self._count(event.name)}: FAILED: {event.error}")
+        elif self.verbosity >= 0 and event.status == "infeasible":
+            self.say(f"{self._count(event.name)}: infeasible: {event.error}")
+        elif self.verbosity >= 0:
+            kept = "" if event.keep_parameters is None else f", {event.keep_parameters:.1%} of the parameters"
+            self.say(f"{self._count(event.name)}: top-1 {event.top1:.2%}{kept}")

@@ -1,0 +1,163 @@
+"""Where results are kept: one folder a cell, written elsewhere and renamed, and results.csv made from them. No torch here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from experiment.errors import StoreError
+from experiment.files import set_aside, write_whole
+from experiment.run.keys import FORMAT_VERSION
+from experiment.run.plan import Cell, ExperimentPlan, ReferenceSpec
+
+COLUMNS = (
+    "dataset", "dataset_test", "network", "variant", "method", "label", "net", "repetition", "keep_target",
+    "parameters", "flops", "flops_unmasked", "keep_parameters", "keep_flops",
+    "bytes_dense", "bytes_values", "bytes_sparse", "bytes_file",
+    "loss", "top1", "top5", "top1_before_retraining", "top1_reference", "parameters_reference", "flops_reference",
+    "epochs", "seconds_compress", "seconds_retrain", "status", "error", "cell",
+)  # fmt: skip
+
+log = logging.getLogger("experiment")
+
+
+@dataclass(frozen=True)
+class Directories:
+    """Where results, trained networks and datasets lie."""
+
+    results: Path
+    trained_networks: Path
+    datasets: Path
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder of one experiment."""
+
+    folder: Path
+
+    @cached_property
+    def cells_folder(self) -> Path:
+        return self.folder / "cells"
+
+    def index(self) -> dict[str, Path]:
+        """Key -> folder of every cell that is there whole; a cell keeps its result under any label."""
+        if not self.cells_folder.is_dir():
+            return {}
+        with os.scandir(self.cells_folder) as entries:
+            return {e.name.rpartition("-")[2]: Path(e.path) for e in entries if not e.name.startswith(".")}
+
+    def read(self, folder: Path) -> dict[str, Any] | None:
+        """The result of one cell; a damaged one is set aside, named in the log, and counts as not there.
+
+        Raises: StoreError: the result was written by a newer version of this program.
+        """
+        path = folder / "result.json"
+        try:
+            result = json.loads(path.read_text())
+            version = result["format"]
+        except (OSError, ValueError, KeyError, TypeError):
+            place = set_aside(folder)
+            log.warning("%s is damaged: set aside as %s, its cell will be computed again.", path, place.name)
+            return None
+        if version != FORMAT_VERSION:
+            raise StoreError(
+                f"{path}: format version {version}, this program reads {FORMAT_VERSION}. "
+                "Use the version of the program that wrote it, or another --results folder."
+            )
+        return dict(result)
+
+    def results(self, cells: Iterable[Cell]) -> dict[str, dict[str, Any]]:
+        """Key -> result of those of `cells` that are there."""
+        index = self.index()
+        found = {}
+        for cell in cells:
+            folder = index.get(cell.key)
+            result = self.read(folder) if folder is not None else None
+            if result is not None:
+                found[cell.key] = result
+        return found
+
+    def partial(self, key: str) -> Path:
+        """Where a cell is computed; its checkpoint lies here and survives a kill."""
+        return self.cells_folder / f".partial-{key}"
+
+    def lock_file(self, name: str) -> Path:
+        """The lock of a piece of work that two processes must not do at once."""
+        path = self.folder / ".locks" / f"{name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @contextmanager
+    def writing(self, cell: Cell) -> Iterator[Path]:
+        """A folder to write a cell's files to; it becomes the cell's folder when the block ends without an error."""
+        folder = self.cells_folder / f".writing-{cell.key}-{uuid.uuid4().hex[:8]}"
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+            sync_folder(folder)
+            place = self.index().get(cell.key, self.cells_folder / cell.folder)
+            if place.exists():
+                shutil.rmtree(place)
+            os.replace(folder, place)
+            shutil.rmtree(self.partial(cell.key), ignore_errors=True)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def write_table(self, plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Path:
+        """Write results.csv: a row a finished cell, in grid order."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in table_rows(plan, results):
+            writer.writerow(row)
+        path = self.folder / "results.csv"
+        write_whole(path, text.getvalue())
+        return path
+
+
+def table_rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows of results.csv: what each cell measured, beside its reference network's figures."""
+    references = {(t.variant.name, t.cell.net): results.get(t.cell.key, {}) for t in plan.references}
+    parameters = {variant.name: variant.parameters for variant in plan.file.variants}
+    for cell in plan.cells:
+        result = results.get(cell.key)
+        if result is None:
+            continue
+        reference, p = references[cell.variant, cell.net], parameters[cell.variant]
+        test = p.experiments.dataset_test or p.network.dataset
+        row = {column: result.get(column) for column in COLUMNS}
+        row |= {
+            "dataset": p.network.dataset.name, "dataset_test": test.name, "network": p.network.name,
+            "variant": cell.variant, "method": cell.method, "label": cell.label, "net": cell.net,
+            "repetition": cell.repetition, "keep_target": cell.keep, "cell": cell.key,
+            "top1_reference": reference.get("top1"), "parameters_reference": reference.get("parameters"),
+            "flops_reference": reference.get("flops"),
+        }  # fmt: skip
+        for quantity in ("parameters", "flops"):
+            count, whole = result.get(quantity), reference.get(quantity)
+            row[f"keep_{quantity}"] = count / whole if count is not None and whole else None
+        yield {column: "" if value is None else value for column, value in row.items()}
+
+
+def reference_folder(directories: Directories, reference: ReferenceSpec) -> Path:
+    """Where a trained, uncompressed network lies."""
+    return directories.trained_networks / reference.folder
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring every file of a folder to the disk, before the folder gets its name."""
+    for path in folder.iterdir():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())

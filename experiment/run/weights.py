@@ -1,0 +1,78 @@
+"""network.pt: a specification in plain values and a state_dict, written whole and read without unpickling code."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiment.errors import StoreError
+from experiment.files import write_whole
+from experiment.layers.build import build
+from experiment.layers.plan import Plan
+from experiment.run.keys import FORMAT_VERSION
+
+
+def save_weights(
+    path: Path, network: nn.Module, plan: Plan, architecture: Mapping[str, Any] | None, **about: str | float | None
+) -> int:
+    """Write a network; returns the bytes of the file.
+
+    Args:
+        architecture: how to make the original network again (name, settings, output_size, input_shape), None where only
+            the user's own code can.
+        about: plain facts to keep beside (method, keep, ...).
+    """
+    specification = {
+        "format": FORMAT_VERSION,
+        "architecture": None if architecture is None else dict(architecture),
+        "plan": plan.to_data(),
+        "about": about,
+    }
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    buffer = io.BytesIO()
+    torch.save({"specification": specification, "state_dict": state}, buffer)
+    write_whole(path, buffer.getvalue())
+    return buffer.tell()
+
+
+def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The specification and the state_dict of a file.
+
+    Raises: StoreError: the file is absent, damaged, foreign, or of another format version. Nothing in it is executed.
+    """
+    if not path.is_file():
+        raise StoreError(f"{path}: there is no such file.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise StoreError(f"{path}: not a file of weights, damaged, or holding more than plain data ({reason}).") from error
+    if not isinstance(content, dict) or not {"specification", "state_dict"} <= content.keys():
+        raise StoreError(f"{path}: not written by this program: no specification and state_dict in it.")
+    specification = content["specification"]
+    if not isinstance(specification, dict) or specification.get("format") != FORMAT_VERSION:
+        raise StoreError(
+            f"{path}: format version {specification.get('format') if isinstance(specification, dict) else '?'}, "
+            f"this program reads {FORMAT_VERSION}. Load it with the version that wrote it."
+        )
+    return specification, content["state_dict"]
+
+
+def rebuild(original: nn.Module, specification: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> nn.Module:
+    """The compressed network in eval mode, from the original architecture and what `read_weights` gave.
+
+    Raises: StoreError: the plan or the weights do not fit that architecture.
+    """
+    try:
+        network = build(original, Plan.from_data(specification["plan"], original))
+        network.load_state_dict(dict(state))
+    except (RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise StoreError(f"{path}: does not fit this network: {str(error).strip()}") from error
+    return network.eval()

@@ -1,0 +1,157 @@
+"""The grid and its keys: what changes an outcome changes a key, and nothing else does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiment.config import load
+from experiment.errors import ConfigError
+from experiment.run.plan import ExperimentPlan, Machine, plan_experiment, slug_path
+
+
+def grid(path: Path, *overrides: str) -> ExperimentPlan:
+    base = load(path) if overrides else None
+    return plan_experiment(load(path, overrides), Machine("cpu"), base=base)
+
+
+def keys(plan: ExperimentPlan) -> list[str]:
+    return [cell.key for cell in plan.cells]
+
+
+def test_rows_stand_in_grid_order(write: Any, small: dict[str, Any]) -> None:
+    small["experiments"] |= {"numNets": 2, "numRepetitions": 2}
+    cells = grid(write(small)).cells
+    assert [(c.net, c.repetition, c.method, c.keep) for c in cells] == [
+        row
+        for net in (0, 1)
+        for row in [
+            (net, 0, "Reference", 1.0),
+            *((net, r, m, k) for r in (0, 1) for m in ("WT", "SVD") for k in (0.5, 0.1)),
+        ]
+    ]
+    assert len(set(keys(grid(write(small))))) == len(cells)
+
+
+@pytest.mark.parametrize(
+    ("block", "change"),
+    [
+        ("training", {"optimizerKwargs": {"lr": 0.1, "momentum": 0.9}}),
+        ("training", {"transformsTrain": []}),
+        ("training", {"batchSize": 32}),
+        ("training", {"numEpochs": 3}),
+        ("network", {"name": "lenet5"}),
+        ("", {"seed": 1}),
+        ("", {"threads": 2}),
+    ],
+)
+def test_what_changes_the_outcome_changes_every_key(write: Any, small: dict[str, Any], block: str, change: Any) -> None:
+    before = keys(grid(write(small)))
+    (small[block] if block else small).update(change)
+    assert not set(before) & set(keys(grid(write(small))))
+
+
+def test_retraining_changes_the_cells_but_not_the_reference(write: Any, small: dict[str, Any]) -> None:
+    before = grid(write(small))
+    small["retraining"]["optimizerKwargs"] = {"lr": 0.01}
+    after = grid(write(small))
+    assert after.references[0].reference.key == before.references[0].reference.key
+    assert after.cells[0].key == before.cells[0].key
+    assert not {c.key for c in before.cells[1:]} & {c.key for c in after.cells[1:]}
+
+
+@pytest.mark.parametrize(
+    ("block", "change"),
+    [
+        ("training", {"testBatchSize": 500}),
+        ("training", {"metricsTest": [{"type": "TopK", "kwargs": {"topk": 1}}]}),
+        ("training", {"loss": "CrossEntropyLoss", "lossKwargs": {}}),
+        ("experiments", {"plotting": {"minVal": 0.1, "maxVal": 0.9}}),
+        ("experiments", {"budget": "parameters", "numRepetitions": 1}),
+        ("", {"network_names": {"WT": "magnitude"}, "description": "words", "directories": {"results": "elsewhere"}}),
+    ],
+)
+def test_what_only_shows_or_repeats_a_default_changes_no_key(
+    write: Any, small: dict[str, Any], block: str, change: Any
+) -> None:
+    before = keys(grid(write(small)))
+    (small[block] if block else small).update(change)
+    assert keys(grid(write(small))) == before
+
+
+def test_growing_the_grid_keeps_the_old_cells(write: Any, small: dict[str, Any]) -> None:
+    before = keys(grid(write(small)))
+    small["experiments"] |= {"methods": ["FT", "WT", "SVD"], "numNets": 2, "numRepetitions": 2}
+    small["experiments"]["spacing"][0]["values"] = [0.5, 0.3, 0.1]
+    after = keys(grid(write(small)))
+    assert set(before) < set(after)
+    assert len(after) == 2 * (1 + 2 * 3 * 3)
+
+
+def test_a_label_is_no_part_of_a_key(write: Any, small: dict[str, Any]) -> None:
+    before = keys(grid(write(small)))
+    small["experiments"]["methods"] = [{"name": "ThresNet", "label": "magnitude"}, "SVDNet"]
+    after = grid(write(small))
+    assert keys(after) == before
+    assert [c.label for c in after.cells] == ["Reference", "magnitude", "magnitude", "SVD", "SVD"]
+
+
+def test_a_cascade_cell_depends_on_all_before_it(write: Any, small: dict[str, Any]) -> None:
+    small["experiments"] |= {"mode": "cascade", "methods": ["WT"]}
+    small["experiments"]["spacing"][0]["values"] = [0.8, 0.5, 0.1]
+    before = grid(write(small)).cells
+    small["experiments"]["spacing"][0]["values"] = [0.8, 0.4, 0.1]
+    after = grid(write(small)).cells
+    assert [a.key == b.key for a, b in zip(after, before, strict=True)] == [True, True, False, False]
+
+
+def test_compress_only_steps_accumulate_in_one_shot_mode(write: Any, small: dict[str, Any]) -> None:
+    small["experiments"] |= {"methods": ["WT"], "retrainIterations": 2}
+    small["experiments"]["spacing"][0]["values"] = [0.8, 0.6, 0.4, 0.2]
+    one_shot = grid(write(small)).cells[1:]
+    assert [(c.between, c.keep) for c in one_shot] == [((0.8,), 0.6), ((0.8, 0.4), 0.2)]
+    small["experiments"]["mode"] = "cascade"
+    cascade = grid(write(small)).cells[1:]
+    assert [(c.between, c.keep) for c in cascade] == [((0.8,), 0.6), ((0.4,), 0.2)]
+
+
+def test_epochs_are_those_really_run(write: Any, small: dict[str, Any]) -> None:
+    small["training"]["numEpochs"] = 10
+    small["retraining"] = {"startEpoch": 7}
+    cell = grid(write(small)).cells[1]
+    assert (cell.epochs_train, cell.epochs_retrain) == (10, 3)
+
+
+def test_overrides_that_change_the_computation_get_a_folder_of_their_own(write: Any, small: dict[str, Any]) -> None:
+    path = write(small)
+    plain, changed = grid(path), grid(path, "training.numEpochs=3")
+    assert plain.name == "small"
+    assert changed.name.startswith("small@")
+    assert grid(path, "training.numEpochs=2").name == "small"
+    assert grid(path, "directories.results=elsewhere").name == "small"
+
+
+def test_unknown_names_are_listed_and_hide_nothing(write: Any, small: dict[str, Any]) -> None:
+    small["experiments"]["methods"] = ["WT", "PCANet", "ALSD"]
+    plan = grid(write(small))
+    assert [c.label for c in plan.cells[1:]] == ["WT", "WT", "PCA", "PCA", "ALSD", "ALSD"]
+    assert set(plan.unavailable) == {"PCA", "ALSD"}
+    assert "small.yaml:" in plan.problems[1]
+    assert "Did you mean 'ALDS'?" in plan.problems[1]
+
+
+def test_two_methods_with_one_label_are_refused(write: Any, small: dict[str, Any]) -> None:
+    small["experiments"]["methods"] = ["WT", {"name": "ALDS", "label": "WT"}, {"name": "SVD", "settings": {"rnk": 1}}]
+    with pytest.raises(ConfigError) as caught:
+        grid(write(small))
+    assert len(caught.value.problems) == 2
+    assert "second method with the label 'WT'" in caught.value.problems[0]
+    assert "no setting 'rnk'" in caught.value.problems[1]
+
+
+def test_experiment_names_never_leave_the_results_folder() -> None:
+    assert slug_path("../../etc/passwd") == "etc/passwd"
+    assert slug_path("/abs/olute") == "abs/olute"
+    assert slug_path("a b/c;rm") == "a_b/c_rm"

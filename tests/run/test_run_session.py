@@ -1,0 +1,206 @@
+"""Whole experiments on real digits: finished, continued, extended, killed, failing, in one process and in several."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from experiment.main import main
+from experiment.run.store import COLUMNS
+
+TIMES = ["seconds_compress", "seconds_retrain"]  # the only columns that a second run may change
+
+
+def table(folder: Path, name: str = "small") -> pd.DataFrame:
+    return pd.read_csv(folder / "data/results" / name / "results.csv")
+
+
+def same(a: pd.DataFrame, b: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(a.drop(columns=TIMES), b.drop(columns=TIMES), check_exact=True)
+
+
+def test_an_experiment_leaves_all_that_it_promises(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
+    small["experiments"]["methods"] = ["WT", "FT", "SVD", "ALDS", "Fake"]
+    assert main([str(write(small)), "-j", "1", "-q"]) == 0
+    frame = table(in_tmp)
+    assert tuple(frame.columns) == COLUMNS
+    assert list(frame["method"]) == ["Reference", *(m for m in ("WT", "FT", "SVD", "ALDS", "Fake") for _ in range(2))]
+    assert set(frame["status"]) == {"done"}
+    compressed = frame[~frame["method"].isin(["Reference", "Fake"])]
+    assert (compressed["keep_parameters"] <= compressed["keep_target"]).all()
+    assert (frame[frame["method"] == "Fake"]["keep_parameters"] == 1).all()
+    assert (frame["epochs"] == [0] + [1] * 10).all()
+    assert frame["top1_reference"].nunique() == 1
+    assert frame["top1"].max() > 0.8
+    wt = frame[frame["method"] == "WT"].iloc[0]
+    assert wt["flops"] == wt["flops_reference"] > wt["flops_unmasked"]
+    assert wt["bytes_values"] == 4 * wt["parameters"] < wt["bytes_sparse"] < wt["bytes_dense"] < wt["bytes_file"]
+    folder = in_tmp / "data/results/small"
+    for cell in frame["cell"]:
+        (place,) = folder.glob(f"cells/*-{cell}")
+        assert {"result.json", "layers.csv", "history.csv", "network.pt"} <= {p.name for p in place.iterdir()}
+    assert {"parameters.yaml", "environment.json", "report.md", "report.html"} <= {p.name for p in folder.iterdir()}
+    assert list(folder.glob("plots/*.png"))
+    assert not [p for p in folder.glob("cells/.*")]
+
+
+def test_a_second_run_computes_nothing_and_a_larger_grid_only_what_is_new(
+    write: Any, small: dict[str, Any], in_tmp: Path
+) -> None:
+    main([str(write(small)), "-j", "1", "-q"])
+    first, stamps = table(in_tmp), _stamps(in_tmp)
+    assert main([str(write(small)), "-j", "1", "-q"]) == 0
+    assert _stamps(in_tmp) == stamps
+    small["experiments"]["methods"] = ["SVD-Energy", "WT", "SVD"]
+    small["experiments"]["spacing"][0]["values"] = [0.5, 0.3, 0.1]
+    assert main([str(write(small)), "-j", "1", "-q"]) == 0
+    assert stamps.items() <= _stamps(in_tmp).items()
+    larger = table(in_tmp)
+    assert len(larger) == 10
+    same(larger[larger["cell"].isin(first["cell"])].reset_index(drop=True), first)
+
+
+def _stamps(folder: Path) -> dict[str, int]:
+    found = [*folder.glob("data/results/small/cells/*/result.json"), *folder.glob("data/trained_networks/*/network.pt")]
+    return {str(p): p.stat().st_mtime_ns for p in found}
+
+
+@pytest.mark.parametrize("mode", ["retrain", "cascade", "cascade-rewind"])
+def test_two_workers_give_what_one_gives(write: Any, small: dict[str, Any], in_tmp: Path, mode: str) -> None:
+    small["experiments"] |= {"mode": mode, "methods": ["WT", "FT"]}
+    path = str(write(small))
+    assert main([path, "-j", "1", "-q", "--results", "one"]) == 0
+    os.rename(in_tmp / "data/trained_networks", in_tmp / "aside")
+    assert main([path, "-j", "2", "-q", "--results", "two"]) == 0
+    same(pd.read_csv("one/small/results.csv"), pd.read_csv("two/small/results.csv"))
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_results(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
+    small["training"]["numEpochs"] = 6
+    small["experiments"] |= {"methods": ["WT", "SVD"], "mode": "cascade"}
+    path = str(write(small))
+    command = [sys.executable, "-m", "experiment.main", path, "-j", "1", "-q"]
+    assert subprocess.run([*command, "--results", "whole"], cwd=in_tmp, check=False).returncode == 0
+    os.rename(in_tmp / "data/trained_networks", in_tmp / "aside")
+    draw = random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen(
+            [*command, "--results", "killed"], cwd=in_tmp, start_new_session=True, stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(draw.uniform(2.5, 6.0))  # some kills hit the imports, some the training, some the cells
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert subprocess.run([*command, "--results", "killed"], cwd=in_tmp, check=False).returncode == 0
+    same(pd.read_csv(in_tmp / "whole/small/results.csv"), pd.read_csv(in_tmp / "killed/small/results.csv"))
+
+
+def test_two_identical_processes_share_the_work(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
+    path = str(write(small))
+    command = [sys.executable, "-m", "experiment.main", path, "-j", "1"]
+    both = [
+        subprocess.Popen(command, cwd=in_tmp, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum(text.count("WT keep 0.5 net 0: top-1") for text in said) == 1
+    assert len(table(in_tmp)) == 5
+
+
+def test_shares_of_a_job_array_add_up(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
+    path = str(write(small))
+    assert main([path, "-j", "2", "-i", "1", "-q"]) == 0
+    assert set(table(in_tmp)["method"]) == {"Reference", "SVD"}
+    assert main([path, "-j", "2", "-i", "0", "-q"]) == 0
+    assert set(table(in_tmp)["method"]) == {"Reference", "WT", "SVD"}
+
+
+def test_an_infeasible_budget_is_a_result(write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any) -> None:
+    small["experiments"]["spacing"][0]["values"] = [0.5, 0.001]
+    assert main([str(write(small)), "-j", "1", "-q"]) == 0
+    rows = table(in_tmp).set_index(["method", "keep_target"])
+    assert rows.loc[("SVD", 0.001), "status"] == "infeasible"
+    assert "smallest network" in rows.loc[("SVD", 0.001), "error"]
+    assert rows.loc[("SVD", 0.5), "status"] == "done"
+
+
+def test_a_diverging_training_fails_its_cells_and_says_why(
+    write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any
+) -> None:
+    small["retraining"] = {"numEpochs": 1, "optimizerKwargs": {"lr": 1e20}}
+    path = str(write(small))
+    assert main([path, "-j", "1", "-q"]) == 1
+    frame = table(in_tmp).set_index("method")
+    assert frame.loc["Reference", "status"] == "done"
+    assert set(frame.loc["WT", "status"]) == {"failed"}
+    assert "keep 0.5" in capsys.readouterr().out
+    plan = _plan_json(path, capsys)
+    assert [c["status"] for c in plan] == ["done", "failed", "failed", "failed", "failed"]
+    assert main([path, "-j", "1", "-q"]) == 1, "failed cells stay failed until asked for again"
+
+
+def test_a_failing_reference_fails_its_cells(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
+    small["training"]["optimizerKwargs"] = {"lr": 1e20}
+    assert main([str(write(small)), "-j", "1", "-q"]) == 1
+    frame = table(in_tmp)
+    assert set(frame["status"]) == {"failed"}
+    assert frame["error"].iloc[1].startswith("the reference network failed")
+
+
+def test_a_damaged_cell_is_set_aside_and_made_again(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
+    path = str(write(small))
+    main([path, "-j", "1", "-q"])
+    first = table(in_tmp)
+    (victim,) = in_tmp.glob("data/results/small/cells/WT-*-0.5-*")
+    (victim / "result.json").write_text('{"format": 1, "sta')
+    assert main([path, "-j", "1", "-q"]) == 0
+    same(table(in_tmp), first)
+    assert list(in_tmp.glob("data/results/small/cells/*.damaged"))
+
+
+def test_results_of_a_newer_version_are_refused(write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any) -> None:
+    path = str(write(small))
+    main([path, "-j", "1", "-q"])
+    victim = next(in_tmp.glob("data/results/small/cells/*/result.json"))
+    victim.write_text(json.dumps({"format": 99, "status": "done"}))
+    capsys.readouterr()
+    assert main([path, "-q"]) == 2
+    assert "format version 99" in capsys.readouterr().err
+
+
+def test_rewinding_takes_the_weights_of_the_rewind_epoch(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
+    import torch
+
+    from experiment import load_network
+
+    small["retraining"] = {"startEpoch": 1, "numEpochs": 1}
+    small["experiments"] |= {"mode": "cascade-rewind", "methods": ["WT"]}
+    small["training"]["numEpochs"] = 2
+    assert main([str(write(small)), "-j", "1", "-q"]) == 0  # nothing to retrain: the pruned network itself
+    small["retraining"] = {"startEpoch": 1, "numEpochs": 2, "optimizerKwargs": {"lr": 0.0, "momentum": 0.0}}
+    assert main([str(write(small)), "-j", "1", "-q"]) == 0
+    (rewind,) = in_tmp.glob("data/trained_networks/*/rewind-1.pt")
+    early = torch.load(rewind, weights_only=True)
+    pruned = load_network(in_tmp / "data/results/small", method="WT", keep=0.5)
+    from experiment.layers.masks import bake_masks, named_masks
+
+    masks = named_masks(pruned)
+    for name, weight in bake_masks(pruned).state_dict().items():
+        assert torch.equal(weight, early[name] * masks.get(name, torch.tensor(True))), name
+
+
+def _plan_json(path: str, capsys: Any) -> list[dict[str, Any]]:
+    capsys.readouterr()
+    assert main([path, "--plan=json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]

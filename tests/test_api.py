@@ -1,0 +1,103 @@
+"""compress, save_network, load_network on a network of the user's own."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import experiment
+from experiment import compress, compress_many, load_network, load_results, save_network
+from experiment.errors import ConfigError, InfeasibleBudget, StoreError
+from experiment.methods import METHODS
+from experiment.streams import seeded
+
+COMPRESSING = [label for label, entry in METHODS.items() if entry.kind != "none"]
+
+
+class Own(nn.Module):
+    """A network with a residual sum, a layer used twice and one that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.twice = nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 4)
+        self.unused = nn.Linear(7, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        x = x + self.twice(self.twice(x)).relu()
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture
+def own() -> Own:
+    with seeded("own"):
+        return Own().train()
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.linspace(-1, 1, 2 * 3 * 64).reshape(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("method", COMPRESSING)
+@pytest.mark.parametrize("budget", ["parameters", "flops"])
+def test_compress_leaves_the_network_as_it_was_and_keeps_the_budget(
+    own: Own, x: Tensor, method: str, budget: str
+) -> None:
+    before = copy.deepcopy(own.state_dict())
+    result = compress(own, method, keep=0.6, example=x, budget=budget)  # type: ignore[arg-type]
+    assert own.training
+    assert all(torch.equal(before[name], value) for name, value in own.state_dict().items())
+    assert result.network(x).shape == (2, 4)
+    assert result.parameters < sum(p.numel() for p in own.parameters())
+    if budget == "parameters":
+        assert result.keep_parameters <= 0.6
+    assert {"layer", "kind", "parameters_before", "parameters", "flops_before", "flops"} <= set(result.layers.columns)
+    assert "unused" not in set(result.layers["layer"])
+
+
+@pytest.mark.parametrize("method", COMPRESSING)
+def test_a_saved_network_of_the_users_own_comes_back(own: Own, x: Tensor, method: str, tmp_path: Path) -> None:
+    result = compress(own, method, keep=0.5, example=x)
+    save_network(result, tmp_path / "own.pt")
+    loaded = load_network(tmp_path / "own.pt", network=Own())
+    assert torch.equal(loaded(x), result.network.eval()(x))
+    with pytest.raises(StoreError, match="network=net"):
+        load_network(tmp_path / "own.pt")
+
+
+def test_many_keep_ratios_shrink_in_turn(own: Own, x: Tensor) -> None:
+    sizes = [result.parameters for result in compress_many(own, "ALDSNet", keeps=[0.9, 0.6, 0.4], example=x)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 3
+
+
+def test_settings_are_checked_and_used(own: Own, x: Tensor) -> None:
+    assert compress(own, "ALDS", keep=0.5, example=x, error="exact").parameters > 0
+    with pytest.raises(ConfigError, match="no setting 'eror'.*Did you mean 'error'"):
+        compress(own, "ALDS", keep=0.5, example=x, eror="exact")
+    with pytest.raises(ConfigError, match="Did you mean 'ALDS'"):
+        compress(own, "ALSD", keep=0.5, example=x)
+
+
+def test_too_small_a_budget_names_the_smallest(own: Own, x: Tensor) -> None:
+    with pytest.raises(InfeasibleBudget, match="at least") as caught:
+        compress(own, "SVD", keep=0.01, example=x)
+    smallest = caught.value.smallest / caught.value.original
+    assert compress(own, "SVD", keep=smallest, example=x).parameters == caught.value.smallest
+
+
+def test_missing_results_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="Run the experiment first"):
+        load_results(tmp_path)
+
+
+def test_the_public_names_are_there() -> None:
+    assert all(hasattr(experiment, name) for name in experiment.__all__)

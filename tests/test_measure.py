@@ -1,0 +1,255 @@
+"""Counting: against hand-worked numbers, numpy and torch's own counter."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from experiment import streams
+from experiment.layers.grouped import GroupedLinear
+from experiment.layers.masks import add_masks, named_masks
+from experiment.measure import Bytes, count, count_bytes, example_input
+from experiment.networks.small import lenet5
+
+
+def some_mask(shape: tuple[int, ...], kept: int, seed: int = 0) -> Tensor:
+    """A mask of the shape with exactly `kept` True places."""
+    mask = torch.zeros(torch.Size(shape).numel(), dtype=torch.bool)
+    mask[torch.randperm(mask.numel(), generator=streams.generator("mask", seed))[:kept]] = True
+    return mask.reshape(shape)
+
+
+def torch_flops(network: nn.Module, example: Tensor) -> float:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(example)
+    return counter.get_total_flops() / 2
+
+
+def small_cnn() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),  # 216 weights on a 5 x 4 grid
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, (1, 3), groups=2),  # 6 * 4 * 3 = 72 weights, 6 biases on a 5 x 2 grid
+        nn.Flatten(),
+        nn.Linear(60, 7),
+    )
+
+
+CNN_INPUT = torch.zeros(1, 3, 9, 8)
+
+
+def test_convolutions_and_linear() -> None:
+    counted = count(small_cnn(), CNN_INPUT)
+    assert counted.parameters == 216 + 16 + 72 + 6 + 420 + 7
+    assert counted.flops == counted.flops_unmasked == 216 * 20 + 72 * 10 + 420
+    assert list(counted.layers) == ["0", "3", "5"]
+    assert [(c.kind, c.parameters, c.flops) for c in counted.layers.values()] == [
+        ("conv", 216, 4320),
+        ("conv", 78, 720),
+        ("linear", 427, 420),
+    ]
+
+
+def test_batch_size_does_not_matter() -> None:
+    assert count(small_cnn(), CNN_INPUT.expand(5, -1, -1, -1)) == count(small_cnn(), CNN_INPUT)
+
+
+def test_masks_lower_parameters_and_unmasked_flops_only() -> None:
+    network = small_cnn()
+    masks = {"0.weight": (8, 3, 3, 3), "5.weight": (7, 60), "5.bias": (7,), "1.weight": (8,)}
+    add_masks(network, {n: some_mask(s, 5) for n, s in masks.items()})
+    counted = count(network, CNN_INPUT)
+    assert counted.parameters == 737 - (216 - 5) - (420 - 5) - (7 - 5) - (8 - 5)
+    assert counted.flops == 5460
+    assert counted.flops_unmasked == 5 * 20 + 720 + 5
+    assert [c.parameters for c in counted.layers.values()] == [5, 78, 10]
+    assert [c.flops for c in counted.layers.values()] == [4320, 720, 420]
+
+
+def test_zeros_are_not_masks() -> None:
+    network = small_cnn()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert count(network, CNN_INPUT) == count(small_cnn(), CNN_INPUT)
+
+
+class Twice(nn.Module):
+    """One layer on two grids; another that is never called; two that share a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1, bias=False)
+        self.alias = self.conv
+        self.unused = nn.Linear(5, 5)
+        self.a, self.b = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.max_pool2d(self.conv(x), 2)
+        y: Tensor = self.b(self.a(self.alias(x).mean((2, 3))))
+        return y
+
+
+def test_shared_modules_and_weights() -> None:
+    counted = count(Twice(), torch.zeros(1, 2, 8, 6))
+    assert counted.parameters == 36 + 30 + 4
+    assert counted.flops == 36 * (48 + 12) + 4 + 4
+    assert list(counted.layers) == ["conv", "a", "b"]
+
+
+def test_masked_shared_module() -> None:
+    network = Twice()
+    add_masks(network, {"conv.weight": some_mask((2, 2, 3, 3), 10)})
+    counted = count(network, torch.zeros(1, 2, 8, 6))
+    assert counted.parameters == 10 + 30 + 4
+    assert counted.flops_unmasked == 10 * 60 + 8
+
+
+class Attend(nn.Module):
+    """A linear layer on sequences, once as they are and once with sequences and batch folded into one dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.folded = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.plain(input=x)
+        z: Tensor = self.folded(y.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return z
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_linear_on_sequences(batch_size: int) -> None:
+    counted = count(Attend(), torch.zeros(batch_size, 5, 6))
+    assert [c.flops for c in counted.layers.values()] == [24 * 5, 12 * 5]
+    assert counted.flops * batch_size == torch_flops(Attend(), torch.zeros(batch_size, 5, 6))
+
+
+def test_grouped_linear() -> None:
+    network = nn.Sequential(GroupedLinear(12, 6, 3), nn.Linear(6, 5))
+    counted = count(network, torch.zeros(1, 7, 12))
+    assert counted.parameters == 6 * 4 + 30 + 5
+    assert counted.flops == (6 * 4 + 30) * 7 == torch_flops(network, torch.zeros(1, 7, 12))
+    assert counted.layers["0"].kind == "linear"
+
+
+def test_network_that_is_one_layer() -> None:
+    network = nn.Linear(4, 3)
+    add_masks(network, {"weight": some_mask((3, 4), 5), "bias": some_mask((3,), 1)})
+    counted = count(network, torch.zeros(1, 4))
+    assert (counted.parameters, counted.flops, counted.flops_unmasked) == (6, 12, 5)
+    assert counted.layers[""].parameters == 6
+
+
+def test_decomposed_layer_costs_its_factors() -> None:
+    """f = c = 64, 3 x 3, k = 4 groups of rank j: j (k f + 9 c) elements, and as many multiply-adds a position."""
+    rank, groups = 5, 4
+    encoder = nn.Conv2d(64, groups * rank, 3, padding=1, groups=groups, bias=False)
+    network = nn.Sequential(encoder, nn.Conv2d(groups * rank, 64, 1, bias=False))
+    counted = count(network, torch.zeros(1, 64, 8, 8))
+    assert counted.parameters == rank * (groups * 64 + 576)
+    assert counted.flops == rank * (groups * 64 + 576) * 64
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(4, 6, 3, groups=2, stride=2), (1, 4, 11)),
+        (nn.Conv3d(2, 3, (1, 2, 3)), (1, 2, 4, 5, 6)),
+        (nn.ConvTranspose1d(3, 4, 3, stride=2), (1, 3, 6)),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2, bias=False), (1, 4, 5, 3)),
+        (nn.ConvTranspose3d(2, 2, 2, stride=2), (1, 2, 3, 3, 2)),
+    ],
+)
+def test_other_convolutions(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    network = nn.Sequential(layer, nn.Flatten(), nn.LazyLinear(3))
+    network(torch.zeros(shape))
+    counted = count(network, torch.zeros(shape))
+    assert counted.flops == counted.flops_unmasked == torch_flops(network, torch.zeros(shape))
+    assert counted.layers["0"].parameters == sum(p.numel() for p in layer.parameters())
+
+
+def test_the_network_is_left_as_it_is() -> None:
+    network = nn.Sequential(small_cnn(), nn.ConvTranspose1d(1, 1, 1)).train()
+    network[0][1].eval()  # a frozen BatchNorm
+    del network[1]
+    before, modes = copy.deepcopy(network.state_dict()), [m.training for m in network.modules()]
+    count(network, CNN_INPUT + 1)
+    assert all(torch.equal(v, before[n]) for n, v in network.state_dict().items())
+    assert [m.training for m in network.modules()] == modes
+    assert not [m for m in network.modules() if m._forward_hooks]
+    assert network(torch.rand(2, 3, 9, 8)).requires_grad
+
+
+def test_hooks_are_removed_after_a_failure() -> None:
+    network = small_cnn()
+    with pytest.raises(RuntimeError):
+        count(network, torch.zeros(1, 2, 9, 8))
+    assert network.training
+    assert not [m for m in network.modules() if m._forward_hooks]
+
+
+def test_condensas_lenet5() -> None:
+    """int(0.007 * 430,500) = 3,013 weights and 580 biases in half precision: 239.96 times smaller than in float32."""
+    network = lenet5((1, 28, 28), 10)
+    assert count_bytes(network).dense == 1_724_320
+    kept = {"conv1": 200, "conv2": 400, "fc1": 2400, "fc2": 13}
+    masks = {f"{n}.weight": some_mask(tuple(network.get_submodule(n).weight.shape), k) for n, k in kept.items()}
+    add_masks(network, masks)
+    size = count_bytes(network.half())
+    assert size.values == (3013 + 580) * 2
+    assert 1_724_320 / size.values == pytest.approx(239.96, abs=0.005)
+    assert size.dense == 431_080 * 2
+    # conv1: 500 bits beat 200 columns; conv2: 400 columns and 51 rows; fc1: 2,400 and 501; fc2: 13 and 11
+    weights = (400 + 63) + (400 * 6 + 51 * 4) + (2400 * 6 + 501 * 4) + (13 * 6 + 11 * 4)
+    assert size.sparse == weights + 580 * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kept", [0, 1, 40, 400, 1150, 1190, 1200])
+def test_sparse_bytes_are_the_smallest_encoding(kept: int, dtype: torch.dtype) -> None:
+    network = nn.Linear(60, 20, bias=False).to(dtype)
+    mask = some_mask((20, 60), kept)
+    add_masks(network, {"weight": mask})
+    size, w = torch.finfo(dtype).bits // 8, np.asarray(mask)
+    columns, row_pointers = np.nonzero(w)[1].astype(np.int32), np.zeros(21, np.int32)
+    encodings = [w.size * size, kept * size + np.packbits(w).nbytes, kept * size + columns.nbytes + row_pointers.nbytes]
+    assert count_bytes(network) == Bytes(1200 * size, kept * size, min(encodings))
+
+
+def test_bytes_without_masks() -> None:
+    """Dense tensors need no index, mixed types are counted each, buffers and second names of a tensor not at all."""
+    network = nn.Sequential(nn.Linear(4, 3).half(), nn.BatchNorm1d(3), nn.Linear(3, 3, bias=False))
+    network.append(network[2])
+    assert count_bytes(network) == Bytes(*(3 * [15 * 2 + 6 * 4 + 9 * 4]))
+
+
+def test_bytes_of_masked_network_equal_its_counts() -> None:
+    network = small_cnn()
+    add_masks(network, {"0.weight": some_mask((8, 3, 3, 3), 50), "5.weight": some_mask((7, 60), 30, seed=1)})
+    assert len(named_masks(network)) == 2
+    size = count_bytes(network)
+    assert size.values == 4 * count(network, CNN_INPUT).parameters
+    assert size.dense == 4 * 737
+    assert size.values < size.sparse < size.dense
+
+
+def test_scalar_parameter() -> None:
+    network = nn.Linear(2, 2, bias=False)
+    network.scale = nn.Parameter(torch.tensor(1.0))
+    assert count_bytes(network) == Bytes(20, 20, 20)
+
+
+def test_example_input() -> None:
+    example = example_input((3, 5, 4))
+    assert example.shape == (1, 3, 5, 4)
+    assert torch.equal(example, example_input((3, 5, 4)))
+    assert example.unique().numel() == 60  # a constant image could hide a layer that computes nothing
+    assert example_input((2, 2), "meta").device.type == "meta"
