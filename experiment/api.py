@@ -124,7 +124,7 @@ def compress_many(
 
 
 def save_network(result: CompressionResult, path: str | Path) -> None:
-    """Write a compressed network: the plan and the weights, plain data that `load_network(path, network=...)` rebuilds."""
+    """Write a compressed network, as plain data, for `load_network(path, network=the_original)` to rebuild."""
     save_weights(Path(path), result.network, result.plan, None)
 
 
@@ -190,7 +190,9 @@ def load_network(
         )
     cell = Store(folder).index().get(rows.iloc[0]["cell"])
     if cell is None:
-        raise StoreError(f"{folder}: results.csv names cell {rows.iloc[0]['cell']}, but its folder is gone. Run it again.")
+        raise StoreError(
+            f"{folder}: results.csv names cell {rows.iloc[0]['cell']}, but its folder is gone. Run it again."
+        )
     return _rebuilt(cell / "network.pt", network)
 
 
@@ -251,7 +253,9 @@ def _experiment_folder(path_or_param: str | Path, results: str | Path) -> Path:
     if path.name == "results.csv":
         return path.parent
     if path.suffix not in (".yaml", ".yml"):
-        raise StoreError(f"{path}: expected a parameter file (.yaml) or an experiment's folder; there is no such folder.")
+        raise StoreError(
+            f"{path}: expected a parameter file (.yaml) or an experiment's folder; there is no such folder."
+        )
     from experiment.run.plan import slug_path
 
     return Path(results) / slug_path(load(path).name)

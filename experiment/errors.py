@@ -1,12 +1,12 @@
 """The exceptions that this package raises on purpose, and nothing else.
 
-    ExperimentError
-    |-- ConfigError         the parameter file or the call is wrong: every problem found, each with its place
-    |-- DataError           a dataset is missing, damaged, or not what the file says
-    |-- CompressionError    a method cannot do what it was asked to do on this network
-    |   `-- InfeasibleBudget    the budget lies below the smallest network that the method can make
-    |-- TrainingDiverged    the loss became NaN or infinite
-    `-- StoreError          a file of results or of weights is damaged, foreign or of another version
+ExperimentError
+|-- ConfigError         the parameter file or the call is wrong: every problem found, each with its place
+|-- DataError           a dataset is missing, damaged, or not what the file says
+|-- CompressionError    a method cannot do what it was asked to do on this network
+|   `-- InfeasibleBudget    the budget lies below the smallest network that the method can make
+|-- TrainingDiverged    the loss became NaN or infinite
+`-- StoreError          a file of results or of weights is damaged, foreign or of another version
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ class InfeasibleBudget(CompressionError):
 
     def __init__(self, *, limit: int, smallest: int, original: int, quantity: str) -> None:
         self.limit, self.smallest, self.original, self.quantity = limit, smallest, original, quantity
+        keep = -(-smallest * 10_000 // original) / 10_000  # rounded up: the ratio that is named can be met
         super().__init__(
             f"budget of {limit:,} {quantity} cannot be met: the smallest network of this method has {smallest:,} "
-            f"(keep ratio {smallest / original:.4f}). Ask for a keep ratio of at least that."
+            f"(keep ratio {keep:.4f}). Ask for a keep ratio of at least that."
         )
 
     def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments survive the way back from a worker process

@@ -98,7 +98,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check_call(options: argparse.Namespace) -> None:
-    problems = []
+    problems: list[str] = []
     if not options.param:
         problems.append("no parameter file given. Expected PARAM, such as param/digits/prune/lenet5.yaml.")
     if options.jobs is not None and options.jobs < 1:
@@ -118,7 +118,8 @@ def _plans(options: argparse.Namespace) -> list[ExperimentPlan]:
     from experiment.run.plan import plan_experiment
 
     machine = find_machine(options.device)
-    plans, problems = [], []
+    plans: list[ExperimentPlan] = []
+    problems: list[str] = []
     for path in options.param:
         try:
             base = load(path) if options.set else None

@@ -49,26 +49,26 @@ def _grid(values: Mapping[str, Any]) -> Iterator[Fault]:
     blocks = _at(values, "experiments", "spacing")
     if mode == "train" or not isinstance(values.get("experiments"), dict):
         return
-    if not blocks:
-        if blocks in (None, []):
-            yield ("experiments",), "spacing is required and missing: the keep ratios."
+    if blocks in (None, []):
+        yield ("experiments",), "spacing is required and missing: the keep ratios."
+    if not blocks or not isinstance(blocks, list):
         return
-    kept: list[tuple[int, list[float]]] = []
-    for i in range(len(blocks) if isinstance(blocks, list) else 0):
+    good: dict[int, list[float]] = {}
+    for i in range(len(blocks)):
         block = _valid(Spacing, values, "experiments", "spacing", i)
-        if block is None:
-            continue
-        fault = _interval(block)
+        fault = None if block is None else _block(block)
         if fault is not None:
             yield ("experiments", "spacing", i, "minVal"), fault
-        else:
-            kept.append((i, block.ratios()))
-    whole = isinstance(blocks, list) and len(kept) == len(blocks)
-    yield from _ratios(kept, falling=mode in ("cascade", "cascade-rewind"))
-    yield from _iterations(values, sum(len(ratios) for _, ratios in kept) if whole else None)
+        elif block is not None:
+            good[i] = block.ratios()
+        if sum(map(len, good.values())) > MAX_RATIOS:
+            yield ("experiments", "spacing", i), f"more than {MAX_RATIOS:,} keep ratios in all."
+            return
+    yield from _ratios(good, falling=mode in ("cascade", "cascade-rewind"))
+    yield from _iterations(values, sum(map(len, good.values())) if len(good) == len(blocks) else None)
 
 
-def _interval(block: Any) -> str | None:
+def _block(block: Any) -> str | None:
     if block.type == "manual":
         return None
     if block.type == "harmonic":
@@ -80,21 +80,22 @@ def _interval(block: Any) -> str | None:
     return None
 
 
-def _ratios(blocks: list[tuple[int, list[float]]], falling: bool) -> Iterator[Fault]:
+def _ratios(blocks: Mapping[int, list[float]], falling: bool) -> Iterator[Fault]:
     seen: dict[str, int] = {}
     previous = 1.0
-    for i, ratios in blocks:
+    for i, ratios in blocks.items():
         for ratio in ratios:
-            key, shown = ("experiments", "spacing", i), f"{ratio:.6g}"
-            if shown in seen:
-                other = "itself" if seen[shown] == i else f"spacing[{seen[shown]}]"
-                yield key, f"the keep ratio {shown} is there already, from {other}. Each may be there once."
-                break
-            if falling and ratio > previous:
-                yield (
-                    key,
-                    f"keep ratios must fall from one to the next in a cascade. {shown} comes after {previous:.6g}.",
-                )
+            shown = f"{ratio:.6g}"  # as the names of results show it: two that look alike are one
+            what = ""
+            if not 0 < ratio <= 1:
+                what = f"gives a keep ratio outside (0, 1]: {ratio}."
+            elif shown in seen:
+                other = "by this block itself" if seen[shown] == i else f"by spacing[{seen[shown]}]"
+                what = f"gives the keep ratio {shown} again, which is given {other}. Each may be there once."
+            elif falling and ratio > previous:
+                what = f"keep ratios must fall from one to the next in a cascade. Got {shown} after {previous:.6g}."
+            if what:
+                yield ("experiments", "spacing", i), what
                 break
             seen[shown] = i
             previous = ratio

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from experiment.config.keys import description, unknown_key
+from experiment.config.keys import description, meant, unknown_key
+from experiment.config.schema import SPACINGS
 from experiment.config.tree import KeyPath, Node, Problem, dotted, nearest
 from experiment.registry import suggestion
 
@@ -19,7 +20,6 @@ _EXPECTED = {
     "int_from_float": "must be a whole number",
     "float_type": "must be a number",
     "float_parsing": "must be a number",
-    "no_bool": "must be a number",
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
     "list_type": "must be a list",
@@ -34,23 +34,27 @@ _EXPECTED = {
     "less_than": "must be less than {lt}",
     "less_than_equal": "must be at most {le}",
 }
-_TEXT_OR_MAPPING = ("dataset", "datasetTest", "methods")
+_NAME_OR_MAPPING = ("dataset", "datasetTest", "methods")
 
 
 def problems(errors: list[ErrorDetails], root: Node) -> Iterator[tuple[KeyPath, Problem]]:
-    """Each error with the path of its key; those about a value that was refused while reading are left out."""
-    for error in errors:
-        path = _path(error["loc"], root)
+    """Each error with the path of its key.
+
+    Left out are those about a value that was refused while reading, and a missing key that stands there misspelt.
+    """
+    located = [(_path(error, root), error) for error in errors]
+    misspelt = {(*path[:-1], meant(path)) for path, error in located if error["type"] == "extra_forbidden"}
+    for path, error in located:
         node = nearest(root, path)
-        if not node.broken:
+        if not node.broken and not (error["type"] == "missing" and path in misspelt):
             yield path, Problem(node.place, f"{dotted(path)}: {_sentence(error, path, node)}")
 
 
-def _path(location: tuple[int | str, ...], root: Node) -> KeyPath:
-    """Pydantic's location without the type's name that it adds below a choice of blocks."""
+def _path(error: ErrorDetails, root: Node) -> KeyPath:
+    """The path of the key to blame: pydantic's, without the type's name that it adds below a choice of blocks."""
     path: list[int | str] = []
     node: Node | None = root
-    for part in location:
+    for part in error["loc"]:
         value = node.value if node is not None else None
         if isinstance(value, dict) and "type" in value and part == value["type"].value and part not in value:
             continue
@@ -59,41 +63,44 @@ def _path(location: tuple[int | str, ...], root: Node) -> KeyPath:
             node = value.get(str(part))
         else:
             node = value[part] if isinstance(value, list) and isinstance(part, int) else None
-    return tuple(path)
+    return (*path, "type") if error["type"] == "union_tag_invalid" else tuple(path)
 
 
 def _sentence(error: ErrorDetails, path: KeyPath, node: Node) -> str:
     kind, context, got = error["type"], error.get("ctx", {}), error["input"]
     if kind == "missing":
-        what = description(path)
-        return f"is required and missing{f' ({what.rstrip(chr(46))})' if what else ''}."
+        what = description(path).removesuffix(".")
+        return f"is required and missing ({what})." if what else "is required and missing."
     if kind == "extra_forbidden":
         return unknown_key(path[:-1], str(path[-1]))
     if kind == "literal_error":
-        choices = [c.strip("' ") for c in context["expected"].replace(" or ", ", ").split(",")]
-        return _choice(choices, got)
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        choices = [c.strip("' ") for c in context.get("expected_tags", "").split(",") if c]
-        tag = context.get("tag")
-        return (
-            f"type: {_choice(choices, tag)}"
-            if tag
-            else "needs a `type`: geometric, linear, cubic, harmonic2, harmonic or manual."
-        )
+        return _choice(context["expected"].replace(" or ", ", "), got)
+    if kind == "union_tag_invalid":
+        return _choice(context["expected_tags"], context["tag"])
+    if kind == "union_tag_not_found":
+        return f"needs a `type`, one of {', '.join(SPACINGS)}."
     if kind in ("greater_than", "less_than_equal") and _is_keep(path):
         return f"must be in (0, 1]. Got {show(got)}."
     expected = _EXPECTED.get(kind, error["msg"]).format(**context)
-    if kind == "model_type" and any(key in _TEXT_OR_MAPPING for key in path[-2:]):
+    if kind == "model_type" and any(key in _NAME_OR_MAPPING for key in path[-2:]):
         expected = "must be a name or a mapping {name: ..., settings: ...}"
-    hint = ""
-    if kind == "list_type":
-        hint = f" Write [{show(got)}] for a list of one." if isinstance(got, str | int | float) else ""
+    return f"{expected}. Got {show(got)}.{_hint(kind, got, node)}"
+
+
+def _hint(kind: str, got: Any, node: Node) -> str:
     if node.bare == "None":
-        hint = " Write null for no value."
-    return f"{expected}. Got {show(got)}.{hint}"
+        return " Write null for no value."
+    if kind == "list_type" and isinstance(got, str | int | float):
+        return (
+            f" Write [{got}] for a list of one." if "." not in str(got) else f" Write [{str(got).replace('.', ', ')}]."
+        )
+    if kind == "string_type" and node.bare:
+        return f' Write "{node.bare}" in quotes for text.'
+    return ""
 
 
-def _choice(choices: list[str], got: Any) -> str:
+def _choice(listed: str, got: Any) -> str:
+    choices = [choice.strip("' ") for choice in listed.split(",")]
     near = suggestion(got, choices) if isinstance(got, str) else ""
     return f"must be one of {', '.join(choices)}. Got {show(got)}.{near}"
 

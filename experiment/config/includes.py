@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +24,8 @@ def packaged_param() -> Path:
 
 def shown_path(path: Path) -> str:
     """A path as errors show it: relative to the working directory where it lies below it."""
-    here = Path.cwd()
-    for candidate, base in ((path, here), (path.resolve(), here.resolve())):
-        if candidate.is_relative_to(base):
-            return candidate.relative_to(base).as_posix()
-    return str(path)
+    whole, here = Path(os.path.abspath(path)), Path.cwd()
+    return whole.relative_to(here).as_posix() if whole.is_relative_to(here) else str(whole)
 
 
 def find_parameter_file(name: str) -> Path:
@@ -45,7 +43,7 @@ def find_parameter_file(name: str) -> Path:
 
 
 def _files_in(places: Iterable[Path]) -> str:
-    names = [shown_path(file) for place in places if place.is_dir() for file in sorted(place.glob("*.yaml"))]
+    names = [file.name for place in places if place.is_dir() for file in sorted(place.glob("*.yaml"))]
     return f"It holds {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}." if names else ""
 
 
@@ -107,7 +105,7 @@ class Reader:
         return self._whole[resolved]
 
     def _expand(self, node: Node, folder: Path, chain: tuple[Path, ...], at: KeyPath) -> Node:
-        """Resolve the includes of a mapping and of those in it, but not in lists nor in free mappings such as `settings`."""
+        """Resolve the includes of a mapping and of those in it; not in lists, nor in free ones such as `settings`."""
         if not isinstance(node.value, dict) or (at and at[-1] in OPEN_KEYS):
             return node
         own = {key: self._expand(v, folder, chain, (*at, key)) for key, v in node.value.items() if key != "file"}

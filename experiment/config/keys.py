@@ -46,16 +46,27 @@ def unknown(path: KeyPath) -> tuple[KeyPath, str] | None:
 
 def unknown_key(parent: KeyPath, key: str) -> str:
     """The sentence about a key that its block does not have: with what is meant, perhaps, or what there is."""
-    blocks = blocks_at(parent)
-    known = list(dict.fromkeys(name for block in blocks for name in fields_of(block)))
+    known = _known(parent)
     if not known:
-        return f"{dotted(parent)} is a list: write the number of the item, as in {dotted(parent)}[0]."
-    hint = suggestion(key, known)
-    if not hint and (home := [name for name in _homes() if key in _homes()[name] and (name,) != parent[:1]]):
-        hint = f" It belongs in {' or '.join(home)}."
-    if not hint and key == "file":
-        hint = " A file can only be included from within a parameter file."
-    return f"unknown key.{hint}" if hint else f"unknown key. Known here: {', '.join(known)}."
+        name = dotted(parent)
+        return f"{name} is a list: set it as a whole, or (with --set) one item, as in {name}[0]."
+    if near := suggestion(key, known):
+        return f"unknown key.{near}"
+    homes = [name for name, keys in _homes().items() if key in keys and (name,) != parent]
+    if homes:
+        return f"unknown key. It belongs in {' or '.join(homes)}."
+    if key == "file":
+        return "unknown key. A file can only be included from within a parameter file."
+    return f"unknown key. Known here: {', '.join(known)}."
+
+
+def meant(path: KeyPath) -> str:
+    """The key of its block that a misspelt one is meant to be; an empty string where none is near."""
+    return suggestion(str(path[-1]), _known(path[:-1])).removeprefix(" Did you mean '").removesuffix("'?")
+
+
+def _known(parent: KeyPath) -> list[str]:
+    return list(dict.fromkeys(name for block in blocks_at(parent) for name in fields_of(block)))
 
 
 @lru_cache(maxsize=1)

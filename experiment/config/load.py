@@ -16,7 +16,7 @@ from experiment.config.explain import problems as explained
 from experiment.config.includes import Reader, find_parameter_file, packaged_param
 from experiment.config.schema import Parameters
 from experiment.config.sweep import Customized, Variant, changed_for_all, customized
-from experiment.config.tree import KeyPath, Node, Problem, dotted, merge, nearest, plain, set_at, walk
+from experiment.config.tree import KeyPath, Node, Problem, dotted, exists, merge, nearest, plain, set_at, walk
 from experiment.errors import ConfigError
 
 _WITHOUT_EFFECT: tuple[KeyPath, ...] = (
@@ -54,7 +54,7 @@ class ParameterFile:
     places: Mapping[KeyPath, str] = field(repr=False)
 
     def where(self, *key: str | int) -> str:
-        """`path/file.yaml:14` of a key (camelCase; list positions as numbers) or of its nearest parent that is there."""
+        """`path/file.yaml:14` of a key (camelCase; list positions as numbers), or of its nearest parent there is."""
         while key and key not in self.places:
             key = key[:-1]
         return self.places[key]
@@ -78,7 +78,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Paramet
     variants = tuple(
         variant
         for custom in customized(root, overridden, problems)
-        if (variant := _variant(root, custom, base, problems)) is not None
+        if (variant := _variant(root, custom, problems)) is not None
     )
     if problems or base is None:
         raise ConfigError(_in_order(problems, reader.files))
@@ -141,16 +141,16 @@ def _each_once(found: Iterable[tuple[KeyPath, Problem]]) -> list[Problem]:
     return [p for path, p in everything if not (path[:1] == ("retraining",) and ("training", *path[1:]) in told)]
 
 
-def _variant(root: Node, custom: Customized, base: Parameters | None, problems: list[Problem]) -> Variant | None:
+def _variant(root: Node, custom: Customized, problems: list[Problem]) -> Variant | None:
+    """One customization tried; what is wrong with it, and not with the file itself, is added to `problems`."""
+    tree = set_at(root, custom.path, custom.value)
     found: list[Problem] = []
-    parameters = _validated(set_at(root, custom.path, custom.value), found)
-    if parameters is None:
-        known = {problem.text for problem in problems}
-        problems.extend(Problem(custom.item.place, f"{custom.name}: {p.text}") for p in found if p.text not in known)
-        return None
-    if base is not None:
-        problems.extend(Problem(custom.item.place, f"{custom.name}: {t}") for t in changed_for_all(base, parameters))
-    return Variant(custom.name, custom.path, plain(custom.value), parameters)
+    parameters = _validated(tree, found)
+    known = {problem.text for problem in problems}
+    texts = [problem.text for problem in found if problem.text not in known]
+    texts.extend(changed_for_all(plain(effective(root)), plain(effective(tree))))
+    problems.extend(Problem(custom.item.place, custom.blame(text)) for text in texts)
+    return None if parameters is None else Variant(custom.name, custom.path, plain(custom.value), parameters)
 
 
 def _in_order(problems: list[Problem], files: list[str]) -> list[str]:
@@ -161,7 +161,7 @@ def _in_order(problems: list[Problem], files: list[str]) -> list[str]:
 
 
 def _notices(root: Node) -> tuple[str, ...]:
-    names = [dotted(key) for key in _WITHOUT_EFFECT if nearest(root, key) is not nearest(root, key[:-1])]
+    names = [dotted(key) for key in _WITHOUT_EFFECT if exists(root, key)]
     return (f"accepted, has no effect here: {', '.join(names)}",) if names else ()
 
 

@@ -6,6 +6,7 @@ errors and in the JSON schema.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
@@ -15,14 +16,17 @@ from pydantic_core import PydanticCustomError
 from experiment.config import spacing
 
 
-def _no_bool(value: object) -> object:
-    if isinstance(value, bool):  # which Python takes for 0 or 1
-        raise PydanticCustomError("no_bool", "must be a number")
-    return value
+def _no_bool(kind: str) -> Callable[[object], object]:
+    def check(value: object) -> object:
+        if isinstance(value, bool):  # which Python takes for 0 or 1
+            raise PydanticCustomError(kind, "not a number")
+        return value
+
+    return check
 
 
-Whole = Annotated[int, BeforeValidator(_no_bool)]
-Number = Annotated[float, BeforeValidator(_no_bool)]
+Whole = Annotated[int, BeforeValidator(_no_bool("int_type"))]
+Number = Annotated[float, BeforeValidator(_no_bool("float_type"))]
 Keep = Annotated[Number, Field(gt=0, le=1)]
 Name = Annotated[str, StringConstraints(min_length=1)]
 
@@ -30,9 +34,7 @@ Name = Annotated[str, StringConstraints(min_length=1)]
 class Block(BaseModel):
     """A mapping with known keys."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, use_attribute_docstrings=True, serialize_by_alias=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, use_attribute_docstrings=True)
 
 
 class NamedSettings(Block):
@@ -184,6 +186,7 @@ class Manual(Block):
 
 
 Spacing = Annotated[Interval | Harmonic | Manual, Field(discriminator="type")]
+SPACINGS = ("geometric", "linear", "cubic", "harmonic2", "harmonic", "manual")
 Mode = Literal["train", "retrain", "cascade", "cascade-rewind"]
 
 
@@ -202,7 +205,7 @@ class Experiments(Block):
     methods: list[MethodRef] = []
     """Compression methods; the uncompressed reference network is always there."""
     mode: Mode
-    """train: only references; retrain: one-shot; cascade: from the keep ratio before; cascade-rewind: weights rewound."""
+    """train: only references; retrain: one-shot; cascade: from the ratio before; cascade-rewind: weights rewound."""
     budget: Literal["parameters", "flops"] = "parameters"
     """What the keep ratio counts."""
     num_nets: Annotated[Whole, Field(ge=1)] = 1

@@ -41,14 +41,14 @@ def harmonic(num_to_half: float, smallest: float) -> list[float]:
     Args:
         num_to_half: steps until the ratio reaches 0.5; need not be whole.
     """
-    a = math.log(2) / math.log(1 + num_to_half)
+    a = math.log(2) / math.log1p(num_to_half)
     count = max(1, int(smallest ** (-1 / a)))
     return [_rounded((i + 1) ** -a) for i in range(1, count + 1)]
 
 
 def harmonic_log10_count(num_to_half: float, smallest: float) -> float:
     """log10 of the number of ratios that `harmonic` makes: they can be more than a machine holds."""
-    return -math.log10(smallest) * math.log2(1 + num_to_half)
+    return -math.log10(smallest) * math.log1p(num_to_half) / math.log(2)
 
 
 def chunks(ratios: list[float], num: int) -> list[list[float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ NOT_COMPUTED = (
     "description",
     "generated",
 )
+_SAME = ("numNets", "numRepetitions", "methods", "mode")
 
 
 @dataclass(frozen=True)
@@ -65,55 +66,72 @@ def keep_steps(experiments: Experiments) -> tuple[KeepStep, ...]:
 class Customized:
     """A customization as it stands in the file, before it is tried."""
 
+    number: int
     name: str
     path: tuple[str, ...]
     value: Node
     item: Node
 
+    def blame(self, text: str) -> str:
+        """An error of the file that has this value set, said of the customization."""
+        here, key = f"customizations[{self.number}]", f"{dotted(self.path)}: "
+        return f"{here}.value: {text.removeprefix(key)}" if text.startswith(key) else f"{here} ({self.name}): {text}"
 
-def customized(root: Node, overridden: list[KeyPath], problems: list[Problem]) -> Iterator[Customized]:
+
+def customized(root: Node, overridden: list[KeyPath], problems: list[Problem]) -> list[Customized]:
     """The customizations whose key can be set; what is wrong with the others is added to `problems`."""
     assert isinstance(root.value, dict)
     items = root.value.get("customizations")
-    names: set[str] = set()
+    found: list[Customized] = []
     for i, item in enumerate(items.value if items is not None and isinstance(items.value, list) else []):
-        key = item.value.get("key") if isinstance(item.value, dict) else None
-        value = item.value.get("value") if isinstance(item.value, dict) else None
-        path = tuple(plain(key)) if key is not None and isinstance(key.value, list) else ()
-        if key is None or value is None or not path or not all(isinstance(part, str) for part in path):
+        pair = item.value if isinstance(item.value, dict) else {}
+        path = plain(pair["key"]) if "key" in pair else None
+        if "value" not in pair or not isinstance(path, list) or not path or not all(isinstance(p, str) for p in path):
             continue  # the schema says what is wrong with it
-        here, name = f"customizations[{i}]", f"{dotted(path)}={compact(plain(value))}"
-        fault = unknown(path)
-        if fault is not None:
-            problems.append(Problem(key.place, f"{here}.key: {dotted(fault[0])}: {fault[1]}"))
-        elif path[0] in NOT_COMPUTED:
-            problems.append(Problem(key.place, f"{here}.key: {path[0]} changes nothing that is computed."))
-        elif name in names:
-            problems.append(Problem(item.place, f"{here}: {name} is there twice. Remove one."))
+        custom = Customized(
+            i, f"{dotted(tuple(path))}={compact(plain(pair['value']))}", tuple(path), pair["value"], item
+        )
+        fault = _fault(custom, found)
+        if fault:
+            problems.append(Problem(item.place, f"customizations[{i}]{fault}"))
         else:
-            names.add(name)
-            problems.extend(_clashes(name, path, overridden))
-            yield Customized(name, path, value, item)
+            found.append(custom)
+    problems.extend(_clashes(found, overridden))
+    return found
 
 
-def _clashes(name: str, path: tuple[str, ...], overridden: list[KeyPath]) -> Iterator[Problem]:
-    for other in overridden:
-        if other[: len(path)] == path[: len(other)]:
-            text = f"the file's customizations set it too ({name}). Leave it to them, or --set customizations=[]."
-            yield Problem(Place(f"--set {dotted(other)}"), text)
+def _fault(custom: Customized, earlier: list[Customized]) -> str:
+    wrong = unknown(custom.path)
+    if wrong is not None:
+        return f".key: {dotted(wrong[0])}: {wrong[1]}"
+    if custom.path[0] in NOT_COMPUTED:
+        return f".key: {custom.path[0]} changes nothing that is computed."
+    same = [other.number for other in earlier if other.name == custom.name]
+    return f": sets {custom.name} like customizations[{same[0]}]. Remove one." if same else ""
 
 
-def changed_for_all(base: Parameters, variant: Parameters) -> Iterator[str]:
+def _clashes(customs: list[Customized], overridden: list[KeyPath]) -> Iterator[Problem]:
+    for path in overridden:
+        clashing = [c for c in customs if c.path[: len(path)] == path[: len(c.path)]]
+        if clashing:
+            names = clashing[0].name + (f" and {len(clashing) - 1} more" if len(clashing) > 1 else "")
+            text = f"the file's customizations set it too ({names}). Leave it to them, or --set 'customizations=[]'."
+            yield Problem(Place(f"--set {dotted(path)}"), text)
+
+
+def changed_for_all(base: Mapping[str, Any], variant: Mapping[str, Any]) -> Iterator[str]:
     """What a variant changes although it must be the same for all of them, so that their curves can be compared."""
-    a, b = base.experiments, variant.experiments
-    for key, same in (
-        ("numNets", a.num_nets == b.num_nets),
-        ("numRepetitions", a.num_repetitions == b.num_repetitions),
-        ("methods", a.methods == b.methods),
-        ("mode (train or not)", (a.mode == "train") == (b.mode == "train")),
-    ):
-        if not same:
-            yield f"experiments.{key} must be the same for all customizations. Write a file of its own for that."
+    before, after = ({k: _key_of_all(k, v) for k in _SAME} for v in (base, variant))
+    for key in _SAME:
+        if before[key] != after[key]:
+            what = "whether mode is train" if key == "mode" else f"experiments.{key}"
+            yield f"{what} must be the same for all customizations. Write a file of its own for that."
+
+
+def _key_of_all(key: str, values: Mapping[str, Any]) -> Any:
+    experiments = values.get("experiments")
+    value = experiments.get(key) if isinstance(experiments, dict) else None
+    return value == "train" if key == "mode" else value
 
 
 def compact(value: Any) -> str:

@@ -49,7 +49,9 @@ class Problem:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.text}"
+        key = self.place.source.removeprefix("--set ")
+        text = self.text.removeprefix(f"{key}: ") if self.place.line is None else self.text  # the key is there already
+        return f"{self.place}: {text}"
 
 
 def plain(node: Node) -> Any:

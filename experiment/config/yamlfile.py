@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from experiment.config.tree import MAX_NODES, Node, Place, Problem, Scalar
+from experiment.config.tree import MAX_NODES, KeyPath, Node, Place, Problem, Scalar, dotted
 from experiment.errors import ConfigError
 
 MAX_DEPTH = 100
@@ -100,7 +100,7 @@ class _Builder:
         next(self.events)  # the stream's start
         if isinstance(next(self.events), yaml.StreamEndEvent):
             return None
-        root = self.node(next(self.events), 0)
+        root = self.node(next(self.events), ())
         next(self.events)  # the document's end
         after = next(self.events)
         if not isinstance(after, yaml.StreamEndEvent):
@@ -111,23 +111,23 @@ class _Builder:
         assert event.start_mark is not None
         return Place(self.shown, event.start_mark.line + 1)
 
-    def problem(self, event: yaml.Event, text: str) -> None:
-        self.problems.append(Problem(self.at(event), text))
+    def problem(self, event: yaml.Event, path: KeyPath, text: str) -> None:
+        self.problems.append(Problem(self.at(event), f"{dotted(path)}: {text}" if path else text))
 
-    def node(self, event: yaml.Event, depth: int) -> Node:
+    def node(self, event: yaml.Event, path: KeyPath) -> Node:
         self.grow(event, 1)
         if isinstance(event, yaml.AliasEvent):
             return self.alias(event)
-        if depth > MAX_DEPTH:
+        if len(path) > MAX_DEPTH:
             raise ConfigError(f"{self.at(event)}: nested more than {MAX_DEPTH} deep.")
         before = self.count
         if isinstance(event, yaml.ScalarEvent):
-            node = self.scalar(event)
+            node = self.scalar(event, path)
         elif isinstance(event, yaml.SequenceStartEvent):
-            node = self.sequence(event, depth)
+            node = self.sequence(event, path)
         else:
             assert isinstance(event, yaml.MappingStartEvent)
-            node = self.mapping(event, depth)
+            node = self.mapping(event, path)
         if event.anchor is not None:
             self.anchors[event.anchor] = (node, self.count - before)
         return node
@@ -139,56 +139,54 @@ class _Builder:
 
     def alias(self, event: yaml.AliasEvent) -> Node:
         if event.anchor not in self.anchors:
-            raise ConfigError(f"{self.at(event)}: the alias *{event.anchor} has no &{event.anchor} before it.")
+            raise ConfigError(f"{self.at(event)}: the alias *{event.anchor} has no complete &{event.anchor} before it.")
         node, size = self.anchors[event.anchor]
         self.grow(event, size)
         return Node(node.value, self.at(event), node.bare, node.broken)
 
-    def sequence(self, event: yaml.SequenceStartEvent, depth: int) -> Node:
-        self.check_tag(event, "seq")
+    def sequence(self, event: yaml.SequenceStartEvent, path: KeyPath) -> Node:
+        broken = self.has_tag(event, "seq", path)
         items: list[Node] = []
         while not isinstance(following := next(self.events), yaml.SequenceEndEvent):
-            items.append(self.node(following, depth + 1))
-        return Node(items, self.at(event))
+            items.append(self.node(following, (*path, len(items))))
+        return Node(items, self.at(event), broken=broken)
 
-    def mapping(self, event: yaml.MappingStartEvent, depth: int) -> Node:
-        self.check_tag(event, "map")
+    def mapping(self, event: yaml.MappingStartEvent, path: KeyPath) -> Node:
+        broken = self.has_tag(event, "map", path)
         children: dict[str, Node] = {}
         merged: dict[str, Node] = {}
         while not isinstance(key_event := next(self.events), yaml.MappingEndEvent):
-            key = self.key(key_event, depth)
-            child = self.node(next(self.events), depth + 1)
-            child = Node(
-                child.value, self.at(key_event), child.bare, child.broken
-            )  # a value stands where its key stands
-            if key == "<<" and isinstance(key_event, yaml.ScalarEvent) and key_event.implicit[0]:
-                merged = {**self.merged_in(key_event, child), **merged}
+            key, merges = self.key(key_event, path)
+            child = self.node(next(self.events), (*path, key))
+            child = Node(child.value, self.at(key_event), child.bare, child.broken)  # a value stands where its key is
+            if merges:
+                merged = {**self.merged_in(key_event, child, path), **merged}
             elif key in children:
                 first = children[key].place.line
-                self.problem(key_event, f"the key '{key}' is given twice (first in line {first}). Keep one.")
+                self.problem(key_event, (*path, key), f"is given twice (first in line {first}). Keep one.")
             else:
                 children[key] = child
-        return Node({**merged, **children}, self.at(event))
+        return Node({**merged, **children}, self.at(event), broken=broken)
 
-    def key(self, event: yaml.Event, depth: int) -> str:
+    def key(self, event: yaml.Event, path: KeyPath) -> tuple[str, bool]:
+        """A key as text, and whether it is YAML's `<<`."""
         if isinstance(event, yaml.ScalarEvent):
-            return event.value
-        node = self.node(event, depth + 1)
-        if isinstance(node.value, str):
-            return node.value
-        self.problem(event, "a key must be plain text.")
-        return "?"
+            return event.value, event.value == "<<" and event.implicit[0]
+        node = self.node(event, (*path, "?"))
+        if not isinstance(node.value, str):
+            self.problem(event, path, "a key must be plain text.")
+        return str(node.value), False
 
-    def merged_in(self, event: yaml.Event, child: Node) -> dict[str, Node]:
+    def merged_in(self, event: yaml.Event, child: Node, path: KeyPath) -> dict[str, Node]:
         found: dict[str, Node] = {}
         for part in child.value if isinstance(child.value, list) else [child]:
             if isinstance(part.value, dict):
                 found = {**part.value, **found}
             else:
-                self.problem(event, "'<<' takes an alias of a mapping.")
+                self.problem(event, (*path, "<<"), "takes an alias of a mapping, or a list of such.")
         return found
 
-    def scalar(self, event: yaml.ScalarEvent) -> Node:
+    def scalar(self, event: yaml.ScalarEvent, path: KeyPath) -> Node:
         bare = event.value if event.style is None else None
         value: Scalar = event.value
         kind = (event.tag or "!").removeprefix(_CORE)
@@ -196,22 +194,24 @@ class _Builder:
             value = resolve(event.value)
             value = float(value) if kind == "float" and type(value) is int else value
             if type(value) is not _TYPES[kind]:
-                return self.refused(event, f"is tagged !!{kind}, but {event.value!r} is none.")
+                return self.refused(event, path, f"is tagged !!{kind}, but {event.value!r} is none.")
         elif kind not in ("!", "str"):
-            return self.refused(event, _no_tag(event))
+            return self.refused(event, path, _no_tag(event))
         elif event.implicit[0]:
             value = resolve(event.value)
         if isinstance(value, float) and not math.isfinite(value):
-            return self.refused(event, f"must be a finite number. Got {event.value}.")
+            return self.refused(event, path, f"must be a finite number. Got {event.value}.")
         return Node(value, self.at(event), bare)
 
-    def refused(self, event: yaml.Event, text: str) -> Node:
-        self.problem(event, text)
+    def refused(self, event: yaml.Event, path: KeyPath, text: str) -> Node:
+        self.problem(event, path, text)
         return Node(None, self.at(event), broken=True)
 
-    def check_tag(self, event: yaml.CollectionStartEvent, kind: str) -> None:
-        if event.tag not in (None, "!", _CORE + kind):
-            self.problem(event, _no_tag(event))
+    def has_tag(self, event: yaml.CollectionStartEvent, kind: str, path: KeyPath) -> bool:
+        if event.tag in (None, "!", _CORE + kind):
+            return False
+        self.problem(event, path, _no_tag(event))
+        return True
 
 
 def resolve(text: str) -> Scalar:
@@ -234,4 +234,4 @@ def resolve(text: str) -> Scalar:
 
 def _no_tag(event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> str:
     tag = str(event.tag).replace(_CORE, "!!")
-    return f"the tag {tag} is not allowed: a parameter file holds plain values only, and nothing in it is executed."
+    return f"the tag {tag} is not allowed: a parameter file holds plain values only."

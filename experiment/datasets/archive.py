@@ -73,6 +73,6 @@ def _check(files: Sequence[tuple[Path, str]]) -> None:
     for path, md5 in files:
         if not check_integrity(str(path), md5):
             raise DataError(
-                f"{path} is damaged: its MD5 checksum is not {md5}. Remove it and run again: it will be downloaded, or you "
-                "be told from where."
+                f"{path} is damaged: its MD5 checksum is not {md5}. Remove it and run again: it will be downloaded, or "
+                "you will be told from where."
             )

@@ -1,4 +1,4 @@
-"""Transforms of a whole batch at a time, each image its own crop and flip: the same meaning as torchvision's one by one.
+"""Transforms of a whole batch at a time, each image its own crop and flip; they mean what torchvision's mean.
 
 Only what is exact here is in the table; every other transform goes image by image (`experiment.datasets.workers`).
 Shapes: B = images of the batch, C = channels, H, W = height, width.
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from experiment.datasets.image import Step
 from experiment.datasets.transforms import make_transform
@@ -174,8 +173,8 @@ def _center_crop(arguments: Mapping[str, object], shape: Shape) -> list[Operatio
 def _random_crop(arguments: Mapping[str, object], shape: Shape) -> list[Operation] | None:
     if arguments.get("pad_if_needed"):
         return None
-    size = arguments["size"]
-    height, width = _pair(size)
+    sizes = _floats(arguments["size"])
+    height, width = int(sizes[0]), int(sizes[-1])
     operations: list[Operation] = []
     if arguments.get("padding") is not None:
         keys = ("padding", "fill", "padding_mode")
@@ -188,9 +187,7 @@ def _random_crop(arguments: Mapping[str, object], shape: Shape) -> list[Operatio
 
 def _flip(dim: int) -> Callable[[Mapping[str, object], Shape], list[Operation]]:
     def make(arguments: Mapping[str, object], shape: Shape) -> list[Operation]:
-        p = arguments.get("p", 0.5)
-        assert isinstance(p, int | float)
-        return [Flip(float(p), dim)]
+        return [Flip(_floats(arguments.get("p", 0.5))[0], dim)]
 
     return make
 
@@ -208,14 +205,10 @@ def _to_tensor(arguments: Mapping[str, object], shape: Shape) -> list[Operation]
     return [Affine((1 / 255,), (0.0,))]
 
 
-def _pair(size: object) -> tuple[int, int]:
-    sizes = size if isinstance(size, list | tuple) else [size]
-    return int(sizes[0]), int(sizes[-1])
-
-
 def _floats(values: object) -> tuple[float, ...]:
-    assert isinstance(values, list | tuple)
-    return tuple(float(v) for v in values)
+    """Numbers as YAML gives them: a list, or one alone."""
+    numbers = values if isinstance(values, list | tuple) else [values]
+    return tuple(float(n) for n in cast(Sequence[float], numbers))
 
 
 _MAKERS: Mapping[str, Callable[[Mapping[str, object], Shape], list[Operation] | None]] = {

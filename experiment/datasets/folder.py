@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -54,7 +52,7 @@ def load(name: str, data_dir: Path, train: bool, settings: Mapping[str, object],
     root = settings.get("root")
     if not isinstance(root, str) or not root:
         raise ConfigError(
-            f"network.dataset.settings.root: ImageFolder needs the folder that holds train/ and test/, absolute or "
+            f"settings.root: ImageFolder needs the folder that holds train/ and test/, absolute or "
             f"relative to {data_dir}. Got {root!r}."
         )
     return _load(data_dir / root, data_dir, train, settings)
@@ -96,8 +94,8 @@ def _load(root: Path, data_dir: Path, train: bool, settings: Mapping[str, object
 def _classes(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
         raise DataError(
-            f"no folder {folder}. Expected it to hold one folder of images a class. Check network.dataset.settings.root "
-            "(absolute, or relative to --data), train and test."
+            f"no folder {folder}. Expected it to hold one folder of images a class. Check the dataset's settings: root "
+            "(absolute, or relative to --data), train, test."
         )
     names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
     if not names:
@@ -109,42 +107,74 @@ def _scan(folder: Path, classes: Sequence[str]) -> tuple[FolderItems, str]:
     """The image files of every class, and a hash of their names, sizes and times."""
     files: list[str] = []
     labels: list[int] = []
-    stamp = hashlib.sha256(str(folder.resolve()).encode())
+    stamp = hashlib.sha256()
     for label, name in enumerate(classes):
         before = len(files)
         for parent, _, entries in sorted(os.walk(folder / name, followlinks=True)):
+            inside = os.path.relpath(parent, folder)
             for entry in sorted(entries):
                 if entry.lower().endswith(IMG_EXTENSIONS):
-                    path = os.path.join(parent, entry)
-                    status = os.stat(path)
-                    files.append(os.path.relpath(path, folder))
+                    status = os.stat(os.path.join(parent, entry))
+                    files.append(os.path.join(inside, entry))
                     labels.append(label)
                     stamp.update(f"{files[-1]}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         if len(files) == before:
             raise DataError(
-                f"{folder / name} has no images in it. Expected files that end in {', '.join(IMG_EXTENSIONS)}."
+                f"{folder / name} has no images in it. Expected files ending in {', '.join(IMG_EXTENSIONS)}."
             )
     return FolderItems(folder, tuple(files), tuple(labels)), stamp.hexdigest()
 
 
 def _decode(items: FolderItems, stamp: str, cache: Path) -> Pixels | None:
-    """Small images of one size as one tensor, mapped from the cache where it has them; None for others."""
+    """Small images of one size as one tensor, mapped from the cache where they lie in it; None for others.
+
+    Worker processes map the same file, so they share its memory.
+    """
     first, _ = items[0]
-    if not fits_in_memory(len(items), (3, first.height, first.width)):
+    shape = (len(items), 3, first.height, first.width)
+    if not fits_in_memory(len(items), shape[1:]):
         return None
-    path = cache / f"{stamp[:32]}.npy"
-    labels = torch.tensor(items.labels)
-    if (images := _read(path, items, first)) is not None:
-        return Pixels(images, labels)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if (images := _read(path, items, first)) is not None:
-                return Pixels(images, labels)
-            packed = pack(items)
-            if packed is not None:
-                _write(path, packed.images.numpy())
-    except PermissionError:  # a folder of datasets that is not ours to write in
+    existing = next(p for p in (cache, *cache.parents) if p.exists())
+    if not os.access(existing, os.W_OK):
         return pack(items)
-    images = None if packed is None else _read(path, items, first)
-    return packed if images is None else Pixels(images, labels)
+    place = hashlib.sha256(str(items.root.resolve()).encode()).hexdigest()[:12]
+    path = cache / f"{place}-{stamp[:20]}.npy"
+    images = _read(path, shape)
+    if images is None:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"{place}.lock"):
+            images = _read(path, shape)
+            packed = pack(items) if images is None else None
+            if packed is not None and not _write(path, packed.images):
+                return packed
+            images = _read(path, shape) if images is None else images
+    return None if images is None else Pixels(images, torch.tensor(items.labels))
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """The cached pixels, mapped; None where they are not there whole."""
+    if not path.is_file():
+        return None
+    try:
+        pixels = np.load(path, mmap_mode="c")  # copy on write: torch wants memory that it may write to
+    except (OSError, ValueError, EOFError):  # cut off by a disk that failed: decoded again
+        return None
+    return torch.from_numpy(pixels) if pixels.shape == shape and pixels.dtype == np.uint8 else None
+
+
+def _write(path: Path, images: Tensor) -> bool:
+    """Cache pixels whole or not at all, in place of older ones of the same folder; False where the disk has no room."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            np.save(file, images.numpy(), allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        return False
+    for older in path.parent.glob(f"{path.name.split('-')[0]}-*.npy"):
+        if older != path:
+            older.unlink(missing_ok=True)
+    return True

@@ -79,4 +79,6 @@ def _packed(path: Path) -> Path:
 
 
 def _damaged(path: Path, reason: str) -> DataError:
-    return DataError(f"{path} is damaged: {reason}. Remove it and run again: it will be downloaded, or you be told from where.")
+    return DataError(
+        f"{path} is damaged: {reason}. Remove it and run again: it will be downloaded, or you will be told from where."
+    )

@@ -1,4 +1,4 @@
-"""What the rest of the package sees of a dataset: images in batches on the device, split into train, validation and test."""
+"""What the rest of the package sees of a dataset: batches of images on the device, in three parts."""
 
 from __future__ import annotations
 

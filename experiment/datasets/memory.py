@@ -72,7 +72,9 @@ class MemoryImages:
             x = _apply(prepared, rows[chunk], [None if d is None else d[chunk] for d in draws])
             if channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
-            yield from zip(x.split(batch_size), self._labels[rows[chunk]].split(batch_size), strict=True)
+            y = self._labels[rows[chunk]]
+            for i in range(0, len(x), batch_size):
+                yield x[i : i + batch_size], y[i : i + batch_size]
 
     def take(self, indices: Tensor) -> Batch:
         indices = indices.to(self._indices.device)
@@ -92,15 +94,26 @@ class MemoryImages:
         return [None if d is None else d.to(self._indices.device) for d in draws]
 
 
-def prepare(pixels: Pixels, steps: Sequence[Step], device: torch.device) -> Prepared | None:
-    """Make pixels ready for a pipeline; None where a step has no form for batches or makes the images large."""
-    once, every = split_once(steps)
-    images = _once(pixels, once) if once else pixels.images
-    if images is None:
-        return None
-    c, h, w = images.shape[1:]
-    operations = compile_steps(every, (c, h, w))
-    return None if operations is None else Prepared(images.to(device), tuple(operations))
+def prepare(pixels: Pixels, pipelines: Sequence[Sequence[Step]], device: torch.device) -> tuple[Prepared, ...] | None:
+    """Make pixels ready for each pipeline, which share the tensor where they can.
+
+    None where a step has no form for batches, or makes the images too large for memory.
+    """
+    made: dict[str, Tensor] = {}
+    prepared = []
+    for steps in pipelines:
+        once, every = split_once(steps)
+        if repr(once) not in made:
+            images = _once(pixels, once) if once else pixels.images
+            if images is None:
+                return None
+            made[repr(once)] = images.to(device)
+        c, h, w = made[repr(once)].shape[1:]
+        operations = compile_steps(every, (c, h, w))
+        if operations is None:
+            return None
+        prepared.append(Prepared(made[repr(once)], tuple(operations)))
+    return tuple(prepared)
 
 
 def _once(pixels: Pixels, steps: Sequence[Step]) -> Tensor | None:

@@ -29,7 +29,7 @@ def load_own(target: str, data_dir: Path, train: bool, settings: Mapping[str, ob
     if unknown:
         raise ConfigError(
             [
-                f"network.dataset.settings.{key}: {target}{inspect.signature(factory)} has no such argument."
+                f"settings.{key}: {target}{inspect.signature(factory)} has no such argument."
                 f"{suggestion(key, parameters)}"
                 for key in unknown
             ]
@@ -59,15 +59,15 @@ def load_fake(name: str, data_dir: Path, train: bool, settings: Mapping[str, obj
     num_classes = _positive("numClasses", settings.get("numClasses", output_size))
     shape = settings.get("imageSize", (3, 32, 32))
     if not isinstance(shape, list | tuple) or len(shape) != 3:
-        raise ConfigError(f"network.dataset.settings.imageSize: must be [channels, height, width]. Got {shape!r}.")
+        raise ConfigError(f"settings.imageSize: must be [channels, height, width]. Got {shape!r}.")
     c, h, w = (_positive("imageSize", side) for side in shape)
     if c not in (1, 3):
-        raise ConfigError(f"network.dataset.settings.imageSize: channels must be 1 or 3. Got {c}.")
+        raise ConfigError(f"settings.imageSize: channels must be 1 or 3. Got {c}.")
     items = FakeData(size if train else max(size // 5, 1), (c, h, w), num_classes, random_offset=0 if train else size)
     return Source(pack(items) or items, num_classes)
 
 
 def _positive(key: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"network.dataset.settings.{key}: must be a whole number from 1 up. Got {value!r}.")
+        raise ConfigError(f"settings.{key}: must be a whole number from 1 up. Got {value!r}.")
     return value

@@ -89,7 +89,7 @@ def check_settings(dataset: str, settings: Mapping[str, object], known: tuple[st
     """
     have = f"It has {', '.join(known)}." if known else "It has no settings."
     problems = [
-        f"network.dataset.settings.{key}: {dataset} has no such setting.{suggestion(key, known)} {have}"
+        f"settings.{key}: {dataset} has no such setting.{suggestion(key, known)} {have}"
         for key in settings
         if key not in known
     ]
@@ -102,7 +102,7 @@ def check_labels(where: str, labels: Tensor, num_classes: int) -> None:
 
     Raises: DataError.
     """
-    if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < num_classes):
+    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
         raise DataError(
             f"{where}: class numbers from {int(labels.min())} to {int(labels.max())}; with network.outputSize "
             f"{num_classes} they must lie in 0 to {num_classes - 1}. Number the classes from 0, or set outputSize."
@@ -111,7 +111,8 @@ def check_labels(where: str, labels: Tensor, num_classes: int) -> None:
 
 def _as_uint8(image: object) -> Tensor | None:
     if isinstance(image, Image.Image) and image.mode in ("L", "RGB"):
-        return F.pil_to_tensor(image)
+        pixels: Tensor = F.pil_to_tensor(image)
+        return pixels
     if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.dim() == 3:
         return image
     return None

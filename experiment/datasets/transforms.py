@@ -15,6 +15,7 @@ from experiment.datasets.names import TRANSFORMS
 from experiment.errors import ConfigError
 from experiment.registry import suggestion
 
+Transform = Callable[[object], object]
 Pipeline = Callable[[object], Tensor]
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "uint8": torch.uint8}
@@ -34,13 +35,13 @@ def make_pipeline(steps: Sequence[Step]) -> Pipeline:
         for transform in transforms:
             image = transform(image)
         tensor = image if isinstance(image, Tensor) else F.pil_to_tensor(image)
-        return as_float(tensor.as_subclass(Tensor))  # type: ignore[arg-type]
+        return as_float(tensor.as_subclass(Tensor))
 
     return apply
 
 
-def make_transform(name: str, arguments: Mapping[str, object]) -> Callable[[object], object]:
-    """The transform of that name; ToTensor scales PIL images and uint8 tensors to [0, 1] and leaves float tensors alone.
+def make_transform(name: str, arguments: Mapping[str, object]) -> Transform:
+    """The transform of that name. ToTensor scales PIL images and uint8 tensors to [0, 1], float tensors stay.
 
     Raises: ConfigError: an unknown name or arguments that the transform refuses.
     """
@@ -50,7 +51,8 @@ def make_transform(name: str, arguments: Mapping[str, object]) -> Callable[[obje
     if name == "ToTensor":
         if arguments:
             raise ConfigError(f"ToTensor takes no arguments. Got {dict(arguments)}.")
-        return v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+        to_tensor: Transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+        return to_tensor
     factory = vars(v2)[name]
     known = inspect.signature(factory).parameters
     unknown = [key for key in arguments if key not in known]
@@ -58,7 +60,7 @@ def make_transform(name: str, arguments: Mapping[str, object]) -> Callable[[obje
         have = f"It takes {', '.join(known)}." if known else "It takes no arguments."
         raise ConfigError([f"{name} has no argument '{key}'.{suggestion(key, known)} {have}" for key in unknown])
     try:
-        transform: Callable[[object], object] = factory(**_parsed(arguments))
+        transform: Transform = factory(**_parsed(arguments))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name} refuses its arguments {dict(arguments)}: {error}") from error
     return transform

@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 from experiment.datasets.image import EVALUATION, Batch, count_batches
 from experiment.datasets.source import Items, check_labels
 from experiment.datasets.transforms import Pipeline
-from experiment.errors import ExperimentError, DataError
+from experiment.errors import DataError, ExperimentError
 from experiment.streams import Part, generator, seeded
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """What went wrong with one image, carried out of a worker as text: DataLoader would wrap the error in a traceback."""
+    """What went wrong with one image, as text: an exception would come out of a worker wrapped in a traceback."""
 
     message: str
 
@@ -49,6 +49,7 @@ class WorkerImages:
         self._indices = torch.arange(len(items)) if indices is None else indices.cpu()
         c, h, w = self.first(1)[0].shape[1:]
         self._input_shape = (c, h, w)
+        self._to_device(_collate([self._epoch(EVALUATION, torch.tensor([0]))[0]]), False)  # a bad crop fails at once
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -129,7 +130,7 @@ def _collate(samples: list[tuple[Tensor, int] | _Failure]) -> Batch | _Failure:
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
         return _Failure(
-            f"images of different shapes after the transforms: {', '.join(map(str, sorted(shapes)[:3]))}. Add Resize and "
-            "CenterCrop to transformsTest, RandomResizedCrop to transformsTrain."
+            f"images of different shapes after the transforms: {', '.join(map(str, sorted(shapes)[:3]))}. Add Resize "
+            "and CenterCrop to transformsTest, RandomResizedCrop to transformsTrain."
         )
     return torch.stack(images), torch.tensor(labels)

@@ -85,7 +85,7 @@ def unslice(compressed: nn.Module, network: nn.Module, kept: Mapping[str, Kept])
         with torch.no_grad():
             for tensor_name, tensor in _state(module).items():
                 if tensor_name in _TENSORS:
-                    tensor.copy_(selection.embedded(source[tensor_name], tensor, _fill_value(tensor_name)))
+                    selection.embed(source[tensor_name], tensor, _fill_value(tensor_name))
                 else:  # num_batches_tracked
                     tensor.copy_(source[tensor_name])
 
@@ -100,7 +100,7 @@ def mask_channels(network: nn.Module, kept: Mapping[str, Kept]) -> None:
         selection = _Selection(name, module, sides)
         with torch.no_grad():
             for tensor_name, tensor in _tensors(module).items():
-                tensor.copy_(selection.embedded(selection.of(tensor), tensor, _fill_value(tensor_name)))
+                selection.clear(tensor, _fill_value(tensor_name))
 
 
 class _Selection:
@@ -148,15 +148,21 @@ class _Selection:
                 tensor = tensor.index_select(dim, torch.tensor(indices, device=tensor.device))
         return tensor
 
-    def embedded(self, part: Tensor, like: Tensor, value: float) -> Tensor:
-        """A tensor of the shape of `like` with `part` where it belongs and `value` elsewhere."""
-        for dim, indices in ((1, self.columns), (0, self.rows)):
-            if indices is not None and like.dim() > dim:
-                shape = list(part.shape)
-                shape[dim] = like.shape[dim]
-                whole = torch.full(shape, value, dtype=part.dtype, device=part.device)
-                part = whole.index_copy(dim, torch.tensor(indices, device=part.device), part)
-        return part
+    def clear(self, tensor: Tensor, value: float) -> None:
+        """Put `value` in the place of the part that goes."""
+        for dim, indices in ((0, self.rows), (1, self.columns)):
+            if indices is not None and tensor.dim() > dim:
+                gone = sorted(set(range(tensor.shape[dim])) - set(indices))
+                tensor.index_fill_(dim, torch.tensor(gone, dtype=torch.long, device=tensor.device), value)
+
+    def embed(self, part: Tensor, tensor: Tensor, value: float) -> None:
+        """Fill `tensor` with `part` where it belongs and `value` elsewhere."""
+        ways = [
+            torch.arange(size, device=tensor.device) if indices is None else torch.tensor(indices, device=tensor.device)
+            for indices, size in zip((self.rows, self.columns), tensor.shape, strict=False)
+        ]
+        tensor.fill_(value)
+        tensor[torch.meshgrid(*ways, indexing="ij")] = part
 
     def resize(self) -> None:
         """Let the module's own numbers agree with its tensors."""

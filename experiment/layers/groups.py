@@ -127,8 +127,13 @@ class Sizes:
         return self.out_fixed + self.out_by_group @ counts_G, self.in_fixed + self.in_by_group @ counts_G
 
 
-def sizes_of(network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup]) -> Sizes:
-    """The arithmetic of a network's size, for the groups that `channel_groups(network, example)` gave."""
+def sizes_of(network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup], flops: int) -> Sizes:
+    """The arithmetic of a network's size.
+
+    Args:
+        groups: what `channel_groups(network, example)` gave.
+        flops: multiply-adds of the whole network, those of layers that no channel is cut out of too.
+    """
     modules = dict(network.named_modules())
     layers = trace_layers(network, example)
     rows = {name: row for row, name in enumerate(dict.fromkeys(m.module for group in groups for m in group.members))}
@@ -145,7 +150,6 @@ def sizes_of(network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup]
     counts_G = np.array([group.size for group in groups], np.int64)
     sizes = Sizes(out_L - out_LG @ counts_G, out_LG, in_L - in_LG @ counts_G, in_LG, weight_L, extra_L, positions_L)
     parameters = sum(p.numel() for p in network.parameters())
-    flops = sum(layer.weight_numel * layer.positions for layer in layers.values())
     return replace(
         sizes,
         constant_parameters=parameters - sizes.parameters_of(counts_G.tolist()),

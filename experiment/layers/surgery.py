@@ -140,17 +140,18 @@ class _Obstacles:
 
 def _sides(target: object, names: Mapping[object, str], graph: Any, cut: object) -> Iterator[tuple[Key, int]]:
     """The sides of a module that cutting a channel there with torch-pruning's function `cut` takes it from."""
-    if not isinstance(target, nn.Module) or target not in names or not is_sliceable(target):
+    if not isinstance(target, nn.Module) or target not in names:
         return
-    outputs, inputs = channel_counts(target)
-    if not isinstance(target, nn.Conv2d | nn.Linear):
+    if isinstance(target, nn.Conv2d | nn.Linear):
+        outputs, inputs = channel_counts(target)
+        if graph.is_out_channel_pruning_fn(cut):
+            yield (names[target], "out"), outputs
+        if graph.is_in_channel_pruning_fn(cut):
+            yield (names[target], "in"), inputs
+    elif is_sliceable(target):
+        outputs, _ = channel_counts(target)
         if outputs > 1 or not isinstance(target, nn.PReLU):  # a PReLU may have one slope for all channels
             yield (names[target], "out"), outputs
-        return
-    if graph.is_out_channel_pruning_fn(cut):
-        yield (names[target], "out"), outputs
-    if graph.is_in_channel_pruning_fn(cut):
-        yield (names[target], "in"), inputs
 
 
 def _tie_groups(labels: Labels, name: str, module: nn.Module) -> None:

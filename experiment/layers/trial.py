@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -21,47 +21,37 @@ TOLERANCE = 1e-3
 def randomised(network: nn.Module) -> nn.Module:
     """A copy in eval mode in which every channel is alive and no two are alike, so that no mistake is hidden."""
     probe = copy.deepcopy(network).eval().requires_grad_(True)
-    random = generator("trial")
-
-    def fill(tensor: Tensor | None, low: float, high: float) -> None:
-        if tensor is not None:
-            tensor.copy_(torch.rand(tensor.shape, generator=random) * (high - low) + low)
-
     with torch.no_grad():
-        for module in probe.modules():
+        for name, module in probe.named_modules():
             if not is_sliceable(module) or isinstance(module, nn.PReLU):
                 continue
-            tensors: dict[str, Tensor] = dict(module.named_parameters()) | dict(module.named_buffers())
+            ranges = {"weight": (0.5, 1.5), "bias": (0.5, 1.0), "running_mean": (-0.2, 0.2), "running_var": (0.5, 1.5)}
             if isinstance(module, nn.Conv2d | nn.Linear):
                 bound = (3 / module.weight[0].numel()) ** 0.5  # a variance of 1 / fan-in keeps the scale
-                fill(module.weight, -bound, bound)
-            else:
-                fill(tensors.get("weight"), 0.5, 1.5)
-            fill(tensors.get("bias"), 0.5, 1.0)  # positive: ReLUs let it through
-            fill(tensors.get("running_mean"), -0.2, 0.2)
-            fill(tensors.get("running_var"), 0.5, 1.5)
+                ranges["weight"] = (-bound, bound)  # and biases above zero get through ReLUs
+            tensors: dict[str, Tensor] = dict(module.named_parameters()) | dict(module.named_buffers())
+            for key in ranges.keys() & tensors.keys():
+                tensors[key].uniform_(*ranges[key], generator=generator("trial", name, key, device=tensors[key].device))
     return probe
 
 
 def tried(probe: nn.Module, example: Tensor, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
     """The same groups, those exempted for which cutting half of their channels is not what zeroing them is.
 
-    All groups are tried at once, one by one only if that fails.
+    Groups are cut all at once, and then by the digits of their binary numbers: of any two one is once cut without the
+    other, for a layer that halves its input goes wrong only then. One by one they are cut only if that fails.
 
     Args:
         probe: what `randomised` made of the network.
     """
-    halves = [_half(group) for group in groups]
-    if _agree(probe, example, kept_of(groups, halves)):
+    cuttable = [i for i, group in enumerate(groups) if group.exempt is None]
+    digits = [{i for number, i in enumerate(cuttable, 1) if number >> d & 1} for d in range(len(cuttable).bit_length())]
+    if all(_agree(probe, example, _cut(groups, some)) for some in (set(cuttable), *digits)):
         return list(groups)
-    whole = [range(group.size) for group in groups]
-    checked = []
-    for i, group in enumerate(groups):
-        alone = [*whole[:i], halves[i], *whole[i + 1 :]]
-        fine = group.exempt is not None or _agree(probe, example, kept_of(groups, alone))
-        checked.append(group if fine else replace(group, exempt="cutting them is not what zeroing them is"))
-    if checked != list(groups):
-        return tried(probe, example, checked)
+    failing = {i for i in cuttable if not _agree(probe, example, _cut(groups, {i}))}
+    if failing:
+        alone = "cutting them is not what zeroing them is"
+        return tried(probe, example, [replace(g, exempt=alone) if i in failing else g for i, g in enumerate(groups)])
     together = "cutting several groups at once is not what zeroing them is"
     return [replace(group, exempt=group.exempt or together) for group in groups]
 
@@ -77,22 +67,24 @@ def flat(output: object) -> list[Tensor]:
     return []
 
 
-def _half(group: ChannelGroup) -> Sequence[int]:
-    if group.exempt is not None:
-        return range(group.size)
-    shuffled: list[int] = torch.randperm(group.size, generator=generator("trial", group.name)).tolist()
-    return shuffled[: (group.size + 1) // 2]
+def _cut(groups: Sequence[ChannelGroup], some: Collection[int]) -> dict[str, Kept]:
+    """What stays when each of some groups loses half of its channels, drawn at random."""
+    chosen: list[Sequence[int]] = [range(group.size) for group in groups]
+    for i in some:
+        shuffled: list[int] = torch.randperm(groups[i].size, generator=generator("trial", groups[i].name)).tolist()
+        chosen[i] = shuffled[: (len(shuffled) + 1) // 2]
+    return kept_of(groups, chosen)
 
 
 def _agree(probe: nn.Module, example: Tensor, kept: Mapping[str, Kept]) -> bool:
     """Whether the sliced network runs and computes what the masked one does."""
-    masked, sliced = copy.deepcopy(probe), copy.deepcopy(probe)
+    network = copy.deepcopy(probe)
     with torch.no_grad():
-        mask_channels(masked, kept)
-        expected = flat(masked(example))
+        mask_channels(network, kept)
+        expected = flat(network(example))
         try:
-            slice_channels(sliced, kept)
-            outputs = flat(sliced(example))
+            slice_channels(network, kept)
+            outputs = flat(network(example))
         except Exception:  # shapes that do not meet raise whatever the network's own code raises: the answer is no
             return False
     return len(outputs) == len(expected) and all(map(_close, outputs, expected))

@@ -1,4 +1,4 @@
-"""What a compression method is, and how one is applied: analyse once, then plan, build, fill and count for every keep ratio."""
+"""What a compression method is, and how one is applied: analyse once, then plan, build, fill and count."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class FTSettings:
     """Filter thresholding: in every layer the same share of filters, those of largest l1 norm, stays.
 
     Attributes:
-        fold: add what the removed channels contributed (bias, BatchNorm shift) to the bias or BatchNorm of what follows.
+        fold: add what removed channels contributed (bias, BatchNorm shift) to the bias or BatchNorm of what follows.
         ignore: name patterns (fnmatch) of layers whose filters all stay; the layers that give the output always do.
     """
 
@@ -61,9 +61,9 @@ class ALDSSettings:
     """Number of groups and rank of every layer together, minimising the largest relative error of all layers.
 
     Attributes:
-        error: the relative error of a layer decomposed in k groups: `reference` (largest of the groups' sigma_{j+1} over
-            the layer's sigma_1, what the paper's code computes), `exact` (operator norm of the residual over that of the
-            weight) or `bound` (`reference` times sqrt(k), the paper's theorem).
+        error: the relative error of a layer decomposed in k groups: `reference` (largest of the groups' sigma_{j+1}
+            over the layer's sigma_1, what the paper's code computes), `exact` (operator norm of the residual over that
+            of the weight) or `bound` (`reference` times sqrt(k), the paper's theorem).
     """
 
     error: Literal["reference", "exact", "bound"] = "reference"

@@ -69,7 +69,7 @@ def cnn5(input_shape: tuple[int, int, int], output_size: int, width: int = 64) -
         steps[f"relu{i}"] = nn.ReLU()
         if pool is not None:
             steps[f"pool{i}"] = pool
-    return nn.Sequential(steps | _linear_layers((channels[-1], output_size)))
+    return nn.Sequential(steps | OrderedDict(flatten=nn.Flatten(), fc=nn.Linear(channels[-1], output_size)))
 
 
 def _lenet5(

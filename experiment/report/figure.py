@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiment.files import whole_file
+from experiment.report.naming import plot_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +20,9 @@ PANEL_WIDTH, HEIGHT, LEGEND_WIDTH = 3.9, 3.5, 1.9  # inches
 LEGEND_ROWS = 16
 
 
-def new_figure(columns: int, rows: int = 1, *, height: float = HEIGHT, legend: bool = True) -> tuple[Figure, list[Axes]]:
+def new_figure(
+    columns: int, rows: int = 1, *, height: float = HEIGHT, legend: bool = True
+) -> tuple[Figure, list[Axes]]:
     """An empty figure of `rows` x `columns` panels in the style of all plots, with room for a legend at the right."""
     from matplotlib.figure import Figure
 
@@ -44,10 +48,17 @@ def place_legend(figure: Figure, entries: Sequence[tuple[Any, str]], title: str 
     """One legend for all panels, at the right of them, never over a curve."""
     if entries:
         figure.legend(
-            [handle for handle, _ in entries], [name for _, name in entries], loc="outside right upper", fontsize=9,
+            [handle for handle, _ in entries], [name for _, name in entries], loc="outside right center", fontsize=9,
             frameon=False, title=title or None, title_fontsize=8, handlelength=3.0, alignment="left",
             ncols=1 + (len(entries) - 1) // LEGEND_ROWS,
         )  # fmt: skip
+
+
+def set_title(figure: Figure, *lines: str) -> None:
+    """One to a few lines at the upper left, broken where they would run into the legend."""
+    width = int((figure.get_figwidth() - LEGEND_WIDTH) * 13)  # letters of the title's size an inch
+    broken = [part for line in lines if line for part in textwrap.wrap(plot_text(line), max(40, width))]
+    figure.suptitle("\n".join(broken), fontsize=10, x=0.012, ha="left")
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:

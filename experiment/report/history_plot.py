@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from experiment.report import numerals
-from experiment.report.figure import new_figure, place_legend
+from experiment.report.figure import new_figure, place_legend, set_title
 from experiment.report.naming import COLORS, Naming, plot_text
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ CURVES = (  # panel, column of history.csv, unit, name
 
 
 def plot_training(history: DataFrame, title: str = "") -> Figure:
-    """Loss and top-1 accuracy per epoch: mean over networks, band from the smallest to the largest.
+    """Loss and top-1 accuracy after every epoch: mean over networks, band from the smallest to the largest.
 
     Args:
         history: rows of history.csv of the reference networks (`source.read_cells`).
@@ -37,8 +37,9 @@ def plot_training(history: DataFrame, title: str = "") -> Figure:
             by_epoch = history.dropna(subset=[column]).groupby("epoch")[column]
             mean, low, high = unit * by_epoch.mean(), unit * by_epoch.min(), unit * by_epoch.max()
             dashes = "-" if name == "validation" else (0, (4, 1.5))
-            (handles[name],) = panels[panel].plot(mean.index, mean, color=colors[name], linestyle=dashes, linewidth=1.5)
-            panels[panel].fill_between(mean.index, low, high, color=colors[name], alpha=0.18, linewidth=0)
+            done = mean.index + 1
+            (handles[name],) = panels[panel].plot(done, mean, color=colors[name], linestyle=dashes, linewidth=1.5)
+            panels[panel].fill_between(done, low, high, color=colors[name], alpha=0.18, linewidth=0)
     panels[0].set_ylabel("Loss")
     panels[1].set_ylabel("Top-1 accuracy (%)")
     for axes in panels:
@@ -47,12 +48,12 @@ def plot_training(history: DataFrame, title: str = "") -> Figure:
     nets = history["net"].nunique()
     caption = "1 network" if nets == 1 else f"mean, band: smallest to\nlargest of {nets} networks"
     place_legend(figure, [(handle, name) for name, handle in handles.items()], caption)
-    figure.suptitle(plot_text(title), fontsize=10)
+    set_title(figure, title)
     return figure
 
 
 def plot_retraining(history: DataFrame, names: Mapping[str, str] | None = None, title: str = "") -> Figure:
-    """Validation accuracy per epoch of retraining: a panel a label, a line a keep ratio, mean over networks.
+    """Validation accuracy after every epoch of retraining: a panel a label, a line a keep ratio, mean over networks.
 
     Args:
         history: rows of history.csv of compressed networks, at the keep ratios to draw.
@@ -74,17 +75,21 @@ def plot_retraining(history: DataFrame, names: Mapping[str, str] | None = None, 
         for keep, curve in own.groupby("keep_target", dropna=False):
             ratio = float(str(keep))
             mean = 100 * curve.groupby("epoch")["valid_top1"].mean()
-            (line,) = axes.plot(mean.index, mean, color=shades.get(ratio, COLORS[0]), linewidth=1.3, marker=".")
+            (line,) = axes.plot(mean.index + 1, mean, color=shades.get(ratio, COLORS[0]), linewidth=1.3, marker=".")
             handles.setdefault(ratio, line)
         axes.set_title(plot_text(naming.name(str(label))), fontsize=9)
         _whole_epochs(axes)
+    low = min(axes.get_ylim()[0] for axes in panels[: len(labels)])
+    high = max(axes.get_ylim()[1] for axes in panels[: len(labels)])
+    for axes in panels:
+        axes.set_ylim(low, high)
     for axes in panels[len(labels) :]:
         axes.set_visible(False)
     figure.supylabel("Top-1 validation accuracy (%)", fontsize=10)
     figure.supxlabel("Epoch", fontsize=10)
     entries = [(handles[k], numerals.keep(k)) for k in sorted(handles, reverse=True) if not math.isnan(k)]
     place_legend(figure, entries, "keep ratio")
-    figure.suptitle(plot_text(title), fontsize=10)
+    set_title(figure, title)
     return figure
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from experiment.report import numerals
-from experiment.report.figure import new_figure
+from experiment.report.figure import new_figure, set_title
 from experiment.report.naming import Naming, plot_text
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NUM_KEEPS = 3
+SMALLEST_SHADE = 0.01  # shares from 1 % to all have shades of their own
+
+MOST_NUMBERS = 200  # fields that still get their number; with more, numbers are a blur and drawing them is slow
 
 
 def typical_keeps(keeps: Sequence[float], count: int = NUM_KEEPS) -> list[float]:
@@ -34,6 +37,8 @@ def plot_layers(layers: DataFrame, names: Mapping[str, str] | None = None, title
         layers: rows of layers.csv with label and keep_target beside them (`source.read_cells`), at the keep ratios to draw.
     """
     import matplotlib
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     naming = Naming(names or {})
     labels = list(dict.fromkeys(layers["label"]))
@@ -50,29 +55,30 @@ def plot_layers(layers: DataFrame, names: Mapping[str, str] | None = None, title
         values = share.xs(keep, level="keep_target") if not math.isnan(keep) else share.droplevel("keep_target")
         table = values.unstack("label").reindex(index=order, columns=labels).to_numpy(dtype=float)
         axes.grid(visible=False)
-        image = axes.imshow(table, aspect="auto", vmin=0, vmax=1, cmap=palette, interpolation="nearest")
+        norm = LogNorm(SMALLEST_SHADE, 1.0, clip=True)
+        image = axes.imshow(table.clip(SMALLEST_SHADE), aspect="auto", norm=norm, cmap=palette, interpolation="nearest")
         axes.set_title("own density" if math.isnan(keep) else f"keep ratio {numerals.keep(keep)}", fontsize=9)
-        _annotate(axes, table)
+        if table.size * len(keeps) <= MOST_NUMBERS:
+            _annotate(axes, table)
         _name_ticks(axes, order if axes is panels[0] else [], [plot_text(naming.name(label)) for label in labels])
     panels[0].set_ylabel("Layer")
     if image is not None:
-        figure.colorbar(image, ax=panels, label="Share of the layer's parameters kept", fraction=0.03, pad=0.02)
-    figure.suptitle(plot_text(title), fontsize=10)
+        bar = figure.colorbar(image, ax=panels, label="Layer's parameters kept (%)", fraction=0.03, pad=0.02)
+        bar.ax.yaxis.set_major_locator(FixedLocator([0.01, 0.03, 0.1, 0.3, 1.0]))
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
+        bar.ax.yaxis.set_minor_locator(NullLocator())
+    set_title(figure, title)
     return figure
 
 
 def _annotate(axes: Axes, table: ndarray[tuple[int, int]]) -> None:
-    """Percentages in the fields where there is room, a dash where a method has no such network."""
-    rows, columns = table.shape
-    if rows > 40 or columns > 10:
-        return
-    for row in range(rows):
-        for column in range(columns):
-            value = float(table[row, column])
+    """Percentages in the fields, a dash where a method has no such network."""
+    for row, values in enumerate(table):
+        for column, value in enumerate(map(float, values)):
             missing = math.isnan(value)
-            text = numerals.MISSING if missing else f"{100 * value:.0f}"
-            color = "#777777" if missing else "black" if value > 0.55 else "white"
-            axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=color)
+            text = numerals.MISSING if missing else f"{100 * value:.{0 if value >= 0.0995 else 1}f}"
+            color = "#777777" if missing else "black" if value > 0.13 else "white"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
 
 
 def _name_ticks(axes: Axes, layers: Sequence[str], labels: Sequence[str]) -> None:

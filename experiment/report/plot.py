@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from experiment.errors import ConfigError
 from experiment.report import numerals
-from experiment.report.figure import new_figure, place_legend
+from experiment.report.figure import new_figure, place_legend, set_title
 from experiment.report.naming import REFERENCE_COLOR, Look, Naming, plot_text
 from experiment.report.source import REFERENCE, tidy
 from experiment.report.summary import (
@@ -94,8 +94,7 @@ def plot_tradeoff(
         _maybe_log_loss(panels[0], points)
     if wide:
         _zoom_in(panels[1], points[metric], reference)
-    title, subtitle = _title(chosen, note)
-    figure.suptitle(f"{plot_text(title)}\n{plot_text(subtitle)}" if subtitle else plot_text(title), fontsize=10)
+    set_title(figure, *_title(chosen, note))
     place_legend(figure, [(handles[k], _legend_name(k, naming)) for k in handles], _legend_title(chosen, points, band))
     missing = [naming.name(label) for label in labels_of(chosen) if label not in handles]
     _explain(figure, panels[0], quantity, missing, points)
@@ -166,7 +165,8 @@ def _label_axes(
         left = 0.0 if largest is None else 100 * (1 - largest)
         right = None if smallest is None else 100 * (1 - smallest)
         if right is None and len(keeps):
-            right = min(100.0, 100 * (1 - float(keeps.min())) + 2)
+            most = 100 * (1 - float(keeps.min()))
+            right = 100.0 if most > 85 else most + 2
         axes.set_xlim(left - 1 if right is None or right - left > 10 else left, right or 100.0)
         return
     axes.set_xscale("log")
@@ -191,7 +191,7 @@ def _zoom_in(axes: Axes, accuracy: Series, reference: tuple[float, float, float]
     top = max(value for value in (best, reference[2] if reference else math.nan) if not math.isnan(value))
     base = reference[0] if reference else top
     axes.set_ylim(base - CLOSE_UP_POINTS, min(100.5, top + 0.08 * CLOSE_UP_POINTS))
-    axes.set_title("close-up", fontsize=9)
+    axes.set_title(f"close-up: {CLOSE_UP_POINTS:g} points below the reference", fontsize=9)
 
 
 def _maybe_log_loss(axes: Axes, points: DataFrame) -> None:
@@ -215,7 +215,11 @@ def _retraining(results: DataFrame) -> str:
     epochs = sorted(set(compressed(results)["epochs"].dropna()))
     if not epochs:
         return ""
-    return "no retraining" if epochs == [0] else f"{' to '.join(f'{e:g}' for e in epochs[:: max(1, len(epochs) - 1)])} epochs of retraining"
+    return (
+        "no retraining"
+        if epochs == [0]
+        else f"{' to '.join(f'{e:g}' for e in epochs[:: max(1, len(epochs) - 1)])} epochs of retraining"
+    )
 
 
 def _legend_title(results: DataFrame, points: DataFrame, band: Band) -> str:
@@ -236,7 +240,11 @@ def _explain(figure: Figure, axes: Axes, quantity: str, missing: list[str], poin
     """Say in the picture what it does not show: methods without a curve, points that average fewer networks."""
     texts = []
     if missing:
-        why = "no finished cell" if quantity == "parameters" else f"no {QUANTITY_LABELS[quantity]} removed, or no finished cell"
+        why = (
+            "no finished cell"
+            if quantity == "parameters"
+            else f"no {QUANTITY_LABELS[quantity]} removed, or no finished cell"
+        )
         texts.append(f"Not drawn ({why}): {', '.join(missing)}.")
     if len(points) and not points["complete"].all():
         texts.append("Some points average fewer networks than others (cells unfinished, failed or infeasible).")

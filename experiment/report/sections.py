@@ -49,7 +49,9 @@ def what_was_run(source: Source) -> Section:
     items.append(("Cells", (finished or "none finished yet") + (f", {other} not finished" if other else "")))
     seconds = float(frame["seconds_compress"].sum() + frame["seconds_retrain"].sum())
     if seconds > 0:
-        items.append(("Computing time", f"{numerals.duration(seconds)} for compression and retraining, all cells together"))
+        items.append(
+            ("Computing time", f"{numerals.duration(seconds)} for compression and retraining, all cells together")
+        )
     return Section("What was run", [Items(items)])
 
 
@@ -66,7 +68,10 @@ def _facts(source: Source) -> Iterator[tuple[str, str]]:
     yield "Keep ratios", ", ".join(numerals.keep(float(k)) for k in dict.fromkeys(_own(frame)["keep_target"].dropna()))
     if len(frame):
         nets, repetitions = frame["net"].nunique(), _own(frame)["repetition"].nunique()
-        yield "Networks", f"{nets} trained from different seeds" + (f", {repetitions} repetitions" if repetitions > 1 else "")
+        yield (
+            "Networks",
+            f"{nets} trained from different seeds" + (f", {repetitions} repetitions" if repetitions > 1 else ""),
+        )
     yield "Training", _training(source)
     if len(compressed(frame)):
         epochs = sorted(set(compressed(frame)["epochs"].dropna()))
@@ -109,7 +114,16 @@ def reference_networks(source: Source) -> Section:
     if found.empty:
         return Section("Reference networks", [Text("No reference network is finished yet.")])
     several = found["variant"].nunique() > 1
-    header = ["Network", *(["Variant"] if several else []), "Top-1 (%)", "Top-5 (%)", "Loss", "Parameters", "FLOPs", "File (kB)"]
+    header = [
+        "Network",
+        *(["Variant"] if several else []),
+        "Top-1 (%)",
+        "Top-5 (%)",
+        "Loss",
+        "Parameters",
+        "FLOPs",
+        "File (kB)",
+    ]
     rows = [
         [f"{row.network} n{row.net:g}", *([str(row.variant)] if several else []), numerals.percent(row.top1, 2),
          numerals.percent(row.top5, 2), numerals.number_spread(row.loss, math.nan), numerals.whole(row.parameters),
@@ -137,7 +151,11 @@ def potential(source: Source, naming: Naming) -> Section:
         header, rows = potential_rows(frame, quantity, None, "mean", naming)
         blocks.append(Table([f"{name} removed: method" if h == "Method" else h for h in header], rows))
     if len(compressed(frame)[["net", "repetition"]].drop_duplicates()) > 1:
-        blocks.append(Text("The same, searched on the curve of every network and repetition by itself, then averaged (mean ± std):"))
+        blocks.append(
+            Text(
+                "The same, searched on the curve of every network and repetition by itself, then averaged (mean ± std):"
+            )
+        )
         header, rows = potential_rows(frame, "parameters", None, "net", naming)
         blocks.append(Table([f"Parameters removed: method" if h == "Method" else h for h in header], rows))
     if any("†" in cell for block in blocks if isinstance(block, Table) for row in block.rows for cell in row):
@@ -157,7 +175,15 @@ def every_keep_ratio(source: Source, naming: Naming) -> Iterator[Section]:
     for key, rows in summary.groupby(GROUP, sort=False):
         first = dict(zip(GROUP, key, strict=True))
         variant = f", {first['variant']}" if first["variant"] else ""
-        header = ["Keep ratio", "Parameters kept (%)", "smaller", "FLOPs kept (%)", "fewer", "Top-1 (%)", "change (points)"]
+        header = [
+            "Keep ratio",
+            "Parameters kept (%)",
+            "smaller",
+            "FLOPs kept (%)",
+            "fewer",
+            "Top-1 (%)",
+            "change (points)",
+        ]
         header += ["Top-1 before retraining (%)"] if retrained else []
         header += ["Top-5 (%)"] if has_top5 else []
         header += ["Loss", "cells"]
@@ -195,7 +221,10 @@ def bytes_of_smallest(source: Source, naming: Naming) -> Section | None:
     ]  # fmt: skip
     reference = references(source.results)
     dense = numerals.kilobytes(reference["bytes_dense"].mean())
-    rows.insert(0, [REFERENCE, numerals.percent(1.0, 2), dense, dense, dense, numerals.kilobytes(reference["bytes_file"].mean())])
+    rows.insert(
+        0,
+        [REFERENCE, numerals.percent(1.0, 2), dense, dense, dense, numerals.kilobytes(reference["bytes_file"].mean())],
+    )
     return Section("Bytes of the smallest networks", [Table(header, rows)])
 
 
@@ -207,13 +236,17 @@ def what_failed(source: Source, naming: Naming) -> Section:
         return Section("What failed", [Text("Nothing failed, and every budget could be met.")])
     reasons = bad["error"].where(bad["status"] == "failed", "")  # an infeasible budget is one story a label
     rows = []
-    for (status, variant, label, _), cells in bad.groupby([bad["status"], bad["variant"], bad["label"], reasons], sort=False):
+    for (status, variant, label, _), cells in bad.groupby(
+        [bad["status"], bad["variant"], bad["label"], reasons], sort=False
+    ):
         name = ", ".join(part for part in (naming.plain(str(label)), str(variant)) if part)
         keeps = ", ".join(numerals.keep(float(k)) for k in dict.fromkeys(cells["keep_target"].dropna()))
         nets = ", ".join(f"{n:g}" for n in sorted(set(cells["net"].dropna())))
         reason = " ".join(str(cells["error"].iloc[0]).split()) or "no reason recorded"
         rows.append([str(status), name, keeps or numerals.MISSING, nets, reason])
-    blocks: list[Block] = [Table(["Status", "Method", "Keep ratios", "Networks", "Reason"], rows[:NUM_REASONS], words=True)]
+    blocks: list[Block] = [
+        Table(["Status", "Method", "Keep ratios", "Networks", "Reason"], rows[:NUM_REASONS], words=True)
+    ]
     if len(rows) > NUM_REASONS:
         blocks.append(Text(f"{len(rows) - NUM_REASONS} more stand in results.csv."))
     return Section("What failed or was infeasible", blocks)

@@ -78,7 +78,9 @@ def read_results(path: Path) -> DataFrame:
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
-        raise StoreError(f"{path}: is not a table of results: {error}. Run the experiment again to rewrite it.") from error
+        raise StoreError(
+            f"{path}: is not a table of results: {error}. Run the experiment again to rewrite it."
+        ) from error
     missing = [column for column in REQUIRED if column not in frame]
     if missing:
         raise StoreError(f"{path}: column {missing[0]} is missing. Run the experiment again to rewrite it.")

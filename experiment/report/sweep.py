@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from experiment.errors import ConfigError
-from experiment.report.figure import new_figure, place_legend
+from experiment.report.figure import new_figure, place_legend, set_title
 from experiment.report.naming import Naming, plot_text
 from experiment.report.plot import QUANTITY_LABELS
 from experiment.report.source import tidy
 from experiment.report.summary import Quantity, compressed, labels_of
-from experiment.report.table import DELTAS_RETRAINED, prune_potential
+from experiment.report.table import DELTAS_RETRAINED, prune_potentials
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,8 +55,7 @@ def retrain_sweep(
     frame = tidy(results)
     frame = frame[frame["variant"].str.startswith(RETRAINING_KEYS)]
     epochs = compressed(frame).groupby("variant")["epochs"].max()
-    tables = [prune_potential(frame, delta, quantity, per="net") for delta in deltas]
-    found = pd.concat(tables, ignore_index=True)
+    found = pd.concat(prune_potentials(frame, deltas, quantity, per="net"), ignore_index=True)
     found["retraining"] = found["variant"].map(epochs) / training_epochs
     order = {label: place for place, label in enumerate(labels_of(frame))}
     found = found[found["retraining"].notna()]
@@ -101,8 +100,7 @@ def plot_retrain_sweep(
         _retraining_axis(axes, amounts)
     _share_labels(panels, len(deltas), columns, quantity)
     first = tidy(results).iloc[0]
-    title = f"{first['network']} on {first['dataset']}: prune potential against retraining"
-    figure.suptitle(plot_text(f"{title}\n{note}" if note else title), fontsize=10)
+    set_title(figure, f"{first['network']} on {first['dataset']}: prune potential against retraining", note)
     most = int(found["cells"].max())
     caption = f"mean, band: ± 1 std. dev.\nof {most} networks" if most > 1 else "1 network"
     place_legend(figure, [(handle, plot_text(naming.name(label))) for label, handle in handles.items()], caption)
@@ -132,5 +130,5 @@ def _retraining_axis(axes: Axes, amounts: Sequence[float]) -> None:
     while len(ticks) > 6:  # the first and the last stay
         ticks = [*ticks[:-1][::2], ticks[-1]]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}" if value >= 10 else f"{value:.2g}"))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -50,18 +50,29 @@ def prune_potential(
     Raises: ConfigError: delta is negative, or quantity or per is unknown.
     Source: METHODS "Lost in Pruning", Liebenwein et al. 2021, https://arxiv.org/abs/2103.03014 (definition `net`).
     """
-    if not delta >= 0:
-        raise ConfigError(f"delta: must be a share of at least 0, such as 0.005. Got {delta}.")
+    return prune_potentials(results, [delta], quantity, per)[0]
+
+
+def prune_potentials(
+    results: DataFrame, deltas: Sequence[float], quantity: str = "parameters", per: Literal["net", "mean"] = "mean"
+) -> list[DataFrame]:
+    """`prune_potential` at several deltas: equal rows in equal order, the results summarised once."""
     if per not in ("net", "mean"):
         raise ConfigError(f"per: must be net or mean. Got {per!r}.")
     column = keep_column(quantity)
-    found = _of_mean_curves(results, delta, column) if per == "mean" else _of_every_net(results, delta, column)
-    frame = _every_label(results).merge(found, on=GROUP, how="left")
-    frame["cells"] = frame["cells"].fillna(0).astype(int)
-    frame["complete"] = frame["complete"].fillna(False).astype(bool)
-    frame.insert(len(GROUP), "quantity", quantity)
-    frame.insert(len(GROUP) + 1, "delta", float(delta))
-    return frame
+    labels, points = _every_label(results), _mean_points(results, column) if per == "mean" else _points(results, column)
+    tables = []
+    for delta in deltas:
+        if not delta >= 0:
+            raise ConfigError(f"delta: must be a share of at least 0, such as 0.005. Got {delta}.")
+        found = _best_points(points, GROUP, delta) if per == "mean" else _average_best(points, delta)
+        table = labels.merge(found, on=GROUP, how="left")
+        table["cells"] = table["cells"].fillna(0).astype(int)
+        table["complete"] = table["complete"].fillna(False).astype(bool)
+        table.insert(len(GROUP), "quantity", quantity)
+        table.insert(len(GROUP) + 1, "delta", float(delta))
+        tables.append(table)
+    return tables
 
 
 def _every_label(results: DataFrame) -> DataFrame:
@@ -69,27 +80,25 @@ def _every_label(results: DataFrame) -> DataFrame:
     return frame.loc[frame["method"] != REFERENCE, GROUP].drop_duplicates().reset_index(drop=True)
 
 
-def _of_mean_curves(results: DataFrame, delta: float, column: str) -> DataFrame:
+def _mean_points(results: DataFrame, column: str) -> DataFrame:
     points = summarize(results)
-    points["removed"] = 1 - points[column]
-    points["removed_std"] = points[f"{column}_std"]
-    columns = [
-        *GROUP, "keep_target", *(f"{name}{end}" for name in AVERAGES for end in ("", "_std")), "cells", "complete"
-    ]  # fmt: skip
-    return _best_points(points[columns], GROUP, delta)
+    points = points.assign(removed=1 - points[column], removed_std=points[f"{column}_std"])
+    averages = [f"{name}{end}" for name in AVERAGES for end in ("", "_std")]
+    return points[[*GROUP, "keep_target", *averages, "cells", "complete"]]
 
 
-def _of_every_net(results: DataFrame, delta: float, column: str) -> DataFrame:
+def _points(results: DataFrame, column: str) -> DataFrame:
     cells = compressed(results)
     cells = cells.assign(removed=1 - cells[column], cells=1, complete=True)
-    curve = [*GROUP, "net", "repetition"]
-    best = _best_points(cells[[*curve, "keep_target", *AVERAGES, "cells", "complete"]], curve, delta)
+    return cells[[*GROUP, "net", "repetition", "keep_target", *AVERAGES, "cells", "complete"]]
+
+
+def _average_best(points: DataFrame, delta: float) -> DataFrame:
+    best = _best_points(points, [*GROUP, "net", "repetition"], delta)
     grouped = best.groupby(GROUP, sort=False)
-    means = grouped[AVERAGES].mean()
     spreads = grouped[AVERAGES].std().add_suffix("_std")
-    found = means.join(spreads).assign(cells=grouped.size(), keep_target=math.nan).reset_index()
-    most = found.groupby(SETTING)["cells"].transform("max")
-    return found.assign(complete=found["cells"] == most)
+    found = grouped[AVERAGES].mean().join(spreads).assign(cells=grouped.size(), keep_target=math.nan).reset_index()
+    return found.assign(complete=found["cells"] == found.groupby(SETTING)["cells"].transform("max"))
 
 
 def _best_points(points: DataFrame, curve: list[str], delta: float) -> DataFrame:
@@ -124,7 +133,7 @@ def potential_rows(
 ) -> tuple[list[str], list[list[str]]]:
     """Header and body of the prune-potential table, in words: columns that would say the same in every row are left out."""
     deltas = deltas_for(results) if deltas is None else deltas
-    tables = [prune_potential(results, delta, quantity, per) for delta in deltas]
+    tables = prune_potentials(results, deltas, quantity, per)
     shown = [c for c in ("network", "dataset", "variant") if tables and tables[0][c].nunique() > 1]
     header = [*(c.capitalize() for c in shown), "Method", *(f"loss ≤ {numerals.level(delta)}" for delta in deltas)]
     rows = []
@@ -165,7 +174,7 @@ def latex_table(
         " ".join(f"\\cmidrule(lr){{{3 + 3 * i}-{5 + 3 * i}}}" for i in range(count)),
         " & ".join(["Network", "Method", *(["$\\Delta$top1", "CR-P", "CR-F"] * count)]) + r" \\",
     ]
-    tables = [prune_potential(results, delta, "parameters", "mean") for delta in deltas]
+    tables = prune_potentials(results, deltas)
     blocks = list(tables[0].groupby(SETTING, sort=False)) if tables else []
     for _, block in blocks:
         lines.append("\\midrule")
@@ -216,4 +225,6 @@ def smallest_within(results: DataFrame, delta: float) -> Series | None:
     if cells.empty:
         return None
     good = cells[cells["top1_reference"] - cells["top1"] <= delta + _ROUNDING]
-    return cells.loc[good["keep_parameters"].idxmin() if good["keep_parameters"].notna().any() else cells["top1"].idxmax()]
+    return cells.loc[
+        good["keep_parameters"].idxmin() if good["keep_parameters"].notna().any() else cells["top1"].idxmax()
+    ]

@@ -82,7 +82,11 @@ def write_report(folder: Path | str) -> Report:
 
 def _document(source: Source, naming: Naming, pictures: list[Picture]) -> Document:
     tables = list(sections.every_keep_ratio(source, naming))
-    heading = [Section("Every keep ratio", [Text("A table a method; the same numbers stand in results.csv.")])] if tables else []
+    heading = (
+        [Section("Every keep ratio", [Text("A table a method; the same numbers stand in results.csv.")])]
+        if tables
+        else []
+    )
     found = (
         sections.what_was_run(source),
         sections.reference_networks(source),
@@ -119,7 +123,7 @@ def _tradeoffs(source: Source, naming: Naming, variant: str, alone: bool) -> Ite
     of = "" if alone else f", {variant or 'unchanged'}"
     masks = bool((cells["flops_unmasked"] < cells["flops"]).any())
     wanted: list[tuple[str, str, str]] = [("top1", "parameters", "linear"), ("top1", "flops", "linear")]
-    if masks:
+    if masks and alone:
         wanted.append(("top1", "flops_unmasked", "linear"))
     if alone:
         if cells["keep_parameters"].min() <= HARD:
@@ -179,16 +183,22 @@ def _inside(source: Source, naming: Naming, variant: str) -> Iterator[tuple[str,
     drawn = cells[cells["keep_target"].isin(typical_keeps(list(cells["keep_target"]))) | cells["keep_target"].isna()]
     layers = read_cells(source.folder, drawn[drawn["method"] != "Fake"], "layers.csv")
     if len(layers) and {"layer", "parameters", "parameters_before"} <= set(layers):
-        yield "layers", "Share of every layer's parameters that is kept, mean over networks.", plot_layers(
-            layers, naming.names, f"{title}: parameters kept in every layer"
+        yield (
+            "layers",
+            "Share of every layer's parameters that is kept, mean over networks.",
+            plot_layers(layers, naming.names, f"{title}: parameters kept in every layer"),
         )
     history = read_cells(source.folder, references, "history.csv")
     if "epoch" in history and history["epoch"].nunique() > 1:
         yield "training", "Training of the reference networks.", plot_training(history, f"{title}: training")
-    history = read_cells(source.folder, cells[cells["keep_target"].isin(typical_keeps(list(cells["keep_target"]), 6))], "history.csv")
-    if {"epoch", "valid_top1"} <= set(history) and history["epoch"].nunique() > 1:
-        yield "retraining", "Retraining of the compressed networks, mean over networks.", plot_retraining(
-            history, naming.names, f"{title}: retraining"
+    history = read_cells(
+        source.folder, cells[cells["keep_target"].isin(typical_keeps(list(cells["keep_target"]), 6))], "history.csv"
+    )
+    if {"epoch", "valid_top1"} <= set(history) and history["epoch"].nunique() > 2:
+        yield (
+            "retraining",
+            "Retraining of the compressed networks, mean over networks.",
+            plot_retraining(history, naming.names, f"{title}: retraining"),
         )
 
 
@@ -202,4 +212,3 @@ def _remove_others(plots: Path, written: list[Path]) -> None:
     for path in plots.glob("*") if plots.is_dir() else ():
         if path not in written and path.suffix in (".pdf", ".png") and path.name.startswith(STEMS):
             path.unlink(missing_ok=True)
-

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,45 +30,44 @@ class Data:
 
     def __init__(self, folder: Path, device: str) -> None:
         self.folder, self.device = folder, torch.device(device)
-        self._kept: dict[str, Any] = {}
+        self._splits: dict[str, Splits] = {}
+        self._tests: dict[str, Images] = {}
 
     def splits(self, p: Parameters, training: Training) -> Splits:
         """The dataset's parts with the transforms of `training` (or of the retraining block).
 
         Raises: DataError: it is missing, damaged, or contradicts outputSize.
         """
-        transforms = transforms_of(training)
-        dataset = p.network.dataset
-        return self._once(
-            ("splits", dataset, transforms, p),
-            lambda: load_splits(
+        dataset, transforms = p.network.dataset, transforms_of(training)
+        key = _key(dataset, transforms, p)
+        if key not in self._splits:
+            _make_room(self._splits)
+            self._splits[key] = load_splits(
                 dataset.name, dataset.settings, transforms, data_dir=self.folder, seed=p.seed,
                 output_size=p.network.output_size, device=self.device,
-            ),
-        )  # fmt: skip
+            )  # fmt: skip
+        return self._splits[key]
 
     def test(self, p: Parameters) -> Images:
         """The images that decide a cell's figures: `experiments.datasetTest`, else the dataset's own test part."""
-        dataset = p.experiments.dataset_test
+        dataset, transforms = p.experiments.dataset_test, transforms_of(p.training)
         if dataset is None:
             return self.splits(p, p.training).test
-        transforms = transforms_of(p.training)
-        return self._once(
-            ("test", dataset, transforms, p),
-            lambda: load_test(
-                dataset.name, dataset.settings, transforms, data_dir=self.folder, seed=p.seed,
+        key = _key(dataset, transforms, p)
+        if key not in self._tests:
+            _make_room(self._tests)
+            self._tests[key] = load_test(
+                dataset.name, dataset.settings, transforms, data_dir=self.folder,
                 output_size=p.network.output_size, device=self.device,
-            ),
-        )  # fmt: skip
+            )  # fmt: skip
+        return self._tests[key]
 
-    def _once(self, what: tuple[str, NamedSettings, Transforms, Parameters], load: Callable[[], Any]) -> Any:
-        part, dataset, transforms, p = what
-        key = json.dumps(
-            [part, dataset.name, dataset.settings, repr(transforms), p.seed, p.network.output_size],
-            sort_keys=True, default=str,
-        )  # fmt: skip
-        if key not in self._kept:
-            while len(self._kept) >= MOST_KEPT:
-                self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = load()
-        return self._kept[key]
+
+def _key(dataset: NamedSettings, transforms: Transforms, p: Parameters) -> str:
+    what = [dataset.name, dataset.settings, repr(transforms), p.seed, p.network.output_size]
+    return json.dumps(what, sort_keys=True, default=str)
+
+
+def _make_room(kept: dict[str, Any]) -> None:
+    while len(kept) >= MOST_KEPT:
+        kept.pop(next(iter(kept)))

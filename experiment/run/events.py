@@ -63,7 +63,7 @@ SECONDS_BETWEEN = 0.1  # messages cross a process boundary: a few a second are e
 def epoch_callbacks(
     name: str, num_epochs: int, images_an_epoch: int, report: Report
 ) -> tuple[Callable[[int], None], Callable[[EpochRecord], None]]:
-    """The callbacks through which a training tells how far it is: one for batches (images just used), one for epochs."""
+    """The callbacks by which a training tells how far it is: one for batches (images just used), one for epochs."""
     pending, told = 0.0, time.monotonic()
 
     def on_batch(images: int) -> None:

@@ -1,4 +1,4 @@
-"""Where work runs: in this process, or in several, each with its own number of threads; a dead worker costs one retry."""
+"""Where work runs: in this process, or in several; a worker that dies costs one retry, not the sweep."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Content hashes of what determines an outcome: the names under which results are found again.
 
-Everything that changes the numbers enters; what only shows or places them (labels, metrics, test batches, paths) does not;
-values left at their defaults are left out, so that a new setting renames nothing.
+Everything that changes the numbers enters; what only shows or places them (labels, metrics, test batches, paths) does
+not; values left at their defaults are left out, so that a new setting renames nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def digest(payload: object) -> str:
 
 
 def named(name: str, version: int | None, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """How a network, dataset or method enters a key: its version if registered, the hash of its source if the user's."""
+    """How a network, dataset or method enters a key: with its version, or with the hash of the user's source."""
     entry: dict[str, Any] = {"name": name, "settings": dict(settings)}
     if is_import_path(name):
         entry["source"] = source_hash(name.partition(":")[0])

@@ -91,7 +91,11 @@ def find_method(name: str) -> MethodEntry | str:
 
 
 def _note(
-    unknown: list[tuple[str, str, str]], file: ParameterFile, key: tuple[str | int, ...], label: str, message: str | None
+    unknown: list[tuple[str, str, str]],
+    file: ParameterFile,
+    key: tuple[str | int, ...],
+    label: str,
+    message: str | None,
 ) -> None:
     if message:
         dotted = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in key).lstrip(".")
@@ -154,7 +158,9 @@ def _methods(file: ParameterFile, unknown: list[tuple[str, str, str]]) -> tuple[
         if message:
             unknown.append((spec.label, message, f"{where}: {message}"))
         if any(spec.label == other.label for other in specs):
-            problems.append(f"{where}: a second method with the label '{spec.label}'. Give one of them its own `label`.")
+            problems.append(
+                f"{where}: a second method with the label '{spec.label}'. Give one of them its own `label`."
+            )
         specs.append(spec)
     if problems:
         raise ConfigError(problems)

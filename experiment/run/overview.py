@@ -52,7 +52,7 @@ def plan_json(plan: ExperimentPlan, results: Results) -> Iterator[str]:
 
 
 def plan_text(plan: ExperimentPlan, results: Results) -> Iterator[str]:
-    """The grid in a few lines: what, how much of it is done, and every cell that failed or cannot run, with the reason."""
+    """The grid in a few lines: what, how much of it is done, and why cells failed or cannot run."""
     p = plan.file.parameters
     experiments = p.experiments
     yield f"{plan.name}  ({plan.file.path})"
@@ -77,7 +77,8 @@ def plan_text(plan: ExperimentPlan, results: Results) -> Iterator[str]:
     open_cells = [c for c in plan.cells if cell_status(plan, c, results) == "pending"]
     retrain = sum(c.epochs_retrain for c in open_cells)
     train = sum(c.epochs_train for c in open_cells if c.method == "Reference")
-    yield f"  to do      {len(open_cells)} of {len(plan.cells)} cells: {train} epochs of training, {retrain} of retraining"
+    left = f"{train} epochs of training, {retrain} of retraining"
+    yield f"  to do      {len(open_cells)} of {len(plan.cells)} cells: {left}"
     for cell in plan.cells:
         result = results.get(cell.key, {})
         if result.get("status") in ("failed", "infeasible"):

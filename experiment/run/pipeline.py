@@ -73,7 +73,7 @@ def run_reference(task: ReferenceTask, context: Context, report: Report) -> None
 
 
 def run_chain(chain: Chain, context: Context, report: Report) -> None:
-    """Compute those cells of a chain that have no result yet, in order; a failed one is stored and does not stop the rest."""
+    """Compute those cells of a chain that have no result yet, in order; a failed one is stored, the rest goes on."""
     results = context.store.results([chain.reference_cell, *chain.cells])
     todo = [cell for cell in chain.cells if is_open(results.get(cell.key), context.retry_failed)]
     if not todo:
@@ -147,7 +147,9 @@ class _Walk:
     def compute(self, cell: Cell, report: Report) -> dict[str, Any]:
         """Compress, retrain, test both states, and store."""
         if self.cascade and self.broken:
-            raise ExperimentError(f"the cell before it in the cascade failed ({self.broken}), and it starts from there.")
+            raise ExperimentError(
+                f"the cell before it in the cascade failed ({self.broken}), and it starts from there."
+            )
         started = time.perf_counter()
         try:
             compressor, compressed = self._compress(cell)

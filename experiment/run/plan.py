@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from experiment.config import ParameterFile, Parameters, Variant, keep_steps
 from experiment.run.keys import FORMAT_VERSION, digest
@@ -63,7 +63,7 @@ class Cell:
 class Chain:
     """The cells of one (variant, net, repetition, method) in the order in which they must be computed.
 
-    One worker computes a chain: in a cascade each cell starts from the one before, and one-shot cells share the analysis.
+    One worker computes a chain: a cascade's cell starts from the one before, one-shot cells share the analysis.
     """
 
     variant: Variant
@@ -121,7 +121,7 @@ def plan_experiment(file: ParameterFile, machine: Machine, *, base: ParameterFil
     """Expand a parameter file into its grid.
 
     Args:
-        base: the same file without `--set` overrides: where those change what is computed, the experiment's name says so.
+        base: the file without `--set` overrides: where those change what is computed, the experiment's name says so.
     Raises: ConfigError: a method's settings are wrong, or two methods share a label.
     """
     references: list[ReferenceTask] = []
@@ -152,19 +152,19 @@ def slug_path(name: str) -> str:
     return "/".join(slug(part) for part in Path(name).parts if part not in ("/", "..", "."))
 
 
-def resolved_precision(precision: str, enable_amp: bool, kind: str) -> str:
-    """What `auto` becomes: bfloat16 on a GPU unless AMP is switched off, float32 on a CPU (where it need not be faster)."""
+def resolved_precision(
+    precision: Literal["auto", "fp32", "bf16", "fp16"], enable_amp: bool, kind: str
+) -> Literal["fp32", "bf16", "fp16"]:
+    """What `auto` becomes: bfloat16 on a GPU unless AMP is off, float32 on a CPU, where it need not be faster."""
     if precision != "auto":
         return precision
     return "bf16" if enable_amp and kind == "cuda" else "fp32"
 
 
 def _fingerprint(plan: ExperimentPlan) -> list[str]:
-    """What a plan computes, so that overrides that only add or drop cells of the same kind are told from real changes."""
-    parameters = plan.file.parameters
-    return sorted({task.reference.key for task in plan.references}) + [
-        digest(parameters.model_dump(mode="json", exclude={"directories", "description"}, exclude_defaults=True))
-    ]
+    """What a plan computes, as hashes: equal for overrides that change nothing that is computed."""
+    dumped = plan.file.parameters.model_dump(mode="json", exclude={"directories", "description"}, exclude_defaults=True)
+    return [*sorted({task.reference.key for task in plan.references}), digest(dumped)]
 
 
 def _training_key(training: Any, kind: str) -> dict[str, Any]:

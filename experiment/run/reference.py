@@ -25,7 +25,7 @@ from experiment.run.data import Data
 from experiment.run.events import Note, Report, epoch_callbacks
 from experiment.run.plan import Machine, ReferenceSpec, resolved_precision
 from experiment.run.store import Directories, Store, log, reference_folder, sync_folder
-from experiment.run.weights import read_weights, rebuild, save_weights
+from experiment.run.weights import read_weights, save_weights
 from experiment.streams import seeded
 from experiment.training.loop import EpochRecord, SchedulerSpec, TrainSettings, train
 
@@ -125,7 +125,7 @@ def write_history(path: Path, records: list[EpochRecord]) -> None:
     write_whole(path, text.getvalue())
 
 
-def _acquired(lock: FileLock, spec: ReferenceSpec, report: Report) -> AcquireReturnProxy:
+def _acquired(lock: FileLock, spec: ReferenceSpec, report: Report) -> AcquireReturnProxy[FileLock]:
     try:
         return lock.acquire(timeout=0.2)
     except Timeout:

@@ -112,7 +112,8 @@ def _compute(
         _describe(plans[i], stores[i], workers)
     cells = sum(len(item.cells) for item in work)
     if options.verbosity >= 0:
-        say(f"{cells} cells to compute on {machine.device}, {_plural(workers, 'worker')} of {_plural(threads, 'thread')}")
+        how = f"{_plural(workers, 'worker')} of {_plural(threads, 'thread')}"
+        say(f"{_plural(cells, 'cell')} to compute on {machine.device}, {how}")
     show = Show(sum(item.units for item in work), cells, options.verbosity)
     written = time.monotonic()
 

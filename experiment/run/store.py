@@ -1,4 +1,4 @@
-"""Where results are kept: one folder a cell, written elsewhere and renamed, and results.csv made from them. No torch here."""
+"""Where results are kept: a folder a cell, written elsewhere and renamed, and results.csv from them. No torch here."""
 
 from __future__ import annotations
 

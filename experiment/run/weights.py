@@ -53,7 +53,9 @@ def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).partition("\n")[0]
-        raise StoreError(f"{path}: not a file of weights, damaged, or holding more than plain data ({reason}).") from error
+        raise StoreError(
+            f"{path}: not a file of weights, damaged, or holding more than plain data ({reason})."
+        ) from error
     if not isinstance(content, dict) or not {"specification", "state_dict"} <= content.keys():
         raise StoreError(f"{path}: not written by this program: no specification and state_dict in it.")
     specification = content["specification"]
@@ -65,7 +67,9 @@ def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return specification, content["state_dict"]
 
 
-def rebuild(original: nn.Module, specification: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> nn.Module:
+def rebuild(
+    original: nn.Module, specification: Mapping[str, Any], state: Mapping[str, Tensor], path: Path
+) -> nn.Module:
     """The compressed network in eval mode, from the original architecture and what `read_weights` gave.
 
     Raises: StoreError: the plan or the weights do not fit that architecture.

@@ -87,10 +87,16 @@ def grid(
 
 def sweep(methods: Sequence[str] = METHODS, nets: int = 3, setting: str = "retraining.startEpoch") -> list[Row]:
     """A sweep over the amount of retraining of a training of 182 epochs."""
-    return [row for start in (0, 91, 137, 164, 178, 182) for row in grid(methods, nets, KEEPS, 182 - start, f"{setting}={start}")]
+    return [
+        row
+        for start in (0, 91, 137, 164, 178, 182)
+        for row in grid(methods, nets, KEEPS, 182 - start, f"{setting}={start}")
+    ]
 
 
-def curve(points: Sequence[tuple[float, float]], label: str = "ALDS", net: int = 0, reference: float = 0.9, **more: Any) -> list[Row]:
+def curve(
+    points: Sequence[tuple[float, float]], label: str = "ALDS", net: int = 0, reference: float = 0.9, **more: Any
+) -> list[Row]:
     """Cells at hand-written (keep, top1), the FLOPs kept half as many as the parameters."""
     return [
         cell_row(label, net, keep) | {
@@ -101,7 +107,12 @@ def curve(points: Sequence[tuple[float, float]], label: str = "ALDS", net: int =
 
 
 def write_experiment(
-    folder: Path, rows: Sequence[Row], *, parameters: Row | None = None, cells: bool = False, change: Callable[[Row], Row] | None = None
+    folder: Path,
+    rows: Sequence[Row],
+    *,
+    parameters: Row | None = None,
+    cells: bool = False,
+    change: Callable[[Row], Row] | None = None,
 ) -> Path:
     """Write an experiment's folder: table, parameters, environment and, with `cells`, layers and histories."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +122,13 @@ def write_experiment(
         writer.writeheader()
         writer.writerows(change(row) if change else row for row in rows)
     (folder / "parameters.yaml").write_text(yaml.safe_dump(parameters_of() | (parameters or {})))
-    environment = {"format": 1, "python": "3.12.1", "packages": {"torch": "2.14.1"}, "device": "cpu", "git_commit": "abc"}
+    environment = {
+        "format": 1,
+        "python": "3.12.1",
+        "packages": {"torch": "2.14.1"},
+        "device": "cpu",
+        "git_commit": "abc",
+    }
     (folder / "environment.json").write_text(json.dumps(environment))
     for row in rows if cells else ():
         if row["status"] == "done":

@@ -85,7 +85,9 @@ def test_two_workers_give_what_one_gives(write: Any, small: dict[str, Any], in_t
     same(pd.read_csv("one/small/results.csv"), pd.read_csv("two/small/results.csv"))
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_results(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
+def test_killed_at_random_moments_it_ends_with_the_same_results(
+    write: Any, small: dict[str, Any], in_tmp: Path
+) -> None:
     small["training"]["numEpochs"] = 6
     small["experiments"] |= {"methods": ["WT", "SVD"], "mode": "cascade"}
     path = str(write(small))

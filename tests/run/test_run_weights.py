@@ -19,7 +19,12 @@ from experiment.streams import seeded
 def network() -> nn.Sequential:
     with seeded("test"):
         return nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(96, 5)
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 6, 3),
+            nn.Flatten(),
+            nn.Linear(96, 5),
         ).eval()
 
 

@@ -1,0 +1,130 @@
+"""A dataset by its name: read, split and made ready for a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from experiment.datasets import DATASETS
+from experiment.datasets.image import Batch, Images, Splits, Step, Transforms, count_batches
+from experiment.datasets.memory import MemoryImages, prepare
+from experiment.datasets.own import load_own
+from experiment.datasets.source import Pixels, Source, check_labels
+from experiment.datasets.transforms import check_transforms, make_pipeline
+from experiment.datasets.workers import WorkerImages
+from experiment.errors import ConfigError, DataError
+from experiment.registry import is_import_path, resolve, suggestion
+from experiment.streams import generator
+
+__all__ = ["Batch", "Images", "Splits", "Step", "Transforms", "count_batches", "load_splits", "load_test"]
+
+VALID_SHARE = 0.1  # of the training part
+MIN_TRAIN_IMAGES = 4  # two to train on (BatchNorm), one held out, and one to spare
+
+Loader = Callable[[str, Path, bool, Mapping[str, object], int], Source]
+
+
+def load_splits(
+    name: str,
+    settings: Mapping[str, object],
+    transforms: Transforms,
+    *,
+    data_dir: Path,
+    seed: int,
+    output_size: int,
+    device: torch.device | str,
+    workers: int = 2,
+) -> Splits:
+    """Training, validation and test images of a dataset.
+
+    The training part is split 90/10 by a generator of (seed, name): the same for every network and method.
+
+    Args:
+        name: a registered dataset or `package.module:factory`. settings: its settings.
+        output_size: what the network gives a sample; must be the number of classes.
+        workers: processes that read images which do not fit into memory.
+
+    Raises:
+        ConfigError: an unknown name, setting or transform.
+        DataError: the data are missing, damaged, or have another number of classes.
+    """
+    _check(transforms)
+    train, test = (_source(name, settings, data_dir, part, output_size) for part in (True, False))
+    num_images = len(train.items)
+    if num_images < MIN_TRAIN_IMAGES:
+        raise DataError(f"dataset {name} has {num_images} training images; at least {MIN_TRAIN_IMAGES} are needed.")
+    order = torch.randperm(num_images, generator=generator("split", seed, name))
+    num_valid = max(1, round(VALID_SHARE * num_images))
+    make = _maker(name, transforms, output_size, torch.device(device), workers)
+    train_images, valid_images = make(train, [order[num_valid:], order[:num_valid]])
+    (test_images,) = make(test, [None])
+    return Splits(train_images, valid_images, test_images, output_size, test_images.input_shape)
+
+
+def load_test(
+    name: str,
+    settings: Mapping[str, object],
+    transforms: Transforms,
+    *,
+    data_dir: Path,
+    output_size: int,
+    device: torch.device | str,
+    workers: int = 2,
+) -> Images:
+    """The test images of a dataset alone (`experiments.datasetTest`); arguments and errors as for `load_splits`."""
+    _check(transforms)
+    test = _source(name, settings, data_dir, False, output_size)
+    (images,) = _maker(name, transforms, output_size, torch.device(device), workers)(test, [None])
+    return images
+
+
+def _check(transforms: Transforms) -> None:
+    if problems := check_transforms(transforms):
+        raise ConfigError(problems)
+
+
+def _source(name: str, settings: Mapping[str, object], data_dir: Path, train: bool, output_size: int) -> Source:
+    """One part of the dataset, with the classes that the network has outputs for."""
+    if is_import_path(name):
+        source = load_own(name, data_dir, train, settings, output_size)
+    elif name in DATASETS:
+        source = cast(Loader, resolve(DATASETS[name].target))(name, data_dir, train, settings, output_size)
+    else:
+        near = suggestion(name, DATASETS) or f" Known are {', '.join(DATASETS)}, and package.module:factory."
+        raise ConfigError(f"unknown dataset '{name}'.{near}")
+    if source.num_classes is not None and source.num_classes != output_size:
+        raise DataError(
+            f"network.outputSize is {output_size}, but dataset {name} has {source.num_classes} classes. "
+            f"Set outputSize: {source.num_classes}."
+        )
+    if isinstance(source.items, Pixels):
+        check_labels(f"dataset {name}", source.items.labels, output_size)
+    return source
+
+
+def _maker(
+    name: str, transforms: Transforms, output_size: int, device: torch.device, workers: int
+) -> Callable[[Source, Sequence[Tensor | None]], list[Images]]:
+    """A function from a source and the indices of its parts (None: all of it) to the images of these parts."""
+    pipelines = [(*transforms.train, *transforms.final), (*transforms.test, *transforms.final)]
+
+    def make(source: Source, parts: Sequence[Tensor | None]) -> list[Images]:
+        items = source.items
+        prepared = prepare(items, pipelines, device) if isinstance(items, Pixels) else None
+        if isinstance(items, Pixels) and prepared is not None:
+            train, test = prepared
+            labels = items.labels.to(device)
+            return [MemoryImages(train, test, labels, None if p is None else p.to(device)) for p in parts]
+        augment, plain = (make_pipeline(steps) for steps in pipelines)
+        return [
+            WorkerImages(
+                f"dataset {name}", items, augment, plain, output_size, indices=p, device=device, workers=workers
+            )
+            for p in parts
+        ]
+
+    return make

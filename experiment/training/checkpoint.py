@@ -1,0 +1,140 @@
+"""A training on disk after an epoch, so that it continues where it was killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import pickle
+import time
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from experiment.files import set_aside, whole_file
+from experiment.streams import Part
+from experiment.training.settings import TrainSettings
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+MAX_SHARE = 0.05  # of the time, spent on writing
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochRecord:
+    """One epoch as it went.
+
+    Attributes:
+        learning_rate: at the epoch's last step.
+        loss, top1: on the training batches as they came, augmented. valid_...: after the epoch, None without that part.
+        images: trained on. seconds: training and validation.
+    """
+
+    epoch: int
+    learning_rate: float
+    loss: float
+    top1: float
+    valid_loss: float | None
+    valid_top1: float | None
+    valid_top5: float | None
+    images: int
+    seconds: float
+
+
+@dataclasses.dataclass
+class Progress:
+    """What has been reached: the epochs run, and the best state on the validation part, if it is kept."""
+
+    records: list[EpochRecord] = dataclasses.field(default_factory=list)
+    best_top1: float = -1.0
+    best_state: dict[str, Tensor] | None = None
+
+
+class Checkpoint:
+    """The checkpoint file of one training.
+
+    Args:
+        path: None to keep none.
+        settings, stream, num_images: say which training it is; the file of another one is not taken up.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        network: nn.Module,
+        optimizer: Optimizer,
+        scaler: torch.amp.GradScaler,
+        settings: TrainSettings,
+        stream: tuple[Part, ...],
+        num_images: int,
+    ) -> None:
+        self._path, self._network, self._optimizer, self._scaler = path, network, optimizer, scaler
+        shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
+        training = [dataclasses.asdict(settings), stream, num_images, shapes]
+        self._fingerprint = hashlib.sha256(json.dumps(training, default=str).encode()).hexdigest()
+        self._written, self._cost = time.monotonic(), 0.0
+
+    def load(self, rewind_to: tuple[int, Path] | None = None) -> Progress:
+        """Take the training up where the file left it; from the start, if there is no whole file of this training.
+
+        Args:
+            rewind_to: an epoch and the file of its start: where that epoch has been passed, the file must be there.
+        """
+        if self._path is None or not self._path.is_file():
+            return Progress()
+        saved = _read(self._path)
+        if saved is None or saved.get("format") != FORMAT or saved.get("fingerprint") != self._fingerprint:
+            place = set_aside(self._path)
+            log.warning("%s is damaged or of another training: set aside as %s.", self._path, place.name)
+            return Progress()
+        records = [EpochRecord(**record) for record in saved["records"]]
+        if rewind_to is not None and records and records[-1].epoch >= rewind_to[0] and not rewind_to[1].is_file():
+            return Progress()
+        self._network.load_state_dict(saved["network"])
+        self._optimizer.load_state_dict(saved["optimizer"])
+        self._scaler.load_state_dict(saved["scaler"])
+        return Progress(records, saved["best_top1"], saved["best_state"])
+
+    def save(self, progress: Progress, *, last: bool) -> None:
+        """Write the file, if it is the last epoch or the time since the last writing is worth it."""
+        if self._path is None or not (last or self._cost <= MAX_SHARE * (time.monotonic() - self._written)):
+            return
+        started = time.monotonic()
+        state = {
+            "format": FORMAT,
+            "fingerprint": self._fingerprint,
+            "network": self._network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "records": [dataclasses.asdict(record) for record in progress.records],
+            "best_top1": progress.best_top1,
+            "best_state": progress.best_state,
+        }
+        save_whole(self._path, state)
+        self._written = time.monotonic()
+        self._cost = self._written - started
+
+
+def save_whole(path: Path, state: Mapping[str, object]) -> None:
+    """Save tensors and plain values for `torch.load(weights_only=True)`: whole or not at all."""
+    with whole_file(path) as partial:
+        torch.save(state, partial)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What `save_whole` wrote; None if the file is damaged, by its checksums or its structure."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return None
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError):
+        return None
+    return loaded if isinstance(loaded, dict) else None

@@ -1,0 +1,93 @@
+"""Loss and accuracy of a network on images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from experiment.datasets.image import Images
+from experiment.errors import ConfigError, DataError
+from experiment.layers.inspect import evaluating
+from experiment.training.factories import make_loss
+from experiment.training.settings import Precision
+
+TOP = 5
+_DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Mean loss and accuracies, fractions in [0, 1], over `samples` images."""
+
+    loss: float
+    top1: float
+    top5: float
+    samples: int
+
+
+def evaluate(
+    network: nn.Module,
+    data: Images,
+    *,
+    loss: str = "CrossEntropyLoss",
+    loss_kwargs: Mapping[str, object] | None = None,
+    device: torch.device | str,
+    precision: Precision = "fp32",
+    batch_size: int = 256,
+    channels_last: bool = False,
+) -> Metrics:
+    """Test a network, in eval mode; its own mode is restored afterwards.
+
+    Sums are kept in float64 on the device and fetched once. A network that gives NaN is tested like any other: its loss
+    is NaN, and its answers count as wrong. With fewer than six classes top5 is the accuracy among all of them.
+
+    Raises: DataError: no images.
+    """
+    if len(data) == 0:
+        raise DataError("there are no images to test the network on.")
+    device = torch.device(device)
+    arguments = dict(loss_kwargs or {})
+    criterion = make_loss(loss, arguments, device)
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, top-1 hits, top-5 hits
+    with evaluating(network), torch.inference_mode():
+        for x, y in data.batches(batch_size, stream=None, channels_last=channels_last):
+            with forward_precision(device, precision):
+                logits = network(x)
+            logits = logits.float()
+            value = criterion(logits, y).double() * loss_weight(arguments, len(y))
+            sums += torch.stack([value, *_hits(logits, y)])
+    total, top1, top5 = (float(s) / len(data) for s in sums.tolist())
+    return Metrics(total, top1, top5, len(data))
+
+
+def loss_weight(loss_kwargs: Mapping[str, object], batch_size: int) -> int:
+    """What a batch's loss is multiplied by so that the sum over batches, divided by the images, is a mean."""
+    return 1 if loss_kwargs.get("reduction") == "sum" else batch_size
+
+
+@contextmanager
+def forward_precision(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Autocast of the forward pass to bfloat16 or float16; nothing at all for float32.
+
+    Raises: ConfigError: float16 on the CPU.
+    """
+    if precision == "fp32":
+        yield
+        return
+    if precision == "fp16" and device.type != "cuda":
+        raise ConfigError(f"precision: fp16 needs a CUDA device, this is {device.type}. Use bf16 or fp32.")
+    with torch.autocast(device.type, dtype=_DTYPES[precision]):
+        yield
+
+
+def _hits(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """How many of the answers (N, classes) are right, at the first place and among the first five."""
+    answered = ~logits.isnan().any(dim=1)
+    top1 = (logits.argmax(dim=1) == y) & answered
+    top = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
+    top5 = top1 | ((top == y.unsqueeze(1)).any(dim=1) & answered)  # ties are broken differently by argmax and topk
+    return top1.sum().double(), top5.sum().double()

@@ -1,0 +1,238 @@
+"""The training loop.
+
+records = train(network, splits.train, settings, valid=splits.valid, stream=("train", seed, net), device=device)
+metrics = evaluate(network, splits.test, loss="CrossEntropyLoss", loss_kwargs={}, device=device, precision="fp32")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from experiment.datasets.image import Images, count_batches
+from experiment.errors import ConfigError, DataError, TrainingDiverged
+from experiment.streams import Part, seeded
+from experiment.training.check import check_training
+from experiment.training.checkpoint import Checkpoint, EpochRecord, Progress, save_whole
+from experiment.training.evaluation import Metrics, evaluate, forward_precision, loss_weight
+from experiment.training.factories import Loss, make_loss, make_optimizer
+from experiment.training.schedule import Schedule
+from experiment.training.settings import Precision, SchedulerSpec, TrainSettings
+
+__all__ = [
+    "EpochRecord",
+    "Metrics",
+    "Precision",
+    "SchedulerSpec",
+    "TrainSettings",
+    "check_training",
+    "evaluate",
+    "train",
+]
+
+CHECK_EVERY = 50  # batches between two looks at the loss, each of which waits for the device
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """What every step of one training uses."""
+
+    network: nn.Module
+    optimizer: Optimizer
+    schedule: Schedule
+    loss: Loss
+    scaler: torch.amp.GradScaler
+    settings: TrainSettings
+    device: torch.device
+
+
+def train(
+    network: nn.Module,
+    data: Images,
+    settings: TrainSettings,
+    *,
+    valid: Images | None,
+    stream: tuple[Part, ...],
+    device: torch.device | str,
+    checkpoint: Path | None = None,
+    rewind_to: tuple[int, Path] | None = None,
+    on_batch: Callable[[int], None] | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+) -> list[EpochRecord]:
+    """Train a network in place; it is left in eval mode.
+
+    Epoch e draws its data order, augmentation and dropout from (stream, e) alone, so a training that is interrupted and
+    taken up again ends with the same weights, bit for bit on the CPU.
+
+    Args:
+        valid: images that early stopping and ReduceLROnPlateau decide by; never the test part.
+        checkpoint: file to continue from, if it is there, and to write after epochs.
+        rewind_to: an epoch and the file for the state_dict at its start.
+        on_batch: told the number of images just trained on. on_epoch: told every epoch that is run now.
+
+    Returns: a record for every epoch from `settings.start_epoch` on, those before an interruption too.
+
+    Raises:
+        TrainingDiverged: the loss or the weights became NaN or infinite.
+        ConfigError: the settings are wrong. DataError: too few images.
+    """
+    device = torch.device(device)
+    network.to(device)
+    steps_per_epoch = _count_steps(data, settings, valid)
+    optimizer = make_optimizer(network.parameters(), settings.optimizer, settings.optimizer_kwargs)
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+    loss = make_loss(settings.loss, settings.loss_kwargs, device)
+    with _memory_format(network, settings.channels_last), _reproducible(device):
+        saved = Checkpoint(checkpoint, network, optimizer, scaler, settings, stream, len(data))
+        progress = saved.load(rewind_to)
+        schedule = Schedule(settings, steps_per_epoch, [record.valid_loss for record in progress.records])
+        trainer = _Trainer(network, optimizer, schedule, loss, scaler, settings, device)
+        for epoch in range(settings.start_epoch + len(progress.records), settings.num_epochs):
+            _save_rewind(network, epoch, rewind_to)
+            record = _run_epoch(trainer, data, valid, epoch, (*stream, "epoch", epoch), on_batch)
+            progress.records.append(record)
+            _keep_best(progress, network, settings)
+            saved.save(progress, last=epoch == settings.num_epochs - 1)
+            if on_epoch is not None:
+                on_epoch(record)
+        _save_rewind(network, settings.num_epochs, rewind_to)
+        if progress.best_state is not None:
+            network.load_state_dict(progress.best_state)
+    _require_finite_weights(network)
+    network.eval()
+    return progress.records
+
+
+def _run_epoch(
+    t: _Trainer,
+    data: Images,
+    valid: Images | None,
+    epoch: int,
+    stream: tuple[Part, ...],
+    on_batch: Callable[[int], None] | None,
+) -> EpochRecord:
+    """Train on all images once, then validate."""
+    started = time.monotonic()
+    loss_sum = torch.zeros((), dtype=torch.float64, device=t.device)
+    hits = torch.zeros((), dtype=torch.int64, device=t.device)
+    images, rate = 0, 0.0
+    t.network.train()
+    with seeded(*stream, device=t.device):  # dropout has no generator of its own
+        batches = data.batches(t.settings.batch_size, stream=stream, channels_last=t.settings.channels_last)
+        for i, (x, y) in enumerate(batches):
+            rate = t.schedule.learning_rate
+            value, logits = _step(t, x, y)
+            loss_sum.add_(value, alpha=loss_weight(t.settings.loss_kwargs, len(y)))
+            hits.add_((logits.argmax(dim=1) == y).sum())
+            images += len(y)
+            if (i + 1) % CHECK_EVERY == 0:
+                _require_finite_loss(loss_sum, epoch, rate)
+            if on_batch is not None:
+                on_batch(len(y))
+    _require_finite_loss(loss_sum, epoch, rate)
+    measured = None
+    if valid is not None:
+        measured = evaluate(
+            t.network, valid, loss=t.settings.loss, loss_kwargs=t.settings.loss_kwargs, device=t.device,
+            precision=t.settings.precision, channels_last=t.settings.channels_last,
+        )  # fmt: skip
+    t.schedule.end_epoch(measured.loss if measured else None)
+    return EpochRecord(
+        epoch=epoch,
+        learning_rate=rate,
+        loss=float(loss_sum) / images,
+        top1=int(hits) / images,
+        valid_loss=measured.loss if measured else None,
+        valid_top1=measured.top1 if measured else None,
+        valid_top5=measured.top5 if measured else None,
+        images=images,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _step(t: _Trainer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """One step of the optimizer on a batch; its loss and logits (N, classes), detached, still on the device."""
+    t.schedule.write(t.optimizer)
+    t.optimizer.zero_grad(set_to_none=True)
+    with forward_precision(t.device, t.settings.precision):
+        logits = t.network(x)
+    value = t.loss(logits.float(), y)
+    torch.autograd.backward(t.scaler.scale(value))
+    t.scaler.step(t.optimizer)
+    t.scaler.update()
+    t.schedule.step()
+    return value.detach(), logits.detach()
+
+
+def _count_steps(data: Images, settings: TrainSettings, valid: Images | None) -> int:
+    """Steps an epoch; refuses what cannot be trained."""
+    if settings.early_stop_epoch is not None and settings.early_stop_epoch < settings.num_epochs and valid is None:
+        raise ConfigError("earlyStopEpoch: there is no validation part to choose the best epoch by.")
+    steps = count_batches(len(data), settings.batch_size, training=True)
+    if steps == 0:
+        raise DataError(f"{len(data)} training images are too few to train on.")
+    return steps
+
+
+def _save_rewind(network: nn.Module, epoch: int, rewind_to: tuple[int, Path] | None) -> None:
+    if rewind_to is not None and rewind_to[0] == epoch:
+        save_whole(rewind_to[1], network.state_dict())
+
+
+def _keep_best(progress: Progress, network: nn.Module, settings: TrainSettings) -> None:
+    """Copy the weights if the last epoch is the best that early stopping may choose; of equals it is the later one."""
+    record = progress.records[-1]
+    if settings.early_stop_epoch is None or record.epoch < settings.early_stop_epoch or record.valid_top1 is None:
+        return
+    if record.valid_top1 >= progress.best_top1:
+        progress.best_top1 = record.valid_top1
+        progress.best_state = {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+def _require_finite_loss(loss_sum: Tensor, epoch: int, rate: float) -> None:
+    value = float(loss_sum)
+    if not math.isfinite(value):
+        raise TrainingDiverged(
+            f"training diverged in epoch {epoch} (counted from 0): the loss became {value} at learning rate {rate:g}. "
+            "Try a smaller learning rate, a longer warmup, or precision: fp32."
+        )
+
+
+def _require_finite_weights(network: nn.Module) -> None:
+    """The last step may ruin the weights, and no loss comes after it to tell."""
+    for name, parameter in network.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise TrainingDiverged(f"training diverged: {name} is not finite. Try a smaller learning rate.")
+
+
+@contextlib.contextmanager
+def _memory_format(network: nn.Module, channels_last: bool) -> Iterator[None]:
+    """Weights in channels-last order inside; contiguous again outside, as everybody else expects them."""
+    if not channels_last:
+        yield
+        return
+    network.to(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        network.to(memory_format=torch.contiguous_format)
+
+
+@contextlib.contextmanager
+def _reproducible(device: torch.device) -> Iterator[None]:
+    """On CUDA the convolution algorithms that give the same result every time."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=torch.backends.cudnn.allow_tf32
+    ):
+        yield

@@ -1,0 +1,146 @@
+"""The learning rate at every step, from torch's own schedulers.
+
+The schedulers move a shadow optimizer that trains nothing; before every step its learning rate, times the factors of
+warmup, is written to the real one. So warmup multiplies whatever the others do, and any point of the schedule is
+reached by stepping, without the steps before having been trained: at a later start, and after an interruption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, PolynomialLR, ReduceLROnPlateau
+
+from experiment.errors import ConfigError
+from experiment.training.factories import construct, find, make_optimizer
+from experiment.training.names import SCHEDULERS
+from experiment.training.settings import SchedulerSpec, TrainSettings
+
+_PER_EPOCH = "ReduceLROnPlateau"  # the only one that steps once an epoch, by what the epoch gave
+_WRITTEN = ("lr", "momentum", "betas")  # what schedulers change in an optimizer
+
+
+class Schedule:
+    """The schedulers of one training, at a certain step.
+
+    Args:
+        settings: the training; it stands at the first step of `settings.start_epoch`, as if the epochs before had been.
+        steps_per_epoch: what arguments in epochs are multiplied by.
+        valid_losses: of the epochs since then that have already been run.
+
+    Raises: ConfigError: an unknown scheduler, or arguments that it refuses.
+    """
+
+    def __init__(
+        self, settings: TrainSettings, steps_per_epoch: int, valid_losses: Sequence[float | None] = ()
+    ) -> None:
+        self._optimizer = _shadow(settings.optimizer, settings.optimizer_kwargs)
+        self._factors: list[Optimizer] = []
+        self._steppers: list[LRScheduler] = []
+        self._plateaus: list[ReduceLROnPlateau] = []
+        for i, spec in enumerate(settings.schedulers):
+            self._add(f"lrSchedulers[{i}]", spec, steps_per_epoch)
+        if self._plateaus and settings.start_epoch > 0:
+            raise ConfigError(
+                f"lrSchedulers: {_PER_EPOCH} follows what training does, so it cannot be entered at startEpoch "
+                f"{settings.start_epoch}. Set startEpoch: 0, or take another scheduler."
+            )
+        for optimizer in (self._optimizer, *self._factors):
+            optimizer.step()  # or else torch warns that the schedulers step first
+        self._advance(settings.start_epoch * steps_per_epoch)
+        for loss in valid_losses:
+            self._advance(steps_per_epoch)
+            self.end_epoch(loss)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the step to come."""
+        rate = float(self._optimizer.param_groups[0]["lr"])
+        for factor in self._factors:
+            rate *= float(factor.param_groups[0]["lr"])
+        return rate
+
+    def write(self, optimizer: Optimizer) -> None:
+        """Give the optimizer the learning rate (and momentum, where a scheduler moves it) of the step to come."""
+        if not self._steppers and not self._plateaus:
+            return
+        source, rate = self._optimizer.param_groups[0], self.learning_rate
+        for group in optimizer.param_groups:
+            group.update({key: source[key] for key in _WRITTEN if key in source})
+            group["lr"] = rate
+
+    def step(self) -> None:
+        """One step of the optimizer has been made.
+
+        Raises: ConfigError: a scheduler that ends has come to its end.
+        """
+        try:
+            for scheduler in self._steppers:
+                scheduler.step()
+        except ValueError as error:  # OneCycleLR counts its steps
+            raise ConfigError(f"lrSchedulers: {type(scheduler).__name__}: {error}") from error
+
+    def end_epoch(self, valid_loss: float | None) -> None:
+        """An epoch has been run, with this loss on the validation part."""
+        for plateau in self._plateaus:
+            if valid_loss is None:
+                raise ConfigError(f"lrSchedulers: {_PER_EPOCH} needs a validation part, and there is none.")
+            plateau.step(valid_loss)
+
+    def _advance(self, steps: int) -> None:
+        for _ in range(steps if self._steppers else 0):
+            self.step()
+
+    def _add(self, key: str, spec: SchedulerSpec, steps_per_epoch: int) -> None:
+        factory = find(f"{key}.type", spec.type, SCHEDULERS, _SCHEDULERS)
+        if both := sorted(set(spec.kwargs) & set(spec.step_kwargs)):
+            raise ConfigError(f"{key}: {', '.join(both)} stands in kwargs and in stepKwargs. Say it once.")
+        if spec.type == _PER_EPOCH:
+            arguments = {**spec.kwargs, **spec.step_kwargs}  # it counts epochs itself
+            if arguments.get("mode", "min") != "min":
+                raise ConfigError(f"{key}.kwargs.mode: {_PER_EPOCH} follows the validation loss: mode must be min.")
+            self._plateaus.append(
+                cast(ReduceLROnPlateau, construct(key, spec.type, factory, [self._optimizer], arguments))
+            )
+            return
+        optimizer = self._optimizer
+        if spec.type == "WarmupLR":
+            optimizer = _shadow("SGD", {"lr": 1.0})
+            self._factors.append(optimizer)
+        scaled = {
+            name: _in_steps(f"{key}.stepKwargs.{name}", v, steps_per_epoch) for name, v in spec.step_kwargs.items()
+        }
+        scheduler = construct(key, spec.type, factory, [optimizer], {**spec.kwargs, **scaled})
+        self._steppers.append(cast(LRScheduler, scheduler))
+
+
+def _shadow(name: str, kwargs: Mapping[str, object]) -> Optimizer:
+    """An optimizer that trains nothing."""
+    return make_optimizer([nn.Parameter(torch.zeros(()))], name, kwargs)
+
+
+def _in_steps(key: str, value: object, steps_per_epoch: int) -> object:
+    """Epochs as whole steps, at least one step where it is more than none."""
+    if isinstance(value, list | tuple):
+        return [_in_steps(f"{key}[{i}]", v, steps_per_epoch) for i, v in enumerate(value)]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{key}: must be a number of epochs. Got {value!r}.")
+    steps = round(value * steps_per_epoch)
+    return max(steps, 1) if value > 0 else steps
+
+
+def _warmup_lr(optimizer: Optimizer, warmup_epoch: float) -> LRScheduler:
+    """From 0 linearly up to the full rate after `warmup_epoch`, a factor on what the other schedulers do."""
+    return LambdaLR(optimizer, lambda step: min(step / warmup_epoch, 1.0) if warmup_epoch > 0 else 1.0)
+
+
+def _poly_lr(optimizer: Optimizer, max_epoch: int, power: float = 0.9) -> LRScheduler:
+    """(1 - e / max_epoch)^power of the full rate."""
+    return PolynomialLR(optimizer, total_iters=max_epoch, power=power)
+
+
+_SCHEDULERS: Mapping[str, object] = {**vars(torch.optim.lr_scheduler), "WarmupLR": _warmup_lr, "PolyLR": _poly_lr}

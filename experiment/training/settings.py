@@ -1,0 +1,45 @@
+"""How a training is run, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class SchedulerSpec:
+    """A learning rate scheduler: `step_kwargs` are arguments in epochs, `kwargs` all others."""
+
+    type: str
+    kwargs: Mapping[str, object] = field(default_factory=dict)
+    step_kwargs: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """One training.
+
+    Attributes:
+        num_epochs, start_epoch: epochs `start_epoch` to `num_epochs - 1` are run, at the learning rates that the whole
+            schedule has there.
+        batch_size: images a step.
+        optimizer, schedulers, loss: names of torch's classes (and WarmupLR, PolyLR) with their arguments.
+        precision: of the forward pass; weights and optimizer stay float32.
+        early_stop_epoch: from this epoch on the weights of best validation accuracy are kept; None: the last ones.
+        channels_last: memory format of images and weights while training.
+    """
+
+    num_epochs: int
+    batch_size: int
+    start_epoch: int = 0
+    optimizer: str = "SGD"
+    optimizer_kwargs: Mapping[str, object] = field(default_factory=dict)
+    schedulers: tuple[SchedulerSpec, ...] = ()
+    loss: str = "CrossEntropyLoss"
+    loss_kwargs: Mapping[str, object] = field(default_factory=dict)
+    precision: Precision = "fp32"
+    early_stop_epoch: int | None = None
+    channels_last: bool = False
