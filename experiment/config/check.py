@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from experiment.config.includes import OPEN_KEYS
-from experiment.config.schema import Mode, Spacing, Whole
+from experiment.config.schema import Epoch, Mode, Spacing, Whole
 from experiment.config.spacing import MAX_RATIOS
 from experiment.config.tree import KeyPath, Node, Problem, dotted, walk
 
@@ -28,9 +28,9 @@ def faults(values: Mapping[str, Any]) -> Iterator[Fault]:
 
 def _epochs(values: Mapping[str, Any]) -> Iterator[Fault]:
     key: KeyPath = ("retraining", "startEpoch")
-    start = _valid(Whole, values, *key, default=0)
-    last = _valid(Whole, values, "retraining", "numEpochs")
-    trained = _valid(Whole, values, "training", "numEpochs")
+    start = _valid(Epoch, values, *key, default=0)
+    last = _valid(Epoch, values, "retraining", "numEpochs")
+    trained = _valid(Epoch, values, "training", "numEpochs")
     mode = _valid(Mode, values, "experiments", "mode")
     if start is None:
         return

@@ -78,7 +78,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Paramet
     variants = tuple(
         variant
         for custom in customized(root, overridden, problems)
-        if (variant := _variant(root, custom, problems)) is not None
+        if (variant := _variant(root, custom, problems, reader.incomplete)) is not None
     )
     if problems or base is None:
         raise ConfigError(_in_order(problems, reader.files))
@@ -104,10 +104,9 @@ def effective(root: Node) -> Node:
     top = {
         k: Node({}, v.place) if k in blocks and v.value is None and not v.broken else v for k, v in root.value.items()
     }
-    if "training" in top:
-        top["training"] = _without(top["training"], "startEpoch")
-        own = _without(top.get("retraining", Node({}, top["training"].place)), "metricsTest")
-        top["retraining"] = merge(top["training"], own)
+    training = _without(top.get("training", Node({}, root.place)), "startEpoch")
+    own = _without(top.get("retraining", Node({}, training.place)), "metricsTest")
+    top |= {"training": training, "retraining": merge(training, own)}
     return Node(top, root.place)
 
 
@@ -117,7 +116,7 @@ def _without(node: Node, key: str) -> Node:
     return Node({k: v for k, v in node.value.items() if k != key}, node.place, broken=node.broken)
 
 
-def _validated(root: Node, problems: list[Problem], incomplete: bool = False) -> Parameters | None:
+def _validated(root: Node, problems: list[Problem], incomplete: bool) -> Parameters | None:
     """The settings of a tree, or None with what is wrong added to `problems`."""
     tree = effective(root)
     values = plain(tree)
@@ -135,17 +134,21 @@ def _validated(root: Node, problems: list[Problem], incomplete: bool = False) ->
 
 
 def _each_once(found: Iterable[tuple[KeyPath, Problem]]) -> list[Problem]:
-    """Without what the retraining block only has from the training block."""
-    everything = list(found)
-    told = {path for path, _ in everything}
-    return [p for path, p in everything if not (path[:1] == ("retraining",) and ("training", *path[1:]) in told)]
+    """Without what is wrong in the retraining block only because the training block is wrong."""
+    told = dict(found)
+
+    def inherited(path: KeyPath, problem: Problem) -> bool:
+        source = told.get(("training", *path[1:])) if path[:1] == ("retraining",) else None
+        return source is not None and (source.place == problem.place or "is required" in problem.text)
+
+    return [problem for path, problem in told.items() if not inherited(path, problem)]
 
 
-def _variant(root: Node, custom: Customized, problems: list[Problem]) -> Variant | None:
+def _variant(root: Node, custom: Customized, problems: list[Problem], incomplete: bool) -> Variant | None:
     """One customization tried; what is wrong with it, and not with the file itself, is added to `problems`."""
     tree = set_at(root, custom.path, custom.value)
-    found: list[Problem] = []
-    parameters = _validated(tree, found)
+    found = list(ambiguous_words(tree))
+    parameters = _validated(tree, found, incomplete)
     known = {problem.text for problem in problems}
     texts = [problem.text for problem in found if problem.text not in known]
     texts.extend(changed_for_all(plain(effective(root)), plain(effective(tree))))
@@ -167,13 +170,13 @@ def _notices(root: Node) -> tuple[str, ...]:
 
 def _name(path: Path) -> str:
     """The experiment's name: the path below `param`, else below the working directory, else the file's own name."""
-    whole = path.resolve().with_suffix("")
-    if whole.is_relative_to(packaged_param().resolve()):
-        return whole.relative_to(packaged_param().resolve()).as_posix()
-    parts = whole.relative_to(Path.cwd().resolve()).parts if whole.is_relative_to(Path.cwd().resolve()) else None
-    if parts is not None:
-        return "/".join(part for i, part in enumerate(parts) if part != "param" or i == len(parts) - 1)
-    above = whole.parts[:-1]
-    if "param" in above:
-        return "/".join(whole.parts[len(above) - above[::-1].index("param") :])
-    return whole.name
+    whole = path.resolve()
+    whole = whole.with_name(whole.name.removesuffix(".yaml").removesuffix(".yml"))
+    packaged, here = packaged_param().resolve(), Path.cwd().resolve()
+    if whole.is_relative_to(packaged):
+        return whole.relative_to(packaged).as_posix()
+    *folders, name = whole.relative_to(here).parts if whole.is_relative_to(here) else whole.parts
+    if whole.is_relative_to(here):
+        return "/".join([*(folder for folder in folders if folder != "param"), name])
+    below = len(folders) - folders[::-1].index("param") if "param" in folders else len(folders)
+    return "/".join([*folders[below:], name])

@@ -49,11 +49,13 @@ def parse_path(text: str) -> KeyPath | None:
 
 
 def _value(text: str, place: Place, problems: list[Problem]) -> Node | None:
+    found: list[Problem] = []
     try:
-        node = parse(text, str(place), problems)
+        node = parse(text, str(place), found)
     except ConfigError as error:
         problems.extend(Problem(place, problem.partition(": ")[2]) for problem in error.problems)
         return None
+    problems.extend(Problem(place, problem.text) for problem in found)
     if node is None:
         problems.append(Problem(place, 'has no value. Write KEY=null for no value, KEY="" for empty text.'))
         return None

@@ -27,6 +27,7 @@ def _no_bool(kind: str) -> Callable[[object], object]:
 
 Whole = Annotated[int, BeforeValidator(_no_bool("int_type"))]
 Number = Annotated[float, BeforeValidator(_no_bool("float_type"))]
+Epoch = Annotated[Whole, Field(ge=0)]
 Keep = Annotated[Number, Field(gt=0, le=1)]
 Name = Annotated[str, StringConstraints(min_length=1)]
 
@@ -102,9 +103,9 @@ class Training(Block):
     """Images a step."""
     test_batch_size: Annotated[Whole, Field(ge=1)] | None = None
     """Images a batch when testing; default: batchSize."""
-    num_epochs: Annotated[Whole, Field(ge=0)]
+    num_epochs: Epoch
     """Epochs of the whole schedule; the epochs startEpoch to numEpochs are run."""
-    start_epoch: Annotated[Whole, Field(ge=0)] = 0
+    start_epoch: Epoch = 0
     """Retraining only: the epoch of the schedule at which to start (learning-rate rewinding)."""
     optimizer: Name
     """An optimizer of torch.optim."""
@@ -128,7 +129,7 @@ class Training(Block):
     """Whether a lower precision may be used where it helps; false means fp32."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of forward and backward passes."""
-    early_stop_epoch: Annotated[Whole, Field(ge=0)] | None = None
+    early_stop_epoch: Epoch | None = None
     """From this epoch on, the state with the best validation accuracy is kept; default: the last state."""
     channels_last: bool = False
     """Whether images and weights lie in memory channel by channel of each pixel (faster for some networks)."""

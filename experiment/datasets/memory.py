@@ -15,7 +15,7 @@ from experiment.datasets.source import Pixels, fits_in_memory
 from experiment.datasets.transforms import make_transform
 from experiment.streams import Part, generator
 
-CHUNK_BYTES = 8_000_000  # of float images made in one go: many batches for a tiny network, one for a large one
+CHUNK_BYTES = 4_000_000  # of float images made in one go: many batches for a tiny network, one for a large one
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -36,19 +36,21 @@ def randomised(network: nn.Module) -> nn.Module:
 
 
 def tried(probe: nn.Module, example: Tensor, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
-    """The same groups, those exempted for which cutting half of their channels is not what zeroing them is.
+    """The same groups, those exempted for which cutting some of their channels is not what zeroing them is.
 
-    Groups are cut all at once, and then by the digits of their binary numbers: of any two one is once cut without the
-    other, for a layer that halves its input goes wrong only then. One by one they are cut only if that fails.
+    Groups are cut all at once, one by one only if that fails.
 
     Args:
         probe: what `randomised` made of the network.
     """
-    cuttable = [i for i, group in enumerate(groups) if group.exempt is None]
-    digits = [{i for number, i in enumerate(cuttable, 1) if number >> d & 1} for d in range(len(cuttable).bit_length())]
-    if all(_agree(probe, example, _cut(groups, some)) for some in (set(cuttable), *digits)):
+    if all(_agree(probe, example, _cut(groups, counts)) for counts in _designs(groups)):
         return list(groups)
-    failing = {i for i in cuttable if not _agree(probe, example, _cut(groups, {i}))}
+    whole = [group.size for group in groups]
+    failing = set()
+    for i, group in enumerate(groups):
+        counts = [*whole[:i], (group.size + 1) // 2, *whole[i + 1 :]]
+        if group.exempt is None and not _agree(probe, example, _cut(groups, counts)):
+            failing.add(i)
     if failing:
         alone = "cutting them is not what zeroing them is"
         return tried(probe, example, [replace(g, exempt=alone) if i in failing else g for i, g in enumerate(groups)])
@@ -67,12 +69,36 @@ def flat(output: object) -> list[Tensor]:
     return []
 
 
-def _cut(groups: Sequence[ChannelGroup], some: Collection[int]) -> dict[str, Kept]:
-    """What stays when each of some groups loses half of its channels, drawn at random."""
-    chosen: list[Sequence[int]] = [range(group.size) for group in groups]
-    for i in some:
-        shuffled: list[int] = torch.randperm(groups[i].size, generator=generator("trial", groups[i].name)).tolist()
-        chosen[i] = shuffled[: (len(shuffled) + 1) // 2]
+def _designs(groups: Sequence[ChannelGroup]) -> list[list[int]]:
+    """How many channels every group keeps in each trial: half, and then numbers that tell groups of one size apart.
+
+    A layer that halves its input, say, goes wrong only where two groups of one size keep different numbers. The numbers
+    of the j-th group of size n are the digits of j to the base n - 1, one a trial.
+    """
+    free = [group.exempt is None and group.size > 1 for group in groups]
+    alike: dict[int, int] = {}
+    numbers = [0] * len(groups)
+    for i, group in enumerate(groups):
+        if free[i]:
+            numbers[i] = alike.get(group.size, 0)
+            alike[group.size] = numbers[i] + 1
+    designs = [[(group.size + 1) // 2 if may else group.size for group, may in zip(groups, free, strict=True)]]
+    while any(numbers) or len(designs) == 1:
+        counts = [group.size for group in groups]
+        for i, group in enumerate(groups):
+            if free[i]:
+                base = max(group.size - 1, 2)
+                numbers[i], digit = divmod(numbers[i], base)
+                counts[i] = 1 + (digit + base // 2) % base  # the first of a size keeps about half
+        designs.append(counts)
+    return designs
+
+
+def _cut(groups: Sequence[ChannelGroup], counts: Sequence[int]) -> dict[str, Kept]:
+    """What stays when every group keeps so many channels, drawn at random."""
+    chosen: list[list[int]] = []
+    for i, (group, count) in enumerate(zip(groups, counts, strict=True)):
+        chosen.append(torch.randperm(group.size, generator=generator("trial", i))[:count].tolist())
     return kept_of(groups, chosen)
 
 

@@ -104,8 +104,9 @@ def _settle(analysis: Errors, chosen: list[int]) -> bool:
         if settled[index]:
             continue
         any_new = settled[index] = True
-        rank, groups = int(options.ranks[index]), int(options.groups[index])
-        values[index] = analysis.base.spectra[name].exact_error(rank, groups)
-        lower = (options.groups == groups) & (options.ranks < rank) & ~settled & (options.ranks > 0)
-        values[lower] = np.maximum(values[lower], values[index])  # the error falls with the rank
+        groups = int(options.groups[index])
+        bounds = analysis.base.spectra[name].exact_bounds(int(options.ranks[index]), groups)
+        open_ones = (options.groups == groups) & (options.ranks > 0) & ~settled
+        values[open_ones] = np.maximum(values[open_ones], bounds[options.ranks[open_ones] - 1])
+        values[index] = bounds[options.ranks[index] - 1]
     return any_new

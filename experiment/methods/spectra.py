@@ -36,7 +36,7 @@ class LayerSpectra:
         self._scale = largest or 1.0  # squares of scaled weights neither overflow nor vanish
         self._values: dict[Slicing, Floats] = {}
         self._bases: dict[Slicing, Tensor] = {}
-        self._exact: dict[tuple[int, int, int], float] = {}
+        self._exact: dict[tuple[int, int, int], Floats] = {}
 
     def values(self, groups: int = 1, folding: int = 0) -> Floats:
         """Singular values of every slice: (G, S), falling."""
@@ -86,22 +86,32 @@ class LayerSpectra:
 
     def exact_error(self, rank: int, groups: int = 1, folding: int = 0) -> float:
         """||W - What||_2 / ||W||_2 when every slice keeps its `rank` largest singular values; 0 for a zero weight."""
+        return float(self.exact_bounds(rank, groups, folding)[rank - 1])
+
+    def exact_bounds(self, rank: int, groups: int = 1, folding: int = 0) -> Floats:
+        """The exact error at `rank`, and what it tells about the errors at all other ranks.
+
+        With v the residual's first left singular vector at `rank`, the error at any rank is at least
+        ||v^T (W - What)|| / ||W||_2, and equal to it at `rank`.
+
+        Returns: lower bounds for ranks 1 to S: (S,), falling to 0.
+        """
         values, norm = self.values(groups, folding), self.norm(folding)
-        if rank >= values.shape[1] or norm == 0:
-            return 0.0
-        if groups == 1:
-            return float(values[0, rank]) / norm
         key = (rank, groups, folding)
+        if groups == 1 or norm == 0 or rank >= values.shape[1]:
+            return reference_errors(self, groups, folding)
         if key not in self._exact:
             A_GRN = self._slices(groups, folding)
-            B_GSJ = self._basis(groups, folding, A_GRN)[:, :, rank:]
-            if B_GSJ.shape[1] == A_GRN.shape[1]:  # the residuals' Gram matrices add up: L S^2 L^T over all slices
-                rest = B_GSJ * (B_GSJ.mT @ A_GRN).norm(dim=2)[:, None, :]
+            B_GSJ = self._basis(groups, folding, A_GRN)
+            if B_GSJ.shape[1] == A_GRN.shape[1]:
+                parts_GRJ = B_GSJ * torch.from_numpy(values / self._scale).to(B_GSJ)[:, None, :]  # L S
             else:
-                rest = A_GRN @ B_GSJ
-            rest = rest.transpose(0, 1).flatten(1)
-            largest = float(torch.linalg.eigvalsh(_small_gram(rest))[-1])
-            self._exact[key] = max(largest, 0.0) ** 0.5 * self._scale / norm
+                parts_GRJ = A_GRN @ B_GSJ
+            # the slices lie side by side: their residuals' Gram matrices (L S)(L S)^T add up
+            v_R = _first_left_vector(parts_GRJ[:, :, rank:].transpose(0, 1).flatten(1))
+            squares_J = torch.einsum("grj,r->gj", parts_GRJ, v_R).square().sum(0)
+            beyond_J = squares_J.flip(0).cumsum(0).flip(0).cpu().numpy()
+            self._exact[key] = np.sqrt(np.append(beyond_J[1:], 0.0)) * (self._scale / norm)
         return self._exact[key]
 
     def _slices(self, groups: int, folding: int) -> Tensor:
@@ -138,3 +148,12 @@ def energy_errors(spectra: LayerSpectra, folding: int = 0) -> Floats:
 def _small_gram(A: Tensor) -> Tensor:
     """A A^T, or A^T A where that is smaller."""
     return A @ A.mT if A.shape[-2] <= A.shape[-1] else A.mT @ A
+
+
+def _first_left_vector(A: Tensor) -> Tensor:
+    """The left singular vector of the largest singular value."""
+    vector = torch.linalg.eigh(_small_gram(A))[1][:, -1]
+    if A.shape[0] > A.shape[1]:
+        vector = A @ vector
+        vector = vector / vector.norm().clamp_min(_TINY)
+    return vector

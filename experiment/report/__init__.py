@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from experiment.report.plot import plot_tradeoff
-from experiment.report.source import Source, find_experiments, read_source
-from experiment.report.sweep import plot_retrain_sweep, retrain_sweep
+from experiment.report.source import Source, default_results, find_experiments, read_source
+from experiment.report.sweep import is_retrain_sweep, plot_retrain_sweep, retrain_sweep
 from experiment.report.table import deltas_for, latex_table, markdown_table, prune_potential, smallest_within
 from experiment.report.write import Report, write_report
 
 __all__ = [
     "Report",
     "Source",
+    "default_results",
     "deltas_for",
     "find_experiments",
+    "is_retrain_sweep",
     "latex_table",
     "markdown_table",
     "plot_retrain_sweep",

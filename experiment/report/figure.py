@@ -1,4 +1,4 @@
-"""Sizes, fonts and files of all figures: matplotlib without its global state, and files that depend on the data alone."""
+"""Sizes, fonts and files of all figures: matplotlib without global state, files that depend on the data alone."""
 
 from __future__ import annotations
 

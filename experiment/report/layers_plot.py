@@ -12,8 +12,8 @@ from experiment.report.naming import Naming, plot_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from numpy import ndarray
     from matplotlib.figure import Figure
+    from numpy import ndarray
     from pandas import DataFrame
 
 NUM_KEEPS = 3
@@ -34,7 +34,7 @@ def plot_layers(layers: DataFrame, names: Mapping[str, str] | None = None, title
     """A heat map a keep ratio: rows are layers in the network's order, columns are labels, averaged over networks.
 
     Args:
-        layers: rows of layers.csv with label and keep_target beside them (`source.read_cells`), at the keep ratios to draw.
+        layers: rows of layers.csv, label and keep_target beside them (`source.read_cells`), at the keep ratios to draw.
     """
     import matplotlib
     from matplotlib.colors import LogNorm

@@ -14,7 +14,7 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def change(share: float, digits: int = 2) -> str:
-    """A difference of two shares in percentage points with its sign: -0.0047 -> `−0.47`."""  # noqa: RUF002
+    """A difference of two shares in percentage points with its sign: -0.0047 -> `−0.47`."""
     if math.isnan(share):
         return MISSING
     text = f"{100 * share:+.{digits}f}"
@@ -75,5 +75,5 @@ def keep(value: float) -> str:
 
 
 def level(delta: float) -> str:
-    """An allowed loss of accuracy: 0.005 -> `0.5 %`."""
-    return f"{100 * delta:g} %"
+    """An allowed loss of accuracy in percentage points: 0.005 -> `0.5`."""
+    return f"{100 * delta:g}"

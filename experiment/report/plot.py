@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from experiment.errors import ConfigError
-from experiment.report import numerals
 from experiment.report.figure import new_figure, place_legend, set_title
 from experiment.report.naming import REFERENCE_COLOR, Look, Naming, plot_text
-from experiment.report.source import REFERENCE, tidy
+from experiment.report.source import REFERENCE
 from experiment.report.summary import (
     Band,
     Quantity,
@@ -67,11 +67,12 @@ def plot_tradeoff(
         band: `std` (mean plus and minus one sample standard deviation) or `range` (smallest to largest).
         scale: `linear` draws the share removed; `log` the share kept on a logarithmic axis, for hard compression.
         keep_limits: smallest and largest keep ratio on the x axis (a parameter file's plotting.minVal and maxVal).
-        close_up: a second panel of the first five points below the reference; by default where the curves fall far below.
+        close_up: a second panel of the first five points below the reference; by default where curves fall far below.
         names: label or torchprune class name -> name to show. colors: likewise, -> colour.
         note: appended to the second line of the title (such as the mode and the retraining budget).
 
-    Returns: a figure of matplotlib without any global state: `figure.savefig("x.pdf")`, or shown as it is in a notebook.
+    Returns: a figure of matplotlib without any global state: `figure.savefig("x.pdf")`, or shown as it is in
+        a notebook.
     Raises: ConfigError: unknown quantity, metric or variant, or rows of several networks.
     """
     if metric not in METRIC_LABELS:
@@ -93,11 +94,11 @@ def plot_tradeoff(
     if metric == "loss":
         _maybe_log_loss(panels[0], points)
     if wide:
+        panels[0].set_title("whole range", fontsize=9)
         _zoom_in(panels[1], points[metric], reference)
     set_title(figure, *_title(chosen, note))
     place_legend(figure, [(handles[k], _legend_name(k, naming)) for k in handles], _legend_title(chosen, points, band))
-    missing = [naming.name(label) for label in labels_of(chosen) if label not in handles]
-    _explain(figure, panels[0], quantity, missing, points)
+    _explain(figure, panels[0], chosen, quantity, {label: naming.name(label) for label in labels_of(chosen)}, points)
     return figure
 
 
@@ -236,19 +237,22 @@ def _legend_name(label: str, naming: Naming) -> str:
     return plot_text(naming.name(label)) if label != REFERENCE else "Reference (uncompressed)"
 
 
-def _explain(figure: Figure, axes: Axes, quantity: str, missing: list[str], points: DataFrame) -> None:
+def _explain(
+    figure: Figure, axes: Axes, results: DataFrame, quantity: str, names: Mapping[str, str], points: DataFrame
+) -> None:
     """Say in the picture what it does not show: methods without a curve, points that average fewer networks."""
+    drawn, finished = set(points["label"]), set(compressed(results)["label"])
+    unfinished = [name for label, name in names.items() if label not in finished]
+    unmoved = [name for label, name in names.items() if label in finished and label not in drawn]
     texts = []
-    if missing:
-        why = (
-            "no finished cell"
-            if quantity == "parameters"
-            else f"no {QUANTITY_LABELS[quantity]} removed, or no finished cell"
-        )
-        texts.append(f"Not drawn ({why}): {', '.join(missing)}.")
+    if unmoved:
+        texts.append(f"Not drawn, removes no {QUANTITY_LABELS[quantity]}: {', '.join(unmoved)}.")
+    if unfinished:
+        texts.append(f"No finished cell: {', '.join(unfinished)}.")
     if len(points) and not points["complete"].all():
         texts.append("Some points average fewer networks than others (cells unfinished, failed or infeasible).")
     if points.empty:
         axes.text(0.5, 0.5, "nothing to draw yet", transform=axes.transAxes, ha="center", va="center", color="#777777")
     if texts:
-        figure.supxlabel(plot_text("  ".join(texts)), fontsize=7, color="#444444", x=0.01, ha="left")
+        lines = textwrap.wrap("  ".join(texts), int(figure.get_figwidth() * 17))
+        figure.supxlabel(plot_text("\n".join(lines)), fontsize=7, color="#444444", x=0.012, ha="left")

@@ -70,7 +70,7 @@ def read_source(folder: Path) -> Source:
 
 
 def read_results(path: Path) -> DataFrame:
-    """results.csv with text columns as text (never NaN) and number columns as numbers; empty where the file is missing."""
+    """results.csv, text columns as text (never NaN), number columns as numbers; empty where the file is missing."""
     import pandas as pd
 
     if not path.is_file():
@@ -112,7 +112,8 @@ def tidy(results: DataFrame) -> DataFrame:
 def read_cells(folder: Path, cells: DataFrame, file: str) -> DataFrame:
     """The CSV `file` (layers.csv, history.csv) of every row of `cells`, one under the other.
 
-    Each row carries its cell's variant, label, method, net, repetition and keep_target. Cells without the file are left out.
+    Each row carries its cell's variant, method, label, net, repetition and keep_target. Cells without the file are
+    left out.
     """
     import pandas as pd
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from experiment.errors import ConfigError
 from experiment.report.source import REFERENCE, tidy
@@ -28,11 +28,11 @@ def compressed(results: DataFrame) -> DataFrame:
 
 
 def summarize(results: DataFrame) -> DataFrame:
-    """One row a (setting, label, keep_target): mean, sample standard deviation and extremes over networks and repetitions.
+    """One row a (setting, label, keep_target): mean, sample standard deviation, extremes over networks and repetitions.
 
     Returns: the columns of GROUP, `keep_target`, `cells` (how many were averaged), `nets` (of how many networks),
-        `complete` (False where other rows of the label average more cells, or other labels more networks), and for every
-        averaged column c: c, c_std (NaN for one cell), c_min, c_max. Grid order.
+        `complete` (False where other rows of the label average more cells, or other labels more networks), and for
+        every averaged column c: c, c_std (NaN for one cell), c_min, c_max. Grid order.
     """
     import pandas as pd
 
@@ -42,12 +42,12 @@ def summarize(results: DataFrame) -> DataFrame:
         extra = [f"{column}{end}" for column in AVERAGED for end in ("", "_std", "_min", "_max")]
         return pd.DataFrame(columns=[*keys, "cells", "nets", "complete", *extra])
     grouped = cells.groupby(keys, sort=False, dropna=False)
-    parts = [grouped.size().rename("cells"), grouped["net"].nunique().rename("nets")]
+    parts: list[Any] = [grouped.size().rename("cells"), grouped["net"].nunique().rename("nets")]
     for column in AVERAGED:
         of_column = grouped[column]
         parts += [of_column.mean(), of_column.std().rename(f"{column}_std")]
         parts += [of_column.min().rename(f"{column}_min"), of_column.max().rename(f"{column}_max")]
-    summary = pd.concat(parts, axis=1).reset_index()
+    summary: DataFrame = pd.concat(parts, axis=1).reset_index()
     most_cells = summary.groupby(GROUP)["cells"].transform("max")
     most_nets = summary.groupby(SETTING)["nets"].transform("max")
     summary["complete"] = (summary["cells"] == most_cells) & (summary["nets"] == most_nets)

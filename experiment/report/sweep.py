@@ -23,7 +23,7 @@ RETRAINING_KEYS = ("retraining.startEpoch", "retraining.numEpochs")
 
 def is_retrain_sweep(results: DataFrame) -> bool:
     """Whether the variants change the amount of retraining, and at least two of them do."""
-    variants = set(tidy(results)["variant"])
+    variants = {str(variant) for variant in tidy(results)["variant"]}
     return sum(variant.startswith(RETRAINING_KEYS) for variant in variants) >= 2
 
 
@@ -39,8 +39,8 @@ def retrain_sweep(
         results: rows of results.csv of one sweep; variants that change anything else are left out.
         training_epochs: epochs of the original training (the parameter file's training.numEpochs), at least 1.
 
-    Returns: the columns of `prune_potential(per="net")` and `retraining`: epochs of retraining (numEpochs - startEpoch) as a share
-        of the training epochs. Sorted by label in grid order, delta, retraining.
+    Returns: the columns of `prune_potential(per="net")` and `retraining`: epochs of retraining (numEpochs - startEpoch)
+        as a share of the training epochs. Sorted by label in grid order, delta, retraining.
     Raises: ConfigError: the variants do not change the amount of retraining, or training_epochs is below 1.
     """
     import pandas as pd
@@ -74,7 +74,7 @@ def plot_retrain_sweep(
     colors: Mapping[str, str] | None = None,
     note: str = "",
 ) -> Figure:
-    """Draw the prune potential (y) against the amount of retraining (x, log axis with a place for none): a panel a delta.
+    """Draw prune potential (y) against the amount of retraining (x, log axis with a place for none): a panel a delta.
 
     Arguments and errors are those of `retrain_sweep` and `plot_tradeoff`.
     """

@@ -33,19 +33,20 @@ def prune_potential(
 ) -> DataFrame:
     """The largest achieved 1 - keep with top1_reference - top1 <= delta, for every label of every setting.
 
-    The largest share that satisfies counts, also where a smaller one does not (accuracy need not be monotone). Where none
-    satisfies it is 0: the reference network itself, which removes nothing, loses nothing.
+    The largest share that satisfies counts, also where a smaller one does not (accuracy need not be monotone). Where
+    none satisfies it is 0: the reference network itself, which removes nothing, loses nothing.
 
     Args:
         results: rows of results.csv, of one or of several experiments.
         delta: allowed loss of top1, a share: 0.005 is half a point.
         quantity: parameters, flops or flops_unmasked.
-        per: `mean` averages accuracy and size over networks and repetitions at every keep ratio first, then searches that
-            one curve; `net` searches the curve of every network and repetition, then averages what was found.
+        per: `mean` averages accuracy and size over networks and repetitions at every keep ratio first, then searches
+            that one curve; `net` searches the curve of every network and repetition, then averages what was found.
 
-    Returns: one row a label: the columns of GROUP, quantity, delta, removed, keep_target (of the point, `mean` only), keep_parameters,
-        keep_flops, top1, top1_reference, each average c also with c_std (NaN for one cell), cells (how many were
-        averaged), complete. A label without a finished cell has NaN and cells 0.
+    Returns: one row a label: dataset, dataset_test, network, variant, method, label, quantity, delta, removed,
+        keep_target (of the point, `mean` only), keep_parameters, keep_flops, top1, top1_reference, each average c also
+        with c_std (NaN for one cell), cells (how many were averaged), complete. A label without a finished cell has
+        NaN and cells 0.
 
     Raises: ConfigError: delta is negative, or quantity or per is unknown.
     Source: METHODS "Lost in Pruning", Liebenwein et al. 2021, https://arxiv.org/abs/2103.03014 (definition `net`).
@@ -131,11 +132,15 @@ def markdown_table(
 def potential_rows(
     results: DataFrame, quantity: str, deltas: Sequence[float] | None, per: Literal["net", "mean"], naming: Naming
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and body of the prune-potential table, in words: columns that would say the same in every row are left out."""
+    """Header and body of the prune-potential table in words, without columns that say the same in every row."""
     deltas = deltas_for(results) if deltas is None else deltas
     tables = prune_potentials(results, deltas, quantity, per)
     shown = [c for c in ("network", "dataset", "variant") if tables and tables[0][c].nunique() > 1]
-    header = [*(c.capitalize() for c in shown), "Method", *(f"loss ≤ {numerals.level(delta)}" for delta in deltas)]
+    header = [
+        *(c.capitalize() for c in shown),
+        "Method",
+        *(f"loss ≤ {numerals.level(delta)} points" for delta in deltas),
+    ]
     rows = []
     for index in range(len(tables[0]) if tables else 0):
         row = tables[0].iloc[index]
@@ -157,10 +162,10 @@ def _potential_cell(row: Series, per: str) -> str:
 def latex_table(
     results: DataFrame, deltas: Sequence[float] | None = None, names: Mapping[str, str] | None = None
 ) -> str:
-    """The prune-potential table for a paper: rows network x method; per delta the change of top1, CR-P and CR-F in percent.
+    """The prune-potential table for a paper: rows network x method; per delta the change of top1, CR-P and CR-F.
 
-    CR-P and CR-F are the shares of parameters and FLOPs removed at the point of the largest CR-P within delta on the mean
-    curve. Shares within half a point of the column's best are bold. Needs the package booktabs.
+    CR-P and CR-F are the percentages of parameters and FLOPs removed at the point of the largest CR-P within delta on
+    the mean curve. Shares within half a point of the column's best are bold. Needs the package booktabs.
     """
     deltas = deltas_for(results) if deltas is None else deltas
     naming = Naming(names or {})
@@ -216,7 +221,7 @@ def _latex_number(text: str) -> str:
 
 
 def smallest_within(results: DataFrame, delta: float) -> Series | None:
-    """The finished row of the smallest compressed network that loses at most delta of top1; the most accurate one if none does.
+    """The row of the smallest compressed network that loses at most delta of top1; the most accurate one if none does.
 
     Returns: a row of results.csv, or None where no compressed network is done. `Fake` is no compressed network.
     """
@@ -225,6 +230,5 @@ def smallest_within(results: DataFrame, delta: float) -> Series | None:
     if cells.empty:
         return None
     good = cells[cells["top1_reference"] - cells["top1"] <= delta + _ROUNDING]
-    return cells.loc[
-        good["keep_parameters"].idxmin() if good["keep_parameters"].notna().any() else cells["top1"].idxmax()
-    ]
+    ordered = good.sort_values("keep_parameters") if len(good) else cells.sort_values("top1", ascending=False)
+    return ordered.iloc[0]

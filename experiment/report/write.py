@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiment.files import write_whole
-from experiment.report import sections
+from experiment.report import about, findings
 from experiment.report.document import Document, Picture, Section, Text
 from experiment.report.figure import save_figure
 from experiment.report.history_plot import plot_retraining, plot_training
@@ -19,6 +19,7 @@ from experiment.report.markdown import render_markdown
 from experiment.report.naming import Naming, naming_of
 from experiment.report.plot import plot_tradeoff
 from experiment.report.source import REFERENCE, Source, read_cells, read_source
+from experiment.report.stamp import OUTPUTS, made_from, plots_of, write_stamp
 from experiment.report.summary import compressed, prune_only
 from experiment.report.sweep import is_retrain_sweep, plot_retrain_sweep
 from experiment.report.table import latex_table
@@ -49,21 +50,26 @@ class Report:
 
     @property
     def main_plots(self) -> list[Path]:
-        """The PNGs to look at first: prune potential against retraining of a sweep, else top1 against parameters removed."""
+        """The PNGs to look at first: of a sweep over retraining its summary, else top1 against parameters removed."""
         pngs = [path for path in self.plots if path.suffix == ".png"]
         sweeps = [path for path in pngs if path.stem == "sweep-parameters"]
         return sweeps or [path for path in pngs if path.stem.startswith(MAIN) and not path.stem.endswith("-log")]
 
 
 def write_report(folder: Path | str) -> Report:
-    """Draw the plots and write report.md, report.html and table.tex of the experiment in `folder`, from its files alone.
+    """Draw the plots and write report.md, report.html and table.tex of the experiment in `folder` from its files alone.
 
-    Works at any moment: with some cells done, with none, or with all failed. Plots of an earlier report that have no place
-    in this one are removed.
+    Works at any moment: with some cells done, with none, or with all failed. Plots of an earlier report that have no
+    place in this one are removed, and a report that is up to date is left as it is.
 
     Raises: StoreError: the folder is no experiment's, or a file in it is damaged.
     """
-    source = read_source(Path(folder))
+    folder = Path(folder)
+    stamp = made_from(folder)  # before reading: what a worker writes meanwhile makes the next report
+    drawn = plots_of(folder, stamp)
+    if drawn is not None:
+        return Report(drawn, *(folder / name for name in OUTPUTS))
+    source = read_source(folder)
     naming = naming_of(source.parameters)
     plots: list[Path] = []
     pictures = []
@@ -73,32 +79,28 @@ def write_report(folder: Path | str) -> Report:
         pictures.append(Picture(written[-1], caption))
     _remove_others(source.folder / "plots", plots)
     document = _document(source, naming, pictures)
-    report = Report(plots, *(source.folder / name for name in ("report.md", "report.html", "table.tex")))
+    report = Report(plots, *(source.folder / name for name in OUTPUTS))
     write_whole(report.markdown, render_markdown(document, source.folder))
     write_whole(report.html, render_html(document))
     write_whole(report.table, latex_table(source.results, names=naming.names))
+    write_stamp(folder, stamp, plots)
     return report
 
 
 def _document(source: Source, naming: Naming, pictures: list[Picture]) -> Document:
-    tables = list(sections.every_keep_ratio(source, naming))
-    heading = (
-        [Section("Every keep ratio", [Text("A table a method; the same numbers stand in results.csv.")])]
-        if tables
-        else []
-    )
+    tables = list(findings.every_keep_ratio(source, naming))
+    heading = Section("Every keep ratio", [Text("A table a method; the same numbers stand in results.csv.")])
     found = (
-        sections.what_was_run(source),
-        sections.reference_networks(source),
-        sections.potential(source, naming),
-        sections.pictures("Plots", pictures),
-        sections.what_failed(source, naming),
-        *heading,
-        *tables,
-        sections.bytes_of_smallest(source, naming),
-        sections.how_to_load(source),
-        sections.environment(source),
-        sections.definitions(),
+        about.what_was_run(source),
+        findings.reference_networks(source),
+        findings.potential(source, naming),
+        Section("Plots", pictures or [Text("Nothing to draw yet.")]),
+        about.what_failed(source, naming),
+        *([heading, *tables] if tables else []),
+        findings.bytes_of_smallest(source, naming),
+        about.how_to_load(source),
+        about.environment(source),
+        about.definitions(),
     )
     return Document(source.name, [section for section in found if section is not None])
 
@@ -168,7 +170,7 @@ def _sweeps(source: Source, naming: Naming) -> Iterator[tuple[str, str, Figure]]
         return
     for quantity in ("parameters", "flops"):
         figure = plot_retrain_sweep(
-            source.results, epochs, quantity=quantity, names=naming.names, colors=naming.colors  # type: ignore[arg-type]
+            source.results, epochs, quantity=quantity, names=naming.names, colors=naming.colors
         )  # fmt: skip
         what = "parameters" if quantity == "parameters" else "FLOPs"
         yield f"sweep-{quantity}", f"Largest share of {what} removed against the amount of retraining.", figure

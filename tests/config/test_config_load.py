@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -119,8 +120,8 @@ def test_missing_include_names_the_places(problems: Problems, good: str) -> None
 
 
 def test_missing_include_does_not_hide_other_mistakes(problems: Problems) -> None:
-    found = problems("file: nowhere.yaml\nexperiments: {mod: retrain}\n")
-    assert [p.split(": ")[1] for p in found] == ["file", "experiments.mod"]
+    text = "file: nowhere.yaml\nexperiments: {mod: retrain}\ncustomizations: [{key: [seed], value: x}]\n"
+    assert [p.split(": ")[1] for p in problems(text)] == ["file", "experiments.mod", "customizations[0].value"]
 
 
 def test_cycles_are_named(write: Write, good: str) -> None:
@@ -147,7 +148,7 @@ def test_a_broken_include_is_an_error_at_the_include(problems: Problems, write: 
 
 def test_include_bomb(write: Write) -> None:
     names = "abcdefghijklmnopqrst"
-    for name, following in zip(names, names[1:], strict=False):
+    for name, following in pairwise(names):
         write({f"{name}.yaml": f"x: {{file: {following}.yaml}}\ny: {{file: {following}.yaml}}\n"})
     write({f"{names[-1]}.yaml": "z: 1\n"})
     with pytest.raises(ConfigError, match="more than 100,000 values"):
@@ -272,6 +273,7 @@ def test_an_override_given_twice(problems: Problems, good: str) -> None:
         ("mine/param/first.yaml", "mine/first"),
         ("param.yaml", "param"),
         ("v1.2.yaml", "v1.2"),
+        ("plain", "plain"),
     ],
 )
 def test_names_below_the_working_directory(write: Write, good: str, file: str, name: str) -> None:
@@ -356,4 +358,5 @@ def test_json_schema_describes_every_key() -> None:
     for name, block in blocks.items():
         full = block["anyOf"][1] if "anyOf" in block else block
         for key, value in full["properties"].items():
-            assert value.get("description"), f"{name}.{key}"
+            block_of = schema["$defs"].get(value.get("$ref", "").rpartition("/")[2], {})
+            assert (value | block_of).get("description"), f"{name}.{key}"

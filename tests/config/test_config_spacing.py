@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -52,7 +54,7 @@ def test_one_ratio_is_the_largest(kind: str) -> None:
 def test_ends_are_met_exactly_and_ratios_fall(kind: str) -> None:
     ratios = interval(kind, 17, 0.93, 0.07)
     assert (ratios[0], ratios[-1]) == (0.93, 0.07)
-    assert all(a > b for a, b in zip(ratios, ratios[1:], strict=False))
+    assert all(a > b for a, b in pairwise(ratios))
 
 
 @pytest.mark.parametrize(("total", "num"), [(69, 23), (60, 20), (66, 22), (7, 3), (8, 3), (5, 5), (4, 1)])

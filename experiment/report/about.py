@@ -1,0 +1,179 @@
+"""The parts of a report in words: what was run, what failed, how to load a network, where it ran, definitions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from experiment.report import numerals
+from experiment.report.document import Block, Code, Items, Section, Table, Text
+from experiment.report.naming import Naming
+from experiment.report.source import REFERENCE, Source
+from experiment.report.summary import compressed, labels_of, prune_only
+from experiment.report.table import smallest_within
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+MODES = {
+    "train": "training only",
+    "retrain": "one-shot (every keep ratio starts from the reference network)",
+    "cascade": "cascade (every keep ratio starts from the previous, retrained one)",
+    "cascade-rewind": "cascade with rewinding (weights go back to an earlier epoch before retraining)",
+}
+STATUS = ("done", "infeasible", "failed")
+NUM_REASONS = 40
+
+DEFINITIONS = (
+    (
+        "Parameters",
+        "elements of all parameters of the deployed network, BatchNorm and biases included, masked weights left out.",
+    ),
+    (
+        "FLOPs",
+        "multiply-adds of one sample's forward pass through every convolution and linear layer, grouped ones and "
+        "factors included. A mask does not lower them; FLOPs of unmasked weights count those alone.",
+    ),
+    (
+        "Keep ratio",
+        "kept share of the budgeted quantity: the target is asked for, the achieved one is counted. Plots and tables "
+        "show achieved sizes.",
+    ),
+    ("4.0× smaller", "original size divided by compressed size; likewise for multiply-adds."),  # noqa: RUF001
+    ("± and bands", "one sample standard deviation over networks and repetitions."),
+    (
+        "Loss of accuracy",
+        "top-1 test accuracy of the reference network minus that of the compressed one, in percentage points.",
+    ),
+    (
+        "Prune potential",
+        "the largest share removed while the loss of accuracy is at most delta; 0 where no compressed network does it.",
+    ),
+    (
+        "Bytes",
+        "dense: every element that the tensors hold; values: unmasked elements alone; sparse: the smallest of dense, "
+        "bitmask and CSR storage; file: network.pt on disk. 1 kB is 1000 bytes.",
+    ),
+    ("Infeasible", "the budget lies below the smallest network that the method can make."),
+)
+
+
+def what_was_run(source: Source) -> Section:
+    """Network, data, methods, budget and how far the experiment has come, in a few lines."""
+    frame = source.results
+    items = [(name, text) for name, text in _facts(source) if text]
+    counts = {status: int((frame["status"] == status).sum()) for status in STATUS}
+    items.append(("Cells", ", ".join(f"{n} {status}" for status, n in counts.items() if n) or "none finished yet"))
+    seconds = float(frame["seconds_compress"].sum() + frame["seconds_retrain"].sum())
+    if seconds > 0:
+        items.append(("Computing time", f"{numerals.duration(seconds)} of compression and retraining in all cells"))
+    return Section("What was run", [Items(items)])
+
+
+def _facts(source: Source) -> Iterator[tuple[str, str]]:
+    frame, setting = source.results, source.setting
+    own = frame[frame["method"] != REFERENCE]
+    if len(frame):
+        yield "Network", ", ".join(dict.fromkeys(frame["network"]))
+        pairs = dict.fromkeys(zip(frame["dataset"], frame["dataset_test"], strict=True))
+        yield "Dataset", ", ".join(f"{d}, tested on {t}" if t and t != d else str(d) for d, t in pairs)
+    yield "Methods", ", ".join(_with_method(source, label) for label in labels_of(frame))
+    mode = setting("experiments", "mode")
+    yield "Mode", MODES.get(str(mode), str(mode)) if mode is not None else ""
+    yield "Budget", f"share of the {setting('experiments', 'budget') or 'parameters'}"
+    yield "Keep ratios", ", ".join(numerals.keep(float(k)) for k in dict.fromkeys(own["keep_target"].dropna()))
+    if len(frame):
+        nets, repetitions = frame["net"].nunique(), own["repetition"].nunique()
+        yield "Networks", f"{nets} trained" + (f", {repetitions} repetitions of each cell" if repetitions > 1 else "")
+    yield "Training", _training(source)
+    if len(compressed(frame)):
+        epochs = ", ".join(f"{e:g}" for e in sorted(set(compressed(frame)["epochs"].dropna())))
+        yield "Retraining", "none" if prune_only(frame) else f"{epochs} epochs"
+    yield "Variants", ", ".join(v for v in dict.fromkeys(frame["variant"]) if v)
+    yield "Seed", "" if setting("seed") is None else str(setting("seed"))
+
+
+def _with_method(source: Source, label: str) -> str:
+    """A label, with its method's name where that is another one."""
+    method = next(iter(source.results.loc[source.results["label"] == label, "method"]), label)
+    return label if method == label else f"{label} ({method})"
+
+
+def _training(source: Source) -> str:
+    epochs, batch = source.setting("training", "numEpochs"), source.setting("training", "batchSize")
+    optimizer, options = source.setting("training", "optimizer"), source.setting("training", "optimizerKwargs")
+    given = ", ".join(f"{k}={v}" for k, v in options.items()) if isinstance(options, Mapping) else ""
+    parts = (
+        f"{epochs} epochs" if epochs is not None else "",
+        f"batches of {batch}" if batch is not None else "",
+        f"{optimizer}({given})" if optimizer else "",
+    )
+    return ", ".join(part for part in parts if part)
+
+
+def what_failed(source: Source, naming: Naming) -> Section:
+    """Cells that failed, and budgets that no network of the method meets, with the reason."""
+    bad = source.results[source.results["status"].isin(["failed", "infeasible"])]
+    if bad.empty:
+        return Section("What failed", [Text("Nothing failed, and every budget could be met.")])
+    rows = [_failure(cells, naming) for cells in _stories(bad)]
+    header = ["Status", "Method", "Keep ratios", "Networks", "Reason"]
+    blocks: list[Block] = [Table(header, rows[:NUM_REASONS], words=True)]
+    if len(rows) > NUM_REASONS:
+        blocks.append(Text(f"{len(rows) - NUM_REASONS} more stand in results.csv."))
+    return Section("What failed or was infeasible", blocks)
+
+
+def _stories(bad: DataFrame) -> list[DataFrame]:
+    """Cells that one line tells of: failures for one reason, or a label's budgets that cannot be met."""
+    told = bad.assign(reason=bad["error"].where(bad["status"] == "failed", ""))
+    return [cells for _, cells in told.groupby(["status", "variant", "label", "reason"], sort=False)]
+
+
+def _failure(cells: DataFrame, naming: Naming) -> list[str]:
+    first = cells.iloc[0]
+    name = ", ".join(part for part in (naming.plain(str(first["label"])), str(first["variant"])) if part)
+    keeps = ", ".join(numerals.keep(float(k)) for k in dict.fromkeys(cells["keep_target"].dropna()))
+    nets = ", ".join(f"{net:g}" for net in sorted(set(cells["net"].dropna())))
+    return [str(first["status"]), name, keeps or numerals.MISSING, nets, str(first["error"]) or "no reason recorded"]
+
+
+def how_to_load(source: Source) -> Section | None:
+    """A snippet that loads the smallest network losing at most one point, or else the most accurate one."""
+    row = smallest_within(source.results, 0.01)
+    if row is None:
+        return None
+    keep = "" if math.isnan(row["keep_target"]) else f", keep={numerals.keep(row['keep_target'])}"
+    which = "method" if row["label"] == row["method"] else "label"
+    net = f", net={row['net']:g}" + (f", repetition={row['repetition']:g}" if row["repetition"] > 0 else "")
+    variant = f", variant={row['variant']!r}" if row["variant"] else ""
+    lines = (
+        "from experiment import evaluate, load_network, load_results",
+        "",
+        f"folder = {source.folder.as_posix()!r}",
+        f"network = load_network(folder, {which}={row['label']!r}{keep}{net}{variant})",
+        f"reference = load_network(folder, method={REFERENCE!r}, net={row['net']:g}{variant})",
+        "print(evaluate(folder, network))  # loss, top1 and top5 on the test set",
+        "results = load_results(folder)  # the numbers of this report as a pandas.DataFrame",
+    )
+    return Section("How to load a network", [Code("\n".join(lines))])
+
+
+def environment(source: Source) -> Section:
+    """Versions, device, threads, commit: whatever environment.json holds."""
+    items = list(_flat(source.environment))
+    return Section("Environment", [Items(items) if items else Text("Not recorded.")])
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def definitions() -> Section:
+    """What the words of the report mean."""
+    return Section("What the words mean", [Items(DEFINITIONS)])

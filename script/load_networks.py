@@ -1,0 +1,78 @@
+"""Load a compressed network and its reference network, and test both.
+
+    python script/load_networks.py                                  # the newest experiment under data/results
+    python script/load_networks.py param/cifar/prune/resnet20.yaml --method ALDS --keep 0.1
+
+By default the smallest compressed network that loses at most one point of accuracy. Runs from any folder, as a
+program or cell by cell as a notebook.
+"""
+
+# %% What to load
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+from experiment import evaluate, load_network, load_results
+from experiment.errors import ExperimentError
+from experiment.report import default_results, find_experiments, smallest_within
+
+parser = argparse.ArgumentParser(description="Load a compressed network and its reference network, and test both.")
+parser.add_argument(
+    "experiment", nargs="?", metavar="PARAM", help="parameter file or folder (default: the newest experiment)"
+)
+parser.add_argument("--results", type=Path, metavar="DIR", help="where experiments lie (default: data/results)")
+parser.add_argument("--data", type=Path, metavar="DIR", help="where datasets lie (default: data/datasets)")
+parser.add_argument("--method", metavar="LABEL", help="a label of the experiment, such as ALDS")
+parser.add_argument("--keep", type=float, metavar="RATIO", help="the nearest keep ratio is taken")
+parser.add_argument("--net", type=int, metavar="N", help="index of the network")
+parser.add_argument("--variant", help="which element of a sweep, such as retraining.startEpoch=91")
+parser.add_argument("--delta", type=float, default=1.0, metavar="POINTS", help="loss of accuracy allowed (default: 1)")
+arguments = parser.parse_args([] if "ipykernel" in sys.modules else None)
+
+# %% Which cell
+try:
+    folders = find_experiments([arguments.experiment] if arguments.experiment else [], arguments.results)
+    if not folders:
+        sys.exit("No results yet. Run an experiment first: python -m experiment.main param/digits/prune/lenet5.yaml")
+    folder = max(folders, key=lambda place: (place / "results.csv").stat().st_mtime)
+    results = load_results(folder)
+except ExperimentError as error:
+    sys.exit(str(error))
+for column, wanted in (("label", arguments.method), ("net", arguments.net), ("variant", arguments.variant)):
+    known = ", ".join(map(str, results[column].unique()))
+    results = results if wanted is None else results[(results[column] == wanted) & (results["status"] == "done")]
+    if results.empty:
+        sys.exit(f"{folder}: no finished cell with {column} {wanted}. There is: {known or 'nothing yet'}.")
+if arguments.keep is not None:
+    distance = (results["keep_target"] - arguments.keep).abs().where(results["status"] == "done")
+    results = results[distance == distance.min()]
+row = smallest_within(results, arguments.delta / 100)
+if row is None:
+    sys.exit(f"{folder}: no compressed network of that kind is finished yet.")
+
+# %% Load both, and test both
+data = arguments.data or default_results().parent / "datasets"
+which = {"net": int(row["net"]), "variant": row["variant"]}
+keep = None if math.isnan(row["keep_target"]) else row["keep_target"]
+try:
+    network = load_network(folder, label=row["label"], keep=keep, repetition=int(row["repetition"]), **which)
+    reference = load_network(folder, method="Reference", **which)
+    tested = {
+        "Reference": evaluate(folder, reference, data),
+        row["label"]: evaluate(folder, network, data),
+    }
+except ExperimentError as error:
+    sys.exit(str(error))
+
+# %% Tell
+print(f"{folder}: network {row['net']:g} {row['variant']}".rstrip())
+print(f"{row['label']} at keep ratio {'of its own' if keep is None else f'{keep:.4g}'}:", end=" ")
+print(f"{100 * row['keep_parameters']:.2f} % of the parameters, {100 * row['keep_flops']:.2f} % of the FLOPs\n")
+print(f"{'':20} {'parameters':>12} {'loss':>8} {'top1 (%)':>9} {'top5 (%)':>9}")
+sizes = {"Reference": row["parameters_reference"], row["label"]: row["parameters"]}
+for name, metrics in tested.items():
+    top1, top5 = 100 * metrics["top1"], 100 * metrics["top5"]
+    print(f"{name:20} {sizes[name]:12,.0f} {metrics['loss']:8.4f} {top1:9.2f} {top5:9.2f}")

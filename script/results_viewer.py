@@ -1,0 +1,65 @@
+"""Draw the plots of experiments again, print their prune-potential tables and say where the files are.
+
+    python script/results_viewer.py                                 # every experiment under data/results
+    python script/results_viewer.py param/cifar/prune/resnet20.yaml
+    python script/results_viewer.py data/results/cifar --tex all.tex
+
+Runs from any folder, as a program or cell by cell as a notebook.
+"""
+
+# %% What to show
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from experiment import load_results
+from experiment.errors import ExperimentError
+from experiment.report import find_experiments, latex_table, markdown_table, write_report
+
+parser = argparse.ArgumentParser(
+    description="Draw the plots of experiments again and print their prune-potential tables.",
+    epilog="Without arguments: every experiment under data/results of the working directory, else of this repository.",
+)
+parser.add_argument(
+    "experiments", nargs="*", metavar="PARAM", help="parameter files, experiments' folders or folders above"
+)
+parser.add_argument("--results", type=Path, metavar="DIR", help="where experiments lie (default: data/results)")
+parser.add_argument("--quantity", choices=("parameters", "flops"), default="parameters", help="what the table counts")
+parser.add_argument("--tex", type=Path, metavar="FILE", help="also write one LaTeX table of all these experiments")
+arguments = parser.parse_args([] if "ipykernel" in sys.modules else None)
+
+# %% Find the experiments
+try:
+    folders = find_experiments(arguments.experiments, arguments.results)
+except ExperimentError as error:
+    sys.exit(str(error))
+if not folders:
+    sys.exit("No results yet. Run an experiment first: python -m experiment.main param/digits/prune/lenet5.yaml")
+
+# %% Draw, tabulate, tell
+frames, problems = [], []
+for folder in folders:
+    try:
+        report = write_report(folder)
+        results = load_results(folder)
+    except ExperimentError as error:
+        problems.append(str(error))
+        continue
+    frames.append(results)
+    print(f"\n{folder}\n\nPrune potential: {arguments.quantity} removed in percent (and times smaller)\n")
+    print(markdown_table(results, arguments.quantity))
+    print(f"\n  report  {report.markdown}\n          {report.html}\n  table   {report.table}")
+    print(f"  plots   {folder / 'plots'}: {len(report.plots)} files")
+    for plot in report.main_plots:
+        print(f"          {plot}")
+
+# %% One table of all, for a paper
+if arguments.tex is not None and frames:
+    import pandas as pd
+
+    arguments.tex.write_text(latex_table(pd.concat(frames, ignore_index=True)), encoding="utf-8")
+    print(f"\n{arguments.tex}")
+if problems:
+    sys.exit("\n".join(problems))

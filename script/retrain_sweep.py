@@ -1,0 +1,65 @@
+"""Draw the prune potential against the amount of retraining, for experiments that sweep over it.
+
+    python script/retrain_sweep.py                                  # every such experiment under data/results
+    python script/retrain_sweep.py param/cifar/retrainsweep/resnet20.yaml --quantity flops
+
+Such an experiment has `customizations` of retraining.startEpoch or retraining.numEpochs in its parameter file. Runs
+from any folder, as a program or cell by cell as a notebook.
+"""
+
+# %% What to show
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from experiment.errors import ExperimentError
+from experiment.report import find_experiments, is_retrain_sweep, plot_retrain_sweep, read_source, retrain_sweep
+
+parser = argparse.ArgumentParser(
+    description="Draw the prune potential against the amount of retraining.",
+    epilog="Without arguments: all of them under data/results of the working directory, else of this repository.",
+)
+parser.add_argument(
+    "experiments", nargs="*", metavar="PARAM", help="parameter files, experiments' folders or folders above"
+)
+parser.add_argument("--results", type=Path, metavar="DIR", help="where experiments lie (default: data/results)")
+parser.add_argument("--quantity", choices=("parameters", "flops"), default="parameters", help="what is removed")
+parser.add_argument(
+    "--deltas", type=float, nargs="+", metavar="POINTS", default=[0, 0.5, 1, 2, 3], help="allowed losses"
+)
+arguments = parser.parse_args([] if "ipykernel" in sys.modules else None)
+
+# %% Find the sweeps
+try:
+    sources = [read_source(folder) for folder in find_experiments(arguments.experiments, arguments.results)]
+except ExperimentError as error:
+    sys.exit(str(error))
+sweeps = [source for source in sources if is_retrain_sweep(source.results)]
+if not sweeps:
+    sys.exit(
+        f"None of the {len(sources)} experiments found sweeps over retraining. Expected one that has been run with at "
+        "least two customizations of retraining.startEpoch or retraining.numEpochs in its parameter file, such as "
+        "param/cifar/retrainsweep/resnet20.yaml."
+    )
+
+# %% Draw each, and print its table: shares removed in percent, mean over networks
+deltas = [points / 100 for points in arguments.deltas]
+for source in sweeps:
+    epochs = source.setting("training", "numEpochs")
+    try:
+        table = retrain_sweep(source.results, epochs, deltas, arguments.quantity)
+        figure = plot_retrain_sweep(source.results, epochs, quantity=arguments.quantity, deltas=deltas)
+    except ExperimentError as error:
+        sys.exit(f"{source.folder}: {error}")
+    path = source.folder / "plots" / f"retrain_sweep-{arguments.quantity}.pdf"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path)
+    figure.savefig(path.with_suffix(".png"), dpi=200)
+    print(
+        f"\n{source.folder}\n{arguments.quantity} removed (%), by loss (points) and retraining (% of training epochs)\n"
+    )
+    table = table.assign(loss=100 * table["delta"], retraining=(100 * table["retraining"]).round(1))
+    print((100 * table.pivot(index=["label", "loss"], columns="retraining", values="removed")).round(1).to_string())
+    print(f"\n  plot  {path}\n        {path.with_suffix('.png')}")

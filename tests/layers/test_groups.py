@@ -1,0 +1,105 @@
+"""Groups of channels as plain data: indices against sets, sizes against counting the sliced network."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+from torch import nn
+
+from experiment.layers.channels import slice_channels
+from experiment.layers.groups import ChannelGroup, Member, alive_channels, kept_of, sizes_of
+from experiment.layers.labels import LOST, Labels
+from experiment.layers.plan import Kept
+from experiment.measure import count, example_input
+
+GROUPS = [
+    ChannelGroup(
+        "0",
+        4,
+        (
+            Member("0", "out", 4, ((0,), (1,), (2,), (3,))),
+            Member("1", "out", 4, ((0,), (1,), (2,), (3,))),
+            Member("3", "in", 4, ((0,), (1,), (2,), (3,))),
+        ),
+        ("0",),
+    ),
+    ChannelGroup(
+        "3",
+        2,
+        (Member("3", "out", 3, ((0,), (1,))), Member("5", "in", 12, ((0, 1, 2, 3), (4, 5, 6, 7)))),
+        ("3",),
+    ),
+]
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.Flatten(), nn.Linear(12, 5)
+    ).eval()
+
+
+def test_kept_names_only_what_loses_something() -> None:
+    assert kept_of(GROUPS, [range(4), range(2)]) == {}
+    assert kept_of(GROUPS, [(3, 0), (0, 1)]) == {
+        "0": Kept((0, 3)),
+        "1": Kept((0, 3)),
+        "3": Kept(None, (0, 3)),
+    }
+    assert kept_of(GROUPS, [range(4), (1,)]) == {
+        "3": Kept((1, 2), None),
+        "5": Kept(None, (4, 5, 6, 7, 8, 9, 10, 11)),
+    }
+
+
+def test_alive_channels_are_what_kept_left() -> None:
+    for some in itertools.product([(0, 1, 2, 3), (1,), (0, 2)], [(0, 1), (1,)]):
+        assert alive_channels(GROUPS, kept_of(GROUPS, some)) == list(some)
+
+
+def test_a_channel_that_lost_a_part_is_gone() -> None:
+    assert alive_channels(GROUPS, {"5": Kept(None, (0, 4, 5, 6, 7))}) == [(0, 1, 2, 3), (1,)]
+
+
+def test_sizes_equal_counts_of_the_sliced_network() -> None:
+    example, whole = example_input((2, 6, 6)), network()
+    sizes = sizes_of(whole, example, GROUPS, count(whole, example).flops)
+    for numbers in itertools.product(range(1, 5), range(1, 3)):
+        sliced = copy.deepcopy(whole)
+        slice_channels(sliced, kept_of(GROUPS, [range(n) for n in numbers]))
+        counted = count(sliced, example)
+        assert sizes.parameters_of(numbers) == counted.parameters
+        assert sizes.flops_of(numbers) == counted.flops
+
+
+def test_labels_join_channels_that_meet() -> None:
+    labels = Labels()
+    first, second = labels.new(3), labels.new(3)
+    labels.place(("a", "out"), 3, [0, 1, 2], first)
+    labels.place(("b", "out"), 3, [0, 1, 2], second)
+    labels.place(("sum", "in"), 4, [0, 1, 2], first)
+    labels.place(("sum", "in"), 4, [3, 1, 0], second)  # b's first channel stands alone, its last meets a's first
+
+    joined = [places for places, reason in labels.channels() if reason is None]
+
+    assert sorted(joined, key=str) == sorted(
+        [
+            {("a", "out"): [0], ("b", "out"): [2], ("sum", "in"): [0]},
+            {("a", "out"): [1], ("b", "out"): [1], ("sum", "in"): [1]},
+            {("a", "out"): [2], ("sum", "in"): [2]},
+            {("b", "out"): [0], ("sum", "in"): [3]},
+        ],
+        key=str,
+    )
+
+
+def test_labels_flag_what_falls_off_the_end_and_what_it_is_tied_to() -> None:
+    labels = Labels()
+    channels = labels.new(3)
+    labels.place(("a", "out"), 3, [0, 1, 2], channels)
+    labels.place(("b", "in"), 2, [0, 1, 2], channels)
+    labels.tie(channels[1:].tolist())
+
+    reasons = {tuple(places["a", "out"]): reason for places, reason in labels.channels()}
+
+    assert reasons == {(0,): None, (1, 2): LOST}
