@@ -14,9 +14,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiment import load_results
 from experiment.errors import ExperimentError
-from experiment.report import find_experiments, latex_table, markdown_table, write_report
+from experiment.report import find_experiments, latex_table, markdown_table, read_source, write_report
 
 parser = argparse.ArgumentParser(
     description="Draw the plots of experiments again and print their prune-potential tables.",
@@ -43,13 +42,13 @@ frames, problems = [], []
 for folder in folders:
     try:
         report = write_report(folder)
-        results = load_results(folder)
+        source = read_source(folder)
     except ExperimentError as error:
         problems.append(str(error))
         continue
-    frames.append(results)
+    frames.append(source.results)
     print(f"\n{folder}\n\nPrune potential: {arguments.quantity} removed in percent (and times smaller)\n")
-    print(markdown_table(results, arguments.quantity))
+    print(markdown_table(source.results, arguments.quantity, names=source.setting("network_names")))
     print(f"\n  report  {report.markdown}\n          {report.html}\n  table   {report.table}")
     print(f"  plots   {folder / 'plots'}: {len(report.plots)} files")
     for plot in report.main_plots:

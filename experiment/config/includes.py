@@ -37,24 +37,22 @@ def find_parameter_file(name: str) -> Path:
     if path is not None:
         return path
     where = ", ".join(shown_path(place) for place in tried)
-    if any(place.is_dir() for place in tried):
+    if any(os.path.isdir(place) for place in tried):
         raise ConfigError(f"{name}: is a folder. Expected a parameter file (.yaml). {_files_in(tried)}".rstrip())
     raise ConfigError(f"{name}: no such parameter file. Looked at: {where}.{_near_file(name)}")
 
 
 def _files_in(places: Iterable[Path]) -> str:
-    names = [file.name for place in places if place.is_dir() for file in sorted(place.glob("*.yaml"))]
+    names = [file.name for place in places if os.path.isdir(place) for file in sorted(place.glob("*.yaml"))]
     return f"It holds {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}." if names else ""
 
 
 def _near_file(name: str) -> str:
-    files: dict[str, str] = {}
-    for base, prefix in (
-        (packaged_param(), "param/"),
-        (Path.cwd() / Path(name).parent, f"{Path(name).parent.as_posix()}/"),
-    ):
-        pattern = "**/*.yaml" if prefix == "param/" else "*.yaml"
-        files |= {prefix.removeprefix("./") + f.relative_to(base).as_posix(): "" for f in base.glob(pattern)}
+    """A near miss among the packaged files and those beside the one that was asked for."""
+    files = [f"param/{file.relative_to(packaged_param()).as_posix()}" for file in packaged_param().rglob("*.yaml")]
+    beside = Path(name).parent
+    if os.path.isdir(beside):
+        files += [(beside / file.name).as_posix() for file in beside.glob("*.yaml")]
     wanted = name if name.endswith(".yaml") else f"{name}.yaml"
     near = difflib.get_close_matches(wanted, files, n=1, cutoff=0.7)
     return f" Did you mean '{near[0]}'?" if near else ""
@@ -69,7 +67,7 @@ def _find(name: str, folders: Sequence[Path]) -> tuple[Path | None, list[Path]]:
         if inner != name:  # `param/x.yaml` means the packaged x.yaml where there is no folder param
             tried.append(packaged_param() / inner)
     tried = list(dict.fromkeys(tried))
-    return next((place for place in tried if place.is_file()), None), tried
+    return next((place for place in tried if os.path.isfile(place)), None), tried
 
 
 @dataclass

@@ -42,6 +42,7 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
         sliced = built.get_submodule(name)
         built = copy.deepcopy(built, {id(sliced): make_layer(sliced, plan.factors[name])})
     add_masks(built, {name: slice_mask(mask, plan.kept, name) for name, mask in plan.masks.items()})
+    _leave_fast_path(built, plan)
     return built
 
 
@@ -129,6 +130,17 @@ def _check(network: nn.Module, plan: Plan) -> None:
     both = [name for name in plan.masks if name.rpartition(".")[0] in plan.factors]
     if both:
         raise CompressionError(f"{', '.join(both)}: a layer cannot both be masked and become factors.")
+
+
+def _leave_fast_path(built: nn.Module, plan: Plan) -> None:
+    """Keep torch's transformer layers from reading `linear1.weight` past the module, where there are factors now.
+
+    In eval mode they hand their weights to one fused kernel, unless their activation is unknown to it.
+    """
+    for name, module in built.named_modules():
+        prefix = f"{name}." if name else ""
+        if isinstance(module, nn.TransformerEncoderLayer) and any(n.startswith(prefix) for n in plan.factors):
+            module.activation_relu_or_gelu = 0
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -94,7 +94,10 @@ def trace_layers(network: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
 
 
 def compressible_layers(network: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
-    """The layers that methods may compress: used by the forward pass, not grouped, parameters shared with no other."""
+    """The layers that methods may compress: used by the forward pass, not grouped, parameters shared with no other.
+
+    A subclass that computes otherwise than Conv2d or Linear is none of them: plain layers cannot stand in for it.
+    """
     uses: dict[int, int] = {}
     for module in network.modules():
         for parameter in module.parameters(recurse=False):
@@ -103,7 +106,9 @@ def compressible_layers(network: nn.Module, example: Tensor) -> dict[str, LayerI
     return {
         name: info
         for name, info in trace_layers(network, example).items()
-        if info.groups == 1 and all(uses[id(p)] == 1 for p in modules[name].parameters())
+        if info.groups == 1
+        and type(modules[name]).forward in (nn.Conv2d.forward, nn.Linear.forward)
+        and all(uses[id(p)] == 1 for p in modules[name].parameters())
     }
 
 

@@ -48,7 +48,7 @@ def minimise_maximum(errors: Sequence[Floats], costs: Sequence[Integers], limit:
     return [int(front[i]) for front, i in zip(fronts, chosen, strict=True)]
 
 
-def threshold(curves: Sequence[Floats], costs: Sequence[Integers], limit: int) -> list[int]:
+def common_threshold(curves: Sequence[Floats], costs: Sequence[Integers], limit: int) -> list[int]:
     """The option of every layer under one common threshold, the lowest that the limit allows.
 
     With threshold t, layer l takes its first option whose curve value is at most t. The total cost is a step function

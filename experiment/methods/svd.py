@@ -17,7 +17,7 @@ from torch import nn
 from experiment.layers.lowrank import max_rank
 from experiment.layers.plan import Plan, State
 from experiment.methods import lowrank
-from experiment.methods.allocate import threshold
+from experiment.methods.allocate import common_threshold
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.lowrank import LowRank
 from experiment.methods.settings import SVDEnergySettings, SVDErrorSettings, SVDSettings
@@ -126,7 +126,7 @@ def _plan(analysis: Curves, budget: Budget) -> Plan:
     base = analysis.base
     if base.start.allows(budget):
         return lowrank.unchanged(base)
-    chosen = threshold(analysis.thresholds, base.costs(budget.quantity), base.limit(budget))
+    chosen = common_threshold(analysis.thresholds, base.costs(budget.quantity), base.limit(budget))
     return lowrank.make_plan(base, chosen, analysis.errors)
 
 

@@ -74,11 +74,12 @@ def plan_text(plan: ExperimentPlan, results: Results) -> Iterator[str]:
     width = max(map(len, counts))
     for label, count in counts.items():
         yield f"  {label:{width}}  " + ", ".join(f"{n} {status}" for status, n in sorted(count.items()))
-    open_cells = [c for c in plan.cells if cell_status(plan, c, results) == "pending"]
+    # variants that only retrain otherwise share their references: each key once
+    open_cells = list({c.key: c for c in plan.cells if cell_status(plan, c, results) == "pending"}.values())
     retrain = sum(c.epochs_retrain for c in open_cells)
     train = sum(c.epochs_train for c in open_cells if c.method == "Reference")
     left = f"{train} epochs of training, {retrain} of retraining"
-    yield f"  to do      {len(open_cells)} of {len(plan.cells)} cells: {left}"
+    yield f"  to do      {len(open_cells)} of {len({c.key for c in plan.cells})} cells: {left}"
     for cell in plan.cells:
         result = results.get(cell.key, {})
         if result.get("status") in ("failed", "infeasible"):

@@ -47,26 +47,28 @@ def open_work(
         return result is None or (retry_failed and result["status"] == "failed")
 
     chains = [c for i, c in enumerate(plan.chains) if share is None or i % share[1] == share[0]]
-    wanted = {_reference_name(index, c.variant.name, c.reference.net) for c in chains}
+    wanted = {c.reference_cell.key for c in chains}
+    opened: set[str] = set()
     work: list[Work] = []
     for i, task in enumerate(plan.references):
-        name = _reference_name(index, task.variant.name, task.reference.net)
-        mine = share is None or (i % share[1] == share[0] if not plan.chains else name in wanted)
-        if mine and is_open(task.cell.key):
+        key = task.cell.key  # variants that only retrain otherwise share their references
+        name = _reference_name(index, key)
+        mine = share is None or (i % share[1] == share[0] if not plan.chains else key in wanted)
+        if mine and name not in opened and is_open(key):
+            opened.add(name)
             work.append(Work(index, name, task, None, task.cell.epochs_train + 1, (task.cell,)))
-    opened = {w.name for w in work}
     for chain in chains:
         cells = tuple(cell for cell in chain.cells if is_open(cell.key))
         if cells:
-            needs = _reference_name(index, chain.variant.name, chain.reference.net)
-            name = f"{needs}-{slug(chain.method.label)}-r{chain.repetition}"
+            needs = _reference_name(index, chain.reference_cell.key)
+            name = slug(f"{needs}-{chain.variant.name}-{chain.method.label}-r{chain.repetition}")
             units = sum(cell.epochs_retrain + 1 for cell in cells)
             work.append(Work(index, name, chain, needs if needs in opened else None, units, cells))
     return work
 
 
-def _reference_name(experiment: int, variant: str, net: int) -> str:
-    return slug(f"{experiment}-{variant}-n{net}")
+def _reference_name(experiment: int, key: str) -> str:
+    return f"{experiment}-{key}"
 
 
 class Queue:

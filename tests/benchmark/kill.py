@@ -68,7 +68,7 @@ def _kill_often(command: list[str], folder: Path, options: argparse.Namespace, w
             how = "killed"
         done = len(list(folder.glob("data/results/**/cells/*/result.json")))
         under_way = len(list(folder.glob("data/**/.partial-*/checkpoint.pt")))
-        print(f"{i + 1:3}: {how} after {wait:5.1f} s, {done} cells done, {under_way} checkpoints of trainings under way")
+        print(f"{i + 1:3}: {how} after {wait:5.1f} s, {done} cells done, {under_way} trainings under way")
 
 
 def _compare(whole: Path, killed: Path) -> int:

@@ -318,12 +318,16 @@ def test_where(write: Write, good: str) -> None:
     ("path", "words"),
     [
         ("nowhere.yaml", "no such parameter file. Looked at: nowhere.yaml"),
+        ("mine/fisrt.yaml", "Did you mean 'mine/first.yaml'?"),
+        ("x" * 5000, "no such parameter file"),
+        ("x\0y", "no such parameter file"),
         ("param/digits/prune/lenet.yaml", "Did you mean 'param/digits/prune/lenet5.yaml'?"),
         ("digits/prune/lenet5", "Did you mean 'param/digits/prune/lenet5.yaml'?"),
         ("digits/prune", "is a folder. Expected a parameter file (.yaml). It holds lenet5.yaml."),
     ],
 )
-def test_no_such_file(here: Path, path: str, words: str) -> None:
+def test_no_such_file(write: Write, good: str, path: str, words: str) -> None:
+    write({"mine/first.yaml": good})
     with pytest.raises(ConfigError) as raised:
         load(path)
     assert words in str(raised.value)

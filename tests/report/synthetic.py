@@ -166,5 +166,5 @@ def _write_cell(place: Path, row: Row) -> None:
          "valid_top1": 0.91 - 0.8 * 0.8**e + 0.01 * random.normal(), "valid_top5": 0.99, "images": 45000, "seconds": 3.0}
         for e in range(epochs)
     ]  # fmt: skip
-    columns = "epoch learning_rate loss top1 valid_loss valid_top1 valid_top5 images seconds".split()
+    columns = ["epoch", "learning_rate", "loss", "top1", "valid_loss", "valid_top1", "valid_top5", "images", "seconds"]
     pd.DataFrame(history, columns=columns).to_csv(place / "history.csv", index=False)

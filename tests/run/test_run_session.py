@@ -51,7 +51,7 @@ def test_an_experiment_leaves_all_that_it_promises(write: Any, small: dict[str, 
         assert {"result.json", "layers.csv", "history.csv", "network.pt"} <= {p.name for p in place.iterdir()}
     assert {"parameters.yaml", "environment.json", "report.md", "report.html"} <= {p.name for p in folder.iterdir()}
     assert list(folder.glob("plots/*.png"))
-    assert not [p for p in folder.glob("cells/.*")]
+    assert not list(folder.glob("cells/.*"))
 
 
 def test_a_second_run_computes_nothing_and_a_larger_grid_only_what_is_new(

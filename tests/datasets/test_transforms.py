@@ -1,0 +1,69 @@
+"""Transforms by name: errors, and what a pipeline gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as F
+
+from experiment.datasets.image import Transforms
+from experiment.datasets.transforms import check_transforms, make_pipeline, make_transform
+from experiment.errors import ConfigError
+
+IMAGE = torch.arange(48, dtype=torch.uint8).view(3, 4, 4)
+
+
+def test_a_pipeline_gives_floats_in_the_unit_interval() -> None:
+    for steps in ([], [("ToTensor", {})], [("PILToTensor", {})]):
+        x = make_pipeline(steps)(F.to_pil_image(IMAGE))
+        assert type(x) is torch.Tensor and x.dtype == torch.float32
+        torch.testing.assert_close(x, IMAGE / 255)
+
+
+def test_float_tensors_are_not_scaled() -> None:
+    x = torch.full((3, 4, 4), 7.0)
+    assert torch.equal(make_pipeline([("ToTensor", {})])(x), x)
+
+
+def test_uint8_tensors_are_scaled() -> None:
+    torch.testing.assert_close(make_pipeline([("ToTensor", {})])(IMAGE), IMAGE / 255)
+
+
+def test_words_for_interpolation() -> None:
+    image = F.to_pil_image(torch.randint(0, 256, (3, 9, 9), dtype=torch.uint8))
+    nearest = make_pipeline([("Resize", {"size": 4, "interpolation": "nearest"})])(image)
+    bilinear = make_pipeline([("Resize", {"size": 4, "interpolation": "BILINEAR"})])(image)
+    assert not torch.equal(nearest, bilinear)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "text"),
+    [
+        ("RandomCorp", {}, "unknown transform 'RandomCorp'. Did you mean 'RandomCrop'?"),
+        ("Lambda", {}, "unknown transform 'Lambda'."),
+        ("Pad", {"pading": 4}, "Pad has no argument 'pading'. Did you mean 'padding'?"),
+        ("Pad", {}, "Pad refuses its arguments {}"),
+        ("RandomHorizontalFlip", {"p": 2}, "RandomHorizontalFlip refuses its arguments {'p': 2}: "),
+        ("Resize", {"size": 4, "interpolation": "bilinaer"}, "Did you mean 'bilinear'?"),
+        ("ConvertImageDtype", {"dtype": "int"}, "unknown dtype 'int'"),
+        ("ToTensor", {"scale": True}, "ToTensor takes no arguments"),
+    ],
+)
+def test_errors(name: str, arguments: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_transform(name, arguments)
+    assert text in str(caught.value)
+
+
+def test_all_problems_at_once() -> None:
+    transforms = Transforms(
+        train=(("RandomCorp", {}),), test=(("CenterCrop", {}),), final=(("Normalize", {"mean": [0], "std": [1]}),)
+    )
+    problems = check_transforms(transforms)
+    assert [p.split(":")[0] for p in problems] == [
+        "transformsTrain[0]",
+        "transformsTest[0]",
+        "transformsTrain, transformsFinal",
+        "transformsTest, transformsFinal",
+    ]
+    assert check_transforms(Transforms()) == []

@@ -1,0 +1,121 @@
+"""Images read one by one: the same whatever the number of workers, and errors that name the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from experiment.datasets.image import Step
+from experiment.datasets.transforms import make_pipeline
+from experiment.datasets.workers import WorkerImages
+from experiment.errors import DataError
+from experiment.streams import generator
+
+AUGMENT: list[Step] = [("RandomResizedCrop", {"size": 8}), ("ColorJitter", {"brightness": 0.4}), ("ToTensor", {})]
+PLAIN: list[Step] = [("Resize", {"size": 10}), ("CenterCrop", {"size": 8}), ("ToTensor", {})]
+
+
+class Pictures:
+    """PIL images of different sizes; the label tells which it is."""
+
+    def __init__(self, count: int, broken: Sequence[int] = ()) -> None:
+        self.count, self.broken = count, broken
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        if index in self.broken:
+            raise OSError("truncated file")
+        size = (3, 12 + index % 3, 14)
+        return F.to_pil_image(torch.randint(0, 256, size, dtype=torch.uint8, generator=generator("p", index))), index
+
+
+def make_images(
+    items: Pictures, workers: int = 0, indices: Tensor | None = None, test: list[Step] = PLAIN, num_classes: int = 100
+) -> WorkerImages:
+    return WorkerImages(
+        "dataset Pictures",
+        items,
+        make_pipeline(AUGMENT),
+        make_pipeline(test),
+        num_classes,
+        indices=indices,
+        device=torch.device("cpu"),
+        workers=workers,
+    )
+
+
+def gather(images: WorkerImages, batch_size: int, stream: tuple[str | int, ...] | None) -> tuple[Tensor, Tensor]:
+    batches = list(images.batches(batch_size, stream=stream))
+    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+
+
+def test_test_transforms_are_torchvisions_in_fixed_order() -> None:
+    images = make_images(Pictures(9), indices=torch.tensor([4, 2, 8]))
+    x, y = gather(images, 2, None)
+    assert y.tolist() == [4, 2, 8] and images.input_shape == (3, 8, 8) and len(images) == 3
+    for image, label in zip(x, y.tolist(), strict=True):
+        expected = F.pil_to_tensor(F.center_crop(F.resize(Pictures(9)[label][0], [10]), [8])) / 255
+        torch.testing.assert_close(image, expected)
+
+
+@pytest.mark.parametrize("stream", [None, ("s", 1)])
+def test_number_of_workers_does_not_matter(stream: tuple[str | int, ...] | None) -> None:
+    alone = gather(make_images(Pictures(11)), 4, stream)
+    two = gather(make_images(Pictures(11), workers=2), 4, stream)
+    assert torch.equal(alone[0], two[0]) and torch.equal(alone[1], two[1])
+
+
+def test_epochs_differ_and_come_again() -> None:
+    images = make_images(Pictures(12))
+    first, order = gather(images, 5, ("s", 0))
+    again, _ = gather(images, 3, ("s", 0))
+    second, other = gather(images, 5, ("s", 1))
+    assert torch.equal(first, again) and order.tolist() != other.tolist() and sorted(order.tolist()) == list(range(12))
+    assert not torch.equal(first[order.argsort()], second[other.argsort()])  # other crops of the same images
+
+
+def test_a_single_image_is_left_out_of_training() -> None:
+    assert [len(y) for _, y in make_images(Pictures(7)).batches(3, stream=("s",))] == [3, 3]
+    assert [len(y) for _, y in make_images(Pictures(7)).batches(3, stream=None)] == [3, 3, 1]
+
+
+def test_global_generator_is_left_alone() -> None:
+    state = torch.get_rng_state()
+    gather(make_images(Pictures(5), workers=1), 2, ("s",))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_channels_last() -> None:
+    (x, _), *_ = make_images(Pictures(4)).batches(4, stream=None, channels_last=True)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_one_clear_error(workers: int) -> None:
+    images = make_images(Pictures(8, broken=[5]), workers)
+    with pytest.raises(DataError, match="dataset Pictures: image 5 cannot be read.*truncated file") as caught:
+        gather(images, 4, None)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_different_sizes_are_refused_with_advice() -> None:
+    images = make_images(Pictures(6), test=[("ToTensor", {})])
+    with pytest.raises(DataError, match=r"different shapes after the transforms: \(3, 12, 14\).*CenterCrop"):
+        gather(images, 4, None)
+
+
+def test_labels_outside_the_outputs_are_refused() -> None:
+    with pytest.raises(DataError, match="class numbers from 0 to 3; with network.outputSize 3"):
+        gather(make_images(Pictures(6), num_classes=3), 4, None)
+
+
+def test_transforms_that_do_not_fit_fail_when_made() -> None:
+    with pytest.raises(DataError, match="image 0 cannot be read or transformed.*larger than"):
+        make_images(Pictures(6), test=[("RandomCrop", {"size": 40})])

@@ -1,0 +1,201 @@
+"""The files of a report: whole, self-contained, escaped, and possible at every stage of an experiment."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiment.errors import StoreError
+from experiment.report import write_report
+from experiment.report.markdown import escape
+
+
+def test_every_plot_has_its_pdf_and_png_and_stands_in_both_reports(written: Any) -> None:
+    folder, report = written
+    stems = {path.stem for path in report.plots if path.suffix == ".png"}
+    assert stems == {path.stem for path in report.plots if path.suffix == ".pdf"}
+    assert stems == {
+        "tradeoff-top1-parameters", "tradeoff-top1-flops", "tradeoff-top1-flops_unmasked", "tradeoff-top1-parameters-log",
+        "tradeoff-top1_before_retraining-parameters", "tradeoff-loss-parameters", "tradeoff-loss-flops",
+        "tradeoff-top5-parameters", "tradeoff-top5-flops", "layers", "training", "retraining",
+    }  # fmt: skip
+    text, html = report.markdown.read_text(), report.html.read_text()
+    for path in report.plots:
+        assert path.stat().st_size > 1000
+        assert f"<{path.relative_to(folder).as_posix()}>" in text
+    assert html.count("data:image/png;base64,") == len(stems)
+    assert [path.name for path in report.main_plots] == ["tradeoff-top1-parameters.png"]
+
+
+class Tags(HTMLParser):
+    """Collects tags with their attributes, and checks that they nest."""
+
+    void = frozenset({"meta", "img", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_html_is_one_whole_file_without_requests(written: Any) -> None:
+    html = written[1].html.read_text()
+    tags = Tags()
+    tags.feed(html)
+    assert not tags.open
+    assert {tag for tag, _ in tags.found}.isdisjoint({"script", "link", "iframe", "b"})
+    sources = [str(attrs.get("src") or attrs.get("href")) for _, attrs in tags.found if {"src", "href"} & set(attrs)]
+    assert all(source.startswith("data:") for source in sources)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", html)
+    assert "&lt;b&gt;epoch 1&lt;/b&gt;" in html
+
+
+def test_the_markdown_tells_what_a_reader_needs(written: Any) -> None:
+    folder, report = written
+    text = report.markdown.read_text()
+    for needed in (
+        "# cifar/prune/resnet20", "**Mode**: one-shot", "SGD(lr=0.1, momentum=0.9)", "**Retraining**: 3 epochs",
+        "14 done, 1 infeasible, 1 failed", "resnet20 n1", "mean ± std", "loss ≤ 0.5 points", "packages.torch", "2.14.1",
+        "git_commit", "Bytes of the smallest networks", "multiply-adds", f"folder = '{folder.as_posix()}'",
+        "load_network(folder, method=", "load_network(folder, method='Reference', net=0)", "the smallest network has 30,000",
+    ):  # fmt: skip
+        assert needed in text, needed
+    assert r"loss is NaN \| in &lt;b&gt;epoch 1&lt;/b&gt;" in text
+    lines = text.splitlines()
+    for above, line in zip(lines, lines[1:], strict=False):  # every table has as many cells in every row
+        if above.startswith("|") and line.startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", above)) == len(re.findall(r"(?<!\\)\|", line)), line
+
+
+def test_the_tables_numbers_are_the_results(written: Any, synthetic: Any) -> None:
+    text = written[1].markdown.read_text()
+    cells = [synthetic.cell_row("ALDS", net, 0.2, 3) for net in (0, 1)]
+    kept = sum(cell["keep_parameters"] for cell in cells) / 2
+    top1 = [100 * cell["top1"] for cell in cells]
+    spread = abs(top1[0] - top1[1]) / 2**0.5
+    row = next(line for line in text.splitlines() if line.startswith("| 0.2 |"))
+    assert f"| {100 * kept:.2f} | {1 / kept:.1f}× |" in row  # noqa: RUF001
+    assert f"{sum(top1) / 2:.2f} ± {spread:.2f}" in row
+
+
+def test_a_report_that_is_up_to_date_is_left_alone(synthetic: Any, tmp_path: Path) -> None:
+    folder = synthetic.write_experiment(tmp_path / "e", synthetic.grid(("ALDS",), nets=1, keeps=(0.5, 0.4)))
+    first = write_report(folder)
+    (folder / "plots" / "mine.png").write_bytes(b"")
+    (folder / "plots" / "tradeoff-top1-old.png").write_bytes(b"")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.p*")}
+    assert write_report(folder) == first
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.p*")} == before
+    contents = {path: path.read_bytes() for path in [*first.plots, first.markdown, first.html, first.table]}
+    first.table.unlink()
+    assert write_report(folder) == first
+    assert {path: path.read_bytes() for path in contents} == contents
+    assert (folder / "plots" / "mine.png").exists()
+    assert not (folder / "plots" / "tradeoff-top1-old.png").exists()
+    synthetic.write_experiment(folder, synthetic.grid(("ALDS",), nets=1, keeps=(0.5, 0.4, 0.3)))
+    write_report(folder)
+    assert first.markdown.read_bytes() != contents[first.markdown]
+    assert not [path for path in folder.rglob("*") if "partial" in path.name]
+
+
+def stages(synthetic: Any) -> dict[str, list[Any]]:
+    """Experiments at moments that reports easily stumble over."""
+    bad = [synthetic.broken_row("FT", net, 0.5, "failed", "") for net in (0, 1)]
+    cells = synthetic.grid(("ALDS",), nets=1, keeps=(0.5, 0.4))[1:]
+    return {
+        "nothing": [],
+        "references alone": [synthetic.reference_row(0)],
+        "all failed": bad,
+        "no reference row": cells,
+        "one cell": [synthetic.reference_row(0), cells[0]],
+        "equal sizes": [synthetic.reference_row(0), *({**cell, "keep_parameters": 0.5} for cell in cells)],
+        "own density": [synthetic.reference_row(0), cells[0] | {"keep_target": "", "label": "Prune(0.5)", "method": "Prune"}],
+        "nan and infinite losses": [cells[0] | {"loss": "inf"}, cells[1] | {"loss": "nan", "top5": ""}],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "stage",
+    ["nothing", "references alone", "all failed", "no reference row", "one cell", "equal sizes", "own density",
+     "nan and infinite losses"],
+)  # fmt: skip
+def test_any_stage_of_an_experiment(synthetic: Any, tmp_path: Path, stage: str) -> None:
+    rows = stages(synthetic)[stage]
+    report = write_report(synthetic.write_experiment(tmp_path / "e", rows))
+    text = report.markdown.read_text()
+    for path in (report.markdown, report.html, report.table):
+        content = re.sub(r"base64,[^\"]*", "", path.read_text())
+        assert not re.search(r"\b(nan|inf|None|NaN)\b", content), path
+    if not any(row["status"] == "done" and row["method"] != "Reference" for row in rows):
+        assert "No compressed network is finished yet" in text
+        assert not report.main_plots
+
+
+def test_a_sweep_has_a_plot_a_variant_and_its_summary(synthetic: Any, tmp_path: Path) -> None:
+    rows = [
+        row for start in (0, 182) for row in synthetic.grid(("ALDS",), 1, (0.5, 0.2), 182 - start, f"retraining.startEpoch={start}")
+    ]  # fmt: skip
+    report = write_report(synthetic.write_experiment(tmp_path / "e", rows))
+    names = {path.stem for path in report.plots}
+    assert {
+        "tradeoff-top1-parameters-retraining.startEpoch=0",
+        "tradeoff-top1-parameters-retraining.startEpoch=182",
+    } <= names
+    assert [path.stem for path in report.main_plots] == ["sweep-parameters"]
+    assert "| Variant | Parameters removed (%) |" in report.markdown.read_text()
+
+
+def test_a_foreign_folder_and_damaged_files_are_named(synthetic: Any, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"neither results.csv nor parameters.yaml"):
+        write_report(tmp_path)
+    for file, content, message in (
+        ("results.csv", "a,b\n1,2\n", "column network is missing"),
+        ("results.csv", "", "is not a table"),
+        ("parameters.yaml", "a: [", "is not YAML"),
+        ("environment.json", "{", "is not JSON"),
+        ("environment.json", "[]", "must hold a mapping"),
+    ):
+        folder = synthetic.write_experiment(tmp_path / "e", [])
+        (folder / file).write_text(content)
+        with pytest.raises(StoreError, match=message):
+            write_report(folder)
+
+
+def test_markdown_takes_text_literally() -> None:
+    assert escape("a|b *c*\n<d> [e](f) `g` h_i") == r"a\|b \*c\* &lt;d&gt; \[e\](f) \`g\` h_i"
+
+
+def test_importing_reports_is_cheap() -> None:
+    code = (
+        "import sys, experiment.report;"
+        "sys.exit(str({'torch', 'pandas', 'matplotlib', 'jinja2', 'pydantic'} & set(sys.modules) or ''))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+    )
+    assert (done.returncode, done.stderr) in ((0, ""), (1, "\n")), done.stderr
+
+
+def test_drawing_leaves_no_global_state(synthetic: Any) -> None:
+    code = (
+        f"import sys, importlib.util as u; s = u.spec_from_file_location('synthetic', {synthetic.__file__!r});"
+        "m = u.module_from_spec(s); s.loader.exec_module(m);"
+        "from experiment.report import plot_tradeoff; import matplotlib; before = dict(matplotlib.rcParams);"
+        "plot_tradeoff(m.frame(m.grid(('ALDS',), 1))).savefig('/dev/null', format='png');"
+        "assert 'matplotlib.pyplot' not in sys.modules; assert dict(matplotlib.rcParams) == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
