@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional
 
 from experiment.datasets.batched import Operation, Shape, compile_steps, split_once
 from experiment.datasets.image import EVALUATION, Batch, Step, count_batches
@@ -124,7 +124,7 @@ def _once(pixels: Pixels, steps: Sequence[Step]) -> Tensor | None:
         image, _ = pixels[i]
         for transform in transforms:
             image = transform(image)
-        made = image.as_subclass(Tensor) if isinstance(image, Tensor) else F.pil_to_tensor(image)
+        made = image.as_subclass(Tensor) if isinstance(image, Tensor) else functional.pil_to_tensor(image)
         if images is None:
             if not fits_in_memory(len(pixels), tuple(made.shape)):
                 return None

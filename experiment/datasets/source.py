@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional
 
 from experiment.errors import ConfigError, DataError
 from experiment.registry import suggestion
@@ -39,7 +39,7 @@ class Pixels:
     def __getitem__(self, index: int) -> tuple[object, int]:
         """As `Items`: a PIL image where there is one of that many channels, as torchvision's own datasets give it."""
         image = self.images[index]
-        picture = F.to_pil_image(image) if image.shape[0] in (1, 3) else image
+        picture = functional.to_pil_image(image) if image.shape[0] in (1, 3) else image
         return picture, int(self.labels[index])
 
 
@@ -111,7 +111,7 @@ def check_labels(where: str, labels: Tensor, num_classes: int) -> None:
 
 def _as_uint8(image: object) -> Tensor | None:
     if isinstance(image, Image.Image) and image.mode in ("L", "RGB"):
-        pixels: Tensor = F.pil_to_tensor(image)
+        pixels: Tensor = functional.pil_to_tensor(image)
         return pixels
     if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.dim() == 3:
         return image

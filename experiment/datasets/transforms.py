@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional
 
 from experiment.datasets.image import Step, Transforms
 from experiment.datasets.names import TRANSFORMS
@@ -34,7 +34,7 @@ def make_pipeline(steps: Sequence[Step]) -> Pipeline:
     def apply(image: object) -> Tensor:
         for transform in transforms:
             image = transform(image)
-        tensor = image if isinstance(image, Tensor) else F.pil_to_tensor(image)
+        tensor = image if isinstance(image, Tensor) else functional.pil_to_tensor(image)
         return as_float(tensor.as_subclass(Tensor))
 
     return apply
@@ -86,7 +86,7 @@ def as_float(x: Tensor) -> Tensor:
     """uint8 images scaled to [0, 1] float32; float images as float32."""
     if x.is_floating_point():
         return x.float()
-    scaled: Tensor = F.to_dtype(x, torch.float32, scale=True)
+    scaled: Tensor = functional.to_dtype(x, torch.float32, scale=True)
     return scaled
 
 

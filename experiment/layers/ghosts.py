@@ -18,10 +18,11 @@ def fold_ghosts(
 ) -> None:
     """Let `sliced`, in place, stand for the network in which only the filters of the removed channels are zero.
 
-    Such a channel q still emits a constant v_q. What a reader makes of it, sum_{u,v} W[:, q, u, v] v_q, is taken from
-    the running mean of the BatchNorm that alone reads the reader's output or, where there is none, added to its bias; a
-    reader without either loses it. Without zero padding the output is exactly that network's. With padding the response
-    falls off at the borders, and its mean over the positions stands for it.
+    Such a channel q still emits a constant v_q: act(bias), behind BatchNorm act(beta - gamma mean / std), which may be
+    far from what it emitted when its filter was there. What a reader makes of it, sum_{u,v} W[:, q, u, v] v_q, is taken
+    from the running mean of the BatchNorm that alone reads the reader's output or, where there is none, added to the
+    reader's bias; a reader without either loses it. Without zero padding the output is exactly that network's. With
+    padding the response falls off at the borders, and its mean over the positions stands for it.
 
     Args:
         sliced: `network` without the channels that `kept` leaves out, holding its weights.

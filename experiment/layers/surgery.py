@@ -42,6 +42,8 @@ def channel_groups(network: nn.Module, example: Tensor) -> list[ChannelGroup]:
     Raises: CompressionError: torch-pruning cannot trace the network.
     """
     probe = randomised(network)
+    if example.dtype in (torch.float16, torch.bfloat16):
+        probe, example = probe.float(), example.float()  # their rounding would look like a wrong channel
     with evaluating(probe):
         probe(example)  # a network that does not run fails here, in its own words
     groups = tried(probe, example, _traced(probe, example))

@@ -24,7 +24,6 @@ def minimise_maximum(errors: Sequence[Floats], costs: Sequence[Integers], limit:
     Args:
         errors: for every layer (number of options,), in any order.
         costs: for every layer (number of options,), non-negative.
-
         limit: at least `smallest(costs)`.
 
     Returns: for every layer the index of its option.
@@ -58,7 +57,6 @@ def common_threshold(curves: Sequence[Floats], costs: Sequence[Integers], limit:
     Args:
         curves: for every layer (number of options,), non-increasing.
         costs: for every layer (number of options,), non-decreasing.
-
         limit: at least `smallest(costs)`.
 
     Returns: for every layer the index of its option.

@@ -78,7 +78,8 @@ class Naming:
     def _look(self, label: str, place: int) -> Look:
         cycle = place // len(COLORS)
         color = _valid_color(_named(self.colors, label)) or COLORS[place % len(COLORS)]
-        return Look(color, MARKERS[place % len(MARKERS)], DASHES[cycle % len(DASHES)], cycle % 2 == 0)
+        shifted = place + place // len(MARKERS)  # the second round pairs markers with other colours than the first
+        return Look(color, MARKERS[shifted % len(MARKERS)], DASHES[cycle % len(DASHES)], cycle % 2 == 0)
 
 
 def naming_of(parameters: Mapping[str, object]) -> Naming:

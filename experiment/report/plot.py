@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame, Series
 
+Scale = Literal["linear", "log"]
 Metric = Literal["top1", "top5", "loss", "top1_before_retraining"]
 METRIC_LABELS = {
     "top1": "Top-1 test accuracy (%)",
@@ -50,7 +51,7 @@ def plot_tradeoff(
     *,
     variant: str | None = None,
     band: Band = "std",
-    scale: Literal["linear", "log"] = "linear",
+    scale: Scale = "linear",
     keep_limits: tuple[float | None, float | None] = (None, None),
     close_up: bool | None = None,
     names: Mapping[str, str] | None = None,

@@ -100,7 +100,8 @@ def tidy(results: DataFrame) -> DataFrame:
         raise StoreError(f"results: column {missing[0]} is missing. Expected the columns of results.csv.")
     frame = results.copy()
     for column in TEXT:
-        frame[column] = frame[column].fillna("").astype(str) if column in frame else ""
+        given = frame[column].astype(object) if column in frame else pd.Series("", frame.index, dtype=object)
+        frame[column] = given.where(given.notna(), "").astype(str)
     for column in NUMBERS:
         values = pd.to_numeric(frame[column], errors="coerce") if column in frame else np.nan
         frame[column] = pd.Series(values, index=frame.index, dtype=float).replace([np.inf, -np.inf], np.nan)
@@ -109,8 +110,8 @@ def tidy(results: DataFrame) -> DataFrame:
     return frame.reset_index(drop=True)
 
 
-def read_cells(folder: Path, cells: DataFrame, file: str) -> DataFrame:
-    """The CSV `file` (layers.csv, history.csv) of every row of `cells`, one under the other.
+def read_cells(folder: Path, cells: DataFrame, file: str, columns: Sequence[str]) -> DataFrame:
+    """These columns of the CSV `file` (layers.csv, history.csv) of every row of `cells`, one under the other.
 
     Each row carries its cell's variant, method, label, net, repetition and keep_target. Cells without the file are
     left out.
@@ -126,7 +127,7 @@ def read_cells(folder: Path, cells: DataFrame, file: str) -> DataFrame:
         place = folders.get(str(row["cell"]))
         path = None if place is None else place / file
         if path is not None and path.is_file():
-            frame = pd.read_csv(path)
+            frame = pd.read_csv(path, usecols=lambda name: name in columns)
             if len(frame):
                 frames.append(frame.assign(**{name: row[name] for name in carried}))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=carried)

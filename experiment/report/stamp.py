@@ -26,7 +26,7 @@ def made_from(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def plots_of(folder: Path, source: str) -> list[Path] | None:
+def stamped_plots(folder: Path, source: str) -> list[Path] | None:
     """The plots of the report that was made from `source`; None where there is none, or a file of it is gone."""
     path = folder / "plots" / NAME
     if not path.is_file():

@@ -116,7 +116,7 @@ def make_worker(setup: Setup) -> Callable[[Work, Report], bool]:
     def do(work: Work, report: Report) -> bool:
         context = contexts[work.experiment]
         torch.set_num_threads(setup.sites[work.experiment].threads)
-        lock = FileLock(context.store.lock_file(work.name))
+        lock = FileLock(context.store.lock_file(work.lock))
         try:
             held = lock.acquire(timeout=0)
         except Timeout:

@@ -27,6 +27,11 @@ class Work:
     units: float
     cells: tuple[Cell, ...]
 
+    @property
+    def lock(self) -> str:
+        """The name under which processes that share a results folder agree on who does it."""
+        return self.name.partition("-")[2]
+
 
 def open_work(
     index: int,

@@ -87,7 +87,6 @@ def forward_precision(device: torch.device, precision: Precision) -> Iterator[No
 def _hits(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """How many of the answers (N, classes) are right, at the first place and among the first five."""
     answered = ~logits.isnan().any(dim=1)
-    top1 = (logits.argmax(dim=1) == y) & answered
-    top = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
-    top5 = top1 | ((top == y.unsqueeze(1)).any(dim=1) & answered)  # ties are broken differently by argmax and topk
-    return top1.sum().double(), top5.sum().double()
+    best = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
+    right = (best == y.unsqueeze(1)) & answered.unsqueeze(1)
+    return right[:, 0].sum().double(), right.sum().double()

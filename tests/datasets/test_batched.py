@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional
 
 from experiment.datasets.batched import Affine, Crop, Flip, compile_steps, split_once
 from experiment.datasets.image import Step
@@ -45,12 +45,13 @@ def test_cifar_augmentation(as_one: bool, padding: dict[str, object]) -> None:
         ("Normalize", {"mean": MEAN, "std": STD}),
     ]
     x, (_, places, flips, _) = run(steps, COLOURS)
-    assert places is not None and flips is not None
+    assert places is not None
+    assert flips is not None
     for i, image in enumerate(COLOURS):
-        expected = F.pad(image, **padding)  # type: ignore[arg-type]
-        expected = F.crop(expected, int(places[i, 0]), int(places[i, 1]), *size)
-        expected = F.horizontal_flip(expected) if flips[i] else expected
-        expected = F.normalize(F.to_dtype(expected, torch.float32, scale=True), MEAN, STD)
+        expected = functional.pad(image, **padding)  # type: ignore[arg-type]
+        expected = functional.crop(expected, int(places[i, 0]), int(places[i, 1]), *size)
+        expected = functional.horizontal_flip(expected) if flips[i] else expected
+        expected = functional.normalize(functional.to_dtype(expected, torch.float32, scale=True), MEAN, STD)
         torch.testing.assert_close(x[i], expected, rtol=1e-5, atol=1e-6)
     assert 0 < int(flips.sum()) < len(COLOURS)
 
@@ -61,7 +62,8 @@ def test_order_is_kept() -> None:
     image = torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)
     after, _ = run([("ToTensor", {}), normalize, ("Pad", {"padding": 1})], image)
     before, _ = run([("Pad", {"padding": 1}), ("ToTensor", {}), normalize], image)
-    assert float(after[0, 0, 0, 0]) == 0 and float(before[0, 0, 0, 0]) == pytest.approx(-1)
+    assert float(after[0, 0, 0, 0]) == 0
+    assert float(before[0, 0, 0, 0]) == pytest.approx(-1)
     assert float(after[0, 0, 1, 1]) == pytest.approx(1) == float(before[0, 0, 1, 1])
 
 
@@ -70,14 +72,18 @@ def test_normalising_floats_leaves_the_images_alone() -> None:
     before = x.clone()
     y, _ = run([("Normalize", {"mean": MEAN, "std": STD})], x)
     assert torch.equal(x, before)
-    torch.testing.assert_close(y, F.normalize(x, MEAN, STD))
+    torch.testing.assert_close(y, functional.normalize(x, MEAN, STD))
 
 
 def test_two_normalisations_are_one_operation() -> None:
     step: Step = ("Normalize", {"mean": MEAN, "std": STD})
     operations = compile_steps([("ToTensor", {}), step, ("Normalize", {"mean": [0.1], "std": [2.0]})], (3, 4, 4))
-    assert operations is not None and len(operations) == 1 and isinstance(operations[0], Affine)
-    expected = F.normalize(F.normalize(F.to_dtype(COLOURS, torch.float32, scale=True), MEAN, STD), [0.1] * 3, [2.0] * 3)
+    assert operations is not None
+    assert len(operations) == 1
+    assert isinstance(operations[0], Affine)
+    expected = functional.normalize(
+        functional.normalize(functional.to_dtype(COLOURS, torch.float32, scale=True), MEAN, STD), [0.1] * 3, [2.0] * 3
+    )
     torch.testing.assert_close(operations[0].apply(COLOURS, None), expected, rtol=1e-5, atol=1e-6)
 
 

@@ -27,8 +27,10 @@ def test_choice_depends_on_the_stream_alone() -> None:
     x, y = calibration(valid, 20, ("a", 0))
     again, _ = calibration(valid, 20, ("a", 0))
     other, _ = calibration(valid, 20, ("a", 1))
-    assert torch.equal(x, again) and not torch.equal(x, other)
-    assert len(set(y.tolist())) == 20 and set(y.tolist()) <= set(range(10, 40))
+    assert torch.equal(x, again)
+    assert not torch.equal(x, other)
+    assert len(set(y.tolist())) == 20
+    assert set(y.tolist()) <= set(range(10, 40))
     torch.testing.assert_close(x.flatten(), y / 255)
     more, _ = calibration(valid, 100, ("a", 0))
     assert len(more) == 30

@@ -52,6 +52,6 @@ def test_every_dataset_has_a_loader() -> None:
 
 
 def test_registry_needs_no_torch() -> None:
-    code = "import sys, experiment.datasets, experiment.datasets.names as n; assert n.TRANSFORMS; print('torch' in sys.modules)"
+    code = "import sys, experiment.datasets, experiment.datasets.names; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -37,7 +37,8 @@ def gather(images: MemoryImages, batch_size: int, stream: tuple[str | int, ...] 
 def test_evaluation_is_in_order_and_whole() -> None:
     images = make_images(11, indices=torch.arange(3, 10))
     x, y = gather(images, 3, None)
-    assert len(images) == 7 and y.tolist() == list(range(3, 10))
+    assert len(images) == 7
+    assert y.tolist() == list(range(3, 10))
     torch.testing.assert_close(x, make_pixels(11).images[3:10] / 255)
     assert [len(b) for _, b in images.batches(3, stream=None)] == [3, 3, 1]
 
@@ -65,16 +66,19 @@ def test_epoch_depends_on_the_stream_alone() -> None:
     x, y = gather(images, 8, ("s", 3))
     torch.rand(5)  # draws elsewhere change nothing
     again_x, again_y = gather(make_images(40), 8, ("s", 3))
-    assert torch.equal(x, again_x) and torch.equal(y, again_y)
+    assert torch.equal(x, again_x)
+    assert torch.equal(y, again_y)
     other_x, other_y = gather(images, 20, ("s", 3))  # nor does the batch size
-    assert torch.equal(y, other_y) and torch.equal(x, other_x)
+    assert torch.equal(y, other_y)
+    assert torch.equal(x, other_x)
 
 
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = gather(make_images(100), 4, ("s",))
     monkeypatch.setattr(memory, "CHUNK_BYTES", 1)
     small_x, small_y = gather(make_images(100), 4, ("s",))
-    assert torch.equal(x, small_x) and torch.equal(y, small_y)
+    assert torch.equal(x, small_x)
+    assert torch.equal(y, small_y)
 
 
 def test_each_image_has_its_own_crop_and_flip() -> None:
@@ -117,7 +121,8 @@ def test_take_and_first() -> None:
     x, y = images.take(torch.tensor([9, 0]))
     assert y.tolist() == [14, 5]
     torch.testing.assert_close(x, make_pixels(20).images[[14, 5]] / 255)
-    assert images.first(3)[1].tolist() == [5, 6, 7] and len(images.first(100)[1]) == 10
+    assert images.first(3)[1].tolist() == [5, 6, 7]
+    assert len(images.first(100)[1]) == 10
 
 
 def test_chance_among_the_test_transforms_is_the_same_every_time() -> None:
@@ -126,7 +131,8 @@ def test_chance_among_the_test_transforms_is_the_same_every_time() -> None:
     assert prepared is not None
     images = MemoryImages(*prepared, pixels.labels)
     x, _ = gather(images, 7, None)
-    assert torch.equal(x, gather(images, 20, None)[0]) and torch.equal(x[[4, 2]], images.take(torch.tensor([4, 2]))[0])
+    assert torch.equal(x, gather(images, 20, None)[0])
+    assert torch.equal(x[[4, 2]], images.take(torch.tensor([4, 2]))[0])
     assert not torch.equal(x, pixels.images / 255)
 
 
@@ -134,7 +140,8 @@ def test_chance_among_the_test_transforms_is_the_same_every_time() -> None:
 def test_resize_is_torchvisions_on_pil_images(channels: int) -> None:
     pixels = make_pixels(5, channels, side=10)
     prepared = prepare(pixels, [[("Resize", {"size": 7})]], CPU)
-    assert prepared is not None and prepared[0].operations == ()
+    assert prepared is not None
+    assert prepared[0].operations == ()
     resize = v2.Resize(7)
     for i in range(5):
         expected = v2.functional.pil_to_tensor(resize(v2.functional.to_pil_image(pixels.images[i])))
@@ -151,8 +158,10 @@ def test_memory_format_and_shape() -> None:
     assert images.input_shape == (3, 6, 6)  # of the test transforms
     (x, _), *_ = images.batches(20, stream=("s",), channels_last=True)
     (plain, _), *_ = images.batches(20, stream=("s",))
-    assert x.shape == (20, 3, 4, 5) and x.dtype == torch.float32
-    assert x.is_contiguous(memory_format=torch.channels_last) and plain.is_contiguous()
+    assert x.shape == (20, 3, 4, 5)
+    assert x.dtype == torch.float32
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert plain.is_contiguous()
     assert torch.equal(x, plain)
 
 

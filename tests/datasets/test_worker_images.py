@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional
 
 from experiment.datasets.image import Step
 from experiment.datasets.transforms import make_pipeline
@@ -33,7 +33,9 @@ class Pictures:
         if index in self.broken:
             raise OSError("truncated file")
         size = (3, 12 + index % 3, 14)
-        return F.to_pil_image(torch.randint(0, 256, size, dtype=torch.uint8, generator=generator("p", index))), index
+        return functional.to_pil_image(
+            torch.randint(0, 256, size, dtype=torch.uint8, generator=generator("p", index))
+        ), index
 
 
 def make_images(
@@ -59,9 +61,13 @@ def gather(images: WorkerImages, batch_size: int, stream: tuple[str | int, ...] 
 def test_test_transforms_are_torchvisions_in_fixed_order() -> None:
     images = make_images(Pictures(9), indices=torch.tensor([4, 2, 8]))
     x, y = gather(images, 2, None)
-    assert y.tolist() == [4, 2, 8] and images.input_shape == (3, 8, 8) and len(images) == 3
+    assert y.tolist() == [4, 2, 8]
+    assert images.input_shape == (3, 8, 8)
+    assert len(images) == 3
     for image, label in zip(x, y.tolist(), strict=True):
-        expected = F.pil_to_tensor(F.center_crop(F.resize(Pictures(9)[label][0], [10]), [8])) / 255
+        expected = (
+            functional.pil_to_tensor(functional.center_crop(functional.resize(Pictures(9)[label][0], [10]), [8])) / 255
+        )
         torch.testing.assert_close(image, expected)
 
 
@@ -69,7 +75,8 @@ def test_test_transforms_are_torchvisions_in_fixed_order() -> None:
 def test_number_of_workers_does_not_matter(stream: tuple[str | int, ...] | None) -> None:
     alone = gather(make_images(Pictures(11)), 4, stream)
     two = gather(make_images(Pictures(11), workers=2), 4, stream)
-    assert torch.equal(alone[0], two[0]) and torch.equal(alone[1], two[1])
+    assert torch.equal(alone[0], two[0])
+    assert torch.equal(alone[1], two[1])
 
 
 def test_epochs_differ_and_come_again() -> None:
@@ -77,7 +84,9 @@ def test_epochs_differ_and_come_again() -> None:
     first, order = gather(images, 5, ("s", 0))
     again, _ = gather(images, 3, ("s", 0))
     second, other = gather(images, 5, ("s", 1))
-    assert torch.equal(first, again) and order.tolist() != other.tolist() and sorted(order.tolist()) == list(range(12))
+    assert torch.equal(first, again)
+    assert order.tolist() != other.tolist()
+    assert sorted(order.tolist()) == list(range(12))
     assert not torch.equal(first[order.argsort()], second[other.argsort()])  # other crops of the same images
 
 

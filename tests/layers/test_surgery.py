@@ -323,6 +323,21 @@ def test_what_torch_pruning_cannot_trace_is_named(monkeypatch: pytest.MonkeyPatc
         groups_of(nn.Conv2d(3, 5, 3))
 
 
+def test_half_precision_is_not_mistaken_for_wrong_channels() -> None:
+    toy = Toy(lambda n, x: head(n.b(relu(n.a(x)))), a=conv(3, 6), b=conv(6, 5)).to(torch.bfloat16)
+    assert groups_of(toy, example_input((3, 8, 8)).to(torch.bfloat16))[0].exempt is None
+
+
+def test_networks_of_other_kinds_keep_what_cannot_be_followed() -> None:
+    toy = Toy(
+        lambda n, x: n.fc(relu(n.hidden(n.lstm(n.words(x))[0][:, -1]))),
+        words=nn.Embedding(7, 4), lstm=nn.LSTM(4, 6, batch_first=True), hidden=nn.Linear(6, 8), fc=nn.Linear(8, 2),
+    )  # fmt: skip
+    groups = {group.name: group.exempt for group in groups_of(toy, torch.tensor([[1, 2, 3]]))}
+
+    assert groups == {"hidden": None, "fc": GIVES_OUTPUT}
+
+
 def test_the_network_is_left_as_it_was() -> None:
     toy = Toy(lambda n, x: head(n.b(relu(n.bn(n.a(x))))), a=conv(3, 6), bn=nn.BatchNorm2d(6), b=conv(6, 5))
     toy.a.weight.requires_grad_(False)

@@ -13,7 +13,8 @@ import pytest
 def load_synthetic() -> ModuleType:
     """The module beside this file, whatever folder the tests run from."""
     spec = importlib.util.spec_from_file_location("synthetic", Path(__file__).with_name("synthetic.py"))
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -33,11 +33,11 @@ def reference_row(net: int, variant: str = "", top1: float | None = None) -> Row
     """The row of a reference network, about 91 % accurate."""
     top1 = round(0.914 + 0.002 * math.sin(net + 1), 4) if top1 is None else top1
     return {
-        "dataset": "CIFAR10", "dataset_test": "CIFAR10", "network": "resnet20", "variant": variant, "method": "Reference",
-        "label": "Reference", "net": net, "repetition": 0, "keep_target": 1.0, "parameters": PARAMETERS, "flops": FLOPS,
-        "flops_unmasked": FLOPS, "keep_parameters": 1.0, "keep_flops": 1.0, "bytes_dense": 4 * PARAMETERS,
-        "bytes_values": 4 * PARAMETERS, "bytes_sparse": 4 * PARAMETERS, "bytes_file": 4 * PARAMETERS + 20_000, "loss": 0.31,
-        "top1": top1, "top5": 0.997, "top1_before_retraining": top1, "top1_reference": top1,
+        "dataset": "CIFAR10", "dataset_test": "CIFAR10", "network": "resnet20", "variant": variant,
+        "method": "Reference", "label": "Reference", "net": net, "repetition": 0, "keep_target": 1.0,
+        "parameters": PARAMETERS, "flops": FLOPS, "flops_unmasked": FLOPS, "keep_parameters": 1.0, "keep_flops": 1.0, "bytes_dense": 4 * PARAMETERS,
+        "bytes_values": 4 * PARAMETERS, "bytes_sparse": 4 * PARAMETERS, "bytes_file": 4 * PARAMETERS + 20_000,
+        "loss": 0.31, "top1": top1, "top5": 0.997, "top1_before_retraining": top1, "top1_reference": top1,
         "parameters_reference": PARAMETERS, "flops_reference": FLOPS, "epochs": 0, "seconds_compress": "",
         "seconds_retrain": "", "status": "done", "error": "", "cell": key("Reference", net, variant),
     }  # fmt: skip
@@ -55,11 +55,12 @@ def cell_row(label: str, net: int, keep: float, epochs: int = 0, repetition: int
     kept = round(achieved * PARAMETERS)
     flops = FLOPS if masked else round(FLOPS * min(1.0, achieved**0.8))
     return reference | {
-        "method": label, "label": label, "repetition": repetition, "keep_target": keep, "parameters": kept, "flops": flops,
-        "flops_unmasked": round(FLOPS * achieved) if masked else flops, "keep_parameters": kept / PARAMETERS,
-        "keep_flops": flops / FLOPS, "bytes_dense": 4 * (PARAMETERS if masked else kept), "bytes_values": 4 * kept,
+        "method": label, "label": label, "repetition": repetition, "keep_target": keep, "parameters": kept,
+        "flops": flops, "flops_unmasked": round(FLOPS * achieved) if masked else flops,
+        "keep_parameters": kept / PARAMETERS, "keep_flops": flops / FLOPS, "bytes_dense": 4 * (PARAMETERS if masked else kept), "bytes_values": 4 * kept,
         "bytes_sparse": 4 * kept + PARAMETERS // 8, "bytes_file": 4 * kept + 30_000,
-        "loss": 0.3 + 3 * max(0.0, drop) + 0.01 * abs(noise[2]), "top1": float(np.clip(reference["top1"] - drop, 0.1, 1)),
+        "loss": 0.3 + 3 * max(0.0, drop) + 0.01 * abs(noise[2]),
+        "top1": float(np.clip(reference["top1"] - drop, 0.1, 1)),
         "top5": float(np.clip(0.997 - 0.5 * max(0, drop), 0.5, 1)),
         "top1_before_retraining": float(np.clip(reference["top1"] - before, 0.1, 1)), "epochs": epochs,
         "seconds_compress": 0.8, "seconds_retrain": 10.0 * epochs, "cell": key(label, net, repetition, keep, variant),
@@ -72,8 +73,8 @@ def broken_row(label: str, net: int, keep: float, status: str, error: str, varia
     reference = reference_row(net, variant)
     row = dict.fromkeys(reference, "") | {name: reference[name] for name in kept}
     return row | {
-        "variant": variant, "method": label, "label": label, "net": net, "repetition": 0, "keep_target": keep, "epochs": 0,
-        "status": status, "error": error, "cell": key(label, net, 0, keep, variant),
+        "variant": variant, "method": label, "label": label, "net": net, "repetition": 0, "keep_target": keep,
+        "epochs": 0, "status": status, "error": error, "cell": key(label, net, 0, keep, variant),
     }  # fmt: skip
 
 
@@ -140,7 +141,8 @@ def parameters_of() -> Row:
     """What parameters.yaml holds: camelCase, includes merged, no defaults."""
     return {
         "network": {"name": "resnet20", "dataset": "CIFAR10", "outputSize": 10},
-        "training": {"numEpochs": 182, "batchSize": 128, "optimizer": "SGD", "optimizerKwargs": {"lr": 0.1, "momentum": 0.9}},
+        "training": {"numEpochs": 182, "batchSize": 128, "optimizer": "SGD",
+                     "optimizerKwargs": {"lr": 0.1, "momentum": 0.9}},
         "retraining": {"startEpoch": 182},
         "experiments": {"methods": list(METHODS), "mode": "retrain", "numNets": 3},
     }  # fmt: skip
@@ -162,8 +164,9 @@ def _write_cell(place: Path, row: Row) -> None:
     pd.DataFrame(layers).to_csv(place / "layers.csv", index=False)
     epochs = 20 if row["method"] == "Reference" else min(int(row["epochs"]), 6)
     history = [
-        {"epoch": e, "learning_rate": 0.1, "loss": 2.3 * 0.85**e + 0.05, "top1": 0.95 - 0.8 * 0.8**e, "valid_loss": 2.3 * 0.87**e + 0.2,
-         "valid_top1": 0.91 - 0.8 * 0.8**e + 0.01 * random.normal(), "valid_top5": 0.99, "images": 45000, "seconds": 3.0}
+        {"epoch": e, "learning_rate": 0.1, "loss": 2.3 * 0.85**e + 0.05, "top1": 0.95 - 0.8 * 0.8**e,
+         "valid_loss": 2.3 * 0.87**e + 0.2, "valid_top1": 0.91 - 0.8 * 0.8**e + 0.01 * random.normal(),
+         "valid_top5": 0.99, "images": 45000, "seconds": 3.0}
         for e in range(epochs)
     ]  # fmt: skip
     columns = ["epoch", "learning_rate", "loss", "top1", "valid_loss", "valid_top1", "valid_top5", "images", "seconds"]

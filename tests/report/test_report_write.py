@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -21,9 +22,9 @@ def test_every_plot_has_its_pdf_and_png_and_stands_in_both_reports(written: Any)
     stems = {path.stem for path in report.plots if path.suffix == ".png"}
     assert stems == {path.stem for path in report.plots if path.suffix == ".pdf"}
     assert stems == {
-        "tradeoff-top1-parameters", "tradeoff-top1-flops", "tradeoff-top1-flops_unmasked", "tradeoff-top1-parameters-log",
-        "tradeoff-top1_before_retraining-parameters", "tradeoff-loss-parameters", "tradeoff-loss-flops",
-        "tradeoff-top5-parameters", "tradeoff-top5-flops", "layers", "training", "retraining",
+        "tradeoff-top1-parameters", "tradeoff-top1-flops", "tradeoff-top1-flops_unmasked",
+        "tradeoff-top1-parameters-log", "tradeoff-top1_before_retraining-parameters",
+        "tradeoff-loss-parameters", "tradeoff-loss-flops", "tradeoff-top5-parameters", "tradeoff-top5-flops", "layers", "training", "retraining",
     }  # fmt: skip
     text, html = report.markdown.read_text(), report.html.read_text()
     for path in report.plots:
@@ -69,14 +70,16 @@ def test_the_markdown_tells_what_a_reader_needs(written: Any) -> None:
     text = report.markdown.read_text()
     for needed in (
         "# cifar/prune/resnet20", "**Mode**: one-shot", "SGD(lr=0.1, momentum=0.9)", "**Retraining**: 3 epochs",
-        "14 done, 1 infeasible, 1 failed", "resnet20 n1", "mean ± std", "loss ≤ 0.5 points", "packages.torch", "2.14.1",
-        "git_commit", "Bytes of the smallest networks", "multiply-adds", f"folder = '{folder.as_posix()}'",
-        "load_network(folder, method=", "load_network(folder, method='Reference', net=0)", "the smallest network has 30,000",
+        "14 done, 1 infeasible, 1 failed", "resnet20 n1", "mean ± std", "loss ≤ 0.5 points", "packages.torch",
+        "2.14.1", "git_commit", "Bytes of the smallest networks", "multiply-adds", f"folder = '{folder.as_posix()}'",
+        "the smallest network has 30,000",
     ):  # fmt: skip
         assert needed in text, needed
+    assert re.search(r"network = load_network\(folder, method='(ALDS|WT)', keep=0\.\d+, net=[01]\)", text)
+    assert re.search(r"reference = load_network\(folder, method='Reference', net=[01]\)", text)
     assert r"loss is NaN \| in &lt;b&gt;epoch 1&lt;/b&gt;" in text
     lines = text.splitlines()
-    for above, line in zip(lines, lines[1:], strict=False):  # every table has as many cells in every row
+    for above, line in itertools.pairwise(lines):  # every table has as many cells in every row
         if above.startswith("|") and line.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", above)) == len(re.findall(r"(?<!\\)\|", line)), line
 
@@ -123,7 +126,7 @@ def stages(synthetic: Any) -> dict[str, list[Any]]:
         "no reference row": cells,
         "one cell": [synthetic.reference_row(0), cells[0]],
         "equal sizes": [synthetic.reference_row(0), *({**cell, "keep_parameters": 0.5} for cell in cells)],
-        "own density": [synthetic.reference_row(0), cells[0] | {"keep_target": "", "label": "Prune(0.5)", "method": "Prune"}],
+        "own density": [synthetic.reference_row(0), cells[0] | {"keep_target": "", "label": "P(.5)", "method": "P"}],
         "nan and infinite losses": [cells[0] | {"loss": "inf"}, cells[1] | {"loss": "nan", "top5": ""}],
     }  # fmt: skip
 
@@ -147,8 +150,10 @@ def test_any_stage_of_an_experiment(synthetic: Any, tmp_path: Path, stage: str) 
 
 def test_a_sweep_has_a_plot_a_variant_and_its_summary(synthetic: Any, tmp_path: Path) -> None:
     rows = [
-        row for start in (0, 182) for row in synthetic.grid(("ALDS",), 1, (0.5, 0.2), 182 - start, f"retraining.startEpoch={start}")
-    ]  # fmt: skip
+        row
+        for start in (0, 182)
+        for row in synthetic.grid(("ALDS",), 1, (0.5, 0.2), 182 - start, f"retraining.startEpoch={start}")
+    ]
     report = write_report(synthetic.write_experiment(tmp_path / "e", rows))
     names = {path.stem for path in report.plots}
     assert {

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from experiment.report import Report
+
 SMALL: dict[str, Any] = {
     "network": {"name": "lenet300_100", "dataset": "Digits", "outputSize": 10},
     "training": {
@@ -57,3 +59,13 @@ def write(in_tmp: Path) -> Write:
         return path
 
     return write_parameters
+
+
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without drawing anything, for the tests that look at results alone: drawing takes longer than computing."""
+
+    def write_nothing(folder: Path) -> Report:
+        return Report([], folder / "report.md", folder / "report.html", folder / "table.tex")
+
+    monkeypatch.setattr("experiment.report.write_report", write_nothing)

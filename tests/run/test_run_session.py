@@ -54,6 +54,7 @@ def test_an_experiment_leaves_all_that_it_promises(write: Any, small: dict[str, 
     assert not list(folder.glob("cells/.*"))
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_second_run_computes_nothing_and_a_larger_grid_only_what_is_new(
     write: Any, small: dict[str, Any], in_tmp: Path
 ) -> None:
@@ -76,6 +77,7 @@ def _stamps(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("mode", ["retrain", "cascade", "cascade-rewind"])
+@pytest.mark.usefixtures("no_plots")
 def test_two_workers_give_what_one_gives(write: Any, small: dict[str, Any], in_tmp: Path, mode: str) -> None:
     small["experiments"] |= {"mode": mode, "methods": ["WT", "FT"]}
     path = str(write(small))
@@ -120,6 +122,7 @@ def test_two_identical_processes_share_the_work(write: Any, small: dict[str, Any
     assert len(table(in_tmp)) == 5
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_shares_of_a_job_array_add_up(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
     path = str(write(small))
     assert main([path, "-j", "2", "-i", "1", "-q"]) == 0
@@ -128,6 +131,7 @@ def test_shares_of_a_job_array_add_up(write: Any, small: dict[str, Any], in_tmp:
     assert set(table(in_tmp)["method"]) == {"Reference", "WT", "SVD"}
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_an_infeasible_budget_is_a_result(write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any) -> None:
     small["experiments"]["spacing"][0]["values"] = [0.5, 0.001]
     assert main([str(write(small)), "-j", "1", "-q"]) == 0
@@ -137,6 +141,7 @@ def test_an_infeasible_budget_is_a_result(write: Any, small: dict[str, Any], in_
     assert rows.loc[("SVD", 0.5), "status"] == "done"
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_diverging_training_fails_its_cells_and_says_why(
     write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any
 ) -> None:
@@ -152,6 +157,7 @@ def test_a_diverging_training_fails_its_cells_and_says_why(
     assert main([path, "-j", "1", "-q"]) == 1, "failed cells stay failed until asked for again"
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_failing_reference_fails_its_cells(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
     small["training"]["optimizerKwargs"] = {"lr": 1e20}
     assert main([str(write(small)), "-j", "1", "-q"]) == 1
@@ -160,6 +166,7 @@ def test_a_failing_reference_fails_its_cells(write: Any, small: dict[str, Any], 
     assert frame["error"].iloc[1].startswith("the reference network failed")
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_damaged_cell_is_set_aside_and_made_again(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
     path = str(write(small))
     main([path, "-j", "1", "-q"])
@@ -171,6 +178,7 @@ def test_a_damaged_cell_is_set_aside_and_made_again(write: Any, small: dict[str,
     assert list(in_tmp.glob("data/results/small/cells/*.damaged"))
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_results_of_a_newer_version_are_refused(write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any) -> None:
     path = str(write(small))
     main([path, "-j", "1", "-q"])
@@ -181,6 +189,7 @@ def test_results_of_a_newer_version_are_refused(write: Any, small: dict[str, Any
     assert "format version 99" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_rewinding_takes_the_weights_of_the_rewind_epoch(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
     import torch
 

@@ -1,0 +1,156 @@
+"""Which plots an experiment has, with their file names and captions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from experiment.report.history_plot import plot_retraining, plot_training
+from experiment.report.layers_plot import plot_layers, typical_keeps
+from experiment.report.naming import Naming
+from experiment.report.plot import Metric, Scale, plot_tradeoff
+from experiment.report.source import REFERENCE, Source, read_cells
+from experiment.report.summary import Quantity, compressed, prune_only
+from experiment.report.sweep import is_retrain_sweep, plot_retrain_sweep
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+HARD = 0.1  # keep ratio from which a logarithmic axis says more
+STEMS = ("tradeoff-", "layers", "training", "retraining", "sweep-")
+LAYER_COLUMNS = ("layer", "parameters_before", "parameters")
+HISTORY_COLUMNS = ("epoch", "loss", "top1", "valid_loss", "valid_top1")
+QUANTITIES: tuple[Quantity, ...] = ("parameters", "flops")
+MODES = {"retrain": "one-shot", "cascade": "cascade", "cascade-rewind": "cascade with rewinding"}
+WORDS = {
+    "top1": "Top-1 test accuracy",
+    "top5": "Top-5 test accuracy",
+    "loss": "Test loss",
+    "top1_before_retraining": "Top-1 test accuracy before retraining",
+    "parameters": "parameters",
+    "flops": "FLOPs",
+    "flops_unmasked": "FLOPs of unmasked weights",
+}
+
+
+class Plot(NamedTuple):
+    """A figure, the stem of its files and what to write below it."""
+
+    stem: str
+    caption: str
+    figure: Figure
+
+
+def plots_of(source: Source, naming: Naming) -> Iterator[Plot]:
+    """Draw every plot that the experiment has data for.
+
+    One variant alone gets all trade-offs. Of a sweep every variant gets accuracy against parameters and FLOPs; a sweep
+    over retraining also its summary. Layers and training curves are those of the first variant.
+    """
+    variants = list(dict.fromkeys(source.results["variant"]))
+    for variant, suffix in zip(variants, _suffixes(variants), strict=True):
+        frame = source.results[source.results["variant"] == variant]
+        if not compressed(frame).empty:
+            yield from _tradeoffs(source, naming, frame, suffix)
+    yield from _sweeps(source, naming)
+    for variant in variants[:1]:
+        yield from _inside(source, naming, source.results[source.results["variant"] == variant])
+
+
+def _suffixes(variants: Sequence[str]) -> list[str]:
+    """What tells the files of variants apart: nothing for one alone, else a part of a file name, different for each."""
+    if len(variants) == 1:
+        return [""]
+    found: list[str] = []
+    for place, variant in enumerate(variants):
+        slug = "-" + (re.sub(r"[^A-Za-z0-9._=+-]+", "_", variant).strip(".") or "unchanged")[:80]
+        found.append(slug if slug not in found else f"{slug}-{place}")
+    return found
+
+
+def _tradeoffs(source: Source, naming: Naming, frame: DataFrame, suffix: str) -> Iterator[Plot]:
+    limits = (source.setting("experiments", "plotting", "minVal"), source.setting("experiments", "plotting", "maxVal"))
+    epochs = sorted(set(compressed(frame)["epochs"].dropna()))
+    amount = f"{epochs[-1]:g} epochs of retraining" if epochs and epochs[-1] > 0 else "no retraining"
+    note = ", ".join(filter(None, (MODES.get(str(source.setting("experiments", "mode"))), amount)))
+    variant = str(frame["variant"].iloc[0])
+    for metric, quantity, scale in _wanted(frame, alone=not suffix):
+        figure = plot_tradeoff(
+            frame,
+            quantity,
+            metric,
+            scale=scale,
+            keep_limits=limits,
+            names=naming.names,
+            colors=naming.colors,
+            note=note,
+        )
+        share = "kept (logarithmic axis)" if scale == "log" else "removed"
+        caption = f"{WORDS[metric]} against the share of {WORDS[quantity]} {share}{f', {variant}' if variant else ''}."
+        yield Plot(f"tradeoff-{metric}-{quantity}{'-log' if scale == 'log' else ''}{suffix}", caption, figure)
+
+
+def _wanted(frame: DataFrame, alone: bool) -> Iterator[tuple[Metric, Quantity, Scale]]:
+    cells = compressed(frame)
+    yield "top1", "parameters", "linear"
+    yield "top1", "flops", "linear"
+    if not alone:
+        return
+    if (cells["flops_unmasked"] < cells["flops"]).any():
+        yield "top1", "flops_unmasked", "linear"
+    if cells["keep_parameters"].min() <= HARD:
+        yield "top1", "parameters", "log"
+    if not prune_only(frame) and cells["top1_before_retraining"].notna().any():
+        yield "top1_before_retraining", "parameters", "linear"
+    metrics: tuple[Metric, ...] = ("top5", "loss")
+    for metric in metrics:
+        if cells[metric].notna().any():
+            for quantity in QUANTITIES:
+                yield metric, quantity, "linear"
+
+
+def _sweeps(source: Source, naming: Naming) -> Iterator[Plot]:
+    epochs = source.setting("training", "numEpochs")
+    if not is_retrain_sweep(source.results) or compressed(source.results).empty:
+        return
+    if not isinstance(epochs, int | float) or epochs < 1:
+        return
+    for quantity in QUANTITIES:
+        figure = plot_retrain_sweep(
+            source.results, epochs, quantity=quantity, names=naming.names, colors=naming.colors
+        )  # fmt: skip
+        caption = f"Largest share of {WORDS[quantity]} removed against the amount of retraining."
+        yield Plot(f"sweep-{quantity}", caption, figure)
+
+
+def _inside(source: Source, naming: Naming, frame: DataFrame) -> Iterator[Plot]:
+    """Budgets of layers and curves of training and retraining of one variant."""
+    done = frame[frame["status"] == "done"]
+    if done.empty:
+        return
+    first = done.iloc[0]
+    title = ", ".join(filter(None, (f"{first['network']} on {first['dataset']}", str(first["variant"]))))
+    cells = done[(done["method"] != REFERENCE) & (done["method"] != "Fake")]
+    layers = read_cells(source.folder, _typical(cells, 3), "layers.csv", LAYER_COLUMNS)
+    if set(LAYER_COLUMNS) <= set(layers) and len(layers):
+        figure = plot_layers(layers, naming.names, f"{title}: parameters kept in every layer")
+        yield Plot("layers", "Share of every layer's parameters that is kept, mean over networks.", figure)
+    history = read_cells(source.folder, done[done["method"] == REFERENCE], "history.csv", HISTORY_COLUMNS)
+    if "epoch" in history and history["epoch"].nunique() > 1:
+        yield Plot("training", "Training of the reference networks.", plot_training(history, f"{title}: training"))
+    history = read_cells(source.folder, _typical(cells, 6), "history.csv", HISTORY_COLUMNS)
+    if (
+        {"epoch", "valid_top1"} <= set(history)
+        and history["epoch"].nunique() > 2
+        and history["valid_top1"].notna().any()
+    ):
+        figure = plot_retraining(history, naming.names, f"{title}: retraining")
+        yield Plot("retraining", "Retraining of the compressed networks, mean over networks.", figure)
+
+
+def _typical(cells: DataFrame, count: int) -> DataFrame:
+    """The cells at a few keep ratios of the grid, and those without one."""
+    keeps = typical_keeps(list(cells["keep_target"]), count)
+    return cells[cells["keep_target"].isin(keeps) | cells["keep_target"].isna()]

@@ -1,0 +1,220 @@
+"""What every method promises, over all methods, several keep ratios and small networks."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from experiment.errors import InfeasibleBudget
+from experiment.layers.build import build, expand
+from experiment.layers.masks import named_masks
+from experiment.layers.plan import Plan, State
+from experiment.measure import Count, count
+from experiment.methods import METHODS
+from experiment.methods.base import Budget, Calibration, Compressed, Compressor, Quantity, make_method
+from experiment.streams import generator
+
+COMPRESSING = [label for label, entry in METHODS.items() if entry.kind != "none"]
+QUANTITIES: tuple[Quantity, ...] = ("parameters", "flops")
+KEEPS = (0.9, 0.6, 0.35)
+
+
+def compressor(label: str, state: State, original: Count | None = None) -> Compressor:
+    entry = METHODS[label]
+    inputs = torch.randn(8, *state.example.shape[1:], generator=generator("test_contract"))
+    calibration = Calibration(inputs, torch.zeros(8, dtype=torch.int64))
+    original = original or count(state.network, state.example)
+    return Compressor(make_method(entry, entry.settings()), state, original, calibration, generator("test_contract", 1))
+
+
+def achieved(counted: Count, quantity: Quantity) -> int:
+    return counted.parameters if quantity == "parameters" else counted.flops_unmasked
+
+
+def tensors(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+@pytest.fixture(params=METHODS)
+def any_label(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=COMPRESSING)
+def label(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_input_network_is_unchanged(any_label: str, state: State) -> None:
+    before, state_modes = tensors(state.network), [m.training for m in state.network.modules()]
+    compressed = compressor(any_label, state).compress(0.5)
+    with torch.no_grad():
+        for parameter in compressed.network.parameters():
+            parameter.add_(1)
+    assert same(before, tensors(state.network))
+    assert state_modes == [m.training for m in state.network.modules()]
+    assert not named_masks(state.network)
+
+
+def test_network_in_training_mode_is_taken_as_well(any_label: str, state: State) -> None:
+    training = State(copy.deepcopy(state.network).train(), state.example)
+    before = tensors(training.network)
+    compressed = compressor(any_label, training).compress(0.5)
+    assert same(before, tensors(training.network))
+    assert all(m.training for m in training.network.modules())
+    assert not any(m.training for m in compressed.network.modules())
+    assert same(tensors(compressed.network), tensors(compressor(any_label, state).compress(0.5).network))
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_planned_is_counted_and_within_the_budget(label: str, state: State, quantity: Quantity) -> None:
+    made = compressor(label, state)
+    for keep in KEEPS:
+        compressed = made.compress(keep, quantity)
+        assert compressed.plan.parameters == compressed.count.parameters
+        assert achieved(compressed.count, quantity) <= keep * achieved(made.original, quantity)
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_less_budget_gives_less_network(label: str, state: State, quantity: Quantity) -> None:
+    made = compressor(label, state)
+    sizes = [achieved(made.compress(keep, quantity).count, quantity) for keep in (1.0, *KEEPS)]
+    assert sizes == sorted(set(sizes), reverse=True)
+
+
+def test_outputs_have_the_same_shape_and_are_finite(any_label: str, state: State) -> None:
+    made, batch = compressor(any_label, state), torch.cat([state.example, -state.example])
+    expected = state.network(batch)
+    for keep in KEEPS:
+        output = made.compress(keep).network(batch)
+        assert output.shape == expected.shape
+        assert torch.isfinite(output).all()
+
+
+def test_plan_and_state_dict_rebuild_the_network(any_label: str, state: State) -> None:
+    for keep in KEEPS:
+        compressed = compressor(any_label, state).compress(keep)
+        data = json.loads(json.dumps(compressed.plan.to_data()))
+        rebuilt = build(state.network, Plan.from_data(data, state.network)).eval()
+        rebuilt.load_state_dict(compressed.network.state_dict())
+        assert torch.equal(rebuilt(state.example), compressed.network(state.example))
+        assert count(rebuilt, state.example) == compressed.count
+
+
+def test_same_seed_gives_the_same_network(any_label: str, state: State) -> None:
+    one, other = (compressor(any_label, state).compress(0.5) for _ in range(2))
+    assert one.plan.to_data() == other.plan.to_data()
+    assert same(tensors(one.network), tensors(other.network))
+
+
+def test_order_of_keep_ratios_does_not_matter(any_label: str, state: State) -> None:
+    downwards, alone = compressor(any_label, state), compressor(any_label, state)
+    networks = [downwards.compress(keep).network for keep in KEEPS]
+    assert same(tensors(networks[-1]), tensors(alone.compress(KEEPS[-1]).network))
+    assert same(tensors(networks[0]), tensors(alone.compress(KEEPS[0]).network))
+
+
+def test_training_keeps_the_structure(any_label: str, state: State) -> None:
+    compressed = compressor(any_label, state).compress(0.5)
+    network, masks = compressed.network.train(), named_masks(compressed.network)
+    before = {name: mask.clone() for name, mask in masks.items()}
+    weights = {name: tensor.clone() for name, tensor in network.named_parameters()}
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        network(torch.cat([state.example, -state.example])).square().mean().backward()
+        optimizer.step()
+    assert all(p.grad is not None and torch.isfinite(p).all() for p in network.parameters())
+    assert all(not torch.equal(p, weights[name]) for name, p in network.named_parameters())  # everything trains
+    for name, mask in named_masks(network).items():
+        module_name, _, parameter_name = name.rpartition(".")
+        weight = dict(network.named_modules())[module_name].state_dict()  # parametrized: ask the module for the value
+        assert weight is not None
+        value = vars(type(network.get_submodule(module_name)))[parameter_name].fget(network.get_submodule(module_name))
+        assert torch.equal(mask, before[name])
+        assert not value[~mask].any()
+    assert count(network, state.example) == compressed.count
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_keeping_everything_changes_nothing(any_label: str, state: State, quantity: Quantity) -> None:
+    made = compressor(any_label, state)
+    compressed = made.compress(1.0, quantity)
+    assert same(tensors(compressed.network), tensors(state.network))
+    assert compressed.count == made.original
+    limit = 10 * achieved(made.original, quantity)
+    plan = made.method.plan(made.analysis, Budget(quantity, limit, achieved(made.original, quantity)))
+    assert same(tensors(made.instantiate(plan)), tensors(state.network))
+
+
+def test_expanded_network_computes_the_same(any_label: str, state: State) -> None:
+    for keep in KEEPS:
+        compressed = compressor(any_label, state).compress(keep)
+        expanded = expand(compressed.network, state.network, compressed.plan, state.example)
+        assert tensors(expanded.network).keys() == tensors(state.network).keys()
+        expected = compressed.network(state.example)
+        torch.testing.assert_close(expanded.network(state.example), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_cascade_goes_on_from_what_is_left(label: str, state: State, quantity: Quantity) -> None:
+    made = compressor(label, state)
+    first = made.compress(0.7, quantity)
+    middle = expand(first.network, state.network, first.plan, state.example)
+    second = compressor(label, middle, made.original).compress(0.4, quantity)
+    assert achieved(second.count, quantity) <= 0.4 * achieved(made.original, quantity)
+    end = expand(second.network, state.network, second.plan, state.example)
+    for name, mask in middle.masks.items():
+        assert not (end.masks[name] & ~mask).any()
+    for name, kept in middle.kept.items():
+        for before, after in ((kept.out, end.kept[name].out), (kept.inputs, end.kept[name].inputs)):
+            assert before is None or (after is not None and set(after) <= set(before))
+
+
+def test_rewinding_fills_the_plan_from_other_weights(any_label: str, state: State) -> None:
+    """The plan is that of the analysed state, the weights are the other state's, as if they had been analysed."""
+    made = compressor(any_label, state)
+    compressed = made.compress(0.5)
+    other = State(copy.deepcopy(state.network), state.example)
+    with torch.no_grad():
+        for parameter in other.network.parameters():
+            parameter.mul_(2)
+    rewound = made.instantiate(compressed.plan, other)
+    assert count(rewound, state.example) == compressed.count
+    doubled = expand(rewound, state.network, compressed.plan, state.example).network
+    single = expand(compressed.network, state.network, compressed.plan, state.example).network
+    for name, parameter in single.named_parameters():
+        torch.testing.assert_close(doubled.get_parameter(name), 2 * parameter, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_impossible_budget_names_the_smallest_possible_one(label: str, state: State, quantity: Quantity) -> None:
+    made = compressor(label, state)
+    with pytest.raises(InfeasibleBudget) as caught:
+        made.compress(1e-5, quantity)
+    smallest, total = caught.value.smallest, achieved(made.original, quantity)
+    assert (caught.value.original, caught.value.quantity) == (total, quantity)
+    assert compress_to(made, smallest, quantity) == smallest
+    with pytest.raises(InfeasibleBudget):
+        compress_to(made, smallest - 1, quantity)
+
+
+def compress_to(made: Compressor, limit: int, quantity: Quantity) -> int:
+    plan = made.method.plan(made.analysis, Budget(quantity, limit, achieved(made.original, quantity)))
+    return achieved(count(made.instantiate(plan), made.state.example), quantity)
+
+
+def test_layers_of_the_plan_are_told(label: str, state: State) -> None:
+    compressed: Compressed = compressor(label, state).compress(0.5)
+    modules = dict(state.network.named_modules())
+    assert compressed.plan.details
+    assert all(isinstance(modules[name], nn.Conv2d | nn.Linear) for name in compressed.plan.details)
+    assert len({tuple(detail) for detail in compressed.plan.details.values()}) == 1  # the same columns in every row

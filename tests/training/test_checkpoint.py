@@ -1,0 +1,186 @@
+"""Training that is killed and taken up again ends as if nothing had been."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from experiment.datasets.memory import MemoryImages
+from experiment.training import checkpoint as module
+from experiment.training.loop import EpochRecord, SchedulerSpec, TrainSettings, train
+
+SETTINGS = TrainSettings(
+    num_epochs=5,
+    batch_size=16,
+    optimizer_kwargs={"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3},
+    schedulers=(
+        SchedulerSpec("ReduceLROnPlateau", {"patience": 0, "factor": 0.5}),
+        SchedulerSpec("CosineAnnealingLR", {}, {"T_max": 5}),
+        SchedulerSpec("WarmupLR", {}, {"warmup_epoch": 1}),
+    ),
+    early_stop_epoch=1,
+)
+ADAM = TrainSettings(num_epochs=5, batch_size=16, optimizer="AdamW", optimizer_kwargs={"lr": 0.01})
+CHANNELS_LAST = TrainSettings(num_epochs=5, batch_size=16, precision="bf16", channels_last=True)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture(autouse=True)
+def every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs of milliseconds are not worth a file otherwise."""
+    monkeypatch.setattr(module, "MAX_SHARE", float("inf"))
+
+
+def values_of(network: nn.Module, records: list[EpochRecord]) -> tuple[dict[str, Tensor], list[tuple[object, ...]]]:
+    timeless = [tuple(v for k, v in vars(record).items() if k != "seconds") for record in records]
+    return dict(network.state_dict()), timeless
+
+
+def run(
+    network: nn.Module, settings: TrainSettings, images: MemoryImages, valid: MemoryImages, path: Path | None,
+    kill_after: int | None = None, rewind_to: tuple[int, Path] | None = None,
+) -> list[EpochRecord]:  # fmt: skip
+    batches = 0
+
+    def on_batch(_: int) -> None:
+        nonlocal batches
+        batches += 1
+        if batches == kill_after:
+            raise Killed
+
+    return train(
+        network, images, settings, valid=valid, stream=("t",), device="cpu", checkpoint=path, on_batch=on_batch,
+        rewind_to=rewind_to,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, ADAM, CHANNELS_LAST], ids=["SGD", "AdamW", "bf16 channels-last"])
+@pytest.mark.parametrize("kills", [[3], [6], [7], [16, 2, 9], [29]])
+def test_killed_is_uninterrupted_bit_for_bit(
+    network: nn.Sequential, images: MemoryImages, valid: MemoryImages, tmp_path: Path,
+    settings: TrainSettings, kills: list[int],
+) -> None:  # fmt: skip
+    """An epoch has 6 batches; every life begins with a fresh network, as a new process would."""
+    whole = copy.deepcopy(network)
+    expected = values_of(whole, run(whole, settings, images, valid, None))
+    path = tmp_path / "checkpoint.pt"
+    for kill in kills:
+        with pytest.raises(Killed):
+            run(copy.deepcopy(network), settings, images, valid, path, kill)
+    last = copy.deepcopy(network)
+    state, records = values_of(last, run(last, settings, images, valid, path))
+    assert records == expected[1]
+    assert all(torch.equal(state[name], value) for name, value in expected[0].items())
+
+
+def test_a_finished_training_is_not_run_again(
+    network: nn.Sequential, images: MemoryImages, valid: MemoryImages, tmp_path: Path
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    again = copy.deepcopy(network)
+    records = run(network, SETTINGS, images, valid, path)
+    told: list[EpochRecord] = []
+    back = train(
+        again, images, SETTINGS, valid=valid, stream=("t",), device="cpu", checkpoint=path, on_epoch=told.append
+    )
+    assert back == records
+    assert told == []
+    assert all(torch.equal(v, network.state_dict()[k]) for k, v in again.state_dict().items())
+
+
+def damage_cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def damage_flip(content: bytes) -> bytes:
+    """One bit of the weights: torch.load alone would not notice."""
+    at = len(content) // 2
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("damage", [damage_cut, damage_flip, lambda _: b"", lambda _: b"hello" * 99])
+def test_damaged_file_is_set_aside(
+    network: nn.Sequential, images: MemoryImages, valid: MemoryImages, tmp_path: Path, damage: object,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    whole, path = copy.deepcopy(network), tmp_path / "checkpoint.pt"
+    expected = values_of(whole, run(whole, SETTINGS, images, valid, None))
+    with pytest.raises(Killed):
+        run(copy.deepcopy(network), SETTINGS, images, valid, path, 20)
+    content = damage(path.read_bytes())  # type: ignore[operator]
+    path.write_bytes(content)
+    state, records = values_of(network, run(network, SETTINGS, images, valid, path))
+    assert records == expected[1]
+    assert all(torch.equal(state[name], value) for name, value in expected[0].items())
+    assert (tmp_path / "checkpoint.pt.damaged").read_bytes() == content
+    assert "set aside" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "changes", [{"optimizer_kwargs": {"lr": 0.2}}, {"num_epochs": 6}, {"batch_size": 8}, {"precision": "bf16"}]
+)
+def test_file_of_another_training_is_not_taken_up(
+    network: nn.Sequential, images: MemoryImages, valid: MemoryImages, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    other = TrainSettings(**{**vars(ADAM), **changes})  # type: ignore[arg-type]
+    whole, path = copy.deepcopy(network), tmp_path / "checkpoint.pt"
+    expected = values_of(whole, run(whole, other, images, valid, None))
+    run(copy.deepcopy(network), ADAM, images, valid, path)
+    state, records = values_of(network, run(network, other, images, valid, path))
+    assert records == expected[1]
+    assert all(torch.equal(state[name], value) for name, value in expected[0].items())
+
+
+def test_file_can_be_loaded_without_pickle(
+    network: nn.Sequential, images: MemoryImages, valid: MemoryImages, tmp_path: Path
+) -> None:
+    run(network, SETTINGS, images, valid, tmp_path / "checkpoint.pt")
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["format"] == module.FORMAT
+    assert len(saved["records"]) == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]  # no half file beside it
+
+
+def test_a_lost_rewind_file_is_made_again(
+    network: nn.Sequential, images: MemoryImages, valid: MemoryImages, tmp_path: Path
+) -> None:
+    rewind = (2, tmp_path / "rewind.pt")
+    with pytest.raises(Killed):
+        run(copy.deepcopy(network), ADAM, images, valid, tmp_path / "c.pt", 20, rewind)
+    before = torch.load(rewind[1], weights_only=True)
+    rewind[1].unlink()
+    assert len(run(network, ADAM, images, valid, tmp_path / "c.pt", None, rewind)) == 5
+    after = torch.load(rewind[1], weights_only=True)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_writing_takes_a_small_share_of_the_time(
+    network: nn.Sequential, images: MemoryImages, valid: MemoryImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a clock on which an epoch takes 1 s and writing 0.12 s, every third epoch is written, and the last."""
+    now, written = 0.0, []
+
+    def save(path: Path, state: object) -> None:
+        nonlocal now
+        now += 0.12
+        written.append(len(state["records"]))  # type: ignore[index]
+
+    def on_epoch(_: EpochRecord) -> None:
+        nonlocal now
+        now += 1.0
+
+    monkeypatch.setattr(module, "MAX_SHARE", 0.05)
+    monkeypatch.setattr(module, "save_whole", save)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    settings = TrainSettings(**{**vars(ADAM), "num_epochs": 8})
+    train(
+        network, images, settings, valid=None, stream=(), device="cpu", checkpoint=tmp_path / "c.pt", on_epoch=on_epoch
+    )
+    assert written == [1, 4, 7, 8]

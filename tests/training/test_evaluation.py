@@ -1,0 +1,121 @@
+"""Loss and accuracies against numpy, and honest figures for networks that answer nothing."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from experiment.datasets.memory import MemoryImages, Prepared
+from experiment.errors import ConfigError, DataError
+from experiment.streams import generator
+from experiment.training.loop import evaluate
+
+CPU = torch.device("cpu")
+
+
+class Table(nn.Module):
+    """The logits that belong to an image, whose only pixel tells its number."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits[(x.flatten() * 255).round().long()]
+
+
+def make_data(labels: Tensor) -> MemoryImages:
+    prepared = Prepared(torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1), ())
+    return MemoryImages(prepared, prepared, labels)
+
+
+LOGITS = torch.randn(53, 10, generator=generator("logits"))
+LABELS = torch.randint(0, 10, (53,), generator=generator("labels"))
+
+
+def reference(logits: Tensor, labels: Tensor, k: int) -> tuple[float, float, float]:
+    z, y = logits.double().numpy(), labels.numpy()
+    rows = np.arange(len(y))
+    losses = np.log(np.exp(z).sum(axis=1)) - z[rows, y]
+    rank = (z > z[rows, y][:, None]).sum(axis=1)
+    return float(losses.mean()), float((rank < 1).mean()), float((rank < k).mean())
+
+
+@pytest.mark.parametrize("batch_size", [1, 10, 53, 200])
+def test_against_numpy(batch_size: int) -> None:
+    metrics = evaluate(Table(LOGITS), make_data(LABELS), device=CPU, batch_size=batch_size)
+    loss, top1, top5 = reference(LOGITS, LABELS, 5)
+    assert metrics.loss == pytest.approx(loss, rel=1e-5)
+    assert (metrics.top1, metrics.top5, metrics.samples) == (pytest.approx(top1), pytest.approx(top5), 53)
+
+
+@pytest.mark.parametrize("batch_size", [10, 53])
+def test_sum_as_reduction_is_a_mean_all_the_same(batch_size: int) -> None:
+    metrics = evaluate(
+        Table(LOGITS), make_data(LABELS), loss_kwargs={"reduction": "sum"}, device=CPU, batch_size=batch_size
+    )
+    assert metrics.loss == pytest.approx(reference(LOGITS, LABELS, 5)[0], rel=1e-5)
+
+
+def test_few_classes() -> None:
+    labels = LABELS % 3
+    metrics = evaluate(Table(LOGITS[:, :3]), make_data(labels), device=CPU)
+    assert metrics.top1 == pytest.approx(reference(LOGITS[:, :3], labels, 5)[1])
+    assert metrics.top5 == 1
+
+
+def test_nan_is_wrong_not_right() -> None:
+    """argmax of NaN is the first NaN: a ruined network must not be credited with it."""
+    logits = torch.full_like(LOGITS, math.nan)
+    metrics = evaluate(Table(logits), make_data(torch.zeros(53, dtype=torch.int64)), device=CPU)
+    assert math.isnan(metrics.loss)
+    assert (metrics.top1, metrics.top5) == (0, 0)
+
+
+def test_the_same_answer_everywhere_is_one_guess() -> None:
+    labels = torch.arange(50) % 10
+    metrics = evaluate(Table(torch.zeros(50, 10)), make_data(labels), device=CPU)
+    assert metrics.top1 == pytest.approx(0.1)
+    assert metrics.top5 == pytest.approx(0.5)
+
+
+def test_network_is_left_as_it_was() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(1, 10), nn.BatchNorm1d(10), nn.Dropout(0.5)).train()
+    network[2].eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    first = evaluate(network, make_data(LABELS), device=CPU)
+    assert first == evaluate(network, make_data(LABELS), device=CPU)  # no dropout, no statistics
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert network.training
+    assert not network[2].training
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+
+
+def test_precision_and_memory_format() -> None:
+    seen: list[tuple[torch.dtype, bool]] = []
+
+    class Probe(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            seen.append((y.dtype, x.is_contiguous(memory_format=torch.channels_last)))
+            return y
+
+    pixels = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=generator("pixels"))
+    prepared = Prepared(pixels, ())
+    data = MemoryImages(prepared, prepared, torch.arange(6) % 4)
+    network = nn.Sequential(Probe(3, 4, 8), nn.Flatten())
+    exact = evaluate(network, data, device=CPU)
+    rounded = evaluate(network, data, device=CPU, precision="bf16", channels_last=True)
+    assert seen == [(torch.float32, False), (torch.bfloat16, True)]
+    assert rounded.loss == pytest.approx(exact.loss, rel=0.02)
+
+
+def test_refusals() -> None:
+    with pytest.raises(ConfigError, match="fp16 needs a CUDA device"):
+        evaluate(Table(LOGITS), make_data(LABELS), device=CPU, precision="fp16")
+    with pytest.raises(DataError, match="no images"):
+        evaluate(Table(LOGITS), make_data(LABELS[:0]), device=CPU)
