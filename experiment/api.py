@@ -182,6 +182,7 @@ def load_network(
     if keep is not None and len(rows):
         distance = (rows["keep_target"] - keep).abs()
         rows = rows[distance == distance.min()]
+    rows = rows.drop_duplicates("cell")  # variants that only retrain otherwise share their references
     if len(rows) != 1:
         found = ", ".join(f"{r.label} keep {r.keep_target:.4g} {r.variant}".strip() for r in rows.itertuples())
         raise ConfigError(

@@ -115,6 +115,7 @@ def _plans(options: argparse.Namespace) -> list[ExperimentPlan]:
     """The grids of all files; the errors of all files come together."""
     from experiment.config import load
     from experiment.run.machine import find_machine
+    from experiment.run.names import name_faults
     from experiment.run.plan import plan_experiment
 
     machine = find_machine(options.device)
@@ -122,8 +123,8 @@ def _plans(options: argparse.Namespace) -> list[ExperimentPlan]:
     problems: list[str] = []
     for path in options.param:
         try:
-            base = load(path) if options.set else None
-            plans.append(plan_experiment(load(path, options.set), machine, base=base))
+            file = load(path, options.set, also=lambda values: ((f.key, f.text) for f in name_faults(values)))
+            plans.append(plan_experiment(file, machine, base=load(path) if options.set else None))
         except ConfigError as error:
             problems += error.problems
     if problems:

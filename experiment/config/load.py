@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,12 +60,17 @@ class ParameterFile:
         return self.places[key]
 
 
-def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ParameterFile:
+def load(
+    path: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    also: Callable[[Mapping[str, Any]], Iterable[tuple[KeyPath, str]]] | None = None,
+) -> ParameterFile:
     """Read a parameter file with its includes, and check everything that can be checked without running it.
 
     Args:
         path: looked up from the working directory, then among the files that come with the package.
         overrides: `training.numEpochs=2` and the like, the value as YAML.
+        also: what else to tell of a file that is wrong, from its plain values: (key, text) pairs.
     Raises: ConfigError: everything that is wrong with it, one line each.
     """
     found = find_parameter_file(os.fspath(path))
@@ -81,6 +86,9 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Paramet
         if (variant := _variant(root, custom, problems, reader.incomplete)) is not None
     )
     if problems or base is None:
+        tree = effective(root) if isinstance(root.value, dict) else root
+        found_too = also(plain(tree)) if also is not None and tree is not root else ()
+        problems.extend(Problem(nearest(tree, key).place, f"{dotted(key)}: {text}") for key, text in found_too)
         raise ConfigError(_in_order(problems, reader.files))
     return ParameterFile(
         path=found,

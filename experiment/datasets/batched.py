@@ -85,8 +85,7 @@ class Flip:
 
     def apply(self, x: Tensor, draws: Tensor | None) -> Tensor:
         assert draws is not None
-        chosen = draws[:, 0].nonzero().squeeze(1)
-        return x.index_copy(0, chosen, x.index_select(0, chosen).flip(self.dim))
+        return torch.where(draws.view(-1, 1, 1, 1), x.flip(self.dim), x)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from experiment.datasets.source import Pixels, Source, check_settings, fits_in_m
 from experiment.errors import ConfigError, DataError
 
 CACHE = ".decoded"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ def _load(root: Path, data_dir: Path, train: bool, settings: Mapping[str, object
             f"{'...' if len(differing) > 5 else 'stand'} in one of them only. Both need the same folders."
         )
     items, stamp = _scan(folder, classes)
-    return Source(_decode(items, stamp, data_dir / CACHE) or items, len(classes))
+    pixels = _decode(items, stamp, data_dir / CACHE)
+    return Source(items if pixels is None else pixels, len(classes))
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -143,12 +147,20 @@ def _decode(items: FolderItems, stamp: str, cache: Path) -> Pixels | None:
     if images is None:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f"{place}.lock"):
-            images = _read(path, shape)
-            packed = pack(items) if images is None else None
-            if packed is not None and not _write(path, packed.images):
-                return packed
-            images = _read(path, shape) if images is None else images
+            images = _read(path, shape)  # another process may have written it while this one waited
+            images = _make(path, items, shape) if images is None else images
     return None if images is None else Pixels(images, torch.tensor(items.labels))
+
+
+def _make(path: Path, items: FolderItems, shape: tuple[int, ...]) -> Tensor | None:
+    """Decode all images and cache them; None where they are of several sizes."""
+    log.info("decoding %d images of %s, once for all runs", len(items), items.root)
+    packed = pack(items)
+    if packed is None:
+        return None
+    _write(path, packed.images)
+    mapped = _read(path, shape)
+    return packed.images if mapped is None else mapped
 
 
 def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
@@ -162,19 +174,17 @@ def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     return torch.from_numpy(pixels) if pixels.shape == shape and pixels.dtype == np.uint8 else None
 
 
-def _write(path: Path, images: Tensor) -> bool:
-    """Cache pixels whole or not at all, in place of older ones of the same folder; False where the disk has no room."""
-    temporary = path.with_suffix(".tmp")
+def _write(path: Path, images: Tensor) -> None:
+    """Cache pixels whole or not at all, in place of older ones of the same folder; not where the disk has no room."""
+    for older in path.parent.glob(f"{path.name.split('-')[0]}-*.npy"):
+        older.unlink()
+    temporary = path.with_suffix(".tmp")  # one process at a time writes here: what a killed one left is overwritten
     try:
         with open(temporary, "wb") as file:
             np.save(file, images.numpy(), allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except OSError as error:
+        log.warning("%s cannot be written (%s): the images will be decoded again next time", path, error)
         temporary.unlink(missing_ok=True)
-        return False
-    for older in path.parent.glob(f"{path.name.split('-')[0]}-*.npy"):
-        if older != path:
-            older.unlink(missing_ok=True)
-    return True

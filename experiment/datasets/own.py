@@ -45,7 +45,7 @@ def load_own(target: str, data_dir: Path, train: bool, settings: Mapping[str, ob
     if size == 0:
         raise DataError(f"dataset {target} is empty (train={train}).")
     classes = getattr(items, "classes", None)
-    return Source(packed or items, len(classes) if classes is not None else None)
+    return Source(items if packed is None else packed, len(classes) if classes is not None else None)
 
 
 def load_fake(name: str, data_dir: Path, train: bool, settings: Mapping[str, object], output_size: int) -> Source:
@@ -64,7 +64,8 @@ def load_fake(name: str, data_dir: Path, train: bool, settings: Mapping[str, obj
     if c not in (1, 3):
         raise ConfigError(f"settings.imageSize: channels must be 1 or 3. Got {c}.")
     items = FakeData(size if train else max(size // 5, 1), (c, h, w), num_classes, random_offset=0 if train else size)
-    return Source(pack(items) or items, num_classes)
+    packed = pack(items)
+    return Source(items if packed is None else packed, num_classes)
 
 
 def _positive(key: str, value: object) -> int:

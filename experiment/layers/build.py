@@ -108,11 +108,11 @@ def slice_mask(mask: Tensor, kept: Mapping[str, Kept], name: str) -> Tensor:
 
 def unslice_mask(mask: Tensor, shape: torch.Size, kept: Mapping[str, Kept], name: str) -> Tensor:
     """The inverse of `slice_mask`: a mask of the original shape, False where channels are gone."""
-    whole = torch.zeros(shape, dtype=torch.bool, device=mask.device)
-    cuts = dict(_cuts(kept, name, len(shape)))
-    index = [torch.tensor(cuts.get(dim, tuple(range(size))), device=mask.device) for dim, size in enumerate(shape)]
-    whole[torch.meshgrid(*index, indexing="ij")] = mask
-    return whole
+    for dim, indices in _cuts(kept, name, len(shape)):
+        size = [*mask.shape[:dim], shape[dim], *mask.shape[dim + 1 :]]
+        gone = torch.zeros(size, dtype=torch.bool, device=mask.device)
+        mask = gone.index_copy(dim, torch.tensor(indices, device=mask.device), mask)
+    return mask
 
 
 def _cuts(kept: Mapping[str, Kept], name: str, dims: int) -> list[tuple[int, tuple[int, ...]]]:

@@ -1,7 +1,8 @@
 """What a method decided, as plain data: enough to rebuild the compressed structure from the original network.
 
-A plan is always relative to the *original* architecture, also in a cascade, and carries no code: it goes into `network.pt`
-as JSON-like values and back, and `experiment.layers.build` makes the structure from it without knowing the method.
+A plan is always relative to the *original* architecture, also in a cascade, and carries no code: it goes into
+`network.pt` as JSON-like values and back, and `experiment.layers.build` makes the structure from it without knowing the
+method.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ class Plan:
         """The plan that `to_data` wrote, with all-True masks of the right shapes until a state_dict fills them."""
         parameters = dict(original.named_parameters(remove_duplicate=False))
         factors, masks, kept = data["factors"], data["masks"], data["kept"]
-        assert isinstance(factors, dict) and isinstance(masks, list) and isinstance(kept, dict)
+        assert isinstance(factors, dict)
+        assert isinstance(masks, list)
+        assert isinstance(kept, dict)
         return Plan(
             factors={n: Factors(*values) for n, values in factors.items()},
             masks={n: torch.ones_like(parameters[n], dtype=torch.bool) for n in masks},

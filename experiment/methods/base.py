@@ -22,7 +22,7 @@ Quantity = Literal["parameters", "flops"]
 class Budget:
     """The most that a compressed network may have: `limit` elements or multiply-adds, of the whole network.
 
-    `original` is the uncompressed network's count of the same quantity.
+    Masked weights count in neither. `original` is the uncompressed network's count of the same quantity.
     """
 
     quantity: Quantity
@@ -77,7 +77,7 @@ class Compressed:
 
 
 class Compressor:
-    """One method on one starting state: the analysis is made once, at the first keep ratio that needs it.
+    """One method on one starting state: the analysis is made once, for all keep ratios.
 
     Args:
         original: the uncompressed network's count, which keep ratios are relative to (also in a cascade).

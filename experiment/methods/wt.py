@@ -130,7 +130,7 @@ def _original_shapes(start: Start, masks: dict[str, Tensor]) -> dict[str, Tensor
         name = parameter_name(layer)
         if name in start.masks or not bool(mask.all()):
             shape = start.state.network.get_submodule(layer).get_parameter("weight").shape
-            original[name] = unslice_mask(mask, shape, start.state.kept, name) if layer in start.state.kept else mask
+            original[name] = unslice_mask(mask, shape, start.state.kept, name)
     return original
 
 

@@ -199,7 +199,12 @@ def _zoom_in(axes: Axes, accuracy: Series, reference: tuple[float, float, float]
 def _maybe_log_loss(axes: Axes, points: DataFrame) -> None:
     losses = points["loss"]
     if len(losses) and losses.min() > 0 and losses.max() > 10 * losses.min():
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.set_ylabel("Test loss, logarithmic")
 
 

@@ -95,11 +95,14 @@ def _points(results: DataFrame, column: str) -> DataFrame:
 
 
 def _average_best(points: DataFrame, delta: float) -> DataFrame:
-    best = _best_points(points, [*GROUP, "net", "repetition"], delta)
+    curve = [*GROUP, "net", "repetition"]
+    best = _best_points(points, curve, delta)
     grouped = best.groupby(GROUP, sort=False)
     spreads = grouped[AVERAGES].std().add_suffix("_std")
     found = grouped[AVERAGES].mean().join(spreads).assign(cells=grouped.size(), keep_target=math.nan).reset_index()
-    return found.assign(complete=found["cells"] == found.groupby(SETTING)["cells"].transform("max"))
+    lengths = points.groupby(curve, sort=False).size().groupby(GROUP, sort=False)
+    even = found.merge((lengths.max() == lengths.min()).rename("even").reset_index(), on=GROUP)["even"]
+    return found.assign(complete=even & (found["cells"] == found.groupby(SETTING)["cells"].transform("max")))
 
 
 def _best_points(points: DataFrame, curve: list[str], delta: float) -> DataFrame:

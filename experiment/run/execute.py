@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from experiment.errors import ExperimentError
 from experiment.run.events import Event, Report
+from experiment.run.machine import visible_gpus
 from experiment.run.plan import Machine, ReferenceTask
 from experiment.run.schedule import Queue, Work
 from experiment.run.store import Directories, Store
@@ -159,6 +160,8 @@ class _Pool:
 
     def __init__(self, setup: Setup, size: int) -> None:
         self.setup, self.size = setup, size
+        self.gpus = visible_gpus(setup.machine)
+        self.hired = 0
         self.members: list[_Member] = []
 
     @property
@@ -205,6 +208,9 @@ class _Pool:
         ours, theirs = context.Pipe()
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read when torch is imported, in the new process
             os.environ[name] = str(self.setup.most_threads)
+        if self.gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus[self.hired % len(self.gpus)]
+        self.hired += 1
         process = context.Process(target=_work_for, args=(theirs, self.setup))
         process.start()
         theirs.close()

@@ -38,13 +38,16 @@ def find_machine(device: str) -> Machine:
     return Machine("cuda" if device == "auto" else device)
 
 
-def num_gpus(machine: Machine) -> int:
-    """How many GPUs work may be shared out to."""
-    if machine.kind != "cuda":
-        return 0
+def visible_gpus(machine: Machine) -> tuple[str, ...]:
+    """The GPUs that workers are shared out to, as CUDA_VISIBLE_DEVICES names them; none where one GPU was asked for."""
+    if machine.device != "cuda":
+        return ()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named:
+        return tuple(name.strip() for name in named.split(","))
     import torch
 
-    return 1 if ":" in machine.device else torch.cuda.device_count()
+    return tuple(map(str, range(torch.cuda.device_count())))
 
 
 def describe_environment(machine: Machine, threads: int, workers: int) -> dict[str, Any]:

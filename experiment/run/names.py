@@ -6,11 +6,11 @@ refuses them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from experiment.config import MethodRef, NamedSettings, ParameterFile, Parameters
+from experiment.config import MethodRef, ParameterFile, Parameters
 from experiment.datasets import DATASETS
 from experiment.datasets.names import TRANSFORMS
 from experiment.errors import ConfigError
@@ -18,8 +18,31 @@ from experiment.methods import METHODS, TORCHPRUNE_NAMES
 from experiment.methods.settings import make_settings
 from experiment.networks import NETWORKS
 from experiment.registry import MethodEntry, is_import_path, resolve, suggestion
-from experiment.run.keys import named, settings_without_defaults
-from experiment.training.names import LOSSES, METRICS
+from experiment.run.keys import named, settings_without_defaults, source_hash
+from experiment.training.names import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A name, or the settings of a method, that this program does not know.
+
+    Attributes:
+        key: where it stands in the file.
+        label: whose cells cannot run for it, "" for all.
+        fatal: whether the file is wrong; else a plan can still be made of it.
+    """
+
+    key: KeyPath
+    text: str
+    label: str = ""
+    fatal: bool = False
+
+    def line(self, file: ParameterFile) -> str:
+        """The full error, with file and line."""
+        dotted = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in self.key).lstrip(".")
+        return f"{file.where(*self.key)}: {dotted}: {self.text}"
 
 
 @dataclass(frozen=True)
@@ -34,14 +57,13 @@ class MethodSpec:
 
 @dataclass(frozen=True)
 class Names:
-    """Everything named in one file.
+    """Everything named in one variant of a file.
 
     Attributes:
         network_key, dataset_key, test_key: how they enter the keys of results.
         input_shape: (channels, height, width) where the dataset's entry tells it.
         methods: in the file's order, Reference left out (it is always there).
-        unavailable: label -> reason; the key "" stands for every cell.
-        problems: the reasons as full lines with file and line.
+        faults: the names that are not known.
     """
 
     network_key: dict[str, Any]
@@ -49,32 +71,44 @@ class Names:
     test_key: dict[str, Any] | None
     input_shape: tuple[int, int, int] | None
     methods: tuple[MethodSpec, ...]
-    unavailable: dict[str, str]
-    problems: tuple[str, ...]
+    faults: tuple[Fault, ...]
 
 
 def resolve_names(file: ParameterFile, p: Parameters) -> Names:
     """Look up every name of one variant `p` of a file.
 
-    Raises: ConfigError: a method's settings are wrong, or two methods carry one label (all such errors at once).
+    Raises: ConfigError: a method's settings are wrong, or two methods carry one label; all that is wrong comes with it.
     """
-    unknown: list[tuple[str, str, str]] = []  # label or "", reason, full line
-    network_key, message = _lookup("network", p.network.name, p.network.settings, NETWORKS)
-    _note(unknown, file, ("network", "name"), "", message)
-    dataset_key, message = _dataset(p.network.dataset)
-    _note(unknown, file, ("network", "dataset"), "", message)
-    test_key = None
-    if p.experiments.dataset_test is not None:
-        test_key, message = _dataset(p.experiments.dataset_test)
-        _note(unknown, file, ("experiments", "datasetTest"), "", message)
-    for key, message in _training_names(p):
-        _note(unknown, file, key, "", message)
-    methods = _methods(file, unknown)
-    entry = DATASETS.get(p.network.dataset.name)
+    faults = tuple(name_faults(p.model_dump(mode="json", by_alias=True)))
+    if any(fault.fatal for fault in faults):
+        raise ConfigError([fault.line(file) for fault in faults])
+    network, dataset, test = p.network, p.network.dataset, p.experiments.dataset_test
+    entry = DATASETS.get(dataset.name)
     return Names(
-        network_key, dataset_key, test_key, entry.input_shape if entry else None, methods,
-        {label: reason for label, reason, _ in unknown}, tuple(line for _, _, line in unknown),
-    )  # fmt: skip
+        network_key=_key(network.name, network.settings, NETWORKS),
+        dataset_key=_key(dataset.name, dataset.settings, DATASETS),
+        test_key=None if test is None else _key(test.name, test.settings, DATASETS),
+        input_shape=entry.input_shape if entry else None,
+        methods=tuple(spec for ref in p.experiments.methods if (spec := _spec(ref)).entry.label != "Reference"),
+        faults=faults,
+    )
+
+
+def name_faults(values: Mapping[str, Any]) -> Iterator[Fault]:
+    """All names in the plain values of a file that are not known, whatever else is wrong with it."""
+    network = _mapping(values, "network")
+    yield from _unknown(("network", "name"), network.get("name"), "network", NETWORKS)
+    yield from _unknown(("network", "dataset"), _name(network.get("dataset")), "dataset", DATASETS)
+    experiments = _mapping(values, "experiments")
+    yield from _unknown(("experiments", "datasetTest"), _name(experiments.get("datasetTest")), "dataset", DATASETS)
+    told = set()
+    for block in ("training", "retraining"):  # which repeats what the training block says: once is enough
+        for fault in _training_faults(block, _mapping(values, block)):
+            if fault.text not in told:
+                told.add(fault.text)
+                yield fault
+    methods = experiments.get("methods")
+    yield from _method_faults(methods if isinstance(methods, list) else [])
 
 
 def find_method(name: str) -> MethodEntry | str:
@@ -90,94 +124,87 @@ def find_method(name: str) -> MethodEntry | str:
     return f"unknown method '{name}'.{suggestion(name, [*METHODS, *TORCHPRUNE_NAMES])}"
 
 
-def _note(
-    unknown: list[tuple[str, str, str]],
-    file: ParameterFile,
-    key: tuple[str | int, ...],
-    label: str,
-    message: str | None,
-) -> None:
-    if message:
-        dotted = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in key).lstrip(".")
-        unknown.append((label, message, f"{file.where(*key)}: {dotted}: {message}"))
-
-
-def _lookup(
-    what: str, name: str, settings: Mapping[str, Any], registry: Mapping[str, Any]
-) -> tuple[dict[str, Any], str | None]:
-    if is_import_path(name):
-        try:
-            return named(name, None, settings), None
-        except ConfigError as error:
-            return {"name": name}, str(error)
-    if name not in registry:
-        return {"name": name}, f"unknown {what} '{name}'.{suggestion(name, registry)}"
-    return named(name, registry[name].version, settings), None
-
-
-def _dataset(dataset: NamedSettings) -> tuple[dict[str, Any], str | None]:
-    return _lookup("dataset", dataset.name, dataset.settings, DATASETS)
-
-
-def _training_names(p: Parameters) -> Iterable[tuple[tuple[str | int, ...], str]]:
-    for block, training in (("training", p.training), ("retraining", p.retraining)):
-        for group, components in (
-            ("transformsTrain", training.transforms_train),
-            ("transformsTest", training.transforms_test),
-            ("transformsFinal", training.transforms_final),
-        ):
-            for i, component in enumerate(components):
-                if component.type not in TRANSFORMS:
-                    yield (block, group, i, "type"), _unknown("transform", component.type, TRANSFORMS)
-        if training.loss not in LOSSES:
-            yield (block, "loss"), _unknown("loss", training.loss, LOSSES)
-        if block == "training":
-            for i, metric in enumerate(training.metrics_test):
-                if metric.type not in METRICS:
-                    yield (block, "metricsTest", i, "type"), _unknown("metric", metric.type, METRICS)
-        if training.model_dump(mode="json") == p.training.model_dump(mode="json") or block == "retraining":
-            return  # the retraining block repeats the training block: say it once
-
-
-def _unknown(what: str, name: str, known: Iterable[str]) -> str:
-    return f"unknown {what} '{name}'.{suggestion(name, known)}"
-
-
-def _methods(file: ParameterFile, unknown: list[tuple[str, str, str]]) -> tuple[MethodSpec, ...]:
-    specs: list[MethodSpec] = []
-    problems: list[str] = []
-    for i, ref in enumerate(file.parameters.experiments.methods):
-        where = f"{file.where('experiments', 'methods', i)}: experiments.methods[{i}]"
-        try:
-            spec, message = _method(ref)
-        except ConfigError as error:
-            problems += [f"{where}: {problem}" for problem in error.problems]
-            continue
-        if spec.entry.label == "Reference":
-            continue  # torchprune's files may name it; it is always there
-        if message:
-            unknown.append((spec.label, message, f"{where}: {message}"))
-        if any(spec.label == other.label for other in specs):
-            problems.append(
-                f"{where}: a second method with the label '{spec.label}'. Give one of them its own `label`."
-            )
-        specs.append(spec)
-    if problems:
-        raise ConfigError(problems)
-    return tuple(specs)
-
-
-def _method(ref: MethodRef) -> tuple[MethodSpec, str | None]:
-    entry = find_method(ref.name)
-    if isinstance(entry, str):
-        label = ref.label or TORCHPRUNE_NAMES.get(ref.name, ref.name)
-        return MethodSpec(ref.name, label, MethodEntry(label, object, "", "none"), None), entry
-    settings = make_settings(entry, ref.settings)
-    name = ref.name if is_import_path(ref.name) else entry.label
-    return MethodSpec(name, ref.label or entry.label, entry, settings), None
-
-
 def method_key(spec: MethodSpec) -> dict[str, Any]:
     """How a method enters the key of a cell: by what it is and does, not by its label on plots."""
     settings = {} if spec.settings is None else settings_without_defaults(spec.settings)
     return named(spec.name, spec.entry.version, settings)
+
+
+def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = values.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _name(value: object) -> object:
+    return value.get("name") if isinstance(value, Mapping) else value
+
+
+def _unknown(key: KeyPath, name: object, what: str, known: Iterable[str]) -> Iterator[Fault]:
+    """A fault if `name` is text and neither known nor, for networks and datasets, an import path that exists."""
+    if not isinstance(name, str) or name in known:
+        return
+    if is_import_path(name) and what in ("network", "dataset"):
+        try:
+            source_hash(name.partition(":")[0])
+        except ConfigError as error:
+            yield Fault(key, str(error))
+        return
+    yield Fault(key, f"unknown {what} '{name}'.{suggestion(name, known)}")
+
+
+def _training_faults(block: str, training: Mapping[str, Any]) -> Iterator[Fault]:
+    yield from _unknown((block, "optimizer"), training.get("optimizer"), "optimizer", OPTIMIZERS)
+    yield from _unknown((block, "loss"), training.get("loss"), "loss", LOSSES)
+    for group, what, known in (
+        ("lrSchedulers", "scheduler", SCHEDULERS),
+        ("transformsTrain", "transform", TRANSFORMS),
+        ("transformsTest", "transform", TRANSFORMS),
+        ("transformsFinal", "transform", TRANSFORMS),
+        ("metricsTest", "metric", METRICS),
+    ):
+        components = training.get(group)
+        for i, component in enumerate(components if isinstance(components, list) else []):
+            name = component.get("type") if isinstance(component, Mapping) else None
+            yield from _unknown((block, group, i, "type"), name, what, known)
+
+
+def _method_faults(methods: list[Any]) -> Iterator[Fault]:
+    labels: set[str] = set()
+    for i, value in enumerate(methods):
+        key = ("experiments", "methods", i)
+        ref = {"name": value} if isinstance(value, str) else value
+        if not isinstance(ref, Mapping) or not isinstance(ref.get("name"), str):
+            continue
+        try:
+            entry = find_method(ref["name"])
+            if isinstance(entry, MethodEntry):
+                label = ref.get("label") or entry.label
+                make_settings(entry, _mapping(ref, "settings"))
+            else:
+                label = ref.get("label") or TORCHPRUNE_NAMES.get(ref["name"], ref["name"])
+                yield Fault(key, entry, label)
+        except ConfigError as error:
+            yield from (Fault(key, problem, fatal=True) for problem in error.problems)
+            continue
+        if label in labels:
+            text = f"a second method with the label '{label}'. Give one of them a `label` of its own."
+            yield Fault(key, text, fatal=True)
+        labels.add(label)
+
+
+def _key(name: str, settings: Mapping[str, Any], registry: Mapping[str, Any]) -> dict[str, Any]:
+    if is_import_path(name):
+        try:
+            return named(name, None, settings)
+        except ConfigError:  # a fault, which is told; the plan is listed all the same
+            return {"name": name}
+    return named(name, registry[name].version, settings) if name in registry else {"name": name}
+
+
+def _spec(ref: MethodRef) -> MethodSpec:
+    entry = find_method(ref.name)
+    if isinstance(entry, str):
+        label = ref.label or TORCHPRUNE_NAMES.get(ref.name, ref.name)
+        return MethodSpec(ref.name, label, MethodEntry(label, object, "", "none"), None)
+    name = ref.name if is_import_path(ref.name) else entry.label
+    return MethodSpec(name, ref.label or entry.label, entry, make_settings(entry, ref.settings))

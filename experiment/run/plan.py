@@ -130,8 +130,8 @@ def plan_experiment(file: ParameterFile, machine: Machine, *, base: ParameterFil
     problems: dict[str, None] = {}  # in order, each once
     for variant in file.variants:
         names = resolve_names(file, variant.parameters)
-        unavailable.update(names.unavailable)
-        problems.update(dict.fromkeys(names.problems))
+        unavailable.update({fault.label: fault.text for fault in names.faults})
+        problems.update(dict.fromkeys(fault.line(file) for fault in names.faults))
         for net in range(variant.parameters.experiments.num_nets):
             task = _reference_task(variant, net, machine, names)
             references.append(task)

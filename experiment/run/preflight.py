@@ -13,23 +13,32 @@ from experiment.run.store import Directories
 from experiment.training.loop import check_training
 
 
-def check_before_running(plan: ExperimentPlan, directories: Directories, machine: Machine) -> None:
+def problems_before_running(plan: ExperimentPlan, directories: Directories, machine: Machine) -> list[str]:
     """Load the data, make the networks and construct the optimizers once, here, so that no worker meets a surprise.
 
-    Raises: ConfigError: with every problem found, each with its place in the parameter file.
+    Returns: every problem found, each with its place in the parameter file; unknown names among them.
     """
     data = Data(directories.datasets, "cpu")
-    problems: dict[str, None] = {}  # in order, each once, for variants share most of what they say
+    problems = dict.fromkeys(plan.problems)  # in order, each once, for variants share most of what they say
     for variant in plan.file.variants:
-        problems |= dict.fromkeys(_check(plan.file, variant.parameters, data, machine))
-    if problems:
-        raise ConfigError(list(problems))
+        problems |= dict.fromkeys(_check_training(plan.file, variant.parameters, machine))
+        if not plan.problems:
+            problems |= dict.fromkeys(_check_network(plan.file, variant.parameters, data))
+    return list(problems)
 
 
-def _check(file: ParameterFile, p: Parameters, data: Data, machine: Machine) -> Iterator[str]:
+def _check_training(file: ParameterFile, p: Parameters, machine: Machine) -> Iterator[str]:
+    told = set()
     for block, training in (("training", p.training), ("retraining", p.retraining)):
         for text in check_training(train_settings(training, machine)):
-            yield f"{file.where(block)}: {block}.{text}"
+            if text not in told and "unknown" not in text.partition("'")[0]:  # unknown names are told already
+                told.add(text)
+                key = text.partition(":")[0].replace("[", ".").replace("]", "").split(".")
+                place = file.where(block, *(int(part) if part.isdigit() else part for part in key))
+                yield f"{place}: {block}.{text}"
+
+
+def _check_network(file: ParameterFile, p: Parameters, data: Data) -> Iterator[str]:
     try:
         splits = data.splits(p, p.training)
         data.test(p)

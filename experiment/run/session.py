@@ -17,8 +17,8 @@ from experiment.errors import ConfigError
 from experiment.files import write_whole
 from experiment.run.events import CellDone, Event
 from experiment.run.execute import Setup, Site, run_in_processes, run_serially
-from experiment.run.machine import describe_environment, num_gpus
-from experiment.run.plan import ExperimentPlan
+from experiment.run.machine import describe_environment, visible_gpus
+from experiment.run.plan import ExperimentPlan, Machine
 from experiment.run.schedule import Queue, Work, open_work
 from experiment.run.show import Show
 from experiment.run.store import Directories, Store
@@ -69,7 +69,6 @@ def run_session(
 
     Raises: ConfigError: something that no cell could survive is wrong (an unknown name, missing data).
     """
-    _refuse_unavailable(plans)
     stores = [Store(place.results / plan.name) for plan, place in zip(plans, directories, strict=True)]
     results = [store.results(plan.cells) for plan, store in zip(plans, stores, strict=True)]
     work = [
@@ -79,18 +78,14 @@ def run_session(
     ]
     if work:
         _compute(plans, stores, directories, work, options, say)
-    failed = 0
-    for plan, store in zip(plans, stores, strict=True):
+    failed = False
+    for i, (plan, store) in enumerate(zip(plans, stores, strict=True)):
         found = store.results(plan.cells)
         table = store.write_table(plan, found)
-        failed += _tell(plan, found, table, write_report(store.folder), say)
+        _tell(plan, found, table, write_report(store.folder), say)
+        mine = open_work(i, plan, found, retry_failed=True, share=options.share)
+        failed = failed or any(found.get(cell.key) for item in mine for cell in item.cells)
     return 1 if failed else 0
-
-
-def _refuse_unavailable(plans: Sequence[ExperimentPlan]) -> None:
-    problems = [problem for plan in plans for problem in plan.problems]
-    if problems:
-        raise ConfigError(problems)
 
 
 def _compute(
@@ -101,14 +96,16 @@ def _compute(
     options: Options,
     say: Callable[[str], None],
 ) -> None:
-    from experiment.run.preflight import check_before_running  # torch comes with it: not before there is work
+    from experiment.run.preflight import problems_before_running  # torch comes with it: not before there is work
 
     machine = plans[0].machine
     touched = sorted({item.experiment for item in work})
     threads = max(plans[i].file.parameters.threads for i in touched)
-    workers = _num_workers(options, threads, num_gpus(machine), len(work))
+    workers = _num_workers(options, threads, machine, len(work))
+    problems = [problem for i in touched for problem in problems_before_running(plans[i], directories[i], machine)]
+    if problems:
+        raise ConfigError(problems)
     for i in touched:
-        check_before_running(plans[i], directories[i], machine)
         _describe(plans[i], stores[i], workers)
     cells = sum(len(item.cells) for item in work)
     if options.verbosity >= 0:
@@ -139,11 +136,13 @@ def _compute(
         show.close()
 
 
-def _num_workers(options: Options, threads: int, gpus: int, pieces: int) -> int:
+def _num_workers(options: Options, threads: int, machine: Machine, pieces: int) -> int:
     """As many as asked for, else as the cores (or GPUs) bear; never more than there is work."""
     if options.share is not None:
         return 1
-    bearable = gpus or max(1, (os.cpu_count() or 1) // threads)
+    bearable = max(1, (os.cpu_count() or 1) // threads)
+    if machine.kind == "cuda":
+        bearable = max(1, len(visible_gpus(machine)))
     return max(1, min(options.workers or bearable, pieces))
 
 
@@ -155,8 +154,8 @@ def _describe(plan: ExperimentPlan, store: Store, workers: int) -> None:
     write_whole(store.folder / "parameters.yaml", text + yaml.safe_dump(plan.file.values, sort_keys=False))
 
 
-def _tell(plan: ExperimentPlan, found: Results, table: Path, report: Report, say: Callable[[str], None]) -> int:
-    """Say where everything is and what went wrong; returns the number of failed cells."""
+def _tell(plan: ExperimentPlan, found: Results, table: Path, report: Report, say: Callable[[str], None]) -> None:
+    """Say where everything is and what went wrong."""
     status = Counter(str(found[cell.key]["status"]) if cell.key in found else "pending" for cell in plan.cells)
     say(f"{plan.name}: " + ", ".join(f"{number} {name}" for name, number in sorted(status.items())) + " cells")
     for cell in plan.cells:
@@ -168,7 +167,6 @@ def _tell(plan: ExperimentPlan, found: Results, table: Path, report: Report, say
     say(f"  report    {_shown(report.markdown)}, {_shown(report.html)}")
     for plot in report.main_plots:
         say(f"  plot      {_shown(plot)}")
-    return status["failed"]
 
 
 def _shown(path: Path) -> str:

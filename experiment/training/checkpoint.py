@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
 import pickle
 import time
@@ -77,8 +76,8 @@ class Checkpoint:
     ) -> None:
         self._path, self._network, self._optimizer, self._scaler = path, network, optimizer, scaler
         shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
-        training = [dataclasses.asdict(settings), stream, num_images, shapes]
-        self._fingerprint = hashlib.sha256(json.dumps(training, default=str).encode()).hexdigest()
+        training = repr((settings, stream, num_images, shapes))
+        self._fingerprint = hashlib.sha256(training.encode()).hexdigest()
         self._written, self._cost = time.monotonic(), 0.0
 
     def load(self, rewind_to: tuple[int, Path] | None = None) -> Progress:

@@ -35,11 +35,12 @@ def reference_row(net: int, variant: str = "", top1: float | None = None) -> Row
     return {
         "dataset": "CIFAR10", "dataset_test": "CIFAR10", "network": "resnet20", "variant": variant,
         "method": "Reference", "label": "Reference", "net": net, "repetition": 0, "keep_target": 1.0,
-        "parameters": PARAMETERS, "flops": FLOPS, "flops_unmasked": FLOPS, "keep_parameters": 1.0, "keep_flops": 1.0, "bytes_dense": 4 * PARAMETERS,
-        "bytes_values": 4 * PARAMETERS, "bytes_sparse": 4 * PARAMETERS, "bytes_file": 4 * PARAMETERS + 20_000,
-        "loss": 0.31, "top1": top1, "top5": 0.997, "top1_before_retraining": top1, "top1_reference": top1,
-        "parameters_reference": PARAMETERS, "flops_reference": FLOPS, "epochs": 0, "seconds_compress": "",
-        "seconds_retrain": "", "status": "done", "error": "", "cell": key("Reference", net, variant),
+        "parameters": PARAMETERS, "flops": FLOPS, "flops_unmasked": FLOPS, "keep_parameters": 1.0, "keep_flops": 1.0,
+        "bytes_dense": 4 * PARAMETERS, "bytes_values": 4 * PARAMETERS, "bytes_sparse": 4 * PARAMETERS,
+        "bytes_file": 4 * PARAMETERS + 20_000, "loss": 0.31, "top1": top1, "top5": 0.997,
+        "top1_before_retraining": top1, "top1_reference": top1, "parameters_reference": PARAMETERS,
+        "flops_reference": FLOPS, "epochs": 0, "seconds_compress": "", "seconds_retrain": "", "status": "done",
+        "error": "", "cell": key("Reference", net, variant),
     }  # fmt: skip
 
 
@@ -57,13 +58,15 @@ def cell_row(label: str, net: int, keep: float, epochs: int = 0, repetition: int
     return reference | {
         "method": label, "label": label, "repetition": repetition, "keep_target": keep, "parameters": kept,
         "flops": flops, "flops_unmasked": round(FLOPS * achieved) if masked else flops,
-        "keep_parameters": kept / PARAMETERS, "keep_flops": flops / FLOPS, "bytes_dense": 4 * (PARAMETERS if masked else kept), "bytes_values": 4 * kept,
+        "keep_parameters": kept / PARAMETERS, "keep_flops": flops / FLOPS,
+        "bytes_dense": 4 * (PARAMETERS if masked else kept), "bytes_values": 4 * kept,
         "bytes_sparse": 4 * kept + PARAMETERS // 8, "bytes_file": 4 * kept + 30_000,
         "loss": 0.3 + 3 * max(0.0, drop) + 0.01 * abs(noise[2]),
         "top1": float(np.clip(reference["top1"] - drop, 0.1, 1)),
         "top5": float(np.clip(0.997 - 0.5 * max(0, drop), 0.5, 1)),
         "top1_before_retraining": float(np.clip(reference["top1"] - before, 0.1, 1)), "epochs": epochs,
-        "seconds_compress": 0.8, "seconds_retrain": 10.0 * epochs, "cell": key(label, net, repetition, keep, variant),
+        "seconds_compress": 0.8, "seconds_retrain": 10.0 * epochs,
+        "cell": key(label, net, repetition, keep, variant),
     }  # fmt: skip
 
 

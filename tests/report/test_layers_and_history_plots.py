@@ -65,7 +65,8 @@ def test_training_curves_are_means_after_every_epoch() -> None:
 def test_retraining_has_a_panel_a_label_and_a_line_a_keep_ratio() -> None:
     history = pd.DataFrame(
         [
-            {"label": label, "net": net, "keep_target": keep, "epoch": epoch, "valid_top1": 0.1 * epoch + 0.02 * net + keep}
+            {"label": label, "net": net, "keep_target": keep, "epoch": epoch,
+             "valid_top1": 0.1 * epoch + 0.02 * net + keep}
             for label in ("A", "B", "C") for net in (0, 1) for keep in (0.5, 0.2) for epoch in range(3)
         ]
     )  # fmt: skip

@@ -118,6 +118,8 @@ def test_only_finished_cells_count_and_missing_ones_are_told(synthetic: Any) -> 
     assert not found.loc["ALDS", "complete"]
     assert math.isnan(found.loc["SVD", "removed"])
     assert found.loc["SVD", "cells"] == 0
+    assert not prune_potential(synthetic.frame(rows), 0.0, per="net").set_index("label").loc["ALDS", "complete"]
+    assert prune_potential(synthetic.frame(rows[:1] + rows[2:3]), 0.0, per="net").iloc[0]["complete"]
     table = markdown_table(synthetic.frame(rows), deltas=[0.0])
     assert "| ALDS | 80.0 (5.0×) † |" in table  # noqa: RUF001
     assert "| SVD | – |" in table  # noqa: RUF001

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiment.datasets.memory import MemoryImages
+from experiment.datasets.memory import MemoryImages, Prepared
 from experiment.errors import ConfigError, DataError, TrainingDiverged
 from experiment.layers.masks import add_masks, named_masks
 from experiment.streams import generator, seeded
@@ -42,8 +43,6 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 def test_against_torch_written_out(network: nn.Sequential, images: MemoryImages) -> None:
     """Plain SGD with momentum and weight decay, the rate of every step by hand."""
-    import copy
-
     reference = copy.deepcopy(network).train()
     records = train(network, images, SETTINGS, valid=None, stream=("t",), device="cpu")
     velocity = {name: torch.zeros_like(p) for name, p in reference.named_parameters()}
@@ -103,8 +102,6 @@ def test_masked_weights_stay_zero(network: nn.Sequential, images: MemoryImages, 
 
 
 def test_stream_decides_everything(images: MemoryImages, network: nn.Sequential) -> None:
-    import copy
-
     def trained(*stream: str | int) -> dict[str, Tensor]:
         copied = copy.deepcopy(network)
         torch.rand(3)  # the global generator plays no part
@@ -145,8 +142,6 @@ def test_no_epochs_change_nothing(network: nn.Sequential, images: MemoryImages, 
 def test_rewind_file_is_the_state_at_the_start_of_the_epoch(
     network: nn.Sequential, images: MemoryImages, tmp_path: Path
 ) -> None:
-    import copy
-
     path, states = tmp_path / "new" / "rewind.pt", {}
     untrained = copy.deepcopy(network)
     train(
@@ -236,8 +231,6 @@ def test_channels_last_changes_rounding_only(images: MemoryImages) -> None:
 
 
 def test_too_few_images(network: nn.Sequential) -> None:
-    from experiment.datasets.memory import Prepared
-
     prepared = Prepared(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), ())
     with pytest.raises(DataError, match="1 training images are too few"):
         train(
