@@ -152,7 +152,7 @@ def _small_gram(A: Tensor) -> Tensor:
 
 def _first_left_vector(A: Tensor) -> Tensor:
     """The left singular vector of the largest singular value."""
-    vector = torch.linalg.eigh(_small_gram(A))[1][:, -1]
+    vector: Tensor = torch.linalg.eigh(_small_gram(A))[1][:, -1]
     if A.shape[0] > A.shape[1]:
         vector = A @ vector
         vector = vector / vector.norm().clamp_min(_TINY)
