@@ -63,7 +63,7 @@ def write(in_tmp: Path) -> Write:
 
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports without drawing anything, for the tests that look at results alone: drawing takes longer than computing."""
+    """Reports without drawing, for tests that look at results alone: drawing takes longer than computing."""
 
     def write_nothing(folder: Path) -> Report:
         return Report([], folder / "report.md", folder / "report.html", folder / "table.tex")
