@@ -130,6 +130,8 @@ def compile_steps(steps: Sequence[Step], shape: Shape) -> list[Operation] | None
     operations: list[Operation] = []
     for name, arguments in steps:
         make_transform(name, arguments)  # a wrong argument is refused by torchvision's own words
+        if name == "ToTensor" and any(isinstance(operation, Affine) for operation in operations):
+            continue  # they are floats already
         maker = _MAKERS.get(name)
         made = maker(arguments, shape) if maker else None
         if made is None:

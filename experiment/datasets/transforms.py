@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,28 +17,33 @@ from experiment.errors import ConfigError
 from experiment.registry import suggestion
 
 Transform = Callable[[object], object]
-Pipeline = Callable[[object], Tensor]
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "uint8": torch.uint8}
 _INTERPOLATIONS = {mode.value: mode for mode in InterpolationMode}
 
 
-def make_pipeline(steps: Sequence[Step]) -> Pipeline:
-    """One function from an image (PIL or tensor) to a float tensor (C, H, W): the steps in order.
+@dataclass(frozen=True)
+class Pipeline:
+    """A function from an image (PIL or tensor) to a float tensor (C, H, W): the transforms in order.
 
-    What is still of an integer type after the last step is scaled to [0, 1], as ToTensor does.
-
-    Raises: ConfigError: an unknown name or arguments that the transform refuses.
+    What is still of an integer type after the last one is scaled to [0, 1], as ToTensor does.
     """
-    transforms = [make_transform(name, arguments) for name, arguments in steps]
 
-    def apply(image: object) -> Tensor:
-        for transform in transforms:
+    transforms: tuple[Transform, ...]
+
+    def __call__(self, image: object) -> Tensor:
+        for transform in self.transforms:
             image = transform(image)
         tensor = image if isinstance(image, Tensor) else functional.pil_to_tensor(image)
         return as_float(tensor.as_subclass(Tensor))
 
-    return apply
+
+def make_pipeline(steps: Sequence[Step]) -> Pipeline:
+    """The pipeline of the named steps.
+
+    Raises: ConfigError: an unknown name or arguments that the transform refuses.
+    """
+    return Pipeline(tuple(make_transform(name, arguments) for name, arguments in steps))
 
 
 def make_transform(name: str, arguments: Mapping[str, object]) -> Transform:

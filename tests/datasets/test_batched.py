@@ -87,6 +87,13 @@ def test_two_normalisations_are_one_operation() -> None:
     torch.testing.assert_close(operations[0].apply(COLOURS, None), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_second_to_tensor_does_nothing() -> None:
+    """As in torchvision, where floats are not scaled: both transformsTrain and transformsFinal may name it."""
+    once, _ = run([("ToTensor", {})], COLOURS)
+    twice, _ = run([("ToTensor", {}), ("RandomVerticalFlip", {"p": 0.0}), ("ToTensor", {})], COLOURS)
+    assert torch.equal(once, twice)
+
+
 def test_every_place_is_equally_likely() -> None:
     places = Crop(3, 3).draw(9000, (1, 5, 5), generator("places"))
     counts = torch.zeros(3, 3)

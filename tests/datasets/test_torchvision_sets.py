@@ -180,6 +180,21 @@ def test_damaged_cifar_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         load_cifar("CIFAR10", tmp_path, True, {}, 10)
 
 
+def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file counts the digit 0 as class 10 and has the images last."""
+    from scipy.io import savemat
+
+    pixels = np.random.default_rng(2).integers(0, 256, (32, 32, 3, 4), dtype=np.uint8)
+    path = tmp_path / "test_32x32.mat"
+    savemat(path, {"X": pixels, "y": np.array([[10], [1], [9], [10]])})
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(datasets.SVHN.split_list, "test", ["url", path.name, md5])
+    items = load_svhn("SVHN", tmp_path, False, {}, 10).items
+    assert isinstance(items, Pixels)
+    assert items.labels.tolist() == [0, 1, 9, 0]
+    assert torch.equal(items.images, torch.from_numpy(pixels.transpose(3, 2, 0, 1).copy()))
+
+
 def test_ensure_gives_up_on_a_silent_server_and_restores_the_patience(tmp_path: Path) -> None:
     before = socket.getdefaulttimeout()
     seen = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from torchvision.transforms.v2 import functional
@@ -29,6 +31,11 @@ def test_float_tensors_are_not_scaled() -> None:
 
 def test_uint8_tensors_are_scaled() -> None:
     torch.testing.assert_close(make_pipeline([("ToTensor", {})])(IMAGE), IMAGE / 255)
+
+
+def test_pipelines_can_be_sent_to_workers() -> None:
+    pipeline = pickle.loads(pickle.dumps(make_pipeline([("Resize", {"size": 3}), ("ToTensor", {})])))
+    assert pipeline(IMAGE).shape == (3, 3, 3)
 
 
 def test_words_for_interpolation() -> None:
