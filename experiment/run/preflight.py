@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from experiment.config import ParameterFile, Parameters
+from experiment.datasets.transforms import check_transforms
 from experiment.errors import ConfigError, DataError, ExperimentError
-from experiment.run.data import Data
+from experiment.run.data import Data, transforms_of
 from experiment.run.plan import ExperimentPlan, Machine
 from experiment.run.reference import new_network, train_settings
 from experiment.run.store import Directories
@@ -22,7 +23,7 @@ def problems_before_running(plan: ExperimentPlan, directories: Directories, mach
     problems = dict.fromkeys(plan.problems)  # in order, each once, for variants share most of what they say
     for variant in plan.file.variants:
         problems |= dict.fromkeys(_check_training(plan.file, variant.parameters, machine))
-        if not plan.problems:
+        if not problems:
             problems |= dict.fromkeys(_check_network(plan.file, variant.parameters, data))
     return list(problems)
 
@@ -30,7 +31,8 @@ def problems_before_running(plan: ExperimentPlan, directories: Directories, mach
 def _check_training(file: ParameterFile, p: Parameters, machine: Machine) -> Iterator[str]:
     told = set()
     for block, training in (("training", p.training), ("retraining", p.retraining)):
-        for text in check_training(train_settings(training, machine)):
+        wrong = [*check_training(train_settings(training, machine)), *check_transforms(transforms_of(training))]
+        for text in wrong:
             if text not in told and "unknown" not in text.partition("'")[0]:  # unknown names are told already
                 told.add(text)
                 key = text.partition(":")[0].replace("[", ".").replace("]", "").split(".")

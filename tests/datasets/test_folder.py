@@ -59,6 +59,21 @@ def test_decoded_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(before.labels, after.labels)
 
 
+def test_a_file_changed_in_place_is_decoded_again(tmp_path: Path) -> None:
+    """Same name, same size: only its time tells."""
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "pets" / part / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8), "blue").save(tmp_path / "pets" / part / name / "0.bmp")
+    assert pixels_of(tmp_path).images[0, :, 0, 0].tolist() == [0, 0, 255]
+    path = tmp_path / "pets" / "train" / "cat" / "0.bmp"
+    size = path.stat().st_size
+    Image.new("RGB", (8, 8), "red").save(path)
+    os.utime(path, ns=(1, 1))
+    assert path.stat().st_size == size
+    assert pixels_of(tmp_path).images[0, :, 0, 0].tolist() == [255, 0, 0]
+
+
 def test_a_changed_file_is_decoded_again(data: Path) -> None:
     before = pixels_of(data).images.clone()
     path = data / "pets" / "train" / "cat" / "1.png"

@@ -74,6 +74,7 @@ def test_packed_idx_files(mnist: Path, no_network: None) -> None:
     ("content", "text"),
     [
         (idx(IMAGES)[:-1], "it has 3,935 bytes, its header says 3,936"),
+        (idx(IMAGES) + b"x", "it has 3,937 bytes, its header says 3,936"),
         (b"", "does not begin like an IDX file"),
         (b"<html>not found</html>", "does not begin like an IDX file"),
     ],

@@ -90,6 +90,15 @@ def test_epochs_differ_and_come_again() -> None:
     assert not torch.equal(first[order.argsort()], second[other.argsort()])  # other crops of the same images
 
 
+def test_each_image_has_its_own_crop() -> None:
+    class Same(Pictures):
+        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+            return super().__getitem__(0)[0], index
+
+    x, _ = gather(make_images(Same(8)), 4, ("s",))
+    assert len({tuple(image.flatten().tolist()) for image in x}) == 8
+
+
 def test_a_single_image_is_left_out_of_training() -> None:
     assert [len(y) for _, y in make_images(Pictures(7)).batches(3, stream=("s",))] == [3, 3]
     assert [len(y) for _, y in make_images(Pictures(7)).batches(3, stream=None)] == [3, 3, 1]

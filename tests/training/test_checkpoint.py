@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from experiment.datasets.memory import MemoryImages
 from experiment.training import checkpoint as module
-from experiment.training.loop import EpochRecord, SchedulerSpec, TrainSettings, train
+from experiment.training import loop
+from experiment.training.loop import EpochRecord, Metrics, SchedulerSpec, TrainSettings, train
 
 SETTINGS = TrainSettings(
     num_epochs=5,
@@ -78,6 +79,24 @@ def test_killed_is_uninterrupted_bit_for_bit(
     state, records = values_of(last, run(last, settings, images, valid, path))
     assert records == expected[1]
     assert all(torch.equal(state[name], value) for name, value in expected[0].items())
+
+
+def test_the_best_epoch_survives_the_kill(
+    network: nn.Sequential, images: MemoryImages, valid: MemoryImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epoch 1 is the best; the process dies in epoch 3 (batch 20)."""
+    fresh, states = copy.deepcopy(network), []
+
+    def evaluate(network: nn.Module, *_: object, **__: object) -> Metrics:
+        states.append({name: value.clone() for name, value in network.state_dict().items()})
+        return Metrics(1.0, [0.5, 0.9, 0.8, 0.7, 0.6][len(states) - 1], 1.0, 30)
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    with pytest.raises(Killed):
+        run(network, SETTINGS, images, valid, tmp_path / "checkpoint.pt", 20)
+    run(fresh, SETTINGS, images, valid, tmp_path / "checkpoint.pt")
+    assert len(states) == 5
+    assert all(torch.equal(states[1][name], value) for name, value in fresh.state_dict().items())
 
 
 def test_a_finished_training_is_not_run_again(

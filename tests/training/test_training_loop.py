@@ -175,17 +175,21 @@ def test_weights_ruined_by_the_last_step_are_noticed(network: nn.Sequential, ima
         train(network, images, settings, valid=None, stream=(), device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "best"), [([0.9, 0.5, 0.7, 0.7, 0.6], 3), ([0.9, 0.8, 0.7, 0.7, 0.6], 1), ([0.1, 0, 0, 0, 0], 4)]
+)
 def test_early_stopping_keeps_the_best_epoch_and_the_later_of_equals(
-    network: nn.Sequential, images: MemoryImages, valid: MemoryImages, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    accuracies = iter([0.9, 0.5, 0.7, 0.7, 0.6])
-    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Metrics(1.0, next(accuracies), 1.0, 30))
+    network: nn.Sequential, images: MemoryImages, valid: MemoryImages, monkeypatch: pytest.MonkeyPatch,
+    accuracies: list[float], best: int,
+) -> None:  # fmt: skip
+    answers = iter(accuracies)
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Metrics(1.0, next(answers), 1.0, 30))
     states = {}
     train(
         network, images, with_changes(num_epochs=5, early_stop_epoch=1), valid=valid, stream=(), device="cpu",
         on_epoch=lambda record: states.update({record.epoch: state_of(network)}),
     )  # fmt: skip
-    assert_same(state_of(network), states[3])
+    assert_same(state_of(network), states[best])
 
 
 def test_early_stopping_that_never_begins(network: nn.Sequential, images: MemoryImages) -> None:
