@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from experiment.methods.base import Calibration, Compressor, Quantity, make_meth
 from experiment.methods.settings import make_settings
 from experiment.methods.table import layer_rows
 from experiment.networks.make import make_network
-from experiment.run.data import Data
+from experiment.registry import is_import_path
+from experiment.run.data import Data, transforms_of
 from experiment.run.names import find_method
 from experiment.run.store import Store
 from experiment.run.weights import read_weights, rebuild, save_weights
@@ -128,12 +130,12 @@ def save_network(result: CompressionResult, path: str | Path) -> None:
     save_weights(Path(path), result.network, result.plan, None)
 
 
-def load_results(path_or_param: str | Path, results: str | Path = RESULTS_FOLDER) -> pd.DataFrame:
+def load_results(path_or_param: str | Path, results: str | Path | None = None) -> pd.DataFrame:
     """results.csv of an experiment.
 
     Args:
         path_or_param: a parameter file, an experiment's folder, or a results.csv.
-        results: where experiments lie, if a parameter file is given.
+        results: where experiments lie, for a parameter file; default: where the file says, else data/results.
     Raises: StoreError: there are no results yet.
     """
     import pandas as pd
@@ -156,7 +158,7 @@ def load_network(
     variant: str | None = None,
     label: str | None = None,
     network: nn.Module | None = None,
-    results: str | Path = RESULTS_FOLDER,
+    results: str | Path | None = None,
 ) -> nn.Module:
     """A compressed network with its weights, in eval mode, on the CPU (or where `network` is).
 
@@ -173,10 +175,9 @@ def load_network(
     folder = _experiment_folder(path_or_param, results)
     rows = load_results(folder)
     rows = rows[(rows["status"] == "done") & (rows["net"] == net) & (rows["repetition"] == repetition)]
-    for column, value in (("method", method), ("label", label), ("variant", variant)):
+    for column, value in (("method", _method_name(method)), ("label", label), ("variant", variant)):
         if value is not None:
-            entry = find_method(value) if column == "method" else value
-            rows = rows[rows[column] == (value if isinstance(entry, str) else entry.label)]
+            rows = rows[rows[column] == value]
     if method is None and label is None:
         raise ConfigError("load_network needs the method or the label, such as method='ALDS' or method='Reference'.")
     if keep is not None and len(rows):
@@ -198,19 +199,26 @@ def load_network(
 
 
 def evaluate(
-    path_or_param: str | Path, network: nn.Module, data: str | Path = DATASETS_FOLDER, device: str = "cpu"
+    path_or_param: str | Path,
+    network: nn.Module,
+    data: str | Path | None = None,
+    *,
+    variant: str | None = None,
+    device: str = "cpu",
 ) -> dict[str, float]:
     """Loss, top-1 and top-5 (fractions) of a network on the test data of an experiment.
 
     Args:
         path_or_param: a parameter file or an experiment's folder.
-        data: where datasets lie.
-    Raises: DataError: the dataset is missing or damaged.
+        network: is not changed, nor moved.
+        data: where datasets lie; default: where the file says, else data/datasets.
+        variant: the element of a sweep, needed where elements are tested on different data.
+    Raises: DataError: the dataset is missing or damaged. ConfigError: no such variant, or several to choose from.
     """
-    p = _parameters(path_or_param)
-    images = Data(Path(data), device).test(p)
+    p = _parameters(path_or_param, variant)
+    images = Data(Path(data or p.directories.training_data or DATASETS_FOLDER), device).test(p)
     metrics = evaluate_network(
-        network.to(device), images, loss=p.training.loss, loss_kwargs=dict(p.training.loss_kwargs),
+        copy.deepcopy(network).to(device), images, loss=p.training.loss, loss_kwargs=dict(p.training.loss_kwargs),
         device=torch.device(device), precision="fp32",
     )  # fmt: skip
     return {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5}
@@ -247,7 +255,7 @@ def _original(architecture: dict[str, Any] | None, path: Path) -> nn.Module:
     )
 
 
-def _experiment_folder(path_or_param: str | Path, results: str | Path) -> Path:
+def _experiment_folder(path_or_param: str | Path, results: str | Path | None) -> Path:
     path = Path(path_or_param)
     if path.is_dir():
         return path
@@ -259,11 +267,24 @@ def _experiment_folder(path_or_param: str | Path, results: str | Path) -> Path:
         )
     from experiment.run.plan import slug_path
 
-    return Path(results) / slug_path(load(path).name)
+    file = load(path)
+    return Path(results or file.parameters.directories.results or RESULTS_FOLDER) / slug_path(file.name)
 
 
-def _parameters(path_or_param: str | Path) -> Parameters:
+def _method_name(method: str | None) -> str | None:
+    """A method as the column `method` names it: its label, or the import path of the user's own."""
+    entry = None if method is None or is_import_path(method) else find_method(method)
+    return method if entry is None or isinstance(entry, str) else entry.label
+
+
+def _parameters(path_or_param: str | Path, variant: str | None) -> Parameters:
     path = Path(path_or_param)
     if path.name == "results.csv":
         path = path.parent
-    return load(path / "parameters.yaml" if path.is_dir() else path).parameters
+    variants = load(path / "parameters.yaml" if path.is_dir() else path).variants
+    chosen = [v.parameters for v in variants if variant is None or v.name == variant]
+    tests = {repr((p.network.dataset, p.experiments.dataset_test, transforms_of(p.training))) for p in chosen}
+    if len(tests) != 1:
+        names = ", ".join(repr(v.name) for v in variants)
+        raise ConfigError(f"{path}: which variant? Got {variant!r}. Choose between: {names}.")
+    return chosen[0]

@@ -40,9 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command continues from here", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `... --plan | head`
+    except BrokenPipeError:  # `... --plan | head`: whoever read has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
+        return EXIT_DONE if options.plan or options.schema else EXIT_INTERRUPTED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"{where}{error.strerror or error}. What is finished is safe; the same command continues.", file=sys.stderr
+        )
+        return EXIT_WRONG
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -124,12 +130,22 @@ def _plans(options: argparse.Namespace) -> list[ExperimentPlan]:
     for path in options.param:
         try:
             file = load(path, options.set, also=lambda values: ((f.key, f.text) for f in name_faults(values)))
-            plans.append(plan_experiment(file, machine, base=load(path) if options.set else None))
+            plans.append(plan_experiment(file, machine, base=_without_overrides(path) if options.set else None))
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
     return plans
+
+
+def _without_overrides(path: str) -> ParameterFile | None:
+    """The file as it stands, or None where only the overrides make it valid."""
+    from experiment.config import load
+
+    try:
+        return load(path)
+    except ConfigError:
+        return None
 
 
 def _directories(file: ParameterFile, options: argparse.Namespace) -> Directories:
@@ -150,7 +166,7 @@ def _show_plans(plans: Sequence[ExperimentPlan], places: Sequence[Directories], 
 
     show = plan_json if form == "json" else plan_text
     for plan, place in zip(plans, places, strict=True):
-        for line in show(plan, Store(place.results / plan.name).results(plan.cells)):
+        for line in show(plan, Store(place.results / plan.name).results(plan.cells, mend=False)):
             print(line)
     return EXIT_DONE
 

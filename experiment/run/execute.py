@@ -55,16 +55,19 @@ def run_serially(queue: Queue, setup: Setup, listen: Listener) -> None:
     """Do all work in this process, in order."""
     do = make_worker(setup)
     busy: set[str] = set()
-    while queue:
-        work = queue.take(frozenset(busy))
-        if work is None:
-            busy.clear()
-            time.sleep(SECONDS_BETWEEN_TRIES)
-        elif do(work, lambda event, w=work: listen(w, event)):  # type: ignore[misc]
-            queue.finished(work)
-        else:
-            busy.add(work.name)
-            queue.put_back(work)
+    try:
+        while queue:
+            work = queue.take(frozenset(busy))
+            if work is None:
+                busy.clear()
+                time.sleep(SECONDS_BETWEEN_TRIES)
+            elif do(work, _guarded(listen, work)):
+                queue.finished(work)
+            else:
+                busy.add(work.name)
+                queue.put_back(work)
+    except _ListenerFailed as failure:
+        raise failure.error from None
 
 
 def run_in_processes(queue: Queue, setup: Setup, workers: int, listen: Listener) -> None:
@@ -79,12 +82,12 @@ def run_in_processes(queue: Queue, setup: Setup, workers: int, listen: Listener)
             while pool.idle and (work := queue.take(held)) is not None:
                 pool.start(work)
             for work, message in pool.receive(timeout=SECONDS_BETWEEN_TRIES):
-                if message is _DIED:
+                if isinstance(message, Lost):
                     deaths[work.name] = deaths.get(work.name, 0) + 1
                     if deaths[work.name] < MOST_DEATHS:
                         queue.put_back(work)
                     else:
-                        give_up(work, setup, lambda event, w=work: listen(w, event))  # type: ignore[misc]
+                        give_up(work, setup, message.reason, lambda event, w=work: listen(w, event))  # type: ignore[misc]
                         queue.finished(work)
                 elif message is True:
                     queue.finished(work)
@@ -132,8 +135,8 @@ def make_worker(setup: Setup) -> Callable[[Work, Report], bool]:
     return do
 
 
-def give_up(work: Work, setup: Setup, report: Report) -> None:
-    """Store as failed what a piece of work has left undone after its workers died."""
+def give_up(work: Work, setup: Setup, reason: str, report: Report) -> None:
+    """Store as failed what a piece of work has left undone after it was tried often enough."""
     from experiment.run.data import Data
     from experiment.run.pipeline import store_abandoned
     from experiment.run.reference import Context
@@ -141,11 +144,32 @@ def give_up(work: Work, setup: Setup, report: Report) -> None:
     site = setup.sites[work.experiment]
     data = Data(site.directories.datasets, "cpu")
     context = Context(Store(site.folder), site.directories, setup.machine, data, setup.retry_failed)
-    reason = f"its worker process died {MOST_DEATHS} times (killed, or out of memory)"
-    store_abandoned(work.task, ExperimentError(reason), context, report)
+    store_abandoned(work.task, ExperimentError(f"tried {MOST_DEATHS} times: {reason}"), context, report)
 
 
-_DIED: Any = object()
+@dataclass(frozen=True)
+class Lost:
+    """A worker did not finish its work, for a reason that no cell could be given."""
+
+    reason: str
+
+
+class _ListenerFailed(BaseException):
+    """Something broke while progress was shown: no fault of the cell, so not an Exception that it could catch."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _guarded(listen: Listener, work: Work) -> Report:
+    def report(event: Event) -> None:
+        try:
+            listen(work, event)
+        except Exception as error:
+            raise _ListenerFailed(error) from error
+
+    return report
 
 
 @dataclass
@@ -173,12 +197,20 @@ class _Pool:
         return sum(m.work is not None for m in self.members) < self.size
 
     def start(self, work: Work) -> None:
-        member = next((m for m in self.members if m.work is None), None) or self._hire()
+        for member in [m for m in self.members if m.work is None]:
+            try:
+                member.connection.send(work)
+            except OSError:  # it died idle
+                self.members.remove(member)
+                continue
+            member.work = work
+            return
+        member = self._hire()
         member.work = work
         member.connection.send(work)
 
     def receive(self, timeout: float) -> Sequence[tuple[Work, Any]]:
-        """What working members have told since the last call: events, True (done), False (held by others) or _DIED."""
+        """What working members have told since the last call: events, True (done), False (held by others) or Lost."""
         at_work = [m for m in self.members if m.work is not None]
         ready = set(wait([m.connection for m in at_work], timeout)) if at_work else set()
         if not at_work:
@@ -190,10 +222,10 @@ class _Pool:
                 try:
                     message = member.connection.recv()
                 except (EOFError, OSError):
-                    message = _DIED
+                    message = Lost("its worker process died (killed, or out of memory)")
                     self.members.remove(member)
                 told.append((member.work, message))
-                if isinstance(message, bool):
+                if isinstance(message, bool | Lost):
                     member.work = None
         return told
 
@@ -224,7 +256,7 @@ def _work_for(connection: Connection, setup: Setup) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     do = make_worker(setup)
 
-    def tell(message: Event | bool) -> None:
+    def tell(message: Event | bool | Lost) -> None:
         try:
             connection.send(message)
         except OSError:  # the parent is gone: end here, which is no fault of the cell
@@ -235,4 +267,7 @@ def _work_for(connection: Connection, setup: Setup) -> None:
             work = connection.recv()
         except (EOFError, OSError):
             return
-        tell(do(work, tell))
+        try:
+            tell(do(work, tell))
+        except Exception as error:  # what no cell could be given: a results folder that cannot be written, say
+            tell(Lost(f"{type(error).__name__}: {error}"))

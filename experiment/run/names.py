@@ -127,7 +127,10 @@ def find_method(name: str) -> MethodEntry | str:
 def method_key(spec: MethodSpec) -> dict[str, Any]:
     """How a method enters the key of a cell: by what it is and does, not by its label on plots."""
     settings = {} if spec.settings is None else settings_without_defaults(spec.settings)
-    return named(spec.name, spec.entry.version, settings)
+    key = named(spec.name, spec.entry.version, settings)
+    if is_import_path(spec.name):  # the algorithm may lie in another module than the entry
+        key |= {"version": spec.entry.version, "algorithm": source_hash(spec.entry.target.partition(":")[0])}
+    return key
 
 
 def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ def cell_status(plan: ExperimentPlan, cell: Cell, results: Results) -> str:
     result = results.get(cell.key)
     if result is not None:
         return str(result["status"])
-    return "unavailable" if "" in plan.unavailable or cell.label in plan.unavailable else "pending"
+    return "unavailable" if plan.reason(cell) else "pending"
 
 
 def plan_json(plan: ExperimentPlan, results: Results) -> Iterator[str]:
@@ -44,8 +44,7 @@ def plan_json(plan: ExperimentPlan, results: Results) -> Iterator[str]:
                 "epochs_train": cell.epochs_train,
                 "epochs_retrain": cell.epochs_retrain,
                 "status": status,
-                "error": results.get(cell.key, {}).get("error") or plan.unavailable.get(cell.label)
-                or plan.unavailable.get(""),
+                "error": results.get(cell.key, {}).get("error") or plan.reason(cell),
                 "cell": cell.key,
             }
         )  # fmt: skip

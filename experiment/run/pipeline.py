@@ -20,8 +20,8 @@ from torch import nn
 
 from experiment.config import Parameters
 from experiment.datasets.calibration import calibration, calibration_size
-from experiment.errors import ExperimentError, InfeasibleBudget
-from experiment.files import write_whole
+from experiment.errors import ExperimentError, InfeasibleBudget, StoreError
+from experiment.files import set_aside, write_whole
 from experiment.layers.build import expand
 from experiment.layers.inspect import trace_layers
 from experiment.layers.masks import named_masks
@@ -45,6 +45,8 @@ from experiment.run.weights import read_weights, rebuild, save_weights
 from experiment.streams import generator
 from experiment.training.loop import EpochRecord, evaluate, train
 
+RUN_AGAIN = "Run the command again with --retry-failed: it is computed anew, and so is what follows it."
+
 
 def run_reference(task: ReferenceTask, context: Context, report: Report) -> None:
     """Train (or find) one reference network, test it and store its row; a failure is stored as such."""
@@ -66,10 +68,11 @@ def run_reference(task: ReferenceTask, context: Context, report: Report) -> None
             costs = _costs(reference.network, unchanged, size)
             result = {**costs, **measured, "epochs": 0, "status": "done", "top1_before_retraining": measured["top1"]}
             _write_result(folder, result)
-        report(Advanced(1))
-        report(_done(task.cell, result, reference))
     except Exception as error:  # whatever breaks one network must not stop the others: it is stored and told
         _store_failure(task.cell, error, context, report)
+    else:
+        report(Advanced(1))
+        report(_done(task.cell, result, reference))
 
 
 def run_chain(chain: Chain, context: Context, report: Report) -> None:
@@ -95,10 +98,11 @@ def run_chain(chain: Chain, context: Context, report: Report) -> None:
             report(Started(cell_name(cell), cell.epochs_retrain + 1))
             try:
                 result = walk.compute(cell, report)
-                report(Advanced(1))
-                report(_done(cell, result, walk.reference))
             except Exception as error:
                 result = _store_failure(cell, error, context, report)
+            else:
+                report(Advanced(1))
+                report(_done(cell, result, walk.reference))
         else:
             result = results[cell.key]
         walk.passed(cell, result)
@@ -198,9 +202,14 @@ class _Walk:
     def _start(self) -> State:
         if not self.cascade or self.last_done is None:
             return self.reference.state
-        folder = self.context.store.index()[self.last_done.key]
-        specification, weights = read_weights(folder / "network.pt")
-        network = rebuild(self.reference.network, specification, weights, folder / "network.pt")
+        folder = self.context.store.index().get(self.last_done.key)
+        if folder is None:
+            raise StoreError(f"the folder of the cell before it, {self.last_done.folder}, is gone. {RUN_AGAIN}")
+        try:
+            specification, weights = read_weights(folder / "network.pt")
+            network = rebuild(self.reference.network, specification, weights, folder / "network.pt")
+        except StoreError as error:
+            raise StoreError(f"{error} Set aside as {set_aside(folder).name}. {RUN_AGAIN}") from error
         return self._expanded(network, _plan_of(network, specification, self.reference.network))
 
     def _expanded(self, network: nn.Module, plan: Plan) -> State:
@@ -301,7 +310,7 @@ def _done(cell: Cell, result: Mapping[str, Any], reference: Reference) -> CellDo
 def _store_failure(cell: Cell, error: Exception, context: Context, report: Report) -> dict[str, Any]:
     reason = str(error) if isinstance(error, ExperimentError) else f"{type(error).__name__}: {error}"
     result = {"status": "failed", "error": reason}
-    with context.store.writing(cell) as folder:
+    with context.store.writing(cell, finished=False) as folder:
         _write_result(folder, result)
         if not isinstance(error, ExperimentError):
             write_whole(folder / "traceback.txt", "".join(traceback.format_exception(error)))

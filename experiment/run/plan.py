@@ -14,6 +14,7 @@ from experiment.run.keys import FORMAT_VERSION, digest
 from experiment.run.names import MethodSpec, Names, method_key, resolve_names
 
 # What training's metrics and test batches do is show, not decide.
+MOST_LETTERS = 60  # of a variant or label in the name of a folder; the key makes it unique
 NOT_IN_KEYS = {"metrics_test", "test_batch_size", "enable_amp", "precision", "start_epoch"}
 
 
@@ -88,7 +89,7 @@ class ExperimentPlan:
     """The whole grid of one parameter file.
 
     Attributes:
-        unavailable: label (or "" for all cells) -> why they cannot run here: a name that is not known.
+        unavailable: (variant, label, or "" for all of its cells) -> why they cannot run: a name that is not known.
         problems: the same as full error lines with file and line.
     """
 
@@ -97,7 +98,7 @@ class ExperimentPlan:
     machine: Machine
     references: tuple[ReferenceTask, ...]
     chains: tuple[Chain, ...]
-    unavailable: dict[str, str] = field(default_factory=dict)
+    unavailable: dict[tuple[str, str], str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
     @cached_property
@@ -111,26 +112,30 @@ class ExperimentPlan:
                     rows.extend(chain.cells)
         return tuple(rows)
 
+    def reason(self, cell: Cell) -> str | None:
+        """Why a cell cannot run here, if it cannot."""
+        return self.unavailable.get((cell.variant, "")) or self.unavailable.get((cell.variant, cell.label))
+
 
 def slug(text: str) -> str:
-    """A name that is safe as part of a file name everywhere."""
-    return re.sub(r"[^A-Za-z0-9+._=,-]+", "_", text).strip(".") or "_"
+    """A name that is safe as part of a file name everywhere, and short enough to leave room for others."""
+    return re.sub(r"[^A-Za-z0-9+._=,-]+", "_", text)[:MOST_LETTERS].strip(".") or "_"
 
 
 def plan_experiment(file: ParameterFile, machine: Machine, *, base: ParameterFile | None = None) -> ExperimentPlan:
     """Expand a parameter file into its grid.
 
     Args:
-        base: the file without `--set` overrides: where those change what is computed, the experiment's name says so.
+        base: the file without `--set` overrides, if it is valid: where those change what is computed, the name says so.
     Raises: ConfigError: a method's settings are wrong, or two methods share a label.
     """
     references: list[ReferenceTask] = []
     chains: list[Chain] = []
-    unavailable: dict[str, str] = {}
+    unavailable: dict[tuple[str, str], str] = {}
     problems: dict[str, None] = {}  # in order, each once
     for variant in file.variants:
         names = resolve_names(file, variant.parameters)
-        unavailable.update({fault.label: fault.text for fault in names.faults})
+        unavailable.update({(variant.name, fault.label): fault.text for fault in names.faults})
         problems.update(dict.fromkeys(fault.line(file) for fault in names.faults))
         for net in range(variant.parameters.experiments.num_nets):
             task = _reference_task(variant, net, machine, names)
@@ -140,10 +145,8 @@ def plan_experiment(file: ParameterFile, machine: Machine, *, base: ParameterFil
     plan = ExperimentPlan(
         file, slug_path(file.name), machine, tuple(references), tuple(chains), unavailable, tuple(problems)
     )
-    if base is not None and file.overrides:
-        mine, theirs = _fingerprint(plan), _fingerprint(plan_experiment(base, machine))
-        if mine != theirs:
-            plan = replace(plan, name=f"{plan.name}@{digest(mine)[:8]}")
+    if file.overrides and (base is None or _computed(plan) != _computed(plan_experiment(base, machine))):
+        plan = replace(plan, name=f"{plan.name}@{digest(_computed(plan))[:8]}")
     return plan
 
 
@@ -161,10 +164,9 @@ def resolved_precision(
     return "bf16" if enable_amp and kind == "cuda" else "fp32"
 
 
-def _fingerprint(plan: ExperimentPlan) -> list[str]:
-    """What a plan computes, as hashes: equal for overrides that change nothing that is computed."""
-    dumped = plan.file.parameters.model_dump(mode="json", exclude={"directories", "description"}, exclude_defaults=True)
-    return [*sorted({task.reference.key for task in plan.references}), digest(dumped)]
+def _computed(plan: ExperimentPlan) -> list[str]:
+    """What a plan computes: equal for overrides that change nothing that is computed."""
+    return [cell.key for cell in plan.cells]
 
 
 def _training_key(training: Any, kind: str) -> dict[str, Any]:
@@ -188,7 +190,8 @@ def _reference_task(variant: Variant, net: int, machine: Machine, names: Names) 
     key = digest(payload)
     network, dataset = _short(p.network.name), _short(p.network.dataset.name)
     rewind = p.retraining.start_epoch if p.experiments.mode == "cascade-rewind" else None
-    spec = ReferenceSpec(key, slug(f"{network}-{dataset}-n{net}-{key}"), net, rewind)
+    folder = f"{slug(network)}-{slug(dataset)}-n{net}-{key}"
+    spec = ReferenceSpec(key, folder, net, rewind)
     tested = {"format": FORMAT_VERSION, "reference": key, "test": names.test_key}
     cell = Cell(
         variant=variant.name, method="Reference", label="Reference", net=net, repetition=0, keep=1.0, between=(),

@@ -98,9 +98,12 @@ def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, repor
     lock = FileLock(context.directories.trained_networks / ".locks" / f"{spec.folder}.lock")
     Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
     with _acquired(lock, spec, report):
-        network = new_network(p, spec.net, input_shape)
-        if not _load(folder, network, spec):
+        network = _loaded(folder, p, spec, input_shape)
+        if network is None:
+            network = new_network(p, spec.net, input_shape)
             _train(spec, p, context, network, folder, report)
+        if spec.rewind_epoch is not None and not rewind_file(folder, spec.rewind_epoch).is_file():
+            _train_to_rewind_epoch(spec, p, context, folder, report)
     example = example_input(input_shape)
     device = torch.device(context.machine.device)
     network = network.to(device).eval()
@@ -110,9 +113,15 @@ def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, repor
 def rewound_state(reference: Reference, spec: ReferenceSpec) -> State:
     """The reference network as it was at the start of its rewind epoch."""
     network = copy.deepcopy(reference.network)
-    path = reference.folder / f"rewind-{spec.rewind_epoch}.pt"
+    assert spec.rewind_epoch is not None
+    path = rewind_file(reference.folder, spec.rewind_epoch)
     network.load_state_dict(torch.load(path, map_location=reference.state.example.device, weights_only=True))
     return State(network, reference.state.example)
+
+
+def rewind_file(folder: Path, epoch: int) -> Path:
+    """Where a reference's folder keeps its weights as they were at the start of an epoch."""
+    return folder / f"rewind-{epoch}.pt"
 
 
 def write_history(path: Path, records: list[EpochRecord]) -> None:
@@ -133,17 +142,18 @@ def _acquired(lock: FileLock, spec: ReferenceSpec, report: Report) -> AcquireRet
         return lock.acquire()
 
 
-def _load(folder: Path, network: nn.Module, spec: ReferenceSpec) -> bool:
+def _loaded(folder: Path, p: Parameters, spec: ReferenceSpec, input_shape: tuple[int, int, int]) -> nn.Module | None:
+    """The trained network, or None where there is none or only a damaged one, which is set aside."""
     if not folder.is_dir():
-        return False
-    rewind = spec.rewind_epoch is None or (folder / f"rewind-{spec.rewind_epoch}.pt").is_file()
+        return None
+    network = new_network(p, spec.net, input_shape)
     try:
         _, state = read_weights(folder / "network.pt")
         network.load_state_dict(state)
     except (StoreError, RuntimeError) as error:
         log.warning("%s Set aside as %s; the network will be trained again.", error, set_aside(folder).name)
-        return False
-    return rewind
+        return None
+    return network
 
 
 def _train(
@@ -156,23 +166,33 @@ def _train(
     writing = folder.with_name(f".writing-{spec.folder}-{uuid.uuid4().hex[:8]}")
     writing.mkdir(parents=True)
     partial.mkdir(exist_ok=True)
-    rewind = None if spec.rewind_epoch is None else partial / f"rewind-{spec.rewind_epoch}.pt"
+    rewind = None if spec.rewind_epoch is None else (spec.rewind_epoch, rewind_file(partial, spec.rewind_epoch))
     on_batch, on_epoch = epoch_callbacks(spec.folder, settings.num_epochs, len(splits.train), report)
     try:
         records = train(
-            network.to(context.machine.device), splits.train, settings,
+            network, splits.train, settings,
             valid=splits.valid, stream=("train", p.seed, spec.net), device=torch.device(context.machine.device),
-            checkpoint=partial / "checkpoint.pt",
-            rewind_to=None if rewind is None else (spec.rewind_epoch or 0, rewind),
-            on_batch=on_batch, on_epoch=on_epoch,
+            checkpoint=partial / "checkpoint.pt", rewind_to=rewind, on_batch=on_batch, on_epoch=on_epoch,
         )  # fmt: skip
         save_weights(writing / "network.pt", network, Plan(), architecture_of(p, splits.input_shape), net=spec.net)
         write_history(writing / "history.csv", records)
-        for kept in {*folder.glob("rewind-*.pt"), *([rewind] if rewind else [])}:
-            shutil.copy2(kept, writing)
+        if rewind is not None:
+            shutil.copy2(rewind[1], writing)
         sync_folder(writing)
-        shutil.rmtree(folder, ignore_errors=True)
         os.replace(writing, folder)
         shutil.rmtree(partial, ignore_errors=True)
     finally:
         shutil.rmtree(writing, ignore_errors=True)
+
+
+def _train_to_rewind_epoch(spec: ReferenceSpec, p: Parameters, context: Context, folder: Path, report: Report) -> None:
+    """Train once more from the start up to an epoch that nobody kept; the finished network stays as it is."""
+    assert spec.rewind_epoch is not None
+    report(Note(f"{spec.folder}: training up to epoch {spec.rewind_epoch} again, for the weights to rewind to"))
+    splits = context.data.splits(p, p.training)
+    network = new_network(p, spec.net, splits.input_shape)
+    train(
+        network, splits.train, train_settings(p.training, context.machine),
+        valid=splits.valid, stream=("train", p.seed, spec.net), device=torch.device(context.machine.device),
+        rewind_to=(spec.rewind_epoch, rewind_file(folder, spec.rewind_epoch)), until=spec.rewind_epoch,
+    )  # fmt: skip

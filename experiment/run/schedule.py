@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiment.run.plan import Cell, Chain, ExperimentPlan, ReferenceTask, slug
+from experiment.run.keys import digest
+from experiment.run.plan import Cell, Chain, ExperimentPlan, ReferenceTask
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,17 @@ def open_work(
         if mine and name not in opened and is_open(key):
             opened.add(name)
             work.append(Work(index, name, task, None, task.cell.epochs_train + 1, (task.cell,)))
+    trained = set(opened)
     for chain in chains:
         cells = tuple(cell for cell in chain.cells if is_open(cell.key))
         if cells:
             needs = _reference_name(index, chain.reference_cell.key)
-            name = slug(f"{needs}-{chain.variant.name}-{chain.method.label}-r{chain.repetition}")
+            name = f"{index}-{digest([cell.key for cell in chain.cells])}"
+            if name in opened:  # another label for the same computation: it will find its results there
+                continue
+            opened.add(name)
             units = sum(cell.epochs_retrain + 1 for cell in cells)
-            work.append(Work(index, name, chain, needs if needs in opened else None, units, cells))
+            work.append(Work(index, name, chain, needs if needs in trained else None, units, cells))
     return work
 
 

@@ -78,14 +78,13 @@ def run_session(
     ]
     if work:
         _compute(plans, stores, directories, work, options, say)
-    failed = False
+    undone = False
     for i, (plan, store) in enumerate(zip(plans, stores, strict=True)):
-        found = store.results(plan.cells)
-        table = store.write_table(plan, found)
-        _tell(plan, found, table, write_report(store.folder), say)
-        mine = open_work(i, plan, found, retry_failed=True, share=options.share)
-        failed = failed or any(found.get(cell.key) for item in mine for cell in item.cells)
-    return 1 if failed else 0
+        _write_parameters(plan, store)
+        found = store.write_table(plan)
+        _tell(plan, found, store.folder / "results.csv", write_report(store.folder), say)
+        undone = undone or bool(open_work(i, plan, found, retry_failed=True, share=options.share))
+    return 1 if undone else 0
 
 
 def _compute(
@@ -118,8 +117,7 @@ def _compute(
         nonlocal written
         show(item, event)
         if isinstance(event, CellDone) and time.monotonic() - written > SECONDS_BETWEEN_TABLES:
-            store, plan = stores[item.experiment], plans[item.experiment]
-            store.write_table(plan, store.results(plan.cells))
+            stores[item.experiment].write_table(plans[item.experiment])
             written = time.monotonic()
 
     sites = tuple(
@@ -134,6 +132,8 @@ def _compute(
             run_in_processes(Queue(work), setup, workers, listen)
     finally:
         show.close()
+        for i in touched:
+            stores[i].write_table(plans[i])
 
 
 def _num_workers(options: Options, threads: int, machine: Machine, pieces: int) -> int:
@@ -147,9 +147,13 @@ def _num_workers(options: Options, threads: int, machine: Machine, pieces: int) 
 
 
 def _describe(plan: ExperimentPlan, store: Store, workers: int) -> None:
-    """Leave beside the results what was asked for and where it was computed."""
+    """Leave beside the results what was asked for and where it is computed."""
+    _write_parameters(plan, store)
     environment = describe_environment(plan.machine, plan.file.parameters.threads, workers)
     write_whole(store.folder / "environment.json", json.dumps(environment, indent=1) + "\n")
+
+
+def _write_parameters(plan: ExperimentPlan, store: Store) -> None:
     text = f"# Resolved from {plan.file.path.name}: includes merged, command-line overrides applied.\n"
     write_whole(store.folder / "parameters.yaml", text + yaml.safe_dump(plan.file.values, sort_keys=False))
 

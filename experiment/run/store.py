@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from experiment.errors import StoreError
 from experiment.files import set_aside, write_whole
 from experiment.run.keys import FORMAT_VERSION
@@ -58,19 +60,24 @@ class Store:
         with os.scandir(self.cells_folder) as entries:
             return {e.name.rpartition("-")[2]: Path(e.path) for e in entries if not e.name.startswith(".")}
 
-    def read(self, folder: Path) -> dict[str, Any] | None:
-        """The result of one cell; a damaged one is set aside, named in the log, and counts as not there.
+    def read(self, folder: Path, *, mend: bool = True) -> dict[str, Any] | None:
+        """The result of one cell, or None; a damaged one is named in the log and, to `mend`, set aside.
 
-        Raises: StoreError: the result was written by a newer version of this program.
+        Raises: StoreError: the result cannot be read, or was written by another version of this program.
         """
         path = folder / "result.json"
         try:
             result = json.loads(path.read_text())
             version = result["format"]
-        except (OSError, ValueError, KeyError, TypeError):
-            place = set_aside(folder)
-            log.warning("%s is damaged: set aside as %s, its cell will be computed again.", path, place.name)
+        except (ValueError, KeyError, TypeError):
+            self._damaged(path, mend)
             return None
+        except FileNotFoundError:  # replaced or removed since the folder was listed, or never whole
+            if folder.is_dir() and not path.exists():
+                self._damaged(path, mend)
+            return None
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read: {error.strerror}.") from error
         if version != FORMAT_VERSION:
             raise StoreError(
                 f"{path}: format version {version}, this program reads {FORMAT_VERSION}. "
@@ -78,13 +85,17 @@ class Store:
             )
         return dict(result)
 
-    def results(self, cells: Iterable[Cell]) -> dict[str, dict[str, Any]]:
+    def _damaged(self, path: Path, mend: bool) -> None:
+        place = f"set aside as {set_aside(path.parent).name}, " if mend else ""
+        log.warning("%s is damaged: %sits cell will be computed again.", path, place)
+
+    def results(self, cells: Iterable[Cell], *, mend: bool = True) -> dict[str, dict[str, Any]]:
         """Key -> result of those of `cells` that are there."""
         index = self.index()
         found = {}
         for cell in cells:
             folder = index.get(cell.key)
-            result = self.read(folder) if folder is not None else None
+            result = self.read(folder, mend=mend) if folder is not None else None
             if result is not None:
                 found[cell.key] = result
         return found
@@ -100,31 +111,42 @@ class Store:
         return path
 
     @contextmanager
-    def writing(self, cell: Cell) -> Iterator[Path]:
-        """A folder to write a cell's files to; it becomes the cell's folder when the block ends without an error."""
+    def writing(self, cell: Cell, *, finished: bool = True) -> Iterator[Path]:
+        """A folder to write a cell's files to; it becomes the cell's folder when the block ends without an error.
+
+        Args:
+            finished: the checkpoint of the cell's training is of no more use.
+        """
         folder = self.cells_folder / f".writing-{cell.key}-{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)
+        old = folder.with_name(f"{folder.name}-old")
         try:
             yield folder
             sync_folder(folder)
             place = self.index().get(cell.key, self.cells_folder / cell.folder)
             if place.exists():
-                shutil.rmtree(place)
+                os.replace(place, old)
             os.replace(folder, place)
-            shutil.rmtree(self.partial(cell.key), ignore_errors=True)
+            if finished:
+                shutil.rmtree(self.partial(cell.key), ignore_errors=True)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
 
-    def write_table(self, plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Path:
-        """Write results.csv: a row a finished cell, in grid order."""
+    def write_table(self, plan: ExperimentPlan) -> dict[str, dict[str, Any]]:
+        """Write results.csv, a row a finished cell, in grid order; returns the results that went into it."""
+        with FileLock(self.lock_file("table")):  # or an older reading could overwrite a newer one
+            results = self.results(plan.cells)
+            self._write_table(plan, results)
+        return results
+
+    def _write_table(self, plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         for row in table_rows(plan, results):
             writer.writerow(row)
-        path = self.folder / "results.csv"
-        write_whole(path, text.getvalue())
-        return path
+        write_whole(self.folder / "results.csv", text.getvalue())
 
 
 def table_rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

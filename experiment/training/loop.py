@@ -64,6 +64,7 @@ def train(
     device: torch.device | str,
     checkpoint: Path | None = None,
     rewind_to: tuple[int, Path] | None = None,
+    until: int | None = None,
     on_batch: Callable[[int], None] | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> list[EpochRecord]:
@@ -76,6 +77,7 @@ def train(
         valid: images that early stopping and ReduceLROnPlateau decide by; never the test part.
         checkpoint: file to continue from, if it is there, and to write after epochs.
         rewind_to: an epoch and the file for the state_dict at its start.
+        until: an epoch at whose start to stop, the schedule being that of all epochs; early stopping has no say then.
         on_batch: told the number of images just trained on. on_epoch: told every epoch that is run now.
 
     Returns: a record for every epoch from `settings.start_epoch` on, those before an interruption too.
@@ -95,16 +97,17 @@ def train(
         progress = saved.load(rewind_to)
         schedule = Schedule(settings, steps_per_epoch, [record.valid_loss for record in progress.records])
         trainer = _Trainer(network, optimizer, schedule, loss, scaler, settings, device)
-        for epoch in range(settings.start_epoch + len(progress.records), settings.num_epochs):
+        last = settings.num_epochs if until is None else min(until, settings.num_epochs)
+        for epoch in range(settings.start_epoch + len(progress.records), last):
             _save_rewind(network, epoch, rewind_to)
             record = _run_epoch(trainer, data, valid, epoch, (*stream, "epoch", epoch), on_batch)
             progress.records.append(record)
             _keep_best(progress, network, settings)
-            saved.save(progress, last=epoch == settings.num_epochs - 1)
+            saved.save(progress, last=epoch == last - 1)
             if on_epoch is not None:
                 on_epoch(record)
-        _save_rewind(network, settings.num_epochs, rewind_to)
-        if progress.best_state is not None:
+        _save_rewind(network, last, rewind_to)
+        if progress.best_state is not None and until is None:
             network.load_state_dict(progress.best_state)
     _require_finite_weights(network)
     network.eval()

@@ -131,13 +131,38 @@ def test_overrides_that_change_the_computation_get_a_folder_of_their_own(write: 
     assert changed.name.startswith("small@")
     assert grid(path, "training.numEpochs=2").name == "small"
     assert grid(path, "directories.results=elsewhere").name == "small"
+    assert grid(path, "training.testBatchSize=500").name == "small"
+
+
+def test_overrides_may_complete_a_file(write: Any, small: dict[str, Any], capsys: Any) -> None:
+    from experiment.main import main
+
+    del small["network"]["outputSize"]
+    path = str(write(small))
+    assert main([path, "--plan"]) == 2
+    assert main([path, "--plan", "--set", "network.outputSize=10"]) == 0
+
+
+def test_an_unknown_name_in_one_variant_leaves_the_others_available(write: Any, small: dict[str, Any]) -> None:
+    values = ["lenet300_100", "lenet999"]
+    small["customizations"] = [{"key": ["network", "name"], "value": value} for value in values]
+    plan = grid(write(small))
+    reasons = {cell.variant: plan.reason(cell) for cell in plan.cells}
+    assert reasons["network.name=lenet300_100"] is None
+    assert "unknown network 'lenet999'" in str(reasons["network.name=lenet999"])
+
+
+def test_long_values_of_a_sweep_make_no_long_file_names(write: Any, small: dict[str, Any]) -> None:
+    crops = [{"type": "RandomCrop", "kwargs": {"size": 28, "padding": p}} for p in range(30)]
+    small["customizations"] = [{"key": ["training", "transformsTrain"], "value": crops}]
+    assert max(len(cell.folder) for cell in grid(write(small)).cells) < 200
 
 
 def test_unknown_names_are_listed_and_hide_nothing(write: Any, small: dict[str, Any]) -> None:
     small["experiments"]["methods"] = ["WT", "PCANet", "ALSD"]
     plan = grid(write(small))
     assert [c.label for c in plan.cells[1:]] == ["WT", "WT", "PCA", "PCA", "ALSD", "ALSD"]
-    assert set(plan.unavailable) == {"PCA", "ALSD"}
+    assert set(plan.unavailable) == {("", "PCA"), ("", "ALSD")}
     assert "small.yaml:" in plan.problems[1]
     assert "Did you mean 'ALDS'?" in plan.problems[1]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,6 +210,70 @@ def test_rewinding_takes_the_weights_of_the_rewind_epoch(write: Any, small: dict
     masks = named_masks(pruned)
     for name, weight in bake_masks(pruned).state_dict().items():
         assert torch.equal(weight, early[name] * masks.get(name, torch.tensor(True))), name
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_variants_that_rewind_to_other_epochs_share_an_untouched_reference(
+    write: Any, small: dict[str, Any], in_tmp: Path
+) -> None:
+    import torch
+
+    small["experiments"] |= {"methods": ["WT"], "mode": "retrain"}
+    assert main([str(write(small)), "-j", "1", "-q"]) == 0
+    (reference,) = in_tmp.glob("data/trained_networks/*/network.pt")
+    trained = reference.read_bytes()
+    small["retraining"] = {}
+    small["experiments"]["mode"] = "cascade-rewind"
+    small["customizations"] = [{"key": ["retraining", "startEpoch"], "value": epoch} for epoch in (0, 1)]
+    assert main([str(write(small)), "-j", "2", "-q"]) == 0
+    assert set(table(in_tmp)["status"]) == {"done"}
+    assert reference.read_bytes() == trained
+    early, later = (torch.load(reference.with_name(f"rewind-{e}.pt"), weights_only=True) for e in (0, 1))
+    assert all(not torch.equal(early[name], later[name]) for name in early)
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_failure_to_show_progress_costs_no_result(
+    write: Any, small: dict[str, Any], in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from experiment.run.show import Show
+
+    def broken(self: Show, *_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Show, "_finish", broken)
+    path = str(write(small))
+    assert main([path, "-j", "1", "-q"]) == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(in_tmp)
+    assert set(table(in_tmp)["status"]) == {"done"}
+    assert main([path, "-j", "1", "-q"]) == 0
+    assert len(table(in_tmp)) == 5
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_cascade_recovers_from_damaged_weights(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
+    small["experiments"] |= {"mode": "cascade", "methods": ["WT"]}
+    path = str(write(small))
+    main([path, "-j", "1", "-q"])
+    whole = table(in_tmp)
+    first, last = (next(in_tmp.glob(f"data/results/small/cells/WT-*-{keep}-*")) for keep in (0.5, 0.1))
+    (first / "network.pt").write_bytes(b"PK")
+    shutil.rmtree(last)
+    assert main([path, "-j", "1", "-q"]) == 1
+    assert main([path, "-j", "1", "-q", "--retry-failed"]) == 0
+    same(table(in_tmp), whole)
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_results_folder_that_cannot_be_made_is_named(
+    write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any
+) -> None:
+    (in_tmp / "occupied").write_text("a file")
+    assert main([str(write(small)), "-j", "1", "-q", "--results", "occupied"]) == 2
+    error = capsys.readouterr().err
+    assert "occupied" in error
+    assert "Traceback" not in error
 
 
 def _plan_json(path: str, capsys: Any) -> list[dict[str, Any]]:
