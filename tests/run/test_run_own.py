@@ -51,6 +51,7 @@ def test_everything_may_be_the_users_own(
     }
     small["training"] |= {"transformsTrain": [], "batchSize": 10}
     small["experiments"]["methods"] = ["my_own:ENTRY", "FT"]
+    small["experiments"]["spacing"][0]["values"] = [0.8, 0.5]
     path = str(write(small))
     assert main([path, "-j", "1", "-q"]) == 0
     frame = pd.read_csv(in_tmp / "data/results/small/results.csv")
