@@ -167,7 +167,7 @@ def _train(
     writing.mkdir(parents=True)
     partial.mkdir(exist_ok=True)
     rewind = None if spec.rewind_epoch is None else (spec.rewind_epoch, rewind_file(partial, spec.rewind_epoch))
-    on_batch, on_epoch = epoch_callbacks(spec.folder, settings.num_epochs, len(splits.train), report)
+    on_batch, on_epoch = epoch_callbacks(f"Reference net {spec.net}", settings.num_epochs, len(splits.train), report)
     try:
         records = train(
             network, splits.train, settings,

@@ -25,7 +25,7 @@ class Show:
         self.started = time.monotonic()
         self._bar = tqdm(
             total=round(units, 1), unit="epoch", disable=not sys.stderr.isatty() or verbosity < 0, dynamic_ncols=True,
-            smoothing=0.05, bar_format="{percentage:3.0f}%|{bar}| {elapsed} < {remaining} {postfix}",
+            smoothing=0.05, bar_format="{percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}",
         )  # fmt: skip
 
     def __call__(self, work: Work, event: Event) -> None:
