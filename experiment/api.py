@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 DATASETS_FOLDER = Path("data/datasets")
 RESULTS_FOLDER = Path("data/results")
+ROUNDING = 0.01  # a keep ratio may be given as plots and tables show it
 
 
 @dataclass(frozen=True)
@@ -164,8 +166,8 @@ def load_network(
 
     Args:
         path_or_param: a parameter file or an experiment's folder, or a single `network.pt`.
-        method, label, keep, net, repetition, variant: which cell; the nearest keep ratio is taken. `Reference` is the
-            uncompressed network.
+        method, label, keep, net, repetition, variant: which cell; the nearest keep ratio is taken, with a warning where
+            it is another. `Reference` is the uncompressed network.
         network: the original network, for a file whose network only your own code can make.
     Raises: StoreError: no such cell, or its file is damaged. ConfigError: the choice is not unique.
     """
@@ -174,18 +176,24 @@ def load_network(
         return _rebuilt(path, network)
     folder = _experiment_folder(path_or_param, results)
     rows = load_results(folder)
-    rows = rows[(rows["status"] == "done") & (rows["net"] == net) & (rows["repetition"] == repetition)]
+    done = rows[rows["status"] == "done"]
+    rows = done[(done["net"] == net) & (done["repetition"] == repetition)]
     for column, value in (("method", _method_name(method)), ("label", label), ("variant", variant)):
         if value is not None:
             rows = rows[rows[column] == value]
     if method is None and label is None:
         raise ConfigError("load_network needs the method or the label, such as method='ALDS' or method='Reference'.")
+    there = rows
     if keep is not None and len(rows):
         distance = (rows["keep_target"] - keep).abs()
         rows = rows[distance == distance.min()]
+        nearest = float(rows["keep_target"].iloc[0])
+        if abs(nearest - keep) > ROUNDING * keep:
+            warnings.warn(f"no cell has keep ratio {keep:g}: the nearest, {nearest:g}, is loaded", stacklevel=2)
     rows = rows.drop_duplicates("cell")  # variants that only retrain otherwise share their references
     if len(rows) != 1:
-        found = ", ".join(f"{r.label} keep {r.keep_target:.4g} {r.variant}".strip() for r in rows.itertuples())
+        choice = rows if len(rows) else there if len(there) else done
+        found = ", ".join(f"{r.label} keep {r.keep_target:.4g} {r.variant}".strip() for r in choice.itertuples())
         raise ConfigError(
             f"{folder}: {len(rows)} finished cells match {method or label}, keep {keep}, net {net}, repetition "
             f"{repetition}, variant {variant!r}; expected one. {f'Choose between: {found}.' if found else ''}".rstrip()

@@ -51,6 +51,12 @@ class InfeasibleBudget(CompressionError):
     def __init__(self, *, limit: int, smallest: int, original: int, quantity: str) -> None:
         self.limit, self.smallest, self.original, self.quantity = limit, smallest, original, quantity
         keep = -(-smallest * 10_000 // original) / 10_000  # rounded up: the ratio that is named can be met
+        if smallest > original:
+            super().__init__(
+                f"budget of {limit:,} {quantity} cannot be met: this method cannot make the network smaller than it is "
+                f"({original:,}). Masked weights count as removed only as long as they are masked."
+            )
+            return
         super().__init__(
             f"budget of {limit:,} {quantity} cannot be met: the smallest network of this method has {smallest:,} "
             f"(keep ratio {keep:.4f}). Ask for a keep ratio of at least that."

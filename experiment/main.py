@@ -45,9 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_DONE if options.plan or options.schema else EXIT_INTERRUPTED
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"{where}{error.strerror or error}. What is finished is safe; the same command continues.", file=sys.stderr
-        )
+        told = f"{where}{error.strerror or error}. Mend that, or choose another folder with --results or --data"
+        print(f"{told}; what is finished is safe, and the same command continues.", file=sys.stderr)
         return EXIT_WRONG
 
 

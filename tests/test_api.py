@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import experiment
 from experiment import compress, compress_many, load_network, load_results, save_network
-from experiment.errors import ConfigError, InfeasibleBudget, StoreError
+from experiment.errors import CompressionError, ConfigError, InfeasibleBudget, StoreError
 from experiment.methods import METHODS
 from experiment.streams import seeded
 
@@ -92,6 +92,17 @@ def test_too_small_a_budget_names_the_smallest(own: Own, x: Tensor) -> None:
         compress(own, "SVD", keep=0.01, example=x)
     smallest = caught.value.smallest / caught.value.original
     assert compress(own, "SVD", keep=smallest, example=x).parameters == caught.value.smallest
+
+
+def test_a_masked_network_cannot_be_cut_below_what_it_counts(own: Own, x: Tensor) -> None:
+    masked = compress(own, "WT", keep=0.3, example=x).network
+    with pytest.raises(InfeasibleBudget, match="cannot make the network smaller than it is"):
+        compress(masked, "FT", keep=0.9, example=x)
+
+
+def test_a_keep_ratio_must_be_a_number(own: Own, x: Tensor) -> None:
+    with pytest.raises(CompressionError, match="must be a number"):
+        compress(own, "SVD", keep="half", example=x)  # type: ignore[arg-type]
 
 
 def test_missing_results_say_what_to_do(tmp_path: Path) -> None:

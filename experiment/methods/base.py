@@ -100,8 +100,8 @@ class Compressor:
 
         Raises: InfeasibleBudget, CompressionError.
         """
-        if not 0 < keep <= 1:
-            raise CompressionError(f"keep must be in (0, 1]. Got {keep}.")
+        if not isinstance(keep, int | float) or not 0 < keep <= 1:
+            raise CompressionError(f"keep must be a number in (0, 1]. Got {keep!r}.")
         total = {"parameters": self.original.parameters, "flops": self.original.flops}[quantity]
         budget = Budget(quantity, math.floor(keep * total + 1e-6), total)
         plan = self.method.plan(self.analysis, budget)

@@ -7,7 +7,7 @@ refuses them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from experiment.config import MethodRef, ParameterFile, Parameters
@@ -156,7 +156,8 @@ def _unknown(key: KeyPath, name: object, what: str, known: Iterable[str]) -> Ite
 
 
 def _training_faults(block: str, training: Mapping[str, Any]) -> Iterator[Fault]:
-    yield from _unknown((block, "optimizer"), training.get("optimizer"), "optimizer", OPTIMIZERS)
+    for fault in _unknown((block, "optimizer"), training.get("optimizer"), "optimizer", OPTIMIZERS):
+        yield replace(fault, fatal=True)  # nobody's file names an optimizer that does not exist
     yield from _unknown((block, "loss"), training.get("loss"), "loss", LOSSES)
     for group, what, known in (
         ("lrSchedulers", "scheduler", SCHEDULERS),

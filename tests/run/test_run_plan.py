@@ -167,6 +167,12 @@ def test_unknown_names_are_listed_and_hide_nothing(write: Any, small: dict[str, 
     assert "Did you mean 'ALDS'?" in plan.problems[1]
 
 
+def test_an_optimizer_that_does_not_exist_is_an_error_of_the_file(write: Any, small: dict[str, Any]) -> None:
+    small["training"]["optimizer"] = "SDG"
+    with pytest.raises(ConfigError, match=r"training\.optimizer: unknown optimizer 'SDG'\. Did you mean 'SGD'"):
+        grid(write(small))
+
+
 def test_two_methods_with_one_label_are_refused(write: Any, small: dict[str, Any]) -> None:
     small["experiments"]["methods"] = ["WT", {"name": "ALDS", "label": "WT"}, {"name": "SVD", "settings": {"rnk": 1}}]
     with pytest.raises(ConfigError) as caught:

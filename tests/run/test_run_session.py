@@ -233,6 +233,27 @@ def test_variants_that_rewind_to_other_epochs_share_an_untouched_reference(
 
 
 @pytest.mark.usefixtures("no_plots")
+def test_a_network_is_loaded_by_its_keep_ratio(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
+    from experiment import load_network
+    from experiment.errors import ConfigError
+    from experiment.measure import count, example_input
+
+    path = write(small)
+    main([str(path), "-j", "1", "-q"])
+    rows = table(in_tmp).set_index(["method", "keep_target"])
+    example = example_input((1, 28, 28))
+    network = load_network(path, method="SVDNet", keep=0.5)
+    assert count(network, example).parameters == rows.loc[("SVD", 0.5), "parameters"]
+    with pytest.warns(UserWarning, match=r"no cell has keep ratio 0\.2: the nearest, 0\.1, is loaded"):
+        network = load_network(path, method="WT", keep=0.2)
+    assert count(network, example).parameters == rows.loc[("WT", 0.1), "parameters"]
+    with pytest.raises(ConfigError, match=r"2 finished cells .*WT keep 0\.5, WT keep 0\.1"):
+        load_network(path, method="WT")
+    with pytest.raises(ConfigError, match=r"0 finished cells match FT.*Choose between: Reference"):
+        load_network(path, method="FT", keep=0.5)
+
+
+@pytest.mark.usefixtures("no_plots")
 def test_a_failure_to_show_progress_costs_no_result(
     write: Any, small: dict[str, Any], in_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
