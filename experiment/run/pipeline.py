@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import copy
-import csv
-import io
-import json
-import math
 import shutil
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,11 +20,10 @@ from experiment.layers.build import expand
 from experiment.layers.inspect import trace_layers
 from experiment.layers.masks import named_masks
 from experiment.layers.plan import Plan, State
-from experiment.measure import count_bytes
 from experiment.methods.base import Calibration, Compressed, Compressor, make_method
 from experiment.methods.table import layer_rows
 from experiment.run.events import Advanced, CellDone, Report, Started, epoch_callbacks
-from experiment.run.keys import FORMAT_VERSION
+from experiment.run.outcome import costs_of, measure_network, require_finite, write_history, write_result, write_rows
 from experiment.run.plan import Cell, Chain, ReferenceTask
 from experiment.run.reference import (
     Context,
@@ -39,11 +32,10 @@ from experiment.run.reference import (
     obtain_reference,
     rewound_state,
     train_settings,
-    write_history,
 )
 from experiment.run.weights import read_weights, rebuild, save_weights
 from experiment.streams import generator
-from experiment.training.loop import EpochRecord, evaluate, train
+from experiment.training.loop import EpochRecord, train
 
 RUN_AGAIN = "Run the command again with --retry-failed: it is computed anew, and so is what follows it."
 
@@ -56,18 +48,18 @@ def run_reference(task: ReferenceTask, context: Context, report: Report) -> None
     try:
         p = task.variant.parameters
         reference = obtain_reference(task.reference, p, context, report)
-        measured = _measure(reference.network, p, context)
-        _require_finite(measured)
+        measured = measure_network(reference.network, p, context.data)
+        require_finite(measured)
         unchanged = Compressed(reference.network, Plan(), reference.count)
         with context.store.writing(task.cell) as folder:
             size = save_weights(
                 folder / "network.pt", reference.network, Plan(), _architecture(p, reference), method="Reference"
             )
-            _write_layers(folder / "layers.csv", layer_rows(reference.count, unchanged))
+            write_rows(folder / "layers.csv", layer_rows(reference.count, unchanged))
             shutil.copy2(reference.folder / "history.csv", folder / "history.csv")
-            costs = _costs(reference.network, unchanged, size)
+            costs = costs_of(unchanged, size)
             result = {**costs, **measured, "epochs": 0, "status": "done", "top1_before_retraining": measured["top1"]}
-            _write_result(folder, result)
+            write_result(folder, result)
     except Exception as error:  # whatever breaks one network must not stop the others: it is stored and told
         _store_failure(task.cell, error, context, report)
     else:
@@ -128,14 +120,6 @@ def cell_name(cell: Cell) -> str:
     return " ".join(word for word in words if word) + (f" rep {cell.repetition}" if cell.repetition else "")
 
 
-@dataclass
-class _Start:
-    """Where the next cell of a chain starts: a state, or the reason why there is none."""
-
-    state: State | None
-    reason: str | None = None
-
-
 class _Walk:
     """A chain under way: the reference network, where the next cell starts, and the analysis that cells share."""
 
@@ -167,9 +151,9 @@ class _Walk:
         started = time.perf_counter()
         records = self._retrain(cell, network, report) if cell.epochs_retrain else []
         seconds_retrain = time.perf_counter() - started
-        measured = _measure(network, self.p, self.context)
-        _require_finite(measured)
-        first = _measure(before, self.p, self.context) if cell.epochs_retrain else measured
+        measured = measure_network(network, self.p, self.context.data)
+        require_finite(measured)
+        first = measure_network(before, self.p, self.context.data) if cell.epochs_retrain else measured
         return self._store(
             cell, Compressed(network, compressed.plan, compressed.count), records,
             measured | {
@@ -250,16 +234,16 @@ class _Walk:
                 folder / "network.pt", compressed.network, compressed.plan, _architecture(self.p, self.reference),
                 method=cell.method, label=cell.label, keep=cell.keep,
             )  # fmt: skip
-            _write_layers(folder / "layers.csv", layer_rows(self.reference.count, compressed))
+            write_rows(folder / "layers.csv", layer_rows(self.reference.count, compressed))
             write_history(folder / "history.csv", records)
-            result = _costs(compressed.network, compressed, size) | measured
-            _write_result(folder, result)
+            result = costs_of(compressed, size) | measured
+            write_result(folder, result)
         return result
 
     def _store_infeasible(self, cell: Cell, error: InfeasibleBudget) -> dict[str, Any]:
         result = {"status": "infeasible", "error": str(error), "epochs": 0, "smallest": error.smallest}
         with self.context.store.writing(cell) as folder:
-            _write_result(folder, result)
+            write_result(folder, result)
         return result
 
 
@@ -274,33 +258,6 @@ def _architecture(p: Parameters, reference: Reference) -> dict[str, object]:
     return architecture_of(p, (channels, height, width))
 
 
-def _measure(network: nn.Module, p: Parameters, context: Context) -> dict[str, float]:
-    """Loss, top-1 and top-5 on the test data, in float32 whatever the precision of training."""
-    metrics = evaluate(
-        network, context.data.test(p), loss=p.training.loss, loss_kwargs=dict(p.training.loss_kwargs),
-        device=torch.device(context.machine.device), precision="fp32",
-    )  # fmt: skip
-    return {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5}
-
-
-def _require_finite(measured: Mapping[str, float]) -> None:
-    if not math.isfinite(measured["loss"]):
-        raise ExperimentError(f"the network's test loss is {measured['loss']}: its outputs are not finite.")
-
-
-def _costs(network: nn.Module, compressed: Compressed, file_size: int) -> dict[str, int]:
-    size = count_bytes(network)
-    return {
-        "parameters": compressed.count.parameters,
-        "flops": compressed.count.flops,
-        "flops_unmasked": compressed.count.flops_unmasked,
-        "bytes_dense": size.dense,
-        "bytes_values": size.values,
-        "bytes_sparse": size.sparse,
-        "bytes_file": file_size,
-    }
-
-
 def _done(cell: Cell, result: Mapping[str, Any], reference: Reference) -> CellDone:
     kept = result.get("parameters")
     share = None if kept is None else kept / reference.count.parameters
@@ -311,22 +268,9 @@ def _store_failure(cell: Cell, error: Exception, context: Context, report: Repor
     reason = str(error) if isinstance(error, ExperimentError) else f"{type(error).__name__}: {error}"
     result = {"status": "failed", "error": reason}
     with context.store.writing(cell, finished=False) as folder:
-        _write_result(folder, result)
+        write_result(folder, result)
         if not isinstance(error, ExperimentError):
             write_whole(folder / "traceback.txt", "".join(traceback.format_exception(error)))
     report(Advanced(cell.epochs_retrain + 1))
     report(CellDone(cell.key, cell_name(cell), "failed", None, None, reason))
     return result
-
-
-def _write_result(folder: Path, result: Mapping[str, Any]) -> None:
-    text = json.dumps({"format": FORMAT_VERSION, **result}, indent=1, sort_keys=True)
-    write_whole(folder / "result.json", text + "\n")
-
-
-def _write_layers(path: Path, rows: list[dict[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else ["layer"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, text.getvalue())

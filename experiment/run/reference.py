@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import csv
-import io
 import os
 import shutil
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,17 +15,18 @@ from torch import nn
 
 from experiment.config import Parameters, Training
 from experiment.errors import StoreError
-from experiment.files import set_aside, write_whole
+from experiment.files import set_aside
 from experiment.layers.plan import Plan, State
 from experiment.measure import Count, count, example_input
 from experiment.networks.make import make_network
 from experiment.run.data import Data
 from experiment.run.events import Note, Report, epoch_callbacks
+from experiment.run.outcome import write_history
 from experiment.run.plan import Machine, ReferenceSpec, resolved_precision
 from experiment.run.store import Directories, Store, log, reference_folder, sync_folder
 from experiment.run.weights import read_weights, save_weights
 from experiment.streams import seeded
-from experiment.training.loop import EpochRecord, SchedulerSpec, TrainSettings, train
+from experiment.training.loop import SchedulerSpec, TrainSettings, train
 
 
 @dataclass(frozen=True)
@@ -122,16 +121,6 @@ def rewound_state(reference: Reference, spec: ReferenceSpec) -> State:
 def rewind_file(folder: Path, epoch: int) -> Path:
     """Where a reference's folder keeps its weights as they were at the start of an epoch."""
     return folder / f"rewind-{epoch}.pt"
-
-
-def write_history(path: Path, records: list[EpochRecord]) -> None:
-    """history.csv: a row an epoch; with no epochs, nothing but the header."""
-    text = io.StringIO()
-    names = list(EpochRecord.__dataclass_fields__)
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(record) for record in records)
-    write_whole(path, text.getvalue())
 
 
 def _acquired(lock: FileLock, spec: ReferenceSpec, report: Report) -> AcquireReturnProxy[FileLock]:

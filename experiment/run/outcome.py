@@ -1,0 +1,72 @@
+"""What a cell leaves behind: what it measured and what it costs, as the files of its folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from experiment.config import Parameters
+from experiment.errors import ExperimentError
+from experiment.files import write_whole
+from experiment.measure import count_bytes
+from experiment.methods.base import Compressed
+from experiment.run.data import Data
+from experiment.run.keys import FORMAT_VERSION
+from experiment.training.loop import EpochRecord, evaluate
+
+
+def measure_network(network: nn.Module, p: Parameters, data: Data) -> dict[str, float]:
+    """Loss, top-1 and top-5 on the test data, in float32 whatever the precision of training."""
+    metrics = evaluate(
+        network, data.test(p), loss=p.training.loss, loss_kwargs=dict(p.training.loss_kwargs),
+        device=data.device, precision="fp32",
+    )  # fmt: skip
+    return {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5}
+
+
+def require_finite(measured: Mapping[str, float]) -> None:
+    """Raises: ExperimentError: the network's outputs are not finite."""
+    if not math.isfinite(measured["loss"]):
+        raise ExperimentError(f"the network's test loss is {measured['loss']}: its outputs are not finite.")
+
+
+def costs_of(compressed: Compressed, file_size: int) -> dict[str, int]:
+    """Counts, and bytes under all conventions."""
+    size = count_bytes(compressed.network)
+    return {
+        "parameters": compressed.count.parameters,
+        "flops": compressed.count.flops,
+        "flops_unmasked": compressed.count.flops_unmasked,
+        "bytes_dense": size.dense,
+        "bytes_values": size.values,
+        "bytes_sparse": size.sparse,
+        "bytes_file": file_size,
+    }
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """result.json, with the format's version."""
+    text = json.dumps({"format": FORMAT_VERSION, **result}, indent=1, sort_keys=True)
+    write_whole(folder / "result.json", text + "\n")
+
+
+def write_history(path: Path, records: Sequence[EpochRecord]) -> None:
+    """history.csv: a row an epoch; with no epochs, nothing but the header."""
+    write_rows(path, [asdict(record) for record in records], [f.name for f in fields(EpochRecord)])
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
+    """A CSV file of rows with the same keys; `columns` for when there may be no row."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
