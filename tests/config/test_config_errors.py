@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from experiment.config import ParameterFile
+
 Problems = Callable[..., tuple[str, ...]]
 
 
@@ -140,8 +142,9 @@ def test_one_mistake_one_sentence(problems: Problems, good: str, old: str, new: 
 
 
 @pytest.mark.parametrize("word", ["'no'", '"None"'])
-def test_quoted_words_are_text(loaded: Callable[..., object], good: str, word: str) -> None:
-    loaded(good.replace("momentum: 0.9", f"x: {word}"))
+def test_quoted_words_are_text(loaded: Callable[..., ParameterFile], good: str, word: str) -> None:
+    file = loaded(good.replace("momentum: 0.9", f"x: {word}"))
+    assert file.parameters.training.optimizer_kwargs["x"] == word[1:-1]
 
 
 def test_keep_ratios_must_fall_in_a_cascade_only(loaded: Callable[..., object], problems: Problems, good: str) -> None:
@@ -175,8 +178,9 @@ def test_start_epoch(problems: Problems, good: str, block: str, message: str) ->
     assert problem.startswith(f"e.yaml:12: retraining.startEpoch: {message}")
 
 
-def test_start_epoch_at_the_end_is_prune_only(loaded: Callable[..., object], good: str) -> None:
-    loaded(good + "retraining: {startEpoch: 12}\n")
+def test_start_epoch_at_the_end_is_prune_only(loaded: Callable[..., ParameterFile], good: str) -> None:
+    retraining = loaded(good + "retraining: {startEpoch: 12}\n").parameters.retraining
+    assert retraining.start_epoch == retraining.num_epochs == 12
 
 
 def test_rewinding_needs_an_epoch_of_the_training(loaded: Callable[..., object], problems: Problems, good: str) -> None:
