@@ -1,8 +1,9 @@
-"""ALDS: for all layers together, how many groups and which rank minimise the largest relative error of any layer."""
+"""ALDS: how many groups, which folding and which rank every layer gets, chosen for all layers together."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,11 +12,11 @@ from torch import nn
 
 from experiment.layers.plan import Plan, State
 from experiment.methods import lowrank
-from experiment.methods.allocate import minimise_maximum
+from experiment.methods.allocate import common_threshold, front, minimise_maximum
 from experiment.methods.base import Budget, Calibration
-from experiment.methods.lowrank import LowRank
-from experiment.methods.settings import ALDSSettings
-from experiment.methods.spectra import reference_errors
+from experiment.methods.lowrank import LowRank, divisors, slicings
+from experiment.methods.settings import ALDSKSettings, ALDSPlusSettings, ALDSSettings
+from experiment.methods.spectra import bound_errors, reference_errors
 
 Floats = NDArray[np.float64]
 
@@ -30,44 +31,36 @@ class Errors:
     """
 
     base: LowRank
-    values: list[Floats] = field(default_factory=list)
-    settled: list[NDArray[np.bool_]] = field(default_factory=list)
+    values: list[Floats]
+    settled: list[NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
 class ALDS:
     """Automatic layer-wise decomposition selector.
 
-    The input channels of every layer are split into k equal groups, and every slice W_i gets the same rank j:
+    The input channels of every layer are split into k equal groups, every slice W_i is folded into a matrix
+    (`ALDSSettings.foldings`) and gets the same rank j:
 
         min over (k_l, j_l) of max_l eps_l(k_l, j_l)   subject to   sum_l size_l(k_l, j_l) <= budget,
 
     with eps the relative operator-norm error, or a bound of it (`ALDSSettings.error`), and k any divisor of the
-    channels. A layer may also stay as it is. The sum and the maximum make the problem separable, so the global optimum
-    is found exactly (`minimise_maximum`).
+    channels; ALDS+ also chooses the folding of every layer. A layer may also stay as it is. The sum and the maximum
+    make the problem separable, so the global optimum is found exactly (`minimise_maximum`).
 
     Source: Liebenwein et al. 2021, https://arxiv.org/abs/2107.11442
     Differs: the paper alternates between ranks and groups from random starts, which may end in a local optimum.
     """
 
-    settings: ALDSSettings
+    settings: ALDSSettings | ALDSPlusSettings
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Errors:
         """Spectra of all layers for all numbers of groups."""
-        analysis = Errors(lowrank.analyse(state, divisors))
-        for name, options in analysis.base.options.items():
-            spectra = analysis.base.spectra[name]
-            ks = np.unique(options.groups).tolist()
-            spectra.prepare(ks)
-            values = np.zeros(len(options.ranks))
-            for k in ks:
-                here = (options.groups == k) & (options.ranks > 0)
-                values[here] = reference_errors(spectra, k)[options.ranks[here] - 1]
-            if self.settings.error == "bound":
-                values *= np.sqrt(options.groups)
-            analysis.values.append(values)
-            analysis.settled.append((options.groups == 1) | (self.settings.error != "exact"))
-        return analysis
+        settings = self.settings
+        base = _all_groups(state, settings.foldings, settings.round_to)
+        values = base.curves(bound_errors if settings.error == "bound" else reference_errors)
+        settled = [(o.groups == 1) | (settings.error != "exact") for o in base.options.values()]
+        return Errors(base, values, settled)
 
     def plan(self, analysis: Errors, budget: Budget) -> Plan:
         """The global optimum for the budget; what is left of it makes the next worst layers better.
@@ -90,10 +83,44 @@ class ALDS:
         lowrank.fill(built, state, analysis.base, plan)
 
 
-def divisors(number: int) -> list[int]:
-    """All divisors, rising."""
-    low = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
-    return sorted({*low, *(number // d for d in low)})
+@dataclass(frozen=True)
+class ALDSK:
+    """Of all options that cost a layer at most the share t of what it costs, that of the smallest error; t for all.
+
+    Source: Liebenwein et al. 2021, https://arxiv.org/abs/2107.11442 (the ablation that only optimises k)
+    """
+
+    settings: ALDSKSettings
+
+    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Errors:
+        """Spectra of all layers for all numbers of groups."""
+        base = _all_groups(state, self.settings.foldings, self.settings.round_to)
+        values = base.curves(bound_errors if self.settings.error == "bound" else reference_errors)
+        return Errors(base, values, [np.ones(len(v), dtype=bool) for v in values])
+
+    def plan(self, analysis: Errors, budget: Budget) -> Plan:
+        """The largest t that the budget allows.
+
+        Raises: InfeasibleBudget: the smallest options are still too much.
+        """
+        base = analysis.base
+        if base.start.allows(budget):
+            return lowrank.unchanged(base)
+        costs, limit = base.costs(budget.quantity), base.limit(budget)
+        fronts = [front(error, cost) for error, cost in zip(analysis.values, costs, strict=True)]
+        rising = [cost[best] for cost, best in zip(costs, fronts, strict=True)]
+        until = [-np.append(cost[1:], cost[-1]) / cost[-1] for cost in rising]  # -t at which the next option fits
+        chosen = common_threshold(until, rising, limit)
+        return lowrank.make_plan(base, [int(best[i]) for best, i in zip(fronts, chosen, strict=True)], analysis.values)
+
+    def fill(self, built: nn.Module, state: State, analysis: Errors, plan: Plan) -> None:
+        """Write the state's weights into `built`, in place."""
+        lowrank.fill(built, state, analysis.base, plan)
+
+
+def _all_groups(state: State, foldings: Sequence[int], round_to: int) -> LowRank:
+    """Every divisor of a layer's channels, under every folding."""
+    return lowrank.analyse(state, lambda info: slicings(info, divisors(info.in_features), foldings), round_to)
 
 
 def _settle(analysis: Errors, chosen: list[int]) -> bool:
@@ -104,9 +131,10 @@ def _settle(analysis: Errors, chosen: list[int]) -> bool:
         if settled[index]:
             continue
         any_new = settled[index] = True
-        groups = int(options.groups[index])
-        bounds = analysis.base.spectra[name].exact_bounds(int(options.ranks[index]), groups)
-        open_ones = (options.groups == groups) & (options.ranks > 0) & ~settled
+        slicing = int(options.groups[index]), int(options.foldings[index])
+        bounds = analysis.base.spectra[name].exact_bounds(int(options.ranks[index]), *slicing)
+        here = options.of(slicing)
+        open_ones = here[~settled[here]]
         values[open_ones] = np.maximum(values[open_ones], bounds[options.ranks[open_ones] - 1])
         values[index] = bounds[options.ranks[index] - 1]
     return any_new

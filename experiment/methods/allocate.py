@@ -28,7 +28,7 @@ def minimise_maximum(errors: Sequence[Floats], costs: Sequence[Integers], limit:
 
     Returns: for every layer the index of its option.
     """
-    fronts = [_front(error, cost) for error, cost in zip(errors, costs, strict=True)]
+    fronts = [front(error, cost) for error, cost in zip(errors, costs, strict=True)]
     steps = _Steps(
         [e[f] for e, f in zip(errors, fronts, strict=True)], [c[f] for c, f in zip(costs, fronts, strict=True)]
     )
@@ -44,7 +44,7 @@ def minimise_maximum(errors: Sequence[Floats], costs: Sequence[Integers], limit:
         else:
             slack -= increase
             chosen[layer] += 1
-    return [int(front[i]) for front, i in zip(fronts, chosen, strict=True)]
+    return [int(options[i]) for options, i in zip(fronts, chosen, strict=True)]
 
 
 def common_threshold(curves: Sequence[Floats], costs: Sequence[Integers], limit: int) -> list[int]:
@@ -68,6 +68,15 @@ def common_threshold(curves: Sequence[Floats], costs: Sequence[Integers], limit:
 def smallest(costs: Sequence[Integers]) -> int:
     """The least that all layers together can cost."""
     return sum(int(cost.min()) for cost in costs)
+
+
+def front(error: Floats, cost: Integers) -> Integers:
+    """The options that no other one beats in both: costs strictly rising, errors strictly falling."""
+    order = np.lexsort((error, cost))
+    lowest = np.minimum.accumulate(error[order])
+    better = np.concatenate([[True], lowest[1:] < lowest[:-1]])
+    found: Integers = order[better]
+    return found
 
 
 class _Steps:
@@ -100,12 +109,3 @@ class _Steps:
         """The option that every layer has reached."""
         counts: list[int] = np.bincount(self.layer[:taken], minlength=self.num_layers).tolist()
         return counts
-
-
-def _front(error: Floats, cost: Integers) -> Integers:
-    """The options that no other one beats in both: costs strictly rising, errors strictly falling."""
-    order = np.lexsort((error, cost))
-    lowest = np.minimum.accumulate(error[order])
-    better = np.concatenate([[True], lowest[1:] < lowest[:-1]])
-    front: Integers = order[better]
-    return front

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,11 +13,11 @@ from torch import nn
 from experiment.errors import InfeasibleBudget
 from experiment.layers.build import slice_mask, sliced_copy, write_whole
 from experiment.layers.inspect import LayerInfo
-from experiment.layers.lowrank import flops, max_rank, parameters, write_factors
+from experiment.layers.lowrank import flops, max_rank, parameters, split_kernel, write_factors
 from experiment.layers.plan import Detail, Factors, Plan, State
 from experiment.methods.allocate import smallest
 from experiment.methods.base import Budget, Quantity
-from experiment.methods.spectra import LayerSpectra
+from experiment.methods.spectra import LayerSpectra, Slicing
 from experiment.methods.start import Start, live_weight, start_of
 
 Floats = NDArray[np.float64]
@@ -28,13 +29,26 @@ class Options:
     """What one layer may become: pairs of factors that make it smaller and, last, itself.
 
     Attributes:
-        ranks, groups: (number of options,) each, ranks rising for every number of groups; (0, 1) is the layer itself.
+        ranks, groups, foldings: (number of options,) each, slicing by slicing, ranks rising within each; the last one,
+            (0, 1, 0), is the layer itself.
         costs: parameters (bias included) and multiply-adds of every option.
     """
 
     ranks: Integers
     groups: Integers
+    foldings: Integers
     costs: Mapping[Quantity, Integers]
+
+    def slicings(self) -> list[Slicing]:
+        """The slicings that have an option, in their order."""
+        pairs = zip(self.groups[:-1].tolist(), self.foldings[:-1].tolist(), strict=True)
+        return list(dict.fromkeys(pairs))
+
+    def of(self, slicing: Slicing) -> Integers:
+        """The indices of a slicing's options."""
+        groups, folding = slicing
+        here = (self.groups == groups) & (self.foldings == folding) & (self.ranks > 0)
+        return np.flatnonzero(here)
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,28 @@ class LowRank:
     def costs(self, quantity: Quantity) -> list[Integers]:
         """The costs of every layer's options."""
         return [options.costs[quantity] for options in self.options.values()]
+
+    def pairs(self) -> list[tuple[LayerInfo, Options]]:
+        """Every layer with its options."""
+        return [(self.start.layers[name], options) for name, options in self.options.items()]
+
+    def curves(self, curve: Callable[[LayerSpectra, int, int], Floats]) -> list[Floats]:
+        """For every layer (number of options,): a curve's values, and 0 for the layer itself.
+
+        Args:
+            curve: from spectra, groups and folding to one value a rank, from rank 1 on: (S,).
+        """
+        found = []
+        for name, options in self.options.items():
+            values = np.zeros(len(options.ranks))
+            spectra = self.spectra[name]
+            for folding in np.unique(options.foldings).tolist():
+                spectra.prepare([k for k, f in options.slicings() if f == folding], folding)
+            for groups, folding in options.slicings():
+                here = options.of((groups, folding))
+                values[here] = curve(spectra, groups, folding)[options.ranks[here] - 1]
+            found.append(values)
+        return found
 
     def limit(self, budget: Budget) -> int:
         """What the budget leaves for the compressible layers once all the rest is paid.
@@ -64,11 +100,12 @@ class LowRank:
         return budget.limit - fixed
 
 
-def analyse(state: State, groups_of: Callable[[int], Sequence[int]]) -> LowRank:
+def analyse(state: State, slicings_of: Callable[[LayerInfo], Sequence[Slicing]], round_to: int = 1) -> LowRank:
     """The options of a state's compressible layers, and their spectra, which are computed when first asked for.
 
     Args:
-        groups_of: from a layer's input channels to the numbers of groups to consider.
+        slicings_of: from a layer to the slicings to consider; see `slicings`.
+        round_to: the encoder's outputs, rank times groups, are multiples of this.
 
     Raises: CompressionError: a layer's weights are NaN or infinite.
     """
@@ -76,8 +113,29 @@ def analyse(state: State, groups_of: Callable[[int], Sequence[int]]) -> LowRank:
     return LowRank(
         start=start,
         spectra={name: LayerSpectra(live_weight(start.network, start.masks, name)) for name in start.layers},
-        options={name: _options(start, info, groups_of(info.in_features)) for name, info in start.layers.items()},
+        options={name: find_options(start, info, slicings_of(info), round_to) for name, info in start.layers.items()},
     )
+
+
+def slicings(info: LayerInfo, all_groups: Sequence[int], foldings: Sequence[int] = (0,)) -> list[Slicing]:
+    """All pairs of a number of groups and a folding that differ for this layer; foldings it does not have become 0."""
+    distinct: dict[tuple[int, int], int] = {}
+    for folding in foldings:
+        own = folding if info.kind == "conv" else 0
+        encoder = split_kernel(info.kernel, own)[0]
+        distinct.setdefault(encoder, 0 if encoder == info.kernel else own)
+    return [(groups, folding) for folding in distinct.values() for groups in all_groups]
+
+
+def nearest_divisor(number: int, wanted: int) -> int:
+    """The divisor closest to what is wanted, the larger one of two that are equally close."""
+    return min(divisors(number), key=lambda d: (abs(d - wanted), -d))
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, rising."""
+    low = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
+    return sorted({*low, *(number // d for d in low)})
 
 
 def unchanged(analysis: LowRank) -> Plan:
@@ -97,13 +155,13 @@ def make_plan(analysis: LowRank, chosen: Sequence[int], errors: Sequence[Floats]
     details: dict[str, Mapping[str, Detail]] = {}
     total = start.count.parameters
     for (name, options), index, error in zip(analysis.options.items(), chosen, errors, strict=True):
-        rank, groups = int(options.ranks[index]), int(options.groups[index])
+        rank, groups, folding = (int(a[index]) for a in (options.ranks, options.groups, options.foldings))
         if rank == 0:
             details[name] = _detail(None, 0.0, 0.0)
             continue
-        factors[name] = Factors(rank, groups, bias=start.layers[name].bias)
+        factors[name] = Factors(rank, groups, folding, bias=start.layers[name].bias)
         total += int(options.costs["parameters"][index]) - start.layer_cost(name, "parameters")
-        exact = analysis.spectra[name].exact_error(rank, groups)
+        exact = analysis.spectra[name].exact_error(rank, groups, folding)
         details[name] = _detail(factors[name], float(error[index]), exact)
     masks = {n: mask for n, mask in start.state.masks.items() if n.rpartition(".")[0] not in factors}
     return Plan(factors, masks, dict(start.state.kept), total, details)
@@ -124,17 +182,18 @@ def fill(built: nn.Module, state: State, analysis: LowRank, plan: Plan) -> None:
         write_factors(built.get_submodule(name), U_GRJ, V_GJN, factors.folding)
 
 
-def _options(start: Start, info: LayerInfo, all_groups: Sequence[int]) -> Options:
-    """Every rank that makes the layer smaller, for every number of groups; then the layer as it is."""
+def find_options(start: Start, info: LayerInfo, all_slicings: Sequence[Slicing], round_to: int = 1) -> Options:
+    """Every rank that makes the layer smaller, and no slower, for every slicing; then the layer as it is."""
     dense, work = start.layer_cost(info.name, "parameters"), start.layer_cost(info.name, "flops")
     bias = info.out_features if info.bias else 0
-    choices: list[tuple[int, int, int, int]] = []
-    for k in all_groups:
-        size, multiplications = parameters(info, 1, k), flops(info, 1, k)
-        top = min(max_rank(info, k), (dense - bias - 1) // size)
-        choices += [(j, k, j * size + bias, j * multiplications) for j in range(1, top + 1)]
-    ranks, groups, sizes, works = np.array([*choices, (0, 1, dense, work)], dtype=np.int64).T
-    return Options(ranks, groups, {"parameters": sizes, "flops": works})
+    choices: list[tuple[int, int, int, int, int]] = []
+    for k, folding in all_slicings:
+        size, multiplications = parameters(info, 1, k, folding), flops(info, 1, k, folding)
+        top = min(max_rank(info, k, folding), (dense - bias - 1) // size, work // multiplications)
+        step = round_to // math.gcd(round_to, k)
+        choices += [(j, k, folding, j * size + bias, j * multiplications) for j in range(step, top + 1, step)]
+    ranks, groups, foldings, sizes, works = np.array([*choices, (0, 1, 0, dense, work)], dtype=np.int64).T
+    return Options(ranks, groups, foldings, {"parameters": sizes, "flops": works})
 
 
 def _detail(factors: Factors | None, error: float, exact: float) -> dict[str, Detail]:

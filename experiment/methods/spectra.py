@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from experiment.layers.lowrank import fold
+from experiment.layers.lowrank import fold, split_kernel
 
 Floats = NDArray[np.float64]
 Slicing = tuple[int, int]  # groups, folding
@@ -37,6 +37,13 @@ class LayerSpectra:
         self._values: dict[Slicing, Floats] = {}
         self._bases: dict[Slicing, Tensor] = {}
         self._exact: dict[tuple[int, int, int], Floats] = {}
+
+    def full_rank(self, groups: int = 1, folding: int = 0) -> int:
+        """S, the most that a slice's rank can be."""
+        features, channels, *kernel = self._weight.shape
+        height, width = kernel or (1, 1)
+        encoder, decoder = split_kernel((height, width), folding)
+        return min(features * decoder[0] * decoder[1], channels // groups * encoder[0] * encoder[1])
 
     def values(self, groups: int = 1, folding: int = 0) -> Floats:
         """Singular values of every slice: (G, S), falling."""
@@ -137,12 +144,27 @@ def reference_errors(spectra: LayerSpectra, groups: int, folding: int = 0) -> Fl
     return np.append(largest[1:], 0.0) / (norm or 1.0)
 
 
-def energy_errors(spectra: LayerSpectra, folding: int = 0) -> Floats:
-    """Share of the squared singular values beyond rank j, for ranks j = 1 to S: (S,), falling to 0."""
-    squares = spectra.values(1, folding)[0] ** 2
-    tail = np.append(np.cumsum(squares[::-1])[::-1][1:], 0.0)
-    total: float = squares.sum() or 1.0
-    return tail / total
+def bound_errors(spectra: LayerSpectra, groups: int, folding: int = 0) -> Floats:
+    """`reference_errors` times sqrt(groups): an upper bound of the operator-norm error."""
+    return reference_errors(spectra, groups, folding) * groups**0.5
+
+
+def energy_errors(spectra: LayerSpectra, groups: int = 1, folding: int = 0) -> Floats:
+    """Share of the slices' squared singular values beyond rank j, for ranks j = 1 to S: (S,), falling to 0."""
+    return _tail_shares(spectra.values(groups, folding) ** 2)
+
+
+def nuclear_errors(spectra: LayerSpectra, groups: int = 1, folding: int = 0) -> Floats:
+    """Share of the slices' singular values beyond rank j, for ranks j = 1 to S: (S,), falling to 0."""
+    return _tail_shares(spectra.values(groups, folding))
+
+
+def _tail_shares(values_GS: Floats) -> Floats:
+    summed = values_GS.sum(axis=0)
+    tail = np.append(np.cumsum(summed[::-1])[::-1][1:], 0.0)
+    total: float = summed.sum() or 1.0
+    shares: Floats = tail / total
+    return shares
 
 
 def _small_gram(A: Tensor) -> Tensor:

@@ -31,6 +31,15 @@ def compressor(label: str, state: State, original: Count | None = None) -> Compr
     return Compressor(make_method(entry, entry.settings()), state, original, calibration, generator("test_contract", 1))
 
 
+def shrink(made: Compressor, keep: float, quantity: Quantity = "parameters") -> Compressed:
+    """The network at a keep ratio, or the smallest one where a method's order does not reach so low."""
+    try:
+        return made.compress(keep, quantity)
+    except InfeasibleBudget as error:
+        assert keep < 0.5  # what a method must be able to do with these networks
+        return made.compress(error.smallest / error.original, quantity)
+
+
 def achieved(counted: Count, quantity: Quantity) -> int:
     return counted.parameters if quantity == "parameters" else counted.flops_unmasked
 
@@ -78,7 +87,11 @@ def test_network_in_training_mode_is_taken_as_well(any_label: str, state: State)
 def test_planned_is_counted_and_within_the_budget(label: str, state: State, quantity: Quantity) -> None:
     made = compressor(label, state)
     for keep in KEEPS:
-        compressed = made.compress(keep, quantity)
+        try:
+            compressed = made.compress(keep, quantity)
+        except InfeasibleBudget:  # refused: what is refused, and what is not, has a test of its own
+            assert keep < 0.5
+            continue
         assert compressed.plan.parameters == compressed.count.parameters
         assert achieved(compressed.count, quantity) <= keep * achieved(made.original, quantity)
 
@@ -86,7 +99,7 @@ def test_planned_is_counted_and_within_the_budget(label: str, state: State, quan
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_less_budget_gives_less_network(label: str, state: State, quantity: Quantity) -> None:
     made = compressor(label, state)
-    sizes = [achieved(made.compress(keep, quantity).count, quantity) for keep in (1.0, *KEEPS)]
+    sizes = [achieved(shrink(made, keep, quantity).count, quantity) for keep in (1.0, *KEEPS)]
     assert sizes == sorted(set(sizes), reverse=True)
 
 
@@ -94,14 +107,14 @@ def test_outputs_have_the_same_shape_and_are_finite(any_label: str, state: State
     made, batch = compressor(any_label, state), torch.cat([state.example, -state.example])
     expected = state.network(batch)
     for keep in KEEPS:
-        output = made.compress(keep).network(batch)
+        output = shrink(made, keep).network(batch)
         assert output.shape == expected.shape
         assert torch.isfinite(output).all()
 
 
 def test_plan_and_state_dict_rebuild_the_network(any_label: str, state: State) -> None:
     for keep in KEEPS:
-        compressed = compressor(any_label, state).compress(keep)
+        compressed = shrink(compressor(any_label, state), keep)
         data = json.loads(json.dumps(compressed.plan.to_data()))
         rebuilt = build(state.network, Plan.from_data(data, state.network)).eval()
         rebuilt.load_state_dict(compressed.network.state_dict())
@@ -117,9 +130,9 @@ def test_same_seed_gives_the_same_network(any_label: str, state: State) -> None:
 
 def test_order_of_keep_ratios_does_not_matter(any_label: str, state: State) -> None:
     downwards, alone = compressor(any_label, state), compressor(any_label, state)
-    networks = [downwards.compress(keep).network for keep in KEEPS]
-    assert same(tensors(networks[-1]), tensors(alone.compress(KEEPS[-1]).network))
-    assert same(tensors(networks[0]), tensors(alone.compress(KEEPS[0]).network))
+    networks = [shrink(downwards, keep).network for keep in KEEPS]
+    assert same(tensors(networks[-1]), tensors(shrink(alone, KEEPS[-1]).network))
+    assert same(tensors(networks[0]), tensors(shrink(alone, KEEPS[0]).network))
 
 
 def test_training_keeps_the_structure(any_label: str, state: State) -> None:
@@ -154,7 +167,7 @@ def test_keeping_everything_changes_nothing(any_label: str, state: State, quanti
 
 def test_expanded_network_computes_the_same(any_label: str, state: State) -> None:
     for keep in KEEPS:
-        compressed = compressor(any_label, state).compress(keep)
+        compressed = shrink(compressor(any_label, state), keep)
         expanded = expand(compressed.network, state.network, compressed.plan, state.example)
         assert tensors(expanded.network).keys() == tensors(state.network).keys()
         expected = compressed.network(state.example)
@@ -164,10 +177,10 @@ def test_expanded_network_computes_the_same(any_label: str, state: State) -> Non
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_cascade_goes_on_from_what_is_left(label: str, state: State, quantity: Quantity) -> None:
     made = compressor(label, state)
-    first = made.compress(0.7, quantity)
+    first = shrink(made, 0.7, quantity)
     middle = expand(first.network, state.network, first.plan, state.example)
-    second = compressor(label, middle, made.original).compress(0.4, quantity)
-    assert achieved(second.count, quantity) <= 0.4 * achieved(made.original, quantity)
+    second = compressor(label, middle, made.original).compress(0.5, quantity)
+    assert achieved(second.count, quantity) <= 0.5 * achieved(made.original, quantity)
     end = expand(second.network, state.network, second.plan, state.example)
     for name, mask in middle.masks.items():
         assert not (end.masks[name] & ~mask).any()
@@ -179,7 +192,7 @@ def test_cascade_goes_on_from_what_is_left(label: str, state: State, quantity: Q
 def test_rewinding_fills_the_plan_from_other_weights(any_label: str, state: State) -> None:
     """The plan is that of the analysed state, the weights are the other state's, as if they had been analysed."""
     made = compressor(any_label, state)
-    compressed = made.compress(0.5)
+    compressed = shrink(made, 0.5)
     other = State(copy.deepcopy(state.network), state.example)
     with torch.no_grad():
         for parameter in other.network.parameters():
