@@ -1,0 +1,64 @@
+"""ranks.csv: the effective ranks of every layer over the epochs of a training, where a parameter file asks for them."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import nn
+
+from experiment.config import Parameters
+from experiment.run.outcome import write_rows
+from experiment.spectrum import layer_ranks
+
+NAME = "ranks.csv"
+COLUMNS = ("epoch", "layer", "effective_rank", "stable_rank", "full_rank")
+
+
+class RankLog:
+    """The rows of a training under way. The file is rewritten whole after every epoch, so that a kill loses none.
+
+    Args:
+        folder: where the training's checkpoint lies; what an earlier process wrote there is taken up.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / NAME
+        self._rows: dict[int, list[dict[str, object]]] = {}
+        if self._path.is_file():
+            with self._path.open(newline="", encoding="utf-8") as stream:
+                for row in csv.DictReader(stream):
+                    self._rows.setdefault(int(row["epoch"]), []).append(dict(row))
+
+    def note(self, epoch: int, network: nn.Module) -> None:
+        """Take down the ranks after so many epochs, in the place of what a killed process may have written of them."""
+        ranks = [asdict(rank) for rank in layer_ranks(network)]
+        self._rows[epoch] = [{"epoch": epoch} | {c: rank[c] for c in COLUMNS[1:]} for rank in ranks]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self.write(self._path.parent)
+
+    def write(self, folder: Path) -> None:
+        """Write ranks.csv into a folder, in the order of epochs."""
+        write_rows(folder / NAME, [row for epoch in sorted(self._rows) for row in self._rows[epoch]], COLUMNS)
+
+
+def rank_log(p: Parameters, folder: Path) -> RankLog | None:
+    """The log, or None where nobody asks for ranks."""
+    return RankLog(folder) if "rank" in p.experiments.measure else None
+
+
+def write_reference_ranks(p: Parameters, trained: Path, network: nn.Module, folder: Path) -> None:
+    """Write a reference's ranks.csv into a folder, if anybody asks for it.
+
+    Args:
+        trained: its folder of trained networks; where nobody asked for ranks when it was trained, those of the trained
+            network are the only rows.
+    """
+    if "rank" not in p.experiments.measure:
+        return
+    if (trained / NAME).is_file():
+        shutil.copy2(trained / NAME, folder / NAME)
+    else:
+        RankLog(folder).note(p.training.num_epochs, network)
