@@ -22,7 +22,7 @@ from experiment.methods.table import layer_rows
 from experiment.networks.make import make_network
 from experiment.registry import is_import_path
 from experiment.run.data import Data, transforms_of
-from experiment.run.names import find_method
+from experiment.run.names import find_method, recalibration_fault
 from experiment.run.store import Store
 from experiment.run.weights import read_weights, rebuild, save_weights
 from experiment.streams import generator
@@ -68,6 +68,7 @@ def compress(
     data: Iterable[Any] | Tensor | None = None,
     budget: Quantity = "parameters",
     seed: int = 0,
+    recalibrate: bool = False,
     **settings: Any,
 ) -> CompressionResult:
     """Compress a network; `net` itself is unchanged.
@@ -79,6 +80,8 @@ def compress(
         example: an input batch: its first sample traces the network.
         data: calibration data for the methods that need them: a tensor of inputs, a pair (inputs, targets), or a
             loader of such pairs.
+        recalibrate: whether BatchNorm statistics are re-estimated on `data` after compression, which helps a network
+            that is not retrained.
         settings: the method's own.
     Raises:
         CompressionError: InfeasibleBudget where the method cannot reach that size; missing data.
@@ -86,7 +89,8 @@ def compress(
     """
     return next(
         compress_many(
-            net, method, keeps=[keep], example=example, data=data, budget=budget, seed=seed, **settings
+            net, method, keeps=[keep], example=example, data=data, budget=budget, seed=seed,
+            recalibrate=recalibrate, **settings,
         )
     )  # fmt: skip
 
@@ -100,6 +104,7 @@ def compress_many(
     data: Iterable[Any] | Tensor | None = None,
     budget: Quantity = "parameters",
     seed: int = 0,
+    recalibrate: bool = False,
     **settings: Any,
 ) -> Iterator[CompressionResult]:
     """Like `compress` for several keep ratios, one result each, the analysis done once. Arguments as there."""
@@ -108,10 +113,14 @@ def compress_many(
         raise ConfigError(entry)
     if budget not in ("parameters", "flops"):
         raise ConfigError(f"budget must be 'parameters' or 'flops'. Got {budget!r}.")
+    if recalibrate and (fault := recalibration_fault(entry)):
+        raise ConfigError(fault)
     made = make_method(entry, make_settings(entry, settings))
     state = State(net, example[:1])
     original = count(net, example[:1])
-    compressor = Compressor(made, state, original, _calibration(data), generator("method", seed))
+    compressor = Compressor(
+        made, state, original, _calibration(data), generator("method", seed), recalibrated=recalibrate
+    )
     for keep in keeps:
         import pandas as pd
 

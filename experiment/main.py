@@ -128,8 +128,11 @@ def _plans(options: argparse.Namespace) -> list[ExperimentPlan]:
     problems: list[str] = []
     for path in options.param:
         try:
-            file = load(path, options.set, also=lambda values: ((f.key, f.text) for f in name_faults(values)))
-            plans.append(plan_experiment(file, machine, base=_without_overrides(path) if options.set else None))
+            file = load(
+                path, options.set, also=lambda values: ((f.key, f.text) for f in name_faults(values, options.data))
+            )
+            base = _without_overrides(path) if options.set else None
+            plans.append(plan_experiment(file, machine, base=base, datasets=options.data))
         except ConfigError as error:
             problems += error.problems
     if problems:

@@ -46,7 +46,8 @@ class DatasetEntry:
 class MethodEntry:
     """A compression method: its frozen dataclass of settings and, at `target`, the class that takes them.
 
-    `kind` is lowrank, filter, weight or none; `random` says that two runs with other seeds differ.
+    `kind` is lowrank, filter, weight or none; `random` says that two runs with other seeds differ; `restarts` that in a
+    cascade, too, every keep ratio starts from the reference network.
     """
 
     label: str
@@ -55,6 +56,7 @@ class MethodEntry:
     kind: str
     random: bool = False
     version: int = 1
+    restarts: bool = False
 
 
 def resolve(target: str) -> object:

@@ -52,7 +52,7 @@ def test_compress_leaves_the_network_as_it_was_and_keeps_the_budget(
     own: Own, x: Tensor, method: str, budget: str
 ) -> None:
     before = copy.deepcopy(own.state_dict())
-    result = compress(own, method, keep=0.6, example=x, budget=budget)  # type: ignore[arg-type]
+    result = compress(own, method, keep=0.6, example=x, data=x, budget=budget)  # type: ignore[arg-type]
     assert own.training
     assert all(torch.equal(before[name], value) for name, value in own.state_dict().items())
     assert result.network(x).shape == (2, 4)
@@ -65,7 +65,7 @@ def test_compress_leaves_the_network_as_it_was_and_keeps_the_budget(
 
 @pytest.mark.parametrize("method", COMPRESSING)
 def test_a_saved_network_of_the_users_own_comes_back(own: Own, x: Tensor, method: str, tmp_path: Path) -> None:
-    result = compress(own, method, keep=0.5, example=x)
+    result = compress(own, method, keep=0.5, example=x, data=x)
     save_network(result, tmp_path / "own.pt")
     loaded = load_network(tmp_path / "own.pt", network=Own())
     assert torch.equal(loaded(x), result.network.eval()(x))
@@ -85,6 +85,19 @@ def test_settings_are_checked_and_used(own: Own, x: Tensor) -> None:
         compress(own, "ALDS", keep=0.5, example=x, eror="exact")
     with pytest.raises(ConfigError, match="Did you mean 'ALDS'"):
         compress(own, "ALSD", keep=0.5, example=x)
+
+
+def test_recalibration_needs_data_and_batch_norm_and_a_method_that_changes_something(own: Own, x: Tensor) -> None:
+    plain = compress(own, "WT", keep=0.3, example=x, data=x)
+    made = compress(own, "WT", keep=0.3, example=x, data=x, recalibrate=True)
+    assert made.parameters == plain.parameters
+    assert not torch.equal(made.network.norm.running_mean, plain.network.norm.running_mean)
+    with pytest.raises(CompressionError, match=r"needs calibration data.*data=inputs"):
+        compress(own, "ALDS", keep=0.5, example=x, recalibrate=True)
+    with pytest.raises(CompressionError, match="no BatchNorm"):
+        compress(nn.Linear(9, 9), "SVD", keep=0.5, example=torch.ones(1, 9), data=torch.ones(2, 9), recalibrate=True)
+    with pytest.raises(ConfigError, match="Fake leaves the network as it is"):
+        compress(own, "Fake", keep=0.5, example=x, data=x, recalibrate=True)
 
 
 def test_too_small_a_budget_names_the_smallest(own: Own, x: Tensor) -> None:

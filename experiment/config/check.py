@@ -24,6 +24,17 @@ def faults(values: Mapping[str, Any]) -> Iterator[Fault]:
     """What does not go together in a whole file (retraining already on top of training), each with the key to blame."""
     yield from _epochs(values)
     yield from _grid(values)
+    yield from _given_weights(values)
+
+
+def _given_weights(values: Mapping[str, Any]) -> Iterator[Fault]:
+    network = values.get("network")
+    if not isinstance(network, Mapping) or network.get("weights") is None:
+        return
+    num_nets = _valid(Whole, values, "experiments", "numNets", default=1)
+    if num_nets is not None and num_nets > 1 and _valid(Epoch, values, "training", "numEpochs") == 0:
+        what = "must be 1, for network.weights without training (numEpochs: 0) makes all networks equal"
+        yield ("experiments", "numNets"), f"{what}. Got {num_nets}."
 
 
 def _epochs(values: Mapping[str, Any]) -> Iterator[Fault]:

@@ -57,6 +57,8 @@ class MethodRef(NamedSettings):
 
     label: Name | None = None
     """Its name on plots, in tables and in results; default: the method's own label."""
+    recalibrate: bool = False
+    """Whether BatchNorm statistics are re-estimated on the calibration images after every compression."""
 
 
 class Network(Block):
@@ -70,6 +72,8 @@ class Network(Block):
     """Number of outputs (classes)."""
     settings: dict[str, Any] = {}
     """What is handed to the network's factory by name."""
+    weights: Name | None = None
+    """A file of trained weights (a state_dict) that the network starts from; with numEpochs: 0 it is used as it is."""
 
 
 class Component(Block):
@@ -221,6 +225,8 @@ class Experiments(Block):
     """A dataset to test on instead of the network's own."""
     plotting: Plotting | None = None
     """The part of the x axis that plots show."""
+    measure: list[Literal["rank"]] = []
+    """What is measured beside accuracy and size: `rank` (effective ranks of all layers after every epoch)."""
     datasets_to_evaluate: Any = Field(default=None, exclude=True)
     """Accepted from torchprune's files, without effect."""
 

@@ -1,21 +1,20 @@
 """From a plan to the structure it describes, and from a compressed network back to dense weights, whatever the method.
 
-Parts of a plan compose in one order: channels first, then the factors of what is left of a layer, masks last.
+Parts of a plan compose in one order: new biases, channels, then the factors of what is left of a layer, masks last.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from experiment.errors import CompressionError
 from experiment.layers.channels import slice_channels, unslice
 from experiment.layers.lowrank import make_layer, product
-from experiment.layers.masks import Mask, add_masks, bake_masks
+from experiment.layers.masks import add_masks, bake_masks, write_parameter
 from experiment.layers.plan import Kept, Plan, State
 
 
@@ -37,6 +36,7 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
         if name not in plan.kept
     }
     built = copy.deepcopy(network, memo)
+    _add_biases(built, plan.biases)
     slice_channels(built, plan.kept)
     for name in plan.factors.keys() & plan.kept.keys():
         sliced = built.get_submodule(name)
@@ -49,7 +49,8 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
 def write_whole(built: nn.Module, network: nn.Module, plan: Plan) -> None:
     """Write into `built`, in place, all weights and buffers of `network` but those of layers that became factors.
 
-    Sliced layers take what is left of theirs, masked ones what their masks leave; a factored layer takes its bias.
+    Sliced layers take what is left of theirs, masked ones what their masks leave; a factored layer takes its bias,
+    or zeros where `network` has none.
     """
     targets = dict(built.named_modules())
     with torch.no_grad():
@@ -63,7 +64,8 @@ def write_whole(built: nn.Module, network: nn.Module, plan: Plan) -> None:
 def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Tensor) -> State:
     """A compressed network's weights back on the original architecture, computing the same outputs.
 
-    Factors become their product, removed channels zeros; masks and channels go into the state's support.
+    Factors become their product, removed channels zeros; masks and channels go into the state's support. A layer that
+    computes with a bias gets one where the original has none.
 
     Args:
         compressed: a network that `build(original, plan)` made, trained or not; not modified.
@@ -74,6 +76,8 @@ def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Tens
     plain = bake_masks(compressed) if plan.masks else compressed
     sources = dict(plain.named_modules())
     network = copy.deepcopy(original)
+    biases = _gained_biases(network, sources, plan)
+    _add_biases(network, biases)
     dense = sliced_copy(network, plan.kept)
     with torch.no_grad():
         for name, module in dense.named_modules():
@@ -87,7 +91,8 @@ def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Tens
             for name, module in whole.items():
                 _write(module, _tensors(dense.get_submodule(name)))
             unslice(dense, network, plan.kept)
-    return State(network.eval(), example, dict(plan.masks), dict(plan.kept))
+    masks = {name: mask for name, mask in plan.masks.items() if not plan.masks_factor(name)}
+    return State(network.eval(), example, masks, dict(plan.kept), biases)
 
 
 def sliced_copy(network: nn.Module, kept: Mapping[str, Kept]) -> nn.Module:
@@ -123,13 +128,42 @@ def _cuts(kept: Mapping[str, Kept], name: str, dims: int) -> list[tuple[int, tup
 
 def _check(network: nn.Module, plan: Plan) -> None:
     modules = dict(network.named_modules())
-    unknown = [name for name in (*plan.factors, *plan.kept) if name not in modules]
-    unknown += [name for name in plan.masks if name.rpartition(".")[0] not in modules]
+    masked = [name.rpartition(".")[0] for name in plan.masks if not plan.masks_factor(name)]
+    unknown = [name for name in (*plan.factors, *plan.kept, *plan.biases, *masked) if name not in modules]
     if unknown:
         raise CompressionError(f"the plan belongs to another network: this one has no {', '.join(map(repr, unknown))}.")
     both = [name for name in plan.masks if name.rpartition(".")[0] in plan.factors]
     if both:
-        raise CompressionError(f"{', '.join(both)}: a layer cannot both be masked and become factors.")
+        raise CompressionError(
+            f"{', '.join(both)}: a layer cannot both be masked and become factors. Its factors can be masked."
+        )
+    twice = [name for name in plan.biases if name in plan.factors]
+    if twice:
+        raise CompressionError(
+            f"{', '.join(twice)}: the bias of a layer that becomes factors is said with the factors."
+        )
+
+
+def _add_biases(network: nn.Module, layers: Sequence[str]) -> None:
+    """Give these layers a bias of zeros, in place, where they have none."""
+    for name in layers:
+        layer = network.get_submodule(name)
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            raise CompressionError(f"{name}: a {type(layer).__name__} cannot be given a bias.")
+        if layer.bias is None:
+            zeros = layer.weight.detach().new_zeros(layer.weight.shape[0])
+            layer.bias = nn.Parameter(zeros, requires_grad=layer.weight.requires_grad)
+
+
+def _gained_biases(original: nn.Module, sources: Mapping[str, nn.Module], plan: Plan) -> tuple[str, ...]:
+    """The layers that have a bias in the compressed network, at their decoder if need be, and none in the original."""
+    gained = []
+    for name, module in original.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is None:
+            source = sources[name].get_submodule("decoder") if name in plan.factors else sources[name]
+            if "bias" in _tensors(source):
+                gained.append(name)
+    return tuple(gained)
 
 
 def _leave_fast_path(built: nn.Module, plan: Plan) -> None:
@@ -148,8 +182,11 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _write_bias(module: nn.Module, source: nn.Module) -> None:
-    if "bias" in _tensors(source):
-        module.get_parameter("bias").copy_(source.get_parameter("bias"))
+    own, other = _tensors(module), _tensors(source)
+    if "bias" in own and "bias" in other:
+        own["bias"].copy_(other["bias"])
+    elif "bias" in own:
+        own["bias"].zero_()
 
 
 def _write(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -158,13 +195,4 @@ def _write(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         if name in own:
             own[name].copy_(tensor)
         else:
-            chain = _parametrizations(module)[name]
-            (mask,) = (link.mask for link in chain.children() if isinstance(link, Mask))
-            chain.get_parameter("original").copy_(tensor * mask)
-
-
-def _parametrizations(module: nn.Module) -> nn.ModuleDict:
-    assert parametrize.is_parametrized(module)
-    parametrizations = module.parametrizations
-    assert isinstance(parametrizations, nn.ModuleDict)
-    return parametrizations
+            write_parameter(module, name, tensor)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from experiment.errors import CompressionError
 from experiment.layers.grouped import GroupedLinear
 from experiment.layers.inspect import LayerInfo
+from experiment.layers.masks import stored, write_parameter
 from experiment.layers.plan import Factors
 
 # Which kernel axes (height, width) the encoder owns under each folding; the decoder owns the others.
@@ -105,26 +106,28 @@ def make_layer(module: nn.Module, factors: Factors) -> nn.Sequential:
     weight = module.weight
     with torch.device("meta"):  # no memory and no random numbers for values that are about to be overwritten
         pair = _linear_pair(module, factors) if isinstance(module, nn.Linear) else _conv_pair(module, factors)
-    layer = nn.Sequential(OrderedDict(encoder=pair[0], decoder=pair[1])).to(weight.dtype)
-    layer.to_empty(device=weight.device).requires_grad_(weight.requires_grad)
+    for factor in pair:  # `to_empty` would do the same, after loading half a second of torch's own Python
+        for name, p in dict(factor.named_parameters()).items():
+            empty = torch.empty(p.shape, dtype=weight.dtype, device=weight.device)
+            setattr(factor, name, nn.Parameter(empty, weight.requires_grad))
+    layer = nn.Sequential(OrderedDict(encoder=pair[0], decoder=pair[1]))
     return layer.train(module.training)
 
 
 def write_factors(layer: nn.Module, U_GRJ: Tensor, V_GJN: Tensor, folding: int = 0) -> None:
-    """Write the factors of the folded slices, W_g = U_g V_g, into an encoder and decoder, in place."""
+    """Write the factors of the folded slices, W_g = U_g V_g, into an encoder and decoder, in place, masked or not."""
     encoder, decoder = layer.get_submodule("encoder"), layer.get_submodule("decoder")
-    E, D = encoder.get_parameter("weight"), decoder.get_parameter("weight")
+    E_shape, D_shape = stored(encoder, "weight").shape, stored(decoder, "weight").shape
     groups, rank = V_GJN.shape[:2]
-    height, width = (*E.shape, 1, 1)[2:4]
+    height, width = (*E_shape, 1, 1)[2:4]
     if folding == 0:
         V = V_GJN.reshape(groups * rank, -1, height, width)
     else:
         V = V_GJN.reshape(groups * rank, height, width, -1).permute(0, 3, 1, 2)
-    height, width = (*D.shape, 1, 1)[2:4]
+    height, width = (*D_shape, 1, 1)[2:4]
     U = U_GRJ.reshape(groups, -1, height, width, rank).permute(1, 0, 4, 2, 3)
-    with torch.no_grad():
-        E.copy_(V.reshape(E.shape))
-        D.copy_(U.reshape(D.shape))
+    write_parameter(encoder, "weight", V.reshape(E_shape))
+    write_parameter(decoder, "weight", U.reshape(D_shape))
 
 
 def product(layer: nn.Module) -> Tensor:

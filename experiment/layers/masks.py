@@ -57,6 +57,18 @@ def named_masks(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def stored(module: nn.Module, name: str) -> nn.Parameter:
+    """A module's parameter: itself, or what stands behind its mask."""
+    return module.get_parameter(_original(name) if name in _masks_of(module) else name)
+
+
+def write_parameter(module: nn.Module, name: str, value: Tensor) -> None:
+    """Write into a module's parameter, in place; masked places become zero."""
+    link = _masks_of(module).get(name)
+    with torch.no_grad():
+        stored(module, name).copy_(value if link is None else value * link.mask.to(value.device))
+
+
 def bake_masks(network: nn.Module) -> nn.Module:
     """A copy of plain torch layers whose masked weights are ordinary zeros: for export, no longer for training."""
     baked = copy.deepcopy(network)

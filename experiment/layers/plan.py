@@ -8,7 +8,7 @@ method.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ Detail = str | int | float | bool | None
 class Factors:
     """One layer as encoder V (`groups` blocks, `groups * rank` outputs) and decoder U: y = U(Vx) + b.
 
-    `folding` is 0 to 3 (METHODS 2.1: channel-wise, two spatial, decode); `bias` says whether the decoder has one.
+    `folding` is 0 to 3 (see `experiment.layers.lowrank.fold`); `bias` says whether the decoder has one, where the layer
+    had none too.
     """
 
     rank: int
@@ -43,10 +44,12 @@ class Plan:
 
     Attributes:
         factors: layer name -> its decomposition.
-        masks: parameter name -> bool tensor of its shape, True where the weight stays.
+        masks: parameter name -> bool tensor of its shape, True where the weight stays. The parameter is one of the
+            original network's, or one of a layer's factors (`conv1.encoder.weight`).
         kept: module name -> the channels that stay.
         parameters: elements of the whole compressed network, as the method counted them when it planned.
         details: layer name -> what the method wants to tell about it (rank, relative_error, ...).
+        biases: layers without factors that have a bias which the original network does not have.
     """
 
     factors: Mapping[str, Factors] = field(default_factory=dict)
@@ -54,15 +57,19 @@ class Plan:
     kept: Mapping[str, Kept] = field(default_factory=dict)
     parameters: int | None = None
     details: Mapping[str, Mapping[str, Detail]] = field(default_factory=dict)
+    biases: tuple[str, ...] = ()
 
     def to_data(self) -> dict[str, object]:
-        """Plain values for `network.pt`; masks are named only, their bits are buffers of the state_dict."""
+        """Plain values for `network.pt`; masks have no bits here, which are buffers of the state_dict."""
+        of_factors = {name for name in self.masks if self.masks_factor(name)}
         return {
             "factors": {n: [f.rank, f.groups, f.folding, f.bias] for n, f in self.factors.items()},
-            "masks": sorted(self.masks),
+            "masks": sorted(self.masks.keys() - of_factors),
+            "factor_masks": {name: list(self.masks[name].shape) for name in sorted(of_factors)},
             "kept": {
                 n: [None if side is None else list(side) for side in (k.out, k.inputs)] for n, k in self.kept.items()
             },
+            "biases": list(self.biases),
         }
 
     @staticmethod
@@ -70,14 +77,30 @@ class Plan:
         """The plan that `to_data` wrote, with all-True masks of the right shapes until a state_dict fills them."""
         parameters = dict(original.named_parameters(remove_duplicate=False))
         factors, masks, kept = data["factors"], data["masks"], data["kept"]
+        shapes, biases = data.get("factor_masks", {}), data.get("biases", [])  # files of before have neither
         assert isinstance(factors, dict)
         assert isinstance(masks, list)
         assert isinstance(kept, dict)
+        assert isinstance(shapes, dict)
+        assert isinstance(biases, list)
         return Plan(
             factors={n: Factors(*values) for n, values in factors.items()},
-            masks={n: torch.ones_like(parameters[n], dtype=torch.bool) for n in masks},
+            masks={n: torch.ones_like(parameters[n], dtype=torch.bool) for n in masks}
+            | {n: torch.ones(shape, dtype=torch.bool) for n, shape in shapes.items()},
             kept={n: Kept(*(None if side is None else tuple(side) for side in sides)) for n, sides in kept.items()},
+            biases=tuple(biases),
         )
+
+    def masks_factor(self, name: str) -> bool:
+        """Whether a parameter, by its name, is one of a layer's factors rather than of the original network."""
+        module = name.rpartition(".")[0]
+        layer, _, factor = module.rpartition(".")
+        return factor in ("encoder", "decoder") and layer in self.factors
+
+    def keeping_biases(self, state: State) -> Plan:
+        """The plan for this state, with the biases that its layers gained named where they stay without factors."""
+        biases = tuple(name for name in state.biases if name not in self.factors)
+        return self if biases == self.biases else replace(self, biases=biases)
 
 
 @dataclass(frozen=True)
@@ -89,9 +112,11 @@ class State:
         example: a batch of one input, on the network's device: what graphs and counts are traced with.
         masks: parameter name -> bool tensor, True where a weight may still be non-zero; a parameter left out is whole.
         kept: module name -> channels still alive; a module left out is whole.
+        biases: layers of `network` that have a bias which those of the original network do not have.
     """
 
     network: nn.Module
     example: Tensor
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     kept: Mapping[str, Kept] = field(default_factory=dict)
+    biases: tuple[str, ...] = ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,7 @@ from experiment.layers.plan import Plan, State
 from experiment.methods import lowrank
 from experiment.methods.allocate import common_threshold, front, minimise_maximum
 from experiment.methods.base import Budget, Calibration
-from experiment.methods.lowrank import LowRank, divisors, slicings
+from experiment.methods.lowrank import LowRank, group_numbers, slicings
 from experiment.methods.settings import ALDSKSettings, ALDSPlusSettings, ALDSSettings
 from experiment.methods.spectra import bound_errors, reference_errors
 
@@ -57,7 +56,7 @@ class ALDS:
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Errors:
         """Spectra of all layers for all numbers of groups."""
         settings = self.settings
-        base = _all_groups(state, settings.foldings, settings.round_to)
+        base = _all_groups(state, settings, generator)
         values = base.curves(bound_errors if settings.error == "bound" else reference_errors)
         settled = [(o.groups == 1) | (settings.error != "exact") for o in base.options.values()]
         return Errors(base, values, settled)
@@ -94,7 +93,7 @@ class ALDSK:
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Errors:
         """Spectra of all layers for all numbers of groups."""
-        base = _all_groups(state, self.settings.foldings, self.settings.round_to)
+        base = _all_groups(state, self.settings, generator)
         values = base.curves(bound_errors if self.settings.error == "bound" else reference_errors)
         return Errors(base, values, [np.ones(len(v), dtype=bool) for v in values])
 
@@ -118,9 +117,17 @@ class ALDSK:
         lowrank.fill(built, state, analysis.base, plan)
 
 
-def _all_groups(state: State, foldings: Sequence[int], round_to: int) -> LowRank:
-    """Every divisor of a layer's channels, under every folding."""
-    return lowrank.analyse(state, lambda info: slicings(info, divisors(info.in_features), foldings), round_to)
+def _all_groups(
+    state: State, settings: ALDSSettings | ALDSPlusSettings | ALDSKSettings, generator: torch.Generator
+) -> LowRank:
+    """Every number of groups under every folding."""
+    return lowrank.analyse(
+        state,
+        lambda info: slicings(info, group_numbers(info, settings.min_group_width), settings.foldings),
+        settings.round_to,
+        randomised_above=settings.randomised_above,
+        generator=generator,
+    )
 
 
 def _settle(analysis: Errors, chosen: list[int]) -> bool:

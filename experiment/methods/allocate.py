@@ -65,6 +65,63 @@ def common_threshold(curves: Sequence[Floats], costs: Sequence[Integers], limit:
     return steps.positions(steps.longest_prefix(limit))
 
 
+def minimise_sum(losses: Sequence[Floats], costs: Sequence[Integers], limit: int) -> list[int]:
+    """The option of every layer that makes the sum of all layers' losses small within the limit.
+
+    Every layer walks down the lower convex hull of its (cost, loss) points, and of all layers' next steps the one that
+    saves most loss per cost comes first: for the costs that are met on the way this is the optimum (one Lagrange
+    multiplier). What is left of the limit goes, again by loss per cost, to any options that fit.
+
+    Args:
+        losses: for every layer (number of options,), finite, in any order.
+        costs: for every layer (number of options,), non-negative.
+        limit: at least `smallest(costs)`.
+
+    Returns: for every layer the index of its option.
+    """
+    hulls = [_hull(loss, cost) for loss, cost in zip(losses, costs, strict=True)]
+    dear = [cost[hull] for cost, hull in zip(costs, hulls, strict=True)]
+    lost = [loss[hull] for loss, hull in zip(losses, hulls, strict=True)]
+    saved = [np.append(-np.diff(a) / np.diff(b), 0.0) for a, b in zip(lost, dear, strict=True)]  # by the next step
+    steps = _Steps(saved, dear)
+    taken = steps.longest_prefix(limit)
+    chosen = [int(hull[i]) for hull, i in zip(hulls, steps.positions(taken), strict=True)]
+    _spend(losses, costs, chosen, limit - steps.spent(taken))
+    return chosen
+
+
+def _spend(losses: Sequence[Floats], costs: Sequence[Integers], chosen: list[int], slack: int) -> None:
+    """Improve `chosen`, in place, by the exchange within the slack that saves most per cost, until there is none."""
+    if not costs:
+        return
+    layer = np.repeat(np.arange(len(costs)), [len(cost) for cost in costs])
+    option = np.concatenate([np.arange(len(cost)) for cost in costs])
+    loss, cost = np.concatenate(losses), np.concatenate(costs)
+    first = np.searchsorted(layer, np.arange(len(costs)))
+    while True:
+        now = first + np.array(chosen)
+        saved, more = loss[now][layer] - loss, cost - cost[now][layer]
+        fits = (saved > 0) & (more <= slack)
+        if not fits.any():
+            return
+        best = int(np.where(fits, saved / np.maximum(more, 0.5), -1.0).argmax())
+        chosen[layer[best]] = int(option[best])
+        slack -= int(more[best])
+
+
+def _hull(loss: Floats, cost: Integers) -> Integers:
+    """The options on the lower convex hull of (cost, loss): costs rising, losses falling, ever more slowly."""
+    kept: list[int] = []
+    for i in front(loss, cost).tolist():
+        while len(kept) > 1 and (
+            (loss[kept[-2]] - loss[kept[-1]]) * (cost[i] - cost[kept[-1]])
+            <= (loss[kept[-1]] - loss[i]) * (cost[kept[-1]] - cost[kept[-2]])
+        ):
+            kept.pop()
+        kept.append(i)
+    return np.array(kept, dtype=np.int64)
+
+
 def smallest(costs: Sequence[Integers]) -> int:
     """The least that all layers together can cost."""
     return sum(int(cost.min()) for cost in costs)

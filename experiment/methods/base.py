@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from experiment.errors import CompressionError
 from experiment.layers.build import build
 from experiment.layers.plan import Plan, State
+from experiment.layers.recalibrate import DenseMoments, dense_moments, recalibrate
 from experiment.measure import Count, count
 from experiment.registry import MethodEntry, resolve
 
@@ -81,6 +82,8 @@ class Compressor:
 
     Args:
         original: the uncompressed network's count, which keep ratios are relative to (also in a cascade).
+        recalibrated: whether BatchNorm statistics are re-estimated on the calibration inputs in every network made.
+    Raises: CompressionError: no calibration inputs, or no BatchNorm, to re-estimate with.
     """
 
     def __init__(
@@ -90,8 +93,12 @@ class Compressor:
         original: Count,
         calibration: Calibration | None,
         generator: torch.Generator,
+        *,
+        recalibrated: bool = False,
     ) -> None:
         self.method, self.state, self.original = method, state, original
+        self.images = _images(calibration, state) if recalibrated else None
+        self.dense = None if self.images is None else dense_moments(state.network, self.images)
         with torch.no_grad():
             self.analysis = method.analyse(state, calibration, generator)
 
@@ -104,7 +111,7 @@ class Compressor:
             raise CompressionError(f"keep must be a number in (0, 1]. Got {keep!r}.")
         total = {"parameters": self.original.parameters, "flops": self.original.flops}[quantity]
         budget = Budget(quantity, math.floor(keep * total + 1e-6), total)
-        plan = self.method.plan(self.analysis, budget)
+        plan = self.method.plan(self.analysis, budget).keeping_biases(self.state)
         network = self.instantiate(plan)
         counted = count(network, self.state.example)
         assert plan.parameters is None or plan.parameters == counted.parameters, (
@@ -113,9 +120,29 @@ class Compressor:
         return Compressed(network, plan, counted)
 
     def instantiate(self, plan: Plan, state: State | None = None) -> nn.Module:
-        """The network that a plan describes, filled from this state or, to rewind, from another one."""
+        """The network that a plan describes, filled from this state or, to rewind, from another one.
+
+        Statistics are re-estimated in both: BatchNorms must fit the weights before them, wherever these come from.
+        """
         state = state or self.state
         with torch.no_grad():
             built = build(state.network, plan)
             self.method.fill(built, state, self.analysis, plan)
+        if self.images is not None:
+            recalibrate(built, self._dense_moments(state), plan.kept)
         return built.eval()
+
+    def _dense_moments(self, state: State) -> DenseMoments:
+        if state is self.state and self.dense is not None:
+            return self.dense
+        assert self.images is not None
+        return dense_moments(state.network, self.images)
+
+
+def _images(calibration: Calibration | None, state: State) -> Tensor:
+    if calibration is None or not len(calibration.inputs):
+        raise CompressionError(
+            "recalibrate needs calibration data, a few hundred inputs normalised as for training. Got none. "
+            "Pass them: compress(..., data=inputs, recalibrate=True)."
+        )
+    return calibration.inputs.to(state.example)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from experiment.errors import InfeasibleBudget
 from experiment.layers.build import slice_mask, sliced_copy, write_whole
@@ -17,8 +17,10 @@ from experiment.layers.lowrank import flops, max_rank, parameters, split_kernel,
 from experiment.layers.plan import Detail, Factors, Plan, State
 from experiment.methods.allocate import smallest
 from experiment.methods.base import Budget, Quantity
-from experiment.methods.spectra import LayerSpectra, Slicing
+from experiment.methods.randomised_spectra import RandomisedSpectra
+from experiment.methods.spectra import LayerSpectra, Slicing, Spectra
 from experiment.methods.start import Start, live_weight, start_of
+from experiment.streams import seed_of
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -32,12 +34,14 @@ class Options:
         ranks, groups, foldings: (number of options,) each, slicing by slicing, ranks rising within each; the last one,
             (0, 1, 0), is the layer itself.
         costs: parameters (bias included) and multiply-adds of every option.
+        bias: whether the factors have one.
     """
 
     ranks: Integers
     groups: Integers
     foldings: Integers
     costs: Mapping[Quantity, Integers]
+    bias: bool
 
     def slicings(self) -> list[Slicing]:
         """The slicings that have an option, in their order."""
@@ -53,11 +57,16 @@ class Options:
 
 @dataclass(frozen=True)
 class LowRank:
-    """What low-rank methods start from: every compressible layer's spectra and options."""
+    """What low-rank methods start from: every compressible layer's spectra and options.
+
+    Attributes:
+        spectra_of: from a layer's name and weight to spectra of the same kind, for the weights of other states.
+    """
 
     start: Start
-    spectra: Mapping[str, LayerSpectra]
+    spectra: Mapping[str, Spectra]
     options: Mapping[str, Options]
+    spectra_of: Callable[[str, Tensor], Spectra]
 
     def costs(self, quantity: Quantity) -> list[Integers]:
         """The costs of every layer's options."""
@@ -67,11 +76,11 @@ class LowRank:
         """Every layer with its options."""
         return [(self.start.layers[name], options) for name, options in self.options.items()]
 
-    def curves(self, curve: Callable[[LayerSpectra, int, int], Floats]) -> list[Floats]:
+    def curves(self, curve: Callable[[Spectra, int, int], Floats]) -> list[Floats]:
         """For every layer (number of options,): a curve's values, and 0 for the layer itself.
 
         Args:
-            curve: from spectra, groups and folding to one value a rank, from rank 1 on: (S,).
+            curve: from spectra, groups and folding to one value a rank, from rank 1 to at least `top_rank`.
         """
         found = []
         for name, options in self.options.items():
@@ -100,21 +109,58 @@ class LowRank:
         return budget.limit - fixed
 
 
-def analyse(state: State, slicings_of: Callable[[LayerInfo], Sequence[Slicing]], round_to: int = 1) -> LowRank:
+def analyse(
+    state: State,
+    slicings_of: Callable[[LayerInfo], Sequence[Slicing]],
+    round_to: int = 1,
+    *,
+    with_bias: bool = False,
+    randomised_above: int | None = None,
+    generator: torch.Generator | None = None,
+) -> LowRank:
     """The options of a state's compressible layers, and their spectra, which are computed when first asked for.
 
     Args:
         slicings_of: from a layer to the slicings to consider; see `slicings`.
-        round_to: the encoder's outputs, rank times groups, are multiples of this.
+        round_to: ranks are multiples of this.
+        with_bias: give the factors a bias where the layer has none.
+        randomised_above: of larger slices this many singular values, by randomised SVD; None for all of them.
+        generator: what randomised SVD is seeded from.
 
     Raises: CompressionError: a layer's weights are NaN or infinite.
     """
     start = start_of(state)
+    pairs = {name: slicings_of(info) for name, info in start.layers.items()}
+    spectra_of: Callable[[str, Tensor], Spectra] = _exact_spectra
+    if randomised_above is not None:
+        assert generator is not None
+        spectra_of = _randomised_spectra(start, pairs, randomised_above, generator)
     return LowRank(
         start=start,
-        spectra={name: LayerSpectra(live_weight(start.network, start.masks, name)) for name in start.layers},
-        options={name: find_options(start, info, slicings_of(info), round_to) for name, info in start.layers.items()},
+        spectra={name: spectra_of(name, live_weight(start.network, start.masks, name)) for name in start.layers},
+        options={
+            name: find_options(start, info, pairs[name], round_to, randomised_above, with_bias=with_bias)
+            for name, info in start.layers.items()
+        },
+        spectra_of=spectra_of,
     )
+
+
+def _exact_spectra(name: str, weight: Tensor) -> Spectra:
+    return LayerSpectra(weight)
+
+
+def _randomised_spectra(
+    start: Start, pairs: Mapping[str, Sequence[Slicing]], above: int, generator: torch.Generator
+) -> Callable[[str, Tensor], Spectra]:
+    """Randomised spectra for layers of which some slices are larger, exact ones for the others."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    large = {name for name, own in pairs.items() if any(max_rank(start.layers[name], *pair) > above for pair in own)}
+
+    def spectra_of(name: str, weight: Tensor) -> Spectra:
+        return RandomisedSpectra(weight, above, seed_of(seed, name)) if name in large else LayerSpectra(weight)
+
+    return spectra_of
 
 
 def slicings(info: LayerInfo, all_groups: Sequence[int], foldings: Sequence[int] = (0,)) -> list[Slicing]:
@@ -125,6 +171,11 @@ def slicings(info: LayerInfo, all_groups: Sequence[int], foldings: Sequence[int]
         encoder = split_kernel(info.kernel, own)[0]
         distinct.setdefault(encoder, 0 if encoder == info.kernel else own)
     return [(groups, folding) for folding in distinct.values() for groups in all_groups]
+
+
+def group_numbers(info: LayerInfo, min_width: int = 1) -> list[int]:
+    """All numbers of groups that leave each at least so many input channels; one group is always among them."""
+    return [k for k in divisors(info.in_features) if k == 1 or info.in_features // k >= min_width]
 
 
 def nearest_divisor(number: int, wanted: int) -> int:
@@ -143,12 +194,18 @@ def unchanged(analysis: LowRank) -> Plan:
     return analysis.start.unchanged({name: _detail(None, 0.0, 0.0) for name in analysis.options})
 
 
-def make_plan(analysis: LowRank, chosen: Sequence[int], errors: Sequence[Floats]) -> Plan:
+def make_plan(
+    analysis: LowRank,
+    chosen: Sequence[int],
+    errors: Sequence[Floats],
+    exact_error: Callable[[str, Factors], float] | None = None,
+) -> Plan:
     """The plan that gives every layer its chosen option.
 
     Args:
         chosen: for every layer the index of its option.
         errors: for every layer the relative error of every option, in the method's own criterion.
+        exact_error: from a layer and its factors to ||W - What||_2 / ||W||_2; default: that of truncated SVDs.
     """
     start = analysis.start
     factors: dict[str, Factors] = {}
@@ -159,12 +216,15 @@ def make_plan(analysis: LowRank, chosen: Sequence[int], errors: Sequence[Floats]
         if rank == 0:
             details[name] = _detail(None, 0.0, 0.0)
             continue
-        factors[name] = Factors(rank, groups, folding, bias=start.layers[name].bias)
+        factors[name] = Factors(rank, groups, folding, bias=options.bias)
         total += int(options.costs["parameters"][index]) - start.layer_cost(name, "parameters")
-        exact = analysis.spectra[name].exact_error(rank, groups, folding)
+        if exact_error is None:
+            exact = analysis.spectra[name].exact_error(rank, groups, folding)
+        else:
+            exact = exact_error(name, factors[name])
         details[name] = _detail(factors[name], float(error[index]), exact)
     masks = {n: mask for n, mask in start.state.masks.items() if n.rpartition(".")[0] not in factors}
-    return Plan(factors, masks, dict(start.state.kept), total, details)
+    return Plan(factors, masks, dict(start.state.kept), parameters=total, details=details)
 
 
 def fill(built: nn.Module, state: State, analysis: LowRank, plan: Plan) -> None:
@@ -177,23 +237,36 @@ def fill(built: nn.Module, state: State, analysis: LowRank, plan: Plan) -> None:
     network = analysis.start.network if analysed else sliced_copy(state.network, plan.kept)
     masks = {name: slice_mask(mask, plan.kept, name) for name, mask in state.masks.items()}
     for name, factors in plan.factors.items():
-        spectra = analysis.spectra[name] if analysed else LayerSpectra(live_weight(network, masks, name))
+        spectra = analysis.spectra[name] if analysed else analysis.spectra_of(name, live_weight(network, masks, name))
         U_GRJ, V_GJN = spectra.factors(factors.rank, factors.groups, factors.folding)
         write_factors(built.get_submodule(name), U_GRJ, V_GJN, factors.folding)
 
 
-def find_options(start: Start, info: LayerInfo, all_slicings: Sequence[Slicing], round_to: int = 1) -> Options:
-    """Every rank that makes the layer smaller, and no slower, for every slicing; then the layer as it is."""
+def find_options(
+    start: Start,
+    info: LayerInfo,
+    all_slicings: Sequence[Slicing],
+    round_to: int = 1,
+    most: int | None = None,
+    *,
+    with_bias: bool = False,
+) -> Options:
+    """Every rank up to `most` that makes the layer smaller, and no slower, for every slicing; then the layer itself.
+
+    Args:
+        with_bias: give the factors a bias where the layer has none.
+    """
     dense, work = start.layer_cost(info.name, "parameters"), start.layer_cost(info.name, "flops")
-    bias = info.out_features if info.bias else 0
+    bias = info.out_features if info.bias or with_bias else 0
     choices: list[tuple[int, int, int, int, int]] = []
     for k, folding in all_slicings:
         size, multiplications = parameters(info, 1, k, folding), flops(info, 1, k, folding)
         top = min(max_rank(info, k, folding), (dense - bias - 1) // size, work // multiplications)
-        step = round_to // math.gcd(round_to, k)
-        choices += [(j, k, folding, j * size + bias, j * multiplications) for j in range(step, top + 1, step)]
-    ranks, groups, foldings, sizes, works = np.array([*choices, (0, 1, 0, dense, work)], dtype=np.int64).T
-    return Options(ranks, groups, foldings, {"parameters": sizes, "flops": works})
+        top = top if most is None else min(top, most)
+        ranks = range(round_to, top + 1, round_to)
+        choices += [(j, k, folding, j * size + bias, j * multiplications) for j in ranks]
+    js, groups, foldings, sizes, works = np.array([*choices, (0, 1, 0, dense, work)], dtype=np.int64).T
+    return Options(js, groups, foldings, {"parameters": sizes, "flops": works}, info.bias or with_bias)
 
 
 def _detail(factors: Factors | None, error: float, exact: float) -> dict[str, Detail]:

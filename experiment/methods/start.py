@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +85,14 @@ def live_weight(network: nn.Module, masks: Mapping[str, Tensor], layer: str) -> 
     weight = network.get_submodule(layer).get_parameter("weight").detach()
     mask = masks.get(parameter_name(layer))
     return weight if mask is None else weight * mask.to(weight.device)
+
+
+def factored_layers(state: State, plan: Plan) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Every layer that becomes factors, with the channels that are gone cut out: name, module and live weight."""
+    network = sliced_copy(state.network, plan.kept)
+    masks = {name: slice_mask(mask, plan.kept, name) for name, mask in state.masks.items()}
+    for name in plan.factors:
+        yield name, network.get_submodule(name), live_weight(network, masks, name)
 
 
 def _check_weight(name: str, layer: nn.Module) -> None:

@@ -32,15 +32,15 @@ from experiment.methods.settings import (
     SVDNuclearSettings,
     SVDSettings,
 )
-from experiment.methods.spectra import LayerSpectra, energy_errors, nuclear_errors, reference_errors
+from experiment.methods.spectra import Spectra, energy_errors, nuclear_errors, reference_errors
 
 Floats = NDArray[np.float64]
 
 
 class Curve(Protocol):
-    """From a layer's spectra to one value a rank, from rank 1 on, non-increasing: (S,)."""
+    """From a layer's spectra to one value a rank, from rank 1 to at least `top_rank`, non-increasing."""
 
-    def __call__(self, spectra: LayerSpectra, groups: int, folding: int) -> Floats: ...
+    def __call__(self, spectra: Spectra, groups: int, folding: int) -> Floats: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class CommonThreshold:
     """In every layer the smallest rank whose curve is at most t; t is the same in all, and as low as the budget allows.
 
     Attributes:
-        groups, folding, round_to: see `experiment.methods.settings.lowrank`.
+        groups, folding, round_to, randomised_above: see `experiment.methods.settings.lowrank`.
         curve: what t is compared with.
         error: what is reported as relative error.
         per_flop: divide the curve by the multiply-adds that one rank costs.
@@ -74,6 +74,7 @@ class CommonThreshold:
     curve: Curve
     error: Curve
     per_flop: bool = False
+    randomised_above: int | None = None
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Analysis:
         """Spectra of all layers."""
@@ -81,6 +82,8 @@ class CommonThreshold:
             state,
             lambda info: slicings(info, (nearest_divisor(info.in_features, self.groups),), (self.folding,)),
             self.round_to,
+            randomised_above=self.randomised_above,
+            generator=generator,
         )
         thresholds = base.curves(self.curve)
         errors = thresholds if self.error == self.curve else base.curves(self.error)
@@ -113,7 +116,14 @@ def svd(settings: SVDSettings | ALDSSimple3Settings | ALDSSimple5Settings) -> Co
     Source: Denton et al. 2014, https://arxiv.org/abs/1404.0736; with more groups than one the ablation ALDS-Simple of
     Liebenwein et al. 2021, https://arxiv.org/abs/2107.11442
     """
-    return CommonThreshold(settings.groups, settings.folding, settings.round_to, _rank_left, reference_errors)
+    return CommonThreshold(
+        settings.groups,
+        settings.folding,
+        settings.round_to,
+        _rank_left,
+        reference_errors,
+        randomised_above=settings.randomised_above,
+    )
 
 
 def svd_energy(settings: SVDEnergySettings) -> CommonThreshold:
@@ -121,7 +131,14 @@ def svd_energy(settings: SVDEnergySettings) -> CommonThreshold:
 
     Source: Wen et al. 2017, https://arxiv.org/abs/1703.09746 (the choice of ranks, without training towards low rank)
     """
-    return CommonThreshold(settings.groups, settings.folding, settings.round_to, energy_errors, energy_errors)
+    return CommonThreshold(
+        settings.groups,
+        settings.folding,
+        settings.round_to,
+        energy_errors,
+        energy_errors,
+        randomised_above=settings.randomised_above,
+    )
 
 
 def svd_nuclear(settings: SVDNuclearSettings) -> CommonThreshold:
@@ -137,7 +154,14 @@ def svd_error(settings: SVDErrorSettings | ALDSError3Settings) -> CommonThreshol
 
     Source: Liebenwein et al. 2021, https://arxiv.org/abs/2107.11442 (ALDS without its choice of groups)
     """
-    return CommonThreshold(settings.groups, settings.folding, settings.round_to, reference_errors, reference_errors)
+    return CommonThreshold(
+        settings.groups,
+        settings.folding,
+        settings.round_to,
+        reference_errors,
+        reference_errors,
+        randomised_above=settings.randomised_above,
+    )
 
 
 def l_rank(settings: LRankSettings | LRankScheme1Settings) -> CommonThreshold:
@@ -149,16 +173,27 @@ def l_rank(settings: LRankSettings | LRankScheme1Settings) -> CommonThreshold:
     Source: Idelbayev and Carreira-Perpinan 2020, "Low-rank compression of neural nets: learning the rank of each layer"
     (CVPR; the choice of ranks for given weights, without the training that alternates with it)
     """
-    return CommonThreshold(1, settings.folding, settings.round_to, _next_square, energy_errors, per_flop=True)
+    return CommonThreshold(
+        1,
+        settings.folding,
+        settings.round_to,
+        _next_square,
+        energy_errors,
+        per_flop=True,
+        randomised_above=settings.randomised_above,
+    )
 
 
-def _rank_left(spectra: LayerSpectra, groups: int, folding: int) -> Floats:
+def shares_left(full: int) -> Floats:
     """1 - t at which round(t * full) goes beyond rank j; equal fractions give equal floats, so ties are seen."""
-    full = spectra.full_rank(groups, folding)
     ranks = np.arange(1, full + 1)
     return (2 * (full - ranks) - 1) / (2.0 * full)
 
 
-def _next_square(spectra: LayerSpectra, groups: int, folding: int) -> Floats:
+def _rank_left(spectra: Spectra, groups: int, folding: int) -> Floats:
+    return shares_left(spectra.full_rank(groups, folding))
+
+
+def _next_square(spectra: Spectra, groups: int, folding: int) -> Floats:
     """sigma_{j+1}^2, what the next rank would add."""
     return np.append(np.square(spectra.values(groups, folding)).sum(axis=0)[1:], 0.0)

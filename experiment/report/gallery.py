@@ -10,6 +10,14 @@ from experiment.report.history_plot import plot_retraining, plot_training
 from experiment.report.layers_plot import plot_layers, typical_keeps
 from experiment.report.naming import Naming
 from experiment.report.plot import Metric, Scale, plot_tradeoff
+from experiment.report.ranks_plot import (
+    RANK_COLUMNS,
+    plot_rank_curves,
+    plot_rank_keeps,
+    plot_rank_training,
+    shares_of,
+)
+from experiment.report.ranks_words import keeps_seen, retraining_seen, training_seen
 from experiment.report.source import REFERENCE, Source, read_cells
 from experiment.report.summary import Quantity, compressed, prune_only
 from experiment.report.sweep import is_retrain_sweep, plot_retrain_sweep
@@ -19,7 +27,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 HARD = 0.1  # keep ratio from which a logarithmic axis says more
-STEMS = ("tradeoff-", "layers", "training", "retraining", "sweep-")
+STEMS = ("tradeoff-", "layers", "training", "retraining", "sweep-", "ranks-")
 LAYER_COLUMNS = ("layer", "parameters_before", "parameters")
 HISTORY_COLUMNS = ("epoch", "loss", "top1", "valid_loss", "valid_top1")
 QUANTITIES: tuple[Quantity, ...] = ("parameters", "flops")
@@ -148,6 +156,28 @@ def _inside(source: Source, naming: Naming, frame: DataFrame) -> Iterator[Plot]:
     ):
         figure = plot_retraining(history, naming.names, f"{title}: retraining")
         yield Plot("retraining", "Retraining of the compressed networks, mean over networks.", figure)
+    yield from _ranks(source, naming, done, cells, title)
+
+
+def _ranks(source: Source, naming: Naming, done: DataFrame, cells: DataFrame, title: str) -> Iterator[Plot]:
+    """Effective ranks, of those networks that were measured."""
+    reference = read_cells(source.folder, done[done["method"] == REFERENCE], "ranks.csv", RANK_COLUMNS)
+    ranks = read_cells(source.folder, cells, "ranks.csv", RANK_COLUMNS)
+    found = [frame for frame in (reference, ranks) if set(RANK_COLUMNS) <= set(frame)]
+    if not found:
+        return
+    reference, ranks = shares_of(found, reference), shares_of(found, ranks)
+    if reference["epoch"].nunique() > 1:
+        figure = plot_rank_training(reference, f"{title}: effective rank in training")
+        yield Plot("ranks-training", training_seen(reference), figure)
+    if ranks.empty:
+        return
+    figure = plot_rank_keeps(ranks, reference, naming, f"{title}: effective rank")
+    yield Plot("ranks-keep", keeps_seen(ranks, reference, naming), figure)
+    if ranks["epoch"].nunique() > 1:
+        typical = ranks[ranks["keep_target"].isin(typical_keeps(list(ranks["keep_target"]), 6))]
+        figure = plot_rank_curves(typical, naming, f"{title}: effective rank in retraining")
+        yield Plot("ranks-retraining", retraining_seen(ranks, naming), figure)
 
 
 def _typical(cells: DataFrame, count: int) -> DataFrame:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from experiment.config import MethodRef, ParameterFile, Parameters
@@ -18,10 +19,13 @@ from experiment.methods import METHODS, TORCHPRUNE_NAMES
 from experiment.methods.settings import make_settings
 from experiment.networks import NETWORKS
 from experiment.registry import MethodEntry, is_import_path, resolve, suggestion
+from experiment.run.given import GivenWeights, datasets_folder, find_given, missing_text
 from experiment.run.keys import named, settings_without_defaults, source_hash
 from experiment.training.names import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS
 
 KeyPath = tuple[str | int, ...]
+
+RECALIBRATION_VERSION = 1  # of experiment.layers.recalibrate: rises when its outcome changes
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,16 @@ class Fault:
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method of the file: its registered label or import path, its entry, its settings and the label on plots."""
+    """A method of the file: its registered label or import path, its entry, its settings and the label on plots.
+
+    `recalibrate` says whether BatchNorm statistics are re-estimated after it.
+    """
 
     name: str
     label: str
     entry: MethodEntry
     settings: object
+    recalibrate: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ class Names:
     Attributes:
         network_key, dataset_key, test_key: how they enter the keys of results.
         input_shape: (channels, height, width) where the dataset's entry tells it.
+        weights: the file that the network starts from, if one is given and there.
         methods: in the file's order, Reference left out (it is always there).
         faults: the names that are not known.
     """
@@ -70,37 +79,45 @@ class Names:
     dataset_key: dict[str, Any]
     test_key: dict[str, Any] | None
     input_shape: tuple[int, int, int] | None
+    weights: GivenWeights | None
     methods: tuple[MethodSpec, ...]
     faults: tuple[Fault, ...]
 
 
-def resolve_names(file: ParameterFile, p: Parameters) -> Names:
-    """Look up every name of one variant `p` of a file.
+def resolve_names(file: ParameterFile, p: Parameters, datasets: Path | None = None) -> Names:
+    """Look up every name of one variant `p` of a file; `datasets` is where the command line says that they lie.
 
     Raises: ConfigError: a method's settings are wrong, or two methods carry one label; all that is wrong comes with it.
     """
-    faults = tuple(name_faults(p.model_dump(mode="json", by_alias=True)))
+    values = p.model_dump(mode="json", by_alias=True)
+    faults = tuple(name_faults(values, datasets))
     if any(fault.fatal for fault in faults):
         raise ConfigError([fault.line(file) for fault in faults])
     network, dataset, test = p.network, p.network.dataset, p.experiments.dataset_test
     entry = DATASETS.get(dataset.name)
+    weights = None if network.weights is None else find_given(network.weights, datasets_folder(values, datasets))
+    content = {} if network.weights is None else {"weights": weights and weights.content}
     return Names(
-        network_key=_key(network.name, network.settings, NETWORKS),
+        network_key=_key(network.name, network.settings, NETWORKS) | content,
         dataset_key=_key(dataset.name, dataset.settings, DATASETS),
         test_key=None if test is None else _key(test.name, test.settings, DATASETS),
         input_shape=entry.input_shape if entry else None,
+        weights=weights,
         methods=tuple(spec for ref in p.experiments.methods if (spec := _spec(ref)).entry.label != "Reference"),
         faults=faults,
     )
 
 
-def name_faults(values: Mapping[str, Any]) -> Iterator[Fault]:
+def name_faults(values: Mapping[str, Any], datasets: Path | None = None) -> Iterator[Fault]:
     """All names in the plain values of a file that are not known, whatever else is wrong with it."""
     network = _mapping(values, "network")
     yield from _unknown(("network", "name"), network.get("name"), "network", NETWORKS)
     yield from _unknown(("network", "dataset"), _name(network.get("dataset")), "dataset", DATASETS)
     experiments = _mapping(values, "experiments")
     yield from _unknown(("experiments", "datasetTest"), _name(experiments.get("datasetTest")), "dataset", DATASETS)
+    given, folder = network.get("weights"), datasets_folder(values, datasets)
+    if isinstance(given, str) and find_given(given, folder) is None:
+        yield Fault(("network", "weights"), missing_text(given, folder))
     told = set()
     for block in ("training", "retraining"):  # which repeats what the training block says: once is enough
         for fault in _training_faults(block, _mapping(values, block)):
@@ -124,12 +141,21 @@ def find_method(name: str) -> MethodEntry | str:
     return f"unknown method '{name}'.{suggestion(name, [*METHODS, *TORCHPRUNE_NAMES])}"
 
 
+def recalibration_fault(entry: MethodEntry) -> str | None:
+    """Why there is no use in re-estimating BatchNorm statistics after a method, if there is none."""
+    if entry.target != METHODS["Fake"].target:
+        return None
+    return f"recalibrate has no effect: {entry.label} leaves the network as it is. Leave it out."
+
+
 def method_key(spec: MethodSpec) -> dict[str, Any]:
     """How a method enters the key of a cell: by what it is and does, not by its label on plots."""
     settings = {} if spec.settings is None else settings_without_defaults(spec.settings)
     key = named(spec.name, spec.entry.version, settings)
     if is_import_path(spec.name):  # the algorithm may lie in another module than the entry
         key |= {"version": spec.entry.version, "algorithm": source_hash(spec.entry.target.partition(":")[0])}
+    if spec.recalibrate:
+        key["recalibrate"] = RECALIBRATION_VERSION
     return key
 
 
@@ -184,6 +210,8 @@ def _method_faults(methods: list[Any]) -> Iterator[Fault]:
             if isinstance(entry, MethodEntry):
                 label = ref.get("label") or entry.label
                 make_settings(entry, _mapping(ref, "settings"))
+                if ref.get("recalibrate") is True and (text := recalibration_fault(entry)):
+                    yield Fault((*key, "recalibrate"), text, fatal=True)
             else:
                 label = ref.get("label") or TORCHPRUNE_NAMES.get(ref["name"], ref["name"])
                 yield Fault(key, entry, label)
@@ -209,6 +237,6 @@ def _spec(ref: MethodRef) -> MethodSpec:
     entry = find_method(ref.name)
     if isinstance(entry, str):
         label = ref.label or TORCHPRUNE_NAMES.get(ref.name, ref.name)
-        return MethodSpec(ref.name, label, MethodEntry(label, object, "", "none"), None)
+        return MethodSpec(ref.name, label, MethodEntry(label, object, "", "none"), None, ref.recalibrate)
     name = ref.name if is_import_path(ref.name) else entry.label
-    return MethodSpec(name, ref.label or entry.label, entry, make_settings(entry, ref.settings))
+    return MethodSpec(name, ref.label or entry.label, entry, make_settings(entry, ref.settings), ref.recalibrate)

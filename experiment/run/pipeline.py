@@ -25,6 +25,7 @@ from experiment.methods.table import layer_rows
 from experiment.run.events import Advanced, CellDone, Report, Started, epoch_callbacks
 from experiment.run.outcome import costs_of, measure_network, require_finite, write_history, write_result, write_rows
 from experiment.run.plan import Cell, Chain, ReferenceTask
+from experiment.run.ranks import RankLog, rank_log, write_reference_ranks
 from experiment.run.reference import (
     Context,
     Reference,
@@ -57,6 +58,7 @@ def run_reference(task: ReferenceTask, context: Context, report: Report) -> None
             )
             write_rows(folder / "layers.csv", layer_rows(reference.count, unchanged))
             shutil.copy2(reference.folder / "history.csv", folder / "history.csv")
+            write_reference_ranks(p, reference.folder, reference.network, folder)
             costs = costs_of(unchanged, size)
             result = {**costs, **measured, "epochs": 0, "status": "done", "top1_before_retraining": measured["top1"]}
             write_result(folder, result)
@@ -126,7 +128,7 @@ class _Walk:
     def __init__(self, chain: Chain, reference: Reference, context: Context) -> None:
         self.chain, self.reference, self.context = chain, reference, context
         self.p = chain.variant.parameters
-        self.cascade = self.p.experiments.mode.startswith("cascade")
+        self.cascade = self.p.experiments.mode.startswith("cascade") and not chain.method.entry.restarts
         self.method = make_method(chain.method.entry, chain.method.settings)
         self.last_done: Cell | None = None
         self.broken: str | None = None
@@ -149,13 +151,16 @@ class _Walk:
         seconds_compress = time.perf_counter() - started
         before = copy.deepcopy(network) if cell.epochs_retrain else network
         started = time.perf_counter()
-        records = self._retrain(cell, network, report) if cell.epochs_retrain else []
+        ranks = rank_log(self.p, self.context.store.partial(cell.key))
+        if ranks is not None:
+            ranks.note(0, network)
+        records = self._retrain(cell, network, ranks, report) if cell.epochs_retrain else []
         seconds_retrain = time.perf_counter() - started
         measured = measure_network(network, self.p, self.context.data)
         require_finite(measured)
         first = measure_network(before, self.p, self.context.data) if cell.epochs_retrain else measured
         return self._store(
-            cell, Compressed(network, compressed.plan, compressed.count), records,
+            cell, Compressed(network, compressed.plan, compressed.count), records, ranks,
             measured | {
                 "top1_before_retraining": first["top1"], "epochs": cell.epochs_retrain,
                 "seconds_compress": round(seconds_compress, 3), "seconds_retrain": round(seconds_retrain, 3),
@@ -201,7 +206,10 @@ class _Walk:
 
     def _analysed(self, state: State) -> Compressor:
         stream = generator("method", self.p.seed, self.chain.reference.net, self.chain.repetition)
-        return Compressor(self.method, state, self.reference.count, self._calibration(), stream)
+        return Compressor(
+            self.method, state, self.reference.count, self._calibration(), stream,
+            recalibrated=self.chain.method.recalibrate,
+        )  # fmt: skip
 
     def _calibration(self) -> Calibration:
         splits = self.context.data.splits(self.p, self.p.training)
@@ -211,7 +219,7 @@ class _Walk:
         inputs, targets = calibration(splits.valid, size, ("calibration", self.p.seed, self.p.network.dataset.name))
         return Calibration(inputs, targets)
 
-    def _retrain(self, cell: Cell, network: nn.Module, report: Report) -> list[EpochRecord]:
+    def _retrain(self, cell: Cell, network: nn.Module, ranks: RankLog | None, report: Report) -> list[EpochRecord]:
         splits = self.context.data.splits(self.p, self.p.retraining)
         settings = train_settings(self.p.retraining, self.context.machine)
         on_batch, on_epoch = epoch_callbacks(cell_name(cell), settings.num_epochs, len(splits.train), report)
@@ -222,12 +230,18 @@ class _Walk:
             stream=("retrain", self.p.seed, cell.net, cell.repetition),
             device=torch.device(self.context.machine.device), checkpoint=partial / "checkpoint.pt",
             on_batch=on_batch, on_epoch=on_epoch,
+            measure=None if ranks is None else lambda epochs: ranks.note(epochs, network),
         )  # fmt: skip
         network.eval()
         return records
 
     def _store(
-        self, cell: Cell, compressed: Compressed, records: list[EpochRecord], measured: dict[str, Any]
+        self,
+        cell: Cell,
+        compressed: Compressed,
+        records: list[EpochRecord],
+        ranks: RankLog | None,
+        measured: dict[str, Any],
     ) -> dict[str, Any]:
         with self.context.store.writing(cell) as folder:
             size = save_weights(
@@ -236,6 +250,8 @@ class _Walk:
             )  # fmt: skip
             write_rows(folder / "layers.csv", layer_rows(self.reference.count, compressed))
             write_history(folder / "history.csv", records)
+            if ranks is not None:
+                ranks.write(folder)
             result = costs_of(compressed, size) | measured
             write_result(folder, result)
         return result
@@ -250,7 +266,7 @@ class _Walk:
 def _plan_of(network: nn.Module, specification: Mapping[str, Any], original: nn.Module) -> Plan:
     """The plan of a stored network, its masks as the state_dict has them."""
     plan = Plan.from_data(specification["plan"], original)
-    return Plan(factors=plan.factors, masks=named_masks(network), kept=plan.kept)
+    return Plan(factors=plan.factors, masks=named_masks(network), kept=plan.kept, biases=plan.biases)
 
 
 def _architecture(p: Parameters, reference: Reference) -> dict[str, object]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiment.config import ParameterFile, Parameters, Variant, keep_steps
+from experiment.run.given import GivenWeights
 from experiment.run.keys import FORMAT_VERSION, digest
 from experiment.run.names import MethodSpec, Names, method_key, resolve_names
 
@@ -37,6 +38,7 @@ class ReferenceSpec:
     folder: str  # its name under the folder of trained networks
     net: int
     rewind_epoch: int | None
+    weights: GivenWeights | None = None  # what its training starts from; None: random weights
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,14 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9+._=,-]+", "_", text)[:MOST_LETTERS].strip(".") or "_"
 
 
-def plan_experiment(file: ParameterFile, machine: Machine, *, base: ParameterFile | None = None) -> ExperimentPlan:
+def plan_experiment(
+    file: ParameterFile, machine: Machine, *, base: ParameterFile | None = None, datasets: Path | None = None
+) -> ExperimentPlan:
     """Expand a parameter file into its grid.
 
     Args:
         base: the file without `--set` overrides, if it is valid: where those change what is computed, the name says so.
+        datasets: where the command line says that datasets lie.
     Raises: ConfigError: a method's settings are wrong, or two methods share a label.
     """
     references: list[ReferenceTask] = []
@@ -134,7 +139,7 @@ def plan_experiment(file: ParameterFile, machine: Machine, *, base: ParameterFil
     unavailable: dict[tuple[str, str], str] = {}
     problems: dict[str, None] = {}  # in order, each once
     for variant in file.variants:
-        names = resolve_names(file, variant.parameters)
+        names = resolve_names(file, variant.parameters, datasets)
         unavailable.update({(variant.name, fault.label): fault.text for fault in names.faults})
         problems.update(dict.fromkeys(fault.line(file) for fault in names.faults))
         for net in range(variant.parameters.experiments.num_nets):
@@ -145,7 +150,9 @@ def plan_experiment(file: ParameterFile, machine: Machine, *, base: ParameterFil
     plan = ExperimentPlan(
         file, slug_path(file.name), machine, tuple(references), tuple(chains), unavailable, tuple(problems)
     )
-    if file.overrides and (base is None or _computed(plan) != _computed(plan_experiment(base, machine))):
+    if file.overrides and (
+        base is None or _computed(plan) != _computed(plan_experiment(base, machine, datasets=datasets))
+    ):
         plan = replace(plan, name=f"{plan.name}@{digest(_computed(plan))[:8]}")
     return plan
 
@@ -191,7 +198,7 @@ def _reference_task(variant: Variant, net: int, machine: Machine, names: Names) 
     network, dataset = _short(p.network.name), _short(p.network.dataset.name)
     rewind = p.retraining.start_epoch if p.experiments.mode == "cascade-rewind" else None
     folder = f"{slug(network)}-{slug(dataset)}-n{net}-{key}"
-    spec = ReferenceSpec(key, folder, net, rewind)
+    spec = ReferenceSpec(key, folder, net, rewind, names.weights)
     tested = {"format": FORMAT_VERSION, "reference": key, "test": names.test_key}
     cell = Cell(
         variant=variant.name, method="Reference", label="Reference", net=net, repetition=0, keep=1.0, between=(),
@@ -213,7 +220,7 @@ def _cells(
 ) -> Iterator[Cell]:
     p = variant.parameters
     epochs = max(0, p.retraining.num_epochs - p.retraining.start_epoch)
-    cascade = p.experiments.mode.startswith("cascade")
+    cascade = p.experiments.mode.startswith("cascade") and not method.entry.restarts
     common = {
         "format": FORMAT_VERSION,
         "reference": task.reference.key,
@@ -229,7 +236,7 @@ def _cells(
     replayed: tuple[float, ...] = ()
     for step in keep_steps(p.experiments):
         # One-shot with compress-only steps: all earlier ones are taken again, from the reference network on.
-        between = step.between if cascade else (*replayed, *step.between)
+        between = step.between if cascade else () if method.entry.restarts else (*replayed, *step.between)
         replayed = between
         payload = common | {"keep": step.keep, "between": between}
         if cascade:

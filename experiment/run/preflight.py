@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 from experiment.config import ParameterFile, Parameters
 from experiment.datasets.transforms import check_transforms
-from experiment.errors import ConfigError, DataError, ExperimentError
+from experiment.errors import ConfigError, DataError, ExperimentError, StoreError
 from experiment.run.data import Data, transforms_of
+from experiment.run.given import GivenWeights
+from experiment.run.initial import load_given
 from experiment.run.plan import ExperimentPlan, Machine
 from experiment.run.reference import new_network, train_settings
 from experiment.run.store import Directories
@@ -24,7 +26,8 @@ def problems_before_running(plan: ExperimentPlan, directories: Directories, mach
     for variant in plan.file.variants:
         problems |= dict.fromkeys(_check_training(plan.file, variant.parameters, machine))
         if not problems:
-            problems |= dict.fromkeys(_check_network(plan.file, variant.parameters, data))
+            given = next(task.reference.weights for task in plan.references if task.variant.name == variant.name)
+            problems |= dict.fromkeys(_check_network(plan.file, variant.parameters, data, given))
     return list(problems)
 
 
@@ -40,7 +43,7 @@ def _check_training(file: ParameterFile, p: Parameters, machine: Machine) -> Ite
                 yield f"{place}: {block}.{text}"
 
 
-def _check_network(file: ParameterFile, p: Parameters, data: Data) -> Iterator[str]:
+def _check_network(file: ParameterFile, p: Parameters, data: Data, given: GivenWeights | None) -> Iterator[str]:
     try:
         splits = data.splits(p, p.training)
         data.test(p)
@@ -49,8 +52,14 @@ def _check_network(file: ParameterFile, p: Parameters, data: Data) -> Iterator[s
         return
     where = f"{file.where('network', 'name')}: network.name"
     try:
-        new_network(p, 0, splits.input_shape)
+        network = new_network(p, 0, splits.input_shape)
     except ExperimentError as error:
         yield f"{where}: {error}"
     except Exception as error:  # whatever a user's own factory raises is the user's to read
         yield f"{where}: '{p.network.name}' raised {type(error).__name__}: {error}"
+    else:
+        try:
+            if given is not None:
+                load_given(network, given)
+        except StoreError as error:
+            yield f"{file.where('network', 'weights')}: network.weights: {error}"

@@ -21,8 +21,11 @@ from experiment.measure import Count, count, example_input
 from experiment.networks.make import make_network
 from experiment.run.data import Data
 from experiment.run.events import Note, Report, epoch_callbacks
+from experiment.run.given import GivenWeights
+from experiment.run.initial import load_given
 from experiment.run.outcome import write_history
 from experiment.run.plan import Machine, ReferenceSpec, resolved_precision
+from experiment.run.ranks import rank_log
 from experiment.run.store import Directories, Store, log, reference_folder, sync_folder
 from experiment.run.weights import read_weights, save_weights
 from experiment.streams import seeded
@@ -53,10 +56,18 @@ class Reference:
         return self.state.network
 
 
-def new_network(p: Parameters, net: int, input_shape: tuple[int, int, int]) -> nn.Module:
-    """The untrained network number `net`: its weights depend on the seed and the number alone."""
+def new_network(
+    p: Parameters, net: int, input_shape: tuple[int, int, int], given: GivenWeights | None = None
+) -> nn.Module:
+    """The network number `net` before training: its weights are the given ones, else of the seed and the number alone.
+
+    Raises: StoreError: the given ones do not fit.
+    """
     with seeded("initialisation", p.seed, net):
-        return make_network(p.network.name, p.network.settings, input_shape, p.network.output_size)
+        network = make_network(p.network.name, p.network.settings, input_shape, p.network.output_size)
+    if given is not None:
+        load_given(network, given)
+    return network
 
 
 def architecture_of(p: Parameters, input_shape: tuple[int, int, int]) -> dict[str, object]:
@@ -99,7 +110,7 @@ def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, repor
     with _acquired(lock, spec, report):
         network = _loaded(folder, p, spec, input_shape)
         if network is None:
-            network = new_network(p, spec.net, input_shape)
+            network = new_network(p, spec.net, input_shape, spec.weights)
             _train(spec, p, context, network, folder, report)
         if spec.rewind_epoch is not None and not rewind_file(folder, spec.rewind_epoch).is_file():
             _train_to_rewind_epoch(spec, p, context, folder, report)
@@ -157,14 +168,20 @@ def _train(
     partial.mkdir(exist_ok=True)
     rewind = None if spec.rewind_epoch is None else (spec.rewind_epoch, rewind_file(partial, spec.rewind_epoch))
     on_batch, on_epoch = epoch_callbacks(f"Reference net {spec.net}", settings.num_epochs, len(splits.train), report)
+    ranks = rank_log(p, partial)
     try:
+        if ranks is not None:
+            ranks.note(0, network)
         records = train(
             network, splits.train, settings,
             valid=splits.valid, stream=("train", p.seed, spec.net), device=torch.device(context.machine.device),
             checkpoint=partial / "checkpoint.pt", rewind_to=rewind, on_batch=on_batch, on_epoch=on_epoch,
+            measure=None if ranks is None else lambda epochs: ranks.note(epochs, network),
         )  # fmt: skip
         save_weights(writing / "network.pt", network, Plan(), architecture_of(p, splits.input_shape), net=spec.net)
         write_history(writing / "history.csv", records)
+        if ranks is not None:
+            ranks.write(writing)
         if rewind is not None:
             shutil.copy2(rewind[1], writing)
         sync_folder(writing)
@@ -179,7 +196,7 @@ def _train_to_rewind_epoch(spec: ReferenceSpec, p: Parameters, context: Context,
     assert spec.rewind_epoch is not None
     report(Note(f"{spec.folder}: training up to epoch {spec.rewind_epoch} again, for the weights to rewind to"))
     splits = context.data.splits(p, p.training)
-    network = new_network(p, spec.net, splits.input_shape)
+    network = new_network(p, spec.net, splits.input_shape, spec.weights)
     train(
         network, splits.train, train_settings(p.training, context.machine),
         valid=splits.valid, stream=("train", p.seed, spec.net), device=torch.device(context.machine.device),

@@ -162,6 +162,8 @@ def _tell(plan: ExperimentPlan, found: Results, table: Path, report: Report, say
     """Say where everything is and what went wrong."""
     status = Counter(str(found[cell.key]["status"]) if cell.key in found else "pending" for cell in plan.cells)
     say(f"{plan.name}: " + ", ".join(f"{number} {name}" for name, number in sorted(status.items())) + " cells")
+    if without := _without_ranks(plan, found, Store(table.parent)):
+        say(f"  {_plural(without, 'cell')} without ranks.csv: computed before measure: [rank] was asked for, and kept")
     for cell in plan.cells:
         if found.get(cell.key, {}).get("status") == "failed":
             say(f"  failed: {cell.label} net {cell.net} keep {cell.keep:.4g}: {found[cell.key].get('error')}")
@@ -171,6 +173,14 @@ def _tell(plan: ExperimentPlan, found: Results, table: Path, report: Report, say
     say(f"  report    {_shown(report.markdown)}, {_shown(report.html)}")
     for plot in report.main_plots:
         say(f"  plot      {_shown(plot)}")
+
+
+def _without_ranks(plan: ExperimentPlan, found: Results, store: Store) -> int:
+    """How many finished cells have no ranks although the file asks for them."""
+    asking = {v.name for v in plan.file.variants if "rank" in v.parameters.experiments.measure}
+    done = [c for c in plan.cells if c.variant in asking and found.get(c.key, {}).get("status") == "done"]
+    folders = store.index() if done else {}
+    return sum(not (folders[cell.key] / "ranks.csv").is_file() for cell in done if cell.key in folders)
 
 
 def _shown(path: Path) -> str:

@@ -43,22 +43,30 @@ def save_weights(
     return buffer.tell()
 
 
-def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The specification and the state_dict of a file.
+def read_plain(path: Path) -> Any:
+    """What a file of tensors and plain values holds, on the CPU.
 
-    Raises: StoreError: the file is absent, damaged, foreign, or of another format version. Nothing in it is executed.
+    Raises: StoreError: the file is absent or damaged, or holds anything else. Nothing in it is executed.
     """
     if not path.is_file():
         raise StoreError(f"{path}: there is no such file.")
     try:
         with warnings.catch_warnings():  # torch warns of pickles that it then refuses, or that are refused below
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise StoreError(
             f"{path}: not a file of weights, damaged, or holding more than plain data ({reason})."
         ) from error
+
+
+def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The specification and the state_dict of a file.
+
+    Raises: StoreError: the file is absent, damaged, foreign, or of another format version. Nothing in it is executed.
+    """
+    content = read_plain(path)
     if not isinstance(content, dict) or not {"specification", "state_dict"} <= content.keys():
         raise StoreError(f"{path}: not written by this program: no specification and state_dict in it.")
     specification = content["specification"]

@@ -67,6 +67,7 @@ def train(
     until: int | None = None,
     on_batch: Callable[[int], None] | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    measure: Callable[[int], None] | None = None,
 ) -> list[EpochRecord]:
     """Train a network in place; it is left in eval mode.
 
@@ -79,6 +80,8 @@ def train(
         rewind_to: an epoch and the file for the state_dict at its start.
         until: an epoch at whose start to stop, the schedule being that of all epochs; early stopping has no say then.
         on_batch: told the number of images just trained on. on_epoch: told every epoch that is run now.
+        measure: told after every epoch how many have been run, before the checkpoint that counts it: what it writes to
+            a file is never behind that, though epochs may be measured again after an interruption.
 
     Returns: a record for every epoch from `settings.start_epoch` on, those before an interruption too.
 
@@ -103,6 +106,8 @@ def train(
             record = _run_epoch(trainer, data, valid, epoch, (*stream, "epoch", epoch), on_batch)
             progress.records.append(record)
             _keep_best(progress, network, settings)
+            if measure is not None:
+                measure(len(progress.records))
             saved.save(progress, last=epoch == last - 1)
             if on_epoch is not None:
                 on_epoch(record)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import InfeasibleBudget
+from experiment.errors import CompressionError, InfeasibleBudget
 from experiment.layers.build import build, expand
 from experiment.layers.masks import bake_masks, named_masks
 from experiment.layers.plan import Plan, State
@@ -23,12 +23,15 @@ QUANTITIES: tuple[Quantity, ...] = ("parameters", "flops")
 KEEPS = (0.9, 0.6, 0.35)
 
 
-def compressor(label: str, state: State, original: Count | None = None) -> Compressor:
+def compressor(label: str, state: State, original: Count | None = None, *, recalibrated: bool = False) -> Compressor:
     entry = METHODS[label]
     inputs = torch.randn(8, *state.example.shape[1:], generator=generator("test_contract"))
     calibration = Calibration(inputs, torch.zeros(8, dtype=torch.int64))
     original = original or count(state.network, state.example)
-    return Compressor(make_method(entry, entry.settings()), state, original, calibration, generator("test_contract", 1))
+    return Compressor(
+        make_method(entry, entry.settings()), state, original, calibration, generator("test_contract", 1),
+        recalibrated=recalibrated,
+    )  # fmt: skip
 
 
 def shrink(made: Compressor, keep: float, quantity: Quantity = "parameters") -> Compressed:
@@ -169,7 +172,8 @@ def test_expanded_network_computes_the_same(any_label: str, state: State) -> Non
     for keep in KEEPS:
         compressed = shrink(compressor(any_label, state), keep)
         expanded = expand(compressed.network, state.network, compressed.plan, state.example)
-        assert tensors(expanded.network).keys() == tensors(state.network).keys()
+        gained = {f"{name}.bias" for name in expanded.biases}  # some factors have a bias where the layer had none
+        assert tensors(expanded.network).keys() == tensors(state.network).keys() | gained
         expected = compressed.network(state.example)
         torch.testing.assert_close(expanded.network(state.example), expected, rtol=1e-4, atol=1e-4)
 
@@ -223,6 +227,28 @@ def test_impossible_budget_names_the_smallest_possible_one(label: str, state: St
 def compress_to(made: Compressor, limit: int, quantity: Quantity) -> int:
     plan = made.method.plan(made.analysis, Budget(quantity, limit, achieved(made.original, quantity)))
     return achieved(count(made.instantiate(plan), made.state.example), quantity)
+
+
+def test_recalibration_keeps_the_counts_and_changes_batch_norm_statistics_alone(any_label: str, state: State) -> None:
+    statistics = {
+        f"{name}.{what}"
+        for name, module in state.network.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+        for what in ("running_mean", "running_var")
+    }
+    if not statistics:
+        with pytest.raises(CompressionError, match="recalibrate has no effect"):
+            compressor(any_label, state, recalibrated=True)
+        return
+    plain = shrink(compressor(any_label, state), 0.5)
+    made = shrink(compressor(any_label, state, recalibrated=True), 0.5)
+    assert made.count == plain.count
+    assert made.plan.to_data() == plain.plan.to_data()
+    before, after = tensors(plain.network), tensors(made.network)
+    assert before.keys() == after.keys()
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed <= statistics
+    assert bool(changed) == (METHODS[any_label].kind != "none")
 
 
 def test_layers_of_the_plan_are_told(label: str, state: State) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from experiment.config import load
 from experiment.errors import ConfigError
+from experiment.methods import TORCHPRUNE_NAMES
 from experiment.run.plan import ExperimentPlan, Machine, plan_experiment, slug_path
 
 
@@ -98,6 +99,26 @@ def test_a_label_is_no_part_of_a_key(write: Any, small: dict[str, Any]) -> None:
     assert [c.label for c in after.cells] == ["Reference", "magnitude", "magnitude", "SVD", "SVD"]
 
 
+def test_recalibration_is_part_of_a_key_only_where_it_is_asked_for(write: Any, small: dict[str, Any]) -> None:
+    before = keys(grid(write(small)))
+    small["experiments"]["methods"] = ["WT", {"name": "SVD", "recalibrate": False}]
+    assert keys(grid(write(small))) == before
+    small["experiments"]["methods"] = ["WT", "SVD", {"name": "SVD", "label": "SVD + BN", "recalibrate": True}]
+    after = keys(grid(write(small)))
+    assert after[: len(before)] == before
+    assert len(set(after)) == len(before) + 2
+
+
+def test_recalibration_without_effect_or_a_label_of_its_own_is_refused(write: Any, small: dict[str, Any]) -> None:
+    methods = [{"name": "Fake", "recalibrate": True}, "SVD", {"name": "SVD", "recalibrate": True}]
+    small["experiments"]["methods"] = methods
+    with pytest.raises(ConfigError) as caught:
+        grid(write(small))
+    assert len(caught.value.problems) == 2
+    assert "methods[0].recalibrate: recalibrate has no effect: Fake leaves" in caught.value.problems[0]
+    assert "second method with the label 'SVD'" in caught.value.problems[1]
+
+
 def test_a_cascade_cell_depends_on_all_before_it(write: Any, small: dict[str, Any]) -> None:
     small["experiments"] |= {"mode": "cascade", "methods": ["WT"]}
     small["experiments"]["spacing"][0]["values"] = [0.8, 0.5, 0.1]
@@ -158,11 +179,14 @@ def test_long_values_of_a_sweep_make_no_long_file_names(write: Any, small: dict[
     assert max(len(cell.folder) for cell in grid(write(small)).cells) < 200
 
 
-def test_unknown_names_are_listed_and_hide_nothing(write: Any, small: dict[str, Any]) -> None:
-    small["experiments"]["methods"] = ["WT", "PCANet", "ALSD"]
+def test_unknown_names_are_listed_and_hide_nothing(
+    write: Any, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TORCHPRUNE_NAMES, "KnownNet", "Known")  # whose label is no method of this version
+    small["experiments"]["methods"] = ["WT", "KnownNet", "ALSD"]
     plan = grid(write(small))
-    assert [c.label for c in plan.cells[1:]] == ["WT", "WT", "PCA", "PCA", "ALSD", "ALSD"]
-    assert set(plan.unavailable) == {("", "PCA"), ("", "ALSD")}
+    assert [c.label for c in plan.cells[1:]] == ["WT", "WT", "Known", "Known", "ALSD", "ALSD"]
+    assert set(plan.unavailable) == {("", "Known"), ("", "ALSD")}
     assert "small.yaml:" in plan.problems[1]
     assert "Did you mean 'ALDS'?" in plan.problems[1]
 

@@ -32,6 +32,10 @@ PLANS = {
     "nothing": Plan(),
     "mask": Plan(masks={"3.weight": torch.arange(432).reshape(6, 8, 3, 3) % 3 == 0}),
     "factors": Plan(factors={"3": Factors(rank=2, groups=2, bias=True), "5": Factors(rank=3, bias=True)}),
+    "factors of which one is masked": Plan(
+        factors={"3": Factors(rank=2, bias=True)},
+        masks={"3.encoder.weight": torch.arange(144).reshape(2, 8, 3, 3) % 2 == 0},
+    ),
     "channels": Plan(
         kept={
             "0": Kept(out=(0, 2, 5)),

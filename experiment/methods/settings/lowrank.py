@@ -1,12 +1,16 @@
 """The settings of the low-rank methods.
 
-Three of them mean the same everywhere:
+Four of them mean the same everywhere:
 
     groups: into how many equal slices the input channels are split; the divisor of a layer's channels that is nearest.
     folding, foldings: which matrix a kernel becomes: 0 (filters by channels and kernel), 1 and 2 (filters and one
         kernel axis by the other one and channels), 3 (filters and kernel by channels). Where a layer's factors would
         be those of folding 0, as for linear layers and 1x1 kernels, it has only 0.
-    round_to: the encoders' outputs, rank times groups, are multiples of this, which some devices compute faster.
+    round_to: ranks are multiples of this; 8 or 16 run faster on many devices. Layers that have no such rank stay whole.
+    min_group_width: a group has at least this many input channels. Encoders of many narrow groups, which cost few
+        multiply-adds, run slowly: with 8 or 16, fewer multiply-adds also take less time.
+    randomised_above: layers whose slices' smaller side is larger than this get only that many singular values, by
+        randomised SVD, and no larger rank: seconds instead of minutes for thousands of features. Default: all of them.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ class SVDSettings:
     groups: Positive = 1
     folding: Folding = 0
     round_to: Positive = 1
+    randomised_above: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,15 @@ class SVDEnergySettings:
     groups: Positive = 1
     folding: Folding = 0
     round_to: Positive = 1
+    randomised_above: Positive | None = None
 
 
 @dataclass(frozen=True)
 class SVDNuclearSettings:
-    """The same share of the sum of singular values (the nuclear norm) discarded in every layer."""
+    """The same share of the sum of singular values (the nuclear norm) discarded in every layer.
+
+    It needs all singular values, and so has no `randomised_above`.
+    """
 
     groups: Positive = 1
     folding: Folding = 0
@@ -56,6 +65,7 @@ class SVDErrorSettings:
     groups: Positive = 1
     folding: Folding = 0
     round_to: Positive = 1
+    randomised_above: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,7 @@ class LRankSettings:
 
     folding: Folding = 0
     round_to: Positive = 1
+    randomised_above: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,7 @@ class LRankScheme1Settings:
 
     folding: Folding = 1
     round_to: Positive = 1
+    randomised_above: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,8 @@ class ALDSSettings:
     error: Error = "reference"
     foldings: Foldings = (0,)
     round_to: Positive = 1
+    min_group_width: Positive = 1
+    randomised_above: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,8 @@ class ALDSPlusSettings:
     error: Error = "reference"
     foldings: Foldings = (0, 1, 2, 3)
     round_to: Positive = 1
+    min_group_width: Positive = 1
+    randomised_above: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +126,8 @@ class ALDSKSettings:
     error: Literal["reference", "bound"] = "reference"
     foldings: Foldings = (0,)
     round_to: Positive = 1
+    min_group_width: Positive = 1
+    randomised_above: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +137,7 @@ class ALDSError3Settings:
     groups: Positive = 3
     folding: Folding = 0
     round_to: Positive = 1
+    randomised_above: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +147,7 @@ class ALDSSimple3Settings:
     groups: Positive = 3
     folding: Folding = 0
     round_to: Positive = 1
+    randomised_above: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -137,3 +157,70 @@ class ALDSSimple5Settings:
     groups: Positive = 5
     folding: Folding = 0
     round_to: Positive = 1
+    randomised_above: Positive | None = None
+
+
+@dataclass(frozen=True)
+class RSVDSettings:
+    """The same share of the full rank in every layer, as `SVDSettings`, with factors from randomised SVD.
+
+    Attributes:
+        oversampling: columns of the sketch beyond the rank.
+        power_iterations: multiplications by A A^T that sharpen it; 2 are enough unless singular values hardly fall.
+    """
+
+    oversampling: Positive = 10
+    power_iterations: Annotated[int, Ge(0)] = 2
+    groups: Positive = 1
+    folding: Folding = 0
+    round_to: Positive = 1
+
+
+@dataclass(frozen=True)
+class PCASettings:
+    """The directions in which layers' responses vary most, for the multiply-adds that they cost."""
+
+    round_to: Positive = 1
+
+
+@dataclass(frozen=True)
+class Messi3Settings:
+    """The same share of the full rank in every layer, in each of several subspaces among which weights are shared out.
+
+    Attributes:
+        groups: how many subspaces; need not divide the channels.
+        starts: random partitions that a search begins with; the best outcome is taken.
+        alternations: how often a search reassigns the weights, at most.
+    """
+
+    groups: Positive = 3
+    starts: Positive = 5
+    alternations: Positive = 5
+
+
+@dataclass(frozen=True)
+class Messi5Settings:
+    """`Messi3Settings` with five subspaces."""
+
+    groups: Positive = 5
+    starts: Positive = 5
+    alternations: Positive = 5
+
+
+@dataclass(frozen=True)
+class KLDSSettings:
+    """Folding, number of groups and rank of every layer together, by what they do to the network's output.
+
+    Attributes:
+        foldings: those to choose from, layer by layer.
+        points: how many options of every layer are tried on the network; in between is interpolated.
+        images: on how many of the calibration images they are tried.
+        refit: fit the decoders, layer after layer, to what the dense network computes on the calibration data.
+    """
+
+    foldings: Foldings = (0,)
+    points: Annotated[int, Ge(2)] = 8
+    images: Positive = 64
+    refit: bool = True
+    round_to: Positive = 1
+    min_group_width: Positive = 1
