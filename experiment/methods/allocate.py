@@ -83,6 +83,7 @@ def minimise_sum(losses: Sequence[Floats], costs: Sequence[Integers], limit: int
     dear = [cost[hull] for cost, hull in zip(costs, hulls, strict=True)]
     lost = [loss[hull] for loss, hull in zip(losses, hulls, strict=True)]
     saved = [np.append(-np.diff(a) / np.diff(b), 0.0) for a, b in zip(lost, dear, strict=True)]  # by the next step
+    saved = [np.minimum.accumulate(own) for own in saved]  # as the hull has it: rounding must not swap a layer's steps
     steps = _Steps(saved, dear)
     taken = steps.longest_prefix(limit)
     chosen = [int(hull[i]) for hull, i in zip(hulls, steps.positions(taken), strict=True)]

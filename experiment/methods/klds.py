@@ -16,21 +16,25 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError
 from experiment.layers.build import write_whole
+from experiment.layers.inspect import evaluating
 from experiment.layers.lowrank import write_factors
+from experiment.layers.masks import write_parameter
 from experiment.layers.plan import Factors, Plan, State
 from experiment.layers.refit import refit
 from experiment.methods import lowrank
 from experiment.methods.allocate import front, minimise_sum
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.directions import LayerDirections
-from experiment.methods.fisher import gather, log_probabilities
+from experiment.methods.fisher import SAMPLES, gather, log_probabilities
 from experiment.methods.lowrank import LowRank, Options, group_numbers, slicings
+from experiment.methods.responses import precise
 from experiment.methods.settings import KLDSSettings
 from experiment.methods.spectra import LayerSpectra
-from experiment.methods.start import factored_layers, live_weight
+from experiment.methods.start import factored_layers
 
 Floats = NDArray[np.float64]
 LEAST = 1e-9  # a divergence below this is rounding
+LEAST_SHARE = 1e-12  # of a layer's largest prediction: one below this is
 
 
 @dataclass(frozen=True)
@@ -90,18 +94,17 @@ class KLDS:
             lambda info: slicings(info, group_numbers(info, self.settings.min_group_width), self.settings.foldings),
             self.settings.round_to,
         )
-        network = _plain(base)
+        network, inputs = _plain(base), calibration.inputs.to(state.example)
         seed = int(torch.randint(2**62, (), generator=generator))
-        moments = gather(network, {n: o.slicings() for n, o in base.options.items()}, calibration.inputs, generator)
+        moments = gather(network, {n: o.slicings() for n, o in base.options.items()}, inputs, generator)
         directions = {
-            name: LayerDirections(network.get_submodule(name).get_parameter("weight"), own)
-            for name, own in moments.items()
+            name: LayerDirections(network.get_submodule(name).get_parameter("weight"), moments.pop(name))
+            for name in base.options
         }
         predicted = [_per_option(options, directions[name]) for name, options in base.options.items()]
-        images = calibration.inputs[: self.settings.images]
-        losses = _measure(network, base, directions, predicted, images, self.settings.points)
+        losses = _measure(network, base, directions, predicted, inputs[: self.settings.images], self.settings.points)
         errors = [np.sqrt(p / (directions[n].total or 1.0)) for n, p in zip(base.options, predicted, strict=True)]
-        return Analysis(base, network, directions, losses, errors, calibration.inputs, seed)
+        return Analysis(base, network, directions, losses, errors, inputs, seed)
 
     def plan(self, analysis: Analysis, budget: Budget) -> Plan:
         """The options of the smallest estimated sum of divergences within the budget.
@@ -115,7 +118,7 @@ class KLDS:
 
         def exact_error(name: str, factors: Factors) -> float:
             weight = analysis.network.get_submodule(name).get_parameter("weight")
-            left = weight.double() - analysis.directions[name].product(factors)
+            left = precise(weight) - analysis.directions[name].product(factors)
             return LayerSpectra(left).norm(factors.folding) / (LayerSpectra(weight).norm(factors.folding) or 1.0)
 
         return lowrank.make_plan(base, chosen, analysis.errors, exact_error)
@@ -140,14 +143,14 @@ def _rewind(built: nn.Module, state: State, analysis: Analysis, plan: Plan) -> N
         factors, layer = plan.factors[name], built.get_submodule(name)
         U_GRJ, V_GJN = analysis.directions[name].factors(factors, weight)
         write_factors(layer, U_GRJ, V_GJN, factors.folding)
-        layer.get_parameter("decoder.weight").copy_(decoders[name])
+        write_parameter(layer.get_submodule("decoder"), "weight", decoders[name])
 
 
 def _plain(base: LowRank) -> nn.Module:
     network = copy.deepcopy(base.start.network)
-    for name in base.options:
-        weight = network.get_submodule(name).get_parameter("weight")
-        weight.copy_(live_weight(base.start.network, base.start.masks, name))
+    for name, mask in base.start.masks.items():
+        parameter = network.get_parameter(name).detach()
+        parameter.mul_(mask.to(parameter.device))
     return network.eval()
 
 
@@ -169,19 +172,23 @@ def _measure(
     points: int,
 ) -> list[Floats]:
     """For every layer (number of options,): the divergence, measured at some options and interpolated at the others."""
-    dense = log_probabilities(network(images))
-    losses = []
+    dense, losses = _predictions(network, images), []
     for (name, options), prediction in zip(base.options.items(), predicted, strict=True):
-        weight = network.get_submodule(name).get_parameter("weight")
+        weight = network.get_submodule(name).get_parameter("weight").detach()
         before, tried = weight.clone(), _spread(prediction, options.costs["parameters"], points)
         measured = []
         for i in tried:
             factors = Factors(int(options.ranks[i]), int(options.groups[i]), int(options.foldings[i]))
             weight.copy_(directions[name].product(factors))
-            measured.append(_divergence(name, dense, log_probabilities(network(images))))
+            measured.append(_divergence(name, dense, _predictions(network, images)))
         weight.copy_(before)
         losses.append(_interpolated(prediction, prediction[tried], np.array(measured)))
     return losses
+
+
+def _predictions(network: nn.Module, images: Tensor) -> Tensor:
+    with evaluating(network):
+        return torch.cat([log_probabilities(network(batch)) for batch in torch.split(images, SAMPLES)])
 
 
 def _spread(prediction: Floats, cost: NDArray[np.int64], points: int) -> list[int]:
@@ -199,10 +206,9 @@ def _interpolated(prediction: Floats, at: Floats, measured: Floats) -> Floats:
     """All predictions, each times measured / predicted, interpolated between the logarithms of neighbours."""
     losses = np.zeros(len(prediction))
     if len(at):
-        at, measured = np.maximum(at, LEAST), np.maximum(measured, LEAST)
-        order = np.argsort(at, kind="stable")
-        here = np.maximum(prediction[:-1], LEAST)
-        ratio = np.interp(np.log(here), np.log(at[order]), np.log(measured / at)[order])
+        least = LEAST_SHARE * prediction.max() or 1.0
+        here, (at, first) = np.maximum(prediction[:-1], least), np.unique(np.maximum(at, least), return_index=True)
+        ratio = np.interp(np.log(here), np.log(at), np.log(np.maximum(measured, LEAST)[first] / at))
         losses[:-1] = here * np.exp(ratio)
     return losses
 
@@ -210,5 +216,9 @@ def _interpolated(prediction: Floats, at: Floats, measured: Floats) -> Floats:
 def _divergence(name: str, dense: Tensor, compressed: Tensor) -> float:
     value = float((dense.exp() * (dense - compressed)).sum(1).mean())
     if not np.isfinite(value):
-        raise CompressionError(f"layer '{name}': the network's outputs are not finite once it is decomposed.")
+        raise CompressionError(
+            f"layer '{name}': once it is decomposed, the network's outputs on the calibration data are NaN or "
+            f"infinite. Are the data transformed like the training data? Otherwise choose a method that does not "
+            f"compare outputs, such as ALDS."
+        )
     return value

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from experiment.methods.allocate import common_threshold, minimise_maximum, smallest
+from experiment.methods.allocate import common_threshold, minimise_maximum, minimise_sum, smallest
 
 SEEDS = range(20)
 
@@ -104,11 +104,81 @@ def test_equal_thresholds_go_one_layer_at_a_time() -> None:
     ]  # fmt: skip
 
 
+def total(values: list[np.ndarray], choice: tuple[int, ...] | list[int]) -> float:
+    return sum(float(v[i]) for v, i in zip(values, choice, strict=True))
+
+
+def by_multiplier(losses: list[np.ndarray], costs: list[np.ndarray], price: float) -> list[int]:
+    """Every layer for itself, when cost has a price; of equally good options the dearest."""
+    return [int(np.lexsort((-cost, loss + price * cost))[0]) for loss, cost in zip(losses, costs, strict=True)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_sum_is_the_smallest_possible_at_budgets_of_one_multiplier(seed: int) -> None:
+    losses, costs = random_options(seed)
+    for price in [0.0, *np.logspace(-3, 1, 12)]:
+        at = by_multiplier(losses, costs, price)
+        limit = int(total(costs, at))
+        chosen = minimise_sum(losses, costs, limit)
+        assert total(costs, chosen) <= limit
+        best = min(total(losses, choice) for choice in all_choices(costs, limit))
+        assert total(losses, chosen) == pytest.approx(best, abs=1e-12)
+        assert total(losses, chosen) == pytest.approx(total(losses, at), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_sum_is_never_above_the_limit_nor_worse_than_that_of_any_multiplier(seed: int) -> None:
+    losses, costs = random_options(seed)
+    choices = [by_multiplier(losses, costs, price) for price in np.logspace(-4, 2, 200)]
+    for limit in range(smallest(costs), sum(int(c.max()) for c in costs) + 5):
+        chosen = minimise_sum(losses, costs, limit)
+        assert total(costs, chosen) <= limit
+        fitting = [total(losses, choice) for choice in choices if total(costs, choice) <= limit]
+        assert total(losses, chosen) <= min(fitting, default=np.inf) + 1e-12
+        for layer in range(len(costs)):  # nothing that is left over would buy anything
+            for option in range(len(costs[layer])):
+                other = [option if i == layer else c for i, c in enumerate(chosen)]
+                assert total(costs, other) > limit or total(losses, other) >= total(losses, chosen) - 1e-12
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_sum_of_a_single_layer_is_its_best_option(seed: int) -> None:
+    losses, costs = random_options(seed, num_layers=1)
+    for limit in range(smallest(costs), 45):
+        (chosen,) = minimise_sum(losses, costs, limit)
+        fitting = [loss for loss, cost in zip(losses[0], costs[0], strict=True) if cost <= limit]
+        assert losses[0][chosen] == min(fitting)
+        assert costs[0][chosen] == min(c for e, c in zip(losses[0], costs[0], strict=True) if e == min(fitting))
+
+
+def test_steps_that_save_alike_go_in_the_order_of_layers() -> None:
+    losses, costs = [np.array([3.0, 2.0, 1.0])] * 3, [np.array([1, 2, 3])] * 3
+    assert [minimise_sum(losses, costs, limit) for limit in (3, 4, 5, 7, 9, 99)] == [
+        [0, 0, 0], [1, 0, 0], [2, 0, 0], [2, 2, 0], [2, 2, 2], [2, 2, 2],
+    ]  # fmt: skip
+
+
+def test_rounding_of_nearly_straight_losses_never_oversteps_the_limit() -> None:
+    rng = np.random.default_rng(0)
+    costs = [np.cumsum(rng.integers(1, 50, 30)) for _ in range(6)]
+    losses = [(cost[-1] - cost) * 0.1 / 3 for cost in costs]  # a straight line but for the last digit
+    for limit in range(smallest(costs), sum(int(c.max()) for c in costs), 37):
+        assert total(costs, minimise_sum(losses, costs, limit)) <= limit
+
+
+def test_what_is_left_goes_to_options_off_the_hull() -> None:
+    losses, costs = [np.array([10.0, 6.0, 0.0]), np.array([1.0, 0.9])], [np.array([1, 5, 10]), np.array([1, 3])]
+    assert minimise_sum(losses, costs, 11) == [2, 0]
+    assert minimise_sum(losses, costs, 7) == [1, 0]  # 6 lies above the line from 10 to 0
+    assert minimise_sum(losses, costs, 8) == [1, 1]
+
+
 def test_no_layers() -> None:
-    assert minimise_maximum([], [], 0) == common_threshold([], [], 0) == []
+    assert minimise_maximum([], [], 0) == common_threshold([], [], 0) == minimise_sum([], [], 0) == []
     assert smallest([]) == 0
 
 
 def test_limit_below_the_smallest_is_a_callers_mistake() -> None:
-    with pytest.raises(ValueError, match="at least 5"):
-        common_threshold([np.zeros(1)], [np.array([5])], 4)
+    for allocate in (common_threshold, minimise_maximum, minimise_sum):
+        with pytest.raises(ValueError, match="at least 5"):
+            allocate([np.zeros(1)], [np.array([5])], 4)
