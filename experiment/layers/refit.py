@@ -31,6 +31,7 @@ from experiment.layers.patches import draw_places, input_patches, num_positions,
 PLACES = 4096  # at least, where there are as many
 PLACES_AN_UNKNOWN = 4
 RIDGE = 1e-3  # of the mean square of h
+RIDGE_OF_FEW = 0.05  # of it, times unknowns per place: with few images there is little to learn, and much to overfit
 MOST_VALUES = 2**26  # that the largest response may have, all samples together: 256 MiB in float32
 
 
@@ -86,7 +87,8 @@ def _fit_decoder(name: str, decoder: nn.Module, h: Tensor, target: _Target) -> N
         )
     H_NP, Y_FP = _single(H_NP), _single(target.Y_FP)
     Y_FP = Y_FP if bias is None else Y_FP - bias[:, None]
-    strength = float(H_NP.square().sum() / len(H_NP)) * RIDGE
+    unknowns, num_places = H_NP.shape
+    strength = float(H_NP.square().sum() / unknowns) * (RIDGE + RIDGE_OF_FEW * unknowns / num_places)
     if not 0 < strength < math.inf:  # nothing arrives that anything can be learned from
         return
     U_FN = _single(weight.flatten(1))

@@ -15,7 +15,7 @@ from experiment.layers import refit as module
 from experiment.layers.build import build, write_whole
 from experiment.layers.lowrank import product, write_factors
 from experiment.layers.plan import Factors, Plan
-from experiment.layers.refit import RIDGE, refit
+from experiment.layers.refit import RIDGE, RIDGE_OF_FEW, refit
 from experiment.methods.spectra import LayerSpectra
 from experiment.streams import generator, seeded
 
@@ -62,7 +62,7 @@ def given(network: nn.Module, name: str, x: Tensor) -> Tensor:
 
 def regression(H: np.ndarray, Y: np.ndarray, before: np.ndarray) -> np.ndarray:
     """argmin ||Y - U H||^2 + lambda ||U - before||^2, the ridge as rows of the least squares problem."""
-    ridge = np.sqrt(RIDGE * (H**2).sum() / len(H))
+    ridge = np.sqrt((RIDGE + RIDGE_OF_FEW * len(H) / H.shape[1]) * (H**2).sum() / len(H))
     rows, right = np.vstack([H.T, ridge * np.eye(len(H))]), np.vstack([Y.T, ridge * before.T])
     return np.linalg.lstsq(rows, right, rcond=None)[0].T
 
