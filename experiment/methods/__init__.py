@@ -29,7 +29,7 @@ METHODS: dict[str, MethodEntry] = {
         MethodEntry("Messi3", s.Messi3Settings, "experiment.methods.messi:Messi", "lowrank", random=True),
         MethodEntry("Messi5", s.Messi5Settings, "experiment.methods.messi:Messi", "lowrank", random=True),
         MethodEntry("WT", s.WTSettings, "experiment.methods.wt:WT", "weight"),
-        MethodEntry("FT", s.FTSettings, "experiment.methods.ft:FT", "filter"),
+        MethodEntry("FT", s.FTSettings, "experiment.methods.ft:ft", "filter"),
     )
 }
 

@@ -9,9 +9,15 @@ from experiment.methods.base import Budget
 
 
 def largest_share(
-    alive: Sequence[int], free: Sequence[bool], size: Callable[[Sequence[int]], int], budget: Budget
+    alive: Sequence[int],
+    free: Sequence[bool],
+    size: Callable[[list[int]], int],
+    budget: Budget,
+    round_to: int = 1,
 ) -> list[int]:
     """Counts n' = max(1, round(rho n)) of one share rho for all groups, the largest whose size fits.
+
+    With `round_to` r, n' is the nearest multiple of r, at least r, or n itself if that is nearer or n is smaller.
 
     As rho grows, the counts grow in steps of one channel, a group's k-th at rho = (k - 1/2) / n; groups of equal n step
     together. Of the first step that does not fit as a whole, groups take theirs one after the other as long as it fits.
@@ -21,25 +27,26 @@ def largest_share(
         alive: n, the channels that each group has left.
         free: whether a group may lose any; one that may not keeps all that it has.
         size: the network's size for given counts, in the budget's quantity; never falling in any count.
+        round_to: counts are multiples of this, but for groups that lose nothing.
     Raises: InfeasibleBudget: one channel a group is already more than the budget.
     """
-    smallest = [min(n, 1) if may else n for n, may in zip(alive, free, strict=True)]
+    ladders = [_ladder(n, round_to) if may else [n] for n, may in zip(alive, free, strict=True)]
+    smallest = [ladder[0] for ladder in ladders]
     if size(smallest) > budget.limit:
         raise InfeasibleBudget(
             limit=budget.limit, smallest=size(smallest), original=budget.original, quantity=budget.quantity
         )
     steps = sorted(
-        ((2 * k - 1) / (2 * n), group)
-        for group, (n, may) in enumerate(zip(alive, free, strict=True))
-        if may
-        for k in range(2, n + 1)
+        ((ladder[k - 1] + ladder[k]) / (2 * n), group)
+        for group, (n, ladder) in enumerate(zip(alive, ladders, strict=True))
+        for k in range(1, len(ladder))
     )
 
     def after(num_steps: int) -> list[int]:
-        counts = list(smallest)
+        taken = [0] * len(ladders)
         for _, group in steps[:num_steps]:
-            counts[group] += 1
-        return counts
+            taken[group] += 1
+        return [ladder[k] for ladder, k in zip(ladders, taken, strict=True)]
 
     fits, too_many = 0, len(steps) + 1
     while too_many - fits > 1:
@@ -49,7 +56,13 @@ def largest_share(
     for share, group in steps[fits + 1 :]:
         if share != steps[fits][0]:
             break
-        counts[group] += 1
+        before = counts[group]
+        counts[group] = ladders[group][ladders[group].index(before) + 1]
         if size(counts) > budget.limit:
-            counts[group] -= 1
+            counts[group] = before
     return counts
+
+
+def _ladder(n: int, round_to: int) -> list[int]:
+    """The counts that a group of n channels may have, rising; the last one is n."""
+    return [*range(min(round_to, n), n, round_to), n] if n else [0]

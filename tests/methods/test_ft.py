@@ -16,7 +16,7 @@ from experiment.layers.masks import bake_masks, named_masks
 from experiment.layers.plan import Kept, State
 from experiment.measure import count, example_input
 from experiment.methods.base import Compressed, Compressor, Quantity
-from experiment.methods.ft import FT
+from experiment.methods.ft import ft
 from experiment.methods.settings import FTSettings
 from experiment.networks.make import make_network
 from experiment.streams import generator, seeded
@@ -24,7 +24,7 @@ from experiment.streams import generator, seeded
 
 def compressor(network: nn.Module, example: Tensor, state: State | None = None, **settings: object) -> Compressor:
     state = state or State(network, example)
-    return Compressor(FT(FTSettings(**settings)), state, count(network, example), None, generator("test_ft"))
+    return Compressor(ft(FTSettings(**settings)), state, count(network, example), None, generator("test_ft"))
 
 
 def known(name: str, shape: tuple[int, int, int]) -> nn.Module:
@@ -224,7 +224,7 @@ def test_folding_keeps_what_removed_channels_emit() -> None:
         zeroed[3].weight[2] = 0
 
     plain = compressor(network, example[:1]).compress(32 / 57)
-    folded = compressor(network, example[:1], fold=True).compress(32 / 57)
+    folded = compressor(network, example[:1], fold="constant").compress(32 / 57)
 
     assert folded.plan.kept == plain.plan.kept
     assert not torch.allclose(plain.network(example), zeroed(example), atol=1e-2)
@@ -257,7 +257,7 @@ def test_weights_that_are_not_numbers_are_named() -> None:
 
 def test_the_structure_is_rebuilt_from_the_plan_alone() -> None:
     network, example = known("resnet20", (3, 32, 32)), example_input((3, 32, 32))
-    compressed = compressor(network, example, fold=True).compress(0.3)
+    compressed = compressor(network, example, fold="constant").compress(0.3)
     empty = build(copy.deepcopy(network).to("meta"), compressed.plan)
     rebuilt = empty.to_empty(device="cpu")
     rebuilt.load_state_dict(compressed.network.state_dict())

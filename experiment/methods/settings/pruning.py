@@ -1,8 +1,23 @@
-"""The settings of the methods that remove weights or filters, and of those that remove nothing."""
+"""The settings of the methods that remove weights or filters, and of those that remove nothing.
+
+Three of them mean the same in all methods that remove filters:
+
+    fold: what removed channels contributed to the layers that read them goes into those layers' biases, or the running
+        means of the BatchNorms behind: `constant` is what a channel emits whose filter is zero (bias, BatchNorm shift),
+        `mean` what it emitted on average on the calibration data, `none` neither.
+    ignore: name patterns (fnmatch) of layers whose filters all stay; those that give the network's output always do.
+    round_to: numbers of channels are multiples of this, which many devices compute faster.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+Positive = Annotated[int, Ge(1)]
+Fold = Literal["none", "constant", "mean"]
 
 
 @dataclass(frozen=True)
@@ -22,12 +37,8 @@ class WTSettings:
 
 @dataclass(frozen=True)
 class FTSettings:
-    """Filter thresholding: in every layer the same share of filters, those of largest l1 norm, stays.
+    """Filter thresholding: in every layer the same share of filters, those of largest l1 norm, stays."""
 
-    Attributes:
-        fold: add what removed channels contributed (bias, BatchNorm shift) to the bias or BatchNorm of what follows.
-        ignore: name patterns (fnmatch) of layers whose filters all stay; the layers that give the output always do.
-    """
-
-    fold: bool = False
+    fold: Fold = "none"
     ignore: tuple[str, ...] = ()
+    round_to: Positive = 1

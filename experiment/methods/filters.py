@@ -1,0 +1,190 @@
+"""What the methods that remove filters share: which channels may go, what is left of a network, the plan, its weights.
+
+A method is a score for every channel of every group (`Score`) and a rule that turns scores and a budget into the number
+of channels that every group keeps (`Rule`); of each group those of largest score stay.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiment.errors import CompressionError, ConfigError
+from experiment.layers.build import slice_mask, write_whole
+from experiment.layers.ghosts import fold_ghosts
+from experiment.layers.groups import ChannelGroup, Sizes, alive_channels, kept_of, sizes_of
+from experiment.layers.inspect import trace_layers
+from experiment.layers.plan import Detail, Kept, Plan, State
+from experiment.layers.surgery import channel_groups
+from experiment.measure import count
+from experiment.methods.base import Budget, Calibration, Quantity
+
+
+@dataclass(frozen=True)
+class Filters:
+    """The channels of a starting state.
+
+    Attributes:
+        state: the starting state.
+        groups: the channels that can only go together.
+        free: whether a group may lose channels.
+        alive: of each group the channels that are left, in order.
+        sizes: the size of the network as arithmetic on the groups' counts.
+        layers: layer name -> number of its output channels in the original network.
+    """
+
+    state: State
+    groups: Sequence[ChannelGroup]
+    free: Sequence[bool]
+    alive: Sequence[tuple[int, ...]]
+    sizes: Sizes
+    layers: Mapping[str, int]
+
+    def size(self, chosen: Sequence[Sequence[int]], quantity: Quantity) -> int:
+        """Parameters (masked ones are none) or multiply-adds of the network in which of each group `chosen` stay."""
+        counts = [len(channels) for channels in chosen]
+        if quantity == "flops":
+            return self.sizes.flops_of(counts)
+        masked = 0
+        if self.state.masks:
+            kept = kept_of(self.groups, chosen)
+            masked = sum(int((~slice_mask(mask, kept, name)).sum()) for name, mask in self.state.masks.items())
+        return self.sizes.parameters_of(counts) - masked
+
+    def plan(self, chosen: Sequence[Sequence[int]]) -> Plan:
+        """The plan that keeps these channels of every group."""
+        kept = kept_of(self.groups, chosen)
+        details: dict[str, dict[str, Detail]] = {}
+        for name, channels in self.layers.items():
+            out = kept.get(name, Kept()).out
+            details[name] = {"channels": channels if out is None else len(out), "channels_before": channels}
+        return Plan(
+            masks=dict(self.state.masks), kept=kept, parameters=self.size(chosen, "parameters"), details=details
+        )
+
+
+Scores = Sequence[Tensor]
+"""For every group the score of each of its channels: (group.size,), float64, on the CPU. Larger ones stay."""
+
+Score = Callable[[Filters, Calibration | None, torch.Generator], Scores]
+Rule = Callable[[Filters, Scores, Budget, int], list[int]]
+"""From channels, scores, budget and `round_to` to the number of channels that every group keeps."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The analysis: of each group the channels that are left, the largest score first, with all scores."""
+
+    filters: Filters
+    scores: Scores
+    order: Sequence[tuple[int, ...]]
+    inputs: Tensor | None = field(default=None)
+
+
+@dataclass(frozen=True)
+class FilterMethod:
+    """Removes filters together with all that belongs to them: biases, BatchNorm, what later layers read of them.
+
+    Channels that give the network's output, or read its input, stay; so do those of layers that `ignore` names.
+
+    Args:
+        settings: with `ignore`, `round_to` and `fold`; see `experiment.methods.settings.pruning`.
+        label: of the method, for messages.
+        score: the worth of every channel.
+        rule: how many every group keeps.
+    """
+
+    settings: Any
+    label: str
+    score: Score
+    rule: Rule
+
+    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Ranked:
+        """Scores of all channels.
+
+        Raises: ConfigError: a pattern of `ignore` names no layer. CompressionError: the network cannot be followed, or
+            the calibration data that the method or `fold` needs are missing.
+        """
+        filters = filters_of(state, self.settings.ignore, self.label)
+        if self.settings.fold == "mean" and (calibration is None or not len(calibration.inputs)):
+            raise CompressionError(f"{self.label} with fold 'mean' needs calibration data. {GIVE_DATA}")
+        scores = self.score(filters, calibration, generator)
+        order = [
+            tuple(sorted(alive, key=lambda channel: -values[channel]))
+            for alive, values in zip(filters.alive, [s.tolist() for s in scores], strict=True)
+        ]
+        return Ranked(filters, scores, order, None if calibration is None else calibration.inputs)
+
+    def plan(self, analysis: Ranked, budget: Budget) -> Plan:
+        """The largest network within the budget that the rule allows.
+
+        Raises: InfeasibleBudget: the smallest one is already more.
+        """
+        counts = self.rule(analysis.filters, analysis.scores, budget, self.settings.round_to)
+        return analysis.filters.plan([order[:n] for order, n in zip(analysis.order, counts, strict=True)])
+
+    def fill(self, built: nn.Module, state: State, analysis: Ranked, plan: Plan) -> None:
+        """Write the state's weights into `built`, in place."""
+        write_whole(built, state.network, plan)
+        if self.settings.fold != "none":
+            fold_ghosts(built, state.network, state.example, analysis.filters.groups, plan.kept)
+
+
+GIVE_DATA = "Give some: compress(..., data=inputs), a tensor, a pair (inputs, targets) or a loader of such pairs."
+
+
+def filters_of(state: State, ignore: Sequence[str], label: str) -> Filters:
+    """Trace a state's channels.
+
+    Raises: ConfigError: a pattern of `ignore` names no layer.
+    """
+    groups = channel_groups(state.network, state.example)
+    layers = trace_layers(state.network, state.example)
+    ignored = matching(ignore, layers, label)
+    return Filters(
+        state,
+        groups,
+        [group.exempt is None and ignored.isdisjoint(group.producers) for group in groups],
+        alive_channels(groups, state.kept),
+        sizes_of(state.network, state.example, groups, count(state.network, state.example).flops),
+        {name: info.out_features for name, info in layers.items()},
+    )
+
+
+def matching(patterns: Sequence[str], layers: Collection[str], label: str) -> set[str]:
+    """The layers that a pattern names; one that names none is the user's mistake."""
+    named = {pattern: fnmatch.filter(layers, pattern) for pattern in patterns}
+    idle = [pattern for pattern, names in named.items() if not names]
+    if idle:
+        raise ConfigError(
+            [f"{label}.ignore: no layer is called '{pattern}'. The layers are {', '.join(layers)}." for pattern in idle]
+        )
+    return {name for names in named.values() for name in names}
+
+
+def by_filter(filters: Filters, norm: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Scores that are sums, over the layers that produce a channel, of a norm of its filters.
+
+    Args:
+        norm: from filters as rows (channels, weights) in float64 to (channels,).
+    Raises: CompressionError: weights are NaN or infinite.
+    """
+    found = []
+    for group in filters.groups:
+        scores = torch.zeros(group.size, dtype=torch.float64)
+        for member in group.members if group.exempt is None else ():
+            if member.side == "out" and member.module in group.producers:
+                weight = filters.state.network.get_submodule(member.module).get_parameter("weight").detach()
+                if not weight.isfinite().all():
+                    raise CompressionError(
+                        f"{member.module}: the weights must be finite. Got NaN or infinity: did training diverge?"
+                    )
+                norms = norm(weight.cpu().double().flatten(1))
+                scores += norms[torch.tensor(member.positions)].sum(1)
+        found.append(scores)
+    return found
