@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from experiment.layers.inspect import evaluating, trace_layers
-from experiment.layers.masks import named_masks
+from experiment.layers.masks import named_masks, plain_name
 
 
 @dataclass(frozen=True)
@@ -115,18 +115,78 @@ class Bytes:
 
 def count_bytes(network: nn.Module) -> Bytes:
     """Sizes of the parameters; buffers such as running statistics are not parameters and are left out."""
-    masks = named_masks(network)
     dense = values = sparse = 0
+    for sizes, masked in _tensor_bytes(network):
+        dense += sizes["dense"]
+        values += sizes["values"]
+        sparse += min(sizes["dense"], sizes["bitmask"], sizes["csr"]) if masked else sizes["dense"]
+    return Bytes(dense, values, sparse)
+
+
+@dataclass(frozen=True)
+class SparseBytes:
+    """Bytes of a network's parameters with every masked tensor in one sparse format, the others dense.
+
+    Attributes:
+        bitmask: unmasked values and one bit an element.
+        csr: unmasked values, 32-bit column indices and row pointers, one row an output.
+        smallest: which of dense, bitmask and csr is the smallest.
+    """
+
+    bitmask: int
+    csr: int
+    smallest: str
+
+
+def count_sparse_bytes(network: nn.Module) -> SparseBytes:
+    """Sizes of the parameters in each sparse format; buffers are left out."""
+    totals = {"dense": 0, "bitmask": 0, "csr": 0}
+    for sizes, masked in _tensor_bytes(network):
+        for name in totals:
+            totals[name] += sizes[name] if masked else sizes["dense"]
+    smallest = min(totals, key=lambda name: totals[name])  # of equals the simplest
+    return SparseBytes(totals["bitmask"], totals["csr"], smallest)
+
+
+def _tensor_bytes(network: nn.Module) -> Iterator[tuple[dict[str, int], bool]]:
+    """Every parameter's bytes by format, and whether it is masked."""
+    masks = named_masks(network)
     for name, parameter in network.named_parameters():
-        mask = masks.get(name.replace("parametrizations.", "").removesuffix(".original"))
+        mask = masks.get(plain_name(name))
         size, total = parameter.element_size(), parameter.numel()
         kept = total if mask is None else int(mask.sum())
         rows = parameter.shape[0] if parameter.dim() > 0 else 1
-        dense += total * size
-        values += kept * size
         bitmask, csr = kept * size + (total + 7) // 8, kept * (size + 4) + (rows + 1) * 4
-        sparse += min(total * size, bitmask, csr) if mask is not None else total * size
-    return Bytes(dense, values, sparse)
+        yield {"dense": total * size, "values": kept * size, "bitmask": bitmask, "csr": csr}, mask is not None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds that a forward pass of a batch takes: median and interquartile range."""
+
+    batch: int
+    median_ms: float
+    iqr_ms: float
+
+
+def measure_latency(
+    network: nn.Module, input_shape: tuple[int, ...], batch: int, threads: int, seconds: float = 0.5
+) -> Latency:
+    """Time forward passes of a network as it is, on its own device, in float32 and inference mode.
+
+    Args:
+        network: in eval mode; masks that are not baked in are multiplied in every pass.
+        threads: of the CPU.
+        seconds: how long to measure; passes are timed in blocks long enough for the clock.
+    """
+    from torch.utils.benchmark import Timer
+
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    x = example_input(input_shape, device).expand(batch, *input_shape).contiguous()
+    with torch.inference_mode():
+        timer = Timer("network(x)", globals={"network": network, "x": x}, num_threads=threads)
+        measured = timer.blocked_autorange(min_run_time=seconds)
+    return Latency(batch, round(measured.median * 1e3, 5), round(measured.iqr * 1e3, 5))
 
 
 def example_input(input_shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:

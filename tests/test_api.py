@@ -16,6 +16,7 @@ from experiment.methods import METHODS
 from experiment.streams import seeded
 
 COMPRESSING = [label for label, entry in METHODS.items() if entry.kind != "none"]
+TARGETS = torch.tensor([0, 3])
 
 
 class Own(nn.Module):
@@ -52,7 +53,7 @@ def test_compress_leaves_the_network_as_it_was_and_keeps_the_budget(
     own: Own, x: Tensor, method: str, budget: str
 ) -> None:
     before = copy.deepcopy(own.state_dict())
-    result = compress(own, method, keep=0.6, example=x, data=x, budget=budget)  # type: ignore[arg-type]
+    result = compress(own, method, keep=0.6, example=x, data=(x, TARGETS), budget=budget)  # type: ignore[arg-type]
     assert own.training
     assert all(torch.equal(before[name], value) for name, value in own.state_dict().items())
     assert result.network(x).shape == (2, 4)
@@ -65,7 +66,7 @@ def test_compress_leaves_the_network_as_it_was_and_keeps_the_budget(
 
 @pytest.mark.parametrize("method", COMPRESSING)
 def test_a_saved_network_of_the_users_own_comes_back(own: Own, x: Tensor, method: str, tmp_path: Path) -> None:
-    result = compress(own, method, keep=0.5, example=x, data=x)
+    result = compress(own, method, keep=0.5, example=x, data=(x, TARGETS))
     save_network(result, tmp_path / "own.pt")
     loaded = load_network(tmp_path / "own.pt", network=Own())
     assert torch.equal(loaded(x), result.network.eval()(x))

@@ -13,7 +13,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiment import streams
 from experiment.layers.grouped import GroupedLinear
 from experiment.layers.masks import add_masks, named_masks
-from experiment.measure import Bytes, count, count_bytes, example_input
+from experiment.measure import (
+    Bytes,
+    SparseBytes,
+    count,
+    count_bytes,
+    count_sparse_bytes,
+    example_input,
+    measure_latency,
+)
 from experiment.networks.small import lenet5
 
 
@@ -221,6 +229,27 @@ def test_sparse_bytes_are_the_smallest_encoding(kept: int, dtype: torch.dtype) -
     columns, row_pointers = np.nonzero(w)[1].astype(np.int32), np.zeros(21, np.int32)
     encodings = [w.size * size, kept * size + np.packbits(w).nbytes, kept * size + columns.nbytes + row_pointers.nbytes]
     assert count_bytes(network) == Bytes(1200 * size, kept * size, min(encodings))
+    names = ["dense", "bitmask", "csr"]
+    assert count_sparse_bytes(network) == SparseBytes(*encodings[1:], names[int(np.argmin(encodings))])
+
+
+def test_a_sparse_format_is_that_of_all_masked_tensors_and_of_no_other() -> None:
+    network = nn.Sequential(nn.Linear(60, 20), nn.Linear(20, 50, bias=False), nn.Linear(50, 9, bias=False))
+    add_masks(network, {"0.weight": some_mask((20, 60), 30), "1.weight": some_mask((50, 20), 900)})
+    bitmask = (30 + 900) * 4 + 1200 // 8 + 1000 // 8
+    csr = (30 + 900) * 8 + (21 + 51) * 4
+    dense = (20 + 450) * 4
+    assert count_sparse_bytes(network) == SparseBytes(bitmask + dense, csr + dense, "bitmask")
+
+
+def test_latency_grows_with_the_work_and_leaves_the_machine_as_it_was() -> None:
+    network, threads = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 256)).eval(), torch.get_num_threads()
+    small, large = (measure_latency(network, (256,), batch, 1, seconds=0.05) for batch in (1, 512))
+    assert (small.batch, large.batch) == (1, 512)
+    assert 0 < 3 * small.median_ms < large.median_ms
+    assert small.iqr_ms >= 0
+    assert torch.get_num_threads() == threads
+    assert not network[0].weight.is_inference()
 
 
 def test_bytes_without_masks() -> None:

@@ -3,6 +3,15 @@
 from experiment.config.editor import json_schema
 from experiment.config.includes import packaged_param
 from experiment.config.load import ParameterFile, load
+from experiment.config.modes import (
+    base_mode,
+    epochs_of,
+    is_cascade,
+    retraining,
+    rewinding,
+    takes_tickets,
+    with_rewinding,
+)
 from experiment.config.schema import (
     Component,
     Coresets,
@@ -33,8 +42,15 @@ __all__ = [
     "Scheduler",
     "Training",
     "Variant",
+    "base_mode",
+    "epochs_of",
+    "is_cascade",
     "json_schema",
     "keep_steps",
     "load",
     "packaged_param",
+    "retraining",
+    "rewinding",
+    "takes_tickets",
+    "with_rewinding",
 ]

@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from experiment.config.includes import OPEN_KEYS
-from experiment.config.schema import Epoch, Mode, Spacing, Whole
+from experiment.config.modes import REWIND
+from experiment.config.schema import Epoch, Mode, Rewind, Spacing, Whole
 from experiment.config.spacing import MAX_RATIOS
 from experiment.config.tree import KeyPath, Node, Problem, dotted, walk
 
@@ -23,6 +24,7 @@ Fault = tuple[KeyPath, str]
 def faults(values: Mapping[str, Any]) -> Iterator[Fault]:
     """What does not go together in a whole file (retraining already on top of training), each with the key to blame."""
     yield from _epochs(values)
+    yield from _random_weights(values)
     yield from _grid(values)
     yield from _given_weights(values)
 
@@ -42,17 +44,36 @@ def _epochs(values: Mapping[str, Any]) -> Iterator[Fault]:
     start = _valid(Epoch, values, *key, default=0)
     last = _valid(Epoch, values, "retraining", "numEpochs")
     trained = _valid(Epoch, values, "training", "numEpochs")
-    mode = _valid(Mode, values, "experiments", "mode")
     if start is None:
         return
     if last is not None and start > last:
         what = f"must be at most numEpochs ({last}), for the epochs startEpoch to numEpochs are run"
         yield key, f"{what}. Got {start}."
-    elif mode == "cascade-rewind" and trained is not None and start >= trained:
-        what = (
-            f"in mode cascade-rewind the weights go back to the start of this epoch of a training of {trained} epochs"
-        )
+    elif trained is not None and start >= trained and _goes_back(values):
+        what = f"with rewinding the weights go back to the start of this epoch of a training of {trained} epochs"
         yield key, f"{what}, so it must be below that. Got {start}."
+
+
+def _goes_back(values: Mapping[str, Any]) -> bool:
+    """Whether weights of the reference's training are needed: to rewind to, or for the tickets of a random control."""
+    mode, rewind = _mode_and_rewind(values)
+    return mode != "train" and (rewind == "weights" or (rewind == "random" and mode.startswith("cascade")))
+
+
+def _random_weights(values: Mapping[str, Any]) -> Iterator[Fault]:
+    mode, rewind = _mode_and_rewind(values)
+    given = _at(values, "experiments", "rewind") is not None
+    if mode == "train" and given:
+        yield ("experiments", "rewind"), "has no effect in mode train, which compresses nothing. Remove it."
+    elif rewind == "random" and _valid(Epoch, values, "retraining", "numEpochs") == 0:
+        text = "random needs retraining, for random weights have learnt nothing, and retraining.numEpochs is 0."
+        yield ("experiments", "rewind"), text
+
+
+def _mode_and_rewind(values: Mapping[str, Any]) -> tuple[str, str]:
+    mode = _valid(Mode, values, "experiments", "mode", default="") or ""
+    meant = "weights" if mode.endswith(REWIND) else "none"
+    return mode, _valid(Rewind, values, "experiments", "rewind", default=meant) or meant
 
 
 def _grid(values: Mapping[str, Any]) -> Iterator[Fault]:
@@ -75,7 +96,7 @@ def _grid(values: Mapping[str, Any]) -> Iterator[Fault]:
         if sum(map(len, good.values())) > MAX_RATIOS:
             yield ("experiments", "spacing", i), f"more than {MAX_RATIOS:,} keep ratios in all."
             return
-    yield from _ratios(good, falling=mode in ("cascade", "cascade-rewind"))
+    yield from _ratios(good, falling=(mode or "").startswith("cascade"))
     yield from _iterations(values, sum(map(len, good.values())) if len(good) == len(blocks) else None)
 
 

@@ -192,7 +192,8 @@ class Manual(Block):
 
 Spacing = Annotated[Interval | Harmonic | Manual, Field(discriminator="type")]
 SPACINGS = ("geometric", "linear", "cubic", "harmonic2", "harmonic", "manual")
-Mode = Literal["train", "retrain", "cascade", "cascade-rewind"]
+Mode = Literal["train", "retrain", "retrain-rewind", "cascade", "cascade-rewind"]
+Rewind = Literal["weights", "random", "none"]
 
 
 class Plotting(Block):
@@ -210,7 +211,9 @@ class Experiments(Block):
     methods: list[MethodRef] = []
     """Compression methods; the uncompressed reference network is always there."""
     mode: Mode
-    """train: only references; retrain: one-shot; cascade: from the ratio before; cascade-rewind: weights rewound."""
+    """train: only references; retrain: one-shot; cascade: from the ratio before; with -rewind: weights rewound."""
+    rewind: Rewind | None = None
+    """Retrain the reference's weights of epoch startEpoch, fresh random ones, or none of these; default: see mode."""
     budget: Literal["parameters", "flops"] = "parameters"
     """What the keep ratio counts."""
     num_nets: Annotated[Whole, Field(ge=1)] = 1
@@ -225,8 +228,10 @@ class Experiments(Block):
     """A dataset to test on instead of the network's own."""
     plotting: Plotting | None = None
     """The part of the x axis that plots show."""
-    measure: list[Literal["rank"]] = []
-    """What is measured beside accuracy and size: `rank` (effective ranks of all layers after every epoch)."""
+    measure: list[Literal["rank", "latency", "bytes"]] = []
+    """What is measured too: effective ranks after every epoch, latency when all is done, bytes of sparse formats."""
+    latency_batches: Annotated[list[Annotated[Whole, Field(ge=1)]], Field(min_length=1)] = [1, 64]
+    """Images a forward pass when latency is measured, once each."""
     datasets_to_evaluate: Any = Field(default=None, exclude=True)
     """Accepted from torchprune's files, without effect."""
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
+from experiment.layers.blocks import inside, silence
 from experiment.layers.channels import slice_channels, unslice
 from experiment.layers.lowrank import make_layer, product
 from experiment.layers.masks import add_masks, bake_masks, write_parameter
@@ -35,6 +36,7 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
         for name, factors in plan.factors.items()
         if name not in plan.kept
     }
+    memo |= {id(modules[name]): nn.Identity() for name in plan.skipped}
     built = copy.deepcopy(network, memo)
     _add_biases(built, plan.biases)
     slice_channels(built, plan.kept)
@@ -49,23 +51,25 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
 def write_whole(built: nn.Module, network: nn.Module, plan: Plan) -> None:
     """Write into `built`, in place, all weights and buffers of `network` but those of layers that became factors.
 
-    Sliced layers take what is left of theirs, masked ones what their masks leave; a factored layer takes its bias,
-    or zeros where `network` has none.
+    Sliced layers take what is left of theirs, masked ones what their masks leave, times the plan's scales; a factored
+    layer takes its bias, or zeros where `network` has none.
     """
     targets = dict(built.named_modules())
     with torch.no_grad():
         for name, module in sliced_copy(network, plan.kept).named_modules():
+            if inside(name, plan.skipped):
+                continue
             if name in plan.factors:
                 _write_bias(targets[name].get_submodule("decoder"), module)
             else:
-                _write(targets[name], _tensors(module))
+                _write(targets[name], _scaled(_tensors(module), name, plan))
 
 
 def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Tensor) -> State:
     """A compressed network's weights back on the original architecture, computing the same outputs.
 
-    Factors become their product, removed channels zeros; masks and channels go into the state's support. A layer that
-    computes with a bias gets one where the original has none.
+    Factors become their product, removed channels and skipped blocks zeros; masks, channels and blocks go into the
+    state's support. A layer that computes with a bias gets one where the original has none.
 
     Args:
         compressed: a network that `build(original, plan)` made, trained or not; not modified.
@@ -81,6 +85,8 @@ def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Tens
     dense = sliced_copy(network, plan.kept)
     with torch.no_grad():
         for name, module in dense.named_modules():
+            if inside(name, plan.skipped):
+                continue
             if name in plan.factors:
                 module.get_parameter("weight").copy_(product(sources[name]))
                 _write_bias(module, sources[name].get_submodule("decoder"))
@@ -91,8 +97,10 @@ def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Tens
             for name, module in whole.items():
                 _write(module, _tensors(dense.get_submodule(name)))
             unslice(dense, network, plan.kept)
+        for name in plan.skipped:
+            silence(network.get_submodule(name))
     masks = {name: mask for name, mask in plan.masks.items() if not plan.masks_factor(name)}
-    return State(network.eval(), example, masks, dict(plan.kept), biases)
+    return State(network.eval(), example, masks, dict(plan.kept), biases, plan.skipped)
 
 
 def sliced_copy(network: nn.Module, kept: Mapping[str, Kept]) -> nn.Module:
@@ -112,10 +120,10 @@ def slice_mask(mask: Tensor, kept: Mapping[str, Kept], name: str) -> Tensor:
 
 
 def unslice_mask(mask: Tensor, shape: torch.Size, kept: Mapping[str, Kept], name: str) -> Tensor:
-    """The inverse of `slice_mask`: a mask of the original shape, False where channels are gone."""
+    """The inverse of `slice_mask`: a mask, or scales, of the original shape, False or zero where channels are gone."""
     for dim, indices in _cuts(kept, name, len(shape)):
         size = [*mask.shape[:dim], shape[dim], *mask.shape[dim + 1 :]]
-        gone = torch.zeros(size, dtype=torch.bool, device=mask.device)
+        gone = torch.zeros(size, dtype=mask.dtype, device=mask.device)
         mask = gone.index_copy(dim, torch.tensor(indices, device=mask.device), mask)
     return mask
 
@@ -129,7 +137,8 @@ def _cuts(kept: Mapping[str, Kept], name: str, dims: int) -> list[tuple[int, tup
 def _check(network: nn.Module, plan: Plan) -> None:
     modules = dict(network.named_modules())
     masked = [name.rpartition(".")[0] for name in plan.masks if not plan.masks_factor(name)]
-    unknown = [name for name in (*plan.factors, *plan.kept, *plan.biases, *masked) if name not in modules]
+    named = (*plan.factors, *plan.kept, *plan.biases, *masked)
+    unknown = [name for name in (*named, *plan.skipped) if name not in modules]
     if unknown:
         raise CompressionError(f"the plan belongs to another network: this one has no {', '.join(map(repr, unknown))}.")
     both = [name for name in plan.masks if name.rpartition(".")[0] in plan.factors]
@@ -137,6 +146,9 @@ def _check(network: nn.Module, plan: Plan) -> None:
         raise CompressionError(
             f"{', '.join(both)}: a layer cannot both be masked and become factors. Its factors can be masked."
         )
+    gone = [name for name in named if inside(name, plan.skipped)]
+    if gone:
+        raise CompressionError(f"{', '.join(gone)}: nothing can be said about a layer of a block that is skipped.")
     twice = [name for name in plan.biases if name in plan.factors]
     if twice:
         raise CompressionError(
@@ -159,7 +171,7 @@ def _gained_biases(original: nn.Module, sources: Mapping[str, nn.Module], plan: 
     """The layers that have a bias in the compressed network, at their decoder if need be, and none in the original."""
     gained = []
     for name, module in original.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is None:
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is None and not inside(name, plan.skipped):
             source = sources[name].get_submodule("decoder") if name in plan.factors else sources[name]
             if "bias" in _tensors(source):
                 gained.append(name)
@@ -175,6 +187,17 @@ def _leave_fast_path(built: nn.Module, plan: Plan) -> None:
         prefix = f"{name}." if name else ""
         if isinstance(module, nn.TransformerEncoderLayer) and any(n.startswith(prefix) for n in plan.factors):
             module.activation_relu_or_gelu = 0
+
+
+def _scaled(tensors: dict[str, Tensor], module: str, plan: Plan) -> dict[str, Tensor]:
+    """A sliced module's tensors, those that have scales multiplied by what is left of them."""
+    prefix = f"{module}." if module else ""
+    return {
+        key: tensor * slice_mask(plan.scales[prefix + key], plan.kept, prefix + key).to(tensor.device)
+        if prefix + key in plan.scales
+        else tensor
+        for key, tensor in tensors.items()
+    }
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

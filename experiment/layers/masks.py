@@ -57,6 +57,26 @@ def named_masks(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def same_support(network: nn.Module, other: nn.Module) -> bool:
+    """Whether two compressed forms of one network have the same tensors and the same unmasked places in them."""
+    shapes, other_shapes = (
+        {plain_name(name): parameter.shape for name, parameter in n.named_parameters()} for n in (network, other)
+    )
+    if shapes != other_shapes:
+        return False
+    masks, other_masks = named_masks(network), named_masks(other)
+    for name in masks.keys() | other_masks.keys():
+        mask, other_mask = (m.get(name, torch.tensor(True)).cpu() for m in (masks, other_masks))
+        if not bool((mask == other_mask).all()):
+            return False
+    return True
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter without the parametrization that holds its mask."""
+    return name.replace("parametrizations.", "").removesuffix(".original")
+
+
 def stored(module: nn.Module, name: str) -> nn.Parameter:
     """A module's parameter: itself, or what stands behind its mask."""
     return module.get_parameter(_original(name) if name in _masks_of(module) else name)

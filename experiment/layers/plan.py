@@ -50,6 +50,10 @@ class Plan:
         parameters: elements of the whole compressed network, as the method counted them when it planned.
         details: layer name -> what the method wants to tell about it (rank, relative_error, ...).
         biases: layers without factors that have a bias which the original network does not have.
+        scales: parameter name -> tensor of its shape in the original network: by what its weights are multiplied when
+            they are written. Part of the weights, not of the structure: neither stored nor, for other weights than the
+            analysed ones, used.
+        skipped: modules that pass their input on, so that nothing of them is left.
     """
 
     factors: Mapping[str, Factors] = field(default_factory=dict)
@@ -58,6 +62,8 @@ class Plan:
     parameters: int | None = None
     details: Mapping[str, Mapping[str, Detail]] = field(default_factory=dict)
     biases: tuple[str, ...] = ()
+    scales: Mapping[str, Tensor] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
 
     def to_data(self) -> dict[str, object]:
         """Plain values for `network.pt`; masks have no bits here, which are buffers of the state_dict."""
@@ -70,6 +76,7 @@ class Plan:
                 n: [None if side is None else list(side) for side in (k.out, k.inputs)] for n, k in self.kept.items()
             },
             "biases": list(self.biases),
+            "skipped": list(self.skipped),
         }
 
     @staticmethod
@@ -78,17 +85,20 @@ class Plan:
         parameters = dict(original.named_parameters(remove_duplicate=False))
         factors, masks, kept = data["factors"], data["masks"], data["kept"]
         shapes, biases = data.get("factor_masks", {}), data.get("biases", [])  # files of before have neither
+        skipped = data.get("skipped", [])
         assert isinstance(factors, dict)
         assert isinstance(masks, list)
         assert isinstance(kept, dict)
         assert isinstance(shapes, dict)
         assert isinstance(biases, list)
+        assert isinstance(skipped, list)
         return Plan(
             factors={n: Factors(*values) for n, values in factors.items()},
             masks={n: torch.ones_like(parameters[n], dtype=torch.bool) for n in masks}
             | {n: torch.ones(shape, dtype=torch.bool) for n, shape in shapes.items()},
             kept={n: Kept(*(None if side is None else tuple(side) for side in sides)) for n, sides in kept.items()},
             biases=tuple(biases),
+            skipped=tuple(skipped),
         )
 
     def masks_factor(self, name: str) -> bool:
@@ -99,7 +109,8 @@ class Plan:
 
     def keeping_biases(self, state: State) -> Plan:
         """The plan for this state, with the biases that its layers gained named where they stay without factors."""
-        biases = tuple(name for name in state.biases if name not in self.factors)
+        blocks = tuple(f"{name}." for name in self.skipped)
+        biases = tuple(n for n in state.biases if n not in self.factors and not f"{n}.".startswith(blocks))
         return self if biases == self.biases else replace(self, biases=biases)
 
 
@@ -113,6 +124,7 @@ class State:
         masks: parameter name -> bool tensor, True where a weight may still be non-zero; a parameter left out is whole.
         kept: module name -> channels still alive; a module left out is whole.
         biases: layers of `network` that have a bias which those of the original network do not have.
+        skipped: modules that pass their input on; their parameters are zero.
     """
 
     network: nn.Module
@@ -120,3 +132,4 @@ class State:
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     kept: Mapping[str, Kept] = field(default_factory=dict)
     biases: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()

@@ -1,7 +1,8 @@
-"""Decoders fitted anew by least squares, layer after layer, to what the dense network computes.
+"""Layers of a compressed network fitted anew by least squares, one after the other, to what the dense network computes.
 
-A decomposed layer is given what the compressed layers before it make of the data, h = V x_hat after its encoder, and
-should answer what the dense layer answers, y = W x. So its decoder becomes
+A layer is given what the compressed layers before it make of the data, h: a decoder what its encoder makes of that,
+V x_hat, a layer that lost input channels those that are left. It should answer what the dense layer answers, y = W x.
+So its weight becomes
 
     U <- argmin over U of ||Y - b - U H||_F^2 + lambda ||U - U_before||_F^2,
 
@@ -10,14 +11,14 @@ computes, so that later ones see what the fitted ones answer. Errors of the grou
 and so do those of successive layers.
 
 Source: He et al. 2017, https://arxiv.org/abs/1707.06168 (least squares after pruning channels) and Zhang et al. 2015,
-https://arxiv.org/abs/1505.06798 (asymmetric reconstruction), here for the decoder of a decomposition.
-Suffixes: F = filters, N = decoder inputs times its kernel elements, P = places.
+https://arxiv.org/abs/1505.06798 (asymmetric reconstruction), here for the decoder of a decomposition too.
+Suffixes: F = filters, N = inputs of the fitted layer times its kernel elements, P = places.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,8 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
+from experiment.layers.ghosts import Folded
 from experiment.layers.inspect import evaluating
 from experiment.layers.patches import draw_places, input_patches, num_positions, outputs_at
+from experiment.layers.plan import Kept
 
 PLACES = 4096  # at least, where there are as many
 PLACES_AN_UNKNOWN = 4
@@ -35,34 +38,52 @@ RIDGE_OF_FEW = 0.05  # of it, times unknowns per place: with few images there is
 MOST_VALUES = 2**26  # that the largest response may have, all samples together: 256 MiB in float32
 
 
-def refit(compressed: nn.Module, dense: nn.Module, names: Collection[str], inputs: Tensor, seed: int) -> None:
-    """Fit the decoders of decomposed layers, in place.
+def refit(
+    compressed: nn.Module,
+    dense: nn.Module,
+    names: Collection[str],
+    inputs: Tensor,
+    seed: int,
+    *,
+    kept: Mapping[str, Kept] | None = None,
+    folded: Mapping[str, Folded] | None = None,
+    intercepts: bool = False,
+) -> None:
+    """Fit the decoders of decomposed layers and the weights of whole ones, in place.
 
     Layers used more than once in a forward pass, or on other samples than in the dense network, stay as they are.
 
     Args:
-        compressed: the network whose layers `names` are pairs `encoder`, `decoder`.
+        compressed: the network whose layers `names` are pairs `encoder`, `decoder`, or ungrouped and without masks.
         dense: the network that was compressed; not modified.
         inputs: calibration data (B, ...) on the networks' device; of many large ones, the first.
         seed: of the places that are looked at.
+        kept: module name -> the channels that stay of the dense layers: of the answers, those are aimed at.
+        folded: where constants of these layers' answers went.
+        intercepts: whether these constants are fitted together with the weights.
     Raises: CompressionError: the compressed network's responses are not finite.
     """
+    kept, folded = kept or {}, folded or {}
     inputs, once = _fitting(dense, names, inputs)
-    decoders = {name: compressed.get_submodule(name).get_submodule("decoder") for name in once}
+    fitted = {name: _fitted(compressed, name) for name in once}
     generator = torch.Generator().manual_seed(seed)
     targets: dict[str, _Target] = {}
 
     def look(name: str, layer: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
-        unknowns = decoders[name].get_parameter("weight")[0].numel()
+        unknowns = fitted[name].get_parameter("weight")[0].numel()
         places = draw_places(num_positions(y, layer), max(PLACES, PLACES_AN_UNKNOWN * unknowns), generator)
-        targets[name] = _Target(places, y.shape, outputs_at(y, layer, places))
+        rows, Y_FP = kept.get(name, Kept()).out, outputs_at(y, layer, places)
+        targets[name] = _Target(places, y.shape, Y_FP if rows is None else Y_FP[list(rows)])
 
-    def fit(name: str, decoder: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def fit(name: str, layer: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         if name in targets:
-            _fit_decoder(name, decoder, args[0], targets.pop(name))
+            x = args[0] if args else named["input"]
+            _fit(name, layer, x, targets.pop(name), folded.get(name), intercepts)
 
-    _pass(dense, inputs, [dense.get_submodule(name).register_forward_hook(partial(look, name)) for name in once])
-    _pass(compressed, inputs, [d.register_forward_pre_hook(partial(fit, name)) for name, d in decoders.items()])
+    looks = [dense.get_submodule(name).register_forward_hook(partial(look, name)) for name in once]
+    _pass(dense, inputs, looks)
+    fits = [m.register_forward_pre_hook(partial(fit, name), with_kwargs=True) for name, m in fitted.items()]
+    _pass(compressed, inputs, fits)
 
 
 @dataclass(frozen=True)
@@ -74,32 +95,49 @@ class _Target:
     Y_FP: Tensor
 
 
-def _fit_decoder(name: str, decoder: nn.Module, h: Tensor, target: _Target) -> None:
-    weight, bias = decoder.get_parameter("weight"), dict(decoder.named_parameters()).get("bias")
-    dimensions = 3 if isinstance(decoder, nn.Conv2d) else 1  # of one sample
+def _fitted(compressed: nn.Module, name: str) -> nn.Module:
+    layer = compressed.get_submodule(name)
+    return layer if isinstance(layer, nn.Conv2d | nn.Linear) else layer.get_submodule("decoder")
+
+
+def _fit(name: str, layer: nn.Module, h: Tensor, target: _Target, folded: Folded | None, intercept: bool) -> None:
+    weight, bias = layer.get_parameter("weight"), dict(layer.named_parameters()).get("bias")
+    dimensions = 3 if isinstance(layer, nn.Conv2d) else 1  # of one sample
     if h.shape[:-dimensions] != target.shape[:-dimensions]:
         return
-    H_NP = input_patches(h, decoder, target.shape, target.places).flatten(0, 1)
+    H_NP = input_patches(h, layer, target.shape, target.places).flatten(0, 1)
     if not torch.isfinite(H_NP).all():
         raise CompressionError(
             f"layer '{name}': once compressed, its responses to the calibration data are NaN or infinite. Are the data "
             f"finite, and transformed like the training data?"
         )
-    H_NP, Y_FP = _single(H_NP), _single(target.Y_FP)
-    Y_FP = Y_FP if bias is None else Y_FP - bias[:, None]
+    H_NP, left_FP, U_FN = _single(H_NP), _single(target.Y_FP), _single(weight.flatten(1))
+    left_FP = left_FP if bias is None else left_FP - bias[:, None]
+    left_FP = left_FP if folded is None else left_FP - folded.behind.to(left_FP)[:, None]
+    left_FP = left_FP - U_FN @ H_NP
+    if folded is None or not intercept:
+        change_FN = _ridge(H_NP, left_FP)
+    else:
+        mean_N, rest_F = H_NP.mean(1), left_FP.mean(1)
+        change_FN = _ridge(H_NP - mean_N[:, None], left_FP - rest_F[:, None])
+        shift_F = _double(rest_F) - change_FN @ _double(mean_N)
+        folded.place.add_(folded.sign * shift_F.to(folded.place))
+    weight.copy_((_double(U_FN) + change_FN).reshape(weight.shape))
+
+
+def _ridge(H_NP: Tensor, left_FP: Tensor) -> Tensor:
+    """The change D of the weight that minimises ||E - D H||_F^2 + lambda ||D||_F^2 for what is left to explain, E."""
     unknowns, num_places = H_NP.shape
     strength = float(H_NP.square().sum() / unknowns) * (RIDGE + RIDGE_OF_FEW * unknowns / num_places)
     if not 0 < strength < math.inf:  # nothing arrives that anything can be learned from
-        return
-    U_FN = _single(weight.flatten(1))
-    left_FP, wide = Y_FP - U_FN @ H_NP, H_NP.shape[0] > H_NP.shape[1]
-    # E H^T (H H^T + lambda)^-1 = E (H^T H + lambda)^-1 H^T, for what U leaves, E: the smaller one is solved
+        return _double(left_FP.new_zeros(len(left_FP), unknowns))
+    wide = unknowns > num_places
+    # E H^T (H H^T + lambda)^-1 = E (H^T H + lambda)^-1 H^T: the smaller one is solved
     gram = _double(H_NP.T @ H_NP if wide else H_NP @ H_NP.T)
     gram.diagonal().add_(strength)
     right = _double(left_FP) if wide else _double(left_FP @ H_NP.T)
-    change = torch.linalg.solve(gram, right, left=False)
-    change_FN = change @ _double(H_NP).T if wide else change
-    weight.copy_((_double(U_FN) + change_FN).reshape(weight.shape))
+    change: Tensor = torch.linalg.solve(gram, right, left=False)
+    return change @ _double(H_NP).T if wide else change
 
 
 def _single(tensor: Tensor) -> Tensor:

@@ -28,8 +28,35 @@ METHODS: dict[str, MethodEntry] = {
         MethodEntry("PCA", s.PCASettings, "experiment.methods.pca:PCA", "lowrank"),
         MethodEntry("Messi3", s.Messi3Settings, "experiment.methods.messi:Messi", "lowrank", random=True),
         MethodEntry("Messi5", s.Messi5Settings, "experiment.methods.messi:Messi", "lowrank", random=True),
-        MethodEntry("WT", s.WTSettings, "experiment.methods.wt:WT", "weight"),
+        MethodEntry("WT", s.WTSettings, "experiment.methods.wt:wt", "weight"),
+        MethodEntry("WT (layer)", s.WTLayerSettings, "experiment.methods.wt:wt_layer", "weight"),
+        MethodEntry("Random", s.RandomSettings, "experiment.methods.wt:random_weights", "weight", random=True),
+        MethodEntry(
+            "Random (layer)", s.RandomLayerSettings, "experiment.methods.wt:random_layer", "weight", random=True
+        ),
+        MethodEntry("SNIP", s.SNIPSettings, "experiment.methods.snip:snip", "weight"),
+        MethodEntry("Uniform", s.UniformSettings, "experiment.methods.uniform:uniform", "weight", random=True),
+        MethodEntry("l1", s.L1Settings, "experiment.methods.uniform:l1", "weight", random=True),
+        MethodEntry("l2", s.L2Settings, "experiment.methods.uniform:l2", "weight", random=True),
+        MethodEntry("(l1+l2)/2", s.L1L2Settings, "experiment.methods.uniform:l1_l2", "weight", random=True),
+        MethodEntry("SiPP", s.SiPPSettings, "experiment.methods.sipp:sipp", "weight"),
+        MethodEntry("SiPPRand", s.SiPPSettings, "experiment.methods.sipp:sipp_rand", "weight", random=True),
+        MethodEntry("SiPPHybrid", s.SiPPSettings, "experiment.methods.sipp:sipp_hybrid", "weight", random=True),
+        MethodEntry(
+            "TorchPrune", s.TorchPruneSettings, "experiment.methods.torch_method:torch_prune", "weight", random=True
+        ),
         MethodEntry("FT", s.FTSettings, "experiment.methods.ft:ft", "filter"),
+        MethodEntry("SoftNet", s.SoftNetSettings, "experiment.methods.ft:soft_net", "filter"),
+        MethodEntry(
+            "Uniform Filters", s.UniformFiltersSettings, "experiment.methods.ft:uniform_filters", "filter", random=True
+        ),
+        MethodEntry("ThiNet", s.ThiNetSettings, "experiment.methods.thinet:thinet", "filter", random=True),
+        MethodEntry("PFP", s.PFPSettings, "experiment.methods.pfp:pfp", "filter"),
+        MethodEntry("PFP (rand)", s.PFPSettings, "experiment.methods.pfp:pfp_rand", "filter", random=True),
+        MethodEntry("PFP (partial)", s.PFPSettings, "experiment.methods.pfp:pfp_partial", "filter", random=True),
+        MethodEntry("Global Filters", s.GlobalFiltersSettings, "experiment.methods.ranking:global_filters", "filter"),
+        MethodEntry("Blocks", s.BlocksSettings, "experiment.methods.blocks:Blocks", "filter"),
+        MethodEntry("Slimming", s.SlimmingSettings, "experiment.methods.ranking:slimming", "filter"),
     )
 }
 

@@ -9,20 +9,22 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError, ConfigError
 from experiment.layers.build import slice_mask, write_whole
-from experiment.layers.ghosts import fold_ghosts
+from experiment.layers.ghosts import Folded, fold_ghosts, fold_means
 from experiment.layers.groups import ChannelGroup, Sizes, alive_channels, kept_of, sizes_of
 from experiment.layers.inspect import trace_layers
 from experiment.layers.plan import Detail, Kept, Plan, State
+from experiment.layers.refit import refit
 from experiment.layers.surgery import channel_groups
 from experiment.measure import count
 from experiment.methods.base import Budget, Calibration, Quantity
+from experiment.methods.start import parameter_name
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class Filters:
             kept = kept_of(self.groups, chosen)
             masked = sum(int((~slice_mask(mask, kept, name)).sum()) for name, mask in self.state.masks.items())
         return self.sizes.parameters_of(counts) - masked
+
+    def orders(self, scores: Sequence[Tensor]) -> list[tuple[int, ...]]:
+        """Of each group the channels that are left, the largest score first, equal ones as they stand."""
+        pairs = zip(self.alive, [(-s).tolist() for s in scores], strict=True)
+        return [tuple(sorted(alive, key=negated.__getitem__)) for alive, negated in pairs]
 
     def plan(self, chosen: Sequence[Sequence[int]]) -> Plan:
         """The plan that keeps these channels of every group."""
@@ -93,7 +100,7 @@ class FilterMethod:
     Channels that give the network's output, or read its input, stay; so do those of layers that `ignore` names.
 
     Args:
-        settings: with `ignore`, `round_to` and `fold`; see `experiment.methods.settings.pruning`.
+        settings: with `ignore`, `round_to`, `fold` and `refit`; see `experiment.methods.settings.pruning`.
         label: of the method, for messages.
         score: the worth of every channel.
         rule: how many every group keeps.
@@ -111,14 +118,12 @@ class FilterMethod:
             the calibration data that the method or `fold` needs are missing.
         """
         filters = filters_of(state, self.settings.ignore, self.label)
-        if self.settings.fold == "mean" and (calibration is None or not len(calibration.inputs)):
-            raise CompressionError(f"{self.label} with fold 'mean' needs calibration data. {GIVE_DATA}")
+        if (self.settings.fold == "mean" or self.settings.refit) and not has_data(calibration):
+            what = "fold 'mean'" if self.settings.fold == "mean" else "refit"
+            raise CompressionError(f"{self.label} with {what} needs calibration data. {GIVE_DATA}")
         scores = self.score(filters, calibration, generator)
-        order = [
-            tuple(sorted(alive, key=lambda channel: -values[channel]))
-            for alive, values in zip(filters.alive, [s.tolist() for s in scores], strict=True)
-        ]
-        return Ranked(filters, scores, order, None if calibration is None else calibration.inputs)
+        inputs = calibration.inputs.to(state.example) if has_data(calibration) else None
+        return Ranked(filters, scores, filters.orders(scores), inputs)
 
     def plan(self, analysis: Ranked, budget: Budget) -> Plan:
         """The largest network within the budget that the rule allows.
@@ -129,13 +134,35 @@ class FilterMethod:
         return analysis.filters.plan([order[:n] for order, n in zip(analysis.order, counts, strict=True)])
 
     def fill(self, built: nn.Module, state: State, analysis: Ranked, plan: Plan) -> None:
-        """Write the state's weights into `built`, in place."""
+        """Write the state's weights into `built`, in place; what `fold` and `refit` do is relative to this state's."""
         write_whole(built, state.network, plan)
-        if self.settings.fold != "none":
-            fold_ghosts(built, state.network, state.example, analysis.filters.groups, plan.kept)
+        groups, inputs, folded = analysis.filters.groups, analysis.inputs, dict[str, Folded]()
+        if self.settings.fold == "constant":
+            folded = fold_ghosts(built, state.network, state.example, groups, plan.kept)
+        elif self.settings.fold == "mean":
+            assert inputs is not None
+            folded = fold_means(built, state.network, inputs, groups, plan.kept)
+        if self.settings.refit and plan.kept != analysis.filters.state.kept:
+            assert inputs is not None
+            refit(
+                built, state.network, _readers(built, plan), inputs, seed=0,
+                kept=plan.kept, folded=folded, intercepts=self.settings.fold == "mean",
+            )  # fmt: skip
 
 
 GIVE_DATA = "Give some: compress(..., data=inputs), a tensor, a pair (inputs, targets) or a loader of such pairs."
+
+
+def has_data(calibration: Calibration | None) -> TypeGuard[Calibration]:
+    """Whether there are calibration inputs."""
+    return calibration is not None and len(calibration.inputs) > 0
+
+
+def _readers(built: nn.Module, plan: Plan) -> list[str]:
+    """The layers that lost input channels and may be fitted: those of several groups and masked ones are not."""
+    names = [name for name, sides in plan.kept.items() if sides.inputs is not None]
+    layers = {name: built.get_submodule(name) for name in names if parameter_name(name) not in plan.masks}
+    return [n for n, m in layers.items() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)]
 
 
 def filters_of(state: State, ignore: Sequence[str], label: str) -> Filters:
@@ -156,27 +183,31 @@ def filters_of(state: State, ignore: Sequence[str], label: str) -> Filters:
     )
 
 
-def matching(patterns: Sequence[str], layers: Collection[str], label: str) -> set[str]:
+def matching(patterns: Sequence[str], layers: Collection[str], label: str, what: str = "layer") -> set[str]:
     """The layers that a pattern names; one that names none is the user's mistake."""
     named = {pattern: fnmatch.filter(layers, pattern) for pattern in patterns}
     idle = [pattern for pattern, names in named.items() if not names]
     if idle:
         raise ConfigError(
-            [f"{label}.ignore: no layer is called '{pattern}'. The layers are {', '.join(layers)}." for pattern in idle]
+            [
+                f"{label}.ignore: no {what} is called '{pattern}'. The {what}s are {', '.join(layers)}."
+                for pattern in idle
+            ]
         )
     return {name for names in named.values() for name in names}
 
 
-def by_filter(filters: Filters, norm: Callable[[Tensor], Tensor]) -> list[Tensor]:
+def by_filter(filters: Filters, norm: Callable[[Tensor], Tensor], *, average: bool = False) -> list[Tensor]:
     """Scores that are sums, over the layers that produce a channel, of a norm of its filters.
 
     Args:
         norm: from filters as rows (channels, weights) in float64 to (channels,).
+        average: the mean of a channel's filters instead, so that groups of few and of many layers compare.
     Raises: CompressionError: weights are NaN or infinite.
     """
     found = []
     for group in filters.groups:
-        scores = torch.zeros(group.size, dtype=torch.float64)
+        scores, filters_each = torch.zeros(group.size, dtype=torch.float64), 0
         for member in group.members if group.exempt is None else ():
             if member.side == "out" and member.module in group.producers:
                 weight = filters.state.network.get_submodule(member.module).get_parameter("weight").detach()
@@ -186,5 +217,6 @@ def by_filter(filters: Filters, norm: Callable[[Tensor], Tensor]) -> list[Tensor
                     )
                 norms = norm(weight.cpu().double().flatten(1))
                 scores += norms[torch.tensor(member.positions)].sum(1)
-        found.append(scores)
+                filters_each += len(member.positions[0])
+        found.append(scores / max(filters_each, 1) if average else scores)
     return found

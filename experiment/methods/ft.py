@@ -1,4 +1,4 @@
-"""Filters by a norm of their weights, the same share of every layer: FT (l1) and SoftNet (l2)."""
+"""The same share of every layer's filters: those of largest norm (FT: l1, SoftNet: l2), or any (Uniform Filters)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.filters import FilterMethod, Filters, Score, Scores, by_filter
-from experiment.methods.settings import FTSettings
+from experiment.methods.settings import FTSettings, SoftNetSettings, UniformFiltersSettings
 from experiment.methods.share import largest_share
 
 
@@ -26,6 +26,24 @@ def ft(settings: FTSettings) -> FilterMethod:
     return FilterMethod(settings, "FT", _norm(lambda rows: rows.abs().sum(1)), same_share)
 
 
+def soft_net(settings: SoftNetSettings) -> FilterMethod:
+    """As FT, with the l2 norm sqrt(sum w^2) of a filter; where several layers are tied, the sum of their norms.
+
+    Source: He et al. 2018, Soft Filter Pruning, https://arxiv.org/abs/1808.06866.
+    Differs: what is pruned stays away, where they let it come back while training; as for FT otherwise.
+    """
+    return FilterMethod(settings, "SoftNet", _norm(lambda rows: rows.square().sum(1).sqrt()), same_share)
+
+
+def uniform_filters(settings: UniformFiltersSettings) -> FilterMethod:
+    """As FT, with scores drawn uniformly at random: the baseline that a score must beat."""
+
+    def score(filters: Filters, calibration: Calibration | None, generator: torch.Generator) -> Scores:
+        return [torch.rand(group.size, dtype=torch.float64, generator=generator) for group in filters.groups]
+
+    return FilterMethod(settings, "Uniform Filters", score, same_share)
+
+
 def _norm(norm: Callable[[Tensor], Tensor]) -> Score:
     def score(filters: Filters, calibration: Calibration | None, generator: torch.Generator) -> Scores:
         return by_filter(filters, norm)
@@ -35,9 +53,7 @@ def _norm(norm: Callable[[Tensor], Tensor]) -> Score:
 
 def same_share(filters: Filters, scores: Scores, budget: Budget, round_to: int) -> list[int]:
     """The same share of every group's channels, the largest that the budget allows."""
-    orders = [
-        sorted(alive, key=lambda c: -s[c]) for alive, s in zip(filters.alive, [s.tolist() for s in scores], strict=True)
-    ]
+    orders = filters.orders(scores)
 
     def size(counts: list[int]) -> int:
         return filters.size([order[:n] for order, n in zip(orders, counts, strict=True)], budget.quantity)

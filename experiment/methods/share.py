@@ -30,28 +30,21 @@ def largest_share(
         round_to: counts are multiples of this, but for groups that lose nothing.
     Raises: InfeasibleBudget: one channel a group is already more than the budget.
     """
-    ladders = [_ladder(n, round_to) if may else [n] for n, may in zip(alive, free, strict=True)]
-    smallest = [ladder[0] for ladder in ladders]
-    if size(smallest) > budget.limit:
-        raise InfeasibleBudget(
-            limit=budget.limit, smallest=size(smallest), original=budget.original, quantity=budget.quantity
-        )
+    ladders = [ladder(n, round_to) if may else [n] for n, may in zip(alive, free, strict=True)]
+    check_smallest(size([rungs[0] for rungs in ladders]), budget)
     steps = sorted(
-        ((ladder[k - 1] + ladder[k]) / (2 * n), group)
-        for group, (n, ladder) in enumerate(zip(alive, ladders, strict=True))
-        for k in range(1, len(ladder))
+        ((rungs[k - 1] + rungs[k]) / (2 * n), group)
+        for group, (n, rungs) in enumerate(zip(alive, ladders, strict=True))
+        for k in range(1, len(rungs))
     )
 
     def after(num_steps: int) -> list[int]:
         taken = [0] * len(ladders)
         for _, group in steps[:num_steps]:
             taken[group] += 1
-        return [ladder[k] for ladder, k in zip(ladders, taken, strict=True)]
+        return [rungs[k] for rungs, k in zip(ladders, taken, strict=True)]
 
-    fits, too_many = 0, len(steps) + 1
-    while too_many - fits > 1:
-        middle = (fits + too_many) // 2
-        fits, too_many = (middle, too_many) if size(after(middle)) <= budget.limit else (fits, middle)
+    fits = longest(len(steps), lambda num_steps: size(after(num_steps)) <= budget.limit)
     counts = after(fits)
     for share, group in steps[fits + 1 :]:
         if share != steps[fits][0]:
@@ -63,6 +56,23 @@ def largest_share(
     return counts
 
 
-def _ladder(n: int, round_to: int) -> list[int]:
+def check_smallest(smallest: int, budget: Budget) -> None:
+    """Raises: InfeasibleBudget: the smallest network is already more than the budget."""
+    if smallest > budget.limit:
+        raise InfeasibleBudget(
+            limit=budget.limit, smallest=smallest, original=budget.original, quantity=budget.quantity
+        )
+
+
+def longest(number: int, fits: Callable[[int], bool]) -> int:
+    """The largest of 0 ... number that fits, where 0 does and nothing beyond one that does not."""
+    known, too_many = 0, number + 1
+    while too_many - known > 1:
+        middle = (known + too_many) // 2
+        known, too_many = (middle, too_many) if fits(middle) else (known, middle)
+    return known
+
+
+def ladder(n: int, round_to: int) -> list[int]:
     """The counts that a group of n channels may have, rising; the last one is n."""
     return [*range(min(round_to, n), n, round_to), n] if n else [0]

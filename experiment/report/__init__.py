@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from experiment.report.compare_plot import plot_variants
+from experiment.report.cost_plot import plot_cost
 from experiment.report.plot import plot_tradeoff
 from experiment.report.source import Source, default_results, find_experiments, read_source
 from experiment.report.sweep import is_retrain_sweep, plot_retrain_sweep, retrain_sweep
@@ -17,8 +19,10 @@ __all__ = [
     "is_retrain_sweep",
     "latex_table",
     "markdown_table",
+    "plot_cost",
     "plot_retrain_sweep",
     "plot_tradeoff",
+    "plot_variants",
     "prune_potential",
     "read_source",
     "retrain_sweep",

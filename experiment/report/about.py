@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiment.report import numerals
 from experiment.report.document import Block, Code, Items, Section, Table, Text
+from experiment.report.modes import mode_in_words
 from experiment.report.naming import Naming
 from experiment.report.source import REFERENCE, Source
 from experiment.report.summary import compressed, labels_of, prune_only
@@ -16,12 +17,6 @@ from experiment.report.table import smallest_within
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-MODES = {
-    "train": "training only",
-    "retrain": "one-shot (every keep ratio starts from the reference network)",
-    "cascade": "cascade (every keep ratio starts from the previous, retrained one)",
-    "cascade-rewind": "cascade with rewinding (weights go back to an earlier epoch before retraining)",
-}
 STATUS = ("done", "infeasible", "failed")
 NUM_REASONS = 40
 
@@ -79,8 +74,7 @@ def _facts(source: Source) -> Iterator[tuple[str, str]]:
         pairs = dict.fromkeys(zip(frame["dataset"], frame["dataset_test"], strict=True))
         yield "Dataset", ", ".join(f"{d}, tested on {t}" if t and t != d else str(d) for d, t in pairs)
     yield "Methods", ", ".join(_with_method(source, label) for label in labels_of(frame))
-    mode = setting("experiments", "mode")
-    yield "Mode", MODES.get(str(mode), str(mode)) if mode is not None else ""
+    yield "Mode", mode_in_words(source, long=True)
     yield "Budget", f"share of the {setting('experiments', 'budget') or 'parameters'}"
     yield "Keep ratios", ", ".join(numerals.keep(float(k)) for k in dict.fromkeys(own["keep_target"].dropna()))
     if len(frame):

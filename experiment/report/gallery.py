@@ -6,8 +6,11 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from experiment.report.compare_plot import comparisons, plot_variants
+from experiment.report.cost_plot import latency_columns, plot_cost
 from experiment.report.history_plot import plot_retraining, plot_training
 from experiment.report.layers_plot import plot_layers, typical_keeps
+from experiment.report.modes import mode_in_words, variant_in_words
 from experiment.report.naming import Naming
 from experiment.report.plot import Metric, Scale, plot_tradeoff
 from experiment.report.ranks_plot import (
@@ -26,12 +29,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
+LATENCY_PREFIX = "latency_ms_b"
 HARD = 0.1  # keep ratio from which a logarithmic axis says more
-STEMS = ("tradeoff-", "layers", "training", "retraining", "sweep-", "ranks-")
+STEMS = ("tradeoff-", "layers", "training", "retraining", "sweep-", "ranks-", "compare-", "cost-")
 LAYER_COLUMNS = ("layer", "parameters_before", "parameters")
 HISTORY_COLUMNS = ("epoch", "loss", "top1", "valid_loss", "valid_top1")
 QUANTITIES: tuple[Quantity, ...] = ("parameters", "flops")
-MODES = {"retrain": "one-shot", "cascade": "cascade", "cascade-rewind": "cascade with rewinding"}
 WORDS = {
     "top1": "Top-1 test accuracy",
     "top5": "Top-5 test accuracy",
@@ -54,14 +57,17 @@ class Plot(NamedTuple):
 def plots_of(source: Source, naming: Naming) -> Iterator[Plot]:
     """Draw every plot that the experiment has data for.
 
-    One variant alone gets all trade-offs. Of a sweep every variant gets accuracy against parameters and FLOPs; a sweep
-    over retraining also its summary. Layers and training curves are those of the first variant.
+    One variant alone gets all trade-offs. Of a sweep every variant gets accuracy against parameters and FLOPs, those of
+    the same reference networks share a picture, and a sweep over retraining gets its summary. Layers and training
+    curves are those of the first variant.
     """
     variants = list(dict.fromkeys(source.results["variant"]))
+    yield from _comparisons(source, naming)
     for variant, suffix in zip(variants, _suffixes(variants), strict=True):
         frame = source.results[source.results["variant"] == variant]
         if not compressed(frame).empty:
             yield from _tradeoffs(source, naming, frame, suffix)
+            yield from _costs(source, naming, frame, suffix)
     yield from _sweeps(source, naming)
     for variant in variants[:1]:
         yield from _inside(source, naming, source.results[source.results["variant"] == variant])
@@ -78,12 +84,48 @@ def _suffixes(variants: Sequence[str]) -> list[str]:
     return found
 
 
-def _tradeoffs(source: Source, naming: Naming, frame: DataFrame, suffix: str) -> Iterator[Plot]:
-    limits = (source.setting("experiments", "plotting", "minVal"), source.setting("experiments", "plotting", "maxVal"))
-    epochs = sorted(set(compressed(frame)["epochs"].dropna()))
-    amount = f"{epochs[-1]:g} epochs of retraining" if epochs and epochs[-1] > 0 else "no retraining"
-    note = ", ".join(filter(None, (MODES.get(str(source.setting("experiments", "mode"))), amount)))
+def _comparisons(source: Source, naming: Naming) -> Iterator[Plot]:
+    variants = [variant_in_words(v) for v in dict.fromkeys(source.results["variant"])]
+    for label, frame in comparisons(source.results):
+        scale: Scale = "log" if compressed(frame)["keep_parameters"].min() <= HARD * 1.1 else "linear"
+        figure = plot_variants(
+            frame, scale=scale, keep_limits=_limits(source), names=naming.names, note=_note(source, frame, "")
+        )  # fmt: skip
+        share = "kept (logarithmic axis)" if scale == "log" else "removed"
+        caption = f"{WORDS['top1']} against the share of parameters {share}: {', '.join(variants)}."
+        of_label = "".join(_suffixes([label, ""])[:1]) if label else ""
+        yield Plot(f"compare-top1-parameters{'-log' if scale == 'log' else ''}{of_label}", caption, figure)
+
+
+def _costs(source: Source, naming: Naming, frame: DataFrame, suffix: str) -> Iterator[Plot]:
+    """Accuracy against latency where that was measured, and against the file where bytes were asked for."""
+    cells = compressed(frame)
+    columns = {c: f"the latency of a batch of {c.removeprefix(LATENCY_PREFIX)}" for c in latency_columns(cells)}
+    if "bytes_csr" in cells and cells["bytes_csr"].notna().any():
+        columns["bytes_file"] = "the size of network.pt"
     variant = str(frame["variant"].iloc[0])
+    for column, what in columns.items():
+        figure = plot_cost(frame, column, naming=naming, note=_note(source, frame, variant))
+        caption = f"{WORDS['top1']} against {what}{f', {variant}' if variant else ''}."
+        yield Plot(f"cost-{column}{suffix}", caption, figure)
+
+
+def _limits(source: Source) -> tuple[float | None, float | None]:
+    """The keep ratios that the parameter file wants to see."""
+    return source.setting("experiments", "plotting", "minVal"), source.setting("experiments", "plotting", "maxVal")
+
+
+def _note(source: Source, frame: DataFrame, variant: str) -> str:
+    """The mode and the amount of retraining, for titles."""
+    epochs = sorted(set(compressed(frame)["epochs"].dropna()))
+    most = epochs[-1] if epochs else 0
+    amount = f"{most:g} epoch{'' if most == 1 else 's'} of retraining" if most > 0 else "no retraining"
+    return ", ".join(filter(None, (mode_in_words(source, variant), amount)))
+
+
+def _tradeoffs(source: Source, naming: Naming, frame: DataFrame, suffix: str) -> Iterator[Plot]:
+    variant = str(frame["variant"].iloc[0])
+    limits, note = _limits(source), _note(source, frame, variant)
     for metric, quantity, scale in _wanted(frame, alone=not suffix):
         figure = plot_tradeoff(
             frame,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ NUMBERS = (
     "bytes_dense", "bytes_values", "bytes_sparse", "bytes_file", "loss", "top1", "top5", "top1_before_retraining",
     "top1_reference", "parameters_reference", "flops_reference", "epochs", "seconds_compress", "seconds_retrain",
 )  # fmt: skip
+EXTRA_NUMBERS = re.compile(r"latency_(iqr_)?ms_b\d+(_reference)?|bytes_bitmask|bytes_csr")  # where asked for
 REQUIRED = ("network", "label", "net", "status")
 REFERENCE = "Reference"
 
@@ -102,7 +104,7 @@ def tidy(results: DataFrame) -> DataFrame:
     for column in TEXT:
         given = frame[column].astype(object) if column in frame else pd.Series("", frame.index, dtype=object)
         frame[column] = given.where(given.notna(), "").astype(str)
-    for column in NUMBERS:
+    for column in (*NUMBERS, *filter(EXTRA_NUMBERS.fullmatch, map(str, frame))):
         values = pd.to_numeric(frame[column], errors="coerce") if column in frame else np.nan
         frame[column] = pd.Series(values, index=frame.index, dtype=float).replace([np.inf, -np.inf], np.nan)
     frame["method"] = frame["method"].where(frame["method"] != "", frame["label"])

@@ -37,10 +37,15 @@ class Report:
 
     @property
     def main_plots(self) -> list[Path]:
-        """The PNGs to look at first: of a sweep over retraining its summary, else top1 against parameters removed."""
+        """The PNGs to look at first: the summary of a sweep over retraining, variants compared, or trade-offs."""
         pngs = [path for path in self.plots if path.suffix == ".png"]
         sweeps = [path for path in pngs if path.stem == "sweep-parameters"]
-        return sweeps or [path for path in pngs if path.stem.startswith(MAIN) and not path.stem.endswith("-log")]
+        compared = [path for path in pngs if path.stem.startswith("compare-")]
+        return (
+            sweeps
+            or compared
+            or [path for path in pngs if path.stem.startswith(MAIN) and not path.stem.endswith("-log")]
+        )
 
 
 def write_report(folder: Path | str) -> Report:

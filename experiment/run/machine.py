@@ -66,6 +66,11 @@ def describe_environment(machine: Machine, threads: int, workers: int) -> dict[s
     }
 
 
+def device_in_words(machine: Machine) -> str:
+    """The device with the name of the hardware, by which latencies can be compared or not."""
+    return _device_name(machine) if machine.kind == "cuda" else f"{machine.device} ({_processor()})"
+
+
 def _gpu_visible() -> bool:
     return Path("/proc/driver/nvidia/version").exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") != ""
 

@@ -154,6 +154,13 @@ def method_key(spec: MethodSpec) -> dict[str, Any]:
     key = named(spec.name, spec.entry.version, settings)
     if is_import_path(spec.name):  # the algorithm may lie in another module than the entry
         key |= {"version": spec.entry.version, "algorithm": source_hash(spec.entry.target.partition(":")[0])}
+    sources = {  # settings that name code of the user's: changed code is another method
+        setting: source_hash(value.partition(":")[0])
+        for setting, value in settings.items()
+        if isinstance(value, str) and is_import_path(value) and not value.startswith("torch.")
+    }
+    if sources:
+        key["sources"] = sources
     if spec.recalibrate:
         key["recalibrate"] = RECALIBRATION_VERSION
     return key

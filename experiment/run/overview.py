@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from experiment.config import epochs_of, rewinding
 from experiment.run.plan import Cell, ExperimentPlan
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -41,6 +42,7 @@ def plan_json(plan: ExperimentPlan, results: Results) -> Iterator[str]:
                 "keep_target": cell.keep,
                 "between": list(cell.between),
                 "mode": p.experiments.mode,
+                "rewind": rewinding(p.experiments),
                 "epochs_train": cell.epochs_train,
                 "epochs_retrain": cell.epochs_retrain,
                 "status": status,
@@ -58,12 +60,12 @@ def plan_text(plan: ExperimentPlan, results: Results) -> Iterator[str]:
     yield f"  network    {p.network.name} on {p.network.dataset.name}, {experiments.num_nets} trained " + _plural(
         experiments.num_nets, "network"
     )
-    yield f"  mode       {experiments.mode}, budget in {experiments.budget}"
+    rewind = f", rewind {experiments.rewind}" if experiments.rewind is not None else ""
+    yield f"  mode       {experiments.mode}{rewind}, budget in {experiments.budget}"
     for variant in plan.file.variants:
-        retrained = variant.parameters.retraining
         name = f" {variant.name}:" if variant.name else ""
-        epochs = max(0, retrained.num_epochs - retrained.start_epoch)
-        yield f"  epochs    {name} {variant.parameters.training.num_epochs} training, {epochs} retraining a cell"
+        p = variant.parameters
+        yield f"  epochs    {name} {p.training.num_epochs} training, {epochs_of(p)} retraining a cell"
     counts = {label: Counter[str]() for label in dict.fromkeys(cell.label for cell in plan.cells)}
     for cell in plan.cells:
         counts[cell.label][cell_status(plan, cell, results)] += 1
@@ -74,11 +76,11 @@ def plan_text(plan: ExperimentPlan, results: Results) -> Iterator[str]:
     for label, count in counts.items():
         yield f"  {label:{width}}  " + ", ".join(f"{n} {status}" for status, n in sorted(count.items()))
     # variants that only retrain otherwise share their references: each key once
-    open_cells = list({c.key: c for c in plan.cells if cell_status(plan, c, results) == "pending"}.values())
+    open_cells = list({c.key: c for c in plan.computed if cell_status(plan, c, results) == "pending"}.values())
     retrain = sum(c.epochs_retrain for c in open_cells)
     train = sum(c.epochs_train for c in open_cells if c.method == "Reference")
     left = f"{train} epochs of training, {retrain} of retraining"
-    yield f"  to do      {len(open_cells)} of {len({c.key for c in plan.cells})} cells: {left}"
+    yield f"  to do      {len(open_cells)} of {len({c.key for c in plan.computed})} cells: {left}"
     for cell in plan.cells:
         result = results.get(cell.key, {})
         if result.get("status") in ("failed", "infeasible"):

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiment.config import Parameters
+from experiment.config import Parameters, is_cascade, retraining, rewinding
 from experiment.datasets.calibration import calibration, calibration_size
-from experiment.errors import ExperimentError, InfeasibleBudget, StoreError
-from experiment.files import set_aside, write_whole
+from experiment.errors import ExperimentError, InfeasibleBudget
+from experiment.files import write_whole
 from experiment.layers.build import expand
 from experiment.layers.inspect import trace_layers
-from experiment.layers.masks import named_masks
+from experiment.layers.masks import same_support
 from experiment.layers.plan import Plan, State
 from experiment.methods.base import Calibration, Compressed, Compressor, make_method
 from experiment.methods.table import layer_rows
-from experiment.run.events import Advanced, CellDone, Report, Started, epoch_callbacks
+from experiment.run.events import Advanced, CellDone, Note, Report, Started, epoch_callbacks
 from experiment.run.outcome import costs_of, measure_network, require_finite, write_history, write_result, write_rows
 from experiment.run.plan import Cell, Chain, ReferenceTask
 from experiment.run.ranks import RankLog, rank_log, write_reference_ranks
@@ -34,11 +34,12 @@ from experiment.run.reference import (
     rewound_state,
     train_settings,
 )
-from experiment.run.weights import read_weights, rebuild, save_weights
+from experiment.run.start import network_of, random_state
+from experiment.run.weights import save_weights
 from experiment.streams import generator
 from experiment.training.loop import EpochRecord, train
 
-RUN_AGAIN = "Run the command again with --retry-failed: it is computed anew, and so is what follows it."
+NOTHING_REMOVED = "removes nothing that its starting point still has: it is tested as it is, not retrained"
 
 
 def run_reference(task: ReferenceTask, context: Context, report: Report) -> None:
@@ -71,7 +72,8 @@ def run_reference(task: ReferenceTask, context: Context, report: Report) -> None
 
 def run_chain(chain: Chain, context: Context, report: Report) -> None:
     """Compute those cells of a chain that have no result yet, in order; a failed one is stored, the rest goes on."""
-    results = context.store.results([chain.reference_cell, *chain.cells])
+    tickets = chain.tickets.cells if chain.tickets is not None else ()
+    results = context.store.results([chain.reference_cell, *tickets, *chain.cells])
     todo = [cell for cell in chain.cells if is_open(results.get(cell.key), context.retry_failed)]
     if not todo:
         return
@@ -87,7 +89,7 @@ def run_chain(chain: Chain, context: Context, report: Report) -> None:
         for cell in todo:
             _store_failure(cell, error, context, report)
         return
-    for cell in chain.cells:
+    for i, cell in enumerate(chain.cells):
         if cell in todo:
             report(Started(cell_name(cell), cell.epochs_retrain + 1))
             try:
@@ -99,6 +101,8 @@ def run_chain(chain: Chain, context: Context, report: Report) -> None:
                 report(_done(cell, result, walk.reference))
         else:
             result = results[cell.key]
+        if tickets:  # where the next cell starts
+            cell, result = tickets[i], results.get(tickets[i].key, {"status": "failed", "error": "it has no result"})
         walk.passed(cell, result)
 
 
@@ -128,7 +132,9 @@ class _Walk:
     def __init__(self, chain: Chain, reference: Reference, context: Context) -> None:
         self.chain, self.reference, self.context = chain, reference, context
         self.p = chain.variant.parameters
-        self.cascade = self.p.experiments.mode.startswith("cascade") and not chain.method.entry.restarts
+        self.cascade = is_cascade(self.p.experiments) and not chain.method.entry.restarts
+        self.rewinding = rewinding(self.p.experiments)
+        self.before = reference.network
         self.method = make_method(chain.method.entry, chain.method.settings)
         self.last_done: Cell | None = None
         self.broken: str | None = None
@@ -145,28 +151,45 @@ class _Walk:
             compressor, compressed = self._compress(cell)
         except InfeasibleBudget as error:
             return self._store_infeasible(cell, error)
-        network = compressed.network
-        if self.p.experiments.mode == "cascade-rewind" and cell.epochs_retrain:
-            network = compressor.instantiate(compressed.plan, rewound_state(self.reference, self.chain.reference))
+        network, about = compressed.network, {}
+        epochs = cell.epochs_retrain
+        if epochs and self._removes_nothing(network):
+            epochs, about = 0, {"notice": NOTHING_REMOVED}
+            report(Note(f"{cell_name(cell)}: {NOTHING_REMOVED}"))
+            report(Advanced(cell.epochs_retrain))
+        if epochs and self.rewinding != "none":
+            network = compressor.instantiate(compressed.plan, self._other_weights(cell))
         seconds_compress = time.perf_counter() - started
-        before = copy.deepcopy(network) if cell.epochs_retrain else network
+        before = copy.deepcopy(network) if epochs else network
         started = time.perf_counter()
         ranks = rank_log(self.p, self.context.store.partial(cell.key))
         if ranks is not None:
             ranks.note(0, network)
-        records = self._retrain(cell, network, ranks, report) if cell.epochs_retrain else []
+        records = self._retrain(cell, network, ranks, report) if epochs else []
         seconds_retrain = time.perf_counter() - started
         measured = measure_network(network, self.p, self.context.data)
         require_finite(measured)
-        first = measure_network(before, self.p, self.context.data) if cell.epochs_retrain else measured
+        first = measure_network(before, self.p, self.context.data) if epochs else measured
         return self._store(
             cell, Compressed(network, compressed.plan, compressed.count), records, ranks,
-            measured | {
-                "top1_before_retraining": first["top1"], "epochs": cell.epochs_retrain,
+            measured | about | {
+                "top1_before_retraining": first["top1"], "epochs": epochs,
                 "seconds_compress": round(seconds_compress, 3), "seconds_retrain": round(seconds_retrain, 3),
                 "status": "done",
             },
         )  # fmt: skip
+
+    def _removes_nothing(self, network: nn.Module) -> bool:
+        """Whether retraining would repeat what was done; a control that keeps everything, or learns anew, is meant."""
+        if self.chain.method.entry.kind == "none" or self.rewinding == "random":
+            return False
+        return same_support(network, self.before)
+
+    def _other_weights(self, cell: Cell) -> State:
+        """The weights that are retrained in the place of those that compression left."""
+        if self.rewinding == "random":
+            return random_state(self.reference, self.p, cell.net, cell.repetition)
+        return rewound_state(self.reference, self.chain.reference)
 
     def passed(self, cell: Cell, result: Mapping[str, Any]) -> None:
         """Take note of how a cell ended: the next one of a cascade starts from it."""
@@ -191,15 +214,8 @@ class _Walk:
     def _start(self) -> State:
         if not self.cascade or self.last_done is None:
             return self.reference.state
-        folder = self.context.store.index().get(self.last_done.key)
-        if folder is None:
-            raise StoreError(f"the folder of the cell before it, {self.last_done.folder}, is gone. {RUN_AGAIN}")
-        try:
-            specification, weights = read_weights(folder / "network.pt")
-            network = rebuild(self.reference.network, specification, weights, folder / "network.pt")
-        except StoreError as error:
-            raise StoreError(f"{error} Set aside as {set_aside(folder).name}. {RUN_AGAIN}") from error
-        return self._expanded(network, _plan_of(network, specification, self.reference.network))
+        self.before, state = network_of(self.last_done, self.context.store, self.reference)
+        return state
 
     def _expanded(self, network: nn.Module, plan: Plan) -> State:
         return expand(network, self.reference.network, plan, self.reference.state.example)
@@ -220,8 +236,9 @@ class _Walk:
         return Calibration(inputs, targets)
 
     def _retrain(self, cell: Cell, network: nn.Module, ranks: RankLog | None, report: Report) -> list[EpochRecord]:
-        splits = self.context.data.splits(self.p, self.p.retraining)
-        settings = train_settings(self.p.retraining, self.context.machine)
+        block = retraining(self.p)
+        splits = self.context.data.splits(self.p, block)
+        settings = train_settings(block, self.context.machine)
         on_batch, on_epoch = epoch_callbacks(cell_name(cell), settings.num_epochs, len(splits.train), report)
         partial = self.context.store.partial(cell.key)
         partial.mkdir(parents=True, exist_ok=True)
@@ -261,12 +278,6 @@ class _Walk:
         with self.context.store.writing(cell) as folder:
             write_result(folder, result)
         return result
-
-
-def _plan_of(network: nn.Module, specification: Mapping[str, Any], original: nn.Module) -> Plan:
-    """The plan of a stored network, its masks as the state_dict has them."""
-    plan = Plan.from_data(specification["plan"], original)
-    return Plan(factors=plan.factors, masks=named_masks(network), kept=plan.kept, biases=plan.biases)
 
 
 def _architecture(p: Parameters, reference: Reference) -> dict[str, object]:

@@ -9,7 +9,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from experiment.config import ParameterFile, Parameters, Variant, keep_steps
+from experiment.config import (
+    ParameterFile,
+    Parameters,
+    Variant,
+    base_mode,
+    epochs_of,
+    is_cascade,
+    keep_steps,
+    retraining,
+    rewinding,
+    takes_tickets,
+    with_rewinding,
+)
 from experiment.run.given import GivenWeights
 from experiment.run.keys import FORMAT_VERSION, digest
 from experiment.run.names import MethodSpec, Names, method_key, resolve_names
@@ -67,6 +79,10 @@ class Chain:
     """The cells of one (variant, net, repetition, method) in the order in which they must be computed.
 
     One worker computes a chain: a cascade's cell starts from the one before, one-shot cells share the analysis.
+
+    Attributes:
+        tickets: in a cascade with random weights the same cells with rewound ones, computed before: a cell starts from
+            the ticket before it, so that it has the structure of the ticket at its own keep ratio.
     """
 
     variant: Variant
@@ -75,6 +91,7 @@ class Chain:
     method: MethodSpec
     repetition: int
     cells: tuple[Cell, ...]
+    tickets: Chain | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +130,13 @@ class ExperimentPlan:
                 if chain.reference_cell.key == task.cell.key and chain.variant.name == task.variant.name:
                     rows.extend(chain.cells)
         return tuple(rows)
+
+    @cached_property
+    def computed(self) -> tuple[Cell, ...]:
+        """All cells that must be computed: those of the grid, and the tickets that controls start from."""
+        tickets = [cell for chain in self.chains if chain.tickets is not None for cell in chain.tickets.cells]
+        own = {cell.key for cell in self.cells}
+        return (*self.cells, *{cell.key: cell for cell in tickets if cell.key not in own}.values())
 
     def reason(self, cell: Cell) -> str | None:
         """Why a cell cannot run here, if it cannot."""
@@ -196,7 +220,8 @@ def _reference_task(variant: Variant, net: int, machine: Machine, names: Names) 
     }
     key = digest(payload)
     network, dataset = _short(p.network.name), _short(p.network.dataset.name)
-    rewind = p.retraining.start_epoch if p.experiments.mode == "cascade-rewind" else None
+    goes_back = rewinding(p.experiments) == "weights" or takes_tickets(p.experiments)
+    rewind = p.retraining.start_epoch if goes_back else None
     folder = f"{slug(network)}-{slug(dataset)}-n{net}-{key}"
     spec = ReferenceSpec(key, folder, net, rewind, names.weights)
     tested = {"format": FORMAT_VERSION, "reference": key, "test": names.test_key}
@@ -211,22 +236,48 @@ def _chains(variant: Variant, task: ReferenceTask, machine: Machine, names: Name
     experiments = variant.parameters.experiments
     for repetition in range(experiments.num_repetitions):
         for method in names.methods:
-            cells = tuple(_cells(variant, task, method, repetition, machine, names))
-            yield Chain(variant, task.reference, task.cell, method, repetition, cells)
+            yield _chain(variant, task, method, repetition, machine, names)
+
+
+def _chain(
+    variant: Variant, task: ReferenceTask, method: MethodSpec, repetition: int, machine: Machine, names: Names
+) -> Chain:
+    tickets = None
+    if takes_tickets(variant.parameters.experiments) and not method.entry.restarts:
+        rewound = replace(variant, name="tickets", parameters=with_rewinding(variant.parameters, "weights"))
+        tickets = _chain(rewound, task, method, repetition, machine, names)
+    befores = None if tickets is None else tuple(cell.key for cell in tickets.cells)
+    cells = tuple(_cells(variant, task, method, repetition, machine, names, befores))
+    return Chain(variant, task.reference, task.cell, method, repetition, cells, tickets)
+
+
+def _mode_key(p: Parameters) -> dict[str, str]:
+    """The mode by torchprune's name, whichever setting says so; only what these have no name for is told beside it."""
+    which, base = rewinding(p.experiments), base_mode(p.experiments)
+    if which == "random":
+        return {"mode": base, "rewind": which}
+    return {"mode": f"{base}-rewind" if which == "weights" else base}
 
 
 def _cells(
-    variant: Variant, task: ReferenceTask, method: MethodSpec, repetition: int, machine: Machine, names: Names
+    variant: Variant,
+    task: ReferenceTask,
+    method: MethodSpec,
+    repetition: int,
+    machine: Machine,
+    names: Names,
+    tickets: tuple[str, ...] | None,
 ) -> Iterator[Cell]:
+    """Args: tickets: the keys of the cells that those of a cascade start from, where these are not their own."""
     p = variant.parameters
-    epochs = max(0, p.retraining.num_epochs - p.retraining.start_epoch)
-    cascade = p.experiments.mode.startswith("cascade") and not method.entry.restarts
+    epochs = epochs_of(p)
+    cascade = is_cascade(p.experiments) and not method.entry.restarts
     common = {
         "format": FORMAT_VERSION,
         "reference": task.reference.key,
         "method": method_key(method),
         "budget": p.experiments.budget,
-        "mode": p.experiments.mode,
+        **_mode_key(p),
         "coresets": p.coresets.model_dump(mode="json", exclude_defaults=True),
         "test": names.test_key,
         "repetition": repetition,
@@ -234,17 +285,18 @@ def _cells(
     }
     previous: str | None = None
     replayed: tuple[float, ...] = ()
-    for step in keep_steps(p.experiments):
+    for i, step in enumerate(keep_steps(p.experiments)):
         # One-shot with compress-only steps: all earlier ones are taken again, from the reference network on.
         between = step.between if cascade else () if method.entry.restarts else (*replayed, *step.between)
         replayed = between
         payload = common | {"keep": step.keep, "between": between}
         if cascade:
             payload["previous"] = previous
-        previous = digest(payload)
+        key = digest(payload)
+        previous = key if tickets is None else tickets[i]
         yield Cell(
             variant=variant.name, method=method.name, label=method.label, net=task.reference.net,
-            repetition=repetition, keep=step.keep, between=between, key=previous,
+            repetition=repetition, keep=step.keep, between=between, key=key,
             epochs_train=p.training.num_epochs, epochs_retrain=epochs,
         )  # fmt: skip
 
@@ -252,7 +304,7 @@ def _cells(
 def _retraining_key(p: Parameters, kind: str, epochs: int) -> dict[str, Any]:
     if epochs == 0:
         return {"epochs": 0}
-    block = p.retraining.model_dump(mode="json", exclude_defaults=True, exclude=NOT_IN_KEYS - {"start_epoch"})
+    block = retraining(p).model_dump(mode="json", exclude_defaults=True, exclude=NOT_IN_KEYS - {"start_epoch"})
     precision = resolved_precision(p.retraining.precision, p.retraining.enable_amp, kind)
     return {**block, "precision": precision, "epochs": epochs}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,18 +63,31 @@ def open_work(
         if mine and name not in opened and is_open(key):
             opened.add(name)
             work.append(Work(index, name, task, None, task.cell.epochs_train + 1, (task.cell,)))
-    trained = set(opened)
-    for chain in chains:
+    for chain in _with_tickets(chains, is_open):
         cells = tuple(cell for cell in chain.cells if is_open(cell.key))
         if cells:
             needs = _reference_name(index, chain.reference_cell.key)
-            name = f"{index}-{digest([cell.key for cell in chain.cells])}"
+            if chain.tickets is not None and _chain_name(index, chain.tickets) in opened:
+                needs = _chain_name(index, chain.tickets)
+            name = _chain_name(index, chain)
             if name in opened:  # another label for the same computation: it will find its results there
                 continue
             opened.add(name)
             units = sum(cell.epochs_retrain + 1 for cell in cells)
-            work.append(Work(index, name, chain, needs if needs in trained else None, units, cells))
+            work.append(Work(index, name, chain, needs if needs in opened else None, units, cells))
     return work
+
+
+def _with_tickets(chains: Sequence[Chain], is_open: Callable[[str], bool]) -> Iterator[Chain]:
+    """The chains, each after the tickets that it takes its structures from where any of its cells is open."""
+    for chain in chains:
+        if chain.tickets is not None and any(is_open(cell.key) for cell in chain.cells):
+            yield chain.tickets
+        yield chain
+
+
+def _chain_name(experiment: int, chain: Chain) -> str:
+    return f"{experiment}-{digest([cell.key for cell in chain.cells])}"
 
 
 def _reference_name(experiment: int, key: str) -> str:

@@ -15,6 +15,7 @@ import yaml
 
 from experiment.errors import ConfigError
 from experiment.files import write_whole
+from experiment.run.deployed import measure_deployed
 from experiment.run.events import CellDone, Event
 from experiment.run.execute import Setup, Site, run_in_processes, run_serially
 from experiment.run.machine import describe_environment, visible_gpus
@@ -70,7 +71,7 @@ def run_session(
     Raises: ConfigError: something that no cell could survive is wrong (an unknown name, missing data).
     """
     stores = [Store(place.results / plan.name) for plan, place in zip(plans, directories, strict=True)]
-    results = [store.results(plan.cells) for plan, store in zip(plans, stores, strict=True)]
+    results = [store.results(plan.computed) for plan, store in zip(plans, stores, strict=True)]
     work = [
         w
         for i, (plan, found) in enumerate(zip(plans, results, strict=True))
@@ -82,6 +83,8 @@ def run_session(
     for i, (plan, store) in enumerate(zip(plans, stores, strict=True)):
         _write_parameters(plan, store)
         found = store.write_table(plan)
+        if options.share is None and measure_deployed(plan, store, found, say if options.verbosity >= 0 else _silent):
+            found = store.write_table(plan)
         _tell(plan, found, store.folder / "results.csv", write_report(store.folder), say)
         undone = undone or bool(open_work(i, plan, found, retry_failed=True, share=options.share))
     return 1 if undone else 0
@@ -181,6 +184,10 @@ def _without_ranks(plan: ExperimentPlan, found: Results, store: Store) -> int:
     done = [c for c in plan.cells if c.variant in asking and found.get(c.key, {}).get("status") == "done"]
     folders = store.index() if done else {}
     return sum(not (folders[cell.key] / "ranks.csv").is_file() for cell in done if cell.key in folders)
+
+
+def _silent(text: str) -> None:
+    """Says nothing."""
 
 
 def _shown(path: Path) -> str:

@@ -20,6 +20,7 @@ from filelock import FileLock
 
 from experiment.errors import StoreError
 from experiment.files import set_aside, write_whole
+from experiment.run.extras import extra_columns, extra_values
 from experiment.run.keys import FORMAT_VERSION
 from experiment.run.plan import Cell, ExperimentPlan, ReferenceSpec
 
@@ -142,10 +143,15 @@ class Store:
 
     def _write_table(self, plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> None:
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        extra = extra_columns(plan)
+        writer = csv.DictWriter(text, (*COLUMNS, *extra), lineterminator="\n")
         writer.writeheader()
+        folders = self.index() if extra else {}
+        references = {(t.variant.name, t.cell.net): folders.get(t.cell.key) for t in plan.references}
         for row in table_rows(plan, results):
-            writer.writerow(row)
+            folder = folders.get(row["cell"])
+            values = {} if folder is None else extra_values(folder, references[row["variant"], row["net"]])
+            writer.writerow(row | {column: values.get(column) for column in extra})
         write_whole(self.folder / "results.csv", text.getvalue())
 
 

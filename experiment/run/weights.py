@@ -1,4 +1,7 @@
-"""network.pt: a specification in plain values and a state_dict, written whole and read without unpickling code."""
+"""network.pt: a specification in plain values and a state_dict, written whole and read without unpickling code.
+
+Masked weights stand beside the state_dict, without their zeros (`experiment.run.packing`).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ from experiment.errors import StoreError
 from experiment.files import write_whole
 from experiment.layers.build import build
 from experiment.layers.plan import Plan
-from experiment.run.keys import FORMAT_VERSION
+from experiment.run.packing import pack, unpack
+
+FORMAT = 2  # of network.pt
+FORMATS = (1, FORMAT)  # that are read; 1 has masks and masked weights in the state_dict as they are
 
 
 def save_weights(
@@ -31,14 +37,15 @@ def save_weights(
         about: plain facts to keep beside (method, keep, ...).
     """
     specification = {
-        "format": FORMAT_VERSION,
+        "format": FORMAT,
         "architecture": None if architecture is None else dict(architecture),
         "plan": plan.to_data(),
         "about": about,
     }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    whole, masked = pack(state)
     buffer = io.BytesIO()
-    torch.save({"specification": specification, "state_dict": state}, buffer)
+    torch.save({"specification": specification, "state_dict": whole, "masked": masked}, buffer)
     write_whole(path, buffer.getvalue())
     return buffer.tell()
 
@@ -70,12 +77,15 @@ def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not isinstance(content, dict) or not {"specification", "state_dict"} <= content.keys():
         raise StoreError(f"{path}: not written by this program: no specification and state_dict in it.")
     specification = content["specification"]
-    if not isinstance(specification, dict) or specification.get("format") != FORMAT_VERSION:
+    if not isinstance(specification, dict) or specification.get("format") not in FORMATS:
         raise StoreError(
             f"{path}: format version {specification.get('format') if isinstance(specification, dict) else '?'}, "
-            f"this program reads {FORMAT_VERSION}. Load it with the version that wrote it."
+            f"this program reads {' and '.join(map(str, FORMATS))}. Load it with the version that wrote it."
         )
-    return specification, content["state_dict"]
+    try:
+        return specification, unpack(content["state_dict"], content.get("masked", {}))
+    except (RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise StoreError(f"{path}: damaged: {str(error).strip()}") from error
 
 
 def rebuild(

@@ -67,7 +67,7 @@ Problems = Callable[..., tuple[str, ...]]
         (
             "retrain",
             "cascde",
-            "9: experiments.mode: must be one of train, retrain, cascade, cascade-rewind. Got 'cascde'. Did",
+            "9: experiments.mode: must be one of train, retrain, retrain-rewind, cascade, cascade-rewind. Got 'cascde'",
         ),
         # the grid
         ("maxVal: 0.8", "maxVal: 1.3", "11: experiments.spacing[0].maxVal: must be in (0, 1]. Got 1.3."),

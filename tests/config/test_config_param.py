@@ -175,3 +175,19 @@ def test_files_are_found_by_their_packaged_path(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     for name in EXPERIMENTS:
         assert load(f"param/{name}").name == name.removesuffix(".yaml")
+
+
+def test_the_lottery_compares_weights_alone() -> None:
+    file = load("mnist/lottery/lenet300_100.yaml")
+    keeps = [s.keep for s in keep_steps(file.parameters.experiments)]
+    assert keeps == pytest.approx([0.8**i for i in range(1, 11)])
+    assert [v.name for v in file.variants] == ["experiments.rewind=weights", "experiments.rewind=random"]
+    assert file.parameters.training == load("mnist/prune/lenet300_100.yaml").parameters.training
+
+
+def test_fine_tuning_runs_at_the_last_learning_rate() -> None:
+    p = load("mnist/finetune/lenet300_100.yaml").parameters
+    lr, gamma = p.training.optimizer_kwargs["lr"], p.training.lr_schedulers[0].kwargs["gamma"]
+    assert p.retraining.optimizer_kwargs["lr"] == pytest.approx(lr * gamma)
+    assert p.retraining.lr_schedulers == []
+    assert p.experiments.mode == "cascade"

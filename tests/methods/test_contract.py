@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,10 +22,15 @@ from experiment.streams import generator
 COMPRESSING = [label for label, entry in METHODS.items() if entry.kind != "none"]
 QUANTITIES: tuple[Quantity, ...] = ("parameters", "flops")
 KEEPS = (0.9, 0.6, 0.35)
+SAMPLED_FILTERS = ("Uniform", "l1", "l2", "(l1+l2)/2")  # masking methods that leave every filter a weight
 
 
 def compressor(label: str, state: State, original: Count | None = None, *, recalibrated: bool = False) -> Compressor:
     entry = METHODS[label]
+    if label == "Slimming" and not any(isinstance(module, nn.BatchNorm2d) for module in state.network.modules()):
+        pytest.skip("it ranks by BatchNorm scales, and this network has none")
+    if label == "Blocks":
+        pytest.skip("these networks have no residual block with the identity as its shortcut; see test_blocks.py")
     inputs = torch.randn(8, *state.example.shape[1:], generator=generator("test_contract"))
     calibration = Calibration(inputs, torch.zeros(8, dtype=torch.int64))
     original = original or count(state.network, state.example)
@@ -203,8 +209,13 @@ def test_rewinding_fills_the_plan_from_other_weights(any_label: str, state: Stat
             parameter.mul_(2)
     rewound = made.instantiate(compressed.plan, other)
     assert count(rewound, state.example) == compressed.count
+    if any_label == "ThiNet":  # its least squares follow the other state's responses, which are not twice these ones
+        expected = compressor(any_label, other).instantiate(compressed.plan)
+        assert same(tensors(rewound), tensors(expected))
+        return
     doubled = expand(rewound, state.network, compressed.plan, state.example).network
-    single = expand(compressed.network, state.network, compressed.plan, state.example).network
+    unscaled = made.instantiate(replace(compressed.plan, scales={}))  # factors are of the analysed weights alone
+    single = expand(unscaled, state.network, compressed.plan, state.example).network
     for name, parameter in single.named_parameters():
         torch.testing.assert_close(doubled.get_parameter(name), 2 * parameter, rtol=1e-4, atol=1e-5)
 
@@ -212,7 +223,8 @@ def test_rewinding_fills_the_plan_from_other_weights(any_label: str, state: Stat
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_impossible_budget_names_the_smallest_possible_one(label: str, state: State, quantity: Quantity) -> None:
     made = compressor(label, state)
-    if METHODS[label].kind == "weight" and quantity == "flops":  # with all weights masked nothing is left to multiply
+    all_may_go = METHODS[label].kind == "weight" and label not in SAMPLED_FILTERS
+    if all_may_go and quantity == "flops":  # with all weights masked nothing is left to multiply
         assert compress_to(made, 0, quantity) == 0
         return
     with pytest.raises(InfeasibleBudget) as caught:
@@ -240,8 +252,8 @@ def test_recalibration_keeps_the_counts_and_changes_batch_norm_statistics_alone(
         with pytest.raises(CompressionError, match="recalibrate has no effect"):
             compressor(any_label, state, recalibrated=True)
         return
-    plain = shrink(compressor(any_label, state), 0.5)
-    made = shrink(compressor(any_label, state, recalibrated=True), 0.5)
+    plain = shrink(compressor(any_label, state), 0.1)
+    made = shrink(compressor(any_label, state, recalibrated=True), 0.1)
     assert made.count == plain.count
     assert made.plan.to_data() == plain.plan.to_data()
     before, after = tensors(plain.network), tensors(made.network)

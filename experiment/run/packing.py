@@ -1,0 +1,61 @@
+"""A state_dict without the zeros of masked weights: of each, one bit an element and the values that its mask leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Masked = dict[str, dict[str, Any]]
+"""Name of a masked weight -> `mask` (the name of its mask), `shape`, `bits` (8 elements a byte) and `values`."""
+
+
+def pack(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Masked]:
+    """Split a state_dict on the CPU into what is stored as it is, and masked weights with their masks.
+
+    What stands in masked places is left out: it takes no part in anything.
+    """
+    whole, masked = dict(state), Masked()
+    for mask_name, weight_name in _masks_of(state).items():
+        mask, weight = whole.pop(mask_name), whole.pop(weight_name)
+        masked[weight_name] = {
+            "mask": mask_name,
+            "shape": list(mask.shape),
+            "bits": torch.from_numpy(np.packbits(mask.numpy())),
+            "values": weight[mask],
+        }
+    return whole, masked
+
+
+def unpack(whole: Mapping[str, Tensor], masked: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
+    """The state_dict that `pack` split, with zeros in masked places.
+
+    Raises: ValueError: bits and values do not belong together.
+    """
+    state = dict(whole)
+    for weight_name, parts in masked.items():
+        shape, bits, values = torch.Size(parts["shape"]), parts["bits"], parts["values"]
+        if len(bits) != -(-shape.numel() // 8):
+            raise ValueError(f"{weight_name}: {shape.numel()} elements need other than {len(bits)} bytes of mask")
+        mask = torch.from_numpy(np.unpackbits(bits.numpy(), count=shape.numel()).astype(bool)).reshape(shape)
+        if values.shape != (int(mask.sum()),):
+            raise ValueError(f"{weight_name}: its mask leaves {int(mask.sum())} values, got {tuple(values.shape)}")
+        weight = torch.zeros(shape, dtype=values.dtype)
+        weight[mask] = values
+        state[weight_name], state[parts["mask"]] = weight, mask
+    return state
+
+
+def _masks_of(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name of a mask -> name of the one weight behind it, as torch's parametrizations name them."""
+    found: dict[str, str] = {}
+    for name, tensor in state.items():
+        chain, _, last = name.rpartition(".")
+        weight = f"{chain.rpartition('.')[0]}.original"
+        of_a_chain = last == "mask" and tensor.dtype == torch.bool and "parametrizations." in chain
+        if of_a_chain and weight in state and state[weight].shape == tensor.shape and weight not in found.values():
+            found[name] = weight
+    return found
