@@ -118,6 +118,8 @@ def compress_many(
     made = make_method(entry, make_settings(entry, settings))
     state = State(net, example[:1])
     original = count(net, example[:1])
+    if original.flops == 0:
+        raise CompressionError("there is nothing to compress: `example` passes through no convolution or linear layer.")
     compressor = Compressor(
         made, state, original, _calibration(data), generator("method", seed), recalibrated=recalibrate
     )

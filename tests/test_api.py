@@ -82,8 +82,10 @@ def test_many_keep_ratios_shrink_in_turn(own: Own, x: Tensor) -> None:
 
 def test_settings_are_checked_and_used(own: Own, x: Tensor) -> None:
     assert compress(own, "ALDS", keep=0.5, example=x, error="exact").parameters > 0
-    with pytest.raises(ConfigError, match="no setting 'eror'.*Did you mean 'error'"):
+    with pytest.raises(ConfigError, match="eror: ALDS has no such setting. Did you mean 'error'"):
         compress(own, "ALDS", keep=0.5, example=x, eror="exact")
+    with pytest.raises(ConfigError, match="error: must be one of reference, exact, bound. Got 'exakt'"):
+        compress(own, "ALDS", keep=0.5, example=x, error="exakt")
     with pytest.raises(ConfigError, match="Did you mean 'ALDS'"):
         compress(own, "ALSD", keep=0.5, example=x)
 
@@ -106,6 +108,11 @@ def test_too_small_a_budget_names_the_smallest(own: Own, x: Tensor) -> None:
         compress(own, "SVD", keep=0.01, example=x)
     smallest = caught.value.smallest / caught.value.original
     assert compress(own, "SVD", keep=smallest, example=x).parameters == caught.value.smallest
+
+
+def test_a_network_without_layers_to_compress_is_refused(x: Tensor) -> None:
+    with pytest.raises(CompressionError, match="nothing to compress"):
+        compress(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()), "SVD", keep=0.5, example=x)
 
 
 def test_a_masked_network_cannot_be_cut_below_what_it_counts(own: Own, x: Tensor) -> None:

@@ -23,6 +23,7 @@ _EXPECTED = {
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
     "list_type": "must be a list",
+    "tuple_type": "must be a list",
     "dict_type": "must be a mapping (key: value)",
     "model_type": "must be a mapping (key: value)",
     "model_attributes_type": "must be a mapping (key: value)",
@@ -50,6 +51,14 @@ def problems(errors: list[ErrorDetails], root: Node) -> Iterator[tuple[KeyPath, 
             yield path, Problem(node.place, f"{dotted(path)}: {_sentence(error, path, node)}")
 
 
+def expectation(error: ErrorDetails) -> str:
+    """What a value had to be and what came, in one sentence."""
+    context, got = error.get("ctx", {}), error["input"]
+    if error["type"] == "literal_error":
+        return _choice(context["expected"].replace(" or ", ", "), got)
+    return f"{_EXPECTED.get(error['type'], error['msg']).format(**context)}. Got {show(got)}."
+
+
 def _path(error: ErrorDetails, root: Node) -> KeyPath:
     """The path of the key to blame: pydantic's, without the type's name that it adds below a choice of blocks."""
     path: list[int | str] = []
@@ -74,7 +83,7 @@ def _sentence(error: ErrorDetails, path: KeyPath, node: Node) -> str:
     if kind == "extra_forbidden":
         return unknown_key(path[:-1], str(path[-1]))
     if kind == "literal_error":
-        return _choice(context["expected"].replace(" or ", ", "), got)
+        return expectation(error)
     if kind == "union_tag_invalid":
         return _choice(context["expected_tags"], context["tag"])
     if kind == "union_tag_not_found":
@@ -119,7 +128,7 @@ def show(value: Any) -> str:
         return (
             f"a mapping ({', '.join(map(str, list(value)[:4]))}{', ...' if len(value) > 4 else ''})" if value else "{}"
         )
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

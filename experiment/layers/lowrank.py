@@ -130,6 +130,31 @@ def write_factors(layer: nn.Module, U_GRJ: Tensor, V_GJN: Tensor, folding: int =
     write_parameter(decoder, "weight", U.reshape(D_shape))
 
 
+def read_factors(layer: nn.Module, folding: int = 0) -> tuple[Tensor, Tensor]:
+    """The inverse of `write_factors`: U (G, R, J) and V (G, J, N) of an unmasked encoder and decoder, in float64."""
+    encoder, decoder = layer.get_submodule("encoder"), layer.get_submodule("decoder")
+    E, D = (factor.get_parameter("weight").detach().double() for factor in (encoder, decoder))
+    groups = encoder.groups if isinstance(encoder, nn.Conv2d | GroupedLinear) else 1
+    E_LIXY = E.reshape(*E.shape, *[1] * (4 - E.dim()))  # L = G * J
+    V_GJN = (E_LIXY if folding == 0 else E_LIXY.permute(0, 2, 3, 1)).reshape(groups, E.shape[0] // groups, -1)
+    D_FGJK = D.reshape(D.shape[0], groups, E.shape[0] // groups, -1)
+    return D_FGJK.permute(1, 0, 3, 2).flatten(1, 2), V_GJN
+
+
+def balance(layer: nn.Module, folding: int = 0) -> None:
+    """Let an encoder and decoder share the singular values of their slices' products equally, in place.
+
+    What they compute stays; of all factors with these products, those are the ones of least norm, and gradients reach
+    both alike.
+    """
+    U_GRJ, V_GJN = read_factors(layer, folding)
+    Q_GRJ, left_GJJ = torch.linalg.qr(U_GRJ)
+    P_GNJ, right_GJJ = torch.linalg.qr(V_GJN.mT)
+    L_GJJ, S_GJ, Rt_GJJ = torch.linalg.svd(left_GJJ @ right_GJJ.mT)
+    root_G1J = S_GJ.sqrt()[:, None]
+    write_factors(layer, Q_GRJ @ (L_GJJ * root_G1J), root_G1J.mT * (Rt_GJJ @ P_GNJ.mT), folding)
+
+
 def product(layer: nn.Module) -> Tensor:
     """The dense weight that an encoder and decoder stand for, multiplied in float64: (F, C, X, Y), or (F, C)."""
     encoder, decoder = layer.get_submodule("encoder"), layer.get_submodule("decoder")

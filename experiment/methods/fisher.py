@@ -29,7 +29,7 @@ from experiment.methods.spectra import Slicing
 
 SAMPLES = 16  # in one pass
 PLACES = 4096  # of each layer, from which C is estimated
-DAMPING = 1e-2  # of G's mean eigenvalue
+DAMPING = 0.5  # of G's mean eigenvalue: less makes oblique projections, far larger than the weight, that do not train
 
 
 @dataclass

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from experiment.errors import CompressionError
 from experiment.layers.build import write_whole
 from experiment.layers.inspect import evaluating
-from experiment.layers.lowrank import write_factors
+from experiment.layers.lowrank import balance, write_factors
 from experiment.layers.masks import write_parameter
 from experiment.layers.plan import Factors, Plan, State
 from experiment.layers.refit import refit
@@ -134,6 +134,8 @@ class KLDS:
             refit(built, analysis.network, list(plan.factors), analysis.inputs, analysis.seed)
         if state.network is not start.state.network:
             _rewind(built, state, analysis, plan)
+        for name, factors in plan.factors.items():
+            balance(built.get_submodule(name), factors.folding)
 
 
 def _rewind(built: nn.Module, state: State, analysis: Analysis, plan: Plan) -> None:

@@ -9,8 +9,8 @@ MINUS = "−"  # noqa: RUF001  the typographic minus
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share in percent, without the sign: 0.8312 -> `83.1`."""
-    return MISSING if math.isnan(share) else f"{100 * share:.{digits}f}"
+    """A share in percent, without the percent sign: 0.8312 -> `83.1`; it is negative where more is there than was."""
+    return MISSING if math.isnan(share) else f"{100 * share:.{digits}f}".replace("-", MINUS)
 
 
 def change(share: float, digits: int = 2) -> str:

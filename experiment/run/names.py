@@ -16,7 +16,7 @@ from experiment.datasets import DATASETS
 from experiment.datasets.names import TRANSFORMS
 from experiment.errors import ConfigError
 from experiment.methods import METHODS, TORCHPRUNE_NAMES
-from experiment.methods.settings import make_settings
+from experiment.methods.settings import make_settings, setting_faults
 from experiment.networks import NETWORKS
 from experiment.registry import MethodEntry, is_import_path, resolve, suggestion
 from experiment.run.given import GivenWeights, datasets_folder, find_given, missing_text
@@ -216,7 +216,8 @@ def _method_faults(methods: list[Any]) -> Iterator[Fault]:
             entry = find_method(ref["name"])
             if isinstance(entry, MethodEntry):
                 label = ref.get("label") or entry.label
-                make_settings(entry, _mapping(ref, "settings"))
+                for path, wrong in setting_faults(entry, _mapping(ref, "settings")):
+                    yield Fault((*key, "settings", *path), wrong, fatal=True)
                 if ref.get("recalibrate") is True and (text := recalibration_fault(entry)):
                     yield Fault((*key, "recalibrate"), text, fatal=True)
             else:

@@ -11,12 +11,14 @@ from experiment.errors import CompressionError
 from experiment.layers.inspect import trace_layers
 from experiment.layers.lowrank import (
     FOLDINGS,
+    balance,
     flops,
     fold,
     make_layer,
     max_rank,
     parameters,
     product,
+    read_factors,
     split_kernel,
     unfold,
     write_factors,
@@ -206,3 +208,25 @@ def test_linear_layers_have_one_folding_and_others_none() -> None:
         make_layer(nn.Linear(6, 5), Factors(1, 1, 1))
     with pytest.raises(CompressionError, match="Got BatchNorm2d"):
         make_layer(nn.BatchNorm2d(6), Factors(1))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("folding", FOLDINGS)
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_balanced_factors_have_the_same_product_and_share_its_singular_values(
+    case: str, folding: int, groups: int
+) -> None:
+    layer = make_layer(make_conv(case), Factors(2, groups, folding))
+    for seed, factor in enumerate(layer.children()):
+        factor.weight.data.copy_(normal(*factor.weight.shape, seed=seed) * 10**seed)
+    U, V = read_factors(layer, folding)
+    before = product(layer)
+    torch.testing.assert_close(unfold(U @ V, before.shape, folding), before)
+
+    balance(layer, folding)
+
+    torch.testing.assert_close(product(layer), before, rtol=1e-4, atol=1e-4)
+    U, V = read_factors(layer, folding)
+    values = np.linalg.svd((U @ V).numpy(), compute_uv=False)[:, :2]
+    for gram in (U.mT @ U, V @ V.mT):
+        np.testing.assert_allclose(gram.numpy(), [np.diag(row) for row in values], rtol=1e-4, atol=1e-4)

@@ -13,8 +13,9 @@ from experiment.layers.build import build, expand
 from experiment.layers.lowrank import fold, product
 from experiment.layers.plan import Kept, Plan, State
 from experiment.measure import count
-from experiment.methods.alds import ALDS, divisors
+from experiment.methods.alds import ALDS
 from experiment.methods.base import Compressor
+from experiment.methods.lowrank import divisors
 from experiment.methods.settings import ALDSSettings
 from experiment.streams import generator, seeded
 

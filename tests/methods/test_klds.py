@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError, InfeasibleBudget
 from experiment.layers.build import expand
-from experiment.layers.lowrank import product
+from experiment.layers.lowrank import product, read_factors
 from experiment.layers.plan import Factors, State
 from experiment.measure import Count, count
 from experiment.methods import METHODS, klds
@@ -145,13 +145,26 @@ def test_outputs_move_less_than_with_alds(state_of: StateOf, name: str) -> None:
         assert moved["not refitted"] < moved["ALDS"]
 
 
+def span(A: Tensor) -> Tensor:
+    """The projection onto the columns of every matrix."""
+    Q = torch.linalg.qr(A)[0]
+    return Q @ Q.mT
+
+
 def test_refitting_changes_decoders_only(state_of: StateOf) -> None:
     state = state_of("cnn")
     one, other = (compressor(state, refit=refit, points=2).compress(0.5) for refit in (True, False))
     assert one.plan.to_data() == other.plan.to_data()
+    factors_of = {f"{name}.{side}.weight" for name in one.plan.factors for side in ("encoder", "decoder")}
     tensors = other.network.state_dict()
-    changed = {name for name, tensor in one.network.state_dict().items() if not torch.equal(tensor, tensors[name])}
-    assert changed == {f"{name}.decoder.weight" for name in one.plan.factors}
+    for name, tensor in one.network.state_dict().items():
+        assert name in factors_of or torch.equal(tensor, tensors[name])
+    moved = []
+    for name in one.plan.factors:  # balanced afterwards: what encoders span is what they spanned before
+        fitted, plain = (read_factors(made.network.get_submodule(name)) for made in (one, other))
+        torch.testing.assert_close(span(fitted[1].mT), span(plain[1].mT), rtol=1e-3, atol=1e-4)
+        moved.append(float((fitted[0] @ fitted[1] - plain[0] @ plain[1]).norm() / (plain[0] @ plain[1]).norm()))
+    assert max(moved) > 1e-2
     directions = compressor(state, points=2).analysis.directions
     for name, factors in other.plan.factors.items():
         built = product(other.network.get_submodule(name))
@@ -180,13 +193,16 @@ def test_other_weights_keep_the_decoders(state_of: StateOf) -> None:
             if tensor.is_floating_point():
                 nn.init.uniform_(tensor, 0.1, 1.0)
     rewound = made.instantiate(compressed.plan, State(other, made.state.example))
-    decoders = {f"{name}.decoder.weight" for name in compressed.plan.factors}
-    encoders = {f"{name}.encoder.weight" for name in compressed.plan.factors}
-    before, after = compressed.network.state_dict(), rewound.state_dict()
-    assert decoders
-    assert {name for name in decoders if torch.equal(before[name], after[name])} == decoders
-    assert not any(torch.equal(before[name], after[name]) for name in encoders)
-    assert all(torch.equal(after[n], other.state_dict()[n]) for n in after.keys() - decoders - encoders)
+    assert compressed.plan.factors
+    for name, factors in compressed.plan.factors.items():  # balanced afterwards: the decoders' span stays
+        before, after = (
+            read_factors(network.get_submodule(name), factors.folding) for network in (compressed.network, rewound)
+        )
+        torch.testing.assert_close(span(after[0]), span(before[0]), rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(before[0] @ before[1], after[0] @ after[1], rtol=1e-3, atol=1e-4)
+    tensors, whole = rewound.state_dict(), other.state_dict()
+    shared = {name for name in tensors if ".encoder." not in name and ".decoder." not in name}
+    assert all(torch.equal(tensors[name], whole[name]) for name in shared)
 
 
 @pytest.mark.parametrize("first", ["WT", "FT", "PCA", "Messi3"])

@@ -16,6 +16,7 @@ from experiment.report import (
     deltas_for,
     latex_table,
     markdown_table,
+    numerals,
     prune_potential,
     smallest_within,
 )
@@ -174,6 +175,11 @@ def test_latex_rows_are_whole_and_the_best_are_bold(synthetic: Any) -> None:
     )
     assert r"\textbf{79.60}" in body[2]  # within half a point of the best
     assert r"\textbf" not in body[3]
+
+
+def test_more_multiply_adds_than_before_have_a_typographic_minus() -> None:
+    assert numerals.percent(-1.0881, 2) == "\N{MINUS SIGN}108.81"
+    assert numerals.percent(0.4, 1) == "40.0"
 
 
 def test_the_smallest_network_within_a_loss(synthetic: Any) -> None:

@@ -119,6 +119,30 @@ def test_recalibration_without_effect_or_a_label_of_its_own_is_refused(write: An
     assert "second method with the label 'SVD'" in caught.value.problems[1]
 
 
+def test_all_that_is_wrong_with_settings_comes_at_once_with_its_place(write: Any, small: dict[str, Any]) -> None:
+    small["experiments"]["methods"] = [
+        {"name": "ALDS", "settings": {"groups": 2, "error": "foo", "foldings": [0, 5]}},
+        {"name": "KLDS", "settings": {"refit": 3, "foldings": []}},
+        {"name": "SVD", "settings": {"folding": 4, "groups": 0.5}},
+    ]
+    path = write(small)
+    lines = path.read_text().splitlines()
+    with pytest.raises(ConfigError) as caught:
+        grid(path)
+    problems = [problem.split(": ", 1) for problem in caught.value.problems]
+    assert [text.removeprefix("experiments.methods") for _, text in problems] == [
+        "[0].settings.groups: ALDS has no such setting. It has error, foldings, min_group_width, randomised_above, "
+        "round_to.",
+        "[0].settings.error: must be one of reference, exact, bound. Got 'foo'.",
+        "[0].settings.foldings[1]: must be at most 3. Got 5.",
+        "[1].settings.foldings: must not be empty. Got a list of 0.",
+        "[1].settings.refit: must be true or false. Got 3.",
+        "[2].settings.groups: must be a whole number. Got 0.5.",
+        "[2].settings.folding: must be at most 3. Got 4.",
+    ]
+    assert "error: foo" in lines[int(problems[1][0].rpartition(":")[2]) - 1]  # the setting's own line, not its method's
+
+
 def test_a_cascade_cell_depends_on_all_before_it(write: Any, small: dict[str, Any]) -> None:
     small["experiments"] |= {"mode": "cascade", "methods": ["WT"]}
     small["experiments"]["spacing"][0]["values"] = [0.8, 0.5, 0.1]
@@ -203,7 +227,7 @@ def test_two_methods_with_one_label_are_refused(write: Any, small: dict[str, Any
         grid(write(small))
     assert len(caught.value.problems) == 2
     assert "second method with the label 'WT'" in caught.value.problems[0]
-    assert "no setting 'rnk'" in caught.value.problems[1]
+    assert "settings.rnk: SVD has no such setting" in caught.value.problems[1]
 
 
 def test_experiment_names_never_leave_the_results_folder() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from experiment.errors import ConfigError
 from experiment.methods.settings.lowrank import (
@@ -53,6 +54,9 @@ from experiment.methods.settings.pruning import (
 )
 from experiment.registry import MethodEntry, suggestion
 
+if TYPE_CHECKING:
+    from experiment.config.tree import KeyPath
+
 __all__ = [
     "ALDSError3Settings",
     "ALDSKSettings",
@@ -93,6 +97,7 @@ __all__ = [
     "WTLayerSettings",
     "WTSettings",
     "make_settings",
+    "setting_faults",
 ]
 
 
@@ -101,16 +106,34 @@ def make_settings(entry: MethodEntry, values: Mapping[str, object]) -> object:
 
     Raises: ConfigError: an unknown setting, or a value of the wrong type.
     """
+    from experiment.config.tree import dotted
+
+    made, faults = _validated(entry, values)
+    if faults:
+        raise ConfigError([f"{dotted(path)}: {text}" for path, text in faults])
+    return made
+
+
+def setting_faults(entry: MethodEntry, values: Mapping[str, object]) -> list[tuple[KeyPath, str]]:
+    """Everything that is wrong with a method's settings, each with its path in `values`."""
+    return _validated(entry, values)[1]
+
+
+def _validated(entry: MethodEntry, values: Mapping[str, object]) -> tuple[object, list[tuple[KeyPath, str]]]:
     from pydantic import TypeAdapter, ValidationError  # dear to import, and not needed to compress
 
+    from experiment.config.explain import expectation
+
     known = {f.name for f in fields(entry.settings)}
-    unknown = [k for k in values if k not in known]
-    if unknown:
-        have = f"It has {', '.join(sorted(known))}." if known else "It has no settings."
-        raise ConfigError([f"{entry.label} has no setting '{k}'.{suggestion(k, known)} {have}" for k in unknown])
+    have = f"It has {', '.join(sorted(known))}." if known else "It has no settings."
+    faults: list[tuple[KeyPath, str]] = [
+        ((key,), f"{entry.label} has no such setting.{suggestion(key, known)} {have}")
+        for key in values
+        if key not in known
+    ]
+    made: object = None
     try:
-        return TypeAdapter(entry.settings).validate_python(dict(values))
+        made = TypeAdapter(entry.settings).validate_python({k: v for k, v in values.items() if k in known})
     except ValidationError as error:
-        raise ConfigError(
-            [f"{'.'.join(map(str, e['loc']))}: {e['msg']}. Got {e['input']!r}." for e in error.errors()]
-        ) from error
+        faults += [(e["loc"], expectation(e)) for e in error.errors()]
+    return made, faults
