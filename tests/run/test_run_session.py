@@ -45,7 +45,7 @@ def test_an_experiment_leaves_all_that_it_promises(write: Any, small: dict[str, 
     assert frame["top1"].max() > 0.8
     wt = frame[frame["method"] == "WT"].iloc[0]
     assert wt["flops"] == wt["flops_reference"] > wt["flops_unmasked"]
-    assert wt["bytes_values"] == 4 * wt["parameters"] < wt["bytes_sparse"] < wt["bytes_dense"] < wt["bytes_file"]
+    assert wt["bytes_values"] == 4 * wt["parameters"] < wt["bytes_sparse"] < min(wt["bytes_dense"], wt["bytes_file"])
     folder = in_tmp / "data/results/small"
     for cell in frame["cell"]:
         (place,) = folder.glob(f"cells/*-{cell}")
