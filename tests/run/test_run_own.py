@@ -33,7 +33,7 @@ def load(root, train, size=200):
     return TensorDataset(images.to(torch.uint8), labels)
 
 
-ENTRY = MethodEntry("Mine", WTSettings, "experiment.methods.wt:WT", "weight")
+ENTRY = MethodEntry("Mine", WTSettings, "experiment.methods.wt:wt", "weight")
 """
 
 
