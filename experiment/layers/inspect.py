@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -67,6 +67,27 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def pass_recorded(network: nn.Module, records: Mapping[str, Callable[..., None]], inputs: Tensor, samples: int) -> None:
+    """Send all inputs through a network in eval mode, in parts, and tell of every call of the named modules.
+
+    Args:
+        records: module name -> a forward hook with keyword arguments: (module, args, named, output).
+        inputs: (B, ...), on any device.
+        samples: in one part.
+    """
+    device = next(network.parameters()).device
+    handles = [
+        network.get_submodule(name).register_forward_hook(record, with_kwargs=True) for name, record in records.items()
+    ]
+    try:
+        with evaluating(network):
+            for part in torch.split(inputs, samples):
+                network(part.to(device))
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def trace_layers(network: nn.Module, example: Tensor) -> dict[str, LayerInfo]:

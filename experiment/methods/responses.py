@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.layers.inspect import evaluating
+from experiment.layers.inspect import pass_recorded
 
 SAMPLES = 8  # in one forward pass
 POSITIONS = 4096  # in float64 at a time
@@ -56,17 +56,8 @@ def gather(network: nn.Module, layers: Iterable[str], inputs: Tensor) -> dict[st
         inputs: a batch of any size; it goes through the network in parts.
     Raises: CompressionError: there are no inputs, a layer is not used, or a response is NaN or infinite.
     """
-    sums, device = {name: _Sums() for name in layers}, next(network.parameters()).device
-    handles = [
-        network.get_submodule(name).register_forward_hook(own.record, with_kwargs=True) for name, own in sums.items()
-    ]
-    try:
-        with evaluating(network):
-            for batch in torch.split(inputs, SAMPLES):
-                network(batch.to(device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    sums = {name: _Sums() for name in layers}
+    pass_recorded(network, {name: own.record for name, own in sums.items()}, inputs, SAMPLES)
     return {name: own.moments(name) for name, own in sums.items()}
 
 

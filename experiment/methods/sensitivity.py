@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.layers.inspect import LayerInfo, evaluating
+from experiment.layers.inspect import LayerInfo, pass_recorded
 from experiment.layers.patches import draw_places, input_patches, num_positions
 from experiment.layers.plan import State
 from experiment.methods.base import Calibration
@@ -60,18 +60,8 @@ def weight_sensitivities(
     Returns: tensors of the weights' shapes, in [0, 1], float64.
     Raises: CompressionError: a layer gets no inputs, or some that are NaN or infinite.
     """
-    device = next(network.parameters()).device
     largest = {name: _Largest(name, weight, reduction, positions) for name, weight in weights.items()}
-    handles = [
-        network.get_submodule(name).register_forward_hook(own.record, with_kwargs=True) for name, own in largest.items()
-    ]
-    try:
-        with evaluating(network):
-            for batch in torch.split(inputs, SAMPLES):
-                network(batch.to(device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    pass_recorded(network, {name: own.record for name, own in largest.items()}, inputs, SAMPLES)
     return {name: own.sensitivities(name) for name, own in largest.items()}
 
 

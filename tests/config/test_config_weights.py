@@ -31,7 +31,9 @@ def test_several_networks_that_are_all_the_same_are_refused(problems: Problems, 
 
 @pytest.mark.parametrize("change", [("numNets: 3", "numNets: 1"), (", weights: mine.pt", "")])
 def test_one_network_or_random_weights_need_no_training(loaded: Loaded, given: str, change: tuple[str, str]) -> None:
-    loaded(given.replace("numEpochs: 12", "numEpochs: 0").replace(*change))
+    parameters = loaded(given.replace("numEpochs: 12", "numEpochs: 0").replace(*change)).parameters
+    assert parameters.training.num_epochs == 0
+    assert (parameters.experiments.num_nets == 1) != (parameters.network.weights is None)
 
 
 @pytest.mark.parametrize(

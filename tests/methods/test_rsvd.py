@@ -58,7 +58,9 @@ def test_analysis_decomposes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("qr", "svd", "eigh", "eigvalsh", "svdvals"):
         monkeypatch.setattr(torch.linalg, name, refuse)
-    compressor(wide())
+    made = compressor(wide())
+    with pytest.raises(AssertionError, match="decomposed"):  # the plan does: nothing else computes factors
+        made.compress(0.5)
 
 
 @pytest.mark.parametrize("power_iterations", [0, 2])
