@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from experiment.config import Parameters, load
 from experiment.errors import CompressionError, ConfigError, StoreError
+from experiment.files import require_whole_lines
 from experiment.layers.plan import Plan, State
 from experiment.measure import count
 from experiment.methods.base import Calibration, Compressor, Quantity, make_method
@@ -23,6 +24,7 @@ from experiment.networks.make import make_network
 from experiment.registry import is_import_path
 from experiment.run.data import Data, transforms_of
 from experiment.run.names import find_method, recalibration_fault
+from experiment.run.parameters import PARAMETERS, require_whole
 from experiment.run.store import Store
 from experiment.run.weights import read_weights, rebuild, save_weights
 from experiment.streams import generator
@@ -156,6 +158,7 @@ def load_results(path_or_param: str | Path, results: str | Path | None = None) -
     path = _experiment_folder(path_or_param, results) / "results.csv"
     if not path.is_file():
         raise StoreError(f"{path}: no results yet. Run the experiment first: python -m experiment.main PARAM")
+    require_whole_lines(path)
     text = ("variant", "error", "cell", "method", "label", "status", "network", "dataset", "dataset_test")
     frame = pd.read_csv(path, dtype=dict.fromkeys(text, "str"))
     return frame.fillna(dict.fromkeys(("variant", "error"), ""))
@@ -300,7 +303,10 @@ def _parameters(path_or_param: str | Path, variant: str | None) -> Parameters:
     path = Path(path_or_param)
     if path.name == "results.csv":
         path = path.parent
-    variants = load(path / "parameters.yaml" if path.is_dir() else path).variants
+    if path.is_dir():
+        path /= PARAMETERS
+        require_whole(path)
+    variants = load(path).variants
     chosen = [v.parameters for v in variants if variant is None or v.name == variant]
     tests = {repr((p.network.dataset, p.experiments.dataset_test, transforms_of(p.training))) for p in chosen}
     if len(tests) != 1:

@@ -6,7 +6,9 @@ ExperimentError
 |-- CompressionError    a method cannot do what it was asked to do on this network
 |   `-- InfeasibleBudget    the budget lies below the smallest network that the method can make
 |-- TrainingDiverged    the loss became NaN or infinite
-`-- StoreError          a file of results or of weights is damaged, foreign or of another version
+|-- StoreError          a file of results or of weights is damaged, foreign or of another version
+|   `-- OtherVersion        it is whole, but of a version that this program does not read
+`-- CannotWrite         the disk is full, or a folder for results is read-only or not to be made
 """
 
 from __future__ import annotations
@@ -76,3 +78,11 @@ class TrainingDiverged(ExperimentError):
 
 class StoreError(ExperimentError):
     """A stored file is damaged, foreign, or of another format version."""
+
+
+class OtherVersion(StoreError):
+    """A stored file is of another format version: nothing that may be set aside and made again."""
+
+
+class CannotWrite(ExperimentError):
+    """Results cannot be written, which is no fault of the cell whose results they are: the run ends."""

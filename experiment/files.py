@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from experiment.errors import CannotWrite, StoreError
 
 
 @contextmanager
@@ -14,22 +18,76 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it takes the place of `path` when the block ends without an error.
 
     The data reach the disk before the name does, so that not even a power cut leaves half a file under `path`.
+    Raises: CannotWrite: the disk is full, or the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial{path.suffix}")
     try:
-        yield partial
-        with partial.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
+        with writing_to(path):
+            yield partial
+            with partial.open("rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        remove_all((partial,))  # it may not even be ours to remove: what went wrong before is what is told
 
 
-def write_whole(path: Path, data: str | bytes) -> None:
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """What the disk refuses inside becomes one error, which names `path`.
+
+    Raises: CannotWrite
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CannotWrite(
+            f"{path}: cannot be written: {error.strerror or error}. Mend that, or choose another folder with --results "
+            "or --data; what is finished is safe, and the same command continues."
+        ) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, where it is not there.
+
+    Raises: CannotWrite
+    """
+    with writing_to(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def write_whole(path: Path, data: str | bytes | memoryview) -> None:
     """Write a file so that it is there whole or as it was before."""
     with whole_file(path) as partial:
         partial.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def remove_all(paths: Iterable[Path]) -> None:
+    """Remove files and whole folders as far as they are there and can be removed."""
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+
+
+def is_whole_archive(path: Path) -> bool:
+    """Whether a zip archive, which is what torch writes, is there with nothing missing and all checksums right."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # no list of what zipfile raises on damaged files is complete
+        return False
+
+
+def require_whole_lines(path: Path) -> None:
+    """Raises: StoreError: a table ends in the middle of a line. One that ends with a line looks like a shorter one."""
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - 1))
+        if size and stream.read(1) != b"\n":
+            raise StoreError(f"{path}: is cut off in its last line. Run the experiment again to rewrite it.")
 
 
 def set_aside(path: Path) -> Path:

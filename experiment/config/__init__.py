@@ -26,6 +26,7 @@ from experiment.config.schema import (
     Training,
 )
 from experiment.config.sweep import KeepStep, Variant, keep_steps
+from experiment.config.yamlfile import read_plain_yaml
 
 __all__ = [
     "Component",
@@ -49,6 +50,7 @@ __all__ = [
     "keep_steps",
     "load",
     "packaged_param",
+    "read_plain_yaml",
     "retraining",
     "rewinding",
     "takes_tickets",

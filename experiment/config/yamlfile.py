@@ -11,10 +11,11 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from experiment.config.tree import MAX_NODES, KeyPath, Node, Place, Problem, Scalar, dotted
+from experiment.config.tree import MAX_NODES, KeyPath, Node, Place, Problem, Scalar, dotted, plain
 from experiment.errors import ConfigError
 
 MAX_DEPTH = 100
@@ -69,6 +70,19 @@ def read_yaml(path: Path, shown: str, problems: list[Problem]) -> Node:
         got = "a list" if isinstance(root.value, list) else repr(root.value)
         raise ConfigError(f"{shown}:{root.place.line}: must hold a mapping ('key: value' lines). Got {got}.")
     return root
+
+
+def read_plain_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file that this program wrote, as plain values, however hostile the file may be.
+
+    Raises: ConfigError: it is none, or what is wrong with it.
+    """
+    problems: list[Problem] = []
+    root = read_yaml(path, str(path), problems)
+    if problems:
+        raise ConfigError([str(problem) for problem in problems])
+    found: dict[str, Any] = plain(root)
+    return found
 
 
 def parse(text: str, shown: str, problems: list[Problem]) -> Node | None:

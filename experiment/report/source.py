@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiment.errors import ConfigError, StoreError
+from experiment.files import require_whole_lines
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -66,7 +67,7 @@ def read_source(folder: Path) -> Source:
         folder=folder,
         name=_name(folder),
         results=read_results(folder / "results.csv"),
-        parameters=_read_yaml(folder / "parameters.yaml"),
+        parameters=_read_parameters(folder),
         environment=_read_json(folder / "environment.json"),
     )
 
@@ -77,6 +78,7 @@ def read_results(path: Path) -> DataFrame:
 
     if not path.is_file():
         return tidy(pd.DataFrame(columns=list(REQUIRED)))
+    require_whole_lines(path)
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
@@ -121,14 +123,15 @@ def read_cells(folder: Path, cells: DataFrame, file: str, columns: Sequence[str]
     import pandas as pd
 
     from experiment.run.store import Store  # only here: it brings the schema of parameter files with it
+    from experiment.run.whole import whole_file_of
 
     frames = []
     carried = ["variant", "method", "label", "net", "repetition", "keep_target"]
     folders = Store(folder).index()
     for row in cells[[*carried, "cell"]].to_dict("records"):
         place = folders.get(str(row["cell"]))
-        path = None if place is None else place / file
-        if path is not None and path.is_file():
+        path = None if place is None else whole_file_of(place, file)
+        if path is not None:
             frame = pd.read_csv(path, usecols=lambda name: name in columns)
             if len(frame):
                 frames.append(frame.assign(**{name: row[name] for name in carried}))
@@ -194,16 +197,10 @@ def _name(folder: Path) -> str:
     return folder.resolve().name
 
 
-def _read_yaml(path: Path) -> Mapping[str, Any]:
-    import yaml
+def _read_parameters(folder: Path) -> Mapping[str, Any]:
+    from experiment.run.parameters import PARAMETERS, read_parameters  # only here, as above
 
-    if not path.is_file():
-        return {}
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise StoreError(f"{path}: is not YAML: {error}. Run the experiment again to rewrite it.") from error
-    return _mapping(path, data)
+    return read_parameters(folder / PARAMETERS)
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
@@ -211,12 +208,8 @@ def _read_json(path: Path) -> Mapping[str, Any]:
         return {}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path}: is not JSON: {error}. Run the experiment again to rewrite it.") from error
-    return _mapping(path, data)
-
-
-def _mapping(path: Path, data: object) -> Mapping[str, Any]:
     if not isinstance(data, Mapping):
         raise StoreError(f"{path}: must hold a mapping. Got {type(data).__name__}.")
     return data

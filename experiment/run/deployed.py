@@ -61,6 +61,7 @@ def _measure_latency(plan: ExperimentPlan, folders: Mapping[str, Path], say: Cal
     if len(devices) == len(folders) and len(set(devices.values())) == 1:
         return False
     missing = [key for key in folders if devices.get(key) != here]
+    _tell_damaged([folders[key] / LATENCY for key in missing], say)
     say(f"measuring the latency of {len(missing)} networks, one at a time, on {here}")
     for key in missing:
         try:
@@ -87,6 +88,7 @@ def _measure_bytes(plan: ExperimentPlan, folders: Mapping[str, Path], say: Calla
     missing = [folder for folder in folders.values() if read_extra(folder / BYTES) is None]
     if not missing:
         return False
+    _tell_damaged([folder / BYTES for folder in missing], say)
     from experiment.measure import count_sparse_bytes
 
     for folder in missing:
@@ -100,6 +102,12 @@ def _measure_bytes(plan: ExperimentPlan, folders: Mapping[str, Path], say: Calla
             {"bytes_bitmask": sizes.bitmask, "bytes_csr": sizes.csr, "sparse_format": sizes.smallest},
         )
     return True
+
+
+def _tell_damaged(paths: Sequence[Path], say: Callable[[str], None]) -> None:
+    for path in paths:
+        if path.is_file() and read_extra(path) is None:
+            say(f"{path} is damaged or of another version: it is made again.")
 
 
 def _load(folder: Path) -> tuple[Any, tuple[int, int, int]]:

@@ -11,10 +11,11 @@ from experiment.training.loop import EpochRecord
 
 @dataclass(frozen=True)
 class Started:
-    """A reference network or a cell has begun; `name` is for people, `units` its share of the work."""
+    """A reference network or a cell (`key`) has begun; `name` is for people, `units` its share of the work."""
 
     name: str
     units: float
+    key: str = ""
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,18 @@ def read_extra(path: Path) -> dict[str, Any] | None:
     """A measurement; None where there is none, or a damaged one or one of another version, which is made again."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and found.get("format") == FORMAT_VERSION else None
+    if not isinstance(found, dict) or found.get("format") != FORMAT_VERSION:
+        return None
+    return found if (_is_latency(found) if path.name == LATENCY else found.keys() >= set(BYTE_COLUMNS)) else None
+
+
+def _is_latency(found: Mapping[str, Any]) -> bool:
+    rows = found.get("batches")
+    columns = {"batch", "median_ms", "iqr_ms"}
+    whole = isinstance(rows, list) and all(isinstance(row, dict) and row.keys() >= columns for row in rows)
+    return whole and isinstance(found.get("device"), str) and isinstance(found.get("threads"), int)
 
 
 def done_folders(plan: ExperimentPlan, what: str, folders: Mapping[str, Path], done: set[str]) -> dict[str, Cell]:

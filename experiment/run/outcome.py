@@ -20,6 +20,7 @@ from experiment.measure import count_bytes
 from experiment.methods.base import Compressed
 from experiment.run.data import Data
 from experiment.run.keys import FORMAT_VERSION
+from experiment.run.whole import sizes_of
 from experiment.training.loop import EpochRecord, evaluate
 
 
@@ -53,8 +54,8 @@ def costs_of(compressed: Compressed, file_size: int) -> dict[str, int]:
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
-    """result.json, with the format's version."""
-    text = json.dumps({"format": FORMAT_VERSION, **result}, indent=1, sort_keys=True)
+    """result.json, with the format's version and the sizes of the files that are there: it is written last."""
+    text = json.dumps({"format": FORMAT_VERSION, "files": sizes_of(folder), **result}, indent=1, sort_keys=True)
     write_whole(folder / "result.json", text + "\n")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import time
 import traceback
 from collections.abc import Mapping
@@ -14,8 +13,8 @@ from torch import nn
 
 from experiment.config import Parameters, is_cascade, retraining, rewinding
 from experiment.datasets.calibration import calibration, calibration_size
-from experiment.errors import ExperimentError, InfeasibleBudget
-from experiment.files import write_whole
+from experiment.errors import CannotWrite, ExperimentError, InfeasibleBudget
+from experiment.files import make_folder, write_whole
 from experiment.layers.build import expand
 from experiment.layers.inspect import trace_layers
 from experiment.layers.masks import same_support
@@ -30,6 +29,7 @@ from experiment.run.reference import (
     Context,
     Reference,
     architecture_of,
+    copy_history,
     obtain_reference,
     rewound_state,
     train_settings,
@@ -46,7 +46,7 @@ def run_reference(task: ReferenceTask, context: Context, report: Report) -> None
     """Train (or find) one reference network, test it and store its row; a failure is stored as such."""
     if not is_open(context.store.results([task.cell]).get(task.cell.key), context.retry_failed):
         return
-    report(Started(cell_name(task.cell), task.cell.epochs_train + 1))
+    report(Started(cell_name(task.cell), task.cell.epochs_train + 1, task.cell.key))
     try:
         p = task.variant.parameters
         reference = obtain_reference(task.reference, p, context, report)
@@ -58,11 +58,13 @@ def run_reference(task: ReferenceTask, context: Context, report: Report) -> None
                 folder / "network.pt", reference.network, Plan(), _architecture(p, reference), method="Reference"
             )
             write_rows(folder / "layers.csv", layer_rows(reference.count, unchanged))
-            shutil.copy2(reference.folder / "history.csv", folder / "history.csv")
+            copy_history(reference.folder, folder)
             write_reference_ranks(p, reference.folder, reference.network, folder)
             costs = costs_of(unchanged, size)
             result = {**costs, **measured, "epochs": 0, "status": "done", "top1_before_retraining": measured["top1"]}
             write_result(folder, result)
+    except CannotWrite:
+        raise
     except Exception as error:  # whatever breaks one network must not stop the others: it is stored and told
         _store_failure(task.cell, error, context, report)
     else:
@@ -85,15 +87,19 @@ def run_chain(chain: Chain, context: Context, report: Report) -> None:
         return
     try:
         walk = _Walk(chain, obtain_reference(chain.reference, chain.variant.parameters, context, report), context)
+    except CannotWrite:
+        raise
     except Exception as error:
         for cell in todo:
             _store_failure(cell, error, context, report)
         return
     for i, cell in enumerate(chain.cells):
         if cell in todo:
-            report(Started(cell_name(cell), cell.epochs_retrain + 1))
+            report(Started(cell_name(cell), cell.epochs_retrain + 1, cell.key))
             try:
                 result = walk.compute(cell, report)
+            except CannotWrite:
+                raise
             except Exception as error:
                 result = _store_failure(cell, error, context, report)
             else:
@@ -241,7 +247,7 @@ class _Walk:
         settings = train_settings(block, self.context.machine)
         on_batch, on_epoch = epoch_callbacks(cell_name(cell), settings.num_epochs, len(splits.train), report)
         partial = self.context.store.partial(cell.key)
-        partial.mkdir(parents=True, exist_ok=True)
+        make_folder(partial)
         records = train(
             network, splits.train, settings, valid=splits.valid,
             stream=("retrain", self.p.seed, cell.net, cell.repetition),
@@ -295,9 +301,9 @@ def _store_failure(cell: Cell, error: Exception, context: Context, report: Repor
     reason = str(error) if isinstance(error, ExperimentError) else f"{type(error).__name__}: {error}"
     result = {"status": "failed", "error": reason}
     with context.store.writing(cell, finished=False) as folder:
-        write_result(folder, result)
         if not isinstance(error, ExperimentError):
             write_whole(folder / "traceback.txt", "".join(traceback.format_exception(error)))
+        write_result(folder, result)
     report(Advanced(cell.epochs_retrain + 1))
     report(CellDone(cell.key, cell_name(cell), "failed", None, None, reason))
     return result

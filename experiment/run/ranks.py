@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import logging
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -10,8 +12,11 @@ from pathlib import Path
 from torch import nn
 
 from experiment.config import Parameters
+from experiment.files import set_aside
 from experiment.run.outcome import write_rows
 from experiment.spectrum import layer_ranks
+
+log = logging.getLogger("experiment")
 
 NAME = "ranks.csv"
 COLUMNS = ("epoch", "layer", "effective_rank", "stable_rank", "full_rank")
@@ -28,12 +33,17 @@ class RankLog:
         self._path = folder / NAME
         self._rows: dict[int, list[dict[str, object]]] = {}
         if self._path.is_file():
-            with self._path.open(newline="", encoding="utf-8") as stream:
-                for row in csv.DictReader(stream):
-                    self._rows.setdefault(int(row["epoch"]), []).append(dict(row))
+            rows = _read(self._path)
+            if rows is None:
+                place = set_aside(self._path)
+                log.warning("%s is cut off: set aside as %s.", self._path, place.name)
+            self._rows = rows or {}
 
     def note(self, epoch: int, network: nn.Module) -> None:
         """Take down the ranks after so many epochs, in the place of what a killed process may have written of them."""
+        last = max(self._rows, default=epoch)
+        if epoch > last + 1:
+            log.warning("%s: the ranks of epochs %d to %d are lost.", self._path, last + 1, epoch - 1)
         ranks = [asdict(rank) for rank in layer_ranks(network)]
         self._rows[epoch] = [{"epoch": epoch} | {c: rank[c] for c in COLUMNS[1:]} for rank in ranks]
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,6 +52,20 @@ class RankLog:
     def write(self, folder: Path) -> None:
         """Write ranks.csv into a folder, in the order of epochs."""
         write_rows(folder / NAME, [row for epoch in sorted(self._rows) for row in self._rows[epoch]], COLUMNS)
+
+
+def _read(path: Path) -> dict[int, list[dict[str, object]]] | None:
+    """The rows of every epoch; None where a row, or one of an epoch's, is missing or not whole."""
+    rows: dict[int, list[dict[str, object]]] = {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        for row in csv.DictReader(io.StringIO(text)):
+            [float(row[column]) for column in COLUMNS if column != "layer"]
+            rows.setdefault(int(row["epoch"]), []).append(dict(row))
+    except (ValueError, TypeError, KeyError):
+        return None
+    layers = {len(of_epoch) for of_epoch in rows.values()}
+    return rows if text.endswith("\n") and len(layers) == 1 else None
 
 
 def rank_log(p: Parameters, folder: Path) -> RankLog | None:

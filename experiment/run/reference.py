@@ -14,8 +14,8 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import nn
 
 from experiment.config import Parameters, Training
-from experiment.errors import StoreError
-from experiment.files import set_aside
+from experiment.errors import OtherVersion, StoreError
+from experiment.files import is_whole_archive, make_folder, remove_all, set_aside, writing_to
 from experiment.layers.plan import Plan, State
 from experiment.measure import Count, count, example_input
 from experiment.networks.make import make_network
@@ -27,9 +27,12 @@ from experiment.run.outcome import write_history
 from experiment.run.plan import Machine, ReferenceSpec, resolved_precision
 from experiment.run.ranks import rank_log
 from experiment.run.store import Directories, Store, log, reference_folder, sync_folder
-from experiment.run.weights import read_weights, save_weights
+from experiment.run.weights import read_plain, read_weights, save_weights
+from experiment.run.whole import first_cut, read_sizes, write_sizes
 from experiment.streams import seeded
 from experiment.training.loop import SchedulerSpec, TrainSettings, train
+
+HISTORY = "history.csv"
 
 
 @dataclass(frozen=True)
@@ -106,13 +109,14 @@ def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, repor
     folder = reference_folder(context.directories, spec)
     input_shape = context.data.splits(p, p.training).input_shape
     lock = FileLock(context.directories.trained_networks / ".locks" / f"{spec.folder}.lock")
-    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(Path(lock.lock_file).parent)
     with _acquired(lock, spec, report):
+        _set_aside_cut(folder)
         network = _loaded(folder, p, spec, input_shape)
         if network is None:
             network = new_network(p, spec.net, input_shape, spec.weights)
             _train(spec, p, context, network, folder, report)
-        if spec.rewind_epoch is not None and not rewind_file(folder, spec.rewind_epoch).is_file():
+        if spec.rewind_epoch is not None and not is_whole_archive(rewind_file(folder, spec.rewind_epoch)):
             _train_to_rewind_epoch(spec, p, context, folder, report)
     example = example_input(input_shape)
     device = torch.device(context.machine.device)
@@ -125,7 +129,7 @@ def rewound_state(reference: Reference, spec: ReferenceSpec) -> State:
     network = copy.deepcopy(reference.network)
     assert spec.rewind_epoch is not None
     path = rewind_file(reference.folder, spec.rewind_epoch)
-    network.load_state_dict(torch.load(path, map_location=reference.state.example.device, weights_only=True))
+    network.load_state_dict(read_plain(path))
     return State(network, reference.state.example)
 
 
@@ -150,10 +154,27 @@ def _loaded(folder: Path, p: Parameters, spec: ReferenceSpec, input_shape: tuple
     try:
         _, state = read_weights(folder / "network.pt")
         network.load_state_dict(state)
+    except OtherVersion:
+        raise
     except (StoreError, RuntimeError) as error:
         log.warning("%s Set aside as %s; the network will be trained again.", error, set_aside(folder).name)
         return None
     return network
+
+
+def copy_history(trained: Path, folder: Path) -> None:
+    """Copy the history of a reference's training into a folder; an empty one where it was damaged."""
+    if (trained / HISTORY).is_file():
+        shutil.copy2(trained / HISTORY, folder / HISTORY)
+    else:
+        write_history(folder / HISTORY, [])
+
+
+def _set_aside_cut(folder: Path) -> None:
+    """Set aside what is cut off beside a trained network; its own file says by itself whether it is whole."""
+    sizes = {name: size for name, size in read_sizes(folder).items() if not name.endswith(".pt")}
+    while (path := first_cut(folder, sizes)) is not None:
+        log.warning("%s is cut off: set aside as %s. The network beside it is kept.", path, set_aside(path).name)
 
 
 def _train(
@@ -164,8 +185,9 @@ def _train(
     settings = train_settings(p.training, context.machine)
     partial = folder.with_name(f".partial-{spec.folder}")
     writing = folder.with_name(f".writing-{spec.folder}-{uuid.uuid4().hex[:8]}")
-    writing.mkdir(parents=True)
-    partial.mkdir(exist_ok=True)
+    remove_all(folder.parent.glob(f".writing-{spec.folder}-*"))  # of processes that were killed: this one has the lock
+    make_folder(writing)
+    make_folder(partial)
     rewind = None if spec.rewind_epoch is None else (spec.rewind_epoch, rewind_file(partial, spec.rewind_epoch))
     on_batch, on_epoch = epoch_callbacks(f"Reference net {spec.net}", settings.num_epochs, len(splits.train), report)
     ranks = rank_log(p, partial)
@@ -179,16 +201,18 @@ def _train(
             measure=None if ranks is None else lambda epochs: ranks.note(epochs, network),
         )  # fmt: skip
         save_weights(writing / "network.pt", network, Plan(), architecture_of(p, splits.input_shape), net=spec.net)
-        write_history(writing / "history.csv", records)
+        write_history(writing / HISTORY, records)
         if ranks is not None:
             ranks.write(writing)
-        if rewind is not None:
-            shutil.copy2(rewind[1], writing)
-        sync_folder(writing)
-        os.replace(writing, folder)
+        with writing_to(folder):
+            if rewind is not None:
+                shutil.copy2(rewind[1], writing)
+            write_sizes(writing)
+            sync_folder(writing)
+            os.replace(writing, folder)
         shutil.rmtree(partial, ignore_errors=True)
     finally:
-        shutil.rmtree(writing, ignore_errors=True)
+        remove_all((writing,))
 
 
 def _train_to_rewind_epoch(spec: ReferenceSpec, p: Parameters, context: Context, folder: Path, report: Report) -> None:

@@ -19,12 +19,14 @@ from experiment.run.deployed import measure_deployed
 from experiment.run.events import CellDone, Event
 from experiment.run.execute import Setup, Site, run_in_processes, run_serially
 from experiment.run.machine import describe_environment, visible_gpus
+from experiment.run.parameters import END, HEADER, PARAMETERS
 from experiment.run.plan import ExperimentPlan, Machine
 from experiment.run.schedule import Queue, Work, open_work
 from experiment.run.show import Show
 from experiment.run.store import Directories, Store
 
 SECONDS_BETWEEN_TABLES = 2.0
+ENVIRONMENT = "environment.json"
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -82,6 +84,8 @@ def run_session(
     undone = False
     for i, (plan, store) in enumerate(zip(plans, stores, strict=True)):
         _write_parameters(plan, store)
+        if not _is_json(store.folder / ENVIRONMENT):  # or no report can be written, and nothing else would mend it
+            _describe(plan, store, 1)
         found = store.write_table(plan)
         if options.share is None and measure_deployed(plan, store, found, say if options.verbosity >= 0 else _silent):
             found = store.write_table(plan)
@@ -153,12 +157,21 @@ def _describe(plan: ExperimentPlan, store: Store, workers: int) -> None:
     """Leave beside the results what was asked for and where it is computed."""
     _write_parameters(plan, store)
     environment = describe_environment(plan.machine, plan.file.parameters.threads, workers)
-    write_whole(store.folder / "environment.json", json.dumps(environment, indent=1) + "\n")
+    write_whole(store.folder / ENVIRONMENT, json.dumps(environment, indent=1) + "\n")
 
 
 def _write_parameters(plan: ExperimentPlan, store: Store) -> None:
-    text = f"# Resolved from {plan.file.path.name}: includes merged, command-line overrides applied.\n"
-    write_whole(store.folder / "parameters.yaml", text + yaml.safe_dump(plan.file.values, sort_keys=False))
+    text = f"{HEADER}. Resolved from {plan.file.path.name}: includes merged, command-line overrides applied.\n"
+    values = yaml.safe_dump(plan.file.values, sort_keys=False)
+    write_whole(store.folder / PARAMETERS, f"{text}{values}{END}")
+
+
+def _is_json(path: Path) -> bool:
+    """Whether a file is there and whole."""
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def _tell(plan: ExperimentPlan, found: Results, table: Path, report: Report, say: Callable[[str], None]) -> None:

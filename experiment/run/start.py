@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from experiment.config import Parameters
-from experiment.errors import StoreError
+from experiment.errors import OtherVersion, StoreError
 from experiment.files import set_aside
 from experiment.layers.build import expand
 from experiment.layers.masks import named_masks
@@ -36,6 +36,8 @@ def network_of(cell: Cell, store: Store, reference: Reference) -> tuple[nn.Modul
     try:
         specification, weights = read_weights(folder / "network.pt")
         network = rebuild(reference.network, specification, weights, folder / "network.pt")
+    except OtherVersion:
+        raise
     except StoreError as error:
         raise StoreError(f"{error} Set aside as {set_aside(folder).name}. {RUN_AGAIN}") from error
     # the plan of a file has no bits of masks: the network has them

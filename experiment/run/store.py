@@ -19,10 +19,11 @@ from typing import Any
 from filelock import FileLock
 
 from experiment.errors import StoreError
-from experiment.files import set_aside, write_whole
+from experiment.files import make_folder, remove_all, set_aside, write_whole, writing_to
 from experiment.run.extras import extra_columns, extra_values
 from experiment.run.keys import FORMAT_VERSION
 from experiment.run.plan import Cell, ExperimentPlan, ReferenceSpec
+from experiment.run.whole import first_cut, is_result
 
 COLUMNS = (
     "dataset", "dataset_test", "network", "variant", "method", "label", "net", "repetition", "keep_target",
@@ -68,9 +69,9 @@ class Store:
         """
         path = folder / "result.json"
         try:
-            result = json.loads(path.read_text())
+            result = json.loads(path.read_text(encoding="utf-8"))
             version = result["format"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             self._damaged(path, mend)
             return None
         except FileNotFoundError:  # replaced or removed since the folder was listed, or never whole
@@ -84,7 +85,10 @@ class Store:
                 f"{path}: format version {version}, this program reads {FORMAT_VERSION}. "
                 "Use the version of the program that wrote it, or another --results folder."
             )
-        return dict(result)
+        wrong = first_cut(folder, result.get("files", {})) if is_result(result) else path
+        if wrong is not None:
+            self._damaged(wrong, mend)
+        return dict(result) if wrong is None else None
 
     def _damaged(self, path: Path, mend: bool) -> None:
         place = f"set aside as {set_aside(path.parent).name}, " if mend else ""
@@ -108,35 +112,38 @@ class Store:
     def lock_file(self, name: str) -> Path:
         """The lock of a piece of work that two processes must not do at once."""
         path = self.folder / ".locks" / f"{name}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         return path
 
     @contextmanager
     def writing(self, cell: Cell, *, finished: bool = True) -> Iterator[Path]:
         """A folder to write a cell's files to; it becomes the cell's folder when the block ends without an error.
 
+        Whoever writes holds the lock of the cell's work, so that another such folder is that of a killed process.
         Args:
             finished: the checkpoint of the cell's training is of no more use.
         """
         folder = self.cells_folder / f".writing-{cell.key}-{uuid.uuid4().hex[:8]}"
-        folder.mkdir(parents=True)
+        remove_all(self.cells_folder.glob(f".writing-{cell.key}-*"))
+        make_folder(folder)
         old = folder.with_name(f"{folder.name}-old")
         try:
-            yield folder
-            sync_folder(folder)
-            place = self.index().get(cell.key, self.cells_folder / cell.folder)
-            if place.exists():
-                os.replace(place, old)
-            os.replace(folder, place)
+            with writing_to(self.cells_folder / cell.folder):
+                yield folder
+                sync_folder(folder)
+                place = self.index().get(cell.key, self.cells_folder / cell.folder)
+                if place.exists():
+                    os.replace(place, old)
+                os.replace(folder, place)
             if finished:
                 shutil.rmtree(self.partial(cell.key), ignore_errors=True)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+            remove_all((folder, old))
 
     def write_table(self, plan: ExperimentPlan) -> dict[str, dict[str, Any]]:
         """Write results.csv, a row a finished cell, in grid order; returns the results that went into it."""
         with FileLock(self.lock_file("table")):  # or an older reading could overwrite a newer one
+            remove_all(self.folder.glob(".results.csv.*"))  # what a killed process left
             results = self.results(plan.cells)
             self._write_table(plan, results)
         return results
@@ -185,7 +192,10 @@ def reference_folder(directories: Directories, reference: ReferenceSpec) -> Path
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring every file of a folder to the disk, before the folder gets its name."""
-    for path in folder.iterdir():
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
+    """Bring every file of a folder, and the folder itself, to the disk, before the folder gets its name."""
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import StoreError
-from experiment.files import write_whole
+from experiment.errors import OtherVersion, StoreError
+from experiment.files import is_whole_archive, write_whole
 from experiment.layers.build import build
 from experiment.layers.plan import Plan
 from experiment.run.packing import pack, unpack
@@ -57,6 +57,8 @@ def read_plain(path: Path) -> Any:
     """
     if not path.is_file():
         raise StoreError(f"{path}: there is no such file.")
+    if zipfile.is_zipfile(path) and not is_whole_archive(path):  # torch does not look at checksums
+        raise StoreError(f"{path}: damaged: its checksums are not those of what is in it.")
     try:
         with warnings.catch_warnings():  # torch warns of pickles that it then refuses, or that are refused below
             warnings.simplefilter("ignore")
@@ -78,7 +80,7 @@ def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise StoreError(f"{path}: not written by this program: no specification and state_dict in it.")
     specification = content["specification"]
     if not isinstance(specification, dict) or specification.get("format") not in FORMATS:
-        raise StoreError(
+        raise OtherVersion(
             f"{path}: format version {specification.get('format') if isinstance(specification, dict) else '?'}, "
             f"this program reads {' and '.join(map(str, FORMATS))}. Load it with the version that wrote it."
         )

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import logging
 import pickle
 import time
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from experiment.files import set_aside, whole_file
+from experiment.files import is_whole_archive, set_aside, write_whole
 from experiment.streams import Part
 from experiment.training.settings import TrainSettings
 
@@ -79,6 +80,15 @@ class Checkpoint:
         training = repr((settings, stream, num_images, shapes))
         self._fingerprint = hashlib.sha256(training.encode()).hexdigest()
         self._written, self._cost = time.monotonic(), 0.0
+        self._pending: dict[str, object] | None = None
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Write the last finished epoch, if it was not worth it until now, where somebody asks the process to end."""
+        if self._pending is not None and isinstance(error, KeyboardInterrupt | SystemExit):
+            self._write(self._pending)
 
     def load(self, rewind_to: tuple[int, Path] | None = None) -> Progress:
         """Take the training up where the file left it; from the start, if there is no whole file of this training.
@@ -102,10 +112,9 @@ class Checkpoint:
         return Progress(records, saved["best_top1"], saved["best_state"])
 
     def save(self, progress: Progress, *, last: bool) -> None:
-        """Write the file, if it is the last epoch or the time since the last writing is worth it."""
-        if self._path is None or not (last or self._cost <= MAX_SHARE * (time.monotonic() - self._written)):
+        """Write the file, if it is the last epoch or the time since the last writing is worth it; else keep a copy."""
+        if self._path is None:
             return
-        started = time.monotonic()
         state = {
             "format": FORMAT,
             "fingerprint": self._fingerprint,
@@ -116,24 +125,42 @@ class Checkpoint:
             "best_top1": progress.best_top1,
             "best_state": progress.best_state,
         }
+        if last or self._cost <= MAX_SHARE * (time.monotonic() - self._written):
+            self._pending = state
+            self._write(state)
+        else:
+            self._pending = _copied(state)
+
+    def _write(self, state: dict[str, object]) -> None:
+        assert self._path is not None
+        started = time.monotonic()
         save_whole(self._path, state)
-        self._written = time.monotonic()
+        self._written, self._pending = time.monotonic(), None
         self._cost = self._written - started
 
 
 def save_whole(path: Path, state: Mapping[str, object]) -> None:
     """Save tensors and plain values for `torch.load(weights_only=True)`: whole or not at all."""
-    with whole_file(path) as partial:
-        torch.save(state, partial)
+    buffer = io.BytesIO()  # where torch writes to a file itself, a full disk is an error among others
+    torch.save(state, buffer)
+    write_whole(path, buffer.getbuffer())
+
+
+def _copied(value: Any) -> Any:
+    """Plain values with copies of the tensors in them, on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(child) for key, child in value.items()}
+    return [_copied(child) for child in value] if isinstance(value, list) else value
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     """What `save_whole` wrote; None if the file is damaged, by its checksums or its structure."""
+    if not is_whole_archive(path):
+        return None
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                return None
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError):
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError):
         return None
     return loaded if isinstance(loaded, dict) else None

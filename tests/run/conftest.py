@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +73,134 @@ def write(in_tmp: Path) -> Write:
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without drawing, for tests that look at results alone: drawing takes longer than computing."""
 
-    def write_nothing(folder: Path) -> Report:
-        return Report([], folder / "report.md", folder / "report.html", folder / "table.tex")
-
     monkeypatch.setattr("experiment.report.write_report", write_nothing)
+
+
+def write_nothing(folder: Path) -> Report:
+    """Stands for the writing of a report."""
+    return Report([], folder / "report.md", folder / "report.html", folder / "table.tex")
+
+
+class Forked:
+    """A call of the command in a process and process group of its own, forked from this one: it starts at once."""
+
+    def __init__(self, run: Callable[[], int], log: Path) -> None:
+        self.log = log
+        with warnings.catch_warnings():  # newer Pythons warn of threads, of which this process has none that matter
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pid = os.fork()
+        self._status: int | None = None
+        if self.pid == 0:
+            self._be(run)
+        with contextlib.suppress(OSError):  # both do it: whoever comes first
+            os.setpgid(self.pid, self.pid)
+
+    def _be(self, run: Callable[[], int]) -> None:
+        status = 99
+        try:
+            os.setpgid(0, 0)
+            stream = self.log.open("w")
+            os.dup2(stream.fileno(), 1)
+            os.dup2(stream.fileno(), 2)
+            sys.stdout = sys.stderr = os.fdopen(os.dup(stream.fileno()), "w", buffering=1)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            status = run()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def until(self, happened: Callable[[], object], seconds: float = 60.0) -> None:
+        """Wait until something has happened; fails if it ends before, or takes too long."""
+        end = time.monotonic() + seconds
+        while not happened():
+            assert self._poll() is None, f"ended with {self._status} before: {self.said}"
+            assert time.monotonic() < end, f"waited in vain: {self.said}"
+            time.sleep(0.002)
+
+    def send(self, number: int, *, group: bool = True) -> None:
+        (os.killpg if group else os.kill)(self.pid, number)
+
+    def wait(self, seconds: float = 90.0) -> int:
+        """The exit status; minus the signal that ended it."""
+        end = time.monotonic() + seconds
+        while self._poll() is None:
+            assert time.monotonic() < end, f"does not end: {self.said}"
+            time.sleep(0.005)
+        assert self._status is not None
+        return self._status
+
+    def _poll(self) -> int | None:
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._status = os.waitstatus_to_exitcode(status) if pid else None
+        return self._status
+
+    def end(self) -> None:
+        if self._poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.send(signal.SIGKILL)
+            self.wait()
+
+
+@pytest.fixture
+def forked(tmp_path: Path) -> Iterator[Callable[[Callable[[], int]], Forked]]:
+    """Start calls of the command in processes of their own; what is left of them is killed at the end."""
+    started: list[Forked] = []
+
+    def start(run: Callable[[], int]) -> Forked:
+        started.append(Forked(run, tmp_path / f"said-{len(started)}.txt"))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.end()
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """The entry of a parameter file for a method with a fault (`tests/run/faulty.py`)."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    return lambda fault: {"name": "faulty:ENTRY", "label": fault, "settings": {"fault": fault}}
+
+
+@pytest.fixture
+def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers forked from this process, which need not import torch again; all else about them is as it is."""
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr("experiment.run.execute.multiprocessing.get_context", lambda kind: fork)
+
+
+def parameters_with(**experiments: Any) -> dict[str, Any]:
+    """The small experiment with other settings in its block `experiments`."""
+    changed = copy.deepcopy(SMALL)
+    changed["experiments"] |= experiments
+    return changed
+
+
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which an experiment has run whose files are of every kind, for all tests of a module to copy."""
+    from experiment.main import main
+
+    folder = tmp_path_factory.mktemp("finished")
+    small = parameters_with(mode="retrain-rewind", measure=["rank", "latency", "bytes"], latencyBatches=[1])
+    small["retraining"] = {"startEpoch": 1}
+    (folder / "param").mkdir()
+    (folder / "param/small.yaml").write_text(yaml.safe_dump(small))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("experiment.report.write_report", write_nothing)
+        assert main(["param/small.yaml", "-j", "1", "-q"]) == 0
+    return folder
+
+
+@pytest.fixture
+def finished(finished_once: Path, in_tmp: Path) -> Path:
+    """A copy of that folder as the working directory; its parameter file is `param/small.yaml`."""
+    shutil.copytree(finished_once, in_tmp, dirs_exist_ok=True)
+    return in_tmp
