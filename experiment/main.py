@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiment.errors import ConfigError, ExperimentError
+from experiment.run.interrupt import EXIT_INTERRUPTED, stopping_cleanly
 
 if TYPE_CHECKING:  # imported where they are used: --help must be quick, --plan must not need torch
     from experiment.config import ParameterFile
     from experiment.run.plan import ExperimentPlan
     from experiment.run.store import Directories
 
-EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_DONE, EXIT_FAILED, EXIT_WRONG = 0, 1, 2
 
 EPILOG = """\
 PARAM is looked up from the working directory, then among the packaged files under param/. The same command again
@@ -32,13 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.ERROR if options.quiet else logging.WARNING)
     try:
-        return _schema() if options.schema else _run(options)
+        with stopping_cleanly():
+            return _schema() if options.schema else _run(options)
     except ExperimentError as error:
         lines = error.problems if isinstance(error, ConfigError) else (str(error),)
         print("\n".join(lines), file=sys.stderr)
         return EXIT_WRONG
     except KeyboardInterrupt:
-        print("interrupted: the same command continues from here", file=sys.stderr)
+        kept = "finished cells and the last finished epoch of every training under way are kept"
+        print(f"interrupted: {kept}; the same command continues from here", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `... --plan | head`: whoever read has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,15 +15,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from experiment.errors import ExperimentError
+from experiment.errors import CannotWrite
+from experiment.run.deaths import Deaths, Lost
 from experiment.run.events import Event, Report
+from experiment.run.interrupt import stop_when_told
 from experiment.run.machine import visible_gpus
 from experiment.run.plan import Machine, ReferenceTask
 from experiment.run.schedule import Queue, Work
 from experiment.run.store import Directories, Store
 
 SECONDS_BETWEEN_TRIES = 1.0  # for work that another process holds
-MOST_DEATHS = 2
+SECONDS_TO_SAVE = 60.0  # for workers that are told to stop
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def run_in_processes(queue: Queue, setup: Setup, workers: int, listen: Listener)
     """Do all work in `workers` processes."""
     pool = _Pool(setup, workers)
     busy: dict[str, float] = {}
-    deaths: dict[str, int] = {}
+    deaths = Deaths(setup)
     try:
         while queue or pool.working:
             now = time.monotonic()
@@ -83,19 +85,22 @@ def run_in_processes(queue: Queue, setup: Setup, workers: int, listen: Listener)
                 pool.start(work)
             for work, message in pool.receive(timeout=SECONDS_BETWEEN_TRIES):
                 if isinstance(message, Lost):
-                    deaths[work.name] = deaths.get(work.name, 0) + 1
-                    if deaths[work.name] < MOST_DEATHS:
-                        queue.put_back(work)
-                    else:
-                        give_up(work, setup, message.reason, lambda event, w=work: listen(w, event))  # type: ignore[misc]
+                    rest = deaths.left_of(work, message, lambda event, w=work: listen(w, event))  # type: ignore[misc]
+                    if rest is None:
                         queue.finished(work)
+                    else:
+                        queue.put_back(rest)
                 elif message is True:
                     queue.finished(work)
                 elif message is False:
                     busy[work.name] = time.monotonic()
                     queue.put_back(work)
                 else:
+                    deaths.note(work, message)
                     listen(work, message)
+    except KeyboardInterrupt:
+        pool.let_save()
+        raise
     finally:
         pool.stop()
 
@@ -133,25 +138,6 @@ def make_worker(setup: Setup) -> Callable[[Work, Report], bool]:
         return True
 
     return do
-
-
-def give_up(work: Work, setup: Setup, reason: str, report: Report) -> None:
-    """Store as failed what a piece of work has left undone after it was tried often enough."""
-    from experiment.run.data import Data
-    from experiment.run.pipeline import store_abandoned
-    from experiment.run.reference import Context
-
-    site = setup.sites[work.experiment]
-    data = Data(site.directories.datasets, "cpu")
-    context = Context(Store(site.folder), site.directories, setup.machine, data, setup.retry_failed)
-    store_abandoned(work.task, ExperimentError(f"tried {MOST_DEATHS} times: {reason}"), context, report)
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A worker did not finish its work, for a reason that no cell could be given."""
-
-    reason: str
 
 
 class _ListenerFailed(BaseException):
@@ -229,6 +215,14 @@ class _Pool:
                     member.work = None
         return told
 
+    def let_save(self) -> None:
+        """Tell all workers to stop, and give them the time to save where their trainings are."""
+        for member in self.members:
+            member.process.terminate()
+        until = time.monotonic() + SECONDS_TO_SAVE
+        for member in self.members:
+            member.process.join(max(0.0, until - time.monotonic()))
+
     def stop(self) -> None:
         for member in self.members:
             member.process.kill()  # everything that counts is on the disk, whole
@@ -252,8 +246,13 @@ class _Pool:
 
 
 def _work_for(connection: Connection, setup: Setup) -> None:
-    """The life of a worker: take work, do it, tell of it, until nobody is there to tell."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    """The life of a worker: take work, do it, tell of it, until nobody is there to tell or the parent says so."""
+    stop_when_told()
+    with contextlib.suppress(KeyboardInterrupt):
+        _work(connection, setup)
+
+
+def _work(connection: Connection, setup: Setup) -> None:
     do = make_worker(setup)
 
     def tell(message: Event | bool | Lost) -> None:
@@ -269,5 +268,7 @@ def _work_for(connection: Connection, setup: Setup) -> None:
             return
         try:
             tell(do(work, tell))
-        except Exception as error:  # what no cell could be given: a results folder that cannot be written, say
+        except (CannotWrite, OSError) as error:
+            tell(Lost(str(error), fatal=True))
+        except Exception as error:  # what no cell could be given: a damaged results folder, say
             tell(Lost(f"{type(error).__name__}: {error}"))

@@ -95,8 +95,8 @@ def train(
     optimizer = make_optimizer(network.parameters(), settings.optimizer, settings.optimizer_kwargs)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
     loss = make_loss(settings.loss, settings.loss_kwargs, device)
-    with _memory_format(network, settings.channels_last), _reproducible(device):
-        saved = Checkpoint(checkpoint, network, optimizer, scaler, settings, stream, len(data))
+    with _memory_format(network, settings.channels_last), _reproducible(device), contextlib.ExitStack() as at_end:
+        saved = at_end.enter_context(Checkpoint(checkpoint, network, optimizer, scaler, settings, stream, len(data)))
         progress = saved.load(rewind_to)
         schedule = Schedule(settings, steps_per_epoch, [record.valid_loss for record in progress.records])
         trainer = _Trainer(network, optimizer, schedule, loss, scaler, settings, device)

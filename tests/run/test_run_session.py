@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -86,41 +81,6 @@ def test_two_workers_give_what_one_gives(write: Any, small: dict[str, Any], in_t
     os.rename(in_tmp / "data/trained_networks", in_tmp / "aside")
     assert main([path, "-j", "2", "-q", "--results", "two"]) == 0
     same(pd.read_csv("one/small/results.csv"), pd.read_csv("two/small/results.csv"))
-
-
-def test_killed_at_random_moments_it_ends_with_the_same_results(
-    write: Any, small: dict[str, Any], in_tmp: Path
-) -> None:
-    small["training"]["numEpochs"] = 6
-    small["experiments"] |= {"methods": ["WT", "SVD"], "mode": "cascade"}
-    path = str(write(small))
-    command = [sys.executable, "-m", "experiment.main", path, "-j", "1", "-q"]
-    assert subprocess.run([*command, "--results", "whole"], cwd=in_tmp, check=False).returncode == 0
-    os.rename(in_tmp / "data/trained_networks", in_tmp / "aside")
-    draw = random.Random(0)
-    for _ in range(4):
-        process = subprocess.Popen(
-            [*command, "--results", "killed"], cwd=in_tmp, start_new_session=True, stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        time.sleep(draw.uniform(2.5, 6.0))  # some kills hit the imports, some the training, some the cells
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert subprocess.run([*command, "--results", "killed"], cwd=in_tmp, check=False).returncode == 0
-    same(pd.read_csv(in_tmp / "whole/small/results.csv"), pd.read_csv(in_tmp / "killed/small/results.csv"))
-
-
-def test_two_identical_processes_share_the_work(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
-    path = str(write(small))
-    command = [sys.executable, "-m", "experiment.main", path, "-j", "1"]
-    both = [
-        subprocess.Popen(command, cwd=in_tmp, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    said = [process.communicate()[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert sum(text.count("WT keep 0.5 net 0: top-1") for text in said) == 1
-    assert len(table(in_tmp)) == 5
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -279,7 +239,8 @@ def test_a_cascade_recovers_from_damaged_weights(write: Any, small: dict[str, An
     main([path, "-j", "1", "-q"])
     whole = table(in_tmp)
     first, last = (next(in_tmp.glob(f"data/results/small/cells/WT-*-{keep}-*")) for keep in (0.5, 0.1))
-    (first / "network.pt").write_bytes(b"PK")
+    content = (first / "network.pt").read_bytes()
+    (first / "network.pt").write_bytes(bytes(len(content)))  # of the same size, so that only reading it tells
     shutil.rmtree(last)
     assert main([path, "-j", "1", "-q"]) == 1
     assert main([path, "-j", "1", "-q", "--retry-failed"]) == 0

@@ -1,0 +1,91 @@
+"""What becomes of the work of a process that dies: once more, then the cell at which it died is given up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from experiment.config import is_cascade
+from experiment.errors import CannotWrite, ExperimentError
+from experiment.run.events import Event, Report, Started
+from experiment.run.plan import ReferenceTask
+from experiment.run.schedule import Work
+from experiment.run.store import Store
+
+if TYPE_CHECKING:
+    from experiment.run.execute import Setup
+    from experiment.run.reference import Context
+
+MOST_DEATHS = 2
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A worker did not finish its work, for a reason that no cell could be given; `fatal`: nor would another."""
+
+    reason: str
+    fatal: bool = False
+
+
+@dataclass
+class Deaths:
+    """How often workers died at which cell, and what becomes of their work."""
+
+    setup: Setup
+    under_way: dict[str, str] = field(default_factory=dict)  # name of the work -> key of its cell
+    counts: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def note(self, work: Work, event: Event) -> None:
+        """Take down which cell a worker is at."""
+        if isinstance(event, Started):
+            self.under_way[work.name] = event.key
+
+    def left_of(self, work: Work, lost: Lost, report: Report) -> Work | None:
+        """What is still to be done: all of it once more, or what there is beside the cell that is given up.
+
+        Raises: CannotWrite: there is no use in going on.
+        """
+        if lost.fatal:
+            raise CannotWrite(lost.reason)
+        place = (work.name, self.under_way.pop(work.name, ""))
+        self.counts[place] = self.counts.get(place, 0) + 1
+        if self.counts[place] < MOST_DEATHS:
+            return work
+        return give_up(work, place[1], self.setup, lost.reason, report)
+
+
+def give_up(work: Work, key: str, setup: Setup, reason: str, report: Report) -> Work | None:
+    """Store as failed what could not be done although it was tried often enough; returns what is still to be done.
+
+    Where another process has taken it up, this is all of it.
+
+    Args:
+        key: the cell at which it ended; what else there is of a chain goes on, but for a cascade, which builds on it.
+            "": before any cell.
+    """
+    from experiment.run.data import Data
+    from experiment.run.reference import Context
+
+    site = setup.sites[work.experiment]
+    data = Data(site.directories.datasets, "cpu")
+    context = Context(Store(site.folder), site.directories, setup.machine, data, setup.retry_failed)
+    error = ExperimentError(f"tried {MOST_DEATHS} times: {reason}")
+    try:
+        with FileLock(context.store.lock_file(work.lock), timeout=0):
+            return _store(work, key, error, context, report)
+    except Timeout:
+        return work
+
+
+def _store(work: Work, key: str, error: ExperimentError, context: Context, report: Report) -> Work | None:
+    from experiment.run.pipeline import store_abandoned
+
+    task = work.task
+    if isinstance(task, ReferenceTask) or not key or is_cascade(task.variant.parameters.experiments):
+        store_abandoned(task, error, context, report)
+        return None
+    store_abandoned(replace(task, cells=tuple(c for c in task.cells if c.key == key)), error, context, report)
+    others = tuple(cell for cell in task.cells if cell.key != key)
+    return replace(work, task=replace(task, cells=others)) if others else None
