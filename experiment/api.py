@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,12 @@ from experiment.measure import count
 from experiment.methods.base import Calibration, Compressor, Quantity, make_method
 from experiment.methods.settings import make_settings
 from experiment.methods.table import layer_rows
-from experiment.networks.make import make_network
 from experiment.registry import is_import_path
 from experiment.run.data import Data, transforms_of
 from experiment.run.names import find_method, recalibration_fault
 from experiment.run.parameters import PARAMETERS, require_whole
 from experiment.run.store import Store
-from experiment.run.weights import read_weights, rebuild, save_weights
+from experiment.run.weights import original_of, read_weights, rebuild, save_weights
 from experiment.streams import generator
 from experiment.training.loop import evaluate as evaluate_network
 
@@ -187,7 +186,7 @@ def load_network(
     """
     path = Path(path_or_param)
     if path.suffix == ".pt":
-        return _rebuilt(path, network)
+        return _rebuilt(path, network, tuple)
     folder = _experiment_folder(path_or_param, results)
     rows = load_results(folder)
     done = rows[rows["status"] == "done"]
@@ -217,7 +216,7 @@ def load_network(
         raise StoreError(
             f"{folder}: results.csv names cell {rows.iloc[0]['cell']}, but its folder is gone. Run it again."
         )
-    return _rebuilt(cell / "network.pt", network)
+    return _rebuilt(cell / "network.pt", network, lambda: _network_names(path_or_param))
 
 
 def evaluate(
@@ -261,20 +260,27 @@ def _calibration(data: Iterable[Any] | Tensor | None) -> Calibration | None:
     return Calibration(inputs, targets)
 
 
-def _rebuilt(path: Path, network: nn.Module | None) -> nn.Module:
+def _rebuilt(path: Path, network: nn.Module | None, own_names: Callable[[], Collection[str]]) -> nn.Module:
     specification, state = read_weights(path)
     if network is None:
-        network = _original(specification["architecture"], path)
+        network, _ = original_of(specification, path, own_names)
     return rebuild(network, specification, state, path)
 
 
-def _original(architecture: dict[str, Any] | None, path: Path) -> nn.Module:
-    if architecture is None:
-        raise StoreError(f"{path}: says nothing of the original network. Pass it: load_network(path, network=net).")
-    channels, height, width = architecture["input_shape"]
-    return make_network(
-        architecture["name"], architecture["settings"], (channels, height, width), architecture["output_size"]
-    )
+def _network_names(path_or_param: str | Path) -> list[str]:
+    """The networks of an experiment, as its parameter file calls them."""
+    return [variant.parameters.network.name for variant in load(_parameter_file(path_or_param)).variants]
+
+
+def _parameter_file(path_or_param: str | Path) -> Path:
+    """A parameter file, or the one in an experiment's folder."""
+    path = Path(path_or_param)
+    if path.name == "results.csv":
+        path = path.parent
+    if path.is_dir():
+        path /= PARAMETERS
+        require_whole(path)
+    return path
 
 
 def _experiment_folder(path_or_param: str | Path, results: str | Path | None) -> Path:
@@ -300,12 +306,7 @@ def _method_name(method: str | None) -> str | None:
 
 
 def _parameters(path_or_param: str | Path, variant: str | None) -> Parameters:
-    path = Path(path_or_param)
-    if path.name == "results.csv":
-        path = path.parent
-    if path.is_dir():
-        path /= PARAMETERS
-        require_whole(path)
+    path = _parameter_file(path_or_param)
     variants = load(path).variants
     chosen = [v.parameters for v in variants if variant is None or v.name == variant]
     tests = {repr((p.network.dataset, p.experiments.dataset_test, transforms_of(p.training))) for p in chosen}

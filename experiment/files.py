@@ -73,10 +73,13 @@ def remove_all(paths: Iterable[Path]) -> None:
 
 
 def is_whole_archive(path: Path) -> bool:
-    """Whether a zip archive, which is what torch writes, is there with nothing missing and all checksums right."""
+    """Whether a file of torch's, a zip archive that is not compressed, is there whole and with all checksums right."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
+            inside = archive.infolist()
+            stored = all(info.compress_type == zipfile.ZIP_STORED for info in inside)
+            honest = stored and sum(info.file_size for info in inside) <= path.stat().st_size  # it is no bomb
+            return honest and archive.testzip() is None
     except Exception:  # no list of what zipfile raises on damaged files is complete
         return False
 

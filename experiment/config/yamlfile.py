@@ -20,6 +20,7 @@ from experiment.errors import ConfigError
 
 MAX_DEPTH = 100
 MAX_BYTES = 4_000_000
+MOST_SHOWN = 40
 
 _NULL = {"", "~", "null", "Null", "NULL"}
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -49,7 +50,8 @@ def read_yaml(path: Path, shown: str, problems: list[Problem]) -> Node:
     Raises: ConfigError: the file cannot be read any further.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{shown}: cannot be read: {error.strerror}.") from error
     if len(data) > MAX_BYTES:
@@ -68,6 +70,7 @@ def read_yaml(path: Path, shown: str, problems: list[Problem]) -> Node:
         raise ConfigError(f"{shown}:1: is empty. Expected a mapping, for instance 'network: ...'.")
     if not isinstance(root.value, dict):
         got = "a list" if isinstance(root.value, list) else repr(root.value)
+        got = got if len(got) <= MOST_SHOWN else "text"  # of a file that is something else altogether, and maybe secret
         raise ConfigError(f"{shown}:{root.place.line}: must hold a mapping ('key: value' lines). Got {got}.")
     return root
 

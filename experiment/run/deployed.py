@@ -65,7 +65,7 @@ def _measure_latency(plan: ExperimentPlan, folders: Mapping[str, Path], say: Cal
     say(f"measuring the latency of {len(missing)} networks, one at a time, on {here}")
     for key in missing:
         try:
-            rows = _latencies(folders[key], sorted(wanted[key]), threads[key], plan.machine.device)
+            rows = _latencies(folders[key], sorted(wanted[key]), threads[key], plan)
         except StoreError as error:
             say(f"  not measured: {error}")
             continue
@@ -73,14 +73,14 @@ def _measure_latency(plan: ExperimentPlan, folders: Mapping[str, Path], say: Cal
     return bool(missing)
 
 
-def _latencies(folder: Path, batches: Sequence[int], threads: int, device: str) -> list[dict[str, float]]:
+def _latencies(folder: Path, batches: Sequence[int], threads: int, plan: ExperimentPlan) -> list[dict[str, float]]:
     from dataclasses import asdict
 
     from experiment.layers.masks import bake_masks
     from experiment.measure import measure_latency
 
-    network, input_shape = _load(folder)
-    deployed = bake_masks(network).to(device).eval()
+    network, input_shape = _load(folder, plan)
+    deployed = bake_masks(network).to(plan.machine.device).eval()
     return [asdict(measure_latency(deployed, input_shape, batch, threads)) for batch in batches]
 
 
@@ -93,7 +93,7 @@ def _measure_bytes(plan: ExperimentPlan, folders: Mapping[str, Path], say: Calla
 
     for folder in missing:
         try:
-            sizes = count_sparse_bytes(_load(folder)[0])
+            sizes = count_sparse_bytes(_load(folder, plan)[0])
         except StoreError as error:
             say(f"  not measured: {error}")
             continue
@@ -110,17 +110,14 @@ def _tell_damaged(paths: Sequence[Path], say: Callable[[str], None]) -> None:
             say(f"{path} is damaged or of another version: it is made again.")
 
 
-def _load(folder: Path) -> tuple[Any, tuple[int, int, int]]:
+def _load(folder: Path, plan: ExperimentPlan) -> tuple[Any, tuple[int, int, int]]:
     """A cell's network, and the shape of one input."""
-    from experiment.run.start import untrained_network
-    from experiment.run.weights import read_weights, rebuild
+    from experiment.run.weights import original_of, read_weights, rebuild
 
     path = folder / "network.pt"
     specification, state = read_weights(path)
-    made = specification["architecture"]
-    channels, height, width = made["input_shape"]
-    shape = (channels, height, width)
-    original = untrained_network(made["name"], made["settings"], shape, made["output_size"])
+    names = [variant.parameters.network.name for variant in plan.file.variants]
+    original, shape = original_of(specification, path, lambda: names)
     return rebuild(original, specification, state, path), shape
 
 

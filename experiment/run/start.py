@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
@@ -14,12 +12,10 @@ from experiment.files import set_aside
 from experiment.layers.build import expand
 from experiment.layers.masks import named_masks
 from experiment.layers.plan import Plan, State
-from experiment.networks import NETWORKS
-from experiment.networks.make import make_network
 from experiment.run.plan import Cell
 from experiment.run.reference import Reference
 from experiment.run.store import Store
-from experiment.run.weights import read_weights, rebuild
+from experiment.run.weights import read_weights, rebuild, untrained_network
 from experiment.streams import seeded
 
 RUN_AGAIN = "Run the command again with --retry-failed: it is computed anew, and so is what follows it."
@@ -56,11 +52,3 @@ def random_state(reference: Reference, p: Parameters, net: int, repetition: int)
     with seeded("reinitialisation", p.seed, net, repetition):
         network = untrained_network(p.network.name, p.network.settings, shape, p.network.output_size)
     return State(network.to(example.device).eval(), example)
-
-
-def untrained_network(
-    name: str, settings: Mapping[str, Any], input_shape: tuple[int, int, int], output_size: int
-) -> nn.Module:
-    """A network without the published weights that the settings of a registered one may ask for."""
-    settings = {key: value for key, value in settings.items() if key != "pretrained" or name not in NETWORKS}
-    return make_network(name, settings, input_shape, output_size)

@@ -9,7 +9,7 @@ import io
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from experiment.errors import OtherVersion, StoreError
 from experiment.files import is_whole_archive, write_whole
 from experiment.layers.build import build
 from experiment.layers.plan import Plan
+from experiment.networks import NETWORKS
+from experiment.networks.make import make_network
+from experiment.registry import is_import_path
 from experiment.run.packing import pack, unpack
 
 FORMAT = 2  # of network.pt
@@ -88,6 +91,42 @@ def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return specification, unpack(content["state_dict"], content.get("masked", {}))
     except (RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise StoreError(f"{path}: damaged: {str(error).strip()}") from error
+
+
+def original_of(
+    specification: Mapping[str, Any], path: Path, own_names: Callable[[], Collection[str]]
+) -> tuple[nn.Module, tuple[int, int, int]]:
+    """The original network that a file says its own was made from, with other weights, and the shape of one input.
+
+    Args:
+        own_names: the names in the parameter file: code that is imported is named there, and not by the file alone.
+    Raises: StoreError: the file says nothing of it, or names code that nobody else does.
+    """
+    made = specification.get("architecture")
+    if made is None:
+        raise StoreError(f"{path}: says nothing of the original network. Pass it: load_network(path, network=net).")
+    try:
+        name, settings, output_size = made["name"], dict(made["settings"]), made["output_size"]
+        channels, height, width = made["input_shape"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{path}: damaged: what it says of the original network is not whole.") from error
+    if not isinstance(name, str) or any(type(n) is not int or n < 1 for n in (channels, height, width, output_size)):
+        raise StoreError(f"{path}: damaged: what it says of the original network is none.")
+    if is_import_path(name) and name not in own_names():
+        raise StoreError(
+            f"{path}: its network is made by code, '{name}', which no parameter file beside it names. Nothing is "
+            "imported because a file says so. Pass the original network: load_network(path, network=net)."
+        )
+    shape = (channels, height, width)
+    return untrained_network(name, settings, shape, output_size), shape
+
+
+def untrained_network(
+    name: str, settings: Mapping[str, Any], input_shape: tuple[int, int, int], output_size: int
+) -> nn.Module:
+    """A network without the published weights that the settings of a registered one may ask for."""
+    settings = {key: value for key, value in settings.items() if key != "pretrained" or name not in NETWORKS}
+    return make_network(name, settings, input_shape, output_size)
 
 
 def rebuild(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import io
@@ -99,17 +100,29 @@ class Checkpoint:
         if self._path is None or not self._path.is_file():
             return Progress()
         saved = _read(self._path)
-        if saved is None or saved.get("format") != FORMAT or saved.get("fingerprint") != self._fingerprint:
+        progress = None
+        if saved is not None and saved.get("format") == FORMAT and saved.get("fingerprint") == self._fingerprint:
+            progress = self._taken_up(saved, rewind_to)
+        if progress is None:
             place = set_aside(self._path)
             log.warning("%s is damaged or of another training: set aside as %s.", self._path, place.name)
-            return Progress()
-        records = [EpochRecord(**record) for record in saved["records"]]
-        if rewind_to is not None and records and records[-1].epoch >= rewind_to[0] and not rewind_to[1].is_file():
-            return Progress()
-        self._network.load_state_dict(saved["network"])
-        self._optimizer.load_state_dict(saved["optimizer"])
-        self._scaler.load_state_dict(saved["scaler"])
-        return Progress(records, saved["best_top1"], saved["best_state"])
+        return progress or Progress()
+
+    def _taken_up(self, saved: Mapping[str, Any], rewind_to: tuple[int, Path] | None) -> Progress | None:
+        """What a file of this training holds, written into network and optimizer; None, and they are as they were."""
+        before = copy.deepcopy((self._network.state_dict(), self._optimizer.state_dict()))
+        try:
+            records = [EpochRecord(**record) for record in saved["records"]]
+            if rewind_to is not None and records and records[-1].epoch >= rewind_to[0] and not rewind_to[1].is_file():
+                return Progress()
+            self._network.load_state_dict(saved["network"])
+            self._optimizer.load_state_dict(saved["optimizer"])
+            self._scaler.load_state_dict(saved["scaler"])
+            return Progress(records, saved["best_top1"], saved["best_state"])
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
+            self._network.load_state_dict(before[0])
+            self._optimizer.load_state_dict(before[1])
+            return None
 
     def save(self, progress: Progress, *, last: bool) -> None:
         """Write the file, if it is the last epoch or the time since the last writing is worth it; else keep a copy."""
