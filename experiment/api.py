@@ -159,8 +159,9 @@ def load_results(path_or_param: str | Path, results: str | Path | None = None) -
         raise StoreError(f"{path}: no results yet. Run the experiment first: python -m experiment.main PARAM")
     require_whole_lines(path)
     text = ("variant", "error", "cell", "method", "label", "status", "network", "dataset", "dataset_test")
-    frame = pd.read_csv(path, dtype=dict.fromkeys(text, "str"))
-    return frame.fillna(dict.fromkeys(("variant", "error"), ""))
+    numbers = [name for name in pd.read_csv(path, nrows=0) if name not in text]
+    empty = {name: [""] for name in numbers}  # in these alone: a label may be "nan"
+    return pd.read_csv(path, dtype=dict.fromkeys(text, "str"), keep_default_na=False, na_values=empty)
 
 
 def load_network(

@@ -65,7 +65,7 @@ def read_idx(path: Path) -> Tensor:
         data = gzip.decompress(found.read_bytes()) if found.suffix == ".gz" else found.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(found, str(error)) from None
-    if len(data) < 4 or data[:3] != bytes([0, 0, _BYTE]):
+    if len(data) < 4 or data[:3] != bytes([0, 0, _BYTE]) or len(data) < 4 + 4 * data[3]:
         raise _damaged(found, "it does not begin like an IDX file of bytes")
     header = 4 + 4 * data[3]
     shape = tuple(int(d) for d in np.frombuffer(data[4:header], dtype=">u4"))
