@@ -13,6 +13,7 @@ from torch import nn
 from experiment import load_network
 from experiment.main import main
 from experiment.run import ranks as ranks_module
+from experiment.run.ranks import RankLog
 from experiment.spectrum import LayerRank, layer_ranks
 
 COLUMNS = ["epoch", "layer", "effective_rank", "stable_rank", "full_rank"]
@@ -126,3 +127,22 @@ def test_what_cannot_be_measured_is_refused(
     asking["experiments"]["measure"] = wrong
     assert main([str(write(asking)), "--plan"]) == 2
     assert "experiments.measure" in capsys.readouterr().err
+
+
+def test_a_log_cut_anywhere_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Half a line, or half an epoch, sets the file aside; whole epochs that are missing are told with their numbers."""
+    network = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    written = RankLog(tmp_path)
+    for epoch in range(5):
+        written.note(epoch, network)
+    path = tmp_path / "ranks.csv"
+    content = path.read_bytes()
+    for end in range(len(content)):
+        path.write_bytes(content[:end])
+        caplog.clear()
+        RankLog(tmp_path).note(5, network)
+        lines, whole = content[:end].count(b"\n"), content[:end].endswith(b"\n")
+        epochs = (lines - 1) // 2 if whole and lines % 2 else 0
+        assert ("is cut off: set aside as ranks.csv.damaged" in caplog.text) == (epochs == 0)
+        assert (f"the ranks of epochs {epochs} to 4 are lost" in caplog.text) == (0 < epochs < 5)
+        path.with_name("ranks.csv.damaged").unlink(missing_ok=True)

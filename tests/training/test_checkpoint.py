@@ -203,3 +203,102 @@ def test_writing_takes_a_small_share_of_the_time(
         network, images, settings, valid=None, stream=(), device="cpu", checkpoint=tmp_path / "c.pt", on_epoch=on_epoch
     )
     assert written == [1, 4, 7, 8]
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, ADAM, CHANNELS_LAST], ids=["SGD", "AdamW", "bf16 channels-last"])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_asked_to_stop_it_writes_the_last_finished_epoch(
+    network: nn.Sequential, images: MemoryImages, valid: MemoryImages, tmp_path: Path,
+    settings: TrainSettings, stop: type[BaseException], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """In the middle of epoch 3 (batch 21), only the first epoch being worth a file; then it goes on, bit for bit."""
+    monkeypatch.setattr(module, "MAX_SHARE", -1.0)
+    whole, path, batches = copy.deepcopy(network), tmp_path / "checkpoint.pt", iter(range(1000))
+    expected = values_of(whole, run(whole, settings, images, valid, None))
+
+    def on_batch(_: int) -> None:
+        if next(batches) == 20:
+            raise stop
+
+    with pytest.raises(stop):
+        train(copy.deepcopy(network), images, settings, valid=valid, stream=("t",), device="cpu", checkpoint=path,
+              on_batch=on_batch)  # fmt: skip
+    assert len(torch.load(path, weights_only=True)["records"]) == 3
+    state, records = values_of(network, run(network, settings, images, valid, path))
+    assert records == expected[1]
+    assert all(torch.equal(state[name], value) for name, value in expected[0].items())
+
+
+def taken_up(network: nn.Module, path: Path) -> tuple[int, dict[str, Tensor]]:
+    """How many epochs of ADAM's training a file holds, and the weights that it leaves."""
+    network = copy.deepcopy(network)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
+    saved = module.Checkpoint(path, network, optimizer, torch.amp.GradScaler("cpu", enabled=False), ADAM, ("t",), 90)
+    return len(saved.load().records), dict(network.state_dict())
+
+
+@pytest.fixture
+def written(network: nn.Sequential, tmp_path: Path) -> Path:
+    """The file of a training of two epochs that trained nothing, which does not matter here."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
+    torch.autograd.backward(network(torch.ones(2, 1, 8, 8)).sum())
+    optimizer.step()
+    saved = module.Checkpoint(
+        tmp_path / "checkpoint.pt", network, optimizer, torch.amp.GradScaler("cpu", enabled=False), ADAM, ("t",), 90
+    )
+    records = [EpochRecord(epoch, 0.1, 1.0, 0.5, None, None, None, 90, 0.1) for epoch in range(2)]
+    saved.save(module.Progress(records), last=True)
+    return tmp_path / "checkpoint.pt"
+
+
+def test_a_file_cut_or_changed_anywhere_is_set_aside_or_what_it_was(
+    network: nn.Sequential, written: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content, aside = written.read_bytes(), written.with_name("checkpoint.pt.damaged")
+    fresh = {name: value.clone() + 1 for name, value in network.state_dict().items()}
+    other = copy.deepcopy(network)
+    other.load_state_dict(fresh)
+    whole = taken_up(other, written)
+    assert whole[0] == 2
+    assert not all(torch.equal(value, fresh[name]) for name, value in whole[1].items())
+    steps = max(1, len(content) // 120)
+    damaged = [content[:end] for end in [*range(0, len(content), steps), len(content) - 1]]
+    damaged += [content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :] for at in range(3, len(content), steps)]
+    for bad in damaged:
+        written.write_bytes(bad)
+        caplog.clear()
+        epochs, state = taken_up(other, written)
+        assert epochs in (0, 2)
+        assert all(torch.equal(value, (whole[1] if epochs else fresh)[name]) for name, value in state.items())
+        if epochs == 0:
+            assert "checkpoint.pt is damaged or of another training: set aside as" in caplog.text
+            aside.unlink()
+        else:
+            assert len(bad) == len(content), "what is cut off is never taken up"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("records", 7), ("records", [{"epoch": 1}]), ("records", [[]]), ("network", {}), ("network", None),
+        ("optimizer", {}), ("optimizer", {"state": {}, "param_groups": [3]}), ("scaler", 5), ("best_state", ...),
+        ("format", 2),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_wrong_content_with_the_right_fingerprint_changes_nothing(
+    network: nn.Sequential, written: Path, key: str, value: object
+) -> None:
+    saved = torch.load(written, weights_only=True)
+    saved[key] = value
+    if value is ...:
+        del saved[key]
+    torch.save(saved, written)
+    before = copy.deepcopy(dict(network.state_dict()))
+    other = copy.deepcopy(network)
+    epochs, state = taken_up(other, written)
+    if epochs == 0:
+        assert all(torch.equal(value, before[name]) for name, value in state.items())
+        assert written.with_name("checkpoint.pt.damaged").exists()
+    else:
+        assert key == "scaler", "one that is off has no state to load"
