@@ -35,19 +35,23 @@ class RankLog:
         if self._path.is_file():
             rows = _read(self._path)
             if rows is None:
-                place = set_aside(self._path)
-                log.warning("%s is cut off: set aside as %s.", self._path, place.name)
+                self._set_aside()
             self._rows = rows or {}
 
     def note(self, epoch: int, network: nn.Module) -> None:
         """Take down the ranks after so many epochs, in the place of what a killed process may have written of them."""
+        ranks = [asdict(rank) for rank in layer_ranks(network)]
+        if any(len(rows) != len(ranks) for rows in self._rows.values()):  # cut in its first epoch
+            self._set_aside()
+            self._rows = {}
         last = max(self._rows, default=epoch)
         if epoch > last + 1:
             log.warning("%s: the ranks of epochs %d to %d are lost.", self._path, last + 1, epoch - 1)
-        ranks = [asdict(rank) for rank in layer_ranks(network)]
         self._rows[epoch] = [{"epoch": epoch} | {c: rank[c] for c in COLUMNS[1:]} for rank in ranks]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         self.write(self._path.parent)
+
+    def _set_aside(self) -> None:
+        log.warning("%s is cut off: set aside as %s.", self._path, set_aside(self._path).name)
 
     def write(self, folder: Path) -> None:
         """Write ranks.csv into a folder, in the order of epochs."""
