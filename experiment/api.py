@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,8 +159,8 @@ def load_results(path_or_param: str | Path, results: str | Path | None = None) -
         raise StoreError(f"{path}: no results yet. Run the experiment first: python -m experiment.main PARAM")
     require_whole_lines(path)
     text = ("variant", "error", "cell", "method", "label", "status", "network", "dataset", "dataset_test")
-    numbers = [name for name in pd.read_csv(path, nrows=0) if name not in text]
-    empty = {name: [""] for name in numbers}  # in these alone: a label may be "nan"
+    columns = [str(name) for name in pd.read_csv(path, nrows=0)]
+    empty: Mapping[str, list[str]] = {name: [""] for name in columns if name not in text}  # a label may be "nan"
     return pd.read_csv(path, dtype=dict.fromkeys(text, "str"), keep_default_na=False, na_values=empty)
 
 
