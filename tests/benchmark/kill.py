@@ -4,9 +4,9 @@
     python tests/benchmark/kill.py --kills 50 -j 2 --whom any param/digits/prune/lenet5.yaml
 
 Whom: `group`, a SIGKILL to the process and all its workers; `worker`, to one worker alone, after which the command
-goes on for a while; `stop`, a SIGTERM as batch systems send it; `any`, one of these each time. Prints when each came and
-how much was done by then; exits 1 if the results differ anywhere but in the seconds that things took, or if anything is
-left behind that only a process at work may have.
+goes on for a while; `stop`, a SIGTERM as batch systems send it; `any`, one of these each time. Prints when each came
+and how much was done by then; exits 1 if the results differ anywhere but in the seconds that things took, or if
+anything is left behind that only a process at work may have.
 """
 
 from __future__ import annotations

@@ -182,9 +182,9 @@ def parameters_with(**experiments: Any) -> dict[str, Any]:
     return changed
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which an experiment has run whose files are of every kind, for all tests of a module to copy."""
+    """A folder in which an experiment has run whose files are of every kind, for tests to copy."""
     from experiment.main import main
 
     folder = tmp_path_factory.mktemp("finished")

@@ -19,7 +19,7 @@ from experiment.main import main
 from experiment.training import checkpoint
 
 TIMES = ["seconds_compress", "seconds_retrain"]
-EPOCHS = 25
+EPOCHS = 15
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
@@ -82,6 +82,13 @@ def test_killed_at_random_moments_it_ends_with_the_same_results(
     assert leftovers(tmp_path) == []
 
 
+@pytest.fixture
+def nothing_is_worth_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints are written where a training ends or is told to, and at no other time."""
+    monkeypatch.setattr(checkpoint, "MAX_SHARE", -1.0)
+
+
+@pytest.mark.usefixtures("nothing_is_worth_a_file")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_told_to_stop_it_keeps_the_last_finished_epoch(
     path: str, expected: pd.DataFrame, forked: Any, tmp_path: Path, number: int
@@ -103,7 +110,7 @@ def test_told_to_stop_it_keeps_the_last_finished_epoch(
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.usefixtures("quick_workers")
+@pytest.mark.usefixtures("quick_workers", "nothing_is_worth_a_file")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_told_to_stop_every_worker_keeps_its_last_finished_epoch(
     write: Any, small: dict[str, Any], forked: Any, tmp_path: Path, number: int
@@ -128,18 +135,16 @@ def test_told_to_stop_every_worker_keeps_its_last_finished_epoch(
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_saving(
-    path: str, forked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: str, forked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_is_worth_a_file: None
 ) -> None:
     save, saved = checkpoint.save_whole, tmp_path / "saving"
 
     def slow_where_interrupted(file: Path, state: Any) -> None:
-        if len(state["records"]) > 1:
-            saved.touch()
-            time.sleep(600)
+        saved.touch()
+        time.sleep(600)
         save(file, state)
 
     monkeypatch.setattr(checkpoint, "save_whole", slow_where_interrupted)
-    monkeypatch.setattr(checkpoint, "MAX_SHARE", -1.0)  # nothing but the first epoch is worth it
     process = forked(lambda: main([path, "-j", "1", "-v"]))
     process.until(lambda: "epoch 3/" in process.said)
     process.send(signal.SIGINT)

@@ -211,7 +211,7 @@ def test_asked_to_stop_it_writes_the_last_finished_epoch(
     network: nn.Sequential, images: MemoryImages, valid: MemoryImages, tmp_path: Path,
     settings: TrainSettings, stop: type[BaseException], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """In the middle of epoch 3 (batch 21), only the first epoch being worth a file; then it goes on, bit for bit."""
+    """In the middle of epoch 3 (batch 21), no epoch being worth a file until then; and it goes on, bit for bit."""
     monkeypatch.setattr(module, "MAX_SHARE", -1.0)
     whole, path, batches = copy.deepcopy(network), tmp_path / "checkpoint.pt", iter(range(1000))
     expected = values_of(whole, run(whole, settings, images, valid, None))
