@@ -13,7 +13,7 @@ from experiment.files import write_whole
 INPUTS = ("results.csv", "parameters.yaml", "environment.json")  # the keys in results.csv stand for the cells' folders
 OUTPUTS = ("report.md", "report.html", "table.tex")
 NAME = ".report.json"
-FORMAT = 1
+FORMAT = 2
 
 
 def made_from(folder: Path) -> str:
@@ -27,7 +27,7 @@ def made_from(folder: Path) -> str:
 
 
 def stamped_plots(folder: Path, source: str) -> list[Path] | None:
-    """The plots of the report that was made from `source`; None where there is none, or a file of it is gone."""
+    """The plots of the report that was made from `source`; None where there is none, or a file of it is gone or cut."""
     path = folder / "plots" / NAME
     if not path.is_file():
         return None
@@ -35,13 +35,17 @@ def stamped_plots(folder: Path, source: str) -> list[Path] | None:
         stamp = json.loads(path.read_text(encoding="utf-8"))
         plots = [folder / "plots" / str(name) for name in stamp["plots"]]
         same = stamp["format"] == FORMAT and stamp["made_from"] == source
-    except (ValueError, KeyError, TypeError):  # a damaged stamp costs a drawing, no more
+        return plots if same and stamp["bytes"] == _sizes(folder, plots) else None
+    except (ValueError, KeyError, TypeError, RecursionError, OSError):  # a damaged stamp costs a drawing, no more
         return None
-    whole = all(file.is_file() for file in [*plots, *(folder / name for name in OUTPUTS)])
-    return plots if same and whole else None
 
 
 def write_stamp(folder: Path, source: str, plots: Sequence[Path]) -> None:
     """Remember what the report was made from and which plots belong to it."""
-    stamp = {"format": FORMAT, "made_from": source, "plots": [path.name for path in plots]}
+    names = [path.name for path in plots]
+    stamp = {"format": FORMAT, "made_from": source, "plots": names, "bytes": _sizes(folder, plots)}
     write_whole(folder / "plots" / NAME, json.dumps(stamp, indent=1) + "\n")
+
+
+def _sizes(folder: Path, plots: Sequence[Path]) -> list[int]:
+    return [path.stat().st_size for path in [*plots, *(folder / name for name in OUTPUTS)]]

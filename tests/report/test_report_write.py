@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from experiment.errors import StoreError
-from experiment.report import gallery, write, write_report
+from experiment.report import gallery, stamp, write, write_report
 from experiment.report.markdown import escape
 
 
@@ -110,6 +110,10 @@ def test_a_report_that_is_up_to_date_is_left_alone(
     first.table.unlink()
     assert write_report(folder) == first
     assert {path: path.read_bytes() for path in contents} == contents
+    for path in (first.html, first.plots[0], folder / "plots" / stamp.NAME):
+        path.write_bytes(path.read_bytes()[:-9])
+        assert write_report(folder) == first
+        assert {path: path.read_bytes() for path in contents} == contents
     assert (folder / "plots" / "mine.png").exists()
     assert not (folder / "plots" / "tradeoff-top1-old.png").exists()
     synthetic.write_experiment(folder, synthetic.grid(("ALDS",), nets=1, keeps=(0.5, 0.4, 0.3)))
