@@ -49,8 +49,9 @@ def main() -> int:
         _finish(command, folder / "whole")
         whole = time.monotonic() - started
         print(f"uninterrupted: {whole:.0f} s", flush=True)
+        command.append("--retry-failed")  # a cell fails whose worker was killed twice
         _kill_often(command, folder / "killed", options, whole)
-        _finish([*command, "--retry-failed"], folder / "killed")
+        _finish(command, folder / "killed")
         return _compare(folder / "whole", folder / "killed") or _leftovers(folder / "killed")
 
 
@@ -81,6 +82,8 @@ def _kill_often(command: list[str], folder: Path, options: argparse.Namespace, w
             kills += how != "no worker yet"
         else:
             how = f"had finished ({process.returncode})"
+            if process.returncode not in (0, 1):
+                sys.exit(f"{kills}: {how}")
             if process.returncode == 0:
                 folder.rename(folder.with_name(f"finished-{attempts}"))
                 _same(folder.with_name(f"finished-{attempts}"), folder.with_name("whole"))
