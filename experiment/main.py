@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from experiment.errors import ConfigError, ExperimentError
 from experiment.run.interrupt import EXIT_INTERRUPTED, stopping_cleanly
@@ -51,6 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         told = f"{where}{error.strerror or error}. Mend that, or choose another folder with --results or --data"
         print(f"{told}; what is finished is safe, and the same command continues.", file=sys.stderr)
         return EXIT_WRONG
+
+
+def run() -> NoReturn:
+    """The process of the command: its exit status is that of `main`, an interruption included."""
+    status = main()
+    if status == EXIT_INTERRUPTED:
+        # Python itself would end by SIGINT where the interruption met code that is run from text, as in torch's imports
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -177,4 +190,4 @@ def _show_plans(plans: Sequence[ExperimentPlan], places: Sequence[Directories], 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

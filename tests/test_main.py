@@ -81,3 +81,17 @@ def test_help_names_the_exit_statuses(capsys: Any) -> None:
         main(["--help"])
     assert caught.value.code == 0
     assert "130" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["raise KeyboardInterrupt", "exec('raise KeyboardInterrupt')"])
+def test_an_interruption_ends_with_130_wherever_it_comes(how: str) -> None:
+    """Python remembers one that passed through code from text, and ends by the signal although it was caught."""
+    code = (
+        "import sys; from experiment import main; sys.argv[1:] = ['a.yaml']\n"
+        f"def interrupted(options): {how}\n"
+        "main._run = interrupted\n"
+        "main.run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.endswith("the same command continues from here\n")

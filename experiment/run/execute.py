@@ -25,6 +25,7 @@ from experiment.run.schedule import Queue, Work
 from experiment.run.store import Directories, Store
 
 SECONDS_BETWEEN_TRIES = 1.0  # for work that another process holds
+SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_TO_SAVE = 60.0  # for workers that are told to stop
 
 
@@ -220,8 +221,9 @@ class _Pool:
         for member in self.members:
             member.process.terminate()
         until = time.monotonic() + SECONDS_TO_SAVE
-        for member in self.members:
-            member.process.join(max(0.0, until - time.monotonic()))
+        for member in self.members:  # in slices: a signal that another thread gets does not end the waiting of this one
+            while member.process.is_alive() and time.monotonic() < until:
+                member.process.join(SECONDS_BETWEEN_LOOKS)
 
     def stop(self) -> None:
         for member in self.members:

@@ -11,6 +11,12 @@ from experiment.run.events import Advanced, CellDone, EpochDone, Event, Note, St
 from experiment.run.schedule import Work
 
 
+class _Bar(tqdm):  # type: ignore[type-arg]
+    """A bar without tqdm's own thread, which would get signals in the place of this one, and is in the way of forks."""
+
+    monitor_interval = 0
+
+
 class Show:
     """Turns events into a bar (on a terminal) and a line a finished cell.
 
@@ -23,9 +29,9 @@ class Show:
         self.verbosity, self.cells = verbosity, cells
         self.finished = self.failed = 0
         self.started = time.monotonic()
-        self._bar = tqdm(
+        self._bar = _Bar(
             total=round(units, 1), unit="epoch", disable=not sys.stderr.isatty() or verbosity < 0, dynamic_ncols=True,
-            smoothing=0.05, bar_format="{percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}",
+            smoothing=0.05, miniters=0, bar_format="{percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}",
         )  # fmt: skip
 
     def __call__(self, work: Work, event: Event) -> None:

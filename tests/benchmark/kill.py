@@ -46,22 +46,31 @@ def main() -> int:
         command += ["-j", options.jobs, "--data", str(Path("data/datasets").resolve())]
         command += [f"--set={override}" for override in options.set]
         started = time.monotonic()
-        _finish(command, folder / "whole")
+        start_up = _finish(command, folder / "whole")
         whole = time.monotonic() - started
-        print(f"uninterrupted: {whole:.0f} s", flush=True)
+        print(f"uninterrupted: {whole:.0f} s, {start_up:.0f} s of them until the first epoch", flush=True)
         command.append("--retry-failed")  # a cell fails whose worker was killed twice
-        _kill_often(command, folder / "killed", options, whole)
+        _kill_often(command, folder / "killed", options, start_up, whole - start_up)
         _finish(command, folder / "killed")
         return _compare(folder / "whole", folder / "killed") or _leftovers(folder / "killed")
 
 
-def _finish(command: list[str], folder: Path) -> None:
+def _finish(command: list[str], folder: Path) -> float:
+    """Run it to its end; returns the seconds until there was a checkpoint."""
     folder.mkdir(exist_ok=True)
-    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    started, start_up = time.monotonic(), 0.0
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        time.sleep(0.05)
+        if not start_up and any(folder.glob("data/**/checkpoint.pt")):
+            start_up = time.monotonic() - started
+    if process.returncode:
+        sys.exit(f"ended with {process.returncode}")
+    return start_up
 
 
-def _kill_often(command: list[str], folder: Path, options: argparse.Namespace, whole: float) -> None:
-    """Kill at moments spread over start-up and work, so that a whole run's time is spent between the kills.
+def _kill_often(command: list[str], folder: Path, options: argparse.Namespace, start_up: float, work: float) -> None:
+    """Kill one in four at start-up, the others at work, so that there is about a whole run's work between the kills.
 
     Where all is done before the kills are, it begins anew in another folder.
     """
@@ -70,7 +79,9 @@ def _kill_often(command: list[str], folder: Path, options: argparse.Namespace, w
     kills = attempts = 0
     while kills < options.kills:
         attempts += 1
-        wait = draw.uniform(0.2, 2 * whole / options.kills) + draw.choice([0.0, 4.0, 6.0])
+        wait = draw.uniform(0.2, start_up)
+        if attempts % 4:
+            wait = start_up + draw.uniform(0.0, 3 * work / options.kills)
         whom = draw.choice(WHOM) if options.whom == "any" else options.whom
         process = subprocess.Popen(
             command, cwd=folder, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -57,6 +57,13 @@ def leftovers(folder: Path) -> list[str]:
     return [str(place.relative_to(folder)) for place in found]
 
 
+def is_alive(pid: int) -> bool:
+    try:
+        return "Z (zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def last_epoch(said: str) -> int:
     """Of those that were told of, counted from 1."""
     return int(re.findall(r" epoch (\d+)/", said)[-1])
@@ -134,24 +141,29 @@ def test_told_to_stop_every_worker_keeps_its_last_finished_epoch(
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.usefixtures("quick_workers", "nothing_is_worth_a_file")
+@pytest.mark.parametrize("executor", ["serial", "processes"])
 def test_a_second_ctrl_c_does_not_wait_for_the_saving(
-    path: str, forked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_is_worth_a_file: None
+    path: str, forked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str
 ) -> None:
-    save, saved = checkpoint.save_whole, tmp_path / "saving"
+    saving = tmp_path / "saving"
 
-    def slow_where_interrupted(file: Path, state: Any) -> None:
-        saved.touch()
+    def never_ends(file: Path, state: Any) -> None:
+        saving.write_text(str(os.getpid()))
         time.sleep(600)
-        save(file, state)
 
-    monkeypatch.setattr(checkpoint, "save_whole", slow_where_interrupted)
-    process = forked(lambda: main([path, "-j", "1", "-v"]))
+    monkeypatch.setattr(checkpoint, "save_whole", never_ends)
+    process = forked(lambda: main([path, "-j", "1", "-v", "--executor", executor]))
     process.until(lambda: "epoch 3/" in process.said)
     process.send(signal.SIGINT)
-    process.until(saved.exists)
+    process.until(lambda: saving.exists() and saving.read_text())
     process.send(signal.SIGTERM)  # sent once more by some programs, and not heard
     process.send(signal.SIGINT)
     assert process.wait(seconds=5) == 130
+    end = time.monotonic() + 10
+    while is_alive(int(saving.read_text())):  # the system takes its time with what is killed
+        assert time.monotonic() < end
+        time.sleep(0.01)
     assert main([path, "--plan"]) == 0
 
 
