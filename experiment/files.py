@@ -85,11 +85,13 @@ def is_whole_archive(path: Path) -> bool:
 
 
 def require_whole_lines(path: Path) -> None:
-    """Raises: StoreError: a table ends in the middle of a line. One that ends with a line looks like a shorter one."""
+    """Raises: StoreError: a table is empty, or ends within a line; one that ends with a line looks like a shorter one."""
     with path.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(0, size - 1))
-        if size and stream.read(1) != b"\n":
+        if not size:
+            raise StoreError(f"{path}: is not a table of results: it is empty. Run the experiment again to rewrite it.")
+        if stream.read(1) != b"\n":
             raise StoreError(f"{path}: is cut off in its last line. Run the experiment again to rewrite it.")
 
 
