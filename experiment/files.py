@@ -85,7 +85,7 @@ def is_whole_archive(path: Path) -> bool:
 
 
 def require_whole_lines(path: Path) -> None:
-    """Raises: StoreError: a table is empty, or ends within a line; one that ends with a line looks like a shorter one."""
+    """Raises: StoreError: a table is empty, or ends within a line; one that ends with a line is a shorter table."""
     with path.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(0, size - 1))
