@@ -82,15 +82,20 @@ def _schema() -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from experiment.clock import Clock
+
+    clock = Clock()
     _check_call(options)
-    plans = _plans(options)
+    with clock.part("planning"):
+        plans = _plans(options)
     places = [_directories(plan.file, options) for plan in plans]
     if options.plan:
         return _show_plans(plans, places, options.plan)
     for notice in dict.fromkeys(notice for plan in plans for notice in plan.file.notices):
         print(notice, file=sys.stderr)
-    from experiment.report import write_report
-    from experiment.run.session import Options, run_session
+    with clock.part("start-up"):
+        from experiment.report import write_report
+        from experiment.run.session import Options, run_session
 
     how = Options(
         workers=options.jobs,
@@ -99,7 +104,7 @@ def _run(options: argparse.Namespace) -> int:
         retry_failed=options.retry_failed,
         verbosity=-1 if options.quiet else int(options.verbose),
     )
-    return run_session(plans, places, how, write_report, print)
+    return run_session(plans, places, how, write_report, print, clock)
 
 
 def _check_call(options: argparse.Namespace) -> None:

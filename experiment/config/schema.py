@@ -137,6 +137,8 @@ class Training(Block):
     """From this epoch on, the state with the best validation accuracy is kept; default: the last state."""
     channels_last: bool = False
     """Whether images and weights lie in memory channel by channel of each pixel (faster for some networks)."""
+    compiled: bool = Field(default=False, alias="compile")
+    """Whether torch.compile makes kernels for every network that is trained: minutes at first, then faster steps."""
 
 
 class Interval(Block):

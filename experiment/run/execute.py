@@ -15,8 +15,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from experiment.clock import Clock
 from experiment.errors import ExperimentError
-from experiment.run.events import Event, Report
+from experiment.run.events import Event, Report, Timed
 from experiment.run.machine import visible_gpus
 from experiment.run.plan import Machine, ReferenceTask
 from experiment.run.schedule import Queue, Work
@@ -51,9 +52,10 @@ class Setup:
 Listener = Callable[[Work, Event], None]
 
 
-def run_serially(queue: Queue, setup: Setup, listen: Listener) -> None:
-    """Do all work in this process, in order."""
-    do = make_worker(setup)
+def run_serially(queue: Queue, setup: Setup, listen: Listener, clock: Clock) -> None:
+    """Do all work in this process, in order; `clock` counts what it takes."""
+    with clock.part("start-up"):
+        do = make_worker(setup, clock)
     busy: set[str] = set()
     try:
         while queue:
@@ -100,10 +102,13 @@ def run_in_processes(queue: Queue, setup: Setup, workers: int, listen: Listener)
         pool.stop()
 
 
-def make_worker(setup: Setup) -> Callable[[Work, Report], bool]:
+def make_worker(setup: Setup, clock: Clock | None = None) -> Callable[[Work, Report], bool]:
     """A function that does one piece of work, and returns False where another process is at it.
 
     Torch is imported here, so that planning needs none of it.
+
+    Args:
+        clock: counts what the work takes by its parts, which are told after every piece.
     """
     import torch
 
@@ -111,9 +116,12 @@ def make_worker(setup: Setup) -> Callable[[Work, Report], bool]:
     from experiment.run.pipeline import run_chain, run_reference
     from experiment.run.reference import Context
 
-    data = {folder: Data(folder, setup.machine.device) for folder in {s.directories.datasets for s in setup.sites}}
+    clock = clock or Clock()
+    data = {
+        folder: Data(folder, setup.machine.device, clock) for folder in {s.directories.datasets for s in setup.sites}
+    }
     contexts = [
-        Context(Store(s.folder), s.directories, setup.machine, data[s.directories.datasets], setup.retry_failed)
+        Context(Store(s.folder), s.directories, setup.machine, data[s.directories.datasets], setup.retry_failed, clock)
         for s in setup.sites
     ]
 
@@ -125,11 +133,12 @@ def make_worker(setup: Setup) -> Callable[[Work, Report], bool]:
             held = lock.acquire(timeout=0)
         except Timeout:
             return False
-        with held:
+        with held, clock.part("other"):
             if isinstance(work.task, ReferenceTask):
                 run_reference(work.task, context, report)
             else:
                 run_chain(work.task, context, report)
+        report(Timed(clock.take()))
         return True
 
     return do
@@ -243,7 +252,7 @@ class _Pool:
         if self.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus[self.hired % len(self.gpus)]
         self.hired += 1
-        process = context.Process(target=_work_for, args=(theirs, self.setup))
+        process = context.Process(target=_work_for, args=(theirs, self.setup, time.monotonic()))
         process.start()
         theirs.close()
         member = _Member(process, ours)
@@ -251,10 +260,16 @@ class _Pool:
         return member
 
 
-def _work_for(connection: Connection, setup: Setup) -> None:
-    """The life of a worker: take work, do it, tell of it, until nobody is there to tell."""
+def _work_for(connection: Connection, setup: Setup, hired: float) -> None:
+    """The life of a worker: take work, do it, tell of it, until nobody is there to tell.
+
+    Args:
+        hired: the monotonic time at which its process was started.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    do = make_worker(setup)
+    clock = Clock()
+    do = make_worker(setup, clock)
+    clock.add("start-up", time.monotonic() - hired)
 
     def tell(message: Event | bool | Lost) -> None:
         try:

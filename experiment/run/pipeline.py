@@ -50,7 +50,8 @@ def run_reference(task: ReferenceTask, context: Context, report: Report) -> None
     try:
         p = task.variant.parameters
         reference = obtain_reference(task.reference, p, context, report)
-        measured = measure_network(reference.network, p, context.data)
+        with context.clock.part("test"):
+            measured = measure_network(reference.network, p, context.data)
         require_finite(measured)
         unchanged = Compressed(reference.network, Plan(), reference.count)
         with context.store.writing(task.cell) as folder:
@@ -148,7 +149,8 @@ class _Walk:
             )
         started = time.perf_counter()
         try:
-            compressor, compressed = self._compress(cell)
+            with self.context.clock.part("compression"):
+                compressor, compressed = self._compress(cell)
         except InfeasibleBudget as error:
             return self._store_infeasible(cell, error)
         network, about = compressed.network, {}
@@ -167,9 +169,10 @@ class _Walk:
             ranks.note(0, network)
         records = self._retrain(cell, network, ranks, report) if epochs else []
         seconds_retrain = time.perf_counter() - started
-        measured = measure_network(network, self.p, self.context.data)
-        require_finite(measured)
-        first = measure_network(before, self.p, self.context.data) if epochs else measured
+        with self.context.clock.part("test"):
+            measured = measure_network(network, self.p, self.context.data)
+            require_finite(measured)
+            first = measure_network(before, self.p, self.context.data) if epochs else measured
         return self._store(
             cell, Compressed(network, compressed.plan, compressed.count), records, ranks,
             measured | about | {
@@ -247,7 +250,7 @@ class _Walk:
             stream=("retrain", self.p.seed, cell.net, cell.repetition),
             device=torch.device(self.context.machine.device), checkpoint=partial / "checkpoint.pt",
             on_batch=on_batch, on_epoch=on_epoch,
-            measure=None if ranks is None else lambda epochs: ranks.note(epochs, network),
+            measure=None if ranks is None else lambda epochs: ranks.note(epochs, network), clock=self.context.clock,
         )  # fmt: skip
         network.eval()
         return records
@@ -260,7 +263,7 @@ class _Walk:
         ranks: RankLog | None,
         measured: dict[str, Any],
     ) -> dict[str, Any]:
-        with self.context.store.writing(cell) as folder:
+        with self.context.clock.part("storing"), self.context.store.writing(cell) as folder:
             size = save_weights(
                 folder / "network.pt", compressed.network, compressed.plan, _architecture(self.p, self.reference),
                 method=cell.method, label=cell.label, keep=cell.keep,

@@ -6,13 +6,14 @@ import copy
 import os
 import shutil
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import nn
 
+from experiment.clock import Clock
 from experiment.config import Parameters, Training
 from experiment.errors import StoreError
 from experiment.files import set_aside
@@ -41,6 +42,7 @@ class Context:
     machine: Machine
     data: Data
     retry_failed: bool = False
+    clock: Clock = field(default_factory=Clock)
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def train_settings(training: Training, machine: Machine) -> TrainSettings:
         precision=resolved_precision(training.precision, training.enable_amp, machine.kind),
         early_stop_epoch=training.early_stop_epoch,
         channels_last=training.channels_last,
+        compiled=training.compiled,
     )
 
 
@@ -107,7 +110,9 @@ def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, repor
     input_shape = context.data.splits(p, p.training).input_shape
     lock = FileLock(context.directories.trained_networks / ".locks" / f"{spec.folder}.lock")
     Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-    with _acquired(lock, spec, report):
+    with context.clock.part("waiting"):
+        held = _acquired(lock, spec, report)
+    with held:
         network = _loaded(folder, p, spec, input_shape)
         if network is None:
             network = new_network(p, spec.net, input_shape, spec.weights)
@@ -176,7 +181,7 @@ def _train(
             network, splits.train, settings,
             valid=splits.valid, stream=("train", p.seed, spec.net), device=torch.device(context.machine.device),
             checkpoint=partial / "checkpoint.pt", rewind_to=rewind, on_batch=on_batch, on_epoch=on_epoch,
-            measure=None if ranks is None else lambda epochs: ranks.note(epochs, network),
+            measure=None if ranks is None else lambda epochs: ranks.note(epochs, network), clock=context.clock,
         )  # fmt: skip
         save_weights(writing / "network.pt", network, Plan(), architecture_of(p, splits.input_shape), net=spec.net)
         write_history(writing / "history.csv", records)
@@ -201,4 +206,5 @@ def _train_to_rewind_epoch(spec: ReferenceSpec, p: Parameters, context: Context,
         network, splits.train, train_settings(p.training, context.machine),
         valid=splits.valid, stream=("train", p.seed, spec.net), device=torch.device(context.machine.device),
         rewind_to=(spec.rewind_epoch, rewind_file(folder, spec.rewind_epoch)), until=spec.rewind_epoch,
+        clock=context.clock,
     )  # fmt: skip

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from experiment.clock import Clock
 from experiment.datasets.image import Images, count_batches
 from experiment.errors import ConfigError, DataError, TrainingDiverged
 from experiment.streams import Part, seeded
@@ -46,12 +47,14 @@ class _Trainer:
     """What every step of one training uses."""
 
     network: nn.Module
+    forward: Callable[[Tensor], Tensor]
     optimizer: Optimizer
     schedule: Schedule
     loss: Loss
     scaler: torch.amp.GradScaler
     settings: TrainSettings
     device: torch.device
+    clock: Clock
 
 
 def train(
@@ -68,6 +71,7 @@ def train(
     on_batch: Callable[[int], None] | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     measure: Callable[[int], None] | None = None,
+    clock: Clock | None = None,
 ) -> list[EpochRecord]:
     """Train a network in place; it is left in eval mode.
 
@@ -82,6 +86,7 @@ def train(
         on_batch: told the number of images just trained on. on_epoch: told every epoch that is run now.
         measure: told after every epoch how many have been run, before the checkpoint that counts it: what it writes to
             a file is never behind that, though epochs may be measured again after an interruption.
+        clock: counts what training, augmentation, validation and checkpoints take.
 
     Returns: a record for every epoch from `settings.start_epoch` on, those before an interruption too.
 
@@ -89,7 +94,7 @@ def train(
         TrainingDiverged: the loss or the weights became NaN or infinite.
         ConfigError: the settings are wrong. DataError: too few images.
     """
-    device = torch.device(device)
+    device, clock = torch.device(device), clock or Clock()
     network.to(device)
     steps_per_epoch = _count_steps(data, settings, valid)
     optimizer = make_optimizer(network.parameters(), settings.optimizer, settings.optimizer_kwargs)
@@ -99,7 +104,9 @@ def train(
         saved = Checkpoint(checkpoint, network, optimizer, scaler, settings, stream, len(data))
         progress = saved.load(rewind_to)
         schedule = Schedule(settings, steps_per_epoch, [record.valid_loss for record in progress.records])
-        trainer = _Trainer(network, optimizer, schedule, loss, scaler, settings, device)
+        trainer = _Trainer(
+            network, _compiled(network, settings), optimizer, schedule, loss, scaler, settings, device, clock
+        )
         last = settings.num_epochs if until is None else min(until, settings.num_epochs)
         for epoch in range(settings.start_epoch + len(progress.records), last):
             _save_rewind(network, epoch, rewind_to)
@@ -108,7 +115,8 @@ def train(
             _keep_best(progress, network, settings)
             if measure is not None:
                 measure(len(progress.records))
-            saved.save(progress, last=epoch == last - 1)
+            with clock.part("checkpoints"):
+                saved.save(progress, last=epoch == last - 1)
             if on_epoch is not None:
                 on_epoch(record)
         _save_rewind(network, last, rewind_to)
@@ -133,9 +141,9 @@ def _run_epoch(
     hits = torch.zeros((), dtype=torch.int64, device=t.device)
     images, rate = 0, 0.0
     t.network.train()
-    with seeded(*stream, device=t.device):  # dropout has no generator of its own
+    with t.clock.part("training"), seeded(*stream, device=t.device):  # dropout has no generator of its own
         batches = data.batches(t.settings.batch_size, stream=stream, channels_last=t.settings.channels_last)
-        for i, (x, y) in enumerate(batches):
+        for i, (x, y) in enumerate(t.clock.over("augmentation", batches)):
             rate = t.schedule.learning_rate
             value, logits = _step(t, x, y)
             loss_sum.add_(value, alpha=loss_weight(t.settings.loss_kwargs, len(y)))
@@ -145,13 +153,8 @@ def _run_epoch(
                 _require_finite_loss(loss_sum, epoch, rate)
             if on_batch is not None:
                 on_batch(len(y))
-    _require_finite_loss(loss_sum, epoch, rate)
-    measured = None
-    if valid is not None:
-        measured = evaluate(
-            t.network, valid, loss=t.settings.loss, loss_kwargs=t.settings.loss_kwargs, device=t.device,
-            precision=t.settings.precision, channels_last=t.settings.channels_last,
-        )  # fmt: skip
+        _require_finite_loss(loss_sum, epoch, rate)
+    measured = _validate(t, valid) if valid is not None else None
     t.schedule.end_epoch(measured.loss if measured else None)
     return EpochRecord(
         epoch=epoch,
@@ -166,18 +169,34 @@ def _run_epoch(
     )
 
 
+def _validate(t: _Trainer, valid: Images) -> Metrics:
+    with t.clock.part("validation"):
+        return evaluate(
+            t.network, valid, loss=t.settings.loss, loss_kwargs=t.settings.loss_kwargs, device=t.device,
+            precision=t.settings.precision, channels_last=t.settings.channels_last,
+        )  # fmt: skip
+
+
 def _step(t: _Trainer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """One step of the optimizer on a batch; its loss and logits (N, classes), detached, still on the device."""
     t.schedule.write(t.optimizer)
     t.optimizer.zero_grad(set_to_none=True)
     with forward_precision(t.device, t.settings.precision):
-        logits = t.network(x)
+        logits = t.forward(x)
     value = t.loss(logits.float(), y)
     torch.autograd.backward(t.scaler.scale(value))
     t.scaler.step(t.optimizer)
     t.scaler.update()
     t.schedule.step()
     return value.detach(), logits.detach()
+
+
+def _compiled(network: nn.Module, settings: TrainSettings) -> Callable[[Tensor], Tensor]:
+    """The forward pass, compiled where that is asked for; parameters and buffers stay those of the network.
+
+    Compiled for the batch sizes as they come: the last batch of an epoch may be smaller than the others.
+    """
+    return torch.compile(network, dynamic=None) if settings.compiled else network
 
 
 def _count_steps(data: Images, settings: TrainSettings, valid: Images | None) -> int:
