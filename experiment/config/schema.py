@@ -106,7 +106,7 @@ class Training(Block):
     batch_size: Annotated[Whole, Field(ge=1)]
     """Images a step."""
     test_batch_size: Annotated[Whole, Field(ge=1)] | None = None
-    """Images a batch when testing; default: batchSize."""
+    """Images a batch when testing; default: 256, on a GPU as many as fit."""
     num_epochs: Epoch
     """Epochs of the whole schedule; the epochs startEpoch to numEpochs are run."""
     start_epoch: Epoch = 0
