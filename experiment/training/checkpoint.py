@@ -93,12 +93,17 @@ class Checkpoint:
             place = set_aside(self._path)
             log.warning("%s is damaged or of another training: set aside as %s.", self._path, place.name)
             return Progress()
-        records = [EpochRecord(**record) for record in saved["records"]]
-        if rewind_to is not None and records and records[-1].epoch >= rewind_to[0] and not rewind_to[1].is_file():
+        reached = saved["records"][-1]["epoch"] if saved["records"] else -1
+        if rewind_to is not None and reached >= rewind_to[0] and not rewind_to[1].is_file():
             return Progress()
+        return self.restore(saved)
+
+    def restore(self, saved: Mapping[str, Any]) -> Progress:
+        """Put network and optimizer into a state that `state` gave, here or in another process."""
         self._network.load_state_dict(saved["network"])
         self._optimizer.load_state_dict(saved["optimizer"])
         self._scaler.load_state_dict(saved["scaler"])
+        records = [EpochRecord(**record) for record in saved["records"]]
         return Progress(records, saved["best_top1"], saved["best_state"])
 
     def save(self, progress: Progress, *, last: bool) -> None:
@@ -106,7 +111,13 @@ class Checkpoint:
         if self._path is None or not (last or self._cost <= MAX_SHARE * (time.monotonic() - self._written)):
             return
         started = time.monotonic()
-        state = {
+        save_whole(self._path, self.state(progress))
+        self._written = time.monotonic()
+        self._cost = self._written - started
+
+    def state(self, progress: Progress) -> dict[str, Any]:
+        """Everything that the training continues from, as tensors and plain values."""
+        return {
             "format": FORMAT,
             "fingerprint": self._fingerprint,
             "network": self._network.state_dict(),
@@ -116,9 +127,6 @@ class Checkpoint:
             "best_top1": progress.best_top1,
             "best_state": progress.best_state,
         }
-        save_whole(self._path, state)
-        self._written = time.monotonic()
-        self._cost = self._written - started
 
 
 def save_whole(path: Path, state: Mapping[str, object]) -> None:

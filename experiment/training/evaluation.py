@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from experiment.datasets.image import Images
 from experiment.errors import ConfigError, DataError
 from experiment.layers.inspect import evaluating
+from experiment.training.distributed import ALONE, Team
 from experiment.training.factories import make_loss
 from experiment.training.settings import Precision
 
@@ -41,6 +42,7 @@ def evaluate(
     precision: Precision = "fp32",
     batch_size: int | None = None,
     channels_last: bool = False,
+    team: Team = ALONE,
 ) -> Metrics:
     """Test a network, in eval mode; its own mode is restored afterwards.
 
@@ -50,6 +52,7 @@ def evaluate(
     Args:
         batch_size: of images at a time; by default as many as the device's memory holds. Half of it, and so on, where
             they do not fit. The sums' last digits depend on it.
+        team: the processes that share the batches out among them; all get the figures of all images.
 
     Raises: DataError: no images.
     """
@@ -59,9 +62,9 @@ def evaluate(
     size = batch_size or MOST.get(device.type, OTHERWISE)
     while True:
         try:
-            return _evaluate(network, data, loss, loss_kwargs, device, precision, size, channels_last)
+            return _evaluate(network, data, loss, loss_kwargs, device, precision, size, channels_last, team)
         except torch.OutOfMemoryError:
-            if size == 1:
+            if size == 1 or team.size > 1:  # the others would go on with the larger batches
                 raise
         size //= 2  # outside the handler, whose traceback holds on to what did not fit
         torch.cuda.empty_cache()
@@ -76,18 +79,19 @@ def _evaluate(
     precision: Precision,
     batch_size: int,
     channels_last: bool,
+    team: Team,
 ) -> Metrics:
     arguments = dict(loss_kwargs or {})
     criterion = make_loss(loss, arguments, device)
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, top-1 hits, top-5 hits
     with evaluating(network), torch.inference_mode():
-        for x, y in data.batches(batch_size, stream=None, channels_last=channels_last):
+        for x, y in data.batches(batch_size, stream=None, channels_last=channels_last, share=team.share):
             with forward_precision(device, precision):
                 logits = network(x)
             logits = logits.float()
             value = criterion(logits, y).double() * loss_weight(arguments, len(y))
             sums += torch.stack([value, *_hits(logits, y)])
-    total, top1, top5 = (float(s) / len(data) for s in sums.tolist())
+    total, top1, top5 = (float(s) / len(data) for s in team.total(sums).tolist())
     return Metrics(total, top1, top5, len(data))
 
 
