@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -22,6 +22,9 @@ from experiment.run.machine import visible_gpus
 from experiment.run.plan import Machine, ReferenceTask
 from experiment.run.schedule import Queue, Work
 from experiment.run.store import Directories, Store
+
+if TYPE_CHECKING:  # torch comes with it
+    from experiment.run.crew import Crew
 
 SECONDS_BETWEEN_TRIES = 1.0  # for work that another process holds
 MOST_DEATHS = 2
@@ -38,11 +41,12 @@ class Site:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker must know: the site of every experiment, and the device to compute on."""
+    """What a worker must know: the site of every experiment, the device to compute on, and who trains with it."""
 
     sites: tuple[Site, ...]
     machine: Machine
     retry_failed: bool
+    crew: Crew | None = None
 
     @property
     def most_threads(self) -> int:
@@ -121,7 +125,15 @@ def make_worker(setup: Setup, clock: Clock | None = None) -> Callable[[Work, Rep
         folder: Data(folder, setup.machine.device, clock) for folder in {s.directories.datasets for s in setup.sites}
     }
     contexts = [
-        Context(Store(s.folder), s.directories, setup.machine, data[s.directories.datasets], setup.retry_failed, clock)
+        Context(
+            Store(s.folder),
+            s.directories,
+            setup.machine,
+            data[s.directories.datasets],
+            setup.retry_failed,
+            setup.crew,
+            clock,
+        )
         for s in setup.sites
     ]
 

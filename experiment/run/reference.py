@@ -20,6 +20,7 @@ from experiment.files import set_aside
 from experiment.layers.plan import Plan, State
 from experiment.measure import Count, count, example_input
 from experiment.networks.make import make_network
+from experiment.run.crew import Crew, Job, together
 from experiment.run.data import Data
 from experiment.run.events import Note, Report, epoch_callbacks
 from experiment.run.given import GivenWeights
@@ -42,6 +43,7 @@ class Context:
     machine: Machine
     data: Data
     retry_failed: bool = False
+    crew: Crew | None = None  # who takes part in every training, if this process does not train alone
     clock: Clock = field(default_factory=Clock)
 
 
@@ -177,12 +179,15 @@ def _train(
     try:
         if ranks is not None:
             ranks.note(0, network)
-        records = train(
-            network, splits.train, settings,
-            valid=splits.valid, stream=("train", p.seed, spec.net), device=torch.device(context.machine.device),
-            checkpoint=partial / "checkpoint.pt", rewind_to=rewind, on_batch=on_batch, on_epoch=on_epoch,
-            measure=None if ranks is None else lambda epochs: ranks.note(epochs, network), clock=context.clock,
-        )  # fmt: skip
+        job = _job(spec, p, context)
+        with together(context.crew, job) as team:
+            records = train(
+                network, splits.train, settings,
+                valid=splits.valid, stream=job.stream, device=torch.device(context.machine.device),
+                checkpoint=partial / "checkpoint.pt", rewind_to=rewind, on_batch=on_batch, on_epoch=on_epoch,
+                measure=None if ranks is None else lambda epochs: ranks.note(epochs, network), team=team,
+                clock=context.clock,
+            )  # fmt: skip
         save_weights(writing / "network.pt", network, Plan(), architecture_of(p, splits.input_shape), net=spec.net)
         write_history(writing / "history.csv", records)
         if ranks is not None:
@@ -202,9 +207,15 @@ def _train_to_rewind_epoch(spec: ReferenceSpec, p: Parameters, context: Context,
     report(Note(f"{spec.folder}: training up to epoch {spec.rewind_epoch} again, for the weights to rewind to"))
     splits = context.data.splits(p, p.training)
     network = new_network(p, spec.net, splits.input_shape, spec.weights)
-    train(
-        network, splits.train, train_settings(p.training, context.machine),
-        valid=splits.valid, stream=("train", p.seed, spec.net), device=torch.device(context.machine.device),
-        rewind_to=(spec.rewind_epoch, rewind_file(folder, spec.rewind_epoch)), until=spec.rewind_epoch,
-        clock=context.clock,
-    )  # fmt: skip
+    job = _job(spec, p, context, until=spec.rewind_epoch)
+    with together(context.crew, job) as team:
+        train(
+            network, splits.train, train_settings(p.training, context.machine),
+            valid=splits.valid, stream=job.stream, device=torch.device(context.machine.device),
+            rewind_to=(spec.rewind_epoch, rewind_file(folder, spec.rewind_epoch)), until=job.until, team=team,
+            clock=context.clock,
+        )  # fmt: skip
+
+
+def _job(spec: ReferenceSpec, p: Parameters, context: Context, until: int | None = None) -> Job:
+    return Job(p, p.training, Plan().to_data(), ("train", p.seed, spec.net), context.directories.datasets, until)

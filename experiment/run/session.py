@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
@@ -25,6 +25,9 @@ from experiment.run.schedule import Queue, Work, open_work
 from experiment.run.show import Show
 from experiment.run.store import Directories, Store
 from experiment.run.timing import Timing
+
+if TYPE_CHECKING:  # torch comes with it
+    from experiment.run.crew import Crew
 
 SECONDS_BETWEEN_TABLES = 2.0  # at least, and so many times what the last one took
 TABLES_ASIDE = 20
@@ -53,6 +56,7 @@ class Options:
         workers: processes on this machine, None for as many as the cores (or GPUs) bear.
         share: (K, N) of a job array, else None.
         executor: serial or processes, None to choose by the number of workers.
+        crew: the processes that take part in every training, where there are any; then there is one worker.
     """
 
     workers: int | None = None
@@ -60,6 +64,7 @@ class Options:
     executor: str | None = None
     retry_failed: bool = False
     verbosity: int = 0
+    crew: Crew | None = None
 
 
 def run_session(
@@ -132,6 +137,8 @@ def _compute(
     cells = sum(len(item.cells) for item in work)
     if options.verbosity >= 0:
         how = f"{_plural(workers, 'worker')} of {_plural(threads, 'thread')}"
+        if machine.processes > 1:
+            how += f", {machine.processes} processes train each network"
         say(f"{_plural(cells, 'cell')} to compute on {machine.device}, {how}")
     show = Show(sum(item.units for item in work), cells, options.verbosity)
     due = time.monotonic() + SECONDS_BETWEEN_TABLES
@@ -153,7 +160,7 @@ def _compute(
         Site(store.folder, place, plan.file.parameters.threads)
         for plan, store, place in zip(plans, stores, directories, strict=True)
     )
-    setup = Setup(sites, machine, options.retry_failed)
+    setup = Setup(sites, machine, options.retry_failed, options.crew)
     try:
         if (options.executor or ("processes" if workers > 1 else "serial")) == "serial":
             run_serially(Queue(work), setup, listen, timing.clock)

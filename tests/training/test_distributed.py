@@ -62,6 +62,12 @@ def test_two_processes_end_where_one_does(outcomes: Outcomes, scenario: str) -> 
     close(first["state"], second["state"], rtol=0, atol=0)
 
 
+def test_gradients_are_those_of_the_whole_batch(outcomes: Outcomes) -> None:
+    alone, first, second = (outcome["gradients"] for outcome in outcomes)
+    close(alone, first, rtol=1e-10, atol=1e-12)
+    close(first, second, rtol=0, atol=0)
+
+
 def test_a_continued_training_ends_as_an_uninterrupted_one(outcomes: Outcomes) -> None:
     _, first, _ = outcomes
     assert first["continued"]["records"] == first["batchnorm"]["records"]

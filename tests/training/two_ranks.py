@@ -131,12 +131,26 @@ def _sum(team: Team, value: Tensor) -> tuple[Tensor]:
     return (value,)
 
 
+def gradients(team: Team, folder: Path) -> dict[str, Any]:
+    """Of one batch that does not divide, in float64, where nothing hides behind rounding."""
+    x, y = torch.rand(15, 1, 8, 8, generator=generator("x")).double(), torch.arange(15) % 4
+    own = slice(team.rank, None, team.size)
+    network = make_network(Team()).double().train()
+    with team.training(network) as model:
+        logits, labels = team.whole(model(x[own]), y[own], 15)
+        loss = nn.functional.cross_entropy(logits, labels, weight=torch.tensor([5.0, 1.0, 0.5, 0.1]).double())
+        loss.backward()
+    return (
+        {name: p.grad for name, p in network.named_parameters()} | dict(network.named_buffers()) | {"loss": loss.data}
+    )
+
+
 def evaluated(team: Team, folder: Path) -> dict[str, Any]:
     network = make_network(Team())
     return dataclasses.asdict(evaluate(network, VALID, device="cpu", batch_size=64, team=team))
 
 
-SCENARIOS = (batchnorm, masked, weighted, low_precision, continued, diverging, dropout, layers, evaluated)
+SCENARIOS = (batchnorm, masked, weighted, low_precision, continued, diverging, dropout, layers, gradients, evaluated)
 
 
 def main() -> None:
