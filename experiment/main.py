@@ -9,15 +9,18 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from experiment.errors import ConfigError, ExperimentError
 from experiment.run.interrupt import EXIT_INTERRUPTED, stopping_cleanly
+from experiment.run.launched import Launch, find_launch
 
 if TYPE_CHECKING:  # imported where they are used: --help must be quick, --plan must not need torch
     from experiment.config import ParameterFile
-    from experiment.run.plan import ExperimentPlan
+    from experiment.run.crew import Crew
+    from experiment.run.plan import ExperimentPlan, Machine
     from experiment.run.store import Directories
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG = 0, 1, 2
@@ -32,10 +35,12 @@ continues where it stopped. Exit status: 0 all cells done, 1 some cells failed, 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.ERROR if options.quiet else logging.WARNING)
+    launch = find_launch()
+    quiet = options.quiet or (launch is not None and not launch.leads)
+    logging.basicConfig(format="%(message)s", level=logging.ERROR if quiet else logging.WARNING)
     try:
         with stopping_cleanly():
-            return _schema() if options.schema else _run(options)
+            return _schema() if options.schema else _run(options, launch)
     except ExperimentError as error:
         lines = error.problems if isinstance(error, ConfigError) else (str(error),)
         print("\n".join(lines), file=sys.stderr)
@@ -97,16 +102,28 @@ def _schema() -> int:
     return EXIT_DONE
 
 
-def _run(options: argparse.Namespace) -> int:
-    _check_call(options)
-    plans = _plans(options)
+def _run(options: argparse.Namespace, launch: Launch | None) -> int:
+    from experiment.clock import Clock
+
+    clock = Clock()
+    try:
+        _check_call(options, launch)
+        with clock.part("planning"):
+            plans = _plans(options)
+    except ConfigError as error:
+        if launch is None:
+            raise
+        return _all_wrong(error, launch)
+    if launch is not None and not launch.leads:
+        return _serve(plans[0].machine, options)
     places = [_directories(plan.file, options) for plan in plans]
     if options.plan:
         return _show_plans(plans, places, options.plan)
     for notice in dict.fromkeys(notice for plan in plans for notice in plan.file.notices):
         print(notice, file=sys.stderr)
-    from experiment.report import write_report
-    from experiment.run.session import Options, run_session
+    with clock.part("start-up"):
+        from experiment.report import write_report
+        from experiment.run.session import Options, run_session
 
     how = Options(
         workers=options.jobs,
@@ -115,10 +132,36 @@ def _run(options: argparse.Namespace) -> int:
         retry_failed=options.retry_failed,
         verbosity=-1 if options.quiet else int(options.verbose),
     )
-    return run_session(plans, places, how, write_report, print)
+    if launch is None:
+        return run_session(plans, places, how, write_report, print, clock)
+    from experiment.run.crew import lead
+
+    def session(crew: Crew) -> int:
+        return run_session(plans, places, replace(how, workers=1, crew=crew), write_report, print, clock)
+
+    return lead(plans[0].machine, session)
 
 
-def _check_call(options: argparse.Namespace) -> None:
+def _all_wrong(error: ConfigError, launch: Launch) -> int:
+    """Every process has found this; one a machine tells it, before torchrun sees the first of them end."""
+    from experiment.run.crew import wait_for_all
+
+    if launch.speaks:
+        print(error, file=sys.stderr)
+    wait_for_all()
+    return EXIT_WRONG
+
+
+def _serve(machine: Machine, options: argparse.Namespace) -> int:
+    """What is left to do where another process runs the experiment: train along."""
+    if options.plan:
+        return EXIT_DONE
+    from experiment.run.serve import serve
+
+    return serve(machine)
+
+
+def _check_call(options: argparse.Namespace, launch: Launch | None) -> None:
     problems: list[str] = []
     if not options.param:
         problems.append("no parameter file given. Expected PARAM, such as param/digits/prune/lenet5.yaml.")
@@ -128,6 +171,11 @@ def _check_call(options: argparse.Namespace) -> None:
         problems.append(f"-i: must be from 0 to N-1 and come with -j N. Got -i {options.share} -j {options.jobs}.")
     if options.executor == "ray":
         problems.append("--executor ray: not available in this version. Use serial or processes.")
+    if launch is not None and ((options.jobs or 1) > 1 or options.executor not in (None, "serial")):
+        problems.append(
+            f"-j, --executor: torchrun's {launch.size} processes train each network together, one network at a time. "
+            "Leave both out, or start the command without torchrun."
+        )
     if problems:
         raise ConfigError(problems)
 

@@ -88,7 +88,7 @@ def test_an_interruption_ends_with_130_wherever_it_comes(how: str) -> None:
     """Python remembers one that passed through code from text, and ends by the signal although it was caught."""
     code = (
         "import sys; from experiment import main; sys.argv[1:] = ['a.yaml']\n"
-        f"def interrupted(options): {how}\n"
+        f"def interrupted(*options): {how}\n"
         "main._run = interrupted\n"
         "main.run()\n"
     )

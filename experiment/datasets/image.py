@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from experiment.streams import Part
 
 Batch = tuple[Tensor, Tensor]
 Step = tuple[str, Mapping[str, object]]
+Share = tuple[int, int]  # (K, N): process K of N that work on the same images
 
 EVALUATION: tuple[Part, ...] = ("evaluation",)  # where a test transform is random, it is so in the same way every time
 
@@ -39,7 +41,12 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def batches(
-        self, batch_size: int, *, stream: tuple[Part, ...] | None, channels_last: bool = False
+        self,
+        batch_size: int,
+        *,
+        stream: tuple[Part, ...] | None,
+        channels_last: bool = False,
+        share: Share | None = None,
     ) -> Iterator[Batch]:
         """All images once: x (N, C, H, W) float and y (N,) int64, both on the device.
 
@@ -48,6 +55,7 @@ class Images(Protocol):
                 and flip, a last batch of a single image left out (BatchNorm cannot train on it). None: fixed order,
                 test transforms, every image.
             channels_last: memory format of x.
+            share: only what falls to this process (see `share_of`), the same images as they come without it.
         """
 
     def take(self, indices: Tensor) -> Batch:
@@ -75,3 +83,21 @@ def count_batches(num_images: int, batch_size: int, *, training: bool) -> int:
     """How many batches `Images.batches` yields: the last may be smaller; a single image is left out in training."""
     full, rest = divmod(num_images, batch_size)
     return full + (rest > 1 if training else rest > 0)
+
+
+def share_of(num_images: int, batch_size: int, share: Share, *, training: bool) -> tuple[Tensor, int]:
+    """What falls to one of several processes: positions in the order of the images, and how many of them make a batch.
+
+    In training every process takes its part of each batch; otherwise they take whole batches in turn, so that a batch
+    has the loss that it has in one process.
+    """
+    process, processes = share
+    positions = torch.arange(num_images)
+    turn = positions % batch_size if training else positions // batch_size
+    return positions[turn % processes == process], share_size(batch_size, share) if training else batch_size
+
+
+def share_size(num_images: int, share: Share) -> int:
+    """How many images of a batch of so many fall to one of several processes."""
+    process, processes = share
+    return (num_images - process + processes - 1) // processes

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from experiment.datasets.batched import Operation, Shape, compile_steps, split_once
-from experiment.datasets.image import EVALUATION, Batch, Step, count_batches
+from experiment.datasets.image import EVALUATION, Batch, Share, Step, count_batches, share_of
 from experiment.datasets.source import Pixels, fits_in_memory
 from experiment.datasets.transforms import make_transform
 from experiment.streams import Part, generator
@@ -57,7 +57,12 @@ class MemoryImages:
         return len(self._indices)
 
     def batches(
-        self, batch_size: int, *, stream: tuple[Part, ...] | None, channels_last: bool = False
+        self,
+        batch_size: int,
+        *,
+        stream: tuple[Part, ...] | None,
+        channels_last: bool = False,
+        share: Share | None = None,
     ) -> Iterator[Batch]:
         training = stream is not None
         prepared = self._train if training else self._test
@@ -65,6 +70,10 @@ class MemoryImages:
         order = torch.randperm(len(self), generator=generator(*stream, "order")) if stream else torch.arange(len(self))
         rows = self._indices[order.to(self._indices.device)]
         end = min(len(self), batch_size * count_batches(len(self), batch_size, training=training))
+        if share is not None:
+            own, batch_size = share_of(end, batch_size, share, training=training)
+            own = own.to(rows.device)
+            rows, draws, end = rows[own], [None if d is None else d[own] for d in draws], len(own)
         images_at_once = CHUNK_BYTES // (4 * prepared.pixels[0].numel())
         step = batch_size * max(1, images_at_once // batch_size)
         for start in range(0, end, step):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from experiment.datasets.image import EVALUATION, Batch, count_batches
+from experiment.datasets.image import EVALUATION, Batch, Share, count_batches, share_of
 from experiment.datasets.source import Items, check_labels
 from experiment.datasets.transforms import Pipeline
 from experiment.errors import DataError, ExperimentError
@@ -59,10 +59,19 @@ class WorkerImages:
         return len(self._indices)
 
     def batches(
-        self, batch_size: int, *, stream: tuple[Part, ...] | None, channels_last: bool = False
+        self,
+        batch_size: int,
+        *,
+        stream: tuple[Part, ...] | None,
+        channels_last: bool = False,
+        share: Share | None = None,
     ) -> Iterator[Batch]:
         positions = torch.randperm(len(self), generator=generator(*stream, "order")) if stream else None
         num_batches = count_batches(len(self), batch_size, training=stream is not None)
+        if share is not None:
+            end = min(len(self), batch_size * num_batches)
+            own, batch_size = share_of(end, batch_size, share, training=stream is not None)
+            positions = own if positions is None else positions[own]
         loader = DataLoader(
             self._epoch(stream, positions),
             batch_size=batch_size,

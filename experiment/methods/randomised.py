@@ -30,6 +30,34 @@ class TruncatedSVD(NamedTuple):
     Vt: Tensor
 
 
+class Sketch(NamedTuple):
+    """A ~ Q B of L columns, B^T = P T, from which every smaller sketch follows: Q's and P's first columns are its own.
+
+    Q (G, R, L) and P (G, N, L) with orthonormal columns, T (G, L, L) upper triangular.
+    """
+
+    Q: Tensor
+    P: Tensor
+    T: Tensor
+
+    def svd(self, size: int, rank: int) -> TruncatedSVD:
+        """As `randomised_svd` finds it with `size` columns: the SVD of B's first rows, by that of a small triangle."""
+        U, S, Vt = torch.linalg.svd(self.T[..., :size, :size].mT)
+        left, right = self.Q[..., :size] @ U[..., :rank], self.P[..., :size] @ Vt[..., :rank, :].mT
+        return TruncatedSVD(left, S[..., :rank], right.mT)
+
+
+def sketch(A_GRN: Tensor, size: int, power_iterations: int, generator: torch.Generator) -> Sketch:
+    """A sketch of `size` columns; arguments as for `range_finder`.
+
+    Orthonormalisation goes from left to right, so column i never depends on those behind it, and a sketch of fewer
+    columns with the first columns of the same Gaussian is this one cut off.
+    """
+    Q_GRL = range_finder(A_GRN, size, power_iterations, generator)
+    P_GNL, T_GLL = torch.linalg.qr(_transposed_times(A_GRN, Q_GRL))
+    return Sketch(Q_GRL, P_GNL, T_GLL)
+
+
 def range_finder(A_GRN: Tensor, size: int, power_iterations: int, generator: torch.Generator) -> Tensor:
     """An orthonormal basis Q that holds most of A's range: the range of (A A^T)^q A Omega, Omega Gaussian.
 
@@ -69,9 +97,7 @@ def randomised_svd(
     adds at most sigma_{J+1} (theorem 9.3). Singular values are never above the true ones.
     """
     size = min(rank + oversampling, *A_GRN.shape[-2:])
-    Q_GRL = range_finder(A_GRN, size, power_iterations, generator)
-    U, S, Vt = torch.linalg.svd(Q_GRL.mT @ A_GRN, full_matrices=False)
-    return TruncatedSVD(Q_GRL @ U[..., :rank], S[..., :rank], Vt[..., :rank, :])
+    return sketch(A_GRN, size, power_iterations, generator).svd(size, rank)
 
 
 def norm_bound(B_RN: Tensor, generator: torch.Generator, probes: int = PROBES) -> float:

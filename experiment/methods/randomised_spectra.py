@@ -10,6 +10,7 @@ K = known singular values.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,14 +20,26 @@ from experiment.layers.lowrank import fold
 from experiment.methods.randomised import (
     OVERSAMPLING,
     POWER_ITERATIONS,
+    Sketch,
     TruncatedSVD,
     leading_pair,
     norm_bound,
     operator_norm,
-    randomised_svd,
+    sketch,
 )
 from experiment.methods.spectra import Floats, LayerSpectra, Slicing
 from experiment.streams import generator
+
+
+@dataclass(frozen=True)
+class Sketches:
+    """What all ranks of one weight and seed share: sketches by slicing and columns, operator norms by folding.
+
+    The columns are powers of two, so that a sweep over ranks makes few sketches, and the same ones in any order.
+    """
+
+    made: dict[tuple[Slicing, int], Sketch] = field(default_factory=dict)
+    norms: dict[int, float] = field(default_factory=dict)
 
 
 class RandomisedSpectra:
@@ -38,6 +51,7 @@ class RandomisedSpectra:
         weight: (F, C, X, Y) or (F, C), finite; it must not change while this object is used.
         seed: of all Gaussians; those of one slicing do not depend on which others are asked for.
         oversampling: at least 1. power_iterations: see `randomised_svd`.
+        sketches: shared with objects of the same weight, seed and power iterations and other ranks.
     """
 
     def __init__(
@@ -48,6 +62,7 @@ class RandomisedSpectra:
         *,
         oversampling: int = OVERSAMPLING,
         power_iterations: int = POWER_ITERATIONS,
+        sketches: Sketches | None = None,
     ) -> None:
         if max_rank < 1 or oversampling < 1:
             raise ValueError(f"max_rank and oversampling must be at least 1. Got {max_rank} and {oversampling}.")
@@ -57,8 +72,10 @@ class RandomisedSpectra:
         self._exact = LayerSpectra(weight)  # for narrow slices
         self._values: dict[Slicing, Floats] = {}
         self._triplets: dict[Slicing, TruncatedSVD] = {}
-        self._norms: dict[int, float] = {}
+        self._norms: dict[int, float] = {} if sketches is None else sketches.norms
         self._errors: dict[tuple[int, int, int], Floats] = {}
+        self._sketches = sketches
+        self._residual: tuple[tuple[int, int, int], Tensor] | None = None
 
     def full_rank(self, groups: int = 1, folding: int = 0) -> int:
         """S, the most that a slice's rank can be; there are factors up to `top_rank` only."""
@@ -131,8 +148,9 @@ class RandomisedSpectra:
         if key not in self._errors:
             A_GRN = self._slices(groups, folding) * self._scale
             U_GRJ, V_GJN = self.factors(self.top_rank(groups, folding), groups, folding)
-            residual_GRN = A_GRN - U_GRJ[:, :, :rank] @ V_GJN[:, :rank]
+            residual_GRN = self._left(rank, groups, folding)
             _, v_R = leading_pair(_side_by_side(residual_GRN), self._stream("error", groups, folding))
+            self._residual = None
             # the rows V_i are orthogonal: rank i adds a_i^2 ||V_i||^2 - 2 a_i <v^T A, V_i>, a = v^T U, to the square
             seen_GN, a_GJ = (torch.einsum("r,grm->gm", v_R, M) for M in (A_GRN, U_GRJ))
             added_GJ = a_GJ.square() * V_GJN.square().sum(2) - 2 * a_GJ * torch.einsum("gn,gjn->gj", seen_GN, V_GJN)
@@ -142,20 +160,35 @@ class RandomisedSpectra:
 
     def error_bound(self, rank: int, groups: int = 1, folding: int = 0) -> float:
         """A bound of `exact_error` from products of the residual with ten random vectors (`norm_bound`)."""
-        U_GRJ, V_GJN = self.factors(rank, groups, folding)
-        residual_GRN = self._slices(groups, folding) * self._scale - U_GRJ @ V_GJN
+        residual_GRN = self._left(rank, groups, folding)
         bound = norm_bound(_side_by_side(residual_GRN), self._stream("probes", groups, folding))
         return bound / (self.norm(folding) or 1.0)
+
+    def _left(self, rank: int, groups: int, folding: int) -> Tensor:
+        """What factors of this rank leave of the slices (G, R, N); the last one is kept, for the other error."""
+        key = (rank, groups, folding)
+        if self._residual is None or self._residual[0] != key:
+            U_GRJ, V_GJN = self.factors(rank, groups, folding)
+            self._residual = key, self._slices(groups, folding) * self._scale - U_GRJ @ V_GJN
+        return self._residual[1]
 
     def _is_narrow(self, groups: int, folding: int) -> bool:
         return self.full_rank(groups, folding) <= self._max_rank
 
     def _decompose(self, groups: int, folding: int) -> TruncatedSVD:
         """The K largest triplets of every slice, from a sketch of max_rank + oversampling columns."""
-        return randomised_svd(
-            self._slices(groups, folding), self._max_rank + 1, self._stream("svd", groups, folding),
-            oversampling=self._oversampling - 1, power_iterations=self._power_iterations,
-        )  # fmt: skip
+        A_GRN, most = self._slices(groups, folding), self.full_rank(groups, folding)
+        size = min(self._max_rank + self._oversampling, most)
+        if self._sketches is None:
+            made = sketch(A_GRN, size, self._power_iterations, self._stream("svd", groups, folding))
+            return made.svd(size, self._max_rank + 1)
+        columns = min(1 << (size - 1).bit_length(), most)
+        key = (groups, folding), columns
+        if key not in self._sketches.made:
+            self._sketches.made[key] = sketch(
+                A_GRN, columns, self._power_iterations, self._stream("svd", groups, folding)
+            )
+        return self._sketches.made[key].svd(size, self._max_rank + 1)
 
     def _slices(self, groups: int, folding: int) -> Tensor:
         weight = self._weight.cpu() if self._weight.device.type == "mps" else self._weight  # mps has no float64

@@ -16,7 +16,7 @@ from experiment.methods import lowrank
 from experiment.methods.allocate import common_threshold
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.lowrank import LowRank, nearest_divisor, slicings
-from experiment.methods.randomised_spectra import RandomisedSpectra
+from experiment.methods.randomised_spectra import RandomisedSpectra, Sketches
 from experiment.methods.settings import RSVDSettings
 from experiment.methods.start import live_weight
 from experiment.methods.svd import shares_left
@@ -31,14 +31,16 @@ class Ranks:
 
     Attributes:
         thresholds: for every layer one value an option, 0 for the last one, the layer as it is.
-        seed: of all Gaussians, with the layer's name and rank.
-        sketches: the decompositions of the plan made last, for `fill`: another plan's are computed again, and equal.
+        seed: of all Gaussians, with the layer's name.
+        sketches: of every layer, in a few sizes, from which the factors of all ranks follow.
+        chosen: the decompositions of the plan made last, for `fill`: another plan's are computed again, and equal.
     """
 
     base: LowRank
     thresholds: Sequence[Floats]
     seed: int
-    sketches: dict[tuple[str, int], RandomisedSpectra] = field(default_factory=dict)
+    sketches: dict[str, Sketches] = field(default_factory=dict)
+    chosen: dict[tuple[str, int], RandomisedSpectra] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,14 @@ class RSVD:
             return lowrank.unchanged(base)
         chosen = common_threshold(analysis.thresholds, base.costs(budget.quantity), base.limit(budget))
         pairs = list(zip(base.options.items(), chosen, strict=True))
-        analysis.sketches.clear()
+        analysis.chosen.clear()
         ranks = {name: int(options.ranks[i]) for (name, options), i in pairs}
         base = self._sketched(analysis, ranks)
         errors = [np.zeros(len(options.ranks)) for options in base.options.values()]
         for (name, options), i, error in zip(base.options.items(), chosen, errors, strict=True):
             if ranks[name]:
-                sketch = analysis.sketches[name, ranks[name]]
-                error[i] = sketch.error_bound(ranks[name], int(options.groups[i]), int(options.foldings[i]))
+                spectra = analysis.chosen[name, ranks[name]]
+                error[i] = spectra.error_bound(ranks[name], int(options.groups[i]), int(options.foldings[i]))
         return lowrank.make_plan(base, chosen, errors)
 
     def fill(self, built: nn.Module, state: State, analysis: Ranks, plan: Plan) -> None:
@@ -100,15 +102,15 @@ class RSVD:
         """The analysis with randomised spectra of just these ranks; rank 0 is a layer that stays."""
         base = analysis.base
 
-        def sketch(name: str, weight: Tensor) -> RandomisedSpectra:
+        def spectra_of(name: str, weight: Tensor, sketches: Sketches | None = None) -> RandomisedSpectra:
             return RandomisedSpectra(
-                weight, ranks[name], seed_of(analysis.seed, name, ranks[name]),
-                oversampling=self.settings.oversampling, power_iterations=self.settings.power_iterations,
+                weight, ranks[name], seed_of(analysis.seed, name), oversampling=self.settings.oversampling,
+                power_iterations=self.settings.power_iterations, sketches=sketches or Sketches(),
             )  # fmt: skip
 
         for name, rank in ranks.items():
-            if rank and (name, rank) not in analysis.sketches:
+            if rank and (name, rank) not in analysis.chosen:
                 weight = live_weight(base.start.network, base.start.masks, name)
-                analysis.sketches[name, rank] = sketch(name, weight)
-        spectra = {name: analysis.sketches[name, rank] for name, rank in ranks.items() if rank}
-        return replace(base, spectra=spectra, spectra_of=sketch)
+                analysis.chosen[name, rank] = spectra_of(name, weight, analysis.sketches.setdefault(name, Sketches()))
+        spectra = {name: analysis.chosen[name, rank] for name, rank in ranks.items() if rank}
+        return replace(base, spectra=spectra, spectra_of=spectra_of)

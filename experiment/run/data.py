@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from experiment.clock import Clock
 from experiment.config import NamedSettings, Parameters, Training
 from experiment.datasets.loading import Images, Splits, Transforms, load_splits, load_test
 
@@ -26,10 +27,12 @@ class Data:
     Args:
         folder: where datasets lie.
         device: where small images are kept and all batches arrive.
+        clock: counts what loading takes.
     """
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: str, clock: Clock | None = None) -> None:
         self.folder, self.device = folder, torch.device(device)
+        self._clock = clock or Clock()
         self._splits: dict[str, Splits] = {}
         self._tests: dict[str, Images] = {}
 
@@ -42,10 +45,11 @@ class Data:
         key = _key(dataset, transforms, p)
         if key not in self._splits:
             _make_room(self._splits)
-            self._splits[key] = load_splits(
-                dataset.name, dataset.settings, transforms, data_dir=self.folder, seed=p.seed,
-                output_size=p.network.output_size, device=self.device,
-            )  # fmt: skip
+            with self._clock.part("data"):
+                self._splits[key] = load_splits(
+                    dataset.name, dataset.settings, transforms, data_dir=self.folder, seed=p.seed,
+                    output_size=p.network.output_size, device=self.device,
+                )  # fmt: skip
         return self._splits[key]
 
     def test(self, p: Parameters) -> Images:
@@ -56,10 +60,11 @@ class Data:
         key = _key(dataset, transforms, p)
         if key not in self._tests:
             _make_room(self._tests)
-            self._tests[key] = load_test(
-                dataset.name, dataset.settings, transforms, data_dir=self.folder,
-                output_size=p.network.output_size, device=self.device,
-            )  # fmt: skip
+            with self._clock.part("data"):
+                self._tests[key] = load_test(
+                    dataset.name, dataset.settings, transforms, data_dir=self.folder,
+                    output_size=p.network.output_size, device=self.device,
+                )  # fmt: skip
         return self._tests[key]
 
 

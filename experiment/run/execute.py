@@ -11,18 +11,22 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from experiment.clock import Clock
 from experiment.errors import CannotWrite
 from experiment.run.deaths import Deaths, Lost
-from experiment.run.events import Event, Report
+from experiment.run.events import Event, Report, Timed
 from experiment.run.interrupt import stop_when_told
 from experiment.run.machine import visible_gpus
 from experiment.run.plan import Machine, ReferenceTask
 from experiment.run.schedule import Queue, Work
 from experiment.run.store import Directories, Store
+
+if TYPE_CHECKING:  # torch comes with it
+    from experiment.run.crew import Crew
 
 SECONDS_BETWEEN_TRIES = 1.0  # for work that another process holds
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -40,11 +44,12 @@ class Site:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker must know: the site of every experiment, and the device to compute on."""
+    """What a worker must know: the site of every experiment, the device to compute on, and who trains with it."""
 
     sites: tuple[Site, ...]
     machine: Machine
     retry_failed: bool
+    crew: Crew | None = None
 
     @property
     def most_threads(self) -> int:
@@ -54,9 +59,10 @@ class Setup:
 Listener = Callable[[Work, Event], None]
 
 
-def run_serially(queue: Queue, setup: Setup, listen: Listener) -> None:
-    """Do all work in this process, in order."""
-    do = make_worker(setup)
+def run_serially(queue: Queue, setup: Setup, listen: Listener, clock: Clock) -> None:
+    """Do all work in this process, in order; `clock` counts what it takes."""
+    with clock.part("start-up"):
+        do = make_worker(setup, clock)
     busy: set[str] = set()
     try:
         while queue:
@@ -106,10 +112,13 @@ def run_in_processes(queue: Queue, setup: Setup, workers: int, listen: Listener)
         pool.stop()
 
 
-def make_worker(setup: Setup) -> Callable[[Work, Report], bool]:
+def make_worker(setup: Setup, clock: Clock | None = None) -> Callable[[Work, Report], bool]:
     """A function that does one piece of work, and returns False where another process is at it.
 
     Torch is imported here, so that planning needs none of it.
+
+    Args:
+        clock: counts what the work takes by its parts, which are told after every piece.
     """
     import torch
 
@@ -117,9 +126,20 @@ def make_worker(setup: Setup) -> Callable[[Work, Report], bool]:
     from experiment.run.pipeline import run_chain, run_reference
     from experiment.run.reference import Context
 
-    data = {folder: Data(folder, setup.machine.device) for folder in {s.directories.datasets for s in setup.sites}}
+    clock = clock or Clock()
+    data = {
+        folder: Data(folder, setup.machine.device, clock) for folder in {s.directories.datasets for s in setup.sites}
+    }
     contexts = [
-        Context(Store(s.folder), s.directories, setup.machine, data[s.directories.datasets], setup.retry_failed)
+        Context(
+            Store(s.folder),
+            s.directories,
+            setup.machine,
+            data[s.directories.datasets],
+            setup.retry_failed,
+            setup.crew,
+            clock,
+        )
         for s in setup.sites
     ]
 
@@ -131,11 +151,12 @@ def make_worker(setup: Setup) -> Callable[[Work, Report], bool]:
             held = lock.acquire(timeout=0)
         except Timeout:
             return False
-        with held:
+        with held, clock.part("other"):
             if isinstance(work.task, ReferenceTask):
                 run_reference(work.task, context, report)
             else:
                 run_chain(work.task, context, report)
+        report(Timed(clock.take()))
         return True
 
     return do
@@ -239,7 +260,7 @@ class _Pool:
         if self.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus[self.hired % len(self.gpus)]
         self.hired += 1
-        process = context.Process(target=_work_for, args=(theirs, self.setup))
+        process = context.Process(target=_work_for, args=(theirs, self.setup, time.monotonic()))
         process.start()
         theirs.close()
         member = _Member(process, ours)
@@ -247,15 +268,21 @@ class _Pool:
         return member
 
 
-def _work_for(connection: Connection, setup: Setup) -> None:
-    """The life of a worker: take work, do it, tell of it, until nobody is there to tell or the parent says so."""
+def _work_for(connection: Connection, setup: Setup, hired: float) -> None:
+    """The life of a worker: take work, do it, tell of it, until nobody is there to tell or the parent says so.
+
+    Args:
+        hired: the monotonic time at which its process was started.
+    """
     stop_when_told()
     with contextlib.suppress(KeyboardInterrupt):
-        _work(connection, setup)
+        _work(connection, setup, hired)
 
 
-def _work(connection: Connection, setup: Setup) -> None:
-    do = make_worker(setup)
+def _work(connection: Connection, setup: Setup, hired: float) -> None:
+    clock = Clock()
+    do = make_worker(setup, clock)
+    clock.add("start-up", time.monotonic() - hired)
 
     def tell(message: Event | bool | Lost) -> None:
         try:

@@ -11,6 +11,7 @@ from typing import Any
 
 from experiment.errors import ConfigError
 from experiment.run.keys import FORMAT_VERSION
+from experiment.run.launched import Launch, find_launch
 from experiment.run.plan import Machine
 
 PACKAGES = ("experiment", "torch", "torchvision", "torch-pruning", "numpy", "pandas", "matplotlib")
@@ -20,8 +21,32 @@ def find_machine(device: str) -> Machine:
     """The machine with the device that the command line asks for; `auto` takes a GPU if there is one that works.
 
     Torch is asked only where a GPU seems to be there, so that planning stays quick elsewhere.
+    Under torchrun each process has the GPU of its own number.
     Raises: ConfigError: there is no such device.
     """
+    launch = find_launch()
+    machine = _alone(device)
+    return machine if launch is None else _one_of_several(machine, launch)
+
+
+def _one_of_several(machine: Machine, launch: Launch) -> Machine:
+    if machine.kind != "cuda":
+        return Machine(machine.device, launch.size)
+    if machine.device != "cuda":
+        raise ConfigError(
+            f"--device {machine.device}: under torchrun every process takes a GPU of its own. Use --device cuda, and "
+            "CUDA_VISIBLE_DEVICES to choose among them."
+        )
+    gpus = visible_gpus(machine)
+    if launch.local_size > len(gpus):
+        raise ConfigError(
+            f"torchrun: {launch.local_size} processes on this machine need as many GPUs. Got {len(gpus)}. "
+            f"Use --nproc-per-node {len(gpus)}, or --device cpu."
+        )
+    return Machine(f"cuda:{launch.local_rank}", launch.size)
+
+
+def _alone(device: str) -> Machine:
     if device == "cpu" or (device == "auto" and not _gpu_visible()):
         return Machine("cpu")
     kind, _, index = device.partition(":")
@@ -62,6 +87,7 @@ def describe_environment(machine: Machine, threads: int, workers: int) -> dict[s
         "device": _device_name(machine),
         "threads_per_cell": threads,
         "workers": workers,
+        "processes_per_training": machine.processes,
         "git_commit": _git_commit(),
     }
 

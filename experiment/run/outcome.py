@@ -28,7 +28,7 @@ def measure_network(network: nn.Module, p: Parameters, data: Data) -> dict[str, 
     """Loss, top-1 and top-5 on the test data, in float32 whatever the precision of training."""
     metrics = evaluate(
         network, data.test(p), loss=p.training.loss, loss_kwargs=dict(p.training.loss_kwargs),
-        device=data.device, precision="fp32",
+        device=data.device, precision="fp32", batch_size=p.training.test_batch_size,
     )  # fmt: skip
     return {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5}
 

@@ -21,6 +21,7 @@ from experiment.layers.masks import same_support
 from experiment.layers.plan import Plan, State
 from experiment.methods.base import Calibration, Compressed, Compressor, make_method
 from experiment.methods.table import layer_rows
+from experiment.run.crew import Job, together
 from experiment.run.events import Advanced, CellDone, Note, Report, Started, epoch_callbacks
 from experiment.run.outcome import costs_of, measure_network, require_finite, write_history, write_result, write_rows
 from experiment.run.plan import Cell, Chain, ReferenceTask
@@ -50,7 +51,8 @@ def run_reference(task: ReferenceTask, context: Context, report: Report) -> None
     try:
         p = task.variant.parameters
         reference = obtain_reference(task.reference, p, context, report)
-        measured = measure_network(reference.network, p, context.data)
+        with context.clock.part("test"):
+            measured = measure_network(reference.network, p, context.data)
         require_finite(measured)
         unchanged = Compressed(reference.network, Plan(), reference.count)
         with context.store.writing(task.cell) as folder:
@@ -154,7 +156,8 @@ class _Walk:
             )
         started = time.perf_counter()
         try:
-            compressor, compressed = self._compress(cell)
+            with self.context.clock.part("compression"):
+                compressor, compressed = self._compress(cell)
         except InfeasibleBudget as error:
             return self._store_infeasible(cell, error)
         network, about = compressed.network, {}
@@ -171,11 +174,12 @@ class _Walk:
         ranks = rank_log(self.p, self.context.store.partial(cell.key))
         if ranks is not None:
             ranks.note(0, network)
-        records = self._retrain(cell, network, ranks, report) if epochs else []
+        records = self._retrain(cell, network, compressed.plan, ranks, report) if epochs else []
         seconds_retrain = time.perf_counter() - started
-        measured = measure_network(network, self.p, self.context.data)
-        require_finite(measured)
-        first = measure_network(before, self.p, self.context.data) if epochs else measured
+        with self.context.clock.part("test"):
+            measured = measure_network(network, self.p, self.context.data)
+            require_finite(measured)
+            first = measure_network(before, self.p, self.context.data) if epochs else measured
         return self._store(
             cell, Compressed(network, compressed.plan, compressed.count), records, ranks,
             measured | about | {
@@ -241,20 +245,25 @@ class _Walk:
         inputs, targets = calibration(splits.valid, size, ("calibration", self.p.seed, self.p.network.dataset.name))
         return Calibration(inputs, targets)
 
-    def _retrain(self, cell: Cell, network: nn.Module, ranks: RankLog | None, report: Report) -> list[EpochRecord]:
+    def _retrain(
+        self, cell: Cell, network: nn.Module, plan: Plan, ranks: RankLog | None, report: Report
+    ) -> list[EpochRecord]:
         block = retraining(self.p)
         splits = self.context.data.splits(self.p, block)
         settings = train_settings(block, self.context.machine)
         on_batch, on_epoch = epoch_callbacks(cell_name(cell), settings.num_epochs, len(splits.train), report)
         partial = self.context.store.partial(cell.key)
         make_folder(partial)
-        records = train(
-            network, splits.train, settings, valid=splits.valid,
-            stream=("retrain", self.p.seed, cell.net, cell.repetition),
-            device=torch.device(self.context.machine.device), checkpoint=partial / "checkpoint.pt",
-            on_batch=on_batch, on_epoch=on_epoch,
-            measure=None if ranks is None else lambda epochs: ranks.note(epochs, network),
-        )  # fmt: skip
+        stream = ("retrain", self.p.seed, cell.net, cell.repetition)
+        job = Job(self.p, block, plan.to_data(), stream, self.context.directories.datasets)
+        with together(self.context.crew, job) as team:
+            records = train(
+                network, splits.train, settings, valid=splits.valid, stream=stream,
+                device=torch.device(self.context.machine.device), checkpoint=partial / "checkpoint.pt",
+                on_batch=on_batch, on_epoch=on_epoch,
+                measure=None if ranks is None else lambda epochs: ranks.note(epochs, network), team=team,
+                clock=self.context.clock,
+            )  # fmt: skip
         network.eval()
         return records
 
@@ -266,7 +275,7 @@ class _Walk:
         ranks: RankLog | None,
         measured: dict[str, Any],
     ) -> dict[str, Any]:
-        with self.context.store.writing(cell) as folder:
+        with self.context.clock.part("storing"), self.context.store.writing(cell) as folder:
             size = save_weights(
                 folder / "network.pt", compressed.network, compressed.plan, _architecture(self.p, self.reference),
                 method=cell.method, label=cell.label, keep=cell.keep,

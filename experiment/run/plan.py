@@ -33,9 +33,14 @@ NOT_IN_KEYS = {"metrics_test", "test_batch_size", "enable_amp", "precision", "st
 
 @dataclass(frozen=True)
 class Machine:
-    """What of the machine decides numbers: the kind of device; the device itself only says where."""
+    """What of the machine decides numbers: the kind of device; the device itself only says where.
+
+    Attributes:
+        processes: that train each network together. Like threads, they order sums otherwise, and dropout draws by them.
+    """
 
     device: str  # cpu, cuda, cuda:1, ...
+    processes: int = 1
 
     @property
     def kind(self) -> str:
@@ -218,6 +223,8 @@ def _reference_task(variant: Variant, net: int, machine: Machine, names: Names) 
         "device": machine.kind,
         "threads": p.threads,
     }
+    if machine.processes > 1:
+        payload["processes"] = machine.processes
     key = digest(payload)
     network, dataset = _short(p.network.name), _short(p.network.dataset.name)
     goes_back = rewinding(p.experiments) == "weights" or takes_tickets(p.experiments)

@@ -13,6 +13,7 @@ from experiment.run.initial import load_given
 from experiment.run.plan import ExperimentPlan, Machine
 from experiment.run.reference import new_network, train_settings
 from experiment.run.store import Directories
+from experiment.training.distributed import Team
 from experiment.training.loop import check_training
 
 
@@ -28,6 +29,8 @@ def problems_before_running(plan: ExperimentPlan, directories: Directories, mach
         if not problems:
             given = next(task.reference.weights for task in plan.references if task.variant.name == variant.name)
             problems |= dict.fromkeys(_check_network(plan.file, variant.parameters, data, given))
+        if not problems:
+            problems |= dict.fromkeys(_check_batches(plan.file, variant.parameters, data, machine))
     return list(problems)
 
 
@@ -63,3 +66,13 @@ def _check_network(file: ParameterFile, p: Parameters, data: Data, given: GivenW
                 load_given(network, given)
         except StoreError as error:
             yield f"{file.where('network', 'weights')}: network.weights: {error}"
+
+
+def _check_batches(file: ParameterFile, p: Parameters, data: Data, machine: Machine) -> Iterator[str]:
+    """Whether every process that trains with others gets an image of every batch."""
+    blocks = (("training", p.training), ("retraining", p.retraining)) if machine.processes > 1 else ()
+    for block, training in blocks:
+        num_images = len(data.splits(p, training).train)
+        if problem := Team(0, machine.processes).problem(num_images, training.batch_size):
+            yield f"{file.where(block, 'batchSize')}: {block}.{problem}"
+            return  # retraining says what training said

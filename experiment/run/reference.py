@@ -6,19 +6,21 @@ import copy
 import os
 import shutil
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import nn
 
+from experiment.clock import Clock
 from experiment.config import Parameters, Training
 from experiment.errors import OtherVersion, StoreError
 from experiment.files import is_whole_archive, make_folder, remove_all, set_aside, writing_to
 from experiment.layers.plan import Plan, State
 from experiment.measure import Count, count, example_input
 from experiment.networks.make import make_network
+from experiment.run.crew import Crew, Job, together
 from experiment.run.data import Data
 from experiment.run.events import Note, Report, epoch_callbacks
 from experiment.run.given import GivenWeights
@@ -44,6 +46,8 @@ class Context:
     machine: Machine
     data: Data
     retry_failed: bool = False
+    crew: Crew | None = None  # who takes part in every training, if this process does not train alone
+    clock: Clock = field(default_factory=Clock)
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ def train_settings(training: Training, machine: Machine) -> TrainSettings:
         precision=resolved_precision(training.precision, training.enable_amp, machine.kind),
         early_stop_epoch=training.early_stop_epoch,
         channels_last=training.channels_last,
+        compiled=training.compiled,
     )
 
 
@@ -110,7 +115,9 @@ def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, repor
     input_shape = context.data.splits(p, p.training).input_shape
     lock = FileLock(context.directories.trained_networks / ".locks" / f"{spec.folder}.lock")
     make_folder(Path(lock.lock_file).parent)
-    with _acquired(lock, spec, report):
+    with context.clock.part("waiting"):
+        held = _acquired(lock, spec, report)
+    with held:
         _set_aside_cut(folder)
         network = _loaded(folder, p, spec, input_shape)
         if network is None:
@@ -194,12 +201,15 @@ def _train(
     try:
         if ranks is not None:
             ranks.note(0, network)
-        records = train(
-            network, splits.train, settings,
-            valid=splits.valid, stream=("train", p.seed, spec.net), device=torch.device(context.machine.device),
-            checkpoint=partial / "checkpoint.pt", rewind_to=rewind, on_batch=on_batch, on_epoch=on_epoch,
-            measure=None if ranks is None else lambda epochs: ranks.note(epochs, network),
-        )  # fmt: skip
+        job = _job(spec, p, context)
+        with together(context.crew, job) as team:
+            records = train(
+                network, splits.train, settings,
+                valid=splits.valid, stream=job.stream, device=torch.device(context.machine.device),
+                checkpoint=partial / "checkpoint.pt", rewind_to=rewind, on_batch=on_batch, on_epoch=on_epoch,
+                measure=None if ranks is None else lambda epochs: ranks.note(epochs, network), team=team,
+                clock=context.clock,
+            )  # fmt: skip
         save_weights(writing / "network.pt", network, Plan(), architecture_of(p, splits.input_shape), net=spec.net)
         write_history(writing / HISTORY, records)
         if ranks is not None:
@@ -221,8 +231,15 @@ def _train_to_rewind_epoch(spec: ReferenceSpec, p: Parameters, context: Context,
     report(Note(f"{spec.folder}: training up to epoch {spec.rewind_epoch} again, for the weights to rewind to"))
     splits = context.data.splits(p, p.training)
     network = new_network(p, spec.net, splits.input_shape, spec.weights)
-    train(
-        network, splits.train, train_settings(p.training, context.machine),
-        valid=splits.valid, stream=("train", p.seed, spec.net), device=torch.device(context.machine.device),
-        rewind_to=(spec.rewind_epoch, rewind_file(folder, spec.rewind_epoch)), until=spec.rewind_epoch,
-    )  # fmt: skip
+    job = _job(spec, p, context, until=spec.rewind_epoch)
+    with together(context.crew, job) as team:
+        train(
+            network, splits.train, train_settings(p.training, context.machine),
+            valid=splits.valid, stream=job.stream, device=torch.device(context.machine.device),
+            rewind_to=(spec.rewind_epoch, rewind_file(folder, spec.rewind_epoch)), until=job.until, team=team,
+            clock=context.clock,
+        )  # fmt: skip
+
+
+def _job(spec: ReferenceSpec, p: Parameters, context: Context, until: int | None = None) -> Job:
+    return Job(p, p.training, Plan().to_data(), ("train", p.seed, spec.net), context.directories.datasets, until)

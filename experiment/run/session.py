@@ -9,14 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
+from experiment.clock import Clock
 from experiment.errors import ConfigError
 from experiment.files import write_whole
 from experiment.run.deployed import measure_deployed
-from experiment.run.events import CellDone, Event
+from experiment.run.events import CellDone, Event, Timed
 from experiment.run.execute import Setup, Site, run_in_processes, run_serially
 from experiment.run.machine import describe_environment, visible_gpus
 from experiment.run.parameters import END, HEADER, PARAMETERS
@@ -24,8 +25,13 @@ from experiment.run.plan import ExperimentPlan, Machine
 from experiment.run.schedule import Queue, Work, open_work
 from experiment.run.show import Show
 from experiment.run.store import Directories, Store
+from experiment.run.timing import Timing
 
-SECONDS_BETWEEN_TABLES = 2.0
+if TYPE_CHECKING:  # torch comes with it
+    from experiment.run.crew import Crew
+
+SECONDS_BETWEEN_TABLES = 2.0  # at least, and so many times what the last one took
+TABLES_ASIDE = 20
 ENVIRONMENT = "environment.json"
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -52,6 +58,7 @@ class Options:
         workers: processes on this machine, None for as many as the cores (or GPUs) bear.
         share: (K, N) of a job array, else None.
         executor: serial or processes, None to choose by the number of workers.
+        crew: the processes that take part in every training, where there are any; then there is one worker.
     """
 
     workers: int | None = None
@@ -59,6 +66,7 @@ class Options:
     executor: str | None = None
     retry_failed: bool = False
     verbosity: int = 0
+    crew: Crew | None = None
 
 
 def run_session(
@@ -67,11 +75,16 @@ def run_session(
     options: Options,
     write_report: Callable[[Path], Report],
     say: Callable[[str], None],
+    clock: Clock,
 ) -> int:
     """Do what is left to do of every experiment, and leave table and report of each; returns the exit status.
 
+    Args:
+        clock: made when the command began; has counted the parts of it until here.
+
     Raises: ConfigError: something that no cell could survive is wrong (an unknown name, missing data).
     """
+    timing = Timing(clock)
     stores = [Store(place.results / plan.name) for plan, place in zip(plans, directories, strict=True)]
     results = [store.results(plan.computed) for plan, store in zip(plans, stores, strict=True)]
     work = [
@@ -80,17 +93,27 @@ def run_session(
         for w in open_work(i, plan, found, retry_failed=options.retry_failed, share=options.share)
     ]
     if work:
-        _compute(plans, stores, directories, work, options, say)
+        _compute(plans, stores, directories, work, options, say, timing)
     undone = False
     for i, (plan, store) in enumerate(zip(plans, stores, strict=True)):
         _write_parameters(plan, store)
         if not _is_json(store.folder / ENVIRONMENT):  # or no report can be written, and nothing else would mend it
             _describe(plan, store, 1)
-        found = store.write_table(plan)
-        if options.share is None and measure_deployed(plan, store, found, say if options.verbosity >= 0 else _silent):
+        with clock.part("tables and plots"):
             found = store.write_table(plan)
-        _tell(plan, found, store.folder / "results.csv", write_report(store.folder), say)
+        with clock.part("measuring"):
+            hear = say if options.verbosity >= 0 else _silent
+            if options.share is None and measure_deployed(plan, store, found, hear):
+                found = store.write_table(plan)
+        with clock.part("tables and plots"):
+            report = write_report(store.folder)
+        _tell(plan, found, store.folder / "results.csv", report, say)
         undone = undone or bool(open_work(i, plan, found, retry_failed=True, share=options.share))
+    if work:
+        for i in {item.experiment for item in work}:
+            timing.write(stores[i].folder)
+        if options.verbosity >= 0:
+            say(f"time: {timing}")
     return 1 if undone else 0
 
 
@@ -101,14 +124,16 @@ def _compute(
     work: list[Work],
     options: Options,
     say: Callable[[str], None],
+    timing: Timing,
 ) -> None:
-    from experiment.run.preflight import problems_before_running  # torch comes with it: not before there is work
-
     machine = plans[0].machine
     touched = sorted({item.experiment for item in work})
     threads = max(plans[i].file.parameters.threads for i in touched)
     workers = _num_workers(options, threads, machine, len(work))
-    problems = [problem for i in touched for problem in problems_before_running(plans[i], directories[i], machine)]
+    with timing.clock.part("start-up"):
+        from experiment.run.preflight import problems_before_running  # torch comes with it: not before there is work
+
+        problems = [problem for i in touched for problem in problems_before_running(plans[i], directories[i], machine)]
     if problems:
         raise ConfigError(problems)
     for i in touched:
@@ -116,27 +141,37 @@ def _compute(
     cells = sum(len(item.cells) for item in work)
     if options.verbosity >= 0:
         how = f"{_plural(workers, 'worker')} of {_plural(threads, 'thread')}"
+        if machine.processes > 1:
+            how += f", {machine.processes} processes train each network"
         say(f"{_plural(cells, 'cell')} to compute on {machine.device}, {how}")
     show = Show(sum(item.units for item in work), cells, options.verbosity)
-    written = time.monotonic()
+    due = time.monotonic() + SECONDS_BETWEEN_TABLES
 
     def listen(item: Work, event: Event) -> None:
-        nonlocal written
+        nonlocal due
+        if isinstance(event, Timed):
+            timing.add(event.seconds, workers)
+            return
         show(item, event)
-        if isinstance(event, CellDone) and time.monotonic() - written > SECONDS_BETWEEN_TABLES:
-            stores[item.experiment].write_table(plans[item.experiment])
-            written = time.monotonic()
+        if isinstance(event, CellDone) and time.monotonic() > due:
+            started = time.monotonic()
+            with timing.clock.part("tables and plots"):
+                stores[item.experiment].write_table(plans[item.experiment])
+            ended = time.monotonic()
+            due = ended + max(SECONDS_BETWEEN_TABLES, TABLES_ASIDE * (ended - started))
 
     sites = tuple(
         Site(store.folder, place, plan.file.parameters.threads)
         for plan, store, place in zip(plans, stores, directories, strict=True)
     )
-    setup = Setup(sites, machine, options.retry_failed)
+    setup = Setup(sites, machine, options.retry_failed, options.crew)
     try:
         if (options.executor or ("processes" if workers > 1 else "serial")) == "serial":
-            run_serially(Queue(work), setup, listen)
+            run_serially(Queue(work), setup, listen, timing.clock)
         else:
+            timing.hire(workers)
             run_in_processes(Queue(work), setup, workers, listen)
+            timing.dismiss()
     finally:
         show.close()
         for i in touched:

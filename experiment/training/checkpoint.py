@@ -112,23 +112,44 @@ class Checkpoint:
         """What a file of this training holds, written into network and optimizer; None, and they are as they were."""
         before = copy.deepcopy((self._network.state_dict(), self._optimizer.state_dict()))
         try:
-            records = [EpochRecord(**record) for record in saved["records"]]
-            if rewind_to is not None and records and records[-1].epoch >= rewind_to[0] and not rewind_to[1].is_file():
+            reached = saved["records"][-1]["epoch"] if saved["records"] else -1
+            if rewind_to is not None and reached >= rewind_to[0] and not rewind_to[1].is_file():
                 return Progress()
-            self._network.load_state_dict(saved["network"])
-            self._optimizer.load_state_dict(saved["optimizer"])
-            self._scaler.load_state_dict(saved["scaler"])
-            return Progress(records, saved["best_top1"], saved["best_state"])
+            return self.restore(saved)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
             self._network.load_state_dict(before[0])
             self._optimizer.load_state_dict(before[1])
             return None
 
+    def restore(self, saved: Mapping[str, Any]) -> Progress:
+        """Put network and optimizer into a state that `state` gave, here or in another process."""
+        records = [EpochRecord(**record) for record in saved["records"]]
+        self._network.load_state_dict(saved["network"])
+        self._optimizer.load_state_dict(saved["optimizer"])
+        self._scaler.load_state_dict(saved["scaler"])
+        return Progress(records, saved["best_top1"], saved["best_state"])
+
     def save(self, progress: Progress, *, last: bool) -> None:
         """Write the file, if it is the last epoch or the time since the last writing is worth it; else keep a copy."""
         if self._path is None:
             return
-        state = {
+        state = self.state(progress)
+        if last or self._cost <= MAX_SHARE * (time.monotonic() - self._written):
+            self._pending = state
+            self._write(state)
+        else:
+            self._pending = _copied(state)
+
+    def _write(self, state: dict[str, Any]) -> None:
+        assert self._path is not None
+        started = time.monotonic()
+        save_whole(self._path, state)
+        self._written, self._pending = time.monotonic(), None
+        self._cost = self._written - started
+
+    def state(self, progress: Progress) -> dict[str, Any]:
+        """Everything that the training continues from, as tensors and plain values."""
+        return {
             "format": FORMAT,
             "fingerprint": self._fingerprint,
             "network": self._network.state_dict(),
@@ -138,18 +159,6 @@ class Checkpoint:
             "best_top1": progress.best_top1,
             "best_state": progress.best_state,
         }
-        if last or self._cost <= MAX_SHARE * (time.monotonic() - self._written):
-            self._pending = state
-            self._write(state)
-        else:
-            self._pending = _copied(state)
-
-    def _write(self, state: dict[str, object]) -> None:
-        assert self._path is not None
-        started = time.monotonic()
-        save_whole(self._path, state)
-        self._written, self._pending = time.monotonic(), None
-        self._cost = self._written - started
 
 
 def save_whole(path: Path, state: Mapping[str, object]) -> None:

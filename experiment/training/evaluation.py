@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from experiment.datasets.image import Images
 from experiment.errors import ConfigError, DataError
 from experiment.layers.inspect import evaluating
+from experiment.training.distributed import ALONE, Team
 from experiment.training.factories import make_loss
 from experiment.training.settings import Precision
 
 TOP = 5
+MOST = {"cuda": 4096}  # images a batch, halved until they fit
+OTHERWISE = 256
 _DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -37,30 +40,58 @@ def evaluate(
     loss_kwargs: Mapping[str, object] | None = None,
     device: torch.device | str,
     precision: Precision = "fp32",
-    batch_size: int = 256,
+    batch_size: int | None = None,
     channels_last: bool = False,
+    team: Team = ALONE,
 ) -> Metrics:
     """Test a network, in eval mode; its own mode is restored afterwards.
 
     Sums are kept in float64 on the device and fetched once. A network that gives NaN is tested like any other: its loss
     is NaN, and its answers count as wrong. With fewer than six classes top5 is the accuracy among all of them.
 
+    Args:
+        batch_size: of images at a time; by default as many as the device's memory holds. Half of it, and so on, where
+            they do not fit. The sums' last digits depend on it.
+        team: the processes that share the batches out among them; all get the figures of all images.
+
     Raises: DataError: no images.
     """
     if len(data) == 0:
         raise DataError("there are no images to test the network on.")
     device = torch.device(device)
+    size = batch_size or MOST.get(device.type, OTHERWISE)
+    while True:
+        try:
+            return _evaluate(network, data, loss, loss_kwargs, device, precision, size, channels_last, team)
+        except torch.OutOfMemoryError:
+            if size == 1 or team.size > 1:  # the others would go on with the larger batches
+                raise
+        size //= 2  # outside the handler, whose traceback holds on to what did not fit
+        torch.cuda.empty_cache()
+
+
+def _evaluate(
+    network: nn.Module,
+    data: Images,
+    loss: str,
+    loss_kwargs: Mapping[str, object] | None,
+    device: torch.device,
+    precision: Precision,
+    batch_size: int,
+    channels_last: bool,
+    team: Team,
+) -> Metrics:
     arguments = dict(loss_kwargs or {})
     criterion = make_loss(loss, arguments, device)
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, top-1 hits, top-5 hits
     with evaluating(network), torch.inference_mode():
-        for x, y in data.batches(batch_size, stream=None, channels_last=channels_last):
+        for x, y in data.batches(batch_size, stream=None, channels_last=channels_last, share=team.share):
             with forward_precision(device, precision):
                 logits = network(x)
             logits = logits.float()
             value = criterion(logits, y).double() * loss_weight(arguments, len(y))
             sums += torch.stack([value, *_hits(logits, y)])
-    total, top1, top5 = (float(s) / len(data) for s in sums.tolist())
+    total, top1, top5 = (float(s) / len(data) for s in team.total(sums).tolist())
     return Metrics(total, top1, top5, len(data))
 
 

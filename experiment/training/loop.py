@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from experiment.clock import Clock
 from experiment.datasets.image import Images, count_batches
 from experiment.errors import ConfigError, DataError, TrainingDiverged
 from experiment.streams import Part, seeded
 from experiment.training.check import check_training
 from experiment.training.checkpoint import Checkpoint, EpochRecord, Progress, save_whole
+from experiment.training.distributed import ALONE, Team
 from experiment.training.evaluation import Metrics, evaluate, forward_precision, loss_weight
 from experiment.training.factories import Loss, make_loss, make_optimizer
 from experiment.training.schedule import Schedule
@@ -52,6 +54,9 @@ class _Trainer:
     scaler: torch.amp.GradScaler
     settings: TrainSettings
     device: torch.device
+    clock: Clock
+    team: Team
+    model: Callable[[Tensor], Tensor]  # what a step calls: the network, what shares its training out, or that compiled
 
 
 def train(
@@ -68,6 +73,8 @@ def train(
     on_batch: Callable[[int], None] | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     measure: Callable[[int], None] | None = None,
+    clock: Clock | None = None,
+    team: Team = ALONE,
 ) -> list[EpochRecord]:
     """Train a network in place; it is left in eval mode.
 
@@ -82,6 +89,9 @@ def train(
         on_batch: told the number of images just trained on. on_epoch: told every epoch that is run now.
         measure: told after every epoch how many have been run, before the checkpoint that counts it: what it writes to
             a file is never behind that, though epochs may be measured again after an interruption.
+        clock: counts what training, augmentation, validation and checkpoints take.
+        team: the processes that train this network together. All call this with a network of the same structure, whose
+            weights the first one gives, and the same data and settings; files and callbacks are the first one's alone.
 
     Returns: a record for every epoch from `settings.start_epoch` on, those before an interruption too.
 
@@ -89,17 +99,26 @@ def train(
         TrainingDiverged: the loss or the weights became NaN or infinite.
         ConfigError: the settings are wrong. DataError: too few images.
     """
-    device = torch.device(device)
+    device, clock = torch.device(device), clock or Clock()
     network.to(device)
-    steps_per_epoch = _count_steps(data, settings, valid)
+    steps_per_epoch = _count_steps(data, settings, valid, team)
     optimizer = make_optimizer(network.parameters(), settings.optimizer, settings.optimizer_kwargs)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
     loss = make_loss(settings.loss, settings.loss_kwargs, device)
-    with _memory_format(network, settings.channels_last), _reproducible(device), contextlib.ExitStack() as at_end:
+    with (
+        _memory_format(network, settings.channels_last),
+        _reproducible(device),
+        team.training(network) as model,
+        contextlib.ExitStack() as at_end,
+    ):
         saved = at_end.enter_context(Checkpoint(checkpoint, network, optimizer, scaler, settings, stream, len(data)))
         progress = saved.load(rewind_to)
+        if team.size > 1:
+            progress = saved.restore(team.first_state(saved.state(progress), device))
         schedule = Schedule(settings, steps_per_epoch, [record.valid_loss for record in progress.records])
-        trainer = _Trainer(network, optimizer, schedule, loss, scaler, settings, device)
+        trainer = _Trainer(
+            network, optimizer, schedule, loss, scaler, settings, device, clock, team, _compiled(model, settings)
+        )
         last = settings.num_epochs if until is None else min(until, settings.num_epochs)
         for epoch in range(settings.start_epoch + len(progress.records), last):
             _save_rewind(network, epoch, rewind_to)
@@ -108,7 +127,8 @@ def train(
             _keep_best(progress, network, settings)
             if measure is not None:
                 measure(len(progress.records))
-            saved.save(progress, last=epoch == last - 1)
+            with clock.part("checkpoints"):
+                saved.save(progress, last=epoch == last - 1)
             if on_epoch is not None:
                 on_epoch(record)
         _save_rewind(network, last, rewind_to)
@@ -133,11 +153,12 @@ def _run_epoch(
     hits = torch.zeros((), dtype=torch.int64, device=t.device)
     images, rate = 0, 0.0
     t.network.train()
-    with seeded(*stream, device=t.device):  # dropout has no generator of its own
-        batches = data.batches(t.settings.batch_size, stream=stream, channels_last=t.settings.channels_last)
-        for i, (x, y) in enumerate(batches):
+    batch_size, channels_last = t.settings.batch_size, t.settings.channels_last
+    with t.clock.part("training"), seeded(*t.team.own(stream), device=t.device):  # dropout has no generator of its own
+        batches = data.batches(batch_size, stream=stream, channels_last=channels_last, share=t.team.share)
+        for i, (x, part) in enumerate(t.clock.over("augmentation", batches)):
             rate = t.schedule.learning_rate
-            value, logits = _step(t, x, y)
+            value, logits, y = _step(t, x, part, min(batch_size, len(data) - i * batch_size))
             loss_sum.add_(value, alpha=loss_weight(t.settings.loss_kwargs, len(y)))
             hits.add_((logits.argmax(dim=1) == y).sum())
             images += len(y)
@@ -145,13 +166,8 @@ def _run_epoch(
                 _require_finite_loss(loss_sum, epoch, rate)
             if on_batch is not None:
                 on_batch(len(y))
-    _require_finite_loss(loss_sum, epoch, rate)
-    measured = None
-    if valid is not None:
-        measured = evaluate(
-            t.network, valid, loss=t.settings.loss, loss_kwargs=t.settings.loss_kwargs, device=t.device,
-            precision=t.settings.precision, channels_last=t.settings.channels_last,
-        )  # fmt: skip
+        _require_finite_loss(loss_sum, epoch, rate)
+    measured = _validate(t, valid) if valid is not None else None
     t.schedule.end_epoch(measured.loss if measured else None)
     return EpochRecord(
         epoch=epoch,
@@ -166,27 +182,49 @@ def _run_epoch(
     )
 
 
-def _step(t: _Trainer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of the optimizer on a batch; its loss and logits (N, classes), detached, still on the device."""
+def _validate(t: _Trainer, valid: Images) -> Metrics:
+    with t.clock.part("validation"):
+        return evaluate(
+            t.network, valid, loss=t.settings.loss, loss_kwargs=t.settings.loss_kwargs, device=t.device,
+            precision=t.settings.precision, channels_last=t.settings.channels_last, team=t.team,
+        )  # fmt: skip
+
+
+def _step(t: _Trainer, x: Tensor, part: Tensor, num_images: int) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of the optimizer on a batch of N = `num_images`, of which this process has part.
+
+    Returns: its loss, its logits (N, classes), detached, and its labels (N,), still on the device.
+    """
     t.schedule.write(t.optimizer)
     t.optimizer.zero_grad(set_to_none=True)
     with forward_precision(t.device, t.settings.precision):
-        logits = t.network(x)
-    value = t.loss(logits.float(), y)
+        logits = t.model(x)
+    logits, y = t.team.whole(logits.float(), part, num_images)
+    value = t.loss(logits, y)
     torch.autograd.backward(t.scaler.scale(value))
     t.scaler.step(t.optimizer)
     t.scaler.update()
     t.schedule.step()
-    return value.detach(), logits.detach()
+    return value.detach(), logits.detach(), y
 
 
-def _count_steps(data: Images, settings: TrainSettings, valid: Images | None) -> int:
+def _compiled(model: nn.Module, settings: TrainSettings) -> Callable[[Tensor], Tensor]:
+    """The forward pass, compiled where that is asked for; parameters and buffers stay those of the network.
+
+    Compiled for the batch sizes as they come: the last batch of an epoch may be smaller than the others.
+    """
+    return torch.compile(model, dynamic=None) if settings.compiled else model
+
+
+def _count_steps(data: Images, settings: TrainSettings, valid: Images | None, team: Team) -> int:
     """Steps an epoch; refuses what cannot be trained."""
     if settings.early_stop_epoch is not None and settings.early_stop_epoch < settings.num_epochs and valid is None:
         raise ConfigError("earlyStopEpoch: there is no validation part to choose the best epoch by.")
     steps = count_batches(len(data), settings.batch_size, training=True)
     if steps == 0:
         raise DataError(f"{len(data)} training images are too few to train on.")
+    if problem := team.problem(len(data), settings.batch_size):
+        raise ConfigError(problem)
     return steps
 
 

@@ -30,6 +30,7 @@ class TrainSettings:
         precision: of the forward pass; weights and optimizer stay float32.
         early_stop_epoch: from this epoch on the weights of best validation accuracy are kept; None: the last ones.
         channels_last: memory format of images and weights while training.
+        compiled: whether torch.compile makes kernels for the training steps.
     """
 
     num_epochs: int
@@ -43,3 +44,4 @@ class TrainSettings:
     precision: Precision = "fp32"
     early_stop_epoch: int | None = None
     channels_last: bool = False
+    compiled: bool = False

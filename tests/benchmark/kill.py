@@ -76,7 +76,7 @@ def _kill_often(command: list[str], folder: Path, options: argparse.Namespace, s
     """
     folder.mkdir()
     draw = random.Random(options.seed)
-    kills = attempts = 0
+    kills = attempts = failures = 0
     while kills < options.kills:
         attempts += 1
         wait = draw.uniform(0.2, start_up)
@@ -93,7 +93,8 @@ def _kill_often(command: list[str], folder: Path, options: argparse.Namespace, s
             kills += how != "no worker yet"
         else:
             how = f"had finished ({process.returncode})"
-            if process.returncode not in (0, 1):
+            failures += process.returncode == 1  # of cells whose workers were killed twice
+            if process.returncode not in (0, 1) or failures > options.kills:
                 sys.exit(f"{kills}: {how}")
             if process.returncode == 0:
                 folder.rename(folder.with_name(f"finished-{attempts}"))

@@ -53,6 +53,24 @@ def test_batches_of_one_are_trained_on_if_asked_for() -> None:
     assert len(list(make_images(3).batches(1, stream=("s",)))) == count_batches(3, 1, training=True) == 3
 
 
+@pytest.mark.parametrize("stream", [("s",), None])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_the_images_of_one(stream: tuple[str, ...] | None, processes: int) -> None:
+    """In training a part of every batch each, else whole batches in turn; the last batch has 6 images."""
+    images = make_images(30, indices=torch.arange(8, 30))
+    whole = list(images.batches(8, stream=stream))
+    shares = [list(images.batches(8, stream=stream, share=(k, processes))) for k in range(processes)]
+    for i, (x, y) in enumerate(whole):
+        if stream is None:
+            parts = [shares[i % processes][i // processes]]
+        else:
+            parts = [share[i] for share in shares]
+            assert max(len(p[1]) for p in parts) - min(len(p[1]) for p in parts) <= 1
+        order = torch.cat([part[1] for part in parts]).argsort()
+        assert torch.equal(torch.cat([part[0] for part in parts])[order], x[y.argsort()])
+    assert sum(map(len, shares)) == len(whole) * (1 if stream is None else processes)
+
+
 def test_every_image_once_an_epoch_in_an_order_of_its_own() -> None:
     images = make_images(40)
     _, first = gather(images, 8, ("s", 0))

@@ -137,3 +137,17 @@ def test_labels_outside_the_outputs_are_refused() -> None:
 def test_transforms_that_do_not_fit_fail_when_made() -> None:
     with pytest.raises(DataError, match="image 0 cannot be read or transformed.*larger than"):
         make_images(Pictures(6), test=[("RandomCrop", {"size": 40})])
+
+
+@pytest.mark.parametrize("stream", [("s",), None])
+def test_processes_share_the_images_of_one(stream: tuple[str, ...] | None) -> None:
+    """11 images in batches of 4 + 4 + 3: a part of every batch in training, else every second."""
+    images = make_images(Pictures(11))
+    whole = list(images.batches(4, stream=stream))
+    first, second = (list(images.batches(4, stream=stream, share=(k, 2))) for k in range(2))
+    assert [len(y) for _, y in first] == ([2, 2, 2] if stream else [4, 3])
+    assert [len(y) for _, y in second] == ([2, 2, 1] if stream else [4])
+    x, y = (torch.cat([batch[i] for batch in (*first, *second)]) for i in range(2))
+    expected_x, expected_y = (torch.cat([batch[i] for batch in whole]) for i in range(2))
+    assert torch.equal(x[y.argsort()], expected_x[expected_y.argsort()])
+    assert y.sort().values.tolist() == list(range(11))

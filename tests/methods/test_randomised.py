@@ -16,7 +16,7 @@ from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
 from experiment.methods.lowrank import find_options
-from experiment.methods.randomised import leading_pair, norm_bound, operator_norm, randomised_svd, range_finder
+from experiment.methods.randomised import leading_pair, norm_bound, operator_norm, randomised_svd, range_finder, sketch
 from experiment.methods.randomised_spectra import RandomisedSpectra
 from experiment.methods.settings import SVDNuclearSettings, make_settings
 from experiment.methods.spectra import LayerSpectra, energy_errors, nuclear_errors, reference_errors
@@ -109,6 +109,23 @@ def test_same_seed_gives_the_same_and_another_one_another() -> None:
     one, same, other = (randomised_svd(A, 5, generator("test_randomised", seed)).U for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.allclose(one, other)
+
+
+@pytest.mark.parametrize("q", [0, 2])
+def test_a_sketch_holds_every_smaller_one(q: int) -> None:
+    """Its first columns are what the first columns of its Gaussian alone would give, and so are their triplets."""
+    A = torch.from_numpy(matrix(SPECTRA["slow"]))[None]
+    whole = sketch(A, 32, q, generator("test_randomised"))
+    Omega = torch.randn(1, A.shape[2], 32, generator=generator("test_randomised"), dtype=A.dtype)[..., :20].numpy()
+    Y = A.numpy() @ Omega
+    for _ in range(q):
+        Y = A.numpy() @ np.linalg.qr(A.numpy().transpose(0, 2, 1) @ np.linalg.qr(Y)[0])[0]
+    Q = np.linalg.qr(Y)[0]
+    U, S, Vt = np.linalg.svd(Q.transpose(0, 2, 1) @ A.numpy(), full_matrices=False)
+    found = whole.svd(20, 12)
+    np.testing.assert_allclose(found.S.numpy(), S[:, :12], rtol=1e-9)
+    expected = (Q @ U[..., :12] * S[:, None, :12]) @ Vt[:, :12]
+    np.testing.assert_allclose((found.U * found.S[:, None, :] @ found.Vt).numpy(), expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("decay", SPECTRA)

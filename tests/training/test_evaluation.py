@@ -53,6 +53,29 @@ def test_against_numpy(batch_size: int) -> None:
     assert (metrics.top1, metrics.top5, metrics.samples) == (pytest.approx(top1), pytest.approx(top5), 53)
 
 
+class Small(Table):
+    """A device that holds `most` images at a time."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(LOGITS)
+        self.most, self.seen = most, list[int]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("too many images")
+        return super().forward(x)
+
+
+def test_batches_are_halved_until_they_fit() -> None:
+    network = Small(20)
+    metrics = evaluate(network, make_data(LABELS), device=CPU, batch_size=50)
+    assert network.seen == [50, 25, 12, 12, 12, 12, 5]
+    assert metrics == evaluate(Table(LOGITS), make_data(LABELS), device=CPU, batch_size=12)
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(Small(0), make_data(LABELS), device=CPU)
+
+
 @pytest.mark.parametrize("batch_size", [10, 53])
 def test_sum_as_reduction_is_a_mean_all_the_same(batch_size: int) -> None:
     metrics = evaluate(

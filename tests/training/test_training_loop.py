@@ -250,3 +250,30 @@ def test_too_few_images(network: nn.Sequential) -> None:
 def test_fp16_needs_cuda(network: nn.Sequential, images: MemoryImages) -> None:
     with pytest.raises(ConfigError, match="fp16 needs a CUDA device"):
         train(network, images, with_changes(precision="fp16"), valid=None, stream=(), device="cpu")
+
+
+def test_compiled_steps_change_rounding_only(images: MemoryImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured as for kernels, which are not built, for that takes half a minute; with a mask, which must hold."""
+    calls = []
+
+    def compiler(network: nn.Module, **options: object) -> object:
+        calls.append(network)
+        return captured(network, **options, backend="aot_eager")
+
+    captured = torch.compile
+    monkeypatch.setattr(torch, "compile", compiler)
+
+    def trained(compiled: bool) -> tuple[nn.Module, list[EpochRecord]]:
+        with seeded("network"):
+            network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
+        add_masks(network, {"0.weight": torch.arange(36).reshape(4, 1, 3, 3) % 3 > 0})
+        settings = with_changes(compiled=compiled, num_epochs=1)
+        return network, train(network, images, settings, valid=None, stream=("t",), device="cpu")
+
+    (plain, records), (fast, fast_records) = trained(False), trained(True)
+    assert calls == [fast]
+    assert plain.state_dict().keys() == fast.state_dict().keys()
+    assert fast_records[0].loss == pytest.approx(records[0].loss, rel=1e-4)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(fast.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+    assert int((fast[0].weight == 0).sum()) == 12  # type: ignore[operator]

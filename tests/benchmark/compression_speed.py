@@ -1,6 +1,6 @@
-"""Seconds and memory that the low-rank methods take for twenty keep ratios of one network, phase by phase.
+"""Seconds and memory that compression methods take for twenty keep ratios of one network, phase by phase.
 
-    python tests/benchmark/lowrank_speed.py --networks resnet20 resnet18 --methods ALDS SVD --threads 2 --csv speed.csv
+    python tests/benchmark/compression_speed.py --networks resnet20 resnet18 --methods ALDS WT --threads 2 --csv out.csv
 
 The weights are random, the keep ratios 20 between .97 and .2, evenly spaced in their logarithms. Every pair of network
 and method runs in a process of its own, so that its peak memory is its own: that of the whole process, torch included;
@@ -32,7 +32,7 @@ from experiment.streams import generator, seeded
 
 CIFAR, IMAGENET = ((3, 32, 32), 10, 183), ((3, 224, 224), 1000, 32)  # input shape, classes, calibration inputs
 SHAPES = {"resnet20": CIFAR, "vgg16_bn": CIFAR, "resnet18": IMAGENET, "resnet50": IMAGENET}
-LABELS = [label for label, entry in METHODS.items() if entry.kind == "lowrank"]
+LABELS = [label for label, entry in METHODS.items() if entry.kind in ("lowrank", "weight", "filter")]
 PHASES = ("analyse", "plan", "build", "count")
 
 

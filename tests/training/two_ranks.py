@@ -1,0 +1,168 @@
+"""One of the processes of test_distributed.py: runs every scenario, and writes what came out.
+
+python two_ranks.py FOLDER        alone, or with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as one of several
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from conftest import make_images
+from torch import Tensor, nn
+
+from experiment.errors import TrainingDiverged
+from experiment.layers.batchnorm import shared_form
+from experiment.layers.masks import add_masks
+from experiment.streams import generator, seeded
+from experiment.training.distributed import Team
+from experiment.training.evaluation import evaluate
+from experiment.training.loop import SchedulerSpec, TrainSettings, train
+
+SETTINGS = TrainSettings(
+    num_epochs=3,
+    batch_size=16,
+    optimizer_kwargs={"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3},
+    schedulers=(
+        SchedulerSpec("ReduceLROnPlateau", {"patience": 0, "factor": 0.5}),
+        SchedulerSpec("WarmupLR", {}, {"warmup_epoch": 1}),
+    ),
+    early_stop_epoch=1,
+)
+IMAGES, VALID = make_images(91), make_images(301, "valid")  # last batches of 11 and of 45, shared by two
+
+
+def make_network(team: Team) -> nn.Sequential:
+    """Every process makes other weights: those of the first count."""
+    with seeded("network", team.rank):
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Linear(64, 8), nn.BatchNorm1d(8, momentum=None, affine=False), nn.ReLU(), nn.Linear(8, 4),
+        )  # fmt: skip
+
+
+def outcome(team: Team, network: nn.Module, settings: TrainSettings = SETTINGS, **more: Any) -> dict[str, Any]:
+    layers = [type(module) for module in network.modules()]
+    records = train(network, IMAGES, settings, valid=VALID, stream=("t",), device="cpu", team=team, **more)
+    assert [type(module) for module in network.modules()] == layers, "plain torch layers again"
+    told = [{k: v for k, v in dataclasses.asdict(r).items() if k != "seconds"} for r in records]
+    return {"records": told, "state": network.state_dict()}
+
+
+def batchnorm(team: Team, folder: Path) -> dict[str, Any]:
+    return outcome(team, make_network(team))
+
+
+def masked(team: Team, folder: Path) -> dict[str, Any]:
+    """The first process knows the masks, the others know that there are some."""
+    network = make_network(team)
+    keep = torch.rand(8, 64, generator=generator("mask")) < 0.3
+    add_masks(network, {"5.weight": keep if team.rank == 0 else torch.ones_like(keep)})
+    return outcome(team, network)
+
+
+def weighted(team: Team, folder: Path) -> dict[str, Any]:
+    """A mean over weights that differ from process to process."""
+    loss = {"weight": [5.0, 1.0, 0.5, 0.1], "label_smoothing": 0.1}
+    return outcome(team, make_network(team), dataclasses.replace(SETTINGS, loss_kwargs=loss))
+
+
+def low_precision(team: Team, folder: Path) -> dict[str, Any]:
+    return outcome(team, make_network(team), dataclasses.replace(SETTINGS, precision="bf16", channels_last=True))
+
+
+def continued(team: Team, folder: Path) -> dict[str, Any]:
+    """Stopped after an epoch; taken up by the first process, which alone knows the file."""
+    checkpoint = folder / "checkpoint.pt" if team.rank == 0 else None
+    outcome(team, make_network(team), until=1, checkpoint=checkpoint)
+    return outcome(team, make_network(team), checkpoint=checkpoint)
+
+
+def diverging(team: Team, folder: Path) -> dict[str, Any]:
+    network = make_network(team)
+    network[1], network[6] = nn.Identity(), nn.Identity()  # BatchNorm would hold the activations down
+    try:
+        outcome(team, network, dataclasses.replace(SETTINGS, optimizer_kwargs={"lr": 1e30}, schedulers=()))
+    except TrainingDiverged as error:
+        return {"error": str(error)}
+    return {}
+
+
+def dropout(team: Team, folder: Path) -> dict[str, Any]:
+    """Inputs to a dropped layer, as the last batch leaves them."""
+    network, dropped = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 4)), []
+    network[1].register_forward_hook(
+        lambda _, __, y: dropped.append((y == 0)[:4].clone()) if network.training else None
+    )
+    train(network, IMAGES, SETTINGS, valid=VALID, stream=("t",), device="cpu", team=team)
+    return {"dropped": dropped[0]}
+
+
+def layers(team: Team, folder: Path) -> dict[str, Any]:
+    """Output, gradients and statistics of BatchNorm layers; in a team of those that share theirs."""
+    found: dict[str, Any] = {}
+    x = torch.randn(7, 3, 5, generator=generator("x"))
+    for name, layer in {
+        "plain": nn.BatchNorm1d(3),
+        "not affine": nn.BatchNorm1d(3, affine=False),
+        "cumulative": nn.BatchNorm1d(3, momentum=None),
+        "untracked": nn.BatchNorm1d(3, track_running_stats=False),
+    }.items():
+        used = layer if team.size == 1 else shared_form(layer)
+        own = x.clone().requires_grad_() if team.size == 1 else x[team.rank :: team.size].clone().requires_grad_()
+        for _ in range(2):
+            y = used(own)
+        _sum(team, (y * torch.arange(15.0).view(3, 5)).square().sum())[0].backward()
+        gradients = [own.grad, *(_sum(team, p.grad)[0] for p in layer.parameters() if p.grad is not None)]
+        evaluated = used.eval()(own.detach())
+        found[name] = {"y": y.detach(), "gradients": gradients, "state": layer.state_dict(), "evaluated": evaluated}
+    return found
+
+
+def _sum(team: Team, value: Tensor) -> tuple[Tensor]:
+    """A value, or a gradient, that is the sum of those of all processes."""
+    if team.size > 1 and not value.requires_grad:
+        value = team.total(value.clone())
+    return (value,)
+
+
+def gradients(team: Team, folder: Path) -> dict[str, Any]:
+    """Of one batch that does not divide, in float64, where nothing hides behind rounding."""
+    x, y = torch.rand(15, 1, 8, 8, generator=generator("x")).double(), torch.arange(15) % 4
+    own = slice(team.rank, None, team.size)
+    network = make_network(Team()).double().train()
+    with team.training(network) as model:
+        logits, labels = team.whole(model(x[own]), y[own], 15)
+        loss = nn.functional.cross_entropy(logits, labels, weight=torch.tensor([5.0, 1.0, 0.5, 0.1]).double())
+        loss.backward()
+    return (
+        {name: p.grad for name, p in network.named_parameters()} | dict(network.named_buffers()) | {"loss": loss.data}
+    )
+
+
+def evaluated(team: Team, folder: Path) -> dict[str, Any]:
+    network = make_network(Team())
+    return dataclasses.asdict(evaluate(network, VALID, device="cpu", batch_size=64, team=team))
+
+
+SCENARIOS = (batchnorm, masked, weighted, low_precision, continued, diverging, dropout, layers, gradients, evaluated)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder, size, rank = Path(sys.argv[1]), int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if size > 1:
+        dist.init_process_group("gloo")
+    team = Team(rank, size)
+    torch.save({scenario.__name__: scenario(team, folder) for scenario in SCENARIOS}, folder / f"{size}-{rank}.pt")
+    if size > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
