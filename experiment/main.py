@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet = options.quiet or (launch is not None and not launch.leads)
     logging.basicConfig(format="%(message)s", level=logging.ERROR if quiet else logging.WARNING)
     try:
-        with stopping_cleanly():
+        with contextlib.nullcontext() if launch is not None and not launch.leads else stopping_cleanly():
             return _schema() if options.schema else _run(options, launch)
     except ExperimentError as error:
         lines = error.problems if isinstance(error, ConfigError) else (str(error),)
