@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock, Timeout
 
@@ -20,6 +20,7 @@ from experiment.errors import ExperimentError
 from experiment.run.events import Event, Report, Timed
 from experiment.run.machine import visible_gpus
 from experiment.run.plan import Machine, ReferenceTask
+from experiment.run.resources import Resources
 from experiment.run.schedule import Queue, Work
 from experiment.run.store import Directories, Store
 
@@ -32,11 +33,12 @@ MOST_DEATHS = 2
 
 @dataclass(frozen=True)
 class Site:
-    """Where one experiment lies, and with how many threads its cells are computed."""
+    """Where one experiment lies, with how many threads its cells are computed, and what each takes up of a machine."""
 
     folder: Path
     directories: Directories
     threads: int
+    resources: Resources
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,27 @@ class Setup:
 
 
 Listener = Callable[[Work, Event], None]
+
+
+class Pool(Protocol):
+    """Workers, wherever they are: each does one piece of work at a time and tells of it."""
+
+    @property
+    def working(self) -> bool:
+        """Whether any work is under way."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is room for another piece of work."""
+
+    def start(self, work: Work) -> None:
+        """Have a piece of work done."""
+
+    def receive(self, timeout: float) -> Sequence[tuple[Work, Any]]:
+        """What has been told since the last call: events, then True (done), False (held by others) or Lost."""
+
+    def stop(self) -> None:
+        """End the workers, whatever they are doing."""
 
 
 def run_serially(queue: Queue, setup: Setup, listen: Listener, clock: Clock) -> None:
@@ -78,7 +101,11 @@ def run_serially(queue: Queue, setup: Setup, listen: Listener, clock: Clock) -> 
 
 def run_in_processes(queue: Queue, setup: Setup, workers: int, listen: Listener) -> None:
     """Do all work in `workers` processes."""
-    pool = _Pool(setup, workers)
+    run_in_pool(_Processes(setup, workers), queue, setup, listen)
+
+
+def run_in_pool(pool: Pool, queue: Queue, setup: Setup, listen: Listener) -> None:
+    """Do all work by the workers of a pool; a worker that dies costs one retry, and the pool is stopped at the end."""
     busy: dict[str, float] = {}
     deaths: dict[str, int] = {}
     try:
@@ -200,7 +227,7 @@ class _Member:
     work: Work | None = None
 
 
-class _Pool:
+class _Processes:
     """Worker processes, each with a pipe; who dies is replaced."""
 
     def __init__(self, setup: Setup, size: int) -> None:
@@ -231,7 +258,6 @@ class _Pool:
         member.connection.send(work)
 
     def receive(self, timeout: float) -> Sequence[tuple[Work, Any]]:
-        """What working members have told since the last call: events, True (done), False (held by others) or Lost."""
         at_work = [m for m in self.members if m.work is not None]
         ready = set(wait([m.connection for m in at_work], timeout)) if at_work else set()
         if not at_work:

@@ -21,6 +21,7 @@ from experiment.run.events import CellDone, Event, Timed
 from experiment.run.execute import Setup, Site, run_in_processes, run_serially
 from experiment.run.machine import describe_environment, visible_gpus
 from experiment.run.plan import ExperimentPlan, Machine
+from experiment.run.resources import Resources, resources_of
 from experiment.run.schedule import Queue, Work, open_work
 from experiment.run.show import Show
 from experiment.run.store import Directories, Store
@@ -125,7 +126,8 @@ def _compute(
     machine = plans[0].machine
     touched = sorted({item.experiment for item in work})
     threads = max(plans[i].file.parameters.threads for i in touched)
-    workers = _num_workers(options, threads, machine, len(work))
+    resources = [resources_of(plan.file.parameters, machine) for plan in plans]
+    workers = _num_workers(options, [resources[i] for i in touched], machine, len(work))
     with timing.clock.part("start-up"):
         from experiment.run.preflight import problems_before_running  # torch comes with it: not before there is work
 
@@ -157,8 +159,8 @@ def _compute(
             due = ended + max(SECONDS_BETWEEN_TABLES, TABLES_ASIDE * (ended - started))
 
     sites = tuple(
-        Site(store.folder, place, plan.file.parameters.threads)
-        for plan, store, place in zip(plans, stores, directories, strict=True)
+        Site(store.folder, place, plan.file.parameters.threads, each)
+        for plan, store, place, each in zip(plans, stores, directories, resources, strict=True)
     )
     setup = Setup(sites, machine, options.retry_failed, options.crew)
     try:
@@ -174,13 +176,15 @@ def _compute(
             stores[i].write_table(plans[i])
 
 
-def _num_workers(options: Options, threads: int, machine: Machine, pieces: int) -> int:
+def _num_workers(options: Options, resources: Sequence[Resources], machine: Machine, pieces: int) -> int:
     """As many as asked for, else as the cores (or GPUs) bear; never more than there is work."""
     if options.share is not None:
         return 1
-    bearable = max(1, (os.cpu_count() or 1) // threads)
     if machine.kind == "cuda":
-        bearable = max(1, len(visible_gpus(machine)))
+        gpus = max(1, len(visible_gpus(machine)))
+        bearable = min(each.fit_gpus(gpus) for each in resources)
+    else:
+        bearable = min(each.fit(os.cpu_count() or 1, 0) for each in resources)
     return max(1, min(options.workers or bearable, pieces))
 
 
