@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import os
@@ -153,8 +154,10 @@ def _check_call(options: argparse.Namespace, launch: Launch | None) -> None:
         problems.append(f"-j: must be at least 1. Got {options.jobs}.")
     if options.share is not None and (options.jobs is None or not 0 <= options.share < options.jobs):
         problems.append(f"-i: must be from 0 to N-1 and come with -j N. Got -i {options.share} -j {options.jobs}.")
-    if options.executor == "ray":
-        problems.append("--executor ray: not available in this version. Use serial or processes.")
+    if options.executor == "ray" and importlib.util.find_spec("ray") is None:
+        problems.append("--executor ray: Ray is not installed. Use: python -m pip install 'experiment[ray]'")
+    if options.executor == "ray" and options.device.startswith("cuda:"):
+        problems.append(f"--device {options.device}: Ray hands out GPUs itself. Use --device cuda with --executor ray.")
     if launch is not None and ((options.jobs or 1) > 1 or options.executor not in (None, "serial")):
         problems.append(
             f"-j, --executor: torchrun's {launch.size} processes train each network together, one network at a time. "

@@ -54,9 +54,9 @@ class Options:
     """How to run: what the command line says beside the parameter files.
 
     Attributes:
-        workers: processes on this machine, None for as many as the cores (or GPUs) bear.
+        workers: processes on this machine (or tasks of Ray), None for as many as the cores (or GPUs) bear.
         share: (K, N) of a job array, else None.
-        executor: serial or processes, None to choose by the number of workers.
+        executor: serial, processes or ray; None to choose one of the first two by the number of workers.
         crew: the processes that take part in every training, where there are any; then there is one worker.
     """
 
@@ -127,7 +127,9 @@ def _compute(
     touched = sorted({item.experiment for item in work})
     threads = max(plans[i].file.parameters.threads for i in touched)
     resources = [resources_of(plan.file.parameters, machine) for plan in plans]
-    workers = _num_workers(options, [resources[i] for i in touched], machine, len(work))
+    workers = None  # as many as a cluster bears, which may change on the way
+    if options.executor != "ray":
+        workers = _num_workers(options, [resources[i] for i in touched], machine, len(work))
     with timing.clock.part("start-up"):
         from experiment.run.preflight import problems_before_running  # torch comes with it: not before there is work
 
@@ -138,7 +140,8 @@ def _compute(
         _describe(plans[i], stores[i], workers)
     cells = sum(len(item.cells) for item in work)
     if options.verbosity >= 0:
-        how = f"{_plural(workers, 'worker')} of {_plural(threads, 'thread')}"
+        how = "Ray tasks" if workers is None else _plural(workers, "worker")
+        how += f" of {_plural(threads, 'thread')}"
         if machine.processes > 1:
             how += f", {machine.processes} processes train each network"
         say(f"{_plural(cells, 'cell')} to compute on {machine.device}, {how}")
@@ -148,7 +151,7 @@ def _compute(
     def listen(item: Work, event: Event) -> None:
         nonlocal due
         if isinstance(event, Timed):
-            timing.add(event.seconds, workers)
+            timing.add(event.seconds, workers or 1)
             return
         show(item, event)
         if isinstance(event, CellDone) and time.monotonic() > due:
@@ -164,7 +167,14 @@ def _compute(
     )
     setup = Setup(sites, machine, options.retry_failed, options.crew)
     try:
-        if (options.executor or ("processes" if workers > 1 else "serial")) == "serial":
+        if workers is None:
+            from experiment.run.on_ray import run_on_ray  # Ray is there only for those who ask for it
+
+            timing.hire(None)
+            most = None if options.share is not None else options.workers
+            run_on_ray(Queue(work), setup, listen, show.say if options.verbosity >= 0 else _silent, most=most)
+            timing.dismiss()
+        elif (options.executor or ("processes" if workers > 1 else "serial")) == "serial":
             run_serially(Queue(work), setup, listen, timing.clock)
         else:
             timing.hire(workers)
@@ -188,7 +198,7 @@ def _num_workers(options: Options, resources: Sequence[Resources], machine: Mach
     return max(1, min(options.workers or bearable, pieces))
 
 
-def _describe(plan: ExperimentPlan, store: Store, workers: int) -> None:
+def _describe(plan: ExperimentPlan, store: Store, workers: int | None) -> None:
     """Leave beside the results what was asked for and where it is computed."""
     _write_parameters(plan, store)
     environment = describe_environment(plan.machine, plan.file.parameters.threads, workers)
