@@ -1,9 +1,11 @@
 """Kill an experiment at random moments, continue it, and compare its results with those of an uninterrupted run.
 
     python tests/benchmark/kill.py --kills 20 param/digits/prune/lenet5.yaml
+    python tests/benchmark/kill.py --kills 10 --interrupt --executor ray param/digits/prune/lenet5.yaml
 
-Every kill is a SIGKILL to the whole process group. Prints when each came and how much was done by then; exits 1 if the
-results differ anywhere but in the seconds that things took.
+Every kill is a SIGKILL to the whole process group, with --interrupt a SIGINT as Ctrl-C sends it, which ends in exit
+status 130. The uninterrupted run is computed serially. Prints when each came and how much was done by then; exits 1 if
+the results differ anywhere but in the seconds that things took.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ def main() -> int:
     parser.add_argument("param")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--interrupt", action="store_true", help="as Ctrl-C does, instead of a kill")
+    parser.add_argument("--executor", choices=("serial", "processes", "ray"), default="processes")
     parser.add_argument("--set", action="append", default=[], help="handed on to the command")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -37,11 +41,12 @@ def main() -> int:
         command += [f"--set={override}" for override in options.set]
         data = Path("data/datasets").resolve()
         started = time.monotonic()
-        _finish([*command, "--data", str(data)], folder / "whole")
+        _finish([*command, "--data", str(data), "--executor", "serial"], folder / "whole")
         whole = time.monotonic() - started
         print(f"uninterrupted: {whole:.0f} s")
-        _kill_often([*command, "--data", str(data)], folder / "killed", options, whole)
-        _finish([*command, "--data", str(data)], folder / "killed")
+        command += ["--data", str(data), "--executor", options.executor]
+        _kill_often(command, folder / "killed", options, whole)
+        _finish(command, folder / "killed")
         return _compare(folder / "whole", folder / "killed")
 
 
@@ -53,6 +58,7 @@ def _finish(command: list[str], folder: Path) -> None:
 def _kill_often(command: list[str], folder: Path, options: argparse.Namespace, whole: float) -> None:
     """Kill at moments spread over start-up and work, so that about a whole run's time is spent between the kills."""
     folder.mkdir()
+    sent, status = (signal.SIGINT, 130) if options.interrupt else (signal.SIGKILL, -signal.SIGKILL)
     draw = random.Random(options.seed)
     for i in range(options.kills):
         wait = draw.uniform(0.2, 2 * whole / options.kills) + draw.choice([0.0, 4.0, 6.0])
@@ -63,9 +69,9 @@ def _kill_often(command: list[str], folder: Path, options: argparse.Namespace, w
             process.wait(timeout=wait)
             how = "had finished"
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            how = "killed"
+            os.killpg(process.pid, sent)
+            ended = process.wait()
+            how = "killed" if ended == status else f"killed, exit status {ended} instead of {status},"
         done = len(list(folder.glob("data/results/**/cells/*/result.json")))
         under_way = len(list(folder.glob("data/**/.partial-*/checkpoint.pt")))
         print(f"{i + 1:3}: {how} after {wait:5.1f} s, {done} cells done, {under_way} trainings under way")

@@ -77,17 +77,6 @@ def _stamps(folder: Path) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in found}
 
 
-@pytest.mark.parametrize("mode", ["retrain", "cascade", "cascade-rewind"])
-@pytest.mark.usefixtures("no_plots")
-def test_two_workers_give_what_one_gives(write: Any, small: dict[str, Any], in_tmp: Path, mode: str) -> None:
-    small["experiments"] |= {"mode": mode, "methods": ["WT", "FT"]}
-    path = str(write(small))
-    assert main([path, "-j", "1", "-q", "--results", "one"]) == 0
-    os.rename(in_tmp / "data/trained_networks", in_tmp / "aside")
-    assert main([path, "-j", "2", "-q", "--results", "two"]) == 0
-    same(pd.read_csv("one/small/results.csv"), pd.read_csv("two/small/results.csv"))
-
-
 def test_killed_at_random_moments_it_ends_with_the_same_results(
     write: Any, small: dict[str, Any], in_tmp: Path
 ) -> None:
