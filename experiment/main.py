@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--results", type=Path, metavar="DIR", help="where results go (default: data/results)")
     add("--data", type=Path, metavar="DIR", help="where datasets lie (default: data/datasets)")
     add("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)")
-    add("-j", dest="jobs", type=int, metavar="N", help="worker processes (default: cores / threads a cell; one a GPU)")
+    add("-j", dest="jobs", type=int, metavar="N", help="worker processes (default: as many as cores or GPUs bear)")
     add("-i", dest="share", type=int, metavar="K", help="with -j N: do share K (0 to N-1) of N, for job arrays")
     add("--executor", choices=("serial", "processes", "ray"), help="where cells run (default: processes if N > 1)")
     add("--retry-failed", action="store_true", help="run again what failed before")

@@ -88,7 +88,7 @@ class _Tasks:
             .options(scheduling_strategy=here)  # where the command runs: it outlives any other node
             .remote()
         )
-        self.functions = {each: _function(each) for each in self.sizes}
+        self.functions = {each: as_task(do_work, each) for each in self.sizes}
         self.tasks: dict[Any, Work] = {}
         self.started: dict[str, Work] = {}
 
@@ -140,11 +140,11 @@ class _Tasks:
                 )
 
 
-def _function(each: Resources) -> Any:
-    """The work as Ray is to run it; deaths are counted and retried by us, as everywhere."""
+def as_task(function: Callable[..., Any], each: Resources) -> Any:
+    """A function as Ray is to run it; deaths are counted and retried by us, as everywhere."""
     # CUDA keeps to the GPU that a process was first given, and what it has allocated: such a process is not used again.
     options = {"num_cpus": each.cpus, "num_gpus": each.gpus, "max_retries": 0, "max_calls": 1 if each.gpus else 0}
-    return ray.remote(**options)(do_work)
+    return ray.remote(**options)(function)
 
 
 def _nodes() -> list[tuple[float, float]]:

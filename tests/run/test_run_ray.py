@@ -76,7 +76,7 @@ def load(root, train):
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes of one core each, and a connection to them: later tests find the workers warm."""
+    """Two nodes of one core, one with what Ray takes for a GPU, and a connection: later tests find workers warm."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -84,7 +84,7 @@ def cluster() -> Iterator[Any]:
     nodes = Cluster(initialize_head=True, head_node_args=head)
     try:
         ray.init(address=nodes.address, logging_level="ERROR")  # on the node that stays: the other one may be lost
-        nodes.add_node(num_cpus=1, object_store_memory=OBJECTS)
+        nodes.add_node(num_cpus=1, num_gpus=1, object_store_memory=OBJECTS)
         yield nodes
     finally:
         ray.shutdown()
@@ -199,7 +199,25 @@ def test_a_cell_that_fits_no_node_is_refused(write: Any, own: dict[str, Any], in
     own["resources"] = {"cpus": 3}
     assert main([str(write(own)), "--executor", "ray", "-q"]) == 2
     error = capsys.readouterr().err
-    assert "a cell takes 3 CPUs and 0 GPUs, and no node has as much (there: 1 CPUs and 0 GPUs; 1 CPUs" in error
+    assert "a cell takes 3 CPUs and 0 GPUs, and no node has as much (there: 1 CPUs and " in error
+
+
+def test_shares_of_a_gpu_are_handed_out_and_their_processes_used_once(cluster: Any) -> None:
+    import ray
+
+    from experiment.run.on_ray import as_task
+    from experiment.run.resources import Resources
+
+    def probe() -> tuple[int, str, float]:
+        import ray
+
+        given = ray.get_runtime_context().get_assigned_resources()
+        return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"], given["GPU"]
+
+    quarter = as_task(probe, Resources(1, 0.25))
+    first, second = (ray.get(quarter.remote(), timeout=SECONDS) for _ in range(2))
+    assert first[1:] == second[1:] == ("0", 0.25)
+    assert first[0] != second[0]
 
 
 @pytest.mark.usefixtures("no_plots")
