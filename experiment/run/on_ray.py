@@ -83,7 +83,7 @@ class _Tasks:
         path = tuple(str(Path(folder).absolute()) for folder in sys.path)
         self.home = Home(str(Path.cwd()), path, setup.most_threads)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.mailbox = (
+        self.mailbox: Any = (
             ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Mailbox)
             .options(scheduling_strategy=here)  # where the command runs: it outlives any other node
             .remote()
@@ -127,6 +127,9 @@ class _Tasks:
         if self.tasks:
             ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=SECONDS_TO_END)
         ray.kill(self.mailbox)
+        # No reference may outlive the connection: the frames of an interrupt would hold them until the process ends.
+        self.tasks.clear()
+        self.mailbox = None
 
     def _refuse_what_fits_nowhere(self) -> None:
         nodes = _nodes()
