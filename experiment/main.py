@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -86,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--results", type=Path, metavar="DIR", help="where results go (default: data/results)")
     add("--data", type=Path, metavar="DIR", help="where datasets lie (default: data/datasets)")
     add("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)")
-    add("-j", dest="jobs", type=int, metavar="N", help="worker processes (default: cores / threads a cell; one a GPU)")
+    add("-j", dest="jobs", type=int, metavar="N", help="worker processes (default: as many as cores or GPUs bear)")
     add("-i", dest="share", type=int, metavar="K", help="with -j N: do share K (0 to N-1) of N, for job arrays")
     add("--executor", choices=("serial", "processes", "ray"), help="where cells run (default: processes if N > 1)")
     add("--retry-failed", action="store_true", help="run again what failed before")
@@ -169,8 +170,10 @@ def _check_call(options: argparse.Namespace, launch: Launch | None) -> None:
         problems.append(f"-j: must be at least 1. Got {options.jobs}.")
     if options.share is not None and (options.jobs is None or not 0 <= options.share < options.jobs):
         problems.append(f"-i: must be from 0 to N-1 and come with -j N. Got -i {options.share} -j {options.jobs}.")
-    if options.executor == "ray":
-        problems.append("--executor ray: not available in this version. Use serial or processes.")
+    if options.executor == "ray" and importlib.util.find_spec("ray") is None:
+        problems.append("--executor ray: Ray is not installed. Use: python -m pip install 'experiment[ray]'")
+    if options.executor == "ray" and options.device.startswith("cuda:"):
+        problems.append(f"--device {options.device}: Ray hands out GPUs itself. Use --device cuda with --executor ray.")
     if launch is not None and ((options.jobs or 1) > 1 or options.executor not in (None, "serial")):
         problems.append(
             f"-j, --executor: torchrun's {launch.size} processes train each network together, one network at a time. "

@@ -27,10 +27,14 @@ DEMO = str(ROOT / "param/digits/prune/lenet5.yaml")
         ([DEMO, "--set", "training.numEpoch=3"], "numEpochs"),
         ([DEMO, "--set", "training"], "KEY=VALUE"),
         ([DEMO, "--device", "tpu"], "--device"),
-        ([DEMO, "--executor", "ray"], "ray"),
+        ([DEMO, "--device", "cuda:1", "--executor", "ray"], "--device cuda:1: Ray hands out GPUs itself"),
+        ([DEMO, "--executor", "ray"], "Ray is not installed. Use: python -m pip install 'experiment[ray]'"),
     ],
 )
-def test_a_wrong_call_ends_with_2_and_one_clear_line(arguments: list[str], part: str, capsys: Any) -> None:
+def test_a_wrong_call_ends_with_2_and_one_clear_line(
+    arguments: list[str], part: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert part in error
@@ -58,10 +62,10 @@ def test_a_plan_is_json_lines_with_every_promised_field(capsys: Any) -> None:
 def test_planning_imports_no_torch_and_needs_no_data(tmp_path: Path) -> None:
     code = (
         "import sys; from experiment.main import main; status = main(sys.argv[1:]); "
-        "heavy = {'torch', 'torchvision', 'pandas', 'matplotlib', 'numpy', 'sklearn'} & set(sys.modules); "
+        "heavy = {'torch', 'torchvision', 'pandas', 'matplotlib', 'numpy', 'sklearn', 'ray'} & set(sys.modules); "
         "assert not heavy, heavy; sys.exit(status)"
     )
-    for arguments in (["--plan", "--device", "cpu"], ["--plan=json", "--device", "cpu"]):
+    for arguments in (["--plan", "--device", "cpu"], ["--plan=json", "--device", "cpu", "--executor", "ray"]):
         done = subprocess.run(
             [sys.executable, "-c", code, str(ROOT / "param/cifar/retrainsweep/resnet20.yaml"), *arguments],
             cwd=tmp_path, capture_output=True, text=True, check=False,

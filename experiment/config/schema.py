@@ -273,6 +273,15 @@ class Directories(Block):
     """Datasets, in torchprune's files: a second place to look."""
 
 
+class Resources(Block):
+    """What a cell takes up of a machine: how many are computed at once; part of no key."""
+
+    cpus: Annotated[Whole, Field(ge=1)] | None = None
+    """CPU cores; default: threads."""
+    gpus: Annotated[Number, Field(gt=0, le=1)] | None = None
+    """A GPU or a share of one, where cells compute on GPUs: 0.25 lets four share it; default: 1."""
+
+
 class Parameters(Block):
     """A whole parameter file, includes resolved."""
 
@@ -290,6 +299,8 @@ class Parameters(Block):
     """Where every random stream starts."""
     threads: Annotated[Whole, Field(ge=1)] = 1
     """CPU threads a cell computes with."""
+    resources: Resources = Field(default_factory=Resources)
+    """What a cell takes up of a machine: how many are computed at once."""
     coresets: Coresets = Field(default_factory=Coresets)
     """How many images methods that look at data are given."""
     directories: Directories = Field(default_factory=Directories)

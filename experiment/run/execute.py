@@ -1,27 +1,20 @@
-"""Where work runs: in this process, or in several; a worker that dies costs one retry, not the sweep."""
+"""How work is done, in this process or by a pool of workers: one that dies costs one retry, not the sweep."""
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock, Timeout
 
 from experiment.clock import Clock
-from experiment.errors import CannotWrite
 from experiment.run.deaths import Deaths, Lost
 from experiment.run.events import Event, Report, Timed
-from experiment.run.interrupt import stop_when_told
-from experiment.run.machine import visible_gpus
 from experiment.run.plan import Machine, ReferenceTask
+from experiment.run.resources import Resources
 from experiment.run.schedule import Queue, Work
 from experiment.run.store import Directories, Store
 
@@ -29,17 +22,17 @@ if TYPE_CHECKING:  # torch comes with it
     from experiment.run.crew import Crew
 
 SECONDS_BETWEEN_TRIES = 1.0  # for work that another process holds
-SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_TO_SAVE = 60.0  # for workers that are told to stop
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where one experiment lies, and with how many threads its cells are computed."""
+    """Where one experiment lies, with how many threads its cells are computed, and what each takes up of a machine."""
 
     folder: Path
     directories: Directories
     threads: int
+    resources: Resources
 
 
 @dataclass(frozen=True)
@@ -57,6 +50,30 @@ class Setup:
 
 
 Listener = Callable[[Work, Event], None]
+
+
+class Pool(Protocol):
+    """Workers, wherever they are: each does one piece of work at a time and tells of it."""
+
+    @property
+    def working(self) -> bool:
+        """Whether any work is under way."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is room for another piece of work."""
+
+    def start(self, work: Work) -> None:
+        """Have a piece of work done."""
+
+    def receive(self, timeout: float) -> Sequence[tuple[Work, Any]]:
+        """What has been told since the last call: events, then True (done), False (held by others) or Lost."""
+
+    def let_save(self) -> None:
+        """Tell all workers to stop, and give them the time to save where their trainings are."""
+
+    def stop(self) -> None:
+        """End the workers, whatever they are doing."""
 
 
 def run_serially(queue: Queue, setup: Setup, listen: Listener, clock: Clock) -> None:
@@ -79,9 +96,8 @@ def run_serially(queue: Queue, setup: Setup, listen: Listener, clock: Clock) -> 
         raise failure.error from None
 
 
-def run_in_processes(queue: Queue, setup: Setup, workers: int, listen: Listener) -> None:
-    """Do all work in `workers` processes."""
-    pool = _Pool(setup, workers)
+def run_in_pool(pool: Pool, queue: Queue, setup: Setup, listen: Listener) -> None:
+    """Do all work by the workers of a pool; a worker that dies costs one retry, and the pool is stopped at the end."""
     busy: dict[str, float] = {}
     deaths = Deaths(setup)
     try:
@@ -178,126 +194,3 @@ def _guarded(listen: Listener, work: Work) -> Report:
             raise _ListenerFailed(error) from error
 
     return report
-
-
-@dataclass
-class _Member:
-    process: BaseProcess
-    connection: Connection
-    work: Work | None = None
-
-
-class _Pool:
-    """Worker processes, each with a pipe; who dies is replaced."""
-
-    def __init__(self, setup: Setup, size: int) -> None:
-        self.setup, self.size = setup, size
-        self.gpus = visible_gpus(setup.machine)
-        self.hired = 0
-        self.members: list[_Member] = []
-
-    @property
-    def working(self) -> bool:
-        return any(m.work is not None for m in self.members)
-
-    @property
-    def idle(self) -> bool:
-        return sum(m.work is not None for m in self.members) < self.size
-
-    def start(self, work: Work) -> None:
-        for member in [m for m in self.members if m.work is None]:
-            try:
-                member.connection.send(work)
-            except OSError:  # it died idle
-                self.members.remove(member)
-                continue
-            member.work = work
-            return
-        member = self._hire()
-        member.work = work
-        member.connection.send(work)
-
-    def receive(self, timeout: float) -> Sequence[tuple[Work, Any]]:
-        """What working members have told since the last call: events, True (done), False (held by others) or Lost."""
-        at_work = [m for m in self.members if m.work is not None]
-        ready = set(wait([m.connection for m in at_work], timeout)) if at_work else set()
-        if not at_work:
-            time.sleep(timeout)
-        told: list[tuple[Work, Any]] = []
-        for member in at_work:
-            if member.connection in ready:
-                assert member.work is not None
-                try:
-                    message = member.connection.recv()
-                except (EOFError, OSError):
-                    message = Lost("its worker process died (killed, or out of memory)")
-                    self.members.remove(member)
-                told.append((member.work, message))
-                if isinstance(message, bool | Lost):
-                    member.work = None
-        return told
-
-    def let_save(self) -> None:
-        """Tell all workers to stop, and give them the time to save where their trainings are."""
-        for member in self.members:
-            member.process.terminate()
-        until = time.monotonic() + SECONDS_TO_SAVE
-        for member in self.members:  # in slices: a signal that another thread gets does not end the waiting of this one
-            while member.process.is_alive() and time.monotonic() < until:
-                member.process.join(SECONDS_BETWEEN_LOOKS)
-
-    def stop(self) -> None:
-        for member in self.members:
-            member.process.kill()  # everything that counts is on the disk, whole
-        for member in self.members:
-            member.process.join()
-
-    def _hire(self) -> _Member:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read when torch is imported, in the new process
-            os.environ[name] = str(self.setup.most_threads)
-        if self.gpus:
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus[self.hired % len(self.gpus)]
-        self.hired += 1
-        process = context.Process(target=_work_for, args=(theirs, self.setup, time.monotonic()))
-        process.start()
-        theirs.close()
-        member = _Member(process, ours)
-        self.members.append(member)
-        return member
-
-
-def _work_for(connection: Connection, setup: Setup, hired: float) -> None:
-    """The life of a worker: take work, do it, tell of it, until nobody is there to tell or the parent says so.
-
-    Args:
-        hired: the monotonic time at which its process was started.
-    """
-    stop_when_told()
-    with contextlib.suppress(KeyboardInterrupt):
-        _work(connection, setup, hired)
-
-
-def _work(connection: Connection, setup: Setup, hired: float) -> None:
-    clock = Clock()
-    do = make_worker(setup, clock)
-    clock.add("start-up", time.monotonic() - hired)
-
-    def tell(message: Event | bool | Lost) -> None:
-        try:
-            connection.send(message)
-        except OSError:  # the parent is gone: end here, which is no fault of the cell
-            raise SystemExit(1) from None
-
-    while True:
-        try:
-            work = connection.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            tell(do(work, tell))
-        except (CannotWrite, OSError) as error:
-            tell(Lost(str(error), fatal=True))
-        except Exception as error:  # what no cell could be given: a damaged results folder, say
-            tell(Lost(f"{type(error).__name__}: {error}"))

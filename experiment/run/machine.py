@@ -75,8 +75,8 @@ def visible_gpus(machine: Machine) -> tuple[str, ...]:
     return tuple(map(str, range(torch.cuda.device_count())))
 
 
-def describe_environment(machine: Machine, threads: int, workers: int) -> dict[str, Any]:
-    """Versions, device, threads and commit: what environment.json holds."""
+def describe_environment(machine: Machine, threads: int, workers: int | None) -> dict[str, Any]:
+    """Versions, device, threads and commit: what environment.json holds; workers are None on a cluster of Ray's."""
     return {
         "format": FORMAT_VERSION,
         "python": platform.python_version(),

@@ -18,10 +18,12 @@ from experiment.errors import ConfigError
 from experiment.files import write_whole
 from experiment.run.deployed import measure_deployed
 from experiment.run.events import CellDone, Event, Timed
-from experiment.run.execute import Setup, Site, run_in_processes, run_serially
+from experiment.run.execute import Setup, Site, run_serially
 from experiment.run.machine import describe_environment, visible_gpus
 from experiment.run.parameters import END, HEADER, PARAMETERS
 from experiment.run.plan import ExperimentPlan, Machine
+from experiment.run.processes import run_in_processes
+from experiment.run.resources import Resources, resources_of
 from experiment.run.schedule import Queue, Work, open_work
 from experiment.run.show import Show
 from experiment.run.store import Directories, Store
@@ -55,9 +57,9 @@ class Options:
     """How to run: what the command line says beside the parameter files.
 
     Attributes:
-        workers: processes on this machine, None for as many as the cores (or GPUs) bear.
+        workers: processes on this machine (or tasks of Ray), None for as many as the cores (or GPUs) bear.
         share: (K, N) of a job array, else None.
-        executor: serial or processes, None to choose by the number of workers.
+        executor: serial, processes or ray; None to choose one of the first two by the number of workers.
         crew: the processes that take part in every training, where there are any; then there is one worker.
     """
 
@@ -129,7 +131,10 @@ def _compute(
     machine = plans[0].machine
     touched = sorted({item.experiment for item in work})
     threads = max(plans[i].file.parameters.threads for i in touched)
-    workers = _num_workers(options, threads, machine, len(work))
+    resources = [resources_of(plan.file.parameters, machine) for plan in plans]
+    workers = None  # as many as a cluster bears, which may change on the way
+    if options.executor != "ray":
+        workers = _num_workers(options, [resources[i] for i in touched], machine, len(work))
     with timing.clock.part("start-up"):
         from experiment.run.preflight import problems_before_running  # torch comes with it: not before there is work
 
@@ -140,7 +145,8 @@ def _compute(
         _describe(plans[i], stores[i], workers)
     cells = sum(len(item.cells) for item in work)
     if options.verbosity >= 0:
-        how = f"{_plural(workers, 'worker')} of {_plural(threads, 'thread')}"
+        how = "Ray tasks" if workers is None else _plural(workers, "worker")
+        how += f" of {_plural(threads, 'thread')}"
         if machine.processes > 1:
             how += f", {machine.processes} processes train each network"
         say(f"{_plural(cells, 'cell')} to compute on {machine.device}, {how}")
@@ -150,7 +156,7 @@ def _compute(
     def listen(item: Work, event: Event) -> None:
         nonlocal due
         if isinstance(event, Timed):
-            timing.add(event.seconds, workers)
+            timing.add(event.seconds, workers or 1)
             return
         show(item, event)
         if isinstance(event, CellDone) and time.monotonic() > due:
@@ -161,12 +167,19 @@ def _compute(
             due = ended + max(SECONDS_BETWEEN_TABLES, TABLES_ASIDE * (ended - started))
 
     sites = tuple(
-        Site(store.folder, place, plan.file.parameters.threads)
-        for plan, store, place in zip(plans, stores, directories, strict=True)
+        Site(store.folder, place, plan.file.parameters.threads, each)
+        for plan, store, place, each in zip(plans, stores, directories, resources, strict=True)
     )
     setup = Setup(sites, machine, options.retry_failed, options.crew)
     try:
-        if (options.executor or ("processes" if workers > 1 else "serial")) == "serial":
+        if workers is None:
+            from experiment.run.on_ray import run_on_ray  # Ray is there only for those who ask for it
+
+            timing.hire(None)
+            most = None if options.share is not None else options.workers
+            run_on_ray(Queue(work), setup, listen, show.say if options.verbosity >= 0 else _silent, most=most)
+            timing.dismiss()
+        elif (options.executor or ("processes" if workers > 1 else "serial")) == "serial":
             run_serially(Queue(work), setup, listen, timing.clock)
         else:
             timing.hire(workers)
@@ -178,17 +191,19 @@ def _compute(
             stores[i].write_table(plans[i])
 
 
-def _num_workers(options: Options, threads: int, machine: Machine, pieces: int) -> int:
+def _num_workers(options: Options, resources: Sequence[Resources], machine: Machine, pieces: int) -> int:
     """As many as asked for, else as the cores (or GPUs) bear; never more than there is work."""
     if options.share is not None:
         return 1
-    bearable = max(1, (os.cpu_count() or 1) // threads)
     if machine.kind == "cuda":
-        bearable = max(1, len(visible_gpus(machine)))
+        gpus = max(1, len(visible_gpus(machine)))
+        bearable = min(each.fit_gpus(gpus) for each in resources)
+    else:
+        bearable = min(each.fit(os.cpu_count() or 1, 0) for each in resources)
     return max(1, min(options.workers or bearable, pieces))
 
 
-def _describe(plan: ExperimentPlan, store: Store, workers: int) -> None:
+def _describe(plan: ExperimentPlan, store: Store, workers: int | None) -> None:
     """Leave beside the results what was asked for and where it is computed."""
     _write_parameters(plan, store)
     environment = describe_environment(plan.machine, plan.file.parameters.threads, workers)

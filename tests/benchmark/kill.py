@@ -37,6 +37,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], help="handed on to the command")
     parser.add_argument("-j", dest="jobs", default="1", help="handed on to the command")
+    parser.add_argument("--executor", choices=("serial", "processes", "ray"), help="handed on, once killing begins")
     options = parser.parse_args()
     if options.jobs == "1" and options.whom in ("worker", "any"):
         parser.error("--whom worker and any need workers: -j 2 or more")
@@ -50,6 +51,7 @@ def main() -> int:
         whole = time.monotonic() - started
         print(f"uninterrupted: {whole:.0f} s, {start_up:.0f} s of them until the first epoch", flush=True)
         command.append("--retry-failed")  # a cell fails whose worker was killed twice
+        command += ["--executor", options.executor] if options.executor else []
         _kill_often(command, folder / "killed", options, start_up, whole - start_up)
         _finish(command, folder / "killed")
         return _compare(folder / "whole", folder / "killed") or _leftovers(folder / "killed")

@@ -70,6 +70,8 @@ Problems = Callable[..., tuple[str, ...]]
             "9: experiments.mode: must be one of train, retrain, retrain-rewind, cascade, cascade-rewind. Got 'cascde'",
         ),
         # the grid
+        ("experiments:", "resources: {cpus: 0}\nexperiments:", "7: resources.cpus: must be at least 1. Got 0."),
+        ("experiments:", "resources: {gpus: 1.5}\nexperiments:", "7: resources.gpus: must be at most 1. Got 1.5."),
         ("maxVal: 0.8", "maxVal: 1.3", "11: experiments.spacing[0].maxVal: must be in (0, 1]. Got 1.3."),
         ("minVal: 0.2", "minVal: 0", "11: experiments.spacing[0].minVal: must be in (0, 1]. Got 0"),
         ("minVal: 0.2", "minVal: 0.9", "11: experiments.spacing[0].minVal: must be at most maxVal (0.8). Got 0.9."),

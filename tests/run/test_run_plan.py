@@ -71,6 +71,7 @@ def test_retraining_changes_the_cells_but_not_the_reference(write: Any, small: d
         ("training", {"loss": "CrossEntropyLoss", "lossKwargs": {}}),
         ("experiments", {"plotting": {"minVal": 0.1, "maxVal": 0.9}}),
         ("experiments", {"budget": "parameters", "numRepetitions": 1}),
+        ("", {"resources": {"cpus": 4, "gpus": 0.25}}),
         ("", {"network_names": {"WT": "magnitude"}, "description": "words", "directories": {"results": "elsewhere"}}),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -70,17 +69,6 @@ def test_a_second_run_computes_nothing_and_a_larger_grid_only_what_is_new(
 def _stamps(folder: Path) -> dict[str, int]:
     found = [*folder.glob("data/results/small/cells/*/result.json"), *folder.glob("data/trained_networks/*/network.pt")]
     return {str(p): p.stat().st_mtime_ns for p in found}
-
-
-@pytest.mark.parametrize("mode", ["retrain", "cascade", "cascade-rewind"])
-@pytest.mark.usefixtures("no_plots")
-def test_two_workers_give_what_one_gives(write: Any, small: dict[str, Any], in_tmp: Path, mode: str) -> None:
-    small["experiments"] |= {"mode": mode, "methods": ["WT", "FT"]}
-    path = str(write(small))
-    assert main([path, "-j", "1", "-q", "--results", "one"]) == 0
-    os.rename(in_tmp / "data/trained_networks", in_tmp / "aside")
-    assert main([path, "-j", "2", "-q", "--results", "two"]) == 0
-    same(pd.read_csv("one/small/results.csv"), pd.read_csv("two/small/results.csv"))
 
 
 @pytest.mark.usefixtures("no_plots")

@@ -1,0 +1,150 @@
+"""Worker processes on this machine: each with a pipe, replaced when it dies, told to save when the work is stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from experiment.clock import Clock
+from experiment.errors import CannotWrite
+from experiment.run.deaths import Lost
+from experiment.run.events import Event
+from experiment.run.execute import SECONDS_TO_SAVE, Listener, Setup, make_worker, run_in_pool
+from experiment.run.interrupt import stop_when_told
+from experiment.run.machine import visible_gpus
+from experiment.run.schedule import Queue, Work
+
+SECONDS_BETWEEN_LOOKS = 0.2
+
+
+def run_in_processes(queue: Queue, setup: Setup, workers: int, listen: Listener) -> None:
+    """Do all work in `workers` processes."""
+    run_in_pool(_Processes(setup, workers), queue, setup, listen)
+
+
+@dataclass
+class _Member:
+    process: BaseProcess
+    connection: Connection
+    work: Work | None = None
+
+
+class _Processes:
+    """Worker processes, each with a pipe; who dies is replaced."""
+
+    def __init__(self, setup: Setup, size: int) -> None:
+        self.setup, self.size = setup, size
+        self.gpus = visible_gpus(setup.machine)
+        self.hired = 0
+        self.members: list[_Member] = []
+
+    @property
+    def working(self) -> bool:
+        return any(m.work is not None for m in self.members)
+
+    @property
+    def idle(self) -> bool:
+        return sum(m.work is not None for m in self.members) < self.size
+
+    def start(self, work: Work) -> None:
+        for member in [m for m in self.members if m.work is None]:
+            try:
+                member.connection.send(work)
+            except OSError:  # it died idle
+                self.members.remove(member)
+                continue
+            member.work = work
+            return
+        member = self._hire()
+        member.work = work
+        member.connection.send(work)
+
+    def receive(self, timeout: float) -> Sequence[tuple[Work, Any]]:
+        at_work = [m for m in self.members if m.work is not None]
+        ready = set(wait([m.connection for m in at_work], timeout)) if at_work else set()
+        if not at_work:
+            time.sleep(timeout)
+        told: list[tuple[Work, Any]] = []
+        for member in at_work:
+            if member.connection in ready:
+                assert member.work is not None
+                try:
+                    message = member.connection.recv()
+                except (EOFError, OSError):
+                    message = Lost("its worker process died (killed, or out of memory)")
+                    self.members.remove(member)
+                told.append((member.work, message))
+                if isinstance(message, bool | Lost):
+                    member.work = None
+        return told
+
+    def let_save(self) -> None:
+        for member in self.members:
+            member.process.terminate()
+        until = time.monotonic() + SECONDS_TO_SAVE
+        for member in self.members:  # in slices: a signal that another thread gets does not end the waiting of this one
+            while member.process.is_alive() and time.monotonic() < until:
+                member.process.join(SECONDS_BETWEEN_LOOKS)
+
+    def stop(self) -> None:
+        for member in self.members:
+            member.process.kill()  # everything that counts is on the disk, whole
+        for member in self.members:
+            member.process.join()
+
+    def _hire(self) -> _Member:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read when torch is imported, in the new process
+            os.environ[name] = str(self.setup.most_threads)
+        if self.gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus[self.hired % len(self.gpus)]
+        self.hired += 1
+        process = context.Process(target=_work_for, args=(theirs, self.setup, time.monotonic()))
+        process.start()
+        theirs.close()
+        member = _Member(process, ours)
+        self.members.append(member)
+        return member
+
+
+def _work_for(connection: Connection, setup: Setup, hired: float) -> None:
+    """The life of a worker: take work, do it, tell of it, until nobody is there to tell or the parent says so.
+
+    Args:
+        hired: the monotonic time at which its process was started.
+    """
+    stop_when_told()
+    with contextlib.suppress(KeyboardInterrupt):
+        _work(connection, setup, hired)
+
+
+def _work(connection: Connection, setup: Setup, hired: float) -> None:
+    clock = Clock()
+    do = make_worker(setup, clock)
+    clock.add("start-up", time.monotonic() - hired)
+
+    def tell(message: Event | bool | Lost) -> None:
+        try:
+            connection.send(message)
+        except OSError:  # the parent is gone: end here, which is no fault of the cell
+            raise SystemExit(1) from None
+
+    while True:
+        try:
+            work = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            tell(do(work, tell))
+        except (CannotWrite, OSError) as error:
+            tell(Lost(str(error), fatal=True))
+        except Exception as error:  # what no cell could be given: a damaged results folder, say
+            tell(Lost(f"{type(error).__name__}: {error}"))

@@ -1,0 +1,112 @@
+"""The same numbers, whatever the way: serially, by workers, in shares of a job array, through Ray, in another order.
+
+(Killed and continued: test_run_session.py, and tests/benchmark/kill.py for as often as one likes.)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from experiment.main import main
+from experiment.report import Report
+
+METHODS = ["SiPPRand", "FT", "ALDS"]  # drawn at random; filters, physically removed; low rank
+MODES = ("retrain", "cascade", "cascade-rewind")
+
+FEW_DIGITS = """
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from experiment.datasets.digits import load as load_digits
+
+
+def load(root, train):
+    pixels = load_digits("Digits", root, train, {}, 10).items
+    return TensorDataset(pixels.images[::4, :, 2::3, 2::3], pixels.labels[::4])
+
+
+def make(input_shape, output_size):
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 24, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, output_size),
+    )
+"""
+
+PARAMETERS: dict[str, Any] = {
+    "network": {"name": "few_digits:make", "dataset": "few_digits:load", "outputSize": 10},
+    "training": {
+        "batchSize": 32,
+        "numEpochs": 1,
+        "optimizer": "SGD",
+        "optimizerKwargs": {"lr": 0.1, "momentum": 0.9},
+        "transformsTrain": [{"type": "RandomCrop", "kwargs": {"size": 9, "padding": 1}}],
+        "transformsFinal": [{"type": "ToTensor"}],
+    },
+    "experiments": {"numNets": 2, "spacing": [{"type": "manual", "values": [0.8, 0.5, 0.3, 0.15]}]},
+}
+
+Tables = dict[str, pd.DataFrame]
+
+
+def compute(folder: Path, *calls: list[str], methods: list[str] = METHODS) -> Tables:
+    """The tables, as text, that calls of the command leave in a folder of their own, one a mode; seconds left out."""
+    folder.mkdir()
+    (folder / "few_digits.py").write_text(FEW_DIGITS)
+    for mode in MODES:
+        some = methods[:1] if mode == "cascade-rewind" else methods
+        experiments = PARAMETERS["experiments"] | {"mode": mode, "methods": some}
+        (folder / f"{mode}.yaml").write_text(yaml.safe_dump(PARAMETERS | {"experiments": experiments}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        patch.setattr("experiment.report.write_report", lambda where: Report([], where, where, where))
+        for call in calls:
+            assert main([*(f"{mode}.yaml" for mode in MODES), "-q", *call]) == 0
+    tables = {mode: pd.read_csv(folder / f"data/results/{mode}/results.csv", dtype=str) for mode in MODES}
+    return {mode: t.drop(columns=[c for c in t if c.startswith("seconds_")]) for mode, t in tables.items()}
+
+
+@pytest.fixture(scope="module")
+def serially(tmp_path_factory: pytest.TempPathFactory) -> Tables:
+    """What one process computes."""
+    tables = compute(tmp_path_factory.mktemp("serial") / "run", ["-j", "1"])
+    assert len(tables["retrain"]) == len(tables["cascade"]) == 2 * (1 + len(METHODS) * 4)
+    for table in tables.values():
+        assert set(table["status"]) == {"done"}
+        assert set(table["epochs"]) == {"0", "1"}
+        assert table["loss"].nunique() == len(table), "every cell is another network"
+    (once, again) = (tables[mode][tables[mode]["keep_target"].isin(["0.3", "0.15"])] for mode in ("retrain", "cascade"))
+    assert not set(once["loss"]) & set(again["loss"])
+    return tables
+
+
+def same(found: Tables, expected: Tables) -> None:
+    for mode in MODES:
+        pd.testing.assert_frame_equal(found[mode], expected[mode], check_exact=True)
+
+
+def test_two_workers(serially: Tables, tmp_path: Path) -> None:
+    same(compute(tmp_path / "run", ["-j", "2"]), serially)
+
+
+def test_shares_of_a_job_array(serially: Tables, tmp_path: Path) -> None:
+    same(compute(tmp_path / "run", ["-j", "2", "-i", "1"], ["-j", "2", "-i", "0"]), serially)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is an extra: pip install 'experiment[ray]'")
+def test_ray_on_a_cluster_of_its_own(serially: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # or else it leaves a file in the home folder
+    same(compute(tmp_path / "run", ["--executor", "ray"]), serially)
+
+
+def test_methods_in_another_order(serially: Tables, tmp_path: Path) -> None:
+    found = compute(tmp_path / "run", ["-j", "1"], methods=[METHODS[0], *reversed(METHODS[1:])])
+    assert list(found["cascade"]["cell"]) != list(serially["cascade"]["cell"])
+    same(*({mode: t.sort_values("cell", ignore_index=True) for mode, t in way.items()} for way in (found, serially)))
