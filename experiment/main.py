@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(lines), file=sys.stderr)
         return EXIT_WRONG
     except KeyboardInterrupt:
-        kept = "finished cells and the last finished epoch of every training under way are kept"
+        last = "last checkpoint" if options.executor == "ray" else "last finished epoch"
+        kept = f"finished cells and the {last} of every training under way are kept"
         print(f"interrupted: {kept}; the same command continues from here", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `... --plan | head`: whoever read has enough

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from experiment.errors import ExperimentError
+
 if TYPE_CHECKING:
     from experiment.run.events import Event, Report
     from experiment.run.schedule import Work
@@ -76,7 +78,7 @@ def _settle(setup: bytes, home: Home) -> Callable[[Work, Report], bool]:
     try:
         os.chdir(home.folder)
     except OSError as error:
-        raise FileNotFoundError(
+        raise ExperimentError(
             f"the node {socket.gethostname()} cannot enter {home.folder} ({error.strerror}): the nodes of the cluster "
             "must share the folders of results and data, and the one in which the command is given"
         ) from error

@@ -264,6 +264,9 @@ def test_an_interrupt_stops_the_workers_and_exits_130(cluster: Any, write: Any, 
     until(nodes_seen)
     (pid,) = (int(Path(name).read_text()) for name in nodes_seen())
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    assert "interrupted: the same command continues from here" in process.communicate(timeout=SECONDS)[1]
+    assert (
+        "last checkpoint of every training under way are kept; the same command continues"
+        in process.communicate(timeout=SECONDS)[1]
+    )
     assert process.returncode == 130
     until(lambda: not Path(f"/proc/{pid}").exists())
