@@ -68,6 +68,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--round-to", type=int, default=1)
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[64])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--images", type=int, default=32, help="random ones, to calibrate with")
     parser.add_argument("--min-run-time", type=float, default=1.0, help="seconds a latency is measured")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--rebuild", nargs=3, help=argparse.SUPPRESS)
@@ -77,13 +78,13 @@ def parse() -> argparse.Namespace:
 def measure(name: str, a: argparse.Namespace) -> Iterator[Row]:
     """The dense network's row, then one a method and keep ratio."""
     torch.set_num_threads(a.threads)
-    shape, classes, num_inputs = SHAPES[name]
+    shape, classes, _ = SHAPES[name]
     network = dense(name)
     original = count(network, inputs(name, 1))
     ms = latencies(network, shape, a)
     whole = {f"ms_{b}": ms[b] for b in ms} | {f"x_{b}": 1.0 for b in ms}
     yield describe(name, "dense", 1.0, network, network, a) | whole
-    data = inputs(name, num_inputs), torch.randint(0, classes, (num_inputs,), generator=generator("targets"))
+    data = inputs(name, a.images), torch.randint(0, classes, (a.images,), generator=generator("targets"))
     for method in a.methods:
         settings = {} if METHODS[method].kind == "weight" else {"round_to": a.round_to}
         results = compress_many(
