@@ -235,24 +235,6 @@ def test_a_folder_that_a_node_does_not_have_is_named(
     assert "must share" in error
 
 
-@pytest.mark.usefixtures("no_plots")
-def test_a_lost_node_costs_nothing(cluster: Any, write: Any, own: dict[str, Any], in_tmp: Path) -> None:
-    """What comes after it finds a cluster of one node."""
-    (in_tmp / "wait").touch()
-
-    def lose() -> None:
-        until(lambda: len(nodes_seen()) == 2)
-        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
-        (in_tmp / "wait").unlink()
-
-    loser = Thread(target=lose)
-    loser.start()
-    assert main([str(write(own)), "--executor", "ray", "-q"]) == 0
-    loser.join()
-    assert len(table()) == 10
-    assert set(table()["status"]) == {"done"}
-
-
 def test_an_interrupt_stops_the_workers_and_exits_130(cluster: Any, write: Any, own: dict[str, Any]) -> None:
     own["experiments"]["numNets"] = 1
     path = str(write(own))
@@ -270,3 +252,21 @@ def test_an_interrupt_stops_the_workers_and_exits_130(cluster: Any, write: Any, 
     )
     assert process.returncode == 130
     until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_lost_node_costs_nothing(cluster: Any, write: Any, own: dict[str, Any], in_tmp: Path) -> None:
+    """The last of the tests on this cluster: for a while it does not know that it has lost a node."""
+    (in_tmp / "wait").touch()
+
+    def lose() -> None:
+        until(lambda: len(nodes_seen()) == 2)
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+        (in_tmp / "wait").unlink()
+
+    loser = Thread(target=lose)
+    loser.start()
+    assert main([str(write(own)), "--executor", "ray", "-q"]) == 0
+    loser.join()
+    assert len(table()) == 10
+    assert set(table()["status"]) == {"done"}

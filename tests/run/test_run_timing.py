@@ -43,7 +43,7 @@ def test_a_run_says_where_its_time_went(
     assert main([str(write(small)), "-j", workers]) == 0
     written = json.loads((in_tmp / "data/results/small/timing.json").read_text())
     seconds = written["seconds"]
-    assert sum(seconds.values()) == pytest.approx(written["wall_seconds"], rel=0.01)
+    assert sum(seconds.values()) == pytest.approx(written["wall_seconds"], abs=0.15)  # of rounding
     names = {"training", "augmentation", "validation", "checkpoints", "test", "compression", "storing", "start-up"}
     assert names <= seconds.keys()
     assert all(value >= 0 for value in seconds.values())
