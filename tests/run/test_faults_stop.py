@@ -193,12 +193,15 @@ def test_a_share_whose_reference_another_process_trains(
 ) -> None:
     """The other one keeps its results elsewhere: only the trained network is shared."""
     first = forked(lambda: main([path, "-j", "2", "-i", "0", "-v", "--results", "elsewhere"]))
-    first.until(lambda: "epoch 3/" in first.said)
+    first.until(lambda: "epoch 2/" in first.said)
+    first.send(signal.SIGSTOP)  # or it might be done before the other one asks
     second = forked(lambda: main([path, "-j", "2", "-i", "1", "-v"]))
     second.until(lambda: "waiting for another process that trains lenet300_100" in second.said)
     if dies:
         first.send(signal.SIGKILL)
         first.wait()
+    else:
+        first.send(signal.SIGCONT)
     assert second.wait() == 0
     trained = "Reference net 0 epoch"
     assert f"{trained} 1/" not in second.said, "what the other one had is not done again"
