@@ -19,7 +19,7 @@ from experiment.main import main
 from experiment.training import checkpoint
 
 TIMES = ["seconds_compress", "seconds_retrain"]
-EPOCHS = 15
+EPOCHS = 40  # long enough that what waits for one of them is there before the last
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
