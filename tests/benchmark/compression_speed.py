@@ -10,7 +10,6 @@ what it had before the analysis stands beside it. A budget that a method cannot 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import resource
 import subprocess
@@ -21,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from rows import Row, show
 
 from experiment.errors import InfeasibleBudget
 from experiment.layers.plan import State
@@ -33,6 +33,7 @@ from experiment.streams import generator, seeded
 CIFAR, IMAGENET = ((3, 32, 32), 10, 183), ((3, 224, 224), 1000, 32)  # input shape, classes, calibration inputs
 SHAPES = {"resnet20": CIFAR, "vgg16_bn": CIFAR, "resnet18": IMAGENET, "resnet50": IMAGENET}
 LABELS = [label for label, entry in METHODS.items() if entry.kind in ("lowrank", "weight", "filter")]
+WIDTHS = {"network": 10, "method": 18}
 PHASES = ("analyse", "plan", "build", "count")
 
 
@@ -41,16 +42,12 @@ def main() -> None:
     if arguments.alone:
         print(json.dumps(measure(arguments.networks[0], arguments.methods[0], arguments.keeps, arguments.threads)))
         return
-    rows = []
-    for network in arguments.networks:
-        for method in arguments.methods:
-            rows.append(in_own_process(network, method, arguments.keeps, arguments.threads))
-            print_row(rows[-1], header=len(rows) == 1)
-    if arguments.csv:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+    rows = (
+        in_own_process(network, method, arguments.keeps, arguments.threads)
+        for network in arguments.networks
+        for method in arguments.methods
+    )
+    show(rows, WIDTHS, arguments.csv)
 
 
 def parse() -> argparse.Namespace:
@@ -64,15 +61,15 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def in_own_process(network: str, method: str, keeps: int, threads: int) -> dict[str, object]:
+def in_own_process(network: str, method: str, keeps: int, threads: int) -> Row:
     """A fresh interpreter's measurement: neither warm caches nor memory of an earlier one."""
     options = ["--networks", network, "--methods", method, "--keeps", str(keeps), "--threads", str(threads)]
     done = subprocess.run([sys.executable, __file__, *options, "--alone"], stdout=subprocess.PIPE, check=True)
-    row: dict[str, object] = json.loads(done.stdout)
+    row: Row = json.loads(done.stdout)
     return row
 
 
-def measure(network: str, label: str, keeps: int, threads: int) -> dict[str, object]:
+def measure(network: str, label: str, keeps: int, threads: int) -> Row:
     """One row of the table: seconds of every phase, of all of them, and peak memory in MiB."""
     torch.set_num_threads(threads)
     shape, classes, num_inputs = SHAPES[network]
@@ -82,7 +79,7 @@ def measure(network: str, label: str, keeps: int, threads: int) -> dict[str, obj
     targets = torch.randint(0, classes, (num_inputs,), generator=generator("targets"))
     method = make_method(METHODS[label], METHODS[label].settings())
     original = count(state.network, state.example)
-    row: dict[str, object] = {"network": network, "method": label, "threads": threads, "keeps": keeps}
+    row: Row = {"network": network, "method": label, "threads": threads, "keeps": keeps}
     seconds = dict.fromkeys(PHASES, 0.0)
     before_mib, cpu = peak_mib(), time.process_time()
     with timed(seconds, "analyse"):
@@ -122,13 +119,6 @@ def peak_mib() -> int:
     """The most memory that this process ever held; Linux tells it in KiB, macOS in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak >> 20 if sys.platform == "darwin" else peak >> 10
-
-
-def print_row(row: dict[str, object], header: bool) -> None:
-    widths = {"network": 10, "method": 18}
-    if header:
-        print(" ".join(f"{name:>{widths.get(name, len(name))}}" for name in row))
-    print(" ".join(f"{value!s:>{widths.get(name, len(name))}}" for name, value in row.items()), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ came back is what was planned. `x ms` are shares of the dense network's latency;
 from __future__ import annotations
 
 import argparse
-import csv
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import numpy as np
 import onnxruntime
 import torch
 from compression_speed import CIFAR, IMAGENET
+from rows import Row, show
 from torch import Tensor, nn
 
 from experiment import compress_many, load_network, save_network
@@ -35,9 +35,9 @@ from experiment.streams import generator, seeded
 
 SHAPES = {
     **dict.fromkeys(["resnet20", "vgg16_bn", "densenet22", "wrn16_8"], CIFAR),
-    **dict.fromkeys(["mobilenet_v2", "resnet18", "resnet50"], IMAGENET),
+    **dict.fromkeys(["mobilenet_v2", "resnet50"], IMAGENET),
 }
-Row = dict[str, object]
+WIDTHS = {"network": 12, "method": 8, "budget": 10, "x_params": 8, "mib": 7, "elsewhere": 9, "onnx": 7, "exact": 7}
 
 
 def main() -> None:
@@ -46,16 +46,8 @@ def main() -> None:
         path, name, outputs = arguments.rebuild
         np.save(outputs, answers(load_network(path, network=dense(name)), inputs(name, 2)))
         return
-    rows = []
-    for name in arguments.networks:
-        for row in measure(name, arguments):
-            rows.append(row)
-            print_row(row, header=len(rows) == 1)
-    if arguments.csv:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+    rows = (row for name in arguments.networks for row in measure(name, arguments))
+    show(rows, WIDTHS, arguments.csv)
 
 
 def parse() -> argparse.Namespace:
@@ -172,13 +164,6 @@ def latencies(network: nn.Module, shape: tuple[int, ...], a: argparse.Namespace)
     """Median milliseconds of every batch size."""
     network = bake_masks(network).eval()
     return {b: round(measure_latency(network, shape, b, a.threads, a.min_run_time).median_ms, 1) for b in a.batch_sizes}
-
-
-def print_row(row: Row, header: bool) -> None:
-    widths = {"network": 12, "method": 8, "budget": 10, "x_params": 8, "mib": 7, "elsewhere": 9}
-    if header:
-        print(" ".join(f"{name:>{widths.get(name, 7)}}" for name in row))
-    print(" ".join(f"{value!s:>{widths.get(name, 7)}}" for name, value in row.items()), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
 import torch
+from rows import Row, show
 from torch import nn
 from torch.utils.benchmark import Timer
 
@@ -32,20 +32,13 @@ from experiment.networks.make import make_network
 from experiment.streams import generator, seeded
 
 SHAPE, CLASSES = (3, 224, 224), 1000
-Row = dict[str, object]
+WIDTHS = {"method": 12, "budget": 10, "ms": 8, "iqr_ms": 7}
 
 
 def main() -> None:
     arguments = parse()
-    rows: list[Row] = []
-    for row in shapes(arguments) if arguments.shapes else networks(arguments):
-        rows.append(row)
-        print_row(row, header=len(rows) == 1)
-    if arguments.csv:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+    rows = shapes(arguments) if arguments.shapes else networks(arguments)
+    show(rows, WIDTHS, arguments.csv)
 
 
 def parse() -> argparse.Namespace:
@@ -165,13 +158,6 @@ def milliseconds(network: nn.Module, x: torch.Tensor, threads: int, a: argparse.
         timer = Timer("network(x)", globals={"network": network, "x": x}, num_threads=threads)
         measured = timer.blocked_autorange(min_run_time=a.min_run_time)
     return {"ms": round(measured.median * 1e3, 3), "iqr_ms": round(measured.iqr * 1e3, 3)}
-
-
-def print_row(row: Row, header: bool) -> None:
-    widths = {"method": 12, "budget": 10, "ms": 8, "iqr_ms": 7}
-    if header:
-        print(" ".join(f"{name:>{widths.get(name, len(name))}}" for name in row))
-    print(" ".join(f"{value!s:>{widths.get(name, len(name))}}" for name, value in row.items()), flush=True)
 
 
 if __name__ == "__main__":
