@@ -18,7 +18,7 @@ from experiment.errors import ConfigError
 from experiment.files import write_whole
 from experiment.run.deployed import measure_deployed
 from experiment.run.events import CellDone, Event, Timed
-from experiment.run.execute import Setup, Site, run_serially
+from experiment.run.execute import Listener, Setup, Site, run_serially
 from experiment.run.machine import describe_environment, visible_gpus
 from experiment.run.parameters import END, HEADER, PARAMETERS
 from experiment.run.plan import ExperimentPlan, Machine
@@ -143,28 +143,18 @@ def _compute(
         raise ConfigError(problems)
     for i in touched:
         _describe(plans[i], stores[i], workers)
-    cells = sum(len(item.cells) for item in work)
     if options.verbosity >= 0:
-        how = "Ray tasks" if workers is None else _plural(workers, "worker")
-        how += f" of {_plural(threads, 'thread')}"
-        if machine.processes > 1:
-            how += f", {machine.processes} processes train each network"
-        say(f"{_plural(cells, 'cell')} to compute on {machine.device}, {how}")
-    show = Show(sum(item.units for item in work), cells, options.verbosity)
-    due = time.monotonic() + SECONDS_BETWEEN_TABLES
+        say(_announcement(work, workers, threads, machine))
+    show = Show(sum(item.units for item in work), sum(len(item.cells) for item in work), options.verbosity)
+    tables = _Tables(plans, stores, timing.clock)
 
     def listen(item: Work, event: Event) -> None:
-        nonlocal due
         if isinstance(event, Timed):
             timing.add(event.seconds, workers or 1)
             return
         show(item, event)
-        if isinstance(event, CellDone) and time.monotonic() > due:
-            started = time.monotonic()
-            with timing.clock.part("tables and plots"):
-                stores[item.experiment].write_table(plans[item.experiment])
-            ended = time.monotonic()
-            due = ended + max(SECONDS_BETWEEN_TABLES, TABLES_ASIDE * (ended - started))
+        if isinstance(event, CellDone):
+            tables.renew(item.experiment)
 
     sites = tuple(
         Site(store.folder, place, plan.file.parameters.threads, each)
@@ -172,23 +162,55 @@ def _compute(
     )
     setup = Setup(sites, machine, options.retry_failed, options.crew)
     try:
-        if workers is None:
-            from experiment.run.on_ray import run_on_ray  # Ray is there only for those who ask for it
-
-            timing.hire(None)
-            most = None if options.share is not None else options.workers
-            run_on_ray(Queue(work), setup, listen, show.say if options.verbosity >= 0 else _silent, most=most)
-            timing.dismiss()
-        elif (options.executor or ("processes" if workers > 1 else "serial")) == "serial":
-            run_serially(Queue(work), setup, listen, timing.clock)
-        else:
-            timing.hire(workers)
-            run_in_processes(Queue(work), setup, workers, listen)
-            timing.dismiss()
+        _execute(Queue(work), setup, workers, options, listen, show, timing)
     finally:
         show.close()
         for i in touched:
             stores[i].write_table(plans[i])
+
+
+def _execute(
+    queue: Queue, setup: Setup, workers: int | None, options: Options, listen: Listener, show: Show, timing: Timing
+) -> None:
+    """Have the work done where the options say; `workers` is None for a cluster."""
+    if (options.executor or ("processes" if workers and workers > 1 else "serial")) == "serial":
+        run_serially(queue, setup, listen, timing.clock)
+        return
+    timing.hire(workers)
+    if workers is None:
+        from experiment.run.on_ray import run_on_ray  # Ray is there only for those who ask for it
+
+        most = None if options.share is not None else options.workers
+        run_on_ray(queue, setup, listen, show.say if options.verbosity >= 0 else _silent, most=most)
+    else:
+        run_in_processes(queue, setup, workers, listen)
+    timing.dismiss()
+
+
+class _Tables:
+    """The tables of the experiments, rewritten now and then while cells finish."""
+
+    def __init__(self, plans: Sequence[ExperimentPlan], stores: Sequence[Store], clock: Clock) -> None:
+        self._plans, self._stores, self._clock = plans, stores, clock
+        self._due = time.monotonic() + SECONDS_BETWEEN_TABLES
+
+    def renew(self, experiment: int) -> None:
+        """Write the table of one experiment, if it is time."""
+        started = time.monotonic()
+        if started < self._due:
+            return
+        with self._clock.part("tables and plots"):
+            self._stores[experiment].write_table(self._plans[experiment])
+        ended = time.monotonic()
+        self._due = ended + max(SECONDS_BETWEEN_TABLES, TABLES_ASIDE * (ended - started))
+
+
+def _announcement(work: Sequence[Work], workers: int | None, threads: int, machine: Machine) -> str:
+    how = "Ray tasks" if workers is None else _plural(workers, "worker")
+    how += f" of {_plural(threads, 'thread')}"
+    if machine.processes > 1:
+        how += f", {machine.processes} processes train each network"
+    return f"{_plural(sum(len(item.cells) for item in work), 'cell')} to compute on {machine.device}, {how}"
 
 
 def _num_workers(options: Options, resources: Sequence[Resources], machine: Machine, pieces: int) -> int:
