@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from experiment.config import Parameters, load
 from experiment.errors import CompressionError, ConfigError, StoreError
@@ -114,6 +115,9 @@ def compress_many(
         raise ConfigError(entry)
     if budget not in ("parameters", "flops"):
         raise ConfigError(f"budget must be 'parameters' or 'flops'. Got {budget!r}.")
+    if isinstance(settings.get("settings"), dict):
+        given = ", ".join(f"{name}={value!r}" for name, value in settings["settings"].items())
+        raise ConfigError(f"settings are given as keywords here: compress(net, {method!r}, ..., {given}).")
     if recalibrate and (fault := recalibration_fault(entry)):
         raise ConfigError(fault)
     made = make_method(entry, make_settings(entry, settings))
@@ -253,6 +257,11 @@ def _calibration(data: Iterable[Any] | Tensor | None) -> Calibration | None:
         return Calibration(data)
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         return Calibration(data[0], data[1])
+    if not isinstance(data, Iterable) or isinstance(data, Dataset) or hasattr(data, "__array__"):
+        raise CompressionError(
+            f"data: expected a tensor of inputs, a pair of tensors (inputs, targets), or a loader of such pairs. "
+            f"Got a {type(data).__name__}."
+        )
     batches = [batch if isinstance(batch, tuple | list) else (batch,) for batch in data]
     if not batches:
         raise CompressionError("data: the loader gave no batch.")

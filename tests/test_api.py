@@ -134,3 +134,12 @@ def test_missing_results_say_what_to_do(tmp_path: Path) -> None:
 
 def test_the_public_names_are_there() -> None:
     assert all(hasattr(experiment, name) for name in experiment.__all__)
+
+
+def test_what_is_given_in_the_wrong_form_is_told() -> None:
+    network, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 8)
+    with pytest.raises(ConfigError, match=r"settings are given as keywords here: .*error='exact'"):
+        compress(network, "ALDS", keep=0.5, example=x, settings={"error": "exact"})
+    for data in (torch.utils.data.TensorDataset(x), x.numpy(), 3):
+        with pytest.raises(CompressionError, match="data: expected a tensor of inputs, .* Got a "):
+            compress(network, "PCA", keep=0.5, example=x, data=data)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError
 from experiment.layers.channels import channel_counts, is_sliceable
+from experiment.layers.grouped import GroupedLinear
 from experiment.layers.groups import ChannelGroup, Member
 from experiment.layers.inspect import evaluating
 from experiment.layers.labels import Key, Labels, Places
@@ -39,8 +40,14 @@ def channel_groups(network: nn.Module, example: Tensor) -> list[ChannelGroup]:
     Args:
         network: not modified.
         example: an input batch that the network takes, on its device.
-    Raises: CompressionError: torch-pruning cannot trace the network.
+    Raises: CompressionError: torch-pruning cannot trace the network, or it has grouped linear layers, through which it
+        would follow channels for hours.
     """
+    if grouped := [name for name, module in network.named_modules() if isinstance(module, GroupedLinear)]:
+        raise CompressionError(
+            f"channels cannot be removed from a network with grouped linear layers ({', '.join(grouped)}), which a "
+            "low-rank method has made. Remove channels first, or decompose with one group a layer, as SVD does."
+        )
     probe = randomised(network)
     if example.dtype in (torch.float16, torch.bfloat16):
         probe, example = probe.float(), example.float()  # their rounding would look like a wrong channel

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from experiment import compress
 from experiment.errors import CompressionError
 from experiment.layers.channels import mask_channels, slice_channels
+from experiment.layers.grouped import GroupedLinear
 from experiment.layers.groups import ChannelGroup, Member, kept_of, sizes_of
 from experiment.layers.surgery import GIVES_OUTPUT, channel_groups
 from experiment.measure import count, example_input
@@ -398,3 +400,15 @@ def test_sliced_is_masked_on_every_network(name: str) -> None:
     groups = assert_sliced_is_masked(network, torch.randn(2, *shape, generator=generator(name)))
 
     assert [group.name for group in groups if group.exempt is not None] == [groups[-1].name]  # the output alone stays
+
+
+def test_grouped_linear_layers_are_refused_at_once() -> None:
+    """torch-pruning's index mapping of their reshapes grows without end."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 30), nn.ReLU(), nn.Linear(30, 10))
+    x = torch.randn(2, 64)
+    grouped = compress(network, "ALDS", keep=0.8, example=x).network
+    assert any(isinstance(module, GroupedLinear) for module in grouped.modules())
+    with pytest.raises(CompressionError, match=r"grouped linear layers \(1.encoder.*as SVD does"):
+        compress(grouped, "FT", keep=0.5, example=x)
+    plain = compress(network, "SVD", keep=0.8, example=x).network
+    assert compress(plain, "FT", keep=0.5, example=x).keep_parameters <= 0.5
