@@ -109,9 +109,8 @@ def train(
         _memory_format(network, settings.channels_last),
         _reproducible(device),
         team.training(network) as model,
-        contextlib.ExitStack() as at_end,
+        Checkpoint(checkpoint, network, optimizer, scaler, settings, stream, len(data)) as saved,
     ):
-        saved = at_end.enter_context(Checkpoint(checkpoint, network, optimizer, scaler, settings, stream, len(data)))
         progress = saved.load(rewind_to)
         if team.size > 1:
             progress = saved.restore(team.first_state(saved.state(progress), device))
