@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from filelock import FileLock, Timeout
 
 from experiment.clock import Clock
+from experiment.errors import CannotWrite
 from experiment.run.deaths import Deaths, Lost
 from experiment.run.events import Event, Report, Timed
 from experiment.run.plan import Machine, ReferenceTask
@@ -121,7 +122,7 @@ def run_in_pool(pool: Pool, queue: Queue, setup: Setup, listen: Listener) -> Non
                 else:
                     deaths.note(work, message)
                     listen(work, message)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, CannotWrite):  # one worker whose disk is full need not cost the others their training
         pool.let_save()
         raise
     finally:
