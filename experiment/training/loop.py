@@ -10,12 +10,10 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from experiment.clock import Clock
 from experiment.datasets.image import Images, count_batches
@@ -24,10 +22,11 @@ from experiment.streams import Part, seeded
 from experiment.training.check import check_training
 from experiment.training.checkpoint import Checkpoint, EpochRecord, Progress, save_whole
 from experiment.training.distributed import ALONE, Team
-from experiment.training.evaluation import Metrics, evaluate, forward_precision, loss_weight
-from experiment.training.factories import Loss, make_loss, make_optimizer
+from experiment.training.evaluation import Metrics, evaluate, loss_weight
+from experiment.training.factories import make_loss, make_optimizer
 from experiment.training.schedule import Schedule
 from experiment.training.settings import Precision, SchedulerSpec, TrainSettings
+from experiment.training.step import Trainer, compiled, step
 
 __all__ = [
     "EpochRecord",
@@ -41,22 +40,6 @@ __all__ = [
 ]
 
 CHECK_EVERY = 50  # batches between two looks at the loss, each of which waits for the device
-
-
-@dataclass(frozen=True)
-class _Trainer:
-    """What every step of one training uses."""
-
-    network: nn.Module
-    optimizer: Optimizer
-    schedule: Schedule
-    loss: Loss
-    scaler: torch.amp.GradScaler
-    settings: TrainSettings
-    device: torch.device
-    clock: Clock
-    team: Team
-    model: Callable[[Tensor], Tensor]  # what a step calls: the network, what shares its training out, or that compiled
 
 
 def train(
@@ -75,6 +58,7 @@ def train(
     measure: Callable[[int], None] | None = None,
     clock: Clock | None = None,
     team: Team = ALONE,
+    adjust_gradients: Callable[[], None] | None = None,
 ) -> list[EpochRecord]:
     """Train a network in place; it is left in eval mode.
 
@@ -92,6 +76,8 @@ def train(
         clock: counts what training, augmentation, validation and checkpoints take.
         team: the processes that train this network together. All call this with a network of the same structure, whose
             weights the first one gives, and the same data and settings; files and callbacks are the first one's alone.
+        adjust_gradients: called in every step between the backward pass and the optimizer, to add terms that are no
+            part of the loss to the `grad` of the network's parameters.
 
     Returns: a record for every epoch from `settings.start_epoch` on, those before an interruption too.
 
@@ -115,9 +101,10 @@ def train(
         if team.size > 1:
             progress = saved.restore(team.first_state(saved.state(progress), device))
         schedule = Schedule(settings, steps_per_epoch, [record.valid_loss for record in progress.records])
-        trainer = _Trainer(
-            network, optimizer, schedule, loss, scaler, settings, device, clock, team, _compiled(model, settings)
-        )
+        trainer = Trainer(
+            network, optimizer, schedule, loss, scaler, settings, device, clock, team, compiled(model, settings),
+            adjust_gradients,
+        )  # fmt: skip
         last = settings.num_epochs if until is None else min(until, settings.num_epochs)
         for epoch in range(settings.start_epoch + len(progress.records), last):
             _save_rewind(network, epoch, rewind_to)
@@ -139,7 +126,7 @@ def train(
 
 
 def _run_epoch(
-    t: _Trainer,
+    t: Trainer,
     data: Images,
     valid: Images | None,
     epoch: int,
@@ -157,7 +144,7 @@ def _run_epoch(
         batches = data.batches(batch_size, stream=stream, channels_last=channels_last, share=t.team.share)
         for i, (x, part) in enumerate(t.clock.over("augmentation", batches)):
             rate = t.schedule.learning_rate
-            value, logits, y = _step(t, x, part, min(batch_size, len(data) - i * batch_size))
+            value, logits, y = step(t, x, part, min(batch_size, len(data) - i * batch_size))
             loss_sum.add_(value, alpha=loss_weight(t.settings.loss_kwargs, len(y)))
             hits.add_((logits.argmax(dim=1) == y).sum())
             images += len(y)
@@ -181,38 +168,12 @@ def _run_epoch(
     )
 
 
-def _validate(t: _Trainer, valid: Images) -> Metrics:
+def _validate(t: Trainer, valid: Images) -> Metrics:
     with t.clock.part("validation"):
         return evaluate(
             t.network, valid, loss=t.settings.loss, loss_kwargs=t.settings.loss_kwargs, device=t.device,
             precision=t.settings.precision, channels_last=t.settings.channels_last, team=t.team,
         )  # fmt: skip
-
-
-def _step(t: _Trainer, x: Tensor, part: Tensor, num_images: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of the optimizer on a batch of N = `num_images`, of which this process has part.
-
-    Returns: its loss, its logits (N, classes), detached, and its labels (N,), still on the device.
-    """
-    t.schedule.write(t.optimizer)
-    t.optimizer.zero_grad(set_to_none=True)
-    with forward_precision(t.device, t.settings.precision):
-        logits = t.model(x)
-    logits, y = t.team.whole(logits.float(), part, num_images)
-    value = t.loss(logits, y)
-    torch.autograd.backward(t.scaler.scale(value))
-    t.scaler.step(t.optimizer)
-    t.scaler.update()
-    t.schedule.step()
-    return value.detach(), logits.detach(), y
-
-
-def _compiled(model: nn.Module, settings: TrainSettings) -> Callable[[Tensor], Tensor]:
-    """The forward pass, compiled where that is asked for; parameters and buffers stay those of the network.
-
-    Compiled for the batch sizes as they come: the last batch of an epoch may be smaller than the others.
-    """
-    return torch.compile(model, dynamic=None) if settings.compiled else model
 
 
 def _count_steps(data: Images, settings: TrainSettings, valid: Images | None, team: Team) -> int:

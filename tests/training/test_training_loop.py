@@ -72,6 +72,22 @@ def test_against_torch_written_out(network: nn.Sequential, images: MemoryImages)
         torch.testing.assert_close(network.state_dict()[name], value, rtol=1e-3, atol=1e-5)
 
 
+def test_what_is_added_to_the_gradients(network: nn.Sequential, images: MemoryImages) -> None:
+    """A decay added by hand does what the optimizer's own does."""
+    other = copy.deepcopy(network)
+    plain = with_changes(optimizer_kwargs={"lr": 0.1, "momentum": 0.9})
+
+    def decay() -> None:
+        for p in other.parameters():
+            assert p.grad is not None
+            p.grad.add_(p.detach(), alpha=1e-3)
+
+    train(network, images, SETTINGS, valid=None, stream=("t",), device="cpu")
+    train(other, images, plain, valid=None, stream=("t",), device="cpu", adjust_gradients=decay)
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+
+
 def test_learns_and_validates(network: nn.Sequential, images: MemoryImages, valid: MemoryImages) -> None:
     records = train(network, images, with_changes(num_epochs=8), valid=valid, stream=("t",), device="cpu")
     assert records[-1].valid_top1 is not None
