@@ -106,7 +106,7 @@ class Training(Block):
     batch_size: Annotated[Whole, Field(ge=1)]
     """Images a step."""
     test_batch_size: Annotated[Whole, Field(ge=1)] | None = None
-    """Images a batch when testing; default: 256, on a GPU as many as fit."""
+    """Images a batch when testing; default: 128, on a GPU as many as fit."""
     num_epochs: Epoch
     """Epochs of the whole schedule; the epochs startEpoch to numEpochs are run."""
     start_epoch: Epoch = 0
@@ -135,8 +135,8 @@ class Training(Block):
     """Number format of forward and backward passes."""
     early_stop_epoch: Epoch | None = None
     """From this epoch on, the state with the best validation accuracy is kept; default: the last state."""
-    channels_last: bool = False
-    """Whether images and weights lie in memory channel by channel of each pixel (faster for some networks)."""
+    channels_last: bool | None = None
+    """Whether images and weights lie in memory pixel by pixel; default: where that is faster, as on every CPU."""
     compiled: bool = Field(default=False, alias="compile")
     """Whether torch.compile makes kernels for every network that is trained: minutes at first, then faster steps."""
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
 
 from experiment.config import (
     ParameterFile,
@@ -17,7 +16,6 @@ from experiment.config import (
     epochs_of,
     is_cascade,
     keep_steps,
-    retraining,
     rewinding,
     takes_tickets,
     with_rewinding,
@@ -25,10 +23,9 @@ from experiment.config import (
 from experiment.run.given import GivenWeights
 from experiment.run.keys import FORMAT_VERSION, digest
 from experiment.run.names import MethodSpec, Names, method_key, resolve_names
+from experiment.run.resolved import retraining_key, training_key
 
-# What training's metrics and test batches do is show, not decide.
 MOST_LETTERS = 60  # of a variant or label in the name of a folder; the key makes it unique
-NOT_IN_KEYS = {"metrics_test", "test_batch_size", "enable_amp", "precision", "start_epoch"}
 
 
 @dataclass(frozen=True)
@@ -191,24 +188,9 @@ def slug_path(name: str) -> str:
     return "/".join(slug(part) for part in Path(name).parts if part not in ("/", "..", "."))
 
 
-def resolved_precision(
-    precision: Literal["auto", "fp32", "bf16", "fp16"], enable_amp: bool, kind: str
-) -> Literal["fp32", "bf16", "fp16"]:
-    """What `auto` becomes: bfloat16 on a GPU unless AMP is off, float32 on a CPU, where it need not be faster."""
-    if precision != "auto":
-        return precision
-    return "bf16" if enable_amp and kind == "cuda" else "fp32"
-
-
 def _computed(plan: ExperimentPlan) -> list[str]:
     """What a plan computes: equal for overrides that change nothing that is computed."""
     return [cell.key for cell in plan.cells]
-
-
-def _training_key(training: Any, kind: str) -> dict[str, Any]:
-    dumped = training.model_dump(mode="json", exclude_defaults=True, exclude=NOT_IN_KEYS)
-    precision = resolved_precision(training.precision, training.enable_amp, kind)
-    return {**dumped, "num_epochs": training.num_epochs, "precision": precision}
 
 
 def _reference_task(variant: Variant, net: int, machine: Machine, names: Names) -> ReferenceTask:
@@ -217,7 +199,7 @@ def _reference_task(variant: Variant, net: int, machine: Machine, names: Names) 
         "format": FORMAT_VERSION,
         "network": names.network_key | {"output_size": p.network.output_size, "input_shape": names.input_shape},
         "dataset": names.dataset_key,
-        "training": _training_key(p.training, machine.kind),
+        "training": training_key(p.training, machine.kind),
         "net": net,
         "seed": p.seed,
         "device": machine.kind,
@@ -288,7 +270,7 @@ def _cells(
         "coresets": p.coresets.model_dump(mode="json", exclude_defaults=True),
         "test": names.test_key,
         "repetition": repetition,
-        "retraining": _retraining_key(p, machine.kind, epochs),
+        "retraining": retraining_key(p, machine.kind, epochs),
     }
     previous: str | None = None
     replayed: tuple[float, ...] = ()
@@ -306,14 +288,6 @@ def _cells(
             repetition=repetition, keep=step.keep, between=between, key=key,
             epochs_train=p.training.num_epochs, epochs_retrain=epochs,
         )  # fmt: skip
-
-
-def _retraining_key(p: Parameters, kind: str, epochs: int) -> dict[str, Any]:
-    if epochs == 0:
-        return {"epochs": 0}
-    block = retraining(p).model_dump(mode="json", exclude_defaults=True, exclude=NOT_IN_KEYS - {"start_epoch"})
-    precision = resolved_precision(p.retraining.precision, p.retraining.enable_amp, kind)
-    return {**block, "precision": precision, "epochs": epochs}
 
 
 def _short(name: str) -> str:

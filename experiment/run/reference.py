@@ -26,8 +26,9 @@ from experiment.run.events import Note, Report, epoch_callbacks
 from experiment.run.given import GivenWeights
 from experiment.run.initial import load_given
 from experiment.run.outcome import write_history
-from experiment.run.plan import Machine, ReferenceSpec, resolved_precision
+from experiment.run.plan import Machine, ReferenceSpec
 from experiment.run.ranks import rank_log
+from experiment.run.resolved import resolved_channels_last, resolved_precision
 from experiment.run.store import Directories, Store, log, reference_folder, sync_folder
 from experiment.run.weights import read_plain, read_weights, save_weights
 from experiment.run.whole import first_cut, read_sizes, write_sizes
@@ -98,9 +99,9 @@ def train_settings(training: Training, machine: Machine) -> TrainSettings:
         schedulers=tuple(SchedulerSpec(s.type, dict(s.kwargs), dict(s.step_kwargs)) for s in training.lr_schedulers),
         loss=training.loss,
         loss_kwargs=dict(training.loss_kwargs),
-        precision=resolved_precision(training.precision, training.enable_amp, machine.kind),
+        precision=resolved_precision(training, machine.kind),
         early_stop_epoch=training.early_stop_epoch,
-        channels_last=training.channels_last,
+        channels_last=resolved_channels_last(training, machine.kind),
         compiled=training.compiled,
     )
 

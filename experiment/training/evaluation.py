@@ -18,7 +18,7 @@ from experiment.training.settings import Precision
 
 TOP = 5
 MOST = {"cuda": 4096}  # images a batch, halved until they fit
-OTHERWISE = 256
+OTHERWISE = 128  # on a CPU larger batches outgrow its caches
 _DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -41,7 +41,7 @@ def evaluate(
     device: torch.device | str,
     precision: Precision = "fp32",
     batch_size: int | None = None,
-    channels_last: bool = False,
+    channels_last: bool | None = None,
     team: Team = ALONE,
 ) -> Metrics:
     """Test a network, in eval mode; its own mode is restored afterwards.
@@ -52,6 +52,7 @@ def evaluate(
     Args:
         batch_size: of images at a time; by default as many as the device's memory holds. Half of it, and so on, where
             they do not fit. The sums' last digits depend on it.
+        channels_last: memory format of images and weights meanwhile; by default on CPUs, where it is faster.
         team: the processes that share the batches out among them; all get the figures of all images.
 
     Raises: DataError: no images.
@@ -60,9 +61,11 @@ def evaluate(
         raise DataError("there are no images to test the network on.")
     device = torch.device(device)
     size = batch_size or MOST.get(device.type, OTHERWISE)
+    channels_last = device.type == "cpu" if channels_last is None else channels_last
     while True:
         try:
-            return _evaluate(network, data, loss, loss_kwargs, device, precision, size, channels_last, team)
+            with memory_format(network, channels_last):
+                return _evaluate(network, data, loss, loss_kwargs, device, precision, size, channels_last, team)
         except torch.OutOfMemoryError:
             if size == 1 or team.size > 1:  # the others would go on with the larger batches
                 raise
@@ -113,6 +116,24 @@ def forward_precision(device: torch.device, precision: Precision) -> Iterator[No
         raise ConfigError(f"precision: fp16 needs a CUDA device, this is {device.type}. Use bf16 or fp32.")
     with torch.autocast(device.type, dtype=_DTYPES[precision]):
         yield
+
+
+@contextmanager
+def memory_format(network: nn.Module, channels_last: bool) -> Iterator[None]:
+    """Weights in channels-last order inside; contiguous again outside, as everybody else expects them.
+
+    A network whose weights lie in that order already keeps it.
+    """
+    if not channels_last or all(
+        p.is_contiguous(memory_format=torch.channels_last) for p in network.parameters() if p.dim() == 4
+    ):
+        yield
+        return
+    network.to(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        network.to(memory_format=torch.contiguous_format)
 
 
 def _hits(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

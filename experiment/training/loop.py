@@ -22,7 +22,7 @@ from experiment.streams import Part, seeded
 from experiment.training.check import check_training
 from experiment.training.checkpoint import Checkpoint, EpochRecord, Progress, save_whole
 from experiment.training.distributed import ALONE, Team
-from experiment.training.evaluation import Metrics, evaluate, loss_weight
+from experiment.training.evaluation import Metrics, evaluate, loss_weight, memory_format
 from experiment.training.factories import make_loss, make_optimizer
 from experiment.training.schedule import Schedule
 from experiment.training.settings import Precision, SchedulerSpec, TrainSettings
@@ -92,7 +92,7 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
     loss = make_loss(settings.loss, settings.loss_kwargs, device)
     with (
-        _memory_format(network, settings.channels_last),
+        memory_format(network, settings.channels_last),
         _reproducible(device),
         team.training(network) as model,
         Checkpoint(checkpoint, network, optimizer, scaler, settings, stream, len(data)) as saved,
@@ -217,19 +217,6 @@ def _require_finite_weights(network: nn.Module) -> None:
     for name, parameter in network.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise TrainingDiverged(f"training diverged: {name} is not finite. Try a smaller learning rate.")
-
-
-@contextlib.contextmanager
-def _memory_format(network: nn.Module, channels_last: bool) -> Iterator[None]:
-    """Weights in channels-last order inside; contiguous again outside, as everybody else expects them."""
-    if not channels_last:
-        yield
-        return
-    network.to(memory_format=torch.channels_last)
-    try:
-        yield
-    finally:
-        network.to(memory_format=torch.contiguous_format)
 
 
 @contextlib.contextmanager

@@ -131,10 +131,20 @@ def test_precision_and_memory_format() -> None:
     prepared = Prepared(pixels, ())
     data = MemoryImages(prepared, prepared, torch.arange(6) % 4)
     network = nn.Sequential(Probe(3, 4, 8), nn.Flatten())
-    exact = evaluate(network, data, device=CPU)
+    exact = evaluate(network, data, device=CPU, channels_last=False)
+    faster = evaluate(network, data, device=CPU)
     rounded = evaluate(network, data, device=CPU, precision="bf16", channels_last=True)
-    assert seen == [(torch.float32, False), (torch.bfloat16, True)]
+    assert seen == [(torch.float32, False), (torch.float32, True), (torch.bfloat16, True)]
+    assert faster.loss == pytest.approx(exact.loss, rel=1e-5)
     assert rounded.loss == pytest.approx(exact.loss, rel=0.02)
+    assert network[0].weight.is_contiguous()
+
+
+def test_weights_that_lie_channels_last_stay_so() -> None:
+    data = MemoryImages(*[Prepared(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), ())] * 2, torch.arange(6) % 4)
+    network = nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten()).to(memory_format=torch.channels_last)
+    evaluate(network, data, device=CPU)
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_refusals() -> None:
