@@ -22,6 +22,7 @@ NUMBERS = (
     "top1_reference", "parameters_reference", "flops_reference", "epochs", "seconds_compress", "seconds_retrain",
 )  # fmt: skip
 EXTRA_NUMBERS = re.compile(r"latency_(iqr_)?ms_b\d+(_reference)?|bytes_bitmask|bytes_csr")  # where asked for
+TIDY = "tidy"  # in the attrs of tables: their columns when they were made so
 REQUIRED = ("network", "label", "net", "status")
 REFERENCE = "Reference"
 
@@ -102,6 +103,8 @@ def tidy(results: DataFrame) -> DataFrame:
     missing = [column for column in REQUIRED if column not in results]
     if missing:
         raise StoreError(f"results: column {missing[0]} is missing. Expected the columns of results.csv.")
+    if results.attrs.get(TIDY) == tuple(results.dtypes.items()):  # rows of a table that was made tidy here
+        return results.reset_index(drop=True)
     frame = results.copy()
     for column in TEXT:
         given = frame[column].astype(object) if column in frame else pd.Series("", frame.index, dtype=object)
@@ -111,6 +114,7 @@ def tidy(results: DataFrame) -> DataFrame:
         frame[column] = pd.Series(values, index=frame.index, dtype=float).replace([np.inf, -np.inf], np.nan)
     frame["method"] = frame["method"].where(frame["method"] != "", frame["label"])
     frame["keep_flops_unmasked"] = frame["flops_unmasked"] / frame["flops_reference"]
+    frame.attrs[TIDY] = tuple(frame.dtypes.items())
     return frame.reset_index(drop=True)
 
 
