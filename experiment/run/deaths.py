@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
-from experiment.config import is_cascade
 from experiment.errors import CannotWrite, ExperimentError
 from experiment.run.events import Event, Report, Started
 from experiment.run.plan import ReferenceTask
@@ -35,7 +32,7 @@ class Deaths:
 
     setup: Setup
     under_way: dict[str, str] = field(default_factory=dict)  # name of the work -> key of its cell
-    counts: dict[tuple[str, str], int] = field(default_factory=dict)
+    counts: dict[tuple[int, str], int] = field(default_factory=dict)
 
     def note(self, work: Work, event: Event) -> None:
         """Take down which cell a worker is at."""
@@ -49,11 +46,12 @@ class Deaths:
         """
         if lost.fatal:
             raise CannotWrite(lost.reason)
-        place = (work.name, self.under_way.pop(work.name, ""))
+        key = self.under_way.pop(work.name, "")
+        place = (work.experiment, key or work.name)
         self.counts[place] = self.counts.get(place, 0) + 1
         if self.counts[place] < MOST_DEATHS:
             return work
-        return give_up(work, place[1], self.setup, lost.reason, report)
+        return give_up(work, key, self.setup, lost.reason, report)
 
 
 def give_up(work: Work, key: str, setup: Setup, reason: str, report: Report) -> Work | None:
@@ -72,20 +70,18 @@ def give_up(work: Work, key: str, setup: Setup, reason: str, report: Report) -> 
     data = Data(site.directories.datasets, "cpu")
     context = Context(Store(site.folder), site.directories, setup.machine, data, setup.retry_failed)
     error = ExperimentError(f"tried {MOST_DEATHS} times: {reason}")
-    try:
-        with FileLock(context.store.lock_file(work.lock), timeout=0):
-            return _store(work, key, error, context, report)
-    except Timeout:
-        return work
+    with context.store.trying(work.lock) as held:
+        return _store(work, key, error, context, report) if held else work
 
 
 def _store(work: Work, key: str, error: ExperimentError, context: Context, report: Report) -> Work | None:
     from experiment.run.pipeline import store_abandoned
 
     task = work.task
-    if isinstance(task, ReferenceTask) or not key or is_cascade(task.variant.parameters.experiments):
-        store_abandoned(task, error, context, report)
-        return None
-    store_abandoned(replace(task, cells=tuple(c for c in task.cells if c.key == key)), error, context, report)
-    others = tuple(cell for cell in task.cells if cell.key != key)
-    return replace(work, task=replace(task, cells=others)) if others else None
+    if isinstance(task, ReferenceTask) or not key or task.in_order:
+        left = store_abandoned(task, error, context, report)
+    else:
+        broken = replace(task, cells=tuple(c for c in task.cells if c.key == key))
+        left = store_abandoned(broken, error, context, report)
+        left += [cell for cell in task.cells if cell.key != key]
+    return work.of(tuple(left)) if left else None

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from filelock import FileLock, Timeout
-
 from experiment.clock import Clock
 from experiment.errors import CannotWrite
 from experiment.run.deaths import Deaths, Lost
 from experiment.run.events import Event, Report, Timed
-from experiment.run.plan import Machine, ReferenceTask
+from experiment.run.plan import Chain, Machine, ReferenceTask
 from experiment.run.resources import Resources
 from experiment.run.schedule import Queue, Work
 from experiment.run.store import Directories, Store
@@ -64,6 +62,10 @@ class Pool(Protocol):
     def idle(self) -> bool:
         """Whether there is room for another piece of work."""
 
+    @property
+    def size(self) -> int:
+        """How many pieces of work it does at a time."""
+
     def start(self, work: Work) -> None:
         """Have a piece of work done."""
 
@@ -105,7 +107,7 @@ def run_in_pool(pool: Pool, queue: Queue, setup: Setup, listen: Listener) -> Non
         while queue or pool.working:
             now = time.monotonic()
             held = frozenset(name for name, since in busy.items() if now - since < SECONDS_BETWEEN_TRIES)
-            while pool.idle and (work := queue.take(held)) is not None:
+            while pool.idle and (work := queue.take(held, pool.size)) is not None:
                 pool.start(work)
             for work, message in pool.receive(timeout=SECONDS_BETWEEN_TRIES):
                 if isinstance(message, Lost):
@@ -163,18 +165,14 @@ def make_worker(setup: Setup, clock: Clock | None = None) -> Callable[[Work, Rep
     def do(work: Work, report: Report) -> bool:
         context = contexts[work.experiment]
         torch.set_num_threads(setup.sites[work.experiment].threads)
-        lock = FileLock(context.store.lock_file(work.lock))
-        try:
-            held = lock.acquire(timeout=0)
-        except Timeout:
-            return False
-        with held, clock.part("other"):
-            if isinstance(work.task, ReferenceTask):
+        with context.store.trying(work.lock) as held, clock.part("other"):
+            done = held
+            if held and isinstance(work.task, ReferenceTask):
                 run_reference(work.task, context, report)
-            else:
-                run_chain(work.task, context, report)
+            elif held and isinstance(work.task, Chain):
+                done = run_chain(work.task, context, report)
         report(Timed(clock.take()))
-        return True
+        return done
 
     return do
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiment.config import Parameters, is_cascade, retraining, rewinding
+from experiment.config import Parameters, retraining, rewinding
 from experiment.datasets.calibration import calibration, calibration_size
 from experiment.errors import CannotWrite, ExperimentError, InfeasibleBudget
 from experiment.files import make_folder, write_whole
@@ -74,53 +74,69 @@ def run_reference(task: ReferenceTask, context: Context, report: Report) -> None
         report(_done(task.cell, result, reference))
 
 
-def run_chain(chain: Chain, context: Context, report: Report) -> None:
-    """Compute those cells of a chain that have no result yet, in order; a failed one is stored, the rest goes on."""
+def run_chain(chain: Chain, context: Context, report: Report) -> bool:
+    """Compute those cells of a chain that have no result yet, in order; a failed one is stored, the rest goes on.
+
+    Returns: whether all of them have one now; a cell that another process is at is left to it.
+    """
     tickets = chain.tickets.cells if chain.tickets is not None else ()
     results = context.store.results([chain.reference_cell, *tickets, *chain.cells])
     todo = [cell for cell in chain.cells if is_open(results.get(cell.key), context.retry_failed)]
     if not todo:
-        return
+        return True
     found = results.get(chain.reference_cell.key, {"status": "failed", "error": "it has no result"})
     if found["status"] != "done":
         broken = ExperimentError(f"the reference network failed: {found.get('error')}")
-        for cell in todo:
-            _store_failure(cell, broken, context, report)
-        return
+        return not store_abandoned(chain, broken, context, report)
     try:
         walk = _Walk(chain, obtain_reference(chain.reference, chain.variant.parameters, context, report), context)
     except CannotWrite:
         raise
     except Exception as error:
-        for cell in todo:
-            _store_failure(cell, error, context, report)
-        return
+        return not store_abandoned(chain, error, context, report)
+    left = 0
     for i, cell in enumerate(chain.cells):
+        result = results.get(cell.key)
         if cell in todo:
-            report(Started(cell_name(cell), cell.epochs_retrain + 1, cell.key))
-            try:
-                result = walk.compute(cell, report)
-            except CannotWrite:
-                raise
-            except Exception as error:
-                result = _store_failure(cell, error, context, report)
-            else:
-                report(Advanced(1))
-                report(_done(cell, result, walk.reference))
-        else:
-            result = results[cell.key]
+            with context.store.trying(None if chain.in_order else cell.key) as held:
+                result = _compute(cell, walk, context, report) if held else None
+            left += result is None
         if tickets:  # where the next cell starts
             cell, result = tickets[i], results.get(tickets[i].key, {"status": "failed", "error": "it has no result"})
-        walk.passed(cell, result)
+        if result is not None:
+            walk.passed(cell, result)
+    return not left
 
 
-def store_abandoned(task: ReferenceTask | Chain, error: Exception, context: Context, report: Report) -> None:
-    """Store what a task has left undone as failed."""
+def _compute(cell: Cell, walk: _Walk, context: Context, report: Report) -> dict[str, Any]:
+    """The result of a cell whose lock this process holds; somebody who held it before may have left one."""
+    result = context.store.results([cell]).get(cell.key)
+    if result is not None and not is_open(result, context.retry_failed):
+        return result
+    report(Started(cell_name(cell), cell.epochs_retrain + 1, cell.key))
+    try:
+        result = walk.compute(cell, report)
+    except CannotWrite:
+        raise
+    except Exception as error:
+        return _store_failure(cell, error, context, report)
+    report(Advanced(1))
+    report(_done(cell, result, walk.reference))
+    return result
+
+
+def store_abandoned(task: ReferenceTask | Chain, error: Exception, context: Context, report: Report) -> list[Cell]:
+    """Store what a task has left undone as failed; returns the cells that other processes are at."""
     cells = (task.cell,) if isinstance(task, ReferenceTask) else task.cells
-    results = context.store.results(cells)
+    whole = isinstance(task, ReferenceTask) or task.in_order  # whose lock the caller holds
+    left = []
     for cell in cells:
-        if is_open(results.get(cell.key), context.retry_failed):
-            _store_failure(cell, error, context, report)
+        with context.store.trying(None if whole else cell.key) as held:
+            if not held:
+                left.append(cell)
+            elif is_open(context.store.results([cell]).get(cell.key), context.retry_failed):
+                _store_failure(cell, error, context, report)
+    return left
 
 
 def is_open(result: Mapping[str, Any] | None, retry_failed: bool) -> bool:
@@ -140,7 +156,7 @@ class _Walk:
     def __init__(self, chain: Chain, reference: Reference, context: Context) -> None:
         self.chain, self.reference, self.context = chain, reference, context
         self.p = chain.variant.parameters
-        self.cascade = is_cascade(self.p.experiments) and not chain.method.entry.restarts
+        self.cascade = chain.in_order
         self.rewinding = rewinding(self.p.experiments)
         self.before = reference.network
         self.method = make_method(chain.method.entry, chain.method.settings)

@@ -80,7 +80,7 @@ class Cell:
 class Chain:
     """The cells of one (variant, net, repetition, method) in the order in which they must be computed.
 
-    One worker computes a chain: a cascade's cell starts from the one before, one-shot cells share the analysis.
+    A cascade's cell starts from the one before; one-shot cells that one worker computes share the analysis.
 
     Attributes:
         tickets: in a cascade with random weights the same cells with rewound ones, computed before: a cell starts from
@@ -94,6 +94,11 @@ class Chain:
     repetition: int
     cells: tuple[Cell, ...]
     tickets: Chain | None = None
+
+    @property
+    def in_order(self) -> bool:
+        """Whether a cell starts from the one before: a cascade. Other cells may be computed apart."""
+        return is_cascade(self.variant.parameters.experiments) and not self.method.entry.restarts
 
 
 @dataclass(frozen=True)

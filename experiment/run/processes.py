@@ -24,11 +24,6 @@ from experiment.run.schedule import Queue, Work
 SECONDS_BETWEEN_LOOKS = 0.2
 
 
-def run_in_processes(queue: Queue, setup: Setup, workers: int, listen: Listener) -> None:
-    """Do all work in `workers` processes."""
-    run_in_pool(_Processes(setup, workers), queue, setup, listen)
-
-
 @dataclass
 class _Member:
     process: BaseProcess
@@ -36,14 +31,29 @@ class _Member:
     work: Work | None = None
 
 
-class _Processes:
-    """Worker processes, each with a pipe; who dies is replaced."""
+class Processes:
+    """Worker processes, each with a pipe; who dies is replaced.
+
+    They are started at once and get ready, which takes seconds, while the caller still looks whether all is well.
+    """
 
     def __init__(self, setup: Setup, size: int) -> None:
         self.setup, self.size = setup, size
         self.gpus = visible_gpus(setup.machine)
         self.hired = 0
         self.members: list[_Member] = []
+        for _ in range(size):
+            self._hire()
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def run(self, queue: Queue, listen: Listener) -> None:
+        """Do all work, and end the processes."""
+        run_in_pool(self, queue, self.setup, listen)
 
     @property
     def working(self) -> bool:
@@ -56,7 +66,7 @@ class _Processes:
     def start(self, work: Work) -> None:
         for member in [m for m in self.members if m.work is None]:
             try:
-                member.connection.send(work)
+                member.connection.send((work, time.monotonic()))
             except OSError:  # it died idle
                 self.members.remove(member)
                 continue
@@ -64,7 +74,7 @@ class _Processes:
             return
         member = self._hire()
         member.work = work
-        member.connection.send(work)
+        member.connection.send((work, time.monotonic()))
 
     def receive(self, timeout: float) -> Sequence[tuple[Work, Any]]:
         at_work = [m for m in self.members if m.work is not None]
@@ -107,7 +117,7 @@ class _Processes:
         if self.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus[self.hired % len(self.gpus)]
         self.hired += 1
-        process = context.Process(target=_work_for, args=(theirs, self.setup, time.monotonic()))
+        process = context.Process(target=_work_for, args=(theirs, self.setup))
         process.start()
         theirs.close()
         member = _Member(process, ours)
@@ -115,21 +125,17 @@ class _Processes:
         return member
 
 
-def _work_for(connection: Connection, setup: Setup, hired: float) -> None:
-    """The life of a worker: take work, do it, tell of it, until nobody is there to tell or the parent says so.
-
-    Args:
-        hired: the monotonic time at which its process was started.
-    """
+def _work_for(connection: Connection, setup: Setup) -> None:
+    """The life of a worker: take work, do it, tell of it, until nobody is there to tell or the parent says so."""
     stop_when_told()
     with contextlib.suppress(KeyboardInterrupt):
-        _work(connection, setup, hired)
+        _work(connection, setup)
 
 
-def _work(connection: Connection, setup: Setup, hired: float) -> None:
+def _work(connection: Connection, setup: Setup) -> None:
     clock = Clock()
     do = make_worker(setup, clock)
-    clock.add("start-up", time.monotonic() - hired)
+    ready = time.monotonic()
 
     def tell(message: Event | bool | Lost) -> None:
         try:
@@ -139,9 +145,10 @@ def _work(connection: Connection, setup: Setup, hired: float) -> None:
 
     while True:
         try:
-            work = connection.recv()
+            work, sent = connection.recv()
         except (EOFError, OSError):
             return
+        clock.add("start-up", max(0.0, ready - sent))  # of a new worker, while it had work to do
         try:
             tell(do(work, tell))
         except (CannotWrite, OSError) as error:

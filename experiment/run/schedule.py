@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from experiment.run.keys import digest
 from experiment.run.plan import Cell, Chain, ExperimentPlan, ReferenceTask
+
+PARTS = 2
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,30 @@ class Work:
     cells: tuple[Cell, ...]
 
     @property
-    def lock(self) -> str:
-        """The name under which processes that share a results folder agree on who does it."""
-        return self.name.partition("-")[2]
+    def lock(self) -> str | None:
+        """The name under which processes that share a results folder agree on who does it; None: cell by cell."""
+        whole = isinstance(self.task, ReferenceTask) or self.task.in_order
+        return self.name.partition("-")[2] if whole else None
+
+    @property
+    def pieces(self) -> int:
+        """Into how many parts it may be cut."""
+        return len(self.cells) if self.lock is None else 1
+
+    def parted(self, units: float) -> tuple[Work, Work | None]:
+        """The first cells, of `units` at least, and the others, where they are to be computed apart."""
+        if not isinstance(self.task, Chain) or self.task.in_order:
+            return self, None
+        first = next((i for i in range(1, len(self.cells)) if _units(self.cells[:i]) >= units), len(self.cells))
+        if first == len(self.cells):
+            return self, None
+        return self.of(self.cells[:first]), self.of(self.cells[first:])
+
+    def of(self, cells: tuple[Cell, ...]) -> Work:
+        """That part of a chain, as work of its own."""
+        assert isinstance(self.task, Chain)
+        task = replace(self.task, cells=cells)
+        return replace(self, name=_chain_name(self.experiment, task), task=task, units=_units(cells), cells=cells)
 
 
 def open_work(
@@ -73,8 +96,7 @@ def open_work(
             if name in opened:  # another label for the same computation: it will find its results there
                 continue
             opened.add(name)
-            units = sum(cell.epochs_retrain + 1 for cell in cells)
-            work.append(Work(index, name, chain, needs if needs in opened else None, units, cells))
+            work.append(Work(index, name, chain, needs if needs in opened else None, _units(cells), cells))
     return work
 
 
@@ -86,6 +108,10 @@ def _with_tickets(chains: Sequence[Chain], is_open: Callable[[str], bool]) -> It
         yield chain
 
 
+def _units(cells: Sequence[Cell]) -> float:
+    return sum(cell.epochs_retrain + 1 for cell in cells)
+
+
 def _chain_name(experiment: int, chain: Chain) -> str:
     return f"{experiment}-{digest([cell.key for cell in chain.cells])}"
 
@@ -95,18 +121,35 @@ def _reference_name(experiment: int, key: str) -> str:
 
 
 class Queue:
-    """The open work, handed out in order as it becomes ready."""
+    """The open work, handed out in order as it becomes ready.
+
+    To several workers chains are handed out in parts that become smaller towards the end, so that all of them end at
+    about the same time (Polychronopoulos & Kuck 1987, Guided self-scheduling): a part is no more than what is left
+    over `PARTS` times the workers, and every part repeats the analysis of its chain.
+    """
 
     def __init__(self, work: Sequence[Work]) -> None:
         self.waiting = list(work)
         self.unfinished = {w.name for w in work}
 
-    def take(self, busy: frozenset[str] = frozenset()) -> Work | None:
+    def take(self, busy: frozenset[str] = frozenset(), workers: int = 1) -> Work | None:
         """The next piece whose needs are met and that is not in `busy`, or None."""
         for i, work in enumerate(self.waiting):
             if work.needs not in self.unfinished and work.name not in busy:
-                return self.waiting.pop(i)
+                return self._hand_out(i, workers)
         return None
+
+    def _hand_out(self, i: int, workers: int) -> Work:
+        whole = self.waiting.pop(i)
+        if workers == 1:
+            return whole
+        units = whole.units + sum(work.units for work in self.waiting)
+        part, rest = whole.parted(units / (PARTS * workers))
+        if rest is not None:
+            self.waiting.insert(i, rest)
+            self.unfinished -= {whole.name}  # which nothing else needs: only cascades and references are needed
+            self.unfinished |= {part.name, rest.name}
+        return part
 
     def put_back(self, work: Work) -> None:
         """Somebody else is at it: come back to it later."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -22,7 +23,7 @@ from experiment.run.execute import Listener, Setup, Site, run_serially
 from experiment.run.machine import describe_environment, visible_gpus
 from experiment.run.parameters import END, HEADER, PARAMETERS
 from experiment.run.plan import ExperimentPlan, Machine
-from experiment.run.processes import run_in_processes
+from experiment.run.processes import Processes
 from experiment.run.resources import Resources, resources_of
 from experiment.run.schedule import Queue, Work, open_work
 from experiment.run.show import Show
@@ -130,24 +131,57 @@ def _compute(
 ) -> None:
     machine = plans[0].machine
     touched = sorted({item.experiment for item in work})
-    threads = max(plans[i].file.parameters.threads for i in touched)
     resources = [resources_of(plan.file.parameters, machine) for plan in plans]
+    sites = tuple(
+        Site(store.folder, place, plan.file.parameters.threads, each)
+        for plan, store, place, each in zip(plans, stores, directories, resources, strict=True)
+    )
+    setup = Setup(sites, machine, options.retry_failed, options.crew)
     workers = None  # as many as a cluster bears, which may change on the way
     if options.executor != "ray":
-        workers = _num_workers(options, [resources[i] for i in touched], machine, len(work))
-    with timing.clock.part("start-up"):
-        from experiment.run.preflight import problems_before_running  # torch comes with it: not before there is work
+        workers = _num_workers(options, [resources[i] for i in touched], machine, sum(item.pieces for item in work))
+    serial = (options.executor or ("processes" if workers and workers > 1 else "serial")) == "serial"
+    with contextlib.ExitStack() as hired:
+        pool = None if serial or workers is None else hired.enter_context(Processes(setup, workers))
+        with timing.clock.part("start-up"):
+            from experiment.run.preflight import problems_before_running  # torch comes with it: only if there is work
 
-        problems = [problem for i in touched for problem in problems_before_running(plans[i], directories[i], machine)]
-    if problems:
-        raise ConfigError(problems)
-    for i in touched:
-        _describe(plans[i], stores[i], workers)
-    if options.verbosity >= 0:
-        say(_announcement(work, workers, threads, machine))
-    show = Show(sum(item.units for item in work), sum(len(item.cells) for item in work), options.verbosity)
-    tables = _Tables(plans, stores, timing.clock)
+            problems = [p for i in touched for p in problems_before_running(plans[i], directories[i], machine)]
+        if problems:
+            raise ConfigError(problems)
+        for i in touched:
+            _describe(plans[i], stores[i], workers)
+        if options.verbosity >= 0:
+            say(_announcement(work, workers, setup))
+        show = Show(sum(item.units for item in work), sum(len(item.cells) for item in work), options.verbosity)
+        listen = _listener(show, _Tables(plans, stores, timing.clock), timing, workers)
+        try:
+            if serial:
+                run_serially(Queue(work), setup, listen, timing.clock)
+            else:
+                _run_by_others(Queue(work), setup, pool, options, listen, show, timing)
+        finally:
+            show.close()
+            for i in touched:
+                stores[i].write_table(plans[i])
 
+
+def _run_by_others(
+    queue: Queue, setup: Setup, pool: Processes | None, options: Options, listen: Listener, show: Show, timing: Timing
+) -> None:
+    """Have the work done by worker processes, or by a cluster."""
+    timing.hire(None if pool is None else pool.size)
+    if pool is not None:
+        pool.run(queue, listen)
+    else:
+        from experiment.run.on_ray import run_on_ray  # Ray is there only for those who ask for it
+
+        most = None if options.share is not None else options.workers
+        run_on_ray(queue, setup, listen, show.say if options.verbosity >= 0 else _silent, most=most)
+    timing.dismiss()
+
+
+def _listener(show: Show, tables: _Tables, timing: Timing, workers: int | None) -> Listener:
     def listen(item: Work, event: Event) -> None:
         if isinstance(event, Timed):
             timing.add(event.seconds, workers or 1)
@@ -156,35 +190,7 @@ def _compute(
         if isinstance(event, CellDone):
             tables.renew(item.experiment)
 
-    sites = tuple(
-        Site(store.folder, place, plan.file.parameters.threads, each)
-        for plan, store, place, each in zip(plans, stores, directories, resources, strict=True)
-    )
-    setup = Setup(sites, machine, options.retry_failed, options.crew)
-    try:
-        _execute(Queue(work), setup, workers, options, listen, show, timing)
-    finally:
-        show.close()
-        for i in touched:
-            stores[i].write_table(plans[i])
-
-
-def _execute(
-    queue: Queue, setup: Setup, workers: int | None, options: Options, listen: Listener, show: Show, timing: Timing
-) -> None:
-    """Have the work done where the options say; `workers` is None for a cluster."""
-    if (options.executor or ("processes" if workers and workers > 1 else "serial")) == "serial":
-        run_serially(queue, setup, listen, timing.clock)
-        return
-    timing.hire(workers)
-    if workers is None:
-        from experiment.run.on_ray import run_on_ray  # Ray is there only for those who ask for it
-
-        most = None if options.share is not None else options.workers
-        run_on_ray(queue, setup, listen, show.say if options.verbosity >= 0 else _silent, most=most)
-    else:
-        run_in_processes(queue, setup, workers, listen)
-    timing.dismiss()
+    return listen
 
 
 class _Tables:
@@ -205,12 +211,12 @@ class _Tables:
         self._due = ended + max(SECONDS_BETWEEN_TABLES, TABLES_ASIDE * (ended - started))
 
 
-def _announcement(work: Sequence[Work], workers: int | None, threads: int, machine: Machine) -> str:
+def _announcement(work: Sequence[Work], workers: int | None, setup: Setup) -> str:
     how = "Ray tasks" if workers is None else _plural(workers, "worker")
-    how += f" of {_plural(threads, 'thread')}"
-    if machine.processes > 1:
-        how += f", {machine.processes} processes train each network"
-    return f"{_plural(sum(len(item.cells) for item in work), 'cell')} to compute on {machine.device}, {how}"
+    how += f" of {_plural(max(setup.sites[item.experiment].threads for item in work), 'thread')}"
+    if setup.machine.processes > 1:
+        how += f", {setup.machine.processes} processes train each network"
+    return f"{_plural(sum(len(item.cells) for item in work), 'cell')} to compute on {setup.machine.device}, {how}"
 
 
 def _num_workers(options: Options, resources: Sequence[Resources], machine: Machine, pieces: int) -> int:

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from experiment.errors import StoreError
 from experiment.files import make_folder, remove_all, set_aside, write_whole, writing_to
@@ -114,6 +114,23 @@ class Store:
         path = self.folder / ".locks" / f"{name}.lock"
         make_folder(path.parent)
         return path
+
+    @contextmanager
+    def trying(self, name: str | None) -> Iterator[bool]:
+        """Whether nobody else holds this lock, which is held inside; None is no lock, and always free."""
+        if name is None:
+            yield True
+            return
+        lock = FileLock(self.lock_file(name))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     @contextmanager
     def writing(self, cell: Cell, *, finished: bool = True) -> Iterator[Path]:

@@ -175,10 +175,10 @@ def test_work_that_another_process_holds_is_taken_up_again(
     held: list[FileLock] = []
     take, put_back = Queue.take, Queue.put_back
 
-    def take_and_hold(queue: Queue, busy: frozenset[str] = frozenset()) -> Work | None:
-        work = take(queue, busy)
+    def take_and_hold(queue: Queue, *how: Any) -> Work | None:
+        work = take(queue, *how)
         if work is not None and work.needs is not None and not held:  # the chain, which needs the reference
-            held.append(FileLock(in_tmp / f"data/results/small/.locks/{work.lock}.lock"))
+            held.append(FileLock(in_tmp / f"data/results/small/.locks/{work.cells[0].key}.lock"))
             held[0].acquire(timeout=0)
         return work
 
