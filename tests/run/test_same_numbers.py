@@ -1,4 +1,4 @@
-"""The same numbers, whatever the way: serially, by workers, in shares of a job array, through Ray, in another order.
+"""The same numbers, whatever the way: by workers, in shares, through Ray, interrupted, in another order.
 
 (Killed and continued: test_run_session.py, and tests/benchmark/kill.py for as often as one likes.)
 """
@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +55,12 @@ PARAMETERS: dict[str, Any] = {
 }
 
 Tables = dict[str, pd.DataFrame]
+FILES = [f"{mode}.yaml" for mode in MODES]
 
 
-def compute(folder: Path, *calls: list[str], methods: list[str] = METHODS) -> Tables:
-    """The tables, as text, that calls of the command leave in a folder of their own, one a mode; seconds left out."""
+@contextmanager
+def at_work(folder: Path, methods: list[str] = METHODS) -> Iterator[None]:
+    """A new folder with the parameter files and the code that they name; it is the working directory inside."""
     folder.mkdir()
     (folder / "few_digits.py").write_text(FEW_DIGITS)
     for mode in MODES:
@@ -66,8 +71,19 @@ def compute(folder: Path, *calls: list[str], methods: list[str] = METHODS) -> Ta
         patch.chdir(folder)
         patch.syspath_prepend(folder)
         patch.setattr("experiment.report.write_report", lambda where: Report([], where, where, where))
+        yield
+
+
+def compute(folder: Path, *calls: list[str], methods: list[str] = METHODS) -> Tables:
+    """What calls of the command leave in a folder of their own."""
+    with at_work(folder, methods):
         for call in calls:
-            assert main([*(f"{mode}.yaml" for mode in MODES), "-q", *call]) == 0
+            assert main([*FILES, "-q", *call]) == 0
+    return read(folder)
+
+
+def read(folder: Path) -> Tables:
+    """The tables, as text, one a mode; seconds left out."""
     tables = {mode: pd.read_csv(folder / f"data/results/{mode}/results.csv", dtype=str) for mode in MODES}
     return {mode: t.drop(columns=[c for c in t if c.startswith("seconds_")]) for mode, t in tables.items()}
 
@@ -104,6 +120,17 @@ def test_ray_on_a_cluster_of_its_own(serially: Tables, tmp_path: Path, monkeypat
     monkeypatch.setenv("RAY_ADDRESS", "local")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # or else it leaves a file in the home folder
     same(compute(tmp_path / "run", ["--executor", "ray"]), serially)
+
+
+def test_interrupted_ten_times(serially: Tables, tmp_path: Path, forked: Any) -> None:
+    with at_work(tmp_path / "run"):
+        for _ in range(10):
+            process = forked(lambda: main([*FILES, "-j", "1"]))
+            process.until(lambda: process.said.count("top-1") >= 4)  # noqa: B023 - it is over before the next one
+            process.send(signal.SIGINT)
+            assert process.wait() == 130, process.said
+        assert main([*FILES, "-q", "-j", "1"]) == 0
+    same(read(tmp_path / "run"), serially)
 
 
 def test_methods_in_another_order(serially: Tables, tmp_path: Path) -> None:
