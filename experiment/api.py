@@ -17,7 +17,7 @@ from experiment.config import Parameters, load
 from experiment.errors import CompressionError, ConfigError, StoreError
 from experiment.files import require_whole_lines
 from experiment.layers.plan import Plan, State
-from experiment.measure import count
+from experiment.measure import Count, count
 from experiment.methods.base import Calibration, Compressor, Quantity, make_method
 from experiment.methods.settings import make_settings
 from experiment.methods.table import layer_rows
@@ -122,9 +122,7 @@ def compress_many(
         raise ConfigError(fault)
     made = make_method(entry, make_settings(entry, settings))
     state = State(net, example[:1])
-    original = count(net, example[:1])
-    if original.flops == 0:
-        raise CompressionError("there is nothing to compress: `example` passes through no convolution or linear layer.")
+    original = _count_original(net, state.example)
     compressor = Compressor(
         made, state, original, _calibration(data), generator("method", seed), recalibrated=recalibrate
     )
@@ -141,6 +139,20 @@ def compress_many(
             keep_flops=compressed.count.flops / original.flops,
             plan=compressed.plan,
         )
+
+
+def _count_original(net: nn.Module, example: Tensor) -> Count:
+    try:
+        original = count(net, example)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CompressionError(
+            f"example: the network cannot be run on its first sample, a tensor of shape {tuple(example.shape)} on "
+            f"{example.device}: {reason}. Pass a batch of inputs as the network takes them."
+        ) from error
+    if original.flops == 0:
+        raise CompressionError("there is nothing to compress: `example` passes through no convolution or linear layer.")
+    return original
 
 
 def save_network(result: CompressionResult, path: str | Path) -> None:

@@ -111,6 +111,11 @@ def test_too_small_a_budget_names_the_smallest(own: Own, x: Tensor) -> None:
     assert compress(own, "SVD", keep=smallest, example=x).parameters == caught.value.smallest
 
 
+def test_an_example_that_the_network_does_not_take_is_refused(own: nn.Module) -> None:
+    with pytest.raises(CompressionError, match=r"example: .* a tensor of shape \(1, 5\) on cpu: "):
+        compress(own, "SVD", keep=0.5, example=torch.zeros(2, 5))
+
+
 def test_a_network_without_layers_to_compress_is_refused(x: Tensor) -> None:
     with pytest.raises(CompressionError, match="nothing to compress"):
         compress(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()), "SVD", keep=0.5, example=x)
