@@ -137,7 +137,8 @@ def _quantize(layer: nn.Module, dtype: str) -> None:
 def _scales(weight: Tensor) -> Tensor:
     """One scale an output channel, (F,): zero for zeros, NaN where not all is finite."""
     largest = weight.float().flatten(1).abs().amax(1)
-    exact = torch.where(largest.isfinite(), largest, torch.nan) / LEVELS
+    levels = torch.full_like(largest, LEVELS)  # by a number, GPUs multiply by its inverse: the last bit would differ
+    exact = torch.where(largest.isfinite(), largest, torch.nan) / levels
     half = 1 << (_CUT_BITS - 1)
     cut = ((exact.view(torch.int32) + half) & -(1 << _CUT_BITS)).view(torch.float32)  # to nearest, carry included
     return torch.where(exact < _SMALLEST, torch.zeros_like(exact), cut)

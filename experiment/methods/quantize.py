@@ -80,6 +80,6 @@ class Quantize:
         found: dict[str, str] = {}
         for name in layers:
             if not any(fnmatch.fnmatchcase(name, pattern) for pattern in s.ignore):
-                own = (dtype for pattern, dtype in s.layers.items() if fnmatch.fnmatchcase(name, pattern))
-                found[name] = next(own, s.dtype)
+                own = [pattern for pattern in s.layers if fnmatch.fnmatchcase(name, pattern)]
+                found[name] = s.layers[max(own, key=lambda p: (len(p), p))] if own else s.dtype
         return found
