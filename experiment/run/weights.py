@@ -94,7 +94,7 @@ def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not isinstance(specification, dict) or specification.get("format") not in FORMATS:
         raise OtherVersion(
             f"{path}: format version {specification.get('format') if isinstance(specification, dict) else '?'}, "
-            f"this program reads {', '.join(map(str, FORMATS))}. Load it with the version that wrote it."
+            f"this program reads {', '.join(map(str, FORMATS[:-1]))} and {FORMAT}. Load it with the version that wrote it."
         )
     try:
         state = unpack(content["state_dict"], content.get("masked", {}))
