@@ -92,9 +92,10 @@ def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise StoreError(f"{path}: not written by this program: no specification and state_dict in it.")
     specification = content["specification"]
     if not isinstance(specification, dict) or specification.get("format") not in FORMATS:
+        version = specification.get("format") if isinstance(specification, dict) else "?"
         raise OtherVersion(
-            f"{path}: format version {specification.get('format') if isinstance(specification, dict) else '?'}, "
-            f"this program reads {', '.join(map(str, FORMATS[:-1]))} and {FORMAT}. Load it with the version that wrote it."
+            f"{path}: format version {version}, this program reads {', '.join(map(str, FORMATS[:-1]))} and {FORMAT}. "
+            "Load it with the version that wrote it."
         )
     try:
         state = unpack(content["state_dict"], content.get("masked", {}))
