@@ -11,22 +11,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from experiment.api import (
         CompressionResult,
+        calibration_inputs,
         compress,
         compress_many,
         evaluate,
         load_network,
+        load_pruned_state,
         load_results,
+        pruned_state,
+        quantize_int8,
         save_network,
+        serialized_bytes,
     )
 
 __all__ = [
     "CompressionResult",
+    "calibration_inputs",
     "compress",
     "compress_many",
     "evaluate",
     "load_network",
+    "load_pruned_state",
     "load_results",
+    "pruned_state",
+    "quantize_int8",
     "save_network",
+    "serialized_bytes",
 ]
 
 

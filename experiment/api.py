@@ -14,9 +14,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from experiment.config import Parameters, load
+from experiment.datasets.calibration import calibration
+from experiment.deploy import quantize_int8 as quantize_int8
+from experiment.deploy import serialized_bytes as serialized_bytes
 from experiment.errors import CompressionError, ConfigError, StoreError
 from experiment.files import require_whole_lines
 from experiment.layers.plan import Plan, State
+from experiment.layers.pruned_state import load_pruned_state as load_pruned_state
+from experiment.layers.pruned_state import pruned_state as pruned_state
 from experiment.measure import Count, count
 from experiment.methods.base import Calibration, Compressor, Quantity, make_method
 from experiment.methods.settings import make_settings
@@ -260,6 +265,21 @@ def evaluate(
         device=torch.device(device), precision="fp32",
     )  # fmt: skip
     return {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5}
+
+
+def calibration_inputs(
+    path_or_param: str | Path, data: str | Path | None = None, *, size: int = 256, variant: str | None = None
+) -> Tensor:
+    """Images of the validation part of an experiment's dataset, as its networks are fed them: never test data.
+
+    Args:
+        path_or_param, data, variant: as for `evaluate`.
+        size: how many, at most.
+    Returns: (size, channels, height, width), on the CPU.
+    """
+    p = _parameters(path_or_param, variant)
+    valid = Data(Path(data or p.directories.training_data or DATASETS_FOLDER), "cpu").splits(p, p.training).valid
+    return calibration(valid, min(size, len(valid)), ("calibration_inputs", p.seed))[0]
 
 
 def _calibration(data: Iterable[Any] | Tensor | None) -> Calibration | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from experiment.layers.inspect import evaluating, trace_layers
 from experiment.layers.masks import named_masks, plain_name
+from experiment.layers.quantized import element_size, named_dtypes
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,13 @@ def _other_convolutions(network: nn.Module, example: Tensor) -> dict[str, LayerC
 
 @dataclass(frozen=True)
 class Bytes:
-    """Bytes of a network's parameters under three conventions.
+    """Bytes of a network's parameters under three conventions, quantized ones with the bits that they need.
+
+    int8 weights take a byte an element and, in every convention, four for the scale of each output channel.
 
     Attributes:
-        dense: every element that the deployed tensors hold, masked or not.
-        values: unmasked elements alone, no index (what Condensa reports).
+        dense: every element that the deployed tensors hold, masked or not; channels that are gone are not there.
+        values: unmasked elements alone, no index: what Condensa reports, which counts those that are not zero.
         sparse: per tensor the smallest of dense, values + one bit an element, and values + 32-bit column indices and
             row pointers (CSR, one row an output).
     """
@@ -150,14 +153,16 @@ def count_sparse_bytes(network: nn.Module) -> SparseBytes:
 
 def _tensor_bytes(network: nn.Module) -> Iterator[tuple[dict[str, int], bool]]:
     """Every parameter's bytes by format, and whether it is masked."""
-    masks = named_masks(network)
+    masks, dtypes = named_masks(network), named_dtypes(network)
     for name, parameter in network.named_parameters():
-        mask = masks.get(plain_name(name))
-        size, total = parameter.element_size(), parameter.numel()
+        mask, dtype = masks.get(plain_name(name)), dtypes.get(plain_name(name))
+        size, total = parameter.element_size() if dtype is None else element_size(dtype), parameter.numel()
         kept = total if mask is None else int(mask.sum())
         rows = parameter.shape[0] if parameter.dim() > 0 else 1
         bitmask, csr = kept * size + (total + 7) // 8, kept * (size + 4) + (rows + 1) * 4
-        yield {"dense": total * size, "values": kept * size, "bitmask": bitmask, "csr": csr}, mask is not None
+        sizes = {"dense": total * size, "values": kept * size, "bitmask": bitmask, "csr": csr}
+        scales = rows * 4 if dtype == "int8" else 0
+        yield {name: bytes_ + scales for name, bytes_ in sizes.items()}, mask is not None
 
 
 @dataclass(frozen=True)

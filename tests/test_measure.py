@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiment import streams
+from experiment.layers.build import build
 from experiment.layers.grouped import GroupedLinear
-from experiment.layers.masks import add_masks, named_masks
+from experiment.layers.masks import add_masks, bake_masks, named_masks
+from experiment.layers.plan import Plan
 from experiment.measure import (
     Bytes,
     SparseBytes,
@@ -217,6 +219,40 @@ def test_condensas_lenet5() -> None:
     # conv1: 500 bits beat 200 columns; conv2: 400 columns and 51 rows; fc1: 2,400 and 501; fc2: 13 and 11
     weights = (400 + 63) + (400 * 6 + 51 * 4) + (2400 * 6 + 501 * 4) + (13 * 6 + 11 * 4)
     assert size.sparse == weights + 580 * 2
+
+
+def test_condensas_lenet5_as_a_plan_of_ours_makes_it() -> None:
+    """The same four sizes from float32 masters: values alone, the best sparse format, dense, and no weight is zero."""
+    network = lenet5((1, 28, 28), 10)
+    weights = [n for n, _ in network.named_parameters() if n.endswith("weight")]
+    largest = torch.cat([network.get_parameter(n).detach().abs().flatten() for n in weights])
+    assert len(largest) == 430_500
+    threshold = largest.sort(descending=True).values[int(0.007 * 430_500) - 1]
+    masks = {n: network.get_parameter(n).detach().abs() >= threshold for n in weights}
+    plan = Plan(masks=masks, quantized={n.removesuffix(".weight"): "float16" for n in weights})
+    made = build(network, plan)
+    size, dense = count_bytes(made), count_bytes(network).dense
+    assert dense / size.values == pytest.approx(431_080 * 4 / ((3013 + 580) * 2), rel=1e-9)
+    assert dense / size.values == pytest.approx(239.96, abs=0.005)
+    baked = bake_masks(made)
+    assert sum(int(p.count_nonzero()) for p in baked.parameters()) * 2 == size.values  # what Condensa counts
+    assert size.dense == 431_080 * 2
+    sparse = 0
+    for mask in masks.values():
+        kept, rows, total = int(mask.sum()), mask.shape[0], mask.numel()
+        sparse += min(kept * 2 + -(-total // 8), kept * (2 + 4) + (rows + 1) * 4, total * 2)
+    assert size.sparse == sparse + 580 * 2
+
+
+def test_quantized_bytes() -> None:
+    """0: 8 x 27 weights of a byte and 8 scales, BatchNorm whole; 3: in halves with its bias; 5: int8, masked."""
+    plan = Plan(masks={"5.weight": some_mask((7, 60), 100)}, quantized={"0": "int8", "3": "bfloat16", "5": "int8"})
+    network = build(small_cnn(), plan)
+    rest = 216 + 8 * 4 + 16 * 4 + 72 * 2 + 6 * 2 + 7 * 4
+    bitmask, csr = 100 + 53 + 7 * 4, 100 * 5 + 8 * 4 + 7 * 4
+    assert count_bytes(network) == Bytes(rest + 420 + 7 * 4, rest + 100 + 7 * 4, rest + bitmask)
+    assert count_sparse_bytes(network) == SparseBytes(rest + bitmask, rest + csr, "bitmask")
+    assert count(network, CNN_INPUT) == count(build(small_cnn(), Plan(masks=plan.masks)), CNN_INPUT)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

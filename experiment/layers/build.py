@@ -1,6 +1,6 @@
 """From a plan to the structure it describes, and from a compressed network back to dense weights, whatever the method.
 
-Parts of a plan compose in one order: new biases, channels, then the factors of what is left of a layer, masks last.
+Parts of a plan compose in one order: biases, channels, factors of what is left of a layer, masks, and bits last.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from experiment.errors import CompressionError
 from experiment.layers.blocks import inside, silence
 from experiment.layers.channels import slice_channels, unslice
 from experiment.layers.lowrank import make_layer, product
-from experiment.layers.masks import add_masks, bake_masks, write_parameter
+from experiment.layers.masks import add_masks, bake_masks, stored, write_parameter
 from experiment.layers.plan import Kept, Plan, State
+from experiment.layers.quantized import add_quantized
 
 
 def build(network: nn.Module, plan: Plan) -> nn.Module:
@@ -44,6 +45,7 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
         sliced = built.get_submodule(name)
         built = copy.deepcopy(built, {id(sliced): make_layer(sliced, plan.factors[name])})
     add_masks(built, {name: slice_mask(mask, plan.kept, name) for name, mask in plan.masks.items()})
+    add_quantized(built, plan.quantized)
     _leave_fast_path(built, plan)
     return built
 
@@ -68,8 +70,9 @@ def write_whole(built: nn.Module, network: nn.Module, plan: Plan) -> None:
 def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Tensor) -> State:
     """A compressed network's weights back on the original architecture, computing the same outputs.
 
-    Factors become their product, removed channels and skipped blocks zeros; masks, channels and blocks go into the
-    state's support. A layer that computes with a bias gets one where the original has none.
+    Rounded weights stay rounded, factors become their product, removed channels and skipped blocks zeros; masks,
+    channels and blocks go into the state's support. A layer that computes with a bias gets one where the original has
+    none.
 
     Args:
         compressed: a network that `build(original, plan)` made, trained or not; not modified.
@@ -77,7 +80,7 @@ def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Tens
         plan: what the compressed network was built from.
         example: a batch of one input.
     """
-    plain = bake_masks(compressed) if plan.masks else compressed
+    plain = bake_masks(compressed) if plan.masks or plan.quantized else compressed
     sources = dict(plain.named_modules())
     network = copy.deepcopy(original)
     biases = _gained_biases(network, sources, plan)
@@ -137,7 +140,7 @@ def _cuts(kept: Mapping[str, Kept], name: str, dims: int) -> list[tuple[int, tup
 def _check(network: nn.Module, plan: Plan) -> None:
     modules = dict(network.named_modules())
     masked = [name.rpartition(".")[0] for name in plan.masks if not plan.masks_factor(name)]
-    named = (*plan.factors, *plan.kept, *plan.biases, *masked)
+    named = (*plan.factors, *plan.kept, *plan.biases, *plan.quantized, *masked)
     unknown = [name for name in (*named, *plan.skipped) if name not in modules]
     if unknown:
         raise CompressionError(f"the plan belongs to another network: this one has no {', '.join(map(repr, unknown))}.")
@@ -205,11 +208,9 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _write_bias(module: nn.Module, source: nn.Module) -> None:
-    own, other = _tensors(module), _tensors(source)
-    if "bias" in own and "bias" in other:
-        own["bias"].copy_(other["bias"])
-    elif "bias" in own:
-        own["bias"].zero_()
+    bias = dict(source.named_parameters(recurse=False)).get("bias")
+    if module.bias is not None:
+        write_parameter(module, "bias", torch.zeros_like(stored(module, "bias")) if bias is None else bias)
 
 
 def _write(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

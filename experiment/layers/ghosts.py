@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from experiment.layers.groups import ChannelGroup, Member, alive_channels
 from experiment.layers.inspect import evaluating
+from experiment.layers.masks import stored
 from experiment.layers.plan import Kept
 
 SAMPLES = 32  # in one forward pass
@@ -141,7 +142,8 @@ def _fold(
     for name, shift in shifts.items():
         rows = kept[name].out
         part = shift if rows is None else shift[list(rows)]
-        norm, bias = modules.get(readers[name][0].norm or ""), dict(modules[name].named_parameters()).get("bias")
+        norm = modules.get(readers[name][0].norm or "")
+        bias = None if modules[name].bias is None else stored(modules[name], "bias")
         if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.running_mean is not None:
             folded[name] = Folded(norm.running_mean, -1, part)
         elif bias is not None:

@@ -131,9 +131,12 @@ def write_factors(layer: nn.Module, U_GRJ: Tensor, V_GJN: Tensor, folding: int =
 
 
 def read_factors(layer: nn.Module, folding: int = 0) -> tuple[Tensor, Tensor]:
-    """The inverse of `write_factors`: U (G, R, J) and V (G, J, N) of an unmasked encoder and decoder, in float64."""
+    """The inverse of `write_factors`: U (G, R, J) and V (G, J, N) of an unmasked encoder and decoder, in float64.
+
+    Of rounded factors it is what they were rounded from.
+    """
     encoder, decoder = layer.get_submodule("encoder"), layer.get_submodule("decoder")
-    E, D = (factor.get_parameter("weight").detach().double() for factor in (encoder, decoder))
+    E, D = (stored(factor, "weight").detach().double() for factor in (encoder, decoder))
     groups = encoder.groups if isinstance(encoder, nn.Conv2d | GroupedLinear) else 1
     E_LIXY = E.reshape(*E.shape, *[1] * (4 - E.dim()))  # L = G * J
     V_GJN = (E_LIXY if folding == 0 else E_LIXY.permute(0, 2, 3, 1)).reshape(groups, E.shape[0] // groups, -1)

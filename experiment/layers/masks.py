@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from experiment.layers.quantized import Quantized, named_dtypes, own_class
+
 
 class Mask(nn.Module):
     """Multiplies a weight by a 0/1 mask of its shape, of which it keeps a copy."""
@@ -36,9 +38,9 @@ def add_masks(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
         module_name, _, parameter_name = name.rpartition(".")
         module = network.get_submodule(module_name)
         if parametrize.is_parametrized(module):
-            _give_own_class(module)
+            own_class(module)
         earlier = _masks_of(module).get(parameter_name)
-        parameter = module.get_parameter(parameter_name if earlier is None else _original(parameter_name))
+        parameter = stored(module, parameter_name)
         mask = mask.to(parameter.device, torch.bool)
         with torch.no_grad():
             parameter.masked_fill_(~mask, 0)
@@ -58,11 +60,11 @@ def named_masks(network: nn.Module) -> dict[str, Tensor]:
 
 
 def same_support(network: nn.Module, other: nn.Module) -> bool:
-    """Whether two compressed forms of one network have the same tensors and the same unmasked places in them."""
+    """Whether two compressed forms of one network have the same tensors, unmasked places in them, and bits."""
     shapes, other_shapes = (
         {plain_name(name): parameter.shape for name, parameter in n.named_parameters()} for n in (network, other)
     )
-    if shapes != other_shapes:
+    if shapes != other_shapes or named_dtypes(network) != named_dtypes(other):
         return False
     masks, other_masks = named_masks(network), named_masks(other)
     for name in masks.keys() | other_masks.keys():
@@ -73,13 +75,13 @@ def same_support(network: nn.Module, other: nn.Module) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """The name of a parameter without the parametrization that holds its mask."""
+    """The name of a parameter without the parametrization that masks or rounds it."""
     return name.replace("parametrizations.", "").removesuffix(".original")
 
 
 def stored(module: nn.Module, name: str) -> nn.Parameter:
-    """A module's parameter: itself, or what stands behind its mask."""
-    return module.get_parameter(_original(name) if name in _masks_of(module) else name)
+    """A module's parameter: itself, or what stands behind its mask or rounding."""
+    return module.get_parameter(_original(name) if name in _links_of(module) else name)
 
 
 def write_parameter(module: nn.Module, name: str, value: Tensor) -> None:
@@ -90,34 +92,31 @@ def write_parameter(module: nn.Module, name: str, value: Tensor) -> None:
 
 
 def bake_masks(network: nn.Module) -> nn.Module:
-    """A copy of plain torch layers whose masked weights are ordinary zeros: for export, no longer for training."""
+    """A copy of plain torch layers: masked weights are ordinary zeros, rounded ones rounded. Not for training."""
     baked = copy.deepcopy(network)
     for module in list(baked.modules()):
-        for parameter_name in _masks_of(module):
-            _give_own_class(module)
+        for parameter_name in _links_of(module):
+            own_class(module)
             parametrize.remove_parametrizations(module, parameter_name)
     return baked
 
 
 def _masks_of(module: nn.Module) -> dict[str, Mask]:
     """Parameter name -> its mask, for the parameters of this module alone."""
+    found = ((name, link) for name, links in _links_of(module).items() for link in links)
+    return {name: link for name, link in found if isinstance(link, Mask)}
+
+
+def _links_of(module: nn.Module) -> dict[str, list[Mask | Quantized]]:
+    """Parameter name -> what it passes through before it is used, for the parameters of this module alone."""
     if not parametrize.is_parametrized(module):
         return {}
     chains = module.parametrizations
     assert isinstance(chains, nn.ModuleDict)
-    return {name: link for name, chain in chains.items() for link in chain.children() if isinstance(link, Mask)}
+    links = {n: [link for link in c.children() if isinstance(link, Mask | Quantized)] for n, c in chains.items()}
+    return {name: found for name, found in links.items() if found}
 
 
 def _original(parameter_name: str) -> str:
     """Where torch keeps the parameter behind a parametrization, from its module on."""
     return f"parametrizations.{parameter_name}.original"
-
-
-def _give_own_class(module: nn.Module) -> None:
-    """Part a parametrized module from its deep copies.
-
-    Torch notes on the module's class which tensors are parametrized, and deepcopy shares that class: without this, to
-    mask or bake a copy changes what it was copied from.
-    """
-    shared = type(module)
-    module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))

@@ -54,6 +54,8 @@ class Plan:
             they are written. Part of the weights, not of the structure: neither stored nor, for other weights than the
             analysed ones, used.
         skipped: modules that pass their input on, so that nothing of them is left.
+        quantized: layer name -> float16, bfloat16 or int8, what its weights are rounded to; those of its factors where
+            it became factors.
     """
 
     factors: Mapping[str, Factors] = field(default_factory=dict)
@@ -64,6 +66,7 @@ class Plan:
     biases: tuple[str, ...] = ()
     scales: Mapping[str, Tensor] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+    quantized: Mapping[str, str] = field(default_factory=dict)
 
     def to_data(self) -> dict[str, object]:
         """Plain values for `network.pt`; masks have no bits here, which are buffers of the state_dict."""
@@ -77,6 +80,7 @@ class Plan:
             },
             "biases": list(self.biases),
             "skipped": list(self.skipped),
+            "quantized": dict(self.quantized),
         }
 
     @staticmethod
@@ -85,13 +89,14 @@ class Plan:
         parameters = dict(original.named_parameters(remove_duplicate=False))
         factors, masks, kept = data["factors"], data["masks"], data["kept"]
         shapes, biases = data.get("factor_masks", {}), data.get("biases", [])  # files of before have neither
-        skipped = data.get("skipped", [])
+        skipped, quantized = data.get("skipped", []), data.get("quantized", {})
         assert isinstance(factors, dict)
         assert isinstance(masks, list)
         assert isinstance(kept, dict)
         assert isinstance(shapes, dict)
         assert isinstance(biases, list)
         assert isinstance(skipped, list)
+        assert isinstance(quantized, dict)
         return Plan(
             factors={n: Factors(*values) for n, values in factors.items()},
             masks={n: torch.ones_like(parameters[n], dtype=torch.bool) for n in masks}
@@ -99,6 +104,7 @@ class Plan:
             kept={n: Kept(*(None if side is None else tuple(side) for side in sides)) for n, sides in kept.items()},
             biases=tuple(biases),
             skipped=tuple(skipped),
+            quantized=quantized,
         )
 
     def masks_factor(self, name: str) -> bool:

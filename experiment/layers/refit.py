@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from experiment.errors import CompressionError
 from experiment.layers.ghosts import Folded
 from experiment.layers.inspect import evaluating
+from experiment.layers.masks import stored, write_parameter
 from experiment.layers.patches import draw_places, input_patches, num_positions, outputs_at
 from experiment.layers.plan import Kept
 
@@ -70,7 +71,7 @@ def refit(
     targets: dict[str, _Target] = {}
 
     def look(name: str, layer: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
-        unknowns = fitted[name].get_parameter("weight")[0].numel()
+        unknowns = stored(fitted[name], "weight")[0].numel()
         places = draw_places(num_positions(y, layer), max(PLACES, PLACES_AN_UNKNOWN * unknowns), generator)
         rows, Y_FP = kept.get(name, Kept()).out, outputs_at(y, layer, places)
         targets[name] = _Target(places, y.shape, Y_FP if rows is None else Y_FP[list(rows)])
@@ -101,7 +102,7 @@ def _fitted(compressed: nn.Module, name: str) -> nn.Module:
 
 
 def _fit(name: str, layer: nn.Module, h: Tensor, target: _Target, folded: Folded | None, intercept: bool) -> None:
-    weight, bias = layer.get_parameter("weight"), dict(layer.named_parameters()).get("bias")
+    weight, bias = stored(layer, "weight"), None if layer.bias is None else stored(layer, "bias")
     dimensions = 3 if isinstance(layer, nn.Conv2d) else 1  # of one sample
     if h.shape[:-dimensions] != target.shape[:-dimensions]:
         return
@@ -122,7 +123,7 @@ def _fit(name: str, layer: nn.Module, h: Tensor, target: _Target, folded: Folded
         change_FN = _ridge(H_NP - mean_N[:, None], left_FP - rest_F[:, None])
         shift_F = _double(rest_F) - change_FN @ _double(mean_N)
         folded.place.add_(folded.sign * shift_F.to(folded.place))
-    weight.copy_((_double(U_FN) + change_FN).reshape(weight.shape))
+    write_parameter(layer, "weight", (_double(U_FN) + change_FN).reshape(weight.shape))
 
 
 def _ridge(H_NP: Tensor, left_FP: Tensor) -> Tensor:

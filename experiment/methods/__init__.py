@@ -57,6 +57,7 @@ METHODS: dict[str, MethodEntry] = {
         MethodEntry("Global Filters", s.GlobalFiltersSettings, "experiment.methods.ranking:global_filters", "filter"),
         MethodEntry("Blocks", s.BlocksSettings, "experiment.methods.blocks:Blocks", "filter"),
         MethodEntry("Slimming", s.SlimmingSettings, "experiment.methods.ranking:slimming", "filter"),
+        MethodEntry("Quantize", s.QuantizeSettings, "experiment.methods.quantize:Quantize", "quantization"),
     )
 }
 

@@ -18,7 +18,7 @@ from experiment.errors import CompressionError
 from experiment.layers.build import write_whole
 from experiment.layers.inspect import evaluating
 from experiment.layers.lowrank import balance, write_factors
-from experiment.layers.masks import write_parameter
+from experiment.layers.masks import stored, write_parameter
 from experiment.layers.plan import Factors, Plan, State
 from experiment.layers.refit import refit
 from experiment.methods import lowrank
@@ -139,7 +139,7 @@ class KLDS:
 
 
 def _rewind(built: nn.Module, state: State, analysis: Analysis, plan: Plan) -> None:
-    decoders = {name: built.get_submodule(name).get_parameter("decoder.weight").clone() for name in plan.factors}
+    decoders = {n: stored(built.get_submodule(n).get_submodule("decoder"), "weight").clone() for n in plan.factors}
     write_whole(built, state.network, plan)
     for name, _, weight in factored_layers(state, plan):
         factors, layer = plan.factors[name], built.get_submodule(name)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from experiment.errors import CompressionError
 from experiment.layers.build import write_whole
 from experiment.layers.lowrank import flops, fold, write_factors
+from experiment.layers.masks import write_parameter
 from experiment.layers.plan import Factors, Plan, State
 from experiment.methods import lowrank
 from experiment.methods.allocate import common_threshold
@@ -119,7 +120,7 @@ class PCA:
             W_FN = fold(precise(weight))[0]
             target = built.get_submodule(name)
             write_factors(target, U_FJ[None], (U_FJ.T @ W_FN)[None])
-            target.get_parameter("decoder.bias").detach().copy_(m_F + U_FJ @ (U_FJ.T @ (b_F - m_F)))
+            write_parameter(target.get_submodule("decoder"), "bias", m_F + U_FJ @ (U_FJ.T @ (b_F - m_F)))
 
 
 def next_scores(variances: Floats) -> Floats:

@@ -1,4 +1,7 @@
-"""A state_dict without the zeros of masked weights: of each, one bit an element and the values that its mask leaves."""
+"""A state_dict without what takes no part in anything: the zeros of masked weights, and the bits of rounded ones.
+
+Of a masked weight there are one bit an element and the values that its mask leaves; rounded ones have 8 or 16 bits.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiment.layers.quantized import DTYPES, FLOATS, decode, encode
+
 Masked = dict[str, dict[str, Any]]
 """Name of a masked weight -> `mask` (the name of its mask), `shape`, `bits` (8 elements a byte) and `values`."""
+
+Rounded = dict[str, dict[str, Any]]
+"""Name of a rounded weight -> its `dtype` and, with int8, the `scales` of its output channels; codes lie elsewhere."""
+
+
+def encode_state(state: Mapping[str, Tensor], dtypes: Mapping[str, str]) -> tuple[dict[str, Tensor], Rounded]:
+    """A state_dict on the CPU whose rounded weights have their few bits, and what else it takes to read them.
+
+    Args:
+        dtypes: name of a weight in the state_dict -> what the network rounds it to, behind its mask if it has one.
+    """
+    coded, rounded = dict(state), Rounded()
+    masks = {weight: state[mask] for mask, weight in _masks_of(state).items()}
+    for name, dtype in dtypes.items():
+        live = state[name].masked_fill(~masks[name], 0) if name in masks else state[name]
+        coded[name], scales = encode(live, dtype)
+        rounded[name] = {"dtype": dtype} if scales is None else {"dtype": dtype, "scales": scales}
+    return coded, rounded
+
+
+def decode_state(state: Mapping[str, Tensor], rounded: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
+    """The state_dict that `encode_state` coded, rounded weights in float32.
+
+    Raises: ValueError: codes, their dtype and scales do not belong together.
+    """
+    decoded = dict(state)
+    for name, parts in rounded.items():
+        codes, dtype, scales = state[name], parts["dtype"], parts.get("scales")
+        if dtype not in DTYPES or codes.dtype != FLOATS.get(dtype, torch.int8) or (scales is None) != (dtype in FLOATS):
+            raise ValueError(f"{name}: {codes.dtype} does not hold what is called {dtype}")
+        if scales is not None and scales.shape != codes.shape[:1]:
+            raise ValueError(f"{name}: {codes.shape[0]} channels, {len(scales)} scales")
+        decoded[name] = decode(codes, scales)
+    return decoded
 
 
 def pack(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Masked]:

@@ -1,6 +1,7 @@
 """network.pt: a specification in plain values and a state_dict, written whole and read without unpickling code.
 
-Masked weights stand beside the state_dict, without their zeros (`experiment.run.packing`).
+Masked weights stand beside the state_dict, without their zeros, and rounded ones have no more bits than they need
+(`experiment.run.packing`).
 """
 
 from __future__ import annotations
@@ -19,14 +20,20 @@ from torch import Tensor, nn
 from experiment.errors import OtherVersion, StoreError
 from experiment.files import is_whole_archive, write_whole
 from experiment.layers.build import build
+from experiment.layers.masks import plain_name
 from experiment.layers.plan import Plan
+from experiment.layers.quantized import named_dtypes
 from experiment.networks import NETWORKS
 from experiment.networks.make import make_network
 from experiment.registry import is_import_path
-from experiment.run.packing import pack, unpack
+from experiment.run.packing import decode_state, encode_state, pack, unpack
 
-FORMAT = 2  # of network.pt
-FORMATS = (1, FORMAT)  # that are read; 1 has masks and masked weights in the state_dict as they are
+FORMAT = 3  # of network.pt
+FORMATS = (
+    1,
+    2,
+    FORMAT,
+)  # that are read; 1 has masks and masked weights in the state_dict as they are, 2 all in 32 bits
 
 
 def save_weights(
@@ -46,9 +53,11 @@ def save_weights(
         "about": about,
     }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    whole, masked = pack(state)
+    dtypes = named_dtypes(network)
+    coded, rounded = encode_state(state, {n: dtypes[plain_name(n)] for n in state if plain_name(n) in dtypes})
+    whole, masked = pack(coded)
     buffer = io.BytesIO()
-    torch.save({"specification": specification, "state_dict": whole, "masked": masked}, buffer)
+    torch.save({"specification": specification, "state_dict": whole, "masked": masked, "rounded": rounded}, buffer)
     write_whole(path, buffer.getvalue())
     return buffer.tell()
 
@@ -83,12 +92,14 @@ def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise StoreError(f"{path}: not written by this program: no specification and state_dict in it.")
     specification = content["specification"]
     if not isinstance(specification, dict) or specification.get("format") not in FORMATS:
+        version = specification.get("format") if isinstance(specification, dict) else "?"
         raise OtherVersion(
-            f"{path}: format version {specification.get('format') if isinstance(specification, dict) else '?'}, "
-            f"this program reads {' and '.join(map(str, FORMATS))}. Load it with the version that wrote it."
+            f"{path}: format version {version}, this program reads {', '.join(map(str, FORMATS[:-1]))} and {FORMAT}. "
+            "Load it with the version that wrote it."
         )
     try:
-        return specification, unpack(content["state_dict"], content.get("masked", {}))
+        state = unpack(content["state_dict"], content.get("masked", {}))
+        return specification, decode_state(state, content.get("rounded", {}))
     except (RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise StoreError(f"{path}: damaged: {str(error).strip()}") from error
 

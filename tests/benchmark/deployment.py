@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    labels = [label for label, entry in METHODS.items() if entry.kind != "none"]
+    labels = [label for label, entry in METHODS.items() if entry.kind not in ("none", "quantization")]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--methods", nargs="+", choices=labels, default=["FT", "PFP"])

@@ -233,7 +233,7 @@ def test_a_trained_network_of_another_version_is_not_trained_again(finished: Pat
     assert main([PARAM, "-j", "1", "-q"]) == 1
     assert path.read_bytes() == before
     frame = pd.read_csv(RESULTS / "results.csv")
-    assert frame["error"].str.contains("format version 99, this program reads 1 and 2").all()
+    assert frame["error"].str.contains("format version 99, this program reads 1, 2 and 3").all()
 
 
 # --- nothing can be written ------------------------------------------------------------------------------------------

@@ -52,6 +52,7 @@ from experiment.methods.settings.pruning import (
     WTLayerSettings,
     WTSettings,
 )
+from experiment.methods.settings.quantization import QuantizeSettings
 from experiment.registry import MethodEntry, suggestion
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ __all__ = [
     "Messi5Settings",
     "PCASettings",
     "PFPSettings",
+    "QuantizeSettings",
     "RSVDSettings",
     "RandomLayerSettings",
     "RandomSettings",

@@ -1,0 +1,62 @@
+"""State_dicts of torch.nn.utils.prune, with `weight_orig` and `weight_mask`, into masks of ours and out of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from experiment.errors import CompressionError
+from experiment.layers.masks import add_masks, bake_masks, named_masks
+
+ORIGINAL, MASK = "_orig", "_mask"  # what torch adds to a pruned parameter's name
+
+
+def load_pruned_state(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a network with the weights of a state_dict, and masks where torch.nn.utils.prune left its own.
+
+    What stands in masked places of `weight_orig` is dropped. Parameters that are not pruned have their plain names.
+
+    Args:
+        network: plain layers of the same names and shapes; not modified.
+        state: the state_dict of a network that was pruned with torch.nn.utils.prune.
+    Raises: CompressionError: names or shapes are not this network's, or a mask holds other than zeros and ones.
+    """
+    owners = [name.removesuffix(ORIGINAL) for name in state if name.endswith(ORIGINAL)]
+    masks = {owner: state[owner + MASK] for owner in owners if owner + MASK in state}
+    plain = {}
+    for name, tensor in state.items():
+        owner = name.removesuffix(ORIGINAL)
+        if name.endswith(ORIGINAL) and owner in masks:
+            if masks[owner].shape != tensor.shape or not ((masks[owner] == 0) | (masks[owner] == 1)).all():
+                raise CompressionError(f"{owner}{MASK}: a mask has the shape of its weight, and zeros and ones in it.")
+            plain[owner] = tensor.masked_fill(masks[owner] == 0, 0)
+        elif not (name.endswith(MASK) and name.removesuffix(MASK) in masks):
+            plain[name] = tensor
+    loaded = copy.deepcopy(network)
+    try:
+        loaded.load_state_dict(plain)
+    except RuntimeError as error:
+        raise CompressionError(f"the state_dict is not of this network: {error}") from error
+    parameters = dict(loaded.named_parameters(remove_duplicate=False))
+    strange = [name for name in masks if name not in parameters]
+    if strange:
+        raise CompressionError(f"{', '.join(strange)}: only parameters are masked, and these are buffers.")
+    add_masks(loaded, {name: mask.to(torch.bool) for name, mask in masks.items()})
+    return loaded
+
+
+def pruned_state(network: nn.Module) -> dict[str, Tensor]:
+    """A network's state_dict as torch.nn.utils.prune names it: `weight_orig` and `weight_mask` of masked parameters.
+
+    A network pruned with it in the same places (`prune.custom_from_mask`, say) loads it, and computes the same.
+    """
+    masks, state = named_masks(network), dict[str, Tensor]()
+    for name, tensor in bake_masks(network).state_dict().items():
+        if name in masks:
+            state |= {name + ORIGINAL: tensor, name + MASK: masks[name].to(tensor)}
+        else:
+            state[name] = tensor
+    return state

@@ -1,0 +1,85 @@
+"""Quantization as a method: every element stays, in fewer bits."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from experiment.errors import ConfigError
+from experiment.layers.blocks import inside
+from experiment.layers.build import build, write_whole
+from experiment.layers.plan import Plan, State
+from experiment.measure import count
+from experiment.methods.base import Budget, Calibration
+from experiment.methods.settings import QuantizeSettings
+from experiment.methods.start import start_of
+
+WHOLE = "float32"  # what the layers left alone are called in tables
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Weights rounded to float16, bfloat16 or int8 at every use; what trains is the float32 master behind.
+
+    What the state has already lost stays lost.
+
+    Source: Joseph et al. 2019, Condensa, https://arxiv.org/abs/1911.02497 (float16 of a layer's weight and bias);
+    Jacob et al. 2018, https://arxiv.org/abs/1712.05877 (int8). Differs: int8 is symmetric, a scale an output channel,
+    and activations stay float32: `experiment.quantize_int8` quantizes those of a finished network.
+    """
+
+    settings: QuantizeSettings
+
+    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Plan:
+        """The one plan that there is.
+
+        Raises: CompressionError: a weight is NaN or infinite. ConfigError: a pattern names no layer.
+        """
+        start_of(state)  # which refuses weights that are not finite
+        support = Plan(masks=dict(state.masks), kept=dict(state.kept), skipped=state.skipped)
+        parameters = count(build(state.network, support), state.example).parameters
+        return self.finish(replace(support, parameters=parameters), state.network)
+
+    def plan(self, analysis: Plan, budget: Budget) -> Plan:
+        """The same plan for every budget."""
+        return analysis
+
+    def fill(self, built: nn.Module, state: State, analysis: Plan, plan: Plan) -> None:
+        """Write the state's weights into `built`, in place: they become the masters."""
+        write_whole(built, state.network, plan)
+
+    def finish(self, plan: Plan, network: nn.Module) -> Plan:
+        """A plan of any other method with what this one adds to it.
+
+        Args:
+            network: the original one, or any with its layers.
+        Raises: ConfigError: a pattern names no layer.
+        """
+        layers = [
+            name
+            for name, module in network.named_modules()
+            if isinstance(module, nn.Conv2d | nn.Linear) and not inside(name, plan.skipped)
+        ]
+        dtypes = self._dtypes(layers)
+        told = {name: {**plan.details.get(name, {}), "dtype": dtypes.get(name, WHOLE)} for name in layers}
+        return replace(plan, quantized=dtypes, details={**plan.details, **told})
+
+    def _dtypes(self, layers: list[str]) -> dict[str, str]:
+        s, faults = self.settings, []
+        for what, patterns in (("ignore", s.ignore), ("layers", tuple(s.layers))):
+            faults += [
+                f"Quantize.{what}: no layer is called '{pattern}'. The layers are {', '.join(layers)}."
+                for pattern in patterns
+                if not fnmatch.filter(layers, pattern)
+            ]
+        if faults:
+            raise ConfigError(faults)
+        found: dict[str, str] = {}
+        for name in layers:
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in s.ignore):
+                own = [pattern for pattern in s.layers if fnmatch.fnmatchcase(name, pattern)]
+                found[name] = s.layers[max(own, key=lambda p: (len(p), p))] if own else s.dtype
+        return found
