@@ -12,9 +12,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from experiment.config.block import Epoch, Whole
 from experiment.config.includes import OPEN_KEYS
 from experiment.config.modes import REWIND
-from experiment.config.schema import Epoch, Mode, Rewind, Spacing, Whole
+from experiment.config.schema import Mode, Rewind, Spacing
 from experiment.config.spacing import MAX_RATIOS
 from experiment.config.tree import KeyPath, Node, Problem, dotted, walk
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from experiment.config.schema import Block, Parameters
+from experiment.config.block import Block
+from experiment.config.schema import Parameters
 from experiment.config.tree import KeyPath, dotted
 from experiment.registry import suggestion
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from experiment.config.schema import Experiments, Parameters, Training
+from experiment.config.schema import Experiments, Parameters
+from experiment.config.training_schema import Training
 
 Rewinding = Literal["weights", "random", "none"]
 REWIND = "-rewind"  # what torchprune's modes end with that rewind the weights
