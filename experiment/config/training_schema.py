@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
-from experiment.config.block import Block, Epoch, Name, Whole
+from experiment.config.block import Block, Epoch, Name, Number, Whole
 
 
 class Component(Block):
@@ -27,6 +28,49 @@ class Scheduler(Block):
     """Its arguments by name."""
     step_kwargs: dict[str, Any] = {}
     """Its arguments that count steps, given in epochs."""
+
+
+How = Literal["subgradient", "proximal", "coupled", "decoupled"]
+HOW: dict[How, str] = {"subgradient": "l1", "proximal": "l1", "coupled": "l2", "decoupled": "l2"}
+Strength = Annotated[Number, Field(ge=0, le=1000)]
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _one_or_more(item: dict[str, Any]) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, "minItems": 1}]})
+
+
+_PATTERN = {"type": "string", "minLength": 1}
+_HOW = {"type": "string", "enum": list(HOW)}
+
+
+class Penalty(Block):
+    """l1 times the absolute weights and l2 / 2 times their squares, of convolutions and linear layers, not biases."""
+
+    layers: Annotated[list[Name], Field(min_length=1), BeforeValidator(_listed), _one_or_more(_PATTERN)] = ["*"]
+    """Patterns of layers' names (* and ?); a decomposed layer's factors answer to its name and to their own."""
+    l1: Strength | None = None
+    """Strength of the penalty on absolute weights."""
+    l2: Strength | None = None
+    """Strength of the penalty on squared weights; coupled, it is what weight_decay is in torch's SGD and Adam."""
+    how: Annotated[list[How], Field(min_length=1), BeforeValidator(_listed), _one_or_more(_HOW)] | None = None
+    """l1: subgradient (default), or proximal, for exact zeros; l2: coupled (default), or decoupled, as in AdamW."""
+
+    @model_validator(mode="after")
+    def _together(self) -> Penalty:
+        given = [key for key, value in (("l1", self.l1), ("l2", self.l2)) if value is not None]
+        asked = [HOW[word] for word in self.how or ()]
+        if not given:
+            raise PydanticCustomError("penalty", "needs l1 or l2, or both")
+        for word in self.how or ():
+            if HOW[word] not in given:
+                raise PydanticCustomError("penalty", f"how: {word} is about {HOW[word]}, which is not given")
+            if asked.count(HOW[word]) > 1:
+                raise PydanticCustomError("penalty", f"how: says twice how {HOW[word]} acts. Say it once")
+        return self
 
 
 def _top_1_and_5() -> list[Component]:
@@ -72,3 +116,5 @@ class Training(Block):
     """Whether images and weights lie in memory channel by channel of each pixel (faster for some networks)."""
     compiled: bool = Field(default=False, alias="compile")
     """Whether torch.compile makes kernels for every network that is trained: minutes at first, then faster steps."""
+    penalties: list[Penalty] = []
+    """Penalties on weights, by layer: those that name the same one add up, and weight_decay comes on top of them."""

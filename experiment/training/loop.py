@@ -24,6 +24,7 @@ from experiment.training.checkpoint import Checkpoint, EpochRecord, Progress, sa
 from experiment.training.distributed import ALONE, Team
 from experiment.training.evaluation import Metrics, evaluate, loss_weight
 from experiment.training.factories import make_loss, make_optimizer
+from experiment.training.penalty import make_penalties
 from experiment.training.schedule import Schedule
 from experiment.training.settings import Precision, SchedulerSpec, TrainSettings
 from experiment.training.step import Trainer, compiled, step
@@ -103,7 +104,7 @@ def train(
         schedule = Schedule(settings, steps_per_epoch, [record.valid_loss for record in progress.records])
         trainer = Trainer(
             network, optimizer, schedule, loss, scaler, settings, device, clock, team, compiled(model, settings),
-            adjust_gradients,
+            adjust_gradients, make_penalties(network, settings.penalties),
         )  # fmt: skip
         last = settings.num_epochs if until is None else min(until, settings.num_epochs)
         for epoch in range(settings.start_epoch + len(progress.records), last):
