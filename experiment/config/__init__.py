@@ -23,7 +23,7 @@ from experiment.config.schema import (
     Parameters,
 )
 from experiment.config.sweep import KeepStep, Variant, keep_steps
-from experiment.config.training_schema import Component, Penalty, Scheduler, Training
+from experiment.config.training_schema import Component, Penalty, Retraining, Scheduler, Training
 from experiment.config.yamlfile import read_plain_yaml
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "ParameterFile",
     "Parameters",
     "Penalty",
+    "Retraining",
     "Scheduler",
     "Training",
     "Variant",

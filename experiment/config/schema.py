@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from experiment.config import spacing
 from experiment.config.block import Block, Keep, Name, Number, Whole
-from experiment.config.training_schema import Training
+from experiment.config.training_schema import Retraining, Training
 
 
 class NamedSettings(Block):
@@ -201,7 +201,7 @@ class Parameters(Block):
     """The network and the data that it learns."""
     training: Training
     """How the reference networks are trained."""
-    retraining: Training
+    retraining: Retraining
     """How compressed networks are retrained: the training block with what stands here on top."""
     experiments: Experiments
     """What is compared, and at which keep ratios."""

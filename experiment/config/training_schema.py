@@ -73,6 +73,15 @@ class Penalty(Block):
         return self
 
 
+class Distillation(Block):
+    """Learning from the reference network: (1 - alpha) loss + alpha T^2 KL(its softmax(z/T) || softmax(z/T))."""
+
+    temperature: Annotated[Number, Field(gt=0, le=100)] = 4.0
+    """The temperature T by which both networks' logits are divided: the higher, the more the wrong classes say."""
+    alpha: Annotated[Number, Field(ge=0, le=1)] = 0.7
+    """The share of the reference network's answers in the loss; the labels have the rest."""
+
+
 def _top_1_and_5() -> list[Component]:
     return [Component(type="TopK", kwargs={"topk": k}) for k in (1, 5)]
 
@@ -118,3 +127,10 @@ class Training(Block):
     """Whether torch.compile makes kernels for every network that is trained: minutes at first, then faster steps."""
     penalties: list[Penalty] = []
     """Penalties on weights, by layer: those that name the same one add up, and weight_decay comes on top of them."""
+
+
+class Retraining(Training):
+    """How compressed networks are retrained."""
+
+    distillation: Distillation | None = None
+    """Whether retraining learns from the reference network's answers, too, and how; default: from the labels alone."""

@@ -14,7 +14,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import nn
 
 from experiment.clock import Clock
-from experiment.config import Parameters, Penalty, Training
+from experiment.config import Parameters, Penalty, Retraining, Training
 from experiment.errors import OtherVersion, StoreError
 from experiment.files import is_whole_archive, make_folder, remove_all, set_aside, writing_to
 from experiment.layers.plan import Plan, State
@@ -33,7 +33,7 @@ from experiment.run.weights import read_plain, read_weights, save_weights
 from experiment.run.whole import first_cut, read_sizes, write_sizes
 from experiment.streams import seeded
 from experiment.training.loop import SchedulerSpec, TrainSettings, train
-from experiment.training.settings import PenaltySpec
+from experiment.training.settings import DistillationSpec, PenaltySpec
 
 HISTORY = "history.csv"
 
@@ -90,6 +90,7 @@ def architecture_of(p: Parameters, input_shape: tuple[int, int, int]) -> dict[st
 
 def train_settings(training: Training, machine: Machine) -> TrainSettings:
     """A training block as the plain values that the loop takes."""
+    taught = training.distillation if isinstance(training, Retraining) else None
     return TrainSettings(
         num_epochs=training.num_epochs,
         start_epoch=training.start_epoch,
@@ -104,6 +105,7 @@ def train_settings(training: Training, machine: Machine) -> TrainSettings:
         channels_last=training.channels_last,
         compiled=training.compiled,
         penalties=tuple(penalty_spec(block) for block in training.penalties),
+        distillation=None if taught is None else DistillationSpec(taught.temperature, taught.alpha),
     )
 
 

@@ -36,6 +36,14 @@ class PenaltySpec:
 
 
 @dataclass(frozen=True)
+class DistillationSpec:
+    """How much a network learns from its teacher: the temperature T, and the share alpha of the teacher's term."""
+
+    temperature: float = 4.0
+    alpha: float = 0.7
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """One training.
 
@@ -48,7 +56,7 @@ class TrainSettings:
         early_stop_epoch: from this epoch on the weights of best validation accuracy are kept; None: the last ones.
         channels_last: memory format of images and weights while training.
         compiled: whether torch.compile makes kernels for the training steps.
-        penalties: on layers' weights.
+        penalties: on layers' weights. distillation: how a teacher is listened to; None: there is none.
     """
 
     num_epochs: int
@@ -65,3 +73,4 @@ class TrainSettings:
     compiled: bool = False
     # Left out of the repr, by which older checkpoints know their training.
     penalties: tuple[PenaltySpec, ...] = field(default=(), repr=False)
+    distillation: DistillationSpec | None = field(default=None, repr=False)

@@ -1,4 +1,4 @@
-"""One step of training: forward, backward, whatever adds to the gradients, and the optimizer."""
+"""One step of training: forward, backward, whatever adds to the loss and the gradients, and the optimizer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from experiment.clock import Clock
+from experiment.training.distil import Teacher, mixed_loss
 from experiment.training.distributed import Team
 from experiment.training.evaluation import forward_precision
 from experiment.training.factories import Loss
@@ -34,6 +35,7 @@ class Trainer:
     model: Callable[[Tensor], Tensor]  # what a step calls: the network, what shares its training out, or that compiled
     adjust_gradients: Callable[[], None] | None = None
     penalties: Penalties = field(default_factory=Penalties)
+    teacher: Teacher | None = None
 
 
 def step(t: Trainer, x: Tensor, part: Tensor, num_images: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,6 +49,9 @@ def step(t: Trainer, x: Tensor, part: Tensor, num_images: int) -> tuple[Tensor, 
         logits = t.model(x)
     logits, y = t.team.whole(logits.float(), part, num_images)
     value = t.loss(logits, y)
+    if t.teacher is not None and t.settings.distillation is not None:
+        taught, _ = t.team.whole(t.teacher(x), part, num_images)
+        value = mixed_loss(value, logits, taught, t.settings.distillation, t.settings.loss_kwargs.get("reduction"))
     torch.autograd.backward(t.scaler.scale(value))
     if t.adjust_gradients is not None or t.penalties.terms:
         t.scaler.unscale_(t.optimizer)  # what is added is not scaled
