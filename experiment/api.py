@@ -185,7 +185,7 @@ def load_network(
     Args:
         path_or_param: a parameter file or an experiment's folder, or a single `network.pt`.
         method, label, keep, net, repetition, variant: which cell; the nearest keep ratio is taken, with a warning where
-            it is another. `Reference` is the uncompressed network.
+            it is another; none for methods whose settings decide the size. `Reference` is the uncompressed network.
         network: the original network, for a file whose network only your own code can make.
     Raises: StoreError: no such cell, or its file is damaged. ConfigError: the choice is not unique.
     """
@@ -202,6 +202,8 @@ def load_network(
     if method is None and label is None:
         raise ConfigError("load_network needs the method or the label, such as method='ALDS' or method='Reference'.")
     there = rows
+    if keep is not None:
+        rows = rows[rows["keep_target"].notna()]
     if keep is not None and len(rows):
         distance = (rows["keep_target"] - keep).abs()
         rows = rows[distance == distance.min()]
@@ -212,6 +214,7 @@ def load_network(
     if len(rows) != 1:
         choice = rows if len(rows) else there if len(there) else done
         found = ", ".join(f"{r.label} keep {r.keep_target:.4g} {r.variant}".strip() for r in choice.itertuples())
+        found = found.replace(" keep nan", "")  # a size of its own
         raise ConfigError(
             f"{folder}: {len(rows)} finished cells match {method or label}, keep {keep}, net {net}, repetition "
             f"{repetition}, variant {variant!r}; expected one. {f'Choose between: {found}.' if found else ''}".rstrip()

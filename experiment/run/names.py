@@ -16,7 +16,7 @@ from experiment.datasets import DATASETS
 from experiment.datasets.names import TRANSFORMS
 from experiment.errors import ConfigError
 from experiment.methods import METHODS, TORCHPRUNE_NAMES
-from experiment.methods.settings import make_settings, setting_faults
+from experiment.methods.settings import is_fixed_size, make_settings, setting_faults
 from experiment.networks import NETWORKS
 from experiment.registry import MethodEntry, is_import_path, resolve, suggestion
 from experiment.run.given import GivenWeights, datasets_folder, find_given, missing_text
@@ -61,6 +61,11 @@ class MethodSpec:
     entry: MethodEntry
     settings: object
     recalibrate: bool = False
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether the settings decide the size, so that there is one cell in the place of a grid."""
+        return is_fixed_size(self.settings)
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,7 @@ def name_faults(values: Mapping[str, Any], datasets: Path | None = None) -> Iter
                 yield fault
     methods = experiments.get("methods")
     yield from _method_faults(methods if isinstance(methods, list) else [])
+    yield from _grid_faults(experiments, methods if isinstance(methods, list) else [])
 
 
 def find_method(name: str) -> MethodEntry | str:
@@ -230,6 +236,28 @@ def _method_faults(methods: list[Any]) -> Iterator[Fault]:
             text = f"a second method with the label '{label}'. Give one of them a `label` of its own."
             yield Fault(key, text, fatal=True)
         labels.add(label)
+
+
+def _grid_faults(experiments: Mapping[str, Any], methods: list[Any]) -> Iterator[Fault]:
+    """Keep ratios may be left out where every method has a size of its own."""
+    if experiments.get("spacing") not in (None, []) or experiments.get("mode") in (None, "train"):
+        return
+    refs = [{"name": value} if isinstance(value, str) else value for value in methods]
+    own = [size for ref in refs if isinstance(ref, Mapping) for size in _sizes(ref)]
+    if not own or not all(own):
+        yield Fault(("experiments",), "spacing is required and missing: the keep ratios.", fatal=True)
+
+
+def _sizes(ref: Mapping[str, Any]) -> Iterator[bool]:
+    """Whether a method's size is its own; nothing where there is none, or where its settings are wrong."""
+    try:
+        entry = find_method(str(ref.get("name")))
+        if isinstance(entry, str):
+            yield False
+        elif entry.label != "Reference":
+            yield is_fixed_size(make_settings(entry, _mapping(ref, "settings")))
+    except ConfigError:  # told where methods are checked
+        yield True
 
 
 def _key(name: str, settings: Mapping[str, Any], registry: Mapping[str, Any]) -> dict[str, Any]:

@@ -96,6 +96,7 @@ __all__ = [
     "UniformSettings",
     "WTLayerSettings",
     "WTSettings",
+    "is_fixed_size",
     "make_settings",
     "setting_faults",
 ]
@@ -112,6 +113,11 @@ def make_settings(entry: MethodEntry, values: Mapping[str, object]) -> object:
     if faults:
         raise ConfigError([f"{dotted(path)}: {text}" for path, text in faults])
     return made
+
+
+def is_fixed_size(settings: object) -> bool:
+    """Whether a method's settings themselves decide the size, so that no keep ratio does: a true `fixed_size`."""
+    return bool(getattr(settings, "fixed_size", False))
 
 
 def setting_faults(entry: MethodEntry, values: Mapping[str, object]) -> list[tuple[KeyPath, str]]:
