@@ -19,11 +19,12 @@ from experiment.files import require_whole_lines
 from experiment.layers.plan import Plan, State
 from experiment.measure import count
 from experiment.methods.base import Calibration, Compressor, Quantity, make_method
+from experiment.methods.find import find_method
 from experiment.methods.settings import make_settings
 from experiment.methods.table import layer_rows
 from experiment.registry import is_import_path
 from experiment.run.data import Data, transforms_of
-from experiment.run.names import find_method, recalibration_fault
+from experiment.run.names import recalibration_fault
 from experiment.run.parameters import PARAMETERS, require_whole
 from experiment.run.store import Store
 from experiment.run.weights import original_of, read_weights, rebuild, save_weights

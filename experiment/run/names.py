@@ -16,9 +16,10 @@ from experiment.datasets import DATASETS
 from experiment.datasets.names import TRANSFORMS
 from experiment.errors import ConfigError
 from experiment.methods import METHODS, TORCHPRUNE_NAMES
+from experiment.methods.find import find_method
 from experiment.methods.settings import is_fixed_size, make_settings, setting_faults
 from experiment.networks import NETWORKS
-from experiment.registry import MethodEntry, is_import_path, resolve, suggestion
+from experiment.registry import MethodEntry, is_import_path, suggestion
 from experiment.run.given import GivenWeights, datasets_folder, find_given, missing_text
 from experiment.run.keys import named, settings_without_defaults, source_hash
 from experiment.training.names import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS
@@ -134,19 +135,6 @@ def name_faults(values: Mapping[str, Any], datasets: Path | None = None) -> Iter
     yield from _grid_faults(experiments, methods if isinstance(methods, list) else [])
 
 
-def find_method(name: str) -> MethodEntry | str:
-    """The entry behind a label, one of torchprune's class names or an import path; else why there is none."""
-    if is_import_path(name):
-        entry = resolve(name)
-        return entry if isinstance(entry, MethodEntry) else f"'{name}' is not an experiment.registry.MethodEntry."
-    label = TORCHPRUNE_NAMES.get(name, name)
-    if label in METHODS:
-        return METHODS[label]
-    if label in TORCHPRUNE_NAMES.values():
-        return f"method '{name}' is known but not available in this version."
-    return f"unknown method '{name}'.{suggestion(name, [*METHODS, *TORCHPRUNE_NAMES])}"
-
-
 def recalibration_fault(entry: MethodEntry) -> str | None:
     """Why there is no use in re-estimating BatchNorm statistics after a method, if there is none."""
     if entry.target != METHODS["Fake"].target:
@@ -221,9 +209,9 @@ def _method_faults(methods: list[Any]) -> Iterator[Fault]:
         try:
             entry = find_method(ref["name"])
             if isinstance(entry, MethodEntry):
+                wrong = setting_faults(entry, _mapping(ref, "settings"))
+                yield from (Fault((*key, "settings", *path), text, fatal=True) for path, text in wrong)
                 label = ref.get("label") or entry.label
-                for path, wrong in setting_faults(entry, _mapping(ref, "settings")):
-                    yield Fault((*key, "settings", *path), wrong, fatal=True)
                 if ref.get("recalibrate") is True and (text := recalibration_fault(entry)):
                     yield Fault((*key, "recalibrate"), text, fatal=True)
             else:
@@ -275,4 +263,5 @@ def _spec(ref: MethodRef) -> MethodSpec:
         label = ref.label or TORCHPRUNE_NAMES.get(ref.name, ref.name)
         return MethodSpec(ref.name, label, MethodEntry(label, object, "", "none"), None, ref.recalibrate)
     name = ref.name if is_import_path(ref.name) else entry.label
-    return MethodSpec(name, ref.label or entry.label, entry, make_settings(entry, ref.settings), ref.recalibrate)
+    label = ref.label or entry.label
+    return MethodSpec(name, label, entry, make_settings(entry, ref.settings), ref.recalibrate)
