@@ -20,7 +20,7 @@ from experiment.layers.plan import Plan, State
 from experiment.measure import count
 from experiment.methods.base import Calibration, Compressor, Quantity, make_method
 from experiment.methods.find import find_method
-from experiment.methods.settings import make_settings
+from experiment.methods.settings import is_fixed_size, make_settings
 from experiment.methods.table import layer_rows
 from experiment.registry import is_import_path
 from experiment.run.data import Data, transforms_of
@@ -66,7 +66,7 @@ def compress(
     net: nn.Module,
     method: str,
     *,
-    keep: float,
+    keep: float | None = None,
     example: Tensor,
     data: Iterable[Any] | Tensor | None = None,
     budget: Quantity = "parameters",
@@ -79,7 +79,8 @@ def compress(
     Args:
         net: any module; its Conv2d and Linear layers are found, on whatever device they are.
         method: a label (`ALDS`), one of torchprune's class names (`ALDSNet`) or an import path of your own.
-        keep: share to keep of what `budget` counts, in (0, 1]; never exceeded.
+        keep: share to keep of what `budget` counts, in (0, 1]; never exceeded. Left out where the settings decide the
+            size, such as a density.
         example: an input batch: its first sample traces the network.
         data: calibration data for the methods that need them: a tensor of inputs, a pair (inputs, targets), or a
             loader of such pairs.
@@ -102,7 +103,7 @@ def compress_many(
     net: nn.Module,
     method: str,
     *,
-    keeps: Sequence[float],
+    keeps: Sequence[float | None],
     example: Tensor,
     data: Iterable[Any] | Tensor | None = None,
     budget: Quantity = "parameters",
@@ -121,7 +122,9 @@ def compress_many(
         raise ConfigError(f"settings are given as keywords here: compress(net, {method!r}, ..., {given}).")
     if recalibrate and (fault := recalibration_fault(entry)):
         raise ConfigError(fault)
-    made = make_method(entry, make_settings(entry, settings))
+    chosen = make_settings(entry, settings)
+    _check_keeps(entry.label, keeps, fixed=is_fixed_size(chosen))
+    made = make_method(entry, chosen)
     state = State(net, example[:1])
     original = count(net, example[:1])
     if original.flops == 0:
@@ -132,7 +135,7 @@ def compress_many(
     for keep in keeps:
         import pandas as pd
 
-        compressed = compressor.compress(keep, budget)
+        compressed = compressor.compress(1.0 if keep is None else keep, budget)
         yield CompressionResult(
             network=compressed.network,
             layers=pd.DataFrame(layer_rows(original, compressed)),
@@ -252,6 +255,14 @@ def evaluate(
         device=torch.device(device), precision="fp32",
     )  # fmt: skip
     return {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5}
+
+
+def _check_keeps(label: str, keeps: Sequence[float | None], *, fixed: bool) -> None:
+    """Raises: ConfigError: a keep ratio is missing, or has no effect."""
+    if not fixed and None in keeps:
+        raise ConfigError(f"{label} needs keep, the share to keep, in (0, 1]: compress(net, {label!r}, keep=0.5, ...).")
+    if fixed and (idle := [keep for keep in keeps if keep not in (None, 1)]):
+        raise ConfigError(f"keep has no effect: the settings of {label} decide the size. Leave it out. Got {idle[0]}.")
 
 
 def _calibration(data: Iterable[Any] | Tensor | None) -> Calibration | None:

@@ -52,6 +52,12 @@ from experiment.methods.settings.pruning import (
     WTLayerSettings,
     WTSettings,
 )
+from experiment.methods.settings.schemes import (
+    BlockPruneSettings,
+    LayerDensity,
+    PruneSettings,
+    StructurePruneSettings,
+)
 from experiment.registry import MethodEntry, suggestion
 
 if TYPE_CHECKING:
@@ -64,6 +70,7 @@ __all__ = [
     "ALDSSettings",
     "ALDSSimple3Settings",
     "ALDSSimple5Settings",
+    "BlockPruneSettings",
     "BlocksSettings",
     "FTSettings",
     "FakeSettings",
@@ -74,10 +81,12 @@ __all__ = [
     "L2Settings",
     "LRankScheme1Settings",
     "LRankSettings",
+    "LayerDensity",
     "Messi3Settings",
     "Messi5Settings",
     "PCASettings",
     "PFPSettings",
+    "PruneSettings",
     "RSVDSettings",
     "RandomLayerSettings",
     "RandomSettings",
@@ -90,6 +99,7 @@ __all__ = [
     "SiPPSettings",
     "SlimmingSettings",
     "SoftNetSettings",
+    "StructurePruneSettings",
     "ThiNetSettings",
     "TorchPruneSettings",
     "UniformFiltersSettings",
