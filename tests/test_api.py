@@ -16,8 +16,8 @@ from experiment.methods import METHODS
 from experiment.streams import seeded
 
 # the network below has no block that a shortcut could stand in for, no neurons but those of its output, and few weights
-# in linear layers. tests/methods/ has networks for these.
-ELSEWHERE = ("Blocks", "NeuronPrune", "BlockPrune")
+# in linear layers; Compose is nothing without schemes. tests/methods/ has networks and settings for these.
+ELSEWHERE = ("Blocks", "NeuronPrune", "BlockPrune", "Compose")
 COMPRESSING = [label for label, entry in METHODS.items() if entry.kind != "none" and label not in ELSEWHERE]
 TARGETS = torch.tensor([0, 3])
 

@@ -63,6 +63,7 @@ METHODS: dict[str, MethodEntry] = {
         MethodEntry(
             "StructurePrune", s.StructurePruneSettings, "experiment.methods.structure:structure_prune", "filter"
         ),
+        MethodEntry("Compose", s.ComposeSettings, "experiment.methods.compose:compose", "compose", random=True),
         MethodEntry("Slimming", s.SlimmingSettings, "experiment.methods.ranking:slimming", "filter"),
     )
 }

@@ -16,8 +16,9 @@ from experiment.datasets import DATASETS
 from experiment.datasets.names import TRANSFORMS
 from experiment.errors import ConfigError
 from experiment.methods import METHODS, TORCHPRUNE_NAMES
+from experiment.methods.chain import stages_of
 from experiment.methods.find import find_method
-from experiment.methods.settings import is_fixed_size, make_settings, setting_faults
+from experiment.methods.settings import ComposeSettings, is_fixed_size, make_settings, setting_faults
 from experiment.networks import NETWORKS
 from experiment.registry import MethodEntry, is_import_path, suggestion
 from experiment.run.given import GivenWeights, datasets_folder, find_given, missing_text
@@ -145,6 +146,9 @@ def recalibration_fault(entry: MethodEntry) -> str | None:
 def method_key(spec: MethodSpec) -> dict[str, Any]:
     """How a method enters the key of a cell: by what it is and does, not by its label on plots."""
     settings = {} if spec.settings is None else settings_without_defaults(spec.settings)
+    if isinstance(spec.settings, ComposeSettings):
+        stages = stages_of(spec.settings)
+        settings["schemes"] = [method_key(MethodSpec(s.name, s.entry.label, s.entry, s.settings)) for s in stages]
     key = named(spec.name, spec.entry.version, settings)
     if is_import_path(spec.name):  # the algorithm may lie in another module than the entry
         key |= {"version": spec.entry.version, "algorithm": source_hash(spec.entry.target.partition(":")[0])}
@@ -211,7 +215,7 @@ def _method_faults(methods: list[Any]) -> Iterator[Fault]:
             if isinstance(entry, MethodEntry):
                 wrong = setting_faults(entry, _mapping(ref, "settings"))
                 yield from (Fault((*key, "settings", *path), text, fatal=True) for path, text in wrong)
-                label = ref.get("label") or entry.label
+                label = ref.get("label") or (entry.label if wrong else _label(entry, _mapping(ref, "settings")))
                 if ref.get("recalibrate") is True and (text := recalibration_fault(entry)):
                     yield Fault((*key, "recalibrate"), text, fatal=True)
             else:
@@ -263,5 +267,14 @@ def _spec(ref: MethodRef) -> MethodSpec:
         label = ref.label or TORCHPRUNE_NAMES.get(ref.name, ref.name)
         return MethodSpec(ref.name, label, MethodEntry(label, object, "", "none"), None, ref.recalibrate)
     name = ref.name if is_import_path(ref.name) else entry.label
-    label = ref.label or entry.label
+    label = ref.label or _label(entry, ref.settings)
     return MethodSpec(name, label, entry, make_settings(entry, ref.settings), ref.recalibrate)
+
+
+def _label(entry: MethodEntry, settings: Mapping[str, Any]) -> str:
+    """A method's own label; a composition is called what its schemes are."""
+    if entry.settings is not ComposeSettings:
+        return entry.label
+    made = make_settings(entry, settings)
+    assert isinstance(made, ComposeSettings)
+    return made.label

@@ -22,6 +22,7 @@ from experiment.streams import generator
 
 SETTINGS = {  # of methods that need some
     "BlockPrune": {"block_size": (2, 2)},
+    "Compose": {"schemes": [{"name": "Prune", "settings": {"density": 1.0}}, {"name": "FT"}]},
 }
 LINEAR_ONLY = ("BlockPrune", "NeuronPrune")
 COMPRESSING = [label for label, entry in METHODS.items() if entry.kind != "none"]

@@ -54,8 +54,10 @@ from experiment.methods.settings.pruning import (
 )
 from experiment.methods.settings.schemes import (
     BlockPruneSettings,
+    ComposeSettings,
     LayerDensity,
     PruneSettings,
+    Scheme,
     StructurePruneSettings,
 )
 from experiment.registry import MethodEntry, suggestion
@@ -72,6 +74,7 @@ __all__ = [
     "ALDSSimple5Settings",
     "BlockPruneSettings",
     "BlocksSettings",
+    "ComposeSettings",
     "FTSettings",
     "FakeSettings",
     "GlobalFiltersSettings",
@@ -96,6 +99,7 @@ __all__ = [
     "SVDErrorSettings",
     "SVDNuclearSettings",
     "SVDSettings",
+    "Scheme",
     "SiPPSettings",
     "SlimmingSettings",
     "SoftNetSettings",
@@ -152,4 +156,8 @@ def _validated(entry: MethodEntry, values: Mapping[str, object]) -> tuple[object
         made = TypeAdapter(entry.settings).validate_python({k: v for k, v in values.items() if k in known})
     except ValidationError as error:
         faults += [(e["loc"], expectation(e)) for e in error.errors()]
+    if isinstance(made, ComposeSettings) and not faults:
+        from experiment.methods.chain import chain_faults
+
+        faults += chain_faults(made)
     return made, faults

@@ -1,4 +1,4 @@
-"""The settings of Condensa's schemes, whose own density decides the size where it is given.
+"""The settings of Condensa's schemes, whose own density decides the size where it is given, and of their composition.
 
 What they share:
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
@@ -95,3 +95,38 @@ class StructurePruneSettings:
     def fixed_size(self) -> bool:
         """Whether no keep ratio is needed."""
         return self.density is not None
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One of several methods that are applied one after the other: its name and settings."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ComposeSettings:
+    """Several methods one after the other, each on what the one before has left.
+
+    Attributes:
+        schemes: the methods; one of them at most takes the keep ratio, the others have a size of their own.
+    """
+
+    schemes: tuple[Scheme, ...]
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether no keep ratio is needed: none of the schemes takes one."""
+        from experiment.methods.chain import budgeted
+
+        return not budgeted(self)
+
+    @property
+    def label(self) -> str:
+        """What it is called where it is given no label."""
+        from experiment.methods.chain import stages_of
+
+        return " + ".join(stage.entry.label for stage in stages_of(self))
