@@ -257,14 +257,6 @@ def evaluate(
     return {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5}
 
 
-def _check_keeps(label: str, keeps: Sequence[float | None], *, fixed: bool) -> None:
-    """Raises: ConfigError: a keep ratio is missing, or has no effect."""
-    if not fixed and None in keeps:
-        raise ConfigError(f"{label} needs keep, the share to keep, in (0, 1]: compress(net, {label!r}, keep=0.5, ...).")
-    if fixed and (idle := [keep for keep in keeps if keep not in (None, 1)]):
-        raise ConfigError(f"keep has no effect: the settings of {label} decide the size. Leave it out. Got {idle[0]}.")
-
-
 def _calibration(data: Iterable[Any] | Tensor | None) -> Calibration | None:
     if data is None:
         return None
@@ -283,6 +275,14 @@ def _calibration(data: Iterable[Any] | Tensor | None) -> Calibration | None:
     inputs = torch.cat([batch[0] for batch in batches])
     targets = torch.cat([batch[1] for batch in batches]) if all(len(batch) > 1 for batch in batches) else None
     return Calibration(inputs, targets)
+
+
+def _check_keeps(label: str, keeps: Sequence[float | None], *, fixed: bool) -> None:
+    """Raises: ConfigError: a keep ratio is missing, or has no effect."""
+    if not fixed and None in keeps:
+        raise ConfigError(f"{label} needs keep, the share to keep, in (0, 1]: compress(net, {label!r}, keep=0.5, ...).")
+    if fixed and (idle := [keep for keep in keeps if keep not in (None, 1)]):
+        raise ConfigError(f"keep has no effect: the settings of {label} decide the size. Leave it out. Got {idle[0]}.")
 
 
 def _rebuilt(path: Path, network: nn.Module | None, own_names: Callable[[], Collection[str]]) -> nn.Module:

@@ -53,9 +53,9 @@ class Plan:
         scales: parameter name -> tensor of its shape in the original network: by what its weights are multiplied when
             they are written. Part of the weights, not of the structure: neither stored nor, for other weights than the
             analysed ones, used.
-        skipped: modules that pass their input on, so that nothing of them is left.
         stages: where several methods were applied one after the other, the plan of each. Like `scales` part of how
             weights are written, and not stored.
+        skipped: modules that pass their input on, so that nothing of them is left.
     """
 
     factors: Mapping[str, Factors] = field(default_factory=dict)
@@ -65,8 +65,8 @@ class Plan:
     details: Mapping[str, Mapping[str, Detail]] = field(default_factory=dict)
     biases: tuple[str, ...] = ()
     scales: Mapping[str, Tensor] = field(default_factory=dict)
-    skipped: tuple[str, ...] = ()
     stages: tuple[Plan, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     def to_data(self) -> dict[str, object]:
         """Plain values for `network.pt`; masks have no bits here, which are buffers of the state_dict."""
