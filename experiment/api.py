@@ -24,11 +24,12 @@ from experiment.layers.pruned_state import load_pruned_state as load_pruned_stat
 from experiment.layers.pruned_state import pruned_state as pruned_state
 from experiment.measure import Count, count
 from experiment.methods.base import Calibration, Compressor, Quantity, make_method
-from experiment.methods.settings import make_settings
+from experiment.methods.find import find_method
+from experiment.methods.settings import is_fixed_size, make_settings
 from experiment.methods.table import layer_rows
 from experiment.registry import is_import_path
 from experiment.run.data import Data, transforms_of
-from experiment.run.names import find_method, recalibration_fault
+from experiment.run.names import recalibration_fault
 from experiment.run.parameters import PARAMETERS, require_whole
 from experiment.run.store import Store
 from experiment.run.weights import original_of, read_weights, rebuild, save_weights
@@ -70,7 +71,7 @@ def compress(
     net: nn.Module,
     method: str,
     *,
-    keep: float,
+    keep: float | None = None,
     example: Tensor,
     data: Iterable[Any] | Tensor | None = None,
     budget: Quantity = "parameters",
@@ -83,7 +84,8 @@ def compress(
     Args:
         net: any module; its Conv2d and Linear layers are found, on whatever device they are.
         method: a label (`ALDS`), one of torchprune's class names (`ALDSNet`) or an import path of your own.
-        keep: share to keep of what `budget` counts, in (0, 1]; never exceeded.
+        keep: share to keep of what `budget` counts, in (0, 1]; never exceeded. Left out where the settings decide the
+            size, such as a density.
         example: an input batch: its first sample traces the network.
         data: calibration data for the methods that need them: a tensor of inputs, a pair (inputs, targets), or a
             loader of such pairs.
@@ -106,7 +108,7 @@ def compress_many(
     net: nn.Module,
     method: str,
     *,
-    keeps: Sequence[float],
+    keeps: Sequence[float | None],
     example: Tensor,
     data: Iterable[Any] | Tensor | None = None,
     budget: Quantity = "parameters",
@@ -125,7 +127,9 @@ def compress_many(
         raise ConfigError(f"settings are given as keywords here: compress(net, {method!r}, ..., {given}).")
     if recalibrate and (fault := recalibration_fault(entry)):
         raise ConfigError(fault)
-    made = make_method(entry, make_settings(entry, settings))
+    chosen = make_settings(entry, settings)
+    _check_keeps(entry.label, keeps, fixed=is_fixed_size(chosen))
+    made = make_method(entry, chosen)
     state = State(net, example[:1])
     original = _count_original(net, state.example)
     compressor = Compressor(
@@ -134,7 +138,7 @@ def compress_many(
     for keep in keeps:
         import pandas as pd
 
-        compressed = compressor.compress(keep, budget)
+        compressed = compressor.compress(1.0 if keep is None else keep, budget)
         yield CompressionResult(
             network=compressed.network,
             layers=pd.DataFrame(layer_rows(original, compressed)),
@@ -202,7 +206,7 @@ def load_network(
     Args:
         path_or_param: a parameter file or an experiment's folder, or a single `network.pt`.
         method, label, keep, net, repetition, variant: which cell; the nearest keep ratio is taken, with a warning where
-            it is another. `Reference` is the uncompressed network.
+            it is another; none for methods whose settings decide the size. `Reference` is the uncompressed network.
         network: the original network, for a file whose network only your own code can make.
     Raises: StoreError: no such cell, or its file is damaged. ConfigError: the choice is not unique.
     """
@@ -219,6 +223,8 @@ def load_network(
     if method is None and label is None:
         raise ConfigError("load_network needs the method or the label, such as method='ALDS' or method='Reference'.")
     there = rows
+    if keep is not None:
+        rows = rows[rows["keep_target"].notna()]
     if keep is not None and len(rows):
         distance = (rows["keep_target"] - keep).abs()
         rows = rows[distance == distance.min()]
@@ -229,6 +235,7 @@ def load_network(
     if len(rows) != 1:
         choice = rows if len(rows) else there if len(there) else done
         found = ", ".join(f"{r.label} keep {r.keep_target:.4g} {r.variant}".strip() for r in choice.itertuples())
+        found = found.replace(" keep nan", "")  # a size of its own
         raise ConfigError(
             f"{folder}: {len(rows)} finished cells match {method or label}, keep {keep}, net {net}, repetition "
             f"{repetition}, variant {variant!r}; expected one. {f'Choose between: {found}.' if found else ''}".rstrip()
@@ -300,6 +307,14 @@ def _calibration(data: Iterable[Any] | Tensor | None) -> Calibration | None:
     inputs = torch.cat([batch[0] for batch in batches])
     targets = torch.cat([batch[1] for batch in batches]) if all(len(batch) > 1 for batch in batches) else None
     return Calibration(inputs, targets)
+
+
+def _check_keeps(label: str, keeps: Sequence[float | None], *, fixed: bool) -> None:
+    """Raises: ConfigError: a keep ratio is missing, or has no effect."""
+    if not fixed and None in keeps:
+        raise ConfigError(f"{label} needs keep, the share to keep, in (0, 1]: compress(net, {label!r}, keep=0.5, ...).")
+    if fixed and (idle := [keep for keep in keeps if keep not in (None, 1)]):
+        raise ConfigError(f"keep has no effect: the settings of {label} decide the size. Leave it out. Got {idle[0]}.")
 
 
 def _rebuilt(path: Path, network: nn.Module | None, own_names: Callable[[], Collection[str]]) -> nn.Module:

@@ -89,8 +89,6 @@ def _grid(values: Mapping[str, Any]) -> Iterator[Fault]:
     blocks = _at(values, "experiments", "spacing")
     if mode == "train" or not isinstance(values.get("experiments"), dict):
         return
-    if blocks in (None, []):
-        yield ("experiments",), "spacing is required and missing: the keep ratios."
     if not blocks or not isinstance(blocks, list):
         return
     good: dict[int, list[float]] = {}

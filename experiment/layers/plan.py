@@ -53,6 +53,8 @@ class Plan:
         scales: parameter name -> tensor of its shape in the original network: by what its weights are multiplied when
             they are written. Part of the weights, not of the structure: neither stored nor, for other weights than the
             analysed ones, used.
+        stages: where several methods were applied one after the other, the plan of each. Like `scales` part of how
+            weights are written, and not stored.
         skipped: modules that pass their input on, so that nothing of them is left.
         quantized: layer name -> float16, bfloat16 or int8, what its weights are rounded to; those of its factors where
             it became factors.
@@ -65,6 +67,7 @@ class Plan:
     details: Mapping[str, Mapping[str, Detail]] = field(default_factory=dict)
     biases: tuple[str, ...] = ()
     scales: Mapping[str, Tensor] = field(default_factory=dict)
+    stages: tuple[Plan, ...] = ()
     skipped: tuple[str, ...] = ()
     quantized: Mapping[str, str] = field(default_factory=dict)
 

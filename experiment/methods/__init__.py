@@ -56,6 +56,14 @@ METHODS: dict[str, MethodEntry] = {
         MethodEntry("PFP (partial)", s.PFPSettings, "experiment.methods.pfp:pfp_partial", "filter", random=True),
         MethodEntry("Global Filters", s.GlobalFiltersSettings, "experiment.methods.ranking:global_filters", "filter"),
         MethodEntry("Blocks", s.BlocksSettings, "experiment.methods.blocks:Blocks", "filter"),
+        MethodEntry("Prune", s.PruneSettings, "experiment.methods.prune:prune", "weight"),
+        MethodEntry("BlockPrune", s.BlockPruneSettings, "experiment.methods.prune:block_prune", "weight"),
+        MethodEntry("NeuronPrune", s.StructurePruneSettings, "experiment.methods.structure:neuron_prune", "filter"),
+        MethodEntry("FilterPrune", s.StructurePruneSettings, "experiment.methods.structure:filter_prune", "filter"),
+        MethodEntry(
+            "StructurePrune", s.StructurePruneSettings, "experiment.methods.structure:structure_prune", "filter"
+        ),
+        MethodEntry("Compose", s.ComposeSettings, "experiment.methods.compose:compose", "compose", random=True),
         MethodEntry("Slimming", s.SlimmingSettings, "experiment.methods.ranking:slimming", "filter"),
         MethodEntry("Quantize", s.QuantizeSettings, "experiment.methods.quantize:Quantize", "quantization"),
     )

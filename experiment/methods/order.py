@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError, InfeasibleBudget
 from experiment.layers.build import unslice_mask, write_whole
+from experiment.layers.inspect import LayerInfo
 from experiment.layers.plan import Detail, Plan, State
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.start import Start, parameter_name, start_of
@@ -154,11 +155,12 @@ def alive_weights(start: Start, layer: str) -> Tensor:
     return torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(weight.device)
 
 
-def unmasked_cost(start: Start, budget: Budget) -> int:
-    """What the network costs besides the live weights of compressible layers: that is never pruned."""
+def unmasked_cost(start: Start, budget: Budget, layers: Mapping[str, LayerInfo] | None = None) -> int:
+    """What the network costs besides the live weights of compressible layers, or of some: that is never pruned."""
     flops = budget.quantity == "flops"
+    pruned = start.layers if layers is None else layers
     weights = sum(
-        int(alive_weights(start, name).sum()) * (info.positions if flops else 1) for name, info in start.layers.items()
+        int(alive_weights(start, name).sum()) * (info.positions if flops else 1) for name, info in pruned.items()
     )
     return start.cost(budget.quantity) - weights
 

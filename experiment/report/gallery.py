@@ -212,6 +212,7 @@ def _ranks(source: Source, naming: Naming, done: DataFrame, cells: DataFrame, ti
     if reference["epoch"].nunique() > 1:
         figure = plot_rank_training(reference, f"{title}: effective rank in training")
         yield Plot("ranks-training", training_seen(reference), figure)
+    ranks = ranks[ranks["keep_target"].notna()] if len(ranks) else ranks  # a size of its own stands on no such axis
     if ranks.empty:
         return
     figure = plot_rank_keeps(ranks, reference, naming, f"{title}: effective rank")

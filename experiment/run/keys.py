@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -59,5 +59,14 @@ def settings_without_defaults(settings: object) -> dict[str, Any]:
         value = vars(settings)[f.name]
         default = f.default_factory() if f.default_factory is not MISSING else f.default
         if value != default:
-            found[f.name] = value
+            found[f.name] = _plain(value)
     return found
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON has it: settings within settings without their defaults."""
+    if is_dataclass(value):
+        return settings_without_defaults(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -16,9 +16,11 @@ from experiment.datasets import DATASETS
 from experiment.datasets.names import TRANSFORMS
 from experiment.errors import ConfigError
 from experiment.methods import METHODS, TORCHPRUNE_NAMES
-from experiment.methods.settings import make_settings, setting_faults
+from experiment.methods.chain import stages_of
+from experiment.methods.find import find_method
+from experiment.methods.settings import ComposeSettings, is_fixed_size, make_settings, setting_faults
 from experiment.networks import NETWORKS
-from experiment.registry import MethodEntry, is_import_path, resolve, suggestion
+from experiment.registry import MethodEntry, is_import_path, suggestion
 from experiment.run.given import GivenWeights, datasets_folder, find_given, missing_text
 from experiment.run.keys import named, settings_without_defaults, source_hash
 from experiment.training.names import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS
@@ -61,6 +63,11 @@ class MethodSpec:
     entry: MethodEntry
     settings: object
     recalibrate: bool = False
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether the settings decide the size, so that there is one cell in the place of a grid."""
+        return is_fixed_size(self.settings)
 
 
 @dataclass(frozen=True)
@@ -126,19 +133,7 @@ def name_faults(values: Mapping[str, Any], datasets: Path | None = None) -> Iter
                 yield fault
     methods = experiments.get("methods")
     yield from _method_faults(methods if isinstance(methods, list) else [])
-
-
-def find_method(name: str) -> MethodEntry | str:
-    """The entry behind a label, one of torchprune's class names or an import path; else why there is none."""
-    if is_import_path(name):
-        entry = resolve(name)
-        return entry if isinstance(entry, MethodEntry) else f"'{name}' is not an experiment.registry.MethodEntry."
-    label = TORCHPRUNE_NAMES.get(name, name)
-    if label in METHODS:
-        return METHODS[label]
-    if label in TORCHPRUNE_NAMES.values():
-        return f"method '{name}' is known but not available in this version."
-    return f"unknown method '{name}'.{suggestion(name, [*METHODS, *TORCHPRUNE_NAMES])}"
+    yield from _grid_faults(experiments, methods if isinstance(methods, list) else [])
 
 
 def recalibration_fault(entry: MethodEntry) -> str | None:
@@ -151,6 +146,9 @@ def recalibration_fault(entry: MethodEntry) -> str | None:
 def method_key(spec: MethodSpec) -> dict[str, Any]:
     """How a method enters the key of a cell: by what it is and does, not by its label on plots."""
     settings = {} if spec.settings is None else settings_without_defaults(spec.settings)
+    if isinstance(spec.settings, ComposeSettings):
+        stages = stages_of(spec.settings)
+        settings["schemes"] = [method_key(MethodSpec(s.name, s.entry.label, s.entry, s.settings)) for s in stages]
     key = named(spec.name, spec.entry.version, settings)
     if is_import_path(spec.name):  # the algorithm may lie in another module than the entry
         key |= {"version": spec.entry.version, "algorithm": source_hash(spec.entry.target.partition(":")[0])}
@@ -215,9 +213,9 @@ def _method_faults(methods: list[Any]) -> Iterator[Fault]:
         try:
             entry = find_method(ref["name"])
             if isinstance(entry, MethodEntry):
-                label = ref.get("label") or entry.label
-                for path, wrong in setting_faults(entry, _mapping(ref, "settings")):
-                    yield Fault((*key, "settings", *path), wrong, fatal=True)
+                wrong = setting_faults(entry, _mapping(ref, "settings"))
+                yield from (Fault((*key, "settings", *path), text, fatal=True) for path, text in wrong)
+                label = ref.get("label") or (entry.label if wrong else _label(entry, _mapping(ref, "settings")))
                 if ref.get("recalibrate") is True and (text := recalibration_fault(entry)):
                     yield Fault((*key, "recalibrate"), text, fatal=True)
             else:
@@ -230,6 +228,28 @@ def _method_faults(methods: list[Any]) -> Iterator[Fault]:
             text = f"a second method with the label '{label}'. Give one of them a `label` of its own."
             yield Fault(key, text, fatal=True)
         labels.add(label)
+
+
+def _grid_faults(experiments: Mapping[str, Any], methods: list[Any]) -> Iterator[Fault]:
+    """Keep ratios may be left out where every method has a size of its own."""
+    if experiments.get("spacing") not in (None, []) or experiments.get("mode") in (None, "train"):
+        return
+    refs = [{"name": value} if isinstance(value, str) else value for value in methods]
+    own = [size for ref in refs if isinstance(ref, Mapping) for size in _sizes(ref)]
+    if not own or not all(own):
+        yield Fault(("experiments",), "spacing is required and missing: the keep ratios.", fatal=True)
+
+
+def _sizes(ref: Mapping[str, Any]) -> Iterator[bool]:
+    """Whether a method's size is its own; nothing where there is none, or where its settings are wrong."""
+    try:
+        entry = find_method(str(ref.get("name")))
+        if isinstance(entry, str):
+            yield False
+        elif entry.label != "Reference":
+            yield is_fixed_size(make_settings(entry, _mapping(ref, "settings")))
+    except ConfigError:  # told where methods are checked
+        yield True
 
 
 def _key(name: str, settings: Mapping[str, Any], registry: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,4 +267,14 @@ def _spec(ref: MethodRef) -> MethodSpec:
         label = ref.label or TORCHPRUNE_NAMES.get(ref.name, ref.name)
         return MethodSpec(ref.name, label, MethodEntry(label, object, "", "none"), None, ref.recalibrate)
     name = ref.name if is_import_path(ref.name) else entry.label
-    return MethodSpec(name, ref.label or entry.label, entry, make_settings(entry, ref.settings), ref.recalibrate)
+    label = ref.label or _label(entry, ref.settings)
+    return MethodSpec(name, label, entry, make_settings(entry, ref.settings), ref.recalibrate)
+
+
+def _label(entry: MethodEntry, settings: Mapping[str, Any]) -> str:
+    """A method's own label; a composition is called what its schemes are."""
+    if entry.settings is not ComposeSettings:
+        return entry.label
+    made = make_settings(entry, settings)
+    assert isinstance(made, ComposeSettings)
+    return made.label

@@ -39,7 +39,7 @@ def plan_json(plan: ExperimentPlan, results: Results) -> Iterator[str]:
                 "label": cell.label,
                 "net": cell.net,
                 "repetition": cell.repetition,
-                "keep_target": cell.keep,
+                "keep_target": cell.keep_target,
                 "between": list(cell.between),
                 "mode": p.experiments.mode,
                 "rewind": rewinding(p.experiments),
@@ -69,7 +69,7 @@ def plan_text(plan: ExperimentPlan, results: Results) -> Iterator[str]:
     counts = {label: Counter[str]() for label in dict.fromkeys(cell.label for cell in plan.cells)}
     for cell in plan.cells:
         counts[cell.label][cell_status(plan, cell, results)] += 1
-    keeps = list(dict.fromkeys(cell.keep for cell in plan.cells if cell.method != "Reference"))
+    keeps = list(dict.fromkeys(cell.keep for cell in plan.cells if cell.method != "Reference" and not cell.fixed_size))
     if keeps:
         yield f"  keep       {', '.join(f'{keep:.4g}' for keep in keeps)}"
     width = max(map(len, counts))
@@ -84,7 +84,7 @@ def plan_text(plan: ExperimentPlan, results: Results) -> Iterator[str]:
     for cell in plan.cells:
         result = results.get(cell.key, {})
         if result.get("status") in ("failed", "infeasible"):
-            yield f"  {result['status']}: {cell.label} net {cell.net} keep {cell.keep:.4g}: {result.get('error')}"
+            yield f"  {result['status']}: {cell.label} net {cell.net} {cell.size}: {result.get('error')}"
     for problem in plan.problems:
         yield f"  unavailable: {problem}"
 

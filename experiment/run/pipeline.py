@@ -146,7 +146,7 @@ def is_open(result: Mapping[str, Any] | None, retry_failed: bool) -> bool:
 
 def cell_name(cell: Cell) -> str:
     """A cell in a few words, for people."""
-    words = [cell.variant, cell.label, f"keep {cell.keep:.3g}" if cell.method != "Reference" else "", f"net {cell.net}"]
+    words = [cell.variant, cell.label, cell.size if cell.method != "Reference" else "", f"net {cell.net}"]
     return " ".join(word for word in words if word) + (f" rep {cell.repetition}" if cell.repetition else "")
 
 

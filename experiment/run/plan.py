@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from experiment.config import (
+    KeepStep,
     ParameterFile,
     Parameters,
     Variant,
@@ -57,7 +58,11 @@ class ReferenceSpec:
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the results: (variant, net, repetition, method, keep ratio)."""
+    """One row of the results: (variant, net, repetition, method, keep ratio).
+
+    Attributes:
+        fixed_size: whether the method's settings decide its size; `keep` is 1 then, and no target.
+    """
 
     variant: str
     method: str
@@ -69,6 +74,17 @@ class Cell:
     key: str
     epochs_train: int
     epochs_retrain: int
+    fixed_size: bool = False
+
+    @property
+    def keep_target(self) -> float | None:
+        """The keep ratio that was asked for, where one was."""
+        return None if self.fixed_size else self.keep
+
+    @property
+    def size(self) -> str:
+        """The keep ratio that was asked for, in words."""
+        return "at its own size" if self.fixed_size else f"keep {self.keep:.4g}"
 
     @property
     def folder(self) -> str:
@@ -279,7 +295,8 @@ def _cells(
     }
     previous: str | None = None
     replayed: tuple[float, ...] = ()
-    for i, step in enumerate(keep_steps(p.experiments)):
+    steps = (KeepStep(1.0, ()),) if method.fixed_size else keep_steps(p.experiments)
+    for i, step in enumerate(steps):
         # One-shot with compress-only steps: all earlier ones are taken again, from the reference network on.
         between = step.between if cascade else () if method.entry.restarts else (*replayed, *step.between)
         replayed = between
@@ -291,7 +308,7 @@ def _cells(
         yield Cell(
             variant=variant.name, method=method.name, label=method.label, net=task.reference.net,
             repetition=repetition, keep=step.keep, between=between, key=key,
-            epochs_train=p.training.num_epochs, epochs_retrain=epochs,
+            epochs_train=p.training.num_epochs, epochs_retrain=epochs, fixed_size=method.fixed_size,
         )  # fmt: skip
 
 

@@ -260,7 +260,7 @@ def _tell(plan: ExperimentPlan, found: Results, table: Path, report: Report, say
         say(f"  {_plural(without, 'cell')} without ranks.csv: computed before measure: [rank] was asked for, and kept")
     for cell in plan.cells:
         if found.get(cell.key, {}).get("status") == "failed":
-            say(f"  failed: {cell.label} net {cell.net} keep {cell.keep:.4g}: {found[cell.key].get('error')}")
+            say(f"  failed: {cell.label} net {cell.net} {cell.size}: {found[cell.key].get('error')}")
     if status["failed"]:
         say("  run it again with --retry-failed once the cause is mended")
     say(f"  results   {_shown(table)}")

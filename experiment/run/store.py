@@ -193,7 +193,7 @@ def table_rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -
         row |= {
             "dataset": p.network.dataset.name, "dataset_test": test.name, "network": p.network.name,
             "variant": cell.variant, "method": cell.method, "label": cell.label, "net": cell.net,
-            "repetition": cell.repetition, "keep_target": cell.keep, "cell": cell.key,
+            "repetition": cell.repetition, "keep_target": cell.keep_target, "cell": cell.key,
             "top1_reference": reference.get("top1"), "parameters_reference": reference.get("parameters"),
             "flops_reference": reference.get("flops"),
         }  # fmt: skip

@@ -32,7 +32,11 @@ from experiment.streams import generator, seeded
 
 CIFAR, IMAGENET = ((3, 32, 32), 10, 183), ((3, 224, 224), 1000, 32)  # input shape, classes, calibration inputs
 SHAPES = {"resnet20": CIFAR, "vgg16_bn": CIFAR, "resnet18": IMAGENET, "resnet50": IMAGENET}
-LABELS = [label for label, entry in METHODS.items() if entry.kind in ("lowrank", "weight", "filter")]
+LABELS = [
+    label
+    for label, entry in METHODS.items()
+    if entry.kind in ("lowrank", "weight", "filter") and label != "BlockPrune"  # which needs a size of blocks
+]
 WIDTHS = {"network": 10, "method": 18}
 PHASES = ("analyse", "plan", "build", "count")
 

@@ -78,7 +78,7 @@ def measure(name: str, a: argparse.Namespace) -> Iterator[Row]:
     yield describe(name, "dense", 1.0, network, network, a) | whole
     data = inputs(name, a.images), torch.randint(0, classes, (a.images,), generator=generator("targets"))
     for method in a.methods:
-        settings = {} if METHODS[method].kind == "weight" else {"round_to": a.round_to}
+        settings = {"round_to": a.round_to} if hasattr(METHODS[method].settings, "round_to") else {}
         results = compress_many(
             network, method, keeps=a.keeps, example=inputs(name, 1), data=data, budget=a.quantity, **settings
         )

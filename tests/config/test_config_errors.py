@@ -158,12 +158,6 @@ def test_keep_ratios_must_fall_in_a_cascade_only(loaded: Callable[..., object], 
     )
 
 
-def test_no_grid_is_needed_to_train(loaded: Callable[..., object], problems: Problems, good: str) -> None:
-    bare = good[: good.index("  spacing")]
-    assert problems(bare) == ("e.yaml:7: experiments: spacing is required and missing: the keep ratios.",)
-    loaded(bare.replace("mode: retrain", "mode: train"))
-
-
 @pytest.mark.parametrize(
     ("block", "message"),
     [

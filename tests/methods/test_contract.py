@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -17,28 +17,37 @@ from experiment.layers.plan import Plan, State
 from experiment.measure import Count, count
 from experiment.methods import METHODS
 from experiment.methods.base import Budget, Calibration, Compressed, Compressor, Quantity, make_method
+from experiment.methods.settings import make_settings
 from experiment.streams import generator
 
-FIXED = [label for label, entry in METHODS.items() if getattr(entry.settings, "fixed_size", False)]
+SETTINGS = {  # of methods that need some
+    "BlockPrune": {"block_size": (2, 2)},
+    "Compose": {"schemes": [{"name": "Prune", "settings": {"density": 1.0}}, {"name": "FT"}]},
+}
+LINEAR_ONLY = ("BlockPrune", "NeuronPrune")
+FIXED = [label for label, entry in METHODS.items() if getattr(entry.settings, "fixed_size", False) is True]
 COMPRESSING = [label for label, entry in METHODS.items() if entry.kind != "none" and label not in FIXED]
 QUANTITIES: tuple[Quantity, ...] = ("parameters", "flops")
 KEEPS = (0.9, 0.6, 0.35)
 SAMPLED_FILTERS = ("Uniform", "l1", "l2", "(l1+l2)/2")  # masking methods that leave every filter a weight
 
 
-def compressor(label: str, state: State, original: Count | None = None, *, recalibrated: bool = False) -> Compressor:
+def compressor(
+    label: str, state: State, original: Count | None = None, *, recalibrated: bool = False, **settings: object
+) -> Compressor:
     entry = METHODS[label]
     if label == "Slimming" and not any(isinstance(module, nn.BatchNorm2d) for module in state.network.modules()):
         pytest.skip("it ranks by BatchNorm scales, and this network has none")
     if label == "Blocks":
         pytest.skip("these networks have no residual block with the identity as its shortcut; see test_blocks.py")
+    convolutions = any(isinstance(module, nn.Conv2d) for module in state.network.modules())
+    if (label in LINEAR_ONLY and convolutions) or (label == "FilterPrune" and not convolutions):
+        pytest.skip("what it removes is too little of this network, or nothing")
     inputs = torch.randn(8, *state.example.shape[1:], generator=generator("test_contract"))
     calibration = Calibration(inputs, torch.zeros(8, dtype=torch.int64))
     original = original or count(state.network, state.example)
-    return Compressor(
-        make_method(entry, entry.settings()), state, original, calibration, generator("test_contract", 1),
-        recalibrated=recalibrated,
-    )  # fmt: skip
+    method = make_method(entry, make_settings(entry, {**SETTINGS.get(label, {}), **settings}))
+    return Compressor(method, state, original, calibration, generator("test_contract", 1), recalibrated=recalibrated)
 
 
 def shrink(made: Compressor, keep: float, quantity: Quantity = "parameters") -> Compressed:
@@ -111,6 +120,20 @@ def test_less_budget_gives_less_network(label: str, state: State, quantity: Quan
     made = compressor(label, state)
     sizes = [achieved(shrink(made, keep, quantity).count, quantity) for keep in (1.0, *KEEPS)]
     assert sizes == sorted(set(sizes), reverse=True)
+
+
+@pytest.mark.parametrize(
+    "own", [name for name, e in METHODS.items() if "density" in {f.name for f in fields(e.settings)}]
+)
+def test_a_size_of_its_own_is_the_same_under_every_budget_that_it_fits(own: str, state: State) -> None:
+    made = compressor(own, state, density=0.5)
+    size = made.compress(1.0).count
+    assert made.compress(size.parameters / made.original.parameters).count == size
+    assert made.compress(1.0, "flops").count == size
+    for quantity in QUANTITIES:
+        with pytest.raises(InfeasibleBudget) as caught:
+            made.compress((achieved(size, quantity) - 1) / achieved(made.original, quantity), quantity)
+        assert caught.value.smallest == achieved(size, quantity)
 
 
 def test_outputs_have_the_same_shape_and_are_finite(any_label: str, state: State) -> None:

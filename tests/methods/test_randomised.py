@@ -266,7 +266,7 @@ def test_ranks_end_where_singular_values_do_and_the_layer_itself_comes_last() ->
     assert options.costs["parameters"][-1] == 96 * 72 + 72
 
 
-LABELS = [label for label, entry in METHODS.items() if hasattr(entry.settings(), "randomised_above")]
+LABELS = [label for label, entry in METHODS.items() if hasattr(entry.settings, "randomised_above")]
 
 
 def test_methods_that_take_the_setting() -> None:

@@ -53,6 +53,14 @@ from experiment.methods.settings.pruning import (
     WTSettings,
 )
 from experiment.methods.settings.quantization import QuantizeSettings
+from experiment.methods.settings.schemes import (
+    BlockPruneSettings,
+    ComposeSettings,
+    LayerDensity,
+    PruneSettings,
+    Scheme,
+    StructurePruneSettings,
+)
 from experiment.registry import MethodEntry, suggestion
 
 if TYPE_CHECKING:
@@ -65,7 +73,9 @@ __all__ = [
     "ALDSSettings",
     "ALDSSimple3Settings",
     "ALDSSimple5Settings",
+    "BlockPruneSettings",
     "BlocksSettings",
+    "ComposeSettings",
     "FTSettings",
     "FakeSettings",
     "GlobalFiltersSettings",
@@ -75,10 +85,12 @@ __all__ = [
     "L2Settings",
     "LRankScheme1Settings",
     "LRankSettings",
+    "LayerDensity",
     "Messi3Settings",
     "Messi5Settings",
     "PCASettings",
     "PFPSettings",
+    "PruneSettings",
     "QuantizeSettings",
     "RSVDSettings",
     "RandomLayerSettings",
@@ -89,15 +101,18 @@ __all__ = [
     "SVDErrorSettings",
     "SVDNuclearSettings",
     "SVDSettings",
+    "Scheme",
     "SiPPSettings",
     "SlimmingSettings",
     "SoftNetSettings",
+    "StructurePruneSettings",
     "ThiNetSettings",
     "TorchPruneSettings",
     "UniformFiltersSettings",
     "UniformSettings",
     "WTLayerSettings",
     "WTSettings",
+    "is_fixed_size",
     "make_settings",
     "setting_faults",
 ]
@@ -114,6 +129,11 @@ def make_settings(entry: MethodEntry, values: Mapping[str, object]) -> object:
     if faults:
         raise ConfigError([f"{dotted(path)}: {text}" for path, text in faults])
     return made
+
+
+def is_fixed_size(settings: object) -> bool:
+    """Whether a method's settings themselves decide the size, so that no keep ratio does: a true `fixed_size`."""
+    return bool(getattr(settings, "fixed_size", False))
 
 
 def setting_faults(entry: MethodEntry, values: Mapping[str, object]) -> list[tuple[KeyPath, str]]:
@@ -138,4 +158,8 @@ def _validated(entry: MethodEntry, values: Mapping[str, object]) -> tuple[object
         made = TypeAdapter(entry.settings).validate_python({k: v for k, v in values.items() if k in known})
     except ValidationError as error:
         faults += [(e["loc"], expectation(e)) for e in error.errors()]
+    if isinstance(made, ComposeSettings) and not faults:
+        from experiment.methods.chain import chain_faults
+
+        faults += chain_faults(made)
     return made, faults
