@@ -12,16 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiment import compress
+from experiment import compress, load_network, save_network
 from experiment.api import compress_many
 from experiment.errors import ConfigError, InfeasibleBudget
 from experiment.layers.build import build, expand
 from experiment.layers.masks import named_masks
 from experiment.layers.plan import Plan, State
-from experiment.measure import count
+from experiment.measure import count, count_bytes
 from experiment.methods import METHODS
 from experiment.methods.base import Compressed, Compressor, make_method
 from experiment.methods.settings import is_fixed_size, make_settings, setting_faults
+from experiment.networks.make import make_network
 from experiment.streams import generator
 
 Schemes = Sequence[tuple[str, dict[str, Any]]]
@@ -247,3 +248,27 @@ def test_a_keep_ratio_that_nothing_takes_is_refused(state_of: Any) -> None:
     x: Tensor = state.example
     with pytest.raises(ConfigError, match="keep has no effect: the settings of Compose decide the size"):
         compress(state.network, "Compose", keep=0.5, example=x, schemes=listed(CHAINS[0]))
+
+
+@pytest.mark.parametrize(
+    ("first", "values"),
+    [
+        ({"name": "Prune", "settings": {"density": 0.007}}, 2 * (3_013 + 580)),  # 239.96 times smaller than in float32
+        ({"name": "SVD", "settings": {}}, None),
+        ({"name": "StructurePrune", "settings": {"density": 0.3}}, None),
+    ],
+)
+def test_sixteen_bits_of_what_is_left(first: dict[str, Any], values: int | None, tmp_path: Path) -> None:
+    network = make_network("lenet5", {}, (1, 28, 28), 10).eval()
+    example = torch.rand(2, 1, 28, 28, generator=generator("example"))
+    schemes = [first, {"name": "Quantize", "settings": {"dtype": "float16"}}]
+    keep = {"keep": 0.3} if first["name"] == "SVD" else {}
+    result = compress(network, "Compose", example=example, schemes=schemes, **keep)
+    alone = compress(network, first["name"], example=example, **keep, **first["settings"])
+    assert result.parameters == alone.parameters
+    assert count_bytes(result.network).values == (values or 2 * alone.parameters)
+    save_network(result, tmp_path / "network.pt")
+    loaded = load_network(tmp_path / "network.pt", network=network)
+    assert torch.equal(loaded(example), result.network(example))
+    torch.testing.assert_close(loaded(example), alone.network(example), rtol=0.01, atol=0.01)
+    assert not torch.equal(loaded(example), alone.network(example))
