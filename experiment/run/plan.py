@@ -22,6 +22,7 @@ from experiment.config import (
     takes_tickets,
     with_rewinding,
 )
+from experiment.datasets import DATASETS
 from experiment.run.given import GivenWeights
 from experiment.run.keys import FORMAT_VERSION, digest
 from experiment.run.names import MethodSpec, Names, method_key, resolve_names
@@ -29,6 +30,8 @@ from experiment.run.names import MethodSpec, Names, method_key, resolve_names
 # What training's metrics and test batches do is show, not decide.
 MOST_LETTERS = 60  # of a variant or label in the name of a folder; the key makes it unique
 NOT_IN_KEYS = {"metrics_test", "test_batch_size", "enable_amp", "precision", "start_epoch"}
+
+NOT_IN_LC_KEYS = NOT_IN_KEYS | {"num_epochs", "lr_schedulers", "early_stop_epoch"}  # of retraining: not used there
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,12 @@ def slug_path(name: str) -> str:
     return "/".join(slug(part) for part in Path(name).parts if part not in ("/", "..", "."))
 
 
+def planned_epochs(p: Parameters) -> int:
+    """Epochs that every cell is retrained for, as far as that can be said without the data."""
+    entry = DATASETS.get(p.network.dataset.name)
+    return epochs_of(p, None if entry is None else entry.num_train)
+
+
 def resolved_precision(
     precision: Literal["auto", "fp32", "bf16", "fp16"], enable_amp: bool, kind: str
 ) -> Literal["fp32", "bf16", "fp16"]:
@@ -277,7 +286,7 @@ def _cells(
 ) -> Iterator[Cell]:
     """Args: tickets: the keys of the cells that those of a cascade start from, where these are not their own."""
     p = variant.parameters
-    epochs = epochs_of(p)
+    epochs = planned_epochs(p)
     cascade = is_cascade(p.experiments) and not method.entry.restarts
     common = {
         "format": FORMAT_VERSION,
@@ -289,6 +298,7 @@ def _cells(
         "test": names.test_key,
         "repetition": repetition,
         "retraining": _retraining_key(p, machine.kind, epochs),
+        **_lc_key(p),
     }
     previous: str | None = None
     replayed: tuple[float, ...] = ()
@@ -308,12 +318,19 @@ def _cells(
         )  # fmt: skip
 
 
+def _lc_key(p: Parameters) -> dict[str, Any]:
+    """The block `lc`, in the mode that uses it."""
+    return {"lc": p.lc.model_dump(mode="json", exclude_defaults=True)} if p.experiments.mode == "lc" else {}
+
+
 def _retraining_key(p: Parameters, kind: str, epochs: int) -> dict[str, Any]:
+    learns_and_compresses = p.experiments.mode == "lc"
     if epochs == 0:
         return {"epochs": 0}
-    block = retraining(p).model_dump(mode="json", exclude_defaults=True, exclude=NOT_IN_KEYS - {"start_epoch"})
+    left_out = NOT_IN_LC_KEYS if learns_and_compresses else NOT_IN_KEYS - {"start_epoch"}
+    block = retraining(p).model_dump(mode="json", exclude_defaults=True, exclude=left_out)
     precision = resolved_precision(p.retraining.precision, p.retraining.enable_amp, kind)
-    return {**block, "precision": precision, "epochs": epochs}
+    return {**block, "precision": precision} | ({} if learns_and_compresses else {"epochs": epochs})
 
 
 def _short(name: str) -> str:
