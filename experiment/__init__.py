@@ -18,8 +18,10 @@ if TYPE_CHECKING:
         load_results,
         save_network,
     )
+    from experiment.lc_api import LC
 
 __all__ = [
+    "LC",
     "CompressionResult",
     "compress",
     "compress_many",
@@ -32,5 +34,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return vars(importlib.import_module("experiment.api"))[name]
+        return vars(importlib.import_module("experiment.lc_api" if name == "LC" else "experiment.api"))[name]
     raise AttributeError(f"module 'experiment' has no attribute '{name}'")
