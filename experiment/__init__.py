@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         load_results,
         save_network,
     )
+    from experiment.lc.search import search_keep
     from experiment.lc_api import LC
 
 __all__ = [
@@ -29,10 +30,13 @@ __all__ = [
     "load_network",
     "load_results",
     "save_network",
+    "search_keep",
 ]
+
+_ELSEWHERE = {"LC": "experiment.lc_api", "search_keep": "experiment.lc.search"}
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return vars(importlib.import_module("experiment.lc_api" if name == "LC" else "experiment.api"))[name]
+        return vars(importlib.import_module(_ELSEWHERE.get(name, "experiment.api")))[name]
     raise AttributeError(f"module 'experiment' has no attribute '{name}'")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,12 @@ class LC:
         Raises: TrainingDiverged, CompressionError (InfeasibleBudget too).
         """
         return self._optimizer.run().network
+
+    @property
+    def top1(self) -> float:
+        """Validation accuracy of the network that `run` returned, a fraction."""
+        rows = [row for row in self._optimizer.statistics if math.isfinite(row.valid_loss)]
+        return min(rows, key=lambda row: row.valid_loss).valid_top1
 
     @property
     def statistics(self) -> pd.DataFrame:
