@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from experiment.files import set_aside
@@ -86,7 +87,7 @@ class LCCheckpoint:
         for name, tensor in network.state_dict().items() if path is not None else ():
             content.update(name.encode())
             content.update(repr(tuple(tensor.shape)).encode())
-            content.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         self._fingerprint = content.hexdigest()
 
     def load(self, network: nn.Module) -> Progress:
