@@ -23,8 +23,11 @@ if TYPE_CHECKING:
         save_network,
         serialized_bytes,
     )
+    from experiment.lc.search import search_keep
+    from experiment.lc_api import LC
 
 __all__ = [
+    "LC",
     "CompressionResult",
     "calibration_inputs",
     "compress",
@@ -36,11 +39,14 @@ __all__ = [
     "pruned_state",
     "quantize_int8",
     "save_network",
+    "search_keep",
     "serialized_bytes",
 ]
+
+_ELSEWHERE = {"LC": "experiment.lc_api", "search_keep": "experiment.lc.search"}
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return vars(importlib.import_module("experiment.api"))[name]
+        return vars(importlib.import_module(_ELSEWHERE.get(name, "experiment.api")))[name]
     raise AttributeError(f"module 'experiment' has no attribute '{name}'")

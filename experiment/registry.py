@@ -32,7 +32,8 @@ class NetworkEntry:
 class DatasetEntry:
     """A dataset: `target` is a loader (see `experiment.datasets`).
 
-    `num_classes` and `input_shape` (channels, height, width) are None where only the user's files tell.
+    `num_classes`, `input_shape` (channels, height, width) and `num_train` (images of the training part, before the
+    validation part is taken from it) are None where only the user's files tell.
     """
 
     name: str
@@ -40,6 +41,7 @@ class DatasetEntry:
     num_classes: int | None
     input_shape: tuple[int, int, int] | None
     version: int = 1
+    num_train: int | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from experiment.config.editor import json_schema
 from experiment.config.includes import packaged_param
+from experiment.config.lc_schema import LearnCompress
 from experiment.config.load import ParameterFile, load
 from experiment.config.modes import (
     base_mode,
@@ -33,6 +34,7 @@ __all__ = [
     "Directories",
     "Experiments",
     "KeepStep",
+    "LearnCompress",
     "MethodRef",
     "NamedSettings",
     "Network",

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from experiment.config.block import Epoch, Whole
 from experiment.config.includes import OPEN_KEYS
+from experiment.config.lc_schema import LearnCompress
 from experiment.config.modes import REWIND
 from experiment.config.schema import Mode, Rewind, Spacing
 from experiment.config.spacing import MAX_RATIOS
@@ -29,6 +30,21 @@ def faults(values: Mapping[str, Any]) -> Iterator[Fault]:
     yield from _grid(values)
     yield from _given_weights(values)
     yield from _distillation(values)
+    yield from _learn_compress(values)
+
+
+def _learn_compress(values: Mapping[str, Any]) -> Iterator[Fault]:
+    block = _valid(LearnCompress, values, "lc")
+    if block is not None and block.lr_end is not None and (block.lr_decay is not None or block.lr_milestones):
+        other = "lrDecay" if block.lr_decay is not None else "lrMilestones"
+        what = "has no effect beside lrEnd, which says where the learning rate ends each time. Remove one of them."
+        yield ("lc", other), what
+    if _valid(Mode, values, "experiments", "mode") != "lc":
+        return
+    iterations = _valid(Whole, values, "experiments", "retrainIterations", default=-1)
+    if iterations is not None and iterations >= 1:
+        what = "has no effect in mode lc, where every keep ratio starts from the reference network. Remove it."
+        yield ("experiments", "retrainIterations"), what
 
 
 def _given_weights(values: Mapping[str, Any]) -> Iterator[Fault]:
@@ -71,8 +87,9 @@ def _goes_back(values: Mapping[str, Any]) -> bool:
 def _random_weights(values: Mapping[str, Any]) -> Iterator[Fault]:
     mode, rewind = _mode_and_rewind(values)
     given = _at(values, "experiments", "rewind") is not None
-    if mode == "train" and given:
-        yield ("experiments", "rewind"), "has no effect in mode train, which compresses nothing. Remove it."
+    if mode in ("train", "lc") and given:
+        why = "which compresses nothing" if mode == "train" else "where the reference's weights learn on"
+        yield ("experiments", "rewind"), f"has no effect in mode {mode}, {why}. Remove it."
     elif rewind == "random" and _valid(Epoch, values, "retraining", "numEpochs") == 0:
         text = "random needs retraining, for random weights have learnt nothing, and retraining.numEpochs is 0."
         yield ("experiments", "rewind"), text

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from experiment.config.schema import Experiments, Parameters
 from experiment.config.training_schema import Retraining
 
 Rewinding = Literal["weights", "random", "none"]
+TRAINED_ON = 0.9  # of the training part; the rest is for validation
 REWIND = "-rewind"  # what torchprune's modes end with that rewind the weights
 
 
@@ -54,7 +56,16 @@ def retraining(p: Parameters) -> Retraining:
     return p.retraining
 
 
-def epochs_of(p: Parameters) -> int:
-    """Epochs that every cell is retrained for."""
+def epochs_of(p: Parameters, num_train: int | None = None) -> int:
+    """Epochs that every cell is retrained for; in mode lc those that it learns, rounded up, as far as that is known.
+
+    Args:
+        num_train: images of the dataset's training part; where nobody knows, every L-step counts as an epoch.
+    """
+    if p.experiments.mode == "lc":
+        if num_train is None:
+            return p.lc.total(1) if p.lc.iterations is None and p.lc.iterations_first is None else p.lc.steps - 1
+        per_epoch = max(1, math.ceil(TRAINED_ON * num_train / p.retraining.batch_size))
+        return math.ceil(p.lc.total(per_epoch) / per_epoch)
     block = retraining(p)
     return max(0, block.num_epochs - block.start_epoch)

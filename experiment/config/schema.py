@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from experiment.config import spacing
 from experiment.config.block import Block, Keep, Name, Number, Whole
+from experiment.config.lc_schema import LearnCompress
 from experiment.config.training_schema import Retraining, Training
 
 
@@ -106,7 +107,7 @@ class Manual(Block):
 
 Spacing = Annotated[Interval | Harmonic | Manual, Field(discriminator="type")]
 SPACINGS = ("geometric", "linear", "cubic", "harmonic2", "harmonic", "manual")
-Mode = Literal["train", "retrain", "retrain-rewind", "cascade", "cascade-rewind"]
+Mode = Literal["train", "retrain", "retrain-rewind", "cascade", "cascade-rewind", "lc"]
 Rewind = Literal["weights", "random", "none"]
 
 
@@ -125,7 +126,8 @@ class Experiments(Block):
     methods: list[MethodRef] = []
     """Compression methods; the uncompressed reference network is always there."""
     mode: Mode
-    """train: only references; retrain: one-shot; cascade: from the ratio before; with -rewind: weights rewound."""
+    """train: only references; retrain: one-shot; cascade: from the ratio before; with -rewind: weights rewound;
+    lc: learning and compressing in turn, as the block lc says."""
     rewind: Rewind | None = None
     """Retrain the reference's weights of epoch startEpoch, fresh random ones, or none of these; default: see mode."""
     budget: Literal["parameters", "flops"] = "parameters"
@@ -205,6 +207,8 @@ class Parameters(Block):
     """How compressed networks are retrained: the training block with what stands here on top."""
     experiments: Experiments
     """What is compared, and at which keep ratios."""
+    lc: LearnCompress = Field(default_factory=LearnCompress)
+    """Mode lc: how learning and compressing take turns."""
     customizations: list[Customization] = []
     """Variants: each sets one value, and all experiments are run for each."""
     seed: Annotated[Whole, Field(ge=0)] = 0

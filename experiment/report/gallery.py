@@ -10,6 +10,7 @@ from experiment.report.compare_plot import comparisons, plot_variants
 from experiment.report.cost_plot import latency_columns, plot_cost
 from experiment.report.history_plot import plot_retraining, plot_training
 from experiment.report.layers_plot import plot_layers, typical_keeps
+from experiment.report.lc_plot import LC_COLUMNS, plot_convergence
 from experiment.report.modes import mode_in_words, variant_in_words
 from experiment.report.naming import Naming
 from experiment.report.plot import Metric, Scale, plot_tradeoff
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 LATENCY_PREFIX = "latency_ms_b"
 HARD = 0.1  # keep ratio from which a logarithmic axis says more
-STEMS = ("tradeoff-", "layers", "training", "retraining", "sweep-", "ranks-", "compare-", "cost-")
+STEMS = ("tradeoff-", "layers", "training", "retraining", "sweep-", "ranks-", "compare-", "cost-", "convergence")
 LAYER_COLUMNS = ("layer", "parameters_before", "parameters")
 HISTORY_COLUMNS = ("epoch", "loss", "top1", "valid_loss", "valid_top1")
 QUANTITIES: tuple[Quantity, ...] = ("parameters", "flops")
@@ -71,6 +72,8 @@ def plots_of(source: Source, naming: Naming) -> Iterator[Plot]:
     yield from _sweeps(source, naming)
     for variant in variants[:1]:
         yield from _inside(source, naming, source.results[source.results["variant"] == variant])
+    for variant, suffix in zip(variants, _suffixes(variants), strict=True):
+        yield from _convergence(source, naming, source.results[source.results["variant"] == variant], suffix)
 
 
 def _suffixes(variants: Sequence[str]) -> list[str]:
@@ -199,6 +202,21 @@ def _inside(source: Source, naming: Naming, frame: DataFrame) -> Iterator[Plot]:
         figure = plot_retraining(history, naming.names, f"{title}: retraining")
         yield Plot("retraining", "Retraining of the compressed networks, mean over networks.", figure)
     yield from _ranks(source, naming, done, cells, title)
+
+
+def _convergence(source: Source, naming: Naming, frame: DataFrame, suffix: str) -> Iterator[Plot]:
+    """Accuracy and distance step by step, where a variant's networks were made in mode lc."""
+    cells = compressed(frame)
+    history = read_cells(source.folder, _typical(cells, 6), "history.csv", LC_COLUMNS)
+    if not set(LC_COLUMNS) <= set(history):
+        return
+    history = history[history["iteration"].notna()]
+    if history["iteration"].nunique() < 2:
+        return
+    variant = str(frame["variant"].iloc[0])
+    title = f"{cells['network'].iloc[0]} on {cells['dataset'].iloc[0]}{f', {variant}' if variant else ''}: L-C"
+    caption = f"Learning and compressing in turn, mean over networks{f', {variant}' if variant else ''}."
+    yield Plot(f"convergence{suffix}", caption, plot_convergence(history, naming.names, title))
 
 
 def _ranks(source: Source, naming: Naming, done: DataFrame, cells: DataFrame, title: str) -> Iterator[Plot]:

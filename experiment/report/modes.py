@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from experiment.report.source import Source
 
-SHORT = {"train": "training only", "retrain": "one-shot", "cascade": "cascade"}
+SHORT = {"train": "training only", "retrain": "one-shot", "cascade": "cascade", "lc": "L-C"}
 LONG = {
     "train": "training only",
     "retrain": "one-shot (every keep ratio starts from the reference network)",
     "cascade": "cascade (every keep ratio starts from the previous, retrained one)",
+    "lc": "L-C (learning and compressing in turn; every keep ratio starts from the reference network)",
 }
 REWIND = "-rewind"
 WITH = {

@@ -16,6 +16,7 @@ from torch import nn
 from experiment.config import Parameters
 from experiment.errors import ExperimentError
 from experiment.files import write_whole
+from experiment.lc.checkpoint import Iteration
 from experiment.measure import count_bytes
 from experiment.methods.base import Compressed
 from experiment.run.data import Data
@@ -59,9 +60,10 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     write_whole(folder / "result.json", text + "\n")
 
 
-def write_history(path: Path, records: Sequence[EpochRecord]) -> None:
-    """history.csv: a row an epoch; with no epochs, nothing but the header."""
-    write_rows(path, [asdict(record) for record in records], [f.name for f in fields(EpochRecord)])
+def write_history(path: Path, records: Sequence[EpochRecord] | Sequence[Iteration]) -> None:
+    """history.csv: a row an epoch, or a step of mode lc; with none, nothing but the header of epochs."""
+    columns = fields(records[0] if records else EpochRecord)
+    write_rows(path, [asdict(record) for record in records], [f.name for f in columns])
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from experiment.config import epochs_of, rewinding
+from experiment.config import rewinding
 from experiment.run.plan import Cell, ExperimentPlan
+from experiment.run.resolved import planned_epochs
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -65,7 +66,7 @@ def plan_text(plan: ExperimentPlan, results: Results) -> Iterator[str]:
     for variant in plan.file.variants:
         name = f" {variant.name}:" if variant.name else ""
         p = variant.parameters
-        yield f"  epochs    {name} {p.training.num_epochs} training, {epochs_of(p)} retraining a cell"
+        yield f"  epochs    {name} {p.training.num_epochs} training, {planned_epochs(p)} retraining a cell"
     counts = {label: Counter[str]() for label in dict.fromkeys(cell.label for cell in plan.cells)}
     for cell in plan.cells:
         counts[cell.label][cell_status(plan, cell, results)] += 1

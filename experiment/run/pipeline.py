@@ -19,10 +19,12 @@ from experiment.layers.build import expand
 from experiment.layers.inspect import trace_layers
 from experiment.layers.masks import same_support
 from experiment.layers.plan import Plan, State
+from experiment.lc.checkpoint import Iteration
 from experiment.methods.base import Calibration, Compressed, Compressor, make_method
 from experiment.methods.table import layer_rows
 from experiment.run.crew import Job, together
 from experiment.run.events import Advanced, CellDone, Note, Report, Started, epoch_callbacks
+from experiment.run.learn_compress import learn_compress
 from experiment.run.outcome import costs_of, measure_network, require_finite, write_history, write_result, write_rows
 from experiment.run.plan import Cell, Chain, ReferenceTask
 from experiment.run.ranks import RankLog, rank_log, write_reference_ranks
@@ -170,6 +172,8 @@ class _Walk:
             raise ExperimentError(
                 f"the cell before it in the cascade failed ({self.broken}), and it starts from there."
             )
+        if self.p.experiments.mode == "lc":
+            return self._learn_compress(cell, report)
         started = time.perf_counter()
         try:
             with self.context.clock.part("compression"):
@@ -202,6 +206,29 @@ class _Walk:
                 "top1_before_retraining": first["top1"], "epochs": epochs,
                 "seconds_compress": round(seconds_compress, 3), "seconds_retrain": round(seconds_retrain, 3),
                 "status": "done",
+            },
+        )  # fmt: skip
+
+    def _learn_compress(self, cell: Cell, report: Report) -> dict[str, Any]:
+        """Learn and compress in turn, test what has come of it and what had learnt nothing, and store."""
+        try:
+            learnt = learn_compress(
+                cell, self.chain.method, self.method, self._calibration(), self.reference, self.p, self.context, report,
+                cell_name(cell),
+            )  # fmt: skip
+        except InfeasibleBudget as error:
+            return self._store_infeasible(cell, error)
+        with self.context.clock.part("test"):
+            measured = measure_network(learnt.best.network, self.p, self.context.data)
+            require_finite(measured)
+            first = measure_network(learnt.direct, self.p, self.context.data) if learnt.records else measured
+        about = {} if learnt.records else {"notice": NOTHING_REMOVED}
+        return self._store(
+            cell, learnt.best, learnt.records, None,
+            measured | about | {
+                "top1_before_retraining": first["top1"], "epochs": learnt.epochs,
+                "seconds_compress": round(learnt.seconds_compress, 3),
+                "seconds_retrain": round(learnt.seconds_learn, 3), "status": "done",
             },
         )  # fmt: skip
 
@@ -287,7 +314,7 @@ class _Walk:
         self,
         cell: Cell,
         compressed: Compressed,
-        records: list[EpochRecord],
+        records: list[EpochRecord] | list[Iteration],
         ranks: RankLog | None,
         measured: dict[str, Any],
     ) -> dict[str, Any]:

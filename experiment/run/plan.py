@@ -14,7 +14,6 @@ from experiment.config import (
     Parameters,
     Variant,
     base_mode,
-    epochs_of,
     is_cascade,
     keep_steps,
     rewinding,
@@ -24,7 +23,7 @@ from experiment.config import (
 from experiment.run.given import GivenWeights
 from experiment.run.keys import FORMAT_VERSION, digest
 from experiment.run.names import MethodSpec, Names, method_key, resolve_names
-from experiment.run.resolved import retraining_key, training_key
+from experiment.run.resolved import planned_epochs, retraining_key, training_key
 
 MOST_LETTERS = 60  # of a variant or label in the name of a folder; the key makes it unique
 
@@ -280,7 +279,7 @@ def _cells(
 ) -> Iterator[Cell]:
     """Args: tickets: the keys of the cells that those of a cascade start from, where these are not their own."""
     p = variant.parameters
-    epochs = epochs_of(p)
+    epochs = planned_epochs(p)
     cascade = is_cascade(p.experiments) and not method.entry.restarts
     common = {
         "format": FORMAT_VERSION,

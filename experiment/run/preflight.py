@@ -84,7 +84,12 @@ def _check_penalties(file: ParameterFile, p: Parameters, network: nn.Module) -> 
 
 
 def _check_batches(file: ParameterFile, p: Parameters, data: Data, machine: Machine) -> Iterator[str]:
-    """Whether every process that trains with others gets an image of every batch."""
+    """Whether processes that train with others can do so in this mode, and each gets an image of every batch."""
+    if machine.processes > 1 and p.experiments.mode == "lc":
+        yield (
+            f"{file.where('experiments', 'mode')}: experiments.mode: lc trains every network in one process. Got "
+            f"{machine.processes} under torchrun. Run it without, -j N computes N cells at once."
+        )
     blocks = (("training", p.training), ("retraining", p.retraining)) if machine.processes > 1 else ()
     for block, training in blocks:
         num_images = len(data.splits(p, training).train)

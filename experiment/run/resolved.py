@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from experiment.config import Parameters, Training, retraining
+from experiment.config import Parameters, Training, epochs_of, retraining
+from experiment.datasets import DATASETS
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 # What training's metrics and test batches do is show, not decide.
 SHOWN_ONLY = {"metrics_test", "test_batch_size"}
+UNUSED_BY_LC = {"num_epochs", "start_epoch", "lr_schedulers", "early_stop_epoch"}
 RESOLVED = {"enable_amp", "precision", "channels_last"}
 
 
@@ -35,9 +37,20 @@ def training_key(training: Training, kind: str) -> dict[str, Any]:
     return _key(training, kind, SHOWN_ONLY | {"start_epoch"}) | {"num_epochs": training.num_epochs}
 
 
+def planned_epochs(p: Parameters) -> int:
+    """Epochs that every cell is retrained for, as far as that can be said without the data."""
+    entry = DATASETS.get(p.network.dataset.name)
+    return epochs_of(p, None if entry is None else entry.num_train)
+
+
 def retraining_key(p: Parameters, kind: str, epochs: int) -> dict[str, Any]:
     """What of the retraining block decides what it makes of a compressed network."""
-    return {"epochs": 0} if epochs == 0 else _key(retraining(p), kind, SHOWN_ONLY) | {"epochs": epochs}
+    if epochs == 0:
+        return {"epochs": 0}
+    if p.experiments.mode == "lc":
+        how = p.lc.model_dump(mode="json", exclude_defaults=True)
+        return _key(retraining(p), kind, SHOWN_ONLY | UNUSED_BY_LC) | {"lc": how}
+    return _key(retraining(p), kind, SHOWN_ONLY) | {"epochs": epochs}
 
 
 def _key(training: Training, kind: str, left_out: set[str]) -> dict[str, Any]:

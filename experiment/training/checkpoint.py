@@ -100,7 +100,7 @@ class Checkpoint:
         """
         if self._path is None or not self._path.is_file():
             return Progress()
-        saved = _read(self._path)
+        saved = read_whole(self._path)
         progress = None
         if saved is not None and saved.get("format") == FORMAT and saved.get("fingerprint") == self._fingerprint:
             progress = self._taken_up(saved, rewind_to)
@@ -178,7 +178,7 @@ def _copied(value: Any) -> Any:
     return [_copied(child) for child in value] if isinstance(value, list) else value
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_whole(path: Path) -> dict[str, Any] | None:
     """What `save_whole` wrote; None if the file is damaged, by its checksums or its structure."""
     if not is_whole_archive(path):
         return None

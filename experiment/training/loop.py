@@ -99,7 +99,7 @@ def train(
     loss = make_loss(settings.loss, settings.loss_kwargs, device)
     with (
         memory_format(network, settings.channels_last),
-        _reproducible(device),
+        reproducible(device),
         team.training(network) as model,
         Checkpoint(checkpoint, network, optimizer, scaler, settings, stream, len(data)) as saved,
     ):
@@ -127,7 +127,7 @@ def train(
         _save_rewind(network, last, rewind_to)
         if progress.best_state is not None and until is None:
             network.load_state_dict(progress.best_state)
-    _require_finite_weights(network)
+    require_finite_weights(network)
     network.eval()
     return progress.records
 
@@ -156,10 +156,10 @@ def _run_epoch(
             hits.add_((logits.argmax(dim=1) == y).sum())
             images += len(y)
             if (i + 1) % CHECK_EVERY == 0:
-                _require_finite_loss(loss_sum, epoch, rate)
+                require_finite_loss(loss_sum, epoch, rate)
             if on_batch is not None:
                 on_batch(len(y))
-        _require_finite_loss(loss_sum, epoch, rate)
+        require_finite_loss(loss_sum, epoch, rate)
     measured = _validate(t, valid) if valid is not None else None
     t.schedule.end_epoch(measured.loss if measured else None)
     return EpochRecord(
@@ -210,7 +210,7 @@ def _keep_best(progress: Progress, network: nn.Module, settings: TrainSettings) 
         progress.best_state = {name: value.detach().clone() for name, value in network.state_dict().items()}
 
 
-def _require_finite_loss(loss_sum: Tensor, epoch: int, rate: float) -> None:
+def require_finite_loss(loss_sum: Tensor, epoch: int, rate: float) -> None:
     value = float(loss_sum)
     if not math.isfinite(value):
         raise TrainingDiverged(
@@ -219,7 +219,7 @@ def _require_finite_loss(loss_sum: Tensor, epoch: int, rate: float) -> None:
         )
 
 
-def _require_finite_weights(network: nn.Module) -> None:
+def require_finite_weights(network: nn.Module) -> None:
     """The last step may ruin the weights, and no loss comes after it to tell."""
     for name, parameter in network.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
@@ -227,7 +227,7 @@ def _require_finite_weights(network: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def _reproducible(device: torch.device) -> Iterator[None]:
+def reproducible(device: torch.device) -> Iterator[None]:
     """On CUDA the convolution algorithms that give the same result every time."""
     if device.type != "cuda":
         yield

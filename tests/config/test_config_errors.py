@@ -67,7 +67,8 @@ Problems = Callable[..., tuple[str, ...]]
         (
             "retrain",
             "cascde",
-            "9: experiments.mode: must be one of train, retrain, retrain-rewind, cascade, cascade-rewind. Got 'cascde'",
+            "9: experiments.mode: must be one of train, retrain, retrain-rewind, cascade, cascade-rewind, lc. "
+            "Got 'cascde'",
         ),
         # the grid
         ("experiments:", "resources: {cpus: 0}\nexperiments:", "7: resources.cpus: must be at least 1. Got 0."),

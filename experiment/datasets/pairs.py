@@ -1,0 +1,78 @@
+"""Samples of a dataset of one's own, in Python: read in this process, one after the other, of any shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from experiment.datasets.image import Batch, Share, count_batches, share_of
+from experiment.errors import DataError
+from experiment.streams import Part, generator, seeded
+
+
+class PairData:
+    """A map-style dataset, or a pair of tensors, as batches (see `experiment.datasets.image.Images`).
+
+    What its random transforms draw comes from torch's generators, seeded for every batch.
+
+    Args:
+        name: what errors call it.
+        data: has a length and gives (input tensor, class number) by index; or tensors (inputs, targets).
+        device: where batches arrive.
+    Raises: DataError: it is neither, or empty.
+    """
+
+    def __init__(self, name: str, data: Any, device: torch.device) -> None:
+        if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+            data = torch.utils.data.TensorDataset(*data)
+        if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
+            raise DataError(
+                f"{name}: expected a dataset of (input, class number) with a length, or a pair of tensors (inputs, "
+                f"targets). Got a {type(data).__name__}."
+            )
+        if not len(data):
+            raise DataError(f"{name}: expected at least one sample. Got none.")
+        self._name, self._data, self._device = name, data, device
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """The shape of one input, whatever its length."""
+        return cast(tuple[int, int, int], tuple(self.first(1)[0].shape[1:]))
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        stream: tuple[Part, ...] | None,
+        channels_last: bool = False,
+        share: Share | None = None,
+    ) -> Iterator[Batch]:
+        training = stream is not None
+        order = torch.randperm(len(self), generator=generator(*stream, "order")) if stream else torch.arange(len(self))
+        order = order[: batch_size * count_batches(len(self), batch_size, training=training)]
+        if share is not None:
+            own, batch_size = share_of(len(order), batch_size, share, training=training)
+            order = order[own]
+        for i, indices in enumerate(torch.split(order, batch_size)):
+            with seeded(*(stream or ("evaluation",)), "batch", i):
+                x, y = self.take(indices)
+            yield (x.contiguous(memory_format=torch.channels_last) if channels_last else x), y
+
+    def take(self, indices: Tensor) -> Batch:
+        samples = [self._data[i] for i in indices.tolist()]
+        if not all(isinstance(sample, tuple | list) and len(sample) == 2 for sample in samples):
+            raise DataError(f"{self._name}: expected pairs (input, class number). Got a {type(samples[0]).__name__}.")
+        if not all(isinstance(x, Tensor) for x, _ in samples):
+            came = type(samples[0][0]).__name__
+            raise DataError(f"{self._name}: expected tensors as inputs (transform=ToTensor(), say). Got a {came}.")
+        x = torch.stack([x for x, _ in samples])
+        return x.to(self._device), torch.tensor([int(y) for _, y in samples]).to(self._device)
+
+    def first(self, n: int) -> Batch:
+        return self.take(torch.arange(min(n, len(self))))

@@ -1,0 +1,183 @@
+"""The L-C optimizer in Python, on a network of one's own: LC(network, "WT", keep=0.05, train=..., valid=...).run()."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from experiment.config import LearnCompress
+from experiment.config.explain import expectation
+from experiment.datasets.image import count_batches
+from experiment.datasets.pairs import PairData
+from experiment.errors import ConfigError
+from experiment.lc.optimizer import LCOptimizer
+from experiment.lc.projection import FunctionProjection, MethodProjection, Projection
+from experiment.measure import count
+from experiment.methods.base import Calibration, Quantity, make_method
+from experiment.methods.find import find_method
+from experiment.methods.settings import is_fixed_size, make_settings
+from experiment.run.learn_compress import lc_settings
+from experiment.training.check import check_training
+from experiment.training.settings import Precision, TrainSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CALIBRATION = 256  # images of the validation part that methods which look at data are given
+Pair = tuple[Callable[[nn.Module], nn.Module], Callable[[nn.Module], nn.Module]]
+
+
+class LC:
+    """Learning and compressing in turn: the weights of a trained network are drawn to compressed ones.
+
+        lc = LC(net, "WT", keep=0.05, train=train_set, valid=valid_set, optimizer_kwargs={"lr": 0.01, "momentum": 0.9})
+        small = lc.run()          # the compressed network of smallest validation loss; `net` is unchanged
+        lc.statistics             # a row a step
+
+    Args:
+        network: the trained network.
+        scheme: a method's label, or a pair of functions of your own: compress(module) -> compressed module, and
+            decompress(compressed) -> module that has the network's layers under their names. Both get copies.
+        train, valid: datasets (len and indexing) of (input, class number), or pairs of tensors (inputs, targets); the
+            second one chooses the best network. Random transforms draw from torch's generators.
+        keep, budget, settings: of a method, as for `compress`.
+        steps, iterations, iterations_first, mu_init, mu_multiplier, mu_cap, lr_decay, lr_milestones, lr_end: as in the
+            block `lc` of parameter files.
+        batch_size, optimizer, optimizer_kwargs, loss, loss_kwargs, precision: of the L-steps.
+        checkpoint: file that is written after every step, and from which the same call continues.
+    Raises: ConfigError: an unknown method or setting. DataError: too few samples.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        scheme: str | Pair,
+        *,
+        train: Any,
+        valid: Any,
+        keep: float | None = None,
+        budget: Quantity = "parameters",
+        settings: Mapping[str, Any] | None = None,
+        steps: int = 30,
+        iterations: int | None = None,
+        iterations_first: int | None = None,
+        mu_init: float = 1e-3,
+        mu_multiplier: float = 1.1,
+        mu_cap: float = 1e4,
+        lr_decay: float | None = None,
+        lr_milestones: Sequence[int] = (),
+        lr_end: float | None = None,
+        batch_size: int = 64,
+        optimizer: str = "SGD",
+        optimizer_kwargs: Mapping[str, Any] | None = None,
+        loss: str = "CrossEntropyLoss",
+        loss_kwargs: Mapping[str, Any] | None = None,
+        precision: Precision = "fp32",
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        checkpoint: str | Path | None = None,
+    ) -> None:
+        training = TrainSettings(
+            num_epochs=1, batch_size=batch_size, optimizer=optimizer,
+            optimizer_kwargs=dict(optimizer_kwargs or {"lr": 0.01, "momentum": 0.9, "nesterov": True}), loss=loss,
+            loss_kwargs=dict(loss_kwargs or {}), precision=precision, channels_last=torch.device(device).type == "cpu",
+        )  # fmt: skip
+        if problems := check_training(training):
+            raise ConfigError(problems)
+        block = _block(
+            steps=steps, iterations=iterations, iterations_first=iterations_first, mu_init=mu_init,
+            mu_multiplier=mu_multiplier, mu_cap=mu_cap, lr_decay=lr_decay, lr_milestones=list(lr_milestones),
+            lr_end=lr_end,
+        )  # fmt: skip
+        images = PairData("train", train, torch.device(device))
+        held_out = PairData("valid", valid, torch.device(device))
+        example = held_out.first(1)[0]
+        network = copy.deepcopy(network).to(device).eval()
+        project, about = _projection(network, scheme, keep, budget, dict(settings or {}), held_out, example, seed)
+        per_epoch = count_batches(len(images), batch_size, training=True)
+        self._optimizer = LCOptimizer(
+            network, project, images, held_out, lc_settings(block, per_epoch), training, example=example,
+            stream=("lc", seed), device=device, checkpoint=None if checkpoint is None else Path(checkpoint),
+            about=about,
+        )  # fmt: skip
+
+    def run(self) -> nn.Module:
+        """Make the steps that are left; returns the compressed network of smallest validation loss, in eval mode.
+
+        Raises: TrainingDiverged, CompressionError (InfeasibleBudget too).
+        """
+        return self._optimizer.run().network
+
+    @property
+    def top1(self) -> float:
+        """Validation accuracy of the network that `run` returned, a fraction."""
+        rows = [row for row in self._optimizer.statistics if math.isfinite(row.valid_loss)]
+        return min(rows, key=lambda row: row.valid_loss).valid_top1
+
+    @property
+    def statistics(self) -> pd.DataFrame:
+        """One row a step: mu, learning rate, iterations, losses and accuracies, the distance between w and theta."""
+        import pandas as pd
+
+        return pd.DataFrame([dataclasses.asdict(row) for row in self._optimizer.statistics])
+
+
+def _projection(
+    network: nn.Module,
+    scheme: str | Pair,
+    keep: float | None,
+    budget: Quantity,
+    settings: Mapping[str, Any],
+    valid: PairData,
+    example: Tensor,
+    seed: int,
+) -> tuple[Projection, tuple[object, ...]]:
+    """The compression, and what tells it from another."""
+    if not isinstance(scheme, str):
+        if keep is not None or settings:
+            raise ConfigError("keep and settings are a method's. Functions of your own have theirs in them.")
+        shrink, restore = scheme
+        return FunctionProjection(shrink, restore), tuple(_name(function) for function in scheme)
+    entry = find_method(scheme)
+    if isinstance(entry, str):
+        raise ConfigError(entry)
+    made = make_settings(entry, settings)
+    if keep is None and not is_fixed_size(made):
+        raise ConfigError(f"keep is required and missing: {scheme} needs to know how much stays, in (0, 1].")
+    calibration = Calibration(*valid.first(CALIBRATION))
+    keep = 1.0 if keep is None else keep
+    projection = MethodProjection(
+        make_method(entry, made), keep, budget, example, count(network, example), calibration, ("method", seed)
+    )
+    return projection, (entry.label, entry.version, made, keep, budget)
+
+
+def _name(function: Callable[..., object]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+def _block(**values: Any) -> LearnCompress:
+    """The settings, checked as those of a parameter file are.
+
+    Raises: ConfigError: all that is wrong.
+    """
+    try:
+        block = LearnCompress.model_validate(
+            {LearnCompress.model_fields[name].alias: value for name, value in values.items()}
+        )
+    except ValidationError as error:
+        names = {info.alias: name for name, info in LearnCompress.model_fields.items()}
+        raise ConfigError(
+            [f"{names.get(str(e['loc'][0]), e['loc'][0])}: {expectation(e)}" for e in error.errors(include_url=False)]
+        ) from error
+    if block.lr_end is not None and (block.lr_decay is not None or block.lr_milestones):
+        raise ConfigError("lr_end says where the learning rate ends each time; leave lr_decay and lr_milestones out.")
+    return block

@@ -1,0 +1,150 @@
+"""The L-C optimizer in Python: `experiment.LC` on a network, datasets and compressions of one's own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from experiment import LC
+from experiment.errors import ConfigError, DataError, InfeasibleBudget
+
+Make = Callable[..., tuple[Tensor, Tensor]]
+SHORT: dict[str, Any] = {"steps": 4, "iterations": 3, "iterations_first": 6, "mu_init": 0.05, "batch_size": 16}
+
+
+class Noisy(Dataset[tuple[Tensor, int]]):
+    """Samples that are augmented at random, by torch's own generator."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return self.x[i] + 0.1 * torch.randn(6), int(self.y[i])
+
+
+@pytest.fixture
+def sets(make_pairs: Make) -> dict[str, Any]:
+    return {"train": Noisy(*make_pairs(70)), "valid": make_pairs(40, "valid")}
+
+
+def test_a_method(network: nn.Sequential, sets: dict[str, Any]) -> None:
+    before = copy.deepcopy(network.state_dict())
+    lc = LC(network, "WT", keep=0.4, **sets, **SHORT)
+    small = lc.run()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert sum(int((p != 0).sum()) for p in small.parameters()) <= 0.4 * 208 + 48
+    rows = lc.statistics
+    assert list(rows["iterations"]) == [0, 6, 9, 12]
+    assert rows["valid_loss"].notna().all()
+    with torch.no_grad():
+        loss = nn.functional.cross_entropy(small(sets["valid"][0]), sets["valid"][1])
+    assert float(loss) == pytest.approx(rows["valid_loss"].min(), rel=1e-5)
+
+
+def test_settings_reach_the_method(network: nn.Sequential, sets: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="fold_"):
+        LC(network, "FT", keep=0.5, settings={"fold_": "mean"}, **sets, **SHORT)
+    LC(network, "FT", keep=0.7, **sets, **SHORT).run()
+    with pytest.raises(InfeasibleBudget):
+        LC(network, "FT", keep=0.7, settings={"ignore": ["0"]}, **sets, **SHORT).run()
+
+
+def test_functions_of_ones_own(network: nn.Sequential, sets: dict[str, Any]) -> None:
+    """Weights in float16: what compress does to its copy stays out of the network, and decompress likewise."""
+
+    def compress(module: nn.Module) -> nn.Module:
+        for parameter in module.parameters():
+            parameter.data = parameter.data.half().float()
+        return module
+
+    def decompress(module: nn.Module) -> nn.Module:
+        return module
+
+    lc = LC(network, (compress, decompress), **sets, **SHORT)
+    small = lc.run()
+    assert all(torch.equal(p, p.half().float()) for p in small.parameters())
+    assert 0 < lc.statistics["relative_distance"].max() < 1e-3
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_same_call_gives_the_same(network: nn.Sequential, sets: dict[str, Any], seed: int) -> None:
+    first, second, other = (LC(network, "SVD", keep=0.7, seed=s, **sets, **SHORT) for s in (seed, seed, seed + 2))
+    torch.manual_seed(99)  # which nothing listens to
+    a, b = first.run().state_dict(), second.run().state_dict()
+    other.run()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert first.statistics.drop(columns="seconds").equals(second.statistics.drop(columns="seconds"))
+    assert not first.statistics.drop(columns="seconds").equals(other.statistics.drop(columns="seconds"))
+
+
+def test_it_continues_where_it_was_interrupted(network: nn.Sequential, sets: dict[str, Any], tmp_path: Path) -> None:
+    """The training set fails in its second epoch, once."""
+    whole = LC(network, "WT", keep=0.4, **sets, **SHORT)
+    expected = whole.run().state_dict()
+    asked = 0
+
+    class Failing(Noisy):
+        def __getitem__(self, i: int) -> tuple[Tensor, int]:
+            nonlocal asked
+            asked += 1
+            if asked == 150:
+                raise KeyboardInterrupt
+            return super().__getitem__(i)
+
+    failing = {"train": Failing(sets["train"].x, sets["train"].y), "valid": sets["valid"]}
+    path = tmp_path / "lc.pt"
+    with pytest.raises(KeyboardInterrupt):
+        LC(network, "WT", keep=0.4, checkpoint=path, **failing, **SHORT).run()
+    assert path.is_file()
+    again = LC(network, "WT", keep=0.4, checkpoint=path, **failing, **SHORT)
+    result = again.run().state_dict()
+    assert all(torch.equal(result[name], value) for name, value in expected.items())
+    assert again.statistics.drop(columns="seconds").equals(whole.statistics.drop(columns="seconds"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"scheme": "WTT"}, "unknown method 'WTT'"),
+        ({"keep": None}, "keep is required"),
+        ({"mu_init": 0}, "mu_init: must be greater than 0. Got 0"),
+        ({"steps": 0}, "steps: must be at least 1. Got 0"),
+        ({"lr_end": 0.1, "lr_decay": 0.5}, "lr_end says where"),
+        ({"optimizer": "SDG"}, "optimizer"),
+        ({"scheme": (lambda n: n, lambda n: n)}, "keep and settings are a method's"),
+    ],
+)
+def test_wrong_calls(network: nn.Sequential, sets: dict[str, Any], change: dict[str, Any], told: str) -> None:
+    arguments = {"scheme": "WT", "keep": 0.4} | sets | SHORT | change
+    with pytest.raises(ConfigError) as caught:
+        LC(network, arguments.pop("scheme"), **arguments)
+    assert told in str(caught.value)
+
+
+def test_what_cannot_be_met(network: nn.Sequential, sets: dict[str, Any]) -> None:
+    with pytest.raises(InfeasibleBudget):
+        LC(network, "SVD", keep=0.01, **sets, **SHORT).run()
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (3, "Got a int"),
+        ([], "at least one sample"),
+        ([torch.zeros(6)] * 3, "pairs"),
+        ([("cat.jpg", 1)] * 3, "expected tensors as inputs"),
+    ],
+)
+def test_data_that_are_none(network: nn.Sequential, make_pairs: Make, data: Any, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        LC(network, "WT", keep=0.4, train=make_pairs(70), valid=data, **SHORT)
