@@ -12,6 +12,7 @@ from experiment.report.history_plot import plot_retraining, plot_training
 from experiment.report.layers_plot import plot_layers, typical_keeps
 from experiment.report.modes import mode_in_words, variant_in_words
 from experiment.report.naming import Naming
+from experiment.report.onelayer_plot import one_layer_reference, one_layer_seen, plot_one_layer, ranks_of_one_layer
 from experiment.report.plot import Metric, Scale, plot_tradeoff
 from experiment.report.ranks_plot import (
     RANK_COLUMNS,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 LATENCY_PREFIX = "latency_ms_b"
 HARD = 0.1  # keep ratio from which a logarithmic axis says more
-STEMS = ("tradeoff-", "layers", "training", "retraining", "sweep-", "ranks-", "compare-", "cost-")
+STEMS = ("tradeoff-", "onelayer", "layers", "training", "retraining", "sweep-", "ranks-", "compare-", "cost-")
 LAYER_COLUMNS = ("layer", "parameters_before", "parameters")
 HISTORY_COLUMNS = ("epoch", "loss", "top1", "valid_loss", "valid_top1")
 QUANTITIES: tuple[Quantity, ...] = ("parameters", "flops")
@@ -69,6 +70,7 @@ def plots_of(source: Source, naming: Naming) -> Iterator[Plot]:
             yield from _tradeoffs(source, naming, frame, suffix)
             yield from _costs(source, naming, frame, suffix)
     yield from _sweeps(source, naming)
+    yield from _one_layer(source, naming)
     for variant in variants[:1]:
         yield from _inside(source, naming, source.results[source.results["variant"] == variant])
 
@@ -173,6 +175,18 @@ def _sweeps(source: Source, naming: Naming) -> Iterator[Plot]:
         )  # fmt: skip
         caption = f"Largest share of {WORDS[quantity]} removed against the amount of retraining."
         yield Plot(f"sweep-{quantity}", caption, figure)
+
+
+def _one_layer(source: Source, naming: Naming) -> Iterator[Plot]:
+    """Accuracy against rank, where a single layer is factored; all variants in one picture."""
+    cells = ranks_of_one_layer(source)
+    if cells.empty:
+        return
+    first, layer = source.results.iloc[0], cells["layer"].iloc[0]
+    title = f"{first['network']} on {first['dataset']}: rank of {layer} alone"
+    reference = one_layer_reference(source)
+    figure = plot_one_layer(cells, reference, naming, title)
+    yield Plot("onelayer", one_layer_seen(cells, reference, naming), figure)
 
 
 def _inside(source: Source, naming: Naming, frame: DataFrame) -> Iterator[Plot]:

@@ -36,9 +36,10 @@ def test_loads_and_expands(name: str) -> None:
     assert file.name == name.removesuffix(".yaml")
     assert file.notices == ()
     for variant in file.variants:
-        assert keep_steps(variant.parameters.experiments)
+        experiments = variant.parameters.experiments
+        assert bool(keep_steps(experiments)) == (experiments.mode != "train")
         assert variant.parameters.network.name in NETWORKS
-        assert {m.name for m in variant.parameters.experiments.methods} <= set(METHODS)
+        assert {m.name for m in experiments.methods} <= set(METHODS)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
