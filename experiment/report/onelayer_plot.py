@@ -51,16 +51,18 @@ def plot_one_layer(cells: DataFrame, reference: DataFrame, naming: Naming, title
     figure, (left, right) = new_figure(2)
     several = cells["variant"].nunique() > 1
     curves = list(cells[["label", "variant"]].drop_duplicates().itertuples(index=False, name=None))
-    named = {curve: _name(*curve, naming, several) for curve in curves}
+    named = {(label, variant): _name(label, variant, naming, several) for label, variant in curves}
     looks = naming.looks([label for label, _ in curves] if not several else list(named.values()))
     entries: list[tuple[Any, str]] = []
     for place, (label, variant) in enumerate(curves):
+        extra = min(len(curves) - 1 - place, 4)  # larger, the more lie on top: where curves coincide, each is seen
         own = cells[(cells["label"] == label) & (cells["variant"] == variant)]
         look = looks[named[label, variant] if several else label]
         means = 100 * own.groupby("rank")["top1"].mean()
         (line,) = left.plot(
             means.index, means, color=look.color, marker=look.marker, linestyle=look.dashes,
-            markerfacecolor=look.color if look.filled else "white", **_size(len(curves) - 1 - place),
+            markerfacecolor=look.color if look.filled else "white",
+            linewidth=1.3 + 1.1 * extra, markersize=4 + 2 * extra,
         )  # fmt: skip
         entries.append((line, plot_text(named[label, variant])))
         if variant == next(v for other, v in curves if other == label):
@@ -106,11 +108,6 @@ def one_layer_reference(source: Source) -> DataFrame:
 
 def _name(label: str, variant: str, naming: Naming, several: bool) -> str:
     return f"{naming.name(label)}, {variant_in_words(variant)}" if several else naming.name(label)
-
-
-def _size(above: int) -> dict[str, float]:
-    """Larger, the more curves lie on top: those of good approximations coincide, and each should still be seen."""
-    return {"linewidth": 1.3 + 1.1 * min(above, 4), "markersize": 4.0 + 2.0 * min(above, 4)}
 
 
 def _draw_errors(axes: Axes, own: DataFrame, like: Any, name: str) -> list[tuple[Any, str]]:
