@@ -21,6 +21,7 @@ from experiment.report.ranks_plot import (
     plot_rank_training,
     shares_of,
 )
+from experiment.report.ranks_variants_plot import plot_rank_variants, ranks_of_variants, variants_seen
 from experiment.report.ranks_words import keeps_seen, retraining_seen, training_seen
 from experiment.report.source import REFERENCE, Source, read_cells
 from experiment.report.summary import Quantity, compressed, prune_only
@@ -71,6 +72,10 @@ def plots_of(source: Source, naming: Naming) -> Iterator[Plot]:
             yield from _costs(source, naming, frame, suffix)
     yield from _sweeps(source, naming)
     yield from _one_layer(source, naming)
+    ranks = ranks_of_variants(source)
+    if len(ranks):
+        figure = plot_rank_variants(ranks, f"{_network(source)}: effective rank in training")
+        yield Plot("ranks-variants", variants_seen(ranks), figure)
     for variant in variants[:1]:
         yield from _inside(source, naming, source.results[source.results["variant"] == variant])
 
@@ -182,11 +187,15 @@ def _one_layer(source: Source, naming: Naming) -> Iterator[Plot]:
     cells = ranks_of_one_layer(source)
     if cells.empty:
         return
-    first, layer = source.results.iloc[0], cells["layer"].iloc[0]
-    title = f"{first['network']} on {first['dataset']}: rank of {layer} alone"
+    title = f"{_network(source)}: rank of {cells['layer'].iloc[0]} alone"
     reference = one_layer_reference(source)
     figure = plot_one_layer(cells, reference, naming, title)
     yield Plot("onelayer", one_layer_seen(cells, reference, naming), figure)
+
+
+def _network(source: Source) -> str:
+    first = source.results.iloc[0]
+    return f"{first['network']} on {first['dataset']}"
 
 
 def _inside(source: Source, naming: Naming, frame: DataFrame) -> Iterator[Plot]:
