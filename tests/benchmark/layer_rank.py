@@ -5,8 +5,8 @@
 
 Errors are those of the truncated factors, relative to the weight's operator norm, or its Frobenius norm (`_f`), and
 measured with all singular values of what is left. `expected_2` bounds the mean of `randomised_2` over Gaussians (Halko,
-Martinsson and Tropp 2011, theorem 10.6 with corollary 10.10, and theorem 9.3 for the truncation); `posterior_2` is
-their equation 4.3 for the Gaussian at hand, wrong with probability 1e-10.
+Martinsson and Tropp 2011, theorem 10.6); `posterior_2` is their equation 4.3 for the Gaussian at hand, wrong with
+probability 1e-10.
 
 Seconds are medians of several calls in the precision given; the exact one serves all ranks. `forward_ms` is a batch
 through the two factors, in the row of rank 0 through the dense weight.
@@ -15,7 +15,6 @@ through the two factors, in the row of rank 0 through the dense weight.
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from rows import Row, show
 from torch import Tensor
 
 from experiment import load_network
-from experiment.methods.randomised import TruncatedSVD, norm_bound, randomised_svd
+from experiment.methods.randomised import TruncatedSVD, expected_bound, norm_bound, randomised_svd
 from experiment.streams import generator
 
 RANKS = (10, 25, 50, 100, 200, 400)
@@ -73,7 +72,8 @@ def measure(W_RN: Tensor, ranks: list[int], oversampling: int, power: int, batch
         )  # a generator each call, for the same Gaussians
         taken = seconds(lambda decompose=decompose, rank=rank: decompose(generator=generator("benchmark", rank)), 5)
         made = decompose(generator=generator("benchmark", rank))
-        errors = errors_of(W_RN.double(), sigma, made, rank, expected(sigma, rank, oversampling, power))
+        bound = expected_bound(sigma, rank, oversampling=oversampling, power_iterations=power)
+        errors = errors_of(W_RN.double(), sigma, made, rank, bound)
         U, V = (made.U * made.S).float(), made.Vt.float()
         row = {"rank": rank, "exact_s": f"{exact_s:.3f}", "randomised_s": f"{taken:.3f}"}
         row |= {name: f"{value:.4f}" for name, value in zip(ERRORS, errors, strict=True)}
@@ -81,22 +81,13 @@ def measure(W_RN: Tensor, ranks: list[int], oversampling: int, power: int, batch
 
 
 def errors_of(W_RN: Tensor, sigma: Tensor, made: TruncatedSVD, rank: int, bound: float) -> tuple[float, ...]:
-    """The columns ERRORS; `bound` is that of the basis, before truncation."""
+    """The columns ERRORS; `bound` is that of the expected error."""
     left_RN = W_RN - (made.U * made.S).double() @ made.Vt.double()
     values = torch.linalg.svdvals(left_RN)
     norm, frobenius, exact = float(sigma[0]), float(sigma.norm()), float(sigma[rank])
     posterior = norm_bound(left_RN, generator("probes", rank))
-    of_norm = (exact, float(values[0]), bound + exact, posterior)
+    of_norm = (exact, float(values[0]), bound, posterior)
     return *(e / norm for e in of_norm), float(sigma[rank:].norm()) / frobenius, float(values.norm()) / frobenius
-
-
-def expected(sigma: Tensor, rank: int, oversampling: int, power: int) -> float:
-    """The bound of E ||A - Q Q^T A||_2: theorem 10.6 for sigma^(2q+1), to the power 1 / (2q + 1)."""
-    scale = float(sigma[0])
-    tail = (sigma[rank:] / scale) ** (2 * power + 1)
-    first = (1 + math.sqrt(rank / (oversampling - 1))) * float(tail[0])
-    second = math.e * math.sqrt(rank + oversampling) / oversampling * float(tail.norm())
-    return scale * (first + second) ** (1 / (2 * power + 1))
 
 
 def seconds(call: Callable[[], object], calls: int) -> float:
