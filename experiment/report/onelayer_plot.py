@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("layer", "rank", "relative_error", "relative_error_exact")
 TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+MOST_TICKS = 9  # ranks that are named one by one
 CELL = ["variant", "label", "net", "repetition", "keep_target"]
 
 
@@ -126,10 +127,12 @@ def _draw_errors(axes: Axes, own: DataFrame, like: Any, name: str) -> list[tuple
 def _rank_axis(axes: Axes, cells: DataFrame) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    low, high = float(cells["rank"].min()), float(cells["rank"].max())
+    ranks = sorted(set(cells["rank"].astype(float)))
+    low, high = ranks[0], ranks[-1]
+    ticks = ranks if len(ranks) <= MOST_TICKS else [tick for tick in TICKS if 0.9 * low <= tick <= 1.1 * high]
     axes.set_xscale("log")
     axes.set_xlim(0.9 * low, 1.1 * high)
-    axes.xaxis.set_major_locator(FixedLocator([tick for tick in TICKS if 0.9 * low <= tick <= 1.1 * high]))
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(f"Rank of {cells['layer'].iloc[0]}")
