@@ -13,7 +13,6 @@ from experiment.config.modes import (
     with_rewinding,
 )
 from experiment.config.schema import (
-    Component,
     Coresets,
     Customization,
     Directories,
@@ -22,10 +21,9 @@ from experiment.config.schema import (
     NamedSettings,
     Network,
     Parameters,
-    Scheduler,
-    Training,
 )
 from experiment.config.sweep import KeepStep, Variant, keep_steps
+from experiment.config.training_schema import Component, Penalty, Retraining, Scheduler, Training
 from experiment.config.yamlfile import read_plain_yaml
 
 __all__ = [
@@ -40,6 +38,8 @@ __all__ = [
     "Network",
     "ParameterFile",
     "Parameters",
+    "Penalty",
+    "Retraining",
     "Scheduler",
     "Training",
     "Variant",

@@ -12,9 +12,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from experiment.config.block import Epoch, Whole
 from experiment.config.includes import OPEN_KEYS
 from experiment.config.modes import REWIND
-from experiment.config.schema import Epoch, Mode, Rewind, Spacing, Whole
+from experiment.config.schema import Mode, Rewind, Spacing
 from experiment.config.spacing import MAX_RATIOS
 from experiment.config.tree import KeyPath, Node, Problem, dotted, walk
 
@@ -27,6 +28,7 @@ def faults(values: Mapping[str, Any]) -> Iterator[Fault]:
     yield from _random_weights(values)
     yield from _grid(values)
     yield from _given_weights(values)
+    yield from _distillation(values)
 
 
 def _given_weights(values: Mapping[str, Any]) -> Iterator[Fault]:
@@ -37,6 +39,12 @@ def _given_weights(values: Mapping[str, Any]) -> Iterator[Fault]:
     if num_nets is not None and num_nets > 1 and _valid(Epoch, values, "training", "numEpochs") == 0:
         what = "must be 1, for network.weights without training (numEpochs: 0) makes all networks equal"
         yield ("experiments", "numNets"), f"{what}. Got {num_nets}."
+
+
+def _distillation(values: Mapping[str, Any]) -> Iterator[Fault]:
+    key: KeyPath = ("retraining", "distillation")
+    if _at(values, *key) is not None and _valid(Mode, values, "experiments", "mode") == "train":
+        yield key, "has no effect in mode train, which retrains nothing. Remove it."
 
 
 def _epochs(values: Mapping[str, Any]) -> Iterator[Fault]:

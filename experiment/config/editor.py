@@ -7,7 +7,7 @@ from typing import Any
 from experiment.config.schema import Parameters
 
 _INCLUDE = {"type": "string", "description": "Another YAML file: read first, then what stands here goes on top of it."}
-_INCLUDABLE = ("Network", "Training", "Experiments", "Coresets", "Directories")
+_INCLUDABLE = ("Network", "Training", "Retraining", "Experiments", "Coresets", "Directories")
 _SHORT = ("NamedSettings", "MethodRef")
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from experiment.config.schema import Block, Parameters
+from experiment.config.block import Block
+from experiment.config.schema import Parameters
 from experiment.config.tree import KeyPath, dotted
 from experiment.registry import suggestion
 
@@ -74,7 +75,8 @@ def _homes() -> dict[str, list[str]]:
     """Top-level block -> its keys; the free mappings of a training block are found by torch's usual argument names."""
     found = {name: [k for block in blocks_at((name,)) for k in fields_of(block)] for name in fields_of(Parameters)}
     usual = ["lr", "momentum", "weight_decay", "nesterov", "betas"]
-    return {**{n: k for n, k in found.items() if n != "retraining"}, "training.optimizerKwargs": usual}
+    found["retraining"] = [key for key in found["retraining"] if key not in found["training"]]
+    return {**found, "training.optimizerKwargs": usual}
 
 
 def _types_at(path: KeyPath, known: bool = False) -> list[Any]:

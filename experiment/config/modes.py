@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from experiment.config.schema import Experiments, Parameters, Training
+from experiment.config.schema import Experiments, Parameters
+from experiment.config.training_schema import Retraining
 
 Rewinding = Literal["weights", "random", "none"]
 REWIND = "-rewind"  # what torchprune's modes end with that rewind the weights
@@ -46,7 +47,7 @@ def with_rewinding(p: Parameters, which: Rewinding) -> Parameters:
     return p.model_copy(update={"experiments": p.experiments.model_copy(update={"rewind": which})})
 
 
-def retraining(p: Parameters) -> Training:
+def retraining(p: Parameters) -> Retraining:
     """The retraining that is run: random weights, which have seen no epoch, get the whole schedule."""
     if rewinding(p.experiments) == "random":
         return p.retraining.model_copy(update={"start_epoch": 0})

@@ -6,36 +6,13 @@ errors and in the JSON schema.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
-from pydantic.alias_generators import to_camel
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, Field, model_validator
 
 from experiment.config import spacing
-
-
-def _no_bool(kind: str) -> Callable[[object], object]:
-    def check(value: object) -> object:
-        if isinstance(value, bool):  # which Python takes for 0 or 1
-            raise PydanticCustomError(kind, "not a number")
-        return value
-
-    return check
-
-
-Whole = Annotated[int, BeforeValidator(_no_bool("int_type"))]
-Number = Annotated[float, BeforeValidator(_no_bool("float_type"))]
-Epoch = Annotated[Whole, Field(ge=0)]
-Keep = Annotated[Number, Field(gt=0, le=1)]
-Name = Annotated[str, StringConstraints(min_length=1)]
-
-
-class Block(BaseModel):
-    """A mapping with known keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, use_attribute_docstrings=True)
+from experiment.config.block import Block, Keep, Name, Number, Whole
+from experiment.config.training_schema import Retraining, Training
 
 
 class NamedSettings(Block):
@@ -74,71 +51,6 @@ class Network(Block):
     """What is handed to the network's factory by name."""
     weights: Name | None = None
     """A file of trained weights (a state_dict) that the network starts from; with numEpochs: 0 it is used as it is."""
-
-
-class Component(Block):
-    """A transform or metric with its arguments."""
-
-    type: Name
-    """Its name, as in torchvision (transforms)."""
-    kwargs: dict[str, Any] = {}
-    """Its arguments by name."""
-
-
-class Scheduler(Block):
-    """A learning-rate scheduler, stepped after every batch."""
-
-    type: Name
-    """A scheduler of torch.optim.lr_scheduler, WarmupLR or PolyLR."""
-    kwargs: dict[str, Any] = {}
-    """Its arguments by name."""
-    step_kwargs: dict[str, Any] = {}
-    """Its arguments that count steps, given in epochs."""
-
-
-def _top_1_and_5() -> list[Component]:
-    return [Component(type="TopK", kwargs={"topk": k}) for k in (1, 5)]
-
-
-class Training(Block):
-    """How the network is trained."""
-
-    batch_size: Annotated[Whole, Field(ge=1)]
-    """Images a step."""
-    test_batch_size: Annotated[Whole, Field(ge=1)] | None = None
-    """Images a batch when testing; default: 256, on a GPU as many as fit."""
-    num_epochs: Epoch
-    """Epochs of the whole schedule; the epochs startEpoch to numEpochs are run."""
-    start_epoch: Epoch = 0
-    """Retraining only: the epoch of the schedule at which to start (learning-rate rewinding)."""
-    optimizer: Name
-    """An optimizer of torch.optim."""
-    optimizer_kwargs: dict[str, Any] = {}
-    """Its arguments by name (lr, momentum, weight_decay, ...)."""
-    lr_schedulers: list[Scheduler] = []
-    """Learning-rate schedulers, stepped in this order."""
-    loss: Name = "CrossEntropyLoss"
-    """A loss of torch.nn."""
-    loss_kwargs: dict[str, Any] = {}
-    """Its arguments by name."""
-    metrics_test: list[Component] = Field(default_factory=_top_1_and_5)
-    """Metrics of the tests; the retraining block always has those of the training block."""
-    transforms_train: list[Component] = []
-    """Transforms of the training images, before transformsFinal."""
-    transforms_test: list[Component] = []
-    """Transforms of the validation and test images, before transformsFinal."""
-    transforms_final: list[Component] = []
-    """Transforms of all images at the end (ToTensor, Normalize)."""
-    enable_amp: bool = Field(default=True, alias="enableAMP")
-    """Whether a lower precision may be used where it helps; false means fp32."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format of forward and backward passes."""
-    early_stop_epoch: Epoch | None = None
-    """From this epoch on, the state with the best validation accuracy is kept; default: the last state."""
-    channels_last: bool = False
-    """Whether images and weights lie in memory channel by channel of each pixel (faster for some networks)."""
-    compiled: bool = Field(default=False, alias="compile")
-    """Whether torch.compile makes kernels for every network that is trained: minutes at first, then faster steps."""
 
 
 class Interval(Block):
@@ -289,7 +201,7 @@ class Parameters(Block):
     """The network and the data that it learns."""
     training: Training
     """How the reference networks are trained."""
-    retraining: Training
+    retraining: Retraining
     """How compressed networks are retrained: the training block with what stands here on top."""
     experiments: Experiments
     """What is compared, and at which keep ratios."""

@@ -262,7 +262,7 @@ class _Walk:
                 device=torch.device(self.context.machine.device), checkpoint=partial / "checkpoint.pt",
                 on_batch=on_batch, on_epoch=on_epoch,
                 measure=None if ranks is None else lambda epochs: ranks.note(epochs, network), team=team,
-                clock=self.context.clock,
+                clock=self.context.clock, teacher=None if block.distillation is None else self.reference.network,
             )  # fmt: skip
         network.eval()
         return records

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import nn
+
 from experiment.config import ParameterFile, Parameters
 from experiment.datasets.transforms import check_transforms
 from experiment.errors import ConfigError, DataError, ExperimentError, StoreError
@@ -11,10 +13,11 @@ from experiment.run.data import Data, transforms_of
 from experiment.run.given import GivenWeights
 from experiment.run.initial import load_given
 from experiment.run.plan import ExperimentPlan, Machine
-from experiment.run.reference import new_network, train_settings
+from experiment.run.reference import new_network, penalty_spec, train_settings
 from experiment.run.store import Directories
 from experiment.training.distributed import Team
 from experiment.training.loop import check_training
+from experiment.training.penalty import unmatched
 
 
 def problems_before_running(plan: ExperimentPlan, directories: Directories, machine: Machine) -> list[str]:
@@ -61,11 +64,23 @@ def _check_network(file: ParameterFile, p: Parameters, data: Data, given: GivenW
     except Exception as error:  # whatever a user's own factory raises is the user's to read
         yield f"{where}: '{p.network.name}' raised {type(error).__name__}: {error}"
     else:
+        yield from _check_penalties(file, p, network)
         try:
             if given is not None:
                 load_given(network, given)
         except StoreError as error:
             yield f"{file.where('network', 'weights')}: network.weights: {error}"
+
+
+def _check_penalties(file: ParameterFile, p: Parameters, network: nn.Module) -> Iterator[str]:
+    """Whether every pattern names a layer of the network as it is before compression."""
+    told = set()  # retraining says what training said
+    for block, training in (("training", p.training), ("retraining", p.retraining)):
+        for i, text in unmatched(network, [penalty_spec(penalty) for penalty in training.penalties]):
+            place = file.where(block, "penalties", i, "layers")
+            if (place, text) not in told:
+                told.add((place, text))
+                yield f"{place}: {block}.penalties[{i}].layers: {text}"
 
 
 def _check_batches(file: ParameterFile, p: Parameters, data: Data, machine: Machine) -> Iterator[str]:

@@ -14,7 +14,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import nn
 
 from experiment.clock import Clock
-from experiment.config import Parameters, Training
+from experiment.config import Parameters, Penalty, Retraining, Training
 from experiment.errors import OtherVersion, StoreError
 from experiment.files import is_whole_archive, make_folder, remove_all, set_aside, writing_to
 from experiment.layers.plan import Plan, State
@@ -33,6 +33,7 @@ from experiment.run.weights import read_plain, read_weights, save_weights
 from experiment.run.whole import first_cut, read_sizes, write_sizes
 from experiment.streams import seeded
 from experiment.training.loop import SchedulerSpec, TrainSettings, train
+from experiment.training.settings import DistillationSpec, PenaltySpec
 
 HISTORY = "history.csv"
 
@@ -89,6 +90,7 @@ def architecture_of(p: Parameters, input_shape: tuple[int, int, int]) -> dict[st
 
 def train_settings(training: Training, machine: Machine) -> TrainSettings:
     """A training block as the plain values that the loop takes."""
+    taught = training.distillation if isinstance(training, Retraining) else None
     return TrainSettings(
         num_epochs=training.num_epochs,
         start_epoch=training.start_epoch,
@@ -102,7 +104,15 @@ def train_settings(training: Training, machine: Machine) -> TrainSettings:
         early_stop_epoch=training.early_stop_epoch,
         channels_last=training.channels_last,
         compiled=training.compiled,
+        penalties=tuple(penalty_spec(block) for block in training.penalties),
+        distillation=None if taught is None else DistillationSpec(taught.temperature, taught.alpha),
     )
+
+
+def penalty_spec(block: Penalty) -> PenaltySpec:
+    """One entry of a block's penalties as the plain values that the loop takes."""
+    how = block.how or ()
+    return PenaltySpec(tuple(block.layers), block.l1 or 0.0, block.l2 or 0.0, "proximal" in how, "decoupled" in how)
 
 
 def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, report: Report) -> Reference:

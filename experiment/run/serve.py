@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from experiment.config import Retraining
 from experiment.datasets.image import Splits
 from experiment.layers.build import build
 from experiment.layers.plan import Plan
@@ -43,21 +44,22 @@ def serve(machine: Machine) -> int:
 def _take_part(job: Job, crew: Crew, machine: Machine, data: Data) -> None:
     torch.set_num_threads(job.parameters.threads)
     try:
-        splits, network = _prepared(job, data)
+        splits, network, teacher = _prepared(job, data)
     except Exception as error:  # what the first process has already managed
         crew.give_up(f"process {crew.team.rank} cannot take part: {type(error).__name__}: {error}")
     try:
         train(
             network, splits.train, train_settings(job.training, machine), valid=splits.valid, stream=job.stream,
-            device=crew.device, until=job.until, team=crew.team,
+            device=crew.device, until=job.until, team=crew.team, teacher=teacher,
         )  # fmt: skip
     except Exception as error:
         crew.settle(error)
 
 
-def _prepared(job: Job, data: Data) -> tuple[Splits, nn.Module]:
-    """The data, and a network of the right structure; its weights are the first process's to give."""
+def _prepared(job: Job, data: Data) -> tuple[Splits, nn.Module, nn.Module | None]:
+    """The data, a network of the right structure, and its teacher, if any; weights are the first process's to give."""
     p = job.parameters
     splits = data.splits(p, job.training)
     original = untrained_network(p.network.name, p.network.settings, splits.input_shape, p.network.output_size)
-    return splits, build(original, Plan.from_data(job.plan, original))
+    taught = isinstance(job.training, Retraining) and job.training.distillation is not None
+    return splits, build(original, Plan.from_data(job.plan, original)), original if taught else None

@@ -78,7 +78,8 @@ class Checkpoint:
     ) -> None:
         self._path, self._network, self._optimizer, self._scaler = path, network, optimizer, scaler
         shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
-        training = repr((settings, stream, num_images, shapes))
+        more = [value for value in (settings.penalties, settings.distillation) if value]
+        training = repr((settings, stream, num_images, shapes, *more))
         self._fingerprint = hashlib.sha256(training.encode()).hexdigest()
         self._written, self._cost = time.monotonic(), 0.0
         self._pending: dict[str, object] | None = None

@@ -21,9 +21,11 @@ from experiment.errors import ConfigError, DataError, TrainingDiverged
 from experiment.streams import Part, seeded
 from experiment.training.check import check_training
 from experiment.training.checkpoint import Checkpoint, EpochRecord, Progress, save_whole
+from experiment.training.distil import make_teacher
 from experiment.training.distributed import ALONE, Team
 from experiment.training.evaluation import Metrics, evaluate, loss_weight
 from experiment.training.factories import make_loss, make_optimizer
+from experiment.training.penalty import make_penalties
 from experiment.training.schedule import Schedule
 from experiment.training.settings import Precision, SchedulerSpec, TrainSettings
 from experiment.training.step import Trainer, compiled, step
@@ -59,6 +61,7 @@ def train(
     clock: Clock | None = None,
     team: Team = ALONE,
     adjust_gradients: Callable[[], None] | None = None,
+    teacher: nn.Module | None = None,
 ) -> list[EpochRecord]:
     """Train a network in place; it is left in eval mode.
 
@@ -78,6 +81,7 @@ def train(
             weights the first one gives, and the same data and settings; files and callbacks are the first one's alone.
         adjust_gradients: called in every step between the backward pass and the optimizer, to add terms that are no
             part of the loss to the `grad` of the network's parameters.
+        teacher: the trained network that `settings.distillation` is about; it is left as it is.
 
     Returns: a record for every epoch from `settings.start_epoch` on, those before an interruption too.
 
@@ -87,6 +91,8 @@ def train(
     """
     device, clock = torch.device(device), clock or Clock()
     network.to(device)
+    if (settings.distillation is None) != (teacher is None):
+        raise ConfigError("distillation: needs a teacher, and a teacher needs it. Give both or none of them.")
     steps_per_epoch = _count_steps(data, settings, valid, team)
     optimizer = make_optimizer(network.parameters(), settings.optimizer, settings.optimizer_kwargs)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
@@ -103,7 +109,8 @@ def train(
         schedule = Schedule(settings, steps_per_epoch, [record.valid_loss for record in progress.records])
         trainer = Trainer(
             network, optimizer, schedule, loss, scaler, settings, device, clock, team, compiled(model, settings),
-            adjust_gradients,
+            adjust_gradients, make_penalties(network, settings.penalties),
+            None if teacher is None else make_teacher(teacher, settings, device, team),
         )  # fmt: skip
         last = settings.num_epochs if until is None else min(until, settings.num_epochs)
         for epoch in range(settings.start_epoch + len(progress.records), last):

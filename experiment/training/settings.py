@@ -19,6 +19,31 @@ class SchedulerSpec:
 
 
 @dataclass(frozen=True)
+class PenaltySpec:
+    """A penalty l1 ||W||_1 + l2 / 2 ||W||^2 on the weights W of the layers that match one of the patterns.
+
+    Attributes:
+        layers: patterns of module names, as fnmatch takes them.
+        proximal: whether l1 is a soft threshold after the step, which gives exact zeros; else a subgradient.
+        decoupled: whether l2 decays the weights beside the step, as AdamW does; else it is a gradient.
+    """
+
+    layers: tuple[str, ...] = ("*",)
+    l1: float = 0.0
+    l2: float = 0.0
+    proximal: bool = False
+    decoupled: bool = False
+
+
+@dataclass(frozen=True)
+class DistillationSpec:
+    """How much a network learns from its teacher: the temperature T, and the share alpha of the teacher's term."""
+
+    temperature: float = 4.0
+    alpha: float = 0.7
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """One training.
 
@@ -31,6 +56,7 @@ class TrainSettings:
         early_stop_epoch: from this epoch on the weights of best validation accuracy are kept; None: the last ones.
         channels_last: memory format of images and weights while training.
         compiled: whether torch.compile makes kernels for the training steps.
+        penalties: on layers' weights. distillation: how a teacher is listened to; None: there is none.
     """
 
     num_epochs: int
@@ -45,3 +71,6 @@ class TrainSettings:
     early_stop_epoch: int | None = None
     channels_last: bool = False
     compiled: bool = False
+    # Left out of the repr, by which older checkpoints know their training.
+    penalties: tuple[PenaltySpec, ...] = field(default=(), repr=False)
+    distillation: DistillationSpec | None = field(default=None, repr=False)

@@ -172,6 +172,20 @@ def test_a_diverging_training_fails_its_cell_and_the_others_go_on(
     assert "Traceback" not in told[0][2] + told[1][2]
 
 
+def test_the_second_process_is_given_the_teacher(
+    write: Any, small: dict[str, Any], run_two: RunTwo, no_plots: None
+) -> None:
+    """Two processes that distil find what one does, to the rounding that training amplifies."""
+    small["experiments"] |= {"methods": ["FT", "ALDS"], "spacing": [{"type": "manual", "values": [0.3]}]}
+    small["retraining"] |= {"distillation": {"alpha": 1}, "penalties": [{"layers": "fc1", "l1": 0.01}]}
+    path = str(write(small))
+    assert main([path, "-j", "1", "-q", "--device", "cpu", "--results", "one"]) == 0
+    assert [status for status, *_ in run_two(path, "--results", "two")] == [0, 0]
+    one, two = table("one"), table("two")
+    pd.testing.assert_frame_equal(one[EXACT], two[EXACT])
+    pd.testing.assert_frame_equal(one[["loss"]], two[["loss"]], rtol=0.02)
+
+
 def test_what_breaks_in_one_process_alone_ends_all_and_fails_no_cell(
     write: Any, small: dict[str, Any], run_two: RunTwo, in_tmp: Path
 ) -> None:

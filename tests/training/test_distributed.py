@@ -50,7 +50,7 @@ def close(a: dict[str, Tensor], b: dict[str, Tensor], **tolerance: float) -> Non
         torch.testing.assert_close(a[name], b[name], msg=lambda text, n=name: f"{n}: {text}", **tolerance)
 
 
-@pytest.mark.parametrize("scenario", ["batchnorm", "masked", "weighted", "continued"])
+@pytest.mark.parametrize("scenario", ["batchnorm", "masked", "weighted", "continued", "distilled", "penalised"])
 def test_two_processes_end_where_one_does(outcomes: Outcomes, scenario: str) -> None:
     """The last batch has 11 images; early stopping and ReduceLROnPlateau decide by what both found."""
     alone, first, second = (outcome[scenario] for outcome in outcomes)
@@ -80,6 +80,14 @@ def test_masked_weights_stay_zero(outcomes: Outcomes) -> None:
         weight, mask = (state[f"5.parametrizations.weight.{name}"] for name in ("original", "0.mask"))
         assert 0 < int(mask.sum()) < mask.numel()
         assert float(weight[~mask].abs().max()) == 0
+
+
+def test_distillation_and_penalties_make_a_difference(outcomes: Outcomes) -> None:
+    _, first, _ = outcomes
+    plain, taught, penalised = (first[name]["state"]["8.weight"] for name in ("batchnorm", "distilled", "penalised"))
+    assert (taught - plain).abs().max() > 1e-2
+    assert (penalised - plain).abs().max() > 1e-2
+    assert (first["penalised"]["state"]["5.weight"] == 0).any()
 
 
 def test_bfloat16_and_channels_last_are_close(outcomes: Outcomes) -> None:

@@ -23,6 +23,7 @@ from experiment.streams import generator, seeded
 from experiment.training.distributed import Team
 from experiment.training.evaluation import evaluate
 from experiment.training.loop import SchedulerSpec, TrainSettings, train
+from experiment.training.settings import DistillationSpec, PenaltySpec
 
 SETTINGS = TrainSettings(
     num_epochs=3,
@@ -81,6 +82,21 @@ def continued(team: Team, folder: Path) -> dict[str, Any]:
     checkpoint = folder / "checkpoint.pt" if team.rank == 0 else None
     outcome(team, make_network(team), until=1, checkpoint=checkpoint)
     return outcome(team, make_network(team), checkpoint=checkpoint)
+
+
+def distilled(team: Team, folder: Path) -> dict[str, Any]:
+    """The first process has the teacher, the others one of its structure; the last batch's parts differ in size."""
+    settings = dataclasses.replace(SETTINGS, distillation=DistillationSpec(3.0, 0.6))
+    with seeded("teacher", team.rank):
+        teacher = make_network(team)
+        for parameter in teacher.parameters():
+            nn.init.normal_(parameter, std=0.5)
+    return outcome(team, make_network(team), settings, teacher=teacher)
+
+
+def penalised(team: Team, folder: Path) -> dict[str, Any]:
+    penalties = (PenaltySpec(l1=0.01, l2=0.05, proximal=True, decoupled=True), PenaltySpec(("8",), l1=0.01, l2=0.05))
+    return outcome(team, make_network(team), dataclasses.replace(SETTINGS, penalties=penalties))
 
 
 def diverging(team: Team, folder: Path) -> dict[str, Any]:
@@ -150,7 +166,10 @@ def evaluated(team: Team, folder: Path) -> dict[str, Any]:
     return dataclasses.asdict(evaluate(network, VALID, device="cpu", batch_size=64, team=team))
 
 
-SCENARIOS = (batchnorm, masked, weighted, low_precision, continued, diverging, dropout, layers, gradients, evaluated)
+SCENARIOS = (
+    batchnorm, masked, weighted, low_precision, continued, distilled, penalised, diverging, dropout, layers, gradients,
+    evaluated,
+)  # fmt: skip
 
 
 def main() -> None:

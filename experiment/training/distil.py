@@ -1,0 +1,61 @@
+"""Knowledge distillation: a network learns from what another, its teacher, answers to the same images.
+
+L = (1 - a) loss(z_s, y) + a T^2 KL(softmax(z_t / T) || softmax(z_s / T)), z_s and z_t the logits (N, classes) of the
+network and its teacher. T^2 keeps the second term's gradients as large as the first's, whatever the temperature T.
+
+Source: Hinton, Vinyals & Dean 2015, https://arxiv.org/abs/1503.02531
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div, log_softmax
+
+from experiment.training.distributed import Team
+from experiment.training.evaluation import forward_precision
+from experiment.training.settings import DistillationSpec, TrainSettings
+
+Teacher = Callable[[Tensor], Tensor]
+
+
+def make_teacher(network: nn.Module, settings: TrainSettings, device: torch.device, team: Team) -> Teacher:
+    """What gives a trained network's logits, in float32, at the precision and memory format of the training.
+
+    It answers in eval mode and without gradients, draws no random numbers, and the network itself is left as it is.
+
+    Args:
+        team: the processes that train together. All call this with a network of the same structure; the first one's
+            weights count.
+    """
+    teacher = copy.deepcopy(network).to(device).eval().requires_grad_(False)
+    if settings.channels_last:
+        teacher.to(memory_format=torch.channels_last)
+    if team.size > 1:
+        teacher.load_state_dict(team.first_state(dict(teacher.state_dict()), device))
+    forward = torch.compile(teacher, dynamic=None) if settings.compiled else teacher
+
+    def answers(x: Tensor) -> Tensor:
+        with torch.no_grad(), forward_precision(device, settings.precision):
+            logits: Tensor = forward(x)
+        return logits.float()
+
+    return answers
+
+
+def mixed_loss(
+    loss: Tensor, z_student: Tensor, z_teacher: Tensor, spec: DistillationSpec, reduction: object = "mean"
+) -> Tensor:
+    """The loss of the labels and the divergence from the teacher, weighted; both means, or both sums, over images.
+
+    Args:
+        z_student, z_teacher: logits (N, classes); log-probabilities will do, which differ by a constant an image.
+        reduction: `sum` where `loss` is one.
+    """
+    T, a = spec.temperature, spec.alpha
+    how = "sum" if reduction == "sum" else "batchmean"
+    p_student, p_teacher = log_softmax(z_student / T, dim=1), log_softmax(z_teacher / T, dim=1)
+    return (1 - a) * loss + a * T**2 * kl_div(p_student, p_teacher, reduction=how, log_target=True)

@@ -1,0 +1,142 @@
+"""Penalties on the size of chosen layers' weights: l1 ||W||_1 + l2 / 2 ||W||^2, beside the loss.
+
+Weights of convolutions and linear layers are penalised; biases and BatchNorm are not. A term acts through the gradient
+(W.grad += l1 sign(W), W.grad += l2 W) or beside the optimizer's step of learning rate r: decoupled decay takes r l2 W
+from the weight as it was before the step, and the proximal operator, after it, is the soft threshold
+W <- sign(W) max(|W| - r l1, 0), whose zeros are exact.
+
+Sources: Loshchilov & Hutter 2019 (decoupled decay), https://arxiv.org/abs/1711.05101; Parikh & Boyd 2014, Proximal
+Algorithms, section 6.5.2 (soft threshold).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from experiment.layers.grouped import GroupedLinear
+from experiment.training.settings import PenaltySpec
+
+FACTORS = ["encoder", "decoder"]  # what stands in the place of a decomposed layer
+MOST_NAMES = 40  # in an error
+
+
+@dataclass(frozen=True)
+class Term:
+    """One weight, of any shape, and what is asked of it."""
+
+    weight: nn.Parameter
+    spec: PenaltySpec
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """All terms of one training; a weight that several entries name has the sum of theirs.
+
+    A weight without a gradient, which the optimizer leaves alone, is left alone here too.
+    """
+
+    terms: tuple[Term, ...] = ()
+
+    @property
+    def beside_the_step(self) -> bool:
+        """Whether there is anything that is no gradient."""
+        return any((t.spec.l1 and t.spec.proximal) or (t.spec.l2 and t.spec.decoupled) for t in self.terms)
+
+    @torch.no_grad()
+    def add_gradients(self) -> None:
+        """Add to the gradients of the loss, between the backward pass and the optimizer's step."""
+        for term in self.terms:
+            weight, gradient, spec = term.weight, term.weight.grad, term.spec
+            if gradient is None:
+                continue
+            if spec.l2 and not spec.decoupled:
+                gradient.add_(weight, alpha=spec.l2)
+            if spec.l1 and not spec.proximal:
+                gradient.add_(weight.sign(), alpha=spec.l1)
+
+    @torch.no_grad()
+    def decay(self, rate: float) -> list[tuple[nn.Parameter, Tensor]]:
+        """What decoupled decay is going to take from the weights, as they are before the step."""
+        return [
+            (term.weight, term.weight * (rate * term.spec.l2))
+            for term in self.terms
+            if term.spec.l2 and term.spec.decoupled and term.weight.grad is not None
+        ]
+
+    @torch.no_grad()
+    def shrink(self, rate: float, decay: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
+        """Change the weights after the step: take the decay from them, then soften by the thresholds."""
+        for weight, lost in decay:
+            weight.sub_(lost)
+        for term in self.terms:
+            if term.spec.l1 and term.spec.proximal and term.weight.grad is not None:
+                term.weight.copy_(soft_threshold(term.weight, rate * term.spec.l1))
+
+
+def soft_threshold(values: Tensor, threshold: float) -> Tensor:
+    """sign(v) max(|v| - threshold, 0): the proximal operator of threshold ||v||_1."""
+    return values.sign() * (values.abs() - threshold).clamp_(min=0)
+
+
+def make_penalties(network: nn.Module, specs: Sequence[PenaltySpec]) -> Penalties:
+    """The terms for the layers that a network has; in a compressed one some that were named may be gone.
+
+    A mask's zeros, and rounding, lie behind the weight that is penalised: masked places are zero there and remain so.
+    """
+    weights = _weights(network)
+    return Penalties(tuple(Term(w, spec) for spec in specs for w in _matching(weights, spec.layers)))
+
+
+def unmatched(network: nn.Module, specs: Sequence[PenaltySpec]) -> list[tuple[int, str]]:
+    """The entries with a pattern that no layer of a network matches, each with what is wrong, for an error."""
+    weights = _weights(network)
+    names = [called[0] for called, _ in weights]
+    some = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
+    return [
+        (i, f"no convolution or linear layer is named '{pattern}'. There are {some or 'none in this network'}.")
+        for i, spec in enumerate(specs)
+        for pattern in spec.layers
+        if not _matching(weights, (pattern,))
+    ]
+
+
+def _matching(weights: Sequence[tuple[Sequence[str], nn.Parameter]], patterns: Sequence[str]) -> list[nn.Parameter]:
+    """The weights of the layers that match a pattern, each once, also where layers share one."""
+    found = {
+        id(weight): weight
+        for names, weight in weights
+        if any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+    }
+    return list(found.values())
+
+
+def _weights(network: nn.Module) -> list[tuple[Sequence[str], nn.Parameter]]:
+    """Every convolution's and linear layer's trained weight, with the names that the layer answers to.
+
+    Encoder and decoder of a decomposed layer answer to their own names and to that of the layer.
+    """
+    modules = dict(network.named_modules())
+    found: list[tuple[Sequence[str], nn.Parameter]] = []
+    for name, module in modules.items():
+        weight = _trained(module)
+        if weight is not None:
+            parent, _, own = name.rpartition(".")
+            pair = own in FACTORS and [child for child, _ in modules[parent].named_children()] == FACTORS
+            found.append(([name, parent] if pair else [name], weight))
+    return found
+
+
+def _trained(module: nn.Module) -> nn.Parameter | None:
+    """The parameter that the optimizer sees: the weight, or the one tensor that a parametrization makes it of."""
+    if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear | GroupedLinear):
+        return None
+    parameters = dict(module.named_parameters())
+    name = "parametrizations.weight.original" if parametrize.is_parametrized(module, "weight") else "weight"
+    weight = parameters.get(name)
+    return weight if weight is not None and weight.requires_grad else None
