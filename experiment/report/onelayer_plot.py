@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("layer", "rank", "relative_error", "relative_error_exact")
 TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+RANDOM, SCRATCH = "experiments.rewind=random", "trained from scratch"  # as factors, from random weights
 MOST_TICKS = 9  # ranks that are named one by one
 CELL = ["variant", "label", "net", "repetition", "keep_target"]
 
@@ -75,7 +76,7 @@ def plot_one_layer(cells: DataFrame, reference: DataFrame, naming: Naming, title
         _rank_axis(axes, cells)
     left.set_ylabel("Top-1 test accuracy (%)")
     right.set_ylabel("Relative error of the weight\n(operator norm)")
-    right.set_yscale("log")
+    _error_axis(right)
     set_title(figure, title)
     place_legend(figure, entries)
     return figure
@@ -91,14 +92,11 @@ def one_layer_seen(cells: DataFrame, reference: DataFrame, naming: Naming) -> st
         enough = means[means >= whole - 0.005]
         told = f"{enough.index[0]:g} ({numerals.percent(enough.iloc[0], 2)} %)" if len(enough) else "none"
         found.append(f"{_name(str(label), str(variant), naming, several)} {told}")
-    text = (
+    return (
         f"Top-1 test accuracy and relative error of the weight against the rank of {cells['layer'].iloc[0]}, the one "
         f"layer that is factored. The uncompressed networks have {numerals.percent(whole, 2)} %; the smallest rank "
         f"within half a point of that: {', '.join(found)}."
     )
-    if any(str(variant).endswith("rewind=random") for variant in cells["variant"]):
-        text += " With random weights the factors are trained from scratch."
-    return text
 
 
 def one_layer_reference(source: Source) -> DataFrame:
@@ -108,7 +106,8 @@ def one_layer_reference(source: Source) -> DataFrame:
 
 
 def _name(label: str, variant: str, naming: Naming, several: bool) -> str:
-    return f"{naming.name(label)}, {variant_in_words(variant)}" if several else naming.name(label)
+    words = SCRATCH if variant == RANDOM else variant_in_words(variant)
+    return f"{naming.name(label)}, {words}" if several else naming.name(label)
 
 
 def _draw_errors(axes: Axes, own: DataFrame, like: Any, name: str) -> list[tuple[Any, str]]:
@@ -124,6 +123,16 @@ def _draw_errors(axes: Axes, own: DataFrame, like: Any, name: str) -> list[tuple
     return [(bound, f"{name}: its bound of the error")]
 
 
+def _error_axis(axes: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
 def _rank_axis(axes: Axes, cells: DataFrame) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -131,7 +140,7 @@ def _rank_axis(axes: Axes, cells: DataFrame) -> None:
     low, high = ranks[0], ranks[-1]
     ticks = ranks if len(ranks) <= MOST_TICKS else [tick for tick in TICKS if 0.9 * low <= tick <= 1.1 * high]
     axes.set_xscale("log")
-    axes.set_xlim(0.9 * low, 1.1 * high)
+    axes.set_xlim(0.85 * low, 1.18 * high)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
