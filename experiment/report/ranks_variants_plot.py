@@ -56,7 +56,7 @@ def plot_rank_variants(ranks: DataFrame, title: str = "") -> Figure:
             if layer == layers[0]:
                 entries.append((line, plot_text(variant_in_words(str(variant)))))
         axes.set_title(plot_text(layer), fontsize=9)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.03 * 100 * float(ranks["share"].max()))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     for axes in panels[len(layers) :]:
         axes.set_visible(False)
