@@ -62,7 +62,7 @@ class PairData:
         for i, indices in enumerate(torch.split(order, batch_size)):
             with seeded(*(stream or ("evaluation",)), "batch", i):
                 x, y = self.take(indices)
-            yield (x.contiguous(memory_format=torch.channels_last) if channels_last else x), y
+            yield (x.contiguous(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x), y
 
     def take(self, indices: Tensor) -> Batch:
         samples = [self._data[i] for i in indices.tolist()]

@@ -101,7 +101,7 @@ class WorkerImages:
         x, y = batch
         check_labels(self._name, y, self._num_classes)
         x, y = x.to(self._device, non_blocking=True), y.to(self._device, non_blocking=True)
-        return (x.contiguous(memory_format=torch.channels_last) if channels_last else x), y
+        return (x.contiguous(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x), y
 
 
 class _Epoch(Dataset[tuple[Tensor, int] | _Failure]):

@@ -125,6 +125,7 @@ def _all_groups(
         state,
         lambda info: slicings(info, group_numbers(info, settings.min_group_width), settings.foldings),
         settings.round_to,
+        layers=settings.layers,
         randomised_above=settings.randomised_above,
         generator=generator,
     )

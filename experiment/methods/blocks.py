@@ -15,7 +15,7 @@ from experiment.layers.inspect import trace_layers
 from experiment.layers.plan import Plan, State
 from experiment.measure import Count, count
 from experiment.methods.base import Budget, Calibration
-from experiment.methods.filters import matching
+from experiment.methods.patterns import matching
 from experiment.methods.settings import BlocksSettings
 from experiment.methods.share import check_smallest, longest
 

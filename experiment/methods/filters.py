@@ -6,15 +6,14 @@ of channels that every group keeps (`Rule`); of each group those of largest scor
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import CompressionError, ConfigError
+from experiment.errors import CompressionError
 from experiment.layers.build import slice_mask, write_whole
 from experiment.layers.ghosts import Folded, fold_ghosts, fold_means
 from experiment.layers.groups import ChannelGroup, Sizes, alive_channels, kept_of, sizes_of
@@ -24,6 +23,7 @@ from experiment.layers.refit import refit
 from experiment.layers.surgery import channel_groups
 from experiment.measure import count
 from experiment.methods.base import Budget, Calibration, Quantity
+from experiment.methods.patterns import matching
 from experiment.methods.start import parameter_name
 
 
@@ -181,20 +181,6 @@ def filters_of(state: State, ignore: Sequence[str], label: str) -> Filters:
         sizes_of(state.network, state.example, groups, count(state.network, state.example).flops),
         {name: info.out_features for name, info in layers.items()},
     )
-
-
-def matching(patterns: Sequence[str], layers: Collection[str], label: str, what: str = "layer") -> set[str]:
-    """The layers that a pattern names; one that names none is the user's mistake."""
-    named = {pattern: fnmatch.filter(layers, pattern) for pattern in patterns}
-    idle = [pattern for pattern, names in named.items() if not names]
-    if idle:
-        raise ConfigError(
-            [
-                f"{label}.ignore: no {what} is called '{pattern}'. The {what}s are {', '.join(layers)}."
-                for pattern in idle
-            ]
-        )
-    return {name for names in named.values() for name in names}
 
 
 def by_filter(filters: Filters, norm: Callable[[Tensor], Tensor], *, average: bool = False) -> list[Tensor]:

@@ -93,6 +93,7 @@ class KLDS:
             state,
             lambda info: slicings(info, group_numbers(info, self.settings.min_group_width), self.settings.foldings),
             self.settings.round_to,
+            layers=self.settings.layers,
         )
         network, inputs = _plain(base), calibration.inputs.to(state.example)
         seed = int(torch.randint(2**62, (), generator=generator))

@@ -17,6 +17,7 @@ from experiment.layers.lowrank import flops, max_rank, parameters, split_kernel,
 from experiment.layers.plan import Detail, Factors, Plan, State
 from experiment.methods.allocate import smallest
 from experiment.methods.base import Budget, Quantity
+from experiment.methods.patterns import matching
 from experiment.methods.randomised_spectra import RandomisedSpectra
 from experiment.methods.spectra import LayerSpectra, Slicing, Spectra
 from experiment.methods.start import Start, live_weight, start_of
@@ -114,6 +115,7 @@ def analyse(
     slicings_of: Callable[[LayerInfo], Sequence[Slicing]],
     round_to: int = 1,
     *,
+    layers: Sequence[str] | None = None,
     with_bias: bool = False,
     randomised_above: int | None = None,
     generator: torch.Generator | None = None,
@@ -123,24 +125,26 @@ def analyse(
     Args:
         slicings_of: from a layer to the slicings to consider; see `slicings`.
         round_to: ranks are multiples of this.
+        layers: name patterns of those that may become factors; all others stay as they are. None for all.
         with_bias: give the factors a bias where the layer has none.
         randomised_above: of larger slices this many singular values, by randomised SVD; None for all of them.
         generator: what randomised SVD is seeded from.
 
-    Raises: CompressionError: a layer's weights are NaN or infinite.
+    Raises: CompressionError: a layer's weights are NaN or infinite. ConfigError: a pattern names no layer.
     """
     start = start_of(state)
-    pairs = {name: slicings_of(info) for name, info in start.layers.items()}
+    chosen = set(start.layers) if layers is None else matching(layers, start.layers, "settings", setting="layers")
+    pairs = {name: slicings_of(info) for name, info in start.layers.items() if name in chosen}
     spectra_of: Callable[[str, Tensor], Spectra] = _exact_spectra
     if randomised_above is not None:
         assert generator is not None
         spectra_of = _randomised_spectra(start, pairs, randomised_above, generator)
     return LowRank(
         start=start,
-        spectra={name: spectra_of(name, live_weight(start.network, start.masks, name)) for name in start.layers},
+        spectra={name: spectra_of(name, live_weight(start.network, start.masks, name)) for name in pairs},
         options={
-            name: find_options(start, info, pairs[name], round_to, randomised_above, with_bias=with_bias)
-            for name, info in start.layers.items()
+            name: find_options(start, start.layers[name], own, round_to, randomised_above, with_bias=with_bias)
+            for name, own in pairs.items()
         },
         spectra_of=spectra_of,
     )

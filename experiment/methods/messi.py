@@ -81,7 +81,7 @@ class Messi:
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Analysis:
         """The layers' options; what depends on ranks is left to `plan`."""
-        base = lowrank.analyse(state, lambda info: [(self.settings.groups, 0)])
+        base = lowrank.analyse(state, lambda info: [(self.settings.groups, 0)], layers=self.settings.layers)
         thresholds = [
             np.append(shares_left(max_rank(info, self.settings.groups))[options.ranks[:-1] - 1], 0.0)
             for info, options in base.pairs()

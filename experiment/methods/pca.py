@@ -79,7 +79,9 @@ class PCA:
                 "PCA needs calibration data, inputs that the network is meant for, and got none. Give some: "
                 "compress(..., data=inputs), a tensor, a pair (inputs, targets) or a loader of such pairs."
             )
-        base = lowrank.analyse(state, lambda info: [(1, 0)], self.settings.round_to, with_bias=True)
+        base = lowrank.analyse(
+            state, lambda info: [(1, 0)], self.settings.round_to, layers=self.settings.layers, with_bias=True
+        )
         responses = gather(base.start.network, base.options, calibration.inputs)
         directions, thresholds, errors = {}, [], []
         for (name, options), (info, _) in zip(base.options.items(), base.pairs(), strict=True):

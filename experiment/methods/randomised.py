@@ -100,6 +100,36 @@ def randomised_svd(
     return sketch(A_GRN, size, power_iterations, generator).svd(size, rank)
 
 
+def expected_bound(
+    singular_values: Tensor,
+    rank: int,
+    *,
+    oversampling: int = OVERSAMPLING,
+    power_iterations: int = POWER_ITERATIONS,
+) -> float:
+    """What E ||A - What||_2 is not above, over all Gaussians, for What of `randomised_svd`; needs all singular values.
+
+    ((1 + sqrt(J / (p - 1))) sigma_{J+1}^m + e sqrt(J + p) / p (sum_{i > J} sigma_i^2m)^1/2)^(1/m) + sigma_{J+1} with
+    m = 2q + 1.
+
+    Args:
+        singular_values: of A, falling, (S,) with S >= rank + oversampling.
+        oversampling: p, at least 2.
+    Source: theorem 10.6, for (A A^T)^q A by theorem 9.2 and Jensen's inequality; theorem 9.3 for cutting to the rank.
+    """
+    if oversampling < 2 or not 1 <= rank <= len(singular_values) - oversampling:
+        raise ValueError(
+            f"oversampling must be at least 2 and rank + oversampling at most {len(singular_values)}, the number of "
+            f"singular values. Got rank {rank}, oversampling {oversampling}."
+        )
+    largest, power = float(singular_values[0]) or 1.0, 2 * power_iterations + 1
+    tail = (singular_values[rank:].double() / largest) ** power
+    first = (1 + math.sqrt(rank / (oversampling - 1))) * float(tail[0])
+    second = math.e * math.sqrt(rank + oversampling) / oversampling * float(tail.norm())
+    basis: float = largest * (first + second) ** (1 / power)
+    return basis + float(singular_values[rank])
+
+
 def norm_bound(B_RN: Tensor, generator: torch.Generator, probes: int = PROBES) -> float:
     """A number that ||B||_2 is not above, except with probability 10^-probes: 10 sqrt(2 / pi) max_i ||B w_i||.
 

@@ -66,6 +66,7 @@ class RSVD:
                 info, (nearest_divisor(info.in_features, self.settings.groups),), (self.settings.folding,)
             ),
             self.settings.round_to,
+            layers=self.settings.layers,
         )
         thresholds = []
         for info, options in base.pairs():

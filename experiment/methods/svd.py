@@ -62,7 +62,7 @@ class CommonThreshold:
     """In every layer the smallest rank whose curve is at most t; t is the same in all, and as low as the budget allows.
 
     Attributes:
-        groups, folding, round_to, randomised_above: see `experiment.methods.settings.lowrank`.
+        groups, folding, round_to, layers, randomised_above: see `experiment.methods.settings.lowrank`.
         curve: what t is compared with.
         error: what is reported as relative error.
         per_flop: divide the curve by the multiply-adds that one rank costs.
@@ -74,6 +74,7 @@ class CommonThreshold:
     curve: Curve
     error: Curve
     per_flop: bool = False
+    layers: Sequence[str] | None = None
     randomised_above: int | None = None
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Analysis:
@@ -82,6 +83,7 @@ class CommonThreshold:
             state,
             lambda info: slicings(info, (nearest_divisor(info.in_features, self.groups),), (self.folding,)),
             self.round_to,
+            layers=self.layers,
             randomised_above=self.randomised_above,
             generator=generator,
         )
@@ -122,6 +124,7 @@ def svd(settings: SVDSettings | ALDSSimple3Settings | ALDSSimple5Settings) -> Co
         settings.round_to,
         _rank_left,
         reference_errors,
+        layers=settings.layers,
         randomised_above=settings.randomised_above,
     )
 
@@ -137,6 +140,7 @@ def svd_energy(settings: SVDEnergySettings) -> CommonThreshold:
         settings.round_to,
         energy_errors,
         energy_errors,
+        layers=settings.layers,
         randomised_above=settings.randomised_above,
     )
 
@@ -146,7 +150,14 @@ def svd_nuclear(settings: SVDNuclearSettings) -> CommonThreshold:
 
     Source: Alvarez and Salzmann 2017, https://arxiv.org/abs/1711.02638 (the choice of ranks, without their training)
     """
-    return CommonThreshold(settings.groups, settings.folding, settings.round_to, nuclear_errors, nuclear_errors)
+    return CommonThreshold(
+        settings.groups,
+        settings.folding,
+        settings.round_to,
+        nuclear_errors,
+        nuclear_errors,
+        layers=settings.layers,
+    )
 
 
 def svd_error(settings: SVDErrorSettings | ALDSError3Settings) -> CommonThreshold:
@@ -160,6 +171,7 @@ def svd_error(settings: SVDErrorSettings | ALDSError3Settings) -> CommonThreshol
         settings.round_to,
         reference_errors,
         reference_errors,
+        layers=settings.layers,
         randomised_above=settings.randomised_above,
     )
 
@@ -180,6 +192,7 @@ def l_rank(settings: LRankSettings | LRankScheme1Settings) -> CommonThreshold:
         _next_square,
         energy_errors,
         per_flop=True,
+        layers=settings.layers,
         randomised_above=settings.randomised_above,
     )
 

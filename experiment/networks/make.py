@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from experiment.errors import ConfigError, ExperimentError
 from experiment.layers.inspect import evaluating
 from experiment.networks import NETWORKS
+from experiment.networks.factored import NAMES, Factoring, factor, make_factoring
 from experiment.registry import is_import_path, resolve, suggestion
 
 
@@ -23,7 +24,8 @@ def make_network(
 
     Args:
         name: a registered network, or the user's own factory as `package.module:factory`.
-        settings: keyword arguments of the factory beside `input_shape` and `output_size`.
+        settings: keyword arguments of the factory beside `input_shape` and `output_size`; and, for every network whose
+            factory has no arguments of these names, those of `experiment.networks.factored`.
         input_shape: (channels, height, width) of one input.
         output_size: number of outputs, such as classes.
 
@@ -31,15 +33,16 @@ def make_network(
     Raises: ConfigError: an unknown name, settings that the factory does not take, or a network that does not fit.
     """
     factory = _factory(name)
-    _check_arguments(name, factory, settings)
+    own, factoring = _shared_out(factory, settings)
+    _check_arguments(name, factory, own)
     try:
-        network = factory(input_shape, output_size, **settings)
+        network = factory(input_shape, output_size, **own)
     except ExperimentError:
         raise
     except Exception as error:  # the user's own code, or torch refusing a value: either way the file must change
         raise ConfigError(
             f"network '{name}' cannot be made for inputs {_shape(input_shape)}, outputSize {output_size} and settings "
-            f"{dict(settings)}: {type(error).__name__}: {error}"
+            f"{own}: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(network, nn.Module):
         raise ConfigError(
@@ -47,6 +50,8 @@ def make_network(
             f"Let it build the network and return it."
         )
     _check_fit(name, network, input_shape, output_size)
+    if factoring is not None:
+        network = factor(network, _example(network, input_shape), factoring)
     return network.train()
 
 
@@ -69,6 +74,17 @@ def _factory(name: str) -> Callable[..., object]:
     return factory
 
 
+def _shared_out(
+    factory: Callable[..., object], settings: Mapping[str, object]
+) -> tuple[dict[str, object], Factoring | None]:
+    """The factory's own settings, and those that make factors of its layers."""
+    takes = inspect.signature(factory).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    ours = {key for key in NAMES if key in settings and key not in takes and not takes_any}
+    own = {key: value for key, value in settings.items() if key not in ours}
+    return own, make_factoring({key: settings[key] for key in NAMES if key in ours})
+
+
 def _check_arguments(name: str, factory: Callable[..., object], settings: Mapping[str, object]) -> None:
     signature = inspect.signature(factory)
     try:
@@ -83,11 +99,9 @@ def _check_arguments(name: str, factory: Callable[..., object], settings: Mappin
 
 
 def _check_fit(name: str, network: nn.Module, input_shape: tuple[int, int, int], output_size: int) -> None:
-    parameter = next(network.parameters(), None)
-    device = None if parameter is None else parameter.device
     try:
         with evaluating(network):
-            output = network(torch.zeros(2, *input_shape, device=device))
+            output = network(_example(network, input_shape))
     except ExperimentError:
         raise
     except Exception as error:  # as above
@@ -101,6 +115,12 @@ def _check_fit(name: str, network: nn.Module, input_shape: tuple[int, int, int],
             f"network '{name}' must give a tensor of shape 2 x {output_size} (2 x outputSize) for a batch of 2 inputs "
             f"{_shape(input_shape)}. It gives {got}. Does it use its output_size?"
         )
+
+
+def _example(network: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:
+    """A batch of two, on the network's device."""
+    parameter = next(network.parameters(), None)
+    return torch.zeros(2, *input_shape, device=None if parameter is None else parameter.device)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -13,6 +13,7 @@ from experiment.report.layers_plot import plot_layers, typical_keeps
 from experiment.report.lc_plot import LC_COLUMNS, plot_convergence
 from experiment.report.modes import mode_in_words, variant_in_words
 from experiment.report.naming import Naming
+from experiment.report.onelayer_plot import one_layer_reference, one_layer_seen, plot_one_layer, ranks_of_one_layer
 from experiment.report.plot import Metric, Scale, plot_tradeoff
 from experiment.report.ranks_plot import (
     RANK_COLUMNS,
@@ -21,6 +22,7 @@ from experiment.report.ranks_plot import (
     plot_rank_training,
     shares_of,
 )
+from experiment.report.ranks_variants_plot import plot_rank_variants, ranks_of_variants, variants_seen
 from experiment.report.ranks_words import keeps_seen, retraining_seen, training_seen
 from experiment.report.source import REFERENCE, Source, read_cells
 from experiment.report.summary import Quantity, compressed, prune_only
@@ -32,7 +34,18 @@ if TYPE_CHECKING:
 
 LATENCY_PREFIX = "latency_ms_b"
 HARD = 0.1  # keep ratio from which a logarithmic axis says more
-STEMS = ("tradeoff-", "layers", "training", "retraining", "sweep-", "ranks-", "compare-", "cost-", "convergence")
+STEMS = (
+    "tradeoff-",
+    "onelayer",
+    "layers",
+    "training",
+    "retraining",
+    "sweep-",
+    "ranks-",
+    "compare-",
+    "cost-",
+    "convergence",
+)
 LAYER_COLUMNS = ("layer", "parameters_before", "parameters")
 HISTORY_COLUMNS = ("epoch", "loss", "top1", "valid_loss", "valid_top1")
 QUANTITIES: tuple[Quantity, ...] = ("parameters", "flops")
@@ -70,6 +83,11 @@ def plots_of(source: Source, naming: Naming) -> Iterator[Plot]:
             yield from _tradeoffs(source, naming, frame, suffix)
             yield from _costs(source, naming, frame, suffix)
     yield from _sweeps(source, naming)
+    yield from _one_layer(source, naming)
+    ranks = ranks_of_variants(source)
+    if len(ranks):
+        figure = plot_rank_variants(ranks, f"{_network(source)}: effective rank in training")
+        yield Plot("ranks-variants", variants_seen(ranks), figure)
     for variant in variants[:1]:
         yield from _inside(source, naming, source.results[source.results["variant"] == variant])
     for variant, suffix in zip(variants, _suffixes(variants), strict=True):
@@ -176,6 +194,22 @@ def _sweeps(source: Source, naming: Naming) -> Iterator[Plot]:
         )  # fmt: skip
         caption = f"Largest share of {WORDS[quantity]} removed against the amount of retraining."
         yield Plot(f"sweep-{quantity}", caption, figure)
+
+
+def _one_layer(source: Source, naming: Naming) -> Iterator[Plot]:
+    """Accuracy against rank, where a single layer is factored; all variants in one picture."""
+    cells = ranks_of_one_layer(source)
+    if cells.empty:
+        return
+    title = f"{_network(source)}: rank of {cells['layer'].iloc[0]} alone"
+    reference = one_layer_reference(source)
+    figure = plot_one_layer(cells, reference, naming, title)
+    yield Plot("onelayer", one_layer_seen(cells, reference, naming), figure)
+
+
+def _network(source: Source) -> str:
+    first = source.results.iloc[0]
+    return f"{first['network']} on {first['dataset']}"
 
 
 def _inside(source: Source, naming: Naming, frame: DataFrame) -> Iterator[Plot]:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from experiment.config import Training, json_schema, keep_steps, load, packaged_param
+from experiment.config import Training, json_schema, load, packaged_param
 from experiment.config.includes import Reader
 from experiment.config.tree import plain
 from experiment.methods import METHODS
 from experiment.networks import NETWORKS
+from experiment.run.plan import Machine, plan_experiment
 
 PARAM = packaged_param()
 ALL = sorted(path.relative_to(PARAM).as_posix() for path in PARAM.rglob("*.yaml"))
@@ -36,9 +37,12 @@ def test_loads_and_expands(name: str) -> None:
     assert file.name == name.removesuffix(".yaml")
     assert file.notices == ()
     for variant in file.variants:
-        assert keep_steps(variant.parameters.experiments)
+        experiments = variant.parameters.experiments
         assert variant.parameters.network.name in NETWORKS
-        assert {m.name for m in variant.parameters.experiments.methods} <= set(METHODS)
+        assert {m.name for m in experiments.methods} <= set(METHODS)
+    plan = plan_experiment(file, Machine("cpu"))
+    assert not plan.problems
+    assert bool(plan.chains) == any(v.parameters.experiments.mode != "train" for v in file.variants)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -1,6 +1,6 @@
 """The settings of the low-rank methods.
 
-Four of them mean the same everywhere:
+Five of them mean the same everywhere:
 
     groups: into how many equal slices the input channels are split; the divisor of a layer's channels that is nearest.
     folding, foldings: which matrix a kernel becomes: 0 (filters by channels and kernel), 1 and 2 (filters and one
@@ -11,6 +11,8 @@ Four of them mean the same everywhere:
         multiply-adds, run slowly: with 8 or 16, fewer multiply-adds also take less time.
     randomised_above: layers whose slices' smaller side is larger than this get only that many singular values, by
         randomised SVD, and no larger rank: seconds instead of minutes for thousands of features. Default: all of them.
+    layers: name patterns (fnmatch) of the layers that may become factors; default: all. With one layer, a grid of keep
+        ratios is a grid of its ranks.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from annotated_types import Ge, Le, MinLen
 Positive = Annotated[int, Ge(1)]
 Folding = Annotated[int, Ge(0), Le(3)]
 Foldings = Annotated[tuple[Folding, ...], MinLen(1)]
+Layers = Annotated[tuple[str, ...], MinLen(1)] | None
 Error = Literal["reference", "exact", "bound"]
 
 
@@ -34,6 +37,7 @@ class SVDSettings:
     folding: Folding = 0
     round_to: Positive = 1
     randomised_above: Positive | None = None
+    layers: Layers = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class SVDEnergySettings:
     folding: Folding = 0
     round_to: Positive = 1
     randomised_above: Positive | None = None
+    layers: Layers = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class SVDNuclearSettings:
     groups: Positive = 1
     folding: Folding = 0
     round_to: Positive = 1
+    layers: Layers = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class SVDErrorSettings:
     folding: Folding = 0
     round_to: Positive = 1
     randomised_above: Positive | None = None
+    layers: Layers = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ class LRankSettings:
     folding: Folding = 0
     round_to: Positive = 1
     randomised_above: Positive | None = None
+    layers: Layers = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ class LRankScheme1Settings:
     folding: Folding = 1
     round_to: Positive = 1
     randomised_above: Positive | None = None
+    layers: Layers = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,7 @@ class ALDSSettings:
     round_to: Positive = 1
     min_group_width: Positive = 1
     randomised_above: Positive | None = None
+    layers: Layers = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,7 @@ class ALDSPlusSettings:
     round_to: Positive = 1
     min_group_width: Positive = 1
     randomised_above: Positive | None = None
+    layers: Layers = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +139,7 @@ class ALDSKSettings:
     round_to: Positive = 1
     min_group_width: Positive = 1
     randomised_above: Positive | None = None
+    layers: Layers = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +150,7 @@ class ALDSError3Settings:
     folding: Folding = 0
     round_to: Positive = 1
     randomised_above: Positive | None = None
+    layers: Layers = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +161,7 @@ class ALDSSimple3Settings:
     folding: Folding = 0
     round_to: Positive = 1
     randomised_above: Positive | None = None
+    layers: Layers = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +172,7 @@ class ALDSSimple5Settings:
     folding: Folding = 0
     round_to: Positive = 1
     randomised_above: Positive | None = None
+    layers: Layers = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +189,7 @@ class RSVDSettings:
     groups: Positive = 1
     folding: Folding = 0
     round_to: Positive = 1
+    layers: Layers = None
 
 
 @dataclass(frozen=True)
@@ -181,6 +197,7 @@ class PCASettings:
     """The directions in which layers' responses vary most, for the multiply-adds that they cost."""
 
     round_to: Positive = 1
+    layers: Layers = None
 
 
 @dataclass(frozen=True)
@@ -196,6 +213,7 @@ class Messi3Settings:
     groups: Positive = 3
     starts: Positive = 5
     alternations: Positive = 5
+    layers: Layers = None
 
 
 @dataclass(frozen=True)
@@ -205,6 +223,7 @@ class Messi5Settings:
     groups: Positive = 5
     starts: Positive = 5
     alternations: Positive = 5
+    layers: Layers = None
 
 
 @dataclass(frozen=True)
@@ -224,3 +243,4 @@ class KLDSSettings:
     refit: bool = True
     round_to: Positive = 1
     min_group_width: Positive = 1
+    layers: Layers = None
