@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from experiment.config import Training, json_schema, load, packaged_param
+from experiment.config import Training, json_schema, keep_steps, load, packaged_param
 from experiment.config.includes import Reader
 from experiment.config.tree import plain
 from experiment.methods import METHODS
