@@ -24,7 +24,7 @@ from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Calibration, make_method
 from experiment.training.evaluation import Metrics
-from experiment.training.settings import TrainSettings
+from experiment.training.settings import DistillationSpec, PenaltySpec, TrainSettings
 
 SGD = TrainSettings(
     num_epochs=1, batch_size=16, optimizer="SGD",
@@ -358,3 +358,25 @@ def test_the_weights_meet_the_compressed_ones_as_mu_grows(network: nn.Sequential
     optimizer.run()
     gaps = [row.relative_distance for row in optimizer.statistics]
     assert gaps[-1] < 0.03 * gaps[0]
+
+
+def test_a_teacher_can_take_the_place_of_the_labels(network: nn.Sequential, data: dict[str, Any]) -> None:
+    """With alpha 1 what is learnt is what the network before compression answers, whatever the labels say."""
+    training = dataclasses.replace(SGD, distillation=DistillationSpec(temperature=2.0, alpha=1.0))
+    x, y = data["train"].take(torch.arange(70))
+    other = data | {"train": PairData("train", (x, (y + 1) % 4), torch.device("cpu"))}
+    found, shifted = (make(network, d, training=training) for d in (data, other))
+    for optimizer in (found, shifted):
+        optimizer.run()
+    assert [row.valid_loss for row in found.statistics] == [row.valid_loss for row in shifted.statistics]
+    plain = make(network, other)
+    plain.run()
+    assert plain.statistics[-1].valid_loss > shifted.statistics[-1].valid_loss
+
+
+def test_penalties_act_in_every_step(network: nn.Sequential, data: dict[str, Any]) -> None:
+    penalty = PenaltySpec(layers=("0",), l1=1e3, proximal=True)
+    training = dataclasses.replace(SGD, penalties=(penalty,))
+    best = make(network, data, dataclasses.replace(SETTINGS, steps=2), training)
+    best.run()
+    assert best.statistics[-1].valid_top1 < 0.5, "nothing is left of the first layer"
