@@ -223,7 +223,8 @@ def test_condensas_lenet5() -> None:
 
 def test_condensas_lenet5_as_a_plan_of_ours_makes_it() -> None:
     """The same four sizes from float32 masters: values alone, the best sparse format, dense, and no weight is zero."""
-    network = lenet5((1, 28, 28), 10)
+    with streams.seeded("lenet5"):
+        network = lenet5((1, 28, 28), 10)
     weights = [n for n, _ in network.named_parameters() if n.endswith("weight")]
     largest = torch.cat([network.get_parameter(n).detach().abs().flatten() for n in weights])
     assert len(largest) == 430_500

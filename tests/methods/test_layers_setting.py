@@ -66,4 +66,4 @@ def test_a_pattern_that_names_no_layer_is_refused() -> None:
 def test_all_layers_are_the_default_and_enter_no_key(label: str) -> None:
     settings = METHODS[label].settings
     assert "layers" not in settings_without_defaults(settings())
-    assert settings_without_defaults(settings(layers=("fc2",))) == {"layers": ("fc2",)}
+    assert settings_without_defaults(settings(layers=("fc2",))) == {"layers": ["fc2"]}

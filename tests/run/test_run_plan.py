@@ -132,8 +132,8 @@ def test_all_that_is_wrong_with_settings_comes_at_once_with_its_place(write: Any
         grid(path)
     problems = [problem.split(": ", 1) for problem in caught.value.problems]
     assert [text.removeprefix("experiments.methods") for _, text in problems] == [
-        "[0].settings.groups: ALDS has no such setting. It has error, foldings, min_group_width, randomised_above, "
-        "round_to.",
+        "[0].settings.groups: ALDS has no such setting. It has error, foldings, layers, min_group_width, "
+        "randomised_above, round_to.",
         "[0].settings.error: must be one of reference, exact, bound. Got 'foo'.",
         "[0].settings.foldings[1]: must be at most 3. Got 5.",
         "[1].settings.foldings: must not be empty. Got a list of 0.",
