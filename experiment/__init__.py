@@ -9,22 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from experiment.api import (
-        CompressionResult,
-        calibration_inputs,
-        compress,
-        compress_many,
-        evaluate,
-        load_network,
-        load_pruned_state,
-        load_results,
-        pruned_state,
-        quantize_int8,
-        save_network,
-        serialized_bytes,
-    )
+    from experiment.api.compression import CompressionResult, compress, compress_many, save_network
+    from experiment.api.learn_compress import LC
+    from experiment.api.results import calibration_inputs, evaluate, load_network, load_results
+    from experiment.deploy import quantize_int8, serialized_bytes
+    from experiment.layers.pruned_state import load_pruned_state, pruned_state
     from experiment.lc.search import search_keep
-    from experiment.lc_api import LC
 
 __all__ = [
     "LC",
@@ -43,10 +33,18 @@ __all__ = [
     "serialized_bytes",
 ]
 
-_ELSEWHERE = {"LC": "experiment.lc_api", "search_keep": "experiment.lc.search"}
+_HOMES = {
+    "experiment.api.compression": ("CompressionResult", "compress", "compress_many", "save_network"),
+    "experiment.api.learn_compress": ("LC",),
+    "experiment.api.results": ("calibration_inputs", "evaluate", "load_network", "load_results"),
+    "experiment.deploy": ("quantize_int8", "serialized_bytes"),
+    "experiment.layers.pruned_state": ("load_pruned_state", "pruned_state"),
+    "experiment.lc.search": ("search_keep",),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return vars(importlib.import_module(_ELSEWHERE.get(name, "experiment.api")))[name]
+    for home, names in _HOMES.items():
+        if name in names:
+            return vars(importlib.import_module(home))[name]
     raise AttributeError(f"module 'experiment' has no attribute '{name}'")

@@ -150,3 +150,7 @@ def test_what_is_given_in_the_wrong_form_is_told() -> None:
     for data in (torch.utils.data.TensorDataset(x), x.numpy(), 3):
         with pytest.raises(CompressionError, match="data: expected a tensor of inputs, .* Got a "):
             compress(network, "PCA", keep=0.5, example=x, data=data)  # type: ignore[arg-type]
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(callable(getattr(experiment, name)) for name in experiment.__all__)

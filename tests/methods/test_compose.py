@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiment import compress, load_network, save_network
-from experiment.api import compress_many
+from experiment import compress, compress_many, load_network, save_network
 from experiment.errors import ConfigError, InfeasibleBudget
 from experiment.layers.build import build, expand
 from experiment.layers.masks import named_masks

@@ -1,0 +1,179 @@
+"""Compress a network of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from experiment.errors import CompressionError, ConfigError
+from experiment.layers.plan import Plan, State
+from experiment.measure import Count, count
+from experiment.methods.base import Calibration, Compressor, Quantity, make_method
+from experiment.methods.find import find_method
+from experiment.methods.settings import is_fixed_size, make_settings
+from experiment.methods.table import layer_rows
+from experiment.run.names import recalibration_fault
+from experiment.run.weights import save_weights
+from experiment.streams import generator
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class CompressionResult:
+    """A compressed network and what was done to it.
+
+    Attributes:
+        network: of plain torch layers, ready to train, save, export; masked weights are held at zero by a
+            parametrization (`experiment.layers.masks.bake_masks(network)` gives a copy with ordinary zeros).
+        layers: one row a compressible layer: layer, kind, parameters_before, parameters, flops_before, flops, and what
+            the method decided (rank, groups, folding, relative_error, relative_error_exact | kept | channels).
+        parameters, flops: of the whole compressed network (elements; multiply-adds of one sample).
+        keep_parameters, keep_flops: the shares kept of the original's.
+        plan: the decisions as plain data.
+    """
+
+    network: nn.Module
+    layers: pd.DataFrame
+    parameters: int
+    flops: int
+    keep_parameters: float
+    keep_flops: float
+    plan: Plan
+
+
+def compress(
+    net: nn.Module,
+    method: str,
+    *,
+    keep: float | None = None,
+    example: Tensor,
+    data: Iterable[Any] | Tensor | None = None,
+    budget: Quantity = "parameters",
+    seed: int = 0,
+    recalibrate: bool = False,
+    **settings: Any,
+) -> CompressionResult:
+    """Compress a network; `net` itself is unchanged.
+
+    Args:
+        net: any module; its Conv2d and Linear layers are found, on whatever device they are.
+        method: a label (`ALDS`), one of torchprune's class names (`ALDSNet`) or an import path of your own.
+        keep: share to keep of what `budget` counts, in (0, 1]; never exceeded. Left out where the settings decide the
+            size, such as a density.
+        example: an input batch: its first sample traces the network.
+        data: calibration data for the methods that need them: a tensor of inputs, a pair (inputs, targets), or a
+            loader of such pairs.
+        recalibrate: whether BatchNorm statistics are re-estimated on `data` after compression, which helps a network
+            that is not retrained.
+        settings: the method's own.
+    Raises:
+        CompressionError: InfeasibleBudget where the method cannot reach that size; missing data.
+        ConfigError: an unknown method or setting.
+    """
+    return next(
+        compress_many(
+            net, method, keeps=[keep], example=example, data=data, budget=budget, seed=seed,
+            recalibrate=recalibrate, **settings,
+        )
+    )  # fmt: skip
+
+
+def compress_many(
+    net: nn.Module,
+    method: str,
+    *,
+    keeps: Sequence[float | None],
+    example: Tensor,
+    data: Iterable[Any] | Tensor | None = None,
+    budget: Quantity = "parameters",
+    seed: int = 0,
+    recalibrate: bool = False,
+    **settings: Any,
+) -> Iterator[CompressionResult]:
+    """Like `compress` for several keep ratios, one result each, the analysis done once. Arguments as there."""
+    entry = find_method(method)
+    if isinstance(entry, str):
+        raise ConfigError(entry)
+    if budget not in ("parameters", "flops"):
+        raise ConfigError(f"budget must be 'parameters' or 'flops'. Got {budget!r}.")
+    if isinstance(settings.get("settings"), dict):
+        given = ", ".join(f"{name}={value!r}" for name, value in settings["settings"].items())
+        raise ConfigError(f"settings are given as keywords here: compress(net, {method!r}, ..., {given}).")
+    if recalibrate and (fault := recalibration_fault(entry)):
+        raise ConfigError(fault)
+    chosen = make_settings(entry, settings)
+    _check_keeps(entry.label, keeps, fixed=is_fixed_size(chosen))
+    made = make_method(entry, chosen)
+    state = State(net, example[:1])
+    original = _count_original(net, state.example)
+    compressor = Compressor(
+        made, state, original, _calibration(data), generator("method", seed), recalibrated=recalibrate
+    )
+    for keep in keeps:
+        import pandas as pd
+
+        compressed = compressor.compress(1.0 if keep is None else keep, budget)
+        yield CompressionResult(
+            network=compressed.network,
+            layers=pd.DataFrame(layer_rows(original, compressed)),
+            parameters=compressed.count.parameters,
+            flops=compressed.count.flops,
+            keep_parameters=compressed.count.parameters / original.parameters,
+            keep_flops=compressed.count.flops / original.flops,
+            plan=compressed.plan,
+        )
+
+
+def _count_original(net: nn.Module, example: Tensor) -> Count:
+    try:
+        original = count(net, example)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CompressionError(
+            f"example: the network cannot be run on its first sample, a tensor of shape {tuple(example.shape)} on "
+            f"{example.device}: {reason}. Pass a batch of inputs as the network takes them."
+        ) from error
+    if original.flops == 0:
+        raise CompressionError("there is nothing to compress: `example` passes through no convolution or linear layer.")
+    return original
+
+
+def save_network(result: CompressionResult, path: str | Path) -> None:
+    """Write a compressed network, as plain data, for `load_network(path, network=the_original)` to rebuild."""
+    save_weights(Path(path), result.network, result.plan, None)
+
+
+def _calibration(data: Iterable[Any] | Tensor | None) -> Calibration | None:
+    if data is None:
+        return None
+    if isinstance(data, Tensor):
+        return Calibration(data)
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        return Calibration(data[0], data[1])
+    if not isinstance(data, Iterable) or isinstance(data, Dataset) or hasattr(data, "__array__"):
+        raise CompressionError(
+            f"data: expected a tensor of inputs, a pair of tensors (inputs, targets), or a loader of such pairs. "
+            f"Got a {type(data).__name__}."
+        )
+    batches = [batch if isinstance(batch, tuple | list) else (batch,) for batch in data]
+    if not batches:
+        raise CompressionError("data: the loader gave no batch.")
+    inputs = torch.cat([batch[0] for batch in batches])
+    targets = torch.cat([batch[1] for batch in batches]) if all(len(batch) > 1 for batch in batches) else None
+    return Calibration(inputs, targets)
+
+
+def _check_keeps(label: str, keeps: Sequence[float | None], *, fixed: bool) -> None:
+    """Raises: ConfigError: a keep ratio is missing, or has no effect."""
+    if not fixed and None in keeps:
+        raise ConfigError(f"{label} needs keep, the share to keep, in (0, 1]: compress(net, {label!r}, keep=0.5, ...).")
+    if fixed and (idle := [keep for keep in keeps if keep not in (None, 1)]):
+        raise ConfigError(f"keep has no effect: the settings of {label} decide the size. Leave it out. Got {idle[0]}.")
