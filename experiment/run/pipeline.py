@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
-import copy
-import time
 import traceback
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import nn
-
-from experiment.config import Parameters, retraining, rewinding
-from experiment.datasets.calibration import calibration, calibration_size
-from experiment.errors import CannotWrite, ExperimentError, InfeasibleBudget
-from experiment.files import make_folder, write_whole
-from experiment.layers.build import expand
-from experiment.layers.inspect import trace_layers
-from experiment.layers.masks import same_support
-from experiment.layers.plan import Plan, State
-from experiment.lc.checkpoint import Iteration
-from experiment.methods.base import Calibration, Compressed, Compressor, make_method
+from experiment.errors import CannotWrite, ExperimentError
+from experiment.files import write_whole
+from experiment.layers.plan import Plan
+from experiment.methods.base import Compressed
 from experiment.methods.table import layer_rows
-from experiment.run.crew import Job, together
-from experiment.run.events import Advanced, CellDone, Note, Report, Started, epoch_callbacks
-from experiment.run.learn_compress import learn_compress
-from experiment.run.outcome import costs_of, measure_network, require_finite, write_history, write_result, write_rows
+from experiment.run.events import Advanced, CellDone, Report, Started
+from experiment.run.outcome import costs_of, measure_network, require_finite, write_result, write_rows
 from experiment.run.plan import Cell, Chain, ReferenceTask
-from experiment.run.ranks import RankLog, rank_log, write_reference_ranks
+from experiment.run.ranks import write_reference_ranks
 from experiment.run.reference import (
     Context,
     Reference,
-    architecture_of,
     copy_history,
     obtain_reference,
-    rewound_state,
-    train_settings,
 )
-from experiment.run.start import network_of, random_state
+from experiment.run.walk import Walk, architecture, cell_name
 from experiment.run.weights import save_weights
-from experiment.streams import generator
-from experiment.training.loop import EpochRecord, train
-
-NOTHING_REMOVED = "removes nothing that its starting point still has: it is tested as it is, not retrained"
 
 
 def run_reference(task: ReferenceTask, context: Context, report: Report) -> None:
@@ -59,7 +39,7 @@ def run_reference(task: ReferenceTask, context: Context, report: Report) -> None
         unchanged = Compressed(reference.network, Plan(), reference.count)
         with context.store.writing(task.cell) as folder:
             size = save_weights(
-                folder / "network.pt", reference.network, Plan(), _architecture(p, reference), method="Reference"
+                folder / "network.pt", reference.network, Plan(), architecture(p, reference), method="Reference"
             )
             write_rows(folder / "layers.csv", layer_rows(reference.count, unchanged))
             copy_history(reference.folder, folder)
@@ -91,7 +71,7 @@ def run_chain(chain: Chain, context: Context, report: Report) -> bool:
         broken = ExperimentError(f"the reference network failed: {found.get('error')}")
         return not store_abandoned(chain, broken, context, report)
     try:
-        walk = _Walk(chain, obtain_reference(chain.reference, chain.variant.parameters, context, report), context)
+        walk = Walk(chain, obtain_reference(chain.reference, chain.variant.parameters, context, report), context)
     except CannotWrite:
         raise
     except Exception as error:
@@ -110,7 +90,7 @@ def run_chain(chain: Chain, context: Context, report: Report) -> bool:
     return not left
 
 
-def _compute(cell: Cell, walk: _Walk, context: Context, report: Report) -> dict[str, Any]:
+def _compute(cell: Cell, walk: Walk, context: Context, report: Report) -> dict[str, Any]:
     """The result of a cell whose lock this process holds; somebody who held it before may have left one."""
     result = context.store.results([cell]).get(cell.key)
     if result is not None and not is_open(result, context.retry_failed):
@@ -144,203 +124,6 @@ def store_abandoned(task: ReferenceTask | Chain, error: Exception, context: Cont
 def is_open(result: Mapping[str, Any] | None, retry_failed: bool) -> bool:
     """Whether a cell is still to be computed."""
     return result is None or (retry_failed and result["status"] == "failed")
-
-
-def cell_name(cell: Cell) -> str:
-    """A cell in a few words, for people."""
-    words = [cell.variant, cell.label, cell.size if cell.method != "Reference" else "", f"net {cell.net}"]
-    return " ".join(word for word in words if word) + (f" rep {cell.repetition}" if cell.repetition else "")
-
-
-class _Walk:
-    """A chain under way: the reference network, where the next cell starts, and the analysis that cells share."""
-
-    def __init__(self, chain: Chain, reference: Reference, context: Context) -> None:
-        self.chain, self.reference, self.context = chain, reference, context
-        self.p = chain.variant.parameters
-        self.cascade = chain.in_order
-        self.rewinding = rewinding(self.p.experiments)
-        self.before = reference.network
-        self.method = make_method(chain.method.entry, chain.method.settings)
-        self.last_done: Cell | None = None
-        self.broken: str | None = None
-        self._compressor: Compressor | None = None
-
-    def compute(self, cell: Cell, report: Report) -> dict[str, Any]:
-        """Compress, retrain, test both states, and store."""
-        if self.cascade and self.broken:
-            raise ExperimentError(
-                f"the cell before it in the cascade failed ({self.broken}), and it starts from there."
-            )
-        if self.p.experiments.mode == "lc":
-            return self._learn_compress(cell, report)
-        started = time.perf_counter()
-        try:
-            with self.context.clock.part("compression"):
-                compressor, compressed = self._compress(cell)
-        except InfeasibleBudget as error:
-            return self._store_infeasible(cell, error)
-        network, about = compressed.network, {}
-        epochs = cell.epochs_retrain
-        if epochs and self._removes_nothing(network):
-            epochs, about = 0, {"notice": NOTHING_REMOVED}
-            report(Note(f"{cell_name(cell)}: {NOTHING_REMOVED}"))
-            report(Advanced(cell.epochs_retrain))
-        if epochs and self.rewinding != "none":
-            network = compressor.instantiate(compressed.plan, self._other_weights(cell))
-        seconds_compress = time.perf_counter() - started
-        before = copy.deepcopy(network) if epochs else network
-        started = time.perf_counter()
-        ranks = rank_log(self.p, self.context.store.partial(cell.key))
-        if ranks is not None:
-            ranks.note(0, network)
-        records = self._retrain(cell, network, compressed.plan, ranks, report) if epochs else []
-        seconds_retrain = time.perf_counter() - started
-        with self.context.clock.part("test"):
-            measured = measure_network(network, self.p, self.context.data)
-            require_finite(measured)
-            first = measure_network(before, self.p, self.context.data) if epochs else measured
-        return self._store(
-            cell, Compressed(network, compressed.plan, compressed.count), records, ranks,
-            measured | about | {
-                "top1_before_retraining": first["top1"], "epochs": epochs,
-                "seconds_compress": round(seconds_compress, 3), "seconds_retrain": round(seconds_retrain, 3),
-                "status": "done",
-            },
-        )  # fmt: skip
-
-    def _learn_compress(self, cell: Cell, report: Report) -> dict[str, Any]:
-        """Learn and compress in turn, test what has come of it and what had learnt nothing, and store."""
-        try:
-            learnt = learn_compress(
-                cell, self.chain.method, self.method, self._calibration(), self.reference, self.p, self.context, report,
-                cell_name(cell),
-            )  # fmt: skip
-        except InfeasibleBudget as error:
-            return self._store_infeasible(cell, error)
-        with self.context.clock.part("test"):
-            measured = measure_network(learnt.best.network, self.p, self.context.data)
-            require_finite(measured)
-            first = measure_network(learnt.direct, self.p, self.context.data) if learnt.records else measured
-        about = {} if learnt.records else {"notice": NOTHING_REMOVED}
-        return self._store(
-            cell, learnt.best, learnt.records, None,
-            measured | about | {
-                "top1_before_retraining": first["top1"], "epochs": learnt.epochs,
-                "seconds_compress": round(learnt.seconds_compress, 3),
-                "seconds_retrain": round(learnt.seconds_learn, 3), "status": "done",
-            },
-        )  # fmt: skip
-
-    def _removes_nothing(self, network: nn.Module) -> bool:
-        """Whether retraining would repeat what was done; a control that keeps everything, or learns anew, is meant."""
-        if self.chain.method.entry.kind == "none" or self.rewinding == "random":
-            return False
-        return same_support(network, self.before)
-
-    def _other_weights(self, cell: Cell) -> State:
-        """The weights that are retrained in the place of those that compression left."""
-        if self.rewinding == "random":
-            return random_state(self.reference, self.p, cell.net, cell.repetition)
-        return rewound_state(self.reference, self.chain.reference)
-
-    def passed(self, cell: Cell, result: Mapping[str, Any]) -> None:
-        """Take note of how a cell ended: the next one of a cascade starts from it."""
-        if result["status"] == "done":
-            self.last_done, self.broken = cell, None
-        elif result["status"] == "failed":
-            self.broken = str(result.get("error"))
-        if self.cascade:
-            self._compressor = None
-
-    def _compress(self, cell: Cell) -> tuple[Compressor, Compressed]:
-        if self._compressor is None or cell.between:
-            self._compressor = self._analysed(self._start())
-        for keep in cell.between:
-            step = self._compressor.compress(keep, self.p.experiments.budget)
-            self._compressor = self._analysed(self._expanded(step.network, step.plan))
-        compressor = self._compressor
-        if cell.between:
-            self._compressor = None  # the next cell does not start from here
-        return compressor, compressor.compress(cell.keep, self.p.experiments.budget)
-
-    def _start(self) -> State:
-        if not self.cascade or self.last_done is None:
-            return self.reference.state
-        self.before, state = network_of(self.last_done, self.context.store, self.reference)
-        return state
-
-    def _expanded(self, network: nn.Module, plan: Plan) -> State:
-        return expand(network, self.reference.network, plan, self.reference.state.example)
-
-    def _analysed(self, state: State) -> Compressor:
-        stream = generator("method", self.p.seed, self.chain.reference.net, self.chain.repetition)
-        return Compressor(
-            self.method, state, self.reference.count, self._calibration(), stream,
-            recalibrated=self.chain.method.recalibrate,
-        )  # fmt: skip
-
-    def _calibration(self) -> Calibration:
-        splits = self.context.data.splits(self.p, self.p.training)
-        layers = trace_layers(self.reference.network, self.reference.state.example).values()
-        outputs = [layer.out_features * layer.positions for layer in layers if layer.groups == 1]
-        size = calibration_size(outputs, len(splits.valid), self.p.coresets.delta_s)
-        inputs, targets = calibration(splits.valid, size, ("calibration", self.p.seed, self.p.network.dataset.name))
-        return Calibration(inputs, targets)
-
-    def _retrain(
-        self, cell: Cell, network: nn.Module, plan: Plan, ranks: RankLog | None, report: Report
-    ) -> list[EpochRecord]:
-        block = retraining(self.p)
-        splits = self.context.data.splits(self.p, block)
-        settings = train_settings(block, self.context.machine)
-        on_batch, on_epoch = epoch_callbacks(cell_name(cell), settings.num_epochs, len(splits.train), report)
-        partial = self.context.store.partial(cell.key)
-        make_folder(partial)
-        stream = ("retrain", self.p.seed, cell.net, cell.repetition)
-        job = Job(self.p, block, plan.to_data(), stream, self.context.directories.datasets)
-        with together(self.context.crew, job) as team:
-            records = train(
-                network, splits.train, settings, valid=splits.valid, stream=stream,
-                device=torch.device(self.context.machine.device), checkpoint=partial / "checkpoint.pt",
-                on_batch=on_batch, on_epoch=on_epoch,
-                measure=None if ranks is None else lambda epochs: ranks.note(epochs, network), team=team,
-                clock=self.context.clock, teacher=None if block.distillation is None else self.reference.network,
-            )  # fmt: skip
-        network.eval()
-        return records
-
-    def _store(
-        self,
-        cell: Cell,
-        compressed: Compressed,
-        records: list[EpochRecord] | list[Iteration],
-        ranks: RankLog | None,
-        measured: dict[str, Any],
-    ) -> dict[str, Any]:
-        with self.context.clock.part("storing"), self.context.store.writing(cell) as folder:
-            size = save_weights(
-                folder / "network.pt", compressed.network, compressed.plan, _architecture(self.p, self.reference),
-                method=cell.method, label=cell.label, keep=cell.keep,
-            )  # fmt: skip
-            write_rows(folder / "layers.csv", layer_rows(self.reference.count, compressed))
-            write_history(folder / "history.csv", records)
-            if ranks is not None:
-                ranks.write(folder)
-            result = costs_of(compressed, size) | measured
-            write_result(folder, result)
-        return result
-
-    def _store_infeasible(self, cell: Cell, error: InfeasibleBudget) -> dict[str, Any]:
-        result = {"status": "infeasible", "error": str(error), "epochs": 0, "smallest": error.smallest}
-        with self.context.store.writing(cell) as folder:
-            write_result(folder, result)
-        return result
-
-
-def _architecture(p: Parameters, reference: Reference) -> dict[str, object]:
-    channels, height, width = reference.state.example.shape[1:]
-    return architecture_of(p, (channels, height, width))
 
 
 def _done(cell: Cell, result: Mapping[str, Any], reference: Reference) -> CellDone:
