@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,9 @@ from torch import Tensor, nn
 from experiment.layers.inspect import evaluating, trace_layers
 from experiment.layers.masks import named_masks, plain_name
 from experiment.layers.quantized import element_size, named_dtypes
+
+if TYPE_CHECKING:
+    from torch.utils.benchmark import Timer
 
 
 @dataclass(frozen=True)
@@ -184,14 +189,25 @@ def measure_latency(
         threads: of the CPU.
         seconds: how long to measure; passes are timed in blocks long enough for the clock.
     """
-    from torch.utils.benchmark import Timer
-
+    Timer = _timer()
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     x = example_input(input_shape, device).expand(batch, *input_shape).contiguous()
     with torch.inference_mode():
         timer = Timer("network(x)", globals={"network": network, "x": x}, num_threads=threads)
         measured = timer.blocked_autorange(min_run_time=seconds)
     return Latency(batch, round(measured.median * 1e3, 5), round(measured.iqr * 1e3, 5))
+
+
+def _timer() -> type[Timer]:
+    """torch's timer, without its word on compilers for GPUs that are not there."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        from torch.utils.benchmark import Timer
+    finally:
+        logger.setLevel(level)
+    return Timer
 
 
 def example_input(input_shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:

@@ -1,6 +1,7 @@
 """A state_dict without what takes no part in anything: the zeros of masked weights, and the bits of rounded ones.
 
-Of a masked weight there are one bit an element and the values that its mask leaves; rounded ones have 8 or 16 bits.
+Of a masked weight there are the values that its mask leaves, and one bit an element or, where that is shorter, the gaps
+between these values; rounded ones have 8 or 16 bits.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from torch import Tensor
 from experiment.layers.quantized import DTYPES, FLOATS, decode, encode
 
 Masked = dict[str, dict[str, Any]]
-"""Name of a masked weight -> `mask` (the name of its mask), `shape`, `bits` (8 elements a byte) and `values`."""
+"""Name of a masked weight -> `mask` (the name of its mask), `shape`, `values`, and where these stand: `bits` or `gaps`.
+
+Bits are eight elements a byte. A gap is the distance of a value from the one before, in elements; the first one's from the place before all.
+"""
+
+GAPS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 Rounded = dict[str, dict[str, Any]]
 """Name of a rounded weight -> its `dtype` and, with int8, the `scales` of its output channels; codes lie elsewhere."""
@@ -63,7 +69,7 @@ def pack(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Masked]:
         masked[weight_name] = {
             "mask": mask_name,
             "shape": list(mask.shape),
-            "bits": torch.from_numpy(np.packbits(mask.numpy())),
+            **_places(mask),
             "values": weight[mask],
         }
     return whole, masked
@@ -72,20 +78,43 @@ def pack(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Masked]:
 def unpack(whole: Mapping[str, Tensor], masked: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
     """The state_dict that `pack` split, with zeros in masked places.
 
-    Raises: ValueError: bits and values do not belong together.
+    Raises: ValueError: bits or gaps and values do not belong together.
     """
     state = dict(whole)
     for weight_name, parts in masked.items():
-        shape, bits, values = torch.Size(parts["shape"]), parts["bits"], parts["values"]
-        if len(bits) != -(-shape.numel() // 8):
-            raise ValueError(f"{weight_name}: {shape.numel()} elements need other than {len(bits)} bytes of mask")
-        mask = torch.from_numpy(np.unpackbits(bits.numpy(), count=shape.numel()).astype(bool)).reshape(shape)
+        shape, values = torch.Size(parts["shape"]), parts["values"]
+        mask = _mask(weight_name, parts, shape.numel()).reshape(shape)
         if values.shape != (int(mask.sum()),):
             raise ValueError(f"{weight_name}: its mask leaves {int(mask.sum())} values, got {tuple(values.shape)}")
         weight = torch.zeros(shape, dtype=values.dtype)
         weight[mask] = values
         state[weight_name], state[parts["mask"]] = weight, mask
     return state
+
+
+def _places(mask: Tensor) -> dict[str, Tensor]:
+    """Where a mask is True, in the shorter of two forms."""
+    bits = torch.from_numpy(np.packbits(mask.numpy()))
+    places = mask.flatten().nonzero().flatten()
+    gaps = places.diff(prepend=torch.tensor([-1]))
+    most = int(gaps.max()) if len(gaps) else 0
+    short = gaps.to(next(dtype for dtype in GAPS if most <= torch.iinfo(dtype).max))
+    return {"gaps": short} if short.nbytes < bits.nbytes else {"bits": bits}
+
+
+def _mask(name: str, parts: Mapping[str, Any], elements: int) -> Tensor:
+    """The mask (elements,) that `_places` gave one of the two forms of."""
+    if "gaps" in parts:
+        gaps, mask = parts["gaps"], torch.zeros(elements, dtype=torch.bool)
+        places = gaps.long().cumsum(0) - 1
+        if gaps.dim() != 1 or gaps.dtype not in GAPS or (len(gaps) and (gaps.min() < 1 or places[-1] >= elements)):
+            raise ValueError(f"{name}: its gaps lead out of its {elements} elements")
+        mask[places] = True
+        return mask
+    bits = parts["bits"]
+    if len(bits) != -(-elements // 8):
+        raise ValueError(f"{name}: {elements} elements need other than {len(bits)} bytes of mask")
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=elements).astype(bool))
 
 
 def _masks_of(state: Mapping[str, Tensor]) -> dict[str, str]:

@@ -37,7 +37,7 @@ def masked(keep: float) -> tuple[nn.Module, Plan]:
     return build(network(), plan).eval(), plan
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("keep", [0.0, 0.001, 0.05, 0.3, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_what_is_packed_comes_back_to_the_last_bit(keep: float, dtype: torch.dtype) -> None:
     state = masked(keep)[0].to(dtype).state_dict()
@@ -59,6 +59,27 @@ def test_bits_are_those_of_numpy() -> None:
         mask = state[parts["mask"]].numpy().ravel()
         assert parts["bits"].tolist() == np.packbits(mask).tolist()
         assert parts["values"].tolist() == state[name].numpy().ravel()[mask].tolist()
+
+
+@pytest.mark.parametrize(("gap", "dtype"), [(255, torch.uint8), (256, torch.int16), (32_768, torch.int32)])
+def test_gaps_where_they_are_shorter_than_bits(gap: int, dtype: torch.dtype) -> None:
+    mask = torch.zeros(3, 50_000, dtype=torch.bool)
+    mask.view(-1)[[0, 7, 7 + gap]] = True
+    weight = torch.rand(3, 50_000, generator=generator("gaps"))
+    state = {"fc.parametrizations.weight.original": weight * mask, "fc.parametrizations.weight.0.mask": mask}
+    _, packed = pack(state)
+    parts = packed["fc.parametrizations.weight.original"]
+    assert parts["gaps"].tolist() == [1, 7, gap]
+    assert parts["gaps"].dtype == dtype
+    back = unpack(*pack(state))
+    assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("gaps", [[0, 3], [1, 299_999], [-2, 5]])
+def test_gaps_that_lead_out_of_the_weight_are_refused(gaps: list[int]) -> None:
+    parts = {"mask": "m", "shape": [3, 100], "gaps": torch.tensor(gaps, dtype=torch.int32), "values": torch.ones(2)}
+    with pytest.raises(ValueError, match="its gaps lead out of its 300 elements"):
+        unpack({}, {"w": parts})
 
 
 def test_an_exact_zero_that_is_not_masked_stays_alive() -> None:
