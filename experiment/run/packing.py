@@ -18,7 +18,8 @@ from experiment.layers.quantized import DTYPES, FLOATS, decode, encode
 Masked = dict[str, dict[str, Any]]
 """Name of a masked weight -> `mask` (the name of its mask), `shape`, `values`, and where these stand: `bits` or `gaps`.
 
-Bits are eight elements a byte. A gap is the distance of a value from the one before, in elements; the first one's from the place before all.
+Bits are eight elements a byte. A gap is the distance of a value from the one before, in elements; of the first one from
+the place before all.
 """
 
 GAPS = (torch.uint8, torch.int16, torch.int32, torch.int64)
