@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import fnmatch
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import nn
 
 from experiment.config import ParameterFile, Parameters
 from experiment.datasets.transforms import check_transforms
 from experiment.errors import ConfigError, DataError, ExperimentError, StoreError
+from experiment.methods import METHODS
 from experiment.run.data import Data, transforms_of
 from experiment.run.given import GivenWeights
 from experiment.run.initial import load_given
@@ -65,6 +68,7 @@ def _check_network(file: ParameterFile, p: Parameters, data: Data, given: GivenW
         yield f"{where}: '{p.network.name}' raised {type(error).__name__}: {error}"
     else:
         yield from _check_penalties(file, p, network)
+        yield from _check_patterns(file, p, network)
         try:
             if given is not None:
                 load_given(network, given)
@@ -81,6 +85,36 @@ def _check_penalties(file: ParameterFile, p: Parameters, network: nn.Module) -> 
             if (place, text) not in told:
                 told.add((place, text))
                 yield f"{place}: {block}.penalties[{i}].layers: {text}"
+
+
+def _check_patterns(file: ParameterFile, p: Parameters, network: nn.Module) -> Iterator[str]:
+    """Whether every pattern in the settings of methods names a module of the uncompressed network.
+
+    One that does may still name none that the method is about, which the method says itself.
+    """
+    modules = [name for name, _ in network.named_modules() if name]
+    layers = [n for n, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    for i, method in enumerate(p.experiments.methods):
+        for path, pattern in _patterns(method.name, method.settings):
+            if not fnmatch.filter(modules, pattern):
+                where = file.where("experiments", "methods", i, "settings", *path)
+                key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+                yield (
+                    f"{where}: experiments.methods[{i}].settings{key}: nothing is called '{pattern}'. "
+                    f"The layers are {', '.join(layers)}."
+                )
+
+
+def _patterns(name: str, settings: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Where registered methods' settings name layers, with the name patterns."""
+    for key in ("ignore", "layers") if name in METHODS else ():
+        given = settings.get(key)
+        patterns = [given] if isinstance(given, str) else given if isinstance(given, list | tuple | dict) else ()
+        yield from (((key,), str(pattern)) for pattern in patterns)
+    for i, scheme in enumerate(settings.get("schemes", ()) if name in METHODS else ()):
+        if isinstance(scheme, dict):
+            for path, pattern in _patterns(str(scheme.get("name")), scheme.get("settings") or {}):
+                yield ("schemes", i, "settings", *path), pattern
 
 
 def _check_batches(file: ParameterFile, p: Parameters, data: Data, machine: Machine) -> Iterator[str]:
