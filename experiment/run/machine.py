@@ -29,6 +29,11 @@ def find_machine(device: str) -> Machine:
     return machine if launch is None else _one_of_several(machine, launch)
 
 
+def usable_cores() -> int:
+    """The CPU cores that this process may use: a batch system may give it some of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _one_of_several(machine: Machine, launch: Launch) -> Machine:
     if machine.kind != "cuda":
         return Machine(machine.device, launch.size)
@@ -83,7 +88,7 @@ def describe_environment(machine: Machine, threads: int, workers: int | None) ->
         "packages": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "device": _device_name(machine),
         "threads_per_cell": threads,
         "workers": workers,

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,7 +20,7 @@ from experiment.files import write_whole
 from experiment.run.deployed import measure_deployed
 from experiment.run.events import CellDone, Event, Timed
 from experiment.run.execute import Listener, Setup, Site, run_serially
-from experiment.run.machine import describe_environment, visible_gpus
+from experiment.run.machine import describe_environment, usable_cores, visible_gpus
 from experiment.run.parameters import END, HEADER, PARAMETERS
 from experiment.run.plan import ExperimentPlan, Machine
 from experiment.run.processes import Processes
@@ -152,7 +152,8 @@ def _compute(
         for i in touched:
             _describe(plans[i], stores[i], workers)
         if options.verbosity >= 0:
-            say(_announcement(work, workers, setup))
+            for line in _announcement(work, workers, setup):
+                say(line)
         show = Show(sum(item.units for item in work), sum(len(item.cells) for item in work), options.verbosity)
         listen = _listener(show, _Tables(plans, stores, timing.clock), timing, workers)
         try:
@@ -211,12 +212,16 @@ class _Tables:
         self._due = ended + max(SECONDS_BETWEEN_TABLES, TABLES_ASIDE * (ended - started))
 
 
-def _announcement(work: Sequence[Work], workers: int | None, setup: Setup) -> str:
+def _announcement(work: Sequence[Work], workers: int | None, setup: Setup) -> Iterator[str]:
+    threads = max(setup.sites[item.experiment].threads for item in work)
     how = "Ray tasks" if workers is None else _plural(workers, "worker")
-    how += f" of {_plural(max(setup.sites[item.experiment].threads for item in work), 'thread')}"
+    how += f" of {_plural(threads, 'thread')}"
     if setup.machine.processes > 1:
         how += f", {setup.machine.processes} processes train each network"
-    return f"{_plural(sum(len(item.cells) for item in work), 'cell')} to compute on {setup.machine.device}, {how}"
+    yield f"{_plural(sum(len(item.cells) for item in work), 'cell')} to compute on {setup.machine.device}, {how}"
+    cores = usable_cores()
+    if workers is not None and workers > 1 and setup.machine.kind == "cpu" and workers * threads > cores:
+        yield f"  {workers * threads} threads on {_plural(cores, 'core')} slow each other down: a smaller -j is faster"
 
 
 def _num_workers(options: Options, resources: Sequence[Resources], machine: Machine, pieces: int) -> int:
@@ -227,7 +232,7 @@ def _num_workers(options: Options, resources: Sequence[Resources], machine: Mach
         gpus = max(1, len(visible_gpus(machine)))
         bearable = min(each.fit_gpus(gpus) for each in resources)
     else:
-        bearable = min(each.fit(os.cpu_count() or 1, 0) for each in resources)
+        bearable = min(each.fit(usable_cores(), 0) for each in resources)
     return max(1, min(options.workers or bearable, pieces))
 
 

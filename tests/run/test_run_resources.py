@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from experiment.config import load
+from experiment.main import main
 from experiment.run.plan import Machine
 from experiment.run.resources import Resources, resources_of
 from experiment.run.session import Options, _num_workers
@@ -65,8 +66,18 @@ def test_what_a_cell_takes_up(
 def test_workers_on_this_machine(
     monkeypatch: pytest.MonkeyPatch, resources: Resources, device: str, asked: int | None, workers: int
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    monkeypatch.setattr("experiment.run.session.usable_cores", lambda: 12)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     assert (
         _num_workers(Options(workers=asked), [resources, Resources(1, resources.gpus)], Machine(device), 20) == workers
     )
+
+
+@pytest.mark.usefixtures("no_plots", "quick_workers")
+@pytest.mark.parametrize(("cores", "warned"), [(1, True), (2, False)])
+def test_more_threads_than_cores_are_said(
+    write: Any, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any, cores: int, warned: bool
+) -> None:
+    monkeypatch.setattr("experiment.run.session.usable_cores", lambda: cores)
+    assert main([str(write(small)), "-j", "2"]) == 0
+    assert ("2 threads on 1 core slow each other down: a smaller -j is faster" in capsys.readouterr().out) == warned
