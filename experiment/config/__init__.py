@@ -23,6 +23,7 @@ from experiment.config.schema import (
     Network,
     Parameters,
 )
+from experiment.config.search_schema import Search
 from experiment.config.sweep import KeepStep, Variant, keep_steps
 from experiment.config.training_schema import Component, Penalty, Retraining, Scheduler, Training
 from experiment.config.yamlfile import read_plain_yaml
@@ -43,6 +44,7 @@ __all__ = [
     "Penalty",
     "Retraining",
     "Scheduler",
+    "Search",
     "Training",
     "Variant",
     "base_mode",

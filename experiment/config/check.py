@@ -31,6 +31,7 @@ def faults(values: Mapping[str, Any]) -> Iterator[Fault]:
     yield from _given_weights(values)
     yield from _distillation(values)
     yield from _learn_compress(values)
+    yield from _search(values)
 
 
 def _learn_compress(values: Mapping[str, Any]) -> Iterator[Fault]:
@@ -44,6 +45,24 @@ def _learn_compress(values: Mapping[str, Any]) -> Iterator[Fault]:
     iterations = _valid(Whole, values, "experiments", "retrainIterations", default=-1)
     if iterations is not None and iterations >= 1:
         what = "has no effect in mode lc, where every keep ratio starts from the reference network. Remove it."
+        yield ("experiments", "retrainIterations"), what
+
+
+def _search(values: Mapping[str, Any]) -> Iterator[Fault]:
+    key: KeyPath = ("experiments", "search")
+    if _at(values, *key) is None:
+        return
+    mode = _valid(Mode, values, "experiments", "mode")
+    if mode == "train":
+        yield key, "has no effect in mode train, which compresses nothing. Remove it."
+    elif mode is not None and mode.startswith("cascade"):
+        what = "needs mode retrain, retrain-rewind or lc, where every network starts from the reference network"
+        yield key, f"{what}. Got {mode}."
+    if _at(values, "experiments", "spacing"):
+        yield key, "stands in the place of spacing, for keep ratios are searched. Remove one of them."
+    iterations = _valid(Whole, values, "experiments", "retrainIterations", default=-1)
+    if mode != "lc" and iterations is not None and iterations >= 1:
+        what = "has no effect beside search, which retrains every network that it makes. Remove it."
         yield ("experiments", "retrainIterations"), what
 
 

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, model_validator
 from experiment.config import spacing
 from experiment.config.block import Block, Keep, Name, Number, Whole
 from experiment.config.lc_schema import LearnCompress
+from experiment.config.search_schema import Search
 from experiment.config.training_schema import Retraining, Training
 
 
@@ -138,6 +139,8 @@ class Experiments(Block):
     """Repetitions on the same trained network."""
     spacing: list[Spacing] = []
     """Blocks of keep ratios, taken one after the other."""
+    search: Search | None = None
+    """In the place of spacing: the smallest network of every method within a loss of validation accuracy."""
     retrain_iterations: Annotated[Whole, Field(ge=-1)] = -1
     """How many of the keep ratios are retrained and tested, the others only compressed on the way; below 1: all."""
     dataset_test: NamedSettings | None = None

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 from experiment.errors import ConfigError, InfeasibleBudget
 
+ROUNDING = 1e-9  # far below one image, far above the error of 0.9 - 0.005
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -64,8 +66,8 @@ def search_keep(
     low, high = math.log(smallest), 0.0  # nothing below low is known to do, and everything is kept at high
     tried: list[Sample] = []
     while len(tried) < samples and high - low > math.log1p(precision):
-        keep = math.exp(low if not tried else (low + high) / 2)
-        tried.append(_sample(top1, keep, reference - accuracy_loss))
+        keep = float(f"{math.exp(low if not tried else (low + high) / 2):.10g}")  # as ratios of a grid are rounded
+        tried.append(_sample(top1, keep, reference, accuracy_loss))
         if not tried[-1].within:
             low = math.log(keep)
         elif len(tried) == 1:
@@ -75,12 +77,17 @@ def search_keep(
     return Search(min((sample.keep for sample in tried if sample.within), default=None), tuple(tried))
 
 
-def _sample(top1: Callable[[float], float], keep: float, least: float) -> Sample:
+def is_within(top1: float, reference: float, accuracy_loss: float) -> bool:
+    """Whether an accuracy is at most so much below the reference's; NaN is not."""
+    return top1 >= reference - accuracy_loss - ROUNDING
+
+
+def _sample(top1: Callable[[float], float], keep: float, reference: float, accuracy_loss: float) -> Sample:
     try:
         accuracy = top1(keep)
     except InfeasibleBudget:
         return Sample(keep, None, False)
-    return Sample(keep, accuracy, accuracy >= least)
+    return Sample(keep, accuracy, is_within(accuracy, reference, accuracy_loss))
 
 
 def _check(accuracy_loss: float, samples: int, smallest: float, precision: float) -> None:

@@ -77,6 +77,7 @@ def _facts(source: Source) -> Iterator[tuple[str, str]]:
     yield "Mode", mode_in_words(source, long=True)
     yield "Budget", f"share of the {setting('experiments', 'budget') or 'parameters'}"
     yield "Keep ratios", ", ".join(numerals.keep(float(k)) for k in dict.fromkeys(own["keep_target"].dropna()))
+    yield "Search", _search(setting("experiments", "search"))
     if len(frame):
         nets, repetitions = frame["net"].nunique(), own["repetition"].nunique()
         yield "Networks", f"{nets} trained" + (f", {repetitions} repetitions of each cell" if repetitions > 1 else "")
@@ -86,6 +87,14 @@ def _facts(source: Source) -> Iterator[tuple[str, str]]:
         yield "Retraining", "none" if prune_only(frame) else f"{epochs} epochs"
     yield "Variants", ", ".join(v for v in dict.fromkeys(frame["variant"]) if v)
     yield "Seed", "" if setting("seed") is None else str(setting("seed"))
+
+
+def _search(block: Any) -> str:
+    if not isinstance(block, Mapping):
+        return ""
+    loss, most = block.get("accuracyLoss"), block.get("samples")
+    points = f"{100 * loss:g} point{'s' if loss != 0.01 else ''}" if isinstance(loss, int | float) else "so much"
+    return f"for every method the smallest of at most {most} networks that loses at most {points} of validation top-1"
 
 
 def _with_method(source: Source, label: str) -> str:

@@ -231,17 +231,21 @@ def _method_faults(methods: list[Any]) -> Iterator[Fault]:
 
 
 def _grid_faults(experiments: Mapping[str, Any], methods: list[Any]) -> Iterator[Fault]:
-    """Keep ratios may be left out where every method has a size of its own."""
+    """Keep ratios may be left out where they are searched, or every method has a size of its own."""
+    searched = experiments.get("search") is not None
     if experiments.get("spacing") not in (None, []) or experiments.get("mode") in (None, "train"):
         return
     refs = [{"name": value} if isinstance(value, str) else value for value in methods]
-    own = [size for ref in refs if isinstance(ref, Mapping) for size in _sizes(ref)]
-    if not own or not all(own):
+    own = [size for ref in refs if isinstance(ref, Mapping) for size in _sizes(ref, unknown=not searched)]
+    if searched and all(own):
+        text = "has no effect: there is no method whose size could be searched. Remove it."
+        yield Fault(("experiments", "search"), text, fatal=True)
+    elif not searched and (not own or not all(own)):
         yield Fault(("experiments",), "spacing is required and missing: the keep ratios.", fatal=True)
 
 
-def _sizes(ref: Mapping[str, Any]) -> Iterator[bool]:
-    """Whether a method's size is its own; nothing where there is none, or where its settings are wrong."""
+def _sizes(ref: Mapping[str, Any], unknown: bool) -> Iterator[bool]:
+    """Whether a method's size is its own, `unknown` where its settings are wrong; nothing for the reference network."""
     try:
         entry = find_method(str(ref.get("name")))
         if isinstance(entry, str):
@@ -249,7 +253,7 @@ def _sizes(ref: Mapping[str, Any]) -> Iterator[bool]:
         elif entry.label != "Reference":
             yield is_fixed_size(make_settings(entry, _mapping(ref, "settings")))
     except ConfigError:  # told where methods are checked
-        yield True
+        yield unknown
 
 
 def _key(name: str, settings: Mapping[str, Any], registry: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,14 @@ def measure_network(network: nn.Module, p: Parameters, data: Data) -> dict[str, 
     return {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5}
 
 
+def valid_top1(network: nn.Module, p: Parameters, data: Data) -> float:
+    """Top-1 on the validation part, measured as on the test data: what choices are made by."""
+    return evaluate(
+        network, data.splits(p, p.training).valid, loss=p.training.loss, loss_kwargs=dict(p.training.loss_kwargs),
+        device=data.device, precision="fp32", batch_size=p.training.test_batch_size,
+    ).top1  # fmt: skip
+
+
 def require_finite(measured: Mapping[str, float]) -> None:
     """Raises: ExperimentError: the network's outputs are not finite."""
     if not math.isfinite(measured["loss"]):

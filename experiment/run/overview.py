@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from experiment.config import rewinding
+from experiment.config import Search, rewinding
 from experiment.run.plan import Cell, ExperimentPlan
 from experiment.run.resolved import planned_epochs
 
@@ -66,7 +66,10 @@ def plan_text(plan: ExperimentPlan, results: Results) -> Iterator[str]:
     for variant in plan.file.variants:
         name = f" {variant.name}:" if variant.name else ""
         p = variant.parameters
-        yield f"  epochs    {name} {p.training.num_epochs} training, {planned_epochs(p)} retraining a cell"
+        each = "cell" if p.experiments.search is None else "network"
+        yield f"  epochs    {name} {p.training.num_epochs} training, {planned_epochs(p)} retraining a {each}"
+        if p.experiments.search is not None:
+            yield f"  search    {name} {_in_words(p.experiments.search)}"
     counts = {label: Counter[str]() for label in dict.fromkeys(cell.label for cell in plan.cells)}
     for cell in plan.cells:
         counts[cell.label][cell_status(plan, cell, results)] += 1
@@ -80,7 +83,8 @@ def plan_text(plan: ExperimentPlan, results: Results) -> Iterator[str]:
     open_cells = list({c.key: c for c in plan.computed if cell_status(plan, c, results) == "pending"}.values())
     retrain = sum(c.epochs_retrain for c in open_cells)
     train = sum(c.epochs_train for c in open_cells if c.method == "Reference")
-    left = f"{train} epochs of training, {retrain} of retraining"
+    most = "at most " if any(c.samples for c in open_cells) else ""
+    left = f"{train} epochs of training, {most}{retrain} of retraining"
     yield f"  to do      {len(open_cells)} of {len({c.key for c in plan.computed})} cells: {left}"
     for cell in plan.cells:
         result = results.get(cell.key, {})
@@ -90,5 +94,13 @@ def plan_text(plan: ExperimentPlan, results: Results) -> Iterator[str]:
         yield f"  unavailable: {problem}"
 
 
-def _plural(number: int, word: str) -> str:
+def _in_words(search: Search) -> str:
+    points = 100 * search.accuracy_loss
+    return (
+        f"the smallest network that loses at most {points:g} {_plural(points, 'point')} of validation top-1, "
+        f"{search.samples} {_plural(search.samples, 'network')} a cell at most, from keep {search.smallest:g} on"
+    )
+
+
+def _plural(number: float, word: str) -> str:
     return word if number == 1 else f"{word}s"

@@ -11,9 +11,7 @@ from pathlib import Path
 from experiment.config import (
     KeepStep,
     ParameterFile,
-    Parameters,
     Variant,
-    base_mode,
     is_cascade,
     keep_steps,
     rewinding,
@@ -23,7 +21,7 @@ from experiment.config import (
 from experiment.run.given import GivenWeights
 from experiment.run.keys import FORMAT_VERSION, digest
 from experiment.run.names import MethodSpec, Names, method_key, resolve_names
-from experiment.run.resolved import planned_epochs, retraining_key, training_key
+from experiment.run.resolved import mode_key, planned_epochs, retraining_key, search_key, training_key
 
 MOST_LETTERS = 60  # of a variant or label in the name of a folder; the key makes it unique
 
@@ -60,7 +58,8 @@ class Cell:
     """One row of the results: (variant, net, repetition, method, keep ratio).
 
     Attributes:
-        fixed_size: whether the method's settings decide its size; `keep` is 1 then, and no target.
+        fixed_size: whether the method's settings decide its size, or it is searched; `keep` is 1 then, and no target.
+        samples: the most networks that are made to search it, all in `epochs_retrain`; 0 where it is not searched.
     """
 
     variant: str
@@ -74,6 +73,7 @@ class Cell:
     epochs_train: int
     epochs_retrain: int
     fixed_size: bool = False
+    samples: int = 0
 
     @property
     def keep_target(self) -> float | None:
@@ -83,6 +83,8 @@ class Cell:
     @property
     def size(self) -> str:
         """The keep ratio that was asked for, in words."""
+        if self.samples:
+            return "as small as can be"
         return "at its own size" if self.fixed_size else f"keep {self.keep:.4g}"
 
     @property
@@ -260,14 +262,6 @@ def _chain(
     return Chain(variant, task.reference, task.cell, method, repetition, cells, tickets)
 
 
-def _mode_key(p: Parameters) -> dict[str, str]:
-    """The mode by torchprune's name, whichever setting says so; only what these have no name for is told beside it."""
-    which, base = rewinding(p.experiments), base_mode(p.experiments)
-    if which == "random":
-        return {"mode": base, "rewind": which}
-    return {"mode": f"{base}-rewind" if which == "weights" else base}
-
-
 def _cells(
     variant: Variant,
     task: ReferenceTask,
@@ -281,12 +275,15 @@ def _cells(
     p = variant.parameters
     epochs = planned_epochs(p)
     cascade = is_cascade(p.experiments) and not method.entry.restarts
+    search = None if method.fixed_size else p.experiments.search
+    own_size, samples = method.fixed_size or search is not None, 0 if search is None else search.samples
     common = {
         "format": FORMAT_VERSION,
         "reference": task.reference.key,
         "method": method_key(method),
         "budget": p.experiments.budget,
-        **_mode_key(p),
+        **mode_key(p),
+        **search_key(search),
         "coresets": p.coresets.model_dump(mode="json", exclude_defaults=True),
         "test": names.test_key,
         "repetition": repetition,
@@ -294,7 +291,7 @@ def _cells(
     }
     previous: str | None = None
     replayed: tuple[float, ...] = ()
-    steps = (KeepStep(1.0, ()),) if method.fixed_size else keep_steps(p.experiments)
+    steps = (KeepStep(1.0, ()),) if own_size else keep_steps(p.experiments)
     for i, step in enumerate(steps):
         # One-shot with compress-only steps: all earlier ones are taken again, from the reference network on.
         between = step.between if cascade else () if method.entry.restarts else (*replayed, *step.between)
@@ -307,7 +304,8 @@ def _cells(
         yield Cell(
             variant=variant.name, method=method.name, label=method.label, net=task.reference.net,
             repetition=repetition, keep=step.keep, between=between, key=key,
-            epochs_train=p.training.num_epochs, epochs_retrain=epochs, fixed_size=method.fixed_size,
+            epochs_train=p.training.num_epochs, epochs_retrain=max(1, samples) * epochs, fixed_size=own_size,
+            samples=samples,
         )  # fmt: skip
 
 

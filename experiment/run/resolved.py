@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from experiment.config import Parameters, Training, epochs_of, retraining
+from experiment.config import Parameters, Search, Training, base_mode, epochs_of, retraining, rewinding
 from experiment.datasets import DATASETS
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -13,6 +13,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 SHOWN_ONLY = {"metrics_test", "test_batch_size"}
 UNUSED_BY_LC = {"num_epochs", "start_epoch", "lr_schedulers", "early_stop_epoch"}
 RESOLVED = {"enable_amp", "precision", "channels_last"}
+SEARCH_VERSION = 1  # rises when the same samples would be judged otherwise, or others be made
 
 
 def resolved_precision(training: Training, kind: str) -> Precision:
@@ -51,6 +52,21 @@ def retraining_key(p: Parameters, kind: str, epochs: int) -> dict[str, Any]:
         how = p.lc.model_dump(mode="json", exclude_defaults=True)
         return _key(retraining(p), kind, SHOWN_ONLY | UNUSED_BY_LC) | {"lc": how}
     return _key(retraining(p), kind, SHOWN_ONLY) | {"epochs": epochs}
+
+
+def mode_key(p: Parameters) -> dict[str, str]:
+    """The mode by torchprune's name, whichever setting says so; only what these have no name for is told beside it."""
+    which, base = rewinding(p.experiments), base_mode(p.experiments)
+    if which == "random":
+        return {"mode": base, "rewind": which}
+    return {"mode": f"{base}-rewind" if which == "weights" else base}
+
+
+def search_key(search: Search | None) -> dict[str, Any]:
+    """What decides the keep ratio of a cell, where it is searched."""
+    if search is None:
+        return {}
+    return {"search": {"version": SEARCH_VERSION} | search.model_dump(mode="json", exclude_defaults=True)}
 
 
 def _key(training: Training, kind: str, left_out: set[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,13 +19,21 @@ from experiment.layers.build import expand
 from experiment.layers.inspect import trace_layers
 from experiment.layers.masks import same_support
 from experiment.layers.plan import Plan, State
-from experiment.lc.checkpoint import Iteration
 from experiment.methods.base import Calibration, Compressed, Compressor, make_method
 from experiment.methods.table import layer_rows
 from experiment.run.crew import Job, together
 from experiment.run.events import Advanced, Note, Report, epoch_callbacks
 from experiment.run.learn_compress import learn_compress
-from experiment.run.outcome import costs_of, measure_network, require_finite, write_history, write_result, write_rows
+from experiment.run.made import Made
+from experiment.run.outcome import (
+    costs_of,
+    measure_network,
+    require_finite,
+    valid_top1,
+    write_history,
+    write_result,
+    write_rows,
+)
 from experiment.run.plan import Cell, Chain
 from experiment.run.ranks import RankLog, rank_log
 from experiment.run.reference import (
@@ -34,6 +43,7 @@ from experiment.run.reference import (
     rewound_state,
     train_settings,
 )
+from experiment.run.search import TABLE, Found, search
 from experiment.run.start import network_of, random_state
 from experiment.run.weights import save_weights
 from experiment.streams import generator
@@ -68,14 +78,19 @@ class Walk:
             raise ExperimentError(
                 f"the cell before it in the cascade failed ({self.broken}), and it starts from there."
             )
-        if self.p.experiments.mode == "lc":
-            return self._learn_compress(cell, report)
-        started = time.perf_counter()
         try:
-            with self.context.clock.part("compression"):
-                compressor, compressed = self._compress(cell)
+            return self._search(cell, report) if cell.samples else self._finish(cell, self._make(cell, report))
         except InfeasibleBudget as error:
-            return self._store_infeasible(cell, error)
+            return self._store_infeasible(cell, {"error": str(error), "smallest": error.smallest})
+
+    def _make(self, cell: Cell, report: Report) -> Made:
+        """The network of a cell, compressed and retrained, or learnt; raises InfeasibleBudget."""
+        return self._learn_compress(cell, report) if self.p.experiments.mode == "lc" else self._retrained(cell, report)
+
+    def _retrained(self, cell: Cell, report: Report) -> Made:
+        started = time.perf_counter()
+        with self.context.clock.part("compression"):
+            compressor, compressed = self._compress(cell)
         network, about = compressed.network, {}
         epochs = cell.epochs_retrain
         if epochs and self._removes_nothing(network):
@@ -91,42 +106,44 @@ class Walk:
         if ranks is not None:
             ranks.note(0, network)
         records = self._retrain(cell, network, compressed.plan, ranks, report) if epochs else []
-        seconds_retrain = time.perf_counter() - started
-        with self.context.clock.part("test"):
-            measured = measure_network(network, self.p, self.context.data)
-            require_finite(measured)
-            first = measure_network(before, self.p, self.context.data) if epochs else measured
-        return self._store(
-            cell, Compressed(network, compressed.plan, compressed.count), records, ranks,
-            measured | about | {
-                "top1_before_retraining": first["top1"], "epochs": epochs,
-                "seconds_compress": round(seconds_compress, 3), "seconds_retrain": round(seconds_retrain, 3),
-                "status": "done",
+        return Made(
+            Compressed(network, compressed.plan, compressed.count), before, records, ranks,
+            about | {
+                "epochs": epochs, "seconds_compress": round(seconds_compress, 3),
+                "seconds_retrain": round(time.perf_counter() - started, 3),
             },
         )  # fmt: skip
 
-    def _learn_compress(self, cell: Cell, report: Report) -> dict[str, Any]:
-        """Learn and compress in turn, test what has come of it and what had learnt nothing, and store."""
-        try:
-            learnt = learn_compress(
-                cell, self.chain.method, self.method, self._calibration(), self.reference, self.p, self.context, report,
-                cell_name(cell),
-            )  # fmt: skip
-        except InfeasibleBudget as error:
-            return self._store_infeasible(cell, error)
-        with self.context.clock.part("test"):
-            measured = measure_network(learnt.best.network, self.p, self.context.data)
-            require_finite(measured)
-            first = measure_network(learnt.direct, self.p, self.context.data) if learnt.records else measured
+    def _learn_compress(self, cell: Cell, report: Report) -> Made:
+        """Learn and compress in turn."""
+        learnt = learn_compress(
+            cell, self.chain.method, self.method, self._calibration(), self.reference, self.p, self.context, report,
+            cell_name(cell),
+        )  # fmt: skip
         about = {} if learnt.records else {"notice": NOTHING_REMOVED}
-        return self._store(
-            cell, learnt.best, learnt.records, None,
-            measured | about | {
-                "top1_before_retraining": first["top1"], "epochs": learnt.epochs,
-                "seconds_compress": round(learnt.seconds_compress, 3),
-                "seconds_retrain": round(learnt.seconds_learn, 3), "status": "done",
+        direct = learnt.direct if learnt.records else learnt.best.network
+        return Made(
+            learnt.best, direct, learnt.records, None,
+            about | {
+                "epochs": learnt.epochs, "seconds_compress": round(learnt.seconds_compress, 3),
+                "seconds_retrain": round(learnt.seconds_learn, 3),
             },
         )  # fmt: skip
+
+    def _search(self, cell: Cell, report: Report) -> dict[str, Any]:
+        """Make networks of several sizes, and test and store the smallest that will do."""
+        block = self.p.experiments.search
+        assert block is not None
+
+        def top1(network: nn.Module) -> float:
+            with self.context.clock.part("validation"):
+                return valid_top1(network, self.p, self.context.data)
+
+        found = search(cell, block, self._make, top1, self.reference.network, self.context.store, report)
+        if found.best is None:
+            return self._store_infeasible(cell, found.facts | {"error": found.reason}, found)
+        made = self._make(found.best, lambda event: None)  # from its checkpoint, and all of it was told
+        return self._finish(cell, replace(made, facts=made.facts | found.facts), found)
 
     def _removes_nothing(self, network: nn.Module) -> bool:
         """Whether retraining would repeat what was done; a control that keeps everything, or learns anew, is meant."""
@@ -206,30 +223,35 @@ class Walk:
         network.eval()
         return records
 
-    def _store(
-        self,
-        cell: Cell,
-        compressed: Compressed,
-        records: list[EpochRecord] | list[Iteration],
-        ranks: RankLog | None,
-        measured: dict[str, Any],
-    ) -> dict[str, Any]:
+    def _finish(self, cell: Cell, made: Made, found: Found | None = None) -> dict[str, Any]:
+        """Test what has come of a cell and what had learnt nothing, and store it."""
+        network = made.compressed.network
+        with self.context.clock.part("test"):
+            measured = measure_network(network, self.p, self.context.data)
+            require_finite(measured)
+            same = made.direct is network
+            first = measured if same else measure_network(made.direct, self.p, self.context.data)
         with self.context.clock.part("storing"), self.context.store.writing(cell) as folder:
             size = save_weights(
-                folder / "network.pt", compressed.network, compressed.plan, architecture(self.p, self.reference),
-                method=cell.method, label=cell.label, keep=cell.keep,
+                folder / "network.pt", network, made.compressed.plan, architecture(self.p, self.reference),
+                method=cell.method, label=cell.label, keep=made.facts.get("keep_found", cell.keep),
             )  # fmt: skip
-            write_rows(folder / "layers.csv", layer_rows(self.reference.count, compressed))
-            write_history(folder / "history.csv", records)
-            if ranks is not None:
-                ranks.write(folder)
-            result = costs_of(compressed, size) | measured
+            write_rows(folder / "layers.csv", layer_rows(self.reference.count, made.compressed))
+            write_history(folder / "history.csv", made.records)
+            if made.ranks is not None:
+                made.ranks.write(folder)
+            if found is not None:
+                write_rows(folder / TABLE, found.table())
+            result = costs_of(made.compressed, size) | measured | made.facts
+            result |= {"top1_before_retraining": first["top1"], "status": "done"}
             write_result(folder, result)
         return result
 
-    def _store_infeasible(self, cell: Cell, error: InfeasibleBudget) -> dict[str, Any]:
-        result = {"status": "infeasible", "error": str(error), "epochs": 0, "smallest": error.smallest}
+    def _store_infeasible(self, cell: Cell, why: Mapping[str, Any], found: Found | None = None) -> dict[str, Any]:
+        result = {"status": "infeasible", "epochs": 0, **why}
         with self.context.store.writing(cell) as folder:
+            if found is not None:
+                write_rows(folder / TABLE, found.table())
             write_result(folder, result)
         return result
 
