@@ -12,7 +12,7 @@ from torch import nn
 
 from experiment.config import load
 from experiment.main import main
-from experiment.run import pipeline
+from experiment.run import walk
 from experiment.run.plan import Machine, plan_experiment
 
 MEANT = {"distillation": {"alpha": 0.9}}
@@ -60,7 +60,7 @@ def test_every_kind_of_network_learns_from_its_own_reference(
     small["experiments"] |= {"methods": ["WT", "FT", "SVD"], "mode": mode, "numNets": 2}
     small["experiments"]["spacing"] = [{"type": "manual", "values": [0.5, 0.2]}]
     small["retraining"] = {"startEpoch": 1} | MEANT
-    told, train = [], pipeline.train
+    told, train = [], walk.train
 
     def noted(network: nn.Module, *args: Any, **kwargs: Any) -> Any:
         told.append((kwargs["stream"][2], kwargs["teacher"].state_dict()["fc1.weight"].clone(), args[1].distillation))
@@ -68,7 +68,7 @@ def test_every_kind_of_network_learns_from_its_own_reference(
         assert torch.equal(kwargs["teacher"].state_dict()["fc1.weight"], told[-1][1])
         return records
 
-    monkeypatch.setattr(pipeline, "train", noted)
+    monkeypatch.setattr(walk, "train", noted)
     assert main([str(write(small)), "-j", "1", "-q", "--device", "cpu", "--results", "r"]) == 0
     frame = pd.read_csv("r/small/results.csv")
     assert set(frame["status"]) == {"done"}
