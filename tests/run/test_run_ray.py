@@ -161,8 +161,8 @@ def test_progress_comes_in_order_and_whole(write: Any, own: dict[str, Any], in_t
     assert [line.partition("]")[0] for line in finished] == [f"[{i}/10" for i in range(1, 11)]
     assert said.err.count("Reference net 1 epoch 2/2: loss") == 1
     for net in (0, 1):
-        (first, second) = (said.err.index(f"WT keep {keep} net {net}: top-1") for keep in (0.5, 0.1))
-        assert said.err.index(f"Reference net {net}: top-1") < first < second
+        cells = (said.err.index(f"WT keep {keep} net {net}: top-1") for keep in (0.5, 0.1))  # shared out, in any order
+        assert said.err.index(f"Reference net {net}: top-1") < min(cells)
 
 
 @pytest.mark.usefixtures("no_plots", "cluster")
