@@ -42,6 +42,8 @@ QUANTITY_LABELS = {
 }
 CLOSE_UP_POINTS = 5.0  # percentage points below the reference that the close-up shows
 LOG_TICKS = (100, 70, 50, 30, 20, 10, 7, 5, 3, 2, 1, 0.7, 0.5, 0.3, 0.2, 0.1)
+FEWER_TICKS = (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1)  # over more than two decades, where those would meet
+MOST_TICKS = 11
 
 
 def plot_tradeoff(
@@ -176,6 +178,8 @@ def _label_axes(
     low = 100 * (smallest if smallest else float(keeps.min()) * 0.9 if len(keeps) else 0.01)
     axes.set_xlim(100 * (largest if largest is not None else 1.0), low)
     ticks = [tick for tick in LOG_TICKS if low <= tick <= 100]
+    if len(ticks) > MOST_TICKS:
+        ticks = [tick for tick in FEWER_TICKS if tick >= low]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
