@@ -13,7 +13,7 @@ from experiment.layers.build import write_whole
 from experiment.layers.plan import Plan, State
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.order import kept_shares, plan_masked
-from experiment.methods.overrides import ignored_layers, own_densities
+from experiment.methods.patterns import matching, own_values
 from experiment.methods.pool import CRITERIA, Norm, Pool, Units, pool_of
 from experiment.methods.settings import BlockPruneSettings, LayerDensity, PruneSettings
 from experiment.methods.share import check_smallest
@@ -51,17 +51,17 @@ class UnitMethod:
         """
         start = start_of(state)
         known = [name for name, info in start.layers.items() if info.kind == "linear" or not self.linear]
-        ignored = ignored_layers(self.ignore, known, self.label)
+        ignored = matching(self.ignore, known, self.label)
         eligible = [name for name in known if name not in ignored]
         if not eligible:
             what = "linear layer" if self.linear else "convolution or linear layer"
             raise CompressionError(f"{self.label}: there is no {what} to prune that `ignore` does not name.")
         self._check_blocks(start, eligible)
-        own = own_densities(self.layers, known, ignored, self.label)
+        own = own_values(self.layers, known, ignored, self.label)
         masks: dict[str, torch.Tensor] = {}
-        for name, density in own.items():
+        for name, value in own.items():
             alone = pool_of(start, [name], self.units, self.norm, self.align)
-            masks |= alone.masks(alone.of_density(density))
+            masks |= alone.masks(alone.of_density(value.density))
         if masks:
             start = start_of(replace(state, masks=plan_masked(start, masks).masks))
         rest = [name for name in eligible if name not in own]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import fnmatch
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from experiment.errors import ConfigError
 from experiment.layers.blocks import inside
 from experiment.layers.build import build, write_whole
 from experiment.layers.plan import Plan, State
 from experiment.measure import count
 from experiment.methods.base import Budget, Calibration
+from experiment.methods.patterns import matching, own_values
 from experiment.methods.settings import QuantizeSettings
 from experiment.methods.start import start_of
 
@@ -36,7 +35,7 @@ class Quantize:
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Plan:
         """The one plan that there is.
 
-        Raises: CompressionError: a weight is NaN or infinite. ConfigError: a pattern names no layer.
+        Raises: CompressionError: a weight is NaN or infinite. ConfigError: a pattern names no layer, or two the same.
         """
         start_of(state)  # which refuses weights that are not finite
         support = Plan(masks=dict(state.masks), kept=dict(state.kept), skipped=state.skipped)
@@ -56,7 +55,7 @@ class Quantize:
 
         Args:
             network: the original one, or any with its layers.
-        Raises: ConfigError: a pattern names no layer.
+        Raises: ConfigError: a pattern names no layer, or two the same.
         """
         layers = [
             name
@@ -68,18 +67,6 @@ class Quantize:
         return replace(plan, quantized=dtypes, details={**plan.details, **told})
 
     def _dtypes(self, layers: list[str]) -> dict[str, str]:
-        s, faults = self.settings, []
-        for what, patterns in (("ignore", s.ignore), ("layers", tuple(s.layers))):
-            faults += [
-                f"Quantize.{what}: no layer is called '{pattern}'. The layers are {', '.join(layers)}."
-                for pattern in patterns
-                if not fnmatch.filter(layers, pattern)
-            ]
-        if faults:
-            raise ConfigError(faults)
-        found: dict[str, str] = {}
-        for name in layers:
-            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in s.ignore):
-                own = [pattern for pattern in s.layers if fnmatch.fnmatchcase(name, pattern)]
-                found[name] = s.layers[max(own, key=lambda p: (len(p), p))] if own else s.dtype
-        return found
+        ignored = matching(self.settings.ignore, layers, "Quantize")
+        own = own_values(self.settings.layers, layers, ignored, "Quantize")
+        return {name: own.get(name, self.settings.dtype) for name in layers if name not in ignored}

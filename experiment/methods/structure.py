@@ -13,7 +13,7 @@ from torch import nn
 from experiment.errors import CompressionError
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.filters import FilterMethod, Filters, Score, Scores, by_filter
-from experiment.methods.overrides import own_densities
+from experiment.methods.patterns import own_values
 from experiment.methods.pool import CRITERIA, aligned
 from experiment.methods.ranking import longest_prefix
 from experiment.methods.settings import StructurePruneSettings
@@ -117,10 +117,10 @@ class _Pools:
     def _own(self, filters: Filters, free: list[bool]) -> dict[int, int]:
         """Of groups with a density of their own the number of channels that they keep."""
         members = {n: g for g, group in enumerate(filters.groups) if free[g] for n in group.producers}
-        densities = own_densities(self.settings.layers, members, (), self.label)
+        densities = own_values(self.settings.layers, members, (), self.label)
         found: dict[int, float] = {}
-        for name, density in densities.items():
-            if found.setdefault(members[name], density) != density:
+        for name, own in densities.items():
+            if found.setdefault(members[name], own.density) != own.density:
                 tied = ", ".join(filters.groups[members[name]].producers)
                 raise CompressionError(f"{self.label}.layers: {tied} are tied by a sum and must have one density.")
         return {g: self._number(density, filters, g) for g, density in found.items()}

@@ -50,13 +50,14 @@ def test_weights_and_biases_are_those_of_half_precision(state_of: StateOf, dtype
 
 def test_patterns_choose_the_layers(state_of: StateOf) -> None:
     state = state_of("residual")
-    settings = {"dtype": "int8", "ignore": ["stem.*", "fc"], "layers": {"con*": "bfloat16", "conv1": "float16"}}
+    settings = {"dtype": "int8", "ignore": ["stem.*", "fc"], "layers": {"conv2": "bfloat16", "conv1": "float16"}}
     plan = compressor(state, **settings).compress(1.0).plan
     assert plan.quantized == {"conv1": "float16", "conv2": "bfloat16", "shortcut.0": "int8"}
     assert plan.details["fc"] == plan.details["stem.0"] == {"dtype": "float32"}
     assert plan.details["conv2"] == {"dtype": "bfloat16"}
-    settings["layers"] = dict(reversed(settings["layers"].items()))  # keys of results do not know their order
-    assert compressor(state, **settings).compress(1.0).plan.quantized == plan.quantized
+    settings["layers"] = {"con*": "bfloat16", "conv1": "float16"}  # keys of results do not know their order
+    with pytest.raises(ConfigError, match="Quantize.layers.conv1: names 'conv1', which another pattern names too"):
+        compressor(state, **settings)
 
 
 @pytest.mark.parametrize("settings", [{"ignore": ["head"]}, {"layers": {"conv9": "int8"}}])

@@ -17,7 +17,7 @@ class QuantizeSettings:
         dtype: float16 and bfloat16 are for weights and biases; int8, symmetric with a scale an output channel, is for
             weights, and biases stay float32.
         ignore: name patterns (fnmatch) of layers that stay float32.
-        layers: name pattern -> dtype of the layers that it names; of several the longest, whatever their order.
+        layers: name pattern -> dtype of the layers that it names; two may not name the same.
     """
 
     fixed_size: ClassVar[bool] = True

@@ -37,13 +37,10 @@ class LayerDensity:
     density: Density
 
 
-@dataclass(frozen=True)
-class PruneSettings:
-    """The weights of largest magnitude in the whole network stay."""
+class OwnDensity:
+    """Settings with a `density`, which decides the size where it is given; else the keep ratio does."""
 
-    density: Density | None = None
-    ignore: tuple[str, ...] = ()
-    layers: Mapping[str, LayerDensity] = field(default_factory=dict)
+    density: Density | None
 
     @property
     def fixed_size(self) -> bool:
@@ -52,7 +49,16 @@ class PruneSettings:
 
 
 @dataclass(frozen=True)
-class BlockPruneSettings:
+class PruneSettings(OwnDensity):
+    """The weights of largest magnitude in the whole network stay."""
+
+    density: Density | None = None
+    ignore: tuple[str, ...] = ()
+    layers: Mapping[str, LayerDensity] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BlockPruneSettings(OwnDensity):
     """The blocks of linear layers' weights that are worth most stay.
 
     Attributes:
@@ -66,14 +72,9 @@ class BlockPruneSettings:
     ignore: tuple[str, ...] = ()
     layers: Mapping[str, LayerDensity] = field(default_factory=dict)
 
-    @property
-    def fixed_size(self) -> bool:
-        """Whether no keep ratio is needed."""
-        return self.density is not None
-
 
 @dataclass(frozen=True)
-class StructurePruneSettings:
+class StructurePruneSettings(OwnDensity):
     """The neurons of linear layers, the filters of convolutions, or both in one ranking, that are worth most stay.
 
     Attributes:
@@ -90,11 +91,6 @@ class StructurePruneSettings:
     layers: Mapping[str, LayerDensity] = field(default_factory=dict)
     fold: Fold = "none"
     refit: bool = False
-
-    @property
-    def fixed_size(self) -> bool:
-        """Whether no keep ratio is needed."""
-        return self.density is not None
 
 
 @dataclass(frozen=True)
