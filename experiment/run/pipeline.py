@@ -66,6 +66,8 @@ def run_chain(chain: Chain, context: Context, report: Report) -> bool:
     todo = [cell for cell in chain.cells if is_open(results.get(cell.key), context.retry_failed)]
     if not todo:
         return True
+    if not chain.in_order and not any(context.store.is_free(cell.key) for cell in todo):
+        return False  # before the reference network is loaded: whoever asks comes back every second
     found = results.get(chain.reference_cell.key, {"status": "failed", "error": "it has no result"})
     if found["status"] != "done":
         broken = ExperimentError(f"the reference network failed: {found.get('error')}")

@@ -132,6 +132,11 @@ class Store:
         finally:
             lock.release()
 
+    def is_free(self, name: str) -> bool:
+        """Whether nobody holds this lock now."""
+        with self.trying(name) as held:
+            return held
+
     @contextmanager
     def writing(self, cell: Cell, *, finished: bool = True) -> Iterator[Path]:
         """A folder to write a cell's files to; it becomes the cell's folder when the block ends without an error.

@@ -14,6 +14,7 @@ from experiment.config import load
 from experiment.main import main
 from experiment.run.plan import Machine, plan_experiment
 from experiment.run.schedule import Queue, Work, open_work
+from experiment.run.store import Store
 
 
 def work_of(write: Any, small: dict[str, Any], **experiments: Any) -> list[Work]:
@@ -76,6 +77,8 @@ def test_a_cell_that_somebody_else_computes_is_left_to_him(write: Any, small: di
         others = len(list(plan_experiment(load(path), Machine("cpu")).cells)) - 1
         done = [next(line for line in process.stderr if line.startswith("[")) for _ in range(others)]
         assert not [p for p in (folder / "cells").iterdir() if p.name.endswith(cell.key)]
+        assert not Store(folder).is_free(cell.key)
+    assert Store(folder).is_free("another")
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 0, said
     assert len(done) == others
