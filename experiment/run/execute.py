@@ -12,6 +12,7 @@ from experiment.clock import Clock
 from experiment.errors import CannotWrite
 from experiment.run.deaths import Deaths, Lost
 from experiment.run.events import Event, Report, Timed
+from experiment.run.interrupt import raise_if_told
 from experiment.run.plan import Chain, Machine, ReferenceTask
 from experiment.run.resources import Resources
 from experiment.run.schedule import Queue, Work
@@ -86,6 +87,7 @@ def run_serially(queue: Queue, setup: Setup, listen: Listener, clock: Clock) -> 
     busy: set[str] = set()
     try:
         while queue:
+            raise_if_told()
             work = queue.take(frozenset(busy))
             if work is None:
                 busy.clear()
@@ -105,6 +107,7 @@ def run_in_pool(pool: Pool, queue: Queue, setup: Setup, listen: Listener) -> Non
     deaths = Deaths(setup)
     try:
         while queue or pool.working:
+            raise_if_told()
             now = time.monotonic()
             held = frozenset(name for name, since in busy.items() if now - since < SECONDS_BETWEEN_TRIES)
             while pool.idle and (work := queue.take(held, pool.size)) is not None:
@@ -162,7 +165,11 @@ def make_worker(setup: Setup, clock: Clock | None = None) -> Callable[[Work, Rep
         for s in setup.sites
     ]
 
-    def do(work: Work, report: Report) -> bool:
+    def do(work: Work, listen: Report) -> bool:
+        def report(event: Event) -> None:
+            raise_if_told()
+            listen(event)
+
         context = contexts[work.experiment]
         torch.set_num_threads(setup.sites[work.experiment].threads)
         with context.store.trying(work.lock) as held, clock.part("other"):

@@ -1,4 +1,9 @@
-"""Ctrl-C and SIGTERM: the first one stops the work and saves what was reached, a second Ctrl-C ends it at once."""
+"""Ctrl-C and SIGTERM: the first one stops the work and saves what was reached, a second Ctrl-C ends it at once.
+
+The signal raises KeyboardInterrupt wherever it is heard, and Python loses what is raised in a destructor, in the callback
+of a weak reference, or where a library catches everything. So the work asks, whenever it tells how far it is, whether it
+should have stopped: `raise_if_told`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,8 @@ from types import FrameType
 
 EXIT_INTERRUPTED = 130
 STOPPING = "stopping: saving the last finished epoch of every training under way (Ctrl-C again: stop at once)"
+
+_told = threading.Event()
 
 
 @contextmanager
@@ -32,6 +39,7 @@ def stopping_cleanly() -> Iterator[None]:
     try:
         yield
     finally:
+        _told.clear()
         for number, handler in heard.items():
             signal.signal(number, handler)
 
@@ -42,9 +50,16 @@ def stop_when_told() -> None:
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _told.set()
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+
+
+def raise_if_told() -> None:
+    """Raise the KeyboardInterrupt of a signal that was heard in this process and has not stopped it."""
+    if _told.is_set():
+        raise KeyboardInterrupt
 
 
 def _stopper() -> Callable[[int, FrameType | None], None]:
@@ -60,6 +75,7 @@ def _stopper() -> Callable[[int, FrameType | None], None]:
                     process.kill()
                 os._exit(EXIT_INTERRUPTED)  # files are there whole or not at all, whatever was being done
             asked = True
+            _told.set()
             os.write(2, f"{STOPPING}\n".encode())  # print is not safe here: it may be what was interrupted
         raise KeyboardInterrupt
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ def break_down(fault: str) -> None:
         os._exit(3)
     if fault == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "lose Ctrl-C":
+        weakref.finalize(set(), signal.raise_signal, signal.SIGINT)  # Python throws away what is raised there
     if fault == "die once" and not Path("died").exists():
         Path("died").touch()
         os._exit(3)

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from experiment.main import main
+from experiment.run.interrupt import raise_if_told, stop_when_told
 from experiment.training import checkpoint
 
 TIMES = ["seconds_compress", "seconds_retrain"]
@@ -115,6 +117,29 @@ def test_told_to_stop_it_keeps_the_last_finished_epoch(
     assert f"epoch {kept + 1}/" in again.said
     pd.testing.assert_frame_equal(table(), expected)
     assert leftovers(tmp_path) == []
+
+
+def test_told_to_stop_where_python_throws_exceptions_away_it_stops_all_the_same(
+    write: Any, small: dict[str, Any], faulty: Any, forked: Any
+) -> None:
+    small["experiments"]["methods"] = [faulty("lose Ctrl-C"), "SVD"]
+    path = str(write(small))
+    process = forked(lambda: main([path, "-j", "1"]))
+    assert process.wait() == 130
+    assert process.said.count("stopping: ") == 1
+    assert "SVD" not in process.said
+
+
+def test_a_worker_told_where_python_throws_exceptions_away_stops_all_the_same(forked: Any) -> None:
+    def run() -> int:
+        stop_when_told()
+        raise_if_told()
+        weakref.finalize(set(), signal.raise_signal, signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            raise_if_told()
+        return 0
+
+    assert forked(run).wait() == 0
 
 
 @pytest.mark.usefixtures("quick_workers", "nothing_is_worth_a_file")
