@@ -15,8 +15,8 @@ from experiment.errors import CompressionError, ConfigError
 from experiment.layers.plan import Plan, State
 from experiment.measure import Count, count
 from experiment.methods.base import Calibration, Compressor, Quantity, make_method
+from experiment.methods.configure import is_fixed_size, make_settings
 from experiment.methods.find import find_method
-from experiment.methods.settings import is_fixed_size, make_settings
 from experiment.methods.table import layer_rows
 from experiment.run.names import recalibration_fault
 from experiment.run.weights import save_weights

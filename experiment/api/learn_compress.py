@@ -22,8 +22,8 @@ from experiment.lc.optimizer import LCOptimizer
 from experiment.lc.projection import FunctionProjection, MethodProjection, Projection
 from experiment.measure import count
 from experiment.methods.base import Calibration, Quantity, make_method
+from experiment.methods.configure import is_fixed_size, make_settings
 from experiment.methods.find import find_method
-from experiment.methods.settings import is_fixed_size, make_settings
 from experiment.run.learn_compress import lc_settings
 from experiment.training.check import check_training
 from experiment.training.settings import Precision, TrainSettings

@@ -6,10 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from experiment.errors import ConfigError
-from experiment.methods.find import find_method
-from experiment.methods.settings import ComposeSettings, is_fixed_size, make_settings, setting_faults
-from experiment.registry import MethodEntry, is_import_path
+from experiment.registry import MethodEntry
 
 if TYPE_CHECKING:
     from experiment.config.tree import KeyPath
@@ -20,66 +17,22 @@ QUANTIZATION = "quantization"  # the kind of methods that leave a plan as it is,
 
 @dataclass(frozen=True)
 class Stage:
-    """One scheme: its registered label or import path, its entry and its settings."""
+    """One scheme: its registered label or import path, its entry, its settings and whether these decide its size."""
 
     name: str
     entry: MethodEntry
     settings: object
+    fixed_size: bool
 
 
-def stages_of(settings: ComposeSettings) -> tuple[Stage, ...]:
-    """The schemes looked up.
-
-    Raises: ConfigError: a name is not known, or settings are wrong.
-    """
-    stages = []
-    for scheme in settings.schemes:
-        entry = find_method(scheme.name)
-        if isinstance(entry, str):
-            raise ConfigError(entry)
-        name = scheme.name if is_import_path(scheme.name) else entry.label
-        stages.append(Stage(name, entry, make_settings(entry, scheme.settings)))
-    return tuple(stages)
-
-
-def budgeted(settings: ComposeSettings) -> list[int]:
+def takers_of(stages: tuple[Stage, ...]) -> list[int]:
     """The indices of the schemes that take the keep ratio."""
-    return [i for i, stage in enumerate(stages_of(settings)) if not is_fixed_size(stage.settings)]
+    return [i for i, stage in enumerate(stages) if not stage.fixed_size]
 
 
-def chain_faults(settings: ComposeSettings) -> Iterator[Fault]:
-    """What is wrong with every scheme alone and, where nothing is, with their order."""
-    if not settings.schemes:
-        yield ("schemes",), "must not be empty: the methods to apply, one after the other."
-    alone = list(_own_faults(settings))
-    yield from alone
-    if not alone:
-        yield from _order_faults(stages_of(settings))
-
-
-def _own_faults(settings: ComposeSettings) -> Iterator[Fault]:
-    for i, scheme in enumerate(settings.schemes):
-        path: KeyPath = ("schemes", i)
-        try:
-            entry = find_method(scheme.name)
-            if isinstance(entry, str):
-                yield (*path, "name"), entry
-                continue
-            if entry.settings is ComposeSettings:
-                yield (*path, "name"), "a Compose within a Compose. Write its schemes here, one after the other."
-                continue
-            for key, text in setting_faults(entry, scheme.settings):
-                yield (*path, "settings", *key), text
-        except ConfigError as error:
-            for problem in error.problems:
-                yield (*path, "name"), problem
-            continue
-        if entry.kind == "none":
-            yield (*path, "name"), f"has no effect: {entry.label} leaves the network as it is. Leave it out."
-
-
-def _order_faults(stages: tuple[Stage, ...]) -> Iterator[Fault]:
-    takers = [i for i, stage in enumerate(stages) if not is_fixed_size(stage.settings)]
+def order_faults(stages: tuple[Stage, ...]) -> Iterator[Fault]:
+    """Why schemes cannot be applied in this order, each fault with its path in the settings of the composition."""
+    takers = takers_of(stages)
     for i in takers[1:]:
         first = stages[takers[0]].entry.label
         text = f"{stages[i].entry.label} takes the keep ratio, and so does {first}, which leaves it nothing to do."

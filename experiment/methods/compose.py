@@ -19,8 +19,9 @@ from experiment.layers.build import build, expand
 from experiment.layers.plan import Detail, Plan, State
 from experiment.measure import count
 from experiment.methods.base import Budget, Calibration, Method, make_method
-from experiment.methods.chain import chain_faults, stages_of
-from experiment.methods.settings import ComposeSettings, is_fixed_size
+from experiment.methods.chain import takers_of
+from experiment.methods.configure import composition_faults, stages_of
+from experiment.methods.settings import ComposeSettings
 from experiment.methods.share import check_smallest
 from experiment.streams import generator as stream
 
@@ -148,7 +149,7 @@ def compose(settings: ComposeSettings) -> Compose:
     Differs: every scheme plans relative to the original network: densities are shares of all its units.
     Raises: ConfigError: a scheme is not known or its settings are wrong, or they cannot follow each other.
     """
-    if faults := list(chain_faults(settings)):
+    if faults := list(composition_faults(settings)):
         raise ConfigError([text for _, text in faults])
     stages = stages_of(settings)
     methods = [make_method(stage.entry, stage.settings) for stage in stages]
@@ -156,7 +157,7 @@ def compose(settings: ComposeSettings) -> Compose:
     finisher = last if len(methods) > 1 and isinstance(last, Finisher) else None
     if finisher is not None:
         methods, stages = methods[:-1], stages[:-1]
-    takers = [i for i, stage in enumerate(stages) if not is_fixed_size(stage.settings)]
+    takers = takers_of(stages)
     return Compose(tuple(methods), takers[0] if takers else None, finisher)
 
 

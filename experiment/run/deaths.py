@@ -12,8 +12,8 @@ from experiment.run.schedule import Work
 from experiment.run.store import Store
 
 if TYPE_CHECKING:
-    from experiment.run.execute import Setup
     from experiment.run.reference import Context
+    from experiment.run.setup import Setup
 
 MOST_DEATHS = 2
 

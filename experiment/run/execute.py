@@ -4,50 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from experiment.clock import Clock
 from experiment.errors import CannotWrite
 from experiment.run.deaths import Deaths, Lost
 from experiment.run.events import Event, Report, Timed
 from experiment.run.interrupt import raise_if_told
-from experiment.run.plan import Chain, Machine, ReferenceTask
-from experiment.run.resources import Resources
+from experiment.run.plan import Chain, ReferenceTask
 from experiment.run.schedule import Queue, Work
-from experiment.run.store import Directories, Store
-
-if TYPE_CHECKING:  # torch comes with it
-    from experiment.run.crew import Crew
+from experiment.run.setup import Setup
+from experiment.run.store import Store
 
 SECONDS_BETWEEN_TRIES = 1.0  # for work that another process holds
 SECONDS_TO_SAVE = 60.0  # for workers that are told to stop
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where one experiment lies, with how many threads its cells are computed, and what each takes up of a machine."""
-
-    folder: Path
-    directories: Directories
-    threads: int
-    resources: Resources
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a worker must know: the site of every experiment, the device to compute on, and who trains with it."""
-
-    sites: tuple[Site, ...]
-    machine: Machine
-    retry_failed: bool
-    crew: Crew | None = None
-
-    @property
-    def most_threads(self) -> int:
-        return max(site.threads for site in self.sites)
-
 
 Listener = Callable[[Work, Event], None]
 

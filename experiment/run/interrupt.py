@@ -1,8 +1,8 @@
 """Ctrl-C and SIGTERM: the first one stops the work and saves what was reached, a second Ctrl-C ends it at once.
 
-The signal raises KeyboardInterrupt wherever it is heard, and Python loses what is raised in a destructor, in the callback
-of a weak reference, or where a library catches everything. So the work asks, whenever it tells how far it is, whether it
-should have stopped: `raise_if_told`.
+The signal raises KeyboardInterrupt wherever it is heard, and Python loses what is raised in a destructor or in the
+callback of a weak reference, and libraries what they catch and ignore. So the work asks, whenever it tells how far it
+is, whether it should have stopped: `raise_if_told`.
 """
 
 from __future__ import annotations

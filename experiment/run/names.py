@@ -16,9 +16,9 @@ from experiment.datasets import DATASETS
 from experiment.datasets.names import TRANSFORMS
 from experiment.errors import ConfigError
 from experiment.methods import METHODS, TORCHPRUNE_NAMES
-from experiment.methods.chain import stages_of
+from experiment.methods.configure import default_label, is_fixed_size, make_settings, setting_faults, stages_of
 from experiment.methods.find import find_method
-from experiment.methods.settings import ComposeSettings, is_fixed_size, make_settings, setting_faults
+from experiment.methods.settings import ComposeSettings
 from experiment.networks import NETWORKS
 from experiment.registry import MethodEntry, is_import_path, suggestion
 from experiment.run.given import GivenWeights, datasets_folder, find_given, missing_text
@@ -213,9 +213,11 @@ def _method_faults(methods: list[Any]) -> Iterator[Fault]:
         try:
             entry = find_method(ref["name"])
             if isinstance(entry, MethodEntry):
-                wrong = setting_faults(entry, _mapping(ref, "settings"))
+                settings = _mapping(ref, "settings")
+                wrong = setting_faults(entry, settings)
                 yield from (Fault((*key, "settings", *path), text, fatal=True) for path, text in wrong)
-                label = ref.get("label") or (entry.label if wrong else _label(entry, _mapping(ref, "settings")))
+                own = entry.label if wrong else default_label(entry, make_settings(entry, settings))
+                label = ref.get("label") or own
                 if ref.get("recalibrate") is True and (text := recalibration_fault(entry)):
                     yield Fault((*key, "recalibrate"), text, fatal=True)
             else:
@@ -271,14 +273,5 @@ def _spec(ref: MethodRef) -> MethodSpec:
         label = ref.label or TORCHPRUNE_NAMES.get(ref.name, ref.name)
         return MethodSpec(ref.name, label, MethodEntry(label, object, "", "none"), None, ref.recalibrate)
     name = ref.name if is_import_path(ref.name) else entry.label
-    label = ref.label or _label(entry, ref.settings)
-    return MethodSpec(name, label, entry, make_settings(entry, ref.settings), ref.recalibrate)
-
-
-def _label(entry: MethodEntry, settings: Mapping[str, Any]) -> str:
-    """A method's own label; a composition is called what its schemes are."""
-    if entry.settings is not ComposeSettings:
-        return entry.label
-    made = make_settings(entry, settings)
-    assert isinstance(made, ComposeSettings)
-    return made.label
+    made = make_settings(entry, ref.settings)
+    return MethodSpec(name, ref.label or default_label(entry, made), entry, made, ref.recalibrate)

@@ -20,10 +20,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from experiment.errors import CannotWrite, ConfigError
 from experiment.run.deaths import Lost
-from experiment.run.execute import Listener, Setup, Site, run_in_pool
+from experiment.run.execute import Listener, run_in_pool
 from experiment.run.ray_worker import Home, Mailbox, do_work
 from experiment.run.resources import Resources
 from experiment.run.schedule import Queue, Work
+from experiment.run.setup import Setup, Site
 from experiment.run.store import Directories
 
 SECONDS_TO_ANSWER = 10.0  # for the cluster that RAY_ADDRESS names

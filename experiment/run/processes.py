@@ -16,10 +16,11 @@ from experiment.clock import Clock
 from experiment.errors import CannotWrite
 from experiment.run.deaths import Lost
 from experiment.run.events import Event
-from experiment.run.execute import SECONDS_TO_SAVE, Listener, Setup, make_worker, run_in_pool
+from experiment.run.execute import SECONDS_TO_SAVE, Listener, make_worker, run_in_pool
 from experiment.run.interrupt import stop_when_told
 from experiment.run.machine import visible_gpus
 from experiment.run.schedule import Queue, Work
+from experiment.run.setup import Setup
 
 SECONDS_BETWEEN_LOOKS = 0.2
 

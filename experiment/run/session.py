@@ -19,13 +19,14 @@ from experiment.errors import ConfigError
 from experiment.files import write_whole
 from experiment.run.deployed import measure_deployed
 from experiment.run.events import CellDone, Event, Timed
-from experiment.run.execute import Listener, Setup, Site, run_serially
+from experiment.run.execute import Listener, run_serially
 from experiment.run.machine import describe_environment, usable_cores, visible_gpus
 from experiment.run.parameters import END, HEADER, PARAMETERS
 from experiment.run.plan import ExperimentPlan, Machine
 from experiment.run.processes import Processes
 from experiment.run.resources import Resources, resources_of
 from experiment.run.schedule import Queue, Work, open_work
+from experiment.run.setup import Setup, Site
 from experiment.run.show import Show
 from experiment.run.store import Directories, Store
 from experiment.run.timing import Timing

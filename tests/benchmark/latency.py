@@ -27,7 +27,7 @@ from experiment.layers.plan import Factors, State
 from experiment.measure import count, example_input
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
-from experiment.methods.settings import make_settings
+from experiment.methods.configure import make_settings
 from experiment.networks.make import make_network
 from experiment.streams import generator, seeded
 

@@ -17,8 +17,8 @@ from experiment.layers.plan import Factors, State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Compressed, Compressor, make_method
+from experiment.methods.configure import make_settings
 from experiment.methods.lowrank import divisors, nearest_divisor
-from experiment.methods.settings import make_settings
 from experiment.methods.table import layer_rows
 from experiment.streams import generator, seeded
 

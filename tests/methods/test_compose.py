@@ -20,7 +20,7 @@ from experiment.layers.plan import Plan, State
 from experiment.measure import count, count_bytes
 from experiment.methods import METHODS
 from experiment.methods.base import Compressed, Compressor, make_method
-from experiment.methods.settings import is_fixed_size, make_settings, setting_faults
+from experiment.methods.configure import is_fixed_size, make_settings, setting_faults
 from experiment.networks.make import make_network
 from experiment.streams import generator, seeded
 

@@ -17,7 +17,7 @@ from experiment.layers.plan import Plan, State
 from experiment.measure import Count, count
 from experiment.methods import METHODS
 from experiment.methods.base import Budget, Calibration, Compressed, Compressor, Quantity, make_method
-from experiment.methods.settings import make_settings
+from experiment.methods.configure import make_settings
 from experiment.streams import generator
 
 SETTINGS = {  # of methods that need some

@@ -13,7 +13,7 @@ from experiment.layers.plan import State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Calibration, Compressor, make_method
-from experiment.methods.settings import make_settings
+from experiment.methods.configure import make_settings
 from experiment.run.keys import settings_without_defaults
 from experiment.streams import generator, seeded
 

@@ -16,7 +16,7 @@ from experiment.layers.plan import State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
-from experiment.methods.settings import make_settings
+from experiment.methods.configure import make_settings
 from experiment.streams import generator, seeded
 
 LAYERS = ("0", "3", "5")

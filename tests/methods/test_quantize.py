@@ -18,8 +18,9 @@ from experiment.layers.quantized import named_dtypes, round_to
 from experiment.measure import count, count_bytes
 from experiment.methods import METHODS
 from experiment.methods.base import Budget, Calibration, Compressor, make_method
+from experiment.methods.configure import make_settings
 from experiment.methods.quantize import Quantize
-from experiment.methods.settings import QuantizeSettings, make_settings
+from experiment.methods.settings import QuantizeSettings
 from experiment.streams import generator
 
 StateOf = Callable[[str], State]

@@ -15,10 +15,11 @@ from experiment.layers.plan import State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
+from experiment.methods.configure import make_settings
 from experiment.methods.lowrank import find_options
 from experiment.methods.randomised import leading_pair, norm_bound, operator_norm, randomised_svd, range_finder, sketch
 from experiment.methods.randomised_spectra import RandomisedSpectra
-from experiment.methods.settings import SVDNuclearSettings, make_settings
+from experiment.methods.settings import SVDNuclearSettings
 from experiment.methods.spectra import LayerSpectra, energy_errors, nuclear_errors, reference_errors
 from experiment.methods.start import start_of
 from experiment.streams import generator, seeded

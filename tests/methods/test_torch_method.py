@@ -18,8 +18,8 @@ from experiment.layers.plan import Plan, State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor
+from experiment.methods.configure import make_settings as settings_from
 from experiment.methods.settings import TorchPruneSettings
-from experiment.methods.settings import make_settings as settings_from
 from experiment.methods.torch_method import torch_prune
 from experiment.streams import generator
 

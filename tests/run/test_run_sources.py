@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiment.methods import METHODS
-from experiment.methods.settings import make_settings
+from experiment.methods.configure import make_settings
 from experiment.run.keys import source_hash
 from experiment.run.names import MethodSpec, method_key
 

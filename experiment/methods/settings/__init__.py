@@ -5,11 +5,6 @@ A field left at its default does not enter a cell's key: give a new field the de
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import TYPE_CHECKING
-
-from experiment.errors import ConfigError
 from experiment.methods.settings.lowrank import (
     ALDSError3Settings,
     ALDSKSettings,
@@ -61,10 +56,6 @@ from experiment.methods.settings.schemes import (
     Scheme,
     StructurePruneSettings,
 )
-from experiment.registry import MethodEntry, suggestion
-
-if TYPE_CHECKING:
-    from experiment.config.tree import KeyPath
 
 __all__ = [
     "ALDSError3Settings",
@@ -112,54 +103,4 @@ __all__ = [
     "UniformSettings",
     "WTLayerSettings",
     "WTSettings",
-    "is_fixed_size",
-    "make_settings",
-    "setting_faults",
 ]
-
-
-def make_settings(entry: MethodEntry, values: Mapping[str, object]) -> object:
-    """The settings dataclass of a method from plain values (lists become tuples).
-
-    Raises: ConfigError: an unknown setting, or a value of the wrong type.
-    """
-    from experiment.config.tree import dotted
-
-    made, faults = _validated(entry, values)
-    if faults:
-        raise ConfigError([f"{dotted(path)}: {text}" for path, text in faults])
-    return made
-
-
-def is_fixed_size(settings: object) -> bool:
-    """Whether a method's settings themselves decide the size, so that no keep ratio does: a true `fixed_size`."""
-    return bool(getattr(settings, "fixed_size", False))
-
-
-def setting_faults(entry: MethodEntry, values: Mapping[str, object]) -> list[tuple[KeyPath, str]]:
-    """Everything that is wrong with a method's settings, each with its path in `values`."""
-    return _validated(entry, values)[1]
-
-
-def _validated(entry: MethodEntry, values: Mapping[str, object]) -> tuple[object, list[tuple[KeyPath, str]]]:
-    from pydantic import TypeAdapter, ValidationError  # dear to import, and not needed to compress
-
-    from experiment.config.explain import expectation
-
-    known = {f.name for f in fields(entry.settings)}
-    have = f"It has {', '.join(sorted(known))}." if known else "It has no settings."
-    faults: list[tuple[KeyPath, str]] = [
-        ((key,), f"{entry.label} has no such setting.{suggestion(key, known)} {have}")
-        for key in values
-        if key not in known
-    ]
-    made: object = None
-    try:
-        made = TypeAdapter(entry.settings).validate_python({k: v for k, v in values.items() if k in known})
-    except ValidationError as error:
-        faults += [(e["loc"], expectation(e)) for e in error.errors()]
-    if isinstance(made, ComposeSettings) and not faults:
-        from experiment.methods.chain import chain_faults
-
-        faults += chain_faults(made)
-    return made, faults

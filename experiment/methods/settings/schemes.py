@@ -112,17 +112,3 @@ class ComposeSettings:
     """
 
     schemes: tuple[Scheme, ...]
-
-    @property
-    def fixed_size(self) -> bool:
-        """Whether no keep ratio is needed: none of the schemes takes one."""
-        from experiment.methods.chain import budgeted
-
-        return not budgeted(self)
-
-    @property
-    def label(self) -> str:
-        """What it is called where it is given no label."""
-        from experiment.methods.chain import stages_of
-
-        return " + ".join(stage.entry.label for stage in stages_of(self))
