@@ -180,4 +180,6 @@ def _block(**values: Any) -> LearnCompress:
         ) from error
     if block.lr_end is not None and (block.lr_decay is not None or block.lr_milestones):
         raise ConfigError("lr_end says where the learning rate ends each time; leave lr_decay and lr_milestones out.")
+    if block.mu_cap < block.mu_init:
+        raise ConfigError(f"mu_cap: must be at least mu_init ({block.mu_init:g}). Got {block.mu_cap:g}.")
     return block

@@ -25,6 +25,7 @@ _EXPECTED = {
     "list_type": "must be a list",
     "tuple_type": "must be a list",
     "dict_type": "must be a mapping (key: value)",
+    "dataclass_type": "must be a mapping (key: value)",
     "model_type": "must be a mapping (key: value)",
     "model_attributes_type": "must be a mapping (key: value)",
     "string_too_short": "must not be empty",
@@ -56,6 +57,8 @@ def expectation(error: ErrorDetails) -> str:
     context, got = error.get("ctx", {}), error["input"]
     if error["type"] == "literal_error":
         return _choice(context["expected"].replace(" or ", ", "), got)
+    if error["type"] == "missing":
+        return "is required and missing."
     return f"{_EXPECTED.get(error['type'], error['msg']).format(**context)}. Got {show(got)}."
 
 

@@ -144,7 +144,13 @@ class LCOptimizer:
                     if weight.grad is not None:
                         weight.grad.add_(weight - theta, alpha=p.mu).sub_(p.multipliers[name])
 
-        return iterations.run(self._settings.count(j), self._settings.training(self._training, j), draw)
+        try:
+            return iterations.run(self._settings.count(j), self._settings.training(self._training, j), draw)
+        except TrainingDiverged as error:
+            advice = (
+                "Or let mu start lower, grow slower or end sooner: where rate times mu passes 2, weights overshoot."
+            )
+            raise TrainingDiverged(f"step {j} of learning and compressing, mu {p.mu:g}: {error} {advice}") from error
 
     def _target(self) -> nn.Module:
         """What the C-step compresses: w - lambda / mu, all else being w's own."""

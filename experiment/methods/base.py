@@ -107,17 +107,24 @@ class Compressor:
 
         Raises: InfeasibleBudget, CompressionError.
         """
-        if not isinstance(keep, int | float) or not 0 < keep <= 1:
-            raise CompressionError(f"keep must be a number in (0, 1]. Got {keep!r}.")
-        total = {"parameters": self.original.parameters, "flops": self.original.flops}[quantity]
-        budget = Budget(quantity, math.floor(keep * total + 1e-6), total)
-        plan = self.method.plan(self.analysis, budget).keeping_biases(self.state)
+        plan = self.plan(keep, quantity)
         network = self.instantiate(plan)
         counted = count(network, self.state.example)
         assert plan.parameters is None or plan.parameters == counted.parameters, (
             f"planned {plan.parameters} parameters, counted {counted.parameters}"
         )
         return Compressed(network, plan, counted)
+
+    def plan(self, keep: float, quantity: Quantity = "parameters") -> Plan:
+        """What is decided for one keep ratio.
+
+        Raises: InfeasibleBudget, CompressionError.
+        """
+        if not isinstance(keep, int | float) or not 0 < keep <= 1:
+            raise CompressionError(f"keep must be a number in (0, 1]. Got {keep!r}.")
+        total = {"parameters": self.original.parameters, "flops": self.original.flops}[quantity]
+        budget = Budget(quantity, math.floor(keep * total + 1e-6), total)
+        return self.method.plan(self.analysis, budget).keeping_biases(self.state)
 
     def instantiate(self, plan: Plan, state: State | None = None) -> nn.Module:
         """The network that a plan describes, filled from this state or, to rewind, from another one.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from experiment.errors import ConfigError
 from experiment.methods.chain import Stage, order_faults
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from experiment.config.tree import KeyPath
 
 Fault = tuple["KeyPath", str]
+UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")  # pydantic's names for it
 
 
 def make_settings(entry: MethodEntry, values: Mapping[str, object]) -> object:
@@ -111,9 +112,36 @@ def _validated(entry: MethodEntry, values: Mapping[str, object]) -> tuple[object
     ]
     made: object = None
     try:
-        made = TypeAdapter(entry.settings).validate_python({k: v for k, v in values.items() if k in known})
+        made = TypeAdapter(entry.settings).validate_python(_spelt_out(values, known))
     except ValidationError as error:
-        faults += [(e["loc"], expectation(e)) for e in error.errors()]
+        faults += [
+            (e["loc"], _unknown_key(entry.settings, e["loc"]) if e["type"] in UNKNOWN_KEY else expectation(e))
+            for e in error.errors()
+        ]
     if isinstance(made, ComposeSettings) and not faults:
         faults += composition_faults(made)
     return made, faults
+
+
+def _spelt_out(values: Mapping[str, object], known: Iterable[str]) -> dict[str, object]:
+    """The values that are known; a scheme may be a bare name, as a method may."""
+    found = {key: value for key, value in values.items() if key in known}
+    if isinstance(schemes := found.get("schemes"), list | tuple):
+        found["schemes"] = [{"name": scheme} if isinstance(scheme, str) else scheme for scheme in schemes]
+    return found
+
+
+def _unknown_key(settings: type, path: Sequence[int | str]) -> str:
+    """What to say of a key that a block within the settings does not have."""
+    known = _keys_at(settings, path[:-1])
+    return f"unknown key.{suggestion(str(path[-1]), known)} Known here: {', '.join(known)}."
+
+
+def _keys_at(kind: Any, path: Sequence[int | str]) -> list[str]:
+    """The keys of the block at a path of settings: into a field by its name, into what a field contains by the rest."""
+    for part in path:
+        if is_dataclass(kind):
+            kind = get_type_hints(kind)[str(part)]
+        else:
+            kind = get_args(kind)[-1 if get_origin(kind) is not tuple else 0]
+    return [f.name for f in fields(kind)]

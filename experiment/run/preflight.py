@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from experiment.config import ParameterFile, Parameters
 from experiment.datasets.transforms import check_transforms
 from experiment.errors import ConfigError, DataError, ExperimentError, StoreError
+from experiment.layers.plan import State
+from experiment.measure import count, example_input
 from experiment.methods import METHODS
+from experiment.methods.base import Compressor, make_method
+from experiment.methods.configure import is_fixed_size, make_settings, stages_of
+from experiment.methods.find import find_method
+from experiment.methods.settings import ComposeSettings, StructurePruneSettings
 from experiment.run.data import Data, transforms_of
 from experiment.run.given import GivenWeights
 from experiment.run.initial import load_given
@@ -62,13 +70,18 @@ def _check_network(file: ParameterFile, p: Parameters, data: Data, given: GivenW
     where = f"{file.where('network', 'name')}: network.name"
     try:
         network = new_network(p, 0, splits.input_shape)
+    except ConfigError as error:
+        for problem in error.problems:
+            key = problem.partition(":")[0].split(".")
+            yield f"{file.where(*key)}: {problem}" if key[0] == "network" else f"{where}: {problem}"
     except ExperimentError as error:
         yield f"{where}: {error}"
     except Exception as error:  # whatever a user's own factory raises is the user's to read
         yield f"{where}: '{p.network.name}' raised {type(error).__name__}: {error}"
     else:
         yield from _check_penalties(file, p, network)
-        yield from _check_patterns(file, p, network)
+        idle = list(_check_patterns(file, p, network))
+        yield from idle or _check_own_sizes(file, p, network, example_input(splits.input_shape))
         try:
             if given is not None:
                 load_given(network, given)
@@ -103,6 +116,27 @@ def _check_patterns(file: ParameterFile, p: Parameters, network: nn.Module) -> I
                     f"{where}: experiments.methods[{i}].settings{key}: nothing is called '{pattern}'. "
                     f"The layers are {', '.join(layers)}."
                 )
+
+
+def _check_own_sizes(file: ParameterFile, p: Parameters, network: nn.Module, example: Tensor) -> Iterator[str]:
+    """Whether methods with a size of their own, which need no data to choose, can be applied to such a network."""
+    for i, ref in enumerate(p.experiments.methods):
+        entry = find_method(ref.name)
+        if isinstance(entry, str) or entry not in METHODS.values():
+            continue
+        settings = make_settings(entry, ref.settings)
+        if isinstance(settings, ComposeSettings):  # what comes after the first scheme starts from what that one leaves
+            first = stages_of(settings)[0]
+            entry, settings = first.entry, first.settings
+        if not is_fixed_size(settings):
+            continue
+        if isinstance(settings, StructurePruneSettings):
+            settings = replace(settings, fold="none", refit=False)
+        try:
+            state = State(network.eval(), example)
+            Compressor(make_method(entry, settings), state, count(network, example), None, torch.Generator()).plan(1.0)
+        except ExperimentError as error:
+            yield f"{file.where('experiments', 'methods', i)}: experiments.methods[{i}]: {error}"
 
 
 def _patterns(name: str, settings: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:

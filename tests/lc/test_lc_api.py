@@ -118,6 +118,7 @@ def test_it_continues_where_it_was_interrupted(network: nn.Sequential, sets: dic
         ({"scheme": "WTT"}, "unknown method 'WTT'"),
         ({"keep": None}, "keep is required"),
         ({"mu_init": 0}, "mu_init: must be greater than 0. Got 0"),
+        ({"mu_init": 2, "mu_cap": 1}, "mu_cap: must be at least mu_init (2). Got 1"),
         ({"steps": 0}, "steps: must be at least 1. Got 0"),
         ({"lr_end": 0.1, "lr_decay": 0.5}, "lr_end says where"),
         ({"optimizer": "SDG"}, "optimizer"),

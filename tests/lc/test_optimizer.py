@@ -261,7 +261,7 @@ def test_the_best_is_chosen_by_the_validation_loss_alone(
 
 def test_divergence_is_told(network: nn.Sequential, data: dict[str, Any]) -> None:
     wild = dataclasses.replace(SGD, optimizer_kwargs={"lr": 1e30})
-    with pytest.raises(TrainingDiverged):
+    with pytest.raises(TrainingDiverged, match=r"^step 1 of learning and compressing, mu .*: training diverged"):
         make(network, data, training=wild).run()
 
 

@@ -229,8 +229,23 @@ def test_what_cannot_be_chained_is_said_before_anything_is_computed(
 
 
 def test_unknown_keys_of_a_scheme_are_refused() -> None:
-    ((path, _),) = setting_faults(METHODS["Compose"], {"schemes": [{"name": "WT", "setings": {}}]})
-    assert path == ("schemes", 0, "setings")
+    (fault,) = setting_faults(METHODS["Compose"], {"schemes": [{"name": "WT", "setings": {}}]})
+    text = "unknown key. Did you mean 'settings'? Known here: name, settings."
+    assert fault == (("schemes", 0, "setings"), text)
+    (fault,) = setting_faults(METHODS["Prune"], {"layers": {"fc*": {"density": 0.1, "align": 2}}})
+    assert fault == (("layers", "fc*", "align"), "unknown key. Known here: density.")
+
+
+def test_what_is_missing_and_what_is_no_mapping_is_said_in_plain_words() -> None:
+    assert setting_faults(METHODS["Compose"], {}) == [(("schemes",), "is required and missing.")]
+    (fault,) = setting_faults(METHODS["Prune"], {"layers": {"fc*": 0.2}})
+    assert fault == (("layers", "fc*"), "must be a mapping (key: value). Got 0.2.")
+
+
+def test_a_scheme_may_be_a_bare_name() -> None:
+    entry = METHODS["Compose"]
+    bare, whole = ({"schemes": ["WT", "Quantize"]}, {"schemes": [{"name": "WT"}, {"name": "Quantize"}]})
+    assert make_settings(entry, bare) == make_settings(entry, whole)
 
 
 def test_no_scheme_with_the_keep_ratio_means_a_size_of_its_own(bits: str) -> None:

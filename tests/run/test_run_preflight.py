@@ -1,4 +1,4 @@
-"""What is found wrong before the first epoch: name patterns of layers that the network does not have."""
+"""What is found wrong before the first epoch, with nothing but the untrained network at hand."""
 
 from __future__ import annotations
 
@@ -28,3 +28,35 @@ def test_patterns_that_name_nothing(write: Any, small: dict[str, Any], in_tmp: P
         f"[3].settings.schemes[0].settings.ignore: nothing is called 'head'. {end}",
     ]
     assert not (in_tmp / "data/trained_networks").exists(), "nothing has been trained"
+
+
+def test_methods_with_a_size_of_their_own_that_do_not_fit(
+    write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any
+) -> None:
+    blocks = {"name": "BlockPrune", "settings": {"density": 0.1, "block_size": [7, 7]}}
+    small["experiments"] |= {
+        "methods": [
+            {"name": "Prune", "settings": {"density": 0.1, "ignore": ["*"]}},
+            blocks,
+            {"name": "Compose", "settings": {"schemes": [blocks, "Quantize"]}},
+            {"name": "FilterPrune", "settings": {"density": 0.1, "layers": {"fc2": {"density": 0.5}}}},
+            {"name": "NeuronPrune", "settings": {"density": 0.1, "refit": True}},  # has no data here, will have them
+        ]
+    }
+    assert main([str(write(small)), "-j", "1", "-q"]) == 2
+    said = [line.partition(": experiments.methods")[2] for line in capsys.readouterr().err.splitlines()]
+    divide = "BlockPrune: block_size (7, 7) must divide the weights of all layers, and does not divide those of 'fc1'"
+    assert said[0] == "[0]: Prune: there is no convolution or linear layer to prune that `ignore` does not name."
+    assert said[1].startswith(f"[1]: {divide}")
+    assert said[2].startswith(f"[2]: {divide}")
+    assert said[3].startswith("[3]: FilterPrune")
+    assert len(said) == 4
+    assert not (in_tmp / "data/trained_networks").exists(), "nothing has been trained"
+
+
+def test_settings_of_the_network_are_blamed_where_they_stand(write: Any, small: dict[str, Any], capsys: Any) -> None:
+    small["network"]["settings"] = {"rank": 0}
+    path = write(small)
+    line = next(i for i, text in enumerate(path.read_text().splitlines(), 1) if "rank: 0" in text)
+    assert main([str(path), "-j", "1", "-q"]) == 2
+    assert capsys.readouterr().err == f"param/small.yaml:{line}: network.settings.rank: must be at least 1. Got 0.\n"
