@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from experiment.errors import CompressionError, ConfigError
 from experiment.layers.plan import Plan, State
 from experiment.measure import Count, count
-from experiment.methods.base import Calibration, Compressor, Quantity, make_method
+from experiment.methods.base import Calibration, Compressed, Compressor, Quantity, make_method
 from experiment.methods.configure import is_fixed_size, make_settings
 from experiment.methods.find import find_method
 from experiment.methods.table import layer_rows
@@ -46,7 +46,7 @@ class CompressionResult:
     flops: int
     keep_parameters: float
     keep_flops: float
-    plan: Plan
+    plan: Plan = field(repr=False)
 
 
 def compress(
@@ -118,18 +118,22 @@ def compress_many(
         made, state, original, _calibration(data), generator("method", seed), recalibrated=recalibrate
     )
     for keep in keeps:
-        import pandas as pd
+        yield result_of(original, compressor.compress(1.0 if keep is None else keep, budget))
 
-        compressed = compressor.compress(1.0 if keep is None else keep, budget)
-        yield CompressionResult(
-            network=compressed.network,
-            layers=pd.DataFrame(layer_rows(original, compressed)),
-            parameters=compressed.count.parameters,
-            flops=compressed.count.flops,
-            keep_parameters=compressed.count.parameters / original.parameters,
-            keep_flops=compressed.count.flops / original.flops,
-            plan=compressed.plan,
-        )
+
+def result_of(original: Count, compressed: Compressed) -> CompressionResult:
+    """A compressed network with its sizes, beside the count of the original."""
+    import pandas as pd
+
+    return CompressionResult(
+        network=compressed.network,
+        layers=pd.DataFrame(layer_rows(original, compressed)),
+        parameters=compressed.count.parameters,
+        flops=compressed.count.flops,
+        keep_parameters=compressed.count.parameters / original.parameters,
+        keep_flops=compressed.count.flops / original.flops,
+        plan=compressed.plan,
+    )
 
 
 def _count_original(net: nn.Module, example: Tensor) -> Count:
@@ -147,7 +151,14 @@ def _count_original(net: nn.Module, example: Tensor) -> Count:
 
 
 def save_network(result: CompressionResult, path: str | Path) -> None:
-    """Write a compressed network, as plain data, for `load_network(path, network=the_original)` to rebuild."""
+    """Write a compressed network, as plain data, for `load_network(path, network=the_original)` to rebuild.
+
+    Args:
+        result: what `compress` returned, or `LC.result`.
+    """
+    if not isinstance(result, CompressionResult):
+        came = type(result).__name__
+        raise CompressionError(f"save_network takes what compress returned, or the result of an LC. Got a {came}.")
     save_weights(Path(path), result.network, result.plan, None)
 
 
@@ -156,7 +167,7 @@ def _calibration(data: Iterable[Any] | Tensor | None) -> Calibration | None:
         return None
     if isinstance(data, Tensor):
         return Calibration(data)
-    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         return Calibration(data[0], data[1])
     if not isinstance(data, Iterable) or isinstance(data, Dataset) or hasattr(data, "__array__"):
         raise CompressionError(

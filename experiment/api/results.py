@@ -68,8 +68,9 @@ def load_network(
 
     Args:
         path_or_param: a parameter file or an experiment's folder, or a single `network.pt`.
-        method, label, keep, net, repetition, variant: which cell; the nearest keep ratio is taken, with a warning where
-            it is another; none for methods whose settings decide the size. `Reference` is the uncompressed network.
+        method, label, keep, net, repetition, variant: which cell; `method` may be a label too. The nearest keep ratio
+            is taken, with a warning where it is another; none for methods whose settings decide the size. `Reference`
+            is the uncompressed network.
         network: the original network, for a file whose network only your own code can make.
     Raises: StoreError: no such cell, or its file is damaged. ConfigError: the choice is not unique.
     """
@@ -80,7 +81,10 @@ def load_network(
     rows = load_results(folder)
     done = rows[rows["status"] == "done"]
     rows = done[(done["net"] == net) & (done["repetition"] == repetition)]
-    for column, value in (("method", _method_name(method)), ("label", label), ("variant", variant)):
+    if method is not None:  # what plots and tables show is the label
+        by_label = rows[rows["label"] == method]
+        rows = by_label if len(by_label) else rows[rows["method"] == _method_name(method)]
+    for column, value in (("label", label), ("variant", variant)):
         if value is not None:
             rows = rows[rows[column] == value]
     if method is None and label is None:

@@ -26,7 +26,9 @@ class PairData:
     """
 
     def __init__(self, name: str, data: Any, device: torch.device) -> None:
-        if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+            if len(data[0]) != len(data[1]):
+                raise DataError(f"{name}: expected as many targets as inputs, {len(data[0])}. Got {len(data[1])}.")
             data = torch.utils.data.TensorDataset(*data)
         if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
             raise DataError(
@@ -35,7 +37,7 @@ class PairData:
             )
         if not len(data):
             raise DataError(f"{name}: expected at least one sample. Got none.")
-        self._name, self._data, self._device = name, data, device
+        self.name, self._data, self._device = name, data, device
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -67,12 +69,19 @@ class PairData:
     def take(self, indices: Tensor) -> Batch:
         samples = [self._data[i] for i in indices.tolist()]
         if not all(isinstance(sample, tuple | list) and len(sample) == 2 for sample in samples):
-            raise DataError(f"{self._name}: expected pairs (input, class number). Got a {type(samples[0]).__name__}.")
+            raise DataError(f"{self.name}: expected pairs (input, class number). Got a {type(samples[0]).__name__}.")
         if not all(isinstance(x, Tensor) for x, _ in samples):
             came = type(samples[0][0]).__name__
-            raise DataError(f"{self._name}: expected tensors as inputs (transform=ToTensor(), say). Got a {came}.")
+            raise DataError(f"{self.name}: expected tensors as inputs (transform=ToTensor(), say). Got a {came}.")
+        if strange := next((y for _, y in samples if int(y) != y), None):
+            raise DataError(f"{self.name}: expected class numbers. Got {float(strange):g}.")
         x = torch.stack([x for x, _ in samples])
         return x.to(self._device), torch.tensor([int(y) for _, y in samples]).to(self._device)
+
+    def some(self, n: int) -> Batch:
+        """At most `n` samples, evenly spread over all; the same in every call."""
+        with seeded("some"):
+            return self.take(torch.linspace(0, len(self) - 1, min(n, len(self))).round().long())
 
     def first(self, n: int) -> Batch:
         return self.take(torch.arange(min(n, len(self))))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experiment.errors import StoreError
 from experiment.files import set_aside
 from experiment.training.checkpoint import read_whole, save_whole
 
@@ -70,7 +71,7 @@ class Progress:
 
 
 class LCCheckpoint:
-    """The file of one optimization; one of another is set aside.
+    """The file of one optimization.
 
     What the best network was compressed from is kept, not the network: any compression can be done again, whatever
     its result is made of.
@@ -79,10 +80,11 @@ class LCCheckpoint:
         path: None to keep none.
         network: as it is before the first step.
         about: says which optimization it is, beside the network's weights.
+        replaces: whether a file that is damaged or of another optimization is set aside, or refused.
     """
 
-    def __init__(self, path: Path | None, network: nn.Module, about: object) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, network: nn.Module, about: object, *, replaces: bool = True) -> None:
+        self._path, self._replaces = path, replaces
         content = hashlib.sha256(repr(about).encode())
         for name, tensor in network.state_dict().items() if path is not None else ():
             content.update(name.encode())
@@ -91,11 +93,16 @@ class LCCheckpoint:
         self._fingerprint = content.hexdigest()
 
     def load(self, network: nn.Module) -> Progress:
-        """Take the optimization up where the file left it, w written into `network`; from the start without a file."""
+        """Take the optimization up where the file left it, w written into `network`; from the start without a file.
+
+        Raises: StoreError: the file is not of this optimization, and may not be replaced.
+        """
         if self._path is None or not self._path.is_file():
             return Progress()
         saved = read_whole(self._path)
         if saved is None or saved.get("format") != FORMAT or saved.get("fingerprint") != self._fingerprint:
+            if not self._replaces:
+                raise StoreError(f"{self._path}: {_not_of_this(saved)} Remove it, or give another path.")
             place = set_aside(self._path)
             log.warning("%s is damaged or of another optimization: set aside as %s.", self._path, place.name)
             return Progress()
@@ -114,3 +121,11 @@ class LCCheckpoint:
         rows = [dataclasses.asdict(row) for row in progress.statistics]
         about = {"format": FORMAT, "fingerprint": self._fingerprint, "network": network.state_dict()}
         save_whole(self._path, {**vars(progress), **about, "statistics": rows})
+
+
+def _not_of_this(saved: dict[str, Any] | None) -> str:
+    if saved is None or "fingerprint" not in saved:
+        return "is no checkpoint of an L-C optimization, or is damaged."
+    if saved.get("format") != FORMAT:
+        return "is a checkpoint of another version of the program."
+    return "is a checkpoint of another optimization: network, data, compression or settings are not the same."

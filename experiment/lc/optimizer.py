@@ -52,6 +52,7 @@ class LCOptimizer:
         stream: of data order, augmentation and dropout.
         checkpoint: file to continue from, if it is there, and to write after every step.
         about: what else says which optimization the checkpoint is of.
+        replaces: whether a file there that is damaged or of another optimization is set aside, or refused.
         on_batch: told the number of images just trained on. on_iteration: told of every step that is made now.
         clock: counts what training, augmentation, compression, validation and checkpoints take.
     """
@@ -70,6 +71,7 @@ class LCOptimizer:
         device: torch.device | str,
         checkpoint: Path | None = None,
         about: object = None,
+        replaces: bool = True,
         on_batch: Callable[[int], None] | None = None,
         on_iteration: Callable[[Iteration], None] | None = None,
         clock: Clock | None = None,
@@ -82,7 +84,7 @@ class LCOptimizer:
         self._on_batch, self._on_iteration = on_batch, on_iteration
         self._weights = condensed_weights(self._network, example.to(self._device))
         which = (settings, training, stream, len(train), len(valid), about)
-        self._checkpoint = LCCheckpoint(checkpoint, self._network, which)
+        self._checkpoint = LCCheckpoint(checkpoint, self._network, which, replaces=replaces)
         self._progress = Progress()
         self.best: Projected | None = None
 

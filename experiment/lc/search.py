@@ -60,9 +60,9 @@ def search_keep(
         samples: the most networks that are made.
         smallest: the smallest keep ratio that is tried.
         precision: what is known more precisely than this, relative to itself, is not searched further.
-    Raises: ConfigError: a number is out of its range.
+    Raises: ConfigError: a number is out of its range; an accuracy too.
     """
-    _check(accuracy_loss, samples, smallest, precision)
+    _check(reference, accuracy_loss, samples, smallest, precision)
     low, high = math.log(smallest), 0.0  # nothing below low is known to do, and everything is kept at high
     tried: list[Sample] = []
     while len(tried) < samples and high - low > math.log1p(precision):
@@ -87,11 +87,15 @@ def _sample(top1: Callable[[float], float], keep: float, reference: float, accur
         accuracy = top1(keep)
     except InfeasibleBudget:
         return Sample(keep, None, False)
+    if not isinstance(accuracy, int | float) or accuracy > 1:  # NaN is an answer: it diverged
+        raise ConfigError(f"top1 must return an accuracy as a fraction, in [0, 1]. Got {accuracy!r}.")
     return Sample(keep, accuracy, is_within(accuracy, reference, accuracy_loss))
 
 
-def _check(accuracy_loss: float, samples: int, smallest: float, precision: float) -> None:
+def _check(reference: float, accuracy_loss: float, samples: int, smallest: float, precision: float) -> None:
     problems = []
+    if not 0 <= reference <= 1:
+        problems.append(f"reference must be an accuracy as a fraction, in [0, 1]. Got {reference!r}.")
     if not 0 <= accuracy_loss < 1:
         problems.append(f"accuracy_loss must be in [0, 1). Got {accuracy_loss!r}.")
     if samples < 1:

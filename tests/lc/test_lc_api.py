@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from experiment import LC
-from experiment.errors import ConfigError, DataError, InfeasibleBudget
+from experiment import LC, load_network, save_network
+from experiment.errors import CompressionError, ConfigError, DataError, InfeasibleBudget, StoreError
 
 Make = Callable[..., tuple[Tensor, Tensor]]
 SHORT: dict[str, Any] = {"steps": 4, "iterations": 3, "iterations_first": 6, "mu_init": 0.05, "batch_size": 16}
@@ -112,6 +113,72 @@ def test_it_continues_where_it_was_interrupted(network: nn.Sequential, sets: dic
     assert again.statistics.drop(columns="seconds").equals(whole.statistics.drop(columns="seconds"))
 
 
+def rounded(module: nn.Module, bits: int) -> nn.Module:
+    for parameter in module.parameters():
+        parameter.data = (parameter.data * 2**bits).round() / 2**bits
+    return module
+
+
+def same(module: nn.Module) -> nn.Module:
+    return module
+
+
+def test_a_checkpoint_of_something_else_is_refused(
+    network: nn.Sequential, sets: dict[str, Any], make_pairs: Make, tmp_path: Path
+) -> None:
+    """Other data, or functions of the same name that do something else: what was learnt for one is not the other's."""
+    path = tmp_path / "lc.pt"
+
+    def make(bits: int, **changed: Any) -> LC:
+        arguments = {"checkpoint": path} | sets | SHORT | changed
+        return LC(network, (functools.partial(rounded, bits=bits), same), **arguments)
+
+    first = make(4)
+    first.run()
+    again = make(4)
+    again.run()
+    assert again.top1 == first.top1
+    assert again.statistics.equals(first.statistics), "nothing was learnt again"
+    x, y = sets["valid"]
+    others = [make(2), make(4, valid=(x, (y + 1) % 3)), make(4, train=Noisy(*make_pairs(71))), make(4, steps=5)]
+    for other in others:
+        with pytest.raises(StoreError, match=r"lc\.pt: is a checkpoint of another optimization"):
+            other.run()
+    make(4).run()
+
+
+def test_a_file_that_is_no_checkpoint_stays_as_it_is(
+    network: nn.Sequential, sets: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.pt"
+    torch.save(network.state_dict(), path)
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=r"mine\.pt: is no checkpoint"):
+        LC(network, "WT", keep=0.4, checkpoint=path, **sets, **SHORT).run()
+    assert path.read_bytes() == before
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_the_result_can_be_saved(network: nn.Sequential, sets: dict[str, Any], tmp_path: Path) -> None:
+    lc = LC(network, "SVD", keep=0.7, **sets, **SHORT)
+    with pytest.raises(CompressionError, match="no result yet"):
+        _ = lc.result
+    with pytest.raises(CompressionError, match="no accuracy yet"):
+        _ = lc.top1
+    small = lc.run()
+    assert lc.result.parameters == sum(p.numel() for p in small.parameters())
+    save_network(lc.result, tmp_path / "small.pt")
+    x = sets["valid"][0]
+    with torch.no_grad():
+        torch.testing.assert_close(load_network(tmp_path / "small.pt", network=network)(x), small(x))
+    with pytest.raises(CompressionError, match="save_network takes what compress returned"):
+        save_network(small, tmp_path / "small.pt")  # type: ignore[arg-type]
+    own = LC(network, (same, same), **sets, **SHORT)
+    own.run()
+    with pytest.raises(CompressionError, match="functions of your own"):
+        _ = own.result
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -119,6 +186,10 @@ def test_it_continues_where_it_was_interrupted(network: nn.Sequential, sets: dic
         ({"keep": None}, "keep is required"),
         ({"mu_init": 0}, "mu_init: must be greater than 0. Got 0"),
         ({"mu_init": 2, "mu_cap": 1}, "mu_cap: must be at least mu_init (2). Got 1"),
+        ({"budget": "bytes"}, "budget: must be one of parameters, flops. Got 'bytes'"),
+        ({"batch_size": 0}, "batch_size: must be at least 1. Got 0"),
+        ({"precision": "fp8"}, "precision: must be one of fp32, bf16, fp16. Got 'fp8'"),
+        ({"scheme": "Prune", "settings": {"density": 0.1}}, "keep has no effect"),
         ({"steps": 0}, "steps: must be at least 1. Got 0"),
         ({"lr_end": 0.1, "lr_decay": 0.5}, "lr_end says where"),
         ({"optimizer": "SDG"}, "optimizer"),
@@ -141,6 +212,9 @@ def test_what_cannot_be_met(network: nn.Sequential, sets: dict[str, Any]) -> Non
     ("data", "told"),
     [
         (3, "Got a int"),
+        ((torch.zeros(5, 6), torch.zeros(4)), "as many targets as inputs, 5. Got 4"),
+        ((torch.zeros(5, 6), torch.full((5,), 0.5)), "expected class numbers. Got 0.5"),
+        ((torch.zeros(5, 6), torch.full((5,), 30)), "expected class numbers from 0 to 3. Got 30"),
         ([], "at least one sample"),
         ([torch.zeros(6)] * 3, "pairs"),
         ([("cat.jpg", 1)] * 3, "expected tensors as inputs"),

@@ -82,3 +82,15 @@ def test_with_the_optimizer(network: nn.Sequential, make_pairs: Any) -> None:
 def test_wrong_numbers(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         search_keep(lambda keep: keep, reference=1.0, **wrong)
+
+
+@pytest.mark.parametrize("reference", [99.2, -0.1, float("nan")])
+def test_a_reference_is_a_fraction(reference: float) -> None:
+    with pytest.raises(ConfigError, match="reference must be an accuracy as a fraction"):
+        search_keep(lambda keep: keep, reference=reference)
+
+
+@pytest.mark.parametrize("told", [99.0, None])
+def test_accuracies_are_fractions(told: Any) -> None:
+    with pytest.raises(ConfigError, match="top1 must return an accuracy as a fraction"):
+        search_keep(lambda keep: told, reference=0.99)

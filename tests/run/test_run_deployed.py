@@ -93,15 +93,15 @@ def test_latencies_of_two_machines_are_never_mixed(
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_a_share_of_a_job_array_measures_nothing(
+def test_of_the_shares_of_a_job_array_the_last_one_measures(
     write: Any, small: dict[str, Any], in_tmp: Path, timed: list[Any]
 ) -> None:
-    small["experiments"] |= {"methods": ["WT"], "measure": ["latency"]}
+    small["experiments"] |= {"methods": ["WT", "SVD"], "measure": ["latency"]}
     path = str(write(small))
-    assert main([path, "-j", "1", "-i", "0", "-q"]) == 0
+    assert main([path, "-j", "2", "-i", "0", "-q"]) == 0
     assert timed == []
     assert table(in_tmp)["latency_ms_b1"].isna().all()
-    assert main([path, "-q"]) == 0
+    assert main([path, "-j", "2", "-i", "1", "-q"]) == 0
     assert table(in_tmp)["latency_ms_b1"].notna().all()
 
 

@@ -138,7 +138,7 @@ def test_schemes_are_retrained_stored_and_loaded(write: Any, small: dict[str, An
     assert by_label["Prune"] == int(0.1 * weights) + biases
     assert by_label["StructurePrune + Prune"] == int(0.1 * weights) + 200 + 10
     assert list(frame[frame["label"] == "StructurePrune + SVD"]["keep_target"]) == [0.5, 0.1]
-    network = load_network(in_tmp / "data/results/small", label="StructurePrune + Prune")
+    network = load_network(in_tmp / "data/results/small", method="StructurePrune + Prune")
     plain = bake_masks(network)
     linear = [m for m in plain.modules() if isinstance(m, torch.nn.Linear)]
     assert sum(int((m.weight != 0).sum()) for m in linear) <= int(0.1 * weights)
