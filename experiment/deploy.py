@@ -95,12 +95,17 @@ def _require_torchao() -> None:
 def _dynamic(plain: nn.Module) -> nn.Module:
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
-    if not any(isinstance(module, nn.Linear) for module in plain.modules()):
+    if not any(_is_wide(module, name) for name, module in plain.named_modules()):
         raise CompressionError(
             "there is no linear layer for mode 'dynamic'. Use 'static', which takes convolutions too."
         )
-    quantize_(plain, Int8DynamicActivationInt8WeightConfig())
+    quantize_(plain, Int8DynamicActivationInt8WeightConfig(), filter_fn=_is_wide)
     return plain
+
+
+def _is_wide(module: nn.Module, name: str) -> bool:
+    """Linear layers but those of a single input, such as factors of rank 1: torchao makes them, and cannot run them."""
+    return isinstance(module, nn.Linear) and module.in_features > 1
 
 
 def _static(plain: nn.Module, inputs: Tensor) -> nn.Module:

@@ -13,6 +13,8 @@ ExperimentError
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Sequence
 
 
@@ -86,3 +88,11 @@ class OtherVersion(StoreError):
 
 class CannotWrite(ExperimentError):
     """Results cannot be written, which is no fault of the cell whose results they are: the run ends."""
+
+
+def raised_at(error: BaseException) -> str:
+    """` (file:line)` of the innermost code that is neither ours nor an installed package's; empty if there is none."""
+    ours = os.path.dirname(__file__)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename and not frame.filename.startswith(ours)]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""

@@ -13,6 +13,8 @@ DATASETS = ROOT / "data" / "datasets"
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    # Autograd decides once whether it needs threads, which forbid forks; after torch.export it thinks that it does.
+    torch.ones(1, requires_grad=True).backward()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -150,6 +151,31 @@ def test_what_is_given_in_the_wrong_form_is_told() -> None:
     for data in (torch.utils.data.TensorDataset(x), x.numpy(), 3):
         with pytest.raises(CompressionError, match="data: expected a tensor of inputs, .* Got a "):
             compress(network, "PCA", keep=0.5, example=x, data=data)  # type: ignore[arg-type]
+
+
+def test_arguments_of_another_type_are_told() -> None:
+    network, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 8)
+    wrong: list[tuple[Any, Any, Any, Any, str]] = [
+        (network.state_dict(), "SVD", [0.5], x, "net must be a torch.nn.Module. Got a OrderedDict."),
+        (nn.Linear, "SVD", [0.5], x, "net must be a torch.nn.Module. Got the class Linear."),
+        (network, 5, [0.5], x, "method must be text: a label or an import path. Got a int."),
+        (network, "SVD", 0.5, x, "keeps must be a list of keep ratios. Got a float."),
+        (network, "SVD", [0.5], x[:0], "example must be a tensor, a batch of one input at least. Got an empty one."),
+        (network, "SVD", [0.5], (2, 8), "example must be a tensor, a batch of one input at least. Got a tuple."),
+    ]
+    for net, method, keeps, example, told in wrong:
+        with pytest.raises(ConfigError) as caught:
+            next(compress_many(net, method, keeps=keeps, example=example))
+        assert str(caught.value) == told
+
+
+def test_what_a_loader_gives_is_taken_as_a_pair() -> None:
+    network, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(20, 8)
+    y = torch.randint(3, (20,))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=20)
+    data = [next(iter(loader)), (x, y)]  # a list of two tensors, as loaders make it
+    first, second = (compress(network, "SNIP", keep=0.5, example=x, data=pair).network for pair in data)
+    assert all(torch.equal(a, b) for a, b in zip(first.buffers(), second.buffers(), strict=True))
 
 
 def test_every_public_name_is_there() -> None:

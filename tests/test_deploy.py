@@ -124,6 +124,20 @@ def test_dynamic_needs_a_linear_layer() -> None:
         quantize_int8(nn.Sequential(nn.Conv2d(1, 1, 3)), "dynamic")
 
 
+@needs_torchao
+@OWN_WARNINGS
+def test_layers_of_one_input_stay_as_they_are() -> None:
+    """Factors of rank 1, say, which torchao quantizes and cannot run."""
+    with seeded("test_deploy"):
+        network = nn.Sequential(nn.Linear(8, 1), nn.Linear(1, 6)).eval()
+    int8 = quantize_int8(network, "dynamic")
+    x = torch.randn(5, 8, generator=generator("test_deploy"))
+    with torch.inference_mode():
+        torch.testing.assert_close(int8(x), network(x), rtol=0.05, atol=0.05)
+    assert torch.equal(int8[1].weight, network[1].weight)  # type: ignore[index]
+    assert serialized_bytes(int8) != serialized_bytes(network)
+
+
 def test_without_torchao_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(CompressionError, match=r"pip install 'experiment\[torchao\]'"):

@@ -99,6 +99,7 @@ def compress_many(
     **settings: Any,
 ) -> Iterator[CompressionResult]:
     """Like `compress` for several keep ratios, one result each, the analysis done once. Arguments as there."""
+    _check_call(net, method, keeps, example)
     entry = find_method(method)
     if isinstance(entry, str):
         raise ConfigError(entry)
@@ -180,6 +181,26 @@ def _calibration(data: Iterable[Any] | Tensor | None) -> Calibration | None:
     inputs = torch.cat([batch[0] for batch in batches])
     targets = torch.cat([batch[1] for batch in batches]) if all(len(batch) > 1 for batch in batches) else None
     return Calibration(inputs, targets)
+
+
+def _check_call(net: object, method: object, keeps: object, example: object) -> None:
+    """Raises: ConfigError: an argument is of another type than it must be."""
+    problems = []
+    if not isinstance(net, nn.Module):
+        problems.append(f"net must be a torch.nn.Module. Got {_named(net)}.")
+    if not isinstance(method, str):
+        problems.append(f"method must be text: a label or an import path. Got {_named(method)}.")
+    if not isinstance(keeps, Sequence) or isinstance(keeps, str):
+        problems.append(f"keeps must be a list of keep ratios. Got {_named(keeps)}.")
+    if not isinstance(example, Tensor) or not len(example):
+        what = "an empty one" if isinstance(example, Tensor) else _named(example)
+        problems.append(f"example must be a tensor, a batch of one input at least. Got {what}.")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _named(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
 def _check_keeps(label: str, keeps: Sequence[float | None], *, fixed: bool) -> None:

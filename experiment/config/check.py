@@ -40,6 +40,8 @@ def _learn_compress(values: Mapping[str, Any]) -> Iterator[Fault]:
         other = "lrDecay" if block.lr_decay is not None else "lrMilestones"
         what = "has no effect beside lrEnd, which says where the learning rate ends each time. Remove one of them."
         yield ("lc", other), what
+    if block is not None and (late := [step for step in block.lr_milestones if step >= block.steps]):
+        yield ("lc", "lrMilestones"), f"must lie below steps ({block.steps}), the steps that are made. Got {late[0]}."
     if block is not None and block.mu_cap < block.mu_init:
         yield ("lc", "muCap"), f"must be at least muInit ({block.mu_init:g}). Got {block.mu_cap:g}."
     if _valid(Mode, values, "experiments", "mode") != "lc":

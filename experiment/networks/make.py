@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import ConfigError, ExperimentError
+from experiment.errors import ConfigError, ExperimentError, raised_at
 from experiment.layers.inspect import evaluating
 from experiment.networks import NETWORKS
 from experiment.networks.factored import NAMES, Factoring, factor, make_factoring
@@ -42,7 +42,7 @@ def make_network(
     except Exception as error:  # the user's own code, or torch refusing a value: either way the file must change
         raise ConfigError(
             f"network '{name}' cannot be made for inputs {_shape(input_shape)}, outputSize {output_size} and settings "
-            f"{own}: {type(error).__name__}: {error}"
+            f"{own}: {type(error).__name__}: {error}{raised_at(error)}"
         ) from error
     if not isinstance(network, nn.Module):
         raise ConfigError(
@@ -91,7 +91,8 @@ def _check_arguments(name: str, factory: Callable[..., object], settings: Mappin
         signature.bind((1, 1, 1), 1, **settings)
     except TypeError as error:
         known = [p for p in signature.parameters if p not in ("input_shape", "output_size")]
-        near = next((text for key in settings if key not in known and (text := suggestion(key, known))), "")
+        meant = [*known, *NAMES]
+        near = next((text for key in settings if key not in known and (text := suggestion(key, meant))), "")
         raise ConfigError(
             f"network '{name}': {error}.{near} It is called with the input shape (channels, height, width), the output "
             f"size and the settings of the file; its signature is {signature}. Got settings {dict(settings)}."
@@ -106,15 +107,19 @@ def _check_fit(name: str, network: nn.Module, input_shape: tuple[int, int, int],
         raise
     except Exception as error:  # as above
         raise ConfigError(
-            f"network '{name}' does not take inputs {_shape(input_shape)}: {type(error).__name__}: {error}. "
-            f"Choose a network for such inputs, or transform them (transformsTrain, transformsTest)."
+            f"network '{name}' does not take inputs {_shape(input_shape)}: {type(error).__name__}: {error}"
+            f"{raised_at(error)}. Choose one for such inputs, or transform these (transformsTrain, transformsTest)."
         ) from error
-    got = _shape(output.shape) if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
+    got, hint = f"a {type(output).__name__}", ""
+    if isinstance(output, torch.Tensor):
+        got, hint = _shape(output.shape), " Does it use its output_size?"
     if not isinstance(output, torch.Tensor) or output.shape != (2, output_size):
         raise ConfigError(
             f"network '{name}' must give a tensor of shape 2 x {output_size} (2 x outputSize) for a batch of 2 inputs "
-            f"{_shape(input_shape)}. It gives {got}. Does it use its output_size?"
+            f"{_shape(input_shape)}. It gives {got}.{hint}"
         )
+    if not output.is_meta and not bool(torch.isfinite(output).all()):
+        raise ConfigError(f"network '{name}' gives NaN or infinite outputs for inputs of zeros, before any training.")
 
 
 def _example(network: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 
@@ -41,7 +42,8 @@ class Show:
             self._bar.set_postfix_str(self._count(event.name))
         elif isinstance(event, EpochDone):
             accuracy = "" if event.valid_top1 is None else f", validation top-1 {event.valid_top1:.2%}"
-            line = f"{event.name} epoch {event.epoch + 1}/{event.num_epochs}: loss {event.loss:.4f}{accuracy}"
+            loss = "" if math.isnan(event.loss) else f"loss {event.loss:.4f}"  # of compression before any learning
+            line = f"{event.name} epoch {event.epoch + 1}/{event.num_epochs}: {loss}{accuracy}".replace(": , ", ": ")
             self._bar.set_postfix_str(self._count(line))
             if self.verbosity > 0:
                 self.say(line)

@@ -215,7 +215,7 @@ def require_finite_loss(loss_sum: Tensor, epoch: int, rate: float) -> None:
     if not math.isfinite(value):
         raise TrainingDiverged(
             f"training diverged in epoch {epoch} (counted from 0): the loss became {value} at learning rate {rate:g}. "
-            "Try a smaller learning rate, a longer warmup, or precision: fp32."
+            "Try a smaller learning rate, a longer warmup, or precision: fp32. Images that are not finite do the same."
         )
 
 

@@ -43,6 +43,14 @@ def forgets_to_return(input_shape, output_size):
 def ignores_outputs(input_shape, output_size):
     return Own(input_shape, 1000)
 
+class Broken(Own):
+    def forward(self, x):
+        raise RuntimeError("boom")
+
+class NotANumber(Own):
+    def forward(self, x):
+        return super().forward(x) * float("nan")
+
 def breaks(input_shape, output_size):
     raise KeyError("width")
 
@@ -91,6 +99,7 @@ def test_unknown_setting_names_the_signature() -> None:
     assert "dropout: 'float' = 0.5" in text or "dropout: float = 0.5" in text
     assert "Got settings {'dropuot': 0.2}" in text
     assert "depth" in problem("resnet20", {"depth": 8})
+    assert "Did you mean 'rank'?" in problem("resnet20", {"ranks": 8})
 
 
 @pytest.mark.parametrize("key", ["input_shape", "output_size"])
@@ -122,7 +131,11 @@ def test_users_mistakes(user_module: str) -> None:
     text = problem(f"{user_module}:ignores_outputs", {})
     assert "shape 2 x 10" in text
     assert "It gives 2 x 1000" in text
-    assert "It gives a dict" in problem(f"{user_module}:Features", {})
+    assert problem(f"{user_module}:Features", {}).endswith("It gives a dict.")
+    line = 1 + USER_MODULE.split("\n").index('        raise RuntimeError("boom")')
+    assert "RuntimeError: boom (" in (text := problem(f"{user_module}:Broken", {}))
+    assert f"{user_module}.py:{line})" in text
+    assert "gives NaN or infinite outputs" in problem(f"{user_module}:NotANumber", {})
     assert "KeyError: 'width'" in problem(f"{user_module}:breaks", {})
     assert "It is int" in problem(f"{user_module}:number", {})
     assert "Did you mean 'make'?" in problem(f"{user_module}:mkae", {})
