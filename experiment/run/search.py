@@ -39,7 +39,8 @@ class Tried:
 
     Attributes:
         parameters, valid_top1: of its network; None where there is none.
-        within: whether it stays within the loss.
+        needed: the reference's validation top-1 less what may be lost.
+        within: whether it has that.
         epochs: that it was retrained for. seconds: all of it.
         status: done; infeasible or diverged, and then why.
     """
@@ -47,6 +48,7 @@ class Tried:
     keep: float
     parameters: int | None
     valid_top1: float | None
+    needed: float
     within: bool
     epochs: float
     seconds: float
@@ -138,10 +140,11 @@ def _tried(
     except (InfeasibleBudget, TrainingDiverged) as error:  # so small a network does not do: that is an answer, too
         status = "infeasible" if isinstance(error, InfeasibleBudget) else "diverged"
         seconds = round(time.perf_counter() - started, 3)
-        return Tried(sample.keep, None, None, False, 0, seconds, status, str(error))
+        return Tried(sample.keep, None, None, least, False, 0, seconds, status, str(error))
     top1, size = valid_top1(made.compressed.network), made.compressed.count.parameters
     seconds = round(time.perf_counter() - started, 3)
-    return Tried(sample.keep, size, top1, is_within(top1, least, 0.0), made.facts["epochs"], seconds, "done", "")
+    within, epochs = is_within(top1, least, 0.0), made.facts["epochs"]
+    return Tried(sample.keep, size, top1, least, within, epochs, seconds, "done", "")
 
 
 def _forget_others(cell: Cell, last: Tried, done: _Log, store: Store) -> None:
