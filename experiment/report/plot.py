@@ -226,11 +226,10 @@ def _retraining(results: DataFrame) -> str:
     epochs = sorted(set(compressed(results)["epochs"].dropna()))
     if not epochs:
         return ""
-    return (
-        "no retraining"
-        if epochs == [0]
-        else f"{' to '.join(f'{e:g}' for e in epochs[:: max(1, len(epochs) - 1)])} epochs of retraining"
-    )
+    if epochs == [0]:
+        return "no retraining"
+    ends = " to ".join(f"{e:g}" for e in epochs[:: max(1, len(epochs) - 1)])
+    return f"{ends} epoch{'' if epochs == [1] else 's'} of retraining"
 
 
 def _legend_title(results: DataFrame, points: DataFrame, band: Band) -> str:
