@@ -50,7 +50,11 @@ DEFINITIONS = (
         "dense: every element that the tensors hold; values: unmasked elements alone; sparse: the smallest of dense, "
         "bitmask and CSR storage; file: network.pt on disk. 1 kB is 1000 bytes.",
     ),
-    ("Infeasible", "the budget lies below the smallest network that the method can make."),
+    (
+        "Infeasible",
+        "the budget lies below the smallest network that the method can make; of a search: none of the networks that "
+        "were made lies within the allowed loss of accuracy.",
+    ),
 )
 
 
