@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from experiment.errors import ConfigError
-from experiment.report.figure import new_figure, place_legend, set_title
-from experiment.report.naming import REFERENCE_COLOR, Look, Naming, plot_text
+from experiment.report.figure import new_figure, place_legend, plain_ticks, set_title
+from experiment.report.naming import REFERENCE_COLOR, Look, Naming, line_of, plot_text
 from experiment.report.source import REFERENCE
 from experiment.report.summary import (
     Band,
@@ -127,8 +127,9 @@ def _draw_curves(
         low, high = (y - std, y + std) if band == "std" else (unit * curve[f"{metric}{end}"] for end in ends)
         look = looks[str(label)]
         (handles[str(label)],) = axes.plot(
-            x, y, color=look.color, marker=look.marker, linestyle=look.dashes, linewidth=1.5, markersize=4.5,
-            markerfacecolor=look.color if look.filled else "white", markeredgecolor=look.color, zorder=3,
+            x, y, color=look.color, marker=look.marker, linestyle=line_of(look, len(curve)),
+            linewidth=1.5, markersize=4.5, markerfacecolor=look.color if look.filled else "white",
+            markeredgecolor=look.color, zorder=3,
         )  # fmt: skip
         if bool((high > low).any()):
             floor = y.min() * 0.5 if metric == "loss" else 0
@@ -160,7 +161,7 @@ def _label_axes(
     limits: tuple[float | None, float | None],
     keeps: Any,
 ) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator
 
     smallest, largest = limits if limits[0] != limits[1] else (None, None)
     axes.set_ylabel(METRIC_LABELS[metric])
@@ -181,8 +182,7 @@ def _label_axes(
     if len(ticks) > MOST_TICKS:
         ticks = [tick for tick in FEWER_TICKS if tick >= low]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    plain_ticks(axes)
 
 
 def _falls_far(points: DataFrame, metric: str, reference: tuple[float, float, float] | None) -> bool:
