@@ -47,8 +47,8 @@ DEFINITIONS = (
     ),
     (
         "Bytes",
-        "dense: every element that the tensors hold; values: unmasked elements alone; sparse: the smallest of dense, "
-        "bitmask and CSR storage; file: network.pt on disk. 1 kB is 1000 bytes.",
+        "dense: every element that the tensors hold; values: unmasked elements alone, quantized ones in their own "
+        "bits; sparse: the smallest of dense, bitmask and CSR storage; file: network.pt on disk. 1 kB is 1000 bytes.",
     ),
     (
         "Infeasible",

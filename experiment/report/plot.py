@@ -39,6 +39,7 @@ QUANTITY_LABELS = {
     "parameters": "Parameters",
     "flops": "FLOPs",
     "flops_unmasked": "FLOPs of unmasked weights",
+    "bytes": "Bytes of values",
 }
 CLOSE_UP_POINTS = 5.0  # percentage points below the reference that the close-up shows
 LOG_TICKS = (100, 70, 50, 30, 20, 10, 7, 5, 3, 2, 1, 0.7, 0.5, 0.3, 0.2, 0.1)
