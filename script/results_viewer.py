@@ -25,7 +25,7 @@ parser.add_argument(
     "experiments", nargs="*", metavar="PARAM", help="parameter files, experiments' folders or folders above"
 )
 parser.add_argument("--results", type=Path, metavar="DIR", help="where experiments lie (default: data/results)")
-parser.add_argument("--quantity", choices=("parameters", "flops"), default="parameters", help="what the table counts")
+parser.add_argument("--quantity", choices=("parameters", "flops", "bytes"), default="parameters", help="what it counts")
 parser.add_argument("--tex", type=Path, metavar="FILE", help="also write one LaTeX table of all these experiments")
 arguments = parser.parse_args([] if "ipykernel" in sys.modules else None)
 

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from experiment.report import numerals
+from experiment.report import numerals, settings
 from experiment.report.document import Block, Code, Items, Section, Table, Text
 from experiment.report.modes import mode_in_words
 from experiment.report.naming import Naming
 from experiment.report.source import REFERENCE, Source
-from experiment.report.summary import compressed, labels_of, prune_only
+from experiment.report.summary import compressed, labels_of
 from experiment.report.table import smallest_within
 
 if TYPE_CHECKING:
@@ -47,10 +47,14 @@ DEFINITIONS = (
     ),
     (
         "Bytes",
-        "dense: every element that the tensors hold; values: unmasked elements alone; sparse: the smallest of dense, "
-        "bitmask and CSR storage; file: network.pt on disk. 1 kB is 1000 bytes.",
+        "dense: every element that the tensors hold; values: unmasked elements alone, quantized ones in their own "
+        "bits; sparse: the smallest of dense, bitmask and CSR storage; file: network.pt on disk. 1 kB is 1000 bytes.",
     ),
-    ("Infeasible", "the budget lies below the smallest network that the method can make."),
+    (
+        "Infeasible",
+        "the budget lies below the smallest network that the method can make; of a search: none of the networks that "
+        "were made lies within the allowed loss of accuracy.",
+    ),
 )
 
 
@@ -70,49 +74,31 @@ def _facts(source: Source) -> Iterator[tuple[str, str]]:
     frame, setting = source.results, source.setting
     own = frame[frame["method"] != REFERENCE]
     if len(frame):
-        yield "Network", ", ".join(dict.fromkeys(frame["network"]))
+        yield "Network", ", ".join(dict.fromkeys(frame["network"])) + settings.network_settings(source)
         pairs = dict.fromkeys(zip(frame["dataset"], frame["dataset_test"], strict=True))
         yield "Dataset", ", ".join(f"{d}, tested on {t}" if t and t != d else str(d) for d, t in pairs)
     yield "Methods", ", ".join(_with_method(source, label) for label in labels_of(frame))
+    yield "Settings of methods", settings.method_settings(source)
     yield "Mode", mode_in_words(source, long=True)
     yield "Budget", f"share of the {setting('experiments', 'budget') or 'parameters'}"
     yield "Keep ratios", ", ".join(numerals.keep(float(k)) for k in dict.fromkeys(own["keep_target"].dropna()))
-    yield "Search", _search(setting("experiments", "search"))
+    yield "Search", settings.search(source)
     if len(frame):
         nets, repetitions = frame["net"].nunique(), own["repetition"].nunique()
         yield "Networks", f"{nets} trained" + (f", {repetitions} repetitions of each cell" if repetitions > 1 else "")
-    yield "Training", _training(source)
-    if len(compressed(frame)):
-        epochs = ", ".join(f"{e:g}" for e in sorted(set(compressed(frame)["epochs"].dropna())))
-        yield "Retraining", "none" if prune_only(frame) else f"{epochs} epochs"
+    yield "Training", settings.training(source)
+    yield "Retraining", settings.retraining(source) if len(compressed(frame)) else ""
+    yield "Penalties", settings.penalties(source)
+    yield "Distillation", settings.distillation(source)
+    yield "Learning and compressing", settings.learn_compress(source)
     yield "Variants", ", ".join(v for v in dict.fromkeys(frame["variant"]) if v)
     yield "Seed", "" if setting("seed") is None else str(setting("seed"))
-
-
-def _search(block: Any) -> str:
-    if not isinstance(block, Mapping):
-        return ""
-    loss, most = block.get("accuracyLoss"), block.get("samples")
-    points = f"{100 * loss:g} point{'s' if loss != 0.01 else ''}" if isinstance(loss, int | float) else "so much"
-    return f"for every method the smallest of at most {most} networks that loses at most {points} of validation top-1"
 
 
 def _with_method(source: Source, label: str) -> str:
     """A label, with its method's name where that is another one."""
     method = next(iter(source.results.loc[source.results["label"] == label, "method"]), label)
     return label if method == label else f"{label} ({method})"
-
-
-def _training(source: Source) -> str:
-    epochs, batch = source.setting("training", "numEpochs"), source.setting("training", "batchSize")
-    optimizer, options = source.setting("training", "optimizer"), source.setting("training", "optimizerKwargs")
-    given = ", ".join(f"{k}={v}" for k, v in options.items()) if isinstance(options, Mapping) else ""
-    parts = (
-        f"{epochs} epochs" if epochs is not None else "",
-        f"batches of {batch}" if batch is not None else "",
-        f"{optimizer}({given})" if optimizer else "",
-    )
-    return ", ".join(part for part in parts if part)
 
 
 def what_failed(source: Source, naming: Naming) -> Section:

@@ -67,9 +67,9 @@ def plot_variants(
         for label, variant in frame.loc[curve, ["label", "variant"]].drop_duplicates().itertuples(index=False)
     }
     told = [f"{label}, {variant_in_words(v)}" for label, v in zip(frame["label"], frame["variant"], strict=True)]
-    frame["label"] = frame["label"].where(~curve, told)
     order = {label: place for place, label in enumerate(labels_of(results))}
-    frame["order"] = [order.get(name.rpartition(", ")[0], -1) for name in frame["label"]]
+    frame["order"] = [order.get(label, -1) for label in frame["label"]]
+    frame["label"] = frame["label"].where(~curve, told)
     frame = frame.assign(variant="").sort_values("order", kind="stable").drop(columns="order")
     return plot_tradeoff(
         frame, quantity, metric, band=band, scale=scale, keep_limits=keep_limits, names=shown, note=note

@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from experiment.errors import ConfigError
-from experiment.report.figure import new_figure, place_legend, set_title
-from experiment.report.naming import REFERENCE_COLOR, Naming, plot_text
+from experiment.report.figure import new_figure, place_legend, plain_ticks, set_title
+from experiment.report.naming import REFERENCE_COLOR, Naming, line_of, plot_text
 from experiment.report.source import REFERENCE, tidy
 from experiment.report.summary import compressed, labels_of, select_variant
 
@@ -80,8 +80,9 @@ def _draw_curves(
         x, y = unit * points[column].mean(), 100 * points["top1"].mean()
         look = looks[str(label)]
         (handles[str(label)],) = axes.plot(
-            x, y, color=look.color, marker=look.marker, linestyle=look.dashes, linewidth=1.5, markersize=4.5,
-            markerfacecolor=look.color if look.filled else "white", markeredgecolor=look.color, zorder=3,
+            x, y, color=look.color, marker=look.marker, linestyle=line_of(look, len(points)),
+            linewidth=1.5, markersize=4.5, markerfacecolor=look.color if look.filled else "white",
+            markeredgecolor=look.color, zorder=3,
         )  # fmt: skip
         if spread != column and spread in rows:
             half = points[spread].mean() / 2
@@ -90,7 +91,7 @@ def _draw_curves(
 
 
 def _label_axes(axes: Axes, column: str, values: Any) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import LogLocator
 
     axes.set_ylabel("Top-1 test accuracy (%)")
     batch = LATENCY.fullmatch(column)
@@ -103,8 +104,7 @@ def _label_axes(axes: Axes, column: str, values: Any) -> None:
     if len(values) and values.min() > 0 and values.max() > WIDE * values.min():
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
+        plain_ticks(axes)
 
 
 def _name(label: str, naming: Naming) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,13 @@ from experiment.report.naming import plot_text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 DPI = 200
 PANEL_WIDTH, HEIGHT, LEGEND_WIDTH = 3.9, 3.5, 1.9  # inches
 LEGEND_ROWS = 16
+TICK_SIZE = 9  # points
+DIGIT_WIDTH, DIGIT_GAP = 0.64, 0.5  # of a digit and between numbers, in sizes of the font
 
 
 def new_figure(
@@ -39,19 +42,58 @@ def dress(axes: Axes) -> None:
     axes.grid(visible=True, color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9)
+    axes.tick_params(labelsize=TICK_SIZE)
     axes.xaxis.label.set_fontsize(10)
     axes.yaxis.label.set_fontsize(10)
 
 
 def place_legend(figure: Figure, entries: Sequence[tuple[Any, str]], title: str = "") -> None:
-    """One legend for all panels, at the right of them, never over a curve."""
+    """One legend for all panels, at the right of them, never over a curve; the figure grows where it is a wide one."""
     if entries:
-        figure.legend(
+        legend = figure.legend(
             [handle for handle, _ in entries], [name for _, name in entries], loc="outside right center", fontsize=9,
             frameon=False, title=title or None, title_fontsize=8, handlelength=3.0, alignment="left",
             ncols=1 + (len(entries) - 1) // LEGEND_ROWS,
         )  # fmt: skip
+        figure.set_figwidth(figure.get_figwidth() + max(0.0, _width(figure, legend) - LEGEND_WIDTH))
+
+
+def _width(figure: Figure, legend: Legend) -> float:
+    """A legend's width in inches."""
+    from matplotlib.backends.backend_agg import RendererAgg
+
+    renderer = RendererAgg(1, 1, figure.dpi)  # type: ignore[no-untyped-call]
+    return float(legend.get_window_extent(renderer).width) / figure.dpi
+
+
+def plain_ticks(axes: Axes, write: Callable[[float], str] = "{:g}".format) -> None:
+    """Plain numbers at the x axis's ticks; of those that would run into each other the rounder one stays."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    def text(value: float, _: object) -> str:
+        return write(value) if value in _with_room(axes, write) else ""
+
+    axes.xaxis.set_major_formatter(FuncFormatter(text))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _with_room(axes: Axes, write: Callable[[float], str]) -> set[float]:
+    """The ticks whose numbers do not touch, at the size that the axes have now."""
+    low, high = sorted(axes.get_xlim())
+    ticks = [float(tick) for tick in axes.xaxis.get_majorticklocs() if low <= tick <= high]
+    pixels = axes.figure.dpi / 72 * TICK_SIZE
+    placed: dict[float, tuple[float, float]] = {}
+    for tick in sorted(ticks, key=_roundness):
+        middle = float(axes.transData.transform((tick, axes.get_ylim()[0]))[0])
+        half = (DIGIT_WIDTH * len(write(tick)) + DIGIT_GAP) / 2 * pixels
+        if all(abs(middle - other) >= half + wide for other, wide in placed.values()):
+            placed[tick] = (middle, half)
+    return set(placed)
+
+
+def _roundness(tick: float) -> tuple[int, float]:
+    """Powers of ten first, then those of 5 and 2, then the rest; large numbers before small ones."""
+    return {"1.0": 0, "5.0": 1, "2.0": 2}.get(f"{tick:.1e}"[:3], 3), -tick
 
 
 def set_title(figure: Figure, *lines: str) -> None:

@@ -10,13 +10,14 @@ from experiment.report import numerals
 from experiment.report.document import Block, Section, Table, Text
 from experiment.report.naming import Naming
 from experiment.report.source import REFERENCE, Source
-from experiment.report.summary import GROUP, compressed, prune_only, references, summarize
+from experiment.report.summary import GROUP, compressed, prune_only, quantized, references, summarize
 from experiment.report.table import potential_rows
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 BYTES = ("bytes_dense", "bytes_values", "bytes_sparse", "bytes_file")
+REMOVED = {"parameters": "Parameters", "flops": "FLOPs", "bytes": "Bytes of values"}
 
 
 def reference_networks(source: Source) -> Section:
@@ -57,7 +58,7 @@ def _accuracies(mean: Series, std: Series | None) -> list[str]:
 
 
 def potential(source: Source, naming: Naming) -> Section:
-    """The prune-potential tables of both quantities and both definitions."""
+    """The prune-potential tables of all quantities and both definitions."""
     frame = source.results
     if compressed(frame).empty:
         return Section("Prune potential", [Text("No compressed network is finished yet.")])
@@ -67,12 +68,13 @@ def potential(source: Source, naming: Naming) -> Section:
         "is at most that of the column."
     )
     first = " Accuracy and size are averaged over networks and repetitions first." if several else ""
-    tables = [_potential_table(frame, quantity, "mean", naming) for quantity in ("parameters", "flops")]
+    quantities = [quantity for quantity in REMOVED if quantity != "bytes" or quantized(frame)]
+    tables = [_potential_table(frame, quantity, "mean", naming) for quantity in quantities]
     blocks: list[Block] = [Text(what + first), *tables]
     if several:
-        tables += [_potential_table(frame, quantity, "net", naming) for quantity in ("parameters", "flops")]
+        tables += [_potential_table(frame, quantity, "net", naming) for quantity in quantities]
         each = "The same, searched on the curve of every network and repetition by itself, then averaged (mean ± std):"
-        blocks += [Text(each), *tables[2:]]
+        blocks += [Text(each), *tables[len(quantities) :]]
     if any("†" in cell for table in tables for row in table.rows for cell in row):
         blocks.append(Text("† averages fewer networks than others: some cells are unfinished, failed or infeasible."))
     return Section("Prune potential", blocks)
@@ -80,8 +82,7 @@ def potential(source: Source, naming: Naming) -> Section:
 
 def _potential_table(frame: DataFrame, quantity: str, per: str, naming: Naming) -> Table:
     header, rows = potential_rows(frame, quantity, None, "mean" if per == "mean" else "net", naming)
-    name = "Parameters" if quantity == "parameters" else "FLOPs"
-    return Table([f"{name} removed (%)" if h == "Method" else h for h in header], rows)
+    return Table([f"{REMOVED[quantity]} removed (%)" if h == "Method" else h for h in header], rows)
 
 
 def every_keep_ratio(source: Source, naming: Naming) -> Iterator[Section]:

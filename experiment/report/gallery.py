@@ -25,7 +25,7 @@ from experiment.report.ranks_plot import (
 from experiment.report.ranks_variants_plot import plot_rank_variants, ranks_of_variants, variants_seen
 from experiment.report.ranks_words import keeps_seen, retraining_seen, training_seen
 from experiment.report.source import REFERENCE, Source, read_cells
-from experiment.report.summary import Quantity, compressed, prune_only
+from experiment.report.summary import Quantity, compressed, prune_only, quantized
 from experiment.report.sweep import is_retrain_sweep, plot_retrain_sweep
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ WORDS = {
     "parameters": "parameters",
     "flops": "FLOPs",
     "flops_unmasked": "FLOPs of unmasked weights",
+    "bytes": "bytes of values",
 }
 
 
@@ -171,6 +172,8 @@ def _wanted(frame: DataFrame, alone: bool) -> Iterator[tuple[Metric, Quantity, S
         return
     if (cells["flops_unmasked"] < cells["flops"]).any():
         yield "top1", "flops_unmasked", "linear"
+    if quantized(frame):
+        yield "top1", "bytes", "linear"
     if cells["keep_parameters"].min() <= HARD:
         yield "top1", "parameters", "log"
     if not prune_only(frame) and cells["top1_before_retraining"].notna().any():

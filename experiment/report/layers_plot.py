@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from experiment.report import numerals
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NUM_KEEPS = 3
+OWN_SIZE = "size of its own"
 SMALLEST_SHADE = 0.01  # shares from 1 % to all have shades of their own
 
 MOST_NUMBERS = 200  # fields that still get their number; with more, numbers are a blur and drawing them is slow
@@ -33,6 +34,8 @@ def typical_keeps(keeps: Sequence[float], count: int = NUM_KEEPS) -> list[float]
 def plot_layers(layers: DataFrame, names: Mapping[str, str] | None = None, title: str = "") -> Figure:
     """A heat map a keep ratio: rows are layers in the network's order, columns are labels, averaged over networks.
 
+    Labels without a keep ratio, whose settings or a search decide the size, have a heat map of their own.
+
     Args:
         layers: rows of layers.csv, label and keep_target beside them (`source.read_cells`), at the keep ratios to draw.
     """
@@ -41,26 +44,27 @@ def plot_layers(layers: DataFrame, names: Mapping[str, str] | None = None, title
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     naming = Naming(names or {})
-    labels = list(dict.fromkeys(layers["label"]))
     order = list(dict.fromkeys(layers["layer"].astype(str)))
-    keeps = sorted(set(layers["keep_target"].dropna()), reverse=True) or [math.nan]
-    share = (layers["parameters"] / layers["parameters_before"]).groupby(
-        [layers["keep_target"], layers["layer"].astype(str), layers["label"]], dropna=False
-    ).mean()  # fmt: skip
+    tables = list(_tables(layers, order))
+    fields = sum(table.size for _, table in tables)
     height = min(9.0, 1.6 + max(0.17, 0.24 - 0.002 * len(order)) * max(6, len(order)))
-    figure, panels = new_figure(len(keeps), height=height, legend=False)
+    figure, panels = new_figure(len(tables), height=height, legend=False)
     image = None
     palette = matplotlib.colormaps["cividis"].with_extremes(bad="#EEEEEE")
-    for axes, keep in zip(panels, keeps, strict=True):
-        values = share.xs(keep, level="keep_target") if not math.isnan(keep) else share.droplevel("keep_target")
-        table = values.unstack("label").reindex(index=order, columns=labels).to_numpy(dtype=float)
+    for axes, (heading, table) in zip(panels, tables, strict=True):
+        values = table.to_numpy(dtype=float)
         axes.grid(visible=False)
         norm = LogNorm(SMALLEST_SHADE, 1.0, clip=True)
-        image = axes.imshow(table.clip(SMALLEST_SHADE), aspect="auto", norm=norm, cmap=palette, interpolation="nearest")
-        axes.set_title("own density" if math.isnan(keep) else f"keep ratio {numerals.keep(keep)}", fontsize=9)
-        if table.size * len(keeps) <= MOST_NUMBERS:
-            _annotate(axes, table)
-        _name_ticks(axes, order if axes is panels[0] else [], [plot_text(naming.name(label)) for label in labels])
+        shades = values.clip(SMALLEST_SHADE)
+        image = axes.imshow(shades, aspect="auto", norm=norm, cmap=palette, interpolation="nearest")
+        axes.set_title(heading, fontsize=9)
+        if fields <= MOST_NUMBERS:
+            _annotate(axes, values)
+        _name_ticks(
+            axes,
+            order if axes is panels[0] else [],
+            [plot_text(naming.name(label)) for label in map(str, table.columns)],
+        )
     panels[0].set_ylabel("Layer")
     if image is not None:
         bar = figure.colorbar(image, ax=panels, label="Layer's parameters kept (%)", fraction=0.03, pad=0.02)
@@ -69,6 +73,22 @@ def plot_layers(layers: DataFrame, names: Mapping[str, str] | None = None, title
         bar.ax.yaxis.set_minor_locator(NullLocator())
     set_title(figure, title)
     return figure
+
+
+def _tables(layers: DataFrame, order: Sequence[str]) -> Iterator[tuple[str, DataFrame]]:
+    """What a panel says and the shares in it: a row a layer, a column a label."""
+    layers = layers.assign(
+        layer=layers["layer"].astype(str), share=layers["parameters"] / layers["parameters_before"]
+    )  # fmt: skip
+    own = layers["keep_target"].isna()
+    given = layers[~own]
+    labels = list(dict.fromkeys(given["label"]))
+    for keep in sorted(set(given["keep_target"]), reverse=True):
+        found = given[given["keep_target"] == keep].groupby(["layer", "label"])["share"].mean().unstack("label")
+        yield f"keep ratio {numerals.keep(keep)}", found.reindex(index=list(order), columns=labels)
+    if own.any():
+        found = layers[own].groupby(["layer", "label"])["share"].mean().unstack("label")
+        yield OWN_SIZE, found.reindex(index=list(order), columns=list(dict.fromkeys(layers.loc[own, "label"])))
 
 
 def _annotate(axes: Axes, table: ndarray[tuple[int, int]]) -> None:

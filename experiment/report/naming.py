@@ -82,6 +82,11 @@ class Naming:
         return Look(color, MARKERS[shifted % len(MARKERS)], DASHES[cycle % len(DASHES)], cycle % 2 == 0)
 
 
+def line_of(look: Look, points: int) -> str | tuple[float, tuple[float, ...]]:
+    """The line style of a curve; a single point has no line, in the legend neither."""
+    return look.dashes if points > 1 else "none"
+
+
 def naming_of(parameters: Mapping[str, object]) -> Naming:
     """The `network_names` and `network_colors` of a parameter file; what is not text there is left out."""
     found = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 MISSING = "–"  # noqa: RUF001  an en dash stands where there is no number
 MINUS = "−"  # noqa: RUF001  the typographic minus
@@ -67,6 +68,11 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def epochs(counts: Sequence[float]) -> str:
+    """Numbers of epochs with their unit: `1 epoch`, `0, 91 epochs`."""
+    return f"{', '.join(f'{count:g}' for count in counts)} epoch{'' if list(counts) == [1] else 's'}"
 
 
 def keep(value: float) -> str:

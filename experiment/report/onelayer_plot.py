@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from experiment.report import numerals
-from experiment.report.figure import new_figure, place_legend, set_title
+from experiment.report.figure import new_figure, place_legend, plain_ticks, set_title
 from experiment.report.modes import variant_in_words
 from experiment.report.naming import REFERENCE_COLOR, Naming, plot_text
 from experiment.report.source import REFERENCE, Source, read_cells
@@ -134,7 +134,7 @@ def _error_axis(axes: Axes) -> None:
 
 
 def _rank_axis(axes: Axes, cells: DataFrame) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator
 
     ranks = sorted(set(cells["rank"].astype(float)))
     low, high = ranks[0], ranks[-1]
@@ -142,6 +142,5 @@ def _rank_axis(axes: Axes, cells: DataFrame) -> None:
     axes.set_xscale("log")
     axes.set_xlim(0.85 * low, 1.18 * high)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    plain_ticks(axes)
     axes.set_xlabel(f"Rank of {cells['layer'].iloc[0]}")

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from experiment.errors import ConfigError
-from experiment.report.figure import new_figure, place_legend, set_title
-from experiment.report.naming import REFERENCE_COLOR, Look, Naming, plot_text
+from experiment.report.figure import new_figure, place_legend, plain_ticks, set_title
+from experiment.report.naming import REFERENCE_COLOR, Look, Naming, line_of, plot_text
 from experiment.report.source import REFERENCE
 from experiment.report.summary import (
     Band,
@@ -39,6 +39,7 @@ QUANTITY_LABELS = {
     "parameters": "Parameters",
     "flops": "FLOPs",
     "flops_unmasked": "FLOPs of unmasked weights",
+    "bytes": "Bytes of values",
 }
 CLOSE_UP_POINTS = 5.0  # percentage points below the reference that the close-up shows
 LOG_TICKS = (100, 70, 50, 30, 20, 10, 7, 5, 3, 2, 1, 0.7, 0.5, 0.3, 0.2, 0.1)
@@ -127,8 +128,9 @@ def _draw_curves(
         low, high = (y - std, y + std) if band == "std" else (unit * curve[f"{metric}{end}"] for end in ends)
         look = looks[str(label)]
         (handles[str(label)],) = axes.plot(
-            x, y, color=look.color, marker=look.marker, linestyle=look.dashes, linewidth=1.5, markersize=4.5,
-            markerfacecolor=look.color if look.filled else "white", markeredgecolor=look.color, zorder=3,
+            x, y, color=look.color, marker=look.marker, linestyle=line_of(look, len(curve)),
+            linewidth=1.5, markersize=4.5, markerfacecolor=look.color if look.filled else "white",
+            markeredgecolor=look.color, zorder=3,
         )  # fmt: skip
         if bool((high > low).any()):
             floor = y.min() * 0.5 if metric == "loss" else 0
@@ -160,7 +162,7 @@ def _label_axes(
     limits: tuple[float | None, float | None],
     keeps: Any,
 ) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator
 
     smallest, largest = limits if limits[0] != limits[1] else (None, None)
     axes.set_ylabel(METRIC_LABELS[metric])
@@ -181,8 +183,7 @@ def _label_axes(
     if len(ticks) > MOST_TICKS:
         ticks = [tick for tick in FEWER_TICKS if tick >= low]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    plain_ticks(axes)
 
 
 def _falls_far(points: DataFrame, metric: str, reference: tuple[float, float, float] | None) -> bool:
@@ -226,11 +227,10 @@ def _retraining(results: DataFrame) -> str:
     epochs = sorted(set(compressed(results)["epochs"].dropna()))
     if not epochs:
         return ""
-    return (
-        "no retraining"
-        if epochs == [0]
-        else f"{' to '.join(f'{e:g}' for e in epochs[:: max(1, len(epochs) - 1)])} epochs of retraining"
-    )
+    if epochs == [0]:
+        return "no retraining"
+    ends = " to ".join(f"{e:g}" for e in epochs[:: max(1, len(epochs) - 1)])
+    return f"{ends} epoch{'' if epochs == [1] else 's'} of retraining"
 
 
 def _legend_title(results: DataFrame, points: DataFrame, band: Band) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from experiment.report import numerals
-from experiment.report.figure import new_figure, place_legend, set_title
-from experiment.report.naming import COLORS, REFERENCE_COLOR, Naming, plot_text
+from experiment.report.figure import new_figure, place_legend, plain_ticks, set_title
+from experiment.report.naming import COLORS, REFERENCE_COLOR, Naming, line_of, plot_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,7 +87,7 @@ def plot_rank_keeps(ranks: DataFrame, reference: DataFrame, naming: Naming, titl
     Args:
         ranks, reference: of compressed and of reference networks, as `shares_of` gives them.
     """
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator
 
     figure, (axes,) = new_figure(1)
     figure.set_figwidth(6.4)
@@ -97,8 +97,8 @@ def plot_rank_keeps(ranks: DataFrame, reference: DataFrame, naming: Naming, titl
     for label in labels:
         curve, look = 100 * means[label].sort_index(ascending=False), looks[label]
         (line,) = axes.plot(
-            100 * curve.index, curve, color=look.color, marker=look.marker, linestyle=look.dashes, linewidth=1.5,
-            markersize=4.5, markerfacecolor=look.color if look.filled else "white",
+            100 * curve.index, curve, color=look.color, marker=look.marker, linestyle=line_of(look, len(curve)),
+            linewidth=1.5, markersize=4.5, markerfacecolor=look.color if look.filled else "white",
         )  # fmt: skip
         entries.append((line, plot_text(naming.name(label))))
     if len(reference):
@@ -110,8 +110,7 @@ def plot_rank_keeps(ranks: DataFrame, reference: DataFrame, naming: Naming, titl
     axes.set_xlim(105, 0.9 * low if math.isfinite(low) else 1)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(FixedLocator([tick for tick in TICKS if not tick < 0.9 * low]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    plain_ticks(axes)
     axes.set_xlabel("Keep ratio (%), logarithmic")
     axes.set_ylabel("Effective rank (% of full rank),\nmean over layers")
     place_legend(figure, entries)

@@ -25,6 +25,7 @@ EXTRA_NUMBERS = re.compile(r"latency_(iqr_)?ms_b\d+(_reference)?|bytes_bitmask|b
 TIDY = "tidy"  # in the attrs of tables: their columns when they were made so
 REQUIRED = ("network", "label", "net", "status")
 REFERENCE = "Reference"
+FLOAT32 = 4  # bytes of an unquantized weight
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def tidy(results: DataFrame) -> DataFrame:
         frame[column] = pd.Series(values, index=frame.index, dtype=float).replace([np.inf, -np.inf], np.nan)
     frame["method"] = frame["method"].where(frame["method"] != "", frame["label"])
     frame["keep_flops_unmasked"] = frame["flops_unmasked"] / frame["flops_reference"]
+    frame["keep_bytes"] = frame["bytes_values"] / (FLOAT32 * frame["parameters_reference"])
     frame.attrs[TIDY] = tuple(frame.dtypes.items())
     return frame.reset_index(drop=True)
 

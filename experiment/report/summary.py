@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from experiment.errors import ConfigError
-from experiment.report.source import REFERENCE, tidy
+from experiment.report.source import FLOAT32, REFERENCE, tidy
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-Quantity = Literal["parameters", "flops", "flops_unmasked"]
+Quantity = Literal["parameters", "flops", "flops_unmasked", "bytes"]
+QUANTITIES = get_args(Quantity)
 Band = Literal["std", "range"]
 
 SETTING = ["dataset", "dataset_test", "network", "variant"]
 GROUP = [*SETTING, "method", "label"]
 AVERAGED = [
-    "keep_parameters", "keep_flops", "keep_flops_unmasked", "parameters", "flops", "loss", "top1", "top5",
+    "keep_parameters", "keep_flops", "keep_flops_unmasked", "keep_bytes", "parameters", "flops", "loss", "top1", "top5",
     "top1_before_retraining", "top1_reference", "epochs", "bytes_dense", "bytes_values", "bytes_sparse", "bytes_file",
 ]  # fmt: skip
 
@@ -103,11 +104,17 @@ def prune_only(results: DataFrame) -> bool:
     return not cells.empty and not bool((cells["epochs"] > 0).any())
 
 
+def quantized(results: DataFrame) -> bool:
+    """Whether any network has weights of other bits than 32, which counts of parameters do not show."""
+    cells = compressed(results)
+    return bool((cells["bytes_values"] - FLOAT32 * cells["parameters"]).abs().gt(0.5).any())
+
+
 def keep_column(quantity: str) -> str:
     """The column of achieved keep ratios of a quantity.
 
     Raises: ConfigError: the quantity is unknown.
     """
-    if quantity not in ("parameters", "flops", "flops_unmasked"):
-        raise ConfigError(f"quantity: must be parameters, flops or flops_unmasked. Got {quantity!r}.")
+    if quantity not in QUANTITIES:
+        raise ConfigError(f"quantity: must be {', '.join(QUANTITIES[:-1])} or {QUANTITIES[-1]}. Got {quantity!r}.")
     return f"keep_{quantity}"

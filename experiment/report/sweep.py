@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from experiment.errors import ConfigError
-from experiment.report.figure import new_figure, place_legend, set_title
+from experiment.report.figure import new_figure, place_legend, plain_ticks, set_title
 from experiment.report.naming import Naming, plot_text
 from experiment.report.plot import QUANTITY_LABELS
 from experiment.report.source import tidy
@@ -120,7 +120,7 @@ def _share_labels(panels: list[Axes], used: int, columns: int, quantity: str) ->
 
 def _retraining_axis(axes: Axes, amounts: Sequence[float]) -> None:
     """A log axis on which 0 stands one step left of the smallest positive amount."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator
 
     positive = [amount for amount in amounts if amount > 0]
     smallest = positive[0] if positive else 1.0
@@ -130,5 +130,4 @@ def _retraining_axis(axes: Axes, amounts: Sequence[float]) -> None:
     while len(ticks) > 6:  # the first and the last stay
         ticks = [*ticks[:-1][::2], ticks[-1]]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}" if value >= 10 else f"{value:.2g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    plain_ticks(axes, lambda value: f"{value:.0f}" if value >= 10 else f"{value:.2g}")

@@ -39,7 +39,7 @@ def prune_potential(
     Args:
         results: rows of results.csv, of one or of several experiments.
         delta: allowed loss of top1, a share: 0.005 is half a point.
-        quantity: parameters, flops or flops_unmasked.
+        quantity: parameters, flops, flops_unmasked, or bytes (of the values alone, in their own bits).
         per: `mean` averages accuracy and size over networks and repetitions at every keep ratio first, then searches
             that one curve; `net` searches the curve of every network and repetition, then averages what was found.
 

@@ -62,6 +62,13 @@ def test_the_variants_of_a_label_stand_together_in_the_legend(synthetic: Any) ->
     assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in found.values() if line}) == 4
 
 
+def test_values_with_commas_do_not_part_the_variants_of_a_label(synthetic: Any) -> None:
+    values = ("null", "{temperature: 4, alpha: 1}")
+    variants = tuple(f"retraining.distillation={value}" for value in values)
+    found = lines(plot_variants(synthetic.frame(lottery(synthetic, ("WT", "FT"), variants))))
+    assert list(found)[:4] == [f"{label}, distillation={value}" for label in ("WT", "FT") for value in values]
+
+
 def test_only_variants_of_the_same_networks_are_compared(synthetic: Any) -> None:
     assert can_compare(synthetic.frame(lottery(synthetic)))
     others = synthetic.frame(synthetic.sweep(("WT",), nets=1, setting="training.batchSize"))

@@ -45,8 +45,24 @@ def test_large_networks_get_no_numbers_and_methods_with_a_density_of_their_own_g
     ]  # fmt: skip
     axes = plot_layers(pd.DataFrame(rows)).axes[0]
     assert not axes.texts
-    assert axes.get_title() == "own density"
+    assert axes.get_title() == "size of its own"
     assert len(axes.get_yticks()) <= 50
+
+
+def test_methods_with_and_without_a_keep_ratio_stand_in_panels_of_their_own() -> None:
+    rows = [
+        {"label": label, "keep_target": keep, "layer": layer, "parameters_before": 100, "parameters": kept}
+        for label, keep, kept in (("WT", 0.5, 50), ("P(.1)", math.nan, 10), ("WT", 0.2, 20), ("int8", math.nan, 100))
+        for layer in ("conv", "fc")
+    ]  # fmt: skip
+    *given, own = [axes for axes in plot_layers(pd.DataFrame(rows)).axes if axes.texts]
+    assert [axes.get_title() for axes in given] == ["keep ratio 0.5", "keep ratio 0.2"]
+    for axes, share in zip(given, ("50", "20"), strict=True):
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["WT"]
+        assert [text.get_text() for text in axes.texts] == [share, share]
+    assert own.get_title() == "size of its own"
+    assert [label.get_text() for label in own.get_xticklabels()] == ["P(.1)", "int8"]
+    assert [text.get_text() for text in own.texts] == ["10", "100", "10", "100"]
 
 
 def test_training_curves_are_means_after_every_epoch() -> None:

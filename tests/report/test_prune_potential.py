@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from experiment.report import (
     numerals,
     prune_potential,
     smallest_within,
+    write_report,
 )
 
 
@@ -110,6 +112,32 @@ def test_random_grids_against_brute_force(synthetic: Any, quantity: str, per: An
             assert dict(zip(found["label"], found["removed"], strict=True)) == pytest.approx(expected)
 
 
+def quantized_to_int8(synthetic: Any) -> list[Any]:
+    """WT and, under the name i8, networks of every parameter in a byte."""
+    rows: list[Any] = synthetic.grid(("WT",), nets=2, keeps=(0.5,))
+    sizes = {name: rows[0][name] for name in ("parameters", "keep_parameters", "flops", "keep_flops", "top1")}
+    rows += [synthetic.cell_row("i8", net, 1.0) | sizes | {"bytes_values": sizes["parameters"]} for net in (0, 1)]
+    return rows
+
+
+def test_bytes_of_quantized_weights_are_counted_in_their_own_bits(synthetic: Any) -> None:
+    results = synthetic.frame(quantized_to_int8(synthetic))
+    for per in ("mean", "net"):
+        found = prune_potential(results, 0.02, "bytes", per=per).set_index("label")["removed"]
+        assert found["i8"] == pytest.approx(0.75)
+        assert found["WT"] == pytest.approx(prune_potential(results, 0.02, per=per).set_index("label")["removed"]["WT"])
+    assert prune_potential(results, 0.02).set_index("label")["removed"]["i8"] == 0
+
+
+def test_reports_show_bytes_where_weights_are_quantized(synthetic: Any, tmp_path: Path) -> None:
+    report = write_report(synthetic.write_experiment(tmp_path / "i8", quantized_to_int8(synthetic)))
+    text = report.markdown.read_text()
+    assert text.count("| Bytes of values removed (%) |") == 2, "by mean and by network"
+    assert "tradeoff-top1-bytes.png" in text
+    plain = synthetic.write_experiment(tmp_path / "fp32", synthetic.grid(("WT",), nets=1, keeps=(0.5,)))
+    assert "ytes of values" not in write_report(plain).markdown.read_text()
+
+
 def test_only_finished_cells_count_and_missing_ones_are_told(synthetic: Any) -> None:
     rows = synthetic.curve([(0.5, 0.9), (0.2, 0.9)], net=0) + synthetic.curve([(0.5, 0.9)], net=1)
     rows += [synthetic.broken_row("ALDS", 1, 0.2, "failed", "it broke")]
@@ -145,7 +173,7 @@ def test_the_unpruned_control_removes_nothing(synthetic: Any) -> None:
     assert prune_potential(synthetic.frame(fake), 0.03).iloc[0]["removed"] == 0
 
 
-@pytest.mark.parametrize("arguments", [(-0.1,), (math.nan,), (0.1, "bytes"), (0.1, "parameters", "cell")])
+@pytest.mark.parametrize("arguments", [(-0.1,), (math.nan,), (0.1, "words"), (0.1, "parameters", "cell")])
 def test_wrong_arguments_are_refused(synthetic: Any, arguments: tuple[Any, ...]) -> None:
     with pytest.raises(ConfigError, match=r"must be"):
         prune_potential(synthetic.frame(synthetic.curve([(0.5, 0.9)])), *arguments)
