@@ -138,10 +138,11 @@ def _limits(source: Source) -> tuple[float | None, float | None]:
 
 
 def _note(source: Source, frame: DataFrame, variant: str) -> str:
-    """The mode and the amount of retraining, for titles."""
-    epochs = sorted(set(compressed(frame)["epochs"].dropna()))
-    most = epochs[-1] if epochs else 0
-    amount = f"{most:g} epoch{'' if most == 1 else 's'} of retraining" if most > 0 else "no retraining"
+    """The mode and the amount of retraining, for titles; of variants together from the least to the most."""
+    epochs = sorted(compressed(frame).groupby("variant")["epochs"].max().dropna())
+    least, most = (epochs[0], epochs[-1]) if epochs else (0, 0)
+    span = f"{most:g}" if least == most else f"{least:g} to {most:g}"
+    amount = f"{span} epoch{'' if most == 1 else 's'} of retraining" if most > 0 else "no retraining"
     return ", ".join(filter(None, (mode_in_words(source, variant), amount)))
 
 

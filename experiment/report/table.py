@@ -168,7 +168,8 @@ def latex_table(
     """The prune-potential table for a paper: rows network x method; per delta the change of top1, CR-P and CR-F.
 
     CR-P and CR-F are the percentages of parameters and FLOPs removed at the point of the largest CR-P within delta on
-    the mean curve. Shares within half a point of the column's best are bold. Needs the package booktabs.
+    the mean curve; where none of the method's networks is within delta and smaller, the change is left out. Shares
+    within half a point of the column's best are bold. Needs the package booktabs.
     """
     deltas = deltas_for(results) if deltas is None else deltas
     naming = Naming(names or {})
@@ -206,7 +207,8 @@ def _latex_block(tables: list[DataFrame], name: str, naming: Naming) -> list[str
         cells = [name if place == 0 else "", naming.latex(str(tables[0].iloc[place]["label"]))]
         for table in tables:
             row = table.iloc[place]
-            cells.append(_latex_number(numerals.change(float(row["top1"] - row["top1_reference"]))))
+            change = numerals.change(float(row["top1"] - row["top1_reference"]))
+            cells.append(_latex_number(change if row["removed"] > 0 else numerals.MISSING))
             for column in ("keep_parameters", "keep_flops"):
                 best = 1 - float(table[column].min())
                 cells.append(_latex_share(1 - float(row[column]), best))

@@ -11,7 +11,9 @@ import pytest
 from experiment.errors import ConfigError
 from experiment.report import plot_cost, plot_variants, read_source, write_report
 from experiment.report.compare_plot import MOST_CURVES, can_compare, comparisons
+from experiment.report.gallery import plots_of
 from experiment.report.modes import mode_in_words, variant_in_words
+from experiment.report.naming import Naming
 from experiment.report.source import tidy
 
 REWIND = ("experiments.rewind=weights", "experiments.rewind=random")
@@ -98,6 +100,17 @@ def test_a_report_shows_the_comparison_first(synthetic: Any, tmp_path: Path) -> 
         "tradeoff-top1-parameters-experiments.rewind=random"
     )
     assert "rewound weights, random weights" in text
+
+
+def test_the_title_of_a_comparison_tells_the_least_and_the_most_retraining(synthetic: Any, tmp_path: Path) -> None:
+    rows = lottery(synthetic, variants=("retraining.startEpoch=3", "retraining.startEpoch=1"))
+    for row in rows:
+        row["epochs"] = 0 if row["method"] == "Reference" else 4 - int(row["variant"][-1])
+    settings = {"experiments": {"mode": "retrain"}}
+    folder = synthetic.write_experiment(tmp_path / "results" / "sweep", rows, parameters=settings)
+    plot = next(plots_of(read_source(folder), Naming()))
+    assert plot.stem.startswith("compare-")
+    assert "one-shot, 1 to 3 epochs of retraining" in plot.figure._suptitle.get_text()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_latex_rows_are_whole_and_the_best_are_bold(synthetic: Any) -> None:
     body = [line for line in table.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
     assert [line.count("&") for line in body] == [7] * 4
     assert body[1] == (
-        r"resnet20 CIFAR10 (90.00) & A\_1 & 0.00 & 0.00 & 0.00 & $-$0.20 & \textbf{80.00} & \textbf{90.00} \\"
+        r"resnet20 CIFAR10 (90.00) & A\_1 & -- & 0.00 & 0.00 & $-$0.20 & \textbf{80.00} & \textbf{90.00} \\"
     )
     assert r"\textbf{79.60}" in body[2]  # within half a point of the best
     assert r"\textbf" not in body[3]
