@@ -70,15 +70,17 @@ ENTRY = MethodEntry("Faulty", Settings, "faulty:Faulty", "weight")
 
 
 class GivesNaN(nn.Module):
-    """A network that trains, and gives NaN as soon as it is tested."""
+    """A network that trains, and gives NaN as soon as it is tested after that."""
 
     def __init__(self, input_shape: tuple[int, int, int], output_size: int) -> None:
         super().__init__()
         self.layer = nn.Linear(input_shape[0] * input_shape[1] * input_shape[2], output_size)
+        self.trained = False
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.layer(x.flatten(1))
-        return y if self.training else y * float("nan")
+        self.trained |= self.training
+        return y * float("nan") if self.trained and not self.training else y
 
 
 def images(root: Path, train: bool, size: int = 20) -> TensorDataset:
