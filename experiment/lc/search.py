@@ -84,11 +84,15 @@ def is_within(top1: float, reference: float, accuracy_loss: float) -> bool:
 
 def _sample(top1: Callable[[float], float], keep: float, reference: float, accuracy_loss: float) -> Sample:
     try:
-        accuracy = top1(keep)
+        told = top1(keep)
     except InfeasibleBudget:
         return Sample(keep, None, False)
-    if not isinstance(accuracy, int | float) or accuracy > 1:  # NaN is an answer: it diverged
-        raise ConfigError(f"top1 must return an accuracy as a fraction, in [0, 1]. Got {accuracy!r}.")
+    try:
+        accuracy = float(told)  # of numpy or torch, too
+    except (TypeError, ValueError):
+        accuracy = math.inf
+    if accuracy > 1:  # NaN is an answer: it diverged
+        raise ConfigError(f"top1 must return an accuracy as a fraction, in [0, 1]. Got {told!r}.")
     return Sample(keep, accuracy, is_within(accuracy, reference, accuracy_loss))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from experiment import LC
@@ -88,6 +90,14 @@ def test_wrong_numbers(wrong: dict[str, Any]) -> None:
 def test_a_reference_is_a_fraction(reference: float) -> None:
     with pytest.raises(ConfigError, match="reference must be an accuracy as a fraction"):
         search_keep(lambda keep: keep, reference=reference)
+
+
+@pytest.mark.parametrize("kind", [np.float64, lambda value: torch.tensor(value, dtype=torch.float64)])
+def test_accuracies_of_torch_and_numpy_are_taken(kind: Any) -> None:
+    plain, other = (
+        search_keep(lambda keep, of=of: of(0.75 + keep / 4), reference=1.0, accuracy_loss=0.125) for of in (float, kind)
+    )
+    assert plain == other
 
 
 @pytest.mark.parametrize("told", [99.0, None])
