@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.layers.masks import bake_masks
+from experiment.layers.prepared import plain_copy
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -44,7 +44,7 @@ def quantize_int8(
         or given where they have no effect.
     """
     _require_torchao()
-    plain = bake_masks(network).cpu().eval()
+    plain = plain_copy(network).cpu().eval()
     if mode == "dynamic":
         if calibration is not None:
             raise CompressionError("calibration has no effect on mode 'dynamic': scales are found at run time.")

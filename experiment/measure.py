@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from experiment.layers.inspect import evaluating, trace_layers
 from experiment.layers.masks import named_masks, plain_name
+from experiment.layers.prepared import unwrapped
 from experiment.layers.quantized import element_size, named_dtypes
 
 if TYPE_CHECKING:
@@ -51,9 +52,10 @@ def count(network: nn.Module, example: Tensor) -> Count:
     What is neither convolution nor linear layer (normalisation, activation, pooling, attention) has no flops here.
 
     Args:
-        network: any network, compressed or not; it is left as it is.
+        network: any network, compressed or not; it is left as it is. `torch.compile` and the like are taken off.
         example: an input batch, on the network's device; the values do not matter.
     """
+    network = unwrapped(network)
     masks = named_masks(network)
     masked = sum(int((~mask).sum()) for mask in masks.values())
     layers = {}

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from experiment.errors import CompressionError, ConfigError
+from experiment.layers.build import build
 from experiment.layers.plan import Plan, State
+from experiment.layers.prepared import prepared
 from experiment.measure import Count, count
 from experiment.methods.base import Calibration, Compressed, Compressor, Quantity, make_method
 from experiment.methods.configure import is_fixed_size, make_settings
@@ -64,7 +66,10 @@ def compress(
     """Compress a network; `net` itself is unchanged.
 
     Args:
-        net: any module; its Conv2d and Linear layers are found, on whatever device they are.
+        net: any module; its layers are found, on whatever device they are. `torch.compile`, DataParallel and DDP are
+            taken off; weights that weight_norm, spectral_norm or another parametrization computes become parameters.
+            What a mask of this program or of torch.nn.utils.prune holds at zero stays zero and counts as gone: `keep`
+            is a share of what is left. What cannot be compressed (TorchScript, quantized layers, ...) is refused.
         method: a label (`ALDS`), one of torchprune's class names (`ALDSNet`) or an import path of your own.
         keep: share to keep of what `budget` counts, in (0, 1]; never exceeded. Left out where the settings decide the
             size, such as a density.
@@ -75,7 +80,8 @@ def compress(
             that is not retrained.
         settings: the method's own.
     Raises:
-        CompressionError: InfeasibleBudget where the method cannot reach that size; missing data.
+        CompressionError: InfeasibleBudget where the method cannot reach that size; missing data; a network of a kind
+            that cannot be compressed, such as TorchScript.
         ConfigError: an unknown method or setting.
     """
     return next(
@@ -113,8 +119,9 @@ def compress_many(
     chosen = make_settings(entry, settings)
     _check_keeps(entry.label, keeps, fixed=is_fixed_size(chosen))
     made = make_method(entry, chosen)
-    state = State(net, example[:1])
-    original = _count_original(net, state.example)
+    whole = prepared(net)
+    state = State(whole.network, example[:1], whole.masks)
+    original = _count_original(state)
     compressor = Compressor(
         made, state, original, _calibration(data), generator("method", seed), recalibrated=recalibrate
     )
@@ -137,9 +144,10 @@ def result_of(original: Count, compressed: Compressed) -> CompressionResult:
     )
 
 
-def _count_original(net: nn.Module, example: Tensor) -> Count:
+def _count_original(state: State) -> Count:
+    net, example = state.network, state.example
     try:
-        original = count(net, example)
+        original = count(build(net, Plan(masks=state.masks)) if state.masks else net, example)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = str(error).partition("\n")[0]
         raise CompressionError(

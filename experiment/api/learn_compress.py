@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import math
@@ -20,6 +19,7 @@ from experiment.config.explain import expectation
 from experiment.datasets.image import Batch, count_batches
 from experiment.datasets.pairs import PairData
 from experiment.errors import CompressionError, ConfigError, DataError
+from experiment.layers.prepared import plain_copy
 from experiment.lc.optimizer import LCOptimizer
 from experiment.lc.projection import FunctionProjection, MethodProjection, Projection
 from experiment.measure import count
@@ -106,7 +106,7 @@ class LC:
         images = PairData("train", train, torch.device(device))
         held_out = PairData("valid", valid, torch.device(device))
         example = held_out.first(1)[0]
-        network = copy.deepcopy(network).to(device).eval()
+        network = plain_copy(network).to(device).eval()
         samples = {part.name: part.some(COMPARED) for part in (images, held_out)}
         _check_targets(samples, network, training)
         project, about = _projection(network, scheme, keep, budget, dict(settings or {}), held_out, example, seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from experiment.config import Parameters, load
 from experiment.datasets.calibration import calibration
 from experiment.errors import ConfigError, StoreError
 from experiment.files import require_whole_lines
+from experiment.layers.prepared import copied
 from experiment.methods.find import find_method
 from experiment.registry import is_import_path
 from experiment.run.data import Data, transforms_of
@@ -135,7 +135,7 @@ def evaluate(
     p = _parameters(path_or_param, variant)
     images = Data(Path(data or p.directories.training_data or DATASETS_FOLDER), device).test(p)
     metrics = evaluate_network(
-        copy.deepcopy(network).to(device), images, loss=p.training.loss, loss_kwargs=dict(p.training.loss_kwargs),
+        copied(network).to(device), images, loss=p.training.loss, loss_kwargs=dict(p.training.loss_kwargs),
         device=torch.device(device), precision="fp32",
     )  # fmt: skip
     return {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5}

@@ -99,9 +99,8 @@ def _check_weight(name: str, layer: nn.Module) -> None:
     weight = dict(layer.named_parameters(recurse=False)).get("weight")
     if weight is None:
         raise CompressionError(
-            f"layer '{name}': expected a weight of its own, found one computed by a parametrization or hook. Remove "
-            f"it first: experiment.layers.masks.bake_masks(network) for masks, "
-            f"torch.nn.utils.parametrize.remove_parametrizations for others."
+            f"layer '{name}': expected a weight of its own, found one that a hook computes. Remove the hook, and make "
+            f"the weight a parameter: layer.weight = torch.nn.Parameter(layer.weight.detach())."
         )
     bad = int((~torch.isfinite(weight)).sum())
     if bad:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import ConfigError, ExperimentError, raised_at
+from experiment.errors import CompressionError, ConfigError, ExperimentError, raised_at
 from experiment.layers.inspect import evaluating
+from experiment.layers.prepared import check_kind, computed_weights, unwrapped
 from experiment.networks import NETWORKS
 from experiment.networks.factored import NAMES, Factoring, factor, make_factoring
 from experiment.registry import is_import_path, resolve, suggestion
@@ -49,10 +50,30 @@ def make_network(
             f"network '{name}' must be a torch.nn.Module. The factory returned {type(network).__name__}. "
             f"Let it build the network and return it."
         )
+    network = _plain(name, network)
     _check_fit(name, network, input_shape, output_size)
     if factoring is not None:
         network = factor(network, _example(network, input_shape), factoring)
     return network.train()
+
+
+def _plain(name: str, network: nn.Module) -> nn.Module:
+    """The network without wrappers.
+
+    Raises: ConfigError: it cannot be compressed, or does not hold its weights.
+    """
+    network = unwrapped(network)
+    if computed := computed_weights(network):
+        raise ConfigError(
+            f"network '{name}': {', '.join(computed[:8])} are computed at every use, by a mask, weight_norm or another "
+            "parametrization. Experiments train and compress networks that hold their weights. Let the factory return "
+            "experiment.layers.prepared.plain_copy(network)."
+        )
+    try:
+        check_kind(network)
+    except CompressionError as error:
+        raise ConfigError(f"network '{name}': {error}") from error
+    return network
 
 
 def _factory(name: str) -> Callable[..., object]:

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from experiment.errors import StoreError
+from experiment.layers.prepared import without_prefixes
 from experiment.run.given import GivenWeights, content_hash
 from experiment.run.weights import read_plain
 
 WRAPPERS = ("state_dict", "model")  # under which training scripts, and this program, keep the weights
-PARALLEL = "module."  # what torch's DataParallel puts before every name
 MOST_NAMES = 8  # of a kind in an error
 
 
@@ -56,8 +56,7 @@ def _state_dict(content: object, given: GivenWeights) -> dict[str, Tensor]:
             f"{given.path}: expected a state_dict (names and tensors), alone or under {' or '.join(WRAPPERS)}. Got "
             f"{_described(content)}. Write one with torch.save(net.state_dict(), path)."
         )
-    wrapped = all(str(name).startswith(PARALLEL) for name in content)
-    return {str(name).removeprefix(PARALLEL if wrapped else ""): tensor for name, tensor in content.items()}
+    return without_prefixes({str(name): tensor for name, tensor in content.items()})
 
 
 def _described(content: object) -> str:

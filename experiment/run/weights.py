@@ -17,17 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import OtherVersion, StoreError
+from experiment.errors import CompressionError, OtherVersion, StoreError
 from experiment.files import is_whole_archive, write_whole
 from experiment.layers.build import build
 from experiment.layers.masks import plain_name
 from experiment.layers.plan import Plan
+from experiment.layers.prepared import prepared
 from experiment.layers.quantized import named_dtypes
 from experiment.networks import NETWORKS
 from experiment.networks.make import make_network
 from experiment.registry import is_import_path
 from experiment.run.packing import decode_state, encode_state, pack, unpack
 
+MOST_REASON = 1000  # characters of torch's list of what differs
 FORMAT = 3  # of network.pt
 FORMATS = (
     1,
@@ -145,11 +147,18 @@ def rebuild(
 ) -> nn.Module:
     """The compressed network in eval mode, from the original architecture and what `read_weights` gave.
 
-    Raises: StoreError: the plan or the weights do not fit that architecture.
+    Raises: StoreError: the plan or the weights do not fit that architecture. CompressionError: the original is of a
+        kind that cannot be compressed.
     """
+    original = prepared(original).network
     try:
         network = build(original, Plan.from_data(specification["plan"], original))
         network.load_state_dict(dict(state))
-    except (RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise StoreError(f"{path}: does not fit this network: {str(error).strip()}") from error
+    except (CompressionError, RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:
+        reason = str(error).strip()
+        reason = reason if len(reason) <= MOST_REASON else f"{reason[:MOST_REASON]} ..."
+        raise StoreError(
+            f"{path}: does not fit this network, which is another one than was compressed: {reason} Pass the network "
+            "that `compress` was given, of the same sizes: for one that was compressed twice that is the first result."
+        ) from error
     return network.eval()
