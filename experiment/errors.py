@@ -50,28 +50,36 @@ class InfeasibleBudget(CompressionError):
         smallest: the least that the method reaches, in `quantity`.
         original: the uncompressed network's count, in `quantity`.
         quantity: `parameters` or `flops`.
+        reason: a sentence that says why, if that is known, before the numbers.
     """
 
-    def __init__(self, *, limit: int, smallest: int, original: int, quantity: str) -> None:
+    def __init__(self, *, limit: int, smallest: int, original: int, quantity: str, reason: str = "") -> None:
         self.limit, self.smallest, self.original, self.quantity = limit, smallest, original, quantity
+        self.reason = reason
+        why = f"{reason[0].upper()}{reason[1:]} A " if reason else ""
+        told = f"{why}budget of {limit:,} {quantity} cannot be met:"
         keep = -(-smallest * 10_000 // original) / 10_000  # rounded up: the ratio that is named can be met
         if smallest > original:
             super().__init__(
-                f"budget of {limit:,} {quantity} cannot be met: this method cannot make the network smaller than it is "
+                f"{told} this method cannot make the network smaller than it is "
                 f"({original:,}). Masked weights count as removed only as long as they are masked."
             )
             return
         super().__init__(
-            f"budget of {limit:,} {quantity} cannot be met: the smallest network of this method has {smallest:,} "
+            f"{told} the smallest network of this method has {smallest:,} "
             f"(keep ratio {keep:.4f}). Ask for a keep ratio of at least that."
         )
 
+    def because(self, reason: str) -> InfeasibleBudget:
+        """The same error with its reason."""
+        return _infeasible(self.limit, self.smallest, self.original, self.quantity, reason)
+
     def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments survive the way back from a worker process
-        return _infeasible, (self.limit, self.smallest, self.original, self.quantity)
+        return _infeasible, (self.limit, self.smallest, self.original, self.quantity, self.reason)
 
 
-def _infeasible(limit: int, smallest: int, original: int, quantity: str) -> InfeasibleBudget:
-    return InfeasibleBudget(limit=limit, smallest=smallest, original=original, quantity=quantity)
+def _infeasible(limit: int, smallest: int, original: int, quantity: str, reason: str) -> InfeasibleBudget:
+    return InfeasibleBudget(limit=limit, smallest=smallest, original=original, quantity=quantity, reason=reason)
 
 
 class TrainingDiverged(ExperimentError):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from experiment.layers.inspect import evaluating, trace_layers
+from experiment.layers.inspect import trace_layers, trace_other_convolutions
 from experiment.layers.masks import named_masks, plain_name
 from experiment.layers.prepared import unwrapped
 from experiment.layers.quantized import element_size, named_dtypes
@@ -59,7 +59,7 @@ def count(network: nn.Module, example: Tensor) -> Count:
     masks = named_masks(network)
     masked = sum(int((~mask).sum()) for mask in masks.values())
     layers = {}
-    for name, info in trace_layers(network, example).items():
+    for name, info in (trace_layers(network, example) | trace_other_convolutions(network, example)).items():
         prefix = f"{name}." if name else ""
         weight, bias = masks.get(f"{prefix}weight"), masks.get(f"{prefix}bias")
         unmasked = info.weight_numel if weight is None else int(weight.sum())
@@ -67,42 +67,12 @@ def count(network: nn.Module, example: Tensor) -> Count:
         layers[name] = LayerCount(
             info.kind, unmasked + biases, info.weight_numel * info.positions, unmasked * info.positions
         )
-    layers |= _other_convolutions(network, example)
     return Count(
         parameters=sum(p.numel() for p in network.parameters()) - masked,
         flops=sum(layer.flops for layer in layers.values()),
         flops_unmasked=sum(layer.flops_unmasked for layer in layers.values()),
         layers=layers,
     )
-
-
-_OTHER_CONVOLUTIONS = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-def _other_convolutions(network: nn.Module, example: Tensor) -> dict[str, LayerCount]:
-    """Convolutions that no method touches: a weight is used once an output position or, transposed, an input one."""
-    names = {module: name for name, module in network.named_modules() if isinstance(module, _OTHER_CONVOLUTIONS)}
-    if not names:
-        return {}
-    positions = dict.fromkeys(names.values(), 0)
-
-    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(module, _OTHER_CONVOLUTIONS)
-        grid = inputs[0] if module.transposed else output
-        positions[names[module]] += grid.shape[-len(module.kernel_size) :].numel()
-
-    handles = [module.register_forward_hook(record) for module in names]
-    try:
-        with evaluating(network):
-            network(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {
-        name: LayerCount("conv", sum(p.numel() for p in module.parameters()), flops, flops)
-        for module, name in names.items()
-        if (flops := module.weight.numel() * positions[name])
-    }
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +20,17 @@ from experiment.measure import Count, count
 from experiment.methods.base import Calibration, Compressed, Compressor, Quantity, make_method
 from experiment.methods.configure import is_fixed_size, make_settings
 from experiment.methods.find import find_method
+from experiment.methods.reach import OutOfReach
 from experiment.methods.table import layer_rows
+from experiment.registry import MethodEntry
 from experiment.run.names import recalibration_fault
 from experiment.run.weights import save_weights
 from experiment.streams import generator
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_log = logging.getLogger("experiment")
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,9 @@ class CompressionResult:
     Attributes:
         network: of plain torch layers, ready to train, save, export; masked weights are held at zero by a
             parametrization (`experiment.layers.masks.bake_masks(network)` gives a copy with ordinary zeros).
-        layers: one row a compressible layer: layer, kind, parameters_before, parameters, flops_before, flops, and what
-            the method decided (rank, groups, folding, relative_error, relative_error_exact | kept | channels).
+        layers: one row a layer: layer, kind, parameters_before, parameters, flops_before, flops, and what the method
+            decided (rank, groups, folding, relative_error, relative_error_exact | kept | channels). What the method has
+            to leave alone is of kind `unreachable`, and a warning names it.
         parameters, flops: of the whole compressed network (elements; multiply-adds of one sample).
         keep_parameters, keep_flops: the shares kept of the original's.
         plan: the decisions as plain data.
@@ -125,8 +131,16 @@ def compress_many(
     compressor = Compressor(
         made, state, original, _calibration(data), generator("method", seed), recalibrated=recalibrate
     )
-    for keep in keeps:
-        yield result_of(original, compressor.compress(1.0 if keep is None else keep, budget))
+    for i, keep in enumerate(keeps):
+        compressed = compressor.compress(1.0 if keep is None else keep, budget)
+        if not i:  # an error has the same text
+            _warn_of_rest(entry, compressed.out_of_reach, keeps if budget == "parameters" else ())
+        yield result_of(original, compressed)
+
+
+def _warn_of_rest(entry: MethodEntry, rest: OutOfReach, keeps: Sequence[float | None]) -> None:
+    if rest.modules:
+        _log.warning("%s: %s", entry.label, rest.told(entry.kind) + rest.rest(keeps))
 
 
 def result_of(original: Count, compressed: Compressed) -> CompressionResult:

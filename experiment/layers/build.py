@@ -117,24 +117,25 @@ def sliced_copy(network: nn.Module, kept: Mapping[str, Kept]) -> nn.Module:
 
 def slice_mask(mask: Tensor, kept: Mapping[str, Kept], name: str) -> Tensor:
     """The part of a parameter's mask that is left when its module's channels are cut; `name` is the parameter's."""
-    for dim, indices in _cuts(kept, name, mask.dim()):
+    for dim, indices in _cuts(kept, name, mask.shape):
         mask = mask.index_select(dim, torch.tensor(indices, device=mask.device))
     return mask
 
 
 def unslice_mask(mask: Tensor, shape: torch.Size, kept: Mapping[str, Kept], name: str) -> Tensor:
     """The inverse of `slice_mask`: a mask, or scales, of the original shape, False or zero where channels are gone."""
-    for dim, indices in _cuts(kept, name, len(shape)):
+    for dim, indices in _cuts(kept, name, shape):
         size = [*mask.shape[:dim], shape[dim], *mask.shape[dim + 1 :]]
         gone = torch.zeros(size, dtype=mask.dtype, device=mask.device)
         mask = gone.index_copy(dim, torch.tensor(indices, device=mask.device), mask)
     return mask
 
 
-def _cuts(kept: Mapping[str, Kept], name: str, dims: int) -> list[tuple[int, tuple[int, ...]]]:
+def _cuts(kept: Mapping[str, Kept], name: str, shape: torch.Size) -> list[tuple[int, tuple[int, ...]]]:
+    """The dimensions that lose indices. A grouped layer's columns are those of one group, and stay with their group."""
     sides = kept.get(name.rpartition(".")[0], Kept())
     pairs = ((0, sides.out), (1, sides.inputs))
-    return [(dim, indices) for dim, indices in pairs if indices is not None and dim < dims]
+    return [(dim, i) for dim, i in pairs if i is not None and dim < len(shape) and i[-1] < shape[dim]]
 
 
 def _check(network: nn.Module, plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,18 +120,66 @@ def compressible_layers(network: nn.Module, example: Tensor) -> dict[str, LayerI
 
     A subclass that computes otherwise than Conv2d or Linear is none of them: plain layers cannot stand in for it.
     """
-    uses: dict[int, int] = {}
-    for module in network.modules():
+    found = trace_layers(network, example)
+    return _with_weights_of_their_own(network, {name: info for name, info in found.items() if info.groups == 1})
+
+
+def maskable_layers(network: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
+    """The layers whose single weights may be masked, in module order: grouped layers and every convolution, too.
+
+    A convolution of one or three dimensions, or a transposed one, is listed with one kernel axis and one grid axis, and
+    a transposed one with its inputs as positions: a weight takes part in one multiply-add a position.
+    """
+    found = trace_layers(network, example) | trace_other_convolutions(network, example)
+    own = _with_weights_of_their_own(network, found)
+    return {name: own[name] for name, _ in network.named_modules() if name in own}
+
+
+OTHER_CONVOLUTIONS = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+PLAIN = {kind.forward for kind in (nn.Conv2d, nn.Linear, GroupedLinear, *OTHER_CONVOLUTIONS)}
+
+
+def holders(network: nn.Module) -> dict[nn.Parameter, list[str]]:
+    """Every parameter with the names of all modules that hold it."""
+    found: dict[nn.Parameter, list[str]] = {}
+    for name, module in network.named_modules():
         for parameter in module.parameters(recurse=False):
-            uses[id(parameter)] = uses.get(id(parameter), 0) + 1
-    modules = dict(network.named_modules())
+            found.setdefault(parameter, []).append(name)
+    return found
+
+
+def _with_weights_of_their_own(network: nn.Module, layers: Mapping[str, LayerInfo]) -> dict[str, LayerInfo]:
+    held, modules = holders(network), dict(network.named_modules())
     return {
         name: info
-        for name, info in trace_layers(network, example).items()
-        if info.groups == 1
-        and type(modules[name]).forward in (nn.Conv2d.forward, nn.Linear.forward)
-        and all(uses[id(p)] == 1 for p in modules[name].parameters())
+        for name, info in layers.items()
+        if type(modules[name]).forward in PLAIN and all(len(held[p]) == 1 for p in modules[name].parameters())
     }
+
+
+def trace_other_convolutions(network: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
+    """The convolutions in use that `trace_layers` leaves out, as `maskable_layers` has them."""
+    names = {module: name for name, module in network.named_modules() if isinstance(module, OTHER_CONVOLUTIONS)}
+    grids: dict[nn.Module, list[tuple[Grid, Grid]]] = {}
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
+        assert isinstance(module, OTHER_CONVOLUTIONS)
+        x = inputs[0] if inputs else named["input"]
+        before = (x.numel() // module.in_channels // len(example), 1)
+        after = before if module.transposed else (output.numel() // module.out_channels // len(example), 1)
+        grids.setdefault(module, []).append((before, after))
+
+    if names:
+        pass_recorded(network, dict.fromkeys(names.values(), record), example, len(example))
+    return {name: _other_info(name, module, grids[module]) for module, name in names.items() if module in grids}
+
+
+def _other_info(name: str, module: nn.Module, grids: list[tuple[Grid, Grid]]) -> LayerInfo:
+    assert isinstance(module, OTHER_CONVOLUTIONS)
+    return LayerInfo(
+        name, "conv", module.out_channels, module.in_channels, (math.prod(module.kernel_size), 1), module.groups,
+        module.bias is not None, tuple(g for g, _ in grids), tuple(g for _, g in grids),
+    )  # fmt: skip
 
 
 def _grid(module: nn.Module, x: Tensor, batch_size: int) -> Grid:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import CompressionError
+from experiment.errors import CompressionError, InfeasibleBudget
 from experiment.layers.build import build
 from experiment.layers.plan import Plan, State
 from experiment.layers.recalibrate import DenseMoments, dense_moments, recalibrate
 from experiment.measure import Count, count
+from experiment.methods.reach import EVERYTHING, OutOfReach, out_of_reach
 from experiment.registry import MethodEntry, resolve
 
 Quantity = Literal["parameters", "flops"]
@@ -75,6 +77,7 @@ class Compressed:
     network: nn.Module
     plan: Plan
     count: Count
+    out_of_reach: OutOfReach = EVERYTHING
 
 
 class Compressor:
@@ -113,7 +116,12 @@ class Compressor:
         assert plan.parameters is None or plan.parameters == counted.parameters, (
             f"planned {plan.parameters} parameters, counted {counted.parameters}"
         )
-        return Compressed(network, plan, counted)
+        return Compressed(network, plan, counted, self.out_of_reach)
+
+    @cached_property
+    def out_of_reach(self) -> OutOfReach:
+        """What the method leaves alone, because it must."""
+        return out_of_reach(self.state, self.analysis)
 
     def plan(self, keep: float, quantity: Quantity = "parameters") -> Plan:
         """What is decided for one keep ratio.
@@ -124,7 +132,10 @@ class Compressor:
             raise CompressionError(f"keep must be a number in (0, 1]. Got {keep!r}.")
         total = {"parameters": self.original.parameters, "flops": self.original.flops}[quantity]
         budget = Budget(quantity, math.floor(keep * total + 1e-6), total)
-        return self.method.plan(self.analysis, budget).keeping_biases(self.state)
+        try:
+            return self.method.plan(self.analysis, budget).keeping_biases(self.state)
+        except InfeasibleBudget as error:
+            raise error.because(self.out_of_reach.text()) from error
 
     def instantiate(self, plan: Plan, state: State | None = None) -> nn.Module:
         """The network that a plan describes, filled from this state or, to rewind, from another one.

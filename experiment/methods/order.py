@@ -54,7 +54,7 @@ class WeightMethod:
 
         Raises: CompressionError: a weight or score is NaN or infinite, or calibration data are missing.
         """
-        start = start_of(state)
+        start = start_of(state, masked=True)
         return self.order(start, self.score(start, calibration, generator))
 
     def plan(self, analysis: Order, budget: Budget) -> Plan:

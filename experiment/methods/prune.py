@@ -49,8 +49,8 @@ class UnitMethod:
         Raises: ConfigError: a pattern names no layer, or `layers` contradicts itself or `ignore`. CompressionError:
             there is no layer to prune, a density keeps nothing, or blocks do not divide a layer.
         """
-        start = start_of(state)
-        known = [name for name, info in start.layers.items() if info.kind == "linear" or not self.linear]
+        start = self._start_of(state)
+        known = list(start.layers)
         ignored = matching(self.ignore, known, self.label)
         eligible = [name for name in known if name not in ignored]
         if not eligible:
@@ -63,7 +63,7 @@ class UnitMethod:
             alone = pool_of(start, [name], self.units, self.norm, self.align)
             masks |= alone.masks(alone.of_density(value.density))
         if masks:
-            start = start_of(replace(state, masks=plan_masked(start, masks).masks))
+            start = self._start_of(replace(state, masks=plan_masked(start, masks).masks))
         rest = [name for name in eligible if name not in own]
         return pool_of(start, rest, self.units, self.norm, self.align)
 
@@ -85,6 +85,11 @@ class UnitMethod:
     def fill(self, built: nn.Module, state: State, analysis: Pool, plan: Plan) -> None:
         """Write the state's weights into `built`, in place; masked ones become zero."""
         write_whole(built, state.network, plan)
+
+    def _start_of(self, state: State) -> Start:
+        start = start_of(state, masked=True)
+        layers = {name: info for name, info in start.layers.items() if info.kind == "linear" or not self.linear}
+        return replace(start, layers=layers)
 
     def _check_blocks(self, start: Start, layers: list[str]) -> None:
         if self.units.block is None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError
 from experiment.layers.build import build, slice_mask, sliced_copy
-from experiment.layers.inspect import LayerInfo, compressible_layers
+from experiment.layers.inspect import LayerInfo, compressible_layers, maskable_layers
 from experiment.layers.plan import Detail, Plan, State
 from experiment.measure import Count, count
 from experiment.methods.base import Budget, Quantity
@@ -24,7 +24,7 @@ class Start:
         state: the state itself, of the original shapes.
         network: the state's network with the channels that are gone cut out; the same object where none are.
         masks: the state's masks, in the shapes of `network`.
-        layers: the compressible layers of `network`.
+        layers: the layers of `network` that the method may compress.
         count: what the state costs, masks and cut channels taken into account.
     """
 
@@ -57,13 +57,16 @@ class Start:
         )
 
 
-def start_of(state: State) -> Start:
+def start_of(state: State, *, masked: bool = False) -> Start:
     """Trace and count a state.
 
+    Args:
+        masked: for methods that judge single weights: the layers are all whose weights can be masked, grouped and
+            transposed convolutions and those of one and three dimensions, too.
     Raises: CompressionError: a layer's weight is NaN or infinite, or computed from something else.
     """
     network = sliced_copy(state.network, state.kept)
-    layers = compressible_layers(network, state.example)
+    layers = (maskable_layers if masked else compressible_layers)(network, state.example)
     for name in layers:
         _check_weight(name, network.get_submodule(name))
     return Start(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from experiment.layers.plan import Detail
+from experiment.layers.unreached import Unreached
 from experiment.measure import Count
 from experiment.methods.base import Compressed
+
+UNREACHABLE = "unreachable"  # the kind of what the method leaves alone, because it must
 
 
 def layer_rows(original: Count, compressed: Compressed) -> list[dict[str, Detail]]:
     """One row a layer of the original network, in its order, with the same keys in every row.
 
-    A decomposed layer counts with its factors, a layer that is gone with zeros.
+    A decomposed layer counts with its factors, a layer that is gone with zeros. What the method leaves alone because it
+    must is of kind `unreachable`; multiply-adds outside of layers are not in its row.
     """
     details = compressed.plan.details
     extra = list(dict.fromkeys(key for detail in details.values() for key in detail))
@@ -26,4 +32,19 @@ def layer_rows(original: Count, compressed: Compressed) -> list[dict[str, Detail
             "flops": sum(c.flops for c in now),
         }
         rows.append(row | {key: details.get(name, {}).get(key) for key in extra})
-    return rows
+    return _with_unreachable(rows, compressed.out_of_reach.modules, extra)
+
+
+def _with_unreachable(
+    rows: list[dict[str, Detail]], modules: Sequence[Unreached], extra: Sequence[str]
+) -> list[dict[str, Detail]]:
+    """The rows, those of layers out of reach named so; what is out of reach and no layer gets a row at the end."""
+    names, there = {module.name for module in modules}, {row["layer"] for row in rows}
+    marked = [row | {"kind": UNREACHABLE} if row["layer"] in names else row for row in rows]
+    others: list[dict[str, Detail]] = [
+        {"layer": m.name, "kind": UNREACHABLE, "parameters_before": m.parameters, "parameters": m.parameters,
+         "flops_before": 0, "flops": 0}
+        for m in modules
+        if m.name not in there
+    ]  # fmt: skip
+    return marked + [other | dict.fromkeys(extra) for other in others]

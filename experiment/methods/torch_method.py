@@ -61,7 +61,7 @@ class TorchPrune:
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Units:
         """Every layer's units, and the order in which they stay as the share grows."""
-        start = start_of(state)
+        start = start_of(state, masked=True)
         units = {name: self._num_units(start, name) for name in start.layers}
         sizes = torch.tensor(list(units.values()), dtype=torch.int64)
         layers = torch.repeat_interleave(torch.arange(len(units)), sizes)

@@ -106,7 +106,7 @@ class Sampled:
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Urns:
         """The probabilities of all weights, and the draws that hit them first."""
-        start, layers = start_of(state), {}
+        start, layers = start_of(state, masked=True), {}
         for name, info in start.layers.items():
             alive_RC = alive_weights(start, name).cpu().flatten(1)
             worth_RC = self.worth(live_weight(start.network, start.masks, name).cpu().double().flatten(1), alive_RC)

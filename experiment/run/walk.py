@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -48,6 +49,8 @@ from experiment.run.start import network_of, random_state
 from experiment.run.weights import save_weights
 from experiment.streams import generator
 from experiment.training.loop import EpochRecord, train
+
+log = logging.getLogger("experiment")
 
 NOTHING_REMOVED = "removes nothing that its starting point still has: it is tested as it is, not retrained"
 
@@ -188,10 +191,18 @@ class Walk:
 
     def _analysed(self, state: State) -> Compressor:
         stream = generator("method", self.p.seed, self.chain.reference.net, self.chain.repetition)
-        return Compressor(
+        compressor = Compressor(
             self.method, state, self.reference.count, self._calibration(), stream,
             recalibrated=self.chain.method.recalibrate,
         )  # fmt: skip
+        if state is self.reference.state and self.chain.reference.net == self.chain.repetition == 0:
+            self._warn_of_rest(compressor)  # once a variant and method
+        return compressor
+
+    def _warn_of_rest(self, compressor: Compressor) -> None:
+        told = compressor.out_of_reach.told(self.chain.method.entry.kind)
+        if told:
+            log.warning("%s: %s", f"{self.chain.variant.name} {self.chain.method.label}".strip(), told)
 
     def _calibration(self) -> Calibration:
         splits = self.context.data.splits(self.p, self.p.training)

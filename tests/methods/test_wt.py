@@ -148,12 +148,11 @@ def by_layer(network: nn.Module) -> dict[str, Tensor]:
 def test_biases_and_norms_are_paid_first() -> None:
     network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1, groups=3))
     state = State(network.eval(), torch.zeros(1, 2, 4, 4))
-    fixed = 3 + 6 + (3 + 3)
+    fixed = 3 + 6 + 3
     assert plan_for(state, fixed + 4).parameters == fixed + 4
     with pytest.raises(InfeasibleBudget, match=f"smallest network of this method has {fixed} "):
         plan_for(state, fixed - 1)
-    with pytest.raises(InfeasibleBudget, match="has 48 "):  # the grouped layer, at 16 positions
-        plan_for(state, 47, "flops")
+    assert plan_for(state, 0, "flops").parameters == fixed  # the grouped layer goes, too
 
 
 def test_network_that_is_one_layer() -> None:
@@ -182,6 +181,6 @@ def test_broken_weights_are_named(state_of: Callable[[str], State], value: float
 def test_masked_network_must_be_baked_first(state_of: Callable[[str], State]) -> None:
     state = state_of("sequences")
     masked = compressor(state).compress(0.5).network
-    with pytest.raises(CompressionError, match=r"bake_masks"):
+    with pytest.raises(CompressionError, match="found one that a hook computes"):
         compressor(State(masked, state.example))
     assert compressor(State(bake_masks(masked), state.example)).compress(0.4)
