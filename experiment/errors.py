@@ -59,11 +59,9 @@ class InfeasibleBudget(CompressionError):
         why = f"{reason[0].upper()}{reason[1:]} A " if reason else ""
         told = f"{why}budget of {limit:,} {quantity} cannot be met:"
         keep = -(-smallest * 10_000 // original) / 10_000  # rounded up: the ratio that is named can be met
-        if smallest > original:
-            super().__init__(
-                f"{told} this method cannot make the network smaller than it is "
-                f"({original:,}). Masked weights count as removed only as long as they are masked."
-            )
+        if smallest >= original:
+            masked = " Masked weights count as removed only as long as they are masked." if smallest > original else ""
+            super().__init__(f"{told} this method cannot make the network smaller than it is ({original:,}).{masked}")
             return
         super().__init__(
             f"{told} the smallest network of this method has {smallest:,} "

@@ -59,7 +59,7 @@ def test_without_training_the_network_is_used_as_it_is(write: Any, small: dict[s
 @pytest.mark.usefixtures("no_plots")
 def test_training_goes_on_from_there(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
     """With a learning rate of 0 the weights stay what they were, so they were not drawn anew."""
-    torch.save({"epoch": 3, "model": {f"module.{n}": t for n, t in trained().items()}}, in_tmp / "mine.pt")
+    torch.save({"epoch": 3, "model": {f"_orig_mod.module.{n}": t for n, t in trained().items()}}, in_tmp / "mine.pt")
     small["network"]["weights"] = "mine.pt"
     small["training"] |= {"numEpochs": 1, "optimizerKwargs": {"lr": 0.0}}
     small["experiments"]["mode"] = "train"

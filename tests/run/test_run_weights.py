@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from experiment import compress, load_network, save_network
 from experiment.errors import StoreError
 from experiment.layers.build import build
 from experiment.layers.plan import Factors, Kept, Plan
@@ -91,6 +92,29 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     save_weights(path, nn.Linear(3, 2), Plan(), None)
     with pytest.raises(StoreError, match="does not fit this network"):
         rebuild(network(), *read_weights(path), path)
+
+
+@pytest.mark.parametrize("method", ["SVD", "ALDS", "FT", "WT"])
+def test_a_network_of_another_width_is_another_network(tmp_path: Path, method: str) -> None:
+    def of(width: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, width, 3), nn.Flatten(), nn.Linear(width, 4)
+        )
+
+    save_network(compress(of(12), method, keep=0.5, example=torch.randn(1, 3, 5, 5)), tmp_path / "x.pt")
+    with pytest.raises(StoreError, match="x.pt: does not fit this network, which is another one") as caught:
+        load_network(tmp_path / "x.pt", network=of(8))
+    assert len(str(caught.value)) < 2000
+
+
+def test_a_network_compressed_twice_goes_into_the_first_result(tmp_path: Path) -> None:
+    net, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(2, 8)
+    first = compress(net, "SVD", keep=0.7, example=x)
+    second = compress(first.network, "WT", keep=0.7, example=x)
+    save_network(second, tmp_path / "twice.pt")
+    with pytest.raises(StoreError, match="compressed twice that is the first result"):
+        load_network(tmp_path / "twice.pt", network=net)
+    torch.testing.assert_close(load_network(tmp_path / "twice.pt", network=first.network)(x), second.network(x))
 
 
 def test_another_format_version_is_refused(tmp_path: Path) -> None:
