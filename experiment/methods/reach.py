@@ -40,10 +40,11 @@ class OutOfReach:
         return sum(module.parameters for module in self.modules)
 
     def text(self, what: str = "cannot be compressed") -> str:
-        """One sentence; empty where everything can be reached."""
+        """One sentence, the largest first; empty where everything can be reached."""
         if not self.modules:
             return "there is nothing to compress." if self.nothing else ""
-        named = ", ".join(str(module) for module in self.modules[:MOST_NAMES])
+        by_size = sorted(self.modules, key=lambda module: -module.parameters)
+        named = ", ".join(str(module) for module in by_size[:MOST_NAMES])
         more = len(self.modules) - MOST_NAMES
         named += f" and {more} more" if more > 0 else ""
         share = (
