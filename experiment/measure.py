@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from experiment.layers.inspect import evaluating, trace_layers
-from experiment.layers.masks import named_masks, plain_name
+from experiment.layers.grouped import GroupedLinear
+from experiment.layers.inspect import evaluating
+from experiment.layers.masks import named_masks, plain_name, stored
 from experiment.layers.quantized import element_size, named_dtypes
 
 if TYPE_CHECKING:
@@ -20,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerCount:
-    """One convolution or linear layer: elements (bias included, masked ones not) and multiply-adds of one sample."""
+    """One convolution or linear layer: elements of its own (bias included, masked ones not) and multiply-adds.
+
+    Elements that a layer before it holds as well count there alone, so that layers add up.
+    """
 
     kind: str
     parameters: int
@@ -34,9 +41,9 @@ class Count:
 
     Attributes:
         parameters: elements of all parameters, BatchNorm and biases included, masked ones not; shared ones once.
-        flops: multiply-adds of one sample's forward pass through every convolution and linear layer.
-        flops_unmasked: the same over unmasked weights only.
-        layers: the layers that the forward pass calls.
+        flops: multiply-adds of one sample's forward pass.
+        flops_unmasked: the same without those of masked weights of layers.
+        layers: the convolutions and linear layers that the forward pass calls, in module order.
     """
 
     parameters: int
@@ -44,63 +51,97 @@ class Count:
     flops_unmasked: int
     layers: Mapping[str, LayerCount]
 
+    @property
+    def other_flops(self) -> int:
+        """Multiply-adds outside the layers: products of activations in attention, recurrent layers, `F.linear`."""
+        return self.flops - sum(layer.flops for layer in self.layers.values())
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LAYERS = (*_CONVOLUTIONS, nn.Linear, GroupedLinear)
+
 
 def count(network: nn.Module, example: Tensor) -> Count:
-    """Count a network as one forward pass of one sample uses it.
+    """Count a network as one forward pass of one sample, the first of `example`, uses it.
 
-    What is neither convolution nor linear layer (normalisation, activation, pooling, attention) has no flops here.
+    Multiply-adds are those of `torch.utils.flop_counter`, operation by operation: matrix products, convolutions of
+    every kind and scaled dot products, in layers or outside of them, with everything that the network folds into the
+    batch. Fused kernels that torch cannot look into (attention, LSTM, GRU) are counted as the products that they
+    consist of. Nothing is counted for what works element by element (activations, normalisation, pooling), for products
+    of a matrix with a single vector, `nn.Bilinear`, and operators of other libraries.
 
     Args:
         network: any network, compressed or not; it is left as it is.
         example: an input batch, on the network's device; the values do not matter.
     """
     masks = named_masks(network)
-    masked = sum(int((~mask).sum()) for mask in masks.values())
-    layers = {}
-    for name, info in trace_layers(network, example).items():
-        prefix = f"{name}." if name else ""
-        weight, bias = masks.get(f"{prefix}weight"), masks.get(f"{prefix}bias")
-        unmasked = info.weight_numel if weight is None else int(weight.sum())
-        biases = (info.out_features if bias is None else int(bias.sum())) if info.bias else 0
-        layers[name] = LayerCount(
-            info.kind, unmasked + biases, info.weight_numel * info.positions, unmasked * info.positions
-        )
-    layers |= _other_convolutions(network, example)
+    flops, layer_flops = _count_flops(network, example[:1])
+    layers, seen = {}, set[nn.Parameter]()
+    for name, module in network.named_modules():
+        if module in layer_flops:
+            own = {f"{name}.{n}" if name else n: p for n, p in module.named_parameters() if p not in seen}
+            seen.update(own.values())
+            parameters = sum(_unmasked(p, masks.get(plain_name(n))) for n, p in own.items())
+            weight = stored(module, "weight").numel()
+            mask = masks.get(f"{name}.weight" if name else "weight")
+            unmasked = weight if mask is None else int(mask.sum())
+            work = layer_flops[module]
+            kind = "conv" if isinstance(module, _CONVOLUTIONS) else "linear"
+            layers[name] = LayerCount(kind, parameters, work, work * unmasked // max(1, weight))
     return Count(
-        parameters=sum(p.numel() for p in network.parameters()) - masked,
-        flops=sum(layer.flops for layer in layers.values()),
-        flops_unmasked=sum(layer.flops_unmasked for layer in layers.values()),
+        parameters=sum(_unmasked(p, masks.get(plain_name(n))) for n, p in network.named_parameters()),
+        flops=flops,
+        flops_unmasked=flops - sum(layer.flops - layer.flops_unmasked for layer in layers.values()),
         layers=layers,
     )
 
 
-_OTHER_CONVOLUTIONS = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+def _unmasked(parameter: nn.Parameter, mask: Tensor | None) -> int:
+    return parameter.numel() if mask is None else int(mask.sum())
 
 
-def _other_convolutions(network: nn.Module, example: Tensor) -> dict[str, LayerCount]:
-    """Convolutions that no method touches: a weight is used once an output position or, transposed, an input one."""
-    names = {module: name for name, module in network.named_modules() if isinstance(module, _OTHER_CONVOLUTIONS)}
-    if not names:
-        return {}
-    positions = dict.fromkeys(names.values(), 0)
+def _count_flops(network: nn.Module, inputs: Tensor) -> tuple[int, dict[nn.Module, int]]:
+    """Multiply-adds of a forward pass, of all of it and within every layer that it calls."""
+    from torch.utils.flop_counter import FlopCounterMode
 
-    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(module, _OTHER_CONVOLUTIONS)
-        grid = inputs[0] if module.transposed else output
-        positions[names[module]] += grid.shape[-len(module.kernel_size) :].numel()
+    layers: dict[nn.Module, int] = {}
+    starts: list[int] = []  # what was counted before each layer that is being called
 
-    handles = [module.register_forward_hook(record) for module in names]
+    def enter(module: nn.Module, args: object) -> None:
+        starts.append(counter.get_total_flops())
+
+    def leave(module: nn.Module, args: object, output: object) -> None:
+        work = counter.get_total_flops() - starts.pop()
+        layers[module] = layers.get(module, 0) + work
+        starts[:] = [start + work for start in starts]  # of a layer within a layer, the inner one has it
+
+    modules = [module for module in network.modules() if isinstance(module, _LAYERS)]
+    handles = [module.register_forward_pre_hook(enter) for module in modules]
+    handles += [module.register_forward_hook(leave) for module in modules]
     try:
-        with evaluating(network):
-            network(example)
+        with evaluating(network), _unfused(network), FlopCounterMode(display=False) as counter:
+            network(inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return {
-        name: LayerCount("conv", sum(p.numel() for p in module.parameters()), flops, flops)
-        for module, name in names.items()
-        if (flops := module.weight.numel() * positions[name])
-    }
+    return counter.get_total_flops() // 2, {module: work // 2 for module, work in layers.items()}
+
+
+@contextmanager
+def _unfused(network: nn.Module) -> Iterator[None]:
+    """Let torch compute attention and recurrent layers by products that its counter sees."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if any(isinstance(module, nn.RNNBase) for module in network.modules()):
+            stack.enter_context(warnings.catch_warnings(action="ignore"))  # of TF32 on other machines' GPUs
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class Filters:
         alive: of each group the channels that are left, in order.
         sizes: the size of the network as arithmetic on the groups' counts.
         layers: layer name -> number of its output channels in the original network.
+        work: name of a layer's weight -> the multiply-adds of one sample that each of its elements takes part in.
     """
 
     state: State
@@ -46,17 +47,22 @@ class Filters:
     alive: Sequence[tuple[int, ...]]
     sizes: Sizes
     layers: Mapping[str, int]
+    work: Mapping[str, int]
 
     def size(self, chosen: Sequence[Sequence[int]], quantity: Quantity) -> int:
-        """Parameters (masked ones are none) or multiply-adds of the network in which of each group `chosen` stay."""
-        counts = [len(channels) for channels in chosen]
-        if quantity == "flops":
-            return self.sizes.flops_of(counts)
+        """Unmasked parameters or multiply-adds of the network in which of each group `chosen` stay.
+
+        Products of two activations, as in attention, count with all channels: where their channels go the network has
+        fewer multiply-adds than this, never more.
+        """
+        counts, flops = [len(channels) for channels in chosen], quantity == "flops"
         masked = 0
         if self.state.masks:
             kept = kept_of(self.groups, chosen)
-            masked = sum(int((~slice_mask(mask, kept, name)).sum()) for name, mask in self.state.masks.items())
-        return self.sizes.parameters_of(counts) - masked
+            for name, mask in self.state.masks.items():
+                each = self.work.get(name, 0) if flops else 1
+                masked += each * int((~slice_mask(mask, kept, name)).sum())
+        return (self.sizes.flops_of(counts) if flops else self.sizes.parameters_of(counts)) - masked
 
     def orders(self, scores: Sequence[Tensor]) -> list[tuple[int, ...]]:
         """Of each group the channels that are left, the largest score first, equal ones as they stand."""
@@ -180,6 +186,7 @@ def filters_of(state: State, ignore: Sequence[str], label: str) -> Filters:
         alive_channels(groups, state.kept),
         sizes_of(state.network, state.example, groups, count(state.network, state.example).flops),
         {name: info.out_features for name, info in layers.items()},
+        {parameter_name(name): info.positions for name, info in layers.items()},
     )
 
 
