@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiment.layers.grouped import GroupedLinear
 from experiment.layers.inspect import evaluating
@@ -44,17 +45,20 @@ class Count:
         flops: multiply-adds of one sample's forward pass.
         flops_unmasked: the same without those of masked weights of layers.
         layers: the convolutions and linear layers that the forward pass calls, in module order.
+        products: multiply-adds of each operation outside these layers, in the order in which they are computed:
+            products of activations in attention, recurrent layers, `F.linear`.
     """
 
     parameters: int
     flops: int
     flops_unmasked: int
     layers: Mapping[str, LayerCount]
+    products: tuple[int, ...] = ()
 
     @property
     def other_flops(self) -> int:
-        """Multiply-adds outside the layers: products of activations in attention, recurrent layers, `F.linear`."""
-        return self.flops - sum(layer.flops for layer in self.layers.values())
+        """Multiply-adds outside the layers."""
+        return sum(self.products)
 
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -75,24 +79,24 @@ def count(network: nn.Module, example: Tensor) -> Count:
         example: an input batch, on the network's device; the values do not matter.
     """
     masks = named_masks(network)
-    flops, layer_flops = _count_flops(network, example[:1])
+    layer_flops, products = _count_flops(network, example[:1])
     layers, seen = {}, set[nn.Parameter]()
     for name, module in network.named_modules():
         if module in layer_flops:
             own = {f"{name}.{n}" if name else n: p for n, p in module.named_parameters() if p not in seen}
             seen.update(own.values())
             parameters = sum(_unmasked(p, masks.get(plain_name(n))) for n, p in own.items())
-            weight = stored(module, "weight").numel()
-            mask = masks.get(f"{name}.weight" if name else "weight")
-            unmasked = weight if mask is None else int(mask.sum())
+            weight = stored(module, "weight")
+            unmasked = _unmasked(weight, masks.get(f"{name}.weight" if name else "weight"))
             work = layer_flops[module]
             kind = "conv" if isinstance(module, _CONVOLUTIONS) else "linear"
-            layers[name] = LayerCount(kind, parameters, work, work * unmasked // max(1, weight))
+            layers[name] = LayerCount(kind, parameters, work, work * unmasked // max(1, weight.numel()))
     return Count(
         parameters=sum(_unmasked(p, masks.get(plain_name(n))) for n, p in network.named_parameters()),
-        flops=flops,
-        flops_unmasked=flops - sum(layer.flops - layer.flops_unmasked for layer in layers.values()),
+        flops=sum(layer.flops for layer in layers.values()) + sum(products),
+        flops_unmasked=sum(layer.flops_unmasked for layer in layers.values()) + sum(products),
         layers=layers,
+        products=products,
     )
 
 
@@ -100,31 +104,44 @@ def _unmasked(parameter: nn.Parameter, mask: Tensor | None) -> int:
     return parameter.numel() if mask is None else int(mask.sum())
 
 
-def _count_flops(network: nn.Module, inputs: Tensor) -> tuple[int, dict[nn.Module, int]]:
-    """Multiply-adds of a forward pass, of all of it and within every layer that it calls."""
+def _count_flops(network: nn.Module, inputs: Tensor) -> tuple[dict[nn.Module, int], tuple[int, ...]]:
+    """Multiply-adds of a forward pass, those within every layer that it calls and of each operation outside."""
     from torch.utils.flop_counter import FlopCounterMode
 
     layers: dict[nn.Module, int] = {}
-    starts: list[int] = []  # what was counted before each layer that is being called
+    products: list[int] = []
+    within: list[nn.Module] = []  # the layers that are being called
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Callable[..., object], types: object, args: Any = (), kwargs: Any = None
+        ) -> object:
+            before = counter.get_total_flops()
+            output = func(*args, **(kwargs or {}))
+            if work := (counter.get_total_flops() - before) // 2:
+                if within:
+                    layers[within[-1]] += work
+                else:
+                    products.append(work)
+            return output
 
     def enter(module: nn.Module, args: object) -> None:
-        starts.append(counter.get_total_flops())
+        layers.setdefault(module, 0)
+        within.append(module)
 
     def leave(module: nn.Module, args: object, output: object) -> None:
-        work = counter.get_total_flops() - starts.pop()
-        layers[module] = layers.get(module, 0) + work
-        starts[:] = [start + work for start in starts]  # of a layer within a layer, the inner one has it
+        within.pop()
 
     modules = [module for module in network.modules() if isinstance(module, _LAYERS)]
     handles = [module.register_forward_pre_hook(enter) for module in modules]
     handles += [module.register_forward_hook(leave) for module in modules]
     try:
-        with evaluating(network), _unfused(network), FlopCounterMode(display=False) as counter:
+        with evaluating(network), _unfused(network), FlopCounterMode(display=False) as counter, Operations():
             network(inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return counter.get_total_flops() // 2, {module: work // 2 for module, work in layers.items()}
+    return layers, tuple(products)
 
 
 @contextmanager

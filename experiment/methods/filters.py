@@ -10,13 +10,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.layers.build import slice_mask, write_whole
+from experiment.layers.build import build, slice_mask, write_whole
 from experiment.layers.ghosts import Folded, fold_ghosts, fold_means
-from experiment.layers.groups import ChannelGroup, Sizes, alive_channels, kept_of, sizes_of
+from experiment.layers.groups import (
+    ChannelGroup,
+    Integers,
+    Sizes,
+    alive_channels,
+    channel_products,
+    kept_of,
+    sizes_of,
+)
 from experiment.layers.inspect import trace_layers
 from experiment.layers.plan import Detail, Kept, Plan, State
 from experiment.layers.refit import refit
@@ -50,11 +59,7 @@ class Filters:
     work: Mapping[str, int]
 
     def size(self, chosen: Sequence[Sequence[int]], quantity: Quantity) -> int:
-        """Unmasked parameters or multiply-adds of the network in which of each group `chosen` stay.
-
-        Products of two activations, as in attention, count with all channels: where their channels go the network has
-        fewer multiply-adds than this, never more.
-        """
+        """Unmasked parameters or multiply-adds of the network in which of each group `chosen` stay."""
         counts, flops = [len(channels) for channels in chosen], quantity == "flops"
         masked = 0
         if self.state.masks:
@@ -179,15 +184,48 @@ def filters_of(state: State, ignore: Sequence[str], label: str) -> Filters:
     groups = channel_groups(state.network, state.example)
     layers = trace_layers(state.network, state.example)
     ignored = matching(ignore, layers, label)
+    free = [group.exempt is None and ignored.isdisjoint(group.producers) for group in groups]
     return Filters(
         state,
         groups,
-        [group.exempt is None and ignored.isdisjoint(group.producers) for group in groups],
+        free,
         alive_channels(groups, state.kept),
-        sizes_of(state.network, state.example, groups, count(state.network, state.example).flops),
+        _sizes(state, groups),
         {name: info.out_features for name, info in layers.items()},
         {parameter_name(name): info.positions for name, info in layers.items()},
     )
+
+
+def _sizes(state: State, groups: Sequence[ChannelGroup]) -> Sizes:
+    """The arithmetic of the network's size, with the products of activations that have channels as dimensions.
+
+    Which do is seen by counting the network with half the channels. A product that does not follow a power of their
+    number counts as if all of them stayed: the network then has fewer multiply-adds than planned, never more.
+    """
+    whole = count(state.network, state.example)
+    sizes = sizes_of(state.network, state.example, groups, whole.flops)
+    numbers = [group.size for group in groups]
+    halves = [group.size if group.exempt else max(1, group.size // 2) for group in groups]
+
+    def products(counts: Sequence[int]) -> Integers:
+        plan = Plan(kept=kept_of(groups, [range(n) for n in counts]))
+        return np.array(count(build(state.network, plan), state.example).products, np.int64)
+
+    full = np.array(whole.products, np.int64)
+    if not len(full):
+        return sizes
+    fewer = products(halves)
+    if len(fewer) != len(full) or (fewer == full).all():
+        return sizes
+    power = np.zeros((len(full), len(groups)), np.int64)
+    for g, (few, all_) in enumerate(zip(halves, numbers, strict=True)):
+        if few < all_:
+            found = products([few if i == g else n for i, n in enumerate(numbers)])
+            for exponent in (1, 2, 3):
+                power[found * all_**exponent == full * few**exponent, g] = exponent
+    expected = full // channel_products(numbers, power) * channel_products(halves, power)
+    power[expected < fewer] = 0
+    return sizes.with_products(numbers, full, power)
 
 
 def by_filter(filters: Filters, norm: Callable[[Tensor], Tensor], *, average: bool = False) -> list[Tensor]:
