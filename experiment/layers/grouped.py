@@ -19,10 +19,11 @@ class GroupedLinear(nn.Module):
             raise ValueError(f"groups must divide both features. Got {in_features}, {out_features}, groups {groups}.")
         self.in_features, self.out_features, self.groups = in_features, out_features, groups
         self.weight = nn.Parameter(torch.empty(out_features, in_features // groups))
+        self.register_parameter("bias", None)
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x_GI = x.reshape(*x.shape[:-1], self.groups, self.in_features // self.groups)
+        x_GI = torch.unflatten(x, -1, (self.groups, self.in_features // self.groups))
         weight_GOI = self.weight.reshape(self.groups, self.out_features // self.groups, -1)
         return torch.einsum("...gi,goi->...go", x_GI, weight_GOI).flatten(-2)
 

@@ -7,6 +7,7 @@ the kernel's height and width, R = rows of a folded slice, N = its columns, J = 
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,102 @@ from experiment.layers.plan import Factors
 # Which kernel axes (height, width) the encoder owns under each folding; the decoder owns the others.
 ENCODER_AXES = ((True, True), (False, True), (True, False), (False, False))
 FOLDINGS = range(len(ENCODER_AXES))
+
+
+class FactoredLayer(nn.Sequential):
+    """An encoder and a decoder, which answer for the layer that they stand for.
+
+    What a forward pass reads of a layer beside calling it is still there: `weight`, `bias` and the numbers that the
+    layer was made with. Parameters and the names in the state_dict are those of `encoder` and `decoder` alone.
+    """
+
+    __jit_unused_properties__: tuple[str, ...] = ("weight", "bias")  # torch.jit.script would compile them
+
+    @property
+    def weight(self) -> Tensor:
+        """The product of the factors, computed at each use: the layer's shape, gradients reach both factors."""
+        encoder, decoder = self._pair()
+        return multiplied(encoder.weight, decoder.weight, _groups(encoder))
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The decoder's: None where it has none."""
+        bias: Tensor | None = self._pair()[1].bias
+        return bias
+
+    def _pair(self) -> tuple[Any, Any]:
+        return self.get_submodule("encoder"), self.get_submodule("decoder")
+
+
+class FactoredLinear(FactoredLayer):
+    """Linear layers, the first one grouped or not, in the place of an `nn.Linear`."""
+
+    __jit_unused_properties__ = (*FactoredLayer.__jit_unused_properties__, "in_features", "out_features")
+
+    @property
+    def in_features(self) -> int:
+        return int(self._pair()[0].in_features)
+
+    @property
+    def out_features(self) -> int:
+        return int(self._pair()[1].out_features)
+
+
+class FactoredConv2d(FactoredLayer):
+    """Convolutions in the place of an `nn.Conv2d`: along each axis one of them has its kernel, stride and padding."""
+
+    __jit_unused_properties__ = (
+        *FactoredLayer.__jit_unused_properties__, "in_channels", "out_channels", "kernel_size", "stride", "padding",
+        "dilation", "groups", "padding_mode", "transposed", "output_padding",
+    )  # fmt: skip
+
+    @property
+    def in_channels(self) -> int:
+        return int(self._pair()[0].in_channels)
+
+    @property
+    def out_channels(self) -> int:
+        return int(self._pair()[1].out_channels)
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        return self._of_both("kernel_size")
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        return self._of_both("stride")
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        return self._of_both("dilation")
+
+    @property
+    def padding(self) -> str | tuple[int, ...]:
+        encoder, decoder = self._pair()
+        if isinstance(encoder.padding, str):
+            return str(encoder.padding)
+        return tuple(a + b for a, b in zip(encoder.padding, decoder.padding, strict=True))
+
+    @property
+    def padding_mode(self) -> str:
+        return str(self._pair()[0].padding_mode)
+
+    @property
+    def groups(self) -> int:
+        return 1
+
+    @property
+    def transposed(self) -> bool:
+        return False
+
+    @property
+    def output_padding(self) -> tuple[int, int]:
+        return (0, 0)
+
+    def _of_both(self, name: str) -> tuple[int, ...]:
+        """A number an axis, which is 1 in the factor that leaves the axis alone."""
+        encoder, decoder = self._pair()
+        return tuple(a * b for a, b in zip(getattr(encoder, name), getattr(decoder, name), strict=True))
 
 
 def split_kernel(kernel: tuple[int, int], folding: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -85,7 +182,7 @@ def flops(info: LayerInfo, rank: int, groups: int = 1, folding: int = 0) -> int:
     return rank * (groups * rows * info.positions + columns * encoder_positions)
 
 
-def make_layer(module: nn.Module, factors: Factors) -> nn.Sequential:
+def make_layer(module: nn.Module, factors: Factors) -> FactoredLayer:
     """The empty encoder and decoder that take a layer's place, on its device: plain convolutions or linear layers.
 
     Stride, padding and dilation of an axis go to the factor that owns the kernel along it; the other one leaves that
@@ -110,7 +207,8 @@ def make_layer(module: nn.Module, factors: Factors) -> nn.Sequential:
         for name, p in dict(factor.named_parameters()).items():
             empty = torch.empty(p.shape, dtype=weight.dtype, device=weight.device)
             setattr(factor, name, nn.Parameter(empty, weight.requires_grad))
-    layer = nn.Sequential(OrderedDict(encoder=pair[0], decoder=pair[1]))
+    made = FactoredLinear if isinstance(module, nn.Linear) else FactoredConv2d
+    layer = made(OrderedDict(encoder=pair[0], decoder=pair[1]))
     return layer.train(module.training)
 
 
@@ -137,7 +235,7 @@ def read_factors(layer: nn.Module, folding: int = 0) -> tuple[Tensor, Tensor]:
     """
     encoder, decoder = layer.get_submodule("encoder"), layer.get_submodule("decoder")
     E, D = (stored(factor, "weight").detach().double() for factor in (encoder, decoder))
-    groups = encoder.groups if isinstance(encoder, nn.Conv2d | GroupedLinear) else 1
+    groups = _groups(encoder)
     E_LIXY = E.reshape(*E.shape, *[1] * (4 - E.dim()))  # L = G * J
     V_GJN = (E_LIXY if folding == 0 else E_LIXY.permute(0, 2, 3, 1)).reshape(groups, E.shape[0] // groups, -1)
     D_FGJK = D.reshape(D.shape[0], groups, E.shape[0] // groups, -1)
@@ -162,13 +260,21 @@ def product(layer: nn.Module) -> Tensor:
     """The dense weight that an encoder and decoder stand for, multiplied in float64: (F, C, X, Y), or (F, C)."""
     encoder, decoder = layer.get_submodule("encoder"), layer.get_submodule("decoder")
     E, D = (factor.get_parameter("weight").detach().double() for factor in (encoder, decoder))
-    groups = encoder.groups if isinstance(encoder, nn.Conv2d | GroupedLinear) else 1
+    return multiplied(E, D, _groups(encoder))
+
+
+def multiplied(E: Tensor, D: Tensor, groups: int = 1) -> Tensor:
+    """The dense weight, (F, C, X, Y) or (F, C), of an encoder's and a decoder's weights."""
     E_GJIXY = E.reshape(groups, E.shape[0] // groups, *(*E.shape, 1, 1)[1:4])
     D_FGJUV = D.reshape(D.shape[0], groups, -1, *(*D.shape, 1, 1)[2:4])
     # along each kernel axis one of the two sizes is 1, so that the outer product is already the kernel
     W = torch.einsum("gjixy,fgjuv->fgiuxvy", E_GJIXY, D_FGJUV)
     W = W.flatten(5, 6).flatten(3, 4).flatten(1, 2)
     return W if E.dim() == 4 else W.flatten(1)
+
+
+def _groups(encoder: nn.Module) -> int:
+    return encoder.groups if isinstance(encoder, nn.Conv2d | GroupedLinear | FactoredConv2d) else 1
 
 
 def _matrix_shape(info: LayerInfo, folding: int) -> tuple[int, int]:
