@@ -112,7 +112,7 @@ def _count_flops(network: nn.Module, inputs: Tensor) -> tuple[dict[nn.Module, in
     products: list[int] = []
     within: list[nn.Module] = []  # the layers that are being called
 
-    class Operations(TorchDispatchMode):
+    class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(
             self, func: Callable[..., object], types: object, args: Any = (), kwargs: Any = None
         ) -> object:
@@ -136,7 +136,8 @@ def _count_flops(network: nn.Module, inputs: Tensor) -> tuple[dict[nn.Module, in
     handles = [module.register_forward_pre_hook(enter) for module in modules]
     handles += [module.register_forward_hook(leave) for module in modules]
     try:
-        with evaluating(network), _unfused(network), FlopCounterMode(display=False) as counter, Operations():
+        counter, operations = FlopCounterMode(display=False), Operations()  # type: ignore[no-untyped-call]
+        with evaluating(network), _unfused(network), counter, operations:
             network(inputs)
     finally:
         for handle in handles:

@@ -91,7 +91,7 @@ class Sizes:
     With n_G kept channels, layer l has out_l = out_fixed_l + (out_by_group n_G)_l rows, and in_l columns likewise, so
 
         parameters = constant + sum_l out_l (weight_l in_l + extra_l)
-        flops      = constant + sum_l out_l weight_l in_l positions_l + sum_p each_p prod_g n_g^power_pg
+        flops      = constant + sum_l out_l weight_l in_l positions_l + sum_p each_p prod_g (n_g + beside_pg)^power_pg
 
     which is exactly what counting the sliced network gives. Shape suffixes: L = layers, G = groups, P = products of
     activations, such as attention's, of which channels are dimensions.
@@ -101,7 +101,8 @@ class Sizes:
             a channel of a group takes.
         weight: (L,) weights a row and column. extra: (L,) other parameters a row. positions: (L,) outputs a sample.
         constant_parameters, constant_flops: of everything that no group touches.
-        power: (P, G) how many dimensions of a product are a group's channels; each: (P,) the product of the others.
+        power, beside: (P, G) how many dimensions of a product consist of a group's channels, and of how many more.
+        each: (P,) the product of the other dimensions.
     """
 
     out_fixed: Integers
@@ -114,6 +115,7 @@ class Sizes:
     constant_parameters: int = 0
     constant_flops: int = 0
     power: Integers = field(default_factory=lambda: np.zeros((0, 1), np.int64))
+    beside: Integers = field(default_factory=lambda: np.zeros((0, 1), np.int64))
     each: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def parameters_of(self, counts: Sequence[int]) -> int:
@@ -125,26 +127,31 @@ class Sizes:
         """Multiply-adds of one sample's forward pass of that network."""
         out_L, in_L = self._extents(counts)
         layers = int((out_L * self.weight * in_L * self.positions).sum())
-        return self.constant_flops + layers + int((self.each * channel_products(counts, self.power)).sum())
+        return self.constant_flops + layers + int(self.products_of(counts).sum())
 
-    def with_products(self, counts: Sequence[int], flops: Integers, power: Integers) -> Sizes:
+    def products_of(self, counts: Sequence[int]) -> Integers:
+        """Multiply-adds of every product that shrinks with channels: (P,)."""
+        return self.each * _channel_products(counts, self.power, self.beside)
+
+    def with_products(self, counts: Sequence[int], flops: Integers, power: Integers, beside: Integers) -> Sizes:
         """The same with products, part of the constant so far, that shrink with the channels of groups.
 
         Args:
             counts, flops: channels of every group, and (P,) the multiply-adds of every product with these channels.
-            power: (P, G).
+            power, beside: (P, G).
         """
-        each = flops // channel_products(counts, power)
-        return replace(self, constant_flops=self.constant_flops - int(flops.sum()), power=power, each=each)
+        each = flops // _channel_products(counts, power, beside)
+        constant = self.constant_flops - int(flops.sum())
+        return replace(self, constant_flops=constant, power=power, beside=beside, each=each)
 
     def _extents(self, counts: Sequence[int]) -> tuple[Integers, Integers]:
         counts_G = np.asarray(counts, np.int64)
         return self.out_fixed + self.out_by_group @ counts_G, self.in_fixed + self.in_by_group @ counts_G
 
 
-def channel_products(counts: Sequence[int], power: Integers) -> Integers:
+def _channel_products(counts: Sequence[int], power: Integers, beside: Integers) -> Integers:
     """Of every product the dimensions that are channels, multiplied: (P,)."""
-    found: Integers = np.prod(np.asarray(counts, np.int64) ** power, axis=1)
+    found: Integers = np.prod((np.asarray(counts, np.int64) + beside) ** power, axis=1)
     return found
 
 

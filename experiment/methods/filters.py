@@ -22,15 +22,15 @@ from experiment.layers.groups import (
     Integers,
     Sizes,
     alive_channels,
-    channel_products,
     kept_of,
     sizes_of,
 )
 from experiment.layers.inspect import trace_layers
+from experiment.layers.masks import stored
 from experiment.layers.plan import Detail, Kept, Plan, State
 from experiment.layers.refit import refit
 from experiment.layers.surgery import channel_groups
-from experiment.measure import count
+from experiment.measure import Count, count
 from experiment.methods.base import Budget, Calibration, Quantity
 from experiment.methods.patterns import matching
 from experiment.methods.start import parameter_name
@@ -184,48 +184,61 @@ def filters_of(state: State, ignore: Sequence[str], label: str) -> Filters:
     groups = channel_groups(state.network, state.example)
     layers = trace_layers(state.network, state.example)
     ignored = matching(ignore, layers, label)
-    free = [group.exempt is None and ignored.isdisjoint(group.producers) for group in groups]
+    counted = count(state.network, state.example)
     return Filters(
         state,
         groups,
-        free,
+        [group.exempt is None and ignored.isdisjoint(group.producers) for group in groups],
         alive_channels(groups, state.kept),
-        _sizes(state, groups),
+        _sizes(state, groups, counted),
         {name: info.out_features for name, info in layers.items()},
-        {parameter_name(name): info.positions for name, info in layers.items()},
+        {
+            parameter_name(name): layer.flops // stored(state.network.get_submodule(name), "weight").numel()
+            for name, layer in counted.layers.items()
+        },
     )
 
 
-def _sizes(state: State, groups: Sequence[ChannelGroup]) -> Sizes:
+def _sizes(state: State, groups: Sequence[ChannelGroup], whole: Count) -> Sizes:
     """The arithmetic of the network's size, with the products of activations that have channels as dimensions.
 
-    Which do is seen by counting the network with half the channels. A product that does not follow a power of their
-    number counts as if all of them stayed: the network then has fewer multiply-adds than planned, never more.
+    Which do is seen by counting the network with half the channels of each group, and proved with a quarter of all.
+    Other products count as if all channels stayed: the network then has fewer multiply-adds than planned, never more.
     """
-    whole = count(state.network, state.example)
     sizes = sizes_of(state.network, state.example, groups, whole.flops)
     numbers = [group.size for group in groups]
-    halves = [group.size if group.exempt else max(1, group.size // 2) for group in groups]
+
+    def part(divisor: int) -> list[int]:
+        return [group.size if group.exempt else max(1, group.size // divisor) for group in groups]
 
     def products(counts: Sequence[int]) -> Integers:
         plan = Plan(kept=kept_of(groups, [range(n) for n in counts]))
         return np.array(count(build(state.network, plan), state.example).products, np.int64)
 
-    full = np.array(whole.products, np.int64)
-    if not len(full):
+    full, fewest = np.array(whole.products, np.int64), products(part(4)) if whole.products else None
+    if fewest is None or len(fewest) != len(full) or (fewest == full).all():
         return sizes
-    fewer = products(halves)
-    if len(fewer) != len(full) or (fewer == full).all():
-        return sizes
-    power = np.zeros((len(full), len(groups)), np.int64)
-    for g, (few, all_) in enumerate(zip(halves, numbers, strict=True)):
-        if few < all_:
-            found = products([few if i == g else n for i, n in enumerate(numbers)])
-            for exponent in (1, 2, 3):
-                power[found * all_**exponent == full * few**exponent, g] = exponent
-    expected = full // channel_products(numbers, power) * channel_products(halves, power)
-    power[expected < fewer] = 0
-    return sizes.with_products(numbers, full, power)
+    power, beside = np.zeros((2, len(full), len(groups)), np.int64)
+    for g, (few, n) in enumerate(zip(part(2), numbers, strict=True)):
+        found = products([*numbers[:g], few, *numbers[g + 1 :]]) if few < n else full
+        for p, (less, all_) in enumerate(zip(found.tolist(), full.tolist(), strict=True)):
+            power[p, g], beside[p, g] = _dimensions(few, n, less, all_)
+    followed = sizes.with_products(numbers, full, power, beside)
+    exact = (followed.products_of(numbers) == full) & (followed.products_of(part(4)) == fewest)
+    return sizes.with_products(numbers, full, np.where(exact[:, None], power, 0), beside)
+
+
+def _dimensions(few: int, n: int, less: int, all_: int) -> tuple[int, int]:
+    """How many dimensions of a product are n channels, and the further ones in each, from what `few` channels leave.
+
+    With a dimension of n + b, less / all = (few + b) / (n + b).
+    """
+    if less == all_:
+        return 0, 0
+    b, rest = divmod(less * n - all_ * few, all_ - less)
+    if b >= 0 and rest == 0:
+        return 1, b
+    return (2, 0) if less * n**2 == all_ * few**2 else (0, 0)
 
 
 def by_filter(filters: Filters, norm: Callable[[Tensor], Tensor], *, average: bool = False) -> list[Tensor]:

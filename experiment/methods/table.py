@@ -17,10 +17,11 @@ def layer_rows(original: Count, compressed: Compressed) -> list[dict[str, Detail
     details = compressed.plan.details
     extra = list(dict.fromkeys(key for detail in details.values() for key in detail))
     rows: list[dict[str, Detail]] = []
+    row: dict[str, Detail]
     for name, before in original.layers.items():
         prefix = f"{name}." if name else ""
         now = [c for n, c in compressed.count.layers.items() if n == name or n.startswith(prefix)]
-        row: dict[str, Detail] = {
+        row = {
             "layer": name,
             "kind": before.kind,
             "parameters_before": before.parameters,
@@ -30,17 +31,15 @@ def layer_rows(original: Count, compressed: Compressed) -> list[dict[str, Detail
         }
         rows.append(row | {key: details.get(name, {}).get(key) for key in extra})
     if original.other_flops:
-        rows.append(
-            {
-                "layer": "(other)",
-                "kind": "other",
-                "parameters_before": _outside(original),
-                "parameters": _outside(compressed.count),
-                "flops_before": original.other_flops,
-                "flops": compressed.count.other_flops,
-            }
-            | dict.fromkeys(extra)
-        )
+        row = {
+            "layer": "(other)",
+            "kind": "other",
+            "parameters_before": _outside(original),
+            "parameters": _outside(compressed.count),
+            "flops_before": original.other_flops,
+            "flops": compressed.count.other_flops,
+        }
+        rows.append(row | dict.fromkeys(extra))
     return rows
 
 

@@ -23,7 +23,7 @@ from experiment.measure import Count, count
 from experiment.methods import METHODS
 from experiment.methods.base import Budget, Calibration, Compressed, Compressor, Quantity, make_method
 from experiment.methods.configure import make_settings
-from experiment.streams import generator
+from experiment.streams import generator, seeded
 
 SETTINGS = {  # of methods that need some
     "BlockPrune": {"block_size": (2, 2)},
@@ -149,6 +149,36 @@ def test_budget_is_used_up_after_masks(scheme: str, quantity: Quantity, state_of
     compressed = compress_within(made, limit := int(0.7 * whole), quantity)
     used = achieved(compressed.count, quantity)
     assert used <= limit < used + largest_step(scheme, made, compressed, quantity)
+
+
+class Products(nn.Module):
+    """Channels that are dimensions of products of activations: one of them, or both, beside a product of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(8, 16)
+        self.mix, self.fc = nn.Linear(16, 14), nn.Linear(14, 5)
+        self.table = nn.Parameter(torch.ones(9, 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.table @ x
+        y = torch.softmax(self.q(x) @ self.k(x).mT, -1) @ self.v(x)
+        y = torch.relu(self.mix(y))
+        return self.fc(y @ (y.mT @ y)).mean(1)
+
+
+@pytest.mark.parametrize("scheme", ["FT", "Global Filters"])
+def test_budget_pays_for_products_that_shrink_with_channels(scheme: str) -> None:
+    with seeded("test_contract", "products"):
+        state = State(Products().eval(), torch.rand(1, 9, 8))
+    made = compressor(scheme, state)
+    assert made.original.flops - made.original.other_flops == 9 * (12 * 8 * 2 + 16 * 8 + 16 * 14 + 14 * 5)
+    assert made.original.products == (81 * 8, 81 * 12, 81 * 16, 9 * 14 * 14, 9 * 14 * 14)
+    for keep in (0.9, 0.6, 0.35):
+        compressed = made.compress(keep, "flops")
+        used, limit = compressed.count.flops, int(keep * made.original.flops)
+        assert compressed.count.other_flops < made.original.other_flops
+        assert used <= limit < used + largest_step(scheme, made, compressed, "flops")
 
 
 def largest_step(label: str, made: Compressor, compressed: Compressed, quantity: Quantity) -> int:
