@@ -78,6 +78,11 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(tensor, b[name]) for name, tensor in a.items())
 
 
+@pytest.fixture(params=["cnn", "residual", "sequences", "mixed"])
+def state(request: pytest.FixtureRequest, state_of: Callable[[str], State]) -> State:
+    return state_of(request.param)
+
+
 @pytest.fixture(params=ALL)
 def any_label(request: pytest.FixtureRequest) -> str:
     return str(request.param)
