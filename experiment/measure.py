@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiment.layers.inspect import trace_layers, trace_other_convolutions
-from experiment.layers.masks import named_masks, plain_name
+from experiment.layers.grouped import GroupedLinear
+from experiment.layers.inspect import evaluating
+from experiment.layers.masks import named_masks, plain_name, stored
 from experiment.layers.prepared import unwrapped
 from experiment.layers.quantized import element_size, named_dtypes
 
@@ -21,7 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerCount:
-    """One convolution or linear layer: elements (bias included, masked ones not) and multiply-adds of one sample."""
+    """One convolution or linear layer: elements of its own (bias included, masked ones not) and multiply-adds.
+
+    Elements that a layer before it holds as well count there alone, so that layers add up.
+    """
 
     kind: str
     parameters: int
@@ -35,21 +43,37 @@ class Count:
 
     Attributes:
         parameters: elements of all parameters, BatchNorm and biases included, masked ones not; shared ones once.
-        flops: multiply-adds of one sample's forward pass through every convolution and linear layer.
-        flops_unmasked: the same over unmasked weights only.
-        layers: the layers that the forward pass calls.
+        flops: multiply-adds of one sample's forward pass.
+        flops_unmasked: the same without those of masked weights of layers.
+        layers: the convolutions and linear layers that the forward pass calls, in module order.
+        products: multiply-adds of each operation outside these layers, in the order in which they are computed:
+            products of activations in attention, recurrent layers, `F.linear`.
     """
 
     parameters: int
     flops: int
     flops_unmasked: int
     layers: Mapping[str, LayerCount]
+    products: tuple[int, ...] = ()
+
+    @property
+    def other_flops(self) -> int:
+        """Multiply-adds outside the layers."""
+        return sum(self.products)
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LAYERS = (*_CONVOLUTIONS, nn.Linear, GroupedLinear)
 
 
 def count(network: nn.Module, example: Tensor) -> Count:
-    """Count a network as one forward pass of one sample uses it.
+    """Count a network as one forward pass of one sample, the first of `example`, uses it.
 
-    What is neither convolution nor linear layer (normalisation, activation, pooling, attention) has no flops here.
+    Multiply-adds are those of `torch.utils.flop_counter`, operation by operation: matrix products, convolutions of
+    every kind and scaled dot products, in layers or outside of them, with everything that the network folds into the
+    batch. Fused kernels that torch cannot look into (attention, LSTM, GRU) are counted as the products that they
+    consist of. Nothing is counted for what works element by element (activations, normalisation, pooling), for products
+    of a matrix with a single vector, `nn.Bilinear`, and operators of other libraries.
 
     Args:
         network: any network, compressed or not; it is left as it is. `torch.compile` and the like are taken off.
@@ -57,22 +81,88 @@ def count(network: nn.Module, example: Tensor) -> Count:
     """
     network = unwrapped(network)
     masks = named_masks(network)
-    masked = sum(int((~mask).sum()) for mask in masks.values())
-    layers = {}
-    for name, info in (trace_layers(network, example) | trace_other_convolutions(network, example)).items():
-        prefix = f"{name}." if name else ""
-        weight, bias = masks.get(f"{prefix}weight"), masks.get(f"{prefix}bias")
-        unmasked = info.weight_numel if weight is None else int(weight.sum())
-        biases = (info.out_features if bias is None else int(bias.sum())) if info.bias else 0
-        layers[name] = LayerCount(
-            info.kind, unmasked + biases, info.weight_numel * info.positions, unmasked * info.positions
-        )
+    layer_flops, products = _count_flops(network, example[:1])
+    layers, seen = {}, set[nn.Parameter]()
+    for name, module in network.named_modules():
+        if module in layer_flops:
+            own = {f"{name}.{n}" if name else n: p for n, p in module.named_parameters() if p not in seen}
+            seen.update(own.values())
+            parameters = sum(_unmasked(p, masks.get(plain_name(n))) for n, p in own.items())
+            weight = stored(module, "weight")
+            unmasked = _unmasked(weight, masks.get(f"{name}.weight" if name else "weight"))
+            work = layer_flops[module]
+            kind = "conv" if isinstance(module, _CONVOLUTIONS) else "linear"
+            layers[name] = LayerCount(kind, parameters, work, work * unmasked // max(1, weight.numel()))
     return Count(
-        parameters=sum(p.numel() for p in network.parameters()) - masked,
-        flops=sum(layer.flops for layer in layers.values()),
-        flops_unmasked=sum(layer.flops_unmasked for layer in layers.values()),
+        parameters=sum(_unmasked(p, masks.get(plain_name(n))) for n, p in network.named_parameters()),
+        flops=sum(layer.flops for layer in layers.values()) + sum(products),
+        flops_unmasked=sum(layer.flops_unmasked for layer in layers.values()) + sum(products),
         layers=layers,
+        products=products,
     )
+
+
+def _unmasked(parameter: nn.Parameter, mask: Tensor | None) -> int:
+    return parameter.numel() if mask is None else int(mask.sum())
+
+
+def _count_flops(network: nn.Module, inputs: Tensor) -> tuple[dict[nn.Module, int], tuple[int, ...]]:
+    """Multiply-adds of a forward pass, those within every layer that it calls and of each operation outside."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    layers: dict[nn.Module, int] = {}
+    products: list[int] = []
+    within: list[nn.Module] = []  # the layers that are being called
+
+    class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(
+            self, func: Callable[..., object], types: object, args: Any = (), kwargs: Any = None
+        ) -> object:
+            before = counter.get_total_flops()
+            output = func(*args, **(kwargs or {}))
+            if work := (counter.get_total_flops() - before) // 2:
+                if within:
+                    layers[within[-1]] += work
+                else:
+                    products.append(work)
+            return output
+
+    def enter(module: nn.Module, args: object) -> None:
+        layers.setdefault(module, 0)
+        within.append(module)
+
+    def leave(module: nn.Module, args: object, output: object) -> None:
+        within.pop()
+
+    modules = [module for module in network.modules() if isinstance(module, _LAYERS)]
+    handles = [module.register_forward_pre_hook(enter) for module in modules]
+    handles += [module.register_forward_hook(leave) for module in modules]
+    try:
+        counter, operations = FlopCounterMode(display=False), Operations()  # type: ignore[no-untyped-call]
+        with evaluating(network), _unfused(network), counter, operations:
+            network(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return layers, tuple(products)
+
+
+@contextmanager
+def _unfused(network: nn.Module) -> Iterator[None]:
+    """Let torch compute attention and recurrent layers by products that its counter sees."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if any(isinstance(module, nn.RNNBase) for module in network.modules()):
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # of TF32 on other machines' GPUs
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @dataclass(frozen=True)

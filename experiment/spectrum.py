@@ -9,8 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from experiment.layers.grouped import GroupedLinear
-from experiment.layers.lowrank import product
+from experiment.layers.lowrank import FactoredLayer, product
 from experiment.layers.masks import bake_masks, named_masks
 
 Floats = NDArray[np.float64]
@@ -70,24 +69,12 @@ def layer_ranks(network: nn.Module) -> list[LayerRank]:
     weights: dict[str, Tensor] = {}
     inside: set[nn.Module] = set()  # of a factored layer
     for name, module in network.named_modules():
-        if _is_factored(module):
+        if isinstance(module, FactoredLayer):
             weights[name] = product(module)
             inside.update(module.children())
         elif isinstance(module, nn.Conv2d | nn.Linear) and module not in inside:
             weights[name] = module.weight.detach()
     return [_ranks(name, weight) for name, weight in weights.items()]
-
-
-def _is_factored(module: nn.Module) -> bool:
-    """Whether it is what `experiment.layers.lowrank.make_layer` makes, or computes the same."""
-    children = dict(module.named_children())
-    if not isinstance(module, nn.Sequential) or list(children) != ["encoder", "decoder"]:
-        return False
-    encoder, decoder = children["encoder"], children["decoder"]
-    if isinstance(encoder, nn.Conv2d):
-        return encoder.bias is None and isinstance(decoder, nn.Conv2d) and decoder.groups == 1
-    linear = isinstance(encoder, GroupedLinear) or (isinstance(encoder, nn.Linear) and encoder.bias is None)
-    return linear and isinstance(decoder, nn.Linear)
 
 
 def _ranks(name: str, weight: Tensor) -> LayerRank:

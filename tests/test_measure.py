@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiment import streams
+from experiment import compress, streams
 from experiment.layers.build import build
 from experiment.layers.grouped import GroupedLinear
 from experiment.layers.masks import add_masks, bake_masks, named_masks
@@ -24,7 +25,9 @@ from experiment.measure import (
     example_input,
     measure_latency,
 )
+from experiment.networks import NETWORKS
 from experiment.networks.small import lenet5
+from experiment.registry import resolve
 
 
 def some_mask(shape: tuple[int, ...], kept: int, seed: int = 0) -> Tensor:
@@ -35,7 +38,8 @@ def some_mask(shape: tuple[int, ...], kept: int, seed: int = 0) -> Tensor:
 
 
 def torch_flops(network: nn.Module, example: Tensor) -> float:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    """With gradients, for without them torch takes kernels that its counter cannot look into."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         network.eval()(example)
     return counter.get_total_flops() / 2
 
@@ -184,6 +188,136 @@ def test_other_convolutions(layer: nn.Module, shape: tuple[int, ...]) -> None:
     counted = count(network, torch.zeros(shape))
     assert counted.flops == counted.flops_unmasked == torch_flops(network, torch.zeros(shape))
     assert counted.layers["0"].parameters == sum(p.numel() for p in layer.parameters())
+
+
+class Functional(nn.Module):
+    """Layers that are called by keyword, or not at all, and a weight that is no layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(3, 4, 2, stride=2)
+        self.weight = nn.Parameter(torch.ones(5, 4))
+        self.fc = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.linear(self.up(input=x).mean((2, 3)), self.weight)
+        return nn.functional.linear(y, self.fc.weight) + self.fc(input=y)
+
+
+class Frames(nn.Module):
+    """Frames folded into the batch, in two and in three dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.depthwise = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, groups=6, stride=2)
+        self.line, self.fc = nn.Conv1d(6, 4, 2), nn.Linear(4, 5)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        x = self.depthwise(self.conv(clips.flatten(0, 1)))
+        x = self.line(x.transpose(1, 2).flatten(0, 1))
+        y: Tensor = self.fc(x.mean(2)).unflatten(0, (*clips.shape[:2], -1)).mean((1, 2))
+        return y
+
+
+class Heads(nn.Module):
+    """Attention over positions with its own projections, whose channels can go from all products at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.end = nn.Linear(8, 16), nn.Linear(14, 5)
+        self.q, self.k, self.v, self.out = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 12), nn.Linear(12, 14)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.start(x))
+        weights = torch.softmax(self.q(x) @ self.k(x).mT, -1)
+        y: Tensor = self.end(torch.relu(self.out(weights @ self.v(x))).mean(1))
+        return y
+
+
+class Crossed(nn.Module):
+    """nn.MultiheadAttention of other keys and values than queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.fc = nn.MultiheadAttention(8, 2, kdim=5, vdim=5, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(self.attention(x, x[:, :4, :5], x[:, :4, :5])[0].mean(1))
+        return y
+
+
+def encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    return nn.Sequential(nn.Linear(8, 32), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
+
+
+# (network, one sample's shape, multiply-adds in layers, multiply-adds outside)
+SMALL = {
+    "functional": (Functional, (3, 4, 5), 12 * 4 * 20 + 15, 20 + 15),
+    "frames": (Frames, (4, 3, 9, 7), 4 * (162 * 63 + 54 * 12 + 4 * (48 * 2 + 20)), 0),
+    "heads": (Heads, (9, 8), 9 * (128 + 256 + 256 + 192 + 168) + 70, 81 * (16 + 12)),
+    "crossed": (Crossed, (6, 8), 24, 6 * 64 + 2 * 4 * 40 + 6 * 64 + 2 * 6 * 4 * 8),
+    "encoder": (encoder, (9, 8), 9 * (256 + 2 * 2 * 32 * 64), 2 * (9 * 4 * 32 * 32 + 2 * 81 * 32)),
+}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("name", SMALL)
+def test_counted_is_what_torch_counts(name: str, batch_size: int) -> None:
+    make, shape, in_layers, outside = SMALL[name]
+    with streams.seeded("test_measure", name):
+        network, example = make().eval(), torch.rand(batch_size, *shape)
+    counted = count(network, example)
+    assert (counted.flops - counted.other_flops, counted.other_flops) == (in_layers, outside)
+    assert counted.flops == counted.flops_unmasked == torch_flops(network, example[:1])
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+REGISTERED = {"lenet5": (1, 28, 28), "resnet20": (3, 16, 16), "densenet22": (3, 16, 16)}
+COMPRESSED = [(n, m) for n in ("heads", "encoder", *REGISTERED) for m in ("FT", "SVD", "WT")]
+
+
+@pytest.mark.parametrize(("name", "method"), [("frames", "SVD"), ("frames", "WT"), *COMPRESSED])
+def test_counted_is_what_torch_counts_of_compressed_networks(name: str, method: str) -> None:
+    with streams.seeded("test_measure", name):
+        if name in SMALL:
+            network, example = SMALL[name][0]().eval(), torch.rand(1, *SMALL[name][1])
+        else:
+            network = resolve(NETWORKS[name].target)(REGISTERED[name], 10).eval()
+            example = torch.rand(1, *REGISTERED[name])
+    result = compress(network, method, keep=0.9, budget="flops", example=example)
+    counted = count(result.network, example)
+    assert counted.flops == result.flops == torch_flops(result.network, example)
+    assert 0.5 * torch_flops(network, example) < counted.flops_unmasked <= 0.9 * torch_flops(network, example)
+    assert result.layers["flops"].sum() == counted.flops
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_multiply_every_matrix_once_a_step(kind: type[nn.RNNBase]) -> None:
+    network, example = kind(5, 7, 2, batch_first=True, bidirectional=True), torch.zeros(2, 6, 5)
+    enabled = torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled
+    counted = count(network, example)
+    assert counted.flops == 6 * sum(p.numel() for p in network.parameters() if p.dim() == 2)
+    assert not counted.layers
+    assert (torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled) == enabled
+
+
+def test_rows_of_layers_add_up_to_the_network() -> None:
+    """A weight that two layers share is in the first one's row, what is in no layer in a row of its own."""
+    network = nn.Sequential(encoder(), nn.Linear(32, 32), nn.Linear(32, 32))
+    network[2].weight = network[1].weight
+    example = torch.zeros(1, 9, 8)
+    result = compress(network, "SVD", keep=0.8, example=example)
+    assert result.layers["layer"].iloc[-1] == "(other)"
+    rows = result.layers.sum(numeric_only=True)
+    original = count(network, example)
+    assert (rows["parameters_before"], rows["flops_before"]) == (original.parameters, original.flops)
+    assert (rows["parameters"], rows["flops"]) == (result.parameters, result.flops)
+
+
+def test_rows_of_a_network_that_is_one_layer() -> None:
+    result = compress(nn.Linear(64, 64), "SVD", keep=0.5, example=torch.zeros(1, 64))
+    assert list(result.layers["parameters"]) == [result.parameters]
 
 
 def test_the_network_is_left_as_it_is() -> None:

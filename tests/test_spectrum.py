@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -121,12 +122,15 @@ def test_masked_weights_are_zeros_and_a_masked_network_stays_masked() -> None:
     assert not network[5].weight[3:].any()
 
 
-def test_a_pair_that_computes_otherwise_is_two_layers() -> None:
-    with seeded("test_spectrum"):
-        layers = {"encoder": nn.Linear(5, 3), "decoder": nn.Linear(3, 5)}  # with a bias between
-        network = nn.Sequential()
-        for name, layer in layers.items():
-            network.add_module(name, layer)
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (nn.Linear(5, 3, bias=False), nn.Linear(3, 5)),
+        (nn.Conv2d(4, 2, 3, bias=False), nn.Conv2d(2, 4, 3)),
+    ],
+)
+def test_an_autoencoder_is_two_layers(layers: tuple[nn.Module, nn.Module]) -> None:
+    network = nn.Sequential(OrderedDict(zip(("encoder", "decoder"), layers, strict=True)))
     assert [rank.layer for rank in layer_ranks(network)] == ["encoder", "decoder"]
 
 

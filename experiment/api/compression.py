@@ -42,7 +42,8 @@ class CompressionResult:
             parametrization (`experiment.layers.masks.bake_masks(network)` gives a copy with ordinary zeros).
         layers: one row a layer: layer, kind, parameters_before, parameters, flops_before, flops, and what the method
             decided (rank, groups, folding, relative_error, relative_error_exact | kept | channels). What the method has
-            to leave alone is of kind `unreachable`, and a warning names it.
+            to leave alone is of kind `unreachable`, and a warning names it. A row `(other)` has what the network
+            multiplies outside its layers, such as attention's products.
         parameters, flops: of the whole compressed network (elements; multiply-adds of one sample).
         keep_parameters, keep_flops: the shares kept of the original's.
         plan: the decisions as plain data.
@@ -168,7 +169,7 @@ def _count_original(state: State) -> Count:
             f"example: the network cannot be run on its first sample, a tensor of shape {tuple(example.shape)} on "
             f"{example.device}: {reason}. Pass a batch of inputs as the network takes them."
         ) from error
-    if original.flops == 0:
+    if original.flops == original.other_flops:
         raise CompressionError("there is nothing to compress: `example` passes through no convolution or linear layer.")
     return original
 

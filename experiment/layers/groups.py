@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -91,15 +91,18 @@ class Sizes:
     With n_G kept channels, layer l has out_l = out_fixed_l + (out_by_group n_G)_l rows, and in_l columns likewise, so
 
         parameters = constant + sum_l out_l (weight_l in_l + extra_l)
-        flops      = constant + sum_l out_l weight_l in_l positions_l
+        flops      = constant + sum_l out_l weight_l in_l positions_l + sum_p each_p prod_g (n_g + beside_pg)^power_pg
 
-    which is exactly what counting the sliced network gives. Shape suffixes: L = layers, G = groups.
+    which is exactly what counting the sliced network gives. Shape suffixes: L = layers, G = groups, P = products of
+    activations, such as attention's, of which channels are dimensions.
 
     Attributes:
         out_fixed, in_fixed: (L,) rows and columns that belong to no group. out_by_group, in_by_group: (L, G) those that
             a channel of a group takes.
         weight: (L,) weights a row and column. extra: (L,) other parameters a row. positions: (L,) outputs a sample.
         constant_parameters, constant_flops: of everything that no group touches.
+        power, beside: (P, G) how many dimensions of a product consist of a group's channels, and of how many more.
+        each: (P,) the product of the other dimensions.
     """
 
     out_fixed: Integers
@@ -111,6 +114,9 @@ class Sizes:
     positions: Integers
     constant_parameters: int = 0
     constant_flops: int = 0
+    power: Integers = field(default_factory=lambda: np.zeros((0, 1), np.int64))
+    beside: Integers = field(default_factory=lambda: np.zeros((0, 1), np.int64))
+    each: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def parameters_of(self, counts: Sequence[int]) -> int:
         """Elements of all parameters of the network whose groups keep `counts` channels."""
@@ -120,11 +126,33 @@ class Sizes:
     def flops_of(self, counts: Sequence[int]) -> int:
         """Multiply-adds of one sample's forward pass of that network."""
         out_L, in_L = self._extents(counts)
-        return self.constant_flops + int((out_L * self.weight * in_L * self.positions).sum())
+        layers = int((out_L * self.weight * in_L * self.positions).sum())
+        return self.constant_flops + layers + int(self.products_of(counts).sum())
+
+    def products_of(self, counts: Sequence[int]) -> Integers:
+        """Multiply-adds of every product that shrinks with channels: (P,)."""
+        return self.each * _channel_products(counts, self.power, self.beside)
+
+    def with_products(self, counts: Sequence[int], flops: Integers, power: Integers, beside: Integers) -> Sizes:
+        """The same with products, part of the constant so far, that shrink with the channels of groups.
+
+        Args:
+            counts, flops: channels of every group, and (P,) the multiply-adds of every product with these channels.
+            power, beside: (P, G).
+        """
+        each = flops // _channel_products(counts, power, beside)
+        constant = self.constant_flops - int(flops.sum())
+        return replace(self, constant_flops=constant, power=power, beside=beside, each=each)
 
     def _extents(self, counts: Sequence[int]) -> tuple[Integers, Integers]:
         counts_G = np.asarray(counts, np.int64)
         return self.out_fixed + self.out_by_group @ counts_G, self.in_fixed + self.in_by_group @ counts_G
+
+
+def _channel_products(counts: Sequence[int], power: Integers, beside: Integers) -> Integers:
+    """Of every product the dimensions that are channels, multiplied: (P,)."""
+    found: Integers = np.prod((np.asarray(counts, np.int64) + beside) ** power, axis=1)
+    return found
 
 
 def sizes_of(network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup], flops: int) -> Sizes:

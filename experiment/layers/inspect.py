@@ -27,7 +27,8 @@ class LayerInfo:
         positions: output positions a sample, summed over the calls of one forward pass.
         input_positions: input positions a sample, likewise.
         calls: how often one forward pass uses the layer.
-        input_grids, output_grids: (height, width) of every call; a linear layer on n positions has (n, 1).
+        input_grids, output_grids: (height, width) of every call. A linear layer on n positions has (n, 1). The grids of
+            n images that the network folds into the batch (frames, tiles) stack up to one of (n * height, width).
     """
 
     name: str
@@ -183,10 +184,11 @@ def _other_info(name: str, module: nn.Module, grids: list[tuple[Grid, Grid]]) ->
 
 
 def _grid(module: nn.Module, x: Tensor, batch_size: int) -> Grid:
+    """The grid of one sample, whichever dimensions the network has folded into the batch."""
     if isinstance(module, nn.Conv2d):
-        return (x.shape[-2], x.shape[-1])
-    rows = x.shape[:-1].numel()  # of the whole batch, whichever dimensions the network has folded into one
-    return (-(-rows // batch_size), 1)
+        images = -(-x.shape[:-3].numel() // batch_size)
+        return (images * x.shape[-2], x.shape[-1])
+    return (-(-x.shape[:-1].numel() // batch_size), 1)
 
 
 def _info(name: str, module: nn.Module, grids: list[tuple[Grid, Grid]]) -> LayerInfo:

@@ -10,18 +10,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.layers.build import slice_mask, write_whole
+from experiment.layers.build import build, slice_mask, write_whole
 from experiment.layers.ghosts import Folded, fold_ghosts, fold_means
-from experiment.layers.groups import ChannelGroup, Sizes, alive_channels, kept_of, sizes_of
+from experiment.layers.groups import (
+    ChannelGroup,
+    Integers,
+    Sizes,
+    alive_channels,
+    kept_of,
+    sizes_of,
+)
 from experiment.layers.inspect import trace_layers
+from experiment.layers.masks import stored
 from experiment.layers.plan import Detail, Kept, Plan, State
 from experiment.layers.refit import refit
 from experiment.layers.surgery import channel_groups
-from experiment.measure import count
+from experiment.measure import Count, count
 from experiment.methods.base import Budget, Calibration, Quantity
 from experiment.methods.patterns import matching
 from experiment.methods.start import parameter_name
@@ -38,6 +47,7 @@ class Filters:
         alive: of each group the channels that are left, in order.
         sizes: the size of the network as arithmetic on the groups' counts.
         layers: layer name -> number of its output channels in the original network.
+        work: name of a layer's weight -> the multiply-adds of one sample that each of its elements takes part in.
     """
 
     state: State
@@ -46,17 +56,18 @@ class Filters:
     alive: Sequence[tuple[int, ...]]
     sizes: Sizes
     layers: Mapping[str, int]
+    work: Mapping[str, int]
 
     def size(self, chosen: Sequence[Sequence[int]], quantity: Quantity) -> int:
-        """Parameters (masked ones are none) or multiply-adds of the network in which of each group `chosen` stay."""
-        counts = [len(channels) for channels in chosen]
-        if quantity == "flops":
-            return self.sizes.flops_of(counts)
+        """Unmasked parameters or multiply-adds of the network in which of each group `chosen` stay."""
+        counts, flops = [len(channels) for channels in chosen], quantity == "flops"
         masked = 0
         if self.state.masks:
             kept = kept_of(self.groups, chosen)
-            masked = sum(int((~slice_mask(mask, kept, name)).sum()) for name, mask in self.state.masks.items())
-        return self.sizes.parameters_of(counts) - masked
+            for name, mask in self.state.masks.items():
+                each = self.work.get(name, 0) if flops else 1
+                masked += each * int((~slice_mask(mask, kept, name)).sum())
+        return (self.sizes.flops_of(counts) if flops else self.sizes.parameters_of(counts)) - masked
 
     def orders(self, scores: Sequence[Tensor]) -> list[tuple[int, ...]]:
         """Of each group the channels that are left, the largest score first, equal ones as they stand."""
@@ -173,14 +184,61 @@ def filters_of(state: State, ignore: Sequence[str], label: str) -> Filters:
     groups = channel_groups(state.network, state.example)
     layers = trace_layers(state.network, state.example)
     ignored = matching(ignore, layers, label)
+    counted = count(state.network, state.example)
     return Filters(
         state,
         groups,
         [group.exempt is None and ignored.isdisjoint(group.producers) for group in groups],
         alive_channels(groups, state.kept),
-        sizes_of(state.network, state.example, groups, count(state.network, state.example).flops),
+        _sizes(state, groups, counted),
         {name: info.out_features for name, info in layers.items()},
+        {
+            parameter_name(name): layer.flops // stored(state.network.get_submodule(name), "weight").numel()
+            for name, layer in counted.layers.items()
+        },
     )
+
+
+def _sizes(state: State, groups: Sequence[ChannelGroup], whole: Count) -> Sizes:
+    """The arithmetic of the network's size, with the products of activations that have channels as dimensions.
+
+    Which do is seen by counting the network with half the channels of each group, and proved with a quarter of all.
+    Other products count as if all channels stayed: the network then has fewer multiply-adds than planned, never more.
+    """
+    sizes = sizes_of(state.network, state.example, groups, whole.flops)
+    numbers = [group.size for group in groups]
+
+    def part(divisor: int) -> list[int]:
+        return [group.size if group.exempt else max(1, group.size // divisor) for group in groups]
+
+    def products(counts: Sequence[int]) -> Integers:
+        plan = Plan(kept=kept_of(groups, [range(n) for n in counts]))
+        return np.array(count(build(state.network, plan), state.example).products, np.int64)
+
+    full, fewest = np.array(whole.products, np.int64), products(part(4)) if whole.products else None
+    if fewest is None or len(fewest) != len(full) or (fewest == full).all():
+        return sizes
+    power, beside = np.zeros((2, len(full), len(groups)), np.int64)
+    for g, (few, n) in enumerate(zip(part(2), numbers, strict=True)):
+        found = products([*numbers[:g], few, *numbers[g + 1 :]]) if few < n else full
+        for p, (less, all_) in enumerate(zip(found.tolist(), full.tolist(), strict=True)):
+            power[p, g], beside[p, g] = _dimensions(few, n, less, all_)
+    followed = sizes.with_products(numbers, full, power, beside)
+    exact = (followed.products_of(numbers) == full) & (followed.products_of(part(4)) == fewest)
+    return sizes.with_products(numbers, full, np.where(exact[:, None], power, 0), beside)
+
+
+def _dimensions(few: int, n: int, less: int, all_: int) -> tuple[int, int]:
+    """How many dimensions of a product are n channels, and the further ones in each, from what `few` channels leave.
+
+    With a dimension of n + b, less / all = (few + b) / (n + b).
+    """
+    if less == all_:
+        return 0, 0
+    b, rest = divmod(less * n - all_ * few, all_ - less)
+    if b >= 0 and rest == 0:
+        return 1, b
+    return (2, 0) if less * n**2 == all_ * few**2 else (0, 0)
 
 
 def by_filter(filters: Filters, norm: Callable[[Tensor], Tensor], *, average: bool = False) -> list[Tensor]:

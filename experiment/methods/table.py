@@ -16,14 +16,17 @@ def layer_rows(original: Count, compressed: Compressed) -> list[dict[str, Detail
     """One row a layer of the original network, in its order, with the same keys in every row.
 
     A decomposed layer counts with its factors, a layer that is gone with zeros. What the method leaves alone because it
-    must is of kind `unreachable`; multiply-adds outside of layers are not in its row.
+    must is of kind `unreachable`. Where the network multiplies outside its layers too (attention's products, recurrent
+    layers), a row `(other)` has that, and all parameters that are in no other row.
     """
     details = compressed.plan.details
     extra = list(dict.fromkeys(key for detail in details.values() for key in detail))
     rows: list[dict[str, Detail]] = []
+    row: dict[str, Detail]
     for name, before in original.layers.items():
-        now = [c for n, c in compressed.count.layers.items() if n == name or n.startswith(f"{name}.")]
-        row: dict[str, Detail] = {
+        prefix = f"{name}." if name else ""
+        now = [c for n, c in compressed.count.layers.items() if n == name or n.startswith(prefix)]
+        row = {
             "layer": name,
             "kind": before.kind,
             "parameters_before": before.parameters,
@@ -32,7 +35,19 @@ def layer_rows(original: Count, compressed: Compressed) -> list[dict[str, Detail
             "flops": sum(c.flops for c in now),
         }
         rows.append(row | {key: details.get(name, {}).get(key) for key in extra})
-    return _with_unreachable(rows, compressed.out_of_reach.modules, extra)
+    modules = compressed.out_of_reach.modules
+    elsewhere = sum(m.parameters for m in modules if m.name not in original.layers)
+    if original.other_flops:
+        row = {
+            "layer": "(other)",
+            "kind": "other",
+            "parameters_before": _outside(original) - elsewhere,
+            "parameters": _outside(compressed.count) - elsewhere,
+            "flops_before": original.other_flops,
+            "flops": compressed.count.other_flops,
+        }
+        rows.append(row | dict.fromkeys(extra))
+    return _with_unreachable(rows, modules, extra)
 
 
 def _with_unreachable(
@@ -48,3 +63,7 @@ def _with_unreachable(
         if m.name not in there
     ]  # fmt: skip
     return marked + [other | dict.fromkeys(extra) for other in others]
+
+
+def _outside(counted: Count) -> int:
+    return counted.parameters - sum(layer.parameters for layer in counted.layers.values())

@@ -27,8 +27,8 @@ DEFINITIONS = (
     ),
     (
         "FLOPs",
-        "multiply-adds of one sample's forward pass through every convolution and linear layer, grouped ones and "
-        "factors included. A mask does not lower them; FLOPs of unmasked weights count those alone.",
+        "multiply-adds of one sample's forward pass in all convolutions and matrix products, those of attention and "
+        "recurrent layers included. A mask does not lower them; FLOPs of unmasked weights count those alone.",
     ),
     (
         "Keep ratio",

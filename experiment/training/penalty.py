@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from experiment.layers.grouped import GroupedLinear
+from experiment.layers.lowrank import FactoredLayer
 from experiment.training.settings import PenaltySpec
 
-FACTORS = ["encoder", "decoder"]  # what stands in the place of a decomposed layer
 MOST_NAMES = 40  # in an error
 
 
@@ -126,9 +126,8 @@ def _weights(network: nn.Module) -> list[tuple[Sequence[str], nn.Parameter]]:
     for name, module in modules.items():
         weight = _trained(module)
         if weight is not None:
-            parent, _, own = name.rpartition(".")
-            pair = own in FACTORS and [child for child, _ in modules[parent].named_children()] == FACTORS
-            found.append(([name, parent] if pair else [name], weight))
+            parent = name.rpartition(".")[0]
+            found.append(([name, parent] if isinstance(modules[parent], FactoredLayer) else [name], weight))
     return found
 
 

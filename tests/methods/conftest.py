@@ -33,6 +33,28 @@ class Residual(nn.Module):
         return self.fc(torch.relu(y + self.shortcut(x)).mean((2, 3)))
 
 
+class Mixed(nn.Module):
+    """Frames folded into the batch, a depthwise and a transposed convolution, a concatenation, a layer used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU())
+        self.depthwise = nn.Conv2d(12, 12, 3, stride=2, padding=1, groups=12, bias=False)
+        self.wide = nn.Sequential(nn.Conv2d(12, 20, 3, padding=1), nn.BatchNorm2d(20), nn.ReLU())
+        self.shared = nn.Conv2d(20, 20, 1)
+        self.up = nn.ConvTranspose2d(3, 3, 2, stride=2)
+        self.head = nn.Conv2d(23, 16, 3, bias=False)
+        self.fc = nn.Linear(16, 6)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        images = clips.flatten(0, 1)
+        x = self.wide(self.depthwise(self.stem(images)))
+        x = self.shared(torch.relu(self.shared(x)))
+        up = self.up(input=nn.functional.avg_pool2d(images, 4))
+        x = torch.relu(self.head(torch.cat([up, x], 1)))
+        return self.fc(x.mean((2, 3))).unflatten(0, clips.shape[:2]).mean(1)
+
+
 def _cnn() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
@@ -49,18 +71,19 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "cnn": (_cnn, (1, 3, 8, 8)),
     "residual": (Residual, (1, 3, 8, 8)),
     "sequences": (_sequences, (1, 5, 12)),
+    "mixed": (Mixed, (1, 2, 3, 8, 8)),
 }
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=["cnn", "residual", "sequences"])
 def state(request: pytest.FixtureRequest) -> State:
-    """A network with random weights, statistics and affine maps, and an example input."""
+    """A network all of whose layers can be compressed, with random weights and statistics, and an example input."""
     return make_state(request.param)
 
 
 @pytest.fixture
 def state_of() -> Callable[[str], State]:
-    """The same by name: cnn, residual or sequences."""
+    """The same by name."""
     return make_state
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 
 import pytest
@@ -12,21 +13,27 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError, InfeasibleBudget
 from experiment.layers.build import build, expand
+from experiment.layers.groups import alive_channels, kept_of
+from experiment.layers.inspect import compressible_layers
+from experiment.layers.lowrank import flops, parameters
 from experiment.layers.masks import bake_masks, named_masks
 from experiment.layers.plan import Plan, State
+from experiment.layers.surgery import channel_groups
 from experiment.measure import Count, count
 from experiment.methods import METHODS
 from experiment.methods.base import Budget, Calibration, Compressed, Compressor, Quantity, make_method
 from experiment.methods.configure import make_settings
-from experiment.streams import generator
+from experiment.streams import generator, seeded
 
 SETTINGS = {  # of methods that need some
     "BlockPrune": {"block_size": (2, 2)},
     "Compose": {"schemes": [{"name": "Prune", "settings": {"density": 1.0}}, {"name": "FT"}]},
 }
+# one label a target: presets differ in settings alone, which ALDS+ shows best
+ALL = [*{METHODS[label].target: label for label in reversed(METHODS)}.values(), "ALDS+"]
 LINEAR_ONLY = ("BlockPrune", "NeuronPrune")
-FIXED = [label for label, entry in METHODS.items() if getattr(entry.settings, "fixed_size", False) is True]
-COMPRESSING = [label for label, entry in METHODS.items() if entry.kind != "none" and label not in FIXED]
+FIXED = [label for label in ALL if getattr(METHODS[label].settings, "fixed_size", False) is True]
+COMPRESSING = [label for label in ALL if METHODS[label].kind != "none" and label not in FIXED]
 QUANTITIES: tuple[Quantity, ...] = ("parameters", "flops")
 KEEPS = (0.9, 0.6, 0.35)
 SAMPLED_FILTERS = ("Uniform", "l1", "l2", "(l1+l2)/2")  # masking methods that leave every filter a weight
@@ -71,7 +78,12 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(tensor, b[name]) for name, tensor in a.items())
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=["cnn", "residual", "sequences", "mixed"])
+def state(request: pytest.FixtureRequest, state_of: Callable[[str], State]) -> State:
+    return state_of(request.param)
+
+
+@pytest.fixture(params=ALL)
 def any_label(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -113,6 +125,99 @@ def test_planned_is_counted_and_within_the_budget(label: str, state: State, quan
             continue
         assert compressed.plan.parameters == compressed.count.parameters
         assert achieved(compressed.count, quantity) <= keep * achieved(made.original, quantity)
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_budget_is_used_up_to_one_step(label: str, state: State, quantity: Quantity) -> None:
+    """One weight, rank or channel more, of the largest ones that there are, and the network exceeds the budget."""
+    made = compressor(label, state)
+    for keep in KEEPS[:2]:
+        compressed = made.compress(keep, quantity)
+        used, limit = achieved(compressed.count, quantity), int(keep * achieved(made.original, quantity))
+        assert used <= limit
+        if label in (*SAMPLED_FILTERS, "Messi3"):  # steps of one weight in many filters, or of one subspace
+            larger = [achieved(made.compress(keep * (1 + k / 50), quantity).count, quantity) for k in range(1, 6)]
+            assert larger[-1] > used
+            assert all(size == used or size > limit for size in larger)
+        else:
+            assert limit < used + largest_step(label, made, compressed, quantity)
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+@pytest.mark.parametrize("scheme", ["FT", "PFP", "PFP (partial)", "Global Filters", "Slimming", "StructurePrune"])
+def test_budget_is_used_up_after_masks(scheme: str, quantity: Quantity, state_of: Callable[[str], State]) -> None:
+    """Weights that are masked before channels go are not paid for."""
+    schemes = [{"name": "Prune", "settings": {"density": 0.3}}, {"name": scheme}]
+    made = compressor("Compose", state_of("mixed"), schemes=schemes)
+    whole = achieved(made.compress(1.0, quantity).count, quantity)
+    assert whole < 0.6 * achieved(made.original, quantity)
+    compressed = compress_within(made, limit := int(0.7 * whole), quantity)
+    used = achieved(compressed.count, quantity)
+    assert used <= limit < used + largest_step(scheme, made, compressed, quantity)
+
+
+class Products(nn.Module):
+    """Channels that are dimensions of products of activations: one of them, or both, beside a product of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(8, 16)
+        self.mix, self.fc = nn.Linear(16, 14), nn.Linear(14, 5)
+        self.table = nn.Parameter(torch.ones(9, 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.table @ x
+        y = torch.softmax(self.q(x) @ self.k(x).mT, -1) @ self.v(x)
+        y = torch.relu(self.mix(y))
+        return self.fc(y @ (y.mT @ y)).mean(1)
+
+
+@pytest.mark.parametrize("scheme", ["FT", "Global Filters"])
+def test_budget_pays_for_products_that_shrink_with_channels(scheme: str) -> None:
+    with seeded("test_contract", "products"):
+        state = State(Products().eval(), torch.rand(1, 9, 8))
+    made = compressor(scheme, state)
+    assert made.original.flops - made.original.other_flops == 9 * (12 * 8 * 2 + 16 * 8 + 16 * 14 + 14 * 5)
+    assert made.original.products == (81 * 8, 81 * 12, 81 * 16, 9 * 14 * 14, 9 * 14 * 14)
+    for keep in (0.9, 0.6, 0.35):
+        compressed = made.compress(keep, "flops")
+        used, limit = compressed.count.flops, int(keep * made.original.flops)
+        assert compressed.count.other_flops < made.original.other_flops
+        assert used <= limit < used + largest_step(scheme, made, compressed, "flops")
+
+
+def largest_step(label: str, made: Compressor, compressed: Compressed, quantity: Quantity) -> int:
+    """By how much the network grows by the smallest thing that a method can add, where that costs most."""
+    state, plan, size = made.state, compressed.plan, achieved(compressed.count, quantity)
+    kind = "filter" if label == "Compose" else METHODS[label].kind
+    if kind == "weight":
+        weights = {name: layer.flops for name, layer in made.original.layers.items()}
+        uses = [f // state.network.get_submodule(name).get_parameter("weight").numel() for name, f in weights.items()]
+        return (max(uses) if quantity == "flops" else 1) * (4 if label == "BlockPrune" else 1)
+    larger = ranks_more(state, plan) if kind == "lowrank" else channels_more(state, plan)
+    return max(achieved(count(build(state.network, p), state.example), quantity) for p in larger) - size
+
+
+def ranks_more(state: State, plan: Plan) -> Iterator[Plan]:
+    """Of one layer after the other one rank more, or where that makes it no smaller, the layer itself."""
+    layers = compressible_layers(state.network, state.example)
+    for name, factors in plan.factors.items():
+        others = {n: f for n, f in plan.factors.items() if n != name}
+        rank, info = factors.rank + 1, layers[name]
+        cost = parameters(info, rank, factors.groups, factors.folding)
+        work = flops(info, rank, factors.groups, factors.folding)
+        smaller = cost < info.weight_numel and work <= info.weight_numel * info.positions
+        yield replace(plan, factors={**others, name: replace(factors, rank=rank)} if smaller else others)
+
+
+def channels_more(state: State, plan: Plan) -> Iterator[Plan]:
+    """Of one group after the other one channel more, each that is gone."""
+    groups = channel_groups(state.network, state.example)
+    alive = alive_channels(groups, plan.kept)
+    for g, group in enumerate(groups):
+        for channel in set(range(group.size)) - set(alive[g]):
+            chosen = [(*a, channel) if i == g else a for i, a in enumerate(alive)]
+            yield replace(plan, kept=kept_of(groups, chosen))
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
@@ -250,7 +355,9 @@ def test_rewinding_fills_the_plan_from_other_weights(any_label: str, state: Stat
 def test_impossible_budget_names_the_smallest_possible_one(label: str, state: State, quantity: Quantity) -> None:
     made = compressor(label, state)
     all_may_go = METHODS[label].kind == "weight" and label not in SAMPLED_FILTERS
-    if all_may_go and quantity == "flops":  # with all weights masked nothing is left to multiply
+    masked = compressible_layers(state.network, state.example)
+    rest = made.original.flops - sum(made.original.layers[name].flops for name in masked)
+    if all_may_go and quantity == "flops" and not rest:  # with all weights masked nothing is left to multiply
         assert compress_to(made, 0, quantity) == 0
         return
     with pytest.raises(InfeasibleBudget) as caught:
@@ -263,8 +370,13 @@ def test_impossible_budget_names_the_smallest_possible_one(label: str, state: St
 
 
 def compress_to(made: Compressor, limit: int, quantity: Quantity) -> int:
+    return achieved(compress_within(made, limit, quantity).count, quantity)
+
+
+def compress_within(made: Compressor, limit: int, quantity: Quantity) -> Compressed:
     plan = made.method.plan(made.analysis, Budget(quantity, limit, achieved(made.original, quantity)))
-    return achieved(count(made.instantiate(plan), made.state.example), quantity)
+    network = made.instantiate(plan)
+    return Compressed(network, plan, count(network, made.state.example))
 
 
 def test_recalibration_keeps_the_counts_and_changes_batch_norm_statistics_alone(any_label: str, state: State) -> None:

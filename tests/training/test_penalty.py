@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from experiment.clock import Clock
 from experiment.datasets.memory import MemoryImages
 from experiment.layers.grouped import GroupedLinear
+from experiment.layers.lowrank import FactoredLinear
 from experiment.layers.masks import add_masks
 from experiment.streams import generator, seeded
 from experiment.training import checkpoint, loop
@@ -165,8 +166,8 @@ def test_names() -> None:
         OrderedDict(
             conv=nn.Conv2d(1, 2, 3),
             norm=nn.BatchNorm2d(2),
-            low=nn.Sequential(OrderedDict(encoder=GroupedLinear(4, 2, 2), decoder=nn.Linear(2, 3))),
-            own=nn.Sequential(OrderedDict(encoder=nn.Linear(3, 3), middle=nn.ReLU(), decoder=nn.Linear(3, 3))),
+            low=FactoredLinear(OrderedDict(encoder=GroupedLinear(4, 2, 2), decoder=nn.Linear(2, 3))),
+            own=nn.Sequential(OrderedDict(encoder=nn.Linear(3, 3), decoder=nn.Linear(3, 3))),
         )
     )
 
