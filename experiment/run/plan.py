@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,12 +17,11 @@ from experiment.config import (
     takes_tickets,
     with_rewinding,
 )
+from experiment.files import safe_name
 from experiment.run.given import GivenWeights
 from experiment.run.keys import FORMAT_VERSION, digest
 from experiment.run.names import MethodSpec, Names, method_key, resolve_names
 from experiment.run.resolved import mode_key, planned_epochs, retraining_key, search_key, training_key
-
-MOST_LETTERS = 60  # of a variant or label in the name of a folder; the key makes it unique
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class Cell:
     @property
     def folder(self) -> str:
         parts = [self.label, f"n{self.net}", f"r{self.repetition}", f"{self.keep:.6g}", self.key]
-        return "-".join(slug(p) for p in ([self.variant, *parts] if self.variant else parts))
+        return "-".join(safe_name(p) for p in ([self.variant, *parts] if self.variant else parts))
 
 
 @dataclass(frozen=True)
@@ -167,19 +165,19 @@ class ExperimentPlan:
         return self.unavailable.get((cell.variant, "")) or self.unavailable.get((cell.variant, cell.label))
 
 
-def slug(text: str) -> str:
-    """A name that is safe as part of a file name everywhere, and short enough to leave room for others."""
-    return re.sub(r"[^A-Za-z0-9+._=,-]+", "_", text)[:MOST_LETTERS].strip(".") or "_"
-
-
 def plan_experiment(
-    file: ParameterFile, machine: Machine, *, base: ParameterFile | None = None, datasets: Path | None = None
+    file: ParameterFile,
+    machine: Machine,
+    *,
+    base: ParameterFile | None = None,
+    datasets: Path | None = None,
+    results: Path | None = None,
 ) -> ExperimentPlan:
     """Expand a parameter file into its grid.
 
     Args:
         base: the file without `--set` overrides, if it is valid: where those change what is computed, the name says so.
-        datasets: where the command line says that datasets lie.
+        datasets, results: where the command line says that datasets lie, and where results go.
     Raises: ConfigError: a method's settings are wrong, or two methods share a label.
     """
     references: list[ReferenceTask] = []
@@ -196,18 +194,13 @@ def plan_experiment(
             if variant.parameters.experiments.mode != "train":
                 chains.extend(_chains(variant, task, machine, names))
     plan = ExperimentPlan(
-        file, slug_path(file.name), machine, tuple(references), tuple(chains), unavailable, tuple(problems)
+        file, file.name(results), machine, tuple(references), tuple(chains), unavailable, tuple(problems)
     )
     if file.overrides and (
         base is None or _computed(plan) != _computed(plan_experiment(base, machine, datasets=datasets))
     ):
         plan = replace(plan, name=f"{plan.name}@{digest(_computed(plan))[:8]}")
     return plan
-
-
-def slug_path(name: str) -> str:
-    """An experiment's name as a relative folder: every part safe, none going up."""
-    return "/".join(slug(part) for part in Path(name).parts if part not in ("/", "..", "."))
 
 
 def _computed(plan: ExperimentPlan) -> list[str]:
@@ -233,7 +226,7 @@ def _reference_task(variant: Variant, net: int, machine: Machine, names: Names) 
     network, dataset = _short(p.network.name), _short(p.network.dataset.name)
     goes_back = rewinding(p.experiments) == "weights" or takes_tickets(p.experiments)
     rewind = p.retraining.start_epoch if goes_back else None
-    folder = f"{slug(network)}-{slug(dataset)}-n{net}-{key}"
+    folder = f"{safe_name(network)}-{safe_name(dataset)}-n{net}-{key}"
     spec = ReferenceSpec(key, folder, net, rewind, names.weights)
     tested = {"format": FORMAT_VERSION, "reference": key, "test": names.test_key}
     cell = Cell(

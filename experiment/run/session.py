@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import yaml
-
 from experiment.clock import Clock
 from experiment.errors import ConfigError
 from experiment.files import write_whole
@@ -21,7 +19,7 @@ from experiment.run.deployed import measure_deployed
 from experiment.run.events import CellDone, Event, Timed
 from experiment.run.execute import Listener, run_serially
 from experiment.run.machine import describe_environment, usable_cores, visible_gpus
-from experiment.run.parameters import END, HEADER, PARAMETERS
+from experiment.run.parameters import write_parameters
 from experiment.run.plan import ExperimentPlan, Machine
 from experiment.run.processes import Processes
 from experiment.run.resources import Resources, resources_of
@@ -100,7 +98,7 @@ def run_session(
         _compute(plans, stores, directories, work, options, say, timing)
     undone = False
     for i, (plan, store) in enumerate(zip(plans, stores, strict=True)):
-        _write_parameters(plan, store)
+        write_parameters(store.folder, plan.file, store.lock_file("parameters"))
         if not _is_json(store.folder / ENVIRONMENT):  # or no report can be written, and nothing else would mend it
             _describe(plan, store, 1)
         with clock.part("tables and plots"):
@@ -240,15 +238,9 @@ def _num_workers(options: Options, resources: Sequence[Resources], machine: Mach
 
 def _describe(plan: ExperimentPlan, store: Store, workers: int | None) -> None:
     """Leave beside the results what was asked for and where it is computed."""
-    _write_parameters(plan, store)
+    write_parameters(store.folder, plan.file, store.lock_file("parameters"))
     environment = describe_environment(plan.machine, plan.file.parameters.threads, workers)
     write_whole(store.folder / ENVIRONMENT, json.dumps(environment, indent=1) + "\n")
-
-
-def _write_parameters(plan: ExperimentPlan, store: Store) -> None:
-    text = f"{HEADER}. Resolved from {plan.file.path.name}: includes merged, command-line overrides applied.\n"
-    values = yaml.safe_dump(plan.file.values, sort_keys=False)
-    write_whole(store.folder / PARAMETERS, f"{text}{values}{END}")
 
 
 def _is_json(path: Path) -> bool:
