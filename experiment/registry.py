@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from experiment.errors import ConfigError
+from experiment.sources import find_own_code, forget_changed
+
+NAMES_CODE = "names code"  # in the metadata of a field of settings whose business it is to hold an import path
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def resolve(target: str) -> object:
     module_name, _, attribute = target.partition(":")
     if not module_name or not attribute:
         raise ConfigError(f"'{target}' is not an import path. Expected package.module:name.")
-    if "" not in sys.path and os.getcwd() not in sys.path:  # an installed script does not have the working directory
-        sys.path.insert(0, os.getcwd())
+    find_own_code()
+    forget_changed(module_name)
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

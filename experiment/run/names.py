@@ -7,7 +7,7 @@ refuses them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from experiment.methods.configure import default_label, is_fixed_size, make_sett
 from experiment.methods.find import find_method
 from experiment.methods.settings import ComposeSettings
 from experiment.networks import NETWORKS
-from experiment.registry import MethodEntry, is_import_path, suggestion
+from experiment.registry import NAMES_CODE, MethodEntry, is_import_path, suggestion
 from experiment.run.given import GivenWeights, datasets_folder, find_given, missing_text
-from experiment.run.keys import named, settings_without_defaults, source_hash
+from experiment.run.keys import named, settings_without_defaults
+from experiment.sources import source_hash
 from experiment.training.names import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS
 
 KeyPath = tuple[str | int, ...]
@@ -152,13 +153,6 @@ def method_key(spec: MethodSpec) -> dict[str, Any]:
     key = named(spec.name, spec.entry.version, settings)
     if is_import_path(spec.name):  # the algorithm may lie in another module than the entry
         key |= {"version": spec.entry.version, "algorithm": source_hash(spec.entry.target.partition(":")[0])}
-    sources = {  # settings that name code of the user's: changed code is another method
-        setting: source_hash(value.partition(":")[0])
-        for setting, value in settings.items()
-        if isinstance(value, str) and is_import_path(value) and not value.startswith("torch.")
-    }
-    if sources:
-        key["sources"] = sources
     if spec.recalibrate:
         key["recalibrate"] = RECALIBRATION_VERSION
     return key
@@ -216,6 +210,7 @@ def _method_faults(methods: list[Any]) -> Iterator[Fault]:
                 settings = _mapping(ref, "settings")
                 wrong = setting_faults(entry, settings)
                 yield from (Fault((*key, "settings", *path), text, fatal=True) for path, text in wrong)
+                yield from _code_faults((*key, "settings"), entry, settings)
                 own = entry.label if wrong else default_label(entry, make_settings(entry, settings))
                 label = ref.get("label") or own
                 if ref.get("recalibrate") is True and (text := recalibration_fault(entry)):
@@ -230,6 +225,25 @@ def _method_faults(methods: list[Any]) -> Iterator[Fault]:
             text = f"a second method with the label '{label}'. Give one of them a `label` of its own."
             yield Fault(key, text, fatal=True)
         labels.add(label)
+
+
+def _code_faults(key: KeyPath, entry: MethodEntry, settings: Mapping[str, Any]) -> Iterator[Fault]:
+    """Settings whose business it is to name code, and that name none; in the schemes of a composition, too."""
+    schemes = settings.get("schemes") if entry.settings is ComposeSettings else None
+    for i, scheme in enumerate(schemes if isinstance(schemes, list) else []):
+        within = find_method(str(scheme.get("name"))) if isinstance(scheme, Mapping) else ""
+        if isinstance(within, MethodEntry):
+            yield from _code_faults((*key, "schemes", i, "settings"), within, _mapping(scheme, "settings"))
+    for f in fields(entry.settings):
+        value = settings.get(f.name)
+        if not f.metadata.get(NAMES_CODE) or not isinstance(value, str):
+            continue
+        try:
+            if not is_import_path(value):
+                raise ConfigError(f"'{value}' is not an import path. Expected package.module:name.")
+            source_hash(value.partition(":")[0])
+        except ConfigError as error:
+            yield Fault((*key, f.name), str(error), fatal=True)
 
 
 def _grid_faults(experiments: Mapping[str, Any], methods: list[Any]) -> Iterator[Fault]:
