@@ -111,7 +111,7 @@ def _run(options: argparse.Namespace, launch: Launch | None) -> int:
     try:
         _check_call(options, launch)
         with clock.part("planning"):
-            plans = _plans(options)
+            plans = _plans(options, reading=not options.plan and (launch is None or launch.leads))
     except ConfigError as error:
         if launch is None:
             raise
@@ -185,7 +185,7 @@ def _check_call(options: argparse.Namespace, launch: Launch | None) -> None:
         raise ConfigError(problems)
 
 
-def _plans(options: argparse.Namespace) -> list[ExperimentPlan]:
+def _plans(options: argparse.Namespace, reading: bool) -> list[ExperimentPlan]:
     """The grids of all files; the errors of all files come together."""
     from experiment.config import load
     from experiment.run.machine import find_machine
@@ -201,7 +201,11 @@ def _plans(options: argparse.Namespace) -> list[ExperimentPlan]:
                 path, options.set, also=lambda values: ((f.key, f.text) for f in name_faults(values, options.data))
             )
             base = _without_overrides(path) if options.set else None
-            plans.append(plan_experiment(file, machine, base=base, datasets=options.data, results=options.results))
+            plans.append(
+                plan_experiment(
+                    file, machine, base=base, datasets=options.data, results=options.results, reading=reading
+                )
+            )
         except ConfigError as error:
             problems += error.problems
     if problems:

@@ -34,7 +34,8 @@ class DatasetEntry:
     """A dataset: `target` is a loader (see `experiment.datasets`).
 
     `num_classes`, `input_shape` (channels, height, width) and `num_train` (images of the training part, before the
-    validation part is taken from it) are None where only the user's files tell.
+    validation part is taken from it) are None where only the user's files tell. `files` is a function that lists what a
+    part is read from (see `experiment.datasets.stamp`), empty where the content cannot change.
     """
 
     name: str
@@ -43,6 +44,7 @@ class DatasetEntry:
     input_shape: tuple[int, int, int] | None
     version: int = 1
     num_train: int | None = None
+    files: str = ""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def load_results(path_or_param: str | Path, results: str | Path | None = None) -
             f"{path}: no results yet. Run the experiment first: python -m experiment.main PARAM{_beside(path.parent)}"
         )
     require_whole_lines(path)
-    text = ("variant", "error", "cell", "method", "label", "status", "network", "dataset", "dataset_test")
+    text = ("variant", "error", "cell", "method", "label", "status", "network", "dataset", "dataset_test", "hardware")
     columns = [str(name) for name in pd.read_csv(path, nrows=0)]
     empty: Mapping[str, list[str]] = {name: [""] for name in columns if name not in text}  # a label may be "nan"
     return pd.read_csv(path, dtype=dict.fromkeys(text, "str"), keep_default_na=False, na_values=empty)

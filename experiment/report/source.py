@@ -15,7 +15,7 @@ from experiment.files import require_whole_lines
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-TEXT = ("dataset", "dataset_test", "network", "variant", "method", "label", "status", "error", "cell")
+TEXT = ("dataset", "dataset_test", "network", "variant", "method", "label", "status", "error", "cell", "hardware")
 NUMBERS = (
     "net", "repetition", "keep_target", "parameters", "flops", "flops_unmasked", "keep_parameters", "keep_flops",
     "bytes_dense", "bytes_values", "bytes_sparse", "bytes_file", "loss", "top1", "top5", "top1_before_retraining",

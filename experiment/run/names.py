@@ -11,9 +11,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from experiment.config import MethodRef, ParameterFile, Parameters
+from experiment.config import MethodRef, NamedSettings, Network, ParameterFile, Parameters
 from experiment.datasets import DATASETS
 from experiment.datasets.names import TRANSFORMS
+from experiment.datasets.stamp import CONSTANT
 from experiment.errors import ConfigError
 from experiment.methods import METHODS, TORCHPRUNE_NAMES
 from experiment.methods.configure import default_label, is_fixed_size, make_settings, setting_faults, stages_of
@@ -23,6 +24,7 @@ from experiment.networks import NETWORKS
 from experiment.registry import NAMES_CODE, MethodEntry, is_import_path, suggestion
 from experiment.run.given import GivenWeights, datasets_folder, find_given, missing_text
 from experiment.run.keys import named, settings_without_defaults
+from experiment.run.stamps import Stamps
 from experiment.sources import source_hash
 from experiment.training.names import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS
 
@@ -92,9 +94,14 @@ class Names:
     faults: tuple[Fault, ...]
 
 
-def resolve_names(file: ParameterFile, p: Parameters, datasets: Path | None = None) -> Names:
-    """Look up every name of one variant `p` of a file; `datasets` is where the command line says that they lie.
+def resolve_names(
+    file: ParameterFile, p: Parameters, datasets: Path | None = None, stamps: Stamps | None = None
+) -> Names:
+    """Look up every name of one variant `p` of a file.
 
+    Args:
+        datasets: where the command line says that they lie.
+        stamps: of their content; None to leave it out of the keys.
     Raises: ConfigError: a method's settings are wrong, or two methods carry one label; all that is wrong comes with it.
     """
     values = p.model_dump(mode="json", by_alias=True)
@@ -107,8 +114,12 @@ def resolve_names(file: ParameterFile, p: Parameters, datasets: Path | None = No
     content = {} if network.weights is None else {"weights": weights and weights.content}
     return Names(
         network_key=_key(network.name, network.settings, NETWORKS) | content,
-        dataset_key=_key(dataset.name, dataset.settings, DATASETS),
-        test_key=None if test is None else _key(test.name, test.settings, DATASETS),
+        dataset_key=_key(dataset.name, dataset.settings, DATASETS) | _stamped(stamps, dataset, True, network),
+        test_key=(
+            ({} if test is None else _key(test.name, test.settings, DATASETS))
+            | _stamped(stamps, test or dataset, False, network)
+        )
+        or None,
         input_shape=entry.input_shape if entry else None,
         weights=weights,
         methods=tuple(spec for ref in p.experiments.methods if (spec := _spec(ref)).entry.label != "Reference"),
@@ -279,6 +290,11 @@ def _key(name: str, settings: Mapping[str, Any], registry: Mapping[str, Any]) ->
         except ConfigError:  # a fault, which is told; the plan is listed all the same
             return {"name": name}
     return named(name, registry[name].version, settings) if name in registry else {"name": name}
+
+
+def _stamped(stamps: Stamps | None, dataset: NamedSettings, train: bool, network: Network) -> dict[str, str]:
+    stamp = CONSTANT if stamps is None else stamps.of(dataset, train, network.output_size)
+    return {} if stamp == CONSTANT else {"data": stamp}
 
 
 def _spec(ref: MethodRef) -> MethodSpec:

@@ -18,10 +18,11 @@ from experiment.config import (
     with_rewinding,
 )
 from experiment.files import safe_name
-from experiment.run.given import GivenWeights
+from experiment.run.given import DATASETS_FOLDER, GivenWeights
 from experiment.run.keys import FORMAT_VERSION, digest
 from experiment.run.names import MethodSpec, Names, method_key, resolve_names
 from experiment.run.resolved import mode_key, planned_epochs, retraining_key, search_key, training_key
+from experiment.run.stamps import Stamps, remembered_stamps
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ class ExperimentPlan:
     Attributes:
         unavailable: (variant, label, or "" for all of its cells) -> why they cannot run: a name that is not known.
         problems: the same as full error lines with file and line.
+        stamps: what the data were when it was made.
     """
 
     file: ParameterFile
@@ -141,6 +143,7 @@ class ExperimentPlan:
     chains: tuple[Chain, ...]
     unavailable: dict[tuple[str, str], str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    stamps: Stamps | None = None
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -172,20 +175,37 @@ def plan_experiment(
     base: ParameterFile | None = None,
     datasets: Path | None = None,
     results: Path | None = None,
+    reading: bool = False,
 ) -> ExperimentPlan:
     """Expand a parameter file into its grid.
 
     Args:
         base: the file without `--set` overrides, if it is valid: where those change what is computed, the name says so.
         datasets, results: where the command line says that datasets lie, and where results go.
+        reading: whether datasets may be loaded, and downloaded, where nothing else tells what is in them.
     Raises: ConfigError: a method's settings are wrong, or two methods share a label.
     """
+    name = file.name(results)
+    if file.overrides:  # whatever the data are: the same overrides lead to the same folder
+        asked = _computed(_plan(file, name, machine, datasets, None))
+        if base is None or asked != _computed(_plan(base, name, machine, datasets, None)):
+            name = f"{name}@{digest(asked)[:8]}"
+    said = file.parameters.directories.training_data
+    folder = datasets or (Path(said) if said else DATASETS_FOLDER)
+    return _plan(
+        file, name, machine, datasets, Stamps(folder, remembered_stamps(file.results(results) / name), reading)
+    )
+
+
+def _plan(
+    file: ParameterFile, name: str, machine: Machine, datasets: Path | None, stamps: Stamps | None
+) -> ExperimentPlan:
     references: list[ReferenceTask] = []
     chains: list[Chain] = []
     unavailable: dict[tuple[str, str], str] = {}
     problems: dict[str, None] = {}  # in order, each once
     for variant in file.variants:
-        names = resolve_names(file, variant.parameters, datasets)
+        names = resolve_names(file, variant.parameters, datasets, stamps)
         unavailable.update({(variant.name, fault.label): fault.text for fault in names.faults})
         problems.update(dict.fromkeys(fault.line(file) for fault in names.faults))
         for net in range(variant.parameters.experiments.num_nets):
@@ -193,14 +213,7 @@ def plan_experiment(
             references.append(task)
             if variant.parameters.experiments.mode != "train":
                 chains.extend(_chains(variant, task, machine, names))
-    plan = ExperimentPlan(
-        file, file.name(results), machine, tuple(references), tuple(chains), unavailable, tuple(problems)
-    )
-    if file.overrides and (
-        base is None or _computed(plan) != _computed(plan_experiment(base, machine, datasets=datasets))
-    ):
-        plan = replace(plan, name=f"{plan.name}@{digest(_computed(plan))[:8]}")
-    return plan
+    return ExperimentPlan(file, name, machine, tuple(references), tuple(chains), unavailable, tuple(problems), stamps)
 
 
 def _computed(plan: ExperimentPlan) -> list[str]:

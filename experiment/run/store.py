@@ -30,7 +30,7 @@ COLUMNS = (
     "parameters", "flops", "flops_unmasked", "keep_parameters", "keep_flops",
     "bytes_dense", "bytes_values", "bytes_sparse", "bytes_file",
     "loss", "top1", "top5", "top1_before_retraining", "top1_reference", "parameters_reference", "flops_reference",
-    "epochs", "seconds_compress", "seconds_retrain", "status", "error", "cell",
+    "epochs", "seconds_compress", "seconds_retrain", "status", "error", "cell", "hardware",
 )  # fmt: skip
 
 log = logging.getLogger("experiment")

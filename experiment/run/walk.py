@@ -24,6 +24,7 @@ from experiment.methods.table import layer_rows
 from experiment.run.crew import Job, together
 from experiment.run.events import Advanced, Note, Report, epoch_callbacks
 from experiment.run.learn_compress import learn_compress
+from experiment.run.machine import instructions
 from experiment.run.made import Made
 from experiment.run.outcome import (
     costs_of,
@@ -244,6 +245,7 @@ class Walk:
                 write_rows(folder / TABLE, found.table())
             result = costs_of(made.compressed, size) | measured | made.facts
             result |= {"top1_before_retraining": first["top1"], "status": "done"}
+            result["hardware"] = instructions(self.context.machine.device)
             write_result(folder, result)
         return result
 
