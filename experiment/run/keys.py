@@ -24,6 +24,19 @@ def digest(payload: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+MADE = 10  # digits of a cell's key that tell how its network was made; the others tell what it was tested on
+
+
+def cell_key(made: str, test: Mapping[str, Any] | None) -> str:
+    """The key of a cell: cells with the same network, tested on other data, have the same first digits.
+
+    Args:
+        made: the digest of all that made the network.
+        test: on which data it is tested, where that needs saying.
+    """
+    return made if test is None else made[:MADE] + digest([made, test])[MADE:]
+
+
 def named(name: str, version: int | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     """How a network, dataset or method enters a key: with its version, or with the hash of the user's source."""
     entry: dict[str, Any] = {"name": name, "settings": dict(settings)}

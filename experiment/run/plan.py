@@ -19,7 +19,7 @@ from experiment.config import (
 )
 from experiment.files import safe_name
 from experiment.run.given import DATASETS_FOLDER, GivenWeights
-from experiment.run.keys import FORMAT_VERSION, digest
+from experiment.run.keys import FORMAT_VERSION, cell_key, digest
 from experiment.run.names import MethodSpec, Names, method_key, resolve_names
 from experiment.run.resolved import mode_key, planned_epochs, retraining_key, search_key, training_key
 from experiment.run.stamps import Stamps, remembered_stamps
@@ -59,6 +59,7 @@ class Cell:
     Attributes:
         fixed_size: whether the method's settings decide its size, or it is searched; `keep` is 1 then, and no target.
         samples: the most networks that are made to search it, all in `epochs_retrain`; 0 where it is not searched.
+        made: a hash of all that makes its network, the test data left out.
     """
 
     variant: str
@@ -73,6 +74,7 @@ class Cell:
     epochs_retrain: int
     fixed_size: bool = False
     samples: int = 0
+    made: str = ""
 
     @property
     def keep_target(self) -> float | None:
@@ -263,7 +265,7 @@ def _chain(
     if takes_tickets(variant.parameters.experiments) and not method.entry.restarts:
         rewound = replace(variant, name="tickets", parameters=with_rewinding(variant.parameters, "weights"))
         tickets = _chain(rewound, task, method, repetition, machine, names)
-    befores = None if tickets is None else tuple(cell.key for cell in tickets.cells)
+    befores = None if tickets is None else tuple(cell.made for cell in tickets.cells)
     cells = tuple(_cells(variant, task, method, repetition, machine, names, befores))
     return Chain(variant, task.reference, task.cell, method, repetition, cells, tickets)
 
@@ -277,7 +279,7 @@ def _cells(
     names: Names,
     tickets: tuple[str, ...] | None,
 ) -> Iterator[Cell]:
-    """Args: tickets: the keys of the cells that those of a cascade start from, where these are not their own."""
+    """Args: tickets: `made` of the cells that those of a cascade start from, where these are not their own."""
     p = variant.parameters
     epochs = planned_epochs(p)
     cascade = is_cascade(p.experiments) and not method.entry.restarts
@@ -291,7 +293,7 @@ def _cells(
         **mode_key(p),
         **search_key(search),
         "coresets": p.coresets.model_dump(mode="json", exclude_defaults=True),
-        "test": names.test_key,
+        "test": None,  # see cell_key
         "repetition": repetition,
         "retraining": retraining_key(p, machine.kind, epochs),
     }
@@ -305,11 +307,11 @@ def _cells(
         payload = common | {"keep": step.keep, "between": between}
         if cascade:
             payload["previous"] = previous
-        key = digest(payload)
-        previous = key if tickets is None else tickets[i]
+        made = digest(payload)
+        previous = made if tickets is None else tickets[i]
         yield Cell(
             variant=variant.name, method=method.name, label=method.label, net=task.reference.net,
-            repetition=repetition, keep=step.keep, between=between, key=key,
+            repetition=repetition, keep=step.keep, between=between, key=cell_key(made, names.test_key), made=made,
             epochs_train=p.training.num_epochs, epochs_retrain=max(1, samples) * epochs, fixed_size=own_size,
             samples=samples,
         )  # fmt: skip

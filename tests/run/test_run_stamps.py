@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from experiment import load_results
 from experiment.config import load
 from experiment.main import main
 from experiment.run.plan import ExperimentPlan, Machine, plan_experiment
@@ -101,6 +102,34 @@ def test_a_plan_without_the_data_knows_what_the_last_run_knew(
     assert statuses() == ["pending", "pending"]
     assert main([str(path), "-j", "1", "-q"]) == 2
     assert "network.dataset: no folder" in capsys.readouterr().err
+
+
+def test_other_test_data_are_tested_without_training(
+    write: Any, parameters: dict[str, Any], in_tmp: Path, monkeypatch: pytest.MonkeyPatch, no_plots: None
+) -> None:
+    from experiment.run import reference, walk
+
+    parameters["experiments"] |= {"mode": "cascade", "spacing": [{"type": "manual", "values": [0.5, 0.2]}]}
+    path = write(parameters)
+    assert main([str(path), "-j", "1", "-q"]) == 0
+    first = load_results(path)
+    draw(in_tmp / "data/datasets/mine/test", shade=255)
+    with monkeypatch.context() as patch:
+        for module in (reference, walk):
+            patch.setattr(module, "train", lambda *_, **__: pytest.fail("trained again"))
+        assert main([str(path), "-j", "1", "-q"]) == 0
+    second = load_results(path)
+    assert not set(first["cell"]) & set(second["cell"])
+    assert set(second["status"]) == {"done"}
+    assert (second["loss"] != first["loss"]).all()
+    same = ["parameters", "epochs", "bytes_file", "hardware"]
+    assert second[same].equals(first[same])
+    histories = sorted(p.read_text() for p in in_tmp.glob("data/results/small/cells/WT*/history.csv"))
+    assert histories[0::2] == histories[1::2]
+    shutil.rmtree(in_tmp / "data/results")  # what is trained anew is the same
+    assert main([str(path), "-j", "1", "-q"]) == 0
+    timed = ["seconds_compress", "seconds_retrain"]
+    assert load_results(path).drop(columns=timed).equals(second.drop(columns=timed))
 
 
 def test_overrides_lead_to_the_same_folder_whatever_the_data_are(
