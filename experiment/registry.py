@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from experiment.errors import ConfigError
-from experiment.sources import find_own_code, forget_changed
+from experiment.sources import find_own_code
 
 NAMES_CODE = "names code"  # in the metadata of a field of settings whose business it is to hold an import path
 
@@ -73,7 +73,6 @@ def resolve(target: str) -> object:
     if not module_name or not attribute:
         raise ConfigError(f"'{target}' is not an import path. Expected package.module:name.")
     find_own_code()
-    forget_changed(module_name)
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

@@ -81,7 +81,8 @@ def sources_of(module: str) -> dict[str, Path]:
 def forget_changed(module: str) -> None:
     """Let the next import of a module of the user's run its source anew, if that has changed since the last call.
 
-    Keys are made of the source as it lies on the disk, so that what runs in a long session must not be an older one.
+    For the moment when keys are made of the source as it lies on the disk: what runs under them must not be an older
+    one, as it might in a notebook. While cells are computed nothing is imported anew.
     """
     if _home(module) is None or _file(module) is None:
         return

@@ -25,7 +25,7 @@ from experiment.registry import NAMES_CODE, MethodEntry, is_import_path, suggest
 from experiment.run.given import GivenWeights, datasets_folder, find_given, missing_text
 from experiment.run.keys import named, settings_without_defaults
 from experiment.run.stamps import Stamps
-from experiment.sources import source_hash
+from experiment.sources import code_in, forget_changed, source_hash
 from experiment.training.names import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS
 
 KeyPath = tuple[str | int, ...]
@@ -105,6 +105,8 @@ def resolve_names(
     Raises: ConfigError: a method's settings are wrong, or two methods carry one label; all that is wrong comes with it.
     """
     values = p.model_dump(mode="json", by_alias=True)
+    for module in code_in(values):
+        forget_changed(module)
     faults = tuple(name_faults(values, datasets))
     if any(fault.fatal for fault in faults):
         raise ConfigError([fault.line(file) for fault in faults])
@@ -163,7 +165,9 @@ def method_key(spec: MethodSpec) -> dict[str, Any]:
         settings["schemes"] = [method_key(MethodSpec(s.name, s.entry.label, s.entry, s.settings)) for s in stages]
     key = named(spec.name, spec.entry.version, settings)
     if is_import_path(spec.name):  # the algorithm may lie in another module than the entry
-        key |= {"version": spec.entry.version, "algorithm": source_hash(spec.entry.target.partition(":")[0])}
+        algorithm = spec.entry.target.partition(":")[0]
+        forget_changed(algorithm)
+        key |= {"version": spec.entry.version, "algorithm": source_hash(algorithm)}
     if spec.recalibrate:
         key["recalibrate"] = RECALIBRATION_VERSION
     return key

@@ -73,13 +73,18 @@ def test_modules_that_are_not_there(package: Path, name: str) -> None:
         source_hash(name)
 
 
-def test_what_runs_is_what_lies_on_the_disk(package: Path) -> None:
+def test_what_runs_is_what_keys_were_made_of(package: Path, write: Any, small: dict[str, Any]) -> None:
     (package / "runs").mkdir()
     for name, text in {"__init__": "", "a": "from runs.b import B\n", "b": "B = 1\n", "c": "C = object()\n"}.items():
         (package / f"runs/{name}.py").write_text(text)
+    small["network"]["name"] = "runs.a:B"
+    file = load(write(small))
+    resolve_names(file, file.parameters)
     assert resolve("runs.a:B") == 1
     kept = resolve("runs.c:C")
     (package / "runs/b.py").write_text("B = 1234567\n")
+    assert resolve("runs.a:B") == 1  # as long as the keys are those of the code as it was
+    resolve_names(file, file.parameters)
     assert resolve("runs.a:B") == 1234567
     assert resolve("runs.c:C") is kept
     for name in [name for name in sys.modules if name.partition(".")[0] == "runs"]:
