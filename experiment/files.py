@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
 import uuid
 import zipfile
@@ -11,6 +13,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from experiment.errors import CannotWrite, StoreError
+
+MOST_LETTERS = 60  # of a text in the name of a file
+
+
+def safe_name(text: str) -> str:
+    """A text as part of a file name: safe everywhere, short enough to leave room for others, different for each text.
+
+    A text that is not safe as it is loses something: a hash of the whole stands behind it, after a `~`.
+    """
+    safe = re.sub(r"[^A-Za-z0-9+._=,-]+", "_", text).strip(".")
+    if safe == text and 0 < len(text) <= MOST_LETTERS:
+        return text
+    return f"{safe[: MOST_LETTERS - 9]}~{short_hash(text)}"
+
+
+def short_hash(text: str) -> str:
+    """Eight hexadecimal digits that tell texts apart where people read them."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
 
 
 @contextmanager

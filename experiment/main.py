@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from experiment.errors import ConfigError, ExperimentError
+from experiment.errors import ConfigError, ExperimentError, StoreError
 from experiment.run.interrupt import EXIT_INTERRUPTED, stopping_cleanly
 from experiment.run.launched import Launch, find_launch
 
@@ -111,7 +111,7 @@ def _run(options: argparse.Namespace, launch: Launch | None) -> int:
     try:
         _check_call(options, launch)
         with clock.part("planning"):
-            plans = _plans(options)
+            plans = _plans(options, reading=not options.plan and (launch is None or launch.leads))
     except ConfigError as error:
         if launch is None:
             raise
@@ -119,6 +119,7 @@ def _run(options: argparse.Namespace, launch: Launch | None) -> int:
     if launch is not None and not launch.leads:
         return _serve(plans[0].machine, options)
     places = [_directories(plan.file, options) for plan in plans]
+    _require_own_folders(plans, places)
     if options.plan:
         return _show_plans(plans, places, options.plan)
     for notice in dict.fromkeys(notice for plan in plans for notice in plan.file.notices):
@@ -184,7 +185,7 @@ def _check_call(options: argparse.Namespace, launch: Launch | None) -> None:
         raise ConfigError(problems)
 
 
-def _plans(options: argparse.Namespace) -> list[ExperimentPlan]:
+def _plans(options: argparse.Namespace, reading: bool) -> list[ExperimentPlan]:
     """The grids of all files; the errors of all files come together."""
     from experiment.config import load
     from experiment.run.machine import find_machine
@@ -200,7 +201,11 @@ def _plans(options: argparse.Namespace) -> list[ExperimentPlan]:
                 path, options.set, also=lambda values: ((f.key, f.text) for f in name_faults(values, options.data))
             )
             base = _without_overrides(path) if options.set else None
-            plans.append(plan_experiment(file, machine, base=base, datasets=options.data))
+            plans.append(
+                plan_experiment(
+                    file, machine, base=base, datasets=options.data, results=options.results, reading=reading
+                )
+            )
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -224,10 +229,29 @@ def _directories(file: ParameterFile, options: argparse.Namespace) -> Directorie
 
     given = file.parameters.directories
     return Directories(
-        results=options.results or Path(given.results or "data/results"),
+        results=file.results(options.results),
         trained_networks=Path(given.trained_networks or "data/trained_networks"),
         datasets=options.data or Path(given.training_data or "data/datasets"),
     )
+
+
+def _require_own_folders(plans: Sequence[ExperimentPlan], places: Sequence[Directories]) -> None:
+    """Raises: ConfigError: the folder of an experiment is that of another parameter file, of this call or before."""
+    from experiment.run.parameters import require_own
+
+    problems = []
+    folders: dict[Path, Path] = {}
+    for plan, place in zip(plans, places, strict=True):
+        folder, path = (place.results / plan.name).resolve(), plan.file.path
+        other = folders.setdefault(folder, path)
+        if not other.samefile(path):
+            problems.append(f"{path}: its results would lie in {folder}, as those of {other}. Rename one of them.")
+        try:
+            require_own(folder, path)
+        except StoreError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError(problems)
 
 
 def _show_plans(plans: Sequence[ExperimentPlan], places: Sequence[Directories], form: str) -> int:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from experiment.errors import ConfigError
+from experiment.sources import find_own_code
+
+NAMES_CODE = "names code"  # in the metadata of a field of settings whose business it is to hold an import path
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class DatasetEntry:
     """A dataset: `target` is a loader (see `experiment.datasets`).
 
     `num_classes`, `input_shape` (channels, height, width) and `num_train` (images of the training part, before the
-    validation part is taken from it) are None where only the user's files tell.
+    validation part is taken from it) are None where only the user's files tell. `files` is a function that lists what a
+    part is read from (see `experiment.datasets.stamp`), empty where the content cannot change.
     """
 
     name: str
@@ -42,6 +44,7 @@ class DatasetEntry:
     input_shape: tuple[int, int, int] | None
     version: int = 1
     num_train: int | None = None
+    files: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,7 @@ def resolve(target: str) -> object:
     module_name, _, attribute = target.partition(":")
     if not module_name or not attribute:
         raise ConfigError(f"'{target}' is not an import path. Expected package.module:name.")
-    if "" not in sys.path and os.getcwd() not in sys.path:  # an installed script does not have the working directory
-        sys.path.insert(0, os.getcwd())
+    find_own_code()
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

@@ -18,8 +18,7 @@ from experiment.layers.prepared import copied
 from experiment.methods.find import find_method
 from experiment.registry import is_import_path
 from experiment.run.data import Data, transforms_of
-from experiment.run.parameters import PARAMETERS, require_whole
-from experiment.run.plan import slug_path
+from experiment.run.parameters import PARAMETERS, owner_of, require_own, require_whole
 from experiment.run.store import Store
 from experiment.run.weights import original_of, read_weights, rebuild
 from experiment.training.loop import evaluate as evaluate_network
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DATASETS_FOLDER = Path("data/datasets")
-RESULTS_FOLDER = Path("data/results")
+MOST_NAMED = 5  # folders, in an error
 ROUNDING = 0.01  # a keep ratio may be given as plots and tables show it
 
 
@@ -38,15 +37,17 @@ def load_results(path_or_param: str | Path, results: str | Path | None = None) -
     Args:
         path_or_param: a parameter file, an experiment's folder, or a results.csv.
         results: where experiments lie, for a parameter file; default: where the file says, else data/results.
-    Raises: StoreError: there are no results yet.
+    Raises: StoreError: there are no results yet, or those that lie there are another file's.
     """
     import pandas as pd
 
     path = _experiment_folder(path_or_param, results) / "results.csv"
     if not path.is_file():
-        raise StoreError(f"{path}: no results yet. Run the experiment first: python -m experiment.main PARAM")
+        raise StoreError(
+            f"{path}: no results yet. Run the experiment first: python -m experiment.main PARAM{_beside(path.parent)}"
+        )
     require_whole_lines(path)
-    text = ("variant", "error", "cell", "method", "label", "status", "network", "dataset", "dataset_test")
+    text = ("variant", "error", "cell", "method", "label", "status", "network", "dataset", "dataset_test", "hardware")
     columns = [str(name) for name in pd.read_csv(path, nrows=0)]
     empty: Mapping[str, list[str]] = {name: [""] for name in columns if name not in text}  # a label may be "nan"
     return pd.read_csv(path, dtype=dict.fromkeys(text, "str"), keep_default_na=False, na_values=empty)
@@ -190,7 +191,22 @@ def _experiment_folder(path_or_param: str | Path, results: str | Path | None) ->
             f"{path}: expected a parameter file (.yaml) or an experiment's folder; there is no such folder."
         )
     file = load(path)
-    return Path(results or file.parameters.directories.results or RESULTS_FOLDER) / slug_path(file.name)
+    place = file.results(None if results is None else Path(results))
+    folder = place / file.name(place)
+    require_own(folder, file.path)
+    return folder
+
+
+def _beside(folder: Path) -> str:
+    """The results of the same file with overrides, and how to load them."""
+    found = [place for place in sorted(folder.parent.glob(f"{folder.name}@*")) if (place / "results.csv").is_file()]
+    if not found:
+        return ""
+    named = ", ".join(f"'{place}' (--set {' '.join(owner_of(place).overrides)})" for place in found[:MOST_NAMED])
+    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    return (
+        f". Beside it lie results with other settings; load them by their folder, load_results(FOLDER): {named}{more}"
+    )
 
 
 def _method_name(method: str | None) -> str | None:

@@ -12,12 +12,15 @@ from pydantic import ValidationError
 
 from experiment.config import overrides as command_line
 from experiment.config.check import ambiguous_words, faults
+from experiment.config.experiment_name import experiment_name
 from experiment.config.explain import problems as explained
-from experiment.config.includes import Reader, find_parameter_file, packaged_param
+from experiment.config.includes import Reader, find_parameter_file
 from experiment.config.schema import Parameters
 from experiment.config.sweep import Customized, Variant, changed_for_all, customized
 from experiment.config.tree import KeyPath, Node, Problem, dotted, exists, merge, nearest, plain, set_at, walk
 from experiment.errors import ConfigError
+
+RESULTS_FOLDER = Path("data/results")
 
 _WITHOUT_EFFECT: tuple[KeyPath, ...] = (
     ("blacklist",),
@@ -36,7 +39,6 @@ class ParameterFile:
 
     Attributes:
         path: the file that was found.
-        name: the experiment's name, such as `cifar/prune/resnet20`.
         values: what the file says, includes and overrides in place, nothing filled in.
         parameters: the same as checked settings, defaults filled in.
         variants: one for each customization, or the file itself.
@@ -45,13 +47,20 @@ class ParameterFile:
     """
 
     path: Path
-    name: str
     values: dict[str, Any]
     parameters: Parameters
     variants: tuple[Variant, ...]
     overrides: tuple[str, ...]
     notices: tuple[str, ...]
     places: Mapping[KeyPath, str] = field(repr=False)
+
+    def results(self, command_line: Path | None = None) -> Path:
+        """The folder of all results: the command line before the file before the default."""
+        return command_line or Path(self.parameters.directories.results or RESULTS_FOLDER)
+
+    def name(self, results: Path | None = None) -> str:
+        """The experiment's name, such as `cifar/prune/resnet20`: its folder below that of all results."""
+        return experiment_name(self.path, self.results(results))
 
     def where(self, *key: str | int) -> str:
         """`path/file.yaml:14` of a key (camelCase; list positions as numbers), or of its nearest parent there is."""
@@ -92,7 +101,6 @@ def load(
         raise ConfigError(_in_order(problems, reader.files))
     return ParameterFile(
         path=found,
-        name=_name(found),
         values=plain(root),
         parameters=base,
         variants=variants or (Variant("", (), None, base),),
@@ -174,17 +182,3 @@ def _in_order(problems: list[Problem], files: list[str]) -> list[str]:
 def _notices(root: Node) -> tuple[str, ...]:
     names = [dotted(key) for key in _WITHOUT_EFFECT if exists(root, key)]
     return (f"accepted, has no effect here: {', '.join(names)}",) if names else ()
-
-
-def _name(path: Path) -> str:
-    """The experiment's name: the path below `param`, else below the working directory, else the file's own name."""
-    whole = path.resolve()
-    whole = whole.with_name(whole.name.removesuffix(".yaml").removesuffix(".yml"))
-    packaged, here = packaged_param().resolve(), Path.cwd().resolve()
-    if whole.is_relative_to(packaged):
-        return whole.relative_to(packaged).as_posix()
-    *folders, name = whole.relative_to(here).parts if whole.is_relative_to(here) else whole.parts
-    if whole.is_relative_to(here):
-        return "/".join([*(folder for folder in folders if folder != "param"), name])
-    below = len(folders) - folders[::-1].index("param") if "param" in folders else len(folders)
-    return "/".join([*folders[below:], name])

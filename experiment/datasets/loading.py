@@ -53,7 +53,7 @@ def load_splits(
         DataError: the data are missing, damaged, or have another number of classes.
     """
     _check(transforms)
-    train, test = (_source(name, settings, data_dir, part, output_size) for part in (True, False))
+    train, test = (load_source(name, settings, data_dir, part, output_size) for part in (True, False))
     num_images = len(train.items)
     if num_images < MIN_TRAIN_IMAGES:
         raise DataError(f"dataset {name} has {num_images} training images; at least {MIN_TRAIN_IMAGES} are needed.")
@@ -77,7 +77,7 @@ def load_test(
 ) -> Images:
     """The test images of a dataset alone (`experiments.datasetTest`); arguments and errors as for `load_splits`."""
     _check(transforms)
-    test = _source(name, settings, data_dir, False, output_size)
+    test = load_source(name, settings, data_dir, False, output_size)
     (images,) = _maker(name, transforms, output_size, torch.device(device), workers)(test, [None])
     return images
 
@@ -87,7 +87,7 @@ def _check(transforms: Transforms) -> None:
         raise ConfigError(problems)
 
 
-def _source(name: str, settings: Mapping[str, object], data_dir: Path, train: bool, output_size: int) -> Source:
+def load_source(name: str, settings: Mapping[str, object], data_dir: Path, train: bool, output_size: int) -> Source:
     """One part of the dataset, with the classes that the network has outputs for."""
     if is_import_path(name):
         source = load_own(name, data_dir, train, settings, output_size)

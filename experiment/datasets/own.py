@@ -45,7 +45,9 @@ def load_own(target: str, data_dir: Path, train: bool, settings: Mapping[str, ob
     if size == 0:
         raise DataError(f"dataset {target} is empty (train={train}).")
     classes = getattr(items, "classes", None)
-    return Source(items if packed is None else packed, len(classes) if classes is not None else None)
+    said = getattr(items, "fingerprint", None)
+    num_classes = len(classes) if classes is not None else None
+    return Source(items if packed is None else packed, num_classes, said if callable(said) else None)
 
 
 def load_fake(name: str, data_dir: Path, train: bool, settings: Mapping[str, object], output_size: int) -> Source:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,10 +49,12 @@ class Source:
 
     Attributes:
         num_classes: None where the dataset does not say.
+        fingerprint: says what its content is, where the dataset can say so itself; two contents, two texts.
     """
 
     items: Pixels | Items
     num_classes: int | None = None
+    fingerprint: Callable[[], object] | None = None
 
 
 def pack(items: Items) -> Pixels | None:

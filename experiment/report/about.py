@@ -64,6 +64,8 @@ def what_was_run(source: Source) -> Section:
     items = [(name, text) for name, text in _facts(source) if text]
     counts = {status: int((frame["status"] == status).sum()) for status in STATUS}
     items.append(("Cells", ", ".join(f"{n} {status}" for status, n in counts.items() if n) or "none finished yet"))
+    if mixed := _mixed_hardware(frame):
+        items.append(("Hardware", mixed))
     seconds = float(frame["seconds_compress"].sum() + frame["seconds_retrain"].sum())
     if seconds > 0:
         items.append(("Computing time", f"{numerals.duration(seconds)} of compression and retraining in all cells"))
@@ -93,6 +95,15 @@ def _facts(source: Source) -> Iterator[tuple[str, str]]:
     yield "Learning and compressing", settings.learn_compress(source)
     yield "Variants", ", ".join(v for v in dict.fromkeys(frame["variant"]) if v)
     yield "Seed", "" if setting("seed") is None else str(setting("seed"))
+
+
+def _mixed_hardware(frame: DataFrame) -> str:
+    """That cells come from several kinds of hardware, where they do; empty where nothing is to be said."""
+    counts = frame.loc[frame["hardware"] != "", "hardware"].value_counts(sort=False)
+    if len(counts) < 2:
+        return ""
+    kinds = ", ".join(f"{number} on {kind}" for kind, number in counts.items())
+    return f"mixed: {kinds}. They round differently, so that equal cells need not have equal numbers"
 
 
 def _with_method(source: Source, label: str) -> str:

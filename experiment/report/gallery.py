@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from experiment.files import safe_name
 from experiment.report.compare_plot import comparisons, plot_variants
 from experiment.report.cost_plot import latency_columns, plot_cost
 from experiment.report.history_plot import plot_retraining, plot_training
@@ -76,6 +76,16 @@ def plots_of(source: Source, naming: Naming) -> Iterator[Plot]:
     the same reference networks share a picture, and a sweep over retraining gets its summary. Layers and training
     curves are those of the first variant.
     """
+    seen: set[str] = set()
+    for plot in _all_plots(source, naming):
+        stem, number = plot.stem, 2
+        while stem.lower() in seen:  # a disk may not tell capital letters from small ones
+            stem, number = f"{plot.stem}~{number}", number + 1
+        seen.add(stem.lower())
+        yield plot._replace(stem=stem)
+
+
+def _all_plots(source: Source, naming: Naming) -> Iterator[Plot]:
     variants = list(dict.fromkeys(source.results["variant"]))
     yield from _comparisons(source, naming)
     for variant, suffix in zip(variants, _suffixes(variants), strict=True):
@@ -99,11 +109,7 @@ def _suffixes(variants: Sequence[str]) -> list[str]:
     """What tells the files of variants apart: nothing for one alone, else a part of a file name, different for each."""
     if len(variants) == 1:
         return [""]
-    found: list[str] = []
-    for place, variant in enumerate(variants):
-        slug = "-" + (re.sub(r"[^A-Za-z0-9._=+-]+", "_", variant).strip(".") or "unchanged")[:80]
-        found.append(slug if slug not in found else f"{slug}-{place}")
-    return found
+    return ["-" + (safe_name(variant) if variant else "unchanged") for variant in variants]
 
 
 def _comparisons(source: Source, naming: Naming) -> Iterator[Plot]:
@@ -115,7 +121,7 @@ def _comparisons(source: Source, naming: Naming) -> Iterator[Plot]:
         )  # fmt: skip
         share = "kept (logarithmic axis)" if scale == "log" else "removed"
         caption = f"{WORDS['top1']} against the share of parameters {share}: {', '.join(variants)}."
-        of_label = "".join(_suffixes([label, ""])[:1]) if label else ""
+        of_label = f"-{safe_name(label)}" if label else ""
         yield Plot(f"compare-top1-parameters{'-log' if scale == 'log' else ''}{of_label}", caption, figure)
 
 

@@ -15,7 +15,7 @@ from experiment.files import require_whole_lines
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-TEXT = ("dataset", "dataset_test", "network", "variant", "method", "label", "status", "error", "cell")
+TEXT = ("dataset", "dataset_test", "network", "variant", "method", "label", "status", "error", "cell", "hardware")
 NUMBERS = (
     "net", "repetition", "keep_target", "parameters", "flops", "flops_unmasked", "keep_parameters", "keep_flops",
     "bytes_dense", "bytes_values", "bytes_sparse", "bytes_file", "loss", "top1", "top5", "top1_before_retraining",
@@ -151,15 +151,20 @@ def find_experiments(targets: Sequence[str | Path] = (), results: Path | None = 
         targets: nothing for every experiment below `results`.
         results: the folder of all results; by default data/results in the working directory, else beside the package.
 
-    Raises: ConfigError: a target names no experiment with results; all of those are reported together.
+    Raises: ConfigError: a target names no experiment with results, or those where its results would lie are another
+        file's; all of those are reported together.
     """
-    results = results or default_results()
+    given, results = results, results or default_results()
     if not targets:
         return _experiments_below(results)
     found: dict[Path, None] = {}
     problems = []
     for target in targets:
-        folders = _folders_of(Path(target), results)
+        try:
+            folders = _folders_of(Path(target), results, given)
+        except StoreError as error:
+            problems.append(str(error))
+            continue
         if not folders:
             problems.append(
                 f"{target}: no results found for it (looked below {results}). Expected a parameter file that has been "
@@ -177,7 +182,7 @@ def default_results() -> Path:
     return here if here.is_dir() else Path(__file__).resolve().parents[2] / "data" / "results"
 
 
-def _folders_of(target: Path, results: Path) -> list[Path]:
+def _folders_of(target: Path, results: Path, given: Path | None) -> list[Path]:
     if target.is_dir():
         return _experiments_below(target)
     if (results / target).is_dir():
@@ -185,9 +190,13 @@ def _folders_of(target: Path, results: Path) -> list[Path]:
     if target.suffix not in (".yaml", ".yml"):
         return []
     from experiment.config import load  # only here: reading a folder needs no configuration
-    from experiment.run.plan import slug_path
+    from experiment.run.parameters import require_own
 
-    folder = results / slug_path(load(target).name)
+    file = load(target)
+    if given is None and file.parameters.directories.results:
+        results = file.results()
+    folder = results / file.name(results)
+    require_own(folder, file.path)
     return [f for f in (folder, *sorted(folder.parent.glob(f"{folder.name}@*"))) if (f / "results.csv").is_file()]
 
 

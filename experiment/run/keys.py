@@ -7,16 +7,13 @@ not; values left at their defaults are left out, so that a new setting renames n
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from experiment.errors import ConfigError
 from experiment.registry import is_import_path
+from experiment.sources import code_in, source_hash
 
 FORMAT_VERSION = 1  # of every file that this package writes
 
@@ -27,6 +24,19 @@ def digest(payload: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+MADE = 10  # digits of a cell's key that tell how its network was made; the others tell what it was tested on
+
+
+def cell_key(made: str, test: Mapping[str, Any] | None) -> str:
+    """The key of a cell: cells with the same network, tested on other data, have the same first digits.
+
+    Args:
+        made: the digest of all that made the network.
+        test: on which data it is tested, where that needs saying.
+    """
+    return made if test is None else made[:MADE] + digest([made, test])[MADE:]
+
+
 def named(name: str, version: int | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     """How a network, dataset or method enters a key: with its version, or with the hash of the user's source."""
     entry: dict[str, Any] = {"name": name, "settings": dict(settings)}
@@ -34,22 +44,13 @@ def named(name: str, version: int | None, settings: Mapping[str, Any]) -> dict[s
         entry["source"] = source_hash(name.partition(":")[0])
     else:
         entry["version"] = version
-    return entry
+    return entry | sources_in(entry["settings"])
 
 
-@lru_cache(maxsize=64)
-def source_hash(module: str) -> str:
-    """The hash of a module's source file; the module itself is not run.
-
-    Raises: ConfigError: there is no such module.
-    """
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"cannot find the module '{module}': {error}.") from error
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        raise ConfigError(f"cannot find the module '{module}'. Is it installed, or in the working directory?")
-    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
+def sources_in(settings: object) -> dict[str, Any]:
+    """How code of the user's that settings name enters a key: changed code is another network, dataset or method."""
+    sources = {module: source_hash(module) for module in code_in(settings)}
+    return {"sources": sources} if sources else {}
 
 
 def settings_without_defaults(settings: object) -> dict[str, Any]:

@@ -102,6 +102,17 @@ def device_in_words(machine: Machine) -> str:
     return _device_name(machine) if machine.kind == "cuda" else f"{machine.device} ({_processor()})"
 
 
+def instructions(device: str) -> str:
+    """What of the hardware decides rounding: the widest instructions that torch uses on the CPU, or the kind of GPU.
+
+    It is no part of a key; tables that mix several say so.
+    """
+    import torch
+
+    cuda = device.partition(":")[0] == "cuda"
+    return torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
+
+
 def _gpu_visible() -> bool:
     return Path("/proc/driver/nvidia/version").exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") != ""
 

@@ -7,22 +7,25 @@ refuses them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from experiment.config import MethodRef, ParameterFile, Parameters
+from experiment.config import MethodRef, NamedSettings, Network, ParameterFile, Parameters
 from experiment.datasets import DATASETS
 from experiment.datasets.names import TRANSFORMS
+from experiment.datasets.stamp import CONSTANT
 from experiment.errors import ConfigError
 from experiment.methods import METHODS, TORCHPRUNE_NAMES
 from experiment.methods.configure import default_label, is_fixed_size, make_settings, setting_faults, stages_of
 from experiment.methods.find import find_method
 from experiment.methods.settings import ComposeSettings
 from experiment.networks import NETWORKS
-from experiment.registry import MethodEntry, is_import_path, suggestion
+from experiment.registry import NAMES_CODE, MethodEntry, is_import_path, suggestion
 from experiment.run.given import GivenWeights, datasets_folder, find_given, missing_text
-from experiment.run.keys import named, settings_without_defaults, source_hash
+from experiment.run.keys import named, settings_without_defaults
+from experiment.run.stamps import Stamps
+from experiment.sources import code_in, forget_changed, source_hash
 from experiment.training.names import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS
 
 KeyPath = tuple[str | int, ...]
@@ -91,12 +94,19 @@ class Names:
     faults: tuple[Fault, ...]
 
 
-def resolve_names(file: ParameterFile, p: Parameters, datasets: Path | None = None) -> Names:
-    """Look up every name of one variant `p` of a file; `datasets` is where the command line says that they lie.
+def resolve_names(
+    file: ParameterFile, p: Parameters, datasets: Path | None = None, stamps: Stamps | None = None
+) -> Names:
+    """Look up every name of one variant `p` of a file.
 
+    Args:
+        datasets: where the command line says that they lie.
+        stamps: of their content; None to leave it out of the keys.
     Raises: ConfigError: a method's settings are wrong, or two methods carry one label; all that is wrong comes with it.
     """
     values = p.model_dump(mode="json", by_alias=True)
+    for module in code_in(values):
+        forget_changed(module)
     faults = tuple(name_faults(values, datasets))
     if any(fault.fatal for fault in faults):
         raise ConfigError([fault.line(file) for fault in faults])
@@ -106,8 +116,12 @@ def resolve_names(file: ParameterFile, p: Parameters, datasets: Path | None = No
     content = {} if network.weights is None else {"weights": weights and weights.content}
     return Names(
         network_key=_key(network.name, network.settings, NETWORKS) | content,
-        dataset_key=_key(dataset.name, dataset.settings, DATASETS),
-        test_key=None if test is None else _key(test.name, test.settings, DATASETS),
+        dataset_key=_key(dataset.name, dataset.settings, DATASETS) | _stamped(stamps, dataset, True, network),
+        test_key=(
+            ({} if test is None else _key(test.name, test.settings, DATASETS))
+            | _stamped(stamps, test or dataset, False, network)
+        )
+        or None,
         input_shape=entry.input_shape if entry else None,
         weights=weights,
         methods=tuple(spec for ref in p.experiments.methods if (spec := _spec(ref)).entry.label != "Reference"),
@@ -151,14 +165,9 @@ def method_key(spec: MethodSpec) -> dict[str, Any]:
         settings["schemes"] = [method_key(MethodSpec(s.name, s.entry.label, s.entry, s.settings)) for s in stages]
     key = named(spec.name, spec.entry.version, settings)
     if is_import_path(spec.name):  # the algorithm may lie in another module than the entry
-        key |= {"version": spec.entry.version, "algorithm": source_hash(spec.entry.target.partition(":")[0])}
-    sources = {  # settings that name code of the user's: changed code is another method
-        setting: source_hash(value.partition(":")[0])
-        for setting, value in settings.items()
-        if isinstance(value, str) and is_import_path(value) and not value.startswith("torch.")
-    }
-    if sources:
-        key["sources"] = sources
+        algorithm = spec.entry.target.partition(":")[0]
+        forget_changed(algorithm)
+        key |= {"version": spec.entry.version, "algorithm": source_hash(algorithm)}
     if spec.recalibrate:
         key["recalibrate"] = RECALIBRATION_VERSION
     return key
@@ -216,6 +225,7 @@ def _method_faults(methods: list[Any]) -> Iterator[Fault]:
                 settings = _mapping(ref, "settings")
                 wrong = setting_faults(entry, settings)
                 yield from (Fault((*key, "settings", *path), text, fatal=True) for path, text in wrong)
+                yield from _code_faults((*key, "settings"), entry, settings)
                 own = entry.label if wrong else default_label(entry, make_settings(entry, settings))
                 label = ref.get("label") or own
                 if ref.get("recalibrate") is True and (text := recalibration_fault(entry)):
@@ -230,6 +240,25 @@ def _method_faults(methods: list[Any]) -> Iterator[Fault]:
             text = f"a second method with the label '{label}'. Give one of them a `label` of its own."
             yield Fault(key, text, fatal=True)
         labels.add(label)
+
+
+def _code_faults(key: KeyPath, entry: MethodEntry, settings: Mapping[str, Any]) -> Iterator[Fault]:
+    """Settings whose business it is to name code, and that name none; in the schemes of a composition, too."""
+    schemes = settings.get("schemes") if entry.settings is ComposeSettings else None
+    for i, scheme in enumerate(schemes if isinstance(schemes, list) else []):
+        within = find_method(str(scheme.get("name"))) if isinstance(scheme, Mapping) else ""
+        if isinstance(within, MethodEntry):
+            yield from _code_faults((*key, "schemes", i, "settings"), within, _mapping(scheme, "settings"))
+    for f in fields(entry.settings):
+        value = settings.get(f.name)
+        if not f.metadata.get(NAMES_CODE) or not isinstance(value, str):
+            continue
+        try:
+            if not is_import_path(value):
+                raise ConfigError(f"'{value}' is not an import path. Expected package.module:name.")
+            source_hash(value.partition(":")[0])
+        except ConfigError as error:
+            yield Fault((*key, f.name), str(error), fatal=True)
 
 
 def _grid_faults(experiments: Mapping[str, Any], methods: list[Any]) -> Iterator[Fault]:
@@ -265,6 +294,11 @@ def _key(name: str, settings: Mapping[str, Any], registry: Mapping[str, Any]) ->
         except ConfigError:  # a fault, which is told; the plan is listed all the same
             return {"name": name}
     return named(name, registry[name].version, settings) if name in registry else {"name": name}
+
+
+def _stamped(stamps: Stamps | None, dataset: NamedSettings, train: bool, network: Network) -> dict[str, str]:
+    stamp = CONSTANT if stamps is None else stamps.of(dataset, train, network.output_size)
+    return {} if stamp == CONSTANT else {"data": stamp}
 
 
 def _spec(ref: MethodRef) -> MethodSpec:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from experiment.config import Parameters
-from experiment.errors import ExperimentError
+from experiment.errors import ExperimentError, StoreError
 from experiment.files import write_whole
 from experiment.lc.checkpoint import Iteration
 from experiment.measure import count_bytes
@@ -72,6 +72,21 @@ def write_history(path: Path, records: Sequence[EpochRecord] | Sequence[Iteratio
     """history.csv: a row an epoch, or a step of mode lc; with none, nothing but the header of epochs."""
     columns = fields(records[0] if records else EpochRecord)
     write_rows(path, [asdict(record) for record in records], [f.name for f in columns])
+
+
+def read_history(path: Path) -> list[EpochRecord]:
+    """The epochs that `write_history` wrote.
+
+    Raises: StoreError: it is missing or damaged.
+    """
+    whole = {"epoch", "images"}
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        values = [{k: None if v == "" else int(v) if k in whole else float(v) for k, v in row.items()} for row in rows]
+        return [EpochRecord(**value) for value in values]  # type: ignore[arg-type]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise StoreError(f"{path}: is no history of a training.") from error
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:

@@ -12,6 +12,7 @@ from experiment.layers.plan import Plan
 from experiment.methods.base import Compressed
 from experiment.methods.table import layer_rows
 from experiment.run.events import Advanced, CellDone, Report, Started
+from experiment.run.machine import instructions
 from experiment.run.outcome import costs_of, measure_network, require_finite, write_result, write_rows
 from experiment.run.plan import Cell, Chain, ReferenceTask
 from experiment.run.ranks import write_reference_ranks
@@ -46,6 +47,7 @@ def run_reference(task: ReferenceTask, context: Context, report: Report) -> None
             write_reference_ranks(p, reference.folder, reference.network, folder)
             costs = costs_of(unchanged, size)
             result = {**costs, **measured, "epochs": 0, "status": "done", "top1_before_retraining": measured["top1"]}
+            result["hardware"] = instructions(context.machine.device)
             write_result(folder, result)
     except CannotWrite:
         raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,12 +17,12 @@ from experiment.config import (
     takes_tickets,
     with_rewinding,
 )
-from experiment.run.given import GivenWeights
-from experiment.run.keys import FORMAT_VERSION, digest
+from experiment.files import safe_name
+from experiment.run.given import DATASETS_FOLDER, GivenWeights
+from experiment.run.keys import FORMAT_VERSION, cell_key, digest
 from experiment.run.names import MethodSpec, Names, method_key, resolve_names
 from experiment.run.resolved import mode_key, planned_epochs, retraining_key, search_key, training_key
-
-MOST_LETTERS = 60  # of a variant or label in the name of a folder; the key makes it unique
+from experiment.run.stamps import Stamps, remembered_stamps
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ class Cell:
     Attributes:
         fixed_size: whether the method's settings decide its size, or it is searched; `keep` is 1 then, and no target.
         samples: the most networks that are made to search it, all in `epochs_retrain`; 0 where it is not searched.
+        made: a hash of all that makes its network, the test data left out.
     """
 
     variant: str
@@ -74,6 +74,7 @@ class Cell:
     epochs_retrain: int
     fixed_size: bool = False
     samples: int = 0
+    made: str = ""
 
     @property
     def keep_target(self) -> float | None:
@@ -90,7 +91,7 @@ class Cell:
     @property
     def folder(self) -> str:
         parts = [self.label, f"n{self.net}", f"r{self.repetition}", f"{self.keep:.6g}", self.key]
-        return "-".join(slug(p) for p in ([self.variant, *parts] if self.variant else parts))
+        return "-".join(safe_name(p) for p in ([self.variant, *parts] if self.variant else parts))
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ class ExperimentPlan:
     Attributes:
         unavailable: (variant, label, or "" for all of its cells) -> why they cannot run: a name that is not known.
         problems: the same as full error lines with file and line.
+        stamps: what the data were when it was made.
     """
 
     file: ParameterFile
@@ -143,6 +145,7 @@ class ExperimentPlan:
     chains: tuple[Chain, ...]
     unavailable: dict[tuple[str, str], str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    stamps: Stamps | None = None
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -167,27 +170,44 @@ class ExperimentPlan:
         return self.unavailable.get((cell.variant, "")) or self.unavailable.get((cell.variant, cell.label))
 
 
-def slug(text: str) -> str:
-    """A name that is safe as part of a file name everywhere, and short enough to leave room for others."""
-    return re.sub(r"[^A-Za-z0-9+._=,-]+", "_", text)[:MOST_LETTERS].strip(".") or "_"
-
-
 def plan_experiment(
-    file: ParameterFile, machine: Machine, *, base: ParameterFile | None = None, datasets: Path | None = None
+    file: ParameterFile,
+    machine: Machine,
+    *,
+    base: ParameterFile | None = None,
+    datasets: Path | None = None,
+    results: Path | None = None,
+    reading: bool = False,
 ) -> ExperimentPlan:
     """Expand a parameter file into its grid.
 
     Args:
         base: the file without `--set` overrides, if it is valid: where those change what is computed, the name says so.
-        datasets: where the command line says that datasets lie.
+        datasets, results: where the command line says that datasets lie, and where results go.
+        reading: whether datasets may be loaded, and downloaded, where nothing else tells what is in them.
     Raises: ConfigError: a method's settings are wrong, or two methods share a label.
     """
+    name = file.name(results)
+    if file.overrides:  # whatever the data are: the same overrides lead to the same folder
+        asked = _computed(_plan(file, name, machine, datasets, None))
+        if base is None or asked != _computed(_plan(base, name, machine, datasets, None)):
+            name = f"{name}@{digest(asked)[:8]}"
+    said = file.parameters.directories.training_data
+    folder = datasets or (Path(said) if said else DATASETS_FOLDER)
+    return _plan(
+        file, name, machine, datasets, Stamps(folder, remembered_stamps(file.results(results) / name), reading)
+    )
+
+
+def _plan(
+    file: ParameterFile, name: str, machine: Machine, datasets: Path | None, stamps: Stamps | None
+) -> ExperimentPlan:
     references: list[ReferenceTask] = []
     chains: list[Chain] = []
     unavailable: dict[tuple[str, str], str] = {}
     problems: dict[str, None] = {}  # in order, each once
     for variant in file.variants:
-        names = resolve_names(file, variant.parameters, datasets)
+        names = resolve_names(file, variant.parameters, datasets, stamps)
         unavailable.update({(variant.name, fault.label): fault.text for fault in names.faults})
         problems.update(dict.fromkeys(fault.line(file) for fault in names.faults))
         for net in range(variant.parameters.experiments.num_nets):
@@ -195,19 +215,7 @@ def plan_experiment(
             references.append(task)
             if variant.parameters.experiments.mode != "train":
                 chains.extend(_chains(variant, task, machine, names))
-    plan = ExperimentPlan(
-        file, slug_path(file.name), machine, tuple(references), tuple(chains), unavailable, tuple(problems)
-    )
-    if file.overrides and (
-        base is None or _computed(plan) != _computed(plan_experiment(base, machine, datasets=datasets))
-    ):
-        plan = replace(plan, name=f"{plan.name}@{digest(_computed(plan))[:8]}")
-    return plan
-
-
-def slug_path(name: str) -> str:
-    """An experiment's name as a relative folder: every part safe, none going up."""
-    return "/".join(slug(part) for part in Path(name).parts if part not in ("/", "..", "."))
+    return ExperimentPlan(file, name, machine, tuple(references), tuple(chains), unavailable, tuple(problems), stamps)
 
 
 def _computed(plan: ExperimentPlan) -> list[str]:
@@ -233,7 +241,7 @@ def _reference_task(variant: Variant, net: int, machine: Machine, names: Names) 
     network, dataset = _short(p.network.name), _short(p.network.dataset.name)
     goes_back = rewinding(p.experiments) == "weights" or takes_tickets(p.experiments)
     rewind = p.retraining.start_epoch if goes_back else None
-    folder = f"{slug(network)}-{slug(dataset)}-n{net}-{key}"
+    folder = f"{safe_name(network)}-{safe_name(dataset)}-n{net}-{key}"
     spec = ReferenceSpec(key, folder, net, rewind, names.weights)
     tested = {"format": FORMAT_VERSION, "reference": key, "test": names.test_key}
     cell = Cell(
@@ -257,7 +265,7 @@ def _chain(
     if takes_tickets(variant.parameters.experiments) and not method.entry.restarts:
         rewound = replace(variant, name="tickets", parameters=with_rewinding(variant.parameters, "weights"))
         tickets = _chain(rewound, task, method, repetition, machine, names)
-    befores = None if tickets is None else tuple(cell.key for cell in tickets.cells)
+    befores = None if tickets is None else tuple(cell.made for cell in tickets.cells)
     cells = tuple(_cells(variant, task, method, repetition, machine, names, befores))
     return Chain(variant, task.reference, task.cell, method, repetition, cells, tickets)
 
@@ -271,7 +279,7 @@ def _cells(
     names: Names,
     tickets: tuple[str, ...] | None,
 ) -> Iterator[Cell]:
-    """Args: tickets: the keys of the cells that those of a cascade start from, where these are not their own."""
+    """Args: tickets: `made` of the cells that those of a cascade start from, where these are not their own."""
     p = variant.parameters
     epochs = planned_epochs(p)
     cascade = is_cascade(p.experiments) and not method.entry.restarts
@@ -285,7 +293,7 @@ def _cells(
         **mode_key(p),
         **search_key(search),
         "coresets": p.coresets.model_dump(mode="json", exclude_defaults=True),
-        "test": names.test_key,
+        "test": None,  # see cell_key
         "repetition": repetition,
         "retraining": retraining_key(p, machine.kind, epochs),
     }
@@ -299,11 +307,11 @@ def _cells(
         payload = common | {"keep": step.keep, "between": between}
         if cascade:
             payload["previous"] = previous
-        key = digest(payload)
-        previous = key if tickets is None else tickets[i]
+        made = digest(payload)
+        previous = made if tickets is None else tickets[i]
         yield Cell(
             variant=variant.name, method=method.name, label=method.label, net=task.reference.net,
-            repetition=repetition, keep=step.keep, between=between, key=key,
+            repetition=repetition, keep=step.keep, between=between, key=cell_key(made, names.test_key), made=made,
             epochs_train=p.training.num_epochs, epochs_retrain=max(1, samples) * epochs, fixed_size=own_size,
             samples=samples,
         )  # fmt: skip

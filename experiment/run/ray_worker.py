@@ -82,7 +82,7 @@ def _settle(setup: bytes, home: Home) -> Callable[[Work, Report], bool]:
             f"the node {socket.gethostname()} cannot enter {home.folder} ({error.strerror}): the nodes of the cluster "
             "must share the folders of results and data, and the one in which the command is given"
         ) from error
-    sys.path.extend(folder for folder in home.path if folder not in sys.path)
+    sys.path[:] = [*home.path, *(folder for folder in sys.path if folder not in home.path)]  # the same module first
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read when torch is imported
         os.environ[name] = str(home.threads)
     from experiment.run.execute import make_worker

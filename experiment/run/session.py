@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import yaml
-
 from experiment.clock import Clock
 from experiment.errors import ConfigError
 from experiment.files import write_whole
@@ -21,13 +19,14 @@ from experiment.run.deployed import measure_deployed
 from experiment.run.events import CellDone, Event, Timed
 from experiment.run.execute import Listener, run_serially
 from experiment.run.machine import describe_environment, usable_cores, visible_gpus
-from experiment.run.parameters import END, HEADER, PARAMETERS
+from experiment.run.parameters import write_parameters
 from experiment.run.plan import ExperimentPlan, Machine
 from experiment.run.processes import Processes
 from experiment.run.resources import Resources, resources_of
 from experiment.run.schedule import Queue, Work, open_work
 from experiment.run.setup import Setup, Site
 from experiment.run.show import Show
+from experiment.run.stamps import remember_stamps
 from experiment.run.store import Directories, Store
 from experiment.run.timing import Timing
 
@@ -100,7 +99,8 @@ def run_session(
         _compute(plans, stores, directories, work, options, say, timing)
     undone = False
     for i, (plan, store) in enumerate(zip(plans, stores, strict=True)):
-        _write_parameters(plan, store)
+        write_parameters(store.folder, plan.file, store.lock_file("parameters"))
+        _remember_data(plan, store)
         if not _is_json(store.folder / ENVIRONMENT):  # or no report can be written, and nothing else would mend it
             _describe(plan, store, 1)
         with clock.part("tables and plots"):
@@ -149,6 +149,7 @@ def _compute(
             from experiment.run.preflight import problems_before_running  # torch comes with it: only if there is work
 
             problems = [p for i in touched for p in problems_before_running(plans[i], directories[i], machine)]
+            problems = problems or [p for i in touched for p in _changed_data(plans[i])]
         if problems:
             raise ConfigError(problems)
         for i in touched:
@@ -238,17 +239,22 @@ def _num_workers(options: Options, resources: Sequence[Resources], machine: Mach
     return max(1, min(options.workers or bearable, pieces))
 
 
+def _changed_data(plan: ExperimentPlan) -> list[str]:
+    where = plan.file.where("network", "dataset")
+    return [] if plan.stamps is None else [f"{where}: network.dataset: {text}" for text in plan.stamps.changes()]
+
+
 def _describe(plan: ExperimentPlan, store: Store, workers: int | None) -> None:
     """Leave beside the results what was asked for and where it is computed."""
-    _write_parameters(plan, store)
+    write_parameters(store.folder, plan.file, store.lock_file("parameters"))
+    _remember_data(plan, store)
     environment = describe_environment(plan.machine, plan.file.parameters.threads, workers)
     write_whole(store.folder / ENVIRONMENT, json.dumps(environment, indent=1) + "\n")
 
 
-def _write_parameters(plan: ExperimentPlan, store: Store) -> None:
-    text = f"{HEADER}. Resolved from {plan.file.path.name}: includes merged, command-line overrides applied.\n"
-    values = yaml.safe_dump(plan.file.values, sort_keys=False)
-    write_whole(store.folder / PARAMETERS, f"{text}{values}{END}")
+def _remember_data(plan: ExperimentPlan, store: Store) -> None:
+    if plan.stamps is not None:
+        remember_stamps(store.folder, plan.stamps.known())
 
 
 def _is_json(path: Path) -> bool:

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from experiment.errors import StoreError
 from experiment.files import make_folder, remove_all, set_aside, write_whole, writing_to
 from experiment.run.extras import extra_columns, extra_values
-from experiment.run.keys import FORMAT_VERSION
+from experiment.run.keys import FORMAT_VERSION, MADE
 from experiment.run.plan import Cell, ExperimentPlan, ReferenceSpec
 from experiment.run.whole import first_cut, is_result
 
@@ -30,7 +30,7 @@ COLUMNS = (
     "parameters", "flops", "flops_unmasked", "keep_parameters", "keep_flops",
     "bytes_dense", "bytes_values", "bytes_sparse", "bytes_file",
     "loss", "top1", "top5", "top1_before_retraining", "top1_reference", "parameters_reference", "flops_reference",
-    "epochs", "seconds_compress", "seconds_retrain", "status", "error", "cell",
+    "epochs", "seconds_compress", "seconds_retrain", "status", "error", "cell", "hardware",
 )  # fmt: skip
 
 log = logging.getLogger("experiment")
@@ -61,6 +61,15 @@ class Store:
             return {}
         with os.scandir(self.cells_folder) as entries:
             return {e.name.rpartition("-")[2]: Path(e.path) for e in entries if not e.name.startswith(".")}
+
+    def tested_otherwise(self, cell: Cell) -> Path | None:
+        """The folder of a finished cell with the same network as this one's, which was tested on other data."""
+        for key, folder in self.index().items():
+            if key[:MADE] == cell.key[:MADE] and key != cell.key:
+                result = self.read(folder, mend=False)
+                if result is not None and result["status"] == "done":
+                    return folder
+        return None
 
     def read(self, folder: Path, *, mend: bool = True) -> dict[str, Any] | None:
         """The result of one cell, or None; a damaged one is named in the log and, to `mend`, set aside.

@@ -14,7 +14,7 @@ from torch import nn
 
 from experiment.config import Parameters, retraining, rewinding
 from experiment.datasets.calibration import calibration, calibration_size
-from experiment.errors import ExperimentError, InfeasibleBudget
+from experiment.errors import ExperimentError, InfeasibleBudget, StoreError
 from experiment.files import make_folder
 from experiment.layers.build import expand
 from experiment.layers.inspect import trace_layers
@@ -25,10 +25,12 @@ from experiment.methods.table import layer_rows
 from experiment.run.crew import Job, together
 from experiment.run.events import Advanced, Note, Report, epoch_callbacks
 from experiment.run.learn_compress import learn_compress
+from experiment.run.machine import instructions
 from experiment.run.made import Made
 from experiment.run.outcome import (
     costs_of,
     measure_network,
+    read_history,
     require_finite,
     valid_top1,
     write_history,
@@ -46,7 +48,7 @@ from experiment.run.reference import (
 )
 from experiment.run.search import TABLE, Found, search
 from experiment.run.start import network_of, random_state
-from experiment.run.weights import save_weights
+from experiment.run.weights import read_weights, save_weights
 from experiment.streams import generator
 from experiment.training.loop import EpochRecord, train
 
@@ -108,7 +110,11 @@ class Walk:
         ranks = rank_log(self.p, self.context.store.partial(cell.key))
         if ranks is not None:
             ranks.note(0, network)
-        records = self._retrain(cell, network, compressed.plan, ranks, report) if epochs else []
+        earlier = self._trained_before(cell, network, report) if epochs and ranks is None else None
+        if earlier is not None:
+            network, records = earlier
+        else:
+            records = self._retrain(cell, network, compressed.plan, ranks, report) if epochs else []
         return Made(
             Compressed(network, compressed.plan, compressed.count), before, records, ranks,
             about | {
@@ -234,6 +240,23 @@ class Walk:
         network.eval()
         return records
 
+    def _trained_before(
+        self, cell: Cell, network: nn.Module, report: Report
+    ) -> tuple[nn.Module, list[EpochRecord]] | None:
+        """The network retrained, with its epochs, from a cell that was tested on other data; None without one."""
+        folder = self.context.store.tested_otherwise(cell) if self.p.experiments.search is None else None
+        if folder is None:
+            return None
+        trained = copy.deepcopy(network)
+        try:
+            trained.load_state_dict(read_weights(folder / "network.pt")[1])
+            records = read_history(folder / "history.csv")
+        except (StoreError, RuntimeError):  # damaged: it is trained again
+            return None
+        report(Note(f"{cell_name(cell)}: its network is the one in {folder.name}, which is tested on other data now"))
+        report(Advanced(cell.epochs_retrain))
+        return trained.eval(), records
+
     def _finish(self, cell: Cell, made: Made, found: Found | None = None) -> dict[str, Any]:
         """Test what has come of a cell and what had learnt nothing, and store it."""
         network = made.compressed.network
@@ -255,6 +278,7 @@ class Walk:
                 write_rows(folder / TABLE, found.table())
             result = costs_of(made.compressed, size) | measured | made.facts
             result |= {"top1_before_retraining": first["top1"], "status": "done"}
+            result["hardware"] = instructions(self.context.machine.device)
             write_result(folder, result)
         return result
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from experiment.config import ParameterFile, json_schema, load, packaged_param
+from experiment.config.experiment_name import experiment_name
 from experiment.errors import ConfigError
 
 Write = Callable[[dict[str, str]], None]
@@ -22,7 +25,7 @@ Problems = Callable[..., tuple[str, ...]]
 def test_a_small_file(loaded: Loaded, good: str) -> None:
     file = loaded(good)
     p = file.parameters
-    assert file.name == "e"
+    assert file.name() == "e"
     assert (p.network.name, p.network.dataset.name, p.network.output_size) == ("lenet5", "Digits", 10)
     assert [m.name for m in p.experiments.methods] == ["WT", "SVD"]
     assert [m.type for m in p.training.metrics_test] == ["TopK", "TopK"]
@@ -279,21 +282,68 @@ def test_an_override_given_twice(problems: Problems, good: str) -> None:
 )
 def test_names_below_the_working_directory(write: Write, good: str, file: str, name: str) -> None:
     write({file: good})
-    assert load(file).name == name
+    assert load(file).name() == name
 
 
 def test_names_elsewhere(write: Write, here: Path, good: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write({"param/a/b.yaml": good, "c/d.yaml": good, "work/x": ""})
     monkeypatch.chdir(here / "work")
-    assert load(here / "param/a/b.yaml").name == "a/b"
-    assert load("../c/d.yaml").name == "d"
-    assert load(str(here / "c/d.yaml")).name == "d"
+    assert load(here / "param/a/b.yaml").name() == "a/b"
+    assert load("../c/d.yaml").name().startswith("d~")
+    assert load("../c/d.yaml").name() == load(str(here / "c/d.yaml")).name()
+
+
+def test_names_do_not_depend_on_the_working_directory(
+    write: Write, here: Path, good: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write({"a/b/c.yaml": good})
+    results = here / "a/results"
+    names = set()
+    for folder in (".", "a", "a/b", ".."):
+        monkeypatch.chdir(here / folder)
+        path = Path(os.path.relpath(here / "a/b/c.yaml"))
+        names |= {load(path).name(place) for place in (results, Path(os.path.relpath(results)))}
+    assert names == {"b/c"}
+
+
+LONG = "a" * 70
+MEETING = [  # names that were one folder's
+    ("../expA/run", "../expB/run"),
+    (f"{LONG}_lr0.1", f"{LONG}_lr0.2"),
+    (f"{LONG}/x", f"{LONG}b/x"),
+    ("実験", "検証"),
+    ("実", "_"),
+    ("a b", "a_b"),
+    ("lr(1)", "lr[1]"),
+    (".hid", "hid"),
+    ("hid.", "hid"),
+    ("a b/x", "a_b/x"),
+    ("caf\udce9", "caf\udce8"),
+    ("a/cells", "a/cells.yaml"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), MEETING)
+def test_files_of_different_names_have_different_folders(tmp_path: Path, one: str, other: str) -> None:
+    results = tmp_path / "here/data/results"
+    first, second = (experiment_name(tmp_path / f"here/{name}.yaml", results) for name in (one, other))
+    assert first.lower() != second.lower()
+    for name in (first, second):
+        assert re.fullmatch(r"[A-Za-z0-9+._=,~-]+(/[A-Za-z0-9+._=,~-]+)*", name)
+        assert not {"", ".", ".."} & set(name.split("/"))
+        assert max(map(len, name.split("/"))) <= 70
+
+
+@pytest.mark.parametrize("part", ["cells", "Plots", "results.csv"])
+def test_no_experiment_lies_in_the_files_of_another(tmp_path: Path, part: str) -> None:
+    name = experiment_name(tmp_path / f"param/a/{part}.yaml", tmp_path / "data/results")
+    assert name.startswith(f"a/{part}~")
 
 
 @pytest.mark.parametrize("path", ["digits/prune/lenet5.yaml", "param/digits/prune/lenet5.yaml"])
 def test_packaged_files_are_found_from_anywhere(here: Path, path: str) -> None:
     file = load(path)
-    assert file.name == "digits/prune/lenet5"
+    assert file.name() == "digits/prune/lenet5"
     assert file.path == packaged_param() / "digits/prune/lenet5.yaml"
 
 

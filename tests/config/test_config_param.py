@@ -34,7 +34,7 @@ def test_the_tree_is_walked() -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_loads_and_expands(name: str) -> None:
     file = load(name)
-    assert file.name == name.removesuffix(".yaml")
+    assert file.name() == name.removesuffix(".yaml")
     assert file.notices == ()
     for variant in file.variants:
         experiments = variant.parameters.experiments
@@ -178,7 +178,7 @@ def test_the_demo_is_small() -> None:
 def test_files_are_found_by_their_packaged_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in EXPERIMENTS:
-        assert load(f"param/{name}").name == name.removesuffix(".yaml")
+        assert load(f"param/{name}").name() == name.removesuffix(".yaml")
 
 
 def test_the_lottery_compares_weights_alone() -> None:

@@ -19,6 +19,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
+from experiment.registry import NAMES_CODE
+
 Positive = Annotated[int, Ge(1)]
 Fold = Literal["none", "constant", "mean"]
 
@@ -87,7 +89,7 @@ class TorchPruneSettings:
         kwargs: its arguments but for `amount`, which the budget decides.
     """
 
-    method: str = "torch.nn.utils.prune:L1Unstructured"
+    method: str = field(default="torch.nn.utils.prune:L1Unstructured", metadata={NAMES_CODE: True})
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -1,0 +1,182 @@
+"""The user's own code: where it is found, and a hash of all of it that a module depends on. Nothing of it is run here.
+
+A module counts with what it imports, and what that imports, as far as it belongs to the same top-level package or, for
+modules outside packages, lies in the same folder; with packages' `__init__`. Imports are read from the source: those
+made at run time (`importlib`), files of data and installed packages are not seen.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import os
+import re
+import site
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from importlib.machinery import (
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    ModuleSpec,
+    PathFinder,
+    SourceFileLoader,
+)
+from pathlib import Path
+
+from experiment.errors import ConfigError
+
+IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+OURS = __name__.partition(".")[0]
+
+_KINDS = ((SourceFileLoader, SOURCE_SUFFIXES), (ExtensionFileLoader, EXTENSION_SUFFIXES))
+_imported: dict[str, str] = {}  # module -> the hash of its source when this process imported it
+
+
+def find_own_code() -> None:
+    """Let modules in the working directory be found: an installed script does not look there."""
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+def source_hash(module: str) -> str:
+    """A hash of a module's source and of that of the user's modules that it imports.
+
+    Raises: ConfigError: there is no such module.
+    """
+    found = hashlib.sha256()
+    for name, path in sorted(sources_of(module).items()):
+        found.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return found.hexdigest()[:16]
+
+
+def sources_of(module: str) -> dict[str, Path]:
+    """Name -> file of a module and of all of the user's that it depends on; of an installed one, its own file alone.
+
+    Raises: ConfigError: there is no such module.
+    """
+    find_own_code()
+    importlib.invalidate_caches()  # of what lies in folders: a file may be new
+    own = _file(module)
+    if own is None:
+        raise ConfigError(f"cannot find the module '{module}'. Is it installed, or in the working directory?")
+    top, home = module.partition(".")[0], _home(module)
+    found = {module: own} if home is None else {}
+    waiting = [] if home is None else list(_with_parents(module))
+    while waiting:
+        name = waiting.pop()
+        path = None if name in found else _file(name)
+        if path is None or (name.partition(".")[0] != top and _home(name) != home):
+            continue
+        found[name] = path
+        waiting += _imports(path.read_bytes(), name if path.stem == "__init__" else name.rpartition(".")[0])
+    return found
+
+
+def forget_changed(module: str) -> None:
+    """Let the next import of a module of the user's run its source anew, if that has changed since the last call.
+
+    For the moment when keys are made of the source as it lies on the disk: what runs under them must not be an older
+    one, as it might in a notebook. While cells are computed nothing is imported anew.
+    """
+    if _home(module) is None or _file(module) is None:
+        return
+    now = source_hash(module)
+    if _imported.get(module, now) != now:
+        for name in sources_of(module):
+            sys.modules.pop(name, None)
+    _imported[module] = now
+
+
+def code_in(settings: object) -> Iterator[str]:
+    """The modules of the user's that texts in plain settings name, as in `package.module:name`.
+
+    A text that merely has such a form (`linear:decay`) names none: there is no such module.
+    """
+    if isinstance(settings, str):
+        name = settings.partition(":")[0]
+        find_own_code()
+        if IMPORT_PATH.fullmatch(settings) and name.partition(".")[0] not in (OURS, "torch") and _file(name):
+            yield name
+    elif isinstance(settings, Mapping):
+        yield from (name for value in settings.values() for name in code_in(value))
+    elif isinstance(settings, list | tuple):
+        yield from (name for value in settings for name in code_in(value))
+
+
+def _file(module: str) -> Path | None:
+    """The file of a module; None where there is none. The packages above it are not run."""
+    spec = _spec(module)
+    path = None if spec is None or spec.origin is None else Path(spec.origin)
+    return path if path is not None and path.is_file() else None
+
+
+def _spec(module: str) -> ModuleSpec | None:
+    top, *below = module.split(".")
+    try:
+        spec = PathFinder.find_spec(top) or importlib.util.find_spec(top)
+    except (ImportError, ValueError, AttributeError):  # it has none, as `__main__`
+        return None
+    name = top
+    for part in below:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        name = f"{name}.{part}"
+        found = (FileFinder(folder, *_KINDS).find_spec(name) for folder in list(spec.submodule_search_locations))
+        spec = next((each for each in found if each is not None), None)
+    return spec
+
+
+def _home(module: str) -> Path | None:
+    """The folder of the user's that a module, or the package that it belongs to, lies in; None for installed ones."""
+    top = module.partition(".")[0]
+    spec = None if top == OURS else _spec(top)
+    places = [] if spec is None else [*(spec.submodule_search_locations or ()), spec.origin or ""]
+    place = next((Path(os.path.abspath(place)) for place in places if os.path.exists(place)), None)
+    return None if place is None or _is_installed(place.parent) else place.parent
+
+
+def _is_installed(folder: Path) -> bool:
+    return folder.name in ("site-packages", "dist-packages") or folder.resolve() in _installed()
+
+
+@lru_cache(maxsize=1)
+def _installed() -> frozenset[Path]:
+    """Folders of packages that are installed, and of Python's own."""
+    names = ("purelib", "platlib", "stdlib", "platstdlib")
+    folders = [*(sysconfig.get_path(name) for name in names), *site.getsitepackages(), site.getusersitepackages()]
+    return frozenset(Path(folder).resolve() for folder in folders)
+
+
+def _with_parents(module: str) -> Iterator[str]:
+    parts = module.split(".")
+    return (".".join(parts[: i + 1]) for i in range(len(parts)))
+
+
+@lru_cache(maxsize=256)
+def _imports(source: bytes, package: str) -> tuple[str, ...]:
+    """The names of modules that a source may import; of `from a import b` both `a` and `a.b`, whichever is one."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # compiled, or wrong: told when it is imported
+        return ()
+    names: dict[str, None] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(dict.fromkeys(alias.name for alias in node.names))
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names.update(dict.fromkeys([base, *(f"{base}.{alias.name}" for alias in node.names)]))
+    return tuple(_each_with_parents(names))
+
+
+def _each_with_parents(names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        if name and not name.startswith("."):
+            yield from _with_parents(name)
