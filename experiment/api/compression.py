@@ -113,7 +113,7 @@ def compress_many(
     chosen = make_settings(entry, settings)
     _check_keeps(entry.label, keeps, fixed=is_fixed_size(chosen))
     made = make_method(entry, chosen)
-    state = State(net, example[:1])
+    state = State(net, example[:1], samples=example[1:] if len(example) > 1 else None)
     original = _count_original(net, state.example)
     compressor = Compressor(
         made, state, original, _calibration(data), generator("method", seed), recalibrated=recalibrate

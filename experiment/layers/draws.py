@@ -15,7 +15,9 @@ from torch.utils._pytree import tree_map
 
 from experiment.streams import seed_of, seeded
 
-_PERMUTING = frozenset({"randperm", "multinomial", "randint", "randint_like"})  # they draw indices: one number will not do
+_PERMUTING = frozenset(
+    {"randperm", "multinomial", "randint", "randint_like"}
+)  # they draw indices: one number will not do
 
 
 @contextmanager
@@ -37,9 +39,9 @@ def fixed_draws() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-class _Fixed(TorchDispatchMode):
+class _Fixed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls = 0
 
     def __torch_dispatch__(

@@ -128,13 +128,13 @@ class Follower:
         """
         dims = max(part.dim() for part in parts)
         parts = [part.reshape([1] * (dims - part.dim()) + list(part.shape)) for part in parts]
-        shape = torch.broadcast_shapes(*(part.shape for part in parts))
+        shape = np.broadcast_shapes(*(tuple(part.shape) for part in parts))
         channels = {d for p in map(_compact, parts) if bool((p > 0).any()) for d in range(dims) if p.shape[d] > 1}
         parts = [part for part in parts if part.any() and all(part.shape[d] == shape[d] for d in channels)]
         if not parts:
             return torch.zeros([1] * dims)
         parts = [_compact(part) for part in parts]
-        whole = torch.broadcast_shapes(*(part.shape for part in parts))
+        whole = np.broadcast_shapes(*(tuple(part.shape) for part in parts))
         result = parts[0].expand(whole)
         for part in parts[1:]:
             other = part.expand(whole)
@@ -146,11 +146,11 @@ class Follower:
         return result
 
 
-class _Pass(TorchDispatchMode):
+class _Pass(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The labels of one forward pass, one a place of every storage, so that views of a tensor share its labels."""
 
     def __init__(self, follower: Follower, inputs: Tensor, label: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._follower = follower
         self._held: dict[int, tuple[object, Tensor]] = {}  # the storage is held, so that its key stays its own
         self._inside = 0  # of layers, whose operations do not matter
@@ -177,7 +177,9 @@ class _Pass(TorchDispatchMode):
         """What gives the output stays."""
         for tensor in flat(output):
             self._reads(tensor, None)
-            self._follower.labels.flag([label - 1 for label in _values(self._labels(tensor)) if label > 0], GIVES_OUTPUT)
+            self._follower.labels.flag(
+                [label - 1 for label in _values(self._labels(tensor)) if label > 0], GIVES_OUTPUT
+            )
         for name in self._calls:
             readers = self._readers.get(name, [])
             norm = readers[0] if len(readers) == 1 and self._calls[name] == 1 else None
@@ -277,7 +279,12 @@ class _Pass(TorchDispatchMode):
         return self._follower.combined([left, right])
 
     def _other(
-        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], parts: Sequence[Tensor], fresh: Sequence[Tensor]
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        parts: Sequence[Tensor],
+        fresh: Sequence[Tensor],
     ) -> None:
         """Reductions end the channels that they reduce; all else is taken to treat each of them by itself."""
         name = func.overloadpacket.__name__
@@ -386,7 +393,7 @@ def _extent(tensor: Tensor) -> int:
 
 
 def _values(labels: Tensor) -> list[int]:
-    return [int(label) for label in _compact(labels).unique().tolist()]
+    return [int(label) for label in np.unique(_compact(labels).cpu().numpy())]
 
 
 def _compact(labels: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ Key = tuple[str, Side]
 Places = dict[Key, list[int]]
 Integers = npt.NDArray[np.int64]
 
+
 class Labels:
     """A union-find over channels, with the channel that stands at every place of every (module, side)."""
 
@@ -69,9 +70,9 @@ class Labels:
 
     def channels(self) -> Iterator[tuple[Places, str | None, str | None]]:
         """Every channel: where it stands, why it may not go (None: it may), and where it was lost sight of."""
-        for (name, side), places in self._closed.items():
+        for (name, side), closed in self._closed.items():
             here = self._at[name, side]
-            self.flag([int(here[p]) for p in places if here[p] >= 0], f"'{name}' reads something else there, too")
+            self.flag([int(here[p]) for p in closed if here[p] >= 0], f"'{name}' reads something else there, too")
         reasons, notes = self._by_root(self._reasons), self._by_root(self._notes)
         found: dict[int, Places] = {}
         for key, here in self._at.items():

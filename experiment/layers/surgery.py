@@ -31,7 +31,7 @@ NAMES = 3  # in one message
 MESSAGES = 6  # about layers that stay whole
 
 
-def channel_groups(network: nn.Module, example: Tensor, samples: Tensor | None = None) -> list[ChannelGroup]:
+def channel_groups(network: nn.Module, example: Tensor, samples: Sequence[Tensor] = ()) -> list[ChannelGroup]:
     """The groups of channels that can only be removed together, in the order of the layers that make them.
 
     Sums tie the layers that feed them, concatenations shift indices, Flatten multiplies them, depthwise layers follow.
@@ -41,12 +41,12 @@ def channel_groups(network: nn.Module, example: Tensor, samples: Tensor | None =
     Args:
         network: not modified.
         example: an input batch that the network takes, on its device.
-        samples: more inputs, of which some may take other paths through the network.
+        samples: batches of more inputs, of which some may take other paths through the network.
     """
     probe = randomised(network)
     if example.dtype in (torch.float16, torch.bfloat16):
         probe, example = probe.float(), example.float()  # their rounding would look like a wrong channel
-    samples = None if samples is None else samples[:SAMPLES].to(example)
+    samples = [batch[:SAMPLES].to(example) for batch in samples if len(batch)]
     with evaluating(probe):
         probe(example)  # a network that does not run fails here, in its own words
     modules, follower = dict(probe.named_modules()), Follower(copy.deepcopy(probe))
@@ -59,14 +59,14 @@ def channel_groups(network: nn.Module, example: Tensor, samples: Tensor | None =
     return groups
 
 
-def _followed(follower: Follower, probe: nn.Module, example: Tensor, samples: Tensor | None) -> list[Run]:
+def _followed(follower: Follower, probe: nn.Module, example: Tensor, samples: Sequence[Tensor]) -> list[Run]:
     """Follow the channels in the runs that show all of the network: where inputs differ in the layers that they call,
     several of them; each in eval and in training mode. These runs."""
     runs = [Run(example)]
     follower.follow(runs[0])
-    if samples is not None and any(name not in follower.called for name, _ in _holders(probe)):
+    if samples and any(name not in follower.called for name, _ in _holders(probe)):
         seen = {_called(probe, runs[0])}
-        for inputs in (samples, *samples.split(1)):
+        for inputs in (*samples, *(one for batch in samples for one in torch.split(batch, 1))):
             called = _called(probe, Run(inputs))
             if called not in seen:
                 seen.add(called)

@@ -64,37 +64,45 @@ def tried(
 ) -> list[ChannelGroup]:
     """The same groups, those exempted for which cutting some of their channels is not what zeroing them is.
 
-    Groups are cut all at once; where that fails, halves of them, down to single ones.
+    Groups are cut all at once; where that fails, halves of them, down to the single ones that fail.
 
     Args:
         probe: what `randomised` made of the network.
         lost: layer -> the operation behind which its channels could not be followed, for the reason.
     """
-    if all(_fault(probe, runs, _cut(groups, counts)) is None for counts in _designs(groups)):
-        return list(groups)
-    if _is_random(probe, runs):
-        random = "the forward pass is random, so that no two passes can be compared"
-        return [replace(group, exempt=group.exempt or random) for group in groups]
-    failing = _failing(probe, runs, groups, [i for i, group in enumerate(groups) if group.exempt is None])
-    if failing:
-        told = {i: f"{why} (see '{lost[name]}')" if (name := groups[i].name) in lost else why for i, why in failing.items()}
-        return tried(probe, runs, [replace(g, exempt=told.get(i, g.exempt)) for i, g in enumerate(groups)], lost)
-    together = "removing channels of several layers at once is not the same as setting them to zero"
-    return [replace(group, exempt=group.exempt or together) for group in groups]
+    for counts in _designs(groups):
+        if _fault(probe, runs, _cut(groups, counts)) is None:
+            continue
+        if _is_random(probe, runs):
+            random = "the forward pass is random, so that no two passes can be compared"
+            return [replace(group, exempt=group.exempt or random) for group in groups]
+        free = [i for i, group in enumerate(groups) if group.exempt is None]
+        failing = _failing(probe, runs, groups, counts, [], free)
+        for i, why in failing.items():
+            failing[i] = f"{why} (see '{lost[groups[i].name]}')" if groups[i].name in lost else why
+        return tried(probe, runs, [replace(g, exempt=failing.get(i, g.exempt)) for i, g in enumerate(groups)], lost)
+    return list(groups)
 
 
 def _failing(
-    probe: nn.Module, runs: Sequence[Run], groups: Sequence[ChannelGroup], among: Sequence[int]
+    probe: nn.Module,
+    runs: Sequence[Run],
+    groups: Sequence[ChannelGroup],
+    counts: Sequence[int],
+    passed: Sequence[int],
+    among: Sequence[int],
 ) -> dict[int, str]:
-    """Those of some groups that fail alone, with the reason."""
-    counts = [(group.size + 1) // 2 if i in set(among) else group.size for i, group in enumerate(groups)]
-    why = _fault(probe, runs, _cut(groups, counts)) if among else None
+    """Of some groups those that cannot be cut to these counts together with `passed` and those before them: why."""
+    cut = {*passed, *among}
+    why = _fault(probe, runs, _cut(groups, [counts[i] if i in cut else g.size for i, g in enumerate(groups)]))
     if why is None:
         return {}
     if len(among) == 1:
         return {among[0]: why}
-    half = len(among) // 2
-    return _failing(probe, runs, groups, among[:half]) | _failing(probe, runs, groups, among[half:])
+    first, second = among[: len(among) // 2], among[len(among) // 2 :]
+    failing = _failing(probe, runs, groups, counts, passed, first)
+    passed = [*passed, *(i for i in first if i not in failing)]
+    return failing | _failing(probe, runs, groups, counts, passed, second)
 
 
 def flat(output: object) -> list[Tensor]:
