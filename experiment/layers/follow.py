@@ -389,7 +389,7 @@ def _key(tensor: Tensor) -> int:
 def _extent(tensor: Tensor) -> int:
     """How many places of its storage a tensor reaches over."""
     steps = zip(tensor.shape, tensor.stride(), strict=True)
-    return tensor.storage_offset() + sum((size - 1) * stride for size, stride in steps) + 1 if tensor.numel() else 0
+    return int(tensor.storage_offset() + sum((n - 1) * step for n, step in steps) + 1) if tensor.numel() else 0
 
 
 def _values(labels: Tensor) -> list[int]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.layers.channels import channel_counts
+from experiment.layers.draws import fixed_draws
 from experiment.layers.follow import GIVES_OUTPUT, Follower
 from experiment.layers.groups import ChannelGroup, Member
 from experiment.layers.inspect import evaluating
@@ -47,7 +48,7 @@ def channel_groups(network: nn.Module, example: Tensor, samples: Sequence[Tensor
     if example.dtype in (torch.float16, torch.bfloat16):
         probe, example = probe.float(), example.float()  # their rounding would look like a wrong channel
     samples = [batch[:SAMPLES].to(example) for batch in samples if len(batch)]
-    with evaluating(probe):
+    with fixed_draws(), evaluating(probe):
         probe(example)  # a network that does not run fails here, in its own words
     modules, follower = dict(probe.named_modules()), Follower(copy.deepcopy(probe))
     runs = _followed(follower, probe, example, samples)
