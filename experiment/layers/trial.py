@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -70,14 +71,14 @@ def tried(
         probe: what `randomised` made of the network.
         lost: layer -> the operation behind which its channels could not be followed, for the reason.
     """
-    for counts in _designs(groups):
-        if _fault(probe, runs, _cut(groups, counts)) is None:
+    for counts, run in itertools.product(_designs(groups), runs):
+        if _fault(probe, [run], _cut(groups, counts)) is None:
             continue
         if _is_random(probe, runs):
             random = "the forward pass is random, so that no two passes can be compared"
             return [replace(group, exempt=group.exempt or random) for group in groups]
         free = [i for i, group in enumerate(groups) if group.exempt is None]
-        failing = _failing(probe, runs, groups, counts, [], free)
+        failing = _failing(probe, [run], groups, counts, [], free)
         for i, why in failing.items():
             failing[i] = f"{why} (see '{lost[groups[i].name]}')" if groups[i].name in lost else why
         return tried(probe, runs, [replace(g, exempt=failing.get(i, g.exempt)) for i, g in enumerate(groups)], lost)
@@ -153,17 +154,19 @@ def _cut(groups: Sequence[ChannelGroup], counts: Sequence[int]) -> dict[str, Kep
 
 def _fault(probe: nn.Module, runs: Sequence[Run], kept: Mapping[str, Kept]) -> str | None:
     """Why the sliced network is not the masked one; None if it runs and computes the same, however it is run."""
-    masked, sliced = copy.deepcopy(probe), copy.deepcopy(probe)
+    sliced = copy.deepcopy(probe)
+    slice_channels(sliced, kept)
     with torch.no_grad():
-        mask_channels(masked, kept)
-        slice_channels(sliced, kept)
+        outputs = []
         for run in runs:
-            expected = flat(run.of(masked))
             try:
-                outputs = flat(run.of(sliced))
+                outputs.append(flat(run.of(sliced)))
             except Exception:  # shapes that do not meet raise whatever the network's own code raises: the answer is no
                 return "the network does not run when some of them are removed"
-            if not _same(outputs, expected):
+        masked = copy.deepcopy(probe)
+        mask_channels(masked, kept)
+        for run, found in zip(runs, outputs, strict=True):
+            if not _same(found, flat(run.of(masked))):
                 return "removing some of them is not the same as setting them to zero"
     return None
 
