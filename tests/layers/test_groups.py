@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 
+import numpy as np
 from torch import nn
 
 from experiment.layers.channels import slice_channels
