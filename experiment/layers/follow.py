@@ -379,7 +379,7 @@ class _Pass(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         self._own(tensor)
         with torch.no_grad():
-            self._labels(tensor).copy_(labels)
+            self._labels(tensor).copy_(labels.clone())  # they may be a view of what is written
 
 
 def _key(tensor: Tensor) -> int:

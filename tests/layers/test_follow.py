@@ -219,3 +219,8 @@ def test_reasons_are_told_in_few_words(caplog: pytest.LogCaptureFixture) -> None
         channel_groups(Sums(), inputs(1, 4))
     told = "All channels of 'parts.0', 'parts.1', 'parts.2' and 5 more layers stay: they meet the network's input."
     assert [record.getMessage() for record in caplog.records] == [told]
+
+
+def test_operations_in_place_keep_the_channels_of_several_samples() -> None:
+    network = nn.Sequential(nn.Linear(8, 6), nn.ReLU(inplace=True), nn.Dropout(0.5, inplace=True), nn.Linear(6, 2))
+    assert free(channel_groups(network, inputs(3, 8))) == {"0"}
