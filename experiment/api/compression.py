@@ -127,7 +127,8 @@ def compress_many(
     _check_keeps(entry.label, keeps, fixed=is_fixed_size(chosen))
     made = make_method(entry, chosen)
     whole = prepared(net)
-    state = State(whole.network, example[:1], whole.masks)
+    others = example[1:] if len(example) > 1 else None
+    state = State(whole.network, example[:1], whole.masks, samples=others)
     original = _count_original(state)
     compressor = Compressor(
         made, state, original, _calibration(data), generator("method", seed), recalibrated=recalibrate

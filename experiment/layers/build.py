@@ -41,9 +41,11 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
     built = copy.deepcopy(network, memo)
     _add_biases(built, plan.biases)
     slice_channels(built, plan.kept)
-    for name in plan.factors.keys() & plan.kept.keys():
-        sliced = built.get_submodule(name)
-        built = copy.deepcopy(built, {id(sliced): make_layer(sliced, plan.factors[name])})
+    sliced = {name: built.get_submodule(name) for name in plan.factors if name in plan.kept}
+    if sliced:  # one copy for all of them, which puts factors in wherever such a layer stands
+        built = copy.deepcopy(
+            built, {id(layer): make_layer(layer, plan.factors[name]) for name, layer in sliced.items()}
+        )
     add_masks(built, {name: slice_mask(mask, plan.kept, name) for name, mask in plan.masks.items()})
     add_quantized(built, plan.quantized)
     _leave_fast_path(built, plan)

@@ -134,6 +134,7 @@ class State:
         kept: module name -> channels still alive; a module left out is whole.
         biases: layers of `network` that have a bias which those of the original network do not have.
         skipped: modules that pass their input on; their parameters are zero.
+        samples: more inputs, if there are any: some may take other paths through the network than `example`.
     """
 
     network: nn.Module
@@ -142,3 +143,4 @@ class State:
     kept: Mapping[str, Kept] = field(default_factory=dict)
     biases: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    samples: Tensor | None = None

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from experiment.layers.channels import is_sliceable, mask_channels, slice_channels
+from experiment.layers.draws import fixed_draws
 from experiment.layers.groups import ChannelGroup, kept_of
 from experiment.layers.plan import Kept
 from experiment.streams import generator
@@ -35,37 +39,83 @@ def randomised(network: nn.Module) -> nn.Module:
     return probe
 
 
-def tried(probe: nn.Module, example: Tensor, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+@dataclass(frozen=True)
+class Run:
+    """One way to run a network: on which inputs, and in which mode."""
+
+    inputs: Tensor
+    training: bool = False
+
+    def of(self, network: nn.Module, watching: AbstractContextManager[object] | None = None) -> object:
+        """The network's output; chance plays no part in it. BatchNorms use what they have learnt in both modes.
+
+        Args:
+            watching: entered around the forward pass.
+        """
+        network.train(self.training)
+        for module in network.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        with fixed_draws(), watching or nullcontext():
+            return network(self.inputs)
+
+
+def tried(
+    probe: nn.Module, runs: Sequence[Run], groups: Sequence[ChannelGroup], lost: Mapping[str, str]
+) -> list[ChannelGroup]:
     """The same groups, those exempted for which cutting some of their channels is not what zeroing them is.
 
-    Groups are cut all at once, one by one only if that fails.
+    Groups are cut all at once; where that fails, halves of them, down to the single ones that fail.
 
     Args:
         probe: what `randomised` made of the network.
+        lost: layer -> the operation behind which its channels could not be followed, for the reason.
     """
-    if all(_agree(probe, example, _cut(groups, counts)) for counts in _designs(groups)):
-        return list(groups)
-    whole = [group.size for group in groups]
-    failing = set()
-    for i, group in enumerate(groups):
-        counts = [*whole[:i], (group.size + 1) // 2, *whole[i + 1 :]]
-        if group.exempt is None and not _agree(probe, example, _cut(groups, counts)):
-            failing.add(i)
-    if failing:
-        alone = "cutting them is not what zeroing them is"
-        return tried(probe, example, [replace(g, exempt=alone) if i in failing else g for i, g in enumerate(groups)])
-    together = "cutting several groups at once is not what zeroing them is"
-    return [replace(group, exempt=group.exempt or together) for group in groups]
+    for counts, run in itertools.product(_designs(groups), runs):
+        if _fault(probe, [run], _cut(groups, counts)) is None:
+            continue
+        if _is_random(probe, runs):
+            random = "the forward pass is random, so that no two passes can be compared"
+            return [replace(group, exempt=group.exempt or random) for group in groups]
+        free = [i for i, group in enumerate(groups) if group.exempt is None]
+        failing = _failing(probe, [run], groups, counts, [], free)
+        for i, why in failing.items():
+            failing[i] = f"{why} (see '{lost[groups[i].name]}')" if groups[i].name in lost else why
+        return tried(probe, runs, [replace(g, exempt=failing.get(i, g.exempt)) for i, g in enumerate(groups)], lost)
+    return list(groups)
+
+
+def _failing(
+    probe: nn.Module,
+    runs: Sequence[Run],
+    groups: Sequence[ChannelGroup],
+    counts: Sequence[int],
+    passed: Sequence[int],
+    among: Sequence[int],
+) -> dict[int, str]:
+    """Of some groups those that cannot be cut to these counts together with `passed` and those before them: why."""
+    cut = {*passed, *among}
+    why = _fault(probe, runs, _cut(groups, [counts[i] if i in cut else g.size for i, g in enumerate(groups)]))
+    if why is None:
+        return {}
+    if len(among) == 1:
+        return {among[0]: why}
+    first, second = among[: len(among) // 2], among[len(among) // 2 :]
+    failing = _failing(probe, runs, groups, counts, passed, first)
+    passed = [*passed, *(i for i in first if i not in failing)]
+    return failing | _failing(probe, runs, groups, counts, passed, second)
 
 
 def flat(output: object) -> list[Tensor]:
-    """The tensors in a network's output: one, or a dictionary, list or tuple of them."""
+    """The tensors in a network's output: one, or any nesting of dictionaries, lists, tuples and dataclasses of them."""
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, Mapping):
         return [tensor for value in output.values() for tensor in flat(value)]
     if isinstance(output, list | tuple):
         return [tensor for value in output for tensor in flat(value)]
+    if is_dataclass(output) and not isinstance(output, type):
+        return [tensor for field in fields(output) for tensor in flat(getattr(output, field.name))]
     return []
 
 
@@ -102,17 +152,33 @@ def _cut(groups: Sequence[ChannelGroup], counts: Sequence[int]) -> dict[str, Kep
     return kept_of(groups, chosen)
 
 
-def _agree(probe: nn.Module, example: Tensor, kept: Mapping[str, Kept]) -> bool:
-    """Whether the sliced network runs and computes what the masked one does."""
-    network = copy.deepcopy(probe)
+def _fault(probe: nn.Module, runs: Sequence[Run], kept: Mapping[str, Kept]) -> str | None:
+    """Why the sliced network is not the masked one; None if it runs and computes the same, however it is run."""
+    sliced = copy.deepcopy(probe)
+    slice_channels(sliced, kept)
     with torch.no_grad():
-        mask_channels(network, kept)
-        expected = flat(network(example))
-        try:
-            slice_channels(network, kept)
-            outputs = flat(network(example))
-        except Exception:  # shapes that do not meet raise whatever the network's own code raises: the answer is no
-            return False
+        outputs = []
+        for run in runs:
+            try:
+                outputs.append(flat(run.of(sliced)))
+            except Exception:  # shapes that do not meet raise whatever the network's own code raises: the answer is no
+                return "the network does not run when some of them are removed"
+        masked = copy.deepcopy(probe)
+        mask_channels(masked, kept)
+        for run, found in zip(runs, outputs, strict=True):
+            if not _same(found, flat(run.of(masked))):
+                return "removing some of them is not the same as setting them to zero"
+    return None
+
+
+def _is_random(probe: nn.Module, runs: Sequence[Run]) -> bool:
+    """Whether equal networks give different outputs: they draw numbers that no seed reaches."""
+    with torch.no_grad():
+        return any(not _same(*(flat(run.of(copy.deepcopy(probe))) for _ in range(2))) for run in runs)
+
+
+def _same(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether two outputs are equal up to rounding."""
     return len(outputs) == len(expected) and all(map(_close, outputs, expected))
 
 

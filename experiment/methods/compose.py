@@ -170,7 +170,7 @@ def _after(scheme: Applied, start: State) -> State:
     built = build(scheme.state.network, scheme.plan)
     scheme.method.fill(built, scheme.state, scheme.analysis, scheme.plan)
     left = expand(built.eval(), start.network, scheme.plan, start.example)
-    return replace(left, biases=(*start.biases, *left.biases))
+    return replace(left, biases=(*start.biases, *left.biases), samples=start.samples)
 
 
 def _everything(state: State) -> Budget:

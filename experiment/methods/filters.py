@@ -128,7 +128,7 @@ class FilterMethod:
         Raises: ConfigError: a pattern of `ignore` names no layer. CompressionError: the network cannot be followed, or
             the calibration data that the method or `fold` needs are missing.
         """
-        filters = filters_of(state, self.settings.ignore, self.label)
+        filters = filters_of(state, self.settings.ignore, self.label, calibration)
         if (self.settings.fold == "mean" or self.settings.refit) and not has_data(calibration):
             what = "fold 'mean'" if self.settings.fold == "mean" else "refit"
             raise CompressionError(f"{self.label} with {what} needs calibration data. {GIVE_DATA}")
@@ -176,12 +176,15 @@ def _readers(built: nn.Module, plan: Plan) -> list[str]:
     return [n for n, m in layers.items() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)]
 
 
-def filters_of(state: State, ignore: Sequence[str], label: str) -> Filters:
-    """Trace a state's channels.
+def filters_of(state: State, ignore: Sequence[str], label: str, calibration: Calibration | None = None) -> Filters:
+    """Trace a state's channels, on further inputs too where there are any.
 
     Raises: ConfigError: a pattern of `ignore` names no layer.
     """
-    groups = channel_groups(state.network, state.example)
+    more = [] if state.samples is None else [state.samples]
+    if has_data(calibration) and calibration.inputs.shape[1:] == state.example.shape[1:]:
+        more.append(calibration.inputs.to(state.example))
+    groups = channel_groups(state.network, state.example, more)
     layers = trace_layers(state.network, state.example)
     ignored = matching(ignore, layers, label)
     counted = count(state.network, state.example)

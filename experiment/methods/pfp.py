@@ -191,7 +191,7 @@ def _counts(filters: Filters, scores: Scores, choose: Choose, budget: Budget, ro
     ladders, steps = [], list[tuple[float, float, int]]()
     for g, (group, alive) in enumerate(zip(filters.groups, filters.alive, strict=True)):
         rungs = ladder(len(alive), round_to) if filters.free[g] else [len(alive)]
-        bounds = [union_bound(layers[m.module]) for m in readers(state.network, group)]
+        bounds = [union_bound(layers[m.module]) for m in readers(state.network, group) if m.module in layers]
         largest = errors(scores[g][list(alive)], max(bounds, default=1.0))
         for before, after in itertools.pairwise(rungs):
             middle = (before + after + 1) // 2
@@ -271,13 +271,14 @@ def _score(settings: PFPSettings, label: str) -> Score:
             member.module: live_weight(network, filters.state.masks, member.module)
             for group, free in zip(filters.groups, filters.free, strict=True)
             for member in (readers(network, group) if free else ())
+            if member.module in filters.layers  # a head that only training calls reads nothing here
         }
         found = weight_sensitivities(network, weights, inputs, "max", settings.positions) if weights else {}
         of_layers = {name: channel_sensitivities(s).cpu() for name, s in found.items()}
         scores = []
         for group, free in zip(filters.groups, filters.free, strict=True):
             s_C = torch.zeros(group.size, dtype=torch.float64)
-            for member in readers(network, group) if free else ():
+            for member in [m for m in readers(network, group) if m.module in of_layers] if free else ():
                 s_C = torch.maximum(s_C, of_layers[member.module][torch.tensor(member.positions)].amax(1))
             scores.append(s_C)
         return scores

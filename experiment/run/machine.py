@@ -14,7 +14,7 @@ from experiment.run.keys import FORMAT_VERSION
 from experiment.run.launched import Launch, find_launch
 from experiment.run.plan import Machine
 
-PACKAGES = ("experiment", "torch", "torchvision", "torch-pruning", "numpy", "pandas", "matplotlib")
+PACKAGES = ("experiment", "torch", "torchvision", "numpy", "pandas", "matplotlib")
 
 
 def find_machine(device: str) -> Machine:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import itertools
 
+import numpy as np
 from torch import nn
 
 from experiment.layers.channels import slice_channels
 from experiment.layers.groups import ChannelGroup, Member, alive_channels, kept_of, sizes_of
-from experiment.layers.labels import LOST, Labels
+from experiment.layers.labels import Labels
 from experiment.layers.plan import Kept
 from experiment.measure import count, example_input
 
@@ -74,32 +75,27 @@ def test_sizes_equal_counts_of_the_sliced_network() -> None:
 
 def test_labels_join_channels_that_meet() -> None:
     labels = Labels()
-    first, second = labels.new(3), labels.new(3)
-    labels.place(("a", "out"), 3, [0, 1, 2], first)
-    labels.place(("b", "out"), 3, [0, 1, 2], second)
-    labels.place(("sum", "in"), 4, [0, 1, 2], first)
-    labels.place(("sum", "in"), 4, [3, 1, 0], second)  # b's first channel stands alone, its last meets a's first
+    first, second = labels.made(("a", "out"), 3), labels.made(("b", "out"), 3)
+    assert (labels.made(("a", "out"), 3) == first).all()  # a second call makes the same ones
+    labels.read(("sum", "in"), 4, np.array([*first, 0]))
+    labels.read(("sum", "in"), 4, np.array([second[2], second[1], 0, second[0]]))  # b's last meets a's first
 
-    joined = [places for places, reason in labels.channels() if reason is None]
+    found = {str(places): reason for places, reason, _ in labels.channels()}
 
-    assert sorted(joined, key=str) == sorted(
-        [
-            {("a", "out"): [0], ("b", "out"): [2], ("sum", "in"): [0]},
-            {("a", "out"): [1], ("b", "out"): [1], ("sum", "in"): [1]},
-            {("a", "out"): [2], ("sum", "in"): [2]},
-            {("b", "out"): [0], ("sum", "in"): [3]},
-        ],
-        key=str,
-    )
+    other = "'sum' reads something else there, too"
+    assert found == {
+        str({("a", "out"): [0], ("b", "out"): [2], ("sum", "in"): [0]}): None,
+        str({("a", "out"): [1], ("b", "out"): [1], ("sum", "in"): [1]}): None,
+        str({("a", "out"): [2], ("sum", "in"): [2]}): other,
+        str({("b", "out"): [0], ("sum", "in"): [3]}): other,
+    }
 
 
-def test_labels_flag_what_falls_off_the_end_and_what_it_is_tied_to() -> None:
+def test_a_reason_holds_for_all_that_a_channel_is_tied_to() -> None:
     labels = Labels()
-    channels = labels.new(3)
-    labels.place(("a", "out"), 3, [0, 1, 2], channels)
-    labels.place(("b", "in"), 2, [0, 1, 2], channels)
+    channels = labels.made(("a", "out"), 3) - 1
+    labels.flag(channels[2:].tolist(), "why")
+    labels.note(channels[:1].tolist(), "softmax")
     labels.tie(channels[1:].tolist())
-
-    reasons = {tuple(places["a", "out"]): reason for places, reason in labels.channels()}
-
-    assert reasons == {(0,): None, (1, 2): LOST}
+    found = {tuple(places["a", "out"]): (reason, lost) for places, reason, lost in labels.channels()}
+    assert found == {(0,): (None, "softmax"), (1, 2): ("why", None)}
