@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import uuid
@@ -10,7 +11,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from experiment.errors import CannotWrite, StoreError
+
+SECONDS_BEFORE_TOLD = 3.0  # of waiting for a lock
+
+log = logging.getLogger("experiment")
 
 
 @contextmanager
@@ -45,6 +52,25 @@ def writing_to(path: Path) -> Iterator[None]:
             f"{path}: cannot be written: {error.strerror or error}. Mend that, or choose another folder with --results "
             "or --data; what is finished is safe, and the same command continues."
         ) from error
+
+
+@contextmanager
+def locked(path: Path, doing: str) -> Iterator[None]:
+    """Hold a lock file inside; whoever waits long for it is told what the process that holds it is doing.
+
+    Raises: CannotWrite: its folder cannot be made.
+    """
+    make_folder(path.parent)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=SECONDS_BEFORE_TOLD)
+    except Timeout:
+        log.warning("waiting for another process that %s (it holds %s)", doing, path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def make_folder(path: Path) -> None:

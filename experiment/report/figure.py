@@ -103,6 +103,11 @@ def set_title(figure: Figure, *lines: str) -> None:
     figure.suptitle("\n".join(broken), fontsize=10, x=0.012, ha="left")
 
 
+def plot_files(stem: Path) -> list[Path]:
+    """The files of a plot: its PDF and its PNG."""
+    return [stem.with_name(f"{stem.name}.{ending}") for ending in ("pdf", "png")]
+
+
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write `stem`.pdf (TrueType fonts, which publishers ask for) and `stem`.png, whole or not at all.
 
@@ -110,7 +115,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """
     import matplotlib
 
-    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("pdf", "png")]
+    paths = plot_files(stem)
     metadata: list[dict[str, Any]] = [{"CreationDate": None, "Producer": None, "Creator": None}, {"Software": None}]
     with matplotlib.rc_context({"pdf.fonttype": 42}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a label in another script

@@ -60,11 +60,7 @@ def read_source(folder: Path) -> Source:
     Raises: StoreError: the folder is no experiment's, or a file in it is damaged.
     """
     folder = Path(folder)
-    if not any((folder / name).is_file() for name in ("results.csv", "parameters.yaml")):
-        raise StoreError(
-            f"{folder}: holds neither results.csv nor parameters.yaml. Expected an experiment's folder, such as "
-            "data/results/cifar/prune/resnet20."
-        )
+    require_experiment(folder)
     return Source(
         folder=folder,
         name=_name(folder),
@@ -72,6 +68,15 @@ def read_source(folder: Path) -> Source:
         parameters=_read_parameters(folder),
         environment=_read_json(folder / "environment.json"),
     )
+
+
+def require_experiment(folder: Path) -> None:
+    """Raises: StoreError: the folder is no experiment's."""
+    if not any((folder / name).is_file() for name in ("results.csv", "parameters.yaml")):
+        raise StoreError(
+            f"{folder}: holds neither results.csv nor parameters.yaml. Expected an experiment's folder, such as "
+            "data/results/cifar/prune/resnet20."
+        )
 
 
 def read_results(path: Path) -> DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 import uuid
@@ -30,7 +29,7 @@ from experiment.run.plan import Machine, ReferenceSpec
 from experiment.run.ranks import rank_log
 from experiment.run.resolved import resolved_channels_last, resolved_precision
 from experiment.run.store import Directories, Store, log, reference_folder, sync_folder
-from experiment.run.weights import read_plain, read_weights, save_weights
+from experiment.run.weights import read_weights, save_weights
 from experiment.run.whole import first_cut, read_sizes, write_sizes
 from experiment.streams import seeded
 from experiment.training.loop import SchedulerSpec, TrainSettings, train
@@ -140,15 +139,6 @@ def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, repor
     device = torch.device(context.machine.device)
     network = network.to(device).eval()
     return Reference(State(network, example.to(device)), count(network, example.to(device)), folder)
-
-
-def rewound_state(reference: Reference, spec: ReferenceSpec) -> State:
-    """The reference network as it was at the start of its rewind epoch."""
-    network = copy.deepcopy(reference.network)
-    assert spec.rewind_epoch is not None
-    path = rewind_file(reference.folder, spec.rewind_epoch)
-    network.load_state_dict(read_plain(path))
-    return State(network, reference.state.example)
 
 
 def rewind_file(folder: Path, epoch: int) -> Path:

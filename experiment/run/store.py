@@ -9,8 +9,8 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from experiment.errors import StoreError
-from experiment.files import make_folder, remove_all, set_aside, write_whole, writing_to
+from experiment.files import locked, make_folder, remove_all, set_aside, write_whole, writing_to
 from experiment.run.extras import extra_columns, extra_values
 from experiment.run.keys import FORMAT_VERSION
 from experiment.run.plan import Cell, ExperimentPlan, ReferenceSpec
@@ -95,15 +95,17 @@ class Store:
         log.warning("%s is damaged: %sits cell will be computed again.", path, place)
 
     def results(self, cells: Iterable[Cell], *, mend: bool = True) -> dict[str, dict[str, Any]]:
-        """Key -> result of those of `cells` that are there."""
+        """Key -> result of those of `cells` that are there; failures of another cell's making only while that lasts."""
         index = self.index()
-        found = {}
-        for cell in cells:
-            folder = index.get(cell.key)
-            result = self.read(folder, mend=mend) if folder is not None else None
-            if result is not None:
-                found[cell.key] = result
-        return found
+        known: dict[str, dict[str, Any] | None] = {}
+
+        def of(key: str) -> dict[str, Any] | None:
+            if key not in known:
+                known[key] = self.read(index[key], mend=mend) if key in index else None
+            return known[key]
+
+        found = {cell.key: result for cell in cells if (result := of(cell.key)) is not None}
+        return {key: result for key, result in found.items() if _stands(result, of)}
 
     def partial(self, key: str) -> Path:
         """Where a cell is computed; its checkpoint lies here and survives a kill."""
@@ -114,6 +116,10 @@ class Store:
         path = self.folder / ".locks" / f"{name}.lock"
         make_folder(path.parent)
         return path
+
+    def held(self, name: str, doing: str) -> AbstractContextManager[None]:
+        """This lock, held inside once everybody else has let go of it; `doing` is what it is for, in words."""
+        return locked(self.lock_file(name), doing)
 
     @contextmanager
     def trying(self, name: str | None) -> Iterator[bool]:
@@ -164,7 +170,7 @@ class Store:
 
     def write_table(self, plan: ExperimentPlan) -> dict[str, dict[str, Any]]:
         """Write results.csv, a row a finished cell, in grid order; returns the results that went into it."""
-        with FileLock(self.lock_file("table")):  # or an older reading could overwrite a newer one
+        with self.held("table", "writes results.csv"):  # or an older reading could overwrite a newer one
             remove_all(self.folder.glob(".results.csv.*"))  # what a killed process left
             results = self.results(plan.cells)
             self._write_table(plan, results)
@@ -182,6 +188,18 @@ class Store:
             values = {} if folder is None else extra_values(folder, references[row["variant"], row["net"]])
             writer.writerow(row | {column: values.get(column) for column in extra})
         write_whole(self.folder / "results.csv", text.getvalue())
+
+
+def _stands(result: Mapping[str, Any], of: Callable[[str], Mapping[str, Any] | None]) -> bool:
+    """Whether a result is one: not the failure of a cell that builds on another which has not failed (any more)."""
+    passed: set[str] = set()
+    while (cause := result.get("because")) is not None:
+        before = of(cause) if isinstance(cause, str) and cause not in passed else None
+        if before is None or before["status"] != "failed":
+            return False
+        passed.add(cause)
+        result = before
+    return True
 
 
 def table_rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

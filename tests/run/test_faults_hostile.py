@@ -18,6 +18,7 @@ from experiment import load_network, load_results
 from experiment.config import load
 from experiment.errors import ConfigError, ExperimentError, StoreError
 from experiment.main import main
+from experiment.report.figure import plot_files
 from experiment.run.plan import Machine, plan_experiment
 
 PARAM = "param/small.yaml"
@@ -146,10 +147,10 @@ def test_a_run_with_nasty_names_writes_below_data_alone(
 ) -> None:
     """With report and plots (as empty files), which have labels in their names too."""
 
-    def save(figure: object, stem: Path) -> list[Path]:
+    def save(figure: object, stem: Path) -> None:
         stem.parent.mkdir(exist_ok=True)
-        stem.with_name(f"{stem.name}.png").touch()
-        return [stem.with_name(f"{stem.name}.png")]
+        for path in plot_files(stem):
+            path.touch()
 
     monkeypatch.setattr("experiment.report.write.save_figure", save)
     evil = "<script>alert(1)</script>"
