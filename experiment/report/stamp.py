@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment.files import write_whole
+from experiment.text import json_text
 
 INPUTS = ("results.csv", "parameters.yaml", "environment.json")  # the keys in results.csv stand for the cells' folders
 OUTPUTS = ("report.md", "report.html", "table.tex")
@@ -50,7 +51,7 @@ def write_stamp(folder: Path, source: str | None, plots: Sequence[Path]) -> None
     names = [path.name for path in plots]
     sizes = [] if source is None else _sizes(folder, plots)
     stamp = {"format": FORMAT, "made_from": source, "plots": names, "bytes": sizes}
-    write_whole(folder / "plots" / NAME, json.dumps(stamp, indent=1) + "\n")
+    write_whole(folder / "plots" / NAME, json_text(stamp, indent=1) + "\n")
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from experiment.run.schedule import chain_key
 from experiment.run.start import Gone
 from experiment.run.walk import Walk, architecture, cell_name
 from experiment.run.weights import save_weights
+from experiment.text import lines, reason
 
 NOBODYS = (CannotWrite, OtherVersion)  # errors that no cell is to blame for: the run ends
 
@@ -179,15 +180,15 @@ def _reason(error: Exception) -> str:
 
 
 def _store_failure(cell: Cell, error: Exception, context: Context, report: Report) -> dict[str, Any]:
-    reason = _reason(error)
-    result = {"status": "failed", "error": reason}
+    why = reason(_reason(error))
+    result = {"status": "failed", "error": why}
     if isinstance(error, Inherited):
         result["because"] = error.cause
     unexpected = error.__cause__ if isinstance(error, Inherited) else error
     with context.store.writing(cell, finished=False) as folder:
         if unexpected is not None and not isinstance(unexpected, ExperimentError):
-            write_whole(folder / "traceback.txt", "".join(traceback.format_exception(unexpected)))
+            write_whole(folder / "traceback.txt", lines("".join(traceback.format_exception(unexpected))))
         write_result(folder, result)
     report(Advanced(cell.epochs_retrain + 1))
-    report(CellDone(cell.key, cell_name(cell), "failed", None, None, reason))
+    report(CellDone(cell.key, cell_name(cell), "failed", None, None, why))
     return result

@@ -30,6 +30,7 @@ from experiment.run.setup import Setup, Site
 from experiment.run.show import Show
 from experiment.run.store import Directories, Store
 from experiment.run.timing import Timing
+from experiment.text import json_text, one_line
 
 if TYPE_CHECKING:  # torch comes with it
     from experiment.run.crew import Crew
@@ -177,7 +178,12 @@ def _run_by_others(
     if pool is not None:
         pool.run(queue, listen)
     else:
-        from experiment.run.on_ray import run_on_ray  # Ray is there only for those who ask for it
+        try:
+            from experiment.run.on_ray import run_on_ray  # Ray is there only for those who ask for it
+        except ImportError as error:
+            raise ConfigError(
+                f"--executor ray: Ray cannot be imported: {error}. Install it anew, or leave this out."
+            ) from error
 
         most = None if options.share is not None else options.workers
         run_on_ray(queue, setup, listen, show.say if options.verbosity >= 0 else _silent, most=most)
@@ -242,11 +248,13 @@ def _describe(plan: ExperimentPlan, store: Store, workers: int | None) -> None:
     """Leave beside the results what was asked for and where it is computed."""
     _write_parameters(plan, store)
     environment = describe_environment(plan.machine, plan.file.parameters.threads, workers)
-    write_whole(store.folder / ENVIRONMENT, json.dumps(environment, indent=1) + "\n")
+    write_whole(store.folder / ENVIRONMENT, json_text(environment, indent=1) + "\n")
 
 
 def _write_parameters(plan: ExperimentPlan, store: Store) -> None:
-    text = f"{HEADER}. Resolved from {plan.file.path.name}: includes merged, command-line overrides applied.\n"
+    text = (
+        f"{HEADER}. Resolved from {one_line(plan.file.path.name)}: includes merged, command-line overrides applied.\n"
+    )
     values = yaml.safe_dump(plan.file.values, sort_keys=False)
     write_whole(store.folder / PARAMETERS, f"{text}{values}{END}")
 

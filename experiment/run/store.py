@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import os
@@ -23,7 +21,8 @@ from experiment.files import locked, make_folder, remove_all, set_aside, write_w
 from experiment.run.extras import extra_columns, extra_values
 from experiment.run.keys import FORMAT_VERSION
 from experiment.run.plan import Cell, ExperimentPlan, ReferenceSpec
-from experiment.run.whole import first_cut, is_result
+from experiment.run.whole import first_damaged, is_result
+from experiment.text import csv_table, reason
 
 COLUMNS = (
     "dataset", "dataset_test", "network", "variant", "method", "label", "net", "repetition", "keep_target",
@@ -85,7 +84,7 @@ class Store:
                 f"{path}: format version {version}, this program reads {FORMAT_VERSION}. "
                 "Use the version of the program that wrote it, or another --results folder."
             )
-        wrong = first_cut(folder, result.get("files", {})) if is_result(result) else path
+        wrong = first_damaged(folder, result) if is_result(result) else path
         if wrong is not None:
             self._damaged(wrong, mend)
         return dict(result) if wrong is None else None
@@ -177,17 +176,15 @@ class Store:
         return results
 
     def _write_table(self, plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> None:
-        text = io.StringIO()
         extra = extra_columns(plan)
-        writer = csv.DictWriter(text, (*COLUMNS, *extra), lineterminator="\n")
-        writer.writeheader()
+        rows = []
         folders = self.index() if extra else {}
         references = {(t.variant.name, t.cell.net): folders.get(t.cell.key) for t in plan.references}
         for row in table_rows(plan, results):
             folder = folders.get(row["cell"])
             values = {} if folder is None else extra_values(folder, references[row["variant"], row["net"]])
-            writer.writerow(row | {column: values.get(column) for column in extra})
-        write_whole(self.folder / "results.csv", text.getvalue())
+            rows.append(row | {column: values.get(column) for column in extra})
+        write_whole(self.folder / "results.csv", csv_table((*COLUMNS, *extra), rows))
 
 
 def _stands(result: Mapping[str, Any], of: Callable[[str], Mapping[str, Any] | None]) -> bool:
@@ -220,6 +217,7 @@ def table_rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -
             "top1_reference": reference.get("top1"), "parameters_reference": reference.get("parameters"),
             "flops_reference": reference.get("flops"),
         }  # fmt: skip
+        row["error"] = None if row["error"] is None else reason(str(row["error"]))
         for quantity in ("parameters", "flops"):
             count, whole = result.get(quantity), reference.get(quantity)
             row[f"keep_{quantity}"] = count / whole if count is not None and whole else None

@@ -18,7 +18,7 @@ import pytest
 from experiment.errors import StoreError
 from experiment.report import gallery, stamp, write, write_report
 from experiment.report.figure import plot_files
-from experiment.report.markdown import escape
+from experiment.text import markdown
 
 
 def test_every_plot_has_its_pdf_and_png_and_stands_in_both_reports(written: Any) -> None:
@@ -278,7 +278,7 @@ def test_a_foreign_folder_and_damaged_files_are_named(synthetic: Any, tmp_path: 
 
 
 def test_markdown_takes_text_literally() -> None:
-    assert escape("a|b *c*\n<d> [e](f) `g` h_i") == r"a\|b \*c\* &lt;d&gt; \[e\](f) \`g\` h_i"
+    assert markdown("a|b *c*\n<d> [e](f) `g` h_i") == r"a\|b \*c\* &lt;d&gt; \[e\](f) \`g\` h_i"
 
 
 def test_importing_reports_is_cheap() -> None:
