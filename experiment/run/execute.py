@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 from experiment.clock import Clock
@@ -62,8 +62,8 @@ def run_serially(queue: Queue, setup: Setup, listen: Listener, clock: Clock) -> 
             raise_if_told()
             work = queue.take(frozenset(busy))
             if work is None:
+                waiting.for_others(queue, busy)
                 busy.clear()
-                waiting.for_others(queue.waiting[0])
                 time.sleep(SECONDS_BETWEEN_TRIES)
             elif do(work, _guarded(listen, work)):
                 waiting.ended()
@@ -87,8 +87,8 @@ def run_in_pool(pool: Pool, queue: Queue, setup: Setup, listen: Listener) -> Non
             held = frozenset(name for name, since in busy.items() if now - since < SECONDS_BETWEEN_TRIES)
             while pool.idle and (work := queue.take(held, pool.size)) is not None:
                 pool.start(work)
-            if queue and all(work.name in busy for work in queue.waiting):
-                waiting.for_others(queue.waiting[0])
+            if not pool.working:
+                waiting.for_others(queue, busy)
             for work, message in pool.receive(timeout=SECONDS_BETWEEN_TRIES):
                 if isinstance(message, Lost):
                     rest = deaths.left_of(work, message, lambda event, w=work: listen(w, event))  # type: ignore[misc]
@@ -170,8 +170,11 @@ class _Waiting:
         self._since: float | None = None
         self._told = False
 
-    def for_others(self, work: Work) -> None:
-        """There is nothing to do but this, which another process holds."""
+    def for_others(self, queue: Queue, busy: Collection[str]) -> None:
+        """There is nothing to do but what other processes hold, and what needs that."""
+        work = next((work for work in queue.waiting if work.name in busy), None)
+        if work is None:
+            return
         now = time.monotonic()
         self._since = self._since or now
         if not self._told and now - self._since > SECONDS_BEFORE_TOLD:

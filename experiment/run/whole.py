@@ -79,8 +79,9 @@ def is_result(found: object) -> bool:
         return False
     if found["status"] != "done":
         return True
-    counts, accuracy = [found.get(name) for name in COUNTS], found.get("top1")
-    return all(type(count) is int for count in counts) and isinstance(accuracy, float) and math.isfinite(accuracy)
+    accuracy = found.get("top1")
+    counted = all(type(count := found.get(name)) is int and 0 <= count < 2**63 for name in COUNTS)
+    return counted and isinstance(accuracy, float) and math.isfinite(accuracy)
 
 
 def write_record(folder: Path) -> None:

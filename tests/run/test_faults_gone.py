@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import threading
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from experiment import files
 from experiment.config import load
 from experiment.main import main
-from experiment.run import pipeline
+from experiment.run import execute, pipeline
 from experiment.run.plan import Cell, Machine, plan_experiment
 from experiment.run.store import Store
 
@@ -82,6 +86,40 @@ def test_a_cascade_whose_predecessor_is_damaged_is_mended_by_the_same_command(ca
     assert f"{path}: " in said.err
     assert f"Set aside as {path.parent.name}.damaged" in said.err
     pd.testing.assert_frame_equal(table(), before)
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_who_waits_long_is_told(cascade: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Which piece of work it is, once; not those that need it."""
+    monkeypatch.setattr(execute, "SECONDS_BEFORE_TOLD", 0.01)
+    plan = plan_experiment(load(cascade), Machine("cpu"))
+    store, reference = Store(RESULTS), plan.references[0].cell
+    tries, held = iter(range(9)), contextlib.ExitStack()
+    held.enter_context(store.trying(reference.key))
+    monkeypatch.setattr(execute.time, "sleep", lambda seconds: held.close() if next(tries) == 2 else sleep(0.02))
+    assert main([cascade, "-j", "1"]) == 0
+    assert capsys.readouterr().err.count(f"waiting for another process that is at {reference.folder}") == 1
+
+
+def test_who_waits_for_a_lock_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(files, "SECONDS_BEFORE_TOLD", 0.01)
+    free, path = threading.Event(), tmp_path / "a.lock"
+
+    def wait_for_it() -> None:
+        with files.locked(path, "writes"):
+            free.set()
+
+    with files.locked(path, "writes"):
+        waiter = threading.Thread(target=wait_for_it)
+        waiter.start()
+        while not caplog.records:
+            sleep(0.01)
+        assert not free.is_set()
+    waiter.join(60)
+    assert free.is_set()
+    assert caplog.messages == [f"waiting for another process that writes (it holds {path})"]
 
 
 @pytest.mark.usefixtures("no_plots")
