@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import signal
 import threading
+import weakref
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -149,3 +151,17 @@ def test_a_failure_of_anothers_making_lasts_as_long_as_that(cascade: str) -> Non
     (store.index()[first.key] / "result.json").write_text(done)
     assert main([cascade, "-j", "1", "-q"]) == 0
     assert set(table()["status"]) == {"done"}
+
+
+def test_told_to_stop_while_it_draws(
+    cascade: str, forked: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Libraries for drawing keep weak references, in whose callbacks Python throws the interruption away."""
+    monkeypatch.setattr(
+        "experiment.report.write.save_figure", lambda *_: weakref.finalize(set(), signal.raise_signal, signal.SIGTERM)
+    )
+    process = forked(lambda: main([cascade, "-j", "1", "-q"]))
+    assert process.wait() == 130
+    assert "Exception ignored" not in process.said
+    assert process.said.count("interrupted: ") == 1
+    assert not (tmp_path / "data" / "results" / "small" / "report.md").exists()

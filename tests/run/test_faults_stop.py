@@ -130,23 +130,6 @@ def test_told_to_stop_where_python_throws_exceptions_away_it_stops_all_the_same(
     assert "SVD" not in process.said
 
 
-def test_told_to_stop_while_it_draws(
-    write: Any, small: dict[str, Any], forked: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Libraries for drawing keep weak references, in whose callbacks Python throws the interruption away."""
-    small["training"]["numEpochs"], small["retraining"]["numEpochs"] = 1, 0
-    small["experiments"] |= {"methods": ["WT"], "spacing": [{"type": "manual", "values": [0.5]}]}
-    path = str(write(small))
-    monkeypatch.setattr(
-        "experiment.report.write.save_figure", lambda *_: weakref.finalize(set(), signal.raise_signal, signal.SIGTERM)
-    )
-    process = forked(lambda: main([path, "-j", "1", "-q"]))
-    assert process.wait() == 130
-    assert "Exception ignored" not in process.said
-    assert process.said.count("interrupted: ") == 1
-    assert not (tmp_path / "data" / "results" / "small" / "report.md").exists()
-
-
 def test_a_worker_told_where_python_throws_exceptions_away_stops_all_the_same(forked: Any) -> None:
     def run() -> int:
         stop_when_told()
