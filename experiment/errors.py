@@ -8,6 +8,7 @@ ExperimentError
 |-- TrainingDiverged    the loss became NaN or infinite
 |-- StoreError          a file of results or of weights is damaged, foreign or of another version
 |   `-- OtherVersion        it is whole, but of a version that this program does not read
+|-- Inherited           what failed is another cell, on which this one builds
 `-- CannotWrite         the disk is full, or a folder for results is read-only or not to be made
 """
 
@@ -90,6 +91,21 @@ class StoreError(ExperimentError):
 
 class OtherVersion(StoreError):
     """A stored file is of another format version: nothing that may be set aside and made again."""
+
+
+class Inherited(ExperimentError):
+    """A cell cannot be computed because of another one: that has failed, or cannot be used now.
+
+    Args:
+        cause: the key of the other cell. As soon as that has not failed (any more), this one is to be computed.
+    """
+
+    def __init__(self, text: str, cause: str) -> None:
+        super().__init__(text, cause)
+        self.text, self.cause = text, cause
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class CannotWrite(ExperimentError):

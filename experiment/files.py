@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -11,6 +12,8 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from experiment.errors import CannotWrite, StoreError
 
@@ -31,6 +34,11 @@ def safe_name(text: str) -> str:
 def short_hash(text: str) -> str:
     """Eight hexadecimal digits that tell texts apart where people read them."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
+
+
+SECONDS_BEFORE_TOLD = 3.0  # of waiting for a lock
+
+log = logging.getLogger("experiment")
 
 
 @contextmanager
@@ -65,6 +73,25 @@ def writing_to(path: Path) -> Iterator[None]:
             f"{path}: cannot be written: {error.strerror or error}. Mend that, or choose another folder with --results "
             "or --data; what is finished is safe, and the same command continues."
         ) from error
+
+
+@contextmanager
+def locked(path: Path, doing: str) -> Iterator[None]:
+    """Hold a lock file inside; whoever waits long for it is told what the process that holds it is doing.
+
+    Raises: CannotWrite: its folder cannot be made.
+    """
+    make_folder(path.parent)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=SECONDS_BEFORE_TOLD)
+    except Timeout:
+        log.warning("waiting for another process that %s (it holds %s)", doing, path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def make_folder(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import json
+import io
 import logging
 import os
 import sys
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from experiment.errors import ConfigError, ExperimentError, StoreError
 from experiment.run.interrupt import EXIT_INTERRUPTED, stopping_cleanly
 from experiment.run.launched import Launch, find_launch
+from experiment.text import json_text, message, one_line, say
 
 if TYPE_CHECKING:  # imported where they are used: --help must be quick, --plan must not need torch
     from experiment.config import ParameterFile
@@ -35,21 +36,23 @@ continues where it stopped. Exit status: 0 all cells done, 1 some cells failed, 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
+    _require_streams()
     options = _parser().parse_args(arguments)
     launch = find_launch()
     quiet = options.quiet or (launch is not None and not launch.leads)
-    logging.basicConfig(format="%(message)s", level=logging.ERROR if quiet else logging.WARNING)
+    _log_lines(logging.ERROR if quiet else logging.WARNING)
     try:
         with contextlib.nullcontext() if launch is not None and not launch.leads else stopping_cleanly():
             return _schema() if options.schema else _run(options, launch)
     except ExperimentError as error:
         lines = error.problems if isinstance(error, ConfigError) else (str(error),)
-        print("\n".join(lines), file=sys.stderr)
+        for line in lines:
+            say(message(line), sys.stderr)
         return EXIT_WRONG
     except KeyboardInterrupt:
         last = "last checkpoint" if options.executor == "ray" else "last finished epoch"
         kept = f"finished cells and the {last} of every training under way are kept"
-        print(f"interrupted: {kept}; the same command continues from here", file=sys.stderr)
+        say(f"interrupted: {kept}; the same command continues from here", sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `... --plan | head`: whoever read has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -57,8 +60,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         told = f"{where}{error.strerror or error}. Mend that, or choose another folder with --results or --data"
-        print(f"{told}; what is finished is safe, and the same command continues.", file=sys.stderr)
+        say(message(f"{told}; what is finished is safe, and the same command continues."), sys.stderr)
         return EXIT_WRONG
+
+
+def _require_streams() -> None:
+    """Have all three standard streams, and none that refuses a character.
+
+    Where one was closed (`2>&-`) the next file that is opened would take its number, and get what is printed.
+    """
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(free, True)
+    os.close(free)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class _Lines(logging.Formatter):
+    """A line a message, whatever is in it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return one_line(super().formatMessage(record))
+
+
+def _log_lines(level: int) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Lines("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=level)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(one_line(message))
 
 
 def run() -> NoReturn:
@@ -74,7 +110,7 @@ def run() -> NoReturn:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m experiment.main",
         description="Run the prune-retrain experiments that parameter files describe, and report their trade-offs.",
         epilog=EPILOG,
@@ -100,7 +136,8 @@ def _parser() -> argparse.ArgumentParser:
 def _schema() -> int:
     from experiment.config import json_schema
 
-    print(json.dumps(json_schema(), indent=2))
+    for line in json_text(json_schema(), indent=2).splitlines():
+        say(line)
     return EXIT_DONE
 
 
@@ -123,7 +160,7 @@ def _run(options: argparse.Namespace, launch: Launch | None) -> int:
     if options.plan:
         return _show_plans(plans, places, options.plan)
     for notice in dict.fromkeys(notice for plan in plans for notice in plan.file.notices):
-        print(notice, file=sys.stderr)
+        say(notice, sys.stderr)
     with clock.part("start-up"):
         from experiment.report import write_report
         from experiment.run.session import Options, run_session
@@ -136,11 +173,11 @@ def _run(options: argparse.Namespace, launch: Launch | None) -> int:
         verbosity=-1 if options.quiet else int(options.verbose),
     )
     if launch is None:
-        return run_session(plans, places, how, write_report, print, clock)
+        return run_session(plans, places, how, write_report, say, clock)
     from experiment.run.crew import lead
 
     def session(crew: Crew) -> int:
-        return run_session(plans, places, replace(how, workers=1, crew=crew), write_report, print, clock)
+        return run_session(plans, places, replace(how, workers=1, crew=crew), write_report, say, clock)
 
     return lead(plans[0].machine, session)
 
@@ -150,7 +187,8 @@ def _all_wrong(error: ConfigError, launch: Launch) -> int:
     from experiment.run.crew import wait_for_all
 
     if launch.speaks:
-        print(error, file=sys.stderr)
+        for problem in error.problems:
+            say(message(problem), sys.stderr)
     wait_for_all()
     return EXIT_WRONG
 
@@ -166,6 +204,10 @@ def _serve(machine: Machine, options: argparse.Namespace) -> int:
 
 def _check_call(options: argparse.Namespace, launch: Launch | None) -> None:
     problems: list[str] = []
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        problems.append("the working directory has been removed. Change to one that is there.")
     if not options.param:
         problems.append("no parameter file given. Expected PARAM, such as param/digits/prune/lenet5.yaml.")
     if options.jobs is not None and options.jobs < 1:
@@ -261,7 +303,7 @@ def _show_plans(plans: Sequence[ExperimentPlan], places: Sequence[Directories], 
     show = plan_json if form == "json" else plan_text
     for plan, place in zip(plans, places, strict=True):
         for line in show(plan, Store(place.results / plan.name).results(plan.computed, mend=False)):
-            print(line)
+            say(line)
     return EXIT_DONE
 
 

@@ -17,10 +17,12 @@ import yaml
 
 from experiment.config.tree import MAX_NODES, KeyPath, Node, Place, Problem, Scalar, dotted, plain
 from experiment.errors import ConfigError
+from experiment.text import unfit
 
 MAX_DEPTH = 100
 MAX_BYTES = 4_000_000
 MOST_SHOWN = 40
+NO_TEXT = "Write text that can be shown and stand in a file's name, without control characters."
 
 _NULL = {"", "~", "null", "Null", "NULL"}
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -172,11 +174,15 @@ class _Builder:
         broken = self.has_tag(event, "map", path)
         children: dict[str, Node] = {}
         merged: dict[str, Node] = {}
+        merged_before = False
         while not isinstance(key_event := next(self.events), yaml.MappingEndEvent):
             key, merges = self.key(key_event, path)
             child = self.node(next(self.events), (*path, key))
             child = Node(child.value, self.at(key_event), child.bare, child.broken)  # a value stands where its key is
             if merges:
+                if merged_before:
+                    self.problem(key_event, (*path, key), "is given twice. Write one, with a list: `<<: [*a, *b]`.")
+                merged_before = True
                 merged = {**self.merged_in(key_event, child, path), **merged}
             elif key in children:
                 first = children[key].place.line
@@ -188,6 +194,8 @@ class _Builder:
     def key(self, event: yaml.Event, path: KeyPath) -> tuple[str, bool]:
         """A key as text, and whether it is YAML's `<<`."""
         if isinstance(event, yaml.ScalarEvent):
+            if character := unfit(event.value):
+                self.problem(event, path, f"a key holds {character}. {NO_TEXT}")
             return event.value, event.value == "<<" and event.implicit[0]
         node = self.node(event, (*path, "?"))
         if not isinstance(node.value, str):
@@ -216,6 +224,8 @@ class _Builder:
             return self.refused(event, path, _no_tag(event))
         elif event.implicit[0]:
             value = resolve(event.value)
+        if character := unfit(event.value):
+            return self.refused(event, path, f"holds {character}. {NO_TEXT}")
         if isinstance(value, float) and not math.isfinite(value):
             return self.refused(event, path, f"must be a finite number. Got {event.value}.")
         return Node(value, self.at(event), bare)

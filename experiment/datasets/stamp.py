@@ -25,6 +25,7 @@ from experiment.datasets import DATASETS
 from experiment.errors import CannotWrite
 from experiment.files import write_whole
 from experiment.registry import resolve
+from experiment.text import json_text
 
 CONSTANT = ""
 FOLDER = ".stamps"
@@ -116,7 +117,7 @@ def _stamp(files: Sequence[File], cache: Path) -> str:
     stamp = content.hexdigest()[:16]
     if newest < (time.time() - JUST_NOW) * 1e9:
         with suppress(CannotWrite):
-            write_whole(place, json.dumps({"format": FORMAT, "seen": seen.hexdigest(), "stamp": stamp}) + "\n")
+            write_whole(place, json_text({"format": FORMAT, "seen": seen.hexdigest(), "stamp": stamp}) + "\n")
     return stamp
 
 

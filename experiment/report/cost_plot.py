@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from experiment import text
 from experiment.errors import ConfigError
 from experiment.report.figure import new_figure, place_legend, plain_ticks, set_title
-from experiment.report.naming import REFERENCE_COLOR, Naming, line_of, plot_text
+from experiment.report.naming import REFERENCE_COLOR, Naming, line_of
 from experiment.report.source import REFERENCE, tidy
 from experiment.report.summary import compressed, labels_of, select_variant
 
@@ -108,4 +109,4 @@ def _label_axes(axes: Axes, column: str, values: Any) -> None:
 
 
 def _name(label: str, naming: Naming) -> str:
-    return "Reference (uncompressed)" if label == REFERENCE else plot_text(naming.name(label))
+    return "Reference (uncompressed)" if label == REFERENCE else text.plot(naming.name(label))

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiment import text
 from experiment.files import whole_file
-from experiment.report.naming import plot_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,8 +51,9 @@ def place_legend(figure: Figure, entries: Sequence[tuple[Any, str]], title: str 
     """One legend for all panels, at the right of them, never over a curve; the figure grows where it is a wide one."""
     if entries:
         legend = figure.legend(
-            [handle for handle, _ in entries], [name for _, name in entries], loc="outside right center", fontsize=9,
-            frameon=False, title=title or None, title_fontsize=8, handlelength=3.0, alignment="left",
+            [handle for handle, _ in entries], [text.plot(name) for _, name in entries],
+            loc="outside right center", fontsize=9, frameon=False,
+            title=text.plot(title) or None, title_fontsize=8, handlelength=3.0, alignment="left",
             ncols=1 + (len(entries) - 1) // LEGEND_ROWS,
         )  # fmt: skip
         figure.set_figwidth(figure.get_figwidth() + max(0.0, _width(figure, legend) - LEGEND_WIDTH))
@@ -70,10 +71,10 @@ def plain_ticks(axes: Axes, write: Callable[[float], str] = "{:g}".format) -> No
     """Plain numbers at the x axis's ticks; of those that would run into each other the rounder one stays."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    def text(value: float, _: object) -> str:
+    def shown(value: float, _: object) -> str:
         return write(value) if value in _with_room(axes, write) else ""
 
-    axes.xaxis.set_major_formatter(FuncFormatter(text))
+    axes.xaxis.set_major_formatter(FuncFormatter(shown))
     axes.xaxis.set_minor_locator(NullLocator())
 
 
@@ -99,8 +100,13 @@ def _roundness(tick: float) -> tuple[int, float]:
 def set_title(figure: Figure, *lines: str) -> None:
     """One to a few lines at the upper left, broken where they would run into the legend."""
     width = int((figure.get_figwidth() - LEGEND_WIDTH) * 13)  # letters of the title's size an inch
-    broken = [part for line in lines if line for part in textwrap.wrap(plot_text(line), max(40, width))]
+    broken = [part for line in lines if line for part in textwrap.wrap(text.plot(line), max(40, width))]
     figure.suptitle("\n".join(broken), fontsize=10, x=0.012, ha="left")
+
+
+def plot_files(stem: Path) -> list[Path]:
+    """The files of a plot: its PDF and its PNG."""
+    return [stem.with_name(f"{stem.name}.{ending}") for ending in ("pdf", "png")]
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
@@ -110,7 +116,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """
     import matplotlib
 
-    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("pdf", "png")]
+    paths = plot_files(stem)
     metadata: list[dict[str, Any]] = [{"CreationDate": None, "Producer": None, "Creator": None}, {"Software": None}]
     with matplotlib.rc_context({"pdf.fonttype": 42}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a label in another script

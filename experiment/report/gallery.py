@@ -34,18 +34,6 @@ if TYPE_CHECKING:
 
 LATENCY_PREFIX = "latency_ms_b"
 HARD = 0.1  # keep ratio from which a logarithmic axis says more
-STEMS = (
-    "tradeoff-",
-    "onelayer",
-    "layers",
-    "training",
-    "retraining",
-    "sweep-",
-    "ranks-",
-    "compare-",
-    "cost-",
-    "convergence",
-)
 LAYER_COLUMNS = ("layer", "parameters_before", "parameters")
 HISTORY_COLUMNS = ("epoch", "loss", "top1", "valid_loss", "valid_top1")
 QUANTITIES: tuple[Quantity, ...] = ("parameters", "flops")

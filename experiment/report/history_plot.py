@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from experiment import text
 from experiment.report import numerals
 from experiment.report.figure import new_figure, place_legend, set_title
-from experiment.report.naming import COLORS, Naming, plot_text
+from experiment.report.naming import COLORS, Naming
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +78,7 @@ def plot_retraining(history: DataFrame, names: Mapping[str, str] | None = None, 
             mean = 100 * curve.groupby("epoch")["valid_top1"].mean()
             (line,) = axes.plot(mean.index + 1, mean, color=shades.get(ratio, COLORS[0]), linewidth=1.3, marker=".")
             handles.setdefault(ratio, line)
-        axes.set_title(plot_text(naming.name(str(label))), fontsize=9)
+        axes.set_title(text.plot(naming.name(str(label))), fontsize=9)
         _whole_epochs(axes)
     low = min(axes.get_ylim()[0] for axes in panels[: len(labels)])
     high = max(axes.get_ylim()[1] for axes in panels[: len(labels)])

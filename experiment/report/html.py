@@ -6,6 +6,7 @@ import base64
 from pathlib import Path
 
 from experiment.report.document import Document
+from experiment.text import html
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -20,6 +21,7 @@ def render_html(document: Document) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=html,
     )
     return environment.get_template("report.html").render(document=document, embedded=_embedded)
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from experiment import text
 from experiment.report import numerals
 from experiment.report.figure import new_figure, set_title
-from experiment.report.naming import Naming, plot_text
+from experiment.report.naming import Naming
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +64,7 @@ def plot_layers(layers: DataFrame, names: Mapping[str, str] | None = None, title
         _name_ticks(
             axes,
             order if axes is panels[0] else [],
-            [plot_text(naming.name(label)) for label in map(str, table.columns)],
+            [text.plot(naming.name(label)) for label in map(str, table.columns)],
         )
     panels[0].set_ylabel("Layer")
     if image is not None:
@@ -96,13 +97,13 @@ def _annotate(axes: Axes, table: ndarray[tuple[int, int]]) -> None:
     for row, values in enumerate(table):
         for column, value in enumerate(map(float, values)):
             missing = math.isnan(value)
-            text = numerals.MISSING if missing else f"{100 * value:.{0 if value >= 0.0995 else 1}f}"
+            share = numerals.MISSING if missing else f"{100 * value:.{0 if value >= 0.0995 else 1}f}"
             color = "#777777" if missing else "black" if value > 0.13 else "white"
-            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
+            axes.text(column, row, share, ha="center", va="center", fontsize=7, color=color)
 
 
 def _name_ticks(axes: Axes, layers: Sequence[str], labels: Sequence[str]) -> None:
     axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
     step = max(1, math.ceil(len(layers) / 45))
-    axes.set_yticks(range(0, len(layers), step), layers[::step], fontsize=7)
+    axes.set_yticks(range(0, len(layers), step), [text.plot(name) for name in layers[::step]], fontsize=7)
     axes.tick_params(length=0)

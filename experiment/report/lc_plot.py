@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from experiment import text
 from experiment.report import numerals
 from experiment.report.figure import new_figure, place_legend, set_title
-from experiment.report.naming import COLORS, Naming, plot_text
+from experiment.report.naming import COLORS, Naming
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +46,7 @@ def plot_convergence(history: DataFrame, names: Mapping[str, str] | None = None,
             apart = mean["relative_distance"][mean["relative_distance"] > 0]  # a logarithm has no zero
             below.plot(apart.index, apart, **style)
             handles.setdefault(ratio, line)
-        above.set_title(plot_text(naming.name(str(label))), fontsize=9)
+        above.set_title(text.plot(naming.name(str(label))), fontsize=9)
         below.set_yscale("log")
         for axes in (above, below):
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))

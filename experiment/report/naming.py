@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from experiment import text
 from experiment.methods import TORCHPRUNE_NAMES
 
 # Okabe and Ito's colour-blind-safe palette without yellow, whose lines cannot be seen on white.
@@ -58,9 +58,10 @@ class Naming:
         return label if "$" in name else name
 
     def latex(self, label: str) -> str:
-        """The name to show in LaTeX; formulas of the parameter file stay as they are."""
+        """The name to show in LaTeX, with the plain formulas of the parameter file."""
         name = self.name(label)
-        return name if name != label and name.count("$") % 2 == 0 and "$" in name else latex(name)
+        formulas = text.latex_formulas(name) if name != label else None
+        return text.latex(name) if formulas is None else formulas
 
     def looks(self, labels: Sequence[str]) -> dict[str, Look]:
         """A look for every label: known labels have places of their own, others take the free ones in order."""
@@ -95,24 +96,6 @@ def naming_of(parameters: Mapping[str, object]) -> Naming:
         entries = block.items() if isinstance(block, Mapping) else ()
         found.append({str(name): value for name, value in entries if isinstance(value, str) and value})
     return Naming(*found)
-
-
-def latex(text: str) -> str:
-    """Text with LaTeX's special characters escaped."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return re.sub(r"[\\~^&%$#_{}]", lambda match: special.get(match[0], "\\" + match[0]), text)
-
-
-def plot_text(text: str) -> str:
-    """Text that matplotlib can draw: mathematics that it cannot read is shown as it is written."""
-    from matplotlib.mathtext import MathTextParser
-
-    if "$" in text:
-        try:
-            MathTextParser("path").parse(text)
-        except ValueError:
-            text = text.replace("$", r"\$")
-    return f" {text}" if text.startswith("_") else text  # matplotlib leaves names with a leading underscore out
 
 
 def _named(entries: Mapping[str, str], label: str) -> str | None:

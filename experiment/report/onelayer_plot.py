@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from experiment import text
 from experiment.report import numerals
 from experiment.report.figure import new_figure, place_legend, plain_ticks, set_title
 from experiment.report.modes import variant_in_words
-from experiment.report.naming import REFERENCE_COLOR, Naming, plot_text
+from experiment.report.naming import REFERENCE_COLOR, Naming
 from experiment.report.source import REFERENCE, Source, read_cells
 from experiment.report.summary import compressed
 
@@ -66,9 +67,9 @@ def plot_one_layer(cells: DataFrame, reference: DataFrame, naming: Naming, title
             markerfacecolor=look.color if look.filled else "white",
             linewidth=1.3 + 1.1 * extra, markersize=4 + 2 * extra,
         )  # fmt: skip
-        entries.append((line, plot_text(named[label, variant])))
+        entries.append((line, text.plot(named[label, variant])))
         if variant == next(v for other, v in curves if other == label):
-            entries += _draw_errors(right, own, line, plot_text(naming.name(label)))
+            entries += _draw_errors(right, own, line, text.plot(naming.name(label)))
     if len(reference):
         line = left.axhline(100 * float(reference["top1"].mean()), color=REFERENCE_COLOR, linestyle=(0, (6, 3)), lw=1)
         entries.append((line, "Reference (uncompressed)"))
@@ -143,4 +144,4 @@ def _rank_axis(axes: Axes, cells: DataFrame) -> None:
     axes.set_xlim(0.85 * low, 1.18 * high)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     plain_ticks(axes)
-    axes.set_xlabel(f"Rank of {cells['layer'].iloc[0]}")
+    axes.set_xlabel(text.plot(f"Rank of {cells['layer'].iloc[0]}"))

@@ -7,9 +7,10 @@ import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from experiment import text
 from experiment.errors import ConfigError
 from experiment.report.figure import new_figure, place_legend, plain_ticks, set_title
-from experiment.report.naming import REFERENCE_COLOR, Look, Naming, line_of, plot_text
+from experiment.report.naming import REFERENCE_COLOR, Look, Naming, line_of
 from experiment.report.source import REFERENCE
 from experiment.report.summary import (
     Band,
@@ -244,7 +245,7 @@ def _legend_title(results: DataFrame, points: DataFrame, band: Band) -> str:
 
 
 def _legend_name(label: str, naming: Naming) -> str:
-    return plot_text(naming.name(label)) if label != REFERENCE else "Reference (uncompressed)"
+    return text.plot(naming.name(label)) if label != REFERENCE else "Reference (uncompressed)"
 
 
 def _explain(
@@ -265,4 +266,4 @@ def _explain(
         axes.text(0.5, 0.5, "nothing to draw yet", transform=axes.transAxes, ha="center", va="center", color="#777777")
     if texts:
         lines = textwrap.wrap("  ".join(texts), int(figure.get_figwidth() * 17))
-        figure.supxlabel(plot_text("\n".join(lines)), fontsize=7, color="#444444", x=0.012, ha="left")
+        figure.supxlabel(text.plot("\n".join(lines)), fontsize=7, color="#444444", x=0.012, ha="left")

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from experiment import text
 from experiment.report import numerals
 from experiment.report.figure import new_figure, place_legend, plain_ticks, set_title
-from experiment.report.naming import COLORS, REFERENCE_COLOR, Naming, line_of, plot_text
+from experiment.report.naming import COLORS, REFERENCE_COLOR, Naming, line_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +66,7 @@ def plot_rank_training(ranks: DataFrame, title: str = "") -> Figure:
         for place, name in enumerate(layers):
             color, dashes = COLORS[place % len(COLORS)], "-" if place < len(COLORS) else (0, (4, 1.5))
             (line,) = axes.plot(by_layer.index, by_layer[name], color=color, linestyle=dashes, linewidth=1.4)
-            entries.append((line, plot_text(name)))
+            entries.append((line, text.plot(name)))
     else:
         low, high = by_layer.min(axis=1), by_layer.max(axis=1)
         band = axes.fill_between(by_layer.index, low, high, color=COLORS[0], alpha=0.18, linewidth=0)
@@ -100,7 +101,7 @@ def plot_rank_keeps(ranks: DataFrame, reference: DataFrame, naming: Naming, titl
             100 * curve.index, curve, color=look.color, marker=look.marker, linestyle=line_of(look, len(curve)),
             linewidth=1.5, markersize=4.5, markerfacecolor=look.color if look.filled else "white",
         )  # fmt: skip
-        entries.append((line, plot_text(naming.name(label))))
+        entries.append((line, text.plot(naming.name(label))))
     if len(reference):
         whole = 100 * float(mean_shares(final(reference), ["label"]).iloc[0])
         line = axes.axhline(whole, color=REFERENCE_COLOR, linestyle=(0, (6, 3)), linewidth=1, zorder=1)
@@ -141,7 +142,7 @@ def plot_rank_curves(ranks: DataFrame, naming: Naming, title: str = "") -> Figur
             if (label, keep) in means.index:
                 curve = means[label, keep]
                 (handles[keep],) = axes.plot(curve.index, curve, color=shades[keep], linewidth=1.3, marker=".")
-        axes.set_title(plot_text(naming.name(label)), fontsize=9)
+        axes.set_title(text.plot(naming.name(label)), fontsize=9)
         _label_epochs(axes, "")
     top = max(axes.get_ylim()[1] for axes in panels[: len(labels)])
     for axes in panels:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from experiment import text
 from experiment.report import numerals
 from experiment.report.figure import new_figure, place_legend, set_title
 from experiment.report.modes import variant_in_words
-from experiment.report.naming import COLORS, plot_text
+from experiment.report.naming import COLORS
 from experiment.report.ranks_plot import RANK_COLUMNS, shares_of
 from experiment.report.source import REFERENCE, Source, read_cells
 
@@ -54,8 +55,8 @@ def plot_rank_variants(ranks: DataFrame, title: str = "") -> Figure:
             curve = 100 * own[own["variant"] == variant].groupby("epoch")["share"].mean()
             (line,) = axes.plot(curve.index, curve, color=COLORS[place], marker=".", linewidth=1.4)
             if layer == layers[0]:
-                entries.append((line, plot_text(variant_in_words(str(variant)))))
-        axes.set_title(plot_text(layer), fontsize=9)
+                entries.append((line, text.plot(variant_in_words(str(variant)))))
+        axes.set_title(text.plot(layer), fontsize=9)
         axes.set_ylim(0, 1.03 * 100 * float(ranks["share"].max()))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     for axes in panels[len(layers) :]:

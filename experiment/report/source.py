@@ -60,11 +60,7 @@ def read_source(folder: Path) -> Source:
     Raises: StoreError: the folder is no experiment's, or a file in it is damaged.
     """
     folder = Path(folder)
-    if not any((folder / name).is_file() for name in ("results.csv", "parameters.yaml")):
-        raise StoreError(
-            f"{folder}: holds neither results.csv nor parameters.yaml. Expected an experiment's folder, such as "
-            "data/results/cifar/prune/resnet20."
-        )
+    require_experiment(folder)
     return Source(
         folder=folder,
         name=_name(folder),
@@ -72,6 +68,15 @@ def read_source(folder: Path) -> Source:
         parameters=_read_parameters(folder),
         environment=_read_json(folder / "environment.json"),
     )
+
+
+def require_experiment(folder: Path) -> None:
+    """Raises: StoreError: the folder is no experiment's."""
+    if not any((folder / name).is_file() for name in ("results.csv", "parameters.yaml")):
+        raise StoreError(
+            f"{folder}: holds neither results.csv nor parameters.yaml. Expected an experiment's folder, such as "
+            "data/results/cifar/prune/resnet20."
+        )
 
 
 def read_results(path: Path) -> DataFrame:
@@ -127,9 +132,10 @@ def read_cells(folder: Path, cells: DataFrame, file: str, columns: Sequence[str]
     left out.
     """
     import pandas as pd
+    from pandas.api.types import is_numeric_dtype
 
     from experiment.run.store import Store  # only here: it brings the schema of parameter files with it
-    from experiment.run.whole import whole_file_of
+    from experiment.run.whole import left_out, whole_file_of
 
     frames = []
     carried = ["variant", "method", "label", "net", "repetition", "keep_target"]
@@ -138,8 +144,14 @@ def read_cells(folder: Path, cells: DataFrame, file: str, columns: Sequence[str]
         place = folders.get(str(row["cell"]))
         path = None if place is None else whole_file_of(place, file)
         if path is not None:
-            frame = pd.read_csv(path, usecols=lambda name: name in columns)
-            if len(frame):
+            try:
+                frame = pd.read_csv(path, usecols=lambda name: name in columns)
+            except (ValueError, OSError):  # pandas' parser errors are ValueErrors
+                left_out(path)
+                continue
+            if any(name != "layer" and not is_numeric_dtype(frame[name]) for name in frame):
+                left_out(path)
+            elif len(frame):
                 frames.append(frame.assign(**{name: row[name] for name in carried}))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=carried)
 

@@ -1,4 +1,4 @@
-"""Whether a report is up to date: what it was made from, remembered beside its plots."""
+"""Whether a report is up to date, and which plots are its own: both are remembered beside its plots."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import json
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from experiment.files import write_whole
+from experiment.text import json_text
 
 INPUTS = ("results.csv", "parameters.yaml", "environment.json")  # the keys in results.csv stand for the cells' folders
 OUTPUTS = ("report.md", "report.html", "table.tex")
 NAME = ".report.json"
-FORMAT = 2
+ENDINGS = (".pdf", ".png")
+FORMAT = 3
 
 
 def made_from(folder: Path) -> str:
@@ -28,23 +31,40 @@ def made_from(folder: Path) -> str:
 
 def stamped_plots(folder: Path, source: str) -> list[Path] | None:
     """The plots of the report that was made from `source`; None where there is none, or a file of it is gone or cut."""
-    path = folder / "plots" / NAME
-    if not path.is_file():
+    stamp = _read(folder)
+    plots = [folder / "plots" / name for name in stamp["plots"]]
+    if stamp["made_from"] != source:
         return None
     try:
-        stamp = json.loads(path.read_text(encoding="utf-8"))
-        plots = [folder / "plots" / str(name) for name in stamp["plots"]]
-        same = stamp["format"] == FORMAT and stamp["made_from"] == source
-        return plots if same and stamp["bytes"] == _sizes(folder, plots) else None
-    except (ValueError, KeyError, TypeError, RecursionError, OSError):  # a damaged stamp costs a drawing, no more
+        return plots if stamp["bytes"] == _sizes(folder, plots) else None
+    except OSError:
         return None
 
 
-def write_stamp(folder: Path, source: str, plots: Sequence[Path]) -> None:
-    """Remember what the report was made from and which plots belong to it."""
+def own_plots(folder: Path) -> list[Path]:
+    """The plots that reports have left in a folder, as their stamp names them; no other file is theirs."""
+    return [folder / "plots" / name for name in _read(folder)["plots"]]
+
+
+def write_stamp(folder: Path, source: str | None, plots: Sequence[Path]) -> None:
+    """Remember which plots are a report's, and what it was made from: None of one that is only being made."""
     names = [path.name for path in plots]
-    stamp = {"format": FORMAT, "made_from": source, "plots": names, "bytes": _sizes(folder, plots)}
-    write_whole(folder / "plots" / NAME, json.dumps(stamp, indent=1) + "\n")
+    sizes = [] if source is None else _sizes(folder, plots)
+    stamp = {"format": FORMAT, "made_from": source, "plots": names, "bytes": sizes}
+    write_whole(folder / "plots" / NAME, json_text(stamp, indent=1) + "\n")
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """What the stamp says; nothing where there is none, or a damaged one, which costs a drawing and no more."""
+    try:
+        stamp = json.loads((folder / "plots" / NAME).read_text(encoding="utf-8"))
+        names = stamp["plots"]
+        plain = all(name == Path(name).name and name.endswith(ENDINGS) for name in names)
+        if stamp["format"] == FORMAT and plain:
+            return {"made_from": stamp["made_from"], "plots": names, "bytes": stamp["bytes"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    return {"made_from": None, "plots": [], "bytes": []}
 
 
 def _sizes(folder: Path, plots: Sequence[Path]) -> list[int]:

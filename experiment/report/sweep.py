@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from experiment import text
 from experiment.errors import ConfigError
 from experiment.report.figure import new_figure, place_legend, plain_ticks, set_title
-from experiment.report.naming import Naming, plot_text
+from experiment.report.naming import Naming
 from experiment.report.plot import QUANTITY_LABELS
 from experiment.report.source import tidy
 from experiment.report.summary import Quantity, compressed, labels_of
@@ -103,7 +104,7 @@ def plot_retrain_sweep(
     set_title(figure, f"{first['network']} on {first['dataset']}: prune potential against retraining", note)
     most = int(found["cells"].max())
     caption = f"mean, band: ± 1 std. dev.\nof {most} networks" if most > 1 else "1 network"
-    place_legend(figure, [(handle, plot_text(naming.name(label))) for label, handle in handles.items()], caption)
+    place_legend(figure, [(handle, text.plot(naming.name(label))) for label, handle in handles.items()], caption)
     return figure
 
 

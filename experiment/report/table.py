@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from experiment import text
 from experiment.errors import ConfigError
 from experiment.report import numerals
-from experiment.report.naming import Naming, latex
+from experiment.report.naming import Naming
 from experiment.report.source import REFERENCE, tidy
 from experiment.report.summary import GROUP, SETTING, compressed, keep_column, prune_only, references, summarize
 
@@ -128,8 +129,9 @@ def markdown_table(
 ) -> str:  # fmt: skip
     """The prune-potential table as Markdown text: a row a label, a column a delta, shares removed in percent."""
     header, rows = potential_rows(results, quantity, deltas, per, Naming(names or {}))
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    lines = [[text.markdown(cell) for cell in header], ["---"] * len(header)]
+    lines += [[text.markdown(cell) for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def potential_rows(
@@ -198,7 +200,7 @@ def _latex_name(results: DataFrame, block: DataFrame) -> str:
     accuracy = f" ({numerals.percent(float(own['top1'].mean()), 2)})" if len(own) else ""
     variant = f", {first['variant']}" if first["variant"] else ""
     dataset = f" {first['dataset']}" if first["dataset"] else ""
-    return latex(f"{first['network']}{dataset}{variant}") + accuracy
+    return text.latex(f"{first['network']}{dataset}{variant}") + accuracy
 
 
 def _latex_block(tables: list[DataFrame], name: str, naming: Naming) -> list[str]:
@@ -217,12 +219,12 @@ def _latex_block(tables: list[DataFrame], name: str, naming: Naming) -> list[str
 
 
 def _latex_share(removed: float, best: float) -> str:
-    text = _latex_number(numerals.percent(removed, 2))
-    return f"\\textbf{{{text}}}" if removed > 0 and removed >= best - BOLD_WITHIN - _ROUNDING else text
+    number = _latex_number(numerals.percent(removed, 2))
+    return f"\\textbf{{{number}}}" if removed > 0 and removed >= best - BOLD_WITHIN - _ROUNDING else number
 
 
-def _latex_number(text: str) -> str:
-    return "--" if text == numerals.MISSING else text.replace(numerals.MINUS, "$-$")
+def _latex_number(number: str) -> str:
+    return "--" if number == numerals.MISSING else number.replace(numerals.MINUS, "$-$")
 
 
 def smallest_within(results: DataFrame, delta: float) -> Series | None:

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiment.files import write_whole
+from experiment.files import remove_all, write_whole
 from experiment.report import about, findings
 from experiment.report.document import Document, Picture, Section, Text
-from experiment.report.figure import save_figure
-from experiment.report.gallery import STEMS, plots_of
+from experiment.report.figure import plot_files, save_figure
+from experiment.report.gallery import plots_of
 from experiment.report.html import render_html
 from experiment.report.markdown import render_markdown
 from experiment.report.naming import Naming, naming_of
-from experiment.report.source import Source, read_source
-from experiment.report.stamp import OUTPUTS, made_from, stamped_plots, write_stamp
+from experiment.report.source import Source, read_source, require_experiment
+from experiment.report.stamp import OUTPUTS, made_from, own_plots, stamped_plots, write_stamp
 from experiment.report.table import latex_table
+from experiment.run.interrupt import raise_if_told
 
 MAIN = "tradeoff-top1-parameters"
 
@@ -52,24 +53,39 @@ def write_report(folder: Path | str) -> Report:
     """Draw the plots and write report.md, report.html and table.tex of the experiment in `folder` from its files alone.
 
     Works at any moment: with some cells done, with none, or with all failed. Plots of an earlier report that have no
-    place in this one are removed, and a report that is up to date is left as it is.
+    place in this one are removed, and a report that is up to date is left as it is. Of several processes one writes at
+    a time, from what the others have left until then.
 
     Raises: StoreError: the folder is no experiment's, or a file in it is damaged.
     """
     folder = Path(folder)
-    stamp = made_from(folder)  # before reading: what a worker writes meanwhile makes the next report
+    require_experiment(folder)
+    from experiment.run.store import Store  # only here: it brings the schema of parameter files with it
+
+    with Store(folder).held("report", "writes this report"):
+        return _written(folder)
+
+
+def _written(folder: Path) -> Report:
+    stamp = made_from(folder)
     drawn = stamped_plots(folder, stamp)
     if drawn is not None:
         return Report(drawn, *(folder / name for name in OUTPUTS))
-    source = read_source(folder)
+    stamp, source = _snapshot(folder)
     naming = naming_of(source.parameters)
+    earlier = own_plots(folder)
     plots: list[Path] = []
     pictures = []
     for stem, caption, figure in plots_of(source, naming):
-        written = save_figure(figure, folder / "plots" / stem)
-        plots += written
-        pictures.append(Picture(written[-1], caption))
-    _remove_others(folder / "plots", plots)
+        raise_if_told()  # libraries lose an interruption that meets them at the wrong moment
+        files = plot_files(folder / "plots" / stem)
+        plots += files
+        write_stamp(
+            folder, None, list(dict.fromkeys([*earlier, *plots]))
+        )  # first: what a kill leaves is a report's, too
+        save_figure(figure, folder / "plots" / stem)
+        pictures.append(Picture(files[-1], caption))
+    remove_all(set(earlier) - set(plots))
     document = _document(source, naming, pictures)
     report = Report(plots, *(folder / name for name in OUTPUTS))
     write_whole(report.markdown, render_markdown(document, folder))
@@ -77,6 +93,15 @@ def write_report(folder: Path | str) -> Report:
     write_whole(report.table, latex_table(source.results, names=naming.names))
     write_stamp(folder, stamp, plots)
     return report
+
+
+def _snapshot(folder: Path) -> tuple[str, Source]:
+    """The files of an experiment as they were at one moment, although others may rewrite them, and their stamp."""
+    while True:
+        stamp = made_from(folder)
+        source = read_source(folder)
+        if made_from(folder) == stamp:
+            return stamp, source
 
 
 def _document(source: Source, naming: Naming, pictures: Sequence[Picture]) -> Document:
@@ -95,10 +120,3 @@ def _document(source: Source, naming: Naming, pictures: Sequence[Picture]) -> Do
         about.definitions(),
     )
     return Document(source.name, [section for section in found if section is not None])
-
-
-def _remove_others(plots: Path, written: Sequence[Path]) -> None:
-    """Delete plots of an earlier report; files with other names are the user's and stay."""
-    for path in plots.glob("*") if plots.is_dir() else ():
-        if path not in written and path.suffix in (".pdf", ".png") and path.name.startswith(STEMS):
-            path.unlink(missing_ok=True)

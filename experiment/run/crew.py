@@ -27,6 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from experiment.config import Parameters, Training
 from experiment.run.plan import Machine
 from experiment.streams import Part
+from experiment.text import say
 from experiment.training.distributed import ALONE, Team
 
 log = logging.getLogger("experiment")
@@ -194,8 +195,8 @@ def lead(machine: Machine, work: Callable[[Crew], int]) -> int:
     try:
         status = work(crew)
     except CrewLost as lost:
-        print(f"The processes that train together have lost each other: {lost}", file=sys.stderr)
-        print("The same command continues from the last checkpoint.", file=sys.stderr)
+        say(f"The processes that train together have lost each other: {lost}", sys.stderr)
+        say("The same command continues from the last checkpoint.", sys.stderr)
         return FAILED
     except BaseException as error:
         crew.send(Stop())

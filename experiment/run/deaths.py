@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from experiment.errors import CannotWrite, ExperimentError
+from experiment.errors import CannotWrite, ExperimentError, Inherited
 from experiment.run.events import Event, Report, Started
 from experiment.run.plan import ReferenceTask
 from experiment.run.schedule import Work
@@ -78,10 +78,16 @@ def _store(work: Work, key: str, error: ExperimentError, context: Context, repor
     from experiment.run.pipeline import store_abandoned
 
     task = work.task
-    if isinstance(task, ReferenceTask) or not key or task.in_order:
+    if isinstance(task, ReferenceTask) or not key:
         left = store_abandoned(task, error, context, report)
     else:
         broken = replace(task, cells=tuple(c for c in task.cells if c.key == key))
         left = store_abandoned(broken, error, context, report)
-        left += [cell for cell in task.cells if cell.key != key]
+        others = replace(task, cells=tuple(c for c in task.cells if c.key != key))
+        if task.in_order:  # what follows starts from it
+            left += store_abandoned(
+                others, Inherited(f"the cell before it in the cascade failed ({error})", key), context, report
+            )
+        else:
+            left += others.cells
     return work.of(tuple(left)) if left else None

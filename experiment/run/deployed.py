@@ -5,7 +5,6 @@ One network at a time and after all training, for other work on the machine woul
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from experiment.run.keys import FORMAT_VERSION
 from experiment.run.machine import device_in_words
 from experiment.run.plan import ExperimentPlan
 from experiment.run.store import Store
+from experiment.text import json_text
 
 
 def measure_deployed(
@@ -122,4 +122,4 @@ def _load(folder: Path, plan: ExperimentPlan) -> tuple[Any, tuple[int, int, int]
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    write_whole(path, json.dumps({"format": FORMAT_VERSION, **content}, indent=1) + "\n")
+    write_whole(path, json_text({"format": FORMAT_VERSION, **content}, indent=1) + "\n")

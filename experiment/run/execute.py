@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 from experiment.clock import Clock
 from experiment.errors import CannotWrite
+from experiment.files import SECONDS_BEFORE_TOLD
 from experiment.run.deaths import Deaths, Lost
-from experiment.run.events import Event, Report, Timed
+from experiment.run.events import Event, Note, Report, Timed
 from experiment.run.interrupt import raise_if_told
 from experiment.run.plan import Chain, ReferenceTask
 from experiment.run.schedule import Queue, Work
@@ -55,14 +56,17 @@ def run_serially(queue: Queue, setup: Setup, listen: Listener, clock: Clock) -> 
     with clock.part("start-up"):
         do = make_worker(setup, clock)
     busy: set[str] = set()
+    waiting = _Waiting(listen)
     try:
         while queue:
             raise_if_told()
             work = queue.take(frozenset(busy))
             if work is None:
+                waiting.for_others(queue, busy)
                 busy.clear()
                 time.sleep(SECONDS_BETWEEN_TRIES)
             elif do(work, _guarded(listen, work)):
+                waiting.ended()
                 queue.finished(work)
             else:
                 busy.add(work.name)
@@ -74,6 +78,7 @@ def run_serially(queue: Queue, setup: Setup, listen: Listener, clock: Clock) -> 
 def run_in_pool(pool: Pool, queue: Queue, setup: Setup, listen: Listener) -> None:
     """Do all work by the workers of a pool; a worker that dies costs one retry, and the pool is stopped at the end."""
     busy: dict[str, float] = {}
+    waiting = _Waiting(listen)
     deaths = Deaths(setup)
     try:
         while queue or pool.working:
@@ -82,6 +87,8 @@ def run_in_pool(pool: Pool, queue: Queue, setup: Setup, listen: Listener) -> Non
             held = frozenset(name for name, since in busy.items() if now - since < SECONDS_BETWEEN_TRIES)
             while pool.idle and (work := queue.take(held, pool.size)) is not None:
                 pool.start(work)
+            if not pool.working:
+                waiting.for_others(queue, busy)
             for work, message in pool.receive(timeout=SECONDS_BETWEEN_TRIES):
                 if isinstance(message, Lost):
                     rest = deaths.left_of(work, message, lambda event, w=work: listen(w, event))  # type: ignore[misc]
@@ -90,6 +97,7 @@ def run_in_pool(pool: Pool, queue: Queue, setup: Setup, listen: Listener) -> Non
                     else:
                         queue.put_back(rest)
                 elif message is True:
+                    waiting.ended()
                     queue.finished(work)
                 elif message is False:
                     busy[work.name] = time.monotonic()
@@ -152,6 +160,30 @@ def make_worker(setup: Setup, clock: Clock | None = None) -> Callable[[Work, Rep
         return done
 
     return do
+
+
+class _Waiting:
+    """Tells, once and only when it takes long, that all that is left is held by other processes."""
+
+    def __init__(self, listen: Listener) -> None:
+        self._listen = listen
+        self._since: float | None = None
+        self._told = False
+
+    def for_others(self, queue: Queue, busy: Collection[str]) -> None:
+        """There is nothing to do but what other processes hold, and what needs that."""
+        work = next((work for work in queue.waiting if work.name in busy), None)
+        if work is None:
+            return
+        now = time.monotonic()
+        self._since = self._since or now
+        if not self._told and now - self._since > SECONDS_BEFORE_TOLD:
+            self._told = True
+            self._listen(work, Note(f"waiting for another process that is at {work.cells[0].folder}"))
+
+    def ended(self) -> None:
+        """Something was done here."""
+        self._since, self._told = None, False
 
 
 class _ListenerFailed(BaseException):

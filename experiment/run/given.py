@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +12,7 @@ from typing import Any
 
 from experiment.errors import StoreError
 
+LONGEST_NAME = 200
 DATASETS_FOLDER = Path("data/datasets")
 
 
@@ -25,7 +27,7 @@ class GivenWeights:
 def find_given(name: str, datasets: Path) -> GivenWeights | None:
     """The file behind `network.weights`: absolute, from the working directory, or below the folder of datasets."""
     for path in (Path(name), datasets / name):
-        if path.is_file():
+        if os.path.isfile(path):  # False, too, for a name that no file can have
             return GivenWeights(path.resolve(), content_hash(path))
     return None
 
@@ -40,7 +42,10 @@ def datasets_folder(values: Mapping[str, Any], command_line: Path | None) -> Pat
 def missing_text(name: str, datasets: Path) -> str:
     """What to say of a file that is not there."""
     places = "it is absolute" if Path(name).is_absolute() else f"looked in {Path.cwd()} and {datasets.absolute()}"
-    return f"there is no file '{name}' ({places}). Expected a state_dict, as torch.save(net.state_dict(), path) writes."
+    shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
+    return (
+        f"there is no file '{shown}' ({places}). Expected a state_dict, as torch.save(net.state_dict(), path) writes."
+    )
 
 
 def content_hash(path: Path) -> str:

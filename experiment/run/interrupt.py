@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,9 +37,13 @@ def stopping_cleanly() -> Iterator[None]:
     stop = _stopper()
     for number in heard:
         signal.signal(number, stop)
+    tell_of = sys.unraisablehook
+    sys.unraisablehook = lambda lost: None if _told.is_set() and lost.exc_type is KeyboardInterrupt else tell_of(lost)
     try:
         yield
+        raise_if_told()  # where Python or a library threw the interruption away, and nobody has asked since
     finally:
+        sys.unraisablehook = tell_of
         _told.clear()
         for number, handler in heard.items():
             signal.signal(number, handler)

@@ -26,7 +26,10 @@ from experiment.run.given import GivenWeights, datasets_folder, find_given, miss
 from experiment.run.keys import named, settings_without_defaults
 from experiment.run.stamps import Stamps
 from experiment.sources import code_in, forget_changed, source_hash
+from experiment.text import FORMULA, look
 from experiment.training.names import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS
+
+REFERENCE = "Reference"  # the label of the uncompressed network
 
 KeyPath = tuple[str | int, ...]
 
@@ -213,7 +216,7 @@ def _training_faults(block: str, training: Mapping[str, Any]) -> Iterator[Fault]
 
 
 def _method_faults(methods: list[Any]) -> Iterator[Fault]:
-    labels: set[str] = set()
+    labels: dict[str, str] = {}  # by what a reader can tell them by
     for i, value in enumerate(methods):
         key = ("experiments", "methods", i)
         ref = {"name": value} if isinstance(value, str) else value
@@ -236,10 +239,24 @@ def _method_faults(methods: list[Any]) -> Iterator[Fault]:
         except ConfigError as error:
             yield from (Fault(key, problem, fatal=True) for problem in error.problems)
             continue
-        if label in labels:
-            text = f"a second method with the label '{label}'. Give one of them a `label` of its own."
+        text = _label_fault(str(label), reference=isinstance(entry, MethodEntry) and entry.label == REFERENCE)
+        if text is None and (other := labels.get(look(str(label)))) is not None:
+            alike = "" if other == label else f", which looks like '{other}' in a table"
+            text = f"a second method with the label '{label}'{alike}. Give one of them a `label` of its own."
+        if text is not None:
             yield Fault(key, text, fatal=True)
-        labels.add(label)
+        labels[look(str(label))] = str(label)
+
+
+def _label_fault(label: str, reference: bool) -> str | None:
+    """Why a label cannot stand in tables; `reference`: it is that of the reference network itself."""
+    if "\n" in label or "\t" in label or not look(label):
+        return f"the label {label!r} must be a word or a few, on one line."
+    if label.startswith(tuple(FORMULA)):
+        return f"the label '{label}' begins with {label[0]}, as formulas of spreadsheets do. Begin it with a letter."
+    if look(label) == REFERENCE and not reference:
+        return f"the label '{label}' is that of the uncompressed network. Choose another `label`."
+    return None
 
 
 def _code_faults(key: KeyPath, entry: MethodEntry, settings: Mapping[str, Any]) -> Iterator[Fault]:

@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from experiment.errors import CannotWrite, ConfigError
+from experiment.errors import ConfigError, ExperimentError
 from experiment.run.deaths import Lost
 from experiment.run.execute import Listener, run_in_pool
 from experiment.run.ray_worker import Home, Mailbox, do_work
@@ -175,7 +175,7 @@ def _outcome(task: Any) -> bool | Lost:
     try:
         return bool(ray.get(task))
     except RayTaskError as error:
-        if isinstance(error.cause, CannotWrite | OSError):
+        if isinstance(error.cause, ExperimentError | OSError):
             return Lost(str(error.cause), fatal=True)
         return Lost(f"{type(error.cause).__name__}: {error.cause}")
     except WorkerCrashedError:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -21,7 +19,8 @@ from experiment.measure import count_bytes
 from experiment.methods.base import Compressed
 from experiment.run.data import Data
 from experiment.run.keys import FORMAT_VERSION
-from experiment.run.whole import sizes_of
+from experiment.run.whole import sizes_of, sums_of
+from experiment.text import csv_table, json_text
 from experiment.training.loop import EpochRecord, evaluate
 
 
@@ -64,8 +63,8 @@ def costs_of(compressed: Compressed, file_size: int) -> dict[str, int]:
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     """result.json, with the format's version and the sizes of the files that are there: it is written last."""
-    text = json.dumps({"format": FORMAT_VERSION, "files": sizes_of(folder), **result}, indent=1, sort_keys=True)
-    write_whole(folder / "result.json", text + "\n")
+    content = {"format": FORMAT_VERSION, "files": sizes_of(folder), "sums": sums_of(folder), **result}
+    write_whole(folder / "result.json", json_text(content, indent=1, sort_keys=True) + "\n")
 
 
 def write_history(path: Path, records: Sequence[EpochRecord] | Sequence[Iteration]) -> None:
@@ -91,8 +90,4 @@ def read_history(path: Path) -> list[EpochRecord]:
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
     """A CSV file of rows with the same keys; `columns` for when there may be no row."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, text.getvalue())
+    write_whole(path, csv_table(columns or list(rows[0]), rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from experiment.config import Search, rewinding
 from experiment.run.plan import Cell, ExperimentPlan
 from experiment.run.resolved import planned_epochs
+from experiment.text import json_text
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -29,7 +29,7 @@ def plan_json(plan: ExperimentPlan, results: Results) -> Iterator[str]:
         variant = variants[cell.variant]
         p = variant.parameters
         status = cell_status(plan, cell, results)
-        yield json.dumps(
+        yield json_text(
             {
                 "file": str(plan.file.path),
                 "experiment": plan.name,

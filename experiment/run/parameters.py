@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
 
 from experiment.config import ParameterFile, read_plain_yaml
 from experiment.errors import ConfigError, StoreError
-from experiment.files import write_whole
+from experiment.files import locked, write_whole
 
 PARAMETERS = "parameters.yaml"
 MOST_LETTERS = 100_000  # of a line that says whose results these are
@@ -41,8 +40,9 @@ def write_parameters(folder: Path, file: ParameterFile, lock: Path) -> None:
 
     Raises: StoreError: they are another file's.
     """
-    with FileLock(lock):
+    with locked(lock, "writes parameters.yaml"):
         require_own(folder, file.path)
+        # not `json_text`: a file name that is not UTF-8 has to come back as it is
         owner = {"file": _path_from(folder, file.path), "set": list(file.overrides)}
         head = f"{HEADER}\n{OWNER}{json.dumps(owner)}\n# Includes are merged, overrides of the command line applied.\n"
         write_whole(folder / PARAMETERS, head + yaml.safe_dump(file.values, sort_keys=False) + END)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiment.errors import CannotWrite, ExperimentError
+from experiment.errors import CannotWrite, ExperimentError, Inherited, OtherVersion
 from experiment.files import write_whole
 from experiment.layers.plan import Plan
 from experiment.methods.base import Compressed
 from experiment.methods.table import layer_rows
-from experiment.run.events import Advanced, CellDone, Report, Started
+from experiment.run.events import Advanced, CellDone, Note, Report, Started
 from experiment.run.machine import instructions
 from experiment.run.outcome import costs_of, measure_network, require_finite, write_result, write_rows
 from experiment.run.plan import Cell, Chain, ReferenceTask
@@ -22,8 +22,13 @@ from experiment.run.reference import (
     copy_history,
     obtain_reference,
 )
+from experiment.run.schedule import chain_key
+from experiment.run.start import Gone
 from experiment.run.walk import Walk, architecture, cell_name
 from experiment.run.weights import save_weights
+from experiment.text import lines, reason
+
+NOBODYS = (CannotWrite, OtherVersion)  # errors that no cell is to blame for: the run ends
 
 
 def run_reference(task: ReferenceTask, context: Context, report: Report) -> None:
@@ -49,7 +54,7 @@ def run_reference(task: ReferenceTask, context: Context, report: Report) -> None
             result = {**costs, **measured, "epochs": 0, "status": "done", "top1_before_retraining": measured["top1"]}
             result["hardware"] = instructions(context.machine.device)
             write_result(folder, result)
-    except CannotWrite:
+    except NOBODYS:
         raise
     except Exception as error:  # whatever breaks one network must not stop the others: it is stored and told
         _store_failure(task.cell, error, context, report)
@@ -70,16 +75,52 @@ def run_chain(chain: Chain, context: Context, report: Report) -> bool:
         return True
     if not chain.in_order and not any(context.store.is_free(cell.key) for cell in todo):
         return False  # before the reference network is loaded: whoever asks comes back every second
-    found = results.get(chain.reference_cell.key, {"status": "failed", "error": "it has no result"})
+    if _ancestor_missing(chain, results, context, report):
+        return False
+    found, key = results[chain.reference_cell.key], chain.reference_cell.key
     if found["status"] != "done":
-        broken = ExperimentError(f"the reference network failed: {found.get('error')}")
+        broken = Inherited(f"the reference network failed: {found.get('error')}", key)
         return not store_abandoned(chain, broken, context, report)
     try:
-        walk = Walk(chain, obtain_reference(chain.reference, chain.variant.parameters, context, report), context)
-    except CannotWrite:
+        reference = obtain_reference(chain.reference, chain.variant.parameters, context, report)
+    except NOBODYS:
         raise
     except Exception as error:
+        broken = Inherited(f"the reference network cannot be used: {_reason(error)}", key)
+        broken.__cause__ = error
+        return not store_abandoned(chain, broken, context, report)
+    try:
+        walk = Walk(chain, reference, context)
+    except Exception as error:
         return not store_abandoned(chain, error, context, report)
+    try:
+        return _walked(walk, todo, results, context, report)
+    except Gone as lost:
+        report(Note(str(lost)))
+        return False
+
+
+def _ancestor_missing(chain: Chain, results: Mapping[str, dict[str, Any]], context: Context, report: Report) -> bool:
+    """Whether a result on which the chain builds has been removed; it is computed again, if nobody else is at it."""
+    key, tickets = chain.reference_cell.key, chain.tickets
+    if key not in results:
+        with context.store.trying(key) as held:
+            if held:
+                run_reference(ReferenceTask(chain.variant, chain.reference, chain.reference_cell), context, report)
+        return True
+    if tickets is not None and any(cell.key not in results for cell in tickets.cells):
+        with context.store.trying(chain_key(tickets)) as held:
+            if held:
+                run_chain(tickets, context, report)
+        return True
+    return False
+
+
+def _walked(
+    walk: Walk, todo: Sequence[Cell], results: Mapping[str, dict[str, Any]], context: Context, report: Report
+) -> bool:
+    chain = walk.chain
+    tickets = chain.tickets.cells if chain.tickets is not None else ()
     left = 0
     for i, cell in enumerate(chain.cells):
         result = results.get(cell.key)
@@ -88,7 +129,7 @@ def run_chain(chain: Chain, context: Context, report: Report) -> bool:
                 result = _compute(cell, walk, context, report) if held else None
             left += result is None
         if tickets:  # where the next cell starts
-            cell, result = tickets[i], results.get(tickets[i].key, {"status": "failed", "error": "it has no result"})
+            cell, result = tickets[i], results[tickets[i].key]
         if result is not None:
             walk.passed(cell, result)
     return not left
@@ -102,7 +143,7 @@ def _compute(cell: Cell, walk: Walk, context: Context, report: Report) -> dict[s
     report(Started(cell_name(cell), cell.epochs_retrain + 1, cell.key))
     try:
         result = walk.compute(cell, report)
-    except CannotWrite:
+    except (*NOBODYS, Gone):
         raise
     except Exception as error:
         return _store_failure(cell, error, context, report)
@@ -136,13 +177,20 @@ def _done(cell: Cell, result: Mapping[str, Any], reference: Reference) -> CellDo
     return CellDone(cell.key, cell_name(cell), result["status"], result.get("top1"), share, result.get("error"))
 
 
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, ExperimentError) else f"{type(error).__name__}: {error}"
+
+
 def _store_failure(cell: Cell, error: Exception, context: Context, report: Report) -> dict[str, Any]:
-    reason = str(error) if isinstance(error, ExperimentError) else f"{type(error).__name__}: {error}"
-    result = {"status": "failed", "error": reason}
+    why = reason(_reason(error))
+    result = {"status": "failed", "error": why}
+    if isinstance(error, Inherited):
+        result["because"] = error.cause
+    unexpected = error.__cause__ if isinstance(error, Inherited) else error
     with context.store.writing(cell, finished=False) as folder:
-        if not isinstance(error, ExperimentError):
-            write_whole(folder / "traceback.txt", "".join(traceback.format_exception(error)))
+        if unexpected is not None and not isinstance(unexpected, ExperimentError):
+            write_whole(folder / "traceback.txt", lines("".join(traceback.format_exception(unexpected))))
         write_result(folder, result)
     report(Advanced(cell.epochs_retrain + 1))
-    report(CellDone(cell.key, cell_name(cell), "failed", None, None, reason))
+    report(CellDone(cell.key, cell_name(cell), "failed", None, None, why))
     return result

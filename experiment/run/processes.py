@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from experiment.clock import Clock
-from experiment.errors import CannotWrite
+from experiment.errors import ExperimentError
 from experiment.run.deaths import Lost
 from experiment.run.events import Event
 from experiment.run.execute import SECONDS_TO_SAVE, Listener, make_worker, run_in_pool
@@ -152,7 +152,7 @@ def _work(connection: Connection, setup: Setup) -> None:
         clock.add("start-up", max(0.0, ready - sent))  # of a new worker, while it had work to do
         try:
             tell(do(work, tell))
-        except (CannotWrite, OSError) as error:
+        except (ExperimentError, OSError) as error:  # no cell's fault: a full disk, a folder of another version
             tell(Lost(str(error), fatal=True))
-        except Exception as error:  # what no cell could be given: a damaged results folder, say
+        except Exception as error:
             tell(Lost(f"{type(error).__name__}: {error}"))

@@ -51,7 +51,7 @@ class RankLog:
         self.write(self._path.parent)
 
     def _set_aside(self) -> None:
-        log.warning("%s is cut off: set aside as %s.", self._path, set_aside(self._path).name)
+        log.warning("%s is damaged: set aside as %s.", self._path, set_aside(self._path).name)
 
     def write(self, folder: Path) -> None:
         """Write ranks.csv into a folder, in the order of epochs."""
@@ -66,7 +66,7 @@ def _read(path: Path) -> dict[int, list[dict[str, object]]] | None:
         for row in csv.DictReader(io.StringIO(text)):
             [float(row[column]) for column in COLUMNS if column != "layer"]
             rows.setdefault(int(row["epoch"]), []).append(dict(row))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, csv.Error):
         return None
     layers = {len(of_epoch) for of_epoch in rows.values()}
     return rows if text.endswith("\n") and len(layers) == 1 else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 import uuid
@@ -30,8 +29,8 @@ from experiment.run.plan import Machine, ReferenceSpec
 from experiment.run.ranks import rank_log
 from experiment.run.resolved import resolved_channels_last, resolved_precision
 from experiment.run.store import Directories, Store, log, reference_folder, sync_folder
-from experiment.run.weights import read_plain, read_weights, save_weights
-from experiment.run.whole import first_cut, read_sizes, write_sizes
+from experiment.run.weights import read_weights, save_weights
+from experiment.run.whole import RECORD, first_damaged, read_record, write_record
 from experiment.streams import seeded
 from experiment.training.loop import SchedulerSpec, TrainSettings, train
 from experiment.training.settings import DistillationSpec, PenaltySpec
@@ -129,7 +128,7 @@ def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, repor
     with context.clock.part("waiting"):
         held = _acquired(lock, spec, report)
     with held:
-        _set_aside_cut(folder)
+        _set_aside_damaged(folder)
         network = _loaded(folder, p, spec, input_shape)
         if network is None:
             network = new_network(p, spec.net, input_shape, spec.weights)
@@ -140,15 +139,6 @@ def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, repor
     device = torch.device(context.machine.device)
     network = network.to(device).eval()
     return Reference(State(network, example.to(device)), count(network, example.to(device)), folder)
-
-
-def rewound_state(reference: Reference, spec: ReferenceSpec) -> State:
-    """The reference network as it was at the start of its rewind epoch."""
-    network = copy.deepcopy(reference.network)
-    assert spec.rewind_epoch is not None
-    path = rewind_file(reference.folder, spec.rewind_epoch)
-    network.load_state_dict(read_plain(path))
-    return State(network, reference.state.example)
 
 
 def rewind_file(folder: Path, epoch: int) -> Path:
@@ -188,11 +178,11 @@ def copy_history(trained: Path, folder: Path) -> None:
         write_history(folder / HISTORY, [])
 
 
-def _set_aside_cut(folder: Path) -> None:
-    """Set aside what is cut off beside a trained network; its own file says by itself whether it is whole."""
-    sizes = {name: size for name, size in read_sizes(folder).items() if not name.endswith(".pt")}
-    while (path := first_cut(folder, sizes)) is not None:
-        log.warning("%s is cut off: set aside as %s. The network beside it is kept.", path, set_aside(path).name)
+def _set_aside_damaged(folder: Path) -> None:
+    """Set aside what is damaged beside a trained network; its own file says by itself whether it is whole."""
+    record = {"sums": read_record(folder / RECORD).get("sums")}
+    while (path := first_damaged(folder, record)) is not None:
+        log.warning("%s is damaged: set aside as %s. The network beside it is kept.", path, set_aside(path).name)
 
 
 def _train(
@@ -228,7 +218,7 @@ def _train(
         with writing_to(folder):
             if rewind is not None:
                 shutil.copy2(rewind[1], writing)
-            write_sizes(writing)
+            write_record(writing)
             sync_folder(writing)
             os.replace(writing, folder)
         shutil.rmtree(partial, ignore_errors=True)

@@ -112,8 +112,13 @@ def _units(cells: Sequence[Cell]) -> float:
     return sum(cell.epochs_retrain + 1 for cell in cells)
 
 
+def chain_key(chain: Chain) -> str:
+    """What stands for a chain as a whole: the name of its lock where it is done as a whole."""
+    return digest([cell.key for cell in chain.cells])
+
+
 def _chain_name(experiment: int, chain: Chain) -> str:
-    return f"{experiment}-{digest([cell.key for cell in chain.cells])}"
+    return f"{experiment}-{chain_key(chain)}"
 
 
 def _reference_name(experiment: int, key: str) -> str:

@@ -27,6 +27,7 @@ from experiment.run.keys import FORMAT_VERSION
 from experiment.run.made import Made
 from experiment.run.plan import Cell
 from experiment.run.store import Store
+from experiment.text import json_text
 
 SAMPLES, TABLE = "samples.json", "search.csv"
 
@@ -189,7 +190,7 @@ class _Log:
     def add(self, tried: Tried) -> None:
         self.found[tried.keep] = tried
         rows = [asdict(row) for row in self.found.values()]
-        write_whole(self._path, json.dumps({"format": FORMAT_VERSION, "samples": rows}, indent=1) + "\n")
+        write_whole(self._path, json_text({"format": FORMAT_VERSION, "samples": rows}, indent=1) + "\n")
 
 
 class _Counted:

@@ -18,6 +18,7 @@ from experiment.run.data import Data
 from experiment.run.plan import Machine
 from experiment.run.reference import train_settings
 from experiment.run.weights import untrained_network
+from experiment.text import say
 from experiment.training.loop import train
 
 
@@ -36,7 +37,7 @@ def serve(machine: Machine) -> int:
             _take_part(message, crew, machine, data.setdefault(folder, Data(folder, machine.device)))
         crew.leave()
     except CrewLost as lost:
-        print(f"process {crew.team.rank} of {crew.team.size} ends: {lost}", file=sys.stderr)
+        say(f"process {crew.team.rank} of {crew.team.size} ends: {lost}", sys.stderr)
         return FAILED
     return 0
 

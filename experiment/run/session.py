@@ -29,6 +29,7 @@ from experiment.run.show import Show
 from experiment.run.stamps import remember_stamps
 from experiment.run.store import Directories, Store
 from experiment.run.timing import Timing
+from experiment.text import json_text
 
 if TYPE_CHECKING:  # torch comes with it
     from experiment.run.crew import Crew
@@ -178,7 +179,12 @@ def _run_by_others(
     if pool is not None:
         pool.run(queue, listen)
     else:
-        from experiment.run.on_ray import run_on_ray  # Ray is there only for those who ask for it
+        try:
+            from experiment.run.on_ray import run_on_ray  # Ray is there only for those who ask for it
+        except ImportError as error:
+            raise ConfigError(
+                f"--executor ray: Ray cannot be imported: {error}. Install it anew, or leave this out."
+            ) from error
 
         most = None if options.share is not None else options.workers
         run_on_ray(queue, setup, listen, show.say if options.verbosity >= 0 else _silent, most=most)
@@ -249,7 +255,7 @@ def _describe(plan: ExperimentPlan, store: Store, workers: int | None) -> None:
     write_parameters(store.folder, plan.file, store.lock_file("parameters"))
     _remember_data(plan, store)
     environment = describe_environment(plan.machine, plan.file.parameters.threads, workers)
-    write_whole(store.folder / ENVIRONMENT, json.dumps(environment, indent=1) + "\n")
+    write_whole(store.folder / ENVIRONMENT, json_text(environment, indent=1) + "\n")
 
 
 def _remember_data(plan: ExperimentPlan, store: Store) -> None:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from experiment.run.events import Advanced, CellDone, EpochDone, Event, Note, Started
 from experiment.run.schedule import Work
+from experiment.text import one_line
 
 
 class _Bar(tqdm):  # type: ignore[type-arg]
@@ -54,14 +55,14 @@ class Show:
 
     def say(self, text: str) -> None:
         """A line above the bar."""
-        self._bar.write(text, file=sys.stderr)
+        self._bar.write(one_line(text), file=sys.stderr)
 
     def close(self) -> None:
         """End the bar."""
         self._bar.close()
 
     def _count(self, text: str) -> str:
-        return f"[{self.finished}/{self.cells}] {text}"
+        return one_line(f"[{self.finished}/{self.cells}] {text}")
 
     def _finish(self, event: CellDone) -> None:
         self.finished += 1

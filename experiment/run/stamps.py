@@ -19,6 +19,7 @@ from experiment.errors import ConfigError, DataError
 from experiment.files import write_whole
 from experiment.registry import is_import_path
 from experiment.run.keys import FORMAT_VERSION, digest
+from experiment.text import json_text
 
 REMEMBERED = "data.json"
 UNKNOWN = "unknown"  # of data that nobody has seen: no result has it
@@ -78,9 +79,7 @@ class Stamps:
 def remember_stamps(folder: Path, stamps: Mapping[str, str]) -> None:
     """Leave the stamps of an experiment's data beside its results."""
     if stamps:
-        write_whole(
-            folder / REMEMBERED, json.dumps({"format": FORMAT_VERSION, "stamps": dict(stamps)}, indent=1) + "\n"
-        )
+        write_whole(folder / REMEMBERED, json_text({"format": FORMAT_VERSION, "stamps": dict(stamps)}, indent=1) + "\n")
 
 
 def remembered_stamps(folder: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 from torch import nn
@@ -12,33 +13,53 @@ from experiment.files import set_aside
 from experiment.layers.build import expand
 from experiment.layers.masks import named_masks
 from experiment.layers.plan import Plan, State
-from experiment.run.plan import Cell
-from experiment.run.reference import Reference
+from experiment.run.plan import Cell, ReferenceSpec
+from experiment.run.reference import Reference, rewind_file
 from experiment.run.store import Store
-from experiment.run.weights import read_weights, rebuild, untrained_network
+from experiment.run.weights import read_plain, read_weights, rebuild, untrained_network
 from experiment.streams import seeded
 
-RUN_AGAIN = "Run the command again with --retry-failed: it is computed anew, and so is what follows it."
+
+class Gone(StoreError):
+    """What a cell starts from is not there any more, or was damaged and set aside: it is made again, then the cell."""
 
 
 def network_of(cell: Cell, store: Store, reference: Reference) -> tuple[nn.Module, State]:
     """The compressed network of a finished cell, and its weights on the original architecture.
 
-    Raises: StoreError: it is gone, or damaged and set aside.
+    Raises: Gone: it is not there, or damaged and set aside.
     """
     folder = store.index().get(cell.key)
     if folder is None:
-        raise StoreError(f"the folder of the cell before it, {cell.folder}, is gone. {RUN_AGAIN}")
+        raise Gone(f"the folder of the cell before it, {cell.folder}, is gone: it is computed again.")
     try:
         specification, weights = read_weights(folder / "network.pt")
         network = rebuild(reference.network, specification, weights, folder / "network.pt")
     except OtherVersion:
         raise
     except StoreError as error:
-        raise StoreError(f"{error} Set aside as {set_aside(folder).name}. {RUN_AGAIN}") from error
+        aside = f"Set aside as {set_aside(folder).name}, and computed again." if folder.is_dir() else "Computed again."
+        raise Gone(f"{error} {aside}") from error
     # the plan of a file has no bits of masks: the network has them
     plan = replace(Plan.from_data(specification["plan"], reference.network), masks=named_masks(network))
     return network, expand(network, reference.network, plan, reference.state.example)
+
+
+def rewound_state(reference: Reference, spec: ReferenceSpec) -> State:
+    """The reference network as it was at the start of its rewind epoch.
+
+    Raises: Gone: those weights are not there, or of another network and set aside.
+    """
+    network = copy.deepcopy(reference.network)
+    assert spec.rewind_epoch is not None
+    path = rewind_file(reference.folder, spec.rewind_epoch)
+    try:
+        network.load_state_dict(read_plain(path))
+    except (StoreError, RuntimeError, TypeError, AttributeError) as error:
+        if path.exists():
+            set_aside(path)
+        raise Gone(f"{path}: {error} Made again.") from error
+    return State(network, reference.state.example)
 
 
 def random_state(reference: Reference, p: Parameters, net: int, repetition: int) -> State:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +17,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from experiment.errors import StoreError
-from experiment.files import make_folder, remove_all, set_aside, write_whole, writing_to
+from experiment.files import locked, make_folder, remove_all, set_aside, write_whole, writing_to
 from experiment.run.extras import extra_columns, extra_values
 from experiment.run.keys import FORMAT_VERSION, MADE
 from experiment.run.plan import Cell, ExperimentPlan, ReferenceSpec
-from experiment.run.whole import first_cut, is_result
+from experiment.run.whole import first_damaged, is_result
+from experiment.text import csv_table, reason
 
 COLUMNS = (
     "dataset", "dataset_test", "network", "variant", "method", "label", "net", "repetition", "keep_target",
@@ -94,7 +93,7 @@ class Store:
                 f"{path}: format version {version}, this program reads {FORMAT_VERSION}. "
                 "Use the version of the program that wrote it, or another --results folder."
             )
-        wrong = first_cut(folder, result.get("files", {})) if is_result(result) else path
+        wrong = first_damaged(folder, result) if is_result(result) else path
         if wrong is not None:
             self._damaged(wrong, mend)
         return dict(result) if wrong is None else None
@@ -104,15 +103,17 @@ class Store:
         log.warning("%s is damaged: %sits cell will be computed again.", path, place)
 
     def results(self, cells: Iterable[Cell], *, mend: bool = True) -> dict[str, dict[str, Any]]:
-        """Key -> result of those of `cells` that are there."""
+        """Key -> result of those of `cells` that are there; failures of another cell's making only while that lasts."""
         index = self.index()
-        found = {}
-        for cell in cells:
-            folder = index.get(cell.key)
-            result = self.read(folder, mend=mend) if folder is not None else None
-            if result is not None:
-                found[cell.key] = result
-        return found
+        known: dict[str, dict[str, Any] | None] = {}
+
+        def of(key: str) -> dict[str, Any] | None:
+            if key not in known:
+                known[key] = self.read(index[key], mend=mend) if key in index else None
+            return known[key]
+
+        found = {cell.key: result for cell in cells if (result := of(cell.key)) is not None}
+        return {key: result for key, result in found.items() if _stands(result, of)}
 
     def partial(self, key: str) -> Path:
         """Where a cell is computed; its checkpoint lies here and survives a kill."""
@@ -123,6 +124,10 @@ class Store:
         path = self.folder / ".locks" / f"{name}.lock"
         make_folder(path.parent)
         return path
+
+    def held(self, name: str, doing: str) -> AbstractContextManager[None]:
+        """This lock, held inside once everybody else has let go of it; `doing` is what it is for, in words."""
+        return locked(self.lock_file(name), doing)
 
     @contextmanager
     def trying(self, name: str | None) -> Iterator[bool]:
@@ -173,24 +178,34 @@ class Store:
 
     def write_table(self, plan: ExperimentPlan) -> dict[str, dict[str, Any]]:
         """Write results.csv, a row a finished cell, in grid order; returns the results that went into it."""
-        with FileLock(self.lock_file("table")):  # or an older reading could overwrite a newer one
+        with self.held("table", "writes results.csv"):  # or an older reading could overwrite a newer one
             remove_all(self.folder.glob(".results.csv.*"))  # what a killed process left
             results = self.results(plan.cells)
             self._write_table(plan, results)
         return results
 
     def _write_table(self, plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> None:
-        text = io.StringIO()
         extra = extra_columns(plan)
-        writer = csv.DictWriter(text, (*COLUMNS, *extra), lineterminator="\n")
-        writer.writeheader()
+        rows = []
         folders = self.index() if extra else {}
         references = {(t.variant.name, t.cell.net): folders.get(t.cell.key) for t in plan.references}
         for row in table_rows(plan, results):
             folder = folders.get(row["cell"])
             values = {} if folder is None else extra_values(folder, references[row["variant"], row["net"]])
-            writer.writerow(row | {column: values.get(column) for column in extra})
-        write_whole(self.folder / "results.csv", text.getvalue())
+            rows.append(row | {column: values.get(column) for column in extra})
+        write_whole(self.folder / "results.csv", csv_table((*COLUMNS, *extra), rows))
+
+
+def _stands(result: Mapping[str, Any], of: Callable[[str], Mapping[str, Any] | None]) -> bool:
+    """Whether a result is one: not the failure of a cell that builds on another which has not failed (any more)."""
+    passed: set[str] = set()
+    while (cause := result.get("because")) is not None:
+        before = of(cause) if isinstance(cause, str) and cause not in passed else None
+        if before is None or before["status"] != "failed":
+            return False
+        passed.add(cause)
+        result = before
+    return True
 
 
 def table_rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -211,6 +226,7 @@ def table_rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -
             "top1_reference": reference.get("top1"), "parameters_reference": reference.get("parameters"),
             "flops_reference": reference.get("flops"),
         }  # fmt: skip
+        row["error"] = None if row["error"] is None else reason(str(row["error"]))
         for quantity in ("parameters", "flops"):
             count, whole = result.get(quantity), reference.get(quantity)
             row[f"keep_{quantity}"] = count / whole if count is not None and whole else None

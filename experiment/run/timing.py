@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from experiment.clock import Clock
 from experiment.files import write_whole
 from experiment.run.keys import FORMAT_VERSION
+from experiment.text import json_text
 
 USEFUL = ("training", "test")  # what nobody could do without; the rest is the program's own
 IDLE = "idle"
@@ -73,7 +73,7 @@ class Timing:
             "share_of_training_and_test": round(sum(shares.get(name, 0.0) for name in USEFUL), 4),
             "seconds": {name: round(share * whole, 2) for name, share in shares.items()},
         }
-        write_whole(folder / "timing.json", json.dumps(content, indent=1) + "\n")
+        write_whole(folder / "timing.json", json_text(content, indent=1) + "\n")
 
     def __str__(self) -> str:
         shares = self.breakdown()

@@ -14,7 +14,7 @@ from torch import nn
 
 from experiment.config import Parameters, retraining, rewinding
 from experiment.datasets.calibration import calibration, calibration_size
-from experiment.errors import ExperimentError, InfeasibleBudget, StoreError
+from experiment.errors import InfeasibleBudget, Inherited, StoreError
 from experiment.files import make_folder
 from experiment.layers.build import expand
 from experiment.layers.inspect import trace_layers
@@ -43,11 +43,10 @@ from experiment.run.reference import (
     Context,
     Reference,
     architecture_of,
-    rewound_state,
     train_settings,
 )
 from experiment.run.search import TABLE, Found, search
-from experiment.run.start import network_of, random_state
+from experiment.run.start import network_of, random_state, rewound_state
 from experiment.run.weights import read_weights, save_weights
 from experiment.streams import generator
 from experiment.training.loop import EpochRecord, train
@@ -74,15 +73,13 @@ class Walk:
         self.before = reference.network
         self.method = make_method(chain.method.entry, chain.method.settings)
         self.last_done: Cell | None = None
-        self.broken: str | None = None
+        self.broken: Inherited | None = None
         self._compressor: Compressor | None = None
 
     def compute(self, cell: Cell, report: Report) -> dict[str, Any]:
         """Compress, retrain, test both states, and store."""
         if self.cascade and self.broken:
-            raise ExperimentError(
-                f"the cell before it in the cascade failed ({self.broken}), and it starts from there."
-            )
+            raise self.broken
         try:
             return self._search(cell, report) if cell.samples else self._finish(cell, self._make(cell, report))
         except InfeasibleBudget as error:
@@ -171,7 +168,8 @@ class Walk:
         if result["status"] == "done":
             self.last_done, self.broken = cell, None
         elif result["status"] == "failed":
-            self.broken = str(result.get("error"))
+            why = f"the cell before it in the cascade failed ({result.get('error')}), and it starts from there."
+            self.broken = Inherited(why, cell.key)
         if self.cascade:
             self._compressor = None
 

@@ -1,4 +1,4 @@
-"""Whether what lies on the disk is what was written, or shortened by a power cut or a bad disk. No torch here."""
+"""Whether what lies on the disk is what was written, or damaged by a power cut or a bad disk. No torch here."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+from zlib import crc32
 
 from experiment.files import write_whole
 from experiment.run.keys import FORMAT_VERSION
+from experiment.text import json_text
 
 log = logging.getLogger("experiment")
 
-SIZES = "files.json"  # of a trained network's folder; a cell's result.json holds them itself
+RECORD = "files.json"  # of a trained network's folder; a cell's result.json holds them itself
 STATUSES = ("done", "failed", "infeasible")
 COUNTS = ("parameters", "flops")
 
@@ -23,28 +26,47 @@ def sizes_of(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
 
 
-def first_cut(folder: Path, sizes: Mapping[str, object]) -> Path | None:
-    """The first file that has another size than when it was written; one that is gone was removed by somebody."""
-    for name, size in sizes.items():
-        path = folder / Path(str(name)).name
-        if path.is_file() and path.stat().st_size != size:
-            return path
+def sums_of(folder: Path) -> dict[str, int]:
+    """Name -> CRC-32 of the files that are in a folder now, but for those of torch, which hold their own."""
+    return {path.name: crc32(path.read_bytes()) for path in sorted(folder.iterdir()) if path.suffix != ".pt"}
+
+
+def first_damaged(folder: Path, record: Mapping[str, Any]) -> Path | None:
+    """The first file that is not what was written; one that is gone was removed by somebody.
+
+    Args:
+        record: `files` and `sums`, as `sizes_of` and `sums_of` found them then; what is missing is not checked.
+    """
+    for name, size in _names(record, "files"):
+        if (folder / name).is_file() and (folder / name).stat().st_size != size:
+            return folder / name
+    for name, content in _names(record, "sums"):
+        if (folder / name).is_file() and crc32((folder / name).read_bytes()) != content:
+            return folder / name
     return None
 
 
+def _names(record: Mapping[str, Any], kind: str) -> list[tuple[str, object]]:
+    found = record.get(kind)
+    return [(Path(str(name)).name, value) for name, value in found.items()] if isinstance(found, Mapping) else []
+
+
 def whole_file_of(place: Path, name: str) -> Path | None:
-    """A file of a cell's folder; None where it is missing, or cut off, which is told."""
+    """A file of a cell's folder; None where it is missing, or damaged, which is told."""
     path = place / name
     if not path.is_file():
         return None
-    try:
-        sizes = json.loads((place / "result.json").read_text(encoding="utf-8"))["files"]
-        whole = path.stat().st_size == sizes.get(name, path.stat().st_size)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        whole = True  # an older version says nothing of sizes; what is wrong with result.json is told elsewhere
-    if not whole:
-        log.warning("%s is cut off: left out. Run the experiment again to make it anew.", path)
-    return path if whole else None
+    record = read_record(place / "result.json")
+    own = {kind: {n: value for n, value in _names(record, kind) if n == name} for kind in ("files", "sums")}
+    if first_damaged(place, own) is None:
+        return path
+    left_out(path)
+    return None
+
+
+def left_out(path: Path) -> None:
+    """Tell that a file is damaged, and that what is being made goes without it."""
+    log.warning("%s is damaged: left out. Run the experiment again to make it anew.", path)
 
 
 def is_result(found: object) -> bool:
@@ -57,21 +79,21 @@ def is_result(found: object) -> bool:
         return False
     if found["status"] != "done":
         return True
-    counts, accuracy = [found.get(name) for name in COUNTS], found.get("top1")
-    return all(type(count) is int for count in counts) and isinstance(accuracy, float) and math.isfinite(accuracy)
+    accuracy = found.get("top1")
+    counted = all(type(count := found.get(name)) is int and 0 <= count < 2**63 for name in COUNTS)
+    return counted and isinstance(accuracy, float) and math.isfinite(accuracy)
 
 
-def write_sizes(folder: Path) -> None:
-    """Leave the sizes of its files in a folder."""
-    text = json.dumps({"format": FORMAT_VERSION, "files": sizes_of(folder)}, indent=1)
-    write_whole(folder / SIZES, text + "\n")
+def write_record(folder: Path) -> None:
+    """Leave the sizes and sums of its files in a folder."""
+    content = {"format": FORMAT_VERSION, "files": sizes_of(folder), "sums": sums_of(folder)}
+    write_whole(folder / RECORD, json_text(content, indent=1) + "\n")
 
 
-def read_sizes(folder: Path) -> Mapping[str, object]:
-    """What `write_sizes` left; nothing where an older version wrote the folder, or the file is damaged itself."""
+def read_record(path: Path) -> Mapping[str, Any]:
+    """A file with `files` and `sums` in it; nothing where there is none, or it is damaged itself."""
     try:
-        found = json.loads((folder / SIZES).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    sizes = found.get("files") if isinstance(found, dict) else None
-    return sizes if isinstance(sizes, dict) else {}
+    return found if isinstance(found, dict) else {}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ import pytest
 
 from experiment.errors import StoreError
 from experiment.report import gallery, stamp, write, write_report
-from experiment.report.markdown import escape
+from experiment.report.figure import plot_files
+from experiment.text import markdown
 
 
 def test_every_plot_has_its_pdf_and_png_and_stands_in_both_reports(written: Any) -> None:
@@ -101,8 +105,6 @@ def test_a_report_that_is_up_to_date_is_left_alone(
     monkeypatch.setattr(write, "plots_of", lambda *of: itertools.islice(gallery.plots_of(*of), 1))  # one will do
     folder = synthetic.write_experiment(tmp_path / "e", synthetic.grid(("ALDS",), nets=1, keeps=(0.5, 0.4)))
     first = write_report(folder)
-    (folder / "plots" / "mine.png").write_bytes(b"")
-    (folder / "plots" / "tradeoff-top1-old.png").write_bytes(b"")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.p*")}
     assert write_report(folder) == first
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.p*")} == before
@@ -114,12 +116,100 @@ def test_a_report_that_is_up_to_date_is_left_alone(
         path.write_bytes(path.read_bytes()[:-9])
         assert write_report(folder) == first
         assert {path: path.read_bytes() for path in contents} == contents
-    assert (folder / "plots" / "mine.png").exists()
-    assert not (folder / "plots" / "tradeoff-top1-old.png").exists()
     synthetic.write_experiment(folder, synthetic.grid(("ALDS",), nets=1, keeps=(0.5, 0.4, 0.3)))
     write_report(folder)
     assert first.markdown.read_bytes() != contents[first.markdown]
     assert not [path for path in folder.rglob("*") if "partial" in path.name]
+
+
+@pytest.fixture
+def first_plot_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws one plot of each report: an empty file, for what counts is who removes it."""
+
+    def save(figure: object, stem: Path) -> None:
+        stem.parent.mkdir(exist_ok=True)
+        for path in plot_files(stem):
+            path.write_bytes(b"")
+
+    monkeypatch.setattr(write, "save_figure", save)
+    monkeypatch.setattr(write, "render_html", lambda document: document.title)
+    monkeypatch.setattr(write, "plots_of", lambda *of: itertools.islice(gallery.plots_of(*of), 1))
+
+
+@pytest.mark.usefixtures("first_plot_alone")
+def test_a_report_removes_its_own_plots_alone(synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of earlier ones, whether they were finished or not; whatever else a stamp may say."""
+    folder = synthetic.write_experiment(tmp_path / "e", synthetic.grid(("ALDS",), nets=1, keeps=(0.5, 0.4)))
+    (folder / "plots").mkdir()
+    mine = [folder / "plots" / name for name in ("training-notes.png", "layers_of_my_paper.pdf", "tradeoff-top1.png")]
+    for path in (*mine, tmp_path / "outside.png"):
+        path.write_bytes(b"")
+    first = write_report(folder)
+
+    def killed(document: object, folder: Path) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(write, "plots_of", lambda *of: iter([gallery.Plot("layers", "", None)]))
+        patched.setattr(write, "render_markdown", killed)
+        synthetic.write_experiment(folder, synthetic.grid(("ALDS",), nets=1, keeps=(0.5,)))
+        with pytest.raises(KeyboardInterrupt):
+            write_report(folder)
+    assert write_report(folder) == first
+    assert not list((folder / "plots").glob("layers.*"))
+    stamp_file = folder / "plots" / stamp.NAME
+    content = json.loads(stamp_file.read_text())
+    stamp_file.write_text(json.dumps(content | {"plots": ["../../outside.png"], "made_from": ""}))
+    write_report(folder)
+    assert all(path.exists() for path in (*mine, tmp_path / "outside.png", *first.plots))
+
+
+@pytest.mark.usefixtures("first_plot_alone")
+def test_of_two_writers_the_later_one_has_the_last_word(
+    synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is held up while it draws; meanwhile a cell finishes, and another process comes to write a report."""
+    folder = synthetic.write_experiment(tmp_path / "e", synthetic.grid(("ALDS",), nets=1, keeps=(0.5,)))
+    drawing, go_on, order = threading.Event(), threading.Event(), []
+    draw = write.plots_of
+
+    def held_up(*of: Any) -> Any:
+        order.append(len(of[0].results))
+        if len(order) == 1:
+            drawing.set()
+            assert go_on.wait(60)
+        return draw(*of)
+
+    monkeypatch.setattr(write, "plots_of", held_up)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(write_report, folder)
+        assert drawing.wait(60)
+        synthetic.write_experiment(folder, synthetic.grid(("ALDS", "WT"), nets=1, keeps=(0.5,)))
+        second = pool.submit(write_report, folder)
+        assert not wait([second], timeout=0.3).done, "two write at once"
+        go_on.set()
+        reports = [first.result(60), second.result(60)]
+    assert order == [2, 3], "the second one reads when the first is done"
+    assert all(path.is_file() for report in reports for path in report.plots)
+    assert stamp.stamped_plots(folder, stamp.made_from(folder)) == reports[1].plots
+
+
+@pytest.mark.usefixtures("first_plot_alone")
+def test_a_report_is_of_one_moment(synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that is replaced between the look at it and the reading of it is read once more."""
+    folder = synthetic.write_experiment(tmp_path / "e", synthetic.grid(("ALDS",), nets=1, keeps=(0.5,)))
+    read, seen = write.read_source, []
+
+    def replaced(place: Path) -> Any:
+        seen.append(read(place))
+        if len(seen) == 1:
+            synthetic.write_experiment(folder, synthetic.grid(("ALDS", "WT"), nets=1, keeps=(0.5,)))
+        return seen[-1]
+
+    monkeypatch.setattr(write, "read_source", replaced)
+    report = write_report(folder)
+    assert [len(source.results) for source in seen] == [2, 3]
+    assert stamp.stamped_plots(folder, stamp.made_from(folder)) == report.plots
 
 
 def stages(synthetic: Any) -> dict[str, list[Any]]:
@@ -188,7 +278,7 @@ def test_a_foreign_folder_and_damaged_files_are_named(synthetic: Any, tmp_path: 
 
 
 def test_markdown_takes_text_literally() -> None:
-    assert escape("a|b *c*\n<d> [e](f) `g` h_i") == r"a\|b \*c\* &lt;d&gt; \[e\](f) \`g\` h_i"
+    assert markdown("a|b *c*\n<d> [e](f) `g` h_i") == r"a\|b \*c\* &lt;d&gt; \[e\](f) \`g\` h_i"
 
 
 def test_importing_reports_is_cheap() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -127,7 +128,7 @@ def test_a_reference_networks_file_cut_anywhere_is_noticed(
                 obtain_reference(task.reference, task.variant.parameters, context, lambda event: None)
         else:
             obtain_reference(task.reference, task.variant.parameters, context, lambda event: None)
-            assert f"{file} is cut off: set aside as {file}.damaged" in caplog.text
+            assert f"{file} is damaged: set aside as {file}.damaged" in caplog.text
             assert (folder / f"{file}.damaged").read_bytes() == cut
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(aside, folder)
@@ -191,7 +192,40 @@ def test_readers_refuse_what_is_cut_off(finished: Path, caplog: pytest.LogCaptur
     path.write_bytes(path.read_bytes()[:-9])
     left = read_cells(RESULTS, read_source(RESULTS).results, "layers.csv", ["layer", "parameters"])
     assert len(left) == len(whole) * 4 // 5
-    assert f"{path} is cut off" in caplog.text
+    assert f"{path} is damaged" in caplog.text
+
+
+# --- damaged, of the same size ---------------------------------------------------------------------------------------
+
+
+def noise(content: bytes) -> bytes:
+    return bytes(np.random.default_rng(0).integers(0, 256, len(content), dtype=np.uint8))
+
+
+SAME_SIZE = {"noise": noise, "zeros": lambda c: bytes(len(c)), "letters": lambda c: re.sub(rb"[0-9]", b"x", c)}
+
+
+@pytest.mark.parametrize("damage", SAME_SIZE)
+@pytest.mark.parametrize("file", ["layers.csv", "history.csv", "ranks.csv"])
+def test_damage_of_the_same_size_is_named_once_and_costs_no_more_than_its_cell(
+    finished: Path, file: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Readers go without it; the command sets it aside. Without the sums readers still do not fall over it."""
+    from experiment.report.source import read_cells, read_source
+
+    place = cell("WT-n0-r0-0.5")
+    path = place / file
+    path.write_bytes(SAME_SIZE[damage](path.read_bytes()))
+    rows, columns = read_source(RESULTS).results, ["layer", "epoch", "parameters", "loss", "effective_rank"]
+    read_cells(RESULTS, rows, file, columns)
+    assert caplog.text.count(f"{path} is damaged: left out") == 1
+    result = json.loads((place / "result.json").read_text())
+    (place / "result.json").write_text(json.dumps({key: result[key] for key in result if key != "sums"}))
+    read_cells(RESULTS, rows, file, columns)
+    (place / "result.json").write_text(json.dumps(result))
+    caplog.clear()
+    assert Store(RESULTS).read(place) is None
+    assert caplog.text.count(f"{path} is damaged: set aside as {place.name}.damaged") == 1
 
 
 # --- of another version ----------------------------------------------------------------------------------------------
@@ -223,17 +257,17 @@ def test_results_of_another_version_are_refused_and_left_alone(finished: Path, v
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_a_trained_network_of_another_version_is_not_trained_again(finished: Path) -> None:
+def test_a_trained_network_of_another_version_is_not_trained_again(finished: Path, capsys: Any) -> None:
     """It may have cost a month, and another version of the program can read it."""
     (path,) = Path("data/trained_networks").glob("*/network.pt")
     content = torch.load(path, weights_only=True)
     torch.save(content | {"specification": content["specification"] | {"format": 99}}, path)
     before = path.read_bytes()
     shutil.rmtree(RESULTS / "cells")
-    assert main([PARAM, "-j", "1", "-q"]) == 1
+    assert main([PARAM, "-j", "1", "-q"]) == 2
     assert path.read_bytes() == before
-    frame = pd.read_csv(RESULTS / "results.csv")
-    assert frame["error"].str.contains("format version 99, this program reads 1, 2 and 3").all()
+    assert "format version 99, this program reads 1, 2 and 3" in capsys.readouterr().err
+    assert not list((RESULTS / "cells").glob("[!.]*")), "no cell is blamed for it"
 
 
 # --- nothing can be written ------------------------------------------------------------------------------------------

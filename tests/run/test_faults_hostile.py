@@ -18,6 +18,7 @@ from experiment import load_network, load_results
 from experiment.config import load
 from experiment.errors import ConfigError, ExperimentError, StoreError
 from experiment.main import main
+from experiment.report.figure import plot_files
 from experiment.run.plan import Machine, plan_experiment
 
 PARAM = "param/small.yaml"
@@ -121,16 +122,55 @@ def test_no_label_and_no_variant_leaves_the_folder_of_cells(write: Any, small: d
     for name in NASTY:
         small["experiments"]["methods"] = [{"name": "WT", "label": name}]
         small["customizations"] = [{"key": ["training", "lossKwargs", name or "x"], "value": name}]
-        if not name:
+        if not name.strip():
             with pytest.raises(ConfigError, match="label"):
-                load(write(small))
+                plan_experiment(load(write(small)), Machine("cpu"))
             continue
+        if name.startswith("-"):
+            with pytest.raises(ConfigError, match="as formulas of spreadsheets do"):
+                plan_experiment(load(write(small)), Machine("cpu"))
+            del small["experiments"]["methods"][0]["label"]
         plan = plan_experiment(load(write(small)), Machine("cpu"))
         for cell in plan.cells:
             assert Path(cell.folder).name == cell.folder
             assert cell.folder.endswith(f"-{cell.key}")
             assert len(cell.folder) < 200
         assert all(Path(task.reference.folder).name == task.reference.folder for task in plan.references)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (r'"\ud800"', r"\ud800"),
+        (r'"a\0b"', r"\x00"),
+        (r'"\e[31m"', r"\x1b"),
+        (r'"a\rb"', r"\r"),
+        (r'"\u2028"', r"\u2028"),
+    ],
+)
+def test_what_is_no_text_is_refused_with_its_place(in_tmp: Path, text: str, shown: str) -> None:
+    """Wherever it stands: the names of files and folders, labels, and keys."""
+    path = in_tmp / "odd.yaml"
+    for line in (f"network_names: {{WT: {text}}}", f"directories: {{results: {text}}}", f"network: {{{text}: 1}}"):
+        path.write_text(f"seed: 0\n{line}\n")
+        with pytest.raises(ConfigError) as refused:
+            load(path)
+        (problem,) = [problem for problem in refused.value.problems if "holds" in problem]
+        assert re.match(r"odd\.yaml:2: .*holds ", problem)
+        assert shown in problem
+
+
+@pytest.mark.parametrize(
+    "labels", [["Reference"], ["Reference "], ["=cmd"], ["@a"], ["a\tb"], ["a b", "a  b"], ["WT", "W\u200bT"], [" "]]
+)
+def test_labels_that_a_table_cannot_show_or_tell_apart_are_refused(
+    write: Any, small: dict[str, Any], labels: list[str]
+) -> None:
+    small["experiments"]["methods"] = [
+        {"name": name, "label": label} for name, label in zip(("WT", "FT"), labels, strict=False)
+    ]
+    with pytest.raises(ConfigError, match=r"param/small\.yaml:\d+: experiments\.methods\[\d\]: .*label"):
+        plan_experiment(load(write(small)), Machine("cpu"))
 
 
 @pytest.mark.parametrize("name", ["..evil", "evil..", "a b;c", "-rf", "…", ".hidden"])
@@ -146,10 +186,10 @@ def test_a_run_with_nasty_names_writes_below_data_alone(
 ) -> None:
     """With report and plots (as empty files), which have labels in their names too."""
 
-    def save(figure: object, stem: Path) -> list[Path]:
+    def save(figure: object, stem: Path) -> None:
         stem.parent.mkdir(exist_ok=True)
-        stem.with_name(f"{stem.name}.png").touch()
-        return [stem.with_name(f"{stem.name}.png")]
+        for path in plot_files(stem):
+            path.touch()
 
     monkeypatch.setattr("experiment.report.write.save_figure", save)
     evil = "<script>alert(1)</script>"
