@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from experiment.files import write_whole
+from experiment.errors import StoreError
+from experiment.files import read_file, read_json, write_whole
 
 INPUTS = ("results.csv", "parameters.yaml", "environment.json")  # the keys in results.csv stand for the cells' folders
 OUTPUTS = ("report.md", "report.html", "table.tex")
@@ -21,7 +22,10 @@ def made_from(folder: Path) -> str:
     digest = hashlib.sha256(f"{FORMAT} {folder.as_posix()} {metadata.version('matplotlib')}".encode())
     own = sorted(path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".html"))
     for path in [*(folder / name for name in INPUTS), *own]:
-        content = path.read_bytes() if path.is_file() else b""
+        try:
+            content = read_file(path)
+        except FileNotFoundError:
+            content = b""
         digest.update(f"\n{path.name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
 
@@ -29,14 +33,12 @@ def made_from(folder: Path) -> str:
 def stamped_plots(folder: Path, source: str) -> list[Path] | None:
     """The plots of the report that was made from `source`; None where there is none, or a file of it is gone or cut."""
     path = folder / "plots" / NAME
-    if not path.is_file():
-        return None
     try:
-        stamp = json.loads(path.read_text(encoding="utf-8"))
+        stamp = read_json(path)
         plots = [folder / "plots" / str(name) for name in stamp["plots"]]
         same = stamp["format"] == FORMAT and stamp["made_from"] == source
         return plots if same and stamp["bytes"] == _sizes(folder, plots) else None
-    except (ValueError, KeyError, TypeError, RecursionError, OSError):  # a damaged stamp costs a drawing, no more
+    except (StoreError, ValueError, KeyError, TypeError, OSError):  # a damaged stamp costs a drawing, no more
         return None
 
 

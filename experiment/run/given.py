@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from experiment.errors import StoreError
+from experiment.errors import StoreError, shortened
 
 DATASETS_FOLDER = Path("data/datasets")
 
@@ -25,8 +26,9 @@ class GivenWeights:
 def find_given(name: str, datasets: Path) -> GivenWeights | None:
     """The file behind `network.weights`: absolute, from the working directory, or below the folder of datasets."""
     for path in (Path(name), datasets / name):
-        if path.is_file():
-            return GivenWeights(path.resolve(), content_hash(path))
+        with suppress(OSError):  # a name that is too long for any file
+            if path.is_file():
+                return GivenWeights(path.resolve(), content_hash(path))
     return None
 
 
@@ -40,7 +42,10 @@ def datasets_folder(values: Mapping[str, Any], command_line: Path | None) -> Pat
 def missing_text(name: str, datasets: Path) -> str:
     """What to say of a file that is not there."""
     places = "it is absolute" if Path(name).is_absolute() else f"looked in {Path.cwd()} and {datasets.absolute()}"
-    return f"there is no file '{name}' ({places}). Expected a state_dict, as torch.save(net.state_dict(), path) writes."
+    return (
+        f"there is no file '{shortened(name)}' ({places}). Expected a state_dict, as torch.save(net.state_dict(), path) "
+        "writes."
+    )
 
 
 def content_hash(path: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
-from torch import nn
+from torch import Tensor, nn
 
 from experiment.clock import Clock
 from experiment.config import Parameters, Penalty, Retraining, Training
@@ -30,7 +30,7 @@ from experiment.run.plan import Machine, ReferenceSpec
 from experiment.run.ranks import rank_log
 from experiment.run.resolved import resolved_channels_last, resolved_precision
 from experiment.run.store import Directories, Store, log, reference_folder, sync_folder
-from experiment.run.weights import read_plain, read_weights, save_weights
+from experiment.run.weights import load_packed, load_state, read_plain, read_weights, save_weights
 from experiment.run.whole import first_cut, read_sizes, write_sizes
 from experiment.streams import seeded
 from experiment.training.loop import SchedulerSpec, TrainSettings, train
@@ -147,7 +147,10 @@ def rewound_state(reference: Reference, spec: ReferenceSpec) -> State:
     network = copy.deepcopy(reference.network)
     assert spec.rewind_epoch is not None
     path = rewind_file(reference.folder, spec.rewind_epoch)
-    network.load_state_dict(read_plain(path))
+    content = read_plain(path)
+    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise StoreError(f"{path}: is not a state_dict.")
+    load_state(network, content, path)
     return State(network, reference.state.example)
 
 
@@ -170,11 +173,11 @@ def _loaded(folder: Path, p: Parameters, spec: ReferenceSpec, input_shape: tuple
         return None
     network = new_network(p, spec.net, input_shape)
     try:
-        _, state = read_weights(folder / "network.pt")
-        network.load_state_dict(state)
+        _, packed = read_weights(folder / "network.pt")
+        load_packed(network, packed, folder / "network.pt")
     except OtherVersion:
         raise
-    except (StoreError, RuntimeError) as error:
+    except StoreError as error:
         log.warning("%s Set aside as %s; the network will be trained again.", error, set_aside(folder).name)
         return None
     return network

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import yaml
 
 from experiment.clock import Clock
-from experiment.errors import ConfigError
-from experiment.files import write_whole
+from experiment.errors import ConfigError, StoreError
+from experiment.files import read_json, write_whole
 from experiment.run.deployed import measure_deployed
 from experiment.run.events import CellDone, Event, Timed
 from experiment.run.execute import Listener, run_serially
@@ -254,8 +254,8 @@ def _write_parameters(plan: ExperimentPlan, store: Store) -> None:
 def _is_json(path: Path) -> bool:
     """Whether a file is there and whole."""
     try:
-        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
-    except (OSError, ValueError, RecursionError):
+        return isinstance(read_json(path), dict)
+    except (OSError, StoreError):
         return False
 
 

@@ -37,7 +37,7 @@ def network_of(cell: Cell, store: Store, reference: Reference) -> tuple[nn.Modul
     except StoreError as error:
         raise StoreError(f"{error} Set aside as {set_aside(folder).name}. {RUN_AGAIN}") from error
     # the plan of a file has no bits of masks: the network has them
-    plan = replace(Plan.from_data(specification["plan"], reference.network), masks=named_masks(network))
+    plan = replace(Plan.from_data(specification.plan, reference.network), masks=named_masks(network))
     return network, expand(network, reference.network, plan, reference.state.example)
 
 

@@ -89,7 +89,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, share: float) -> None:
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "network.pt"
     save_weights(path, nn.Linear(3, 2), Plan(), None)
-    with pytest.raises(StoreError, match="does not fit this network"):
+    with pytest.raises(StoreError, match="weights are not those of this network"):
         rebuild(network(), *read_weights(path), path)
 
 
