@@ -42,10 +42,8 @@ def datasets_folder(values: Mapping[str, Any], command_line: Path | None) -> Pat
 def missing_text(name: str, datasets: Path) -> str:
     """What to say of a file that is not there."""
     places = "it is absolute" if Path(name).is_absolute() else f"looked in {Path.cwd()} and {datasets.absolute()}"
-    return (
-        f"there is no file '{shortened(name)}' ({places}). Expected a state_dict, as torch.save(net.state_dict(), path) "
-        "writes."
-    )
+    expected = "Expected a state_dict, as torch.save(net.state_dict(), path) writes."
+    return f"there is no file '{shortened(name)}' ({places}). {expected}"
 
 
 def content_hash(path: Path) -> str:
