@@ -63,7 +63,8 @@ class Method(Protocol):
 def make_method(entry: MethodEntry, settings: object) -> Method:
     """The method behind a registry entry, with its settings (an instance of `entry.settings`)."""
     factory = resolve(entry.target)
-    assert callable(factory)
+    if not callable(factory):
+        raise ConfigError(f"method '{entry.target}' must be a class or a function. It is {described(factory)}.")
     method: Method = factory(settings)
     return method
 
