@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import CompressionError
+from experiment.errors import CompressionError, ConfigError, described
 from experiment.layers.build import build
 from experiment.layers.plan import Plan, State
 from experiment.layers.recalibrate import DenseMoments, dense_moments, recalibrate

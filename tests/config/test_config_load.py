@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -379,7 +380,12 @@ def test_json_schema_describes_every_key() -> None:
 )
 def test_a_grid_that_is_too_large_is_refused_before_it_is_made(tmp_path: Path, change: str, said: str) -> None:
     key, _, value = change.partition(": ")
-    lines = {"mode": "retrain", "methods": "[WT, SVD]", "spacing": "[{type: manual, values: [0.5, 0.2, 0.1]}]", key: value}
+    lines = {
+        "mode": "retrain",
+        "methods": "[WT, SVD]",
+        "spacing": "[{type: manual, values: [0.5, 0.2, 0.1]}]",
+        key: value,
+    }
     path = tmp_path / "large.yaml"
     path.write_text(GRID + "".join(f"  {key}: {value}\n" for key, value in lines.items()))
     with pytest.raises(ConfigError) as caught:
