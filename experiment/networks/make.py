@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import ConfigError, ExperimentError, described, raised_at, shortened
+from experiment.errors import ConfigError, ExperimentError, described, raised_at
 from experiment.layers.inspect import evaluating
 from experiment.networks import NETWORKS
 from experiment.networks.factored import NAMES, Factoring, factor, make_factoring
@@ -129,7 +129,7 @@ def _example(network: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:
 
 
 def _said(settings: Mapping[str, object]) -> str:
-    return "{" + ", ".join(f"{shortened(str(key), 60)}: {described(value)}" for key, value in settings.items()) + "}"
+    return "{" + ", ".join(f"{described(key)}: {described(value)}" for key, value in settings.items()) + "}"
 
 
 def _shape(shape: tuple[int, ...]) -> str:
