@@ -7,6 +7,7 @@ ExperimentError
 |   `-- InfeasibleBudget    the budget lies below the smallest network that the method can make
 |-- TrainingDiverged    the loss became NaN or infinite
 |-- StoreError          a file of results or of weights is damaged, foreign or of another version
+|   |-- Damaged             its content is not what was written: it may be set aside and made again
 |   `-- OtherVersion        it is whole, but of a version that this program does not read
 |-- Inherited           what failed is another cell, on which this one builds
 `-- CannotWrite         the disk is full, or a folder for results is read-only or not to be made
@@ -18,9 +19,16 @@ import os
 import traceback
 from collections.abc import Sequence
 
+MOST_CHARACTERS = 1900  # of a whole message
+MOST_OF_A_LINE = 900  # of each, where a message has several
+MOST_OF_A_VALUE = 200
+
 
 class ExperimentError(Exception):
-    """What every deliberate error of this package derives from; its text is meant for the user."""
+    """What every deliberate error of this package derives from; its text is meant for the user, and never long."""
+
+    def __init__(self, text: object = "") -> None:
+        super().__init__(short_message(str(text)))
 
 
 class ConfigError(ExperimentError):
@@ -89,6 +97,10 @@ class StoreError(ExperimentError):
     """A stored file is damaged, foreign, or of another format version."""
 
 
+class Damaged(StoreError):
+    """The content of a stored file is not what was written: it may be set aside and made again."""
+
+
 class OtherVersion(StoreError):
     """A stored file is of another format version: nothing that may be set aside and made again."""
 
@@ -101,15 +113,51 @@ class Inherited(ExperimentError):
     """
 
     def __init__(self, text: str, cause: str) -> None:
-        super().__init__(text, cause)
-        self.text, self.cause = text, cause
+        super().__init__(text)
+        self.cause = cause
 
-    def __str__(self) -> str:
-        return self.text
+    def __reduce__(self) -> tuple[object, ...]:  # the cause survives the way back from a worker process
+        return Inherited, (str(self), self.cause)
 
 
 class CannotWrite(ExperimentError):
     """Results cannot be written, which is no fault of the cell whose results they are: the run ends."""
+
+
+def short_message(text: str) -> str:
+    """A message that fits on a screen: the middle of long lines, and the last of many lines, are left out."""
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    lines = text.splitlines()
+    if len(lines) == 1:
+        return shortened(text, MOST_CHARACTERS)
+    kept: list[str] = []
+    room = MOST_CHARACTERS - len("... and 1,000,000,000 more lines")
+    for line in (shortened(line, MOST_OF_A_LINE) for line in lines):
+        room -= len(line) + 1
+        if room < 0:
+            break
+        kept.append(line)
+    left = len(lines) - len(kept)
+    return "\n".join([*kept, *([f"... and {left:,} more line{'s' if left > 1 else ''}"] if left else [])])
+
+
+def shortened(text: str, most: int = MOST_OF_A_VALUE) -> str:
+    """The text, without its middle where it is long; what stands at the end of a message says what to do."""
+    if len(text) <= most:
+        return text
+    room = most - len(f" [{len(text):,} characters] ")
+    tail = room // 3
+    return f"{text[: room - tail]} [{len(text):,} characters] {text[len(text) - tail :]}"
+
+
+def described(value: object) -> str:
+    """A value in an error: short numbers and texts as they are, anything else by its type, never by its own repr."""
+    if value is None or type(value) in (bool, float) or (type(value) is int and value.bit_length() <= 128):
+        return str(value)
+    if type(value) is str:
+        return repr(shortened(value))
+    return "a very large number" if type(value) is int else f"a value of type {shortened(type(value).__name__)}"
 
 
 def raised_at(error: BaseException) -> str:

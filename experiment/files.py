@@ -1,21 +1,34 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and are read in bounded memory whatever they hold."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
+import json
 import logging
 import os
 import re
 import shutil
+import stat
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from experiment.errors import CannotWrite, StoreError
+from experiment.errors import CannotWrite, Damaged, StoreError, shortened
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+MOST_BYTES = 2**27  # of a file that is read into memory whole: no table or text of results comes near
+MOST_JSON_BYTES = 2**22
+MOST_FIELDS = 10_000_000  # of a table
+RUN_AGAIN = "Run the experiment again to rewrite it."
 
 MOST_LETTERS = 60  # of a text in the name of a file
 
@@ -109,6 +122,68 @@ def write_whole(path: Path, data: str | bytes | memoryview) -> None:
         partial.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The content of a regular file; pipes and devices are not even waited for.
+
+    Raises: FileNotFoundError: there is none. Damaged: it is something else than a file, or larger than `most` bytes.
+        StoreError: the disk, or its permissions, refuse it.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise Damaged(f"{path}: is not a regular file.")
+            with open(descriptor, "rb", closefd=False) as stream:
+                data = stream.read(most + 1)
+        finally:
+            os.close(descriptor)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # links in a circle; a socket
+            raise Damaged(f"{path}: is not a regular file.") from error
+        raise StoreError(f"{path}: cannot be read: {error.strerror}.") from error
+    if len(data) > most:
+        raise Damaged(f"{path}: is larger than {most:,} bytes, which no such file is.")
+    return data
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises: as `read_file`; Damaged also where the content is not JSON.
+    """
+    try:
+        return json.loads(read_file(path, MOST_JSON_BYTES).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path}: is damaged: it does not hold JSON.") from error
+
+
+def read_table(path: Path, **how: Any) -> DataFrame:
+    """A table of results.
+
+    Args:
+        how: of `pandas.read_csv`.
+    Raises: as `read_file`; Damaged also where it is no table, is empty, or ends within a line.
+    """
+    import pandas as pd
+
+    data = read_file(path)
+    if not data:
+        raise Damaged(f"{path}: is not a table of results: it is empty. {RUN_AGAIN}")
+    if not data.endswith(b"\n"):
+        raise Damaged(f"{path}: is cut off in its last line. {RUN_AGAIN}")
+    lines, columns = data.count(b"\n") + data.count(b"\r"), data.partition(b"\n")[0].count(b",") + 1
+    if lines * columns > MOST_FIELDS:  # pandas makes short lines as long as the first one
+        raise Damaged(f"{path}: has {lines:,} lines of {columns:,} columns. At most {MOST_FIELDS:,} fields are read.")
+    try:
+        table: DataFrame = pd.read_csv(io.BytesIO(data), **how)
+    except Exception as error:  # no list of what pandas raises on damaged files is complete
+        reason = shortened(str(error).strip().partition("\n")[0])
+        raise Damaged(f"{path}: is not a table of results: {reason}. {RUN_AGAIN}") from error
+    return table
+
+
 def remove_all(paths: Iterable[Path]) -> None:
     """Remove files and whole folders as far as they are there and can be removed."""
     for path in paths:
@@ -122,6 +197,8 @@ def remove_all(paths: Iterable[Path]) -> None:
 def is_whole_archive(path: Path) -> bool:
     """Whether a file of torch's, a zip archive that is not compressed, is there whole and with all checksums right."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with zipfile.ZipFile(path) as archive:
             inside = archive.infolist()
             stored = all(info.compress_type == zipfile.ZIP_STORED for info in inside)
@@ -129,17 +206,6 @@ def is_whole_archive(path: Path) -> bool:
             return honest and archive.testzip() is None
     except Exception:  # no list of what zipfile raises on damaged files is complete
         return False
-
-
-def require_whole_lines(path: Path) -> None:
-    """Raises: StoreError: a table is empty, or ends within a line; one that ends with a line is a shorter table."""
-    with path.open("rb") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, size - 1))
-        if not size:
-            raise StoreError(f"{path}: is not a table of results: it is empty. Run the experiment again to rewrite it.")
-        if stream.read(1) != b"\n":
-            raise StoreError(f"{path}: is cut off in its last line. Run the experiment again to rewrite it.")
 
 
 def set_aside(path: Path) -> Path:

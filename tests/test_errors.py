@@ -19,6 +19,7 @@ EXAMPLES = [
     InfeasibleBudget(limit=90, smallest=125, original=1000, quantity="parameters"),
     errors.TrainingDiverged("NaN in epoch 3"),
     errors.StoreError("damaged"),
+    errors.Damaged("cut off"),
     errors.OtherVersion("format 99"),
     errors.CannotWrite("no space left"),
 ]

@@ -143,7 +143,12 @@ def test_labels_that_look_alike() -> None:
 
 def test_everything_that_is_written_passes_here() -> None:
     """No module prints, makes JSON or CSV files, or escapes for a target by itself."""
-    hashed = ("data.py", "streams.py", "keys.py", "parameters.py")  # JSON there is hashed, or holds names of files as they are
+    hashed = (
+        "data.py",
+        "streams.py",
+        "keys.py",
+        "parameters.py",
+    )  # JSON there is hashed, or holds names of files as they are
     root = Path(text.__file__).parent
     for path in root.rglob("*.py"):
         source = path.read_text()

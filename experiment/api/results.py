@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from experiment.config import Parameters, load
 from experiment.datasets.calibration import calibration
-from experiment.errors import ConfigError, StoreError
-from experiment.files import require_whole_lines
+from experiment.errors import ConfigError, Damaged, StoreError
+from experiment.files import RUN_AGAIN, read_table
 from experiment.layers.prepared import copied
 from experiment.methods.find import find_method
 from experiment.registry import is_import_path
 from experiment.run.data import Data, transforms_of
 from experiment.run.parameters import PARAMETERS, owner_of, require_own, require_whole
-from experiment.run.store import Store
+from experiment.run.store import COLUMNS, Store
 from experiment.run.weights import original_of, read_weights, rebuild
 from experiment.training.loop import evaluate as evaluate_network
 
@@ -37,20 +37,25 @@ def load_results(path_or_param: str | Path, results: str | Path | None = None) -
     Args:
         path_or_param: a parameter file, an experiment's folder, or a results.csv.
         results: where experiments lie, for a parameter file; default: where the file says, else data/results.
-    Raises: StoreError: there are no results yet, or those that lie there are another file's.
+    Raises: StoreError: there are no results yet, those that lie there are another file's, or the table is damaged.
     """
-    import pandas as pd
-
     path = _experiment_folder(path_or_param, results) / "results.csv"
-    if not path.is_file():
+    text = ("variant", "error", "cell", "method", "label", "status", "network", "dataset", "dataset_test", "hardware")
+    try:
+        columns = [str(name) for name in read_table(path, nrows=0)]
+        empty: Mapping[str, list[str]] = {name: [""] for name in columns if name not in text}  # a label may be "nan"
+        frame = read_table(path, dtype=dict.fromkeys(text, "str"), keep_default_na=False, na_values=empty)
+    except FileNotFoundError as error:
         raise StoreError(
             f"{path}: no results yet. Run the experiment first: python -m experiment.main PARAM{_beside(path.parent)}"
-        )
-    require_whole_lines(path)
-    text = ("variant", "error", "cell", "method", "label", "status", "network", "dataset", "dataset_test", "hardware")
-    columns = [str(name) for name in pd.read_csv(path, nrows=0)]
-    empty: Mapping[str, list[str]] = {name: [""] for name in columns if name not in text}  # a label may be "nan"
-    return pd.read_csv(path, dtype=dict.fromkeys(text, "str"), keep_default_na=False, na_values=empty)
+        ) from error
+    missing = [name for name in COLUMNS if name not in columns]
+    if missing:
+        raise Damaged(f"{path}: column {missing[0]} is missing. {RUN_AGAIN}")
+    words = [name for name in COLUMNS if name not in text and frame[name].dtype.kind not in "biuf" and len(frame)]
+    if words:
+        raise Damaged(f"{path}: column {words[0]} must hold numbers. {RUN_AGAIN}")
+    return frame
 
 
 def load_network(
@@ -158,10 +163,10 @@ def calibration_inputs(
 
 
 def _rebuilt(path: Path, network: nn.Module | None, own_names: Callable[[], Collection[str]]) -> nn.Module:
-    specification, state = read_weights(path)
+    specification, packed = read_weights(path)
     if network is None:
         network, _ = original_of(specification, path, own_names)
-    return rebuild(network, specification, state, path)
+    return rebuild(network, specification, packed, path)
 
 
 def _network_names(path_or_param: str | Path) -> list[str]:

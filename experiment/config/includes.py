@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiment.config.tree import KeyPath, Node, Problem, dotted, merge, refuse_giant
 from experiment.config.yamlfile import read_yaml
-from experiment.errors import ConfigError
+from experiment.errors import ConfigError, shortened
 
 OPEN_KEYS = {"settings", "kwargs", "stepKwargs", "optimizerKwargs", "lossKwargs", "network_names", "network_colors"}
 
@@ -36,10 +36,10 @@ def find_parameter_file(name: str) -> Path:
     path, tried = _find(name, (Path.cwd(), packaged_param()))
     if path is not None:
         return path
-    where = ", ".join(shown_path(place) for place in tried)
     if any(os.path.isdir(place) for place in tried):
         raise ConfigError(f"{name}: is a folder. Expected a parameter file (.yaml). {_files_in(tried)}".rstrip())
-    raise ConfigError(f"{name}: no such parameter file. Looked at: {where}.{_near_file(name)}")
+    where = ", ".join(shortened(shown_path(place)) for place in tried)
+    raise ConfigError(f"{shortened(name)}: no such parameter file. Looked at: {where}.{_near_file(name)}")
 
 
 def _files_in(places: Iterable[Path]) -> str:

@@ -14,6 +14,7 @@ from experiment.config import overrides as command_line
 from experiment.config.check import ambiguous_words, faults
 from experiment.config.experiment_name import experiment_name
 from experiment.config.explain import problems as explained
+from experiment.config.grid import length_faults, size_fault
 from experiment.config.includes import Reader, find_parameter_file
 from experiment.config.schema import Parameters
 from experiment.config.sweep import Customized, Variant, changed_for_all, customized
@@ -88,12 +89,18 @@ def load(
     problems = reader.problems
     root, overridden = command_line.apply(root, overrides, problems)
     problems.extend(ambiguous_words(root))
+    if too_long := [_problem(root, *fault) for fault in length_faults(root)]:
+        raise ConfigError(_in_order(problems + too_long, reader.files))
     base = _validated(root, problems, reader.incomplete)
+    if base is not None and (fault := size_fault((Variant("", (), None, base),))):
+        raise ConfigError(_in_order([*problems, _problem(root, *fault)], reader.files))
     variants = tuple(
         variant
         for custom in customized(root, overridden, problems)
         if (variant := _variant(root, custom, problems, reader.incomplete)) is not None
     )
+    if variants and (fault := size_fault(variants)):
+        raise ConfigError(_in_order([*problems, _problem(root, *fault)], reader.files))
     if problems or base is None:
         tree = effective(root) if isinstance(root.value, dict) else root
         found_too = also(plain(tree)) if also is not None and tree is not root else ()
@@ -149,6 +156,10 @@ def _validated(root: Node, problems: list[Problem], incomplete: bool) -> Paramet
     return parameters
 
 
+def _problem(root: Node, key: KeyPath, text: str) -> Problem:
+    return Problem(nearest(root, key).place, f"{dotted(key)}: {text}")
+
+
 def _each_once(found: Iterable[tuple[KeyPath, Problem]]) -> list[Problem]:
     """Without what is wrong in the retraining block only because the training block is wrong."""
     told = dict(found)
@@ -162,12 +173,13 @@ def _each_once(found: Iterable[tuple[KeyPath, Problem]]) -> list[Problem]:
 
 def _variant(root: Node, custom: Customized, problems: list[Problem], incomplete: bool) -> Variant | None:
     """One customization tried; what is wrong with it, and not with the file itself, is added to `problems`."""
-    tree = set_at(root, custom.path, custom.value)
+    # without the list itself, of which each variant would hold a copy
+    tree, bare = (_without(each, "customizations") for each in (set_at(root, custom.path, custom.value), root))
     found = list(ambiguous_words(tree))
     parameters = _validated(tree, found, incomplete)
     known = {problem.text for problem in problems}
     texts = [problem.text for problem in found if problem.text not in known]
-    texts.extend(changed_for_all(plain(effective(root)), plain(effective(tree))))
+    texts.extend(changed_for_all(plain(effective(bare)), plain(effective(tree))))
     problems.extend(Problem(custom.item.place, custom.blame(text)) for text in texts)
     return None if parameters is None else Variant(custom.name, custom.path, plain(custom.value), parameters)
 

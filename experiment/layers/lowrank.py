@@ -21,6 +21,7 @@ from experiment.layers.plan import Factors
 # Which kernel axes (height, width) the encoder owns under each folding; the decoder owns the others.
 ENCODER_AXES = ((True, True), (False, True), (True, False), (False, False))
 FOLDINGS = range(len(ENCODER_AXES))
+MOST_OF_FACTORS = 4  # times the layer's weight; factors of full rank have at most twice its elements
 
 
 class FactoredLayer(nn.Sequential):
@@ -188,7 +189,8 @@ def make_layer(module: nn.Module, factors: Factors) -> FactoredLayer:
     Stride, padding and dilation of an axis go to the factor that owns the kernel along it; the other one leaves that
     axis alone. Weights are uninitialised: `write_factors` or a state_dict fills them.
 
-    Raises: CompressionError: the groups do not divide the input channels, or the folding does not exist for the layer.
+    Raises: CompressionError: the groups do not divide the input channels, the folding does not exist for the layer, or
+        the rank is far above the full one.
     """
     kind = "linear" if isinstance(module, nn.Linear) else "conv"
     if not isinstance(module, nn.Conv2d | nn.Linear):
@@ -203,6 +205,9 @@ def make_layer(module: nn.Module, factors: Factors) -> FactoredLayer:
     weight = module.weight
     with torch.device("meta"):  # no memory and no random numbers for values that are about to be overwritten
         pair = _linear_pair(module, factors) if isinstance(module, nn.Linear) else _conv_pair(module, factors)
+    most = MOST_OF_FACTORS * weight.numel() + weight.shape[0]
+    if sum(p.numel() for factor in pair for p in factor.parameters()) > most:
+        raise CompressionError(f"a {kind} layer of {weight.numel():,} weights has no factors of rank {factors.rank:,}.")
     for factor in pair:  # `to_empty` would do the same, after loading half a second of torch's own Python
         for name, p in dict(factor.named_parameters()).items():
             empty = torch.empty(p.shape, dtype=weight.dtype, device=weight.device)

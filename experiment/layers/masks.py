@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from experiment.errors import CompressionError
 from experiment.layers.quantized import Quantized, named_dtypes, own_class
 
 
@@ -33,6 +34,7 @@ def add_masks(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Hold the False places of every named parameter at zero, in place; what stood there is overwritten with zero.
 
     A parameter that is masked already keeps zeros at the False places of both masks.
+    Raises: CompressionError: a mask has not the shape of its parameter.
     """
     for name, mask in masks.items():
         module_name, _, parameter_name = name.rpartition(".")
@@ -41,6 +43,9 @@ def add_masks(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
             own_class(module)
         earlier = _masks_of(module).get(parameter_name)
         parameter = stored(module, parameter_name)
+        if mask.shape != parameter.shape:
+            shapes = f"{tuple(parameter.shape)}, its mask {tuple(mask.shape)}"
+            raise CompressionError(f"{name}: has shape {shapes}. Expected a mask of the parameter's shape.")
         mask = mask.to(parameter.device, torch.bool)
         with torch.no_grad():
             parameter.masked_fill_(~mask, 0)

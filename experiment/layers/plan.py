@@ -13,6 +13,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from experiment.errors import CompressionError, shortened
+from experiment.layers.plan_data import PlanData
+
 Detail = str | int | float | bool | None
 
 
@@ -87,27 +90,29 @@ class Plan:
         }
 
     @staticmethod
-    def from_data(data: Mapping[str, object], original: nn.Module) -> Plan:
-        """The plan that `to_data` wrote, with all-True masks of the right shapes until a state_dict fills them."""
+    def from_data(data: Mapping[str, object] | PlanData, original: nn.Module) -> Plan:
+        """The plan that `to_data` wrote, with all-True masks of the right shapes until a state_dict fills them.
+
+        The masks take no memory: every element is the same one.
+        Raises: ValueError: the values are not those of a plan. CompressionError: they are those of another network's.
+        """
+        data = PlanData.model_validate(data)
         parameters = dict(original.named_parameters(remove_duplicate=False))
-        factors, masks, kept = data["factors"], data["masks"], data["kept"]
-        shapes, biases = data.get("factor_masks", {}), data.get("biases", [])  # files of before have neither
-        skipped, quantized = data.get("skipped", []), data.get("quantized", {})
-        assert isinstance(factors, dict)
-        assert isinstance(masks, list)
-        assert isinstance(kept, dict)
-        assert isinstance(shapes, dict)
-        assert isinstance(biases, list)
-        assert isinstance(skipped, list)
-        assert isinstance(quantized, dict)
+        unknown = [name for name in data.masks if name not in parameters]
+        if unknown:
+            raise CompressionError(f"the plan belongs to another network: this one has no '{shortened(unknown[0])}'.")
+        true = torch.ones((), dtype=torch.bool)
         return Plan(
-            factors={n: Factors(*values) for n, values in factors.items()},
-            masks={n: torch.ones_like(parameters[n], dtype=torch.bool) for n in masks}
-            | {n: torch.ones(shape, dtype=torch.bool) for n, shape in shapes.items()},
-            kept={n: Kept(*(None if side is None else tuple(side) for side in sides)) for n, sides in kept.items()},
-            biases=tuple(biases),
-            skipped=tuple(skipped),
-            quantized=quantized,
+            factors={name: Factors(*values) for name, values in data.factors.items()},
+            masks={name: true.to(parameters[name].device).expand(parameters[name].shape) for name in data.masks}
+            | {name: true.expand(shape) for name, shape in data.factor_masks.items()},
+            kept={
+                name: Kept(*(None if side is None else tuple(side) for side in sides))
+                for name, sides in data.kept.items()
+            },
+            biases=tuple(data.biases),
+            skipped=tuple(data.skipped),
+            quantized=dict(data.quantized),
         )
 
     def masks_factor(self, name: str) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from experiment.errors import StoreError
@@ -70,6 +73,9 @@ class Progress:
     best: dict[str, Tensor] | None = None
 
 
+_REACHED = TypeAdapter(tuple[list[Iteration], float, float])
+
+
 class LCCheckpoint:
     """The file of one optimization.
 
@@ -97,22 +103,36 @@ class LCCheckpoint:
 
         Raises: StoreError: the file is not of this optimization, and may not be replaced.
         """
-        if self._path is None or not self._path.is_file():
+        if self._path is None or not self._path.exists():
             return Progress()
         saved = read_whole(self._path)
-        if saved is None or saved.get("format") != FORMAT or saved.get("fingerprint") != self._fingerprint:
+        progress = None
+        if saved is not None and saved.get("format") == FORMAT and saved.get("fingerprint") == self._fingerprint:
+            before = copy.deepcopy(network.state_dict())
+            try:
+                progress = self._taken_up(saved, network)
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
+                network.load_state_dict(before)
+                saved = None
+        if progress is None:
             if not self._replaces:
                 raise StoreError(f"{self._path}: {_not_of_this(saved)} Remove it, or give another path.")
             place = set_aside(self._path)
             log.warning("%s is damaged or of another optimization: set aside as %s.", self._path, place.name)
-            return Progress()
+        return progress or Progress()
+
+    def _taken_up(self, saved: Mapping[str, Any], network: nn.Module) -> Progress:
+        """What a file of this optimization holds. Raises: where its values are not those that `save` wrote."""
         network.load_state_dict(saved["network"])
         device = next(network.parameters()).device
         tensors: dict[str, Any] = {
             key: {name: tensor.to(device) for name, tensor in saved[key].items()} for key in ("theta", "multipliers")
         }
-        rows = [Iteration(**row) for row in saved["statistics"]]
-        return Progress(rows, mu=saved["mu"], best_loss=saved["best_loss"], best=saved["best"], **tensors)
+        rows, mu, best_loss = _REACHED.validate_python((saved["statistics"], saved["mu"], saved["best_loss"]))
+        best = saved["best"]
+        if best is not None and best.keys() != saved["network"].keys():
+            raise ValueError("the best state is that of another network")
+        return Progress(rows, mu=mu, best_loss=best_loss, best=best, **tensors)
 
     def save(self, network: nn.Module, progress: Progress) -> None:
         """Write the file: whole, or as it was."""

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import CompressionError, InfeasibleBudget
+from experiment.errors import CompressionError, ConfigError, InfeasibleBudget, described
 from experiment.layers.build import build
 from experiment.layers.plan import Plan, State
 from experiment.layers.recalibrate import DenseMoments, dense_moments, recalibrate
@@ -65,7 +65,8 @@ class Method(Protocol):
 def make_method(entry: MethodEntry, settings: object) -> Method:
     """The method behind a registry entry, with its settings (an instance of `entry.settings`)."""
     factory = resolve(entry.target)
-    assert callable(factory)
+    if not callable(factory):
+        raise ConfigError(f"method '{entry.target}' must be a class or a function. It is {described(factory)}.")
     method: Method = factory(settings)
     return method
 

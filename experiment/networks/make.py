@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import CompressionError, ConfigError, ExperimentError, raised_at
+from experiment.errors import CompressionError, ConfigError, ExperimentError, described, raised_at
 from experiment.layers.inspect import evaluating
 from experiment.layers.prepared import check_kind, computed_weights, unwrapped
 from experiment.networks import NETWORKS
@@ -43,7 +43,7 @@ def make_network(
     except Exception as error:  # the user's own code, or torch refusing a value: either way the file must change
         raise ConfigError(
             f"network '{name}' cannot be made for inputs {_shape(input_shape)}, outputSize {output_size} and settings "
-            f"{own}: {type(error).__name__}: {error}{raised_at(error)}"
+            f"{_said(own)}: {type(error).__name__}: {error}{raised_at(error)}"
         ) from error
     if not isinstance(network, nn.Module):
         raise ConfigError(
@@ -116,7 +116,7 @@ def _check_arguments(name: str, factory: Callable[..., object], settings: Mappin
         near = next((text for key in settings if key not in known and (text := suggestion(key, meant))), "")
         raise ConfigError(
             f"network '{name}': {error}.{near} It is called with the input shape (channels, height, width), the output "
-            f"size and the settings of the file; its signature is {signature}. Got settings {dict(settings)}."
+            f"size and the settings of the file; its signature is {signature}. Got settings {_said(settings)}."
         ) from error
 
 
@@ -147,6 +147,10 @@ def _example(network: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:
     """A batch of two, on the network's device."""
     parameter = next(network.parameters(), None)
     return torch.zeros(2, *input_shape, device=None if parameter is None else parameter.device)
+
+
+def _said(settings: Mapping[str, object]) -> str:
+    return "{" + ", ".join(f"{described(key)}: {described(value)}" for key, value in settings.items()) + "}"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiment.errors import ConfigError, StoreError
-from experiment.files import require_whole_lines
+from experiment.errors import ConfigError, Damaged, StoreError, described
+from experiment.files import RUN_AGAIN, read_json, read_table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -83,18 +82,13 @@ def read_results(path: Path) -> DataFrame:
     """results.csv, text columns as text (never NaN), number columns as numbers; empty where the file is missing."""
     import pandas as pd
 
-    if not path.is_file():
-        return tidy(pd.DataFrame(columns=list(REQUIRED)))
-    require_whole_lines(path)
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
-        raise StoreError(
-            f"{path}: is not a table of results: {error}. Run the experiment again to rewrite it."
-        ) from error
+        frame = read_table(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        return tidy(pd.DataFrame(columns=list(REQUIRED)))
     missing = [column for column in REQUIRED if column not in frame]
     if missing:
-        raise StoreError(f"{path}: column {missing[0]} is missing. Run the experiment again to rewrite it.")
+        raise StoreError(f"{path}: column {missing[0]} is missing. {RUN_AGAIN}")
     return tidy(frame)
 
 
@@ -231,12 +225,12 @@ def _read_parameters(folder: Path) -> Mapping[str, Any]:
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        return {}
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path}: is not JSON: {error}. Run the experiment again to rewrite it.") from error
+        data = read_json(path)
+    except FileNotFoundError:
+        return {}
+    except Damaged as error:
+        raise Damaged(f"{error} {RUN_AGAIN}") from error
     if not isinstance(data, Mapping):
-        raise StoreError(f"{path}: must hold a mapping. Got {type(data).__name__}.")
+        raise Damaged(f"{path}: must hold a mapping. Got {described(data)}. {RUN_AGAIN}")
     return data

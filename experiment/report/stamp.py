@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from experiment.files import write_whole
+from experiment.errors import StoreError
+from experiment.files import read_file, read_json, write_whole
 from experiment.text import json_text
 
 INPUTS = ("results.csv", "parameters.yaml", "environment.json")  # the keys in results.csv stand for the cells' folders
@@ -24,7 +24,10 @@ def made_from(folder: Path) -> str:
     digest = hashlib.sha256(f"{FORMAT} {folder.as_posix()} {metadata.version('matplotlib')}".encode())
     own = sorted(path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".html"))
     for path in [*(folder / name for name in INPUTS), *own]:
-        content = path.read_bytes() if path.is_file() else b""
+        try:
+            content = read_file(path)
+        except FileNotFoundError:
+            content = b""
         digest.update(f"\n{path.name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
 
@@ -57,12 +60,12 @@ def write_stamp(folder: Path, source: str | None, plots: Sequence[Path]) -> None
 def _read(folder: Path) -> dict[str, Any]:
     """What the stamp says; nothing where there is none, or a damaged one, which costs a drawing and no more."""
     try:
-        stamp = json.loads((folder / "plots" / NAME).read_text(encoding="utf-8"))
+        stamp = read_json(folder / "plots" / NAME)
         names = stamp["plots"]
         plain = all(name == Path(name).name and name.endswith(ENDINGS) for name in names)
         if stamp["format"] == FORMAT and plain:
             return {"made_from": stamp["made_from"], "plots": names, "bytes": stamp["bytes"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, StoreError, KeyError, TypeError, AttributeError):
         pass
     return {"made_from": None, "plots": [], "bytes": []}
 

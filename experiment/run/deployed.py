@@ -115,10 +115,10 @@ def _load(folder: Path, plan: ExperimentPlan) -> tuple[Any, tuple[int, int, int]
     from experiment.run.weights import original_of, read_weights, rebuild
 
     path = folder / "network.pt"
-    specification, state = read_weights(path)
+    specification, packed = read_weights(path)
     names = [variant.parameters.network.name for variant in plan.file.variants]
     original, shape = original_of(specification, path, lambda: names)
-    return rebuild(original, specification, state, path), shape
+    return rebuild(original, specification, packed, path), shape
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

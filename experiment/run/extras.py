@@ -5,12 +5,15 @@ It lies beside a cell's result, in files of its own, and is no part of any key: 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experiment.config import Experiments
+from experiment.errors import Damaged
+from experiment.files import read_json
 from experiment.run.keys import FORMAT_VERSION
 from experiment.run.plan import Cell, ExperimentPlan
 
@@ -47,22 +50,44 @@ def extra_values(folder: Path, reference: Path | None) -> dict[str, Any]:
     return values | {column: sizes.get(column) for column in BYTE_COLUMNS}
 
 
+class Batch(BaseModel):
+    """The latency of one batch size."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, strict=True)
+
+    batch: Annotated[int, Field(ge=1, lt=2**63)]
+    median_ms: float
+    iqr_ms: float
+
+
+class Latency(BaseModel):
+    """latency.json as far as others rely on it."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    device: str
+    threads: Annotated[int, Field(ge=1, lt=2**63)]
+    batches: list[Batch]
+
+
+class Sizes(BaseModel):
+    """bytes.json as far as others rely on it."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    bytes_bitmask: Annotated[int, Field(ge=0, lt=2**63)]
+    bytes_csr: Annotated[int, Field(ge=0, lt=2**63)]
+    sparse_format: str
+
+
 def read_extra(path: Path) -> dict[str, Any] | None:
     """A measurement; None where there is none, or a damaged one or one of another version, which is made again."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        found = read_json(path)
+        (Latency if path.name == LATENCY else Sizes).model_validate(found)
+    except (FileNotFoundError, Damaged, ValidationError):
         return None
-    if not isinstance(found, dict) or found.get("format") != FORMAT_VERSION:
-        return None
-    return found if (_is_latency(found) if path.name == LATENCY else found.keys() >= set(BYTE_COLUMNS)) else None
-
-
-def _is_latency(found: Mapping[str, Any]) -> bool:
-    rows = found.get("batches")
-    columns = {"batch", "median_ms", "iqr_ms"}
-    whole = isinstance(rows, list) and all(isinstance(row, dict) and row.keys() >= columns for row in rows)
-    return whole and isinstance(found.get("device"), str) and isinstance(found.get("threads"), int)
+    return dict(found) if found.get("format") == FORMAT_VERSION else None
 
 
 def done_folders(plan: ExperimentPlan, what: str, folders: Mapping[str, Path], done: set[str]) -> dict[str, Cell]:

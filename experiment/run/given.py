@@ -10,9 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from experiment.errors import StoreError
+from experiment.errors import StoreError, shortened
 
-LONGEST_NAME = 200
 DATASETS_FOLDER = Path("data/datasets")
 
 
@@ -42,10 +41,8 @@ def datasets_folder(values: Mapping[str, Any], command_line: Path | None) -> Pat
 def missing_text(name: str, datasets: Path) -> str:
     """What to say of a file that is not there."""
     places = "it is absolute" if Path(name).is_absolute() else f"looked in {Path.cwd()} and {datasets.absolute()}"
-    shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
-    return (
-        f"there is no file '{shown}' ({places}). Expected a state_dict, as torch.save(net.state_dict(), path) writes."
-    )
+    expected = "Expected a state_dict, as torch.save(net.state_dict(), path) writes."
+    return f"there is no file '{shortened(name)}' ({places}). {expected}"
 
 
 def content_hash(path: Path) -> str:

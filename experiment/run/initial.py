@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from experiment.errors import StoreError
+from experiment.errors import StoreError, described
 from experiment.layers.prepared import without_prefixes
 from experiment.run.given import GivenWeights, content_hash
-from experiment.run.weights import read_plain
+from experiment.run.weights import load_state, read_plain, some
 
 WRAPPERS = ("state_dict", "model")  # under which training scripts, and this program, keep the weights
-MOST_NAMES = 8  # of a kind in an error
 
 
 def load_given(network: nn.Module, given: GivenWeights) -> None:
@@ -25,46 +24,33 @@ def load_given(network: nn.Module, given: GivenWeights) -> None:
     if content_hash(given.path) != given.content:
         raise StoreError(f"{given.path}: has changed since the experiment was planned. Run the command again.")
     state = _state_dict(content, given)
-    own = network.state_dict()
-    # torch fills in the count of batches, which files older than it lack
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in state if name not in own]
-    reshaped = [
-        f"{name} {tuple(own[name].shape)}, in the file {tuple(tensor.shape)}"
-        for name, tensor in state.items()
-        if name in own and own[name].shape != tensor.shape
-    ]
-    found = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-    if missing or unexpected or reshaped:
-        differences = "; ".join(f"{what}: {_some(names)}" for what, names in found if names)
-        raise StoreError(
-            f"{given.path}: its weights are not those of this network: {differences}. Expected a network of the same "
-            f"name, settings and outputSize."
-        )
-    network.load_state_dict(state)
+    load_state(network, state, given.path)
 
 
 def _state_dict(content: object, given: GivenWeights) -> dict[str, Tensor]:
     """The tensors by name, out of whatever they are wrapped in."""
     if isinstance(content, Mapping):
-        specification = content.get("specification")
-        if isinstance(specification, Mapping) and any(specification.get("plan", {}).values()):
+        if _is_compressed(content.get("specification")):
             raise StoreError(f"{given.path}: holds a compressed network. Expected the weights of a whole one.")
         content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    entries = content.items() if isinstance(content, Mapping) else ()
+    if not entries or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in entries):
         raise StoreError(
             f"{given.path}: expected a state_dict (names and tensors), alone or under {' or '.join(WRAPPERS)}. Got "
             f"{_described(content)}. Write one with torch.save(net.state_dict(), path)."
         )
-    return without_prefixes({str(name): tensor for name, tensor in content.items()})
+    return without_prefixes({str(name): tensor for name, tensor in entries})
+
+
+def _is_compressed(specification: object) -> bool:
+    """Whether a file's specification, whoever wrote it, has a plan that says anything."""
+    plan = specification.get("plan") if isinstance(specification, Mapping) else None
+    return isinstance(plan, Mapping) and any(isinstance(part, dict | list) and part for part in plan.values())
 
 
 def _described(content: object) -> str:
     kind = type(content).__name__
-    return f"a {kind} of {_some(map(str, content))}" if isinstance(content, Mapping) and content else f"a {kind}"
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(names[:MOST_NAMES]) + more
+    names = (
+        [name if isinstance(name, str) else described(name) for name in content] if isinstance(content, dict) else []
+    )
+    return f"a {kind} of {some(names)}" if names else f"a {kind}"

@@ -6,6 +6,7 @@ between these values; rounded ones have 8 or 16 bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ Masked = dict[str, dict[str, Any]]
 Bits are eight elements a byte. A gap is the distance of a value from the one before, in elements; of the first one from
 the place before all.
 """
+
+MOST_ELEMENTS = 2**31 - 1  # of one weight
 
 GAPS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
@@ -53,8 +56,10 @@ def decode_state(state: Mapping[str, Tensor], rounded: Mapping[str, Mapping[str,
         codes, dtype, scales = state[name], parts["dtype"], parts.get("scales")
         if dtype not in DTYPES or codes.dtype != FLOATS.get(dtype, torch.int8) or (scales is None) != (dtype in FLOATS):
             raise ValueError(f"{name}: {codes.dtype} does not hold what is called {dtype}")
-        if scales is not None and scales.shape != codes.shape[:1]:
-            raise ValueError(f"{name}: {codes.shape[0]} channels, {len(scales)} scales")
+        if scales is not None and (
+            scales.shape != codes.shape[:1] or not scales.is_floating_point() or not codes.dim()
+        ):
+            raise ValueError(f"{name}: codes of shape {tuple(codes.shape)}, scales of {tuple(scales.shape)}")
         decoded[name] = decode(codes, scales)
     return decoded
 
@@ -84,6 +89,8 @@ def unpack(whole: Mapping[str, Tensor], masked: Mapping[str, Mapping[str, Any]])
     state = dict(whole)
     for weight_name, parts in masked.items():
         shape, values = torch.Size(parts["shape"]), parts["values"]
+        if math.prod(shape) > MOST_ELEMENTS:
+            raise ValueError(f"{weight_name}: {math.prod(shape):,} elements are more than a weight has")
         mask = _mask(weight_name, parts, shape.numel()).reshape(shape)
         if values.shape != (int(mask.sum()),):
             raise ValueError(f"{weight_name}: its mask leaves {int(mask.sum())} values, got {tuple(values.shape)}")
@@ -107,14 +114,18 @@ def _mask(name: str, parts: Mapping[str, Any], elements: int) -> Tensor:
     """The mask (elements,) that `_places` gave one of the two forms of."""
     if "gaps" in parts:
         gaps, mask = parts["gaps"], torch.zeros(elements, dtype=torch.bool)
-        places = gaps.long().cumsum(0) - 1
-        if gaps.dim() != 1 or gaps.dtype not in GAPS or (len(gaps) and (gaps.min() < 1 or places[-1] >= elements)):
+        whole = gaps.dim() == 1 and gaps.dtype in GAPS and len(gaps) <= elements
+        gaps = gaps.long()
+        if not whole or (len(gaps) and (gaps.min() < 1 or gaps.max() > elements)):  # so that no sum overflows
+            raise ValueError(f"{name}: its gaps lead out of its {elements} elements")
+        places = gaps.cumsum(0) - 1
+        if len(gaps) and places[-1] >= elements:
             raise ValueError(f"{name}: its gaps lead out of its {elements} elements")
         mask[places] = True
         return mask
     bits = parts["bits"]
-    if len(bits) != -(-elements // 8):
-        raise ValueError(f"{name}: {elements} elements need other than {len(bits)} bytes of mask")
+    if bits.dim() != 1 or bits.dtype != torch.uint8 or len(bits) != -(-elements // 8):
+        raise ValueError(f"{name}: {elements} elements need another mask than {tuple(bits.shape)} of {bits.dtype}")
     return torch.from_numpy(np.unpackbits(bits.numpy(), count=elements).astype(bool))
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from experiment.config import ParameterFile, read_plain_yaml
 from experiment.errors import ConfigError, StoreError
-from experiment.files import locked, write_whole
+from experiment.files import RUN_AGAIN, locked, read_file, write_whole
 
 PARAMETERS = "parameters.yaml"
 MOST_LETTERS = 100_000  # of a line that says whose results these are
@@ -89,17 +89,17 @@ def read_parameters(path: Path) -> Mapping[str, Any]:
 
     Raises: StoreError: it is cut off, no YAML, or more than plain values of a size that a parameter file may have.
     """
-    if not path.is_file():
-        return {}
     try:
         require_whole(path)
         return read_plain_yaml(path)
+    except FileNotFoundError:
+        return {}
     except ConfigError as error:
-        raise StoreError(f"{error} Run the experiment again to rewrite it.") from error
+        raise StoreError(f"{error} {RUN_AGAIN}") from error
 
 
 def require_whole(path: Path) -> None:
     """Raises: StoreError: the file says that it has an end, and has none; older ones do not say."""
-    data = path.read_bytes()
+    data = read_file(path)
     if data.startswith(HEADER.encode()) and not data.endswith(b"\n" + END.encode()):
-        raise StoreError(f"{path}: is cut off. Run the experiment again to rewrite it.")
+        raise StoreError(f"{path}: is cut off. {RUN_AGAIN}")

@@ -150,12 +150,12 @@ class ExperimentPlan:
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """Grid order: variant, net, the reference, then repetition, method, keep ratio."""
+        following: dict[tuple[str, str], list[Cell]] = {}
+        for chain in self.chains:
+            following.setdefault((chain.reference_cell.key, chain.variant.name), []).extend(chain.cells)
         rows: list[Cell] = []
         for task in self.references:
-            rows.append(task.cell)
-            for chain in self.chains:
-                if chain.reference_cell.key == task.cell.key and chain.variant.name == task.variant.name:
-                    rows.extend(chain.cells)
+            rows += [task.cell, *following.get((task.cell.key, task.variant.name), [])]
         return tuple(rows)
 
     @cached_property

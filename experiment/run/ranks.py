@@ -6,13 +6,15 @@ import csv
 import io
 import logging
 import shutil
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
 
 from experiment.config import Parameters
-from experiment.files import set_aside
+from experiment.errors import Damaged
+from experiment.files import read_file, set_aside
 from experiment.run.outcome import write_rows
 from experiment.spectrum import layer_ranks
 
@@ -32,7 +34,7 @@ class RankLog:
     def __init__(self, folder: Path) -> None:
         self._path = folder / NAME
         self._rows: dict[int, list[dict[str, object]]] = {}
-        if self._path.is_file():
+        with suppress(FileNotFoundError):
             rows = _read(self._path)
             if rows is None:
                 self._set_aside()
@@ -62,11 +64,13 @@ def _read(path: Path) -> dict[int, list[dict[str, object]]] | None:
     """The rows of every epoch; None where a row, or one of an epoch's, is missing or not whole."""
     rows: dict[int, list[dict[str, object]]] = {}
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path).decode("utf-8")
         for row in csv.DictReader(io.StringIO(text)):
             [float(row[column]) for column in COLUMNS if column != "layer"]
+            if None in row:  # more fields than columns
+                return None
             rows.setdefault(int(row["epoch"]), []).append(dict(row))
-    except (ValueError, TypeError, KeyError, csv.Error):
+    except (Damaged, ValueError, TypeError, KeyError, csv.Error):
         return None
     layers = {len(of_epoch) for of_epoch in rows.values()}
     return rows if text.endswith("\n") and len(layers) == 1 else None

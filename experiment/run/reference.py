@@ -29,7 +29,7 @@ from experiment.run.plan import Machine, ReferenceSpec
 from experiment.run.ranks import rank_log
 from experiment.run.resolved import resolved_channels_last, resolved_precision
 from experiment.run.store import Directories, Store, log, reference_folder, sync_folder
-from experiment.run.weights import read_weights, save_weights
+from experiment.run.weights import load_packed, read_weights, save_weights
 from experiment.run.whole import RECORD, first_damaged, read_record, write_record
 from experiment.streams import seeded
 from experiment.training.loop import SchedulerSpec, TrainSettings, train
@@ -160,11 +160,11 @@ def _loaded(folder: Path, p: Parameters, spec: ReferenceSpec, input_shape: tuple
         return None
     network = new_network(p, spec.net, input_shape)
     try:
-        _, state = read_weights(folder / "network.pt")
-        network.load_state_dict(state)
+        _, packed = read_weights(folder / "network.pt")
+        load_packed(network, packed, folder / "network.pt")
     except OtherVersion:
         raise
-    except (StoreError, RuntimeError) as error:
+    except StoreError as error:
         log.warning("%s Set aside as %s; the network will be trained again.", error, set_aside(folder).name)
         return None
     return network

@@ -7,20 +7,20 @@ back: an interruption costs what it costs an ordinary cell.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, Field, ValidationError
 from torch import nn
 
 from experiment.config import Search
-from experiment.errors import InfeasibleBudget, TrainingDiverged
-from experiment.files import remove_all, set_aside, write_whole
+from experiment.errors import Damaged, InfeasibleBudget, TrainingDiverged
+from experiment.files import read_json, remove_all, set_aside, write_whole
 from experiment.lc.search import is_within, search_keep
 from experiment.run.events import Advanced, Event, Report
 from experiment.run.keys import FORMAT_VERSION
@@ -173,19 +173,27 @@ def _reason(samples: list[Tried], whole: float, block: Search) -> str:
     return f"none of {len(samples)} networks can be so small. The last: {samples[-1].error} Or allow more samples."
 
 
+class _Samples(BaseModel):
+    """The file of a search under way."""
+
+    format: Annotated[int, Field(ge=FORMAT_VERSION, le=FORMAT_VERSION)]
+    samples: list[Tried]
+
+
 class _Log:
     """The samples that are done, in a file that is rewritten whole after each."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.found: dict[float, Tried] = {}
-        if path.is_file():
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-                rows = [Tried(**row) for row in content["samples"] if content["format"] == FORMAT_VERSION]
-                self.found = {row.keep: row for row in rows}
-            except (ValueError, TypeError, KeyError, RecursionError):
-                log.warning("%s is damaged: set aside as %s.", path, set_aside(path).name)
+        try:
+            content = read_json(path)
+            _Samples.model_validate(content)
+            self.found = {row["keep"]: Tried(**row) for row in content["samples"]}
+        except FileNotFoundError:
+            pass
+        except (Damaged, ValidationError, TypeError):
+            log.warning("%s is damaged: set aside as %s.", path, set_aside(path).name)
 
     def add(self, tried: Tried) -> None:
         self.found[tried.keep] = tried

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections import Counter
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from experiment.clock import Clock
-from experiment.errors import ConfigError
-from experiment.files import write_whole
+from experiment.errors import ConfigError, StoreError
+from experiment.files import read_json, write_whole
 from experiment.run.deployed import measure_deployed
 from experiment.run.events import CellDone, Event, Timed
 from experiment.run.execute import Listener, run_serially
@@ -266,8 +265,8 @@ def _remember_data(plan: ExperimentPlan, store: Store) -> None:
 def _is_json(path: Path) -> bool:
     """Whether a file is there and whole."""
     try:
-        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
-    except (OSError, ValueError, RecursionError):
+        return isinstance(read_json(path), dict)
+    except (OSError, StoreError):
         return False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from experiment.config import Parameters
 from experiment.errors import OtherVersion, StoreError
@@ -16,7 +16,7 @@ from experiment.layers.plan import Plan, State
 from experiment.run.plan import Cell, ReferenceSpec
 from experiment.run.reference import Reference, rewind_file
 from experiment.run.store import Store
-from experiment.run.weights import read_plain, read_weights, rebuild, untrained_network
+from experiment.run.weights import load_state, read_plain, read_weights, rebuild, untrained_network
 from experiment.streams import seeded
 
 
@@ -41,7 +41,7 @@ def network_of(cell: Cell, store: Store, reference: Reference) -> tuple[nn.Modul
         aside = f"Set aside as {set_aside(folder).name}, and computed again." if folder.is_dir() else "Computed again."
         raise Gone(f"{error} {aside}") from error
     # the plan of a file has no bits of masks: the network has them
-    plan = replace(Plan.from_data(specification["plan"], reference.network), masks=named_masks(network))
+    plan = replace(Plan.from_data(specification.plan, reference.network), masks=named_masks(network))
     return network, expand(network, reference.network, plan, reference.state.example)
 
 
@@ -54,8 +54,11 @@ def rewound_state(reference: Reference, spec: ReferenceSpec) -> State:
     assert spec.rewind_epoch is not None
     path = rewind_file(reference.folder, spec.rewind_epoch)
     try:
-        network.load_state_dict(read_plain(path))
-    except (StoreError, RuntimeError, TypeError, AttributeError) as error:
+        content = read_plain(path)
+        if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+            raise StoreError("is not a state_dict.")
+        load_state(network, content, path)
+    except StoreError as error:
         if path.exists():
             set_aside(path)
         raise Gone(f"{path}: {error} Made again.") from error

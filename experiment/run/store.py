@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -16,8 +15,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from experiment.errors import StoreError
-from experiment.files import locked, make_folder, remove_all, set_aside, write_whole, writing_to
+from experiment.errors import Damaged, StoreError, described, shortened
+from experiment.files import locked, make_folder, read_json, remove_all, set_aside, write_whole, writing_to
 from experiment.run.extras import extra_columns, extra_values
 from experiment.run.keys import FORMAT_VERSION, MADE
 from experiment.run.plan import Cell, ExperimentPlan, ReferenceSpec
@@ -77,18 +76,17 @@ class Store:
         """
         path = folder / "result.json"
         try:
-            result = json.loads(path.read_text(encoding="utf-8"))
+            result = read_json(path)
             version = result["format"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (Damaged, KeyError, TypeError):
             self._damaged(path, mend)
             return None
         except FileNotFoundError:  # replaced or removed since the folder was listed, or never whole
             if folder.is_dir() and not path.exists():
                 self._damaged(path, mend)
             return None
-        except OSError as error:
-            raise StoreError(f"{path}: cannot be read: {error.strerror}.") from error
         if version != FORMAT_VERSION:
+            version = shortened(version) if isinstance(version, str) else described(version)
             raise StoreError(
                 f"{path}: format version {version}, this program reads {FORMAT_VERSION}. "
                 "Use the version of the program that wrote it, or another --results folder."

@@ -47,7 +47,7 @@ from experiment.run.reference import (
 )
 from experiment.run.search import TABLE, Found, search
 from experiment.run.start import network_of, random_state, rewound_state
-from experiment.run.weights import read_weights, save_weights
+from experiment.run.weights import load_packed, read_weights, save_weights
 from experiment.streams import generator
 from experiment.training.loop import EpochRecord, train
 
@@ -247,9 +247,9 @@ class Walk:
             return None
         trained = copy.deepcopy(network)
         try:
-            trained.load_state_dict(read_weights(folder / "network.pt")[1])
+            load_packed(trained, read_weights(folder / "network.pt")[1], folder / "network.pt")
             records = read_history(folder / "history.csv")
-        except (StoreError, RuntimeError):  # damaged: it is trained again
+        except StoreError:  # damaged: it is trained again
             return None
         report(Note(f"{cell_name(cell)}: its network is the one in {folder.name}, which is tested on other data now"))
         report(Advanced(cell.epochs_retrain))

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 from zlib import crc32
 
-from experiment.files import write_whole
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, model_validator
+
+from experiment.errors import StoreError
+from experiment.files import read_json, write_whole
 from experiment.run.keys import FORMAT_VERSION
 from experiment.text import json_text
 
 log = logging.getLogger("experiment")
 
 RECORD = "files.json"  # of a trained network's folder; a cell's result.json holds them itself
-STATUSES = ("done", "failed", "infeasible")
-COUNTS = ("parameters", "flops")
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def sizes_of(folder: Path) -> dict[str, int]:
@@ -69,19 +70,43 @@ def left_out(path: Path) -> None:
     log.warning("%s is damaged: left out. Run the experiment again to make it anew.", path)
 
 
+class Result(BaseModel):
+    """result.json as far as others rely on it; what is beside that stays as it is."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, strict=True)
+
+    status: Literal["done", "failed", "infeasible"]
+    files: dict[str, Count] = {}
+    error: InstanceOf[str] | None = None  # any text: that of a raised error need not be Unicode
+    parameters: Count | None = None
+    flops: Count | None = None
+    flops_unmasked: Count | None = None
+    bytes_dense: Count | None = None
+    bytes_values: Count | None = None
+    bytes_sparse: Count | None = None
+    bytes_file: Count | None = None
+    epochs: Annotated[float, Field(ge=0)] | None = None  # of a search, parts of one
+    loss: float | None = None
+    top1: Share | None = None
+    top5: Share | None = None
+    top1_before_retraining: Share | None = None
+    seconds_compress: float | None = None
+    seconds_retrain: float | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Result:
+        if self.status == "done" and None in (self.parameters, self.flops, self.top1):
+            raise ValueError("a cell that is done has counts and an accuracy")
+        return self
+
+
 def is_result(found: object) -> bool:
     """Whether the content of a result.json is one, as far as others rely on it."""
-    if (
-        not isinstance(found, dict)
-        or found.get("status") not in STATUSES
-        or not isinstance(found.get("files", {}), dict)
-    ):
+    try:
+        Result.model_validate(found)
+    except ValidationError:
         return False
-    if found["status"] != "done":
-        return True
-    accuracy = found.get("top1")
-    counted = all(type(count := found.get(name)) is int and 0 <= count < 2**63 for name in COUNTS)
-    return counted and isinstance(accuracy, float) and math.isfinite(accuracy)
+    return True
 
 
 def write_record(folder: Path) -> None:
@@ -93,7 +118,7 @@ def write_record(folder: Path) -> None:
 def read_record(path: Path) -> Mapping[str, Any]:
     """A file with `files` and `sums` in it; nothing where there is none, or it is damaged itself."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = read_json(path)
+    except (OSError, StoreError):
         return {}
     return found if isinstance(found, dict) else {}

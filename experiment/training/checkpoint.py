@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import io
 import logging
-import pickle
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +14,14 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from experiment.errors import Damaged
 from experiment.files import is_whole_archive, set_aside, write_whole
 from experiment.streams import Part
+from experiment.tensorfile import read_tensors
 from experiment.training.settings import TrainSettings
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,9 @@ class Progress:
     records: list[EpochRecord] = dataclasses.field(default_factory=list)
     best_top1: float = -1.0
     best_state: dict[str, Tensor] | None = None
+
+
+_REACHED = TypeAdapter(tuple[list[EpochRecord], float])
 
 
 class Checkpoint:
@@ -98,7 +103,7 @@ class Checkpoint:
         Args:
             rewind_to: an epoch and the file of its start: where that epoch has been passed, the file must be there.
         """
-        if self._path is None or not self._path.is_file():
+        if self._path is None or not self._path.exists():
             return Progress()
         saved = read_whole(self._path)
         progress = None
@@ -123,12 +128,18 @@ class Checkpoint:
             return None
 
     def restore(self, saved: Mapping[str, Any]) -> Progress:
-        """Put network and optimizer into a state that `state` gave, here or in another process."""
-        records = [EpochRecord(**record) for record in saved["records"]]
+        """Put network and optimizer into a state that `state` gave, here or in another process.
+
+        Raises: ValueError, and what torch raises: the state is not one of this network and optimizer.
+        """
+        records, best_top1 = _REACHED.validate_python((saved["records"], saved["best_top1"]))
+        best, own = saved["best_state"], self._network.state_dict()
+        if best is not None and {n: t.shape for n, t in best.items()} != {n: t.shape for n, t in own.items()}:
+            raise ValueError("the best state is that of another network")
         self._network.load_state_dict(saved["network"])
         self._optimizer.load_state_dict(saved["optimizer"])
         self._scaler.load_state_dict(saved["scaler"])
-        return Progress(records, saved["best_top1"], saved["best_state"])
+        return Progress(records, best_top1, best)
 
     def save(self, progress: Progress, *, last: bool) -> None:
         """Write the file, if it is the last epoch or the time since the last writing is worth it; else keep a copy."""
@@ -180,10 +191,8 @@ def _copied(value: Any) -> Any:
 
 def read_whole(path: Path) -> dict[str, Any] | None:
     """What `save_whole` wrote; None if the file is damaged, by its checksums or its structure."""
-    if not is_whole_archive(path):
-        return None
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError):
+        loaded = read_tensors(path) if is_whole_archive(path) else None
+    except (FileNotFoundError, Damaged):
         return None
     return loaded if isinstance(loaded, dict) else None

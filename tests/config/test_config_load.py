@@ -415,3 +415,44 @@ def test_json_schema_describes_every_key() -> None:
         for key, value in full["properties"].items():
             block_of = schema["$defs"].get(value.get("$ref", "").rpartition("/")[2], {})
             assert (value | block_of).get("description"), f"{name}.{key}"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("numNets: 1000000", "experiments.numNets: 1,000,000 networks x 2 methods x 3 keep ratios: 6,000,000 cells"),
+        (f"numNets: {10**18}", "experiments.numNets: 1,000,000,000,000,000,000 networks"),
+        (f"numNets: {10**250}", "experiments.numNets: more than 10^21 networks"),
+        (f"numRepetitions: {10**9}", "experiments.numRepetitions: 1,000,000,000 repetitions x 2 methods"),
+        (f"methods: [{', '.join(['WT'] * 10_000)}]", "experiments.methods: has 10,000 entries. At most 1,000"),
+    ],
+)
+def test_a_grid_that_is_too_large_is_refused_before_it_is_made(tmp_path: Path, change: str, said: str) -> None:
+    key, _, value = change.partition(": ")
+    lines = {
+        "mode": "retrain",
+        "methods": "[WT, SVD]",
+        "spacing": "[{type: manual, values: [0.5, 0.2, 0.1]}]",
+        key: value,
+    }
+    path = tmp_path / "large.yaml"
+    path.write_text(GRID + "".join(f"  {key}: {value}\n" for key, value in lines.items()))
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert said in str(caught.value)
+    assert re.search(r"large\.yaml:\d+: ", str(caught.value))
+
+
+def test_customizations_are_part_of_the_grid(tmp_path: Path) -> None:
+    items = ", ".join(f"{{key: [seed], value: {i}}}" for i in range(9000))
+    path = tmp_path / "large.yaml"
+    path.write_text(f"{GRID}  mode: train\ncustomizations: [{items}]\n")
+    with pytest.raises(ConfigError, match="customizations: has 9,000 entries. At most 1,000"):
+        load(path)
+
+
+GRID = """network: {name: lenet5, dataset: Digits, outputSize: 10}
+training: {numEpochs: 2, batchSize: 64, optimizer: SGD, optimizerKwargs: {lr: 0.1}}
+retraining: {numEpochs: 1}
+experiments:
+"""

@@ -78,7 +78,7 @@ def test_a_cells_file_cut_anywhere_is_noticed(finished: Path, file: str, caplog:
 
 def test_weights_cut_or_changed_anywhere_are_refused_or_what_they_were(finished: Path) -> None:
     path = cell("WT-n0-r0-0.1") / "network.pt"
-    content, (_, whole) = path.read_bytes(), read_weights(path)
+    content, whole = path.read_bytes(), read_weights(path)[1].unpacked()
     for cut in cuts(content):
         path.write_bytes(cut)
         with pytest.raises(StoreError, match="network.pt"):
@@ -87,7 +87,7 @@ def test_weights_cut_or_changed_anywhere_are_refused_or_what_they_were(finished:
     for at in range(7, len(content), len(content) // 150):
         path.write_bytes(content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :])
         try:
-            _, state = read_weights(path)
+            state = read_weights(path)[1].unpacked()
         except StoreError:
             refused += 1
         else:

@@ -90,7 +90,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, share: float) -> None:
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "network.pt"
     save_weights(path, nn.Linear(3, 2), Plan(), None)
-    with pytest.raises(StoreError, match="does not fit this network"):
+    with pytest.raises(StoreError, match="weights are not those of this network"):
         rebuild(network(), *read_weights(path), path)
 
 
@@ -102,7 +102,9 @@ def test_a_network_of_another_width_is_another_network(tmp_path: Path, method: s
         )
 
     save_network(compress(of(12), method, keep=0.5, example=torch.randn(1, 3, 5, 5)), tmp_path / "x.pt")
-    with pytest.raises(StoreError, match="x.pt: does not fit this network, which is another one") as caught:
+    with pytest.raises(
+        StoreError, match="x.pt: .*(another one than was compressed|not those of this network)"
+    ) as caught:
         load_network(tmp_path / "x.pt", network=of(8))
     assert len(str(caught.value)) < 2000
 
