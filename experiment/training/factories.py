@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
@@ -45,6 +46,36 @@ def make_loss(name: str, kwargs: Mapping[str, object], device: torch.device | st
     if isinstance(arguments.get("weight"), list | tuple):
         arguments["weight"] = torch.tensor(arguments["weight"], dtype=torch.float32)
     return cast(nn.Module, construct("lossKwargs", name, factory, [], arguments)).to(device)
+
+
+def loss_weight(loss: Loss, y: Tensor) -> Tensor:
+    """What a batch counts in a mean over batches: the divisor of its mean loss, or how many images were summed.
+
+    Of losses that average by class weights, this is the sum of the weights of its labels, ignored ones left out.
+
+    Args:
+        y: labels (N,).
+    Returns: a float64 scalar.
+    """
+    if not isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) or loss.reduction != "mean":
+        return torch.full((), len(y), dtype=torch.float64, device=y.device)
+    counted = y != loss.ignore_index
+    if loss.weight is None:
+        return counted.sum(dtype=torch.float64)
+    return (loss.weight[y.where(counted, 0)] * counted).sum(dtype=torch.float64)
+
+
+def summed(loss: Loss, value: Tensor, weight: Tensor) -> Tensor:
+    """The sum behind a batch's loss, in float64: `value` is a mean that divided by `weight`, or the sum itself."""
+    if getattr(loss, "reduction", "mean") == "sum":
+        return value.double()
+    return torch.where(weight > 0, value.double() * weight, 0.0)  # of nothing but ignored labels the mean is NaN
+
+
+def mean_loss(loss_sum: Tensor, weight_sum: Tensor) -> float:
+    """The mean over all batches; NaN of nothing."""
+    total, weight = float(loss_sum), float(weight_sum)
+    return total / weight if weight else math.nan
 
 
 def find(key: str, name: str, known: Sequence[str], classes: Mapping[str, object]) -> Callable[..., object]:
