@@ -29,9 +29,25 @@ def make_optimizer(parameters: Iterable[nn.Parameter], name: str, kwargs: Mappin
     factory = find("optimizer", name, OPTIMIZERS, vars(torch.optim))
     trained, arguments = list(parameters), dict(kwargs)
     plain = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
-    if name in _FUSED and plain and not _IMPLEMENTATIONS & set(arguments):
+    if name in _FUSED and plain and not _IMPLEMENTATIONS & set(arguments) and not arguments.get("dampening"):
         arguments["fused"] = True
-    return cast(Optimizer, construct("optimizerKwargs", name, factory, [trained], arguments))
+    made = cast(Optimizer, construct("optimizerKwargs", name, factory, [trained], arguments))
+    if name == "SGD" and arguments.get("fused") and arguments.get("momentum"):
+        made.register_step_pre_hook(_complete_buffers)
+    return made
+
+
+def _complete_buffers(optimizer: Optimizer, *_: object) -> None:
+    """Give every parameter with a gradient a momentum buffer if any has one.
+
+    SGD's fused kernel fails where only some have one, as when a parameter gets its first gradient in a later step.
+    A buffer of zeros becomes that gradient, as a missing one would.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    missing = [p for p in parameters if optimizer.state[p].get("momentum_buffer") is None]
+    if len(missing) < len(parameters):
+        for parameter in missing:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def make_loss(name: str, kwargs: Mapping[str, object], device: torch.device | str = "cpu") -> Loss:
