@@ -56,6 +56,17 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def make_lock_file(path: Path) -> Path:
+    """Make the file of a lock, and its folder, where they are not there; returns the path.
+
+    Raises: CannotWrite
+    """
+    make_folder(path.parent)
+    with writing_to(path):
+        path.touch()
+    return path
+
+
 def write_whole(path: Path, data: str | bytes | memoryview) -> None:
     """Write a file so that it is there whole or as it was before."""
     with whole_file(path) as partial:
@@ -96,10 +107,14 @@ def require_whole_lines(path: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Move a damaged file or folder out of the way, keeping it for whoever wants to look; returns its new place."""
+    """Move a damaged file or folder out of the way, keeping it for whoever wants to look; returns its new place.
+
+    Raises: CannotWrite
+    """
     for number in range(1000):
         place = path.with_name(f"{path.name}.damaged{number or ''}")
         if not place.exists():
-            os.replace(path, place)
+            with writing_to(place):
+                os.replace(path, place)
             return place
-    raise FileExistsError(f"{path}: too many damaged versions lie beside it. Remove some.")
+    raise CannotWrite(f"{path}: too many damaged versions lie beside it. Remove some.")

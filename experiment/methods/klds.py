@@ -31,6 +31,7 @@ from experiment.methods.responses import precise
 from experiment.methods.settings import KLDSSettings
 from experiment.methods.spectra import LayerSpectra
 from experiment.methods.start import factored_layers
+from experiment.progress import progress
 
 Floats = NDArray[np.float64]
 LEAST = 1e-9  # a divergence below this is rounding
@@ -176,7 +177,8 @@ def _measure(
 ) -> list[Floats]:
     """For every layer (number of options,): the divergence, measured at some options and interpolated at the others."""
     dense, losses = _predictions(network, images), []
-    for (name, options), prediction in zip(base.options.items(), predicted, strict=True):
+    pairs = list(zip(base.options.items(), predicted, strict=True))
+    for (name, options), prediction in progress(pairs, "output divergence, by layer"):
         weight = network.get_submodule(name).get_parameter("weight").detach()
         before, tried = weight.clone(), _spread(prediction, options.costs["parameters"], points)
         measured = []

@@ -21,6 +21,7 @@ from experiment.run.reference import (
     copy_history,
     obtain_reference,
 )
+from experiment.run.store import TRACEBACK
 from experiment.run.walk import Walk, architecture, cell_name
 from experiment.run.weights import save_weights
 
@@ -139,7 +140,7 @@ def _store_failure(cell: Cell, error: Exception, context: Context, report: Repor
     result = {"status": "failed", "error": reason}
     with context.store.writing(cell, finished=False) as folder:
         if not isinstance(error, ExperimentError):
-            write_whole(folder / "traceback.txt", "".join(traceback.format_exception(error)))
+            write_whole(folder / TRACEBACK, "".join(traceback.format_exception(error)))
         write_result(folder, result)
     report(Advanced(cell.epochs_retrain + 1))
     report(CellDone(cell.key, cell_name(cell), "failed", None, None, reason))

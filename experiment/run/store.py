@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from experiment.errors import StoreError
-from experiment.files import make_folder, remove_all, set_aside, write_whole, writing_to
+from experiment.files import make_folder, make_lock_file, remove_all, set_aside, write_whole, writing_to
 from experiment.run.extras import extra_columns, extra_values
 from experiment.run.keys import FORMAT_VERSION
 from experiment.run.plan import Cell, ExperimentPlan, ReferenceSpec
@@ -32,6 +32,8 @@ COLUMNS = (
     "loss", "top1", "top5", "top1_before_retraining", "top1_reference", "parameters_reference", "flops_reference",
     "epochs", "seconds_compress", "seconds_retrain", "status", "error", "cell",
 )  # fmt: skip
+
+TRACEBACK = "traceback.txt"  # in the folder of a failed cell
 
 log = logging.getLogger("experiment")
 
@@ -111,9 +113,7 @@ class Store:
 
     def lock_file(self, name: str) -> Path:
         """The lock of a piece of work that two processes must not do at once."""
-        path = self.folder / ".locks" / f"{name}.lock"
-        make_folder(path.parent)
-        return path
+        return make_lock_file(self.folder / ".locks" / f"{name}.lock")
 
     @contextmanager
     def trying(self, name: str | None) -> Iterator[bool]:

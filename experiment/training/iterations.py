@@ -12,6 +12,7 @@ from torch import nn
 from experiment.clock import Clock
 from experiment.datasets.image import Batch, Images, count_batches
 from experiment.errors import DataError
+from experiment.progress import progress
 from experiment.streams import Part, seeded
 from experiment.training.distil import make_teacher
 from experiment.training.distributed import ALONE
@@ -119,7 +120,7 @@ class Iterations:
         loss_sum, weight_sum = torch.zeros(2, dtype=torch.float64, device=self._device)
         hits = torch.zeros((), dtype=torch.int64, device=self._device)
         images, rate = 0, t.schedule.learning_rate
-        for i in range(count):
+        for i in progress(range(count), "learning, by batch"):
             epoch = self.done // self.per_epoch
             with self._clock.part("augmentation"):
                 x, y = self._next()

@@ -191,8 +191,8 @@ def routed(team: Team, folder: Path) -> dict[str, Any]:
 
 
 SCENARIOS = (
-    batchnorm, routed, masked, weighted, low_precision, continued, distilled, penalised, diverging, dropout, layers, gradients,
-    evaluated,
+    batchnorm, routed, masked, weighted, low_precision, continued, distilled, penalised, diverging, dropout, layers,
+    gradients, evaluated,
 )  # fmt: skip
 
 

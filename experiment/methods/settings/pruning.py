@@ -84,7 +84,7 @@ class TorchPruneSettings:
 
     Attributes:
         method: `package.module:name` of a subclass of torch.nn.utils.prune.BasePruningMethod.
-        kwargs: its arguments but for `amount`, which the budget decides.
+        kwargs: its arguments but for `amount`, which the budget decides: the fraction of a layer that goes, a float.
     """
 
     method: str = "torch.nn.utils.prune:L1Unstructured"
