@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,14 +20,13 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
-    """A terminal on which silence lasts a moment only."""
+def terminal_of(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """A terminal on which silence lasts a moment only; made in the test itself, since pytest changes stderr before."""
     for name, seconds in (("SECONDS_OF_SILENCE", 0.01), ("SECONDS_BETWEEN_DRAWINGS", 0.01), ("SECONDS_TO_HINT", 0.02)):
         monkeypatch.setattr(progress, name, seconds)
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
-    yield screen
+    return screen
 
 
 def wait_for(screen: Terminal, text: str) -> None:
@@ -65,8 +63,9 @@ def test_items_are_those_given_whoever_listens() -> None:
     ]  # fmt: skip
 
 
-def test_one_long_step_is_not_silent_and_leaves_nothing_behind(terminal: Terminal) -> None:
+def test_one_long_step_is_not_silent_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bar appears and shows its hint while the first of two steps is still under way."""
+    terminal = terminal_of(monkeypatch)
     with showing(bars()):
         for i in progress.progress(range(2), "decomposing", "use another setting"):
             if i == 0:
@@ -78,14 +77,16 @@ def test_one_long_step_is_not_silent_and_leaves_nothing_behind(terminal: Termina
         wait_for(terminal, "thinking: 00:0")
 
 
-def test_short_work_shows_nothing(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_work_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = terminal_of(monkeypatch)
     monkeypatch.setattr(progress, "SECONDS_OF_SILENCE", 60)
     with showing(bars()), working("thinking"):
         pass
     assert terminal.getvalue() == ""
 
 
-def test_nobody_watches_a_log_file_or_what_is_switched_off(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_watches_a_log_file_or_what_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal_of(monkeypatch)
     assert bars() is Bar
     assert bars(False) is None
     monkeypatch.setattr(sys, "stderr", io.StringIO())
@@ -93,8 +94,9 @@ def test_nobody_watches_a_log_file_or_what_is_switched_off(terminal: Terminal, m
 
 
 @pytest.mark.parametrize("method", ["ALDS", "WT", "FT", "KLDS"])
-def test_every_analysis_is_told(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+def test_every_analysis_is_told(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     """The terminal stands for a person; `progress=False` silences it."""
+    terminal_of(monkeypatch)
     told: list[str] = []
 
     def spoken(description: str, total: int, hint: str) -> Spoken:

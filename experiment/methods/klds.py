@@ -83,12 +83,19 @@ class KLDS:
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Analysis:
         """Second-order prediction for all options, and measured divergence of some.
 
-        Raises: CompressionError: there are no calibration data, or the outputs are no class scores, or not finite.
+        Raises: CompressionError: there are no calibration data, or the outputs are no class scores, or not finite, or
+            the targets are those of a regression.
         """
         if calibration is None or len(calibration.inputs) == 0:
             raise CompressionError(
                 "KLDS needs calibration data, inputs that the network is meant for, and got none. Give some: "
                 "compress(..., data=inputs), a tensor, a pair (inputs, targets) or a loader of such pairs."
+            )
+        targets = calibration.targets
+        if targets is not None and targets.is_floating_point() and targets.dim() == 1:
+            raise CompressionError(
+                "KLDS takes the network's outputs for class scores, and compares their softmax. The targets are real "
+                "numbers, as of a regression: take a method that looks at layers, such as PCA or ALDS."
             )
         base = lowrank.analyse(
             state,
