@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
 import logging
 import os
@@ -16,18 +15,14 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from experiment.errors import CannotWrite, Damaged, StoreError, shortened
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from experiment.errors import CannotWrite, Damaged, StoreError
 
 MOST_BYTES = 2**27  # of a file that is read into memory whole: no table or text of results comes near
 MOST_JSON_BYTES = 2**22
-MOST_FIELDS = 10_000_000  # of a table
 RUN_AGAIN = "Run the experiment again to rewrite it."
 
 MOST_LETTERS = 60  # of a text in the name of a file
@@ -94,8 +89,7 @@ def locked(path: Path, doing: str) -> Iterator[None]:
 
     Raises: CannotWrite: its folder cannot be made.
     """
-    make_folder(path.parent)
-    lock = FileLock(path)
+    lock = FileLock(make_lock_file(path))
     try:
         lock.acquire(timeout=SECONDS_BEFORE_TOLD)
     except Timeout:
@@ -114,6 +108,17 @@ def make_folder(path: Path) -> None:
     """
     with writing_to(path):
         path.mkdir(parents=True, exist_ok=True)
+
+
+def make_lock_file(path: Path) -> Path:
+    """Make the file of a lock, and its folder, where they are not there; returns the path.
+
+    Raises: CannotWrite
+    """
+    make_folder(path.parent)
+    with writing_to(path):
+        path.touch()
+    return path
 
 
 def write_whole(path: Path, data: str | bytes | memoryview) -> None:
@@ -159,31 +164,6 @@ def read_json(path: Path) -> Any:
         raise Damaged(f"{path}: is damaged: it does not hold JSON.") from error
 
 
-def read_table(path: Path, **how: Any) -> DataFrame:
-    """A table of results.
-
-    Args:
-        how: of `pandas.read_csv`.
-    Raises: as `read_file`; Damaged also where it is no table, is empty, or ends within a line.
-    """
-    import pandas as pd
-
-    data = read_file(path)
-    if not data:
-        raise Damaged(f"{path}: is not a table of results: it is empty. {RUN_AGAIN}")
-    if not data.endswith(b"\n"):
-        raise Damaged(f"{path}: is cut off in its last line. {RUN_AGAIN}")
-    lines, columns = data.count(b"\n") + data.count(b"\r"), data.partition(b"\n")[0].count(b",") + 1
-    if lines * columns > MOST_FIELDS:  # pandas makes short lines as long as the first one
-        raise Damaged(f"{path}: has {lines:,} lines of {columns:,} columns. At most {MOST_FIELDS:,} fields are read.")
-    try:
-        table: DataFrame = pd.read_csv(io.BytesIO(data), **how)
-    except Exception as error:  # no list of what pandas raises on damaged files is complete
-        reason = shortened(str(error).strip().partition("\n")[0])
-        raise Damaged(f"{path}: is not a table of results: {reason}. {RUN_AGAIN}") from error
-    return table
-
-
 def remove_all(paths: Iterable[Path]) -> None:
     """Remove files and whole folders as far as they are there and can be removed."""
     for path in paths:
@@ -209,10 +189,14 @@ def is_whole_archive(path: Path) -> bool:
 
 
 def set_aside(path: Path) -> Path:
-    """Move a damaged file or folder out of the way, keeping it for whoever wants to look; returns its new place."""
+    """Move a damaged file or folder out of the way, keeping it for whoever wants to look; returns its new place.
+
+    Raises: CannotWrite
+    """
     for number in range(1000):
         place = path.with_name(f"{path.name}.damaged{number or ''}")
         if not place.exists():
-            os.replace(path, place)
+            with writing_to(place):
+                os.replace(path, place)
             return place
-    raise FileExistsError(f"{path}: too many damaged versions lie beside it. Remove some.")
+    raise CannotWrite(f"{path}: too many damaged versions lie beside it. Remove some.")

@@ -9,12 +9,14 @@ import io
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from experiment.errors import ConfigError, ExperimentError, StoreError
+from experiment.progress import is_watched
 from experiment.run.interrupt import EXIT_INTERRUPTED, stopping_cleanly
 from experiment.run.launched import Launch, find_launch
 from experiment.text import json_text, message, one_line, say
@@ -35,7 +37,10 @@ continues where it stopped. Exit status: 0 all cells done, 1 some cells failed, 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command; returns its exit status.
+
+    Only deliberate errors become messages. Whatever else is raised is a mistake in a program, and shows its traceback.
+    """
     _require_streams()
     options = _parser().parse_args(arguments)
     launch = find_launch()
@@ -45,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.nullcontext() if launch is not None and not launch.leads else stopping_cleanly():
             return _schema() if options.schema else _run(options, launch)
     except ExperimentError as error:
+        if options.debug:
+            traceback.print_exc()
         lines = error.problems if isinstance(error, ConfigError) else (str(error),)
         for line in lines:
             say(message(line), sys.stderr)
@@ -57,11 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `... --plan | head`: whoever read has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE if options.plan or options.schema else EXIT_INTERRUPTED
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        told = f"{where}{error.strerror or error}. Mend that, or choose another folder with --results or --data"
-        say(message(f"{told}; what is finished is safe, and the same command continues."), sys.stderr)
-        return EXIT_WRONG
 
 
 def _require_streams() -> None:
@@ -130,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--retry-failed", action="store_true", help="run again what failed before")
     add("-q", dest="quiet", action="store_true", help="say nothing but errors and where the results are")
     add("-v", dest="verbose", action="store_true", help="say more: a line an epoch")
+    add("--debug", action="store_true", help="print the traceback of every error, those of failed cells too")
     return parser
 
 
@@ -161,6 +164,8 @@ def _run(options: argparse.Namespace, launch: Launch | None) -> int:
         return _show_plans(plans, places, options.plan)
     for notice in dict.fromkeys(notice for plan in plans for notice in plan.file.notices):
         say(notice, sys.stderr)
+    if not options.quiet and is_watched():
+        say("starting: torch is imported, which takes a few seconds", sys.stderr)
     with clock.part("start-up"):
         from experiment.report import write_report
         from experiment.run.session import Options, run_session
@@ -171,6 +176,7 @@ def _run(options: argparse.Namespace, launch: Launch | None) -> int:
         executor=options.executor,
         retry_failed=options.retry_failed,
         verbosity=-1 if options.quiet else int(options.verbose),
+        debug=options.debug,
     )
     if launch is None:
         return run_session(plans, places, how, write_report, say, clock)

@@ -51,15 +51,14 @@ class DatasetEntry:
 class MethodEntry:
     """A compression method: its frozen dataclass of settings and, at `target`, the class that takes them.
 
-    `kind` is lowrank, filter, weight, quantization, compose (several of them) or none; `random` says that two runs with
-    other seeds differ; `restarts` that in a cascade, too, every keep ratio starts from the reference network.
+    `kind` is lowrank, filter, weight, quantization, compose (several of them) or none; `restarts` says that in a
+    cascade, too, every keep ratio starts from the reference network.
     """
 
     label: str
     settings: type
     target: str
     kind: str
-    random: bool = False
     version: int = 1
     restarts: bool = False
 

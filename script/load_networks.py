@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from pathlib import Path
 
 from experiment import evaluate, load_network, load_results
 from experiment.errors import ExperimentError
 from experiment.report import default_results, find_experiments, smallest_within
+from experiment.report.notebook import in_notebook, stop
 
 parser = argparse.ArgumentParser(description="Load a compressed network and its reference network, and test both.")
 parser.add_argument(
@@ -30,28 +30,28 @@ parser.add_argument("--keep", type=float, metavar="RATIO", help="the nearest kee
 parser.add_argument("--net", type=int, metavar="N", help="index of the network")
 parser.add_argument("--variant", help="which element of a sweep, such as retraining.startEpoch=91")
 parser.add_argument("--delta", type=float, default=1.0, metavar="POINTS", help="loss of accuracy allowed (default: 1)")
-arguments = parser.parse_args([] if "ipykernel" in sys.modules else None)
+arguments = parser.parse_args([] if in_notebook() else None)  # in a notebook: the list of arguments
 
 # %% Which cell
 try:
     folders = find_experiments([arguments.experiment] if arguments.experiment else [], arguments.results)
     if not folders:
-        sys.exit("No results yet. Run an experiment first: python -m experiment.main param/digits/prune/lenet5.yaml")
+        stop("No results yet. Run an experiment first: python -m experiment.main param/digits/prune/lenet5.yaml")
     folder = max(folders, key=lambda place: (place / "results.csv").stat().st_mtime)
     results = load_results(folder)
 except ExperimentError as error:
-    sys.exit(str(error))
+    stop(str(error))
 for column, wanted in (("label", arguments.method), ("net", arguments.net), ("variant", arguments.variant)):
     known = ", ".join(map(str, results[column].unique()))
     results = results if wanted is None else results[(results[column] == wanted) & (results["status"] == "done")]
     if results.empty:
-        sys.exit(f"{folder}: no finished cell with {column} {wanted}. There is: {known or 'nothing yet'}.")
+        stop(f"{folder}: no finished cell with {column} {wanted}. There is: {known or 'nothing yet'}.")
 if arguments.keep is not None:
     distance = (results["keep_target"] - arguments.keep).abs().where(results["status"] == "done")
     results = results[distance == distance.min()]
 row = smallest_within(results, arguments.delta / 100)
 if row is None:
-    sys.exit(f"{folder}: no compressed network of that kind is finished yet.")
+    stop(f"{folder}: no compressed network of that kind is finished yet.")
 
 # %% Load both, and test both
 data = arguments.data or default_results().parent / "datasets"
@@ -65,7 +65,7 @@ try:
         row["label"]: evaluate(folder, network, data),
     }
 except ExperimentError as error:
-    sys.exit(str(error))
+    stop(str(error))
 
 # %% Tell
 print(f"{folder}: network {row['net']:g} {row['variant']}".rstrip())

@@ -11,11 +11,11 @@ Runs from any folder, as a program or cell by cell as a notebook.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from experiment.errors import ExperimentError
 from experiment.report import find_experiments, latex_table, markdown_table, read_source, write_report
+from experiment.report.notebook import in_notebook, show_pictures, stop
 
 parser = argparse.ArgumentParser(
     description="Draw the plots of experiments again and print their prune-potential tables.",
@@ -27,15 +27,15 @@ parser.add_argument(
 parser.add_argument("--results", type=Path, metavar="DIR", help="where experiments lie (default: data/results)")
 parser.add_argument("--quantity", choices=("parameters", "flops", "bytes"), default="parameters", help="what it counts")
 parser.add_argument("--tex", type=Path, metavar="FILE", help="also write one LaTeX table of all these experiments")
-arguments = parser.parse_args([] if "ipykernel" in sys.modules else None)
+arguments = parser.parse_args([] if in_notebook() else None)  # in a notebook: the list of arguments
 
 # %% Find the experiments
 try:
     folders = find_experiments(arguments.experiments, arguments.results)
 except ExperimentError as error:
-    sys.exit(str(error))
+    stop(str(error))
 if not folders:
-    sys.exit("No results yet. Run an experiment first: python -m experiment.main param/digits/prune/lenet5.yaml")
+    stop("No results yet. Run an experiment first: python -m experiment.main param/digits/prune/lenet5.yaml")
 
 # %% Draw, tabulate, tell
 frames, problems = [], []
@@ -53,6 +53,7 @@ for folder in folders:
     print(f"  plots   {folder / 'plots'}: {len(report.plots)} files")
     for plot in report.main_plots:
         print(f"          {plot}")
+    show_pictures(report.main_plots)
 
 # %% One table of all, for a paper
 if arguments.tex is not None and frames:
@@ -61,4 +62,4 @@ if arguments.tex is not None and frames:
     arguments.tex.write_text(latex_table(pd.concat(frames, ignore_index=True)), encoding="utf-8")
     print(f"\n{arguments.tex}")
 if problems:
-    sys.exit("\n".join(problems))
+    stop("\n".join(problems))

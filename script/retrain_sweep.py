@@ -11,11 +11,11 @@ from any folder, as a program or cell by cell as a notebook.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from experiment.errors import ExperimentError
 from experiment.report import find_experiments, is_retrain_sweep, plot_retrain_sweep, read_source, retrain_sweep
+from experiment.report.notebook import in_notebook, show_pictures, stop
 
 parser = argparse.ArgumentParser(
     description="Draw the prune potential against the amount of retraining.",
@@ -29,16 +29,16 @@ parser.add_argument("--quantity", choices=("parameters", "flops"), default="para
 parser.add_argument(
     "--deltas", type=float, nargs="+", metavar="POINTS", default=[0, 0.5, 1, 2, 3], help="allowed losses"
 )
-arguments = parser.parse_args([] if "ipykernel" in sys.modules else None)
+arguments = parser.parse_args([] if in_notebook() else None)  # in a notebook: the list of arguments
 
 # %% Find the sweeps
 try:
     sources = [read_source(folder) for folder in find_experiments(arguments.experiments, arguments.results)]
 except ExperimentError as error:
-    sys.exit(str(error))
+    stop(str(error))
 sweeps = [source for source in sources if is_retrain_sweep(source.results)]
 if not sweeps:
-    sys.exit(
+    stop(
         f"None of the {len(sources)} experiments found sweeps over retraining. Expected one that has been run with at "
         "least two customizations of retraining.startEpoch or retraining.numEpochs in its parameter file, such as "
         "param/cifar/retrainsweep/resnet20.yaml."
@@ -52,7 +52,7 @@ for source in sweeps:
         table = retrain_sweep(source.results, epochs, deltas, arguments.quantity)
         figure = plot_retrain_sweep(source.results, epochs, quantity=arguments.quantity, deltas=deltas)
     except ExperimentError as error:
-        sys.exit(f"{source.folder}: {error}")
+        stop(f"{source.folder}: {error}")
     path = source.folder / "plots" / f"retrain_sweep-{arguments.quantity}.pdf"
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path)
@@ -63,3 +63,4 @@ for source in sweeps:
     table = table.assign(loss=100 * table["delta"], retraining=(100 * table["retraining"]).round(1))
     print((100 * table.pivot(index=["label", "loss"], columns="retraining", values="removed")).round(1).to_string())
     print(f"\n  plot  {path}\n        {path.with_suffix('.png')}")
+    show_pictures([path.with_suffix(".png")])

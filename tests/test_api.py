@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import experiment
 from experiment import compress, compress_many, load_network, load_results, save_network
@@ -147,11 +150,73 @@ def test_the_public_names_are_there() -> None:
 
 def test_what_is_given_in_the_wrong_form_is_told() -> None:
     network, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 8)
-    with pytest.raises(ConfigError, match=r"settings are given as keywords here: .*error='exact'"):
-        compress(network, "ALDS", keep=0.5, example=x, settings={"error": "exact"})
+    with pytest.raises(ConfigError, match="error: is given in `settings` and as a keyword"):
+        compress(network, "ALDS", keep=0.5, example=x, settings={"error": "exact"}, error="exact")
+    with pytest.raises(ConfigError, match=r"settings must be a mapping .* Got a list"):
+        compress(network, "ALDS", keep=0.5, example=x, settings=[1])  # type: ignore[arg-type]
     for data in (torch.utils.data.TensorDataset(x), x.numpy(), 3):
         with pytest.raises(CompressionError, match="data: expected a tensor of inputs, .* Got a "):
             compress(network, "PCA", keep=0.5, example=x, data=data)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("keep", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5), 0.5])
+def test_a_keep_ratio_is_any_number(keep: Any) -> None:
+    network, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 8)
+    assert compress(network, "WT", keep=keep, example=x).parameters == 75 // 2
+
+
+@pytest.mark.parametrize("keep", [True, np.True_, torch.tensor(True), math.nan, 0, 1.1, torch.ones(2), "half"])
+def test_what_is_no_keep_ratio_is_refused_at_the_call(keep: Any) -> None:
+    network, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 8)
+    with pytest.raises(CompressionError, match=r"keep must be a number in \(0, 1\]. Got"):
+        compress_many(network, "WT", keeps=[0.5, keep], example=x)
+
+
+def test_many_are_checked_when_they_are_asked_for() -> None:
+    with pytest.raises(ConfigError, match="unknown method"):
+        compress_many(nn.Linear(8, 6), "WTF", keeps=[0.5], example=torch.ones(1, 8))
+
+
+def test_a_setting_may_be_called_like_an_argument() -> None:
+    """`method` as a keyword is the setting; what is called `seed` goes into the mapping."""
+    network, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 8)
+    path = "torch.nn.utils.prune:RandomUnstructured"
+    results = [
+        compress(network, "TorchPrune", keep=0.5, example=x, method=path),
+        compress(network, "TorchPrune", keep=0.5, example=x, settings={"method": path}),
+    ]
+    assert results[0].parameters == results[1].parameters == 75 // 2
+    states = [result.network.state_dict() for result in results]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_result_says_in_a_line_what_is_left() -> None:
+    network, x = nn.Sequential(nn.Linear(800, 600), nn.ReLU(), nn.Linear(600, 3)), torch.randn(2, 800)
+    result = compress(network.train(), "WT", keep=0.5, example=x)
+    assert repr(result) == "WT: 241,201 of 482,403 parameters (50.0 %), 0.482 of 0.482 MFLOPs (100.0 %)"
+    assert (result.parameters_before, result.flops_before) == (482_403, 481_800)
+    assert network.training
+    assert not result.network.training
+
+
+class AllButOne(prune.BasePruningMethod):
+    """A user's method that does not look at the amount."""
+
+    PRUNING_TYPE = "unstructured"
+
+    def __init__(self, amount: float) -> None:
+        assert 0 <= amount <= 1
+
+    def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
+        return torch.arange(t.numel()).view(t.shape) == 0
+
+
+def test_a_size_far_below_what_was_asked_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prune, "mine", AllButOne, raising=False)
+    network, x = nn.Linear(20, 5), torch.randn(2, 20)
+    with pytest.warns(UserWarning, match=r"TorchPrune: 5\.71% of the parameters are left, and 50\.00% were asked for"):
+        result = compress(network, "TorchPrune", keep=0.5, example=x, method="torch.nn.utils.prune:mine")
+    assert result.parameters == 6
 
 
 def test_arguments_of_another_type_are_told() -> None:

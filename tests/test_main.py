@@ -80,6 +80,26 @@ def test_the_schema_is_json_schema(capsys: Any) -> None:
     assert {"network", "training", "experiments"} <= set(schema["properties"])
 
 
+def test_debug_shows_where_an_error_comes_from(tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text("network: 3\n")
+    assert main([str(path), "--plan"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert main([str(path), "--plan", "--debug"]) == 2
+    error = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in error
+    assert "in _plans" in error
+
+
+def test_a_mistake_of_the_program_is_no_advice_about_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mistaken(*_: Any) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "a constant that is wrong")
+
+    monkeypatch.setattr("experiment.main._run", mistaken)
+    with pytest.raises(FileNotFoundError):
+        main(["any.yaml"])
+
+
 def test_help_names_the_exit_statuses(capsys: Any) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--help"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -452,3 +454,28 @@ def test_example_input() -> None:
     assert torch.equal(example, example_input((3, 5, 4)))
     assert example.unique().numel() == 60  # a constant image could hide a layer that computes nothing
     assert example_input((2, 2), "meta").device.type == "meta"
+
+
+@pytest.mark.parametrize("faster", ["contiguous", "channels_last"])
+def test_latency_is_that_of_the_faster_layout(monkeypatch: pytest.MonkeyPatch, faster: str) -> None:
+    seen = []
+
+    class Timer:
+        """Says that one layout takes half as long, and notes what it was asked to time."""
+
+        def __init__(self, statement: str, globals: dict[str, Any], num_threads: int) -> None:
+            network, x = globals["network"], globals["x"]
+            turned = x.is_contiguous(memory_format=torch.channels_last)
+            assert turned == network[0].weight.is_contiguous(memory_format=torch.channels_last)
+            self.layout = "channels_last" if turned else "contiguous"
+            seen.append(self.layout)
+
+        def blocked_autorange(self, min_run_time: float) -> Any:
+            return SimpleNamespace(median=0.001 if self.layout == faster else 0.002, iqr=0.0)
+
+    monkeypatch.setattr("experiment.measure._timer", lambda: Timer)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    found = measure_latency(network, (3, 8, 8), 2, 1)
+    assert (found.layout, found.median_ms) == (faster, 1.0)
+    assert seen == ["contiguous", "channels_last"]
+    assert network[0].weight.is_contiguous()

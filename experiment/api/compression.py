@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,20 @@ from experiment.layers.build import build
 from experiment.layers.plan import Plan, State
 from experiment.layers.prepared import prepared
 from experiment.measure import Count, count
-from experiment.methods.base import Calibration, Compressed, Compressor, Quantity, make_method
+from experiment.methods.base import (
+    Calibration,
+    Compressed,
+    Compressor,
+    Quantity,
+    keep_ratio,
+    make_method,
+    shortfall,
+)
 from experiment.methods.configure import is_fixed_size, make_settings
 from experiment.methods.find import find_method
 from experiment.methods.reach import OutOfReach
 from experiment.methods.table import layer_rows
+from experiment.progress import bars, showing
 from experiment.registry import MethodEntry
 from experiment.run.names import recalibration_fault
 from experiment.run.weights import save_weights
@@ -33,20 +43,23 @@ if TYPE_CHECKING:
 _log = logging.getLogger("experiment")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CompressionResult:
     """A compressed network and what was done to it.
 
     Attributes:
-        network: of plain torch layers, ready to train, save, export; masked weights are held at zero by a
-            parametrization (`experiment.layers.masks.bake_masks(network)` gives a copy with ordinary zeros).
+        network: of plain torch layers, ready to train, save, export. It is in eval mode, whatever mode the original is
+            in: call `network.train()` before you train it. Masked weights are held at zero by a parametrization
+            (`experiment.layers.masks.bake_masks(network)` gives a copy with ordinary zeros).
         layers: one row a layer: layer, kind, parameters_before, parameters, flops_before, flops, and what the method
             decided (rank, groups, folding, relative_error, relative_error_exact | kept | channels). What the method has
             to leave alone is of kind `unreachable`, and a warning names it. A row `(other)` has what the network
             multiplies outside its layers, such as attention's products.
         parameters, flops: of the whole compressed network (elements; multiply-adds of one sample).
         keep_parameters, keep_flops: the shares kept of the original's.
+        parameters_before, flops_before: of the original.
         plan: the decisions as plain data.
+        method: the method's label.
     """
 
     network: nn.Module
@@ -55,12 +68,23 @@ class CompressionResult:
     flops: int
     keep_parameters: float
     keep_flops: float
-    plan: Plan = field(repr=False)
+    parameters_before: int
+    flops_before: int
+    plan: Plan
+    method: str
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.method}: {self.parameters:,} of {self.parameters_before:,} parameters "
+            f"({100 * self.keep_parameters:.1f} %), {_millions(self.flops)} of {_millions(self.flops_before)} MFLOPs "
+            f"({100 * self.keep_flops:.1f} %)"
+        )
 
 
 def compress(
     net: nn.Module,
     method: str,
+    /,
     *,
     keep: float | None = None,
     example: Tensor,
@@ -68,7 +92,9 @@ def compress(
     budget: Quantity = "parameters",
     seed: int = 0,
     recalibrate: bool = False,
-    **settings: Any,
+    progress: bool = True,
+    settings: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> CompressionResult:
     """Compress a network; `net` itself is unchanged.
 
@@ -85,7 +111,11 @@ def compress(
             loader of such pairs.
         recalibrate: whether BatchNorm statistics are re-estimated on `data` after compression, which helps a network
             that is not retrained.
-        settings: the method's own.
+        progress: whether a bar shows, on a terminal and in notebooks, how far work of more than two seconds is.
+        settings, more: the method's own settings, as a mapping or as keywords: `error="exact"`. Those that are called
+            like an argument above can only stand in the mapping.
+    Returns: the compressed network, in eval mode, and its sizes.
+    Warns: UserWarning: the network has less than half of what was asked for.
     Raises:
         CompressionError: InfeasibleBudget where the method cannot reach that size; missing data; a network of a kind
             that cannot be compressed, such as TorchScript.
@@ -94,7 +124,7 @@ def compress(
     return next(
         compress_many(
             net, method, keeps=[keep], example=example, data=data, budget=budget, seed=seed,
-            recalibrate=recalibrate, **settings,
+            recalibrate=recalibrate, progress=progress, settings=settings, **more,
         )
     )  # fmt: skip
 
@@ -102,6 +132,7 @@ def compress(
 def compress_many(
     net: nn.Module,
     method: str,
+    /,
     *,
     keeps: Sequence[float | None],
     example: Tensor,
@@ -109,35 +140,49 @@ def compress_many(
     budget: Quantity = "parameters",
     seed: int = 0,
     recalibrate: bool = False,
-    **settings: Any,
+    progress: bool = True,
+    settings: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> Iterator[CompressionResult]:
-    """Like `compress` for several keep ratios, one result each, the analysis done once. Arguments as there."""
+    """Like `compress` for several keep ratios, one result each, the analysis done once. Arguments as there.
+
+    The arguments are checked at once; the networks are computed when they are asked for.
+    """
     _check_call(net, method, keeps, example)
     entry = find_method(method)
     if isinstance(entry, str):
         raise ConfigError(entry)
     if budget not in ("parameters", "flops"):
         raise ConfigError(f"budget must be 'parameters' or 'flops'. Got {budget!r}.")
-    if isinstance(settings.get("settings"), dict):
-        given = ", ".join(f"{name}={value!r}" for name, value in settings["settings"].items())
-        raise ConfigError(f"settings are given as keywords here: compress(net, {method!r}, ..., {given}).")
     if recalibrate and (fault := recalibration_fault(entry)):
         raise ConfigError(fault)
-    chosen = make_settings(entry, settings)
+    chosen = make_settings(entry, _merged(settings or {}, more))
     _check_keeps(entry.label, keeps, fixed=is_fixed_size(chosen))
+    ratios = [None if keep is None else keep_ratio(keep) for keep in keeps]
     made = make_method(entry, chosen)
     whole = prepared(net)
     others = example[1:] if len(example) > 1 else None
     state = State(whole.network, example[:1], whole.masks, samples=others)
     original = _count_original(state)
-    compressor = Compressor(
-        made, state, original, _calibration(data), generator("method", seed), recalibrated=recalibrate
-    )
-    for i, keep in enumerate(keeps):
-        compressed = compressor.compress(1.0 if keep is None else keep, budget)
-        if not i:  # an error has the same text
-            _warn_of_rest(entry, compressed.out_of_reach, keeps if budget == "parameters" else ())
-        yield result_of(original, compressed)
+    calibration = _calibration(data)
+
+    def results() -> Iterator[CompressionResult]:
+        with showing(bars(progress)):
+            compressor = Compressor(
+                made, state, original, calibration, generator("method", seed), recalibrated=recalibrate
+            )
+        for i, keep in enumerate(ratios):
+            with showing(bars(progress)):
+                compressed = compressor.compress(1.0 if keep is None else keep, budget)
+            if not i:  # an error has the same text
+                _warn_of_rest(entry, compressed.out_of_reach, ratios if budget == "parameters" else ())
+            result = result_of(entry.label, original, compressed)
+            reached = result.keep_parameters if budget == "parameters" else result.keep_flops
+            if keep is not None and not is_fixed_size(chosen) and (text := shortfall(keep, reached, budget)):
+                warnings.warn(f"{entry.label}: {text}.", stacklevel=2)
+            yield result
+
+    return results()
 
 
 def _warn_of_rest(entry: MethodEntry, rest: OutOfReach, keeps: Sequence[float | None]) -> None:
@@ -145,7 +190,20 @@ def _warn_of_rest(entry: MethodEntry, rest: OutOfReach, keeps: Sequence[float | 
         _log.warning("%s: %s", entry.label, rest.told(entry.kind) + rest.rest(keeps))
 
 
-def result_of(original: Count, compressed: Compressed) -> CompressionResult:
+def _merged(settings: object, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings from a mapping and from keywords. Raises: ConfigError: no mapping, or a setting in both."""
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"settings must be a mapping from a setting's name to its value. Got {_named(settings)}.")
+    if twice := [name for name in settings if name in more]:
+        raise ConfigError(f"{twice[0]}: is given in `settings` and as a keyword. Give it once.")
+    return {**settings, **more}
+
+
+def _millions(flops: int) -> str:
+    return f"{flops / 1e6:,.3g}" if flops < 1e9 else f"{flops / 1e6:,.0f}"
+
+
+def result_of(label: str, original: Count, compressed: Compressed) -> CompressionResult:
     """A compressed network with its sizes, beside the count of the original."""
     import pandas as pd
 
@@ -156,6 +214,9 @@ def result_of(original: Count, compressed: Compressed) -> CompressionResult:
         flops=compressed.count.flops,
         keep_parameters=compressed.count.parameters / original.parameters,
         keep_flops=compressed.count.flops / original.flops,
+        parameters_before=original.parameters,
+        flops_before=original.flops,
+        method=label,
         plan=compressed.plan,
     )
 
@@ -231,5 +292,5 @@ def _check_keeps(label: str, keeps: Sequence[float | None], *, fixed: bool) -> N
     """Raises: ConfigError: a keep ratio is missing, or has no effect."""
     if not fixed and None in keeps:
         raise ConfigError(f"{label} needs keep, the share to keep, in (0, 1]: compress(net, {label!r}, keep=0.5, ...).")
-    if fixed and (idle := [keep for keep in keeps if keep not in (None, 1)]):
-        raise ConfigError(f"keep has no effect: the settings of {label} decide the size. Leave it out. Got {idle[0]}.")
+    if fixed and any(keep is not None and keep_ratio(keep) != 1 for keep in keeps):
+        raise ConfigError(f"keep has no effect: the settings of {label} decide the size. Leave it out.")

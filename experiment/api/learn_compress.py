@@ -23,9 +23,10 @@ from experiment.layers.prepared import plain_copy
 from experiment.lc.optimizer import LCOptimizer
 from experiment.lc.projection import FunctionProjection, MethodProjection, Projection
 from experiment.measure import count
-from experiment.methods.base import Calibration, Quantity, make_method
+from experiment.methods.base import Calibration, Quantity, keep_ratio, make_method
 from experiment.methods.configure import is_fixed_size, make_settings
 from experiment.methods.find import find_method
+from experiment.progress import bars, showing
 from experiment.run.learn_compress import lc_settings
 from experiment.training.check import check_training
 from experiment.training.settings import Precision, TrainSettings
@@ -59,6 +60,7 @@ class LC:
         batch_size, optimizer, optimizer_kwargs, loss, loss_kwargs, precision: of the L-steps.
         checkpoint: file that is written after every step, and from which the same call continues: one with the same
             settings, network, samples (256 are compared) and compression of the network.
+        progress: whether a bar shows, on a terminal and in notebooks, how far `run` is.
     Raises: ConfigError: an unknown method or setting. DataError: too few samples, or what is no class of the network.
     """
 
@@ -90,7 +92,11 @@ class LC:
         device: torch.device | str = "cpu",
         seed: int = 0,
         checkpoint: str | Path | None = None,
+        progress: bool = True,
     ) -> None:
+        if torch.device(device).type not in ("cpu", "cuda"):
+            raise ConfigError(f"device: training needs cpu or cuda, since losses are summed in float64. Got {device}.")
+        self._shown, self._label = progress, scheme if isinstance(scheme, str) else "functions of your own"
         training = TrainSettings(
             num_epochs=1, batch_size=batch_size, optimizer=optimizer,
             optimizer_kwargs=dict(optimizer_kwargs or {"lr": 0.01, "momentum": 0.9, "nesterov": True}), loss=loss,
@@ -130,7 +136,8 @@ class LC:
             TrainingDiverged, CompressionError (InfeasibleBudget too).
             StoreError: the file `checkpoint` is of something else.
         """
-        return self._optimizer.run().network
+        with showing(bars(self._shown)):
+            return self._optimizer.run().network
 
     @property
     def result(self) -> CompressionResult:
@@ -143,7 +150,7 @@ class LC:
             raise CompressionError("there is no result yet. Call run() first.")
         if best.compressed is None:
             raise CompressionError("of functions of your own nothing is known but the network that run() returned.")
-        return result_of(self._original, best.compressed)
+        return result_of(self._label, self._original, best.compressed)
 
     @property
     def top1(self) -> float:
@@ -183,10 +190,10 @@ def _projection(
     made = make_settings(entry, settings)
     if keep is None and not is_fixed_size(made):
         raise ConfigError(f"keep is required and missing: {scheme} needs to know how much stays, in (0, 1].")
-    if keep not in (None, 1) and is_fixed_size(made):
-        raise ConfigError(f"keep has no effect: the settings of {scheme} decide the size. Leave it out. Got {keep}.")
+    if keep is not None and keep_ratio(keep) != 1 and is_fixed_size(made):
+        raise ConfigError(f"keep has no effect: the settings of {scheme} decide the size. Leave it out.")
     calibration = Calibration(*valid.first(CALIBRATION))
-    keep = 1.0 if keep is None else keep
+    keep = 1.0 if keep is None else keep_ratio(keep)
     projection = MethodProjection(
         make_method(entry, made), keep, budget, example, count(network, example), calibration, ("method", seed)
     )

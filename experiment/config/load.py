@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from experiment.errors import ConfigError
 
 RESULTS_FOLDER = Path("data/results")
 
-_WITHOUT_EFFECT: tuple[KeyPath, ...] = (
+WITHOUT_EFFECT: tuple[KeyPath, ...] = (
     ("blacklist",),
     ("generated",),
     ("coresets", "deltaBest"),
     ("coresets", "sizeOfT"),
     ("experiments", "datasetsToEvaluate"),
+    ("directories", "local_data"),
     ("training", "startEpoch"),
     ("retraining", "metricsTest"),
 )
@@ -192,5 +193,16 @@ def _in_order(problems: list[Problem], files: list[str]) -> list[str]:
 
 
 def _notices(root: Node) -> tuple[str, ...]:
-    names = [dotted(key) for key in _WITHOUT_EFFECT if exists(root, key)]
+    found = [*(key for key in WITHOUT_EFFECT if exists(root, key)), *_unused(plain(root))]
+    names = [dotted(key) for key in found]
     return (f"accepted, has no effect here: {', '.join(names)}",) if names else ()
+
+
+def _unused(values: Mapping[str, Any]) -> Iterator[KeyPath]:
+    """Keys without effect whose values say so: other metrics than those of every test, a limit that is computed."""
+    metrics = (values.get("training") or {}).get("metricsTest") or []
+    if any(metric["type"] != "TopK" or metric.get("kwargs", {}).get("topk", 1) not in (1, 5) for metric in metrics):
+        yield "training", "metricsTest"
+    for i, block in enumerate((values.get("experiments") or {}).get("spacing") or []):
+        if block["type"] == "harmonic" and "maxVal" in block:
+            yield "experiments", "spacing", i, "maxVal"

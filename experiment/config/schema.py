@@ -187,7 +187,7 @@ class Directories(Block):
     training_data: Name | None = None
     """Datasets."""
     local_data: Name | None = None
-    """Datasets, in torchprune's files: a second place to look."""
+    """Accepted from torchprune's files, without effect."""
 
 
 class Resources(Block):

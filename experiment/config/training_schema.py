@@ -108,7 +108,7 @@ class Training(Block):
     loss_kwargs: dict[str, Any] = {}
     """Its arguments by name."""
     metrics_test: list[Component] = Field(default_factory=_top_1_and_5)
-    """Metrics of the tests; the retraining block always has those of the training block."""
+    """Accepted from torchprune's files: every test reports loss, top-1 and top-5, whatever stands here."""
     transforms_train: list[Component] = []
     """Transforms of the training images, before transformsFinal."""
     transforms_test: list[Component] = []

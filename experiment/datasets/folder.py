@@ -47,7 +47,8 @@ class FolderItems:
 def load(name: str, data_dir: Path, train: bool, settings: Mapping[str, object], output_size: int) -> Source:
     """One part of an image folder: ROOT/train/CLASS/*.jpg, ROOT/test/CLASS/*.jpg (or ROOT/val).
 
-    Settings: `root` (absolute, or relative to the folder of datasets), `train` and `test` (names of the two folders).
+    Settings: `root` (absolute, below the folder of datasets, or from the working directory), `train` and `test` (names
+    of the two folders).
 
     Raises: ConfigError: no root. DataError: a folder is missing or empty, or the two have different classes.
     """
@@ -55,10 +56,11 @@ def load(name: str, data_dir: Path, train: bool, settings: Mapping[str, object],
     root = settings.get("root")
     if not isinstance(root, str) or not root:
         raise ConfigError(
-            f"settings.root: ImageFolder needs the folder that holds train/ and test/, absolute or "
-            f"relative to {data_dir}. Got {root!r}."
+            f"settings.root: ImageFolder needs the folder that holds train/ and test/: absolute, below {data_dir}, "
+            f"or from the working directory. Got {root!r}."
         )
-    return _load(data_dir / root, data_dir, train, settings)
+    places = (data_dir / root, Path(root))  # an absolute one is the same in both
+    return _load(next((p for p in places if p.is_dir()), places[0]), data_dir, train, settings)
 
 
 def load_imagenet(name: str, data_dir: Path, train: bool, settings: Mapping[str, object], output_size: int) -> Source:

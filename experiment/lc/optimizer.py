@@ -32,6 +32,7 @@ from experiment.errors import TrainingDiverged
 from experiment.lc.checkpoint import Iteration, LCCheckpoint, Progress
 from experiment.lc.projection import Projected, Projection, condensed_weights, weights_of
 from experiment.lc.settings import LCSettings
+from experiment.progress import progress
 from experiment.streams import Part
 from experiment.training.evaluation import Metrics, evaluate
 from experiment.training.iterations import Iterations, Stretch
@@ -105,7 +106,7 @@ class LCOptimizer:
             self._network, self._train, self._training, stream=self._stream, device=self._device, clock=self._clock,
             done=p.statistics[-1].iterations if p.statistics else 0, on_batch=self._on_batch, teacher=self._teacher,
         )  # fmt: skip
-        for j in range(len(p.statistics), self._settings.steps):
+        for j in progress(range(len(p.statistics), self._settings.steps), "learning and compressing, by step"):
             row = self._step(j, iterations)
             p.statistics.append(row)
             p.mu = self._settings.next_mu(p.mu)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import Any, Literal, Protocol
 
 import torch
@@ -16,8 +17,10 @@ from experiment.layers.plan import Plan, State
 from experiment.layers.recalibrate import DenseMoments, dense_moments, recalibrate
 from experiment.measure import Count, count
 from experiment.methods.reach import EVERYTHING, OutOfReach, out_of_reach
+from experiment.progress import working
 from experiment.registry import MethodEntry, resolve
 
+FAR_BELOW = 0.5  # of the keep ratio that was asked for: what is below is told
 Quantity = Literal["parameters", "flops"]
 
 
@@ -44,9 +47,9 @@ class Calibration:
 class Method(Protocol):
     """A compression algorithm with its settings.
 
-    `analyse` is the dear part and runs once a starting state; `plan` turns its result into decisions for one budget and
-    never exceeds it; `fill` writes the weights into the structure that `build(network, plan)` made from the plan alone.
-    `build` and `expand` live in `experiment.layers`, for a plan says everything that they need.
+    `analyse` is the expensive part and runs once per starting state; `plan` turns its result into decisions for one
+    budget and never exceeds it; `fill` writes the weights into the structure that `build(network, plan)` made from the
+    plan alone. `build` and `expand` live in `experiment.layers`, for a plan says everything that they need.
     """
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Any:
@@ -101,9 +104,10 @@ class Compressor:
         recalibrated: bool = False,
     ) -> None:
         self.method, self.state, self.original = method, state, original
+        self._name = type(method).__name__
         self.images = _images(calibration, state) if recalibrated else None
         self.dense = None if self.images is None else dense_moments(state.network, self.images)
-        with torch.no_grad():
+        with torch.no_grad(), working(f"{self._name}: analysis"):
             self.analysis = method.analyse(state, calibration, generator)
 
     def compress(self, keep: float, quantity: Quantity = "parameters") -> Compressed:
@@ -111,8 +115,10 @@ class Compressor:
 
         Raises: InfeasibleBudget, CompressionError.
         """
-        plan = self.plan(keep, quantity)
-        network = self.instantiate(plan)
+        with working(f"{self._name}: choosing what stays"):
+            plan = self.plan(keep, quantity)
+        with working(f"{self._name}: building"):
+            network = self.instantiate(plan)
         counted = count(network, self.state.example)
         assert plan.parameters is None or plan.parameters == counted.parameters, (
             f"planned {plan.parameters} parameters, counted {counted.parameters}"
@@ -129,8 +135,7 @@ class Compressor:
 
         Raises: InfeasibleBudget, CompressionError.
         """
-        if not isinstance(keep, int | float) or not 0 < keep <= 1:
-            raise CompressionError(f"keep must be a number in (0, 1]. Got {keep!r}.")
+        keep = keep_ratio(keep)
         total = {"parameters": self.original.parameters, "flops": self.original.flops}[quantity]
         budget = Budget(quantity, math.floor(keep * total + 1e-6), total)
         try:
@@ -156,6 +161,33 @@ class Compressor:
             return self.dense
         assert self.images is not None
         return dense_moments(state.network, self.images)
+
+
+def keep_ratio(keep: object) -> float:
+    """A keep ratio as a float, from a number of Python's or numpy's, or a tensor of one element.
+
+    Raises: CompressionError: it is no number, or not in (0, 1].
+    """
+    if isinstance(keep, Tensor) and keep.dim() == 0:
+        keep = keep.item()
+    number = isinstance(keep, Real) and not isinstance(keep, bool)
+    if isinstance(keep, Real) and number and 0 < float(keep) <= 1:
+        return float(keep)
+    raise CompressionError(f"keep must be a number in (0, 1]. Got {keep if number else f'a {type(keep).__name__}'}.")
+
+
+def shortfall(keep: float, reached: float, quantity: Quantity) -> str | None:
+    """What to say where a network is far smaller than asked for: less than half. None where it is not.
+
+    Args:
+        reached: the share of the original's `quantity` that the network has.
+    """
+    if reached >= FAR_BELOW * keep:
+        return None
+    return (
+        f"{reached:.2%} of the {quantity} are left, and {keep:.2%} were asked for: the next larger network of this "
+        "method does not fit"
+    )
 
 
 def _images(calibration: Calibration | None, state: State) -> Tensor:

@@ -26,6 +26,7 @@ from experiment.layers.patches import all_outputs, draw_places, input_patches, n
 from experiment.layers.plan import Factors
 from experiment.methods.responses import precise
 from experiment.methods.spectra import Slicing
+from experiment.progress import progress
 
 SAMPLES = 16  # in one pass
 PLACES = 4096  # of each layer, from which C is estimated
@@ -75,7 +76,7 @@ def gather(
     handles = [module.register_forward_hook(record, with_kwargs=True) for module in names]
     try:
         with evaluating(network), torch.enable_grad():
-            for batch in torch.split(inputs, SAMPLES):
+            for batch in progress(torch.split(inputs, SAMPLES), "second moments, by batch"):
                 calls.clear()
                 surprise = _surprise(network(batch), generator)
                 most, seen = math.ceil(PLACES * len(batch) / len(inputs)), list(calls)

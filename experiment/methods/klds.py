@@ -31,6 +31,7 @@ from experiment.methods.responses import precise
 from experiment.methods.settings import KLDSSettings
 from experiment.methods.spectra import LayerSpectra
 from experiment.methods.start import factored_layers
+from experiment.progress import progress
 
 Floats = NDArray[np.float64]
 LEAST = 1e-9  # a divergence below this is rounding
@@ -82,12 +83,19 @@ class KLDS:
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Analysis:
         """Second-order prediction for all options, and measured divergence of some.
 
-        Raises: CompressionError: there are no calibration data, or the outputs are no class scores, or not finite.
+        Raises: CompressionError: there are no calibration data, or the outputs are no class scores, or not finite, or
+            the targets are those of a regression.
         """
         if calibration is None or len(calibration.inputs) == 0:
             raise CompressionError(
                 "KLDS needs calibration data, inputs that the network is meant for, and got none. Give some: "
                 "compress(..., data=inputs), a tensor, a pair (inputs, targets) or a loader of such pairs."
+            )
+        targets = calibration.targets
+        if targets is not None and targets.is_floating_point() and targets.dim() == 1:
+            raise CompressionError(
+                "KLDS takes the network's outputs for class scores, and compares their softmax. The targets are real "
+                "numbers, as of a regression: take a method that looks at layers, such as PCA or ALDS."
             )
         base = lowrank.analyse(
             state,
@@ -176,7 +184,8 @@ def _measure(
 ) -> list[Floats]:
     """For every layer (number of options,): the divergence, measured at some options and interpolated at the others."""
     dense, losses = _predictions(network, images), []
-    for (name, options), prediction in zip(base.options.items(), predicted, strict=True):
+    pairs = list(zip(base.options.items(), predicted, strict=True))
+    for (name, options), prediction in progress(pairs, "output divergence, by layer"):
         weight = network.get_submodule(name).get_parameter("weight").detach()
         before, tried = weight.clone(), _spread(prediction, options.costs["parameters"], points)
         measured = []

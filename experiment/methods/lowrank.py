@@ -21,8 +21,10 @@ from experiment.methods.patterns import matching
 from experiment.methods.randomised_spectra import RandomisedSpectra
 from experiment.methods.spectra import LayerSpectra, Slicing, Spectra
 from experiment.methods.start import Start, live_weight, start_of
+from experiment.progress import progress
 from experiment.streams import seed_of
 
+FASTER = "the setting randomised_above: 512 is faster"
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -62,12 +64,14 @@ class LowRank:
 
     Attributes:
         spectra_of: from a layer's name and weight to spectra of the same kind, for the weights of other states.
+        hint: a faster way, for those who wait long.
     """
 
     start: Start
     spectra: Mapping[str, Spectra]
     options: Mapping[str, Options]
     spectra_of: Callable[[str, Tensor], Spectra]
+    hint: str = ""
 
     def costs(self, quantity: Quantity) -> list[Integers]:
         """The costs of every layer's options."""
@@ -84,7 +88,7 @@ class LowRank:
             curve: from spectra, groups and folding to one value a rank, from rank 1 to at least `top_rank`.
         """
         found = []
-        for name, options in self.options.items():
+        for name, options in progress(self.options.items(), "singular values, by layer", self.hint):
             values = np.zeros(len(options.ranks))
             spectra = self.spectra[name]
             for folding in np.unique(options.foldings).tolist():
@@ -147,6 +151,7 @@ def analyse(
             for name, own in pairs.items()
         },
         spectra_of=spectra_of,
+        hint=FASTER if generator is not None and randomised_above is None else "",
     )
 
 
@@ -240,7 +245,7 @@ def fill(built: nn.Module, state: State, analysis: LowRank, plan: Plan) -> None:
     analysed = state.network is analysis.start.state.network
     network = analysis.start.network if analysed else sliced_copy(state.network, plan.kept)
     masks = {name: slice_mask(mask, plan.kept, name) for name, mask in state.masks.items()}
-    for name, factors in plan.factors.items():
+    for name, factors in progress(plan.factors.items(), "factors, by layer"):
         spectra = analysis.spectra[name] if analysed else analysis.spectra_of(name, live_weight(network, masks, name))
         U_GRJ, V_GJN = spectra.factors(factors.rank, factors.groups, factors.folding)
         write_factors(built.get_submodule(name), U_GRJ, V_GJN, factors.folding)

@@ -21,6 +21,7 @@ from torch import Tensor
 from experiment.errors import CompressionError
 from experiment.layers.lowrank import fold, split_kernel
 from experiment.methods.residual import Residual
+from experiment.progress import progress
 
 Floats = NDArray[np.float64]
 Slicing = tuple[int, int]  # groups, folding
@@ -85,7 +86,8 @@ class LayerSpectra:
         missing = [groups for groups in set(all_groups) if (groups, folding) not in self._values]
         grams: dict[int, Tensor] = {}
         # wide slices from the finest on, whose Gram matrices are summed; then the others from the coarsest on
-        for groups in sorted(missing, key=lambda g: -g if self._is_wide(g, folding) else g):
+        ordered = sorted(missing, key=lambda g: -g if self._is_wide(g, folding) else g)
+        for groups in progress(ordered, "singular values of a layer, by number of groups"):
             grams[groups] = gram = self._related_gram(groups, folding, grams)
             if groups == 1:
                 self._grams[folding] = gram

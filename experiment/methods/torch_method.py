@@ -47,10 +47,11 @@ class Units:
 class TorchPrune:
     """What `method(amount=..., **kwargs).compute_mask` says of every layer, with the amount that the budget asks for.
 
-    The amount is an integer: of a layer's n units (weights, or for PRUNING_TYPE 'structured' the channels along `dim`)
-    the largest share that fits stays, as in `order_within_layers`: every layer keeps round(rho n), and of the last step
-    layers take theirs one after the other. What is masked already stays masked, and the amount is one of what is left,
-    as in torch's PruningContainer. Structured masks leave the layers' shapes as they are.
+    Of a layer's n units (weights, or for PRUNING_TYPE 'structured' the channels along `dim`) the largest share that
+    fits stays, as in `order_within_layers`: every layer keeps round(rho n), and of the last step layers take theirs one
+    after the other. The amount is the fraction of the n units that goes, a float in [0, 1] that torch's classes turn
+    into a whole number of units. What is masked already stays masked, and the amount is a fraction of what is left, as
+    in torch's PruningContainer. Structured masks leave the layers' shapes as they are.
 
     Args:
         method: a subclass of BasePruningMethod; kwargs: its arguments but for the amount.
@@ -101,7 +102,7 @@ class TorchPrune:
         alive = alive_weights(start, layer)
         if self.method.PRUNING_TYPE != "structured":
             return int(alive.sum())
-        dim = vars(self._made(0)).get("dim")
+        dim = vars(self._made(0.0)).get("dim")
         if not isinstance(dim, int) or not -alive.dim() <= dim < alive.dim():
             raise CompressionError(
                 f"layer '{layer}': {self.method.__name__} removes channels along dim {dim!r}, and the weight has shape "
@@ -122,7 +123,8 @@ class TorchPrune:
             alive = alive_weights(analysis.start, layer)
             weight = live_weight(analysis.start.network, analysis.start.masks, layer)
             with seeded("torch.nn.utils.prune", analysis.seed, layer, device=weight.device):
-                mask = self._computed(weight, alive, amount, layer) if amount else alive
+                fraction = amount / max(1, analysis.units[layer])
+                mask = self._computed(weight, alive, fraction, layer) if amount else alive
             if mask.shape != weight.shape:
                 raise CompressionError(
                     f"layer '{layer}': {self.method.__name__}.compute_mask must give a mask of the weight's shape "
@@ -131,7 +133,7 @@ class TorchPrune:
             analysis.masks[layer, amount] = (mask != 0) & alive
         return analysis.masks[layer, amount]
 
-    def _computed(self, weight: Tensor, alive: Tensor, amount: int, layer: str) -> Tensor:
+    def _computed(self, weight: Tensor, alive: Tensor, amount: float, layer: str) -> Tensor:
         method = self._made(amount)
         try:
             if alive.all():
@@ -143,16 +145,16 @@ class TorchPrune:
             return left
         except Exception as error:  # whatever the user's method raises
             raise CompressionError(
-                f"layer '{layer}': {self.method.__name__}.compute_mask fails with amount={amount} on a weight of shape "
-                f"{tuple(weight.shape)}: {type(error).__name__}: {error}"
+                f"layer '{layer}': {self.method.__name__}.compute_mask fails with amount={amount:g}, the fraction that "
+                f"goes, on a weight of shape {tuple(weight.shape)}: {type(error).__name__}: {error}"
             ) from error
 
-    def _made(self, amount: int) -> Any:
+    def _made(self, amount: float) -> Any:
         try:
             return self.method(amount=amount, **self.kwargs)
         except Exception as error:  # the user's arguments, or method
             raise CompressionError(
-                f"TorchPrune: {self.method.__name__} cannot be made with amount={amount} and kwargs "
+                f"TorchPrune: {self.method.__name__} cannot be made with amount={amount:g} and kwargs "
                 f"{dict(self.kwargs)}: {type(error).__name__}: {error}. The setting `kwargs` holds its arguments but "
                 "for `amount`."
             ) from error

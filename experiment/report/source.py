@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiment.errors import ConfigError, Damaged, StoreError, described
-from experiment.files import RUN_AGAIN, read_json, read_table
+from experiment.files import RUN_AGAIN, read_json
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -128,7 +128,8 @@ def read_cells(folder: Path, cells: DataFrame, file: str, columns: Sequence[str]
     import pandas as pd
     from pandas.api.types import is_numeric_dtype
 
-    from experiment.run.store import Store  # only here: it brings the schema of parameter files with it
+    from experiment.run.tables import read_table
+from experiment.run.store import Store  # only here: it brings the schema of parameter files with it
     from experiment.run.whole import left_out, whole_file_of
 
     frames = []

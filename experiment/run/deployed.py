@@ -73,7 +73,7 @@ def _measure_latency(plan: ExperimentPlan, folders: Mapping[str, Path], say: Cal
     return bool(missing)
 
 
-def _latencies(folder: Path, batches: Sequence[int], threads: int, plan: ExperimentPlan) -> list[dict[str, float]]:
+def _latencies(folder: Path, batches: Sequence[int], threads: int, plan: ExperimentPlan) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
     from experiment.layers.masks import bake_masks

@@ -26,6 +26,14 @@ class Advanced:
 
 
 @dataclass(frozen=True)
+class Busy:
+    """What a long analysis of `name` is at, in words."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
 class EpochDone:
     """An epoch of `name` has ended."""
 
@@ -62,7 +70,7 @@ class Note:
     text: str
 
 
-Event = Started | Advanced | EpochDone | CellDone | Timed | Note
+Event = Started | Advanced | Busy | EpochDone | CellDone | Timed | Note
 Report = Callable[[Event], None]
 
 SECONDS_BETWEEN = 0.1  # messages cross a process boundary: a few a second are enough for a bar

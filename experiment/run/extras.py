@@ -31,11 +31,11 @@ def extra_columns(plan: ExperimentPlan) -> tuple[str, ...]:
     """The columns that stand at the end of results.csv because a variant asks for them."""
     latency = asking(plan, "latency").values()
     batches = list(dict.fromkeys(batch for experiments in latency for batch in experiments.latency_batches))
-    columns = [f"latency_{what}_b{batch}{of}" for batch in batches for what, of in _TIMES]
+    columns = [f"latency_{what}_b{batch}{of}" for batch in batches for what, of in _MEASURED]
     return (*columns, *(["latency_device"] if batches else []), *(BYTE_COLUMNS if asking(plan, "bytes") else ()))
 
 
-_TIMES = (("ms", ""), ("iqr_ms", ""), ("ms", "_reference"))
+_MEASURED = (("ms", ""), ("iqr_ms", ""), ("layout", ""), ("ms", "_reference"))
 
 
 def extra_values(folder: Path, reference: Path | None) -> dict[str, Any]:
@@ -44,6 +44,7 @@ def extra_values(folder: Path, reference: Path | None) -> dict[str, Any]:
     values: dict[str, Any] = {f"latency_ms_b{batch}_reference": ms["median_ms"] for batch, ms in times.items()}
     for batch, ms in _latencies(folder).items():
         values |= {f"latency_ms_b{batch}": ms["median_ms"], f"latency_iqr_ms_b{batch}": ms["iqr_ms"]}
+        values[f"latency_layout_b{batch}"] = ms["layout"]
     if own:
         threads = own["threads"]
         values["latency_device"] = f"{own['device']}, {threads} thread{'s' if threads != 1 else ''}"
@@ -56,6 +57,7 @@ class Batch(BaseModel):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, strict=True)
 
     batch: Annotated[int, Field(ge=1, lt=2**63)]
+    layout: str
     median_ms: float
     iqr_ms: float
 
@@ -96,6 +98,6 @@ def done_folders(plan: ExperimentPlan, what: str, folders: Mapping[str, Path], d
     return {c.key: c for c in plan.cells if c.variant in asked and c.key in done and c.key in folders}
 
 
-def _latencies(folder: Path | None) -> dict[int, dict[str, float]]:
+def _latencies(folder: Path | None) -> dict[int, dict[str, Any]]:
     found = None if folder is None else read_extra(folder / LATENCY)
     return {row["batch"]: row for row in found["batches"]} if found else {}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,19 @@ from experiment.errors import ConfigError
 from experiment.run.keys import FORMAT_VERSION
 from experiment.run.launched import Launch, find_launch
 from experiment.run.plan import Machine
+from experiment.run.resolved import Precision
 
+# What the drivers of NVIDIA (Linux, Jetson, WSL2) and AMD (ROCm) leave where there is a GPU.
+DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvgpu", "/dev/nvhost-gpu", "/dev/dxg", "/dev/kfd")
+# Which GPUs a process sees; of several that are set, ROCm obeys the first one.
+VISIBLE = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 PACKAGES = ("experiment", "torch", "torchvision", "numpy", "pandas", "matplotlib")
 
 
 def find_machine(device: str) -> Machine:
     """The machine with the device that the command line asks for; `auto` takes a GPU if there is one that works.
 
-    Torch is asked only where a GPU seems to be there, so that planning stays quick elsewhere.
+    Torch decides. It is imported only where a driver is installed, so that planning stays quick elsewhere.
     Under torchrun each process has the GPU of its own number.
     Raises: ConfigError: there is no such device.
     """
@@ -36,7 +43,7 @@ def usable_cores() -> int:
 
 def _one_of_several(machine: Machine, launch: Launch) -> Machine:
     if machine.kind != "cuda":
-        return Machine(machine.device, launch.size)
+        return replace(machine, processes=launch.size)
     if machine.device != "cuda":
         raise ConfigError(
             f"--device {machine.device}: under torchrun every process takes a GPU of its own. Use --device cuda, and "
@@ -48,13 +55,18 @@ def _one_of_several(machine: Machine, launch: Launch) -> Machine:
             f"torchrun: {launch.local_size} processes on this machine need as many GPUs. Got {len(gpus)}. "
             f"Use --nproc-per-node {len(gpus)}, or --device cpu."
         )
-    return Machine(f"cuda:{launch.local_rank}", launch.size)
+    return replace(machine, device=f"cuda:{launch.local_rank}", processes=launch.size)
 
 
 def _alone(device: str) -> Machine:
-    if device == "cpu" or (device == "auto" and not _gpu_visible()):
+    if device == "cpu" or (device == "auto" and not gpu_possible()):
         return Machine("cpu")
     kind, _, index = device.partition(":")
+    if kind == "mps":
+        raise ConfigError(
+            "--device mps: training and tests sum in float64, which mps does not have. Use --device cpu. "
+            "In Python, compress() takes networks on mps."
+        )
     if device != "auto" and (kind != "cuda" or (index and not index.isdigit())):
         raise ConfigError(f"--device: expected auto, cpu, cuda or cuda:N. Got '{device}'.")
     import torch
@@ -65,19 +77,38 @@ def _alone(device: str) -> Machine:
         raise ConfigError(f"--device {device}: torch finds no usable GPU here. Use --device cpu.")
     if index and int(index) >= torch.cuda.device_count():
         raise ConfigError(f"--device {device}: this machine has {torch.cuda.device_count()} GPU(s).")
-    return Machine("cuda" if device == "auto" else device)
+    return Machine("cuda" if device == "auto" else device, auto=fastest_precision(int(index or 0)))
+
+
+def fastest_precision(index: int) -> Precision:
+    """The number format in which a GPU trains fastest.
+
+    bfloat16 must be native: torch also emulates it, slowly, before Ampere (V100, T4). float16 needs tensor cores,
+    which NVIDIA's GPUs have from compute capability 7.0 on.
+    """
+    import torch
+
+    with torch.cuda.device(index):
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16"
+    return "fp16" if torch.cuda.get_device_capability(index) >= (7, 0) else "fp32"
 
 
 def visible_gpus(machine: Machine) -> tuple[str, ...]:
-    """The GPUs that workers are shared out to, as CUDA_VISIBLE_DEVICES names them; none where one GPU was asked for."""
+    """The GPUs that workers are shared out to, as `gpu_variable` names them; none where one GPU was asked for."""
     if machine.device != "cuda":
         return ()
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = os.environ.get(gpu_variable())
     if named:
         return tuple(name.strip() for name in named.split(","))
     import torch
 
     return tuple(map(str, range(torch.cuda.device_count())))
+
+
+def gpu_variable() -> str:
+    """The environment variable that says which GPUs a process sees."""
+    return next((name for name in VISIBLE if name in os.environ), VISIBLE[-1])
 
 
 def describe_environment(machine: Machine, threads: int, workers: int | None) -> dict[str, Any]:
@@ -90,6 +121,7 @@ def describe_environment(machine: Machine, threads: int, workers: int | None) ->
         "processor": _processor(),
         "cores": usable_cores(),
         "device": _device_name(machine),
+        "precision_auto": machine.auto,
         "threads_per_cell": threads,
         "workers": workers,
         "processes_per_training": machine.processes,
@@ -113,8 +145,10 @@ def instructions(device: str) -> str:
     return torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
 
 
-def _gpu_visible() -> bool:
-    return Path("/proc/driver/nvidia/version").exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") != ""
+def gpu_possible() -> bool:
+    """Whether a GPU's driver is installed and the environment hides no GPU; without torch."""
+    hidden = os.environ.get(gpu_variable(), "0").strip() in ("", "-1")
+    return not hidden and (any(Path(path).exists() for path in DRIVERS) or shutil.which("nvidia-smi") is not None)
 
 
 def _version(package: str) -> str | None:

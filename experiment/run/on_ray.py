@@ -175,7 +175,7 @@ def _outcome(task: Any) -> bool | Lost:
     try:
         return bool(ray.get(task))
     except RayTaskError as error:
-        if isinstance(error.cause, ExperimentError | OSError):
+        if isinstance(error.cause, ExperimentError):
             return Lost(str(error.cause), fatal=True)
         return Lost(f"{type(error.cause).__name__}: {error.cause}")
     except WorkerCrashedError:

@@ -24,6 +24,7 @@ from experiment.run.reference import (
 )
 from experiment.run.schedule import chain_key
 from experiment.run.start import Gone
+from experiment.run.store import TRACEBACK
 from experiment.run.walk import Walk, architecture, cell_name
 from experiment.run.weights import save_weights
 from experiment.text import lines, reason
@@ -189,7 +190,7 @@ def _store_failure(cell: Cell, error: Exception, context: Context, report: Repor
     unexpected = error.__cause__ if isinstance(error, Inherited) else error
     with context.store.writing(cell, finished=False) as folder:
         if unexpected is not None and not isinstance(unexpected, ExperimentError):
-            write_whole(folder / "traceback.txt", lines("".join(traceback.format_exception(unexpected))))
+            write_whole(folder / TRACEBACK, lines("".join(traceback.format_exception(unexpected))))
         write_result(folder, result)
     report(Advanced(cell.epochs_retrain + 1))
     report(CellDone(cell.key, cell_name(cell), "failed", None, None, why))

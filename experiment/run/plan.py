@@ -21,7 +21,7 @@ from experiment.files import safe_name
 from experiment.run.given import DATASETS_FOLDER, GivenWeights
 from experiment.run.keys import FORMAT_VERSION, cell_key, digest
 from experiment.run.names import MethodSpec, Names, method_key, resolve_names
-from experiment.run.resolved import mode_key, planned_epochs, retraining_key, search_key, training_key
+from experiment.run.resolved import Precision, mode_key, planned_epochs, retraining_key, search_key, training_key
 from experiment.run.stamps import Stamps, remembered_stamps
 
 
@@ -31,10 +31,12 @@ class Machine:
 
     Attributes:
         processes: that train each network together. Like threads, they order sums otherwise, and dropout draws by them.
+        auto: what `precision: auto` becomes, which the GPU's model decides.
     """
 
     device: str  # cpu, cuda, cuda:1, ...
     processes: int = 1
+    auto: Precision = "fp32"
 
     @property
     def kind(self) -> str:
@@ -229,7 +231,7 @@ def _reference_task(variant: Variant, net: int, machine: Machine, names: Names) 
         "format": FORMAT_VERSION,
         "network": names.network_key | {"output_size": p.network.output_size, "input_shape": names.input_shape},
         "dataset": names.dataset_key,
-        "training": training_key(p.training, machine.kind),
+        "training": training_key(p.training, machine.kind, machine.auto),
         "net": net,
         "seed": p.seed,
         "device": machine.kind,
@@ -295,7 +297,7 @@ def _cells(
         "coresets": p.coresets.model_dump(mode="json", exclude_defaults=True),
         "test": None,  # see cell_key
         "repetition": repetition,
-        "retraining": retraining_key(p, machine.kind, epochs),
+        "retraining": retraining_key(p, machine.kind, machine.auto, epochs),
     }
     previous: str | None = None
     replayed: tuple[float, ...] = ()

@@ -6,7 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -18,15 +18,19 @@ from experiment.run.deaths import Lost
 from experiment.run.events import Event
 from experiment.run.execute import SECONDS_TO_SAVE, Listener, make_worker, run_in_pool
 from experiment.run.interrupt import stop_when_told
-from experiment.run.machine import visible_gpus
+from experiment.run.machine import gpu_variable, visible_gpus
 from experiment.run.schedule import Queue, Work
 from experiment.run.setup import Setup
 
 SECONDS_BETWEEN_LOOKS = 0.2
 
 
+Life = Callable[[Connection, Setup], None]
+
+
 @dataclass
 class _Member:
+    slot: int
     process: BaseProcess
     connection: Connection
     work: Work | None = None
@@ -36,12 +40,15 @@ class Processes:
     """Worker processes, each with a pipe; who dies is replaced.
 
     They are started at once and get ready, which takes seconds, while the caller still looks whether all is well.
+    Each has one of `size` slots. The slot decides the GPU, so a worker and its replacement use the same one.
+
+    Args:
+        life: what a worker process does from start to end.
     """
 
-    def __init__(self, setup: Setup, size: int) -> None:
-        self.setup, self.size = setup, size
+    def __init__(self, setup: Setup, size: int, life: Life | None = None) -> None:
+        self.setup, self.size, self.life = setup, size, life or _work
         self.gpus = visible_gpus(setup.machine)
-        self.hired = 0
         self.members: list[_Member] = []
         for _ in range(size):
             self._hire()
@@ -113,24 +120,29 @@ class Processes:
     def _hire(self) -> _Member:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read when torch is imported, in the new process
-            os.environ[name] = str(self.setup.most_threads)
-        if self.gpus:
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus[self.hired % len(self.gpus)]
-        self.hired += 1
-        process = context.Process(target=_work_for, args=(theirs, self.setup))
+        slot = min(set(range(self.size)) - {member.slot for member in self.members})
+        arguments = (theirs, self.setup, self._environment(slot), self.life)
+        process = context.Process(target=_work_for, args=arguments)
         process.start()
         theirs.close()
-        member = _Member(process, ours)
+        member = _Member(slot, process, ours)
         self.members.append(member)
         return member
 
+    def _environment(self, slot: int) -> dict[str, str]:
+        """The variables of a slot's process; they are never set in this one."""
+        variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.setup.most_threads))
+        if self.gpus:
+            variables[gpu_variable()] = self.gpus[slot % len(self.gpus)]
+        return variables
 
-def _work_for(connection: Connection, setup: Setup) -> None:
-    """The life of a worker: take work, do it, tell of it, until nobody is there to tell or the parent says so."""
+
+def _work_for(connection: Connection, setup: Setup, environment: Mapping[str, str], life: Life) -> None:
+    """The life of a worker: take work, do it, report it, until the parent is gone or says stop."""
+    os.environ.update(environment)  # torch reads it when it is imported, and when it first uses a GPU
     stop_when_told()
     with contextlib.suppress(KeyboardInterrupt):
-        _work(connection, setup)
+        life(connection, setup)
 
 
 def _work(connection: Connection, setup: Setup) -> None:
@@ -152,7 +164,7 @@ def _work(connection: Connection, setup: Setup) -> None:
         clock.add("start-up", max(0.0, ready - sent))  # of a new worker, while it had work to do
         try:
             tell(do(work, tell))
-        except (ExperimentError, OSError) as error:  # no cell's fault: a full disk, a folder of another version
+        except ExperimentError as error:  # no cell's fault: a full disk, a folder of another version
             tell(Lost(str(error), fatal=True))
         except Exception as error:
             tell(Lost(f"{type(error).__name__}: {error}"))

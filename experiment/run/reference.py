@@ -15,7 +15,7 @@ from torch import nn
 from experiment.clock import Clock
 from experiment.config import Parameters, Penalty, Retraining, Training
 from experiment.errors import OtherVersion, StoreError
-from experiment.files import is_whole_archive, make_folder, remove_all, set_aside, writing_to
+from experiment.files import is_whole_archive, make_folder, make_lock_file, remove_all, set_aside, writing_to
 from experiment.layers.plan import Plan, State
 from experiment.measure import Count, count, example_input
 from experiment.networks.make import make_network
@@ -100,9 +100,9 @@ def train_settings(training: Training, machine: Machine) -> TrainSettings:
         schedulers=tuple(SchedulerSpec(s.type, dict(s.kwargs), dict(s.step_kwargs)) for s in training.lr_schedulers),
         loss=training.loss,
         loss_kwargs=dict(training.loss_kwargs),
-        precision=resolved_precision(training, machine.kind),
+        precision=resolved_precision(training, machine.auto),
         early_stop_epoch=training.early_stop_epoch,
-        channels_last=resolved_channels_last(training, machine.kind),
+        channels_last=resolved_channels_last(training, machine.kind, machine.auto),
         compiled=training.compiled,
         penalties=tuple(penalty_spec(block) for block in training.penalties),
         distillation=None if taught is None else DistillationSpec(taught.temperature, taught.alpha),
@@ -123,8 +123,7 @@ def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, repor
     """
     folder = reference_folder(context.directories, spec)
     input_shape = context.data.splits(p, p.training).input_shape
-    lock = FileLock(context.directories.trained_networks / ".locks" / f"{spec.folder}.lock")
-    make_folder(Path(lock.lock_file).parent)
+    lock = FileLock(make_lock_file(context.directories.trained_networks / ".locks" / f"{spec.folder}.lock"))
     with context.clock.part("waiting"):
         held = _acquired(lock, spec, report)
     with held:

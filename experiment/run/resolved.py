@@ -16,26 +16,31 @@ RESOLVED = {"enable_amp", "precision", "channels_last"}
 SEARCH_VERSION = 1  # rises when the same samples would be judged otherwise, or others be made
 
 
-def resolved_precision(training: Training, kind: str) -> Precision:
-    """What `auto` becomes: bfloat16 on a GPU unless AMP is off, float32 on a CPU, where it need not be faster."""
+def resolved_precision(training: Training, auto: Precision) -> Precision:
+    """The number format of training.
+
+    Args:
+        auto: what `precision: auto` becomes on this machine unless AMP is off. On a GPU the fastest format that its
+            hardware computes in; on a CPU float32, since bfloat16 need not be faster there.
+    """
     if training.precision != "auto":
         return training.precision
-    return "bf16" if training.enable_amp and kind == "cuda" else "fp32"
+    return auto if training.enable_amp else "fp32"
 
 
-def resolved_channels_last(training: Training, kind: str) -> bool:
+def resolved_channels_last(training: Training, kind: str, auto: Precision) -> bool:
     """Where nothing is said: on CPUs always, on GPUs with the narrow formats that their matrix units take.
 
     On a CPU convolutions train 1.3 to 1.5 times as fast; without convolutions it makes no difference.
     """
     if training.channels_last is not None:
         return training.channels_last
-    return kind == "cpu" or resolved_precision(training, kind) != "fp32"
+    return kind == "cpu" or resolved_precision(training, auto) != "fp32"
 
 
-def training_key(training: Training, kind: str) -> dict[str, Any]:
+def training_key(training: Training, kind: str, auto: Precision) -> dict[str, Any]:
     """What of a training block decides the reference network."""
-    return _key(training, kind, SHOWN_ONLY | {"start_epoch"}) | {"num_epochs": training.num_epochs}
+    return _key(training, kind, auto, SHOWN_ONLY | {"start_epoch"}) | {"num_epochs": training.num_epochs}
 
 
 def planned_epochs(p: Parameters) -> int:
@@ -44,14 +49,14 @@ def planned_epochs(p: Parameters) -> int:
     return epochs_of(p, None if entry is None else entry.num_train)
 
 
-def retraining_key(p: Parameters, kind: str, epochs: int) -> dict[str, Any]:
+def retraining_key(p: Parameters, kind: str, auto: Precision, epochs: int) -> dict[str, Any]:
     """What of the retraining block decides what it makes of a compressed network."""
     if epochs == 0:
         return {"epochs": 0}
     if p.experiments.mode == "lc":
         how = p.lc.model_dump(mode="json", exclude_defaults=True)
-        return _key(retraining(p), kind, SHOWN_ONLY | UNUSED_BY_LC) | {"lc": how}
-    return _key(retraining(p), kind, SHOWN_ONLY) | {"epochs": epochs}
+        return _key(retraining(p), kind, auto, SHOWN_ONLY | UNUSED_BY_LC) | {"lc": how}
+    return _key(retraining(p), kind, auto, SHOWN_ONLY) | {"epochs": epochs}
 
 
 def mode_key(p: Parameters) -> dict[str, str]:
@@ -69,7 +74,7 @@ def search_key(search: Search | None) -> dict[str, Any]:
     return {"search": {"version": SEARCH_VERSION} | search.model_dump(mode="json", exclude_defaults=True)}
 
 
-def _key(training: Training, kind: str, left_out: set[str]) -> dict[str, Any]:
+def _key(training: Training, kind: str, auto: Precision, left_out: set[str]) -> dict[str, Any]:
     key = training.model_dump(mode="json", exclude_defaults=True, exclude=left_out | RESOLVED)
-    key["precision"] = resolved_precision(training, kind)
-    return key | ({"channels_last": True} if resolved_channels_last(training, kind) else {})
+    key["precision"] = resolved_precision(training, auto)
+    return key | ({"channels_last": True} if resolved_channels_last(training, kind, auto) else {})

@@ -26,7 +26,7 @@ from experiment.run.schedule import Queue, Work, open_work
 from experiment.run.setup import Setup, Site
 from experiment.run.show import Show
 from experiment.run.stamps import remember_stamps
-from experiment.run.store import Directories, Store
+from experiment.run.store import TRACEBACK, Directories, Store
 from experiment.run.timing import Timing
 from experiment.text import json_text
 
@@ -62,6 +62,7 @@ class Options:
         share: (K, N) of a job array, else None.
         executor: serial, processes or ray; None to choose one of the first two by the number of workers.
         crew: the processes that take part in every training, where there are any; then there is one worker.
+        debug: whether the tracebacks of failed cells are printed.
     """
 
     workers: int | None = None
@@ -70,6 +71,7 @@ class Options:
     retry_failed: bool = False
     verbosity: int = 0
     crew: Crew | None = None
+    debug: bool = False
 
 
 def run_session(
@@ -112,7 +114,7 @@ def run_session(
                 found = store.write_table(plan)
         with clock.part("tables and plots"):
             report = write_report(store.folder)
-        _tell(plan, found, store.folder / "results.csv", report, say)
+        _tell(plan, found, store.folder / "results.csv", report, say, debug=options.debug)
         undone = undone or bool(open_work(i, plan, found, retry_failed=True, share=options.share))
     if work:
         for i in {item.experiment for item in work}:
@@ -270,21 +272,34 @@ def _is_json(path: Path) -> bool:
         return False
 
 
-def _tell(plan: ExperimentPlan, found: Results, table: Path, report: Report, say: Callable[[str], None]) -> None:
+def _tell(
+    plan: ExperimentPlan, found: Results, table: Path, report: Report, say: Callable[[str], None], *, debug: bool
+) -> None:
     """Say where everything is and what went wrong."""
     status = Counter(str(found[cell.key]["status"]) if cell.key in found else "pending" for cell in plan.cells)
     say(f"{plan.name}: " + ", ".join(f"{number} {name}" for name, number in sorted(status.items())) + " cells")
     if without := _without_ranks(plan, found, Store(table.parent)):
         say(f"  {_plural(without, 'cell')} without ranks.csv: computed before measure: [rank] was asked for, and kept")
+    tracebacks = Store(table.parent).index() if status["failed"] else {}
     for cell in plan.cells:
         if found.get(cell.key, {}).get("status") == "failed":
             say(f"  failed: {cell.label} net {cell.net} {cell.size}: {found[cell.key].get('error')}")
+            for line in _traceback(tracebacks.get(cell.key), debug):
+                say(f"    {line}")
     if status["failed"]:
         say("  run it again with --retry-failed once the cause is mended")
     say(f"  results   {_shown(table)}")
     say(f"  report    {_shown(report.markdown)}, {_shown(report.html)}")
     for plot in report.main_plots:
         say(f"  plot      {_shown(plot)}")
+
+
+def _traceback(folder: Path | None, debug: bool) -> Iterator[str]:
+    """Where the traceback of a failed cell is, and its lines if `debug`; nothing where there is none."""
+    path = None if folder is None else folder / TRACEBACK
+    if path is not None and path.is_file():
+        yield f"traceback: {_shown(path)}"
+        yield from path.read_text(encoding="utf-8", errors="replace").splitlines() if debug else ()
 
 
 def _without_ranks(plan: ExperimentPlan, found: Results, store: Store) -> int:

@@ -8,7 +8,7 @@ import time
 
 from tqdm import tqdm
 
-from experiment.run.events import Advanced, CellDone, EpochDone, Event, Note, Started
+from experiment.run.events import Advanced, Busy, CellDone, EpochDone, Event, Note, Started
 from experiment.run.schedule import Work
 from experiment.text import one_line
 
@@ -33,7 +33,7 @@ class Show:
         self.started = time.monotonic()
         self._bar = _Bar(
             total=round(units, 1), unit="epoch", disable=not sys.stderr.isatty() or verbosity < 0, dynamic_ncols=True,
-            smoothing=0.05, miniters=0, bar_format="{percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}",
+            smoothing=0.05, miniters=0, bar_format="{percentage:3.0f}%|{bar:20}| {elapsed} < {remaining}{postfix}",
         )  # fmt: skip
 
     def __call__(self, work: Work, event: Event) -> None:
@@ -41,6 +41,8 @@ class Show:
             self._bar.update(min(event.units, max(0.0, (self._bar.total or 0) - self._bar.n)))
         elif isinstance(event, Started):
             self._bar.set_postfix_str(self._count(event.name))
+        elif isinstance(event, Busy):
+            self._bar.set_postfix_str(self._count(f"{event.name}: {event.text}"))
         elif isinstance(event, EpochDone):
             accuracy = "" if event.valid_top1 is None else f", validation top-1 {event.valid_top1:.2%}"
             loss = "" if math.isnan(event.loss) else f"loss {event.loss:.4f}"  # of compression before any learning
@@ -58,7 +60,9 @@ class Show:
         self._bar.write(one_line(text), file=sys.stderr)
 
     def close(self) -> None:
-        """End the bar."""
+        """End the bar: at 100 % where all cells are finished, for a resumed training has fewer epochs than planned."""
+        if self.finished == self.cells:
+            self._bar.update((self._bar.total or 0) - self._bar.n)
         self._bar.close()
 
     def _count(self, text: str) -> str:

@@ -16,7 +16,16 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from experiment.errors import Damaged, StoreError, described, shortened
-from experiment.files import locked, make_folder, read_json, remove_all, set_aside, write_whole, writing_to
+from experiment.files import (
+    locked,
+    make_folder,
+    make_lock_file,
+    read_json,
+    remove_all,
+    set_aside,
+    write_whole,
+    writing_to,
+)
 from experiment.run.extras import extra_columns, extra_values
 from experiment.run.keys import FORMAT_VERSION, MADE
 from experiment.run.plan import Cell, ExperimentPlan, ReferenceSpec
@@ -30,6 +39,8 @@ COLUMNS = (
     "loss", "top1", "top5", "top1_before_retraining", "top1_reference", "parameters_reference", "flops_reference",
     "epochs", "seconds_compress", "seconds_retrain", "status", "error", "cell", "hardware",
 )  # fmt: skip
+
+TRACEBACK = "traceback.txt"  # in the folder of a failed cell
 
 log = logging.getLogger("experiment")
 
@@ -119,9 +130,7 @@ class Store:
 
     def lock_file(self, name: str) -> Path:
         """The lock of a piece of work that two processes must not do at once."""
-        path = self.folder / ".locks" / f"{name}.lock"
-        make_folder(path.parent)
-        return path
+        return make_lock_file(self.folder / ".locks" / f"{name}.lock")
 
     def held(self, name: str, doing: str) -> AbstractContextManager[None]:
         """This lock, held inside once everybody else has let go of it; `doing` is what it is for, in words."""

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,10 +21,11 @@ from experiment.layers.build import expand
 from experiment.layers.inspect import trace_layers
 from experiment.layers.masks import same_support
 from experiment.layers.plan import Plan, State
-from experiment.methods.base import Calibration, Compressed, Compressor, make_method
+from experiment.methods.base import Calibration, Compressed, Compressor, make_method, shortfall
 from experiment.methods.table import layer_rows
+from experiment.progress import Spoken, showing
 from experiment.run.crew import Job, together
-from experiment.run.events import Advanced, Note, Report, epoch_callbacks
+from experiment.run.events import Advanced, Busy, Note, Report, epoch_callbacks
 from experiment.run.learn_compress import learn_compress
 from experiment.run.machine import instructions
 from experiment.run.made import Made
@@ -91,18 +93,22 @@ class Walk:
 
     def _retrained(self, cell: Cell, report: Report) -> Made:
         started = time.perf_counter()
-        with self.context.clock.part("compression"):
+        spoken = partial(Spoken, lambda text: report(Busy(cell_name(cell), text)))
+        with self.context.clock.part("compression"), showing(spoken):
             compressor, compressed = self._compress(cell)
         network, about = compressed.network, {}
+        if not cell.fixed_size and (text := _shortfall(compressed, cell, compressor, self.p)):
+            report(Note(f"{cell_name(cell)}: {text}"))
         epochs = cell.epochs_retrain
         if epochs and self._removes_nothing(network):
             epochs, about = 0, {"notice": NOTHING_REMOVED}
             report(Note(f"{cell_name(cell)}: {NOTHING_REMOVED}"))
             report(Advanced(cell.epochs_retrain))
-        if epochs and self.rewinding != "none":
-            network = compressor.instantiate(compressed.plan, self._other_weights(cell))
+        if epochs and self.rewinding != "none":  # "before retraining" is what compression left, not other weights
+            network, before = compressor.instantiate(compressed.plan, self._other_weights(cell)), network
+        else:
+            before = copy.deepcopy(network) if epochs else network
         seconds_compress = time.perf_counter() - started
-        before = copy.deepcopy(network) if epochs else network
         started = time.perf_counter()
         ranks = rank_log(self.p, self.context.store.partial(cell.key))
         if ranks is not None:
@@ -287,6 +293,12 @@ class Walk:
                 write_rows(folder / TABLE, found.table())
             write_result(folder, result)
         return result
+
+
+def _shortfall(compressed: Compressed, cell: Cell, compressor: Compressor, p: Parameters) -> str | None:
+    quantity = p.experiments.budget
+    reached = getattr(compressed.count, quantity) / getattr(compressor.original, quantity)
+    return shortfall(cell.keep, reached, quantity)
 
 
 def architecture(p: Parameters, reference: Reference) -> dict[str, object]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,8 +72,10 @@ class Team:
         if self.size == 1:
             yield network
             return
-        with sharing_statistics(network):
-            yield DistributedDataParallel(network, **_NO_BUFFERS)
+        with sharing_statistics(network), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")  # to be safe, it is
+            # A parameter that no process's logits depend on, or this one's do not, gets the gradient it has alone.
+            yield DistributedDataParallel(network, find_unused_parameters=True, **_NO_BUFFERS)
 
     def whole(self, logits: Tensor, y: Tensor, num_images: int) -> tuple[Tensor, Tensor]:
         """Logits and labels of the whole batch, from those of every process's part of it, in their order.

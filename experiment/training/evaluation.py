@@ -13,7 +13,7 @@ from experiment.datasets.image import Images
 from experiment.errors import ConfigError, DataError
 from experiment.layers.inspect import evaluating
 from experiment.training.distributed import ALONE, Team
-from experiment.training.factories import make_loss
+from experiment.training.factories import loss_weight, make_loss, mean_loss, summed
 from experiment.training.settings import Precision
 
 TOP = 5
@@ -24,7 +24,10 @@ _DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.floa
 
 @dataclass(frozen=True)
 class Metrics:
-    """Mean loss and accuracies, fractions in [0, 1], over `samples` images."""
+    """Mean loss and accuracies, fractions in [0, 1], over `samples` images.
+
+    With class weights the loss is the weighted mean: the sum of weighted losses by the sum of weights.
+    """
 
     loss: float
     top1: float
@@ -84,23 +87,17 @@ def _evaluate(
     channels_last: bool,
     team: Team,
 ) -> Metrics:
-    arguments = dict(loss_kwargs or {})
-    criterion = make_loss(loss, arguments, device)
-    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, top-1 hits, top-5 hits
+    criterion = make_loss(loss, dict(loss_kwargs or {}), device)
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, what it is divided by, top-1 hits, top-5 hits
     with evaluating(network), torch.inference_mode():
         for x, y in data.batches(batch_size, stream=None, channels_last=channels_last, share=team.share):
             with forward_precision(device, precision):
                 logits = network(x)
             logits = logits.float()
-            value = criterion(logits, y).double() * loss_weight(arguments, len(y))
-            sums += torch.stack([value, *_hits(logits, y)])
-    total, top1, top5 = (float(s) / len(data) for s in team.total(sums).tolist())
-    return Metrics(total, top1, top5, len(data))
-
-
-def loss_weight(loss_kwargs: Mapping[str, object], batch_size: int) -> int:
-    """What a batch's loss is multiplied by so that the sum over batches, divided by the images, is a mean."""
-    return 1 if loss_kwargs.get("reduction") == "sum" else batch_size
+            weight = loss_weight(criterion, y)
+            sums += torch.stack([summed(criterion, criterion(logits, y), weight), weight, *_hits(logits, y)])
+    total, weights, top1, top5 = team.total(sums).cpu()
+    return Metrics(mean_loss(total, weights), float(top1) / len(data), float(top5) / len(data), len(data))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
@@ -28,9 +29,25 @@ def make_optimizer(parameters: Iterable[nn.Parameter], name: str, kwargs: Mappin
     factory = find("optimizer", name, OPTIMIZERS, vars(torch.optim))
     trained, arguments = list(parameters), dict(kwargs)
     plain = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
-    if name in _FUSED and plain and not _IMPLEMENTATIONS & set(arguments):
+    if name in _FUSED and plain and not _IMPLEMENTATIONS & set(arguments) and not arguments.get("dampening"):
         arguments["fused"] = True
-    return cast(Optimizer, construct("optimizerKwargs", name, factory, [trained], arguments))
+    made = cast(Optimizer, construct("optimizerKwargs", name, factory, [trained], arguments))
+    if name == "SGD" and arguments.get("fused") and arguments.get("momentum"):
+        made.register_step_pre_hook(_complete_buffers)
+    return made
+
+
+def _complete_buffers(optimizer: Optimizer, *_: object) -> None:
+    """Give every parameter with a gradient a momentum buffer if any has one.
+
+    SGD's fused kernel fails where only some have one, as when a parameter gets its first gradient in a later step.
+    A buffer of zeros becomes that gradient, as a missing one would.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    missing = [p for p in parameters if optimizer.state[p].get("momentum_buffer") is None]
+    if len(missing) < len(parameters):
+        for parameter in missing:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def make_loss(name: str, kwargs: Mapping[str, object], device: torch.device | str = "cpu") -> Loss:
@@ -45,6 +62,36 @@ def make_loss(name: str, kwargs: Mapping[str, object], device: torch.device | st
     if isinstance(arguments.get("weight"), list | tuple):
         arguments["weight"] = torch.tensor(arguments["weight"], dtype=torch.float32)
     return cast(nn.Module, construct("lossKwargs", name, factory, [], arguments)).to(device)
+
+
+def loss_weight(loss: Loss, y: Tensor) -> Tensor:
+    """What a batch counts in a mean over batches: the divisor of its mean loss, or how many images were summed.
+
+    Of losses that average by class weights, this is the sum of the weights of its labels, ignored ones left out.
+
+    Args:
+        y: labels (N,).
+    Returns: a float64 scalar.
+    """
+    if not isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) or loss.reduction != "mean":
+        return torch.full((), len(y), dtype=torch.float64, device=y.device)
+    counted = y != loss.ignore_index
+    if loss.weight is None:
+        return counted.sum(dtype=torch.float64)
+    return (loss.weight[y.where(counted, 0)] * counted).sum(dtype=torch.float64)
+
+
+def summed(loss: Loss, value: Tensor, weight: Tensor) -> Tensor:
+    """The sum behind a batch's loss, in float64: `value` is a mean that divided by `weight`, or the sum itself."""
+    if getattr(loss, "reduction", "mean") == "sum":
+        return value.double()
+    return torch.where(weight > 0, value.double() * weight, 0.0)  # of nothing but ignored labels the mean is NaN
+
+
+def mean_loss(loss_sum: Tensor, weight_sum: Tensor) -> float:
+    """The mean over all batches; NaN of nothing."""
+    total, weight = float(loss_sum), float(weight_sum)
+    return total / weight if weight else math.nan
 
 
 def find(key: str, name: str, known: Sequence[str], classes: Mapping[str, object]) -> Callable[..., object]:

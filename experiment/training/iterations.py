@@ -12,11 +12,12 @@ from torch import nn
 from experiment.clock import Clock
 from experiment.datasets.image import Batch, Images, count_batches
 from experiment.errors import DataError
+from experiment.progress import progress
 from experiment.streams import Part, seeded
 from experiment.training.distil import make_teacher
 from experiment.training.distributed import ALONE
-from experiment.training.evaluation import loss_weight, memory_format
-from experiment.training.factories import make_loss, make_optimizer
+from experiment.training.evaluation import memory_format
+from experiment.training.factories import loss_weight, make_loss, make_optimizer, mean_loss, summed
 from experiment.training.loop import (
     CHECK_EVERY,
     reproducible,
@@ -116,23 +117,25 @@ class Iterations:
         )
 
     def _steps(self, t: Trainer, count: int) -> Stretch:
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
+        loss_sum, weight_sum = torch.zeros(2, dtype=torch.float64, device=self._device)
         hits = torch.zeros((), dtype=torch.int64, device=self._device)
         images, rate = 0, t.schedule.learning_rate
-        for i in range(count):
+        for i in progress(range(count), "learning, by batch"):
             epoch = self.done // self.per_epoch
             with self._clock.part("augmentation"):
                 x, y = self._next()
             rate = t.schedule.learning_rate
             value, logits, y = step(t, x, y, len(y))
-            loss_sum.add_(value, alpha=loss_weight(t.settings.loss_kwargs, len(y)))
+            weight = loss_weight(t.loss, y)
+            loss_sum.add_(summed(t.loss, value, weight))
+            weight_sum.add_(weight)
             hits.add_((logits.argmax(dim=1) == y).sum())
             images += len(y)
             if (i + 1) % CHECK_EVERY == 0 or i + 1 == count:
                 require_finite_loss(loss_sum, epoch, rate)
             if self._on_batch is not None:
                 self._on_batch(len(y))
-        return Stretch(rate, float(loss_sum) / max(images, 1), int(hits) / max(images, 1), images)
+        return Stretch(rate, mean_loss(loss_sum, weight_sum), int(hits) / max(images, 1), images)
 
     def _next(self) -> Batch:
         """The next batch; an epoch is opened where the last one has ended, or in its middle if it was left there."""

@@ -23,8 +23,8 @@ from experiment.training.check import check_training
 from experiment.training.checkpoint import Checkpoint, EpochRecord, Progress, save_whole
 from experiment.training.distil import make_teacher
 from experiment.training.distributed import ALONE, Team
-from experiment.training.evaluation import Metrics, evaluate, loss_weight, memory_format
-from experiment.training.factories import make_loss, make_optimizer
+from experiment.training.evaluation import Metrics, evaluate, memory_format
+from experiment.training.factories import loss_weight, make_loss, make_optimizer, mean_loss, summed
 from experiment.training.penalty import make_penalties
 from experiment.training.schedule import Schedule
 from experiment.training.settings import Precision, SchedulerSpec, TrainSettings
@@ -142,7 +142,7 @@ def _run_epoch(
 ) -> EpochRecord:
     """Train on all images once, then validate."""
     started = time.monotonic()
-    loss_sum = torch.zeros((), dtype=torch.float64, device=t.device)
+    loss_sum, weight_sum = torch.zeros(2, dtype=torch.float64, device=t.device)
     hits = torch.zeros((), dtype=torch.int64, device=t.device)
     images, rate = 0, 0.0
     t.network.train()
@@ -152,7 +152,9 @@ def _run_epoch(
         for i, (x, part) in enumerate(t.clock.over("augmentation", batches)):
             rate = t.schedule.learning_rate
             value, logits, y = step(t, x, part, min(batch_size, len(data) - i * batch_size))
-            loss_sum.add_(value, alpha=loss_weight(t.settings.loss_kwargs, len(y)))
+            weight = loss_weight(t.loss, y)
+            loss_sum.add_(summed(t.loss, value, weight))
+            weight_sum.add_(weight)
             hits.add_((logits.argmax(dim=1) == y).sum())
             images += len(y)
             if (i + 1) % CHECK_EVERY == 0:
@@ -165,7 +167,7 @@ def _run_epoch(
     return EpochRecord(
         epoch=epoch,
         learning_rate=rate,
-        loss=float(loss_sum) / images,
+        loss=mean_loss(loss_sum, weight_sum),
         top1=int(hits) / images,
         valid_loss=measured.loss if measured else None,
         valid_top1=measured.top1 if measured else None,

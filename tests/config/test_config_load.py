@@ -192,7 +192,8 @@ def test_keys_of_torchprune_without_meaning_are_accepted_with_one_notice(loaded:
     )
     file = loaded(text.replace("mode: retrain", "mode: retrain\n  datasetsToEvaluate: [MNIST]"))
     assert file.notices == (
-        "accepted, has no effect here: blacklist, coresets.deltaBest, coresets.sizeOfT, experiments.datasetsToEvaluate",
+        "accepted, has no effect here: blacklist, coresets.deltaBest, coresets.sizeOfT, "
+        "experiments.datasetsToEvaluate, directories.local_data",
     )
     p = file.parameters
     assert (p.coresets.delta_s, p.directories.results, p.directories.trained_networks) == (1e-12, "./r", None)

@@ -145,6 +145,12 @@ def test_grey_images_become_rgb(data: Path) -> None:
     assert pixels_of(data).images[0, :, 0, 0].tolist() == [77, 77, 77]
 
 
+def test_a_root_from_the_working_directory(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data)
+    here = load("ImageFolder", tmp_path / "datasets elsewhere", True, SETTINGS, 2)
+    assert torch.equal(here.items.labels, load("ImageFolder", data, True, SETTINGS, 2).items.labels)
+
+
 def test_no_root() -> None:
     with pytest.raises(ConfigError, match=r"settings.root: ImageFolder needs the folder.*Got None"):
         load("ImageFolder", Path("data"), True, {}, 2)

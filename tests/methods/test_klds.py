@@ -277,6 +277,14 @@ def test_what_it_needs_and_does_not_get_is_told(state_of: StateOf) -> None:
         compressor(single)
 
 
+def test_a_regression_is_refused() -> None:
+    network, x = torch.nn.Linear(6, 5), torch.randn(4, 6)
+    made = make_method(METHODS["KLDS"], METHODS["KLDS"].settings())
+    state = State(network, x[:1])
+    with pytest.raises(CompressionError, match="targets are real numbers, as of a regression"):
+        Compressor(made, state, count(network, x[:1]), Calibration(x, torch.randn(4)), generator("klds"))
+
+
 def test_outputs_that_are_not_finite_once_decomposed_are_told(
     state_of: StateOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,7 +113,6 @@ def test_seed_decides_the_factors_and_the_order_of_keep_ratios_does_not() -> Non
 
 
 def test_registered_as_random_with_checked_settings() -> None:
-    assert METHODS["RSVD"].random
     for wrong in ({"oversampling": 0}, {"power_iterations": -1}):
         with pytest.raises(ConfigError, match="must be at least"):
             make_settings(METHODS["RSVD"], wrong)

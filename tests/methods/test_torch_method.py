@@ -124,16 +124,17 @@ def test_random_methods_follow_the_seed_and_no_global_one(state: State) -> None:
 
 
 class SmallestLast(prune.BasePruningMethod):
-    """A user's: the largest go, except that the very first always stays."""
+    """A user's: the largest go, except that the very first always stays; the amount is a fraction."""
 
     PRUNING_TYPE = "unstructured"
 
-    def __init__(self, amount: int, spared: int = 1) -> None:
+    def __init__(self, amount: float, spared: int = 1) -> None:
         self.amount, self.spared = amount, spared
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
         mask = default_mask.clone()
-        mask.view(-1)[t.abs().flatten().argsort(descending=True)[: self.amount]] = 0
+        assert 0 <= self.amount <= 1
+        mask.view(-1)[t.abs().flatten().argsort(descending=True)[: round(self.amount * t.numel())]] = 0
         mask.view(-1)[: self.spared] = 1
         return mask
 

@@ -54,6 +54,8 @@ def test_a_cell_that_breaks_is_told_with_its_reason_and_can_be_tried_again(
         assert f"failed: {fault} net 0 keep 0.1: {reason}" in told.out
         (folder,) = RESULTS.glob(f"cells/{fault}-n0-r0-0.1-*")
         assert (folder / "traceback.txt").exists() == (fault in ("raise", "memory")), "what nobody foresaw"
+        named = f"traceback: data/results/small/cells/{folder.name}/traceback.txt" in told.out
+        assert named == (folder / "traceback.txt").exists()
     if mode == "cascade":
         assert rows.loc[("raise", 0.001), "error"].startswith("the cell before it in the cascade failed (RuntimeErr")
     before = stamps()

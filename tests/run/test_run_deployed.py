@@ -53,7 +53,11 @@ def test_latency_is_measured_later_too_and_once(
     assert "measuring the latency of 5 networks" in capsys.readouterr().out
     assert timed == [(1, 1, False), (64, 1, False)] * 5
     frame = table(in_tmp)
-    names = [f"latency_{what}" for b in (1, 64) for what in (f"ms_b{b}", f"iqr_ms_b{b}", f"ms_b{b}_reference")]
+    names = [
+        f"latency_{what}"
+        for b in (1, 64)
+        for what in (f"ms_b{b}", f"iqr_ms_b{b}", f"layout_b{b}", f"ms_b{b}_reference")
+    ]
     assert tuple(frame.columns) == (*COLUMNS, *names, "latency_device")
     reference = frame[frame["method"] == "Reference"].iloc[0]
     assert (frame["latency_ms_b64_reference"] == reference["latency_ms_b64"]).all()

@@ -92,6 +92,8 @@ def test_one_shot_the_structure_is_the_same_whatever_the_weights(
         initial = torch.load(path, weights_only=True)
         for name, weight in weights(rewound).items():
             assert torch.equal(weight, initial[name] * masks[0].get(name, torch.tensor(True)))
+    compressed = rows(in_tmp).query("method == @method")["top1_before_retraining"]
+    assert compressed.nunique() == 1, "of what compression left, whatever weights are retrained"
     top1 = rows(in_tmp).set_index("variant")["top1"]
     assert top1["experiments.rewind=none"].min() > top1["experiments.rewind=random"].min()
 

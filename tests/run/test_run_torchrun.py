@@ -267,9 +267,10 @@ def test_what_torchrun_says_of_a_process() -> None:
 def test_each_process_has_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("experiment.run.machine.fastest_precision", lambda index: "bf16")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     _set(monkeypatch, launched(1))
-    assert find_machine("cuda") == Machine("cuda:1", 2)
+    assert find_machine("cuda") == Machine("cuda:1", 2, "bf16")
     with pytest.raises(ConfigError, match="--device cuda:0: under torchrun every process takes a GPU of its own"):
         find_machine("cuda:0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")

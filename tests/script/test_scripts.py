@@ -7,12 +7,13 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import experiment
-from experiment.errors import StoreError
+from experiment.errors import ExperimentError, StoreError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ("results_viewer", "retrain_sweep", "load_networks")
@@ -74,6 +75,21 @@ def test_the_viewer_draws_and_prints_every_experiment(run: Any, synthetic: Any, 
         assert (tmp_path / "data" / "results" / name / "plots" / "tradeoff-top1-parameters.pdf").is_file()
         assert f"data/results/{name}/report.html" in printed
     assert (tmp_path / "all.tex").read_text().count("ALDS &") == 1  # equal experiments are one block of the table
+
+
+def test_a_notebook_shows_the_pictures_and_keeps_its_kernel(
+    run: Any, synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a kernel there are no arguments of a command line, and what would end a program is an error."""
+    shown: list[str] = []
+    display = SimpleNamespace(Image=lambda filename: filename, display=shown.append)
+    monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    with pytest.raises(ExperimentError, match="Run an experiment first"):
+        run("results_viewer", "--this-is-the-kernels")
+    synthetic.write_experiment(tmp_path / "data" / "results" / "a", synthetic.grid(("ALDS",), nets=1, keeps=(0.5,)))
+    run("results_viewer")
+    assert [Path(name).name for name in shown] == ["tradeoff-top1-parameters.png"]
 
 
 def test_the_viewer_goes_on_behind_a_damaged_experiment(run: Any, synthetic: Any, tmp_path: Path) -> None:

@@ -50,7 +50,9 @@ def close(a: dict[str, Tensor], b: dict[str, Tensor], **tolerance: float) -> Non
         torch.testing.assert_close(a[name], b[name], msg=lambda text, n=name: f"{n}: {text}", **tolerance)
 
 
-@pytest.mark.parametrize("scenario", ["batchnorm", "masked", "weighted", "continued", "distilled", "penalised"])
+@pytest.mark.parametrize(
+    "scenario", ["batchnorm", "routed", "masked", "weighted", "continued", "distilled", "penalised"]
+)
 def test_two_processes_end_where_one_does(outcomes: Outcomes, scenario: str) -> None:
     """The last batch has 11 images; early stopping and ReduceLROnPlateau decide by what both found."""
     alone, first, second = (outcome[scenario] for outcome in outcomes)

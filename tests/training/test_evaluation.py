@@ -84,6 +84,27 @@ def test_sum_as_reduction_is_a_mean_all_the_same(batch_size: int) -> None:
     assert metrics.loss == pytest.approx(reference(LOGITS, LABELS, 5)[0], rel=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [7, 64])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_class_weights_give_the_weighted_mean_of_all_images(batch_size: int, smoothing: float) -> None:
+    """Class 3 is ignored, so that whole batches weigh less than others; torch's mean over everything is the truth."""
+    arguments = {
+        "weight": [float(5**c) for c in range(10)], "ignore_index": 3, "label_smoothing": smoothing
+    }  # fmt: skip
+    found = evaluate(Table(LOGITS), make_data(LABELS), loss_kwargs=arguments, device=CPU, batch_size=batch_size)
+    weight = torch.tensor(arguments["weight"]).double()
+    whole = nn.CrossEntropyLoss(weight, ignore_index=3, label_smoothing=smoothing)(LOGITS.double(), LABELS)
+    assert found.loss == pytest.approx(float(whole), rel=1e-6)
+
+
+def test_a_batch_of_ignored_labels_alone_counts_nothing() -> None:
+    labels = LABELS.sort().values
+    arguments = {"ignore_index": int(labels[0])}
+    found = evaluate(Table(LOGITS), make_data(labels), loss_kwargs=arguments, device=CPU, batch_size=2)
+    whole = nn.CrossEntropyLoss(**arguments)(LOGITS.double(), labels)
+    assert found.loss == pytest.approx(float(whole), rel=1e-6)
+
+
 def test_few_classes() -> None:
     labels = LABELS % 3
     metrics = evaluate(Table(LOGITS[:, :3]), make_data(labels), device=CPU)

@@ -166,9 +166,33 @@ def evaluated(team: Team, folder: Path) -> dict[str, Any]:
     return dataclasses.asdict(evaluate(network, VALID, device="cpu", batch_size=64, team=team))
 
 
+class Routed(nn.Module):
+    """A head that no loss needs, and two experts: an image with a bright corner takes the second."""
+
+    def __init__(self, team: Team) -> None:
+        super().__init__()
+        self.body, self.spare = make_network(team), nn.Linear(64, 4)
+        self.experts = nn.ModuleList([nn.Linear(64, 4), nn.Linear(64, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.spare(x.flatten(1))
+        bright = x[:, 0, 0, 0] > 0.9
+        y: Tensor = self.body(x)
+        for expert, chosen in zip(self.experts, (~bright, bright), strict=True):
+            if chosen.any():
+                y = y + torch.where(chosen[:, None], expert(x.flatten(1)), 0)
+        return y
+
+
+def routed(team: Team, folder: Path) -> dict[str, Any]:
+    """Parameters without a gradient: one in every process, others in some steps of one process."""
+    with seeded("routed", team.rank):
+        return outcome(team, Routed(team))
+
+
 SCENARIOS = (
-    batchnorm, masked, weighted, low_precision, continued, distilled, penalised, diverging, dropout, layers, gradients,
-    evaluated,
+    batchnorm, routed, masked, weighted, low_precision, continued, distilled, penalised, diverging, dropout, layers,
+    gradients, evaluated,
 )  # fmt: skip
 
 

@@ -86,7 +86,7 @@ class TorchPruneSettings:
 
     Attributes:
         method: `package.module:name` of a subclass of torch.nn.utils.prune.BasePruningMethod.
-        kwargs: its arguments but for `amount`, which the budget decides.
+        kwargs: its arguments but for `amount`, which the budget decides: the fraction of a layer that goes, a float.
     """
 
     method: str = field(default="torch.nn.utils.prune:L1Unstructured", metadata={NAMES_CODE: True})
