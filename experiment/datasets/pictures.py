@@ -13,7 +13,7 @@ from experiment.errors import DataError
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit, held even where a program lifts it: 537 MB as RGB
 
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")  # told by content; Pillow's others start programs
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # told by content; Pillow's others start programs
 
 _KEPT = ("L", "RGB", "LA", "RGBA")
 _SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -33,7 +33,7 @@ def read_rgb(path: Path) -> Image.Image:
             image.load()
             return to_rgb(ImageOps.exif_transpose(image), image.format)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise DataError(f"{path} cannot be read as an image: {reason.rstrip('.')}. Replace or remove it.") from None
 
 

@@ -53,8 +53,11 @@ def pictures() -> list[bytes]:
 
 
 def arrays() -> list[bytes]:
-    plain = bytes([0, 0, 8, 3]) + struct.pack(">3I", 3, 4, 5) + bytes(range(60))
-    return [plain, gzip.compress(plain, mtime=0)]
+    return [bytes([0, 0, 8, 3]) + struct.pack(">3I", 3, 4, 5) + bytes(range(60))]
+
+
+def packed_arrays() -> list[bytes]:
+    return [gzip.compress(data, mtime=0) for data in arrays()]
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:
@@ -80,22 +83,26 @@ def damaged(data: bytes, chance: random.Random) -> bytes:
 
 def fuzz(read: Callable[[Path], object], seeds: Sequence[bytes], path: Path, mutations: int) -> tuple[int, int]:
     """Numbers of files read and refused; anything but DataError comes out."""
+    for seed in seeds:  # what is whole is read
+        path.write_bytes(seed)
+        read(path)
     chance, refused = random.Random(17), 0
     for i in range(mutations):
         path.write_bytes(damaged(seeds[i % len(seeds)], chance))
         try:
             read(path)
         except DataError as error:
-            assert str(path) in str(error)
-            assert len(str(error)) < 2000
             refused += 1
+            named = str(path) in str(error) and len(str(error)) < 2000
+            if not named:
+                raise AssertionError(f"the file is not named: {error}") from error
     return mutations - refused, refused
 
 
 READERS: list[tuple[str, Callable[[Path], object], Callable[[], list[bytes]]]] = [
     ("images", read_rgb, pictures),
     ("idx", read_idx, arrays),
-    ("idx.gz", read_idx, arrays),
+    ("idx.gz", read_idx, packed_arrays),
 ]
 
 
@@ -125,9 +132,7 @@ def bomb(dimensions: int, side: int, content: int) -> bytes:
         ("x.gz", gzip.compress(bomb(1, 16, 50_000_000), compresslevel=1), "more than 16"),
     ],
 )
-def test_no_more_is_read_than_an_idx_header_promises(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, data: bytes, text: str
-) -> None:
+def test_no_more_is_read_than_an_idx_header_promises(tmp_path: Path, name: str, data: bytes, text: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError) as caught:
         read_idx(tmp_path / name)
