@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from experiment.layers.inspect import evaluating, trace_layers
 from experiment.layers.masks import named_masks, plain_name
 from experiment.layers.quantized import element_size, named_dtypes
+from experiment.registry import InputShape
 
 if TYPE_CHECKING:
     from torch.utils.benchmark import Timer
@@ -211,5 +212,7 @@ def _timer() -> type[Timer]:
 
 
 def example_input(input_shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
-    """A batch of one deterministic input of the shape (channels, height, width): values do not matter for counting."""
+    """A batch of one deterministic input, such as (channels, height, width): values do not matter for counting."""
+    if isinstance(input_shape, InputShape) and input_shape.tokens:
+        return torch.zeros(1, *input_shape, dtype=torch.int64, device=device)
     return torch.linspace(-1, 1, int(torch.Size(input_shape).numel()), device=device).reshape(1, *input_shape)

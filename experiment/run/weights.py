@@ -25,7 +25,7 @@ from experiment.layers.plan import Plan
 from experiment.layers.quantized import named_dtypes
 from experiment.networks import NETWORKS
 from experiment.networks.make import make_network
-from experiment.registry import is_import_path
+from experiment.registry import InputShape, is_import_path
 from experiment.run.packing import decode_state, encode_state, pack, unpack
 
 FORMAT = 3  # of network.pt
@@ -106,7 +106,7 @@ def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def original_of(
     specification: Mapping[str, Any], path: Path, own_names: Callable[[], Collection[str]]
-) -> tuple[nn.Module, tuple[int, int, int]]:
+) -> tuple[nn.Module, InputShape]:
     """The original network that a file says its own was made from, with other weights, and the shape of one input.
 
     Args:
@@ -118,22 +118,22 @@ def original_of(
         raise StoreError(f"{path}: says nothing of the original network. Pass it: load_network(path, network=net).")
     try:
         name, settings, output_size = made["name"], dict(made["settings"]), made["output_size"]
-        channels, height, width = made["input_shape"]
+        sides = tuple(made["input_shape"])
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{path}: damaged: what it says of the original network is not whole.") from error
-    if not isinstance(name, str) or any(type(n) is not int or n < 1 for n in (channels, height, width, output_size)):
+    if not isinstance(name, str) or any(type(n) is not int or n < 1 for n in (*sides, output_size)):
         raise StoreError(f"{path}: damaged: what it says of the original network is none.")
     if is_import_path(name) and name not in own_names():
         raise StoreError(
             f"{path}: its network is made by code, '{name}', which no parameter file beside it names. Nothing is "
             "imported because a file says so. Pass the original network: load_network(path, network=net)."
         )
-    shape = (channels, height, width)
+    shape = InputShape(sides, tokens=made.get("tokens") is True)
     return untrained_network(name, settings, shape, output_size), shape
 
 
 def untrained_network(
-    name: str, settings: Mapping[str, Any], input_shape: tuple[int, int, int], output_size: int
+    name: str, settings: Mapping[str, Any], input_shape: tuple[int, ...], output_size: int
 ) -> nn.Module:
     """A network without the published weights that the settings of a registered one may ask for."""
     settings = {key: value for key, value in settings.items() if key != "pretrained" or name not in NETWORKS}
