@@ -21,6 +21,7 @@ from experiment.layers.masks import same_support
 from experiment.layers.plan import Plan, State
 from experiment.methods.base import Calibration, Compressed, Compressor, make_method
 from experiment.methods.table import layer_rows
+from experiment.registry import InputShape
 from experiment.run.crew import Job, together
 from experiment.run.events import Advanced, Note, Report, epoch_callbacks
 from experiment.run.learn_compress import learn_compress
@@ -257,5 +258,5 @@ class Walk:
 
 
 def architecture(p: Parameters, reference: Reference) -> dict[str, object]:
-    channels, height, width = reference.state.example.shape[1:]
-    return architecture_of(p, (channels, height, width))
+    example = reference.state.example
+    return architecture_of(p, InputShape(example.shape[1:], tokens=not example.is_floating_point()))
