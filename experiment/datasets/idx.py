@@ -72,7 +72,7 @@ def read_idx(path: Path) -> Tensor:
         raise _damaged(found, str(error)) from None
 
 
-def _read(path: Path, file: IO[bytes]) -> Tensor:
+def _read(path: Path, file: gzip.GzipFile | IO[bytes]) -> Tensor:
     """What the header promises is checked before anything of that size is read."""
     magic = file.read(4)
     if len(magic) < 4 or magic[:3] != bytes([0, 0, _BYTE]) or not 1 <= magic[3] <= MAX_DIMENSIONS:

@@ -52,7 +52,7 @@ def described(value: object) -> str:
         kind = "tensor" if isinstance(value, Tensor) else "array"
         shape = " x ".join(map(str, value.shape))
         if not shape:
-            return f"a {value.dtype} {kind} of value {float(value):g}"
+            return f"a {value.dtype} {kind} of value {float(torch.as_tensor(value)):g}"
         return f"a {value.dtype} {kind} of shape {shape}"
     if isinstance(value, Mapping):
         return f"a mapping with the keys {', '.join(map(str, list(value)[:5]))[:100]}"

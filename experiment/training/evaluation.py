@@ -138,7 +138,9 @@ def memory_format(network: nn.Module, channels_last: bool) -> Iterator[None]:
 
 def _lay_out(network: nn.Module, order: torch.memory_format) -> None:
     """Four-dimensional weights alone: torch refuses this order for those of volumes (Conv3d)."""
-    network._apply(lambda tensor: tensor.contiguous(memory_format=order) if tensor.dim() == 4 else tensor)
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=order)
 
 
 def _hits(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
