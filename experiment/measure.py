@@ -20,6 +20,7 @@ from experiment.layers.inspect import evaluating
 from experiment.layers.masks import named_masks, plain_name, stored
 from experiment.layers.prepared import unwrapped
 from experiment.layers.quantized import element_size, named_dtypes
+from experiment.registry import InputShape
 
 if TYPE_CHECKING:
     from torch.utils.benchmark import Timer
@@ -294,5 +295,7 @@ def _timer() -> type[Timer]:
 
 
 def example_input(input_shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
-    """A batch of one deterministic input of the shape (channels, height, width): values do not matter for counting."""
+    """A batch of one deterministic input, such as (channels, height, width): values do not matter for counting."""
+    if isinstance(input_shape, InputShape) and input_shape.tokens:
+        return torch.zeros(1, *input_shape, dtype=torch.int64, device=device)
     return torch.linspace(-1, 1, int(torch.Size(input_shape).numel()), device=device).reshape(1, *input_shape)

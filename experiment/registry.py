@@ -17,6 +17,20 @@ from experiment.sources import find_own_code
 NAMES_CODE = "names code"  # in the metadata of a field of settings whose business it is to hold an import path
 
 
+class InputShape(tuple[int, ...]):
+    """The shape of one input without the batch, and whether it holds token ids (int64) instead of numbers."""
+
+    tokens: bool
+
+    def __new__(cls, sides: Iterable[int], *, tokens: bool = False) -> InputShape:
+        shape = super().__new__(cls, sides)
+        shape.tokens = tokens
+        return shape
+
+    def __getnewargs_ex__(self) -> tuple[tuple[tuple[int, ...]], dict[str, bool]]:
+        return (tuple(self),), {"tokens": self.tokens}
+
+
 @dataclass(frozen=True)
 class NetworkEntry:
     """A network: `target` is a factory `(input_shape, output_size, **settings) -> nn.Module`.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from experiment.datasets.samples import described
 from experiment.errors import CompressionError, ConfigError
 from experiment.layers.build import build
 from experiment.layers.plan import Plan, State
@@ -248,23 +249,53 @@ def save_network(result: CompressionResult, path: str | Path) -> None:
     save_weights(Path(path), result.network, result.plan, None)
 
 
+_DATA = "a tensor of inputs, a pair of tensors (inputs, targets), or a loader of such batches"
+
+
 def _calibration(data: Iterable[Any] | Tensor | None) -> Calibration | None:
     if data is None:
         return None
     if isinstance(data, Tensor):
-        return Calibration(data)
+        return _checked(data, None)
     if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        return Calibration(data[0], data[1])
+        return _checked(data[0], data[1])
     if not isinstance(data, Iterable) or isinstance(data, Dataset) or hasattr(data, "__array__"):
         raise CompressionError(
             f"data: expected a tensor of inputs, a pair of tensors (inputs, targets), or a loader of such pairs. "
             f"Got a {type(data).__name__}."
         )
+    if isinstance(data, Mapping):
+        raise CompressionError(f"data: expected {_DATA}. Got {described(data)}.")
     batches = [batch if isinstance(batch, tuple | list) else (batch,) for batch in data]
     if not batches:
         raise CompressionError("data: the loader gave no batch.")
-    inputs = torch.cat([batch[0] for batch in batches])
-    targets = torch.cat([batch[1] for batch in batches]) if all(len(batch) > 1 for batch in batches) else None
+    for i, batch in enumerate(batches):
+        if not 1 <= len(batch) <= 2 or len(batch) != len(batches[0]) or not all(isinstance(p, Tensor) for p in batch):
+            came = described(batch[0]) if len(batch) == 1 else f"({', '.join(described(part) for part in batch[:4])})"
+            raise CompressionError(f"data: expected {_DATA}. Batch {i} of the loader is {came}.")
+        if any(p.shape[1:] != q.shape[1:] or not p.dim() for p, q in zip(batch, batches[0], strict=True)):
+            raise CompressionError(
+                f"data: expected inputs of one shape and one target a sample. Batch {i} is "
+                f"{' and '.join(described(part) for part in batch)}, the first one "
+                f"{' and '.join(described(part) for part in batches[0])}. Resize or pad them."
+            )
+    inputs, *targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return _checked(inputs, *targets)
+
+
+def _checked(inputs: Tensor, targets: Tensor | None = None) -> Calibration:
+    """Raises: CompressionError: there are no samples, targets do not belong to the inputs, or inputs are raw pixels."""
+    if not inputs.dim() or not len(inputs):
+        raise CompressionError(f"data: expected {_DATA}, with at least one sample. Got {described(inputs)}.")
+    if inputs.dtype in (torch.uint8, torch.uint16):
+        raise CompressionError(
+            f"data: expected inputs as the network takes them, floats normalised as for training. Got {inputs.dtype} "
+            "pixels: pass data.float() / 255, normalised likewise."
+        )
+    if targets is not None and (not targets.dim() or len(targets) != len(inputs)):
+        raise CompressionError(
+            f"data: expected one target a sample, for {len(inputs)} inputs. Got {described(targets)}."
+        )
     return Calibration(inputs, targets)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
@@ -10,12 +11,34 @@ from pydantic_core import PydanticCustomError
 from experiment.config.block import Block, Epoch, Name, Number, Whole
 
 
+def _no_numbers_as_text(value: object) -> object:
+    """Arguments as they are; no optimizer, scheduler, loss or transform takes a text that reads as a number."""
+    for text in _texts(value):
+        try:
+            float(text)
+        except ValueError:
+            continue
+        raise PydanticCustomError("number_as_text", "must hold numbers without quotes, exponents with a point (1.0e-3)")
+    return value
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
+
+
+Arguments = Annotated[dict[str, Any], BeforeValidator(_no_numbers_as_text)]
+
+
 class Component(Block):
     """A transform or metric with its arguments."""
 
     type: Name
     """Its name, as in torchvision (transforms)."""
-    kwargs: dict[str, Any] = {}
+    kwargs: Arguments = {}
     """Its arguments by name."""
 
 
@@ -24,9 +47,9 @@ class Scheduler(Block):
 
     type: Name
     """A scheduler of torch.optim.lr_scheduler, WarmupLR or PolyLR."""
-    kwargs: dict[str, Any] = {}
+    kwargs: Arguments = {}
     """Its arguments by name."""
-    step_kwargs: dict[str, Any] = {}
+    step_kwargs: Arguments = {}
     """Its arguments that count steps, given in epochs."""
 
 
@@ -99,13 +122,13 @@ class Training(Block):
     """Retraining only: the epoch of the schedule at which to start (learning-rate rewinding)."""
     optimizer: Name
     """An optimizer of torch.optim."""
-    optimizer_kwargs: dict[str, Any] = {}
+    optimizer_kwargs: Arguments = {}
     """Its arguments by name (lr, momentum, weight_decay, ...)."""
     lr_schedulers: list[Scheduler] = []
     """Learning-rate schedulers, stepped in this order."""
     loss: Name = "CrossEntropyLoss"
     """A loss of torch.nn."""
-    loss_kwargs: dict[str, Any] = {}
+    loss_kwargs: Arguments = {}
     """Its arguments by name."""
     metrics_test: list[Component] = Field(default_factory=_top_1_and_5)
     """Accepted from torchprune's files: every test reports loss, top-1 and top-5, whatever stands here."""

@@ -24,6 +24,7 @@ def calibration_size(etas: Sequence[int], num_valid: int, delta_s: float = 1e-16
         num_valid: |V|, images in the validation part.
         delta_s: allowed probability that the sample misleads, in (0, 1).
     """
+    etas = etas or (1,)  # no compressible layer, as where all convolutions are grouped
     delta = delta_s / sum(etas)
     wanted = math.ceil(SIZE_FACTOR * math.log(8 * max(etas) / delta))
     return min(wanted, math.ceil(num_valid / 2))

@@ -5,21 +5,28 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from experiment.datasets.pictures import read_rgb
 from experiment.datasets.source import Pixels, Source, check_settings, fits_in_memory, pack
 from experiment.errors import ConfigError, DataError
 
 CACHE = ".decoded"
+DECODING = (
+    b"upright, 16 bits scaled\n"  # part of the stamp: pixels that were decoded otherwise are not taken from the cache
+)
+
+_SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")  # made by no user
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +43,7 @@ class FolderItems:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        path = self.root / self.files[index]
-        try:
-            with Image.open(path) as image:
-                return image.convert("RGB"), self.labels[index]
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:  # what PIL raises on damaged files
-            raise DataError(f"{path} cannot be read as an image: {error}. Replace or remove it.") from None
+        return read_rgb(self.root / self.files[index]), self.labels[index]
 
 
 def load(name: str, data_dir: Path, train: bool, settings: Mapping[str, object], output_size: int) -> Source:
@@ -103,7 +105,7 @@ def _classes(folder: Path) -> tuple[str, ...]:
             f"no folder {folder}. Expected it to hold one folder of images a class. Check the dataset's settings: root "
             "(absolute, or relative to --data), train, test."
         )
-    names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    names = sorted(entry.name for entry in _entries(folder) if entry.is_dir())
     if not names:
         raise DataError(f"{folder} has no folders in it. Expected one folder of images a class.")
     return tuple(names)
@@ -113,22 +115,62 @@ def _scan(folder: Path, classes: Sequence[str]) -> tuple[FolderItems, str]:
     """The image files of every class, and a hash of their names, sizes and times."""
     files: list[str] = []
     labels: list[int] = []
-    stamp = hashlib.sha256()
+    stamp = hashlib.sha256(DECODING)
     for label, name in enumerate(classes):
         before = len(files)
-        for parent, _, entries in sorted(os.walk(folder / name, followlinks=True)):
+        for parent, entries in sorted(_walk(folder / name, ())):
             inside = os.path.relpath(parent, folder)
             for entry in sorted(entries):
                 if entry.lower().endswith(IMG_EXTENSIONS):
-                    status = os.stat(os.path.join(parent, entry))
+                    status = _status(os.path.join(parent, entry))
                     files.append(os.path.join(inside, entry))
                     labels.append(label)
-                    stamp.update(f"{files[-1]}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+                    stamp.update(os.fsencode(f"{files[-1]}\0{status.st_size}\0{status.st_mtime_ns}\n"))
         if len(files) == before:
             raise DataError(
                 f"{folder / name} has no images in it. Expected files ending in {', '.join(IMG_EXTENSIONS)}."
             )
     return FolderItems(folder, tuple(files), tuple(labels)), stamp.hexdigest()
+
+
+def _walk(folder: str | Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, list[str]]]:
+    """Every folder from here down, links followed, with the names of what is in it beside folders.
+
+    Args:
+        above: device and inode of the folders that led here.
+    """
+    status = os.stat(folder)
+    here = status.st_dev, status.st_ino
+    if here in above:
+        raise DataError(f"{folder} is a link to a folder that holds it. Remove the link.")
+    entries = _entries(folder)
+    yield str(folder), [entry.name for entry in entries if not entry.is_dir()]
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(entry.path, (*above, here))
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, without hidden files and what systems put into folders."""
+    try:
+        with os.scandir(folder) as entries:
+            return [e for e in entries if not e.name.startswith(".") and e.name not in _SYSTEM_FOLDERS]
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror}.") from None
+
+
+def _status(path: str) -> os.stat_result:
+    """Size and time of an image file.
+
+    Raises: DataError: it is a link to nothing, or no file: a pipe would be waited for without end.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Replace or remove it.") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path} is no regular file. Replace or remove it.")
+    return status
 
 
 def _decode(items: FolderItems, stamp: str, cache: Path) -> Pixels | None:
@@ -143,7 +185,7 @@ def _decode(items: FolderItems, stamp: str, cache: Path) -> Pixels | None:
     existing = next(p for p in (cache, *cache.parents) if p.exists())
     if not os.access(existing, os.W_OK):
         return pack(items)
-    place = hashlib.sha256(str(items.root.resolve()).encode()).hexdigest()[:12]
+    place = hashlib.sha256(os.fsencode(items.root.resolve())).hexdigest()[:12]
     path = cache / f"{place}-{stamp[:20]}.npy"
     images = _read(path, shape)
     if images is None:

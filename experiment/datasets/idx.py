@@ -11,6 +11,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ _SETS: Mapping[str, type[datasets.MNIST]] = {
     "KMNIST": datasets.KMNIST,
 }
 _BYTE = 0x08  # the type code of unsigned bytes
+MAX_DIMENSIONS = 4
+MAX_BYTES = 1_000_000_000  # of one file, unpacked: MNIST has 47 million
+_CHUNK = 1 << 20
 
 
 def load(name: str, data_dir: Path, train: bool, settings: Mapping[str, object], output_size: int) -> Source:
@@ -62,16 +66,31 @@ def read_idx(path: Path) -> Tensor:
     """
     found = path if path.is_file() else _packed(path)
     try:
-        data = gzip.decompress(found.read_bytes()) if found.suffix == ".gz" else found.read_bytes()
+        with gzip.open(found) if found.suffix == ".gz" else open(found, "rb") as file:
+            return _read(found, file)
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(found, str(error)) from None
-    if len(data) < 4 or data[:3] != bytes([0, 0, _BYTE]) or len(data) < 4 + 4 * data[3]:
-        raise _damaged(found, "it does not begin like an IDX file of bytes")
-    header = 4 + 4 * data[3]
-    shape = tuple(int(d) for d in np.frombuffer(data[4:header], dtype=">u4"))
-    if len(data) != header + math.prod(shape):
-        raise _damaged(found, f"it has {len(data):,} bytes, its header says {header + math.prod(shape):,}")
-    return torch.from_numpy(np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape).copy())
+
+
+def _read(path: Path, file: gzip.GzipFile | IO[bytes]) -> Tensor:
+    """What the header promises is checked before anything of that size is read."""
+    magic = file.read(4)
+    if len(magic) < 4 or magic[:3] != bytes([0, 0, _BYTE]) or not 1 <= magic[3] <= MAX_DIMENSIONS:
+        raise _damaged(path, f"it does not begin like an IDX file of bytes with 1 to {MAX_DIMENSIONS} dimensions")
+    sides = file.read(4 * magic[3])
+    if len(sides) < 4 * magic[3]:
+        raise _damaged(path, "it ends within its header")
+    shape = tuple(int(d) for d in np.frombuffer(sides, dtype=">u4"))
+    size = math.prod(shape)
+    if size > MAX_BYTES:
+        raise _damaged(path, f"its header promises {size:,} bytes; at most {MAX_BYTES:,} are read")
+    data = bytearray()  # grows with what is there, not with what is promised
+    while len(data) <= size and (chunk := file.read(min(_CHUNK, size + 1 - len(data)))):
+        data += chunk
+    if len(data) != size:
+        came = f"{len(data):,}" if len(data) < size else f"more than {size:,}"
+        raise _damaged(path, f"its header promises {size:,} bytes, it has {came}")
+    return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).reshape(shape).copy())
 
 
 def _packed(path: Path) -> Path:

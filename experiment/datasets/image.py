@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from experiment.registry import InputShape
 from experiment.streams import Part
 
 Batch = tuple[Tensor, Tensor]
@@ -35,8 +36,8 @@ class Images(Protocol):
     """Images of one part of a dataset, ready for a network."""
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an image after the test transforms."""
+    def input_shape(self) -> InputShape:
+        """The shape of one input after the test transforms: (channels, height, width) of an image."""
 
     def __len__(self) -> int: ...
 
@@ -69,14 +70,14 @@ class Images(Protocol):
 class Splits:
     """A dataset: nine tenths of its training part, the tenth held out for decisions, and its test part.
 
-    `input_shape` is (channels, height, width) after the transforms.
+    `input_shape` is that of one input after the transforms, such as (channels, height, width).
     """
 
     train: Images
     valid: Images
     test: Images
     num_classes: int
-    input_shape: tuple[int, int, int]
+    input_shape: InputShape
 
 
 def count_batches(num_images: int, batch_size: int, *, training: bool) -> int:

@@ -13,6 +13,7 @@ from experiment.datasets.batched import Operation, Shape, compile_steps, split_o
 from experiment.datasets.image import EVALUATION, Batch, Share, Step, count_batches, share_of
 from experiment.datasets.source import Pixels, fits_in_memory
 from experiment.datasets.transforms import make_transform
+from experiment.registry import InputShape
 from experiment.streams import Part, generator
 
 CHUNK_BYTES = 4_000_000  # of float images made in one go: many batches for a tiny network, one for a large one
@@ -47,10 +48,10 @@ class MemoryImages:
     def __init__(self, train: Prepared, test: Prepared, labels: Tensor, indices: Tensor | None = None) -> None:
         self._train, self._test, self._labels = train, test, labels
         self._indices = torch.arange(len(labels), device=labels.device) if indices is None else indices
-        self._input_shape = test.shapes[-1]
+        self._input_shape = InputShape(test.shapes[-1])
 
     @property
-    def input_shape(self) -> Shape:
+    def input_shape(self) -> InputShape:
         return self._input_shape
 
     def __len__(self) -> int:

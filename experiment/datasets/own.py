@@ -8,9 +8,12 @@ from pathlib import Path
 
 from torchvision.datasets import FakeData
 
+from experiment.datasets.samples import check_map_style
+from experiment.datasets.scaling import scaled
 from experiment.datasets.source import Source, check_settings, pack
-from experiment.errors import ConfigError, DataError, ExperimentError
+from experiment.errors import ConfigError, DataError, ExperimentError, raised_at
 from experiment.registry import resolve, suggestion
+from experiment.streams import seeded
 
 
 def load_own(target: str, data_dir: Path, train: bool, settings: Mapping[str, object], output_size: int) -> Source:
@@ -34,16 +37,21 @@ def load_own(target: str, data_dir: Path, train: bool, settings: Mapping[str, ob
                 for key in unknown
             ]
         )
+    where = f"dataset {target} (train={train})"
     try:
         items = factory(data_dir, train, **settings)
-        size = len(items)
+        check_map_style(where, items)
+        if len(items) == 0:
+            raise DataError(f"{where} is empty.")
+        with seeded("look"):
+            items = scaled(items)
         packed = pack(items)
+    except DataError as error:
+        raise DataError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
     except ExperimentError:
         raise
     except Exception as error:  # somebody else's code: whatever it raises is reported as its failure
-        raise DataError(f"dataset {target}: {type(error).__name__}: {error}") from error
-    if size == 0:
-        raise DataError(f"dataset {target} is empty (train={train}).")
+        raise DataError(f"{where}: {type(error).__name__}: {str(error)[:500]}{raised_at(error)}") from error
     classes = getattr(items, "classes", None)
     said = getattr(items, "fingerprint", None)
     num_classes = len(classes) if classes is not None else None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from experiment.datasets.image import Batch, Share, count_batches, share_of
+from experiment.datasets.samples import as_pair
 from experiment.errors import DataError
+from experiment.registry import InputShape
 from experiment.streams import Part, generator, seeded
 
 
@@ -40,9 +42,10 @@ class PairData:
         self.name, self._data, self._device = name, data, device
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
+    def input_shape(self) -> InputShape:
         """The shape of one input, whatever its length."""
-        return cast(tuple[int, int, int], tuple(self.first(1)[0].shape[1:]))
+        x = self.first(1)[0]
+        return InputShape(x.shape[1:], tokens=not x.is_floating_point())
 
     def __len__(self) -> int:
         return len(self._data)
@@ -68,15 +71,20 @@ class PairData:
 
     def take(self, indices: Tensor) -> Batch:
         samples = [self._data[i] for i in indices.tolist()]
-        if not all(isinstance(sample, tuple | list) and len(sample) == 2 for sample in samples):
-            raise DataError(f"{self.name}: expected pairs (input, class number). Got a {type(samples[0]).__name__}.")
-        if not all(isinstance(x, Tensor) for x, _ in samples):
-            came = type(samples[0][0]).__name__
-            raise DataError(f"{self.name}: expected tensors as inputs (transform=ToTensor(), say). Got a {came}.")
-        if strange := next((y for _, y in samples if int(y) != y), None):
-            raise DataError(f"{self.name}: expected class numbers. Got {float(strange):g}.")
-        x = torch.stack([x for x, _ in samples])
-        return x.to(self._device), torch.tensor([int(y) for _, y in samples]).to(self._device)
+        inputs, labels = [], []
+        for i, sample in zip(indices.tolist(), samples, strict=True):
+            x, label = as_pair(f"{self.name}: sample {i}", sample)
+            if not isinstance(x, Tensor):
+                raise DataError(
+                    f"{self.name}: expected tensors as inputs (transform=ToTensor(), say). Got a {type(x).__name__}."
+                )
+            inputs.append(x)
+            labels.append(label)
+        shapes = {tuple(x.shape) for x in inputs}
+        if len(shapes) > 1:
+            came = ", ".join(map(str, sorted(shapes)[:3]))
+            raise DataError(f"{self.name}: expected inputs of one shape. Got {came}. Resize, crop or pad them.")
+        return torch.stack(inputs).to(self._device), torch.tensor(labels).to(self._device)
 
     def some(self, n: int) -> Batch:
         """At most `n` samples, evenly spread over all; the same in every call."""

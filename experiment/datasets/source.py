@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from experiment.datasets.samples import as_pair
 from experiment.errors import ConfigError, DataError
 from experiment.registry import suggestion
 
@@ -64,14 +65,14 @@ def pack(items: Items) -> Pixels | None:
     """
     if len(items) == 0:
         return None
-    first, _ = items[0]
+    first, _ = as_pair("sample 0", items[0])
     pixels = _as_uint8(first)
     if pixels is None or not fits_in_memory(len(items), tuple(pixels.shape)):
         return None
     images = torch.empty((len(items), *pixels.shape), dtype=torch.uint8)
     labels = torch.empty(len(items), dtype=torch.int64)
     for i in range(len(items)):
-        image, label = items[i]
+        image, label = as_pair(f"sample {i}", items[i])
         pixels = _as_uint8(image)
         if pixels is None or pixels.shape != images.shape[1:]:
             return None

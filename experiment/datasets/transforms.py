@@ -19,6 +19,7 @@ from experiment.registry import suggestion
 Transform = Callable[[object], object]
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "uint8": torch.uint8}
+_IDS = (torch.int8, torch.int16, torch.int32, torch.int64)
 _INTERPOLATIONS = {mode.value: mode for mode in InterpolationMode}
 
 
@@ -36,6 +37,19 @@ class Pipeline:
             image = transform(image)
         tensor = image if isinstance(image, Tensor) else functional.pil_to_tensor(image)
         return as_float(tensor.as_subclass(Tensor))
+
+
+class _ToTensor:
+    """Images as floats in [0, 1]; tensors of other than three dimensions are no images, and keep their shape."""
+
+    def __init__(self) -> None:
+        self._images = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+
+    def __call__(self, image: object) -> object:
+        if isinstance(image, Tensor) and (image.dim() != 3 or image.dtype in _IDS):
+            return as_float(image)
+        converted: object = self._images(image)
+        return converted
 
 
 def make_pipeline(steps: Sequence[Step]) -> Pipeline:
@@ -57,8 +71,7 @@ def make_transform(name: str, arguments: Mapping[str, object]) -> Transform:
     if name == "ToTensor":
         if arguments:
             raise ConfigError(f"ToTensor takes no arguments. Got {dict(arguments)}.")
-        to_tensor: Transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
-        return to_tensor
+        return _ToTensor()
     factory = vars(v2)[name]
     known = inspect.signature(factory).parameters
     unknown = [key for key in arguments if key not in known]
@@ -89,9 +102,15 @@ def check_transforms(transforms: Transforms) -> list[str]:
 
 
 def as_float(x: Tensor) -> Tensor:
-    """uint8 images scaled to [0, 1] float32; float images as float32."""
-    if x.is_floating_point():
+    """uint8 and uint16 pixels scaled to [0, 1] float32; floats and booleans as float32; signed integers are token ids.
+
+    Token ids become int64, as embeddings take them. Pixels of such types have become uint8 before
+    (`experiment.datasets.scaling`).
+    """
+    if x.is_floating_point() or x.dtype == torch.bool:
         return x.float()
+    if x.dtype in _IDS:
+        return x.long()
     scaled: Tensor = functional.to_dtype(x, torch.float32, scale=True)
     return scaled
 

@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from experiment.datasets.image import EVALUATION, Batch, Share, count_batches, share_of
+from experiment.datasets.samples import as_pair
 from experiment.datasets.source import Items, check_labels
 from experiment.datasets.transforms import Pipeline
-from experiment.errors import DataError, ExperimentError
+from experiment.errors import DataError, ExperimentError, raised_at
+from experiment.registry import InputShape
 from experiment.streams import Part, generator, seeded
 
 
@@ -47,12 +49,12 @@ class WorkerImages:
         self._name, self._items, self._train, self._test = name, items, train, test
         self._num_classes, self._device, self._workers = num_classes, device, workers
         self._indices = torch.arange(len(items)) if indices is None else indices.cpu()
-        c, h, w = self.first(1)[0].shape[1:]
-        self._input_shape = (c, h, w)
+        first = self.first(1)[0]
+        self._input_shape = InputShape(first.shape[1:], tokens=not first.is_floating_point())
         self._to_device(_collate([self._epoch(EVALUATION, torch.tensor([0]))[0]]), False)  # a bad crop fails at once
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
+    def input_shape(self) -> InputShape:
         return self._input_shape
 
     def __len__(self) -> int:
@@ -121,12 +123,13 @@ class _Epoch(Dataset[tuple[Tensor, int] | _Failure]):
         item = int(self.indices[position])
         try:
             with seeded(*self.stream, position):
-                image, label = self.items[item]
-                return self.pipeline(image), int(label)
+                image, label = as_pair(f"sample {item}", self.items[item])
+                return self.pipeline(image), label
         except ExperimentError as error:
             return _Failure(str(error))
-        except (OSError, TypeError, ValueError, RuntimeError, IndexError) as error:
-            return _Failure(f"image {item} cannot be read or transformed: {type(error).__name__}: {error}")
+        except Exception as error:  # of a decoder, a transform or the user's own code: any class
+            reason = f"{type(error).__name__}: {str(error)[:500]}{raised_at(error)}"
+            return _Failure(f"image {item} cannot be read or transformed: {reason}")
 
 
 def _collate(samples: list[tuple[Tensor, int] | _Failure]) -> Batch | _Failure:

@@ -13,11 +13,11 @@ from experiment.layers.inspect import evaluating
 from experiment.layers.prepared import check_kind, computed_weights, unwrapped
 from experiment.networks import NETWORKS
 from experiment.networks.factored import NAMES, Factoring, factor, make_factoring
-from experiment.registry import is_import_path, resolve, suggestion
+from experiment.registry import InputShape, is_import_path, resolve, suggestion
 
 
 def make_network(
-    name: str, settings: Mapping[str, object], input_shape: tuple[int, int, int], output_size: int
+    name: str, settings: Mapping[str, object], input_shape: tuple[int, ...], output_size: int
 ) -> nn.Module:
     """Make a network and check that it takes the dataset's inputs and gives its outputs.
 
@@ -120,7 +120,7 @@ def _check_arguments(name: str, factory: Callable[..., object], settings: Mappin
         ) from error
 
 
-def _check_fit(name: str, network: nn.Module, input_shape: tuple[int, int, int], output_size: int) -> None:
+def _check_fit(name: str, network: nn.Module, input_shape: tuple[int, ...], output_size: int) -> None:
     try:
         with evaluating(network):
             output = network(_example(network, input_shape))
@@ -143,10 +143,12 @@ def _check_fit(name: str, network: nn.Module, input_shape: tuple[int, int, int],
         raise ConfigError(f"network '{name}' gives NaN or infinite outputs for inputs of zeros, before any training.")
 
 
-def _example(network: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:
+def _example(network: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
     """A batch of two, on the network's device."""
     parameter = next(network.parameters(), None)
-    return torch.zeros(2, *input_shape, device=None if parameter is None else parameter.device)
+    tokens = isinstance(input_shape, InputShape) and input_shape.tokens
+    device = None if parameter is None else parameter.device
+    return torch.zeros(2, *input_shape, dtype=torch.int64 if tokens else None, device=device)
 
 
 def _said(settings: Mapping[str, object]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiment.errors import ConfigError, Damaged, StoreError, described
 from experiment.files import RUN_AGAIN, read_json
+from experiment.run.tables import read_table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -128,8 +129,7 @@ def read_cells(folder: Path, cells: DataFrame, file: str, columns: Sequence[str]
     import pandas as pd
     from pandas.api.types import is_numeric_dtype
 
-    from experiment.run.tables import read_table
-from experiment.run.store import Store  # only here: it brings the schema of parameter files with it
+    from experiment.run.store import Store  # only here: it brings the schema of parameter files with it
     from experiment.run.whole import left_out, whole_file_of
 
     frames = []

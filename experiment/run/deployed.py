@@ -110,7 +110,7 @@ def _tell_damaged(paths: Sequence[Path], say: Callable[[str], None]) -> None:
             say(f"{path} is damaged or of another version: it is made again.")
 
 
-def _load(folder: Path, plan: ExperimentPlan) -> tuple[Any, tuple[int, int, int]]:
+def _load(folder: Path, plan: ExperimentPlan) -> tuple[Any, tuple[int, ...]]:
     """A cell's network, and the shape of one input."""
     from experiment.run.weights import original_of, read_weights, rebuild
 

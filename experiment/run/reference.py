@@ -19,6 +19,7 @@ from experiment.files import is_whole_archive, make_folder, make_lock_file, remo
 from experiment.layers.plan import Plan, State
 from experiment.measure import Count, count, example_input
 from experiment.networks.make import make_network
+from experiment.registry import InputShape
 from experiment.run.crew import Crew, Job, together
 from experiment.run.data import Data
 from experiment.run.events import Note, Report, epoch_callbacks
@@ -64,9 +65,7 @@ class Reference:
         return self.state.network
 
 
-def new_network(
-    p: Parameters, net: int, input_shape: tuple[int, int, int], given: GivenWeights | None = None
-) -> nn.Module:
+def new_network(p: Parameters, net: int, input_shape: InputShape, given: GivenWeights | None = None) -> nn.Module:
     """The network number `net` before training: its weights are the given ones, else of the seed and the number alone.
 
     Raises: StoreError: the given ones do not fit.
@@ -78,13 +77,14 @@ def new_network(
     return network
 
 
-def architecture_of(p: Parameters, input_shape: tuple[int, int, int]) -> dict[str, object]:
+def architecture_of(p: Parameters, input_shape: InputShape) -> dict[str, object]:
     """What a file of weights says about the original network, so that it can be made again."""
     return {
         "name": p.network.name,
         "settings": dict(p.network.settings),
         "output_size": p.network.output_size,
         "input_shape": list(input_shape),
+        **({"tokens": True} if input_shape.tokens else {}),
     }
 
 
@@ -153,7 +153,7 @@ def _acquired(lock: FileLock, spec: ReferenceSpec, report: Report) -> AcquireRet
         return lock.acquire()
 
 
-def _loaded(folder: Path, p: Parameters, spec: ReferenceSpec, input_shape: tuple[int, int, int]) -> nn.Module | None:
+def _loaded(folder: Path, p: Parameters, spec: ReferenceSpec, input_shape: InputShape) -> nn.Module | None:
     """The trained network, or None where there is none or only a damaged one, which is set aside."""
     if not folder.is_dir():
         return None

@@ -13,6 +13,7 @@ from experiment.files import set_aside
 from experiment.layers.build import expand
 from experiment.layers.masks import named_masks
 from experiment.layers.plan import Plan, State
+from experiment.registry import InputShape
 from experiment.run.plan import Cell, ReferenceSpec
 from experiment.run.reference import Reference, rewind_file
 from experiment.run.store import Store
@@ -71,8 +72,7 @@ def random_state(reference: Reference, p: Parameters, net: int, repetition: int)
     A network of the user's own is what its factory makes when torch's generators are seeded otherwise.
     """
     example = reference.state.example
-    channels, height, width = example.shape[1:]
-    shape = (channels, height, width)
+    shape = InputShape(example.shape[1:], tokens=not example.is_floating_point())
     with seeded("reinitialisation", p.seed, net, repetition):
         network = untrained_network(p.network.name, p.network.settings, shape, p.network.output_size)
     return State(network.to(example.device).eval(), example)

@@ -24,6 +24,7 @@ from experiment.layers.plan import Plan, State
 from experiment.methods.base import Calibration, Compressed, Compressor, make_method, shortfall
 from experiment.methods.table import layer_rows
 from experiment.progress import Spoken, showing
+from experiment.registry import InputShape
 from experiment.run.crew import Job, together
 from experiment.run.events import Advanced, Busy, Note, Report, epoch_callbacks
 from experiment.run.learn_compress import learn_compress
@@ -302,5 +303,5 @@ def _shortfall(compressed: Compressed, cell: Cell, compressor: Compressor, p: Pa
 
 
 def architecture(p: Parameters, reference: Reference) -> dict[str, object]:
-    channels, height, width = reference.state.example.shape[1:]
-    return architecture_of(p, (channels, height, width))
+    example = reference.state.example
+    return architecture_of(p, InputShape(example.shape[1:], tokens=not example.is_floating_point()))

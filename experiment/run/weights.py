@@ -19,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     InstanceOf,
+    StrictBool,
     StrictInt,
     StrictStr,
     ValidationError,
@@ -44,7 +45,7 @@ from experiment.layers.prepared import prepared
 from experiment.layers.quantized import named_dtypes
 from experiment.networks import NETWORKS
 from experiment.networks.make import make_network
-from experiment.registry import is_import_path
+from experiment.registry import InputShape, is_import_path
 from experiment.run.packing import decode_state, encode_state, pack, unpack
 from experiment.tensorfile import read_tensors
 
@@ -99,7 +100,8 @@ class Architecture(BaseModel):
     name: Name
     settings: dict[Name, Any]
     output_size: Annotated[StrictInt, Field(ge=1, le=1_000_000)]
-    input_shape: Annotated[list[Size], Field(min_length=3, max_length=3)]
+    input_shape: Annotated[list[Size], Field(min_length=1, max_length=MOST_DIMS)]
+    tokens: StrictBool = False
 
     @model_validator(mode="after")
     def _is_bounded(self) -> Architecture:
@@ -211,7 +213,7 @@ def read_weights(path: Path) -> tuple[Specification, Packed]:
 
 def original_of(
     specification: Specification, path: Path, own_names: Callable[[], Collection[str]]
-) -> tuple[nn.Module, tuple[int, int, int]]:
+) -> tuple[nn.Module, InputShape]:
     """The original network that a file says its own was made from, and the shape of one input.
 
     A registered network is on the `meta` device, where it has shapes and no weights: what the file says of its size
@@ -229,8 +231,7 @@ def original_of(
             f"{path}: its network is made by code, '{shortened(made.name)}', which no parameter file beside it names. "
             "Nothing is imported because a file says so. Pass the original network: load_network(path, network=net)."
         )
-    channels, height, width = made.input_shape
-    shape = (channels, height, width)
+    shape = InputShape(made.input_shape, tokens=made.tokens)
     try:
         with torch.device("meta") if made.name in NETWORKS else nullcontext():
             return untrained_network(made.name, made.settings, shape, made.output_size), shape
@@ -239,7 +240,7 @@ def original_of(
 
 
 def untrained_network(
-    name: str, settings: Mapping[str, Any], input_shape: tuple[int, int, int], output_size: int
+    name: str, settings: Mapping[str, Any], input_shape: tuple[int, ...], output_size: int
 ) -> nn.Module:
     """A network without the published weights that the settings of a registered one may ask for."""
     settings = {key: value for key, value in settings.items() if key != "pretrained" or name not in NETWORKS}

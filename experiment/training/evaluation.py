@@ -126,11 +126,18 @@ def memory_format(network: nn.Module, channels_last: bool) -> Iterator[None]:
     ):
         yield
         return
-    network.to(memory_format=torch.channels_last)
+    _lay_out(network, torch.channels_last)
     try:
         yield
     finally:
-        network.to(memory_format=torch.contiguous_format)
+        _lay_out(network, torch.contiguous_format)
+
+
+def _lay_out(network: nn.Module, order: torch.memory_format) -> None:
+    """Four-dimensional weights alone: torch refuses this order for those of volumes (Conv3d)."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=order)
 
 
 def _hits(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -121,7 +121,7 @@ def test_factory_is_told_the_folder(own: types.ModuleType) -> None:
         ("own_data:missing", {}, ConfigError, "has no 'missing'"),
         ("own_data:number", {}, ConfigError, "not callable"),
         ("own_data:tensors", {"sise": 3}, ConfigError, "settings.sise: own_data:tensors(root, train, size=30)"),
-        ("own_data:broken", {}, DataError, "dataset own_data:broken: ZeroDivisionError"),
+        ("own_data:broken", {}, DataError, "dataset own_data:broken (train=True): ZeroDivisionError"),
         ("own_data:empty", {}, DataError, "is empty"),
         ("own_data:tensors", {"size": 3}, DataError, "has 3 training images"),
         ("FakeData", {"imageSize": [3, 8]}, ConfigError, "settings.imageSize: must be [channels, height, width]"),

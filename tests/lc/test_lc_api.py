@@ -213,11 +213,14 @@ def test_what_cannot_be_met(network: nn.Sequential, sets: dict[str, Any]) -> Non
     [
         (3, "Got a int"),
         ((torch.zeros(5, 6), torch.zeros(4)), "as many targets as inputs, 5. Got 4"),
-        ((torch.zeros(5, 6), torch.full((5,), 0.5)), "expected class numbers. Got 0.5"),
+        (
+            (torch.zeros(5, 6), torch.full((5,), 0.5)),
+            "expected one class number as target. Got a torch.float32 tensor of value 0.5",
+        ),
         ((torch.zeros(5, 6), torch.full((5,), 30)), "expected class numbers from 0 to 3. Got 30"),
         ([], "at least one sample"),
-        ([torch.zeros(6)] * 3, "pairs"),
-        ([("cat.jpg", 1)] * 3, "expected tensors as inputs"),
+        ([torch.zeros(6)] * 3, "expected .input, class number."),
+        ([("cat.jpg", 1)] * 3, "expected a tensor or a PIL image as input"),
     ],
 )
 def test_data_that_are_none(network: nn.Sequential, make_pairs: Make, data: Any, told: str) -> None:

@@ -1,0 +1,85 @@
+"""Decoded images of any mode as 8-bit images: grey or colour, never cut off at 255."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from experiment.errors import DataError
+
+MAX_PIXELS = 178_956_970  # Pillow's own limit, held even where a program lifts it: 537 MB as RGB
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # told by content; Pillow's others start programs
+
+_KEPT = ("L", "RGB", "LA", "RGBA")
+_SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
+_SIXTEEN_AS_I = ("PNG", "PPM")  # formats without 32-bit pixels: Pillow decodes their 16 bits to mode I
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """The image in a file as upright 8-bit RGB; transparency is left out, as torchvision does.
+
+    Raises: DataError: whatever is wrong with the file. Decoders raise exceptions of many classes.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("it is no regular file")
+        with Image.open(path, formats=FORMATS) as image:
+            _check_size(image)
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image), image.format)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise DataError(f"{path} cannot be read as an image: {reason.rstrip('.')}. Replace or remove it.") from None
+
+
+def to_rgb(image: Image.Image, file_format: str | None = None) -> Image.Image:
+    """An image of any mode as 8-bit RGB.
+
+    Raises: ValueError: its range is not known (see `to_eight_bits`).
+    """
+    image = to_eight_bits(image, file_format)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def to_eight_bits(image: Image.Image, file_format: str | None = None) -> Image.Image:
+    """An image of any mode as L, RGB, LA or RGBA; 16 bits are scaled from 0..65535, floats from 0..1.
+
+    Args:
+        file_format: of the file that the image came from, where that is known; else `image.format`.
+
+    Raises: ValueError: 32-bit integers, or floats outside 0..1, whose range nothing tells.
+    """
+    if image.mode in _KEPT:
+        return image
+    file_format = file_format or image.format
+    if image.mode in _SIXTEEN or (image.mode == "I" and file_format in _SIXTEEN_AS_I):
+        return _grey(np.asarray(image).astype(np.float64) / 65535)
+    if image.mode == "I":
+        raise ValueError("it has 32-bit integer pixels, whose range is not known. Save it with 8 or 16 bits a pixel")
+    if image.mode == "F":
+        values = np.asarray(image).astype(np.float64)
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            raise ValueError(
+                f"it has float pixels from {values.min():g} to {values.max():g}; expected 0 to 1. Scale them"
+            )
+        return _grey(values)
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode in ("P", "PA") or "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Image.Image:
+    """Values from 0 to 1 as an image of mode L."""
+    return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+
+
+def _check_size(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}. Make it smaller")
