@@ -8,16 +8,17 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiment.layers.grouped import GroupedLinear
 from experiment.layers.inspect import evaluating
-from experiment.layers.masks import named_masks, plain_name, stored
+from experiment.layers.masks import named_masks, plain_name
 from experiment.layers.prepared import unwrapped
 from experiment.layers.quantized import element_size, named_dtypes
 from experiment.registry import InputShape
@@ -90,11 +91,10 @@ def count(network: nn.Module, example: Tensor) -> Count:
             own = {f"{name}.{n}" if name else n: p for n, p in module.named_parameters() if p not in seen}
             seen.update(own.values())
             parameters = sum(_unmasked(p, masks.get(plain_name(n))) for n, p in own.items())
-            weight = stored(module, "weight")
-            unmasked = _unmasked(weight, masks.get(f"{name}.weight" if name else "weight"))
-            work = layer_flops[module]
+            mask, work = masks.get(f"{name}.weight" if name else "weight"), layer_flops[module]
+            unmasked = work if mask is None else work * int(mask.sum()) // max(1, mask.numel())
             kind = "conv" if isinstance(module, _CONVOLUTIONS) else "linear"
-            layers[name] = LayerCount(kind, parameters, work, work * unmasked // max(1, weight.numel()))
+            layers[name] = LayerCount(kind, parameters, work, unmasked)
     return Count(
         parameters=sum(_unmasked(p, masks.get(plain_name(n))) for n, p in network.named_parameters()),
         flops=sum(layer.flops for layer in layers.values()) + sum(products),
@@ -141,8 +141,12 @@ def _count_flops(network: nn.Module, inputs: Tensor) -> tuple[dict[nn.Module, in
     handles += [module.register_forward_hook(leave) for module in modules]
     try:
         counter, operations = FlopCounterMode(display=False), Operations()  # type: ignore[no-untyped-call]
-        with evaluating(network), _unfused(network), counter, operations:
-            network(inputs)
+        with evaluating(network), _unfused(network), parametrize.cached():
+            for module in filter(parametrize.is_parametrized, network.modules()):
+                for name in cast(nn.ModuleDict, module.parametrizations):
+                    getattr(module, name)  # now: what computes a weight is no work of the forward pass
+            with counter, operations:
+                network(inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -21,6 +21,7 @@ EXAMPLES = [
     errors.StoreError("damaged"),
     errors.Damaged("cut off"),
     errors.OtherVersion("format 99"),
+    errors.Inherited("the cell before has failed", "abc123"),
     errors.CannotWrite("no space left"),
 ]
 

@@ -310,7 +310,7 @@ def test_rows_of_layers_add_up_to_the_network() -> None:
     network[2].weight = network[1].weight
     example = torch.zeros(1, 9, 8)
     result = compress(network, "SVD", keep=0.8, example=example)
-    assert result.layers["layer"].iloc[-1] == "(other)"
+    assert "(other)" in set(result.layers["layer"])
     rows = result.layers.sum(numeric_only=True)
     original = count(network, example)
     assert (rows["parameters_before"], rows["flops_before"]) == (original.parameters, original.flops)

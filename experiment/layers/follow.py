@@ -276,6 +276,10 @@ class _Pass(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._lost(part, name)
         left = torch.zeros_like(_first(a, -1)) if varied[0] else _first(a, -1)
         right = torch.zeros_like(_first(b, -2)) if varied[1] else _first(b, -2)
+        if (left > 0).any() and (right > 0).any():  # channels by channels: a place belongs to two of them
+            self._lost(left, name)
+            self._lost(right, name)
+            return torch.zeros(())
         return self._follower.combined([left, right])
 
     def _other(

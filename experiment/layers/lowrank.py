@@ -21,7 +21,7 @@ from experiment.layers.plan import Factors
 # Which kernel axes (height, width) the encoder owns under each folding; the decoder owns the others.
 ENCODER_AXES = ((True, True), (False, True), (True, False), (False, False))
 FOLDINGS = range(len(ENCODER_AXES))
-MOST_OF_FACTORS = 4  # times the layer's weight; factors of full rank have at most twice its elements
+MOST_OF_FACTORS = 16  # times the layer's weight: no rank of use comes near, and files cannot ask for more memory
 
 
 class FactoredLayer(nn.Sequential):

@@ -44,17 +44,19 @@ class WeightMethod:
     Args:
         score: the worth of every weight.
         order: `order_of`, in which all layers compete, or `order_within_layers`.
+        every_layer: whether the score knows grouped and transposed convolutions, and those of one or three dimensions.
     """
 
     score: Score
     order: Callable[[Start, Scores], Order]
+    every_layer: bool = True
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Order:
         """Scores of all weights, and one sort of those that the state's masks leave.
 
         Raises: CompressionError: a weight or score is NaN or infinite, or calibration data are missing.
         """
-        start = start_of(state, masked=True)
+        start = start_of(state, masked=self.every_layer)
         return self.order(start, self.score(start, calibration, generator))
 
     def plan(self, analysis: Order, budget: Budget) -> Plan:

@@ -42,7 +42,7 @@ def sipp(settings: SiPPSettings) -> WeightMethod:
     def score(start: Start, calibration: Calibration | None, generator: torch.Generator) -> Scores:
         return _sensitivities(start, calibration, settings, "mean", "SiPP")
 
-    return WeightMethod(score, order_of)
+    return WeightMethod(score, order_of, every_layer=False)
 
 
 def sipp_rand(settings: SiPPSettings) -> SampledSiPP:

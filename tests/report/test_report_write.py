@@ -268,7 +268,7 @@ def test_a_foreign_folder_and_damaged_files_are_named(synthetic: Any, tmp_path: 
         ("results.csv", "a,b\n1,2\n", "column network is missing"),
         ("results.csv", "", "is not a table"),
         ("parameters.yaml", "a: [", "not valid YAML"),
-        ("environment.json", "{", "is not JSON"),
+        ("environment.json", "{", "does not hold JSON"),
         ("environment.json", "[]", "must hold a mapping"),
     ):
         folder = synthetic.write_experiment(tmp_path / "e", [])
