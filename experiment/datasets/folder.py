@@ -61,7 +61,8 @@ def load(name: str, data_dir: Path, train: bool, settings: Mapping[str, object],
             f"settings.root: ImageFolder needs the folder that holds train/ and test/: absolute, below {data_dir}, "
             f"or from the working directory. Got {root!r}."
         )
-    return _load(*(folder_part(data_dir, part, settings) for part in (True, False)), data_dir, train)
+    train_folder, test_folder = (folder_part(data_dir, part, settings) for part in (True, False))
+    return _load(train_folder, test_folder, data_dir, train)
 
 
 def load_imagenet(name: str, data_dir: Path, train: bool, settings: Mapping[str, object], output_size: int) -> Source:
@@ -92,7 +93,7 @@ def _load(train_folder: Path, test_folder: Path, data_dir: Path, train: bool) ->
         )
     items, stamp = _scan(folder, classes)
     pixels = _decode(items, stamp, data_dir / CACHE)
-    return Source(items if pixels is None else pixels, len(classes), classes=classes, place=folder)
+    return Source(items if pixels is None else pixels, len(classes), classes=classes, place=train_folder.parent)
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

@@ -41,8 +41,6 @@ def load_splits(
 ) -> Splits:
     """Training, validation and test images of a dataset.
 
-    The training part is split 90/10 by a generator of (seed, name): the same for every network and method.
-
     Args:
         name: a registered dataset or `package.module:factory`. settings: its settings.
         output_size: what the network gives a sample; must be the number of classes.
@@ -54,15 +52,42 @@ def load_splits(
     """
     _check(transforms)
     train, test = (load_source(name, settings, data_dir, part, output_size) for part in (True, False))
-    num_images = len(train.items)
+    return make_splits(
+        name, train, test, transforms, seed=seed, output_size=output_size, device=device, workers=workers
+    )
+
+
+def make_splits(
+    name: str,
+    train: Source,
+    test: Source,
+    transforms: Transforms,
+    *,
+    seed: int,
+    output_size: int,
+    device: torch.device | str,
+    workers: int = 2,
+) -> Splits:
+    """The same from the parts of a dataset as they were read; arguments and errors as for `load_splits`."""
+    _check(transforms)
+    parts = split(len(train.items), seed, name)
+    make = _maker(name, transforms, output_size, torch.device(device), workers)
+    train_images, valid_images = make(train, parts)
+    (test_images,) = make(test, [None])
+    return Splits(train_images, valid_images, test_images, output_size, test_images.input_shape)
+
+
+def split(num_images: int, seed: int, name: str) -> tuple[Tensor, Tensor]:
+    """Which of the training images are trained on, and which are held out, 90/10.
+
+    A generator of (seed, name) decides: the same for every network and method.
+    Raises: DataError: too few to split.
+    """
     if num_images < MIN_TRAIN_IMAGES:
         raise DataError(f"dataset {name} has {num_images} training images; at least {MIN_TRAIN_IMAGES} are needed.")
     order = torch.randperm(num_images, generator=generator("split", seed, name))
     num_valid = max(1, round(VALID_SHARE * num_images))
-    make = _maker(name, transforms, output_size, torch.device(device), workers)
-    train_images, valid_images = make(train, [order[num_valid:], order[:num_valid]])
-    (test_images,) = make(test, [None])
-    return Splits(train_images, valid_images, test_images, output_size, test_images.input_shape)
+    return order[num_valid:], order[:num_valid]
 
 
 def load_test(
@@ -76,8 +101,15 @@ def load_test(
     workers: int = 2,
 ) -> Images:
     """The test images of a dataset alone (`experiments.datasetTest`); arguments and errors as for `load_splits`."""
-    _check(transforms)
     test = load_source(name, settings, data_dir, False, output_size)
+    return make_test(name, test, transforms, output_size=output_size, device=device, workers=workers)
+
+
+def make_test(
+    name: str, test: Source, transforms: Transforms, *, output_size: int, device: torch.device | str, workers: int = 2
+) -> Images:
+    """The same from a test part as it was read."""
+    _check(transforms)
     (images,) = _maker(name, transforms, output_size, torch.device(device), workers)(test, [None])
     return images
 

@@ -137,12 +137,13 @@ def _content(path: Path) -> str:
     """The hash of what is in a file, unpacked where it is packed."""
     if path.suffix == ".gz":
         with suppress(OSError, EOFError, zlib.error), gzip.open(path) as stream:
-            return _hash(cast(BinaryIO, stream))
+            return hash_of(cast(BinaryIO, stream))
     with path.open("rb") as stream:
-        return _hash(stream)
+        return hash_of(stream)
 
 
-def _hash(stream: BinaryIO) -> str:
+def hash_of(stream: BinaryIO) -> str:
+    """The hash of what is left to read of a file."""
     found = hashlib.sha256()
     while block := stream.read(2**20):
         found.update(block)
