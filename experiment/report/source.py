@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from experiment.errors import ConfigError, Damaged, StoreError, described
 from experiment.files import RUN_AGAIN, read_json
-from experiment.run.facts import DataFacts, remembered_data
 from experiment.run.tables import read_table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from experiment.run.facts import DataFacts
 
 TEXT = ("dataset", "dataset_test", "network", "variant", "method", "label", "status", "error", "cell", "hardware")
 NUMBERS = (
@@ -71,6 +72,8 @@ def read_source(folder: Path) -> Source:
     """
     folder = Path(folder)
     require_experiment(folder)
+    from experiment.run.facts import remembered_data  # only here: pydantic comes with it
+
     return Source(
         folder=folder,
         name=_name(folder),
