@@ -15,7 +15,7 @@ from experiment.datasets.memory import MemoryImages, prepare
 from experiment.datasets.own import load_own
 from experiment.datasets.source import Pixels, Source, check_labels
 from experiment.datasets.transforms import check_transforms, make_pipeline
-from experiment.datasets.workers import WorkerImages
+from experiment.datasets.workers import Readers, WorkerImages
 from experiment.errors import ConfigError, DataError
 from experiment.registry import is_import_path, resolve, suggestion
 from experiment.streams import generator
@@ -151,12 +151,7 @@ def _maker(
             train, test = prepared
             labels = items.labels.to(device)
             return [MemoryImages(train, test, labels, None if p is None else p.to(device)) for p in parts]
-        augment, plain = (make_pipeline(steps) for steps in pipelines)
-        return [
-            WorkerImages(
-                f"dataset {name}", items, augment, plain, output_size, indices=p, device=device, workers=workers
-            )
-            for p in parts
-        ]
+        readers = Readers(items, *(make_pipeline(steps) for steps in pipelines), workers=workers)
+        return [WorkerImages(f"dataset {name}", readers, output_size, indices=p, device=device) for p in parts]
 
     return make

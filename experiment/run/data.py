@@ -16,6 +16,7 @@ from experiment.datasets.source import Source
 from experiment.files import MOST_LETTERS
 from experiment.registry import is_import_path
 from experiment.run.facts import MOST_CLASSES, DataFacts
+from experiment.run.machine import reading_processes
 
 MOST_KEPT = 4  # training and retraining may differ in their transforms; more than that is a sweep, which moves on
 
@@ -33,15 +34,25 @@ class Data:
         folder: where datasets lie.
         device: where small images are kept and all batches arrive.
         clock: counts what loading takes.
+        readers: processes that read images which do not fit into memory; None for as many as there are cores left.
         keep_sources: whether what was read is kept as it was before any transform, too.
     """
 
-    def __init__(self, folder: Path, device: str, clock: Clock | None = None, *, keep_sources: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: str,
+        clock: Clock | None = None,
+        *,
+        readers: int | None = None,
+        keep_sources: bool = False,
+    ) -> None:
         self.folder, self.device = folder, torch.device(device)
         self._clock = clock or Clock()
         self._splits: dict[str, Splits] = {}
         self._tests: dict[str, Images] = {}
         self._sources: dict[str, Source] = {}
+        self._readers = reading_processes() if readers is None else readers
         self._keep_sources = keep_sources
 
     def splits(self, p: Parameters, training: Training) -> Splits:
@@ -57,7 +68,7 @@ class Data:
                 train, test = (self.source(p, dataset, part) for part in (True, False))
                 self._splits[key] = make_splits(
                     dataset.name, train, test, transforms,
-                    seed=p.seed, output_size=p.network.output_size, device=self.device,
+                    seed=p.seed, output_size=p.network.output_size, device=self.device, workers=self._readers,
                 )  # fmt: skip
         return self._splits[key]
 
@@ -73,7 +84,7 @@ class Data:
             with self._clock.part("data"):
                 self._tests[key] = make_test(
                     dataset.name, self.source(p, dataset, False), transforms,
-                    output_size=p.network.output_size, device=self.device,
+                    output_size=p.network.output_size, device=self.device, workers=self._readers,
                 )  # fmt: skip
         return self._tests[key]
 

@@ -50,7 +50,7 @@ class Look:
 
 def look_before_running(plan: ExperimentPlan, directories: Directories, machine: Machine) -> Look:
     """Load the data, make the networks and construct the optimizers once, here, so that no worker meets a surprise."""
-    data = Data(directories.datasets, "cpu", keep_sources=True)
+    data = Data(directories.datasets, "cpu", readers=0, keep_sources=True)
     facts: Facts = {}
     problems = dict.fromkeys(plan.problems)  # in order, each once, for variants share most of what they say
     for variant in plan.file.variants:

@@ -140,10 +140,11 @@ def _compute(
         Site(store.folder, place, plan.file.parameters.threads, each)
         for plan, store, place, each in zip(plans, stores, directories, resources, strict=True)
     )
-    setup = Setup(sites, machine, options.retry_failed, options.crew)
     workers = None  # as many as a cluster bears, which may change on the way
     if options.executor != "ray":
         workers = _num_workers(options, [resources[i] for i in touched], machine, sum(item.pieces for item in work))
+    cells = workers or max(1, usable_cores() // max(resources[i].cpus for i in touched))  # Ray's nodes: as this one
+    setup = Setup(sites, machine, options.retry_failed, options.crew, cells)
     serial = (options.executor or ("processes" if workers and workers > 1 else "serial")) == "serial"
     with contextlib.ExitStack() as hired:
         pool = None if serial or workers is None else hired.enter_context(Processes(setup, workers))
