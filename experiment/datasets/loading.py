@@ -20,41 +20,23 @@ from experiment.errors import ConfigError, DataError
 from experiment.registry import is_import_path, resolve, suggestion
 from experiment.streams import generator
 
-__all__ = ["Batch", "Images", "Splits", "Step", "Transforms", "count_batches", "load_splits", "load_test"]
+__all__ = [
+    "Batch",
+    "Images",
+    "Splits",
+    "Step",
+    "Transforms",
+    "count_batches",
+    "load_source",
+    "make_splits",
+    "make_test",
+    "split",
+]
 
 VALID_SHARE = 0.1  # of the training part
 MIN_TRAIN_IMAGES = 4  # two to train on (BatchNorm), one held out, and one to spare
 
 Loader = Callable[[str, Path, bool, Mapping[str, object], int], Source]
-
-
-def load_splits(
-    name: str,
-    settings: Mapping[str, object],
-    transforms: Transforms,
-    *,
-    data_dir: Path,
-    seed: int,
-    output_size: int,
-    device: torch.device | str,
-    workers: int = 2,
-) -> Splits:
-    """Training, validation and test images of a dataset.
-
-    Args:
-        name: a registered dataset or `package.module:factory`. settings: its settings.
-        output_size: what the network gives a sample; must be the number of classes.
-        workers: processes that read images which do not fit into memory.
-
-    Raises:
-        ConfigError: an unknown name, setting or transform.
-        DataError: the data are missing, damaged, or have another number of classes.
-    """
-    _check(transforms)
-    train, test = (load_source(name, settings, data_dir, part, output_size) for part in (True, False))
-    return make_splits(
-        name, train, test, transforms, seed=seed, output_size=output_size, device=device, workers=workers
-    )
 
 
 def make_splits(
@@ -66,9 +48,16 @@ def make_splits(
     seed: int,
     output_size: int,
     device: torch.device | str,
-    workers: int = 2,
+    workers: int,
 ) -> Splits:
-    """The same from the parts of a dataset as they were read; arguments and errors as for `load_splits`."""
+    """Training, validation and test images of a dataset.
+
+    Args:
+        name: of the dataset. train, test: its parts as they were read.
+        output_size: what the network gives a sample, the number of classes.
+        workers: processes that read images which do not fit into memory.
+    Raises: ConfigError: a transform is wrong. DataError: the data are damaged, or too few.
+    """
     _check(transforms)
     parts = split(len(train.items), seed, name)
     make = _maker(name, transforms, output_size, torch.device(device), workers)
@@ -90,25 +79,10 @@ def split(num_images: int, seed: int, name: str) -> tuple[Tensor, Tensor]:
     return order[num_valid:], order[:num_valid]
 
 
-def load_test(
-    name: str,
-    settings: Mapping[str, object],
-    transforms: Transforms,
-    *,
-    data_dir: Path,
-    output_size: int,
-    device: torch.device | str,
-    workers: int = 2,
-) -> Images:
-    """The test images of a dataset alone (`experiments.datasetTest`); arguments and errors as for `load_splits`."""
-    test = load_source(name, settings, data_dir, False, output_size)
-    return make_test(name, test, transforms, output_size=output_size, device=device, workers=workers)
-
-
 def make_test(
-    name: str, test: Source, transforms: Transforms, *, output_size: int, device: torch.device | str, workers: int = 2
+    name: str, test: Source, transforms: Transforms, *, output_size: int, device: torch.device | str, workers: int
 ) -> Images:
-    """The same from a test part as it was read."""
+    """The test images of a dataset alone (`experiments.datasetTest`); arguments and errors as for `make_splits`."""
     _check(transforms)
     (images,) = _maker(name, transforms, output_size, torch.device(device), workers)(test, [None])
     return images
@@ -151,7 +125,8 @@ def _maker(
             train, test = prepared
             labels = items.labels.to(device)
             return [MemoryImages(train, test, labels, None if p is None else p.to(device)) for p in parts]
-        readers = Readers(items, *(make_pipeline(steps) for steps in pipelines), workers=workers)
+        augment, plain = (make_pipeline(steps) for steps in pipelines)
+        readers = Readers(items, augment, plain, workers)
         return [WorkerImages(f"dataset {name}", readers, output_size, indices=p, device=device) for p in parts]
 
     return make

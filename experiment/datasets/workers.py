@@ -70,7 +70,7 @@ class WorkerImages:
             own, batch_size = share_of(end, batch_size, share, training=stream is not None)
             positions = own if positions is None else positions[own]
         positions = torch.arange(len(self)) if positions is None else positions
-        batches = positions.split(batch_size)[:num_batches]
+        batches = torch.split(positions, batch_size)[:num_batches]
         places = (self._places(batch, stream or EVALUATION, stream is not None) for batch in batches)
         for batch in self._readers.read(places, pin_memory=self._device.type == "cuda"):
             yield self._to_device(batch, channels_last)
