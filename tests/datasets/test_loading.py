@@ -149,9 +149,9 @@ def test_labels_outside_the_outputs(own: types.ModuleType) -> None:
         load("own_data:tensors", 2)
 
 
-def test_wrong_transforms_are_refused_before_any_reading() -> None:
+def test_wrong_transforms_are_refused(own: types.ModuleType) -> None:
     with pytest.raises(ConfigError, match=r"transformsTrain\[0\]: unknown transform 'Crop'"):
-        load("own_data:not_even_there", 3, Transforms(train=(("Crop", {}),)))
+        load("own_data:tensors", 3, Transforms(train=(("Crop", {}),)))
 
 
 def test_fake_data_are_torchvisions() -> None:
