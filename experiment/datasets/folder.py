@@ -19,6 +19,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from experiment.datasets.pictures import read_rgb
 from experiment.datasets.source import Pixels, Source, check_settings, fits_in_memory, pack
+from experiment.datasets.stamp import SYSTEM_FOLDERS, folder_part
 from experiment.errors import ConfigError, DataError
 
 CACHE = ".decoded"
@@ -26,18 +27,17 @@ DECODING = (
     b"upright, 16 bits scaled\n"  # part of the stamp: pixels that were decoded otherwise are not taken from the cache
 )
 
-_SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")  # made by no user
-
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class FolderItems:
-    """The images under `root`, in the order of class and file name, as RGB."""
+    """The images under `root`, in the order of class and file name, as RGB; with the size of each file in bytes."""
 
     root: Path
     files: tuple[str, ...]
     labels: tuple[int, ...]
+    sizes: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -61,8 +61,8 @@ def load(name: str, data_dir: Path, train: bool, settings: Mapping[str, object],
             f"settings.root: ImageFolder needs the folder that holds train/ and test/: absolute, below {data_dir}, "
             f"or from the working directory. Got {root!r}."
         )
-    places = (data_dir / root, Path(root))  # an absolute one is the same in both
-    return _load(next((p for p in places if p.is_dir()), places[0]), data_dir, train, settings)
+    train_folder, test_folder = (folder_part(data_dir, part, settings) for part in (True, False))
+    return _load(train_folder, test_folder, data_dir, train)
 
 
 def load_imagenet(name: str, data_dir: Path, train: bool, settings: Mapping[str, object], output_size: int) -> Source:
@@ -79,13 +79,10 @@ def load_imagenet(name: str, data_dir: Path, train: bool, settings: Mapping[str,
             f"ILSVRC2012_devkit_t12.tar.gz from https://image-net.org, put them into {root} and unpack them with "
             f"torchvision.datasets.ImageNet('{root}', 'train') and ('{root}', 'val')."
         )
-    return _load(root, data_dir, train, {"train": "train", "test": "val"})
+    return _load(root / "train", root / "val", data_dir, train)
 
 
-def _load(root: Path, data_dir: Path, train: bool, settings: Mapping[str, object]) -> Source:
-    train_folder, test_folder = root / str(settings.get("train", "train")), root / str(settings.get("test", "test"))
-    if "test" not in settings and not test_folder.is_dir() and (root / "val").is_dir():
-        test_folder = root / "val"
+def _load(train_folder: Path, test_folder: Path, data_dir: Path, train: bool) -> Source:
     folder = train_folder if train else test_folder
     classes = _classes(folder)
     if not train and train_folder.is_dir() and _classes(train_folder) != classes:
@@ -96,7 +93,7 @@ def _load(root: Path, data_dir: Path, train: bool, settings: Mapping[str, object
         )
     items, stamp = _scan(folder, classes)
     pixels = _decode(items, stamp, data_dir / CACHE)
-    return Source(items if pixels is None else pixels, len(classes))
+    return Source(items if pixels is None else pixels, len(classes), classes=classes, place=train_folder.parent)
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -115,6 +112,7 @@ def _scan(folder: Path, classes: Sequence[str]) -> tuple[FolderItems, str]:
     """The image files of every class, and a hash of their names, sizes and times."""
     files: list[str] = []
     labels: list[int] = []
+    sizes: list[int] = []
     stamp = hashlib.sha256(DECODING)
     for label, name in enumerate(classes):
         before = len(files)
@@ -125,12 +123,14 @@ def _scan(folder: Path, classes: Sequence[str]) -> tuple[FolderItems, str]:
                     status = _status(os.path.join(parent, entry))
                     files.append(os.path.join(inside, entry))
                     labels.append(label)
-                    stamp.update(os.fsencode(f"{files[-1]}\0{status.st_size}\0{status.st_mtime_ns}\n"))
+                    sizes.append(status.st_size)
+                    times = status.st_mtime_ns, status.st_ctime_ns  # tools that restore the first cannot set the second
+                    stamp.update(os.fsencode(f"{files[-1]}\0{status.st_size}\0{times}\n"))
         if len(files) == before:
             raise DataError(
                 f"{folder / name} has no images in it. Expected files ending in {', '.join(IMG_EXTENSIONS)}."
             )
-    return FolderItems(folder, tuple(files), tuple(labels)), stamp.hexdigest()
+    return FolderItems(folder, tuple(files), tuple(labels), tuple(sizes)), stamp.hexdigest()
 
 
 def _walk(folder: str | Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, list[str]]]:
@@ -154,7 +154,7 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
     """What is in a folder, without hidden files and what systems put into folders."""
     try:
         with os.scandir(folder) as entries:
-            return [e for e in entries if not e.name.startswith(".") and e.name not in _SYSTEM_FOLDERS]
+            return [e for e in entries if not e.name.startswith(".") and e.name not in SYSTEM_FOLDERS]
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror}.") from None
 

@@ -15,12 +15,23 @@ from experiment.datasets.memory import MemoryImages, prepare
 from experiment.datasets.own import load_own
 from experiment.datasets.source import Pixels, Source, check_labels
 from experiment.datasets.transforms import check_transforms, make_pipeline
-from experiment.datasets.workers import WorkerImages
+from experiment.datasets.workers import Readers, WorkerImages
 from experiment.errors import ConfigError, DataError
 from experiment.registry import is_import_path, resolve, suggestion
 from experiment.streams import generator
 
-__all__ = ["Batch", "Images", "Splits", "Step", "Transforms", "count_batches", "load_splits", "load_test"]
+__all__ = [
+    "Batch",
+    "Images",
+    "Splits",
+    "Step",
+    "Transforms",
+    "count_batches",
+    "load_source",
+    "make_splits",
+    "make_test",
+    "split",
+]
 
 VALID_SHARE = 0.1  # of the training part
 MIN_TRAIN_IMAGES = 4  # two to train on (BatchNorm), one held out, and one to spare
@@ -28,56 +39,51 @@ MIN_TRAIN_IMAGES = 4  # two to train on (BatchNorm), one held out, and one to sp
 Loader = Callable[[str, Path, bool, Mapping[str, object], int], Source]
 
 
-def load_splits(
+def make_splits(
     name: str,
-    settings: Mapping[str, object],
+    train: Source,
+    test: Source,
     transforms: Transforms,
     *,
-    data_dir: Path,
     seed: int,
     output_size: int,
     device: torch.device | str,
-    workers: int = 2,
+    workers: int,
 ) -> Splits:
     """Training, validation and test images of a dataset.
 
-    The training part is split 90/10 by a generator of (seed, name): the same for every network and method.
-
     Args:
-        name: a registered dataset or `package.module:factory`. settings: its settings.
-        output_size: what the network gives a sample; must be the number of classes.
+        name: of the dataset. train, test: its parts as they were read.
+        output_size: what the network gives a sample, the number of classes.
         workers: processes that read images which do not fit into memory.
-
-    Raises:
-        ConfigError: an unknown name, setting or transform.
-        DataError: the data are missing, damaged, or have another number of classes.
+    Raises: ConfigError: a transform is wrong. DataError: the data are damaged, or too few.
     """
     _check(transforms)
-    train, test = (load_source(name, settings, data_dir, part, output_size) for part in (True, False))
-    num_images = len(train.items)
-    if num_images < MIN_TRAIN_IMAGES:
-        raise DataError(f"dataset {name} has {num_images} training images; at least {MIN_TRAIN_IMAGES} are needed.")
-    order = torch.randperm(num_images, generator=generator("split", seed, name))
-    num_valid = max(1, round(VALID_SHARE * num_images))
+    parts = split(len(train.items), seed, name)
     make = _maker(name, transforms, output_size, torch.device(device), workers)
-    train_images, valid_images = make(train, [order[num_valid:], order[:num_valid]])
+    train_images, valid_images = make(train, parts)
     (test_images,) = make(test, [None])
     return Splits(train_images, valid_images, test_images, output_size, test_images.input_shape)
 
 
-def load_test(
-    name: str,
-    settings: Mapping[str, object],
-    transforms: Transforms,
-    *,
-    data_dir: Path,
-    output_size: int,
-    device: torch.device | str,
-    workers: int = 2,
+def split(num_images: int, seed: int, name: str) -> tuple[Tensor, Tensor]:
+    """Which of the training images are trained on, and which are held out, 90/10.
+
+    A generator of (seed, name) decides: the same for every network and method.
+    Raises: DataError: too few to split.
+    """
+    if num_images < MIN_TRAIN_IMAGES:
+        raise DataError(f"dataset {name} has {num_images} training images; at least {MIN_TRAIN_IMAGES} are needed.")
+    order = torch.randperm(num_images, generator=generator("split", seed, name))
+    num_valid = max(1, round(VALID_SHARE * num_images))
+    return order[num_valid:], order[:num_valid]
+
+
+def make_test(
+    name: str, test: Source, transforms: Transforms, *, output_size: int, device: torch.device | str, workers: int
 ) -> Images:
-    """The test images of a dataset alone (`experiments.datasetTest`); arguments and errors as for `load_splits`."""
+    """The test images of a dataset alone (`experiments.datasetTest`); arguments and errors as for `make_splits`."""
     _check(transforms)
-    test = load_source(name, settings, data_dir, False, output_size)
     (images,) = _maker(name, transforms, output_size, torch.device(device), workers)(test, [None])
     return images
 
@@ -120,11 +126,7 @@ def _maker(
             labels = items.labels.to(device)
             return [MemoryImages(train, test, labels, None if p is None else p.to(device)) for p in parts]
         augment, plain = (make_pipeline(steps) for steps in pipelines)
-        return [
-            WorkerImages(
-                f"dataset {name}", items, augment, plain, output_size, indices=p, device=device, workers=workers
-            )
-            for p in parts
-        ]
+        readers = Readers(items, augment, plain, workers)
+        return [WorkerImages(f"dataset {name}", readers, output_size, indices=p, device=device) for p in parts]
 
     return make

@@ -55,7 +55,8 @@ def load_own(target: str, data_dir: Path, train: bool, settings: Mapping[str, ob
     classes = getattr(items, "classes", None)
     said = getattr(items, "fingerprint", None)
     num_classes = len(classes) if classes is not None else None
-    return Source(items if packed is None else packed, num_classes, said if callable(said) else None)
+    names = tuple(classes) if isinstance(classes, list | tuple) and all(isinstance(n, str) for n in classes) else ()
+    return Source(items if packed is None else packed, num_classes, said if callable(said) else None, classes=names)
 
 
 def load_fake(name: str, data_dir: Path, train: bool, settings: Mapping[str, object], output_size: int) -> Source:

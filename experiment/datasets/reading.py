@@ -57,6 +57,13 @@ def _hash_of(items: Pixels | Items) -> str:
     return found.hexdigest()
 
 
+def content_hash(value: object) -> bytes:
+    """A hash of what an input holds: two of the same content have the same."""
+    found = hashlib.sha256()
+    _add(found, value)
+    return found.digest()
+
+
 def _add(found: hashlib._Hash, value: object) -> None:
     """Add a value to a hash: of images, arrays and numbers the content, of anything else the kind."""
     if isinstance(value, Image.Image):

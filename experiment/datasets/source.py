@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -51,11 +52,15 @@ class Source:
     Attributes:
         num_classes: None where the dataset does not say.
         fingerprint: says what its content is, where the dataset can say so itself; two contents, two texts.
+        classes: their names, where the dataset has some.
+        place: the folder it was read from, where that is not simply the folder of datasets.
     """
 
     items: Pixels | Items
     num_classes: int | None = None
     fingerprint: Callable[[], object] | None = None
+    classes: tuple[str, ...] = ()
+    place: Path | None = None
 
 
 def pack(items: Items) -> Pixels | None:

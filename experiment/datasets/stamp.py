@@ -32,6 +32,7 @@ FOLDER = ".stamps"
 FORMAT = 1
 JUST_NOW = 1.0  # seconds: what changed so lately may change again without its time changing
 MANY_BYTES = 1_000_000_000  # that take seconds to read
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")  # made by no user
 IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as torchvision has it
 
 File = tuple[str, Path]  # its name within the dataset, and where it lies
@@ -64,11 +65,22 @@ def idx_files(name: str, data_dir: Path, train: bool, settings: Mapping[str, obj
 
 def folder_files(name: str, data_dir: Path, train: bool, settings: Mapping[str, object]) -> Sequence[File]:
     """The images of an image folder, of all its classes; what is hidden is none."""
-    root = data_dir / str(settings.get("root", name))
+    return _images_below(folder_part(data_dir, train, settings))
+
+
+def folder_part(data_dir: Path, train: bool, settings: Mapping[str, object]) -> Path:
+    """The folder of one part of an image folder, whether it is there or not: the one place that says where it lies.
+
+    A `root` is absolute, below the folder of datasets, or from the working directory, in this order. The test part is
+    `val` where no `test` is named and there is none.
+    """
+    given = str(settings.get("root", ""))
+    places = (data_dir / given, Path(given))  # an absolute one is the same in both
+    root = next((place for place in places if place.is_dir()), places[0])
     part = root / str(settings.get("train", "train") if train else settings.get("test", "test"))
-    if not train and "test" not in settings and not part.is_dir():
-        part = root / "val"
-    return _images_below(part)
+    if not train and "test" not in settings and not part.is_dir() and (root / "val").is_dir():
+        return root / "val"
+    return part
 
 
 def imagenet_files(name: str, data_dir: Path, train: bool, settings: Mapping[str, object]) -> Sequence[File]:
@@ -87,7 +99,7 @@ def _walk(folder: Path, inside: str, above: frozenset[tuple[int, int]]) -> Itera
     with os.scandir(folder) as entries:
         for entry in entries:
             name = f"{inside}{entry.name}"
-            if entry.name.startswith(".") or here in above:
+            if entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS or here in above:
                 continue
             if entry.is_dir():
                 yield from _walk(folder / entry.name, f"{name}/", above | {here})
@@ -125,12 +137,13 @@ def _content(path: Path) -> str:
     """The hash of what is in a file, unpacked where it is packed."""
     if path.suffix == ".gz":
         with suppress(OSError, EOFError, zlib.error), gzip.open(path) as stream:
-            return _hash(cast(BinaryIO, stream))
+            return hash_of(cast(BinaryIO, stream))
     with path.open("rb") as stream:
-        return _hash(stream)
+        return hash_of(stream)
 
 
-def _hash(stream: BinaryIO) -> str:
+def hash_of(stream: BinaryIO) -> str:
+    """The hash of what is left to read of a file."""
     found = hashlib.sha256()
     while block := stream.read(2**20):
         found.update(block)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ctypes
+import signal
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from experiment.datasets.image import EVALUATION, Batch, Share, count_batches, share_of
 from experiment.datasets.samples import as_pair
@@ -16,6 +20,8 @@ from experiment.datasets.transforms import Pipeline
 from experiment.errors import DataError, ExperimentError, raised_at
 from experiment.registry import InputShape
 from experiment.streams import Part, generator, seeded
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 @dataclass(frozen=True)
@@ -29,29 +35,18 @@ class WorkerImages:
     """Images read when needed (see `experiment.datasets.image.Images`).
 
     Args:
-        items: the whole dataset part. name: what errors call it.
-        indices: which of the items are meant, in their fixed order.
-        workers: processes that read ahead; the images do not depend on how many there are.
+        readers: read the dataset part that these images are of. name: what errors call it.
+        indices: which of its items are meant, in their fixed order.
     """
 
     def __init__(
-        self,
-        name: str,
-        items: Items,
-        train: Pipeline,
-        test: Pipeline,
-        num_classes: int,
-        *,
-        indices: Tensor | None = None,
-        device: torch.device,
-        workers: int = 2,
+        self, name: str, readers: Readers, num_classes: int, *, indices: Tensor | None = None, device: torch.device
     ) -> None:
-        self._name, self._items, self._train, self._test = name, items, train, test
-        self._num_classes, self._device, self._workers = num_classes, device, workers
-        self._indices = torch.arange(len(items)) if indices is None else indices.cpu()
+        self._name, self._readers, self._num_classes, self._device = name, readers, num_classes, device
+        self._indices = torch.arange(len(readers.samples.items)) if indices is None else indices.cpu()
         first = self.first(1)[0]
         self._input_shape = InputShape(first.shape[1:], tokens=not first.is_floating_point())
-        self._to_device(_collate([self._epoch(EVALUATION, torch.tensor([0]))[0]]), False)  # a bad crop fails at once
+        self._gather(torch.tensor([0]), EVALUATION, training=True)  # a bad crop fails at once
 
     @property
     def input_shape(self) -> InputShape:
@@ -74,28 +69,27 @@ class WorkerImages:
             end = min(len(self), batch_size * num_batches)
             own, batch_size = share_of(end, batch_size, share, training=stream is not None)
             positions = own if positions is None else positions[own]
-        loader = DataLoader(
-            self._epoch(stream, positions),
-            batch_size=batch_size,
-            num_workers=self._workers,
-            collate_fn=_collate,
-            pin_memory=self._device.type == "cuda",
-            generator=generator("loader"),  # or else it takes a seed from the global generator
-        )
-        for _, batch in zip(range(num_batches), loader, strict=False):
+        positions = torch.arange(len(self)) if positions is None else positions
+        batches = torch.split(positions, batch_size)[:num_batches]
+        places = (self._places(batch, stream or EVALUATION, stream is not None) for batch in batches)
+        for batch in self._readers.read(places, pin_memory=self._device.type == "cuda"):
             yield self._to_device(batch, channels_last)
 
     def take(self, indices: Tensor) -> Batch:
-        epoch = self._epoch(None, indices.cpu())
-        return self._to_device(_collate([epoch[i] for i in range(len(epoch))]), False)
+        return self._gather(indices.cpu(), EVALUATION, training=False)
 
     def first(self, n: int) -> Batch:
         return self.take(torch.arange(min(n, len(self))))
 
-    def _epoch(self, stream: tuple[Part, ...] | None, positions: Tensor | None) -> _Epoch:
-        positions = torch.arange(len(self)) if positions is None else positions
-        pipeline = self._train if stream else self._test
-        return _Epoch(self._items, self._indices, positions, pipeline, (*(stream or EVALUATION), "augment"))
+    def _gather(self, positions: Tensor, stream: tuple[Part, ...], *, training: bool) -> Batch:
+        """The images at these positions, read in this process."""
+        samples = self._readers.samples
+        return self._to_device(_collate([samples[place] for place in self._places(positions, stream, training)]), False)
+
+    def _places(self, positions: Tensor, stream: tuple[Part, ...], training: bool) -> list[_Place]:
+        seeds = (*stream, "augment")
+        items = self._indices[positions].tolist()
+        return [_Place(i, training, (*seeds, p)) for i, p in zip(items, positions.tolist(), strict=True)]
 
     def _to_device(self, batch: Batch | _Failure, channels_last: bool) -> Batch:
         if isinstance(batch, _Failure):
@@ -106,30 +100,90 @@ class WorkerImages:
         return (x.contiguous(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x), y
 
 
-class _Epoch(Dataset[tuple[Tensor, int] | _Failure]):
-    """The images of one epoch in its order; each is transformed under a seed of its own place in the fixed order."""
+class _Place(NamedTuple):
+    """Which item is read, and how: all that a worker must be told."""
 
-    def __init__(
-        self, items: Items, indices: Tensor, positions: Tensor, pipeline: Pipeline, stream: tuple[Part, ...]
-    ) -> None:
-        self.items, self.indices, self.positions = items, indices, positions
-        self.pipeline, self.stream = pipeline, stream
+    item: int
+    training: bool
+    seed: tuple[Part, ...]  # of its place in the fixed order
 
-    def __len__(self) -> int:
-        return len(self.positions)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | _Failure:
-        position = int(self.positions[index])
-        item = int(self.indices[position])
+class _Samples(Dataset[tuple[Tensor, int] | _Failure]):
+    """Items, each transformed under a seed of its own."""
+
+    def __init__(self, items: Items, train: Pipeline, test: Pipeline) -> None:
+        self.items, self.train, self.test = items, train, test
+
+    def __getitem__(self, place: _Place) -> tuple[Tensor, int] | _Failure:
+        pipeline = self.train if place.training else self.test
         try:
-            with seeded(*self.stream, position):
-                image, label = as_pair(f"sample {item}", self.items[item])
-                return self.pipeline(image), label
+            with seeded(*place.seed):
+                image, label = as_pair(f"sample {place.item}", self.items[place.item])
+                return pipeline(image), label
         except ExperimentError as error:
             return _Failure(str(error))
         except Exception as error:  # of a decoder, a transform or the user's own code: any class
             reason = f"{type(error).__name__}: {str(error)[:500]}{raised_at(error)}"
-            return _Failure(f"image {item} cannot be read or transformed: {reason}")
+            return _Failure(f"image {place.item} cannot be read or transformed: {reason}")
+
+
+class Readers:
+    """Processes that read items ahead, kept from one epoch to the next; what is read does not depend on their number.
+
+    Args:
+        items: a whole dataset part. train, test: the transforms of its images in training and otherwise.
+        workers: how many processes; 0 to read in this one.
+    """
+
+    def __init__(self, items: Items, train: Pipeline, test: Pipeline, workers: int) -> None:
+        self.samples, self.workers = _Samples(items, train, test), workers
+        self._order = _Order()
+        self._loader: DataLoader[tuple[Tensor, int] | _Failure] | None = None
+        self._at_work = False
+
+    def read(self, places: Iterable[list[_Place]], *, pin_memory: bool) -> Iterator[Batch | _Failure]:
+        """A batch for each list of places."""
+        if self._at_work:  # one loader gives one epoch at a time: who asks meanwhile gets processes of its own
+            yield from self._make(_Order(places), pin_memory, persistent=False)
+            return
+        self._at_work, self._order.places = True, places
+        if self._loader is None:
+            self._loader = self._make(self._order, pin_memory, persistent=self.workers > 0)
+        try:
+            yield from self._loader
+        except BaseException:  # that of a generator that is closed early, too: the rest of its epoch is on the way
+            self._loader = None
+            raise
+        finally:
+            self._at_work = False
+
+    def _make(self, order: _Order, pin_memory: bool, *, persistent: bool) -> DataLoader[tuple[Tensor, int] | _Failure]:
+        return DataLoader(
+            self.samples,
+            batch_sampler=order,
+            num_workers=self.workers,
+            collate_fn=_collate,
+            pin_memory=pin_memory,
+            persistent_workers=persistent,
+            worker_init_fn=_end_with_parent,
+            generator=generator("loader"),  # or else it takes a seed from the global generator
+        )
+
+
+def _end_with_parent(worker: int) -> None:
+    """A reader whose parent is killed ends at once where the system can do that, elsewhere within seconds."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class _Order(Sampler[list[_Place]]):
+    """The batches of an epoch, which are others in the next one."""
+
+    def __init__(self, places: Iterable[list[_Place]] = ()) -> None:
+        self.places = places
+
+    def __iter__(self) -> Iterator[list[_Place]]:
+        return iter(self.places)
 
 
 def _collate(samples: list[tuple[Tensor, int] | _Failure]) -> Batch | _Failure:

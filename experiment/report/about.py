@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from experiment.report import numerals, settings
@@ -17,8 +17,11 @@ from experiment.report.table import smallest_within
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from experiment.run.facts import DataFacts
+
 STATUS = ("done", "infeasible", "failed")
 NUM_REASONS = 40
+NUM_CLASSES = 5  # that are named
 
 DEFINITIONS = (
     (
@@ -79,6 +82,7 @@ def _facts(source: Source) -> Iterator[tuple[str, str]]:
         yield "Network", ", ".join(dict.fromkeys(frame["network"])) + settings.network_settings(source)
         pairs = dict.fromkeys(zip(frame["dataset"], frame["dataset_test"], strict=True))
         yield "Dataset", ", ".join(f"{d}, tested on {t}" if t and t != d else str(d) for d, t in pairs)
+    yield from _data(source.data)
     yield "Methods", ", ".join(_with_method(source, label) for label in labels_of(frame))
     yield "Settings of methods", settings.method_settings(source)
     yield "Mode", mode_in_words(source, long=True)
@@ -95,6 +99,19 @@ def _facts(source: Source) -> Iterator[tuple[str, str]]:
     yield "Learning and compressing", settings.learn_compress(source)
     yield "Variants", ", ".join(v for v in dict.fromkeys(frame["variant"]) if v)
     yield "Seed", "" if setting("seed") is None else str(setting("seed"))
+
+
+def _data(datasets: Sequence[DataFacts]) -> Iterator[tuple[str, str]]:
+    """Where the data lie, how many inputs every part has, the classes, and what looked wrong before training."""
+    several = len(datasets) > 1
+    for facts in datasets:
+        of = f" of {facts.dataset}" if several else ""
+        parts = (("training", facts.training), ("validation", facts.validation), ("test", facts.test))
+        counts = ", ".join(f"{numerals.whole(number)} {part}" for part, number in parts)
+        yield f"Data{of}", f"{counts} inputs" + (f", from {facts.root}" if facts.root else "")
+        names = ", ".join(facts.classes[:NUM_CLASSES]) + (", ..." if facts.num_classes > NUM_CLASSES else "")
+        yield f"Classes{of}", f"{facts.num_classes}" + (f": {names}" if facts.classes else "")
+        yield from ((f"Warning{of}", text) for text in facts.warnings)
 
 
 def _mixed_hardware(frame: DataFrame) -> str:

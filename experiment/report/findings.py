@@ -28,31 +28,31 @@ def reference_networks(source: Source) -> Section:
         return Section("Reference networks", [Text("No reference network is finished yet.")])
     several = found["variant"].nunique() > 1
     sizes = ["Parameters", "FLOPs", "File (kB)"]
-    header = ["Network", *(["Variant"] if several else []), "Top-1 (%)", "Top-5 (%)", "Loss", *sizes]
-    rows = [_reference_row(row, several) for _, row in found.iterrows()]
+    accuracies = ["Top-1 (%)", *(["Top-5 (%)"] if source.has_top5 else []), "Loss"]
+    header = ["Network", *(["Variant"] if several else []), *accuracies, *sizes]
+    rows = [_reference_row(row, several, source.has_top5) for _, row in found.iterrows()]
     if len(found) > 1 and not several:
-        rows.append(
-            ["mean ± std", *_accuracies(found.mean(numeric_only=True), found.std(numeric_only=True)), "", "", ""]
-        )
+        mean, std = found.mean(numeric_only=True), found.std(numeric_only=True)
+        rows.append(["mean ± std", *_accuracies(mean, std, source.has_top5), "", "", ""])
     return Section("Reference networks", [Table(header, rows)])
 
 
-def _reference_row(row: Series, several: bool) -> list[str]:
+def _reference_row(row: Series, several: bool, has_top5: bool) -> list[str]:
     return [
         f"{row['network']} n{row['net']:g}",
         *([str(row["variant"]) or "unchanged"] if several else []),
-        *_accuracies(row, None),
+        *_accuracies(row, None, has_top5),
         numerals.whole(row["parameters"]),
         numerals.megas(row["flops"]),
         numerals.kilobytes(row["bytes_file"]),
     ]
 
 
-def _accuracies(mean: Series, std: Series | None) -> list[str]:
+def _accuracies(mean: Series, std: Series | None, has_top5: bool) -> list[str]:
     spread = {name: math.nan if std is None else float(std[name]) for name in ("top1", "top5", "loss")}
     return [
         numerals.percent_spread(mean["top1"], spread["top1"]),
-        numerals.percent_spread(mean["top5"], spread["top5"]),
+        *([numerals.percent_spread(mean["top5"], spread["top5"])] if has_top5 else []),
         numerals.number_spread(mean["loss"], spread["loss"]),
     ]
 
@@ -88,7 +88,7 @@ def _potential_table(frame: DataFrame, quantity: str, per: str, naming: Naming) 
 def every_keep_ratio(source: Source, naming: Naming) -> Iterator[Section]:
     """A table a variant and label: what was achieved at every keep ratio."""
     summary = summarize(source.results)
-    retrained, has_top5 = not prune_only(source.results), bool(summary["top5"].notna().any())
+    retrained, has_top5 = not prune_only(source.results), source.has_top5
     header = ["Keep ratio", "Parameters kept (%)", "smaller", "FLOPs kept (%)", "fewer", "Top-1 (%)", "change (points)"]
     header += ["Top-1 before retraining (%)"] if retrained else []
     header += ["Top-5 (%)"] if has_top5 else []

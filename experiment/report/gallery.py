@@ -143,7 +143,7 @@ def _note(source: Source, frame: DataFrame, variant: str) -> str:
 def _tradeoffs(source: Source, naming: Naming, frame: DataFrame, suffix: str) -> Iterator[Plot]:
     variant = str(frame["variant"].iloc[0])
     limits, note = _limits(source), _note(source, frame, variant)
-    for metric, quantity, scale in _wanted(frame, alone=not suffix):
+    for metric, quantity, scale in _wanted(frame, alone=not suffix, has_top5=source.has_top5):
         figure = plot_tradeoff(
             frame,
             quantity,
@@ -159,7 +159,7 @@ def _tradeoffs(source: Source, naming: Naming, frame: DataFrame, suffix: str) ->
         yield Plot(f"tradeoff-{metric}-{quantity}{'-log' if scale == 'log' else ''}{suffix}", caption, figure)
 
 
-def _wanted(frame: DataFrame, alone: bool) -> Iterator[tuple[Metric, Quantity, Scale]]:
+def _wanted(frame: DataFrame, alone: bool, has_top5: bool) -> Iterator[tuple[Metric, Quantity, Scale]]:
     cells = compressed(frame)
     yield "top1", "parameters", "linear"
     yield "top1", "flops", "linear"
@@ -173,7 +173,7 @@ def _wanted(frame: DataFrame, alone: bool) -> Iterator[tuple[Metric, Quantity, S
         yield "top1", "parameters", "log"
     if not prune_only(frame) and cells["top1_before_retraining"].notna().any():
         yield "top1_before_retraining", "parameters", "linear"
-    metrics: tuple[Metric, ...] = ("top5", "loss")
+    metrics: tuple[Metric, ...] = ("top5", "loss") if has_top5 else ("loss",)
     for metric in metrics:
         if cells[metric].notna().any():
             for quantity in QUANTITIES:

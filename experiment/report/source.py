@@ -15,6 +15,8 @@ from experiment.run.tables import read_table
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from experiment.run.facts import DataFacts
+
 TEXT = ("dataset", "dataset_test", "network", "variant", "method", "label", "status", "error", "cell", "hardware")
 NUMBERS = (
     "net", "repetition", "keep_target", "parameters", "flops", "flops_unmasked", "keep_parameters", "keep_flops",
@@ -38,6 +40,7 @@ class Source:
         results: results.csv as `tidy` leaves it.
         parameters: parameters.yaml as plain data; empty where there is none.
         environment: environment.json as plain data; empty where there is none.
+        data: what data.json says of every dataset; empty where there is none.
     """
 
     folder: Path
@@ -45,6 +48,14 @@ class Source:
     results: DataFrame
     parameters: Mapping[str, Any]
     environment: Mapping[str, Any]
+    data: Sequence[DataFacts] = ()
+
+    @property
+    def has_top5(self) -> bool:
+        """Whether top-5 accuracy says anything: of five classes or fewer it is always 1."""
+        classes = self.setting("network", "outputSize")
+        known = isinstance(classes, int)
+        return bool(self.results["top5"].notna().any()) and not (known and classes <= 5)
 
     def setting(self, *key: str) -> Any:
         """A value of parameters.yaml by its key path; None where it, or a mapping above it, is missing."""
@@ -61,12 +72,15 @@ def read_source(folder: Path) -> Source:
     """
     folder = Path(folder)
     require_experiment(folder)
+    from experiment.run.facts import remembered_data  # only here: pydantic comes with it
+
     return Source(
         folder=folder,
         name=_name(folder),
         results=read_results(folder / "results.csv"),
         parameters=_read_parameters(folder),
         environment=_read_json(folder / "environment.json"),
+        data=remembered_data(folder),
     )
 
 

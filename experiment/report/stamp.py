@@ -12,7 +12,12 @@ from experiment.errors import StoreError
 from experiment.files import read_file, read_json, write_whole
 from experiment.text import json_text
 
-INPUTS = ("results.csv", "parameters.yaml", "environment.json")  # the keys in results.csv stand for the cells' folders
+INPUTS = (
+    "results.csv",
+    "parameters.yaml",
+    "environment.json",
+    "data.json",
+)  # the keys in results.csv stand for the cells' folders
 OUTPUTS = ("report.md", "report.html", "table.tex")
 NAME = ".report.json"
 ENDINGS = (".pdf", ".png")

@@ -12,6 +12,7 @@ from experiment.files import SECONDS_BEFORE_TOLD
 from experiment.run.deaths import Deaths, Lost
 from experiment.run.events import Event, Note, Report, Timed
 from experiment.run.interrupt import raise_if_told
+from experiment.run.machine import reading_processes
 from experiment.run.plan import Chain, ReferenceTask
 from experiment.run.schedule import Queue, Work
 from experiment.run.setup import Setup
@@ -127,9 +128,9 @@ def make_worker(setup: Setup, clock: Clock | None = None) -> Callable[[Work, Rep
     from experiment.run.reference import Context
 
     clock = clock or Clock()
-    data = {
-        folder: Data(folder, setup.machine.device, clock) for folder in {s.directories.datasets for s in setup.sites}
-    }
+    readers = reading_processes(setup.cells, setup.most_threads)
+    folders = {s.directories.datasets for s in setup.sites}
+    data = {folder: Data(folder, setup.machine.device, clock, readers=readers) for folder in folders}
     contexts = [
         Context(
             Store(s.folder),

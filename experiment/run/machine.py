@@ -21,6 +21,7 @@ from experiment.run.resolved import Precision
 DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvgpu", "/dev/nvhost-gpu", "/dev/dxg", "/dev/kfd")
 # Which GPUs a process sees; of several that are set, ROCm obeys the first one.
 VISIBLE = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+MOST_READERS = 8  # beyond that, memory bears more than time gains
 PACKAGES = ("experiment", "torch", "torchvision", "numpy", "pandas", "matplotlib")
 
 
@@ -39,6 +40,18 @@ def find_machine(device: str) -> Machine:
 def usable_cores() -> int:
     """The CPU cores that this process may use: a batch system may give it some of the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def reading_processes(cells: int = 1, threads: int = 1) -> int:
+    """How many processes read images for one cell: the cores that are left to it beside its threads.
+
+    Args:
+        cells: computed at once on this machine by one command; torchrun's processes count as well.
+        threads: with which each is computed. On one core there is no process but its own.
+    """
+    launch = find_launch()
+    processes = cells * (1 if launch is None else launch.local_size)
+    return max(0, min(MOST_READERS, usable_cores() // processes - threads))
 
 
 def _one_of_several(machine: Machine, launch: Launch) -> Machine:

@@ -18,11 +18,12 @@ from experiment.config import (
     with_rewinding,
 )
 from experiment.files import safe_name
+from experiment.run.facts import remembered_stamps
 from experiment.run.given import DATASETS_FOLDER, GivenWeights
 from experiment.run.keys import FORMAT_VERSION, cell_key, digest
 from experiment.run.names import MethodSpec, Names, method_key, resolve_names
 from experiment.run.resolved import Precision, mode_key, planned_epochs, retraining_key, search_key, training_key
-from experiment.run.stamps import Stamps, remembered_stamps
+from experiment.run.stamps import Stamps
 
 
 @dataclass(frozen=True)

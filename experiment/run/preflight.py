@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,22 +21,37 @@ from experiment.methods.configure import is_fixed_size, make_settings, stages_of
 from experiment.methods.find import find_method
 from experiment.methods.settings import ComposeSettings, StructurePruneSettings
 from experiment.run.data import Data, transforms_of
+from experiment.run.facts import DataFacts, merged
 from experiment.run.given import GivenWeights
 from experiment.run.initial import load_given
 from experiment.run.plan import ExperimentPlan, Machine
 from experiment.run.reference import new_network, penalty_spec, train_settings
 from experiment.run.store import Directories
+from experiment.streams import seeded
 from experiment.training.distributed import Team
 from experiment.training.loop import check_training
 from experiment.training.penalty import unmatched
 
+Facts = dict[str, DataFacts]  # of data with their transforms
 
-def problems_before_running(plan: ExperimentPlan, directories: Directories, machine: Machine) -> list[str]:
-    """Load the data, make the networks and construct the optimizers once, here, so that no worker meets a surprise.
 
-    Returns: every problem found, each with its place in the parameter file; unknown names among them.
+@dataclass(frozen=True)
+class Look:
+    """What was seen before running.
+
+    Attributes:
+        problems: each with its place in the parameter file; unknown names among them. With one, nothing is run.
+        data: every dataset, with warnings.
     """
-    data = Data(directories.datasets, "cpu")
+
+    problems: list[str]
+    data: list[DataFacts]
+
+
+def look_before_running(plan: ExperimentPlan, directories: Directories, machine: Machine) -> Look:
+    """Load the data, make the networks and construct the optimizers once, here, so that no worker meets a surprise."""
+    data = Data(directories.datasets, "cpu", readers=0, keep_sources=True)
+    facts: Facts = {}
     problems = dict.fromkeys(plan.problems)  # in order, each once, for variants share most of what they say
     for variant in plan.file.variants:
         problems |= dict.fromkeys(_check_training(plan.file, variant.parameters, machine))
@@ -45,7 +60,9 @@ def problems_before_running(plan: ExperimentPlan, directories: Directories, mach
             problems |= dict.fromkeys(_check_network(plan.file, variant.parameters, data, given))
         if not problems:
             problems |= dict.fromkeys(_check_batches(plan.file, variant.parameters, data, machine))
-    return list(problems)
+        if not problems:
+            problems |= dict.fromkeys(_check_data(plan.file, variant.parameters, data, facts))
+    return Look(list(problems), merged(facts.values()))
 
 
 def _check_training(file: ParameterFile, p: Parameters, machine: Machine) -> Iterator[str]:
@@ -81,12 +98,57 @@ def _check_network(file: ParameterFile, p: Parameters, data: Data, given: GivenW
     else:
         yield from _check_penalties(file, p, network)
         idle = list(_check_patterns(file, p, network))
-        yield from idle or _check_own_sizes(file, p, network, example_input(splits.input_shape))
+        example = example_input(splits.input_shape)
+        yield from idle or _check_own_sizes(file, p, network, example)
+        yield from _check_batch_norm(file, p, network, example)
         try:
             if given is not None:
                 load_given(network, given)
         except StoreError as error:
             yield f"{file.where('network', 'weights')}: network.weights: {error}"
+
+
+def _check_data(file: ParameterFile, p: Parameters, data: Data, facts: Facts) -> Iterator[str]:
+    """Whether inputs can be trained on; `facts` gets what is seen, once for equal data and transforms."""
+    for training in (p.training, p.retraining):
+        key = data.key(p, training)
+        try:
+            facts[key] = facts[key] if key in facts else data.facts(p, training)
+        except (DataError, ConfigError) as error:
+            yield f"{file.where('network', 'dataset')}: network.dataset: {error}"
+            return
+
+
+def _check_batch_norm(file: ParameterFile, p: Parameters, network: nn.Module, example: Tensor) -> Iterator[str]:
+    """Whether BatchNorm gets more than one value a channel where batches hold a single input."""
+    alone = [b for b, training in (("training", p.training), ("retraining", p.retraining)) if training.batch_size == 1]
+    if not alone:
+        return
+
+    def look(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def raise_if_alone(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if module.training and inputs[0].numel() == inputs[0].shape[1]:
+                raise _OneValue(name)
+
+        return raise_if_alone
+
+    norms = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    handles = [module.register_forward_pre_hook(look(name)) for name, module in norms]
+    try:
+        with torch.no_grad(), seeded("check"):
+            network.train()(example[:1])
+    except _OneValue as found:
+        yield (
+            f"{file.where(alone[0], 'batchSize')}: {alone[0]}.batchSize: '{found}' is a BatchNorm with one value a "
+            "channel and input: it cannot train on batches of 1. Use a batchSize of at least 2."
+        )
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _OneValue(Exception):
+    """A BatchNorm, by its name, has nothing to take a variance of."""
 
 
 def _check_penalties(file: ParameterFile, p: Parameters, network: nn.Module) -> Iterator[str]:

@@ -17,6 +17,7 @@ from experiment.files import read_json, write_whole
 from experiment.run.deployed import measure_deployed
 from experiment.run.events import CellDone, Event, Timed
 from experiment.run.execute import Listener, run_serially
+from experiment.run.facts import remember_data
 from experiment.run.machine import describe_environment, usable_cores, visible_gpus
 from experiment.run.parameters import write_parameters
 from experiment.run.plan import ExperimentPlan, Machine
@@ -25,7 +26,6 @@ from experiment.run.resources import Resources, resources_of
 from experiment.run.schedule import Queue, Work, open_work
 from experiment.run.setup import Setup, Site
 from experiment.run.show import Show
-from experiment.run.stamps import remember_stamps
 from experiment.run.store import TRACEBACK, Directories, Store
 from experiment.run.timing import Timing
 from experiment.text import json_text
@@ -140,23 +140,29 @@ def _compute(
         Site(store.folder, place, plan.file.parameters.threads, each)
         for plan, store, place, each in zip(plans, stores, directories, resources, strict=True)
     )
-    setup = Setup(sites, machine, options.retry_failed, options.crew)
     workers = None  # as many as a cluster bears, which may change on the way
     if options.executor != "ray":
         workers = _num_workers(options, [resources[i] for i in touched], machine, sum(item.pieces for item in work))
+    cells = workers or max(1, usable_cores() // max(resources[i].cpus for i in touched))  # Ray's nodes: as this one
+    setup = Setup(sites, machine, options.retry_failed, options.crew, cells)
     serial = (options.executor or ("processes" if workers and workers > 1 else "serial")) == "serial"
     with contextlib.ExitStack() as hired:
         pool = None if serial or workers is None else hired.enter_context(Processes(setup, workers))
         with timing.clock.part("start-up"):
-            from experiment.run.preflight import problems_before_running  # torch comes with it: only if there is work
+            from experiment.run.preflight import look_before_running  # torch comes with it: only if there is work
 
-            problems = [p for i in touched for p in problems_before_running(plans[i], directories[i], machine)]
+            looks = {i: look_before_running(plans[i], directories[i], machine) for i in touched}
+            problems = [p for look in looks.values() for p in look.problems]
             problems = problems or [p for i in touched for p in _changed_data(plans[i])]
         if problems:
             raise ConfigError(problems)
         for i in touched:
             _describe(plans[i], stores[i], workers)
+            remember_data(stores[i].folder, data=looks[i].data)
         if options.verbosity >= 0:
+            found = (f"{f.dataset}: {text}" for look in looks.values() for f in look.data for text in f.warnings)
+            for line in dict.fromkeys(found):
+                say(f"warning: {line}")
             for line in _announcement(work, workers, setup):
                 say(line)
         show = Show(sum(item.units for item in work), sum(len(item.cells) for item in work), options.verbosity)
@@ -261,7 +267,7 @@ def _describe(plan: ExperimentPlan, store: Store, workers: int | None) -> None:
 
 def _remember_data(plan: ExperimentPlan, store: Store) -> None:
     if plan.stamps is not None:
-        remember_stamps(store.folder, plan.stamps.known())
+        remember_data(store.folder, stamps=plan.stamps.known())
 
 
 def _is_json(path: Path) -> bool:

@@ -26,12 +26,17 @@ class Site:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker must know: the site of every experiment, the device to compute on, and who trains with it."""
+    """What a worker must know: the site of every experiment, the device to compute on, and who trains with it.
+
+    Attributes:
+        cells: how many are computed at once on this machine.
+    """
 
     sites: tuple[Site, ...]
     machine: Machine
     retry_failed: bool
     crew: Crew | None = None
+    cells: int = 1
 
     @property
     def most_threads(self) -> int:

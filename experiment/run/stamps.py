@@ -8,7 +8,6 @@ otherwise: datasets of the user's own, and those that are yet to be downloaded.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +15,9 @@ from pathlib import Path
 from experiment.config import NamedSettings
 from experiment.datasets.stamp import CONSTANT, stamp_of_files
 from experiment.errors import ConfigError, DataError
-from experiment.files import write_whole
 from experiment.registry import is_import_path
-from experiment.run.keys import FORMAT_VERSION, digest
-from experiment.text import json_text
+from experiment.run.keys import digest
 
-REMEMBERED = "data.json"
 UNKNOWN = "unknown"  # of data that nobody has seen: no result has it
 
 
@@ -74,19 +70,3 @@ class Stamps:
             except (ConfigError, DataError):  # told, with its place, before anything is computed
                 return self.remembered.get(key, UNKNOWN)
         return self.remembered.get(key, UNKNOWN) if stamp is None else stamp
-
-
-def remember_stamps(folder: Path, stamps: Mapping[str, str]) -> None:
-    """Leave the stamps of an experiment's data beside its results."""
-    if stamps:
-        write_whole(folder / REMEMBERED, json_text({"format": FORMAT_VERSION, "stamps": dict(stamps)}, indent=1) + "\n")
-
-
-def remembered_stamps(folder: Path) -> dict[str, str]:
-    """The stamps of an experiment's data when it was last run; none where nothing says so."""
-    try:
-        found = json.loads((folder / REMEMBERED).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    stamps = found.get("stamps") if isinstance(found, dict) and found.get("format") == FORMAT_VERSION else None
-    return {key: s for key, s in stamps.items() if isinstance(s, str)} if isinstance(stamps, dict) else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torchvision.datasets import FakeData
 from torchvision.transforms.v2 import functional
 
 from experiment.datasets.image import Splits, Transforms
-from experiment.datasets.loading import load_splits, load_test
+from experiment.datasets.loading import load_source, make_splits, make_test
 from experiment.datasets.memory import MemoryImages
 from experiment.datasets.workers import WorkerImages
 from experiment.errors import ConfigError, DataError
@@ -69,9 +70,14 @@ def own(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 def load(name: str, classes: int, transforms: Transforms = PLAIN, seed: int = 0, **settings: object) -> Splits:
-    return load_splits(
-        name, settings, transforms, data_dir=Path("nowhere"), seed=seed, output_size=classes, device="cpu", workers=0
-    )
+    return load_splits(name, settings, transforms, Path("nowhere"), seed, classes)
+
+
+def load_splits(
+    name: str, settings: Mapping[str, object], transforms: Transforms, data_dir: Path, seed: int, classes: int
+) -> Splits:
+    train, test = (load_source(name, settings, data_dir, part, classes) for part in (True, False))
+    return make_splits(name, train, test, transforms, seed=seed, output_size=classes, device="cpu", workers=0)
 
 
 def test_nine_tenths_and_one_tenth_that_only_the_seed_moves(own: types.ModuleType) -> None:
@@ -143,9 +149,9 @@ def test_labels_outside_the_outputs(own: types.ModuleType) -> None:
         load("own_data:tensors", 2)
 
 
-def test_wrong_transforms_are_refused_before_any_reading() -> None:
+def test_wrong_transforms_are_refused(own: types.ModuleType) -> None:
     with pytest.raises(ConfigError, match=r"transformsTrain\[0\]: unknown transform 'Crop'"):
-        load("own_data:not_even_there", 3, Transforms(train=(("Crop", {}),)))
+        load("own_data:tensors", 3, Transforms(train=(("Crop", {}),)))
 
 
 def test_fake_data_are_torchvisions() -> None:
@@ -161,7 +167,8 @@ def test_fake_data_are_torchvisions() -> None:
 
 
 def test_test_part_alone() -> None:
-    images = load_test("Digits", {}, PLAIN, data_dir=Path("nowhere"), output_size=10, device="cpu")
+    source = load_source("Digits", {}, Path("nowhere"), False, 10)
+    images = make_test("Digits", source, PLAIN, output_size=10, device="cpu", workers=0)
     assert len(images) == 360
 
 
@@ -198,7 +205,7 @@ def test_digits_are_scikit_learns_enlarged() -> None:
 
 @pytest.mark.data
 def test_mnist(data_dir: Path) -> None:
-    splits = load_splits("MNIST", {}, PLAIN, data_dir=data_dir, seed=0, output_size=10, device="cpu")
+    splits = load_splits("MNIST", {}, PLAIN, data_dir, 0, 10)
     assert [len(p) for p in (splits.train, splits.valid, splits.test)] == [54_000, 6_000, 10_000]
     x, _ = splits.train.first(54_000)
     assert float(x.mean()) == pytest.approx(0.1307, abs=1e-3)  # what everybody normalises MNIST with

@@ -97,10 +97,14 @@ def test_what_changes_no_image_changes_no_stamp(images: Path, monkeypatch: pytes
     before = folder_stamp(images)
     (images / "mine/train/cat/readme.txt").write_text("words")
     (images / "mine/train/cat/._0.png").write_text("a Mac's")
+    (images / "mine/train/__MACOSX").mkdir()
+    (images / "mine/train/__MACOSX/0.png").write_text("a Mac's")
     os.utime(images / "mine/train/cat/0.png", (1, 1))
     assert folder_stamp(images) == before
     shutil.move(images / "mine", images / "elsewhere/mine")
     assert folder_stamp(images / "elsewhere") == before
+    monkeypatch.chdir(images / "elsewhere")  # where `root` is found, too
+    assert folder_stamp(images) == before
     (images / "elsewhere/mine/train/cat/loop").symlink_to(images / "elsewhere/mine/train")
     assert folder_stamp(images / "elsewhere") is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Sequence
 
 import pytest
@@ -12,7 +13,7 @@ from torchvision.transforms.v2 import functional
 
 from experiment.datasets.image import Step
 from experiment.datasets.transforms import make_pipeline
-from experiment.datasets.workers import WorkerImages
+from experiment.datasets.workers import Readers, WorkerImages
 from experiment.errors import DataError
 from experiment.streams import generator
 
@@ -41,16 +42,8 @@ class Pictures:
 def make_images(
     items: Pictures, workers: int = 0, indices: Tensor | None = None, test: list[Step] = PLAIN, num_classes: int = 100
 ) -> WorkerImages:
-    return WorkerImages(
-        "dataset Pictures",
-        items,
-        make_pipeline(AUGMENT),
-        make_pipeline(test),
-        num_classes,
-        indices=indices,
-        device=torch.device("cpu"),
-        workers=workers,
-    )
+    readers = Readers(items, make_pipeline(AUGMENT), make_pipeline(test), workers)
+    return WorkerImages("dataset Pictures", readers, num_classes, indices=indices, device=torch.device("cpu"))
 
 
 def gather(images: WorkerImages, batch_size: int, stream: tuple[str | int, ...] | None) -> tuple[Tensor, Tensor]:
@@ -77,6 +70,26 @@ def test_number_of_workers_does_not_matter(stream: tuple[str | int, ...] | None)
     two = gather(make_images(Pictures(11), workers=2), 4, stream)
     assert torch.equal(alone[0], two[0])
     assert torch.equal(alone[1], two[1])
+
+
+def test_readers_stay_for_all_epochs_and_parts() -> None:
+    """Also where two epochs are read at once, and where one is left early."""
+    here, there = make_images(Pictures(12)), make_images(Pictures(12), workers=2)
+    readers = there._readers
+    held_out = WorkerImages("dataset Pictures", readers, 100, indices=torch.tensor([3, 5]), device=torch.device("cpu"))
+    both = list(zip(there.batches(4, stream=("s", 0)), there.batches(4, stream=("s", 1)), strict=True))
+    for got, stream in zip(zip(*both, strict=True), (("s", 0), ("s", 1)), strict=True):
+        for (x, y), (image, label) in zip(got, here.batches(4, stream=stream), strict=True):
+            assert torch.equal(x, image)
+            assert torch.equal(y, label)
+    before = {process.pid for process in multiprocessing.active_children()}
+    assert len(before) == 2
+    assert gather(held_out, 4, None)[1].tolist() == [3, 5]
+    assert torch.equal(gather(there, 5, ("s", 2))[0], gather(here, 5, ("s", 2))[0])
+    assert {process.pid for process in multiprocessing.active_children()} == before
+    next(there.batches(2, stream=None))
+    assert not multiprocessing.active_children()
+    assert torch.equal(gather(there, 5, None)[0], gather(here, 5, None)[0])
 
 
 def test_epochs_differ_and_come_again() -> None:

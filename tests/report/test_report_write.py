@@ -18,6 +18,7 @@ import pytest
 from experiment.errors import StoreError
 from experiment.report import gallery, stamp, write, write_report
 from experiment.report.figure import plot_files
+from experiment.run.facts import DataFacts, remember_data
 from experiment.text import markdown
 
 
@@ -134,6 +135,33 @@ def first_plot_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write, "save_figure", save)
     monkeypatch.setattr(write, "render_html", lambda document: document.title)
     monkeypatch.setattr(write, "plots_of", lambda *of: itertools.islice(gallery.plots_of(*of), 1))
+
+
+@pytest.mark.usefixtures("first_plot_alone")
+@pytest.mark.parametrize("classes", [5, 6])
+def test_what_is_said_of_the_data(
+    synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int
+) -> None:
+    monkeypatch.setattr(write, "plots_of", gallery.plots_of)
+    network = {"name": "resnet20", "dataset": "pets", "outputSize": classes}
+    rows = synthetic.grid(("WT",), nets=2, keeps=(0.5,))
+    folder = synthetic.write_experiment(tmp_path / "pets", rows, parameters={"network": network})
+    before = write_report(folder).markdown.read_text()
+    assert "**Data**" not in before
+    facts = DataFacts(
+        dataset="pets", root="/data/pets", training=900, validation=100, test=2000, num_classes=classes,
+        classes=[f"pet {i}" for i in range(classes)], warnings=["inputs have mean 33", "no test input is of class 1"],
+    )  # fmt: skip
+    remember_data(folder, data=[facts])
+    report = write_report(folder)
+    text = report.markdown.read_text()
+    assert "- **Data**: 900 training, 100 validation, 2,000 test inputs, from /data/pets\n" in text
+    more = ", ..." if classes > 5 else ""
+    assert f"- **Classes**: {classes}: pet 0, pet 1, pet 2, pet 3, pet 4{more}\n" in text
+    assert "- **Warning**: inputs have mean 33\n- **Warning**: no test input is of class 1\n" in text
+    tables = [line for line in text.splitlines() if line.startswith("| ")]
+    assert any("Top-5" in line for line in tables) == (classes > 5)
+    assert any("top5" in path.stem for path in report.plots) == (classes > 5)
 
 
 @pytest.mark.usefixtures("first_plot_alone")

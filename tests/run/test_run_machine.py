@@ -13,6 +13,7 @@ import torch
 
 from experiment.errors import ConfigError
 from experiment.run import machine
+from experiment.run.launched import Launch
 from experiment.run.machine import DRIVERS, find_machine, gpu_possible, visible_gpus
 from experiment.run.plan import Machine
 from experiment.run.processes import Processes
@@ -114,3 +115,16 @@ def seen(pool: Processes) -> dict[int, str]:
         assert told["OMP_NUM_THREADS"] == "3"
         answers[member.slot] = told["CUDA_VISIBLE_DEVICES"]
     return answers
+
+
+@pytest.mark.parametrize(
+    ("cores", "cells", "threads", "ranks", "readers"),
+    [(1, 1, 1, 1, 0), (2, 1, 1, 1, 1), (2, 2, 1, 1, 0), (8, 2, 1, 1, 3), (8, 1, 4, 1, 4), (64, 1, 1, 1, 8),
+     (8, 1, 1, 4, 1), (4, 8, 1, 1, 0)],
+)  # fmt: skip
+def test_readers_take_the_cores_that_cells_leave(
+    monkeypatch: pytest.MonkeyPatch, cores: int, cells: int, threads: int, ranks: int, readers: int
+) -> None:
+    monkeypatch.setattr(machine, "usable_cores", lambda: cores)
+    monkeypatch.setattr(machine, "find_launch", lambda: Launch(0, 0, ranks, ranks) if ranks > 1 else None)
+    assert machine.reading_processes(cells, threads) == readers

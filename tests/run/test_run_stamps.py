@@ -16,8 +16,9 @@ from PIL import Image
 from experiment import load_results
 from experiment.config import load
 from experiment.main import main
+from experiment.run.facts import remembered_stamps
 from experiment.run.plan import ExperimentPlan, Machine, plan_experiment
-from experiment.run.stamps import UNKNOWN, remembered_stamps
+from experiment.run.stamps import UNKNOWN
 
 OWN = """
 import torch
