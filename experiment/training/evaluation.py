@@ -137,7 +137,7 @@ def _lay_out(network: nn.Module, order: torch.memory_format) -> None:
     """Four-dimensional weights alone: torch refuses this order for those of volumes (Conv3d)."""
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=order)
+            tensor.data = tensor.data.to(memory_format=order)  # `contiguous` leaves the strides of one channel
 
 
 def _hits(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
