@@ -160,6 +160,11 @@ def described(value: object) -> str:
     return "a very large number" if type(value) is int else f"a value of type {shortened(type(value).__name__)}"
 
 
+def first_line(error: Exception) -> str:
+    """What an error of other code says, without the signatures that torch lists below it."""
+    return str(error).partition("\n")[0]
+
+
 def raised_at(error: BaseException) -> str:
     """` (file:line)` of the innermost code that is neither ours nor an installed package's; empty if there is none."""
     ours = os.path.dirname(__file__)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from experiment.errors import ConfigError
@@ -109,3 +109,9 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     by_folded = {k.casefold(): k for k in known}
     near = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
     return f" Did you mean '{by_folded[near[0]]}'?" if near else ""
+
+
+def no_such_argument(name: str, argument: str, known: Sequence[str]) -> str:
+    """What is wrong with an argument that `name` does not take, in one sentence, and which ones it takes."""
+    takes = f"takes {', '.join(known)}" if known else "takes no arguments"
+    return f"{name} has no such argument.{suggestion(argument, known)} It {takes}."

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from experiment.errors import Damaged, StoreError, shortened
 from experiment.files import is_whole_archive
+from experiment.text import one_line
 
 MOST_PICKLE_BYTES = 2**23  # of names, shapes and settings; a state_dict of 1,000 tensors has 200 kB of them
 MOST_VIEWS = 16  # times the file: how much tensors that share memory may come to
@@ -77,7 +78,7 @@ def tensors_in(content: object) -> Iterator[Tensor]:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    reason = shortened(str(error).strip().partition("\n")[0] or type(error).__name__)
+    reason = shortened(one_line(str(error).strip().partition("\n")[0]) or type(error).__name__)
     return f"{path}: not a file of weights, damaged, or holding more than plain data ({reason})."
 
 

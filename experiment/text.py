@@ -56,6 +56,15 @@ def look(text: str) -> str:
     return " ".join("".join(seen).split())
 
 
+def is_number(text: str) -> bool:
+    """Whether a text reads as a number, such as 1e-3, -4 or nan."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def one_line(text: str) -> str:
     """Text with everything that cannot be seen escaped, line ends too."""
     return _UNSEEN_OR_BREAK.sub(_escape, text)

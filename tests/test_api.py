@@ -246,3 +246,43 @@ def test_what_a_loader_gives_is_taken_as_a_pair() -> None:
 
 def test_every_public_name_is_there() -> None:
     assert all(callable(getattr(experiment, name)) for name in experiment.__all__)
+
+
+class Counting(nn.Module):
+    """A network whose forward pass writes a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        y: Tensor = self.b(self.a(x).relu())
+        return y
+
+
+@pytest.mark.parametrize("method", ["WT", "FT", "SVD", "PCA"])
+def test_what_the_forward_pass_writes_stays_as_it_was(method: str) -> None:
+    network, x = Counting(), torch.randn(16, 8)
+    result = compress(network, method, keep=0.5, example=x, data=x)
+    assert (int(network.calls), int(result.network.calls)) == (0, 0)
+
+
+@pytest.mark.parametrize("method", ["WT", "FT", "SVD"])
+def test_examples_with_gradients(method: str) -> None:
+    x = torch.randn(4, 8).requires_grad_()
+    assert compress(Counting(), method, keep=0.5, example=x).keep_parameters <= 0.5
+
+
+def test_calibration_data_that_the_network_does_not_take() -> None:
+    with pytest.raises(CompressionError, match=r"data: the network cannot be run on its first sample.*\(1, 5\)"):
+        compress(Counting(), "PCA", keep=0.5, example=torch.randn(4, 8), data=torch.randn(6, 5))
+
+
+def test_two_batches_are_batches() -> None:
+    torch.manual_seed(0)
+    network, x = Counting(), torch.randn(64, 8)
+    whole = compress(network, "PCA", keep=0.5, example=x, data=x)
+    parts = compress(network, "PCA", keep=0.5, example=x, data=[x[:32], x[32:]])
+    torch.testing.assert_close(parts.network(x), whole.network(x))

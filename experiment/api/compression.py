@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from experiment.datasets.samples import described
 from experiment.errors import CompressionError, ConfigError
 from experiment.layers.build import build
+from experiment.layers.inspect import evaluating
 from experiment.layers.plan import Plan, State
 from experiment.layers.prepared import prepared
 from experiment.measure import Count, count
@@ -162,10 +163,13 @@ def compress_many(
     ratios = [None if keep is None else keep_ratio(keep) for keep in keeps]
     made = make_method(entry, chosen)
     whole = prepared(net)
+    example = example.detach()
     others = example[1:] if len(example) > 1 else None
     state = State(whole.network, example[:1], whole.masks, samples=others)
     original = _count_original(state)
     calibration = _calibration(data)
+    if calibration is not None:
+        _check_inputs("data", state.network, calibration.inputs[:1].to(example))
 
     def results() -> Iterator[CompressionResult]:
         with showing(bars(progress)):
@@ -224,17 +228,24 @@ def result_of(label: str, original: Count, compressed: Compressed) -> Compressio
 
 def _count_original(state: State) -> Count:
     net, example = state.network, state.example
-    try:
-        original = count(build(net, Plan(masks=state.masks)) if state.masks else net, example)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CompressionError(
-            f"example: the network cannot be run on its first sample, a tensor of shape {tuple(example.shape)} on "
-            f"{example.device}: {reason}. Pass a batch of inputs as the network takes them."
-        ) from error
+    _check_inputs("example", net, example)
+    original = count(build(net, Plan(masks=state.masks)) if state.masks else net, example)
     if original.flops == original.other_flops:
         raise CompressionError("there is nothing to compress: `example` passes through no convolution or linear layer.")
     return original
+
+
+def _check_inputs(argument: str, net: nn.Module, sample: Tensor) -> None:
+    """Raises: CompressionError: the network cannot be run on the first sample of an argument."""
+    try:
+        with evaluating(net):
+            net(sample)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CompressionError(
+            f"{argument}: the network cannot be run on its first sample, a tensor of shape {tuple(sample.shape)} on "
+            f"{sample.device}: {reason}. Pass a batch of inputs as the network takes them."
+        ) from error
 
 
 def save_network(result: CompressionResult, path: str | Path) -> None:
@@ -258,7 +269,8 @@ def _calibration(data: Iterable[Any] | Tensor | None) -> Calibration | None:
     if isinstance(data, Tensor):
         return _checked(data, None)
     if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        return _checked(data[0], data[1])
+        batches_of_one_kind = data[0].dim() > 1 and data[0].shape[1:] == data[1].shape[1:]
+        return _checked(torch.cat(list(data))) if batches_of_one_kind else _checked(data[0], data[1])
     if not isinstance(data, Iterable) or isinstance(data, Dataset) or hasattr(data, "__array__"):
         raise CompressionError(
             f"data: expected a tensor of inputs, a pair of tensors (inputs, targets), or a loader of such pairs. "

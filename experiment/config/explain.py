@@ -75,6 +75,7 @@ def _path(error: ErrorDetails, root: Node) -> KeyPath:
             node = value.get(str(part))
         else:
             node = value[part] if isinstance(value, list) and isinstance(part, int) else None
+    path.extend(error.get("ctx", {}).get("within", ()))  # where our own validators found it, below pydantic's path
     return (*path, "type") if error["type"] == "union_tag_invalid" else tuple(path)
 
 
@@ -93,6 +94,8 @@ def _sentence(error: ErrorDetails, path: KeyPath, node: Node) -> str:
         return f"needs a `type`, one of {', '.join(SPACINGS)}."
     if kind in ("greater_than", "less_than_equal") and _is_keep(path):
         return f"must be in (0, 1]. Got {show(got)}."
+    if "within" in context:
+        got = node.value
     expected = _EXPECTED.get(kind, error["msg"]).format(**context)
     if kind == "model_type" and any(key in _NAME_OR_MAPPING for key in path[-2:]):
         expected = "must be a name or a mapping {name: ..., settings: ...}"

@@ -64,8 +64,14 @@ class ParameterFile:
         """The experiment's name, such as `cifar/prune/resnet20`: its folder below that of all results."""
         return experiment_name(self.path, self.results(results))
 
-    def where(self, *key: str | int) -> str:
-        """`path/file.yaml:14` of a key (camelCase; list positions as numbers), or of its nearest parent there is."""
+    def where(self, *key: str | int, variant: Variant | None = None) -> str:
+        """`path/file.yaml:14` of a key (camelCase; list positions as numbers), or of its nearest parent there is.
+
+        Args:
+            variant: whose customization is the place of what it sets; retraining inherits what training says.
+        """
+        if variant is not None and variant.key and key[: len(variant.key)] == variant.key:
+            key = ("customizations", variant.number, "value", *key[len(variant.key) :])
         while key and key not in self.places:
             key = key[:-1]
         return self.places[key]
@@ -182,7 +188,11 @@ def _variant(root: Node, custom: Customized, problems: list[Problem], incomplete
     texts = [problem.text for problem in found if problem.text not in known]
     texts.extend(changed_for_all(plain(effective(bare)), plain(effective(tree))))
     problems.extend(Problem(custom.item.place, custom.blame(text)) for text in texts)
-    return None if parameters is None else Variant(custom.name, custom.path, plain(custom.value), parameters)
+    return (
+        None
+        if parameters is None
+        else Variant(custom.name, custom.path, plain(custom.value), parameters, custom.number)
+    )
 
 
 def _in_order(problems: list[Problem], files: list[str]) -> list[str]:

@@ -29,12 +29,14 @@ class Variant:
 
     Attributes:
         name: `retraining.startEpoch=91`; empty for the file itself.
+        number: its position among the customizations.
     """
 
     name: str
     key: tuple[str, ...]
     value: Any
     parameters: Parameters
+    number: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,28 +9,27 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from experiment.config.block import Block, Epoch, Name, Number, Whole
+from experiment.text import is_number
 
 
-def _no_numbers_as_text(value: object) -> object:
-    """Arguments as they are; no optimizer, scheduler, loss or transform takes a text that reads as a number."""
-    for text in _texts(value):
-        try:
-            float(text)
-        except ValueError:
-            continue
-        raise PydanticCustomError("number_as_text", "must hold numbers without quotes, exponents with a point (1.0e-3)")
+def _no_number_as_text(value: object) -> object:
+    """An argument as it is; no optimizer, scheduler, loss or transform takes a text that reads as a number."""
+    for within, text in _texts(value):
+        if is_number(text):
+            raise PydanticCustomError("number_as_text", "must be a number without quotes", {"within": within})
     return value
 
 
-def _texts(value: object) -> Iterator[str]:
+def _texts(value: object) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """All texts in a value, each with its path."""
     if isinstance(value, str):
-        yield value
+        yield (), value
     elif isinstance(value, dict | list | tuple):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from (((key, *within), text) for within, text in _texts(part))
 
 
-Arguments = Annotated[dict[str, Any], BeforeValidator(_no_numbers_as_text)]
+Arguments = dict[str, Annotated[Any, BeforeValidator(_no_number_as_text)]]
 
 
 class Component(Block):

@@ -13,8 +13,8 @@ from torchvision.transforms.v2 import functional
 
 from experiment.datasets.image import Step, Transforms
 from experiment.datasets.names import TRANSFORMS
-from experiment.errors import ConfigError
-from experiment.registry import suggestion
+from experiment.errors import ConfigError, first_line
+from experiment.registry import no_such_argument, suggestion
 
 Transform = Callable[[object], object]
 
@@ -76,22 +76,21 @@ def make_transform(name: str, arguments: Mapping[str, object]) -> Transform:
     known = inspect.signature(factory).parameters
     unknown = [key for key in arguments if key not in known]
     if unknown:
-        have = f"It takes {', '.join(known)}." if known else "It takes no arguments."
-        raise ConfigError([f"{name} has no argument '{key}'.{suggestion(key, known)} {have}" for key in unknown])
+        raise ConfigError([f"{key}: {no_such_argument(name, key, list(known))}" for key in unknown])
     try:
         transform: Transform = factory(**_parsed(arguments))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name} refuses its arguments {dict(arguments)}: {error}") from error
+    except Exception as error:  # torchvision checks some values only by computing with them: an error of any class
+        raise ConfigError(f"{name} refuses its arguments {dict(arguments)}: {first_line(error)}") from error
     return transform
 
 
 def check_transforms(transforms: Transforms) -> list[str]:
-    """What is wrong with transforms, found by making each of them: one line a problem, none where all is well."""
+    """What is wrong with transforms, found by making and trying each: one line a problem, none where all is well."""
     problems = []
     for part, steps in (("Train", transforms.train), ("Test", transforms.test), ("Final", transforms.final)):
         for i, (name, arguments) in enumerate(steps):
             try:
-                make_transform(name, arguments)
+                _try(name, arguments)
             except ConfigError as error:
                 problems += [f"transforms{part}[{i}]: {problem}" for problem in error.problems]
     for part, steps in (("Train", transforms.train), ("Test", transforms.test)):
@@ -99,6 +98,30 @@ def check_transforms(transforms: Transforms) -> list[str]:
         if "Normalize" in names and not {"ToTensor", "ConvertImageDtype"} & set(names[: names.index("Normalize")]):
             problems.append(f"transforms{part}, transformsFinal: Normalize needs ToTensor before it.")
     return list(dict.fromkeys(problems))
+
+
+def _try(name: str, arguments: Mapping[str, object]) -> None:
+    """Make a transform, and apply it to bytes and to floats, for some look at their arguments' types only then.
+
+    What it says about such an image's size or values is left to the data.
+    """
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    wrong: list[Exception] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for example in (image, image.float()):
+            transform = make_transform(name, arguments)
+            if hasattr(transform, "p"):
+                transform.p = 1.0  # not by chance
+            try:
+                for _ in range(3):
+                    transform(example)
+            except (TypeError, AttributeError, IndexError) as error:
+                wrong.append(error)
+            except Exception:
+                return
+    if len(wrong) == 2:
+        raise ConfigError(f"{name} cannot compute with {dict(arguments)}: {first_line(wrong[-1])}")
 
 
 def as_float(x: Tensor) -> Tensor:

@@ -59,9 +59,15 @@ class LayerInfo:
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; every module's own mode restored outside."""
+def evaluating(network: nn.Module, *, keeping_buffers: bool = True) -> Iterator[None]:
+    """Eval mode and no gradients inside; outside, every module's own mode and all buffers are as they were.
+
+    Args:
+        keeping_buffers: whether what is written to buffers inside, such as counters in a forward pass, is taken back.
+    """
     modes = {module: module.training for module in network.modules()}
+    held = [(m, name, b) for m in modes for name, b in m._buffers.items() if keeping_buffers and b is not None]
+    buffers = [(m, name, b, b.clone()) for m, name, b in held if not b.is_meta]
     network.eval()
     try:
         with torch.no_grad():
@@ -69,6 +75,11 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+        with torch.no_grad():
+            for module, name, buffer, before in buffers:  # counters, caches and codebooks that the forward pass writes
+                module._buffers[name] = buffer
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
 
 
 def pass_recorded(network: nn.Module, records: Mapping[str, Callable[..., None]], inputs: Tensor, samples: int) -> None:

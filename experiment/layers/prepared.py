@@ -61,7 +61,7 @@ def prepared(network: nn.Module) -> Prepared:
         return Prepared(network, {})
     plain = copied(network)
     masks: dict[str, Tensor] = {name: mask.clone() for name, mask in named_masks(plain).items()}
-    with evaluating(plain):  # spectral_norm iterates in training mode
+    with evaluating(plain, keeping_buffers=False):  # spectral_norm iterates in training mode
         for name, module, parameter, how in list(_computed(plain)):
             if isinstance(how, prune.BasePruningMethod):
                 masks[f"{name}.{parameter}" if name else parameter] = module.get_buffer(f"{parameter}_mask") != 0

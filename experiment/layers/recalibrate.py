@@ -130,7 +130,7 @@ def recalibrate(compressed: nn.Module, dense: DenseMoments, kept: Mapping[str, K
 
 def _pass(network: nn.Module, inputs: Tensor, record: Record) -> None:
     """One forward pass in eval mode; `record` is told what arrives at each BatchNorm before that computes."""
-    with evaluating(network), _recording(network, record):
+    with evaluating(network, keeping_buffers=False), _recording(network, record):
         network(inputs)
 
 

@@ -23,7 +23,7 @@ from experiment.layers.follow import GIVES_OUTPUT, Follower
 from experiment.layers.groups import ChannelGroup, Member
 from experiment.layers.inspect import evaluating
 from experiment.layers.labels import Key, Labels, Places
-from experiment.layers.trial import Run, randomised, tried
+from experiment.layers.trial import Run, alike, randomised, tried
 
 _log = logging.getLogger("experiment")
 
@@ -62,7 +62,7 @@ def channel_groups(network: nn.Module, example: Tensor, samples: Sequence[Tensor
 
 def _followed(follower: Follower, probe: nn.Module, example: Tensor, samples: Sequence[Tensor]) -> list[Run]:
     """Follow the channels in the runs that show all of the network: where inputs differ in the layers that they call,
-    several of them; each in eval and in training mode. These runs."""
+    several of them; each in eval and, where that is not the same, in training mode. These runs."""
     runs = [Run(example)]
     follower.follow(runs[0])
     if samples and any(name not in follower.called for name, _ in _holders(probe)):
@@ -75,6 +75,7 @@ def _followed(follower: Follower, probe: nn.Module, example: Tensor, samples: Se
                 follower.follow(runs[-1])
     training = [replace(run, training=True) for run in runs]
     try:
+        training = [run for run, plain in zip(training, runs, strict=True) if not alike(probe, [plain, run])]
         for run in training:
             follower.follow(run)
     except Exception as error:  # whatever the network's own code raises, for want of targets, say

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiment.layers.channels import is_sliceable, mask_channels, slice_channels
 from experiment.layers.draws import fixed_draws
@@ -60,6 +61,35 @@ class Run:
             return network(self.inputs)
 
 
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """What torch computes, operation by operation."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[object] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> object:
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def alike(probe: nn.Module, runs: Sequence[Run]) -> bool:
+    """Whether all runs are the same operations with the same outputs, bit by bit, with gradients and without."""
+    network = copy.deepcopy(probe)  # running statistics and the like may change
+    for grad in (True, False):
+        first: tuple[list[object], list[Tensor]] | None = None
+        for run in runs:
+            operations = _Operations()
+            with torch.set_grad_enabled(grad):
+                outputs = flat(run.of(network, operations))
+            seen, expected = first = first or (operations.seen, outputs)
+            if operations.seen != seen or len(outputs) != len(expected) or not all(map(torch.equal, outputs, expected)):
+                return False
+    return True
+
+
 def tried(
     probe: nn.Module, runs: Sequence[Run], groups: Sequence[ChannelGroup], lost: Mapping[str, str]
 ) -> list[ChannelGroup]:
@@ -71,14 +101,14 @@ def tried(
         probe: what `randomised` made of the network.
         lost: layer -> the operation behind which its channels could not be followed, for the reason.
     """
-    for counts, run in itertools.product(_designs(groups), runs):
-        if _fault(probe, [run], _cut(groups, counts)) is None:
+    for counts in _designs(groups):
+        if _fault(probe, runs, _cut(groups, counts)) is None:
             continue
         if _is_random(probe, runs):
             random = "the forward pass is random, so that no two passes can be compared"
             return [replace(group, exempt=group.exempt or random) for group in groups]
         free = [i for i, group in enumerate(groups) if group.exempt is None]
-        failing = _failing(probe, [run], groups, counts, [], free)
+        failing = _failing(probe, runs, groups, counts, [], free)
         for i, why in failing.items():
             failing[i] = f"{why} (see '{lost[groups[i].name]}')" if groups[i].name in lost else why
         return tried(probe, runs, [replace(g, exempt=failing.get(i, g.exempt)) for i, g in enumerate(groups)], lost)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from experiment.layers.inspect import PLAIN, evaluating, holders
 
 NOT_CALLED = "not called for the example"
+READ_ONLY = "never called, its weight is read"
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ def unreached(
         reached: names of parameters.
         reasons: module name -> why, where the method knows better.
     """
-    held, modules, called = holders(network), dict(network.named_modules()), _called(network, example)
+    held, modules = holders(network), dict(network.named_modules())
+    called, read = _used(network, example)
     parameters = dict(network.named_parameters(remove_duplicate=False))
     touched = {parameters[name] for name in reached}
     found: dict[str, Unreached] = {}
@@ -64,7 +70,7 @@ def unreached(
                 counted.add(parameter)
             else:
                 inside = [p for p in modules[owner].parameters() if p not in touched and p not in counted]
-                reason = (reasons or {}).get(owner) or _reason(owner, modules[owner], parameter, held, called)
+                reason = (reasons or {}).get(owner) or _reason(owner, modules[owner], parameter, held, called, read)
                 size = sum(p.numel() for p in inside)
                 found[owner] = Unreached(owner, type(modules[owner]).__name__, size, reason)
                 counted.update(inside)
@@ -91,12 +97,13 @@ def _reason(
     parameter: nn.Parameter,
     held: Mapping[nn.Parameter, list[str]],
     called: Collection[str],
+    read: Collection[nn.Parameter],
 ) -> str:
     shared = [other for p in module.parameters(recurse=False) for other in held[p] if other != name]
     if shared:
         return f"shares parameters with {shared[0] or 'the network itself'}"
     if name not in called:
-        return NOT_CALLED
+        return READ_ONLY if parameter in read else NOT_CALLED
     if getattr(module, "groups", 1) != 1:
         return "grouped"
     if isinstance(module, nn.Conv2d | nn.Linear) and type(module).forward not in PLAIN:
@@ -104,15 +111,33 @@ def _reason(
     return ""
 
 
-def _called(network: nn.Module, example: Tensor) -> set[str]:
+class _Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The storages of all tensors that operations read."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
+        self.seen.update(_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+        return func(*args, **(kwargs or {}))
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
+
+
+def _used(network: nn.Module, example: Tensor) -> tuple[set[str], set[nn.Parameter]]:
+    """The modules that a forward pass calls, and the parameters that it reads."""
     called: set[str] = set()
+    storages = _Storages()
     handles = [
         module.register_forward_hook(lambda *_, name=name: called.add(name)) for name, module in network.named_modules()
     ]
     try:
-        with evaluating(network):
+        with evaluating(network), storages:
             network(example)
     finally:
         for handle in handles:
             handle.remove()
-    return called
+    return called, {parameter for parameter in network.parameters() if _storage(parameter) in storages.seen}

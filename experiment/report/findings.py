@@ -96,7 +96,8 @@ def every_keep_ratio(source: Source, naming: Naming) -> Iterator[Section]:
     for _, rows in summary.groupby(GROUP, sort=False):
         first = rows.iloc[0]
         title = ", ".join(part for part in (naming.plain(str(first["label"])), str(first["variant"])) if part)
-        body = [_keep_row(row, retrained, has_top5) for _, row in rows.iterrows()]
+        falling = rows.sort_values("keep_target", ascending=False, kind="stable", na_position="first")
+        body = [_keep_row(row, retrained, has_top5) for _, row in falling.iterrows()]
         yield Section(title, [Table(header, body)], folded=True)
 
 

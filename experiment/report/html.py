@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import struct
 from pathlib import Path
 
 from experiment.report.document import Document
+from experiment.report.figure import DPI
 from experiment.text import html
 
+PIXELS_AN_INCH = 96  # of a page, by CSS
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -23,8 +26,14 @@ def render_html(document: Document) -> str:
         lstrip_blocks=True,
         finalize=html,
     )
-    return environment.get_template("report.html").render(document=document, embedded=_embedded)
+    return environment.get_template("report.html").render(document=document, embedded=_embedded, width=_width)
 
 
 def _embedded(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _width(path: Path) -> int:
+    """Of a PNG in pixels of a page: one scale for all pictures, so that their fonts are of one size."""
+    (pixels,) = struct.unpack(">I", path.read_bytes()[16:20])
+    return round(int(pixels) / DPI * PIXELS_AN_INCH)

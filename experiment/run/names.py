@@ -11,22 +11,23 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from experiment.config import MethodRef, NamedSettings, Network, ParameterFile, Parameters
+from experiment.config import MethodRef, NamedSettings, Network, ParameterFile, Variant
 from experiment.datasets import DATASETS
 from experiment.datasets.names import TRANSFORMS
 from experiment.datasets.stamp import CONSTANT
-from experiment.errors import ConfigError
+from experiment.errors import ConfigError, described
 from experiment.methods import METHODS, TORCHPRUNE_NAMES
 from experiment.methods.configure import default_label, is_fixed_size, make_settings, setting_faults, stages_of
 from experiment.methods.find import find_method
 from experiment.methods.settings import ComposeSettings
 from experiment.networks import NETWORKS
-from experiment.registry import NAMES_CODE, MethodEntry, is_import_path, suggestion
+from experiment.registry import NAMES_CODE, MethodEntry, is_import_path, no_such_argument, suggestion
 from experiment.run.given import GivenWeights, datasets_folder, find_given, missing_text
 from experiment.run.keys import named, settings_without_defaults
+from experiment.run.signatures import signature as signature_of
 from experiment.run.stamps import Stamps
 from experiment.sources import code_in, forget_changed, source_hash
-from experiment.text import FORMULA, look
+from experiment.text import FORMULA, is_number, look
 from experiment.training.names import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS
 
 REFERENCE = "Reference"  # the label of the uncompressed network
@@ -51,10 +52,10 @@ class Fault:
     label: str = ""
     fatal: bool = False
 
-    def line(self, file: ParameterFile) -> str:
-        """The full error, with file and line."""
+    def line(self, file: ParameterFile, variant: Variant | None = None) -> str:
+        """The full error, with file and line: those of the customization, where that sets the key."""
         dotted = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in self.key).lstrip(".")
-        return f"{file.where(*self.key)}: {dotted}: {self.text}"
+        return f"{file.where(*self.key, variant=variant)}: {dotted}: {self.text}"
 
 
 @dataclass(frozen=True)
@@ -98,21 +99,22 @@ class Names:
 
 
 def resolve_names(
-    file: ParameterFile, p: Parameters, datasets: Path | None = None, stamps: Stamps | None = None
+    file: ParameterFile, variant: Variant, datasets: Path | None = None, stamps: Stamps | None = None
 ) -> Names:
-    """Look up every name of one variant `p` of a file.
+    """Look up every name of one variant of a file.
 
     Args:
         datasets: where the command line says that they lie.
         stamps: of their content; None to leave it out of the keys.
     Raises: ConfigError: a method's settings are wrong, or two methods carry one label; all that is wrong comes with it.
     """
+    p = variant.parameters
     values = p.model_dump(mode="json", by_alias=True)
     for module in code_in(values):
         forget_changed(module)
     faults = tuple(name_faults(values, datasets))
     if any(fault.fatal for fault in faults):
-        raise ConfigError([fault.line(file) for fault in faults])
+        raise ConfigError([fault.line(file, variant) for fault in faults])
     network, dataset, test = p.network, p.network.dataset, p.experiments.dataset_test
     entry = DATASETS.get(dataset.name)
     weights = None if network.weights is None else find_given(network.weights, datasets_folder(values, datasets))
@@ -144,7 +146,7 @@ def name_faults(values: Mapping[str, Any], datasets: Path | None = None) -> Iter
         yield Fault(("network", "weights"), missing_text(given, folder))
     told = set()
     for block in ("training", "retraining"):  # which repeats what the training block says: once is enough
-        for fault in _training_faults(block, _mapping(values, block)):
+        for fault in _training_faults(block, _mapping(values, block), network.get("outputSize")):
             if fault.text not in told:
                 told.add(fault.text)
                 yield fault
@@ -198,10 +200,17 @@ def _unknown(key: KeyPath, name: object, what: str, known: Iterable[str]) -> Ite
     yield Fault(key, f"unknown {what} '{name}'.{suggestion(name, known)}")
 
 
-def _training_faults(block: str, training: Mapping[str, Any]) -> Iterator[Fault]:
+def _training_faults(block: str, training: Mapping[str, Any], outputs: object) -> Iterator[Fault]:
     for fault in _unknown((block, "optimizer"), training.get("optimizer"), "optimizer", OPTIMIZERS):
         yield replace(fault, fatal=True)  # nobody's file names an optimizer that does not exist
     yield from _unknown((block, "loss"), training.get("loss"), "loss", LOSSES)
+    optimizer, loss = training.get("optimizer"), training.get("loss", "CrossEntropyLoss")
+    yield from _argument_faults("optimizer", optimizer, OPTIMIZERS, (block,), training, "optimizerKwargs")
+    yield from _argument_faults("loss", loss, LOSSES, (block,), training, "lossKwargs")
+    weight = _mapping(training, "lossKwargs").get("weight")
+    if isinstance(weight, list) and isinstance(outputs, int) and len(weight) != outputs:
+        text = f"must hold one number for each of the {outputs} outputs. Got {len(weight)}."
+        yield Fault((block, "lossKwargs", "weight"), text, fatal=True)
     for group, what, known in (
         ("lrSchedulers", "scheduler", SCHEDULERS),
         ("transformsTrain", "transform", TRANSFORMS),
@@ -213,6 +222,40 @@ def _training_faults(block: str, training: Mapping[str, Any]) -> Iterator[Fault]
         for i, component in enumerate(components if isinstance(components, list) else []):
             name = component.get("type") if isinstance(component, Mapping) else None
             yield from _unknown((block, group, i, "type"), name, what, known)
+            if what != "metric" and isinstance(component, Mapping):
+                yield from _argument_faults(what, name, known, (block, group, i), component, "kwargs", "stepKwargs")
+
+
+def _argument_faults(
+    kind: str, name: object, known: Iterable[str], key: KeyPath, block: Mapping[str, Any], *groups: str
+) -> Iterator[Fault]:
+    """Arguments of a known class that it does not take, texts where it takes none, and what it needs and is not given.
+
+    Args:
+        block: what holds the arguments, in the mappings called `groups`. key: where it stands.
+    """
+    signature = signature_of(kind, name) if isinstance(name, str) and name in known else None
+    if signature is None:
+        return
+    given = [(group, argument) for group in groups for argument in map(str, _mapping(block, group))]
+    unknown = [(group, argument) for group, argument in given if argument not in signature.known]
+    for group, argument in unknown:
+        yield Fault((*key, group, argument), no_such_argument(str(name), argument, signature.known), fatal=True)
+    for group, argument in given if kind != "transform" else ():  # whose numbers may be words, as in value: random
+        text = _text_in(_mapping(block, group)[argument])
+        if text is not None and argument in signature.known and argument not in signature.texts:
+            yield Fault((*key, group, argument), f"{name} takes no text here. Got {described(text)}.", fatal=True)
+    missing = [argument for argument in signature.required if argument not in {word for _, word in given}]
+    if missing and not unknown:  # which may be the missing one misspelt
+        yield Fault(key, f"{name} needs {' and '.join(missing)}.", fatal=True)
+
+
+def _text_in(value: object) -> str | None:
+    """The first text in an argument that is no number written as one, which the schema refuses."""
+    texts = [value] if isinstance(value, str) else []
+    if isinstance(value, list):
+        texts = [text for part in value if (text := _text_in(part)) is not None]
+    return next((text for text in texts if not is_number(text)), None)
 
 
 def _method_faults(methods: list[Any]) -> Iterator[Fault]:

@@ -210,9 +210,9 @@ def _plan(
     unavailable: dict[tuple[str, str], str] = {}
     problems: dict[str, None] = {}  # in order, each once
     for variant in file.variants:
-        names = resolve_names(file, variant.parameters, datasets, stamps)
+        names = resolve_names(file, variant, datasets, stamps)
         unavailable.update({(variant.name, fault.label): fault.text for fault in names.faults})
-        problems.update(dict.fromkeys(fault.line(file) for fault in names.faults))
+        problems.update(dict.fromkeys(fault.line(file, variant) for fault in names.faults))
         for net in range(variant.parameters.experiments.num_nets):
             task = _reference_task(variant, net, machine, names)
             references.append(task)

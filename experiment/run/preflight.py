@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiment.config import ParameterFile, Parameters
+from experiment.config import ParameterFile, Parameters, Variant
 from experiment.datasets.transforms import check_transforms
 from experiment.errors import ConfigError, DataError, ExperimentError, StoreError
 from experiment.layers.plan import State
@@ -54,7 +54,7 @@ def look_before_running(plan: ExperimentPlan, directories: Directories, machine:
     facts: Facts = {}
     problems = dict.fromkeys(plan.problems)  # in order, each once, for variants share most of what they say
     for variant in plan.file.variants:
-        problems |= dict.fromkeys(_check_training(plan.file, variant.parameters, machine))
+        problems |= dict.fromkeys(_check_training(plan.file, variant, machine))
         if not problems:
             given = next(task.reference.weights for task in plan.references if task.variant.name == variant.name)
             problems |= dict.fromkeys(_check_network(plan.file, variant.parameters, data, given))
@@ -65,7 +65,8 @@ def look_before_running(plan: ExperimentPlan, directories: Directories, machine:
     return Look(list(problems), merged(facts.values()))
 
 
-def _check_training(file: ParameterFile, p: Parameters, machine: Machine) -> Iterator[str]:
+def _check_training(file: ParameterFile, variant: Variant, machine: Machine) -> Iterator[str]:
+    p = variant.parameters
     told = set()
     for block, training in (("training", p.training), ("retraining", p.retraining)):
         wrong = [*check_training(train_settings(training, machine)), *check_transforms(transforms_of(training))]
@@ -73,7 +74,7 @@ def _check_training(file: ParameterFile, p: Parameters, machine: Machine) -> Ite
             if text not in told and "unknown" not in text.partition("'")[0]:  # unknown names are told already
                 told.add(text)
                 key = text.partition(":")[0].replace("[", ".").replace("]", "").split(".")
-                place = file.where(block, *(int(part) if part.isdigit() else part for part in key))
+                place = file.where(block, *(int(part) if part.isdigit() else part for part in key), variant=variant)
                 yield f"{place}: {block}.{text}"
 
 

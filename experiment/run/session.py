@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from experiment.run.show import Show
 from experiment.run.store import TRACEBACK, Directories, Store
 from experiment.run.timing import Timing
 from experiment.text import json_text
+from experiment.text import say as say_line
 
 if TYPE_CHECKING:  # torch comes with it
     from experiment.run.crew import Crew
@@ -98,7 +100,7 @@ def run_session(
         for w in open_work(i, plan, found, retry_failed=options.retry_failed, share=options.share)
     ]
     if work:
-        _compute(plans, stores, directories, work, options, say, timing)
+        _compute(plans, stores, directories, work, options, timing)
     undone = False
     for i, (plan, store) in enumerate(zip(plans, stores, strict=True)):
         write_parameters(store.folder, plan.file, store.lock_file("parameters"))
@@ -108,7 +110,7 @@ def run_session(
         with clock.part("tables and plots"):
             found = store.write_table(plan)
         with clock.part("measuring"):
-            hear = say if options.verbosity >= 0 else _silent
+            hear = _note if options.verbosity >= 0 else _silent
             last = options.share is None or not open_work(i, plan, found, retry_failed=False, share=None)
             if last and measure_deployed(plan, store, found, hear):  # what is measured is compared: all on one machine
                 found = store.write_table(plan)
@@ -130,7 +132,6 @@ def _compute(
     directories: Sequence[Directories],
     work: list[Work],
     options: Options,
-    say: Callable[[str], None],
     timing: Timing,
 ) -> None:
     machine = plans[0].machine
@@ -162,9 +163,9 @@ def _compute(
         if options.verbosity >= 0:
             found = (f"{f.dataset}: {text}" for look in looks.values() for f in look.data for text in f.warnings)
             for line in dict.fromkeys(found):
-                say(f"warning: {line}")
+                _note(f"warning: {line}")
             for line in _announcement(work, workers, setup):
-                say(line)
+                _note(line)
         show = Show(sum(item.units for item in work), sum(len(item.cells) for item in work), options.verbosity)
         listen = _listener(show, _Tables(plans, stores, timing.clock), timing, workers)
         try:
@@ -314,6 +315,11 @@ def _without_ranks(plan: ExperimentPlan, found: Results, store: Store) -> int:
     done = [c for c in plan.cells if c.variant in asking and found.get(c.key, {}).get("status") == "done"]
     folders = store.index() if done else {}
     return sum(not (folders[cell.key] / "ranks.csv").is_file() for cell in done if cell.key in folders)
+
+
+def _note(text: str) -> None:
+    """Progress, beside the results."""
+    say_line(text, sys.stderr)
 
 
 def _silent(text: str) -> None:

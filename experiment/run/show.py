@@ -1,4 +1,4 @@
-"""What the terminal shows while work runs: a progress bar for people, nothing but finished cells for log files."""
+"""What is shown while work runs: finished cells on stdout; on stderr a bar, or in log files what takes long."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from experiment.run.events import Advanced, Busy, CellDone, EpochDone, Event, No
 from experiment.run.schedule import Work
 from experiment.text import one_line
 
+SECONDS_OF_SILENCE = 30.0  # of an analysis, after which a log file tells of it; doubled every time
+
 
 class _Bar(tqdm):  # type: ignore[type-arg]
     """A bar without tqdm's own thread, which would get signals in the place of this one, and is in the way of forks."""
@@ -20,7 +22,7 @@ class _Bar(tqdm):  # type: ignore[type-arg]
 
 
 class Show:
-    """Turns events into a bar (on a terminal) and a line a finished cell.
+    """Turns events into a bar (on a terminal), a line a finished cell, and (in log files) lines about long analyses.
 
     Args:
         units: all the work there is, in epochs plus one a cell.
@@ -31,18 +33,23 @@ class Show:
         self.verbosity, self.cells = verbosity, cells
         self.finished = self.failed = 0
         self.started = time.monotonic()
+        self._quiet: dict[str, tuple[float, float]] = {}  # name -> since when it says nothing new, and how long it may
         self._bar = _Bar(
             total=round(units, 1), unit="epoch", disable=not sys.stderr.isatty() or verbosity < 0, dynamic_ncols=True,
             smoothing=0.05, miniters=0, bar_format="{percentage:3.0f}%|{bar:20}| {elapsed} < {remaining}{postfix}",
         )  # fmt: skip
 
     def __call__(self, work: Work, event: Event) -> None:
+        if isinstance(event, Started | EpochDone | CellDone):
+            self._quiet.pop(event.name, None)
         if isinstance(event, Advanced):
             self._bar.update(min(event.units, max(0.0, (self._bar.total or 0) - self._bar.n)))
         elif isinstance(event, Started):
             self._bar.set_postfix_str(self._count(event.name))
         elif isinstance(event, Busy):
             self._bar.set_postfix_str(self._count(f"{event.name}: {event.text}"))
+            if self._bar.disable and self.verbosity >= 0:
+                self._log(event)
         elif isinstance(event, EpochDone):
             accuracy = "" if event.valid_top1 is None else f", validation top-1 {event.valid_top1:.2%}"
             loss = "" if math.isnan(event.loss) else f"loss {event.loss:.4f}"  # of compression before any learning
@@ -55,9 +62,18 @@ class Show:
         elif isinstance(event, Note) and self.verbosity >= 0:
             self.say(event.text)
 
-    def say(self, text: str) -> None:
+    def _log(self, event: Busy) -> None:
+        now = time.monotonic()
+        since, bearable = self._quiet.setdefault(event.name, (now, SECONDS_OF_SILENCE))
+        if now - since >= bearable:
+            self._quiet[event.name] = now, 2 * bearable
+            self.say(f"{event.name}: {event.text}")
+
+    def say(self, text: str, *, result: bool = False) -> None:
         """A line above the bar."""
-        self._bar.write(one_line(text), file=sys.stderr)
+        stream = sys.stdout if result else sys.stderr
+        self._bar.write(one_line(text), file=stream)
+        stream.flush()  # or lines would come late in a log file, and twice where a process with some unwritten forks
 
     def close(self) -> None:
         """End the bar: at 100 % where all cells are finished, for a resumed training has fewer epochs than planned."""
@@ -75,7 +91,7 @@ class Show:
             self.failed += 1
             self.say(f"{self._count(event.name)}: FAILED: {event.error}")
         elif self.verbosity >= 0 and event.status == "infeasible":
-            self.say(f"{self._count(event.name)}: infeasible: {event.error}")
+            self.say(f"{self._count(event.name)}: infeasible: {event.error}", result=True)
         elif self.verbosity >= 0:
             kept = "" if event.keep_parameters is None else f", {event.keep_parameters:.1%} of the parameters"
-            self.say(f"{self._count(event.name)}: top-1 {event.top1:.2%}{kept}")
+            self.say(f"{self._count(event.name)}: top-1 {event.top1:.2%}{kept}", result=True)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from experiment.errors import ConfigError
-from experiment.registry import suggestion
+from experiment.errors import ConfigError, first_line
+from experiment.registry import no_such_argument, suggestion
 from experiment.training.names import LOSSES, OPTIMIZERS, REFUSED
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -60,7 +60,10 @@ def make_loss(name: str, kwargs: Mapping[str, object], device: torch.device | st
     if arguments.get("reduction", "mean") not in ("mean", "sum"):
         raise ConfigError(f"lossKwargs.reduction: must be mean or sum. Got {arguments['reduction']!r}.")
     if isinstance(arguments.get("weight"), list | tuple):
-        arguments["weight"] = torch.tensor(arguments["weight"], dtype=torch.float32)
+        try:
+            arguments["weight"] = torch.tensor(arguments["weight"], dtype=torch.float32)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"lossKwargs.weight: must be a list of numbers, one a class: {error}.") from error
     return cast(nn.Module, construct("lossKwargs", name, factory, [], arguments)).to(device)
 
 
@@ -120,14 +123,8 @@ def construct(
     known = list(inspect.signature(factory).parameters)[len(positional) :]
     unknown = [argument for argument in arguments if argument not in known]
     if unknown:
-        raise ConfigError(
-            [
-                f"{key}.{argument}: {name} has no such argument.{suggestion(argument, known)} "
-                f"It takes {', '.join(known)}."
-                for argument in unknown
-            ]
-        )
+        raise ConfigError([f"{key}.{argument}: {no_such_argument(name, argument, known)}" for argument in unknown])
     try:
         return factory(*positional, **arguments)
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
-        raise ConfigError(f"{key}: {name} refuses {dict(arguments)}: {error}") from error
+    except Exception as error:  # torch checks some values only by computing with them: an error of any class
+        raise ConfigError(f"{key}: {name} refuses {dict(arguments)}: {first_line(error)}") from error

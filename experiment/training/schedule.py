@@ -7,19 +7,20 @@ reached by stepping, without the steps before having been trained: at a later st
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, PolynomialLR, ReduceLROnPlateau
 
-from experiment.errors import ConfigError
+from experiment.errors import ConfigError, first_line
 from experiment.training.factories import construct, find, make_optimizer
 from experiment.training.names import SCHEDULERS
 from experiment.training.settings import SchedulerSpec, TrainSettings
 
+_S = TypeVar("_S")
 _PER_EPOCH = "ReduceLROnPlateau"  # the only one that steps once an epoch, by what the epoch gave
 _WRITTEN = ("lr", "momentum", "betas")  # what schedulers change in an optimizer
 
@@ -40,10 +41,16 @@ class Schedule:
     ) -> None:
         self._optimizer = _shadow(settings.optimizer, settings.optimizer_kwargs)
         self._factors: list[Optimizer] = []
-        self._steppers: list[LRScheduler] = []
-        self._plateaus: list[ReduceLROnPlateau] = []
+        self._steppers: dict[str, LRScheduler] = {}  # by where it stands in the settings, and its name
+        self._plateaus: dict[str, ReduceLROnPlateau] = {}
+        problems: list[str] = []
         for i, spec in enumerate(settings.schedulers):
-            self._add(f"lrSchedulers[{i}]", spec, steps_per_epoch)
+            try:
+                self._add(f"lrSchedulers[{i}]", spec, steps_per_epoch)
+            except ConfigError as error:
+                problems += error.problems
+        if problems:
+            raise ConfigError(problems)
         if self._plateaus and settings.start_epoch > 0:
             raise ConfigError(
                 f"lrSchedulers: {_PER_EPOCH} follows what training does, so it cannot be entered at startEpoch "
@@ -78,18 +85,13 @@ class Schedule:
 
         Raises: ConfigError: a scheduler that ends has come to its end.
         """
-        try:
-            for scheduler in self._steppers:
-                scheduler.step()
-        except ValueError as error:  # OneCycleLR counts its steps
-            raise ConfigError(f"lrSchedulers: {type(scheduler).__name__}: {error}") from error
+        _each(self._steppers, lambda scheduler: scheduler.step())
 
     def end_epoch(self, valid_loss: float | None) -> None:
         """An epoch has been run, with this loss on the validation part."""
-        for plateau in self._plateaus:
-            if valid_loss is None:
-                raise ConfigError(f"lrSchedulers: {_PER_EPOCH} needs a validation part, and there is none.")
-            plateau.step(valid_loss)
+        if self._plateaus and valid_loss is None:
+            raise ConfigError(f"lrSchedulers: {_PER_EPOCH} needs a validation part, and there is none.")
+        _each(self._plateaus, lambda plateau: plateau.step(cast(float, valid_loss)))
 
     def _advance(self, steps: int) -> None:
         for _ in range(steps if self._steppers else 0):
@@ -103,9 +105,8 @@ class Schedule:
             arguments = {**spec.kwargs, **spec.step_kwargs}  # it counts epochs itself
             if arguments.get("mode", "min") != "min":
                 raise ConfigError(f"{key}.kwargs.mode: {_PER_EPOCH} follows the validation loss: mode must be min.")
-            self._plateaus.append(
-                cast(ReduceLROnPlateau, construct(key, spec.type, factory, [self._optimizer], arguments))
-            )
+            plateau = construct(key, spec.type, factory, [self._optimizer], arguments)
+            self._plateaus[f"{key}: {spec.type}"] = cast(ReduceLROnPlateau, plateau)
             return
         optimizer = self._optimizer
         if spec.type == "WarmupLR":
@@ -115,7 +116,22 @@ class Schedule:
             name: _in_steps(f"{key}.stepKwargs.{name}", v, steps_per_epoch) for name, v in spec.step_kwargs.items()
         }
         scheduler = construct(key, spec.type, factory, [optimizer], {**spec.kwargs, **scaled})
-        self._steppers.append(cast(LRScheduler, scheduler))
+        self._steppers[f"{key}: {spec.type}"] = cast(LRScheduler, scheduler)
+
+
+def _each(schedulers: Mapping[str, _S], step: Callable[[_S], object]) -> None:
+    """Step all schedulers.
+
+    Raises: ConfigError: what is wrong with them: OneCycleLR counts its steps; others first compute with arguments here.
+    """
+    problems = []
+    for name, scheduler in schedulers.items():
+        try:
+            step(scheduler)
+        except Exception as error:
+            problems.append(f"{name}: {first_line(error)}")
+    if problems:
+        raise ConfigError(problems)
 
 
 def _shadow(name: str, kwargs: Mapping[str, object]) -> Optimizer:

@@ -95,3 +95,48 @@ def test_what_is_wrong_with_distillation(problems: Problems, good: str, old: str
     found = problems(text)
     assert len(found) == 1, found
     assert found[0].startswith(f"e.yaml:{message}")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "got"),
+    [
+        ("retraining: {optimizerKwargs: {lr: '1e-3'}}", "retraining.optimizerKwargs.lr", "1e-3"),
+        (
+            "retraining: {optimizer: Adam, optimizerKwargs: {betas: [0.9, '.99']}}",
+            "retraining.optimizerKwargs.betas[1]",
+            ".99",
+        ),
+        ("retraining: {lossKwargs: {label_smoothing: '0'}}", "retraining.lossKwargs.label_smoothing", "0"),
+        (
+            "retraining: {lrSchedulers: [{type: StepLR, kwargs: {gamma: '.1'}, stepKwargs: {step_size: 2}}]}",
+            "retraining.lrSchedulers[0].kwargs.gamma",
+            ".1",
+        ),
+        (
+            "retraining: {transformsTrain: [{type: RandomCrop, kwargs: {size: [28, '28']}}]}",
+            "retraining.transformsTrain[0].kwargs.size[1]",
+            "28",
+        ),
+        ("customizations: [{key: [training, optimizerKwargs, lr], value: '1e-3'}]", "customizations[0].value", "1e-3"),
+    ],
+)
+def test_a_number_given_as_text_is_refused_at_its_own_key(
+    problems: Problems, good: str, text: str, key: str, got: str
+) -> None:
+    line = good.count("\n") + 1
+    assert problems(f"{good}{text}\n") == (f"e.yaml:{line}: {key}: must be a number without quotes. Got '{got}'.",)
+
+
+def test_numbers_given_as_text_are_refused_in_includes_and_on_the_command_line(
+    problems: Problems, write: Callable[..., None], good: str
+) -> None:
+    said = "must be a number without quotes. Got '1e-3'."
+    key = "training.optimizerKwargs.lr"
+    assert problems(good, f"{key}='1e-3'") == (f"--set {key}: {said}",)
+    own = "{lr: 0.1, momentum: 0.9}"
+    several = good.replace(own, "\n    lr: '1e-3'\n    momentum: '1e-3'")
+    assert problems(several) == tuple(
+        f"e.yaml:{line}: training.optimizerKwargs.{name}: {said}" for line, name in ((7, "lr"), (8, "momentum"))
+    ), "not once more for retraining, which inherits them"
+    write({"base.yaml": good.replace(own, "{lr: '1e-3'}")})
+    assert problems("file: base.yaml\nseed: 1\n") == (f"base.yaml:6: {key}: {said}",)

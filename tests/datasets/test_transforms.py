@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def test_words_for_interpolation() -> None:
     [
         ("RandomCorp", {}, "unknown transform 'RandomCorp'. Did you mean 'RandomCrop'?"),
         ("Lambda", {}, "unknown transform 'Lambda'."),
-        ("Pad", {"pading": 4}, "Pad has no argument 'pading'. Did you mean 'padding'?"),
+        ("Pad", {"pading": 4}, "pading: Pad has no such argument. Did you mean 'padding'?"),
         ("Pad", {}, "Pad refuses its arguments {}"),
         ("RandomHorizontalFlip", {"p": 2}, "RandomHorizontalFlip refuses its arguments {'p': 2}: "),
         ("Resize", {"size": 4, "interpolation": "bilinaer"}, "Did you mean 'bilinear'?"),
@@ -77,3 +78,31 @@ def test_all_problems_at_once() -> None:
         "transformsTest, transformsFinal",
     ]
     assert check_transforms(Transforms()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("Resize", {"size": "x"}),
+        ("RandomCrop", {"size": "x"}),
+        ("RandomSolarize", {"threshold": "some", "p": 0.0}),
+        ("RandAugment", {"magnitude": 300}),
+        ("TrivialAugmentWide", {"num_magnitude_bins": "all"}),
+        ("GaussianNoise", {"sigma": "much"}),
+    ],
+)
+def test_values_that_only_show_when_applied_are_found_before_data_are_read(
+    name: str, arguments: dict[str, Any]
+) -> None:
+    state = torch.get_rng_state()
+    (problem,) = check_transforms(Transforms(train=((name, arguments),)))
+    assert problem.startswith(f"transformsTrain[0]: {name} cannot compute with {arguments}: ")
+    assert "\n" not in problem
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    "step", [("Normalize", {"mean": [0.3], "std": [0.3]}), ("RandomCrop", {"size": 99}), ("Grayscale", {})]
+)
+def test_what_fits_other_images_than_the_one_tried_is_left_to_the_data(step: tuple[str, dict[str, Any]]) -> None:
+    assert check_transforms(Transforms(test=(("ToTensor", {}), step))) == []

@@ -6,6 +6,7 @@ import copy
 import logging
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from experiment.layers.channels import mask_channels, slice_channels
 from experiment.layers.draws import fixed_draws
 from experiment.layers.groups import ChannelGroup, kept_of
 from experiment.layers.surgery import channel_groups
+from experiment.layers.trial import Run, alike
 from experiment.streams import generator, seeded
 
 
@@ -224,3 +226,25 @@ def test_reasons_are_told_in_few_words(caplog: pytest.LogCaptureFixture) -> None
 def test_operations_in_place_keep_the_channels_of_several_samples() -> None:
     network = nn.Sequential(nn.Linear(8, 6), nn.ReLU(inplace=True), nn.Dropout(0.5, inplace=True), nn.Linear(6, 2))
     assert free(channel_groups(network, inputs(3, 8))) == {"0"}
+
+
+@pytest.mark.parametrize(
+    ("read", "same"),
+    [
+        (lambda h, training: functional.relu(h), True),
+        (lambda h, training: functional.dropout(h, 0.5), True),
+        (lambda h, training: functional.dropout(h, 0.5, training), False),
+        (lambda h, training: h * (2.0 if training else 1.0), False),
+        (lambda h, training: [h, h.sum() if training else None][0], False),
+    ],
+)
+def test_training_mode_is_followed_only_where_it_computes_something_else(
+    read: Callable[[Tensor, bool], Tensor], same: bool
+) -> None:
+    class Reading(Noisy):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.linear(read(self.a(x), self.training), self.b.weight)
+
+    network = Reading(functional.relu)
+    run = Run(torch.ones(4, 8))
+    assert alike(network, [run, replace(run, training=True)]) is same

@@ -16,8 +16,12 @@ from typing import Any
 import pytest
 
 from experiment.errors import StoreError
-from experiment.report import gallery, stamp, write, write_report
-from experiment.report.figure import plot_files
+from experiment.report import findings, gallery, stamp, write, write_report
+from experiment.report.document import Document, Picture, Section
+from experiment.report.figure import LEGEND_WIDTH, PANEL_WIDTH, new_figure, plot_files, save_figure
+from experiment.report.html import render_html
+from experiment.report.naming import Naming
+from experiment.report.source import read_source
 from experiment.run.facts import DataFacts, remember_data
 from experiment.text import markdown
 
@@ -328,3 +332,23 @@ def test_drawing_leaves_no_global_state(synthetic: Any, tmp_path: Path) -> None:
         "assert settings() == before; assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_keep_ratios_fall_whatever_the_order_of_the_file(synthetic: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "data/results/small"
+    synthetic.write_experiment(folder, synthetic.grid(("WT",), nets=1, keeps=(0.5, 0.05, 0.3)))
+    source = read_source(folder)
+    (section,) = findings.every_keep_ratio(source, Naming({}))
+    (table,) = section.blocks
+    assert [row[0] for row in table.rows] == ["0.5", "0.3", "0.05"]
+
+
+def test_pictures_of_a_page_have_one_scale(tmp_path: Path) -> None:
+    pictures = []
+    for columns in (1, 2):
+        figure, _ = new_figure(columns)
+        save_figure(figure, tmp_path / f"plot{columns}")
+        pictures.append(Picture(tmp_path / f"plot{columns}.png", f"{columns}"))
+    page = render_html(Document("pages", [Section("Plots", pictures)]))
+    widths = [int(width) for width in re.findall(r'<img width="(\d+)"', page)]
+    assert widths == [round(96 * (columns * PANEL_WIDTH + LEGEND_WIDTH)) for columns in (1, 2)]

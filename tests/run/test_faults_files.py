@@ -155,7 +155,7 @@ def test_the_command_makes_again_whatever_is_cut_off(
         path.write_bytes(content[: int(share * len(content))])
     assert main([PARAM, "-j", "1"]) == 0
     pd.testing.assert_frame_equal(table(), before)
-    told = capsys.readouterr().out + caplog.text
+    told = "".join(capsys.readouterr()) + caplog.text
     for path in damaged[:6]:
         assert str(path) in told
     assert len([*RESULTS.glob("cells/*.damaged")]) == 4

@@ -50,7 +50,7 @@ def test_latency_is_measured_later_too_and_once(
     small["experiments"]["measure"] = ["latency"]
     assert main([str(write(small)), "-j", "1"]) == 0  # the same keys: nothing is computed again
     assert {p: p.stat().st_mtime_ns for p in in_tmp.rglob("result.json")} == stamps
-    assert "measuring the latency of 5 networks" in capsys.readouterr().out
+    assert "measuring the latency of 5 networks" in capsys.readouterr().err
     assert timed == [(1, 1, False), (64, 1, False)] * 5
     frame = table(in_tmp)
     names = [

@@ -157,12 +157,12 @@ def test_progress_comes_in_order_and_whole(write: Any, own: dict[str, Any], in_t
     said = capsys.readouterr()
     assert "10 cells to compute on cpu, Ray tasks of 1 thread" in said.out
     assert "Ray: 2 nodes, 2 at a time" in said.err
-    finished = [line for line in said.err.splitlines() if "top-1" in line and line.startswith("[")]
+    finished = [line for line in said.out.splitlines() if "top-1" in line and line.startswith("[")]
     assert [line.partition("]")[0] for line in finished] == [f"[{i}/10" for i in range(1, 11)]
     assert said.err.count("Reference net 1 epoch 2/2: loss") == 1
     for net in (0, 1):
-        cells = (said.err.index(f"WT keep {keep} net {net}: top-1") for keep in (0.5, 0.1))  # shared out, in any order
-        assert said.err.index(f"Reference net {net}: top-1") < min(cells)
+        cells = (said.out.index(f"WT keep {keep} net {net}: top-1") for keep in (0.5, 0.1))  # shared out, in any order
+        assert said.out.index(f"Reference net {net}: top-1") < min(cells)
 
 
 @pytest.mark.usefixtures("no_plots", "cluster")

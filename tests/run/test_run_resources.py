@@ -80,4 +80,4 @@ def test_more_threads_than_cores_are_said(
 ) -> None:
     monkeypatch.setattr("experiment.run.session.usable_cores", lambda: cores)
     assert main([str(write(small)), "-j", "2"]) == 0
-    assert ("2 threads on 1 core slow each other down: a smaller -j is faster" in capsys.readouterr().out) == warned
+    assert ("2 threads on 1 core slow each other down: a smaller -j is faster" in capsys.readouterr().err) == warned

@@ -89,4 +89,4 @@ def test_a_cell_that_somebody_else_computes_is_left_to_him(write: Any, small: di
 def test_more_workers_than_chains(write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any) -> None:
     small["experiments"] |= {"methods": ["WT"], "numNets": 1, "spacing": spacing(4)}
     assert main([str(write(small)), "-j", "2"]) == 0
-    assert "2 workers of 1 thread" in capsys.readouterr().out
+    assert "2 workers of 1 thread" in capsys.readouterr().err

@@ -69,7 +69,21 @@ def test_good_settings() -> None:
         ),
         (
             {"schedulers": (SchedulerSpec("OneCycleLR", {"max_lr": 0.1}, {"total_steps": 5}),)},
-            "lrSchedulers: OneCycleLR: Tried to step 6 times",
+            "lrSchedulers[0]: OneCycleLR: Tried to step 6 times",
+        ),
+        ({"optimizer_kwargs": {"lr": 0.1, "momentum": 0.9, "dampening": "x"}}, "optimizerKwargs: SGD "),
+        ({"optimizer": "Adam", "optimizer_kwargs": {"betas": [0.9]}}, "optimizerKwargs: Adam refuses "),
+        ({"optimizer": "ASGD", "optimizer_kwargs": {"t0": "x"}}, "optimizerKwargs: ASGD cannot compute with "),
+        ({"loss_kwargs": {"label_smoothing": "x"}}, "lossKwargs: CrossEntropyLoss cannot compute with "),
+        ({"loss_kwargs": {"weight": ["a"]}}, "lossKwargs.weight: must be a list of numbers, one a class"),
+        ({"schedulers": (SchedulerSpec("MultiStepLR", {"milestones": 3}),)}, "lrSchedulers[0]: MultiStepLR refuses "),
+        (
+            {"schedulers": (SchedulerSpec("StepLR", {"step_size": 0}),)},
+            "lrSchedulers[0]: StepLR: integer modulo by zero",
+        ),
+        (
+            {"schedulers": (SchedulerSpec("ReduceLROnPlateau", {"patience": "x"}),)},
+            "lrSchedulers[0]: ReduceLROnPlateau: ",
         ),
         ({"start_epoch": 11}, "startEpoch: must be at most numEpochs, 10. Got 11."),
     ],
@@ -85,3 +99,10 @@ def test_all_problems_at_once() -> None:
         loss="MSE", schedulers=(SchedulerSpec("StepLR"),), optimizer_kwargs={"lr": 0.1, "a": 1, "b": 2}, start_epoch=12
     )
     assert [p.split(":")[0] for p in found] == ["optimizerKwargs.a", "optimizerKwargs.b", "loss", "startEpoch"]
+
+
+def test_all_schedulers_are_told_at_once() -> None:
+    refused = (SchedulerSpec("StepLR"), SchedulerSpec("MultiStepLR", {"milestones": 3}))
+    assert [text[:15] for text in problems_of(schedulers=refused)] == ["lrSchedulers[0]", "lrSchedulers[1]"]
+    late = (SchedulerSpec("StepLR", {"step_size": 0}), SchedulerSpec("ExponentialLR", {"gamma": "x"}))
+    assert [text[:15] for text in problems_of(schedulers=late)] == ["lrSchedulers[0]", "lrSchedulers[1]"]

@@ -102,7 +102,7 @@ def test_one_cycle_that_ends_too_early_is_an_error() -> None:
     schedule = Schedule(settings_of(SchedulerSpec("OneCycleLR", {"max_lr": 0.5}, {"total_steps": 1})), STEPS)
     for _ in range(STEPS):
         schedule.step()
-    with pytest.raises(ConfigError, match="lrSchedulers: OneCycleLR: Tried to step"):
+    with pytest.raises(ConfigError, match=r"lrSchedulers\[0\]: OneCycleLR: Tried to step"):
         schedule.step()
 
 
