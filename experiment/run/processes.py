@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -123,7 +124,8 @@ class Processes:
         slot = min(set(range(self.size)) - {member.slot for member in self.members})
         arguments = (theirs, self.setup, self._environment(slot), self.life)
         process = context.Process(target=_work_for, args=arguments)
-        process.start()
+        with no_main_module():
+            process.start()
         theirs.close()
         member = _Member(slot, process, ours)
         self.members.append(member)
@@ -135,6 +137,18 @@ class Processes:
         if self.gpus:
             variables[gpu_variable()] = self.gpus[slot % len(self.gpus)]
         return variables
+
+
+@contextlib.contextmanager
+def no_main_module() -> Iterator[None]:
+    """Processes that are started inside do not run the caller's script, which would run the experiment once more."""
+    script = sys.modules["__main__"]
+    hidden: dict[str, Any] = {name: vars(script)[name] for name in ("__spec__", "__file__") if name in vars(script)}
+    vars(script).update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        vars(script).update(hidden)
 
 
 def _work_for(connection: Connection, setup: Setup, environment: Mapping[str, str], life: Life) -> None:

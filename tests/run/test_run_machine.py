@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from multiprocessing import spawn
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from experiment.run import machine
 from experiment.run.launched import Launch
 from experiment.run.machine import DRIVERS, find_machine, gpu_possible, visible_gpus
 from experiment.run.plan import Machine
-from experiment.run.processes import Processes
+from experiment.run.processes import Processes, no_main_module
 from experiment.run.resources import Resources
 from experiment.run.setup import Setup, Site
 from experiment.run.store import Directories
@@ -128,3 +129,12 @@ def test_readers_take_the_cores_that_cells_leave(
     monkeypatch.setattr(machine, "usable_cores", lambda: cores)
     monkeypatch.setattr(machine, "find_launch", lambda: Launch(0, 0, ranks, ranks) if ranks > 1 else None)
     assert machine.reading_processes(cells, threads) == readers
+
+
+def test_workers_do_not_run_the_callers_script() -> None:
+    """A script that calls the command without an `if __name__ == "__main__"` would run it again in each of them."""
+    before = spawn.get_preparation_data("worker")
+    with no_main_module():
+        inside = spawn.get_preparation_data("worker")
+    assert not {name for name in inside if name.startswith("init_main")}
+    assert spawn.get_preparation_data("worker") == before
