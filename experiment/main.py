@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _require_streams()
     options = _parser().parse_args(arguments)
     launch = find_launch()
+    if launch is not None:  # DDP tells each process of each training that all parameters are used
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     quiet = options.quiet or (launch is not None and not launch.leads)
     _log_lines(logging.ERROR if quiet else logging.WARNING)
     try:

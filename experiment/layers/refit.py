@@ -167,7 +167,7 @@ def _fitting(dense: nn.Module, names: Collection[str], inputs: Tensor) -> tuple[
 
 def _pass(network: nn.Module, inputs: Tensor, handles: list[torch.utils.hooks.RemovableHandle]) -> None:
     try:
-        with evaluating(network):
+        with evaluating(network, keeping_buffers=False):
             network(inputs)
     finally:
         for handle in handles:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import struct
 from pathlib import Path
 
 from experiment.report.document import Document
@@ -35,5 +34,5 @@ def _embedded(path: Path) -> str:
 
 def _width(path: Path) -> int:
     """Of a PNG in pixels of a page: one scale for all pictures, so that their fonts are of one size."""
-    (pixels,) = struct.unpack(">I", path.read_bytes()[16:20])
-    return round(int(pixels) / DPI * PIXELS_AN_INCH)
+    pixels = int.from_bytes(path.read_bytes()[16:20], "big")
+    return round(pixels / DPI * PIXELS_AN_INCH)

@@ -40,7 +40,7 @@ def reference_row(net: int, variant: str = "", top1: float | None = None) -> Row
         "bytes_file": 4 * PARAMETERS + 20_000, "loss": 0.31, "top1": top1, "top5": 0.997,
         "top1_before_retraining": top1, "top1_reference": top1, "parameters_reference": PARAMETERS,
         "flops_reference": FLOPS, "epochs": 0, "seconds_compress": "", "seconds_retrain": "", "status": "done",
-        "error": "", "cell": key("Reference", net, variant),
+        "error": "", "cell": key("Reference", net, variant), "hardware": "AVX2",
     }  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def test_an_experiment_on_several_layers_has_no_such_plot(synthetic: Any, tmp_pa
 
 
 def test_it_is_part_of_the_report(synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiment.report.gallery._wanted", lambda frame, alone: iter(()))  # trade-offs take long
+    monkeypatch.setattr("experiment.report.gallery._wanted", lambda *_, **__: iter(()))  # trade-offs take long
     folder = written(synthetic, tmp_path / "one")
     write_report(folder)
     assert (folder / "plots/onelayer.png").stat().st_size > 10_000

@@ -121,7 +121,7 @@ def test_names_that_are_looked_up_are_never_paths(
 def test_no_label_and_no_variant_leaves_the_folder_of_cells(write: Any, small: dict[str, Any]) -> None:
     for name in NASTY:
         small["experiments"]["methods"] = [{"name": "WT", "label": name}]
-        small["customizations"] = [{"key": ["training", "lossKwargs", name or "x"], "value": name}]
+        small["customizations"] = [{"key": ["network", "settings", "x"], "value": name}]
         if not name.strip():
             with pytest.raises(ConfigError, match="label"):
                 plan_experiment(load(write(small)), Machine("cpu"))

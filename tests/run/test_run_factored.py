@@ -59,7 +59,7 @@ def test_a_rank_that_no_layer_has_fails_its_cells_with_the_reason(
 def test_ranks_of_one_layer_trained_and_from_scratch_share_a_plot(
     write: Any, small: dict[str, Any], in_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiment.report.gallery._wanted", lambda frame, alone: iter(()))  # trade-offs take long
+    monkeypatch.setattr("experiment.report.gallery._wanted", lambda *_, **__: iter(()))  # trade-offs take long
     small["retraining"] = {"startEpoch": 2}
     total, others = 266_610, 266_610 - 235_200
     keeps = [round((others + 1084 * rank) / total + 1e-5, 5) for rank in (40, 8)]

@@ -15,8 +15,16 @@ from experiment.errors import ConfigError, StoreError
 from experiment.main import main
 from experiment.report import find_experiments
 from experiment.run.parameters import owner_of, read_parameters, require_own, write_parameters
+from experiment.run.store import COLUMNS
+from experiment.text import csv_table
 
-TABLE = "network,label,method,net,status,cell\nlenet5,WT,WT,0,done,1\n"
+TABLE = csv_table(
+    COLUMNS,
+    [
+        dict.fromkeys(COLUMNS, "")
+        | {"network": "lenet5", "label": "WT", "method": "WT", "net": 0, "status": "done", "cell": "1"}
+    ],
+)
 
 
 def leave_results(path: Path, *overrides: str, name: str = "small") -> Path:

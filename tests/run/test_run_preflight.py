@@ -114,7 +114,7 @@ def test_what_looks_wrong_with_data_is_told_and_kept(
     write: Any, own: dict[str, Any], in_tmp: Path, capsys: Any, no_plots: None
 ) -> None:
     assert main([str(write(own)), "-j", "1"]) == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     scale = "inputs have mean 123, standard deviation 72.4 after transforms: expected about 0 and 1."
     assert len(said) == 1
     assert said[0].startswith(f"warning: own_data:load: {scale} Add Normalize")

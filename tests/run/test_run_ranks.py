@@ -36,7 +36,7 @@ def asking(small: dict[str, Any]) -> dict[str, Any]:
 def test_every_epoch_of_every_network_has_its_ranks(
     write: Any, asking: dict[str, Any], in_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiment.report.gallery._wanted", lambda frame, alone: iter(()))  # trade-offs take long
+    monkeypatch.setattr("experiment.report.gallery._wanted", lambda *_, **__: iter(()))  # trade-offs take long
     assert main([str(write(asking)), "-j", "1", "-q"]) == 0
     found = ranks(in_tmp / "data/results")
     assert len(found) == 5

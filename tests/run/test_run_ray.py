@@ -155,7 +155,7 @@ def test_work_that_kills_every_worker_fails_and_says_so(write: Any, own: dict[st
 def test_progress_comes_in_order_and_whole(write: Any, own: dict[str, Any], in_tmp: Path, capsys: Any) -> None:
     assert main([str(write(own)), "--executor", "ray", "-v"]) == 0
     said = capsys.readouterr()
-    assert "10 cells to compute on cpu, Ray tasks of 1 thread" in said.out
+    assert "10 cells to compute on cpu, Ray tasks of 1 thread" in said.err
     assert "Ray: 2 nodes, 2 at a time" in said.err
     finished = [line for line in said.out.splitlines() if "top-1" in line and line.startswith("[")]
     assert [line.partition("]")[0] for line in finished] == [f"[{i}/10" for i in range(1, 11)]
@@ -222,15 +222,15 @@ def test_shares_of_a_gpu_are_handed_out_and_their_processes_used_once(cluster: A
 
 @pytest.mark.usefixtures("no_plots")
 def test_a_folder_that_a_node_does_not_have_is_named(
-    cluster: Any, write: Any, own: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    cluster: Any, write: Any, own: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     from experiment.run import on_ray
 
     home = on_ray.Home
     monkeypatch.setattr(on_ray, "Home", lambda _, path, threads: home("/nowhere/at/all", path, threads))
     own["experiments"] |= {"numNets": 1, "methods": []}
-    assert main([str(write(own)), "--executor", "ray", "-q"]) == 1
-    (error,) = table()["error"]
+    assert main([str(write(own)), "--executor", "ray", "-q"]) == 2  # the fault of no cell
+    error = capsys.readouterr().err
     assert "cannot enter /nowhere/at/all (No such file or directory)" in error
     assert "must share" in error
 

@@ -72,10 +72,10 @@ def test_a_cell_that_somebody_else_computes_is_left_to_him(write: Any, small: di
     (folder / ".locks").mkdir(parents=True)
     with FileLock(folder / ".locks" / f"{cell.key}.lock"):
         call = [sys.executable, "-m", "experiment.main", str(path), "-j", "1"]
-        process = subprocess.Popen(call, stderr=subprocess.PIPE, text=True)
-        assert process.stderr is not None
+        process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
         others = len(list(plan_experiment(load(path), Machine("cpu")).cells)) - 1
-        done = [next(line for line in process.stderr if line.startswith("[")) for _ in range(others)]
+        done = [next(line for line in process.stdout if line.startswith("[")) for _ in range(others)]
         assert not [p for p in (folder / "cells").iterdir() if p.name.endswith(cell.key)]
         assert not Store(folder).is_free(cell.key)
     assert Store(folder).is_free("another")
