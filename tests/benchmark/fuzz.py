@@ -173,7 +173,10 @@ def targets(folder: Path) -> dict[str, Target]:
         kept={convolutions[0]: Kept(None, (0,))},
     )  # fmt: skip
     compressed = folder / "network.pt"
-    save_weights(compressed, build(network, plan), plan, ARCHITECTURE, method="x", keep=0.5)
+    built = build(network, plan)
+    for parameter in built.parameters():
+        nn.init.normal_(parameter)  # what `build` leaves is whatever is in memory, NaN included
+    save_weights(compressed, built, plan, ARCHITECTURE, method="x", keep=0.5)
     given = folder / "given.pt"
     parameters = yaml.safe_load(PARAMETERS)
     experiment = folder / "table"
@@ -183,7 +186,12 @@ def targets(folder: Path) -> dict[str, Target]:
         "epochs": 2, "files": {"network.pt": 100}, "error": None,
     }  # fmt: skip
     row = dict.fromkeys(COLUMNS, 0.5) | {"net": 0, "repetition": 0, "status": "done", "label": "WT", "cell": "0"}
-    latency = {"format": 1, "device": "x", "threads": 1, "batches": [{"batch": 1, "median_ms": 1.0, "iqr_ms": 0.1}]}
+    latency = {
+        "format": 1,
+        "device": "x",
+        "threads": 1,
+        "batches": [{"batch": 1, "median_ms": 1.0, "iqr_ms": 0.1, "layout": "x"}],
+    }
     checkpoint = {"format": 1, "fingerprint": "x", "network": network.state_dict(), "records": [{"epoch": 0}]}
 
     def read_given() -> None:
