@@ -85,6 +85,7 @@ def test_a_notebook_shows_the_pictures_and_keeps_its_kernel(
     display = SimpleNamespace(Image=lambda filename: filename, display=shown.append)
     monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "IPython.display", display)
+    (tmp_path / "data" / "results").mkdir(parents=True)  # else those beside the scripts are meant
     with pytest.raises(ExperimentError, match="Run an experiment first"):
         run("results_viewer", "--this-is-the-kernels")
     synthetic.write_experiment(tmp_path / "data" / "results" / "a", synthetic.grid(("ALDS",), nets=1, keeps=(0.5,)))
