@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiment.datasets.file_stamp import stamp_of_files
+from experiment.datasets.file_stamp import stamp_of_part
 from experiment.datasets.loading import load_source
 from experiment.datasets.raw_images import Items, Pixels
 from experiment.errors import DataError
@@ -34,7 +34,7 @@ def stamp_by_reading(
     with _same_draws():
         source = load_source(name, settings, data_dir, train, output_size)
         if not is_import_path(name):
-            return stamp_of_files(name, settings, data_dir, train)
+            return stamp_of_part(name, settings, data_dir, train)
         try:
             said = _hash_of(source.items) if source.fingerprint is None else source.fingerprint()
         except DataError:

@@ -159,7 +159,7 @@ def test_no_root() -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no folder .*pets/train. Expected it to hold one folder of images a class"):
+    with pytest.raises(DataError, match="no folder .*pets/train. Expected it to hold one folder of images per class"):
         load("ImageFolder", tmp_path, True, SETTINGS, 2)
 
 
