@@ -22,7 +22,7 @@ from typing import BinaryIO, cast
 
 from experiment.datasets import DATASETS
 from experiment.datasets.image_files import File, folder_part, images_below
-from experiment.errors import CannotWrite, Damaged, DataError
+from experiment.errors import CannotWrite, DataError, ExperimentError
 from experiment.escaping import json_text
 from experiment.files import read_json, write_whole
 from experiment.registry import resolve
@@ -119,6 +119,6 @@ def hash_of(stream: BinaryIO) -> str:
 def _read(cached: Path) -> Mapping[str, object]:
     try:
         found = read_json(cached)
-    except (OSError, Damaged):
+    except (OSError, ExperimentError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiment.api.compression import _calibration
+from experiment.api.calibration_data import calibration_of
 from experiment.datasets.calibration import calibration_size
 from experiment.datasets.check_samples import as_pair, check_map_style
 from experiment.datasets.integer_inputs import scaled
@@ -99,13 +99,13 @@ def test_a_sequence_of_integers_holds_token_ids() -> None:
         ([], "gave no batch"),
         ([torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 4)], "one shape"),
         (torch.zeros(2, 3, dtype=torch.uint8), "pixels"),
-        ((torch.zeros(2, 3), torch.zeros(3)), "one target a sample"),
+        ((torch.zeros(2, 3), torch.zeros(3)), "one target per sample"),
         (torch.zeros(0, 3), "at least one sample"),
     ],
 )
 def test_calibration_data_that_cannot_be_used(data: object, text: str) -> None:
     with pytest.raises(CompressionError) as caught:
-        _calibration(data)  # type: ignore[arg-type]
+        calibration_of(data)  # type: ignore[arg-type]
     assert text in str(caught.value)
 
 
