@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from experiment.datasets.check_samples import as_pair
-from experiment.datasets.image_data import EVALUATION, Batch, Share, count_batches, share_of
+from experiment.datasets.image_data import EVALUATION, Batch, Share, epoch_order
 from experiment.datasets.raw_images import Items, check_labels
 from experiment.datasets.transforms import Pipeline
 from experiment.errors import DataError, ExperimentError, raised_at
@@ -64,14 +64,8 @@ class WorkerImages:
         channels_last: bool = False,
         share: Share | None = None,
     ) -> Iterator[Batch]:
-        positions = torch.randperm(len(self), generator=generator(*stream, "order")) if stream else None
-        num_batches = count_batches(len(self), batch_size, training=stream is not None)
-        if share is not None:
-            end = min(len(self), batch_size * num_batches)
-            own, batch_size = share_of(end, batch_size, share, training=stream is not None)
-            positions = own if positions is None else positions[own]
-        positions = torch.arange(len(self)) if positions is None else positions
-        batches = torch.split(positions, batch_size)[:num_batches]
+        order, _, batch_size = epoch_order(len(self), batch_size, stream, share)
+        batches = torch.split(order, batch_size) if len(order) else ()
         places = (self._places(batch, stream or EVALUATION, stream is not None) for batch in batches)
         for batch in self._readers.read(places, pin_memory=self._device.type == "cuda"):
             yield self._to_device(batch, channels_last)

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from experiment.random_streams import Part
+from experiment.random_streams import Part, generator
 from experiment.registry import InputShape
 
 Batch = tuple[Tensor, Tensor]
@@ -86,6 +86,22 @@ def count_batches(num_images: int, batch_size: int, *, training: bool) -> int:
     """The number of batches that `Images.batches` yields. Training skips a last batch of a single image."""
     full, rest = divmod(num_images, batch_size)
     return full + (rest > 1 if training else rest > 0)
+
+
+def epoch_order(
+    num_images: int, batch_size: int, stream: tuple[Part, ...] | None, share: Share | None
+) -> tuple[Tensor, Tensor, int]:
+    """The order of images in one pass (see `Images.batches`).
+
+    Returns: positions of this process's images in the fixed order; the place of each in this pass; and the number of
+        images per batch of this process.
+    """
+    training = stream is not None
+    order = torch.randperm(num_images, generator=generator(*stream, "order")) if stream else torch.arange(num_images)
+    places = torch.arange(min(num_images, batch_size * count_batches(num_images, batch_size, training=training)))
+    if share is not None:
+        places, batch_size = share_of(len(places), batch_size, share, training=training)
+    return order[places], places, batch_size
 
 
 def share_of(num_images: int, batch_size: int, share: Share, *, training: bool) -> tuple[Tensor, int]:

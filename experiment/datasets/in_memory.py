@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from experiment.datasets.batch_transforms import Operation, Shape, compile_steps, split_once
-from experiment.datasets.image_data import EVALUATION, Batch, Share, Step, count_batches, share_of
+from experiment.datasets.image_data import EVALUATION, Batch, Share, Step, epoch_order
 from experiment.datasets.raw_images import Pixels, fits_in_memory
 from experiment.datasets.transforms import make_transform
 from experiment.random_streams import Part, generator
@@ -65,20 +65,14 @@ class MemoryImages:
         channels_last: bool = False,
         share: Share | None = None,
     ) -> Iterator[Batch]:
-        training = stream is not None
-        prepared = self._train if training else self._test
-        draws = self._draw(prepared, stream or EVALUATION)
-        order = torch.randperm(len(self), generator=generator(*stream, "order")) if stream else torch.arange(len(self))
-        rows = self._indices[order.to(self._indices.device)]
-        end = min(len(self), batch_size * count_batches(len(self), batch_size, training=training))
-        if share is not None:
-            own, batch_size = share_of(end, batch_size, share, training=training)
-            own = own.to(rows.device)
-            rows, draws, end = rows[own], [None if d is None else d[own] for d in draws], len(own)
+        prepared = self._test if stream is None else self._train
+        order, places, batch_size = epoch_order(len(self), batch_size, stream, share)
+        rows, places = self._indices[order.to(self._indices.device)], places.to(self._indices.device)
+        draws = [None if d is None else d[places] for d in self._draw(prepared, stream or EVALUATION)]
         images_at_once = CHUNK_BYTES // (4 * prepared.pixels[0].numel())
         step = batch_size * max(1, images_at_once // batch_size)
-        for start in range(0, end, step):
-            chunk = slice(start, min(start + step, end))
+        for start in range(0, len(rows), step):
+            chunk = slice(start, start + step)
             x = _apply(prepared, rows[chunk], [None if d is None else d[chunk] for d in draws])
             if channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from experiment.datasets.check_samples import as_pair, check_map_style
-from experiment.datasets.image_data import Batch, Share, count_batches, share_of
+from experiment.datasets.image_data import EVALUATION, Batch, Share, epoch_order
 from experiment.errors import DataError
-from experiment.random_streams import Part, generator, seeded
+from experiment.random_streams import Part, seeded
 from experiment.registry import InputShape
 
 
@@ -55,14 +55,9 @@ class PairData:
         channels_last: bool = False,
         share: Share | None = None,
     ) -> Iterator[Batch]:
-        training = stream is not None
-        order = torch.randperm(len(self), generator=generator(*stream, "order")) if stream else torch.arange(len(self))
-        order = order[: batch_size * count_batches(len(self), batch_size, training=training)]
-        if share is not None:
-            own, batch_size = share_of(len(order), batch_size, share, training=training)
-            order = order[own]
-        for i, indices in enumerate(torch.split(order, batch_size)):
-            with seeded(*(stream or ("evaluation",)), "batch", i):
+        order, _, batch_size = epoch_order(len(self), batch_size, stream, share)
+        for i, indices in enumerate(torch.split(order, batch_size) if len(order) else ()):
+            with seeded(*(stream or EVALUATION), "batch", i):
                 x, y = self.take(indices)
             yield (x.contiguous(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x), y
 
