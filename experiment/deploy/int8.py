@@ -48,7 +48,7 @@ def quantize_int8(
     plain = plain_copy(network).cpu().eval()
     if mode == "dynamic":
         if calibration is not None:
-            raise CompressionError("calibration has no effect in mode 'dynamic': scales are found at run time. Omit it.")
+            raise CompressionError("calibration has no effect in mode 'dynamic', which finds scales at run time.")
         return _dynamic(plain)
     if mode != "static":
         raise CompressionError(f"mode must be 'dynamic' or 'static'. Got {mode!r}.")
