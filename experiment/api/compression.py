@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from experiment.datasets.check_samples import described
 from experiment.errors import CompressionError, ConfigError
 from experiment.layers.build import build
-from experiment.layers.compressible import evaluating
+from experiment.layers.forward_pass import evaluating
 from experiment.layers.plan import Plan, State
 from experiment.layers.prepare_network import prepared
 from experiment.measure import Count, count
