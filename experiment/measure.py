@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiment.layers.compressible import evaluating
+from experiment.layers.forward_pass import Call, evaluating, observing
 from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import named_masks, plain_name
 from experiment.layers.prepare_network import unwrapped
@@ -129,27 +129,21 @@ def _count_flops(network: nn.Module, inputs: Tensor) -> tuple[dict[nn.Module, in
                     products.append(work)
             return output
 
-    def enter(module: nn.Module, args: object) -> None:
-        layers.setdefault(module, 0)
-        within.append(module)
+    def enter(call: Call) -> None:
+        layers.setdefault(call.module, 0)
+        within.append(call.module)
 
-    def leave(module: nn.Module, args: object, output: object) -> None:
+    def leave(call: Call) -> None:
         within.pop()
 
-    modules = [module for module in network.modules() if isinstance(module, _LAYERS)]
-    handles = [module.register_forward_pre_hook(enter) for module in modules]
-    handles += [module.register_forward_hook(leave) for module in modules]
-    try:
-        counter, operations = FlopCounterMode(display=False), Operations()  # type: ignore[no-untyped-call]
-        with evaluating(network), _unfused(network), parametrize.cached():
-            for module in filter(parametrize.is_parametrized, network.modules()):
-                for name in cast(nn.ModuleDict, module.parametrizations):
-                    getattr(module, name)  # now: what computes a weight is no work of the forward pass
-            with counter, operations:
-                network(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    modules = {name: module for name, module in network.named_modules() if isinstance(module, _LAYERS)}
+    counter, operations = FlopCounterMode(display=False), Operations()  # type: ignore[no-untyped-call]
+    with observing(modules, before=enter, after=leave), evaluating(network), _unfused(network), parametrize.cached():
+        for module in filter(parametrize.is_parametrized, network.modules()):
+            for name in cast(nn.ModuleDict, module.parametrizations):
+                getattr(module, name)  # now: what computes a weight is no work of the forward pass
+        with counter, operations:
+            network(inputs)
     return layers, tuple(products)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from experiment.api.calibration_data import calibration_of
 from experiment.errors import CompressionError, ConfigError
 from experiment.layers.build import build
-from experiment.layers.compressible import evaluating
+from experiment.layers.forward_pass import evaluating
 from experiment.layers.plan import Plan, State
 from experiment.layers.prepare_network import prepared
 from experiment.measure import Count, count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from experiment.config import ParameterFile, Parameters, Variant
 from experiment.datasets.transforms import check_transforms
 from experiment.errors import ConfigError, DataError, ExperimentError, StoreError
+from experiment.layers.forward_pass import Call, observing
 from experiment.layers.plan import State
 from experiment.measure import count, example_input
 from experiment.methods import METHODS
@@ -126,26 +127,19 @@ def _check_batch_norm(file: ParameterFile, p: Parameters, network: nn.Module, ex
     if not alone:
         return
 
-    def look(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def raise_if_alone(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if module.training and inputs[0].numel() == inputs[0].shape[1]:
-                raise _OneValue(name)
+    def raise_if_alone(call: Call) -> None:
+        if call.module.training and call.input.numel() == call.input.shape[1]:
+            raise _OneValue(call.name)
 
-        return raise_if_alone
-
-    norms = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    handles = [module.register_forward_pre_hook(look(name)) for name, module in norms]
+    norms = {n: m for n, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
     try:
-        with torch.no_grad(), seeded("check"):
+        with torch.no_grad(), seeded("check"), observing(norms, before=raise_if_alone):
             network.train()(example[:1])
     except _OneValue as found:
         yield (
             f"{file.where(alone[0], 'batchSize')}: {alone[0]}.batchSize: '{found}' is a BatchNorm with one value a "
             "channel and input: it cannot train on batches of 1. Use a batchSize of at least 2."
         )
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _OneValue(Exception):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.layers.compressible import evaluating
+from experiment.layers.forward_pass import evaluating
 from experiment.methods.base import Calibration
 from experiment.methods.data.fisher import log_probabilities
 from experiment.methods.masks.ranking import Scores, WeightMethod, order_of
