@@ -15,7 +15,7 @@ from experiment.layers.plan import State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
-from experiment.methods.configure import make_settings
+from experiment.methods.configure import configure
 from experiment.methods.lowrank.layer_options import find_options
 from experiment.methods.lowrank.randomised_spectra import RandomisedSpectra
 from experiment.methods.lowrank.randomised_svd import (
@@ -262,7 +262,7 @@ def net() -> State:
 
 def compressor(label: str, state: State, **settings: object) -> Compressor:
     entry = METHODS[label]
-    method = make_method(entry, make_settings(entry, settings))
+    method = make_method(entry, configure(entry, settings).settings)
     return Compressor(method, state, count(state.network, state.example), None, generator("test_randomised"))
 
 
