@@ -112,7 +112,7 @@ def _validated(entry: MethodEntry, values: Mapping[str, object]) -> tuple[object
     ]
     made: object = None
     try:
-        made = TypeAdapter(entry.settings).validate_python(_spelt_out(values, known))
+        made = TypeAdapter(entry.settings).validate_python({**entry.preset, **_spelt_out(values, known)})
     except ValidationError as error:
         faults += [
             (e["loc"], _unknown_key(entry.settings, e["loc"]) if e["type"] in UNKNOWN_KEY else expectation(e))

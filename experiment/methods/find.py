@@ -14,6 +14,4 @@ def find_method(name: str) -> MethodEntry | str:
     label = TORCHPRUNE_NAMES.get(name, name)
     if label in METHODS:
         return METHODS[label]
-    if label in TORCHPRUNE_NAMES.values():
-        return f"method '{name}' is known but not available in this version."
     return f"unknown method '{name}'.{suggestion(name, [*METHODS, *TORCHPRUNE_NAMES])}"

@@ -19,8 +19,9 @@ from experiment.measure import count, example_input
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
 from experiment.methods.configure import is_fixed_size, make_settings, stages_of
+from experiment.methods.filters.settings import StructurePruneSettings
 from experiment.methods.find import find_method
-from experiment.methods.settings import ComposeSettings, StructurePruneSettings
+from experiment.methods.settings import ComposeSettings
 from experiment.random_streams import seeded
 from experiment.run.cell.data import Data, transforms_of
 from experiment.run.cell.reference import new_network, penalty_spec, train_settings

@@ -16,9 +16,8 @@ from experiment.methods.budget_search import check_smallest
 from experiment.methods.condensa_units import CRITERIA, aligned
 from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, ScoreChannels, by_filter
 from experiment.methods.filters.global_ranking import longest_prefix
+from experiment.methods.filters.settings import Fold, StructurePruneSettings
 from experiment.methods.layer_patterns import own_values
-from experiment.methods.settings import StructurePruneSettings
-from experiment.methods.settings.schemes import Fold
 
 Kinds = tuple[type[nn.Module], ...]
 

@@ -15,9 +15,10 @@ from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import check_smallest
 from experiment.methods.condensa_units import CRITERIA, Norm
 from experiment.methods.layer_patterns import matching, own_values
+from experiment.methods.masks.settings import BlockPruneSettings, PruneSettings
 from experiment.methods.masks.unit_ranking import UnitRanking, UnitShape, rank_units
 from experiment.methods.masks.weight_ranking import kept_shares, plan_masked
-from experiment.methods.settings import BlockPruneSettings, LayerDensity, PruneSettings
+from experiment.methods.settings import LayerDensity
 from experiment.methods.starting_state import Start, start_of
 
 

@@ -16,6 +16,7 @@ from experiment.layers.plan import Plan, State
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.data.poisson_draws import factors, first_rings
 from experiment.methods.data.sensitivity import Reduction, given_inputs, union_bound, weight_sensitivities
+from experiment.methods.masks.settings import SiPPSettings
 from experiment.methods.masks.sipp_rows import Rows, multiplier, num_samples, rows_of
 from experiment.methods.masks.weight_ranking import (
     WeightMethod,
@@ -26,7 +27,6 @@ from experiment.methods.masks.weight_ranking import (
     rank_weights,
     unmasked_cost,
 )
-from experiment.methods.settings import SiPPSettings
 from experiment.methods.starting_state import Start, live_weight, start_of
 from experiment.random_streams import generator as stream
 

@@ -15,8 +15,8 @@ from experiment.layers.build import write_whole
 from experiment.layers.plan import Plan, State
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import check_smallest, longest
+from experiment.methods.masks.settings import TorchPruneSettings
 from experiment.methods.masks.weight_ranking import alive_weights, kept_shares, plan_masked, unmasked_cost
-from experiment.methods.settings import TorchPruneSettings
 from experiment.methods.starting_state import Start, live_weight, start_of
 from experiment.random_streams import seeded
 from experiment.registry import resolve

@@ -26,8 +26,8 @@ from experiment.methods.lowrank.randomised_svd import (
     range_finder,
     sketch,
 )
+from experiment.methods.lowrank.settings import SlicedSettings
 from experiment.methods.lowrank.spectra import LayerSpectra, energy_errors, nuclear_errors, reference_errors
-from experiment.methods.settings import SVDNuclearSettings
 from experiment.methods.starting_state import start_of
 from experiment.random_streams import generator, seeded
 
@@ -247,7 +247,7 @@ def test_extreme_weights(scale: float) -> None:
 def test_nuclear_norm_is_refused() -> None:
     with pytest.raises(CompressionError, match="all 80 singular values"):
         nuclear_errors(RandomisedSpectra(weight_of(80, 90), 12, seed=1))
-    assert not hasattr(SVDNuclearSettings(), "randomised_above")
+    assert not hasattr(SlicedSettings(), "randomised_above")
 
 
 def net() -> State:

@@ -19,8 +19,8 @@ from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor
 from experiment.methods.configure import make_settings as settings_from
+from experiment.methods.masks.settings import TorchPruneSettings
 from experiment.methods.masks.torch_prune import torch_prune
-from experiment.methods.settings import TorchPruneSettings
 from experiment.random_streams import generator
 
 TORCH = "torch.nn.utils.prune"
