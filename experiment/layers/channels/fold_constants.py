@@ -35,7 +35,7 @@ class Folded:
     behind: Tensor
 
 
-def fold_ghosts(
+def fold_constants(
     sliced: nn.Module, network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]
 ) -> dict[str, Folded]:
     """Let `sliced`, in place, stand for the network in which only the filters of the removed channels are zero.
@@ -68,8 +68,8 @@ def fold_means(
     """Let the readers in `sliced`, in place, answer on average as if the removed channels were still there.
 
     What a reader makes of the removed channels q in the original network, sum_{q,u,v} W[:, q, u, v] a_q, is averaged
-    over data and positions, and goes where `fold_ghosts` puts its constants. It is exact for channels that are constant
-    on the data, zero padding aside.
+    over data and positions, and goes where `fold_constants` puts its constants. This is exact for channels that are
+    constant on the data, zero padding aside.
 
     Args:
         sliced: `network` without the channels that `kept` leaves out, holding its weights.

@@ -16,7 +16,7 @@ from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.plan import Kept
 from experiment.layers.sampled_patches import input_patches, num_positions
 from experiment.methods.base import GIVE_DATA, Calibration
-from experiment.methods.filters.base import FilterMethod, Filters, Scores, has_data
+from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, has_data
 from experiment.methods.filters.ft import same_share
 from experiment.methods.filters.settings import ThiNetSettings
 
@@ -39,7 +39,7 @@ def thinet(settings: ThiNetSettings) -> FilterMethod:
     the budget; their least squares scales every channel by one number, here all weights on them are fitted.
     """
 
-    def score(filters: Filters, calibration: Calibration | None, generator: torch.Generator) -> Scores:
+    def score(filters: Channels, calibration: Calibration | None, generator: torch.Generator) -> ChannelScores:
         if not has_data(calibration):
             raise CompressionError(f"ThiNet needs calibration data. {GIVE_DATA}")
         inputs = calibration.inputs.to(filters.state.example)
@@ -82,7 +82,7 @@ def _readers(group: ChannelGroup, sampled: Mapping[str, Tensor]) -> Iterator[Mem
     return (member for member in group.members if member.side == "in" and member.module in sampled)
 
 
-def _contributions(filters: Filters, inputs: Tensor, samples: int, generator: torch.Generator) -> dict[str, Tensor]:
+def _contributions(filters: Channels, inputs: Tensor, samples: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Of every layer that reads channels which may go: x, input channels by sampled answers, float64, on the CPU.
 
     Grouped layers are no readers: their filters go with their channels, and who reads these is asked.
