@@ -111,7 +111,7 @@ class FilterMethod:
     Channels that give the network's output, or read its input, stay; so do those of layers that `ignore` names.
 
     Args:
-        settings: with `ignore`, `round_to`, `fold` and `refit`; see `experiment.methods.settings.pruning`.
+        settings: with `ignore`, `round_to`, `fold` and `refit`; see `FilterSettings`.
         label: of the method, for messages.
         score: the worth of every channel.
         rule: how many every group keeps.

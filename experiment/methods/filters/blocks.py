@@ -16,8 +16,8 @@ from experiment.layers.residual_blocks import inside, residual_blocks
 from experiment.measure import Count, count
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import check_smallest, longest
+from experiment.methods.filters.settings import BlocksSettings
 from experiment.methods.layer_patterns import matching
-from experiment.methods.settings import BlocksSettings
 
 
 @dataclass(frozen=True)

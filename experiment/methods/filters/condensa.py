@@ -15,10 +15,9 @@ from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import check_smallest
 from experiment.methods.filters.base import FilterMethod, Filters, Score, Scores, by_filter
 from experiment.methods.filters.global_ranking import longest_prefix
+from experiment.methods.filters.settings import Fold, StructurePruneSettings
 from experiment.methods.layer_patterns import own_values
 from experiment.methods.masks.units import CRITERIA, aligned
-from experiment.methods.settings import StructurePruneSettings
-from experiment.methods.settings.schemes import Fold
 
 Kinds = tuple[type[nn.Module], ...]
 

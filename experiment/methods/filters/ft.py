@@ -10,10 +10,10 @@ from torch import Tensor
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import largest_share
 from experiment.methods.filters.base import FilterMethod, Filters, Score, Scores, by_filter
-from experiment.methods.settings import FTSettings, SoftNetSettings, UniformFiltersSettings
+from experiment.methods.filters.settings import FilterSettings
 
 
-def ft(settings: FTSettings) -> FilterMethod:
+def ft(settings: FilterSettings) -> FilterMethod:
     """Filter thresholding: n' = max(1, round(rho n)) channels of every group stay, those of largest l1 norm.
 
     The score of a channel is the sum of |w| over its filters: one in an ordinary network, and where a sum ties several
@@ -26,7 +26,7 @@ def ft(settings: FTSettings) -> FilterMethod:
     return FilterMethod(settings, "FT", _norm(lambda rows: rows.abs().sum(1)), same_share)
 
 
-def soft_net(settings: SoftNetSettings) -> FilterMethod:
+def soft_net(settings: FilterSettings) -> FilterMethod:
     """As FT, with the l2 norm sqrt(sum w^2) of a filter; where several layers are tied, the sum of their norms.
 
     Source: He et al. 2018, Soft Filter Pruning, https://arxiv.org/abs/1808.06866.
@@ -35,7 +35,7 @@ def soft_net(settings: SoftNetSettings) -> FilterMethod:
     return FilterMethod(settings, "SoftNet", _norm(lambda rows: rows.square().sum(1).sqrt()), same_share)
 
 
-def uniform_filters(settings: UniformFiltersSettings) -> FilterMethod:
+def uniform_filters(settings: FilterSettings) -> FilterMethod:
     """As FT, with scores drawn uniformly at random: the baseline that a score must beat."""
 
     def score(filters: Filters, calibration: Calibration | None, generator: torch.Generator) -> Scores:

@@ -16,7 +16,7 @@ from experiment.layers.channels.groups import Member
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import check_smallest, ladder, longest
 from experiment.methods.filters.base import FilterMethod, Filters, Scores, by_filter
-from experiment.methods.settings import GlobalFiltersSettings, SlimmingSettings
+from experiment.methods.filters.settings import FilterSettings, GlobalFiltersSettings
 
 _log = logging.getLogger("experiment")
 
@@ -39,7 +39,7 @@ def global_filters(settings: GlobalFiltersSettings) -> FilterMethod:
     return FilterMethod(settings, "Global Filters", score, longest_prefix)
 
 
-def slimming(settings: SlimmingSettings) -> FilterMethod:
+def slimming(settings: FilterSettings) -> FilterMethod:
     """Network slimming: of the channels of the whole network those stay that BatchNorm scales most, as many as fit.
 
     The score of a channel is |gamma|, the mean over all BatchNorm layers that it runs through. Channels that run

@@ -27,7 +27,7 @@ from experiment.methods.data.sensitivity import (
     weight_sensitivities,
 )
 from experiment.methods.filters.base import FilterMethod, Filters, Ranked, Score, Scores
-from experiment.methods.settings import PFPSettings
+from experiment.methods.filters.settings import PFPSettings
 from experiment.methods.starting_state import live_weight, parameter_name
 from experiment.random_streams import generator as stream
 

@@ -18,7 +18,7 @@ from experiment.layers.sampled_patches import input_patches, num_positions
 from experiment.methods.base import GIVE_DATA, Calibration
 from experiment.methods.filters.base import FilterMethod, Filters, Scores, has_data
 from experiment.methods.filters.ft import same_share
-from experiment.methods.settings import ThiNetSettings
+from experiment.methods.filters.settings import ThiNetSettings
 
 SAMPLES = 8  # calibration inputs in one forward pass
 

@@ -15,8 +15,8 @@ from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import check_smallest
 from experiment.methods.layer_patterns import matching, own_values
 from experiment.methods.masks.ranking import kept_shares, plan_masked
+from experiment.methods.masks.settings import BlockPruneSettings, LayerDensity, PruneSettings
 from experiment.methods.masks.units import CRITERIA, Norm, Pool, Units, pool_of
-from experiment.methods.settings import BlockPruneSettings, LayerDensity, PruneSettings
 from experiment.methods.starting_state import Start, start_of
 
 

@@ -6,11 +6,11 @@ import torch
 
 from experiment.methods.base import Calibration
 from experiment.methods.masks.ranking import Scores, WeightMethod, order_of, order_within_layers
-from experiment.methods.settings import RandomLayerSettings, RandomSettings, WTLayerSettings, WTSettings
+from experiment.methods.settings import NoSettings
 from experiment.methods.starting_state import Start, live_weight
 
 
-def wt(settings: WTSettings) -> WeightMethod:
+def wt(settings: NoSettings) -> WeightMethod:
     """Global magnitude pruning: all |w| of convolutions and linear layers compete; the budget's largest stay.
 
     Source: Han et al. 2015, https://arxiv.org/abs/1506.02626
@@ -18,7 +18,7 @@ def wt(settings: WTSettings) -> WeightMethod:
     return WeightMethod(_magnitudes, order_of)
 
 
-def wt_layer(settings: WTLayerSettings) -> WeightMethod:
+def wt_layer(settings: NoSettings) -> WeightMethod:
     """Layer-wise magnitude pruning: of every layer's weights the same share stays, the largest.
 
     Source: Han et al. 2015, https://arxiv.org/abs/1506.02626. Differs: one share for all layers, found from the budget,
@@ -27,7 +27,7 @@ def wt_layer(settings: WTLayerSettings) -> WeightMethod:
     return WeightMethod(_magnitudes, order_within_layers)
 
 
-def random_weights(settings: RandomSettings) -> WeightMethod:
+def random_weights(settings: NoSettings) -> WeightMethod:
     """Weights drawn at random from the whole network: the baseline that a score must beat.
 
     Source: Blalock et al. 2020, What is the State of Neural Network Pruning?, https://arxiv.org/abs/2003.03033
@@ -35,7 +35,7 @@ def random_weights(settings: RandomSettings) -> WeightMethod:
     return WeightMethod(_draws, order_of)
 
 
-def random_layer(settings: RandomLayerSettings) -> WeightMethod:
+def random_layer(settings: NoSettings) -> WeightMethod:
     """Weights drawn at random, the same share of every layer."""
     return WeightMethod(_draws, order_within_layers)
 

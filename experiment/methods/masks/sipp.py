@@ -25,8 +25,8 @@ from experiment.methods.masks.ranking import (
     plan_prefix,
     unmasked_cost,
 )
+from experiment.methods.masks.settings import SiPPSettings
 from experiment.methods.masks.sipp_rows import Rows, multiplier, num_samples, rows_of
-from experiment.methods.settings import SiPPSettings
 from experiment.methods.starting_state import Start, live_weight, start_of
 from experiment.random_streams import generator as stream
 

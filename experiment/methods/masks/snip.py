@@ -12,14 +12,14 @@ from experiment.layers.compressible import evaluating
 from experiment.methods.base import Calibration
 from experiment.methods.data.fisher import log_probabilities
 from experiment.methods.masks.ranking import Scores, WeightMethod, order_of
-from experiment.methods.settings import SNIPSettings
+from experiment.methods.settings import NoSettings
 from experiment.methods.starting_state import Start, live_weight
 
 SAMPLES = 16  # in one pass
 GIVE_TARGETS = "Give some: compress(..., data=(inputs, targets)), or a loader of such pairs."
 
 
-def snip(settings: SNIPSettings) -> WeightMethod:
+def snip(settings: NoSettings) -> WeightMethod:
     """Connection sensitivity |w dL/dw| decides, in the whole network; L is the mean cross entropy, in eval mode.
 
     dL/dw is the mean gradient over the calibration data, signs and all, so that what pulls a weight to and fro cancels.

@@ -15,7 +15,7 @@ from experiment.layers.build import write_whole
 from experiment.layers.plan import Plan, State
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.masks.ranking import alive_weights, kept_shares, plan_masked, unmasked_cost
-from experiment.methods.settings import TorchPruneSettings
+from experiment.methods.masks.settings import TorchPruneSettings
 from experiment.methods.starting_state import Start, live_weight, start_of
 from experiment.random_streams import seeded
 from experiment.registry import resolve

@@ -17,7 +17,7 @@ from experiment.layers.plan import Plan, State
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.data.draws import counts_of, draws_for, first_draws
 from experiment.methods.masks.ranking import alive_weights, kept_shares, plan_masked, unmasked_cost
-from experiment.methods.settings import L1L2Settings, L1Settings, L2Settings, UniformSettings
+from experiment.methods.settings import NoSettings
 from experiment.methods.starting_state import Start, live_weight, start_of
 
 
@@ -143,22 +143,22 @@ class Sampled:
         write_whole(built, state.network, plan if same else replace(plan, scales={}))
 
 
-def uniform(settings: UniformSettings) -> Sampled:
+def uniform(settings: NoSettings) -> Sampled:
     """All weights of a filter with the same probability."""
     return Sampled(lambda w_RC, alive_RC: alive_RC.double())
 
 
-def l1(settings: L1Settings) -> Sampled:
+def l1(settings: NoSettings) -> Sampled:
     """p = |w| / sum |w|."""
     return Sampled(lambda w_RC, alive_RC: w_RC.abs())
 
 
-def l2(settings: L2Settings) -> Sampled:
+def l2(settings: NoSettings) -> Sampled:
     """p = w^2 / sum w^2."""
     return Sampled(lambda w_RC, alive_RC: w_RC.square())
 
 
-def l1_l2(settings: L1L2Settings) -> Sampled:
+def l1_l2(settings: NoSettings) -> Sampled:
     """The mean of the two: p = (|w| / sum |w| + w^2 / sum w^2) / 2."""
     return Sampled(lambda w_RC, alive_RC: (_shares(w_RC.abs()) + _shares(w_RC.square())) / 2)
 
