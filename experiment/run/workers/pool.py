@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from experiment.clock import Clock
 from experiment.errors import CannotWrite
-from experiment.files import SECONDS_BEFORE_TOLD
+from experiment.files import SECONDS_BEFORE_NOTE
 from experiment.run.cell.events import Event, Note, Report, Timed
 from experiment.run.disk.store import Store
 from experiment.run.grid.plan import Chain, ReferenceTask
@@ -151,7 +151,7 @@ def make_worker(setup: Setup, clock: Clock | None = None) -> Callable[[Work, Rep
 
         context = contexts[work.experiment]
         torch.set_num_threads(setup.sites[work.experiment].threads)
-        with context.store.trying(work.lock) as held, clock.part("other"):
+        with context.store.try_lock(work.lock) as held, clock.part("other"):
             done = held
             if held and isinstance(work.task, ReferenceTask):
                 run_reference(work.task, context, report)
@@ -178,7 +178,7 @@ class _Waiting:
             return
         now = time.monotonic()
         self._since = self._since or now
-        if not self._told and now - self._since > SECONDS_BEFORE_TOLD:
+        if not self._told and now - self._since > SECONDS_BEFORE_NOTE:
             self._told = True
             self._listen(work, Note(f"waiting for another process that is at {work.cells[0].folder}"))
 
