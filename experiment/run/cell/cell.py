@@ -95,7 +95,7 @@ class Walk:
     def _retrained(self, cell: Cell, report: Report) -> CellNetwork:
         started = time.perf_counter()
         spoken = partial(Spoken, lambda text: report(Busy(cell_name(cell), text)))
-        with self.context.clock.part("compression"), showing(spoken):
+        with showing(spoken):
             compressor, compressed = self._compress(cell)
         network, about = compressed.network, {}
         if not cell.fixed_size and (text := _shortfall(compressed, cell, compressor, self.p)):
@@ -149,8 +149,7 @@ class Walk:
         assert block is not None
 
         def top1(network: nn.Module) -> float:
-            with self.context.clock.part("validation"):
-                return valid_top1(network, self.p, self.context.data)
+            return valid_top1(network, self.p, self.context.data)
 
         found = search(cell, block, self._make, top1, self.reference.network, self.context.store, report)
         if found.best is None:
@@ -240,7 +239,7 @@ class Walk:
                 device=torch.device(self.context.machine.device), checkpoint=partial / "checkpoint.pt",
                 on_batch=on_batch, on_epoch=on_epoch,
                 measure=None if ranks is None else lambda epochs: ranks.note(epochs, network), team=team,
-                clock=self.context.clock, teacher=None if block.distillation is None else self.reference.network,
+                teacher=None if block.distillation is None else self.reference.network,
             )  # fmt: skip
         network.eval()
         return records
@@ -265,12 +264,11 @@ class Walk:
     def _finish(self, cell: Cell, made: CellNetwork, found: Found | None = None) -> dict[str, Any]:
         """Test what has come of a cell and what had learnt nothing, and store it."""
         network = made.compressed.network
-        with self.context.clock.part("test"):
-            measured = measure_network(network, self.p, self.context.data)
-            require_finite(measured)
-            same = made.direct is network
-            first = measured if same else measure_network(made.direct, self.p, self.context.data)
-        with self.context.clock.part("storing"), self.context.store.writing(cell) as folder:
+        measured = measure_network(network, self.p, self.context.data)
+        require_finite(measured)
+        same = made.direct is network
+        first = measured if same else measure_network(made.direct, self.p, self.context.data)
+        with self.context.store.writing(cell) as folder:
             size = save_weights(
                 folder / "network.pt", network, made.compressed.plan, architecture(self.p, self.reference),
                 method=cell.method, label=cell.label, keep=made.facts.get("keep_found", cell.keep),

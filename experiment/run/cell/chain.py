@@ -39,8 +39,7 @@ def run_reference(task: ReferenceTask, context: Context, report: Report) -> None
     try:
         p = task.variant.parameters
         reference = obtain_reference(task.reference, p, context, report)
-        with context.clock.part("test"):
-            measured = measure_network(reference.network, p, context.data)
+        measured = measure_network(reference.network, p, context.data)
         require_finite(measured)
         unchanged = Compressed(reference.network, Plan(), reference.count)
         with context.store.writing(task.cell) as folder:

@@ -67,8 +67,7 @@ def learn_compress(
         ("method", p.seed, cell.net, cell.repetition), spec.recalibrate,
     )  # fmt: skip
     started = time.perf_counter()
-    with context.clock.part("compression"):
-        direct = projection(reference.network)
+    direct = projection(reference.network)
     assert direct.compressed is not None
     seconds_compress = time.perf_counter() - started
     weights = condensed_weights(reference.network, reference.state.example)
@@ -102,7 +101,7 @@ def _optimizer(
         reference.network, projection, splits.train, splits.valid, settings, train_settings(block, context.machine),
         example=reference.state.example, stream=("retrain", p.seed, cell.net, cell.repetition),
         device=context.machine.device, checkpoint=_checkpoint(cell, context), on_batch=on_batch,
-        on_iteration=lambda row: on_epoch(_as_epoch(row)), clock=context.clock,
+        on_iteration=lambda row: on_epoch(_as_epoch(row)),
     )  # fmt: skip
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import nn
 
-from experiment.clock import Clock
 from experiment.config import Parameters, Penalty, Retraining, Training
 from experiment.errors import OtherVersion, StoreError
 from experiment.files import is_whole_archive, make_folder, make_lock_file, remove_all, set_aside, writing_to
@@ -49,7 +48,6 @@ class Context:
     data: Data
     retry_failed: bool = False
     crew: Crew | None = None  # who takes part in every training, if this process does not train alone
-    clock: Clock = field(default_factory=Clock)
 
 
 @dataclass(frozen=True)
@@ -124,8 +122,7 @@ def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, repor
     folder = reference_folder(context.directories, spec)
     input_shape = context.data.splits(p, p.training).input_shape
     lock = FileLock(make_lock_file(context.directories.trained_networks / ".locks" / f"{spec.folder}.lock"))
-    with context.clock.part("waiting"):
-        held = _acquired(lock, spec, report)
+    held = _acquired(lock, spec, report)
     with held:
         _set_aside_damaged(folder)
         network = _loaded(folder, p, spec, input_shape)
@@ -208,7 +205,6 @@ def _train(
                 valid=splits.valid, stream=job.stream, device=torch.device(context.machine.device),
                 checkpoint=partial / "checkpoint.pt", rewind_to=rewind, on_batch=on_batch, on_epoch=on_epoch,
                 measure=None if ranks is None else lambda epochs: ranks.note(epochs, network), team=team,
-                clock=context.clock,
             )  # fmt: skip
         save_weights(writing / "network.pt", network, Plan(), architecture_of(p, splits.input_shape), net=spec.net)
         write_history(writing / HISTORY, records)
@@ -237,7 +233,6 @@ def _train_to_rewind_epoch(spec: ReferenceSpec, p: Parameters, context: Context,
             network, splits.train, train_settings(p.training, context.machine),
             valid=splits.valid, stream=job.stream, device=torch.device(context.machine.device),
             rewind_to=(spec.rewind_epoch, rewind_file(folder, spec.rewind_epoch)), until=job.until, team=team,
-            clock=context.clock,
         )  # fmt: skip
 
 
