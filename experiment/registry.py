@@ -113,11 +113,17 @@ def is_import_path(name: str) -> bool:
     return ":" in name
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for a near miss, else an empty string."""
+def near_miss(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is closest to a misspelt one, if any is close."""
     by_folded = {k.casefold(): k for k in known}
     near = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
-    return f" Did you mean '{by_folded[near[0]]}'?" if near else ""
+    return by_folded[near[0]] if near else None
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for a near miss, else an empty string."""
+    near = near_miss(name, known)
+    return "" if near is None else f" Did you mean '{near}'?"
 
 
 def no_such_argument(name: str, argument: str, known: Sequence[str]) -> str:

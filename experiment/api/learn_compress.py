@@ -241,12 +241,8 @@ def _block(**values: Any) -> LearnCompress:
             {LearnCompress.model_fields[name].alias: value for name, value in values.items()}
         )
     except ValidationError as error:
-        names = {info.alias: name for name, info in LearnCompress.model_fields.items()}
-        raise ConfigError(
-            [f"{names.get(str(e['loc'][0]), e['loc'][0])}: {expectation(e)}" for e in error.errors(include_url=False)]
-        ) from error
-    if block.lr_end is not None and (block.lr_decay is not None or block.lr_milestones):
-        raise ConfigError("lr_end says where the learning rate ends each time; leave lr_decay and lr_milestones out.")
-    if block.mu_cap < block.mu_init:
-        raise ConfigError(f"mu_cap: must be at least mu_init ({block.mu_init:g}). Got {block.mu_cap:g}.")
+        problems = [f"{e['loc'][0]}: {expectation(e)}" for e in error.errors(include_url=False)]
+        for name, info in LearnCompress.model_fields.items():
+            problems = [problem.replace(str(info.alias), name) for problem in problems]
+        raise ConfigError(problems) from error
     return block

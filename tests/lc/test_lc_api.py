@@ -191,7 +191,7 @@ def test_the_result_can_be_saved(network: nn.Sequential, sets: dict[str, Any], t
         ({"precision": "fp8"}, "precision: must be one of fp32, bf16, fp16. Got 'fp8'"),
         ({"scheme": "Prune", "settings": {"density": 0.1}}, "keep has no effect"),
         ({"steps": 0}, "steps: must be at least 1. Got 0"),
-        ({"lr_end": 0.1, "lr_decay": 0.5}, "lr_end says where"),
+        ({"lr_end": 0.1, "lr_decay": 0.5}, "lr_decay: has no effect with lr_end"),
         ({"optimizer": "SDG"}, "optimizer"),
         ({"scheme": (lambda n: n, lambda n: n)}, "keep and settings are a method's"),
     ],

@@ -28,8 +28,8 @@ from experiment.random_streams import generator
 from experiment.registry import InputShape
 from experiment.run.cell.events import Advanced, Busy, Note, Report, epoch_callbacks
 from experiment.run.cell.learn_compress import learn_compress
-from experiment.run.cell.made import Made
 from experiment.run.cell.outcome import (
+    CellNetwork,
     costs_of,
     measure_network,
     read_history,
@@ -88,11 +88,11 @@ class Walk:
         except InfeasibleBudget as error:
             return self._store_infeasible(cell, {"error": str(error), "smallest": error.smallest})
 
-    def _make(self, cell: Cell, report: Report) -> Made:
+    def _make(self, cell: Cell, report: Report) -> CellNetwork:
         """The network of a cell, compressed and retrained, or learnt; raises InfeasibleBudget."""
         return self._learn_compress(cell, report) if self.p.experiments.mode == "lc" else self._retrained(cell, report)
 
-    def _retrained(self, cell: Cell, report: Report) -> Made:
+    def _retrained(self, cell: Cell, report: Report) -> CellNetwork:
         started = time.perf_counter()
         spoken = partial(Spoken, lambda text: report(Busy(cell_name(cell), text)))
         with showing(spoken):
@@ -119,7 +119,7 @@ class Walk:
             network, records = earlier
         else:
             records = self._retrain(cell, network, compressed.plan, ranks, report) if epochs else []
-        return Made(
+        return CellNetwork(
             Compressed(network, compressed.plan, compressed.count), before, records, ranks,
             about | {
                 "epochs": epochs, "seconds_compress": round(seconds_compress, 3),
@@ -127,7 +127,7 @@ class Walk:
             },
         )  # fmt: skip
 
-    def _learn_compress(self, cell: Cell, report: Report) -> Made:
+    def _learn_compress(self, cell: Cell, report: Report) -> CellNetwork:
         """Learn and compress in turn."""
         learnt = learn_compress(
             cell, self.chain.method, self.method, self._calibration(), self.reference, self.p, self.context, report,
@@ -135,7 +135,7 @@ class Walk:
         )  # fmt: skip
         about = {} if learnt.records else {"notice": NOTHING_REMOVED}
         direct = learnt.direct if learnt.records else learnt.best.network
-        return Made(
+        return CellNetwork(
             learnt.best, direct, learnt.records, None,
             about | {
                 "epochs": learnt.epochs, "seconds_compress": round(learnt.seconds_compress, 3),
@@ -261,7 +261,7 @@ class Walk:
         report(Advanced(cell.epochs_retrain))
         return trained.eval(), records
 
-    def _finish(self, cell: Cell, made: Made, found: Found | None = None) -> dict[str, Any]:
+    def _finish(self, cell: Cell, made: CellNetwork, found: Found | None = None) -> dict[str, Any]:
         """Test what has come of a cell and what had learnt nothing, and store it."""
         network = made.compressed.network
         measured = measure_network(network, self.p, self.context.data)

@@ -26,7 +26,7 @@ from experiment.run.grid.data_stamps import Stamps
 from experiment.run.grid.keys import named, settings_without_defaults
 from experiment.run.grid.torch_signatures import signature as signature_of
 from experiment.run.grid.weights_file import GivenWeights, datasets_folder, find_given, missing_text
-from experiment.training.names import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS
+from experiment.training.names import LOSSES, OPTIMIZERS, SCHEDULERS
 from experiment.user_code import code_in, forget_changed, source_hash
 
 REFERENCE = "Reference"  # the label of the uncompressed network
@@ -195,13 +195,12 @@ def _training_faults(block: str, training: Mapping[str, Any], outputs: object) -
         ("transformsTrain", "transform", TRANSFORMS),
         ("transformsTest", "transform", TRANSFORMS),
         ("transformsFinal", "transform", TRANSFORMS),
-        ("metricsTest", "metric", METRICS),
     ):
         components = training.get(group)
         for i, component in enumerate(components if isinstance(components, list) else []):
             name = component.get("type") if isinstance(component, Mapping) else None
             yield from _unknown((block, group, i, "type"), name, what, known)
-            if what != "metric" and isinstance(component, Mapping):
+            if isinstance(component, Mapping):
                 yield from _argument_faults(what, name, known, (block, group, i), component, "kwargs", "stepKwargs")
 
 

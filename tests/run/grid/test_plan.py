@@ -66,7 +66,6 @@ def test_retraining_changes_the_cells_but_not_the_reference(write: Any, small: d
     ("block", "change"),
     [
         ("training", {"testBatchSize": 500}),
-        ("training", {"metricsTest": [{"type": "TopK", "kwargs": {"topk": 1}}]}),
         ("training", {"loss": "CrossEntropyLoss", "lossKwargs": {}}),
         ("experiments", {"plotting": {"minVal": 0.1, "maxVal": 0.9}}),
         ("experiments", {"budget": "parameters", "numRepetitions": 1}),
