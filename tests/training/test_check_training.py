@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from experiment.training.loop import SchedulerSpec, TrainSettings, check_training
+from experiment.training.check import check_training
+from experiment.training.settings import SchedulerSpec, TrainSettings
 
 GOOD: dict[str, object] = {"num_epochs": 10, "batch_size": 8, "optimizer_kwargs": {"lr": 0.1, "momentum": 0.9}}
 

@@ -12,16 +12,13 @@ from experiment.files import write_whole
 from experiment.layers.plan import Plan
 from experiment.methods.base import Compressed
 from experiment.methods.table import layer_rows
-from experiment.run.cell.cell import Walk, architecture, cell_name
-from experiment.run.cell.events import Advanced, CellDone, Note, Report, Started
+from experiment.run.cell.cell import compute_cell
+from experiment.run.cell.chain_compression import ChainCompression
+from experiment.run.cell.context import Context
+from experiment.run.cell.events import Advanced, CellDone, Note, Report, Started, cell_name
 from experiment.run.cell.outcome import costs_of, measure_network, require_finite, write_result, write_rows
 from experiment.run.cell.rank_history import write_reference_ranks
-from experiment.run.cell.reference import (
-    Context,
-    Reference,
-    copy_history,
-    obtain_reference,
-)
+from experiment.run.cell.reference import Reference, copy_history, obtain_reference
 from experiment.run.cell.start_state import Gone
 from experiment.run.disk.network_file import save_weights
 from experiment.run.disk.store import TRACEBACK
@@ -44,7 +41,7 @@ def run_reference(task: ReferenceTask, context: Context, report: Report) -> None
         unchanged = Compressed(reference.network, Plan(), reference.count)
         with context.store.writing(task.cell) as folder:
             size = save_weights(
-                folder / "network.pt", reference.network, Plan(), architecture(p, reference), method="Reference"
+                folder / "network.pt", reference.network, Plan(), reference.architecture, method="Reference"
             )
             write_rows(folder / "layers.csv", layer_rows(reference.count, unchanged))
             copy_history(reference.folder, folder)
@@ -89,11 +86,11 @@ def run_chain(chain: Chain, context: Context, report: Report) -> bool:
         broken.__cause__ = error
         return not store_abandoned(chain, broken, context, report)
     try:
-        walk = Walk(chain, reference, context)
+        compression = ChainCompression(chain, reference, context)
     except Exception as error:
         return not store_abandoned(chain, error, context, report)
     try:
-        return _walked(walk, todo, results, context, report)
+        return _walked(compression, todo, results, context, report)
     except Gone as lost:
         report(Note(str(lost)))
         return False
@@ -116,38 +113,42 @@ def _ancestor_missing(chain: Chain, results: Mapping[str, dict[str, Any]], conte
 
 
 def _walked(
-    walk: Walk, todo: Sequence[Cell], results: Mapping[str, dict[str, Any]], context: Context, report: Report
+    compression: ChainCompression,
+    todo: Sequence[Cell],
+    results: Mapping[str, dict[str, Any]],
+    context: Context,
+    report: Report,
 ) -> bool:
-    chain = walk.chain
+    chain = compression.chain
     tickets = chain.tickets.cells if chain.tickets is not None else ()
     left = 0
     for i, cell in enumerate(chain.cells):
         result = results.get(cell.key)
         if cell in todo:
             with context.store.trying(None if chain.in_order else cell.key) as held:
-                result = _compute(cell, walk, context, report) if held else None
+                result = _compute(cell, compression, context, report) if held else None
             left += result is None
         if tickets:  # where the next cell starts
             cell, result = tickets[i], results[tickets[i].key]
         if result is not None:
-            walk.passed(cell, result)
+            compression.cell_ended(cell, result)
     return not left
 
 
-def _compute(cell: Cell, walk: Walk, context: Context, report: Report) -> dict[str, Any]:
+def _compute(cell: Cell, compression: ChainCompression, context: Context, report: Report) -> dict[str, Any]:
     """The result of a cell whose lock this process holds; somebody who held it before may have left one."""
     result = context.store.results([cell]).get(cell.key)
     if result is not None and not is_open(result, context.retry_failed):
         return result
     report(Started(cell_name(cell), cell.epochs_retrain + 1, cell.key))
     try:
-        result = walk.compute(cell, report)
+        result = compute_cell(cell, compression, report)
     except (*NOBODYS, Gone):
         raise
     except Exception as error:
         return _store_failure(cell, error, context, report)
     report(Advanced(1))
-    report(_done(cell, result, walk.reference))
+    report(_done(cell, result, compression.reference))
     return result
 
 

@@ -1,13 +1,13 @@
-"""What a cell leaves behind: what it measured and what it costs, as the files of its folder."""
+"""The outcome of a cell: its compressed network, test figures and costs, and the files in which they are stored."""
 
 from __future__ import annotations
 
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -15,13 +15,36 @@ from experiment.config import Parameters
 from experiment.errors import ExperimentError, StoreError
 from experiment.escaping import csv_table, json_text
 from experiment.files import write_whole
-from experiment.lc.lc_checkpoint import Iteration
+from experiment.lc.state import LCRecord
 from experiment.measure import count_bytes
 from experiment.methods.base import Compressed
 from experiment.run.cell.data import Data
 from experiment.run.disk.integrity import sizes_of, sums_of
 from experiment.run.grid.keys import FORMAT_VERSION
-from experiment.training.loop import EpochRecord, evaluate
+from experiment.training.evaluation import evaluate
+from experiment.training.loop import EpochRecord
+
+if TYPE_CHECKING:
+    from experiment.run.cell.rank_history import RankLog
+
+
+@dataclass(frozen=True)
+class CellNetwork:
+    """The network of a cell before it is tested.
+
+    Attributes:
+        compressed: the network after all training, its plan and its size.
+        direct: the network before retraining; the same object if there was none.
+        records: one row per epoch, or per step in mode lc.
+        ranks: effective ranks during training, if requested.
+        facts: what result.json says about how it was made: epochs, seconds, a notice.
+    """
+
+    compressed: Compressed
+    direct: nn.Module
+    records: list[EpochRecord] | list[LCRecord]
+    ranks: RankLog | None
+    facts: dict[str, Any]
 
 
 def measure_network(network: nn.Module, p: Parameters, data: Data) -> dict[str, float]:
@@ -67,7 +90,7 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     write_whole(folder / "result.json", json_text(content, indent=1, sort_keys=True) + "\n")
 
 
-def write_history(path: Path, records: Sequence[EpochRecord] | Sequence[Iteration]) -> None:
+def write_history(path: Path, records: Sequence[EpochRecord] | Sequence[LCRecord]) -> None:
     """history.csv: a row an epoch, or a step of mode lc; with none, nothing but the header of epochs."""
     columns = fields(records[0] if records else EpochRecord)
     write_rows(path, [asdict(record) for record in records], [f.name for f in columns])

@@ -12,7 +12,7 @@ from experiment.run.grid.plan import ReferenceTask
 from experiment.run.workers.queue import Work
 
 if TYPE_CHECKING:
-    from experiment.run.cell.reference import Context
+    from experiment.run.cell.context import Context
     from experiment.run.workers.setup import Setup
 
 MOST_DEATHS = 2
@@ -63,8 +63,8 @@ def give_up(work: Work, key: str, setup: Setup, reason: str, report: Report) -> 
         key: the cell at which it ended; what else there is of a chain goes on, but for a cascade, which builds on it.
             "": before any cell.
     """
+    from experiment.run.cell.context import Context
     from experiment.run.cell.data import Data
-    from experiment.run.cell.reference import Context
 
     site = setup.sites[work.experiment]
     data = Data(site.directories.datasets, "cpu")

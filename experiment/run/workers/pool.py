@@ -119,8 +119,8 @@ def make_worker(setup: Setup) -> Callable[[Work, Report], bool]:
     import torch
 
     from experiment.run.cell.chain import run_chain, run_reference
+    from experiment.run.cell.context import Context
     from experiment.run.cell.data import Data
-    from experiment.run.cell.reference import Context
 
     readers = reading_processes(setup.cells, setup.most_threads)
     folders = {s.directories.datasets for s in setup.sites}

@@ -13,11 +13,11 @@ import pytest
 from experiment import load_network
 from experiment.config import load
 from experiment.errors import ConfigError
-from experiment.lc.lc_checkpoint import LCCheckpoint
 from experiment.main import main
 from experiment.run.disk.store import Directories
 from experiment.run.grid.plan import Machine, plan_experiment
 from experiment.run.preflight import look_before_running
+from experiment.training.checkpoint import Checkpoint
 
 TIMES = ["seconds_compress", "seconds_retrain"]
 
@@ -81,20 +81,22 @@ def test_interrupted_it_ends_with_the_same_results(
 ) -> None:
     path = str(write(lc))
     assert main([path, "-j", "1", "-q", "--results", "whole"]) == 0
-    save, saved = LCCheckpoint.save, []
+    save, saved = Checkpoint.save, []
 
-    def interrupt(self: LCCheckpoint, *args: Any) -> None:
-        save(self, *args)
-        saved.append(args)
+    def interrupt(self: Checkpoint, state: dict[str, Any], **more: Any) -> None:
+        save(self, state, **more)
+        if "theta" not in state:  # of the reference network
+            return
+        saved.append(state)
         if len(saved) == written:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(LCCheckpoint, "save", interrupt)
+        patch.setattr(Checkpoint, "save", interrupt)
         assert main([path, "-j", "1", "-q"]) == 130
     count = len(saved)
     with monkeypatch.context() as patch:
-        patch.setattr(LCCheckpoint, "save", lambda self, *args: saved.append(args))
+        patch.setattr(Checkpoint, "save", lambda self, state, **more: saved.append(state))
         assert main([path, "-j", "1", "-q"]) == 0
     assert len(saved) - count == 4 * 4 - written  # nothing was computed twice
     pd.testing.assert_frame_equal(table(), table("whole"))
