@@ -305,7 +305,7 @@ def _show_plans(plans: Sequence[ExperimentPlan], places: Sequence[Directories], 
 
     show = plan_json if form == "json" else plan_text
     for plan, place in zip(plans, places, strict=True):
-        for line in show(plan, Store(place.results / plan.name).results(plan.computed, mend=False)):
+        for line in show(plan, Store(place.results / plan.name).results(plan.computed, repair=False)):
             say(line)
     return EXIT_DONE
 

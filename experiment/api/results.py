@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from experiment.config import Parameters, load
 from experiment.datasets.calibration import calibration
 from experiment.errors import ConfigError, Damaged, StoreError
-from experiment.files import RUN_AGAIN
+from experiment.files import RUN_AGAIN, read_table
 from experiment.layers.prepare_network import copied
 from experiment.methods.find import find_method
 from experiment.registry import is_import_path
 from experiment.run.cell.data import Data, transforms_of
 from experiment.run.disk.network_file import original_of, read_weights, rebuild
-from experiment.run.disk.parameters_file import PARAMETERS, owner_of, require_own, require_whole
-from experiment.run.disk.store import COLUMNS, Store
-from experiment.run.disk.tables import read_table
+from experiment.run.disk.parameters_file import PARAMETERS, owner_of, require_own
+from experiment.run.disk.results_table import COLUMNS
+from experiment.run.disk.store import Store
 from experiment.training.evaluation import evaluate as evaluate_network
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def load_network(
             f"{folder}: {len(rows)} finished cells match {method or label}, keep {keep}, net {net}, repetition "
             f"{repetition}, variant {variant!r}; expected one. {f'Choose between: {found}.' if found else ''}".rstrip()
         )
-    cell = Store(folder).index().get(rows.iloc[0]["cell"])
+    cell = Store(folder).cell_folders().get(rows.iloc[0]["cell"])
     if cell is None:
         raise StoreError(
             f"{folder}: results.csv names cell {rows.iloc[0]['cell']}, but its folder is gone. Run it again."
@@ -182,7 +182,6 @@ def _parameter_file(path_or_param: str | Path) -> Path:
         path = path.parent
     if path.is_dir():
         path /= PARAMETERS
-        require_whole(path)
     return path
 
 

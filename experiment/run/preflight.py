@@ -24,7 +24,7 @@ from experiment.random_streams import seeded
 from experiment.run.cell.data import Data, transforms_of
 from experiment.run.cell.reference import new_network
 from experiment.run.cell.training_settings import penalty_spec, train_settings
-from experiment.run.disk.foreign_weights import load_given
+from experiment.run.disk.load_weights import load_given
 from experiment.run.disk.store import Directories
 from experiment.run.grid.data_facts import DataFacts, merged
 from experiment.run.grid.plan import ExperimentPlan, Machine

@@ -18,6 +18,7 @@ from experiment.escaping import say as say_line
 from experiment.files import read_json, write_whole
 from experiment.run.cell.events import CellDone, Event
 from experiment.run.disk.parameters_file import write_parameters
+from experiment.run.disk.results_table import write_results_table
 from experiment.run.disk.store import TRACEBACK, Directories, Store
 from experiment.run.grid.data_facts import remember_data
 from experiment.run.grid.plan import ExperimentPlan, Machine
@@ -100,11 +101,11 @@ def run_session(
         _remember_data(plan, store)
         if not _is_json(store.folder / ENVIRONMENT):  # or no report can be written, and nothing else would mend it
             _describe(plan, store, 1)
-        found = store.write_table(plan)
+        found = write_results_table(store, plan)
         hear = _note if options.verbosity >= 0 else _silent
         last = options.share is None or not open_work(i, plan, found, retry_failed=False, share=None)
         if last and measure_deployed(plan, store, found, hear):  # what is measured is compared: all on one machine
-            found = store.write_table(plan)
+            found = write_results_table(store, plan)
         report = write_report(store.folder)
         _tell(plan, found, store.folder / "results.csv", report, say, debug=options.debug)
         undone = undone or bool(open_work(i, plan, found, retry_failed=True, share=options.share))
@@ -159,7 +160,7 @@ def _compute(
         finally:
             show.close()
             for i in touched:
-                stores[i].write_table(plans[i])
+                write_results_table(stores[i], plans[i])
 
 
 def _run_by_others(
@@ -201,7 +202,7 @@ class _Tables:
         started = time.monotonic()
         if started < self._due:
             return
-        self._stores[experiment].write_table(self._plans[experiment])
+        write_results_table(self._stores[experiment], self._plans[experiment])
         ended = time.monotonic()
         self._due = ended + max(SECONDS_BETWEEN_TABLES, TABLES_ASIDE * (ended - started))
 
@@ -264,7 +265,7 @@ def _tell(
     say(f"{plan.name}: " + ", ".join(f"{number} {name}" for name, number in sorted(status.items())) + " cells")
     if without := _without_ranks(plan, found, Store(table.parent)):
         say(f"  {_plural(without, 'cell')} without ranks.csv: computed before measure: [rank] was asked for, and kept")
-    tracebacks = Store(table.parent).index() if status["failed"] else {}
+    tracebacks = Store(table.parent).cell_folders() if status["failed"] else {}
     for cell in plan.cells:
         if found.get(cell.key, {}).get("status") == "failed":
             say(f"  failed: {cell.label} net {cell.net} {cell.size}: {found[cell.key].get('error')}")
@@ -290,7 +291,7 @@ def _without_ranks(plan: ExperimentPlan, found: Results, store: Store) -> int:
     """How many finished cells have no ranks although the file asks for them."""
     asking = {v.name for v in plan.file.variants if "rank" in v.parameters.experiments.measure}
     done = [c for c in plan.cells if c.variant in asking and found.get(c.key, {}).get("status") == "done"]
-    folders = store.index() if done else {}
+    folders = store.cell_folders() if done else {}
     return sum(not (folders[cell.key] / "ranks.csv").is_file() for cell in done if cell.key in folders)
 
 

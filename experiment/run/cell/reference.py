@@ -26,8 +26,8 @@ from experiment.run.cell.outcome import write_history
 from experiment.run.cell.rank_history import rank_log
 from experiment.run.cell.torchrun_group import Job
 from experiment.run.cell.train_network import training_loop
-from experiment.run.disk.foreign_weights import load_given
-from experiment.run.disk.integrity import RECORD, first_damaged, read_record, write_record
+from experiment.run.disk.load_weights import load_given
+from experiment.run.disk.manifest import MANIFEST, damaged_file, read_manifest, write_manifest
 from experiment.run.disk.network_file import load_packed, read_weights, save_weights
 from experiment.run.disk.store import log, reference_folder, sync_folder
 from experiment.run.grid.plan import ReferenceSpec
@@ -144,8 +144,8 @@ def copy_history(trained: Path, folder: Path) -> None:
 
 def _set_aside_damaged(folder: Path) -> None:
     """Set aside what is damaged beside a trained network; its own file says by itself whether it is whole."""
-    record = {"sums": read_record(folder / RECORD).get("sums")}
-    while (path := first_damaged(folder, record)) is not None:
+    files = {n: record for n, record in read_manifest(folder / MANIFEST).items() if record.crc32 is not None}
+    while (path := damaged_file(folder, files)) is not None:
         log.warning("%s is damaged: set aside as %s. The network beside it is kept.", path, set_aside(path).name)
 
 
@@ -181,7 +181,7 @@ def _train(
         with writing_to(folder):
             if spec.rewind_epoch is not None and rewind_file(partial, spec.rewind_epoch).exists():
                 shutil.copy2(rewind_file(partial, spec.rewind_epoch), writing)
-            write_record(writing)
+            write_manifest(writing)
             sync_folder(writing)
             os.replace(writing, folder)
         shutil.rmtree(partial, ignore_errors=True)

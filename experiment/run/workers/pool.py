@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 from experiment.errors import CannotWrite
-from experiment.files import SECONDS_BEFORE_TOLD
+from experiment.files import SECONDS_BEFORE_NOTE
 from experiment.run.cell.events import Event, Note, Report
 from experiment.run.disk.store import Store
 from experiment.run.grid.plan import Chain, ReferenceTask
@@ -144,7 +144,7 @@ def make_worker(setup: Setup) -> Callable[[Work, Report], bool]:
 
         context = contexts[work.experiment]
         torch.set_num_threads(setup.sites[work.experiment].threads)
-        with context.store.trying(work.lock) as held:
+        with context.store.try_lock(work.lock) as held:
             done = held
             if held and isinstance(work.task, ReferenceTask):
                 run_reference(work.task, context, report)
@@ -170,7 +170,7 @@ class _Waiting:
             return
         now = time.monotonic()
         self._since = self._since or now
-        if not self._told and now - self._since > SECONDS_BEFORE_TOLD:
+        if not self._told and now - self._since > SECONDS_BEFORE_NOTE:
             self._told = True
             self._listen(work, Note(f"waiting for another process that is at {work.cells[0].folder}"))
 
