@@ -111,7 +111,7 @@ class TrainingStep:
         decay = self._penalties.decay(rate)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self._penalties.beside_the_step and self.scaler.get_scale() >= scale:  # else gradients overflowed: no step
+        if self._penalties.act_at_step and self.scaler.get_scale() >= scale:  # else gradients overflowed: no step
             self._penalties.shrink(rate, decay)
 
 

@@ -14,7 +14,7 @@ from experiment.layers.build import expand
 from experiment.layers.compressible import trace_layers
 from experiment.layers.plan import State
 from experiment.methods.base import Calibration, Compressed, Compressor, make_method, shortfall
-from experiment.progress import Spoken, showing
+from experiment.progress import ProgressText, showing
 from experiment.random_streams import generator
 from experiment.run.cell.context import Context
 from experiment.run.cell.events import Busy, Note, Report, cell_name
@@ -50,7 +50,7 @@ class ChainCompression:
 
         Raises: InfeasibleBudget: it cannot be that small.
         """
-        with showing(partial(Spoken, lambda text: report(Busy(cell_name(cell), text)))):
+        with showing(partial(ProgressText, lambda text: report(Busy(cell_name(cell), text)))):
             compressor, compressed = self._compress(cell)
         if not cell.fixed_size:
             budget = self.parameters.experiments.budget
