@@ -26,6 +26,7 @@ from experiment.methods.table import layer_rows
 from experiment.progress import Spoken, showing
 from experiment.random_streams import generator
 from experiment.registry import InputShape
+from experiment.run.cell.context import Context
 from experiment.run.cell.events import Advanced, Busy, Note, Report, epoch_callbacks
 from experiment.run.cell.learn_compress import learn_compress
 from experiment.run.cell.outcome import (
@@ -41,7 +42,6 @@ from experiment.run.cell.outcome import (
 )
 from experiment.run.cell.rank_history import RankLog, rank_log
 from experiment.run.cell.reference import (
-    Context,
     Reference,
     architecture_of,
     train_settings,

@@ -20,15 +20,15 @@ from experiment.measure import Count, count, example_input
 from experiment.networks.make_network import make_network
 from experiment.random_streams import seeded
 from experiment.registry import InputShape
-from experiment.run.cell.data import Data
+from experiment.run.cell.context import Context
 from experiment.run.cell.events import Note, Report, epoch_callbacks
 from experiment.run.cell.outcome import write_history
 from experiment.run.cell.rank_history import rank_log
-from experiment.run.cell.torchrun_group import Crew, Job, together
+from experiment.run.cell.torchrun_group import Job, together
 from experiment.run.disk.load_weights import load_given
 from experiment.run.disk.manifest import MANIFEST, damaged_file, read_manifest, write_manifest
 from experiment.run.disk.network_file import load_packed, read_weights, save_weights
-from experiment.run.disk.store import Directories, Store, log, reference_folder, sync_folder
+from experiment.run.disk.store import log, reference_folder, sync_folder
 from experiment.run.grid.plan import Machine, ReferenceSpec
 from experiment.run.grid.resolved import resolved_channels_last, resolved_precision
 from experiment.run.grid.weights_file import GivenWeights
@@ -36,18 +36,6 @@ from experiment.training.loop import SchedulerSpec, TrainSettings, train
 from experiment.training.settings import DistillationSpec, PenaltySpec
 
 HISTORY = "history.csv"
-
-
-@dataclass(frozen=True)
-class Context:
-    """What all work of one process on one experiment shares."""
-
-    store: Store
-    directories: Directories
-    machine: Machine
-    data: Data
-    retry_failed: bool = False
-    crew: Crew | None = None  # who takes part in every training, if this process does not train alone
 
 
 @dataclass(frozen=True)
