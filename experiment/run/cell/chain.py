@@ -12,9 +12,10 @@ from experiment.files import write_whole
 from experiment.layers.plan import Plan
 from experiment.methods.base import Compressed
 from experiment.methods.table import layer_rows
-from experiment.run.cell.cell import Walk, architecture, cell_name
+from experiment.run.cell.cell import compute_cell
+from experiment.run.cell.chain_compression import ChainCompression
 from experiment.run.cell.context import Context
-from experiment.run.cell.events import Advanced, CellDone, Note, Report, Started
+from experiment.run.cell.events import Advanced, CellDone, Note, Report, Started, cell_name
 from experiment.run.cell.outcome import costs_of, measure_network, require_finite, write_result, write_rows
 from experiment.run.cell.rank_history import write_reference_ranks
 from experiment.run.cell.reference import Reference, copy_history, obtain_reference
@@ -52,7 +53,7 @@ def _store_reference(task: ReferenceTask, reference: Reference, context: Context
     require_finite(measured)
     unchanged = Compressed(network, Plan(), reference.count)
     with context.store.writing(task.cell) as folder:
-        size = save_weights(folder / "network.pt", network, Plan(), architecture(p, reference), method="Reference")
+        size = save_weights(folder / "network.pt", network, Plan(), reference.architecture, method="Reference")
         write_rows(folder / "layers.csv", layer_rows(reference.count, unchanged))
         copy_history(reference.folder, folder)
         write_reference_ranks(p, reference.folder, network, folder)
@@ -78,13 +79,13 @@ def run_chain(chain: Chain, context: Context, report: Report) -> bool:
         return False
     try:
         reference = _reference_of(chain, results, context, report)
-        walk = Walk(chain, reference, context)
+        compression = ChainCompression(chain, reference, context)
     except ENDS_THE_RUN:
         raise
     except Exception as error:
         return not store_failures(chain.cells, error, context, report, locked=chain.in_order)
     try:
-        return _compute_cells(walk, todo, results, context, report)
+        return _compute_cells(compression, todo, results, context, report)
     except StartLost as lost:
         report(Note(str(lost)))
         return False
@@ -119,38 +120,40 @@ def _recompute_removed(chain: Chain, results: Results, context: Context, report:
     return False
 
 
-def _compute_cells(walk: Walk, todo: Sequence[Cell], results: Results, context: Context, report: Report) -> bool:
+def _compute_cells(
+    compression: ChainCompression, todo: Sequence[Cell], results: Results, context: Context, report: Report
+) -> bool:
     """Compute cells in order; returns whether none was left to another process."""
-    chain = walk.chain
+    chain = compression.chain
     tickets = chain.tickets.cells if chain.tickets is not None else ()
     left = 0
     for i, cell in enumerate(chain.cells):
         result = results.get(cell.key)
         if cell in todo:
             with context.store.try_lock(None if chain.in_order else cell.key) as held:
-                result = _compute(cell, walk, context, report) if held else None
+                result = _compute(cell, compression, context, report) if held else None
             left += result is None
         if tickets:  # the next cell starts from the ticket of this one
             cell, result = tickets[i], results[tickets[i].key]
         if result is not None:
-            walk.passed(cell, result)
+            compression.cell_ended(cell, result)
     return not left
 
 
-def _compute(cell: Cell, walk: Walk, context: Context, report: Report) -> dict[str, Any]:
+def _compute(cell: Cell, compression: ChainCompression, context: Context, report: Report) -> dict[str, Any]:
     """The result of a cell, whose lock this process holds."""
     result = context.store.result(cell)  # the previous holder of the lock may have computed it
     if result is not None and not is_open(result, context.retry_failed):
         return result
     report(Started(cell_name(cell), cell.epochs_retrain + 1, cell.key))
     try:
-        result = walk.compute(cell, report)
+        result = compute_cell(cell, compression, report)
     except (*ENDS_THE_RUN, StartLost):
         raise
     except Exception as error:
         return _store_failure(cell, error, context, report)
     report(Advanced(1))
-    report(_done(cell, result, walk.reference))
+    report(_done(cell, result, compression.reference))
     return result
 
 

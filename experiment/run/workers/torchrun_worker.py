@@ -15,11 +15,11 @@ from experiment.escaping import say
 from experiment.layers.build import build
 from experiment.layers.plan import Plan
 from experiment.run.cell.data import Data
-from experiment.run.cell.reference import train_settings
 from experiment.run.cell.torchrun_group import FAILED, Crew, CrewLost, Job, Stop
+from experiment.run.cell.training_settings import train_settings
 from experiment.run.disk.network_file import untrained_network
 from experiment.run.grid.plan import Machine
-from experiment.training.loop import train
+from experiment.training.loop import TrainingLoop
 
 
 def serve(machine: Machine) -> int:
@@ -49,10 +49,10 @@ def _take_part(job: Job, crew: Crew, machine: Machine, data: Data) -> None:
     except Exception as error:  # the first process has succeeded in this
         crew.give_up(f"process {crew.team.rank} cannot take part: {type(error).__name__}: {error}")
     try:
-        train(
+        TrainingLoop(
             network, splits.train, train_settings(job.training, machine), valid=splits.valid, stream=job.stream,
-            device=crew.device, until=job.until, team=crew.team, teacher=teacher,
-        )  # fmt: skip
+            device=crew.device, team=crew.team, teacher=teacher,
+        ).run(job.until)  # fmt: skip
     except Exception as error:
         crew.agree_on_failure(error)
 

@@ -111,7 +111,7 @@ def test_a_reference_networks_file_cut_anywhere_is_noticed(
     def train(*_: object, **__: object) -> None:
         raise Trains
 
-    monkeypatch.setattr(reference_module, "train", train)
+    monkeypatch.setattr(reference_module, "training_loop", train)
     plan = plan_experiment(load(PARAM), Machine("cpu"))
     task = plan.references[0]
     directories = Directories(Path("data/results"), Path("data/trained_networks"), Path("data/datasets"))

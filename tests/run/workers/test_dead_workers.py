@@ -56,7 +56,7 @@ def test_what_is_removed_during_a_run_is_made_again(
     assert main([cascade, "-j", "1", "-q"]) == 0
     before = table()
     shutil.rmtree("data")
-    store_failure, passed = chain._store_failure, chain.Walk.passed
+    store_failure, passed = chain._store_failure, chain.ChainCompression.cell_ended
     gone: list[Path] = []
 
     def remove(walk: Any, done: Cell, result: Any) -> None:
@@ -65,7 +65,7 @@ def test_what_is_removed_during_a_run_is_made_again(
             gone.append(removed if isinstance(removed, Path) else cell(removed))
             shutil.rmtree(gone[0])
 
-    monkeypatch.setattr(chain.Walk, "passed", remove)
+    monkeypatch.setattr(chain.ChainCompression, "cell_ended", remove)
     monkeypatch.setattr(chain, "_store_failure", lambda *of: pytest.fail(f"blamed: {of[1]}"))
     status = main([cascade, "-j", "1", "-q"])
     monkeypatch.setattr(chain, "_store_failure", store_failure)

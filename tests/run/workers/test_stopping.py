@@ -177,7 +177,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_saving(
         saving.write_text(str(os.getpid()))
         time.sleep(600)
 
-    monkeypatch.setattr(checkpoint, "save_whole", never_ends)
+    monkeypatch.setattr(checkpoint, "save_tensors", never_ends)
     process = forked(lambda: main([path, "-j", "1", "-v", "--executor", executor]))
     process.until(lambda: "epoch 3/" in process.said)
     process.send(signal.SIGINT)
