@@ -23,7 +23,6 @@ from experiment.errors import StoreError
 from experiment.main import main
 from experiment.run.cell import reference as reference_module
 from experiment.run.cell.context import Context
-from experiment.run.cell.data import Data
 from experiment.run.cell.reference import obtain_reference
 from experiment.run.disk.network_file import read_weights
 from experiment.run.disk.store import Directories, Store
@@ -116,7 +115,7 @@ def test_a_reference_networks_file_cut_anywhere_is_noticed(
     plan = plan_experiment(load(PARAM), Machine("cpu"))
     task = plan.references[0]
     directories = Directories(Path("data/results"), Path("data/trained_networks"), Path("data/datasets"))
-    context = Context(Store(RESULTS), directories, plan.machine, Data(directories.datasets, "cpu"))
+    context = Context(Store(RESULTS), directories, plan.machine)
     folder = directories.trained_networks / task.reference.folder
     content = (folder / file).read_bytes()
     aside = finished / "aside"

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from experiment.main import main
-from experiment.run.signals import raise_if_told, stop_when_told
+from experiment.run.signals import raise_if_stopped, stop_on_sigterm
 from experiment.training import checkpoint
 
 TIMES = ["seconds_compress", "seconds_retrain"]
@@ -132,11 +132,11 @@ def test_told_to_stop_where_python_throws_exceptions_away_it_stops_all_the_same(
 
 def test_a_worker_told_where_python_throws_exceptions_away_stops_all_the_same(forked: Any) -> None:
     def run() -> int:
-        stop_when_told()
-        raise_if_told()
+        stop_on_sigterm()
+        raise_if_stopped()
         weakref.finalize(set(), signal.raise_signal, signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
-            raise_if_told()
+            raise_if_stopped()
         return 0
 
     assert forked(run).wait() == 0
