@@ -22,14 +22,15 @@ from experiment.methods.configure import configure
 from experiment.methods.filters.settings import StructurePruneSettings
 from experiment.random_streams import seeded
 from experiment.run.cell.data import Data, transforms_of
-from experiment.run.cell.reference import new_network, penalty_spec, train_settings
+from experiment.run.cell.reference import new_network
+from experiment.run.cell.training_settings import penalty_spec, train_settings
 from experiment.run.disk.load_weights import load_given
 from experiment.run.disk.store import Directories
 from experiment.run.grid.data_facts import DataFacts, merged
 from experiment.run.grid.plan import ExperimentPlan, Machine
 from experiment.run.grid.weights_file import GivenWeights
+from experiment.training.check import check_training
 from experiment.training.distributed import Team
-from experiment.training.loop import check_training
 from experiment.training.penalty import unmatched
 
 Facts = dict[str, DataFacts]  # of data with their transforms

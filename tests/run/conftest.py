@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from experiment.main import main
 from experiment.report import Report
 
 SMALL: dict[str, Any] = {
@@ -40,6 +41,8 @@ SMALL: dict[str, Any] = {
     },
 }
 
+PATIENCE = 300.0  # seconds until a test gives up waiting for another process, on a busy machine, too
+
 Write = Callable[..., Path]
 
 
@@ -47,6 +50,12 @@ Write = Callable[..., Path]
 def small() -> dict[str, Any]:
     """The parameters of the small experiment, to be changed at will."""
     return copy.deepcopy(SMALL)
+
+
+@pytest.fixture(scope="session")
+def small_parameters() -> dict[str, Any]:
+    """The parameters of the small experiment, not to be changed."""
+    return SMALL
 
 
 @pytest.fixture
@@ -67,6 +76,23 @@ def write(in_tmp: Path) -> Write:
         return path
 
     return write_parameters
+
+
+@pytest.fixture(scope="module")
+def run_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Path]:
+    """Run an experiment that several tests of a module share; returns the folder in which the command ran."""
+
+    def run(parameters: dict[str, Any], *options: str) -> Path:
+        folder = tmp_path_factory.mktemp("shared")
+        (folder / "param").mkdir()
+        (folder / "param/small.yaml").write_text(yaml.safe_dump(parameters))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setattr("experiment.report.write_report", write_nothing)
+            assert main(["param/small.yaml", "-j", "1", "-q", *options]) == 0
+        return folder
+
+    return run
 
 
 @pytest.fixture
@@ -114,7 +140,7 @@ class Forked:
     def said(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
-    def until(self, happened: Callable[[], object], seconds: float = 60.0) -> None:
+    def until(self, happened: Callable[[], object], seconds: float = PATIENCE) -> None:
         """Wait until something has happened; fails if it ends before, or takes too long."""
         end = time.monotonic() + seconds
         while not happened():
@@ -125,7 +151,7 @@ class Forked:
     def send(self, number: int, *, group: bool = True) -> None:
         (os.killpg if group else os.kill)(self.pid, number)
 
-    def wait(self, seconds: float = 90.0) -> int:
+    def wait(self, seconds: float = PATIENCE) -> int:
         """The exit status; minus the signal that ended it."""
         end = time.monotonic() + seconds
         while self._poll() is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +13,9 @@ from torch import Tensor, nn
 from experiment.datasets.in_memory import MemoryImages
 from experiment.errors import ConfigError
 from experiment.random_streams import generator, seeded
-from experiment.training import checkpoint
 from experiment.training.distil import mixed_loss
-from experiment.training.loop import EpochRecord, TrainSettings, train
-from experiment.training.settings import DistillationSpec
+from experiment.training.loop import EpochRecord, TrainingLoop
+from experiment.training.settings import DistillationSpec, TrainSettings
 
 PLAIN = TrainSettings(num_epochs=2, batch_size=16, optimizer_kwargs={"lr": 0.1, "momentum": 0.9})
 TAUGHT = replace(PLAIN, distillation=DistillationSpec(3.0, 0.6))
@@ -37,8 +35,8 @@ def teacher(network: nn.Sequential) -> nn.Sequential:
 def run(
     network: nn.Module, images: MemoryImages, settings: TrainSettings, teacher: nn.Module | None = None
 ) -> tuple[dict[str, Tensor], list[EpochRecord]]:
-    records = train(network, images, settings, valid=None, stream=("t",), device="cpu", teacher=teacher)
-    return network.state_dict(), records
+    loop = TrainingLoop(network, images, settings, valid=None, stream=("t",), device="cpu", teacher=teacher)
+    return network.state_dict(), loop.run()
 
 
 def explicit(z_s: Tensor, z_t: Tensor, T: float) -> np.ndarray:
@@ -139,54 +137,20 @@ def test_a_network_with_its_own_weights_as_teacher_learns_nothing(images: Memory
     torch.testing.assert_close(student[1].weight.detach(), before, rtol=0, atol=1e-5)
 
 
-def test_compiled_steps_change_rounding_only(
+def test_the_teacher_is_compiled_too(
     network: nn.Sequential, teacher: nn.Sequential, images: MemoryImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Captured as for kernels, which are not built, for that takes half a minute; the teacher as well."""
-    network[5], teacher[5] = nn.Identity(), nn.Identity()
-    captured, fast, calls = torch.compile, copy.deepcopy(network), []
-
-    def compiler(module: nn.Module, **options: object) -> object:
-        calls.append(module)
-        return captured(module, **options, backend="aot_eager")
-
-    plain, records = run(network, images, replace(TAUGHT, num_epochs=1), teacher)
-    monkeypatch.setattr(torch, "compile", compiler)
-    state, fast_records = run(fast, images, replace(TAUGHT, num_epochs=1, compiled=True), teacher)
-    assert len(calls) == 2
-    assert fast_records[0].loss == pytest.approx(records[0].loss, rel=1e-4)
-    for name, value in plain.items():
-        torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-5)
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-def test_killed_is_uninterrupted_bit_for_bit(
-    network: nn.Sequential, teacher: nn.Sequential, images: MemoryImages, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(checkpoint, "MAX_SHARE", float("inf"))
-    fresh, last = copy.deepcopy(network), copy.deepcopy(network)
-    whole, expected = run(network, images, TAUGHT, teacher)
-    batches = iter(range(8))  # an epoch has six
-
-    def count(_: int) -> None:
-        if next(batches, None) is None:
-            raise Killed
-
-    more = {"valid": None, "stream": ("t",), "device": "cpu", "checkpoint": tmp_path / "c.pt", "teacher": teacher}
-    with pytest.raises(Killed):
-        train(fresh, images, TAUGHT, **more, on_batch=count)
-    records = train(last, images, TAUGHT, **more)
-    assert [r.loss for r in records] == [r.loss for r in expected]
-    assert all(torch.equal(value, last.state_dict()[name]) for name, value in whole.items())
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(torch, "compile", lambda module, **_: compiled.append(module) or module)
+    run(network, images, replace(TAUGHT, num_epochs=1, compiled=True), teacher)
+    assert compiled[0] is not teacher, "a copy"
+    assert torch.equal(compiled[0][6].weight, teacher[6].weight)
+    assert compiled[1] is network
 
 
 @pytest.mark.parametrize("settings", [PLAIN, TAUGHT])
 def test_a_teacher_and_its_settings_belong_together(
     network: nn.Sequential, images: MemoryImages, settings: TrainSettings
 ) -> None:
-    with pytest.raises(ConfigError, match="needs a teacher"):
+    with pytest.raises(ConfigError, match="needs both its settings and a teacher"):
         run(network, images, settings, None if settings is TAUGHT else copy.deepcopy(network))

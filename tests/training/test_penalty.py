@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,14 +16,12 @@ from experiment.layers.factored_layers import FactoredLinear
 from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import add_masks
 from experiment.random_streams import generator, seeded
-from experiment.training import checkpoint, loop
-from experiment.training.distributed import ALONE
-from experiment.training.factories import make_optimizer
-from experiment.training.loop import SchedulerSpec, TrainSettings, train
+from experiment.training import step as step_module
+from experiment.training.loop import TrainingLoop
 from experiment.training.penalty import make_penalties, soft_threshold, unmatched
 from experiment.training.schedule import Schedule
-from experiment.training.settings import PenaltySpec
-from experiment.training.step import Trainer, step
+from experiment.training.settings import PenaltySpec, SchedulerSpec, TrainSettings
+from experiment.training.step import TrainingStep
 
 SGD = {"lr": 0.1, "momentum": 0.9}
 ADAM = {"lr": 0.01}
@@ -39,7 +36,7 @@ def settings_with(*penalties: PenaltySpec, optimizer: str = "SGD", **changes: ob
 
 
 def trained(network: nn.Module, images: MemoryImages, settings: TrainSettings) -> dict[str, Tensor]:
-    train(network, images, settings, valid=None, stream=("t",), device="cpu")
+    TrainingLoop(network, images, settings, valid=None, stream=("t",), device="cpu").run()
     return network.state_dict()
 
 
@@ -57,7 +54,7 @@ def trained_by_torch(
         return getattr(torch.optim, optimizer)(groups, **kwargs)  # type: ignore[no-any-return]
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "make_optimizer", grouped)
+        patch.setattr(step_module, "make_optimizer", grouped)
         return trained(network, images, settings_with(optimizer=optimizer))
 
 
@@ -90,9 +87,13 @@ def one_step(network: nn.Sequential, images: MemoryImages, penalty: PenaltySpec)
     return before, gradient, network[6].weight.detach().numpy()
 
 
-def test_one_proximal_step_is_the_soft_threshold(network: nn.Sequential, images: MemoryImages) -> None:
-    before, gradient, after = one_step(network, images, PenaltySpec(l1=0.5, proximal=True))
-    stepped = before - 0.1 * gradient
+@pytest.mark.parametrize("decay", [0.0, 0.7])
+def test_one_proximal_step_is_decoupled_decay_and_the_soft_threshold(
+    network: nn.Sequential, images: MemoryImages, decay: float
+) -> None:
+    penalty = PenaltySpec(l1=0.5, l2=decay, proximal=True, decoupled=True)
+    before, gradient, after = one_step(network, images, penalty)
+    stepped = before - 0.1 * gradient - 0.1 * decay * before
     expected = np.sign(stepped) * np.maximum(np.abs(stepped) - 0.1 * 0.5, 0)
     np.testing.assert_allclose(after, expected, atol=1e-6)
     small = np.abs(stepped) < 0.05 - 1e-6
@@ -105,12 +106,6 @@ def test_one_subgradient_step(network: nn.Sequential, images: MemoryImages) -> N
         network[6].weight[0, :5] = 0  # where the subgradient is 0
     before, gradient, after = one_step(network, images, PenaltySpec(l1=0.5))
     np.testing.assert_allclose(after, before - 0.1 * (gradient + 0.5 * np.sign(before)), atol=1e-6)
-
-
-def test_decoupled_decay_then_soft_threshold_in_one_step(network: nn.Sequential, images: MemoryImages) -> None:
-    before, gradient, after = one_step(network, images, PenaltySpec(l1=0.2, l2=0.7, proximal=True, decoupled=True))
-    stepped = before - 0.1 * gradient - 0.1 * 0.7 * before
-    np.testing.assert_allclose(after, np.sign(stepped) * np.maximum(np.abs(stepped) - 0.02, 0), atol=1e-6)
 
 
 def test_the_threshold_follows_the_schedule(network: nn.Sequential, images: MemoryImages) -> None:
@@ -219,59 +214,14 @@ def test_with_scaled_gradients(optimizer: str) -> None:
     def after_steps(scaled: bool, *factors: float) -> Tensor:
         with seeded("layer"):
             layer, factor = nn.Linear(3, 2), iter(factors)
-        trainer = Trainer(
-            layer, make_optimizer(layer.parameters(), optimizer, settings.optimizer_kwargs), Schedule(settings, 1),
-            lambda z, y: nn.functional.cross_entropy(z, y) * next(factor),
-            torch.amp.GradScaler("cpu", init_scale=2.0**16, enabled=scaled), settings, torch.device("cpu"),
-            ALONE, layer, penalties=make_penalties(layer, settings.penalties),
-        )  # fmt: skip
+        step = TrainingStep(layer, settings, Schedule(settings, 1), torch.device("cpu"), model=layer)
+        step.loss = lambda z, y: nn.functional.cross_entropy(z, y) * next(factor)
+        step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, enabled=scaled)
         for _ in factors:
-            step(trainer, x, y, 8)
+            step(x, y, 8)
         return layer.weight.detach()
 
     start = after_steps(False)
     assert torch.equal(after_steps(True, 1e38), start)
     torch.testing.assert_close(after_steps(True, 1.0, 1e38, 2.0), after_steps(False, 1.0, 2.0))
     assert (after_steps(False, 1.0) - start).abs().min() > 0
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
-def test_killed_is_uninterrupted_bit_for_bit(
-    network: nn.Sequential, images: MemoryImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
-) -> None:
-    monkeypatch.setattr(checkpoint, "MAX_SHARE", float("inf"))
-    settings = settings_with(
-        PenaltySpec(l1=0.01, l2=0.01, proximal=True, decoupled=True), PenaltySpec(("0",), l1=0.01, l2=0.1),
-        optimizer=optimizer, num_epochs=3,
-    )  # fmt: skip
-    fresh, last = copy.deepcopy(network), copy.deepcopy(network)
-    whole = trained(network, images, settings)
-    batches = iter(range(8))  # an epoch has six
-
-    def count(_: int) -> None:
-        if next(batches, None) is None:
-            raise Killed
-
-    more = {"valid": None, "stream": ("t",), "device": "cpu", "checkpoint": tmp_path / "checkpoint.pt"}
-    with pytest.raises(Killed):
-        train(fresh, images, settings, **more, on_batch=count)
-    records = train(last, images, settings, **more)
-    assert len(records) == 3
-    assert all(torch.equal(value, last.state_dict()[name]) for name, value in whole.items())
-
-
-def test_the_checkpoint_of_another_penalty_is_not_taken_up(
-    network: nn.Sequential, images: MemoryImages, tmp_path: Path
-) -> None:
-    path, alone, other = tmp_path / "checkpoint.pt", copy.deepcopy(network), copy.deepcopy(network)
-    more = {"valid": None, "stream": ("t",), "device": "cpu"}
-    penalty = PenaltySpec(l2=0.1)
-    train(other, images, settings_with(PenaltySpec(l2=0.2)), **more, checkpoint=path)
-    train(network, images, settings_with(penalty), **more, checkpoint=path)
-    train(alone, images, settings_with(penalty), **more)
-    assert torch.equal(network[6].weight, alone[6].weight)
-    assert list(tmp_path.glob("checkpoint.pt.damaged*"))
