@@ -224,7 +224,7 @@ def test_what_the_first_process_finds_wrong_ends_the_others_too(
     first, second = run_two(str(write(small)))
     assert (first[0], second[0]) == (2, 0)
     assert "param/small.yaml:" in first[2]
-    assert "training.batchSize: 2 processes train together, and each needs an image" in first[2]
+    assert "training.batchSize: 2 processes train together, and each needs at least one image" in first[2]
     assert second[1:] == ("", "")
 
 
