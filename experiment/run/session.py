@@ -21,8 +21,8 @@ from experiment.run.disk.parameters_file import write_parameters
 from experiment.run.disk.results_table import write_results_table
 from experiment.run.disk.store import TRACEBACK, Directories, Store
 from experiment.run.grid.data_facts import remember_data
-from experiment.run.grid.plan import ExperimentPlan, Machine
-from experiment.run.grid.resources import Resources, resources_of
+from experiment.run.grid.hardware import Machine, Resources, resources_of
+from experiment.run.grid.plan import ExperimentPlan
 from experiment.run.machine import describe_environment, usable_cores, visible_gpus
 from experiment.run.measure_deployed import measure_deployed
 from experiment.run.workers.pool import Listener, run_serially
@@ -134,9 +134,9 @@ def _compute(
     serial = (options.executor or ("processes" if workers and workers > 1 else "serial")) == "serial"
     with contextlib.ExitStack() as hired:
         pool = None if serial or workers is None else hired.enter_context(Processes(setup, workers))
-        from experiment.run.preflight import look_before_running  # torch comes with it: only if there is work
+        from experiment.run.preflight import check_before_running  # torch comes with it: only if there is work
 
-        looks = {i: look_before_running(plans[i], directories[i], machine) for i in touched}
+        looks = {i: check_before_running(plans[i], directories[i], machine) for i in touched}
         problems = [p for look in looks.values() for p in look.problems]
         problems = problems or [p for i in touched for p in _changed_data(plans[i])]
         if problems:

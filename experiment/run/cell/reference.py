@@ -29,8 +29,8 @@ from experiment.run.disk.load_weights import load_given
 from experiment.run.disk.manifest import MANIFEST, damaged_file, read_manifest, write_manifest
 from experiment.run.disk.network_file import load_packed, read_weights, save_weights
 from experiment.run.disk.store import Directories, Store, log, reference_folder, sync_folder
-from experiment.run.grid.plan import Machine, ReferenceSpec
-from experiment.run.grid.resolved import resolved_channels_last, resolved_precision
+from experiment.run.grid.hardware import Machine, resolved_channels_last, resolved_precision
+from experiment.run.grid.plan import ReferenceSpec
 from experiment.run.grid.weights_file import GivenWeights
 from experiment.training.loop import SchedulerSpec, TrainSettings, train
 from experiment.training.settings import DistillationSpec, PenaltySpec
@@ -98,9 +98,9 @@ def train_settings(training: Training, machine: Machine) -> TrainSettings:
         schedulers=tuple(SchedulerSpec(s.type, dict(s.kwargs), dict(s.step_kwargs)) for s in training.lr_schedulers),
         loss=training.loss,
         loss_kwargs=dict(training.loss_kwargs),
-        precision=resolved_precision(training, machine.auto),
+        precision=resolved_precision(training, machine),
         early_stop_epoch=training.early_stop_epoch,
-        channels_last=resolved_channels_last(training, machine.kind, machine.auto),
+        channels_last=resolved_channels_last(training, machine),
         compiled=training.compiled,
         penalties=tuple(penalty_spec(block) for block in training.penalties),
         distillation=None if taught is None else DistillationSpec(taught.temperature, taught.alpha),

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from experiment.errors import ConfigError, ExperimentError
 from experiment.run.disk.store import Directories
-from experiment.run.grid.resources import Resources
+from experiment.run.grid.hardware import Resources
 from experiment.run.workers.deaths import Lost
 from experiment.run.workers.pool import Listener, run_in_pool
 from experiment.run.workers.queue import Queue, Work

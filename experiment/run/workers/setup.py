@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiment.run.disk.store import Directories
-from experiment.run.grid.plan import Machine
-from experiment.run.grid.resources import Resources
+from experiment.run.grid.hardware import Machine, Resources
 
 if TYPE_CHECKING:  # torch comes with it
     from experiment.run.cell.torchrun_group import Crew

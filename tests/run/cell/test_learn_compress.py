@@ -17,7 +17,7 @@ from experiment.lc.lc_checkpoint import LCCheckpoint
 from experiment.main import main
 from experiment.run.disk.store import Directories
 from experiment.run.grid.plan import Machine, plan_experiment
-from experiment.run.preflight import look_before_running
+from experiment.run.preflight import check_before_running
 
 TIMES = ["seconds_compress", "seconds_retrain"]
 
@@ -186,5 +186,5 @@ def test_several_processes_for_one_network_are_refused(write: Any, lc: dict[str,
     machine = Machine("cpu", processes=2)
     plan = plan_experiment(load(write(lc)), machine)
     places = Directories(in_tmp / "results", in_tmp / "trained", in_tmp / "datasets")
-    (problem,) = look_before_running(plan, places, machine).problems
+    (problem,) = check_before_running(plan, places, machine).problems
     assert "experiments.mode: lc trains every network in one process" in problem

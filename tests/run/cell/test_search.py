@@ -191,7 +191,7 @@ def test_a_run_with_report_beside_a_method_of_its_own_size(write: Any, small: di
     path = write(small)
     assert main([str(path), "--plan"]) == 0
     said = capsys.readouterr().out
-    assert "2 retraining a network" in said
+    assert "2 retraining per network" in said
     assert "loses at most 3 points of validation top-1, 4 networks a cell at most, from keep 0.01 on" in said
     assert "2 epochs of training, at most 10 of retraining" in said
     assert main([str(path), "--plan=json"]) == 0

@@ -16,9 +16,10 @@ from PIL import Image
 from experiment import load_results
 from experiment.config import load
 from experiment.main import main
-from experiment.run.grid.data_facts import remembered_stamps
+from experiment.run.grid.data_facts import read_data_record
 from experiment.run.grid.data_stamps import UNKNOWN
-from experiment.run.grid.plan import ExperimentPlan, Machine, plan_experiment
+from experiment.run.grid.hardware import Machine
+from experiment.run.grid.plan import ExperimentPlan, plan_experiment
 
 OWN = """
 import torch
@@ -50,8 +51,7 @@ def parameters(small: dict[str, Any], in_tmp: Path) -> dict[str, Any]:
 
 
 def grid(path: Path, *overrides: str, reading: bool = False) -> ExperimentPlan:
-    base = load(path) if overrides else None
-    return plan_experiment(load(path, overrides), Machine("cpu"), base=base, reading=reading)
+    return plan_experiment(load(path, overrides), Machine("cpu"), reading=reading)
 
 
 def keys(path: Path) -> tuple[str, list[str]]:
@@ -86,7 +86,7 @@ def test_a_plan_without_the_data_knows_what_the_last_run_knew(
 ) -> None:
     path = write(parameters)
     assert main([str(path), "-j", "1", "-q"]) == 0
-    assert len(remembered_stamps(in_tmp / "data/results/small")) == 2
+    assert len(read_data_record(in_tmp / "data/results/small").stamps) == 2
 
     def statuses(*more: str) -> list[str]:
         capsys.readouterr()

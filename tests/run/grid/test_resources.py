@@ -8,8 +8,7 @@ import pytest
 
 from experiment.config import load
 from experiment.main import main
-from experiment.run.grid.plan import Machine
-from experiment.run.grid.resources import Resources, resources_of
+from experiment.run.grid.hardware import Machine, Resources, resources_of
 from experiment.run.session import Options, _num_workers
 
 

@@ -18,7 +18,8 @@ from experiment.main import main
 from experiment.networks.make_network import make_network
 from experiment.random_streams import seeded
 from experiment.run.disk.load_weights import load_given
-from experiment.run.grid.plan import ExperimentPlan, Machine, plan_experiment
+from experiment.run.grid.hardware import Machine
+from experiment.run.grid.plan import ExperimentPlan, plan_experiment
 from experiment.run.grid.weights_file import GivenWeights, content_hash, find_given
 
 
@@ -108,7 +109,7 @@ def test_a_missing_file_is_named_with_its_line(write: Any, small: dict[str, Any]
     small["network"]["weights"] = "absent.pt"
     path = write(small)
     line = next(i for i, text in enumerate(path.read_text().splitlines(), 1) if "absent.pt" in text)
-    expected = f"param/small.yaml:{line}: network.weights: there is no file 'absent.pt' (looked in {in_tmp} and"
+    expected = f"param/small.yaml:{line}: network.weights: no file 'absent.pt' in {in_tmp} or"
     assert main([str(path), "--plan"]) == 0
     assert f"unavailable: {expected}" in capsys.readouterr().out
     assert main([str(path), "--plan=json"]) == 0
