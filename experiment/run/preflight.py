@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from experiment.config import Parameters, Variant
 from experiment.config.value_tree import KeyPath
 from experiment.datasets.transforms import check_transforms
 from experiment.errors import ConfigError, DataError, ExperimentError, StoreError
+from experiment.layers.forward_pass import Call, observing
 from experiment.layers.plan import State
 from experiment.measure import count, example_input
 from experiment.methods import METHODS
@@ -139,20 +140,14 @@ def _check_batch_norm(p: Parameters, network: nn.Module, example: Tensor) -> Fou
         return
     single: list[str] = []
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def note_single_value(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if module.training and inputs[0].numel() == inputs[0].shape[1]:
-                single.append(name)
-                module.eval()  # in training mode the forward pass would fail
+    def note_single_value(call: Call) -> None:
+        if call.module.training and call.input.numel() == call.input.shape[1]:
+            single.append(call.name)
+            call.module.eval()  # in training mode the forward pass would fail
 
-        return note_single_value
-
-    norms = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in norms]
-    with torch.no_grad(), seeded("check"):
+    norms = {n: m for n, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    with torch.no_grad(), seeded("check"), observing(norms, before=note_single_value):
         network.train()(example[:1])
-    for handle in handles:
-        handle.remove()
     if single:
         text = f"'{single[0]}' is a BatchNorm with one value per channel and input: it cannot train on batches of 1."
         yield (blocks[0], "batchSize"), f"{text} Use a batchSize of at least 2."

@@ -211,8 +211,8 @@ def test_what_cannot_be_met(network: nn.Sequential, sets: dict[str, Any]) -> Non
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (3, "Got a int"),
-        ((torch.zeros(5, 6), torch.zeros(4)), "as many targets as inputs, 5. Got 4"),
+        (3, "Got the int 3"),
+        ((torch.zeros(5, 6), torch.zeros(4)), "as many targets as inputs .5.. Got 4"),
         (
             (torch.zeros(5, 6), torch.full((5,), 0.5)),
             "expected one class number as target. Got a torch.float32 tensor of value 0.5",

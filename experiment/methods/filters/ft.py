@@ -9,7 +9,7 @@ from torch import Tensor
 
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import largest_share
-from experiment.methods.filters.base import FilterMethod, Filters, Score, Scores, by_filter
+from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, ScoreChannels, by_filter
 from experiment.methods.filters.settings import FilterSettings
 
 
@@ -19,7 +19,7 @@ def ft(settings: FilterSettings) -> FilterMethod:
     The score of a channel is the sum of |w| over its filters: one in an ordinary network, and where a sum ties several
     layers, all of theirs together (depthwise ones too). rho is the largest that the budget allows (`largest_share`).
 
-    Source: Li et al. 2017, Pruning Filters for Efficient ConvNets, https://arxiv.org/abs/1608.08710.
+    Source: Li et al. 2017, Pruning Channels for Efficient ConvNets, https://arxiv.org/abs/1608.08710.
     Differs: one share for all layers, found from the budget, where they choose shares by sensitivity; layers that a sum
     ties are scored together, where they follow the shortcut; biases and BatchNorm of removed filters go too.
     """
@@ -38,20 +38,20 @@ def soft_net(settings: FilterSettings) -> FilterMethod:
 def uniform_filters(settings: FilterSettings) -> FilterMethod:
     """As FT, with scores drawn uniformly at random: the baseline that a score must beat."""
 
-    def score(filters: Filters, calibration: Calibration | None, generator: torch.Generator) -> Scores:
+    def score(filters: Channels, calibration: Calibration | None, generator: torch.Generator) -> ChannelScores:
         return [torch.rand(group.size, dtype=torch.float64, generator=generator) for group in filters.groups]
 
     return FilterMethod(settings, "Uniform Filters", score, same_share)
 
 
-def _norm(norm: Callable[[Tensor], Tensor]) -> Score:
-    def score(filters: Filters, calibration: Calibration | None, generator: torch.Generator) -> Scores:
+def _norm(norm: Callable[[Tensor], Tensor]) -> ScoreChannels:
+    def score(filters: Channels, calibration: Calibration | None, generator: torch.Generator) -> ChannelScores:
         return by_filter(filters, norm)
 
     return score
 
 
-def same_share(filters: Filters, scores: Scores, budget: Budget, round_to: int) -> list[int]:
+def same_share(filters: Channels, scores: ChannelScores, budget: Budget, round_to: int) -> list[int]:
     """The same share of every group's channels, the largest that the budget allows."""
     orders = filters.orders(scores)
 

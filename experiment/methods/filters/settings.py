@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from experiment.methods.masks.settings import UnitSettings
-from experiment.methods.settings import Positive
+from experiment.methods.settings import Positive, UnitSettings
 
 Fold = Literal["none", "constant", "mean"]
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError
 from experiment.layers.build import write_whole
-from experiment.layers.compressible import evaluating
 from experiment.layers.factored_layers import balance, write_factors
+from experiment.layers.forward_pass import evaluating
 from experiment.layers.masks import stored, write_parameter
 from experiment.layers.plan import Factors, Plan, State
 from experiment.layers.refit import refit

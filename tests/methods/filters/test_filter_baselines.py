@@ -14,7 +14,7 @@ from experiment.layers.build import expand
 from experiment.layers.plan import Kept, State
 from experiment.measure import count, example_input
 from experiment.methods.base import Budget, Calibration, Compressor, Quantity
-from experiment.methods.filters.base import FilterMethod, filters_of
+from experiment.methods.filters.base import FilterMethod, trace_channels
 from experiment.methods.filters.ft import ft, soft_net, uniform_filters
 from experiment.methods.filters.global_ranking import global_filters, longest_prefix, slimming
 from experiment.methods.filters.settings import FilterSettings, GlobalFiltersSettings
@@ -141,7 +141,7 @@ def test_every_prefix_of_a_small_order() -> None:
         nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)),
         torch.ones(1, 2),
     )
-    filters = filters_of(State(network, example), (), "test")
+    filters = trace_channels(State(network, example), (), "test")
     scores = [torch.tensor([5.0, 1, 9, 3, 7]), torch.tensor([8.0, 2, 6, 4]), torch.zeros(2)]
     join = [(0, 7.0), (1, 6.0), (0, 5.0), (1, 4.0), (0, 3.0), (1, 2.0), (0, 1.0)]  # after the best of each: 9 and 8
     prefixes = [[1 + sum(g == group for g, _ in join[:k]) for group in (0, 1)] + [2] for k in range(len(join) + 1)]
@@ -158,7 +158,7 @@ def test_equal_steps_join_in_the_order_of_the_network() -> None:
     network = nn.Sequential(
         nn.Linear(1, 3, bias=False), nn.ReLU(), nn.Linear(3, 3, bias=False), nn.ReLU(), nn.Linear(3, 1)
     )
-    filters = filters_of(State(network, torch.ones(1, 1)), (), "test")
+    filters = trace_channels(State(network, torch.ones(1, 1)), (), "test")
     scores = [torch.full((n,), 0.1) for n in (3, 3, 1)]  # whose means in steps differ by rounding
     sizes = {counts: counts[0] + counts[0] * counts[1] + counts[1] + 1 for counts in itertools.product((2, 3), (2, 3))}
     counts = longest_prefix(filters, scores, Budget("parameters", sizes[(3, 2)], 16), 2)
