@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import io
 import logging
 import os
 import sys
@@ -20,13 +19,13 @@ from experiment.escaping import json_text, message, one_line, say
 from experiment.progress import is_watched
 from experiment.run.signals import EXIT_INTERRUPTED, stopping_cleanly
 from experiment.run.torchrun_launch import Launch, find_launch
+from experiment.standard_streams import log_to_stderr, require_streams
 
 if TYPE_CHECKING:  # imported where they are used: --help must be fast, --plan must not need torch
     from experiment.config import ParameterFile
     from experiment.config.value_tree import KeyPath
     from experiment.run.cell.torchrun_group import Crew
     from experiment.run.disk.store import Directories
-    from experiment.run.grid.hardware import Machine
     from experiment.run.grid.plan import ExperimentPlan
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG = 0, 1, 2
@@ -43,13 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Only ExperimentError becomes a message. Any other exception is a bug and shows its traceback.
     """
-    _require_streams()
+    require_streams()
     options = _parser().parse_args(arguments)
     launch = find_launch()
     if launch is not None:  # or DDP warns in each process and training that all parameters are used
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     quiet = options.quiet or (launch is not None and not launch.leads)
-    _log_lines(logging.ERROR if quiet else logging.WARNING)
+    log_to_stderr(logging.ERROR if quiet else logging.WARNING)
     try:
         with contextlib.nullcontext() if launch is not None and not launch.leads else stopping_cleanly():
             return _schema() if options.schema else _run(options, launch)
@@ -68,34 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `... --plan | head`: the reader has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE if options.plan or options.schema else EXIT_INTERRUPTED
-
-
-def _require_streams() -> None:
-    """Make sure that all three standard streams exist and accept every character.
-
-    If one was closed (`2>&-`), the next file to be opened would get its number, and the output with it.
-    """
-    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(free, True)
-    os.close(free)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-class _Lines(logging.Formatter):
-    """One line per message."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        return one_line(super().formatMessage(record))
-
-
-def _log_lines(level: int) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Lines("%(message)s"))
-    logging.basicConfig(handlers=[handler], level=level)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -169,7 +140,9 @@ def _run(options: argparse.Namespace, launch: Launch | None) -> int:
             raise
         return _report_once(error, launch)
     if launch is not None and not launch.leads:
-        return _serve(plans[0].machine, options)
+        from experiment.run.workers.torchrun_worker import serve
+
+        return EXIT_DONE if options.plan else serve(plans[0].machine)
     places = [_directories(plan.file, options) for plan in plans]
     _require_own_folders(plans, places)
     if options.plan:
@@ -208,15 +181,6 @@ def _report_once(error: ConfigError, launch: Launch) -> int:
             say(message(problem), sys.stderr)
     wait_for_all()
     return EXIT_WRONG
-
-
-def _serve(machine: Machine, options: argparse.Namespace) -> int:
-    """Train with the process that runs the experiment."""
-    if options.plan:
-        return EXIT_DONE
-    from experiment.run.workers.torchrun_worker import serve
-
-    return serve(machine)
 
 
 def _check_call(options: argparse.Namespace, launch: Launch | None) -> None:

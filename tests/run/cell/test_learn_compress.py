@@ -167,9 +167,9 @@ def test_what_removes_nothing_learns_nothing(write: Any, lc: dict[str, Any]) -> 
     [
         ({"lc": {"step": 3}}, "lc.step: unknown key. Did you mean 'steps'?"),
         ({"lc": {"muInit": 0}}, "lc.muInit: must be greater than 0. Got 0"),
-        ({"lc": {"lrEnd": 0.1, "lrDecay": 0.9}}, "lc.lrDecay: has no effect beside lrEnd"),
-        ({"lc": {"lrEnd": 0.1, "lrMilestones": [3]}}, "lc.lrMilestones: has no effect beside lrEnd"),
-        ({"lc": {"steps": 3, "lrMilestones": [2, 3]}}, "lc.lrMilestones: must lie below steps (3)"),
+        ({"lc": {"lrEnd": 0.1, "lrDecay": 0.9}}, "lc.lrDecay: has no effect with lrEnd"),
+        ({"lc": {"lrEnd": 0.1, "lrMilestones": [3]}}, "lc.lrMilestones: has no effect with lrEnd"),
+        ({"lc": {"steps": 3, "lrMilestones": [2, 3]}}, "lc.lrMilestones: must be below steps (3)"),
         ({"lc": {"muInit": 2, "muCap": 1}}, "lc.muCap: must be at least muInit (2). Got 1."),
         ({"rewind": "weights"}, "experiments.rewind: has no effect in mode lc"),
         ({"retrainIterations": 1}, "experiments.retrainIterations: has no effect in mode lc"),
