@@ -22,41 +22,15 @@ def read(text: str) -> Any:
     return plain(node)
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("1e-4", 1e-4),
-        ("1E5", 1e5),
-        ("5.0e-3", 5e-3),
-        (".5", 0.5),
-        ("-.5e+2", -50.0),
-        ("3.", 3.0),
-        ("010", 10),
-        ("-7", -7),
-        ("+7", 7),
-        ("1_000", 1000),
-        ("0x1F", 31),
-        ("0o17", 15),
-        ("1:30", "1:30"),
-        ("2026-11-22", "2026-11-22"),
-        ("on", "on"),
-        ("no", "no"),
-        ("Yes", "Yes"),
-        ("y", "y"),
-        ("true", True),
-        ("False", False),
-        ("null", None),
-        ("~", None),
-        ("None", "None"),
-        ("1.2.3", "1.2.3"),
-        ("e5", "e5"),
-        ("1e", "1e"),
-        ("_1", "_1"),
-        ("'12'", "12"),
-        ('"1e-4"', "1e-4"),
-        ("9" * 400, "9" * 400),
-    ],
-)
+SCALARS: dict[str, Any] = {
+    "1e-4": 1e-4, "1E5": 1e5, "5.0e-3": 5e-3, ".5": 0.5, "-.5e+2": -50.0, "3.": 3.0, "010": 10, "-7": -7, "+7": 7,
+    "1_000": 1000, "0x1F": 31, "0o17": 15, "1:30": "1:30", "2026-11-22": "2026-11-22", "on": "on", "no": "no",
+    "Yes": "Yes", "y": "y", "true": True, "False": False, "null": None, "~": None, "None": "None", "1.2.3": "1.2.3",
+    "e5": "e5", "1e": "1e", "_1": "_1", "'12'": "12", '"1e-4"': "1e-4", "9" * 400: "9" * 400,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), SCALARS.items())
 def test_scalars(text: str, value: Any) -> None:
     result = read(f"a: {text}\n")["a"]
     assert result == value
