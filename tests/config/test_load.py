@@ -114,9 +114,7 @@ def test_free_mappings_have_no_includes(loaded: Loaded, good: str) -> None:
 
 def test_missing_include_names_the_places(problems: Problems, good: str) -> None:
     (problem,) = problems(good.replace("training:", "training:\n  file: training/cifar/resnte.yaml"))
-    assert problem.startswith(
-        "e.yaml:3: training.file: no such file 'training/cifar/resnte.yaml'. Looked at: training/"
-    )
+    assert problem.startswith("e.yaml:3: training.file: no such file 'training/cifar/resnte.yaml'. Searched: training/")
     assert str(packaged_param()) in problem
     assert problem.endswith("Did you mean 'param/training/cifar/resnet.yaml'?")
 
@@ -343,13 +341,13 @@ def test_where(write: Write, good: str) -> None:
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("nowhere.yaml", "no such parameter file. Looked at: nowhere.yaml"),
+        ("nowhere.yaml", "no such parameter file. Searched: nowhere.yaml"),
         ("mine/fisrt.yaml", "Did you mean 'mine/first.yaml'?"),
         ("x" * 5000, "no such parameter file"),
         ("x\0y", "no such parameter file"),
         ("param/digits/prune/lenet.yaml", "Did you mean 'param/digits/prune/lenet5.yaml'?"),
         ("digits/prune/lenet5", "Did you mean 'param/digits/prune/lenet5.yaml'?"),
-        ("digits/prune", "is a folder. Expected a parameter file (.yaml). It holds lenet5.yaml."),
+        ("digits/prune", "is a folder. Expected a parameter file (.yaml). It contains lenet5.yaml."),
     ],
 )
 def test_no_such_file(write: Write, good: str, path: str, words: str) -> None:

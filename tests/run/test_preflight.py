@@ -74,6 +74,36 @@ def test_settings_of_the_network_are_blamed_where_they_stand(write: Any, small: 
     assert capsys.readouterr().err == f"param/small.yaml:{line}: network.settings.rank: must be at least 1. Got 0.\n"
 
 
+def test_arguments_that_torch_refuses_are_blamed_where_they_stand(
+    write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any
+) -> None:
+    small["training"] |= {
+        "optimizerKwargs": {"lr": 0.1, "momentm": 0.9},
+        "lossKwargs": {"smoothing": 0.1},
+        "transformsTrain": [{"type": "RandomCrop", "kwargs": {"size": 8, "paddin": 1}}],
+    }
+    small["retraining"] |= {
+        "optimizer": "Adam",
+        "optimizerKwargs": {"lr": 0.1, "betas": [0.9, "slow"]},
+        "lrSchedulers": [{"type": "MultiStepLR"}, {"type": "StepLR", "kwargs": {"gama": 0.5}}],
+    }
+    path = write(small)
+    assert main([str(path), "-j", "1", "-q"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    for key, message in (
+        (("training", "optimizerKwargs", "momentm"), "momentm: SGD has no such argument. Did you mean 'momentum'?"),
+        (("training", "lossKwargs", "smoothing"), "smoothing: CrossEntropyLoss has no such argument."),
+        (("training", "transformsTrain", 0), "paddin: RandomCrop has no such argument. Did you mean 'padding'"),
+        (("retraining", "optimizerKwargs"), "Adam refuses {'betas': [0.9, 'slow']"),
+        (("retraining", "lrSchedulers", 0), "MultiStepLR refuses {}: "),
+        (("retraining", "lrSchedulers", 1, "gama"), "gama: StepLR has no such argument. Did you mean 'gamma'?"),
+    ):
+        (line,) = (line for line in lines if message in line)
+        assert line.startswith(f"{load(path).where(*key)}: {key[0]}.{key[1]}")
+    assert len(lines) == 6
+    assert not (in_tmp / "data/trained_networks").exists()
+
+
 OWN = """
 import torch
 from torch.utils.data import TensorDataset
