@@ -1,9 +1,9 @@
-"""How far long work is: whoever computes counts its steps, whoever called decides how they are shown.
+"""Progress of long work: the code that computes counts its steps, and the caller decides how they are shown.
 
 for layer in progress(layers, "singular values"):
     ...
 
-Nothing is shown unless somebody listens: `showing(bars())` shows bars on a terminal and in notebooks.
+Nothing is shown by default; inside `showing(bars())` there are bars, on a terminal and in notebooks.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from contextvars import ContextVar
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
-SECONDS_OF_SILENCE = 2.0  # shorter work shows nothing
+SECONDS_OF_SILENCE = 2.0  # shorter work is not shown
 SECONDS_BETWEEN_DRAWINGS = 0.5
-SECONDS_TO_HINT = 10.0  # from here on a hint is worth reading
+SECONDS_TO_HINT = 10.0  # then the hint is shown
 
 
-class Part(Protocol):
-    """One piece of work under way."""
+class Shown(Protocol):
+    """The display of one piece of work."""
 
     def advance(self) -> None:
-        """One more step is done."""
+        """Count one more step."""
 
     def close(self) -> None:
         """The work has ended, finished or not."""
 
 
-Listener = Callable[[str, int, str], Part]  # from what is done, the number of steps and a hint to a faster way
+Listener = Callable[[str, int, str], Shown]  # description, number of steps, hint
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 def progress(items: Collection[T], description: str, hint: str = "") -> Iterator[T]:
-    """The items one by one, while whoever listens is told how many are done.
+    """Yield the items, and show how many are done.
 
     Args:
         description: what is done with them, in a few words.
-        hint: how to be faster, for those who have waited long.
+        hint: a faster alternative, shown after some time.
     """
     listener = _listener.get()
     if listener is None or not items:
@@ -59,14 +59,14 @@ def progress(items: Collection[T], description: str, hint: str = "") -> Iterator
 
 @contextmanager
 def working(description: str) -> Iterator[None]:
-    """Inside is work whose steps nobody counts."""
+    """Show work without steps."""
     for _ in progress((None,), description):
         yield
 
 
 @contextmanager
 def showing(listener: Listener | None) -> Iterator[None]:
-    """Inside, `listener` is told of all work; None: nobody is."""
+    """Show all work inside by `listener`; None: show nothing."""
     token = _listener.set(listener)
     try:
         yield
@@ -75,19 +75,19 @@ def showing(listener: Listener | None) -> Iterator[None]:
 
 
 def bars(wanted: bool = True) -> Listener | None:
-    """Bars where a person is likely to watch, else nothing."""
+    """Bars if a person is likely to watch, otherwise nothing."""
     return Bar if wanted and is_watched() else None
 
 
 def is_watched() -> bool:
-    """Whether errors and bars appear on a terminal or in a notebook."""
+    """Whether stderr is a terminal, or this is a notebook."""
     return "ipykernel" in sys.modules or sys.stderr.isatty()
 
 
 class Bar:
-    """A bar of tqdm's that appears after two seconds and goes at the end.
+    """A bar of tqdm, shown after two seconds and removed at the end.
 
-    A thread of its own draws it, so that one long step is not silent either.
+    It is drawn in a thread, so that it also moves during a long step.
     """
 
     def __init__(self, description: str, total: int, hint: str = "") -> None:
@@ -96,20 +96,20 @@ class Bar:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def advance(self) -> None:
-        """One more step is done."""
+        """Count one more step."""
         self._done += 1
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._ended.set()
-        with self._lock:  # until it is gone
+        with self._lock:  # wait until it is removed
             pass
 
     def _watch(self) -> None:
         if self._ended.wait(SECONDS_OF_SILENCE):
             return
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a notebook lacks widgets
+            warnings.simplefilter("ignore")  # a notebook may lack widgets
             from tqdm.auto import tqdm
         form = None if self._total > 1 else "{desc}: {elapsed}{postfix}"
         with self._lock, tqdm(total=self._total, desc=self._description, leave=False, bar_format=form) as bar:
@@ -124,8 +124,8 @@ class Bar:
                 until_hint -= SECONDS_BETWEEN_DRAWINGS
 
 
-class Spoken:
-    """Steps told in words, for those who have their own place to show them: after two seconds, once a second."""
+class ProgressText:
+    """Progress as text for `say`, after two seconds, at most once per second."""
 
     def __init__(self, say: Callable[[str], None], description: str, total: int, hint: str = "") -> None:
         self._say, self._description, self._total, self._hint = say, description, total, hint
@@ -133,7 +133,7 @@ class Spoken:
         self._next = self._started + SECONDS_OF_SILENCE
 
     def advance(self) -> None:
-        """One more step is done."""
+        """Count one more step."""
         self._done += 1
         now = time.monotonic()
         if now < self._next:
@@ -143,4 +143,4 @@ class Spoken:
         self._say(f"{self._description} {self._done}/{self._total}{hint}")
 
     def close(self) -> None:
-        """Nothing is left to say."""
+        """No final text."""

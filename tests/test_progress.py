@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from experiment import compress, progress
-from experiment.progress import Bar, Spoken, bars, showing, working
+from experiment.progress import Bar, ProgressText, bars, showing, working
 
 
 class Terminal(io.StringIO):
@@ -99,9 +99,9 @@ def test_every_analysis_is_told(monkeypatch: pytest.MonkeyPatch, method: str) ->
     terminal_of(monkeypatch)
     told: list[str] = []
 
-    def spoken(description: str, total: int, hint: str) -> Spoken:
+    def spoken(description: str, total: int, hint: str) -> ProgressText:
         told.append(f"{description} {hint}")
-        return Spoken(told.append, description, total, hint)
+        return ProgressText(told.append, description, total, hint)
 
     monkeypatch.setattr(progress, "Bar", spoken)
     network, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(4, 8)
@@ -115,7 +115,7 @@ def test_every_analysis_is_told(monkeypatch: pytest.MonkeyPatch, method: str) ->
 def test_words_come_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     now, said = 100.0, []
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    part = Spoken(said.append, "reading", 50, "use a cache")
+    part = ProgressText(said.append, "reading", 50, "use a cache")
     for _ in range(24):
         now += 0.5
         part.advance()

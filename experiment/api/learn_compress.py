@@ -1,9 +1,8 @@
-"""The L-C optimizer in Python, on a network of one's own: LC(network, "WT", keep=0.05, train=..., valid=...).run()."""
+"""The L-C optimizer in Python: LC(network, "WT", keep=0.05, train=..., valid=...).run()."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,47 +19,52 @@ from experiment.datasets.image_data import Batch, count_batches
 from experiment.datasets.python_samples import PairData
 from experiment.errors import CompressionError, ConfigError, DataError
 from experiment.layers.prepare_network import plain_copy
-from experiment.lc.optimizer import LCOptimizer
+from experiment.lc.optimizer import LCOptimizer, digest
 from experiment.lc.projection import FunctionProjection, MethodProjection, Projection
 from experiment.measure import count
 from experiment.methods.base import Calibration, Quantity, keep_ratio, make_method
 from experiment.methods.configure import configure
 from experiment.progress import bars, showing
-from experiment.run.cell.learn_compress import lc_settings
+from experiment.run.cell.training_settings import lc_settings
 from experiment.training.check import check_training
 from experiment.training.settings import Precision, TrainSettings
 
 if TYPE_CHECKING:
     import pandas as pd
 
-COMPARED = 256  # samples that tell whether a checkpoint is of the same data
-CALIBRATION = 256  # images of the validation part that methods which look at data are given
+COMPARED = 256  # samples that identify the data of a checkpoint
+CALIBRATION = 256  # validation images for methods that look at data
 Pair = tuple[Callable[[nn.Module], nn.Module], Callable[[nn.Module], nn.Module]]
 
 
 class LC:
-    """Learning and compressing in turn: the weights of a trained network are drawn to compressed ones.
+    """Learning and compression in turn: the weights of a trained network are drawn to compressed ones.
 
         lc = LC(net, "WT", keep=0.05, train=train_set, valid=valid_set, optimizer_kwargs={"lr": 0.01, "momentum": 0.9})
         small = lc.run()          # the compressed network of smallest validation loss; `net` is unchanged
-        lc.statistics             # a row a step
+        lc.statistics             # one row per step
         save_network(lc.result, "small.pt")
 
     Args:
         network: the trained network.
-        scheme: a method's label, or a pair of functions of your own: compress(module) -> compressed module, and
-            decompress(compressed) -> module that has the network's layers under their names. Both get copies, and
-            give equal results for equal networks.
-        train, valid: datasets (len and indexing) of (input, class number), or pairs of tensors (inputs, targets); the
-            second one chooses the best network. Random transforms draw from torch's generators.
+        scheme: label of a method, or a pair of functions: compress(module) -> compressed module, and
+            decompress(compressed) -> module with the layers of the network under their names. Both are given copies
+            and must be deterministic.
+        train, valid: datasets (with len and indexing) of (input, class number), or pairs of tensors (inputs, targets);
+            the second one chooses the best network. Random transforms draw from torch's generators.
         keep, budget, settings: of a method, as for `compress`.
         steps, iterations, iterations_first, mu_init, mu_multiplier, mu_cap, lr_decay, lr_milestones, lr_end: as in the
             block `lc` of parameter files.
         batch_size, optimizer, optimizer_kwargs, loss, loss_kwargs, precision: of the L-steps.
-        checkpoint: file that is written after every step, and from which the same call continues: one with the same
-            settings, network, samples (256 are compared) and compression of the network.
-        progress: whether a bar shows, on a terminal and in notebooks, how far `run` is.
-    Raises: ConfigError: an unknown method or setting. DataError: too few samples, or what is no class of the network.
+        device: cpu or cuda.
+        seed: of all random draws.
+        checkpoint: file that is written after every step. The same call continues from it: with the same settings,
+            network, data (256 samples are compared) and compression.
+        progress: whether `run` shows a progress bar, on a terminal and in notebooks.
+
+    Raises:
+        ConfigError: unknown method, or wrong settings.
+        DataError: too few samples, or a class that the network does not have.
     """
 
     def __init__(
@@ -93,78 +97,77 @@ class LC:
         checkpoint: str | Path | None = None,
         progress: bool = True,
     ) -> None:
-        if torch.device(device).type not in ("cpu", "cuda"):
-            raise ConfigError(f"device: training needs cpu or cuda, since losses are summed in float64. Got {device}.")
-        self._shown, self._label = progress, scheme if isinstance(scheme, str) else "functions of your own"
         training = TrainSettings(
             num_epochs=1, batch_size=batch_size, optimizer=optimizer,
             optimizer_kwargs=dict(optimizer_kwargs or {"lr": 0.01, "momentum": 0.9, "nesterov": True}), loss=loss,
             loss_kwargs=dict(loss_kwargs or {}), precision=precision, channels_last=torch.device(device).type == "cpu",
         )  # fmt: skip
-        if problems := _call_problems(training, budget):
-            raise ConfigError(problems)
-        block = _block(
+        _check_call(training, budget, device)
+        block = _lc_block(
             steps=steps, iterations=iterations, iterations_first=iterations_first, mu_init=mu_init,
             mu_multiplier=mu_multiplier, mu_cap=mu_cap, lr_decay=lr_decay, lr_milestones=list(lr_milestones),
             lr_end=lr_end,
         )  # fmt: skip
-        images = PairData("train", train, torch.device(device))
-        held_out = PairData("valid", valid, torch.device(device))
-        example = held_out.first(1)[0]
+        train_data = PairData("train", train, torch.device(device))
+        valid_data = PairData("valid", valid, torch.device(device))
+        example = valid_data.first(1)[0]
         network = plain_copy(network).to(device).eval()
-        samples = {part.name: part.some(COMPARED) for part in (images, held_out)}
+        samples = {part.name: part.some(COMPARED) for part in (train_data, valid_data)}
         _check_targets(samples, network, training)
-        project, about = _projection(network, scheme, keep, budget, dict(settings or {}), held_out, example, seed)
+        project, about = _projection(network, scheme, keep, budget, dict(settings or {}), valid_data, example, seed)
         if checkpoint is not None:
-            about = (*about, *(_digest(*batch) for batch in samples.values()))
-        if checkpoint is not None and isinstance(project, FunctionProjection):  # whose code and settings none can see
-            first = project(network)
-            about = (*about, *(_digest(*module.state_dict().values()) for module in (first.network, first.dense)))
+            about += (*(digest({"x": x, "y": y}) for x, y in samples.values()), *_results_of(project, network))
+        self._show_progress, self._label = progress, scheme if isinstance(scheme, str) else "your functions"
         self._original = count(network, example)
-        per_epoch = count_batches(len(images), batch_size, training=True)
         self._optimizer = LCOptimizer(
-            network, project, images, held_out, lc_settings(block, per_epoch), training, example=example,
-            stream=("lc", seed), device=device, checkpoint=None if checkpoint is None else Path(checkpoint),
-            about=about, replaces=False,
+            network, project, train_data, valid_data,
+            lc_settings(block, count_batches(len(train_data), batch_size, training=True)), training, example=example,
+            stream=("lc", seed), checkpoint=None if checkpoint is None else Path(checkpoint), about=about,
+            replaces=False,
         )  # fmt: skip
 
     def run(self) -> nn.Module:
-        """Make the steps that are left; returns the compressed network of smallest validation loss, in eval mode.
+        """Make the steps that are left.
+
+        Returns: the compressed network of smallest validation loss, in eval mode.
 
         Raises:
-            TrainingDiverged, CompressionError (InfeasibleBudget too).
-            StoreError: the file `checkpoint` is of something else.
+            TrainingDiverged: loss or weights became NaN or infinite.
+            CompressionError: the compression failed (InfeasibleBudget: it cannot reach the size).
+            StoreError: the file `checkpoint` belongs to something else.
         """
-        with showing(bars(self._shown)):
+        with showing(bars(self._show_progress)):
             return self._optimizer.run().network
 
     @property
     def result(self) -> CompressionResult:
-        """The network that `run` returned with its sizes and its plan, as `compress` returns it; of a method alone.
+        """The network that `run` returned, with sizes and plan as `compress` returns them.
 
-        Raises: CompressionError: `run` has not been called, or functions of your own compressed it.
+        Raises: CompressionError: `run` has not been called, or the scheme is a pair of functions.
         """
-        best = self._optimizer.best
-        if best is None:
+        if not self._optimizer.records:
             raise CompressionError("there is no result yet. Call run() first.")
-        if best.compressed is None:
-            raise CompressionError("of functions of your own nothing is known but the network that run() returned.")
-        return result_of(self._label, self._original, best.compressed)
+        compressed = self._optimizer.best.compressed
+        if compressed is None:
+            raise CompressionError(
+                "your functions compressed the network: only run() returns it, since it has no plan."
+            )
+        return result_of(self._label, self._original, compressed)
 
     @property
     def top1(self) -> float:
-        """Validation accuracy of the network that `run` returned, a fraction."""
-        rows = [row for row in self._optimizer.statistics if math.isfinite(row.valid_loss)]
-        if not rows:
+        """Validation accuracy of the network that `run` returned, a fraction in [0, 1]."""
+        records = [record for record in self._optimizer.records if math.isfinite(record.valid_loss)]
+        if not records:
             raise CompressionError("there is no accuracy yet. Call run() first.")
-        return min(rows, key=lambda row: row.valid_loss).valid_top1
+        return min(records, key=lambda record: record.valid_loss).valid_top1
 
     @property
     def statistics(self) -> pd.DataFrame:
-        """One row a step: mu, learning rate, iterations, losses and accuracies, the distance between w and theta."""
+        """One row per step: mu, learning rate, iterations, losses, accuracies, and the distance of w from theta."""
         import pandas as pd
 
-        return pd.DataFrame([dataclasses.asdict(row) for row in self._optimizer.statistics])
+        return pd.DataFrame([dataclasses.asdict(record) for record in self._optimizer.records])
 
 
 def _projection(
@@ -177,17 +180,17 @@ def _projection(
     example: Tensor,
     seed: int,
 ) -> tuple[Projection, tuple[object, ...]]:
-    """The compression, and what tells it from another."""
+    """The compression, and what identifies it."""
     if not isinstance(scheme, str):
         if keep is not None or settings:
-            raise ConfigError("keep and settings are a method's. Functions of your own have theirs in them.")
+            raise ConfigError("keep and settings: have no effect on a pair of functions. Remove them.")
         shrink, restore = scheme
         return FunctionProjection(shrink, restore), ()
     spec = configure(scheme, settings)
     if keep is None and not spec.fixed_size:
-        raise ConfigError(f"keep is required and missing: {scheme} needs to know how much stays, in (0, 1].")
+        raise ConfigError(f"keep: is required by {scheme}. Expected the share of {budget} to keep, in (0, 1].")
     if keep is not None and keep_ratio(keep) != 1 and spec.fixed_size:
-        raise ConfigError(f"keep has no effect: the settings of {scheme} decide the size. Leave it out.")
+        raise ConfigError(f"keep: has no effect, since the settings of {scheme} decide the size. Remove it.")
     calibration = Calibration(*valid.first(CALIBRATION))
     keep = 1.0 if keep is None else keep_ratio(keep)
     projection = MethodProjection(
@@ -202,47 +205,49 @@ def _projection(
     return projection, (spec.entry.label, spec.entry.version, spec.settings, keep, budget)
 
 
-def _call_problems(training: TrainSettings, budget: str) -> list[str]:
+def _check_call(training: TrainSettings, budget: str, device: torch.device | str) -> None:
     problems = []
+    if torch.device(device).type not in ("cpu", "cuda"):
+        problems.append(f"device: must be cpu or cuda, since losses are summed in float64. Got {device}.")
     if budget not in get_args(Quantity):
         problems.append(f"budget: must be one of {', '.join(get_args(Quantity))}. Got {budget!r}.")
     if training.precision not in get_args(Precision):
         problems.append(f"precision: must be one of {', '.join(get_args(Precision))}. Got {training.precision!r}.")
     if training.batch_size < 1:
         problems.append(f"batch_size: must be at least 1. Got {training.batch_size}.")
-    return problems + check_training(training)
+    if problems := problems + check_training(training):
+        raise ConfigError(problems)
+
+
+def _lc_block(**values: Any) -> LearnCompress:
+    """The block `lc` of a parameter file with these values.
+
+    Raises: ConfigError: what a parameter file may not say either.
+    """
+    names = {info.alias or name: name for name, info in LearnCompress.model_fields.items()}
+    block = {alias: values[name] for alias, name in names.items()}
+    try:
+        return LearnCompress.model_validate(block)
+    except ValidationError as error:
+        problems = [f"{e['loc'][0]}: {expectation(e)}" for e in error.errors(include_url=False)]
+        for alias, name in names.items():
+            problems = [problem.replace(alias, name) for problem in problems]
+        raise ConfigError(problems) from error
 
 
 def _check_targets(samples: Mapping[str, Batch], network: nn.Module, training: TrainSettings) -> None:
-    """Raises: DataError: among the samples is one of a class that the network does not have."""
+    """Raises: DataError: a sample is of a class that the network does not have."""
     for name, (x, y) in samples.items():
         with torch.no_grad():
             classes = network(x[:1]).shape[-1]
-        strange = y[(y < 0) | (y >= classes)]
-        if len(strange) and "ignore_index" not in training.loss_kwargs:
-            raise DataError(f"{name}: expected class numbers from 0 to {classes - 1}. Got {int(strange[0])}.")
+        unknown = y[(y < 0) | (y >= classes)]
+        if len(unknown) and "ignore_index" not in training.loss_kwargs:
+            raise DataError(f"{name}: expected class numbers from 0 to {classes - 1}. Got {int(unknown[0])}.")
 
 
-def _digest(*tensors: Tensor) -> str:
-    content = hashlib.sha256()
-    for tensor in tensors:
-        content.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
-        content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return content.hexdigest()
-
-
-def _block(**values: Any) -> LearnCompress:
-    """The settings, checked as those of a parameter file are.
-
-    Raises: ConfigError: all that is wrong.
-    """
-    try:
-        block = LearnCompress.model_validate(
-            {LearnCompress.model_fields[name].alias: value for name, value in values.items()}
-        )
-    except ValidationError as error:
-        problems = [f"{e['loc'][0]}: {expectation(e)}" for e in error.errors(include_url=False)]
-        for name, info in LearnCompress.model_fields.items():
-            problems = [problem.replace(str(info.alias), name) for problem in problems]
-        raise ConfigError(problems) from error
-    return block
+def _results_of(project: Projection, network: nn.Module) -> tuple[str, ...]:
+    """What identifies a pair of functions, whose code is unknown: their results."""
+    if not isinstance(project, FunctionProjection):
+        return ()
+    first = project(network)
+    return digest(first.network.state_dict()), digest(first.dense.state_dict())

@@ -22,7 +22,7 @@ from experiment.run.disk.network_file import original_of, read_weights, rebuild
 from experiment.run.disk.parameters_file import PARAMETERS, owner_of, require_own
 from experiment.run.disk.results_table import COLUMNS
 from experiment.run.disk.store import Store
-from experiment.training.loop import evaluate as evaluate_network
+from experiment.training.evaluation import evaluate as evaluate_network
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,11 +1,9 @@
-"""The highest compression that loses no more than so much accuracy, found with a few networks.
+"""The search for the smallest keep ratio within a loss of accuracy.
 
-Condensa searches by Bayesian optimisation. Of one number, with an accuracy that falls as less is kept, the level set is
-an interval, and halving it, in log keep, is the search whose worst case is the best: ten networks find the edge
-anywhere from 0.001 to 1 to within 1.4 %. So no optimiser library is needed.
+Bisection of the keep ratio, in logarithms: accuracy falls as less is kept, so the keep ratios within the loss are an
+interval. Ten networks find its end between 0.001 and 1 up to 1.4 %.
 
-Source: Joseph et al. 2019, https://arxiv.org/abs/1911.02497. Differs: bisection; at least as deterministic as the
-networks are.
+Source: Joseph et al. 2019, https://arxiv.org/abs/1911.02497. Differs: bisection instead of Bayesian optimization.
 """
 
 from __future__ import annotations
@@ -20,8 +18,8 @@ ROUNDING = 1e-9  # far below one image, far above the error of 0.9 - 0.005
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A keep ratio that was tried; `top1` is None where no network can be that small."""
+class KeepSample:
+    """A keep ratio that was tried; `top1` is None if no network can be that small."""
 
     keep: float
     top1: float | None
@@ -29,16 +27,16 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Search:
-    """What was found.
+class KeepSearchResult:
+    """The result of a search.
 
     Attributes:
-        keep: the smallest keep ratio that was tried and is within the loss; None where none was.
-        samples: everything that was tried, in order.
+        keep: the smallest keep ratio among the samples within the loss; None if there is none.
+        samples: in the order in which they were tried.
     """
 
     keep: float | None
-    samples: tuple[Sample, ...]
+    samples: tuple[KeepSample, ...]
 
 
 def search_keep(
@@ -49,51 +47,55 @@ def search_keep(
     samples: int = 10,
     smallest: float = 1e-3,
     precision: float = 0.01,
-) -> Search:
-    """The smallest keep ratio whose network stays within a loss of accuracy.
+) -> KeepSearchResult:
+    """Find the smallest keep ratio whose network is within a loss of accuracy.
+
+        found = search_keep(top1, reference=0.992)
+        found.keep
 
     Args:
-        top1: makes the network of a keep ratio and returns its accuracy, a fraction, on data that it has not learnt
-            from and is not tested on; an InfeasibleBudget that it raises means that a network cannot be that small.
+        top1: makes the network of a keep ratio and returns its accuracy, a fraction, on validation data; raises
+            InfeasibleBudget if a network cannot be that small.
         reference: accuracy of the uncompressed network on the same data.
-        accuracy_loss: the most that may be lost, a fraction.
-        samples: the most networks that are made.
-        smallest: the smallest keep ratio that is tried.
-        precision: what is known more precisely than this, relative to itself, is not searched further.
-    Raises: ConfigError: a number is out of its range; an accuracy too.
+        accuracy_loss: maximum loss of accuracy, a fraction.
+        samples: maximum number of networks.
+        smallest: smallest keep ratio to try.
+        precision: relative precision of the keep ratio at which the search ends.
+    Returns: the keep ratio, and all samples.
+    Raises: ConfigError: an argument, or an accuracy, is out of range.
     """
     _check(reference, accuracy_loss, samples, smallest, precision)
-    low, high = math.log(smallest), 0.0  # nothing below low is known to do, and everything is kept at high
-    tried: list[Sample] = []
+    low, high = math.log(smallest), 0.0  # low is not known to be within the loss, high is
+    tried: list[KeepSample] = []
     while len(tried) < samples and high - low > math.log1p(precision):
         keep = float(f"{math.exp(low if not tried else (low + high) / 2):.10g}")  # as ratios of a grid are rounded
         tried.append(_sample(top1, keep, reference, accuracy_loss))
         if not tried[-1].within:
             low = math.log(keep)
         elif len(tried) == 1:
-            break  # the smallest will do
+            break  # the smallest one is within the loss
         else:
             high = math.log(keep)
-    return Search(min((sample.keep for sample in tried if sample.within), default=None), tuple(tried))
+    return KeepSearchResult(min((sample.keep for sample in tried if sample.within), default=None), tuple(tried))
 
 
 def is_within(top1: float, reference: float, accuracy_loss: float) -> bool:
-    """Whether an accuracy is at most so much below the reference's; NaN is not."""
+    """Whether an accuracy is at most `accuracy_loss` below the reference; NaN is not."""
     return top1 >= reference - accuracy_loss - ROUNDING
 
 
-def _sample(top1: Callable[[float], float], keep: float, reference: float, accuracy_loss: float) -> Sample:
+def _sample(top1: Callable[[float], float], keep: float, reference: float, accuracy_loss: float) -> KeepSample:
     try:
-        told = top1(keep)
+        returned = top1(keep)
     except InfeasibleBudget:
-        return Sample(keep, None, False)
+        return KeepSample(keep, None, False)
     try:
-        accuracy = float(told)  # of numpy or torch, too
+        accuracy = float(returned)  # also of numpy or torch
     except (TypeError, ValueError):
         accuracy = math.inf
-    if accuracy > 1:  # NaN is an answer: it diverged
-        raise ConfigError(f"top1 must return an accuracy as a fraction, in [0, 1]. Got {told!r}.")
-    return Sample(keep, accuracy, is_within(accuracy, reference, accuracy_loss))
+    if accuracy > 1:  # NaN: training diverged
+        raise ConfigError(f"top1 must return an accuracy as a fraction, in [0, 1]. Got {returned!r}.")
+    return KeepSample(keep, accuracy, is_within(accuracy, reference, accuracy_loss))
 
 
 def _check(reference: float, accuracy_loss: float, samples: int, smallest: float, precision: float) -> None:

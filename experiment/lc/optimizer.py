@@ -1,4 +1,4 @@
-"""The L-C optimizer: weights w learn while they are drawn to compressed ones, theta, which follow them in turn.
+"""The L-C optimizer: learning (L) and compression (C) steps alternate, and weights w approach compressed ones, theta.
 
     min_{w, theta} L(w)   subject to   w = Delta(theta)
 
@@ -8,8 +8,8 @@ by the augmented Lagrangian L(w) - lambda^T (w - Delta(theta)) + mu/2 ||w - Delt
     C   theta = Pi(w - lambda / mu)      (Pi(w) while mu = 0: step 0 is direct compression)
     M   lambda <- lambda - mu (w - Delta(theta)),  then mu grows
 
-for the weights of convolutions and linear layers; biases and BatchNorm take no part in the constraint, and nor do
-layers that the compression leaves as they are. Every theta is validated, and the best one is the result.
+The constraint is on the weights of convolutions and linear layers; biases, BatchNorm and layers that the compression
+does not change are free. Every theta is validated, and the best one is the result.
 
 Source: Carreira-Perpinan 2017, https://arxiv.org/abs/1707.01209; Joseph et al. 2019 (Condensa),
 https://arxiv.org/abs/1911.02497
@@ -18,9 +18,10 @@ https://arxiv.org/abs/1911.02497
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -28,147 +29,172 @@ from torch import Tensor, nn
 
 from experiment.datasets.image_data import Images
 from experiment.errors import TrainingDiverged
-from experiment.lc.lc_checkpoint import Iteration, LCCheckpoint, Progress
+from experiment.lc.learning_step import MinibatchTraining
 from experiment.lc.projection import Projected, Projection, condensed_weights, weights_of
 from experiment.lc.settings import LCSettings
+from experiment.lc.state import LCRecord, LCState, restored
 from experiment.progress import progress
 from experiment.random_streams import Part
+from experiment.training.checkpoint import Checkpoint
 from experiment.training.evaluation import Metrics, evaluate
-from experiment.training.iterations import Iterations, Stretch
 from experiment.training.settings import TrainSettings
+from experiment.training.step import TrainingImages, TrainMetrics
 
 
 class LCOptimizer:
-    """One optimization, from a trained network to its best compressed form.
+    """One L-C optimization, from a trained network to its best compressed form.
 
     Args:
-        network: the trained network; it is copied, never modified.
+        network: the trained network, on the device to compute on; copied, not modified.
         project: the compression.
         train, valid: images to learn from, and to choose the best compressed network by; never the test part.
         settings: of the optimizer.
-        training: optimizer, batch size, loss and precision of the L-steps, penalties and distillation, whose teacher is
-            `network`; its epochs and schedulers are not used.
+        training: optimizer, batch size, loss, precision, penalties and distillation of the L-steps, with `network` as
+            teacher; number of epochs and schedulers are ignored.
         example: a batch of one input.
         stream: of data order, augmentation and dropout.
-        checkpoint: file to continue from, if it is there, and to write after every step.
-        about: what else says which optimization the checkpoint is of.
-        replaces: whether a file there that is damaged or of another optimization is set aside, or refused.
-        on_batch: told the number of images just trained on. on_iteration: told of every step that is made now.
+        checkpoint: file to continue from, written after every step.
+        about: anything else that identifies the optimization of the checkpoint.
+        replaces: whether a checkpoint that is damaged or of another optimization is renamed and replaced.
     """
 
     def __init__(
         self,
         network: nn.Module,
         project: Projection,
-        train: Images,
+        train: TrainingImages,
         valid: Images,
         settings: LCSettings,
         training: TrainSettings,
         *,
         example: Tensor,
         stream: tuple[Part, ...],
-        device: torch.device | str,
         checkpoint: Path | None = None,
         about: object = None,
         replaces: bool = True,
-        on_batch: Callable[[int], None] | None = None,
-        on_iteration: Callable[[Iteration], None] | None = None,
     ) -> None:
-        self._device = torch.device(device)
-        self._network = copy.deepcopy(network).to(self._device).eval()
+        self._device = next(network.parameters()).device
+        self._network = copy.deepcopy(network).eval()
         self._teacher = None if training.distillation is None else network
         self._project, self._train, self._valid = project, train, valid
         self._settings, self._training, self._stream = settings, training, stream
-        self._on_batch, self._on_iteration = on_batch, on_iteration
-        self._weights = condensed_weights(self._network, example.to(self._device))
-        which = (settings, training, stream, len(train), len(valid), about)
-        self._checkpoint = LCCheckpoint(checkpoint, self._network, which, replaces=replaces)
-        self._progress = Progress()
-        self.best: Projected | None = None
+        self._weights = condensed_weights(self._network, example)
+        weights = None if checkpoint is None else digest(network.state_dict())
+        which = (settings, training, stream, len(train), len(valid), about, weights)
+        self._checkpoint = Checkpoint(checkpoint, which, replaces=replaces)
+        self._state = LCState()
+        self._best: Projected | None = None
 
     @property
-    def statistics(self) -> list[Iteration]:
-        """A row for every step until now, those before an interruption too."""
-        return list(self._progress.statistics)
+    def records(self) -> list[LCRecord]:
+        """The steps until now, including those before an interruption."""
+        return self._state.records
 
-    def run(self) -> Projected:
-        """Make the steps that are left; returns the compressed network of smallest validation loss.
+    def steps(self) -> Iterator[LCRecord]:
+        """Make the steps that are left; yields the record of each.
 
         Raises:
-            TrainingDiverged: loss or weights became NaN or infinite, or the loss of every compressed network is.
-            CompressionError: InfeasibleBudget too; whatever the compression raises.
+            TrainingDiverged: loss or weights became NaN or infinite.
+            CompressionError: the compression failed (InfeasibleBudget: it cannot reach the size).
         """
-        self._progress = p = self._checkpoint.load(self._network)
-        iterations = Iterations(
+        if saved := self._checkpoint.load():
+            self._state = restored(saved, self._network, self._device)
+        state = self._state
+        training = MinibatchTraining(
             self._network, self._train, self._training, stream=self._stream, device=self._device,
-            done=p.statistics[-1].iterations if p.statistics else 0, on_batch=self._on_batch, teacher=self._teacher,
+            done=state.records[-1].iterations if state.records else 0, teacher=self._teacher,
         )  # fmt: skip
-        for j in progress(range(len(p.statistics), self._settings.steps), "learning and compressing, by step"):
-            row = self._step(j, iterations)
-            p.statistics.append(row)
-            p.mu = self._settings.next_mu(p.mu)
-            self._checkpoint.save(self._network, p)
-            if self._on_iteration is not None:
-                self._on_iteration(row)
-        if p.best is None:
-            raise TrainingDiverged("the validation loss of every compressed network is NaN. Try a smaller muInit.")
-        if self.best is None:  # it was found before an interruption
-            self.best = self._project(_with_state(self._network, p.best))
+        for j in progress(range(len(state.records), self._settings.steps), "learning and compressing, by step"):
+            record = self._step(j, training)
+            state.records.append(record)
+            state.mu = self._settings.next_mu(state.mu)
+            self._checkpoint.save(state.saved(self._network))
+            yield record
+
+    def run(self) -> Projected:
+        """Make all steps that are left; returns the best compressed network."""
+        for _ in self.steps():
+            pass
         return self.best
 
-    def _step(self, j: int, iterations: Iterations) -> Iteration:
-        started = time.monotonic()
-        learnt = self._learn(j, iterations) if j > 0 else None
+    @property
+    def best(self) -> Projected:
+        """The compressed network of smallest validation loss.
+
+        Raises: TrainingDiverged: the loss of every one is NaN.
+        """
+        if self._state.best_weights is None:
+            raise TrainingDiverged("the validation loss of every compressed network is NaN. Try a smaller muInit.")
+        if self._best is None:  # from before an interruption
+            network = copy.deepcopy(self._network)
+            network.load_state_dict(self._state.best_weights)
+            self._best = self._project(network.eval())
+        return self._best
+
+    def _step(self, j: int, training: MinibatchTraining) -> LCRecord:
+        started, state = time.monotonic(), self._state
+        learned = self._learn(j, training) if j > 0 else None
         network = self._target()
         projected = self._project(network)
-        measured = self._validated(projected)
-        if measured.loss < self._progress.best_loss:
-            self._progress.best_loss = measured.loss
-            self._progress.best = {n: t.detach().cpu().clone() for n, t in network.state_dict().items()}
-            self.best = projected
-        distance, norm = self._follow(network, projected)
-        return _row(j, self._progress.mu, learnt, iterations, measured, distance, norm, started)
+        valid = self._validate(projected)
+        if valid.loss < state.best_loss:
+            state.best_loss, self._best = valid.loss, projected
+            state.best_weights = {n: t.detach().cpu().clone() for n, t in network.state_dict().items()}
+        distance, norm = self._update_multipliers(network, projected)
+        return LCRecord(
+            iteration=j,
+            mu=state.mu,
+            learning_rate=learned.learning_rate if learned else None,
+            iterations=training.done,
+            epochs=round(training.done / training.per_epoch, 4),
+            loss=learned.loss if learned else None,
+            top1=learned.top1 if learned else None,
+            valid_loss=valid.loss,
+            valid_top1=valid.top1,
+            valid_top5=valid.top5,
+            distance=distance,
+            relative_distance=distance / norm if norm else 0.0,
+            images=learned.images if learned else 0,
+            seconds=time.monotonic() - started,
+        )
 
-    def _learn(self, j: int, iterations: Iterations) -> Stretch:
-        """The L-step: what is added to the gradients draws w to theta."""
-        p = self._progress
+    def _learn(self, j: int, training: MinibatchTraining) -> TrainMetrics:
+        """The L-step."""
+        state = self._state
 
-        def draw() -> None:
-            with torch.no_grad():
-                for name, theta in p.theta.items():
-                    weight = self._weights[name]
-                    if weight.grad is not None:
-                        weight.grad.add_(weight - theta, alpha=p.mu).sub_(p.multipliers[name])
+        @torch.no_grad()
+        def draw_to_theta() -> None:
+            for name, theta in state.theta.items():
+                weight = self._weights[name]
+                if weight.grad is not None:
+                    weight.grad.add_(weight - theta, alpha=state.mu).sub_(state.multipliers[name])
 
         try:
-            return iterations.run(self._settings.count(j), self._settings.training(self._training, j), draw)
+            return training.run(self._settings.count(j), self._settings.training(self._training, j), draw_to_theta)
         except TrainingDiverged as error:
-            advice = (
-                "Or let mu start lower, grow slower or end sooner: where rate times mu passes 2, weights overshoot."
-            )
-            raise TrainingDiverged(f"step {j} of learning and compressing, mu {p.mu:g}: {error} {advice}") from error
+            advice = "Or use a smaller muInit, muMultiplier or muCap: weights overshoot if learning rate times mu > 2."
+            raise TrainingDiverged(
+                f"step {j} of learning and compressing, mu {state.mu:g}: {error} {advice}"
+            ) from error
 
+    @torch.no_grad()
     def _target(self) -> nn.Module:
-        """What the C-step compresses: w - lambda / mu, all else being w's own."""
+        """The network that the C-step compresses: w - lambda / mu in its constrained weights."""
         network = copy.deepcopy(self._network)
-        with torch.no_grad():
-            for name, multiplier in self._progress.multipliers.items():
-                network.get_submodule(name).get_parameter("weight").sub_(multiplier, alpha=1 / self._progress.mu)
+        for name, multiplier in self._state.multipliers.items():
+            network.get_submodule(name).get_parameter("weight").sub_(multiplier, alpha=1 / self._state.mu)
         return network
 
-    def _validated(self, projected: Projected) -> Metrics:
+    def _validate(self, projected: Projected) -> Metrics:
         t = self._training
         return evaluate(
             projected.network, self._valid, loss=t.loss, loss_kwargs=t.loss_kwargs, device=self._device,
             precision=t.precision, channels_last=t.channels_last,
         )  # fmt: skip
 
-    def _follow(self, network: nn.Module, projected: Projected) -> tuple[float, float]:
-        """Take over theta, and update the multipliers by it.
-
-        Returns: ||w - Delta(theta)|| and ||w||.
-        """
-        p, difference, norm = self._progress, 0.0, 0.0
+    def _update_multipliers(self, network: nn.Module, projected: Projected) -> tuple[float, float]:
+        """The M-step, with the new theta; returns ||w - Delta(theta)|| and ||w||."""
+        state, difference, norm = self._state, 0.0, 0.0
         found = weights_of(projected.dense, self._weights)
         theta: dict[str, Tensor] = {}
         multipliers: dict[str, Tensor] = {}
@@ -177,36 +203,17 @@ class LCOptimizer:
             difference += float(gap.double().square().sum())
             norm += float(weight.detach().double().square().sum())
             if torch.equal(found[name], network.get_submodule(name).get_parameter("weight")):
-                continue  # it is not condensed, so that nothing draws it, and its multiplier is zero
-            before = p.multipliers.get(name, torch.zeros_like(gap))
-            theta[name], multipliers[name] = found[name], before - p.mu * gap
-        p.theta, p.multipliers = theta, multipliers
+                continue  # not compressed: nothing constrains it
+            before = state.multipliers.get(name, torch.zeros_like(gap))
+            theta[name], multipliers[name] = found[name], before - state.mu * gap
+        state.theta, state.multipliers = theta, multipliers
         return math.sqrt(difference), math.sqrt(norm)
 
 
-def _row(
-    j: int, mu: float, learnt: Stretch | None, iterations: Iterations, measured: Metrics, distance: float, norm: float,
-    started: float,
-) -> Iteration:  # fmt: skip
-    return Iteration(
-        iteration=j,
-        mu=mu,
-        learning_rate=learnt.learning_rate if learnt else None,
-        iterations=iterations.done,
-        epochs=round(iterations.done / iterations.per_epoch, 4),
-        loss=learnt.loss if learnt else None,
-        top1=learnt.top1 if learnt else None,
-        valid_loss=measured.loss,
-        valid_top1=measured.top1,
-        valid_top5=measured.top5,
-        distance=distance,
-        relative_distance=distance / norm if norm else 0.0,
-        images=learnt.images if learnt else 0,
-        seconds=time.monotonic() - started,
-    )
-
-
-def _with_state(network: nn.Module, state: dict[str, Tensor]) -> nn.Module:
-    copied = copy.deepcopy(network)
-    copied.load_state_dict(state)
-    return copied.eval()
+def digest(tensors: dict[str, Tensor]) -> str:
+    """A hash of the names, types, shapes and values of tensors."""
+    content = hashlib.sha256()
+    for name, tensor in tensors.items():
+        content.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()

@@ -1,4 +1,4 @@
-"""What the L-C optimizer knows of compression: a network becomes its compressed form, and that dense weights again."""
+"""The compression of the L-C optimizer: from a network to its compressed form, and back to dense weights."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from experiment.random_streams import Part, generator
 
 @dataclass(frozen=True)
 class Projected:
-    """A network compressed: theta = Pi(w).
+    """The compressed form theta = Pi(w) of a network.
 
     Attributes:
-        network: the compressed form, in eval mode.
+        network: the compressed network, in eval mode.
         dense: the same weights on the original architecture, Delta(theta).
-        compressed: plan and count too, where a method made it.
+        compressed: with plan and count; None without a method.
     """
 
     network: nn.Module
@@ -34,19 +34,17 @@ class Projected:
 
 
 Projection = Callable[[nn.Module], Projected]
-"""Compress a network, which is in eval mode and is not modified; equal networks give equal results."""
+"""Compresses a network in eval mode, without modifying it; equal networks give equal results."""
 
 
 @dataclass(frozen=True)
 class MethodProjection:
-    """A method at one keep ratio: analysed, planned, built and filled anew from whatever weights it is given.
-
-    No support is carried from one call to the next: a weight that was pruned may come back.
+    """A method at one keep ratio. Each call is independent: a weight that was pruned may come back.
 
     Args:
         example: a batch of one input.
-        original: the uncompressed network's count.
-        stream: what a method's own sampling draws from, the same draws in every call.
+        original: count of the uncompressed network.
+        stream: of the random draws of the method, which are the same in each call.
     """
 
     method: Method
@@ -71,18 +69,18 @@ class MethodProjection:
 
 @dataclass(frozen=True)
 class FunctionProjection:
-    """A pair of functions of the user's own.
+    """A pair of functions of the user.
 
     Args:
-        shrink: module -> compressed module; may change what it is given, which is a copy.
-        restore: compressed module -> one that has the original's layers under their names; likewise.
+        shrink: module -> compressed module; may modify its argument, a copy.
+        restore: compressed module -> module with the layers of the original under their names; likewise.
     """
 
     shrink: Callable[[nn.Module], nn.Module]
     restore: Callable[[nn.Module], nn.Module]
 
     def __call__(self, network: nn.Module) -> Projected:
-        """Raises: CompressionError: a function returns no module."""
+        """Raises: CompressionError: a function does not return a module."""
         with torch.no_grad():
             small = self.shrink(copy.deepcopy(network))
             dense = self.restore(copy.deepcopy(small)) if isinstance(small, nn.Module) else None
@@ -94,7 +92,7 @@ class FunctionProjection:
 
 
 def condensed_weights(network: nn.Module, example: Tensor) -> dict[str, nn.Parameter]:
-    """Layer name -> weight of every convolution and linear layer in use: what compression acts on, without biases."""
+    """Layer name -> weight of each convolution and linear layer in use: the weights that compression may change."""
     found = {}
     for name in trace_layers(network, example, WEIGHT_LAYERS):
         parameters = dict(network.get_submodule(name).named_parameters(recurse=False))
@@ -106,7 +104,7 @@ def condensed_weights(network: nn.Module, example: Tensor) -> dict[str, nn.Param
 def weights_of(dense: nn.Module, like: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     """The weights of the same layers in a decompressed network.
 
-    Raises: CompressionError: a layer is not there, or of another shape.
+    Raises: CompressionError: a layer is missing or has another shape.
     """
     modules = dict(dense.named_modules())
     found: dict[str, Tensor] = {}
@@ -115,7 +113,7 @@ def weights_of(dense: nn.Module, like: dict[str, nn.Parameter]) -> dict[str, Ten
         if not isinstance(other, Tensor) or other.shape != weight.shape:
             came = "none" if not isinstance(other, Tensor) else f"one of shape {tuple(other.shape)}"
             raise CompressionError(
-                f"decompress must give layer '{name}' a weight of shape {tuple(weight.shape)}, as the network has. "
+                f"decompress must give layer '{name}' a weight of shape {tuple(weight.shape)}, as in the network. "
                 f"Got {came}."
             )
         found[name] = other.detach().to(weight).clone()

@@ -1,4 +1,4 @@
-"""How learning and compressing take turns, as plain values."""
+"""Settings of an L-C optimization."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from experiment.training.settings import SchedulerSpec, TrainSettings
 
 @dataclass(frozen=True)
 class LCSettings:
-    """One L-C optimization.
+    """Settings of an L-C optimization.
 
     Attributes:
-        steps: C-steps; the first has no L-step before it: direct compression.
-        iterations, iterations_first: minibatches of an L-step, and of the first one.
-        mu_init, mu_multiplier, mu_cap: mu is 0 in the zeroth step, mu_init in the next, then multiplied while it is at
-            most mu_cap.
-        lr_decay: factor on the learning rate after every L-step; with lr_milestones only at those steps.
-        lr_end: where the learning rate arrives in every L-step, exponentially; None: it is constant in each.
+        steps: number of C-steps; the first is direct compression, without an L-step.
+        iterations, iterations_first: number of minibatches of an L-step, and of the first L-step.
+        mu_init, mu_multiplier, mu_cap: mu is 0 in step 0 and mu_init in step 1; then it is multiplied in each step
+            while it is at most mu_cap.
+        lr_decay: factor on the learning rate after each L-step; with lr_milestones only at those steps.
+        lr_end: final learning rate of each L-step, reached exponentially; None: constant in each L-step.
     """
 
     steps: int
@@ -32,17 +32,17 @@ class LCSettings:
     lr_end: float | None = None
 
     def count(self, j: int) -> int:
-        """Iterations of the L-step of step j."""
+        """Number of minibatches of the L-step of step j."""
         return 0 if j == 0 else self.iterations_first if j == 1 else self.iterations
 
     def next_mu(self, mu: float) -> float:
-        """The mu of the step after one with `mu`."""
+        """The mu of the step after `mu`."""
         if mu == 0:
             return self.mu_init
         return mu * self.mu_multiplier if mu <= self.mu_cap else mu
 
     def training(self, settings: TrainSettings, j: int) -> TrainSettings:
-        """The training of the L-step of step j >= 1: its learning rate, and a scheduler that counts iterations."""
+        """The settings of the L-step of step j >= 1: its learning rate, and a scheduler that counts minibatches."""
         decays = sum(m <= j for m in self.lr_milestones) if self.lr_milestones else j - 1
         full = Schedule(replace(settings, schedulers=(), start_epoch=0), 1).learning_rate
         rate = full * self.lr_decay**decays

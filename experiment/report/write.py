@@ -17,7 +17,7 @@ from experiment.report.prune_potential import latex_table
 from experiment.report.results_folder import Source, read_source, require_experiment
 from experiment.report.up_to_date import OUTPUTS, made_from, own_plots, stamped_plots, write_stamp
 from experiment.report.words import about, findings
-from experiment.run.signals import raise_if_told
+from experiment.run.signals import raise_if_stopped
 
 MAIN = "tradeoff-top1-parameters"
 
@@ -62,7 +62,7 @@ def write_report(folder: Path | str) -> Report:
     require_experiment(folder)
     from experiment.run.disk.store import Store  # only here: it brings the schema of parameter files with it
 
-    with Store(folder).held("report", "writes this report"):
+    with Store(folder).lock("report", "writes this report"):
         return _written(folder)
 
 
@@ -77,7 +77,7 @@ def _written(folder: Path) -> Report:
     plots: list[Path] = []
     pictures = []
     for stem, caption, figure in plots_of(source, naming):
-        raise_if_told()  # libraries lose an interruption that meets them at the wrong moment
+        raise_if_stopped()  # libraries lose an interruption that meets them at the wrong moment
         files = plot_files(folder / "plots" / stem)
         plots += files
         write_stamp(

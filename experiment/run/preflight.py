@@ -23,7 +23,8 @@ from experiment.methods.configure import MethodSpec
 from experiment.methods.filters.settings import StructurePruneSettings
 from experiment.random_streams import seeded
 from experiment.run.cell.data import Data, transforms_of
-from experiment.run.cell.reference import new_network, penalty_spec, train_settings
+from experiment.run.cell.reference import new_network
+from experiment.run.cell.training_settings import penalty_spec, train_settings
 from experiment.run.disk.load_weights import load_given
 from experiment.run.disk.store import Directories
 from experiment.run.grid.data_facts import DataFacts, merged
@@ -31,8 +32,8 @@ from experiment.run.grid.hardware import Machine
 from experiment.run.grid.names import Fault
 from experiment.run.grid.plan import ExperimentPlan
 from experiment.run.grid.weights_file import GivenWeights
-from experiment.training.distributed import Team
 from experiment.training.check import check_training
+from experiment.training.distributed import Team
 from experiment.training.penalty import unmatched
 
 Found = Iterator[tuple[KeyPath, str]]  # the key to blame, and what is wrong

@@ -1,4 +1,4 @@
-"""One call of the command: experiments made ready, their open work done, their tables and reports written."""
+"""One call of the command: prepares experiments, has their open work done, and writes their tables and reports."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from experiment.errors import ConfigError, StoreError
 from experiment.escaping import json_text
 from experiment.escaping import say as say_line
 from experiment.files import read_json, write_whole
+from experiment.run.cell.context import Context
 from experiment.run.cell.events import CellDone, Event
 from experiment.run.disk.parameters_file import write_parameters
-from experiment.run.disk.results_table import write_results_table
+from experiment.run.disk.results_table import requested, write_results_table
 from experiment.run.disk.store import TRACEBACK, Directories, Store
 from experiment.run.grid.data_facts import remember_data
 from experiment.run.grid.hardware import Machine, Resources, resources_of
 from experiment.run.grid.plan import ExperimentPlan
 from experiment.run.machine import describe_environment, usable_cores, visible_gpus
 from experiment.run.measure_deployed import measure_deployed
-from experiment.run.workers.pool import Listener, run_serially
+from experiment.run.workers.pool import run_in_pool, run_serially
 from experiment.run.workers.processes import Processes
-from experiment.run.workers.progress_bar import Show
+from experiment.run.workers.progress_bar import ProgressBar
 from experiment.run.workers.queue import Queue, Work, open_work
-from experiment.run.workers.setup import Setup, Site
 
-if TYPE_CHECKING:  # torch comes with it
+if TYPE_CHECKING:  # imports torch
     from experiment.run.cell.torchrun_group import Crew
 
-SECONDS_BETWEEN_TABLES = 2.0  # at least, and so many times what the last one took
-TABLES_ASIDE = 20
+SECONDS_BETWEEN_TABLES = 2.0  # minimum interval, and at least
+TABLES_ASIDE = 20  # times the duration of the last write
 ENVIRONMENT = "environment.json"
 
 Results = Mapping[str, Mapping[str, Any]]
 
 
-class Report(Protocol):
-    """Where a written report lies; writing it is the business of `experiment.report`, which stands above this."""
+class WrittenReport(Protocol):
+    """The files of a report, which `experiment.report` writes."""
 
     @property
     def markdown(self) -> Path: ...
@@ -56,13 +56,13 @@ class Report(Protocol):
 
 @dataclass(frozen=True)
 class Options:
-    """How to run: what the command line says beside the parameter files.
+    """The command line, apart from the parameter files.
 
     Attributes:
-        workers: processes on this machine (or tasks of Ray), None for as many as the cores (or GPUs) bear.
-        share: (K, N) of a job array, else None.
-        executor: serial, processes or ray; None to choose one of the first two by the number of workers.
-        crew: the processes that take part in every training, where there are any; then there is one worker.
+        workers: processes on this machine, or tasks of Ray; None for as many as the cores or GPUs allow.
+        share: (K, N) of a job array, or None.
+        executor: serial, processes or ray; None chooses one of the first two by the number of workers.
+        crew: the processes that take part in every training under torchrun; there is one worker then.
         debug: whether the tracebacks of failed cells are printed.
     """
 
@@ -79,37 +79,33 @@ def run_session(
     plans: Sequence[ExperimentPlan],
     directories: Sequence[Directories],
     options: Options,
-    write_report: Callable[[Path], Report],
+    write_report: Callable[[Path], WrittenReport],
     say: Callable[[str], None],
 ) -> int:
-    """Do what is left to do of every experiment, and leave table and report of each; returns the exit status.
+    """Compute the open cells of every experiment, and write its table and report; returns the exit status.
 
-    Raises: ConfigError: something that no cell could survive is wrong (an unknown name, missing data).
+    Raises: ConfigError: a problem that would make every cell fail (an unknown name, missing data).
     """
     stores = [Store(place.results / plan.name) for plan, place in zip(plans, directories, strict=True)]
-    results = [store.results(plan.computed) for plan, store in zip(plans, stores, strict=True)]
-    work = [
-        w
-        for i, (plan, found) in enumerate(zip(plans, results, strict=True))
-        for w in open_work(i, plan, found, retry_failed=options.retry_failed, share=options.share)
-    ]
+    work: list[Work] = []
+    for i, (plan, store) in enumerate(zip(plans, stores, strict=True)):
+        found = store.results(plan.computed)
+        work += open_work(i, plan, found, retry_failed=options.retry_failed, share=options.share)
     if work:
         _compute(plans, stores, directories, work, options)
-    undone = False
-    for i, (plan, store) in enumerate(zip(plans, stores, strict=True)):
-        write_parameters(store.folder, plan.file, store.lock_file("parameters"))
-        _remember_data(plan, store)
-        if not _is_json(store.folder / ENVIRONMENT):  # or no report can be written, and nothing else would mend it
-            _describe(plan, store, 1)
-        found = write_results_table(store, plan)
-        hear = _note if options.verbosity >= 0 else _silent
-        last = options.share is None or not open_work(i, plan, found, retry_failed=False, share=None)
-        if last and measure_deployed(plan, store, found, hear):  # what is measured is compared: all on one machine
-            found = write_results_table(store, plan)
+    status = 0
+    for plan, store in zip(plans, stores, strict=True):
+        _describe(plan, store)
+        results = write_results_table(store, plan)
+        if options.share is None or not open_work(0, plan, results):  # one machine measures everything
+            note = _note if options.verbosity >= 0 else _ignore
+            if measure_deployed(plan, store, results, note):
+                results = write_results_table(store, plan)
         report = write_report(store.folder)
-        _tell(plan, found, store.folder / "results.csv", report, say, debug=options.debug)
-        undone = undone or bool(open_work(i, plan, found, retry_failed=True, share=options.share))
-    return 1 if undone else 0
+        _summarise(plan, results, store, report, say, debug=options.debug)
+        if open_work(0, plan, results, retry_failed=True, share=options.share):
+            status = 1
+    return status
 
 
 def _compute(
@@ -122,113 +118,58 @@ def _compute(
     machine = plans[0].machine
     touched = sorted({item.experiment for item in work})
     resources = [resources_of(plan.file.parameters, machine) for plan in plans]
-    sites = tuple(
-        Site(store.folder, place, plan.file.parameters.threads, each)
-        for plan, store, place, each in zip(plans, stores, directories, resources, strict=True)
-    )
-    workers = None  # as many as a cluster bears, which may change on the way
+    workers = None  # as many as the cluster allows, which may change
     if options.executor != "ray":
         workers = _num_workers(options, [resources[i] for i in touched], machine, sum(item.pieces for item in work))
-    cells = workers or max(1, usable_cores() // max(resources[i].cpus for i in touched))  # Ray's nodes: as this one
-    setup = Setup(sites, machine, options.retry_failed, options.crew, cells)
-    serial = (options.executor or ("processes" if workers and workers > 1 else "serial")) == "serial"
-    with contextlib.ExitStack() as hired:
-        pool = None if serial or workers is None else hired.enter_context(Processes(setup, workers))
-        from experiment.run.preflight import check_before_running  # torch comes with it: only if there is work
-
-        looks = {i: check_before_running(plans[i], directories[i], machine) for i in touched}
-        problems = [p for look in looks.values() for p in look.problems]
-        problems = problems or [p for i in touched for p in _changed_data(plans[i])]
-        if problems:
-            raise ConfigError(problems)
+    cells = workers or max(1, usable_cores() // max(resources[i].cpus for i in touched))
+    executor = options.executor or ("serial" if workers == 1 else "processes")
+    shared: dict[Path, Any] = {}
+    contexts = [
+        Context(stores[i], directories[i], machine, plan.file.parameters.threads, resources[i],
+                options.retry_failed, options.crew, cells, shared)
+        for i, plan in enumerate(plans)
+    ]  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        pool = None  # workers import torch while this process checks the experiments
+        if executor == "processes" and workers is not None:
+            pool = stack.enter_context(Processes(contexts, workers))
+        warnings = _check([plans[i] for i in touched], [directories[i] for i in touched], [stores[i] for i in touched])
         for i in touched:
-            _describe(plans[i], stores[i], workers)
-            remember_data(stores[i].folder, data=looks[i].data)
+            _describe(plans[i], stores[i], workers, environment=True)
         if options.verbosity >= 0:
-            found = (f"{f.dataset}: {text}" for look in looks.values() for f in look.data for text in f.warnings)
-            for line in dict.fromkeys(found):
-                _note(f"warning: {line}")
-            for line in _announcement(work, workers, setup):
+            for line in (*warnings, *_announcement(work, workers, contexts)):
                 _note(line)
-        show = Show(sum(item.units for item in work), sum(len(item.cells) for item in work), options.verbosity)
-        listen = _listener(show, _Tables(plans, stores))
+        bar = ProgressBar(sum(item.units for item in work), sum(len(item.cells) for item in work), options.verbosity)
+        listener = _Listener(bar, plans, stores)
         try:
-            if serial:
-                run_serially(Queue(work), setup, listen)
+            if pool is not None:
+                run_in_pool(pool, Queue(work), contexts, listener)
+            elif executor == "ray":
+                _run_on_ray(Queue(work), contexts, listener, options)
             else:
-                _run_by_others(Queue(work), setup, pool, options, listen, show)
+                run_serially(Queue(work), contexts, listener)
         finally:
-            show.close()
+            bar.close()
             for i in touched:
                 write_results_table(stores[i], plans[i])
 
 
-def _run_by_others(
-    queue: Queue, setup: Setup, pool: Processes | None, options: Options, listen: Listener, show: Show
-) -> None:
-    """Have the work done by worker processes, or by a cluster."""
-    if pool is not None:
-        pool.run(queue, listen)
-    else:
-        try:
-            from experiment.run.workers.ray_pool import run_on_ray  # Ray is there only for those who ask for it
-        except ImportError as error:
-            raise ConfigError(
-                f"--executor ray: Ray cannot be imported: {error}. Install it anew, or leave this out."
-            ) from error
+def _check(plans: Sequence[ExperimentPlan], directories: Sequence[Directories], stores: Sequence[Store]) -> list[str]:
+    """Check experiments before they run, and remember the facts about their data; returns warnings.
 
-        most = None if options.share is not None else options.workers
-        run_on_ray(queue, setup, listen, show.say if options.verbosity >= 0 else _silent, most=most)
+    Raises: ConfigError: lists all problems.
+    """
+    from experiment.run.preflight import check_before_running  # imports torch: only if there is work
 
-
-def _listener(show: Show, tables: _Tables) -> Listener:
-    def listen(item: Work, event: Event) -> None:
-        show(item, event)
-        if isinstance(event, CellDone):
-            tables.renew(item.experiment)
-
-    return listen
-
-
-class _Tables:
-    """The tables of the experiments, rewritten now and then while cells finish."""
-
-    def __init__(self, plans: Sequence[ExperimentPlan], stores: Sequence[Store]) -> None:
-        self._plans, self._stores = plans, stores
-        self._due = time.monotonic() + SECONDS_BETWEEN_TABLES
-
-    def renew(self, experiment: int) -> None:
-        """Write the table of one experiment, if it is time."""
-        started = time.monotonic()
-        if started < self._due:
-            return
-        write_results_table(self._stores[experiment], self._plans[experiment])
-        ended = time.monotonic()
-        self._due = ended + max(SECONDS_BETWEEN_TABLES, TABLES_ASIDE * (ended - started))
-
-
-def _announcement(work: Sequence[Work], workers: int | None, setup: Setup) -> Iterator[str]:
-    threads = max(setup.sites[item.experiment].threads for item in work)
-    how = "Ray tasks" if workers is None else _plural(workers, "worker")
-    how += f" of {_plural(threads, 'thread')}"
-    if setup.machine.processes > 1:
-        how += f", {setup.machine.processes} processes train each network"
-    yield f"{_plural(sum(len(item.cells) for item in work), 'cell')} to compute on {setup.machine.device}, {how}"
-    cores = usable_cores()
-    if workers is not None and workers > 1 and setup.machine.kind == "cpu" and workers * threads > cores:
-        yield f"  {workers * threads} threads on {_plural(cores, 'core')} slow each other down: a smaller -j is faster"
-
-
-def _num_workers(options: Options, resources: Sequence[Resources], machine: Machine, pieces: int) -> int:
-    """As many as asked for, else as the cores (or GPUs) bear; never more than there is work."""
-    if options.share is not None:
-        return 1
-    if machine.kind == "cuda":
-        gpus = max(1, len(visible_gpus(machine)))
-        bearable = min(each.fit_gpus(gpus) for each in resources)
-    else:
-        bearable = min(each.fit(usable_cores(), 0) for each in resources)
-    return max(1, min(options.workers or bearable, pieces))
+    looks = [check_before_running(plan, place, plan.machine) for plan, place in zip(plans, directories, strict=True)]
+    problems = [problem for look in looks for problem in look.problems]
+    problems = problems or [problem for plan in plans for problem in _changed_data(plan)]
+    if problems:
+        raise ConfigError(problems)
+    for store, look in zip(stores, looks, strict=True):
+        remember_data(store.folder, data=look.data)
+    warnings = [f"warning: {f.dataset}: {text}" for look in looks for f in look.data for text in f.warnings]
+    return list(dict.fromkeys(warnings))
 
 
 def _changed_data(plan: ExperimentPlan) -> list[str]:
@@ -236,72 +177,126 @@ def _changed_data(plan: ExperimentPlan) -> list[str]:
     return [] if plan.stamps is None else [f"{where}: network.dataset: {text}" for text in plan.stamps.changes()]
 
 
-def _describe(plan: ExperimentPlan, store: Store, workers: int | None) -> None:
-    """Leave beside the results what was asked for and where it is computed."""
+def _run_on_ray(queue: Queue, contexts: Sequence[Context], listener: _Listener, options: Options) -> None:
+    try:
+        from experiment.run.workers.ray_pool import run_on_ray  # an optional dependency
+    except ImportError as error:
+        raise ConfigError(
+            f"--executor ray: Ray cannot be imported: {error}. Reinstall it, or use another executor."
+        ) from error
+    most = None if options.share is not None else options.workers
+    run_on_ray(queue, contexts, listener, listener.bar.say if options.verbosity >= 0 else _ignore, most=most)
+
+
+class _Listener:
+    """Shows events, and rewrites the tables of the experiments now and then while cells finish."""
+
+    def __init__(self, bar: ProgressBar, plans: Sequence[ExperimentPlan], stores: Sequence[Store]) -> None:
+        self.bar, self._plans, self._stores = bar, plans, stores
+        self._due = time.monotonic() + SECONDS_BETWEEN_TABLES
+
+    def __call__(self, work: Work, event: Event) -> None:
+        self.bar.show(event)
+        started = time.monotonic()
+        if isinstance(event, CellDone) and started >= self._due:
+            write_results_table(self._stores[work.experiment], self._plans[work.experiment])
+            ended = time.monotonic()
+            self._due = ended + max(SECONDS_BETWEEN_TABLES, TABLES_ASIDE * (ended - started))
+
+
+def _announcement(work: Sequence[Work], workers: int | None, contexts: Sequence[Context]) -> Iterator[str]:
+    machine, threads = contexts[0].machine, max(contexts[item.experiment].threads for item in work)
+    workers_text = "Ray tasks" if workers is None else _plural(workers, "worker")
+    text = f"{_plural(sum(len(item.cells) for item in work), 'cell')} to compute on {machine.device}"
+    text += f", {workers_text} with {_plural(threads, 'thread')}"
+    yield text + (f", {machine.processes} processes train each network" if machine.processes > 1 else "")
+    cores = usable_cores()
+    if workers is not None and workers > 1 and machine.kind == "cpu" and workers * threads > cores:
+        yield f"  {workers * threads} threads on {_plural(cores, 'core')} slow each other down: use a smaller -j"
+
+
+def _num_workers(options: Options, resources: Sequence[Resources], machine: Machine, pieces: int) -> int:
+    """As many as requested, or as the cores or GPUs allow; not more than there are pieces of work."""
+    if options.share is not None:
+        return 1
+    if machine.kind == "cuda":
+        gpus = max(1, len(visible_gpus(machine)))
+        possible = min(each.fit_gpus(gpus) for each in resources)
+    else:
+        possible = min(each.fit(usable_cores(), 0) for each in resources)
+    return max(1, min(options.workers or possible, pieces))
+
+
+def _describe(plan: ExperimentPlan, store: Store, workers: int | None = 1, *, environment: bool = False) -> None:
+    """Write the parameters of an experiment, what is known about its data and, if it is missing, its environment.
+
+    Args:
+        environment: whether the environment is written in any case.
+    """
     write_parameters(store.folder, plan.file, store.lock_file("parameters"))
-    _remember_data(plan, store)
-    environment = describe_environment(plan.machine, plan.file.parameters.threads, workers)
-    write_whole(store.folder / ENVIRONMENT, json_text(environment, indent=1) + "\n")
-
-
-def _remember_data(plan: ExperimentPlan, store: Store) -> None:
     if plan.stamps is not None:
         remember_data(store.folder, stamps=plan.stamps.known())
+    if environment or not _is_json(store.folder / ENVIRONMENT):
+        content = describe_environment(plan.machine, plan.file.parameters.threads, workers)
+        write_whole(store.folder / ENVIRONMENT, json_text(content, indent=1) + "\n")
 
 
 def _is_json(path: Path) -> bool:
-    """Whether a file is there and whole."""
     try:
         return isinstance(read_json(path), dict)
-    except (OSError, StoreError):
+    except (FileNotFoundError, StoreError):
         return False
 
 
-def _tell(
-    plan: ExperimentPlan, found: Results, table: Path, report: Report, say: Callable[[str], None], *, debug: bool
+def _summarise(
+    plan: ExperimentPlan,
+    results: Results,
+    store: Store,
+    report: WrittenReport,
+    say: Callable[[str], None],
+    *,
+    debug: bool,
 ) -> None:
-    """Say where everything is and what went wrong."""
-    status = Counter(str(found[cell.key]["status"]) if cell.key in found else "pending" for cell in plan.cells)
+    """Say how the cells ended, and where the results are."""
+    status = Counter(str(results[cell.key]["status"]) if cell.key in results else "pending" for cell in plan.cells)
     say(f"{plan.name}: " + ", ".join(f"{number} {name}" for name, number in sorted(status.items())) + " cells")
-    if without := _without_ranks(plan, found, Store(table.parent)):
-        say(f"  {_plural(without, 'cell')} without ranks.csv: computed before measure: [rank] was asked for, and kept")
-    tracebacks = Store(table.parent).cell_folders() if status["failed"] else {}
+    folders = store.cell_folders()
+    if without := _without_ranks(plan, results, folders):
+        say(f"  {_plural(without, 'cell')} without ranks.csv: computed before measure: [rank] was set, and kept")
     for cell in plan.cells:
-        if found.get(cell.key, {}).get("status") == "failed":
-            say(f"  failed: {cell.label} net {cell.net} {cell.size}: {found[cell.key].get('error')}")
-            for line in _traceback(tracebacks.get(cell.key), debug):
+        if results.get(cell.key, {}).get("status") == "failed":
+            say(f"  failed: {cell.label} net {cell.net} {cell.size}: {results[cell.key].get('error')}")
+            for line in _traceback(folders.get(cell.key), debug):
                 say(f"    {line}")
     if status["failed"]:
-        say("  run it again with --retry-failed once the cause is mended")
-    say(f"  results   {_shown(table)}")
+        say("  fix the cause, then run the command again with --retry-failed")
+    say(f"  results   {_shown(store.folder / 'results.csv')}")
     say(f"  report    {_shown(report.markdown)}, {_shown(report.html)}")
     for plot in report.main_plots:
         say(f"  plot      {_shown(plot)}")
 
 
 def _traceback(folder: Path | None, debug: bool) -> Iterator[str]:
-    """Where the traceback of a failed cell is, and its lines if `debug`; nothing where there is none."""
+    """Where the traceback of a failed cell is, if there is one, and with `debug` its lines."""
     path = None if folder is None else folder / TRACEBACK
     if path is not None and path.is_file():
         yield f"traceback: {_shown(path)}"
         yield from path.read_text(encoding="utf-8", errors="replace").splitlines() if debug else ()
 
 
-def _without_ranks(plan: ExperimentPlan, found: Results, store: Store) -> int:
-    """How many finished cells have no ranks although the file asks for them."""
-    asking = {v.name for v in plan.file.variants if "rank" in v.parameters.experiments.measure}
-    done = [c for c in plan.cells if c.variant in asking and found.get(c.key, {}).get("status") == "done"]
-    folders = store.cell_folders() if done else {}
-    return sum(not (folders[cell.key] / "ranks.csv").is_file() for cell in done if cell.key in folders)
+def _without_ranks(plan: ExperimentPlan, results: Results, folders: Mapping[str, Path]) -> int:
+    """Number of finished cells that have no ranks although the parameter file requests them."""
+    variants = requested(plan, "rank")
+    done = [c.key for c in plan.cells if c.variant in variants and results.get(c.key, {}).get("status") == "done"]
+    return sum(not (folders[key] / "ranks.csv").is_file() for key in done if key in folders)
 
 
 def _note(text: str) -> None:
-    """Progress, beside the results."""
     say_line(text, sys.stderr)
 
 
-def _silent(text: str) -> None:
-    """Says nothing."""
+def _ignore(text: str) -> None:
+    pass
 
 
 def _shown(path: Path) -> str:

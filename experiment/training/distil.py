@@ -1,7 +1,7 @@
-"""Knowledge distillation: a network learns from what another, its teacher, answers to the same images.
+"""Knowledge distillation: a network learns from the logits of another one, its teacher, on the same images.
 
 L = (1 - a) loss(z_s, y) + a T^2 KL(softmax(z_t / T) || softmax(z_s / T)), z_s and z_t the logits (N, classes) of the
-network and its teacher. T^2 keeps the second term's gradients as large as the first's, whatever the temperature T.
+network and its teacher. T^2 keeps the gradients of both terms equally large at any temperature T.
 
 Source: Hinton, Vinyals & Dean 2015, https://arxiv.org/abs/1503.02531
 """
@@ -23,13 +23,14 @@ Teacher = Callable[[Tensor], Tensor]
 
 
 def make_teacher(network: nn.Module, settings: TrainSettings, device: torch.device, team: Team) -> Teacher:
-    """What gives a trained network's logits, in float32, at the precision and memory format of the training.
+    """A function from images to the logits of a trained network, in float32.
 
-    It answers in eval mode and without gradients, draws no random numbers, and the network itself is left as it is.
+    It computes with a copy of the network, in eval mode and without gradients, at the precision and in the memory
+    format of the training.
 
     Args:
-        team: the processes that train together. All call this with a network of the same structure; the first one's
-            weights count.
+        team: the processes that train together, each of which makes a teacher of the same structure; they use the
+            weights of the first process.
     """
     teacher = copy.deepcopy(network).to(device).eval().requires_grad_(False)
     if settings.channels_last:
@@ -38,22 +39,23 @@ def make_teacher(network: nn.Module, settings: TrainSettings, device: torch.devi
         teacher.load_state_dict(team.first_state(dict(teacher.state_dict()), device))
     forward = torch.compile(teacher, dynamic=None) if settings.compiled else teacher
 
-    def answers(x: Tensor) -> Tensor:
+    def logits_of(x: Tensor) -> Tensor:
         with torch.no_grad(), forward_precision(device, settings.precision):
             logits: Tensor = forward(x)
         return logits.float()
 
-    return answers
+    return logits_of
 
 
 def mixed_loss(
     loss: Tensor, z_student: Tensor, z_teacher: Tensor, spec: DistillationSpec, reduction: object = "mean"
 ) -> Tensor:
-    """The loss of the labels and the divergence from the teacher, weighted; both means, or both sums, over images.
+    """The weighted sum of the loss on labels and the divergence from the teacher.
 
     Args:
-        z_student, z_teacher: logits (N, classes); log-probabilities will do, which differ by a constant an image.
-        reduction: `sum` where `loss` is one.
+        loss: on the labels.
+        z_student, z_teacher: logits (N, classes), or log-probabilities.
+        reduction: "sum" if `loss` is a sum over images; otherwise both terms are means.
     """
     T, a = spec.temperature, spec.alpha
     how = "sum" if reduction == "sum" else "batchmean"

@@ -1,8 +1,8 @@
-"""One training in several processes: each computes its part of every batch, and all make the same step.
+"""One training in several processes: each computes a part of every batch, and all make the same step.
 
-The processes hold the same weights. Every one computes the logits of its images; these are gathered, so that each has
-the loss of the whole batch, whatever loss that is, and decides by it as a single process would. Gradients are averaged
-by torch's DistributedDataParallel, and BatchNorm's statistics are those of the whole batch.
+All processes hold the same weights. Each computes the logits of its images; these are gathered, so each process has
+the loss of the whole batch. DistributedDataParallel averages the gradients, and BatchNorm uses the statistics of the
+whole batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from experiment.datasets.image_data import Share, share_size
 from experiment.layers.shared_batchnorm import sharing_statistics
 from experiment.random_streams import Part
 
-# Its buffers are BatchNorm's, which are the same everywhere, and masks, which do not change: there is nothing to send.
+# Buffers need no synchronisation: those of BatchNorm are equal in all processes, and masks do not change.
 _ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
 _BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _ARGUMENTS else "broadcast_buffers"  # before torch 2.14
 _NO_BUFFERS: dict[str, Any] = {_BUFFERS: False, "init_sync": False}
@@ -32,11 +32,11 @@ _NO_BUFFERS: dict[str, Any] = {_BUFFERS: False, "init_sync": False}
 
 @dataclass(frozen=True)
 class Team:
-    """The processes that train one network together, as one of them sees them; of size 1, this process alone.
+    """The processes that train one network together.
 
-    Args:
-        rank: which of them this is; the first has rank 0.
-        size: how many there are; torch's process group must have been made if there are several.
+    Attributes:
+        rank: of this process.
+        size: number of processes; torch's process group must be initialised if it is greater than 1.
     """
 
     rank: int = 0
@@ -44,43 +44,41 @@ class Team:
 
     @property
     def share(self) -> Share | None:
-        """Which images fall to this process; None for all."""
+        """The part of a batch that this process computes; None for the whole batch."""
         return None if self.size == 1 else (self.rank, self.size)
 
     def own(self, stream: tuple[Part, ...]) -> tuple[Part, ...]:
-        """The stream of what every process draws for itself (dropout)."""
+        """The random stream of this process, for dropout."""
         return stream if self.size == 1 else (*stream, "rank", self.rank)
 
     def problem(self, num_images: int, batch_size: int) -> str | None:
-        """Why so many images cannot be shared out in batches of that size, if they cannot."""
+        """Why batches of this size cannot be split over the processes; None if they can."""
         rest = num_images % batch_size
-        smallest = min(batch_size, rest if rest > 1 else batch_size, num_images)  # a rest of one image is left out
+        smallest = min(batch_size, rest if rest > 1 else batch_size, num_images)  # a last batch of one image is skipped
         if self.size == 1 or smallest >= self.size:
             return None
         which = "batchSize" if smallest == batch_size else "the last batch of an epoch"
         return (
-            f"batchSize: {self.size} processes train together, and each needs an image of every batch. Got {smallest} "
-            f"({which}; {num_images} training images). Take another batchSize, or fewer processes."
+            f"batchSize: {self.size} processes train together, and each needs at least one image of every batch. Got "
+            f"{smallest} ({which}; {num_images} training images). Use another batchSize or fewer processes."
         )
 
     @contextmanager
     def training(self, network: nn.Module) -> Iterator[nn.Module]:
-        """What to call in the place of the network, which all processes hold alike, while it is trained.
-
-        The network itself keeps its structure, names and tensors: inside, its BatchNorm layers share statistics.
-        """
+        """The module to call instead of the network in training; inside, BatchNorm layers share their statistics."""
         if self.size == 1:
             yield network
             return
         with sharing_statistics(network), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")  # to be safe, it is
-            # A parameter that no process's logits depend on, or this one's do not, gets the gradient it has alone.
+            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+            # A parameter on which the logits of no process depend, or not those of this one, keeps its own gradient.
             yield DistributedDataParallel(network, find_unused_parameters=True, **_NO_BUFFERS)
 
     def whole(self, logits: Tensor, y: Tensor, num_images: int) -> tuple[Tensor, Tensor]:
-        """Logits and labels of the whole batch, from those of every process's part of it, in their order.
+        """Logits and labels of the whole batch, in order, from the part of each process.
 
-        A gradient reaches this process's logits alone, times the number of processes, by which it will be divided.
+        Gradients flow to the logits of this process only, multiplied by the number of processes, by which
+        DistributedDataParallel divides them.
         """
         if self.size == 1:
             return logits, y
@@ -92,13 +90,13 @@ class Team:
         return torch.cat(pieces), torch.cat(_gathered(y, sizes))
 
     def total(self, sums: Tensor) -> Tensor:
-        """The sums over all processes, in place of those of this one."""
+        """Sum over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(sums)
         return sums
 
     def first_state(self, state: dict[str, Any], device: torch.device) -> dict[str, Any]:
-        """The state (tensors and plain values) that the first process has, on the CPU, for all of them."""
+        """The state (tensors and plain values) of the first process, on the CPU."""
         if self.size == 1:
             return state
         buffer = io.BytesIO()
@@ -119,7 +117,7 @@ ALONE = Team()
 
 
 def _gathered(part: Tensor, sizes: list[int]) -> list[Tensor]:
-    """The parts (size, ...) of all processes, of which this process's is one."""
+    """The parts (size, ...) of all processes."""
     longest = max(sizes)
     padded = part.new_zeros((longest, *part.shape[1:]))
     padded[: len(part)] = part

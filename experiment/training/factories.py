@@ -1,4 +1,4 @@
-"""Optimizers and losses by name, with errors that say which argument is wrong."""
+"""Optimizers and losses by name."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _IMPLEMENTATIONS = {"foreach", "fused", "differentiable", "capturable"}
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], name: str, kwargs: Mapping[str, object]) -> Optimizer:
-    """torch's optimizer of that name, in its fused implementation where it has one and no other is asked for.
+    """The optimizer of torch with this name, fused if possible and unless `kwargs` select another implementation.
 
-    Raises: ConfigError: an unknown name, or arguments that the optimizer refuses.
+    Raises: ConfigError: unknown name, or wrong arguments.
     """
     factory = find("optimizer", name, OPTIMIZERS, vars(torch.optim))
     trained, arguments = list(parameters), dict(kwargs)
@@ -40,8 +40,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], name: str, kwargs: Mappin
 def _complete_buffers(optimizer: Optimizer, *_: object) -> None:
     """Give every parameter with a gradient a momentum buffer if any has one.
 
-    SGD's fused kernel fails where only some have one, as when a parameter gets its first gradient in a later step.
-    A buffer of zeros becomes that gradient, as a missing one would.
+    The fused kernel of SGD fails if only some have one, as when a parameter gets its first gradient in a later step.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     missing = [p for p in parameters if optimizer.state[p].get("momentum_buffer") is None]
@@ -51,9 +50,9 @@ def _complete_buffers(optimizer: Optimizer, *_: object) -> None:
 
 
 def make_loss(name: str, kwargs: Mapping[str, object], device: torch.device | str = "cpu") -> Loss:
-    """torch's loss of that name, of (N, classes) and (N,); class weights may be a list.
+    """The loss of torch with this name, of logits (N, classes) and labels (N,); class weights may be a list.
 
-    Raises: ConfigError: an unknown name, or arguments that the loss refuses.
+    Raises: ConfigError: unknown name, or wrong arguments.
     """
     factory = find("loss", name, LOSSES, vars(nn))
     arguments = dict(kwargs)
@@ -63,14 +62,14 @@ def make_loss(name: str, kwargs: Mapping[str, object], device: torch.device | st
         try:
             arguments["weight"] = torch.tensor(arguments["weight"], dtype=torch.float32)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"lossKwargs.weight: must be a list of numbers, one a class: {error}.") from error
+            raise ConfigError(f"lossKwargs.weight: must be a list of numbers, one per class: {error}.") from error
     return cast(nn.Module, construct("lossKwargs", name, factory, [], arguments)).to(device)
 
 
 def loss_weight(loss: Loss, y: Tensor) -> Tensor:
-    """What a batch counts in a mean over batches: the divisor of its mean loss, or how many images were summed.
+    """The weight of a batch in a mean over batches: the divisor of its mean loss, or the number of its images.
 
-    Of losses that average by class weights, this is the sum of the weights of its labels, ignored ones left out.
+    With class weights it is the sum of the weights of the labels that are not ignored.
 
     Args:
         y: labels (N,).
@@ -85,25 +84,25 @@ def loss_weight(loss: Loss, y: Tensor) -> Tensor:
 
 
 def summed(loss: Loss, value: Tensor, weight: Tensor) -> Tensor:
-    """The sum behind a batch's loss, in float64: `value` is a mean that divided by `weight`, or the sum itself."""
+    """The summed loss of a batch, in float64, from its loss `value`: a mean with divisor `weight`, or the sum."""
     if getattr(loss, "reduction", "mean") == "sum":
         return value.double()
-    return torch.where(weight > 0, value.double() * weight, 0.0)  # of nothing but ignored labels the mean is NaN
+    return torch.where(weight > 0, value.double() * weight, 0.0)  # the mean over ignored labels only is NaN
 
 
 def mean_loss(loss_sum: Tensor, weight_sum: Tensor) -> float:
-    """The mean over all batches; NaN of nothing."""
+    """The mean over all batches; NaN if there are none."""
     total, weight = float(loss_sum), float(weight_sum)
     return total / weight if weight else math.nan
 
 
 def find(key: str, name: str, known: Sequence[str], classes: Mapping[str, object]) -> Callable[..., object]:
-    """The class of that name, if an explicit list has it.
+    """The class of this name, if it is in `known`.
 
     Args:
-        key: the setting that named it, for the error.
+        key: the setting with the name, for the error.
 
-    Raises: ConfigError: the list does not have it.
+    Raises: ConfigError: unknown name.
     """
     if name in known:
         return cast(Callable[..., object], classes[name])
@@ -116,9 +115,9 @@ def find(key: str, name: str, known: Sequence[str], classes: Mapping[str, object
 def construct(
     key: str, name: str, factory: Callable[..., object], positional: Sequence[object], arguments: Mapping[str, object]
 ) -> object:
-    """Call the factory of that name; what it finds wrong becomes an error about the setting `key`.
+    """Call the factory of this name.
 
-    Raises: ConfigError: an argument that it does not have, or a value that it refuses.
+    Raises: ConfigError: unknown argument, or wrong value, of the setting `key`.
     """
     known = list(inspect.signature(factory).parameters)[len(positional) :]
     unknown = [argument for argument in arguments if argument not in known]
@@ -126,5 +125,5 @@ def construct(
         raise ConfigError([f"{key}.{argument}: {no_such_argument(name, argument, known)}" for argument in unknown])
     try:
         return factory(*positional, **arguments)
-    except Exception as error:  # torch checks some values only by computing with them: an error of any class
+    except Exception as error:  # of any class: torch computes with some values unchecked
         raise ConfigError(f"{key}: {name} refuses {dict(arguments)}: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""The optimizers, schedulers and losses that a parameter file may name, torch-free."""
+"""The names of optimizers, schedulers and losses in parameter files; no torch here."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ SCHEDULERS: tuple[str, ...] = (
 
 LOSSES: tuple[str, ...] = ("CrossEntropyLoss", "MultiMarginLoss", "NLLLoss")
 
-# What torch has and a parameter file cannot use, with the reason.
+# Classes of torch that parameter files cannot use, and why.
 REFUSED: dict[str, str] = {
-    "LBFGS": "it evaluates the loss several times a step",
-    "Muon": "it trains matrices only, not convolutions or biases",
+    "LBFGS": "it evaluates the loss several times per step",
+    "Muon": "it optimizes matrices only, not convolutions or biases",
     "SparseAdam": "it takes sparse gradients only",
-    "LambdaLR": "it takes a function, which YAML cannot say",
-    "MultiplicativeLR": "it takes a function, which YAML cannot say",
-    "ChainedScheduler": "it takes schedulers: list them under lrSchedulers, they multiply",
-    "SequentialLR": "it takes schedulers: list them under lrSchedulers, they multiply",
+    "LambdaLR": "it takes a function, which YAML cannot express",
+    "MultiplicativeLR": "it takes a function, which YAML cannot express",
+    "ChainedScheduler": "it takes schedulers. List them under lrSchedulers: they multiply",
+    "SequentialLR": "it takes schedulers. List them under lrSchedulers: they multiply",
 }

@@ -1,9 +1,9 @@
-"""Penalties on the size of chosen layers' weights: l1 ||W||_1 + l2 / 2 ||W||^2, beside the loss.
+"""Penalties on the weights of layers: l1 ||W||_1 + l2 / 2 ||W||^2, added to the loss.
 
-Weights of convolutions and linear layers are penalised; biases and BatchNorm are not. A term acts through the gradient
-(W.grad += l1 sign(W), W.grad += l2 W) or beside the optimizer's step of learning rate r: decoupled decay takes r l2 W
-from the weight as it was before the step, and the proximal operator, after it, is the soft threshold
-W <- sign(W) max(|W| - r l1, 0), whose zeros are exact.
+They apply to the weights of convolutions and linear layers, not to biases and BatchNorm. A penalty is part of the
+gradient (W.grad += l1 sign(W), W.grad += l2 W), or is applied at the optimizer step, of learning rate r: decoupled
+decay subtracts r l2 W, with W as before the step; the proximal operator is the soft threshold after the step,
+W <- sign(W) max(|W| - r l1, 0), which gives exact zeros.
 
 Sources: Loshchilov & Hutter 2019 (decoupled decay), https://arxiv.org/abs/1711.05101; Parikh & Boyd 2014, Proximal
 Algorithms, section 6.5.2 (soft threshold).
@@ -23,12 +23,12 @@ from experiment.layers.factored_layers import FactoredLayer
 from experiment.layers.grouped_linear import GroupedLinear
 from experiment.training.settings import PenaltySpec
 
-MOST_NAMES = 40  # in an error
+MAX_NAMES = 40  # in an error
 
 
 @dataclass(frozen=True)
 class Term:
-    """One weight, of any shape, and what is asked of it."""
+    """A weight, of any shape, and its penalty."""
 
     weight: nn.Parameter
     spec: PenaltySpec
@@ -36,21 +36,21 @@ class Term:
 
 @dataclass(frozen=True)
 class Penalties:
-    """All terms of one training; a weight that several entries name has the sum of theirs.
+    """All penalties of a training; those of a weight add up.
 
-    A weight without a gradient, which the optimizer leaves alone, is left alone here too.
+    A weight without gradient is not changed, as by the optimizer.
     """
 
     terms: tuple[Term, ...] = ()
 
     @property
-    def beside_the_step(self) -> bool:
-        """Whether there is anything that is no gradient."""
+    def act_at_step(self) -> bool:
+        """Whether a penalty is not part of the gradient."""
         return any((t.spec.l1 and t.spec.proximal) or (t.spec.l2 and t.spec.decoupled) for t in self.terms)
 
     @torch.no_grad()
     def add_gradients(self) -> None:
-        """Add to the gradients of the loss, between the backward pass and the optimizer's step."""
+        """Add to the gradients, between the backward pass and the optimizer step."""
         for term in self.terms:
             weight, gradient, spec = term.weight, term.weight.grad, term.spec
             if gradient is None:
@@ -62,7 +62,7 @@ class Penalties:
 
     @torch.no_grad()
     def decay(self, rate: float) -> list[tuple[nn.Parameter, Tensor]]:
-        """What decoupled decay is going to take from the weights, as they are before the step."""
+        """What decoupled decay subtracts from each weight; call before the step."""
         return [
             (term.weight, term.weight * (rate * term.spec.l2))
             for term in self.terms
@@ -71,7 +71,7 @@ class Penalties:
 
     @torch.no_grad()
     def shrink(self, rate: float, decay: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
-        """Change the weights after the step: take the decay from them, then soften by the thresholds."""
+        """Subtract the decay from the weights, then apply the soft thresholds; call after the step."""
         for weight, lost in decay:
             weight.sub_(lost)
         for term in self.terms:
@@ -85,19 +85,16 @@ def soft_threshold(values: Tensor, threshold: float) -> Tensor:
 
 
 def make_penalties(network: nn.Module, specs: Sequence[PenaltySpec]) -> Penalties:
-    """The terms for the layers that a network has; in a compressed one some that were named may be gone.
-
-    A mask's zeros, and rounding, lie behind the weight that is penalised: masked places are zero there and remain so.
-    """
+    """The penalties on the layers of a network; patterns without a layer, which compression may remove, are ignored."""
     weights = _weights(network)
     return Penalties(tuple(Term(w, spec) for spec in specs for w in _matching(weights, spec.layers)))
 
 
 def unmatched(network: nn.Module, specs: Sequence[PenaltySpec]) -> list[tuple[int, str]]:
-    """The entries with a pattern that no layer of a network matches, each with what is wrong, for an error."""
+    """Index and error of each entry with a pattern that no layer of the network matches."""
     weights = _weights(network)
     names = [called[0] for called, _ in weights]
-    some = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
+    some = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
     return [
         (i, f"no convolution or linear layer is named '{pattern}'. There are {some or 'none in this network'}.")
         for i, spec in enumerate(specs)
@@ -107,7 +104,7 @@ def unmatched(network: nn.Module, specs: Sequence[PenaltySpec]) -> list[tuple[in
 
 
 def _matching(weights: Sequence[tuple[Sequence[str], nn.Parameter]], patterns: Sequence[str]) -> list[nn.Parameter]:
-    """The weights of the layers that match a pattern, each once, also where layers share one."""
+    """The weights of the layers that match a pattern; a shared weight once."""
     found = {
         id(weight): weight
         for names, weight in weights
@@ -117,9 +114,9 @@ def _matching(weights: Sequence[tuple[Sequence[str], nn.Parameter]], patterns: S
 
 
 def _weights(network: nn.Module) -> list[tuple[Sequence[str], nn.Parameter]]:
-    """Every convolution's and linear layer's trained weight, with the names that the layer answers to.
+    """The trained weights of convolutions and linear layers, each with the names of its layer.
 
-    Encoder and decoder of a decomposed layer answer to their own names and to that of the layer.
+    Encoder and decoder of a decomposed layer have their own names and that of the layer.
     """
     modules = dict(network.named_modules())
     found: list[tuple[Sequence[str], nn.Parameter]] = []
@@ -132,7 +129,7 @@ def _weights(network: nn.Module) -> list[tuple[Sequence[str], nn.Parameter]]:
 
 
 def _trained(module: nn.Module) -> nn.Parameter | None:
-    """The parameter that the optimizer sees: the weight, or the one tensor that a parametrization makes it of."""
+    """The parameter to optimize: the weight, or the tensor from which a parametrization computes it."""
     if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear | GroupedLinear):
         return None
     parameters = dict(module.named_parameters())

@@ -1,8 +1,8 @@
-"""The learning rate at every step, from torch's own schedulers.
+"""The learning rate of each step, from the schedulers of torch.
 
-The schedulers move a shadow optimizer that trains nothing; before every step its learning rate, times the factors of
-warmup, is written to the real one. So warmup multiplies whatever the others do, and any point of the schedule is
-reached by stepping, without the steps before having been trained: at a later start, and after an interruption.
+The schedulers act on a shadow optimizer without parameters to train. Before each step its learning rate, times the
+warmup factor, is written to the real optimizer. So warmup multiplies all other schedulers, and any point of the
+schedule is reached by stepping alone: at a later start epoch, and after an interruption.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from experiment.training.names import SCHEDULERS
 from experiment.training.settings import SchedulerSpec, TrainSettings
 
 _S = TypeVar("_S")
-_PER_EPOCH = "ReduceLROnPlateau"  # the only one that steps once an epoch, by what the epoch gave
-_WRITTEN = ("lr", "momentum", "betas")  # what schedulers change in an optimizer
+_PER_EPOCH = "ReduceLROnPlateau"  # the only one that steps once per epoch, by the validation loss
+_WRITTEN = ("lr", "momentum", "betas")  # what schedulers change
 
 
 class Schedule:
-    """The schedulers of one training, at a certain step.
+    """The schedulers of a training.
 
     Args:
-        settings: the training; it stands at the first step of `settings.start_epoch`, as if the epochs before had been.
-        steps_per_epoch: what arguments in epochs are multiplied by.
-        valid_losses: of the epochs since then that have already been run.
+        settings: the schedule starts at `settings.start_epoch`.
+        steps_per_epoch: converts arguments in epochs to steps.
+        valid_losses: of the epochs since then that are already done.
 
-    Raises: ConfigError: an unknown scheduler, or arguments that it refuses.
+    Raises: ConfigError: unknown scheduler, or wrong arguments.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Schedule:
     ) -> None:
         self._optimizer = _shadow(settings.optimizer, settings.optimizer_kwargs)
         self._factors: list[Optimizer] = []
-        self._steppers: dict[str, LRScheduler] = {}  # by where it stands in the settings, and its name
+        self._steppers: dict[str, LRScheduler] = {}  # by setting and name
         self._plateaus: dict[str, ReduceLROnPlateau] = {}
         problems: list[str] = []
         for i, spec in enumerate(settings.schedulers):
@@ -53,11 +53,11 @@ class Schedule:
             raise ConfigError(problems)
         if self._plateaus and settings.start_epoch > 0:
             raise ConfigError(
-                f"lrSchedulers: {_PER_EPOCH} follows what training does, so it cannot be entered at startEpoch "
-                f"{settings.start_epoch}. Set startEpoch: 0, or take another scheduler."
+                f"lrSchedulers: {_PER_EPOCH} depends on the epochs before startEpoch ({settings.start_epoch}), which "
+                "are not run. Set startEpoch: 0, or use another scheduler."
             )
         for optimizer in (self._optimizer, *self._factors):
-            optimizer.step()  # or else torch warns that the schedulers step first
+            optimizer.step()  # otherwise torch warns that the schedulers step first
         self._advance(settings.start_epoch * steps_per_epoch)
         for loss in valid_losses:
             self._advance(steps_per_epoch)
@@ -65,14 +65,14 @@ class Schedule:
 
     @property
     def learning_rate(self) -> float:
-        """Of the step to come."""
+        """Of the next step."""
         rate = float(self._optimizer.param_groups[0]["lr"])
         for factor in self._factors:
             rate *= float(factor.param_groups[0]["lr"])
         return rate
 
     def write(self, optimizer: Optimizer) -> None:
-        """Give the optimizer the learning rate (and momentum, where a scheduler moves it) of the step to come."""
+        """Set the learning rate, and momentum if a scheduler changes it, for the next step."""
         if not self._steppers and not self._plateaus:
             return
         source, rate = self._optimizer.param_groups[0], self.learning_rate
@@ -81,16 +81,18 @@ class Schedule:
             group["lr"] = rate
 
     def step(self) -> None:
-        """One step of the optimizer has been made.
+        """Advance by one optimizer step.
 
-        Raises: ConfigError: a scheduler that ends has come to its end.
+        Raises: ConfigError: a scheduler with a fixed number of steps is at its end.
         """
         _each(self._steppers, lambda scheduler: scheduler.step())
 
     def end_epoch(self, valid_loss: float | None) -> None:
-        """An epoch has been run, with this loss on the validation part."""
+        """Advance the schedulers that step once per epoch."""
         if self._plateaus and valid_loss is None:
-            raise ConfigError(f"lrSchedulers: {_PER_EPOCH} needs a validation part, and there is none.")
+            raise ConfigError(
+                f"lrSchedulers: {_PER_EPOCH} needs a validation part, and there is none. Use another scheduler."
+            )
         _each(self._plateaus, lambda plateau: plateau.step(cast(float, valid_loss)))
 
     def _advance(self, steps: int) -> None:
@@ -100,11 +102,14 @@ class Schedule:
     def _add(self, key: str, spec: SchedulerSpec, steps_per_epoch: int) -> None:
         factory = find(f"{key}.type", spec.type, SCHEDULERS, _SCHEDULERS)
         if both := sorted(set(spec.kwargs) & set(spec.step_kwargs)):
-            raise ConfigError(f"{key}: {', '.join(both)} stands in kwargs and in stepKwargs. Say it once.")
+            raise ConfigError(f"{key}: {', '.join(both)} is set in both kwargs and stepKwargs. Remove one of them.")
         if spec.type == _PER_EPOCH:
             arguments = {**spec.kwargs, **spec.step_kwargs}  # it counts epochs itself
             if arguments.get("mode", "min") != "min":
-                raise ConfigError(f"{key}.kwargs.mode: {_PER_EPOCH} follows the validation loss: mode must be min.")
+                raise ConfigError(
+                    f"{key}.kwargs.mode: {_PER_EPOCH} acts on the validation loss: must be min. "
+                    f"Got {arguments['mode']!r}."
+                )
             plateau = construct(key, spec.type, factory, [self._optimizer], arguments)
             self._plateaus[f"{key}: {spec.type}"] = cast(ReduceLROnPlateau, plateau)
             return
@@ -122,7 +127,7 @@ class Schedule:
 def _each(schedulers: Mapping[str, _S], step: Callable[[_S], object]) -> None:
     """Step all schedulers.
 
-    Raises: ConfigError: what is wrong with them: OneCycleLR counts its steps; others first compute with arguments here.
+    Raises: ConfigError: OneCycleLR is at its end, or a scheduler fails to compute with an argument.
     """
     problems = []
     for name, scheduler in schedulers.items():
@@ -135,12 +140,12 @@ def _each(schedulers: Mapping[str, _S], step: Callable[[_S], object]) -> None:
 
 
 def _shadow(name: str, kwargs: Mapping[str, object]) -> Optimizer:
-    """An optimizer that trains nothing."""
+    """An optimizer of a dummy parameter."""
     return make_optimizer([nn.Parameter(torch.zeros(()))], name, kwargs)
 
 
 def _in_steps(key: str, value: object, steps_per_epoch: int) -> object:
-    """Epochs as whole steps, at least one step where it is more than none."""
+    """Epochs in steps, rounded, but at least one step if positive."""
     if isinstance(value, list | tuple):
         return [_in_steps(f"{key}[{i}]", v, steps_per_epoch) for i, v in enumerate(value)]
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -150,12 +155,12 @@ def _in_steps(key: str, value: object, steps_per_epoch: int) -> object:
 
 
 def _warmup_lr(optimizer: Optimizer, warmup_epoch: float) -> LRScheduler:
-    """From 0 linearly up to the full rate after `warmup_epoch`, a factor on what the other schedulers do."""
+    """A factor that grows linearly from 0 to 1 within `warmup_epoch`."""
     return LambdaLR(optimizer, lambda step: min(step / warmup_epoch, 1.0) if warmup_epoch > 0 else 1.0)
 
 
 def _poly_lr(optimizer: Optimizer, max_epoch: int, power: float = 0.9) -> LRScheduler:
-    """(1 - e / max_epoch)^power of the full rate."""
+    """The factor (1 - e / max_epoch)^power."""
     return PolynomialLR(optimizer, total_iters=max_epoch, power=power)
 
 

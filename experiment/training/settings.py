@@ -1,4 +1,4 @@
-"""How a training is run, as plain values."""
+"""Settings of a training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class SchedulerSpec:
-    """A learning rate scheduler: `step_kwargs` are arguments in epochs, `kwargs` all others."""
+    """A learning rate scheduler: `step_kwargs` are its arguments in epochs, `kwargs` all others."""
 
     type: str
     kwargs: Mapping[str, object] = field(default_factory=dict)
@@ -20,12 +20,12 @@ class SchedulerSpec:
 
 @dataclass(frozen=True)
 class PenaltySpec:
-    """A penalty l1 ||W||_1 + l2 / 2 ||W||^2 on the weights W of the layers that match one of the patterns.
+    """A penalty l1 ||W||_1 + l2 / 2 ||W||^2 on the weights W of some layers.
 
     Attributes:
-        layers: patterns of module names, as fnmatch takes them.
-        proximal: whether l1 is a soft threshold after the step, which gives exact zeros; else a subgradient.
-        decoupled: whether l2 decays the weights beside the step, as AdamW does; else it is a gradient.
+        layers: patterns of module names, for `fnmatch`.
+        proximal: apply l1 as soft threshold after the step, which gives exact zeros, instead of as subgradient.
+        decoupled: apply l2 as decoupled weight decay, as AdamW does, instead of as gradient.
     """
 
     layers: tuple[str, ...] = ("*",)
@@ -37,7 +37,7 @@ class PenaltySpec:
 
 @dataclass(frozen=True)
 class DistillationSpec:
-    """How much a network learns from its teacher: the temperature T, and the share alpha of the teacher's term."""
+    """Knowledge distillation: temperature T, and weight alpha of the teacher's term in the loss."""
 
     temperature: float = 4.0
     alpha: float = 0.7
@@ -45,18 +45,20 @@ class DistillationSpec:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """One training.
+    """Settings of a training.
 
     Attributes:
-        num_epochs, start_epoch: epochs `start_epoch` to `num_epochs - 1` are run, at the learning rates that the whole
-            schedule has there.
-        batch_size: images a step.
-        optimizer, schedulers, loss: names of torch's classes (and WarmupLR, PolyLR) with their arguments.
-        precision: of the forward pass; weights and optimizer stay float32.
-        early_stop_epoch: from this epoch on the weights of best validation accuracy are kept; None: the last ones.
-        channels_last: memory format of images and weights while training.
-        compiled: whether torch.compile makes kernels for the training steps.
-        penalties: on layers' weights. distillation: how a teacher is listened to; None: there is none.
+        num_epochs, start_epoch: epochs `start_epoch` to `num_epochs - 1` are run, at their learning rates in the whole
+            schedule.
+        batch_size: number of images in a batch.
+        optimizer, schedulers, loss: names of torch's classes (or WarmupLR, PolyLR) with their arguments.
+        precision: of the forward pass; weights and optimizer state are float32.
+        early_stop_epoch: keep the weights of the epoch with the best validation accuracy, from this epoch on; None:
+            keep those of the last epoch.
+        channels_last: memory format of images and weights during training.
+        compiled: whether the forward pass is compiled by `torch.compile`.
+        penalties: on the weights of layers.
+        distillation: None to train without a teacher.
     """
 
     num_epochs: int
@@ -71,6 +73,5 @@ class TrainSettings:
     early_stop_epoch: int | None = None
     channels_last: bool = False
     compiled: bool = False
-    # Left out of the repr, by which older checkpoints know their training.
-    penalties: tuple[PenaltySpec, ...] = field(default=(), repr=False)
-    distillation: DistillationSpec | None = field(default=None, repr=False)
+    penalties: tuple[PenaltySpec, ...] = ()
+    distillation: DistillationSpec | None = None

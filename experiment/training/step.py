@@ -1,83 +1,164 @@
-"""One step of training: forward, backward, whatever adds to the loss and the gradients, and the optimizer."""
+"""Training steps: forward pass, loss, gradients and optimizer, on one batch after another."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
+from experiment.datasets.image_data import Batch, Share
+from experiment.errors import TrainingDiverged
+from experiment.random_streams import Part
 from experiment.training.distil import Teacher, mixed_loss
-from experiment.training.distributed import Team
+from experiment.training.distributed import ALONE, Team
 from experiment.training.evaluation import forward_precision
-from experiment.training.factories import Loss
-from experiment.training.penalty import Penalties
+from experiment.training.factories import loss_weight, make_loss, make_optimizer, mean_loss, summed
+from experiment.training.penalty import make_penalties
 from experiment.training.schedule import Schedule
 from experiment.training.settings import TrainSettings
 
+CHECK_EVERY = 50  # steps between two checks of the loss, each of which waits for the device
+
+
+class TrainingImages(Protocol):
+    """The part of `Images` that training uses."""
+
+    def __len__(self) -> int: ...
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        stream: tuple[Part, ...] | None,
+        channels_last: bool = False,
+        share: Share | None = None,
+    ) -> Iterator[Batch]:
+        """See `Images.batches`."""
+
 
 @dataclass(frozen=True)
-class Trainer:
-    """What every step of one training uses."""
+class TrainMetrics:
+    """Metrics of consecutive steps, on the augmented batches; `learning_rate` is that of the last step."""
 
-    network: nn.Module
-    optimizer: Optimizer
-    schedule: Schedule
-    loss: Loss
-    scaler: torch.amp.GradScaler
-    settings: TrainSettings
-    device: torch.device
-    team: Team
-    model: Callable[[Tensor], Tensor]  # what a step calls: the network, what shares its training out, or that compiled
-    adjust_gradients: Callable[[], None] | None = None
-    penalties: Penalties = field(default_factory=Penalties)
-    teacher: Teacher | None = None
+    learning_rate: float
+    loss: float
+    top1: float
+    images: int
 
 
-def step(t: Trainer, x: Tensor, part: Tensor, num_images: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of the optimizer on a batch of N = `num_images`, of which this process has part.
+class TrainingStep:
+    """One optimizer step on a batch, and everything that all steps of a training share.
 
-    Returns: its loss, its logits (N, classes), detached, and its labels (N,), still on the device.
+    Args:
+        model: computes the logits: the network itself, or a wrapper that is distributed or compiled.
+        adjust_gradients: called between backward pass and optimizer; adds terms that are not part of the loss to the
+            `grad` of parameters.
     """
-    t.schedule.write(t.optimizer)
-    t.optimizer.zero_grad(set_to_none=True)
-    with forward_precision(t.device, t.settings.precision):
-        logits = t.model(x)
-    logits, y = t.team.whole(logits.float(), part, num_images)
-    value = t.loss(logits, y)
-    if t.teacher is not None and t.settings.distillation is not None:
-        taught, _ = t.team.whole(t.teacher(x), part, num_images)
-        value = mixed_loss(value, logits, taught, t.settings.distillation, t.settings.loss_kwargs.get("reduction"))
-    torch.autograd.backward(t.scaler.scale(value))
-    if t.adjust_gradients is not None or t.penalties.terms:
-        t.scaler.unscale_(t.optimizer)  # what is added is not scaled
-    if t.adjust_gradients is not None:
-        t.adjust_gradients()
-    t.penalties.add_gradients()
-    _optimize(t)
-    t.schedule.step()
-    return value.detach(), logits.detach(), y
+
+    def __init__(
+        self,
+        network: nn.Module,
+        settings: TrainSettings,
+        schedule: Schedule,
+        device: torch.device,
+        *,
+        model: Callable[[Tensor], Tensor],
+        team: Team = ALONE,
+        teacher: Teacher | None = None,
+        adjust_gradients: Callable[[], None] | None = None,
+    ) -> None:
+        self.settings, self.schedule, self.device, self.team = settings, schedule, device, team
+        self.optimizer = make_optimizer(network.parameters(), settings.optimizer, settings.optimizer_kwargs)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+        self.loss = make_loss(settings.loss, settings.loss_kwargs, device)
+        self._model, self._teacher, self._adjust_gradients = model, teacher, adjust_gradients
+        self._penalties = make_penalties(network, settings.penalties)
+
+    def __call__(self, x: Tensor, y: Tensor, num_images: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Make one step.
+
+        Args:
+            x, y: the images and labels of the batch that this process computes; all of them if it trains alone.
+            num_images: N, the size of the whole batch.
+        Returns: loss, logits (N, classes), detached, and labels (N,) of the whole batch, on the device.
+        """
+        self.schedule.write(self.optimizer)
+        self.optimizer.zero_grad(set_to_none=True)
+        with forward_precision(self.device, self.settings.precision):
+            logits = self._model(x)
+        logits, labels = self.team.whole(logits.float(), y, num_images)
+        loss = self.loss(logits, labels)
+        if self._teacher is not None and self.settings.distillation is not None:
+            target, _ = self.team.whole(self._teacher(x), y, num_images)
+            reduction = self.settings.loss_kwargs.get("reduction")
+            loss = mixed_loss(loss, logits, target, self.settings.distillation, reduction)
+        torch.autograd.backward(self.scaler.scale(loss))
+        if self._adjust_gradients is not None or self._penalties.terms:
+            self.scaler.unscale_(self.optimizer)  # added terms are not scaled
+        if self._adjust_gradients is not None:
+            self._adjust_gradients()
+        self._penalties.add_gradients()
+        self._update_weights()
+        self.schedule.step()
+        return loss.detach(), logits.detach(), labels
+
+    def _update_weights(self) -> None:
+        rate, scale = self.schedule.learning_rate, self.scaler.get_scale()
+        decay = self._penalties.decay(rate)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self._penalties.act_at_step and self.scaler.get_scale() >= scale:  # else gradients overflowed: no step
+            self._penalties.shrink(rate, decay)
 
 
-def _optimize(t: Trainer) -> None:
-    """The optimizer's step, and what penalties do beside it."""
-    if not t.penalties.beside_the_step:
-        t.scaler.step(t.optimizer)
-        t.scaler.update()
-        return
-    rate, scale = t.schedule.learning_rate, t.scaler.get_scale()
-    decay = t.penalties.decay(rate)
-    t.scaler.step(t.optimizer)
-    t.scaler.update()
-    if t.scaler.get_scale() >= scale:  # else float16 gradients have overflowed, and the optimizer has not moved either
-        t.penalties.shrink(rate, decay)
+def run_steps(step: TrainingStep, batches: Iterable[tuple[Tensor, Tensor, int]], epoch: int) -> TrainMetrics:
+    """Make a step on each batch (see `TrainingStep.__call__`).
+
+    Args:
+        epoch: the current epoch, for the error.
+    Raises: TrainingDiverged: the loss became NaN or infinite.
+    """
+    loss_sum, weight_sum = torch.zeros(2, dtype=torch.float64, device=step.device)
+    hits = torch.zeros((), dtype=torch.int64, device=step.device)
+    images, rate = 0, step.schedule.learning_rate
+    for i, (x, y_part, num_images) in enumerate(batches):
+        rate = step.schedule.learning_rate
+        loss, logits, y = step(x, y_part, num_images)
+        weight = loss_weight(step.loss, y)
+        loss_sum.add_(summed(step.loss, loss, weight))
+        weight_sum.add_(weight)
+        hits.add_((logits.argmax(dim=1) == y).sum())
+        images += len(y)
+        if (i + 1) % CHECK_EVERY == 0:
+            _require_finite_loss(loss_sum, epoch, rate)
+    _require_finite_loss(loss_sum, epoch, rate)
+    return TrainMetrics(rate, mean_loss(loss_sum, weight_sum), int(hits) / max(images, 1), images)
 
 
 def compiled(model: nn.Module, settings: TrainSettings) -> Callable[[Tensor], Tensor]:
-    """The forward pass, compiled where that is asked for; parameters and buffers stay those of the network.
+    """The forward pass, compiled if the settings ask for it; parameters and buffers remain those of the network."""
+    return torch.compile(model, dynamic=None) if settings.compiled else model  # None: the last batch may be smaller
 
-    Compiled for the batch sizes as they come: the last batch of an epoch may be smaller than the others.
+
+def require_finite_weights(network: nn.Module) -> None:
+    """Check the weights after the last step, which no loss follows.
+
+    Raises: TrainingDiverged: a weight is NaN or infinite.
     """
-    return torch.compile(model, dynamic=None) if settings.compiled else model
+    for name, parameter in network.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise TrainingDiverged(f"training diverged: {name} is not finite. Try a smaller learning rate.")
+
+
+def _require_finite_loss(loss_sum: Tensor, epoch: int, rate: float) -> None:
+    value = float(loss_sum)
+    if not math.isfinite(value):
+        raise TrainingDiverged(
+            f"training diverged in epoch {epoch} (counted from 0): the loss became {value} at learning rate {rate:g}. "
+            "Try a smaller learning rate, a longer warmup, or precision: fp32. Images with values that are not finite "
+            "have the same effect."
+        )

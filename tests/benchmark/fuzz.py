@@ -42,7 +42,7 @@ from experiment.run.disk.results_table import COLUMNS, LATENCY, read_measurement
 from experiment.run.disk.store import Store
 from experiment.run.grid.plan import Machine, plan_experiment
 from experiment.run.grid.weights_file import find_given
-from experiment.training.checkpoint import read_whole
+from experiment.training.checkpoint import read_checkpoint
 
 MOST_SECONDS = 20
 MOST_MEGABYTES = 1024  # that a whole run may grow by
@@ -217,7 +217,7 @@ def targets(folder: Path) -> dict[str, Target]:
             lambda: (load_results(experiment), read_source(experiment)),
         ),
         "checkpoint": Target(
-            folder / "checkpoint.pt", checkpoint, saved, lambda: read_whole(folder / "checkpoint.pt")
+            folder / "checkpoint.pt", checkpoint, saved, lambda: read_checkpoint(folder / "checkpoint.pt")
         ),
         "latency.json": Target(folder / LATENCY, latency, _json, lambda: read_measurement(folder / LATENCY)),
     }  # fmt: skip

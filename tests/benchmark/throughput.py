@@ -24,7 +24,8 @@ from experiment.datasets.in_memory import MemoryImages, prepare
 from experiment.datasets.raw_images import Pixels
 from experiment.networks.make_network import make_network
 from experiment.random_streams import generator, seeded
-from experiment.training.loop import SchedulerSpec, TrainSettings, train
+from experiment.training.loop import TrainingLoop
+from experiment.training.settings import SchedulerSpec, TrainSettings
 
 TRANSFORMS = Transforms(
     train=(("Pad", {"padding": 4}), ("RandomCrop", {"size": 32}), ("RandomHorizontalFlip", {})),
@@ -106,7 +107,7 @@ def our_loop(network: nn.Module, images: Images, a: argparse.Namespace, device: 
     )
 
     def run() -> int:
-        records = train(network, images, settings, valid=None, stream=("benchmark",), device=device)
+        records = TrainingLoop(network, images, settings, valid=None, stream=("benchmark",), device=device).run()
         return records[0].images
 
     return run

@@ -12,7 +12,7 @@ from torch import nn
 
 from experiment import LC
 from experiment.errors import ConfigError, InfeasibleBudget
-from experiment.lc.keep_search import Search, search_keep
+from experiment.lc.keep_search import KeepSearchResult, search_keep
 
 
 @pytest.mark.parametrize("edge", [0.0013, 0.01, 0.083, 0.4, 0.97])
@@ -67,7 +67,7 @@ def test_what_cannot_be_made_is_too_small() -> None:
 def test_with_the_optimizer(network: nn.Sequential, make_pairs: Any) -> None:
     train, valid = make_pairs(70), make_pairs(40, "valid")
 
-    def search() -> Search:
+    def search() -> KeepSearchResult:
         def top1(keep: float) -> float:
             lc = LC(network, "WT", keep=keep, train=train, valid=valid, steps=3, iterations=5, iterations_first=10)
             lc.run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from experiment.datasets.python_samples import PairData
 from experiment.errors import CompressionError, TrainingDiverged
 from experiment.lc import optimizer as module
-from experiment.lc.lc_checkpoint import Iteration
 from experiment.lc.optimizer import LCOptimizer
 from experiment.lc.projection import FunctionProjection, MethodProjection
 from experiment.lc.settings import LCSettings
+from experiment.lc.state import LCRecord
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Calibration, make_method
@@ -60,7 +60,7 @@ def make(
     project = project or FunctionProjection(largest(0.25), lambda small: small)
     return LCOptimizer(
         network, project, data["train"], data["valid"], settings, training, example=data["example"], stream=("t",),
-        device="cpu", **more,
+        **more,
     )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def method_projection(network: nn.Module, data: dict[str, Any], label: str, keep
     return MethodProjection(method, keep, "parameters", example, count(network, example), calibration, ("m",))
 
 
-def timeless(rows: list[Iteration]) -> list[Iteration]:
+def timeless(rows: list[LCRecord]) -> list[LCRecord]:
     return [dataclasses.replace(row, seconds=0.0) for row in rows]
 
 
@@ -108,7 +108,7 @@ def test_the_steps_are_those_of_the_formulas(network: nn.Sequential, data: dict[
             for m, p, t in zip(multipliers, weights, (theta[0].weight.data, theta[4].weight.data), strict=True)
         ]
         rows.append(mu)
-    found = optimizer.statistics
+    found = optimizer.records
     assert [row.mu for row in found] == [0.0, *rows]
     assert [row.iterations for row in found] == [0, 7, 10, 13, 16]
     assert [row.learning_rate for row in found] == [None, *(pytest.approx(0.05 * 0.5**j) for j in range(4))]
@@ -116,7 +116,7 @@ def test_the_steps_are_those_of_the_formulas(network: nn.Sequential, data: dict[
     for name, parameter in w.named_parameters():
         assert torch.allclose(optimizer._network.get_parameter(name), parameter, atol=1e-5)
     for name, multiplier in zip("04", multipliers, strict=True):
-        assert torch.allclose(optimizer._progress.multipliers[name], multiplier, atol=1e-5)
+        assert torch.allclose(optimizer._state.multipliers[name], multiplier, atol=1e-5)
 
 
 def iterator(train: PairData) -> Any:
@@ -171,7 +171,7 @@ def test_it_finds_the_optimum_of_a_convex_problem() -> None:
     data = {"train": images, "valid": images, "example": x[:1]}
     optimizer = make(network, data, settings, whole, FunctionProjection(on_the_line, lambda small: small))
     found = optimizer.run().network.weight.detach()
-    rows = optimizer.statistics
+    rows = optimizer.records
     assert rows[0].valid_loss > 1.02 * best
     assert rows[-1].valid_loss == pytest.approx(best, rel=1e-5)
     assert torch.allclose(found, a.detach() * S, rtol=0.01)
@@ -192,32 +192,50 @@ def minimise(variable: Tensor, loss: Callable[[], Tensor]) -> float:
     return float(loss().detach())
 
 
-@pytest.mark.parametrize("training", [SGD, ADAM], ids=["SGD", "Adam"])
-@pytest.mark.parametrize("kill", [("step", 0), ("step", 1), ("step", 2), ("step", 3), ("step", 4), ("batch", 9)])
+@pytest.mark.parametrize(
+    ("training", "kill"),
+    [(SGD, ("step", 1)), (SGD, ("step", 3)), (SGD, ("step", 5)), (SGD, ("batch", 10)), (ADAM, ("step", 2))],
+    ids=str,
+)
 def test_killed_is_uninterrupted_bit_for_bit(
     network: nn.Sequential, data: dict[str, Any], tmp_path: Path, training: TrainSettings, kill: tuple[str, int]
 ) -> None:
-    path, told = tmp_path / "checkpoint.pt", []
+    path = tmp_path / "checkpoint.pt"
     project = method_projection(network, data, "WT", 0.4)
     whole = make(network, data, training=training, project=project)
     expected = whole.run().network.state_dict()
-
-    def die(event: Any) -> None:
-        told.append(event)
-        if len(told) == kill[1] + 1:
-            raise Killed
-
-    callbacks: Any = {"on_iteration" if kill[0] == "step" else "on_batch": die}
-    with pytest.raises(Killed):
-        make(network, data, training=training, project=project, checkpoint=path, **callbacks).run()
+    if kill[0] == "step":
+        steps = make(network, data, training=training, project=project, checkpoint=path).steps()
+        for _ in range(kill[1]):
+            next(steps)
+    else:
+        dying = data | {"train": Dying(data["train"], kill[1])}
+        with pytest.raises(Killed):
+            make(network, dying, training=training, project=project, checkpoint=path).run()
     again = make(network, data, training=training, project=project, checkpoint=path)
     result = again.run().network.state_dict()
-    assert timeless(again.statistics) == timeless(whole.statistics)
+    assert timeless(again.records) == timeless(whole.records)
     assert all(torch.equal(result[name], value) for name, value in expected.items())
-    steps: list[Iteration] = []
-    finished = make(network, data, training=training, project=project, checkpoint=path, on_iteration=steps.append)
-    assert torch.equal(next(finished.run().network.parameters()), next(again.best.network.parameters()))
-    assert steps == []
+    finished = make(network, data, training=training, project=project, checkpoint=path)
+    assert list(finished.steps()) == []
+    assert torch.equal(next(finished.best.network.parameters()), next(again.best.network.parameters()))
+
+
+class Dying:
+    """Training samples that end the process after a number of batches."""
+
+    def __init__(self, images: PairData, batches: int) -> None:
+        self._images, self._left = images, batches
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def batches(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        for batch in self._images.batches(*args, **kwargs):
+            yield batch
+            self._left -= 1
+            if self._left == 0:
+                raise Killed
 
 
 @pytest.mark.parametrize("damage", ["cut", "settings", "network"])
@@ -233,10 +251,8 @@ def test_a_file_of_another_optimization_is_set_aside(
         settings = dataclasses.replace(SETTINGS, mu_init=0.06)
     else:
         network[0].weight.data += 1.0
-    told: list[Iteration] = []
-    make(network, data, settings, checkpoint=path, on_iteration=told.append).run()
-    assert len(told) == 5
-    assert "set aside" in caplog.text
+    assert len(list(make(network, data, settings, checkpoint=path).steps())) == 5
+    assert "renamed to" in caplog.text
     assert (tmp_path / "checkpoint.pt.damaged").is_file()
 
 
@@ -281,11 +297,11 @@ def test_a_layer_that_is_left_whole_is_free(network: nn.Sequential, data: dict[s
 
     optimizer = make(network, data, project=FunctionProjection(first, lambda small: small))
     optimizer.run()
-    assert set(optimizer._progress.theta) == {"0"}
+    assert set(optimizer._state.theta) == {"0"}
     free = make(network, data, project=FunctionProjection(lambda small: small, lambda small: small))
     free.run()
-    assert free._progress.theta == {}
-    assert {row.distance for row in free.statistics} == {0.0}
+    assert free._state.theta == {}
+    assert {row.distance for row in free.records} == {0.0}
 
 
 class Small(nn.Module):
@@ -356,7 +372,7 @@ def test_the_weights_meet_the_compressed_ones_as_mu_grows(network: nn.Sequential
     slow = dataclasses.replace(SGD, optimizer_kwargs={"lr": 0.005, "momentum": 0.5})
     optimizer = make(network, data, settings, slow, method_projection(network, data, "WT", 0.4))
     optimizer.run()
-    gaps = [row.relative_distance for row in optimizer.statistics]
+    gaps = [row.relative_distance for row in optimizer.records]
     assert gaps[-1] < 0.03 * gaps[0]
 
 
@@ -368,10 +384,10 @@ def test_a_teacher_can_take_the_place_of_the_labels(network: nn.Sequential, data
     found, shifted = (make(network, d, training=training) for d in (data, other))
     for optimizer in (found, shifted):
         optimizer.run()
-    assert [row.valid_loss for row in found.statistics] == [row.valid_loss for row in shifted.statistics]
+    assert [row.valid_loss for row in found.records] == [row.valid_loss for row in shifted.records]
     plain = make(network, other)
     plain.run()
-    assert plain.statistics[-1].valid_loss > shifted.statistics[-1].valid_loss
+    assert plain.records[-1].valid_loss > shifted.records[-1].valid_loss
 
 
 def test_penalties_act_in_every_step(network: nn.Sequential, data: dict[str, Any]) -> None:
@@ -379,4 +395,4 @@ def test_penalties_act_in_every_step(network: nn.Sequential, data: dict[str, Any
     training = dataclasses.replace(SGD, penalties=(penalty,))
     best = make(network, data, dataclasses.replace(SETTINGS, steps=2), training)
     best.run()
-    assert best.statistics[-1].valid_top1 < 0.5, "nothing is left of the first layer"
+    assert best.records[-1].valid_top1 < 0.5, "nothing is left of the first layer"

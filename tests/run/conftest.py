@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from experiment.main import main
 from experiment.report import Report
 
 SMALL: dict[str, Any] = {
@@ -49,6 +50,12 @@ def small() -> dict[str, Any]:
     return copy.deepcopy(SMALL)
 
 
+@pytest.fixture(scope="session")
+def small_parameters() -> dict[str, Any]:
+    """The parameters of the small experiment, not to be changed."""
+    return SMALL
+
+
 @pytest.fixture
 def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory of its own."""
@@ -67,6 +74,23 @@ def write(in_tmp: Path) -> Write:
         return path
 
     return write_parameters
+
+
+@pytest.fixture(scope="module")
+def run_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Path]:
+    """Run an experiment that several tests of a module share; returns the folder in which the command ran."""
+
+    def run(parameters: dict[str, Any], *options: str) -> Path:
+        folder = tmp_path_factory.mktemp("shared")
+        (folder / "param").mkdir()
+        (folder / "param/small.yaml").write_text(yaml.safe_dump(parameters))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setattr("experiment.report.write_report", write_nothing)
+            assert main(["param/small.yaml", "-j", "1", "-q", *options]) == 0
+        return folder
+
+    return run
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ import torch
 
 from experiment.errors import ConfigError
 from experiment.run import machine
-from experiment.run.disk.store import Directories
+from experiment.run.cell.context import Context
+from experiment.run.disk.store import Directories, Store
 from experiment.run.grid.hardware import Resources
 from experiment.run.grid.plan import Machine
 from experiment.run.machine import DRIVERS, find_machine, gpu_possible, visible_gpus
 from experiment.run.torchrun_launch import Launch
 from experiment.run.workers.processes import Processes, no_main_module
-from experiment.run.workers.setup import Setup, Site
 
 
 @pytest.fixture
@@ -82,8 +82,8 @@ def test_rocm_reads_its_own_variable_first(gpu: pytest.MonkeyPatch) -> None:
     assert visible_gpus(Machine("cuda")) == ("2", "5")
 
 
-def tell_devices(connection: Connection, setup: Setup) -> None:
-    """The life of a worker that answers everything by what it sees."""
+def tell_devices(connection: Connection, contexts: Any) -> None:
+    """A worker that answers every message with its environment."""
     while True:
         connection.recv()
         connection.send({name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")})
@@ -94,23 +94,24 @@ def test_a_replaced_worker_gets_the_gpu_of_the_one_that_died(tmp_path: Path, mon
     monkeypatch.delenv("HIP_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     before = dict(os.environ)
-    site = Site(tmp_path, Directories(tmp_path, tmp_path, tmp_path), 3, Resources(1, 1.0))
-    with Processes(Setup((site,), Machine("cuda"), False), 3, tell_devices) as pool:
+    directories = Directories(tmp_path, tmp_path, tmp_path)
+    context = Context(Store(tmp_path), directories, Machine("cuda"), threads=3, resources=Resources(1, 1.0))
+    with Processes([context], 3, tell_devices) as pool:
         assert seen(pool) == {0: "4", 1: "7", 2: "9"}
-        killed = pool.members[1]
+        killed = pool.workers[1]
         os.kill(killed.process.pid or 0, signal.SIGKILL)
         killed.process.join()
         work: Any = "more work"
         for _ in range(3):
             pool.start(work)  # the second finds its worker dead
-        assert {m.slot: m.connection.recv()["CUDA_VISIBLE_DEVICES"] for m in pool.members} == {0: "4", 1: "7", 2: "9"}
-        assert killed not in pool.members
+        assert {m.slot: m.connection.recv()["CUDA_VISIBLE_DEVICES"] for m in pool.workers} == {0: "4", 1: "7", 2: "9"}
+        assert killed not in pool.workers
     assert dict(os.environ) == before
 
 
 def seen(pool: Processes) -> dict[int, str]:
     answers = {}
-    for member in pool.members:
+    for member in pool.workers:
         member.connection.send("what do you see?")
         told = member.connection.recv()
         assert told["OMP_NUM_THREADS"] == "3"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -34,6 +37,48 @@ def make_network(seed: int = 0, classes: int = 4) -> nn.Sequential:
             nn.Dropout(0.2),
             nn.Linear(64, classes),
         )
+
+
+class Watched:
+    """Images that call a function after each training batch."""
+
+    def __init__(self, images: MemoryImages, after_batch: Callable[[int], None]) -> None:
+        self._images, self._after_batch = images, after_batch
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def batches(self, batch_size: int, **more: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for x, y in self._images.batches(batch_size, **more):
+            yield x, y
+            self._after_batch(len(y))
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def watched() -> type[Watched]:
+    return Watched
+
+
+@pytest.fixture
+def killed(images: MemoryImages) -> Callable[..., Any]:
+    """Images whose use raises an error after a number of batches, and this error."""
+
+    def make(batches: int, error: type[BaseException] = Killed) -> tuple[Watched, type[BaseException]]:
+        left = batches
+
+        def count(_: int) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise error
+
+        return Watched(images, count), error
+
+    return make
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from experiment.training.loop import SchedulerSpec, TrainSettings, check_training
+from experiment.training.check import check_training
+from experiment.training.settings import SchedulerSpec, TrainSettings
 
 GOOD: dict[str, object] = {"num_epochs": 10, "batch_size": 8, "optimizer_kwargs": {"lr": 0.1, "momentum": 0.9}}
 
@@ -57,7 +58,7 @@ def test_good_settings() -> None:
         ),
         (
             {"schedulers": (SchedulerSpec("StepLR", {"step_size": 3}, {"step_size": 3}),)},
-            "lrSchedulers[0]: step_size stands in kwargs and in stepKwargs.",
+            "lrSchedulers[0]: step_size is set in both kwargs and stepKwargs.",
         ),
         (
             {"schedulers": (SchedulerSpec("ReduceLROnPlateau"),), "start_epoch": 3},
@@ -65,7 +66,7 @@ def test_good_settings() -> None:
         ),
         (
             {"schedulers": (SchedulerSpec("ReduceLROnPlateau", {"mode": "max"}),)},
-            "lrSchedulers[0].kwargs.mode: ReduceLROnPlateau follows the validation loss",
+            "lrSchedulers[0].kwargs.mode: ReduceLROnPlateau acts on the validation loss",
         ),
         (
             {"schedulers": (SchedulerSpec("OneCycleLR", {"max_lr": 0.1}, {"total_steps": 5}),)},
@@ -75,7 +76,7 @@ def test_good_settings() -> None:
         ({"optimizer": "Adam", "optimizer_kwargs": {"betas": [0.9]}}, "optimizerKwargs: Adam refuses "),
         ({"optimizer": "ASGD", "optimizer_kwargs": {"t0": "x"}}, "optimizerKwargs: ASGD cannot compute with "),
         ({"loss_kwargs": {"label_smoothing": "x"}}, "lossKwargs: CrossEntropyLoss cannot compute with "),
-        ({"loss_kwargs": {"weight": ["a"]}}, "lossKwargs.weight: must be a list of numbers, one a class"),
+        ({"loss_kwargs": {"weight": ["a"]}}, "lossKwargs.weight: must be a list of numbers, one per class"),
         ({"schedulers": (SchedulerSpec("MultiStepLR", {"milestones": 3}),)}, "lrSchedulers[0]: MultiStepLR refuses "),
         (
             {"schedulers": (SchedulerSpec("StepLR", {"step_size": 0}),)},

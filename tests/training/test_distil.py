@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from experiment.errors import ConfigError
 from experiment.random_streams import generator, seeded
 from experiment.training import checkpoint
 from experiment.training.distil import mixed_loss
-from experiment.training.loop import EpochRecord, TrainSettings, train
-from experiment.training.settings import DistillationSpec
+from experiment.training.loop import EpochRecord, TrainingLoop
+from experiment.training.settings import DistillationSpec, TrainSettings
 
 PLAIN = TrainSettings(num_epochs=2, batch_size=16, optimizer_kwargs={"lr": 0.1, "momentum": 0.9})
 TAUGHT = replace(PLAIN, distillation=DistillationSpec(3.0, 0.6))
@@ -37,8 +38,8 @@ def teacher(network: nn.Sequential) -> nn.Sequential:
 def run(
     network: nn.Module, images: MemoryImages, settings: TrainSettings, teacher: nn.Module | None = None
 ) -> tuple[dict[str, Tensor], list[EpochRecord]]:
-    records = train(network, images, settings, valid=None, stream=("t",), device="cpu", teacher=teacher)
-    return network.state_dict(), records
+    loop = TrainingLoop(network, images, settings, valid=None, stream=("t",), device="cpu", teacher=teacher)
+    return network.state_dict(), loop.run()
 
 
 def explicit(z_s: Tensor, z_t: Tensor, T: float) -> np.ndarray:
@@ -159,27 +160,18 @@ def test_compiled_steps_change_rounding_only(
         torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-5)
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
 def test_killed_is_uninterrupted_bit_for_bit(
     network: nn.Sequential, teacher: nn.Sequential, images: MemoryImages, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, killed: Any,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(checkpoint, "MAX_SHARE", float("inf"))
     fresh, last = copy.deepcopy(network), copy.deepcopy(network)
     whole, expected = run(network, images, TAUGHT, teacher)
-    batches = iter(range(8))  # an epoch has six
-
-    def count(_: int) -> None:
-        if next(batches, None) is None:
-            raise Killed
-
     more = {"valid": None, "stream": ("t",), "device": "cpu", "checkpoint": tmp_path / "c.pt", "teacher": teacher}
-    with pytest.raises(Killed):
-        train(fresh, images, TAUGHT, **more, on_batch=count)
-    records = train(last, images, TAUGHT, **more)
+    dying, error = killed(9)  # an epoch has six batches
+    with pytest.raises(error):
+        TrainingLoop(fresh, dying, TAUGHT, **more).run()
+    records = TrainingLoop(last, images, TAUGHT, **more).run()
     assert [r.loss for r in records] == [r.loss for r in expected]
     assert all(torch.equal(value, last.state_dict()[name]) for name, value in whole.items())
 
@@ -188,5 +180,5 @@ def test_killed_is_uninterrupted_bit_for_bit(
 def test_a_teacher_and_its_settings_belong_together(
     network: nn.Sequential, images: MemoryImages, settings: TrainSettings
 ) -> None:
-    with pytest.raises(ConfigError, match="needs a teacher"):
+    with pytest.raises(ConfigError, match="needs both its settings and a teacher"):
         run(network, images, settings, None if settings is TAUGHT else copy.deepcopy(network))

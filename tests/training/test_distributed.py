@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from experiment.errors import ConfigError
 from experiment.layers.shared_batchnorm import SharedBatchNorm, sharing_statistics
 from experiment.training.distributed import Team
-from experiment.training.loop import TrainSettings, train
+from experiment.training.loop import TrainingLoop
+from experiment.training.settings import TrainSettings
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 Outcomes = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
@@ -156,4 +157,4 @@ def test_a_batch_that_cannot_be_shared_is_refused(
 def test_a_training_that_cannot_be_shared_is_refused(network: nn.Sequential, images: Any) -> None:
     settings = TrainSettings(num_epochs=1, batch_size=2)
     with pytest.raises(ConfigError, match="3 processes train together"):
-        train(network, images, settings, valid=None, stream=(), device="cpu", team=Team(0, 3))
+        TrainingLoop(network, images, settings, valid=None, stream=(), device="cpu", team=Team(0, 3))

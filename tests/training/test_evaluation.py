@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from experiment.datasets.in_memory import MemoryImages, Prepared
 from experiment.errors import ConfigError, DataError
 from experiment.random_streams import generator
-from experiment.training.loop import evaluate
+from experiment.training.evaluation import evaluate
 
 CPU = torch.device("cpu")
 

@@ -6,6 +6,7 @@ import copy
 import math
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +18,13 @@ from experiment.layers.factored_layers import FactoredLinear
 from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import add_masks
 from experiment.random_streams import generator, seeded
-from experiment.training import checkpoint, loop
-from experiment.training.distributed import ALONE
-from experiment.training.factories import make_optimizer
-from experiment.training.loop import SchedulerSpec, TrainSettings, train
+from experiment.training import checkpoint
+from experiment.training import step as step_module
+from experiment.training.loop import TrainingLoop
 from experiment.training.penalty import make_penalties, soft_threshold, unmatched
 from experiment.training.schedule import Schedule
-from experiment.training.settings import PenaltySpec
-from experiment.training.step import Trainer, step
+from experiment.training.settings import PenaltySpec, SchedulerSpec, TrainSettings
+from experiment.training.step import TrainingStep
 
 SGD = {"lr": 0.1, "momentum": 0.9}
 ADAM = {"lr": 0.01}
@@ -39,7 +39,7 @@ def settings_with(*penalties: PenaltySpec, optimizer: str = "SGD", **changes: ob
 
 
 def trained(network: nn.Module, images: MemoryImages, settings: TrainSettings) -> dict[str, Tensor]:
-    train(network, images, settings, valid=None, stream=("t",), device="cpu")
+    TrainingLoop(network, images, settings, valid=None, stream=("t",), device="cpu").run()
     return network.state_dict()
 
 
@@ -57,7 +57,7 @@ def trained_by_torch(
         return getattr(torch.optim, optimizer)(groups, **kwargs)  # type: ignore[no-any-return]
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "make_optimizer", grouped)
+        patch.setattr(step_module, "make_optimizer", grouped)
         return trained(network, images, settings_with(optimizer=optimizer))
 
 
@@ -219,14 +219,11 @@ def test_with_scaled_gradients(optimizer: str) -> None:
     def after_steps(scaled: bool, *factors: float) -> Tensor:
         with seeded("layer"):
             layer, factor = nn.Linear(3, 2), iter(factors)
-        trainer = Trainer(
-            layer, make_optimizer(layer.parameters(), optimizer, settings.optimizer_kwargs), Schedule(settings, 1),
-            lambda z, y: nn.functional.cross_entropy(z, y) * next(factor),
-            torch.amp.GradScaler("cpu", init_scale=2.0**16, enabled=scaled), settings, torch.device("cpu"),
-            ALONE, layer, penalties=make_penalties(layer, settings.penalties),
-        )  # fmt: skip
+        step = TrainingStep(layer, settings, Schedule(settings, 1), torch.device("cpu"), model=layer)
+        step.loss = lambda z, y: nn.functional.cross_entropy(z, y) * next(factor)
+        step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, enabled=scaled)
         for _ in factors:
-            step(trainer, x, y, 8)
+            step(x, y, 8)
         return layer.weight.detach()
 
     start = after_steps(False)
@@ -235,14 +232,11 @@ def test_with_scaled_gradients(optimizer: str) -> None:
     assert (after_steps(False, 1.0) - start).abs().min() > 0
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
 def test_killed_is_uninterrupted_bit_for_bit(
-    network: nn.Sequential, images: MemoryImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
-) -> None:
+    network: nn.Sequential, images: MemoryImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str,
+    killed: Any,
+) -> None:  # fmt: skip
     monkeypatch.setattr(checkpoint, "MAX_SHARE", float("inf"))
     settings = settings_with(
         PenaltySpec(l1=0.01, l2=0.01, proximal=True, decoupled=True), PenaltySpec(("0",), l1=0.01, l2=0.1),
@@ -250,16 +244,11 @@ def test_killed_is_uninterrupted_bit_for_bit(
     )  # fmt: skip
     fresh, last = copy.deepcopy(network), copy.deepcopy(network)
     whole = trained(network, images, settings)
-    batches = iter(range(8))  # an epoch has six
-
-    def count(_: int) -> None:
-        if next(batches, None) is None:
-            raise Killed
-
     more = {"valid": None, "stream": ("t",), "device": "cpu", "checkpoint": tmp_path / "checkpoint.pt"}
-    with pytest.raises(Killed):
-        train(fresh, images, settings, **more, on_batch=count)
-    records = train(last, images, settings, **more)
+    dying, error = killed(9)  # an epoch has six batches
+    with pytest.raises(error):
+        TrainingLoop(fresh, dying, settings, **more).run()
+    records = TrainingLoop(last, images, settings, **more).run()
     assert len(records) == 3
     assert all(torch.equal(value, last.state_dict()[name]) for name, value in whole.items())
 
@@ -270,8 +259,8 @@ def test_the_checkpoint_of_another_penalty_is_not_taken_up(
     path, alone, other = tmp_path / "checkpoint.pt", copy.deepcopy(network), copy.deepcopy(network)
     more = {"valid": None, "stream": ("t",), "device": "cpu"}
     penalty = PenaltySpec(l2=0.1)
-    train(other, images, settings_with(PenaltySpec(l2=0.2)), **more, checkpoint=path)
-    train(network, images, settings_with(penalty), **more, checkpoint=path)
-    train(alone, images, settings_with(penalty), **more)
+    TrainingLoop(other, images, settings_with(PenaltySpec(l2=0.2)), **more, checkpoint=path).run()
+    TrainingLoop(network, images, settings_with(penalty), **more, checkpoint=path).run()
+    TrainingLoop(alone, images, settings_with(penalty), **more).run()
     assert torch.equal(network[6].weight, alone[6].weight)
     assert list(tmp_path.glob("checkpoint.pt.damaged*"))

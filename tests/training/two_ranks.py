@@ -22,8 +22,8 @@ from experiment.layers.shared_batchnorm import shared_form
 from experiment.random_streams import generator, seeded
 from experiment.training.distributed import Team
 from experiment.training.evaluation import evaluate
-from experiment.training.loop import SchedulerSpec, TrainSettings, train
-from experiment.training.settings import DistillationSpec, PenaltySpec
+from experiment.training.loop import TrainingLoop
+from experiment.training.settings import DistillationSpec, PenaltySpec, SchedulerSpec, TrainSettings
 
 SETTINGS = TrainSettings(
     num_epochs=3,
@@ -47,9 +47,12 @@ def make_network(team: Team) -> nn.Sequential:
         )  # fmt: skip
 
 
-def outcome(team: Team, network: nn.Module, settings: TrainSettings = SETTINGS, **more: Any) -> dict[str, Any]:
+def outcome(
+    team: Team, network: nn.Module, settings: TrainSettings = SETTINGS, until: int | None = None, **more: Any
+) -> dict[str, Any]:
     layers = [type(module) for module in network.modules()]
-    records = train(network, IMAGES, settings, valid=VALID, stream=("t",), device="cpu", team=team, **more)
+    loop = TrainingLoop(network, IMAGES, settings, valid=VALID, stream=("t",), device="cpu", team=team, **more)
+    records = loop.run(until)
     assert [type(module) for module in network.modules()] == layers, "plain torch layers again"
     told = [{k: v for k, v in dataclasses.asdict(r).items() if k != "seconds"} for r in records]
     return {"records": told, "state": network.state_dict()}
@@ -115,7 +118,7 @@ def dropout(team: Team, folder: Path) -> dict[str, Any]:
     network[1].register_forward_hook(
         lambda _, __, y: dropped.append((y == 0)[:4].clone()) if network.training else None
     )
-    train(network, IMAGES, SETTINGS, valid=VALID, stream=("t",), device="cpu", team=team)
+    TrainingLoop(network, IMAGES, SETTINGS, valid=VALID, stream=("t",), device="cpu", team=team).run()
     return {"dropped": dropped[0]}
 
 

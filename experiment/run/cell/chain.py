@@ -1,4 +1,4 @@
-"""What one worker does: train and test a reference network, or compress, retrain, test and store a chain of cells."""
+"""The work of one worker: train and test a reference network, or compute a chain of cells."""
 
 from __future__ import annotations
 
@@ -12,60 +12,61 @@ from experiment.files import write_whole
 from experiment.layers.plan import Plan
 from experiment.methods.base import Compressed
 from experiment.methods.table import layer_rows
-from experiment.run.cell.cell import Walk, architecture, cell_name
-from experiment.run.cell.events import Advanced, CellDone, Note, Report, Started
+from experiment.run.cell.cell import compute_cell
+from experiment.run.cell.chain_compression import ChainCompression
+from experiment.run.cell.context import Context
+from experiment.run.cell.events import Advanced, CellDone, Note, Report, Started, cell_name
 from experiment.run.cell.outcome import costs_of, measure_network, require_finite, write_result, write_rows
 from experiment.run.cell.rank_history import write_reference_ranks
-from experiment.run.cell.reference import (
-    Context,
-    Reference,
-    copy_history,
-    obtain_reference,
-)
-from experiment.run.cell.start_state import Gone
+from experiment.run.cell.reference import Reference, copy_history, obtain_reference
+from experiment.run.cell.start_state import StartLost
 from experiment.run.disk.network_file import save_weights
 from experiment.run.disk.store import TRACEBACK
 from experiment.run.grid.plan import Cell, Chain, ReferenceTask, chain_key
 from experiment.run.machine import instructions
 
-NOBODYS = (CannotWrite, OtherVersion)  # errors that no cell is to blame for: the run ends
+ENDS_THE_RUN = (CannotWrite, OtherVersion)  # errors that are not the fault of a cell
+
+Results = Mapping[str, dict[str, Any]]
 
 
 def run_reference(task: ReferenceTask, context: Context, report: Report) -> None:
-    """Train (or find) one reference network, test it and store its row; a failure is stored as such."""
+    """Train (or load) a reference network, test it and store its result. A failure is stored, too."""
     if not is_open(context.store.result(task.cell), context.retry_failed):
         return
     report(Started(cell_name(task.cell), task.cell.epochs_train + 1, task.cell.key))
     try:
-        p = task.variant.parameters
-        reference = obtain_reference(task.reference, p, context, report)
-        measured = measure_network(reference.network, p, context.data)
-        require_finite(measured)
-        unchanged = Compressed(reference.network, Plan(), reference.count)
-        with context.store.writing(task.cell) as folder:
-            size = save_weights(
-                folder / "network.pt", reference.network, Plan(), architecture(p, reference), method="Reference"
-            )
-            write_rows(folder / "layers.csv", layer_rows(reference.count, unchanged))
-            copy_history(reference.folder, folder)
-            write_reference_ranks(p, reference.folder, reference.network, folder)
-            costs = costs_of(unchanged, size)
-            result = {**costs, **measured, "epochs": 0, "status": "done", "top1_before_retraining": measured["top1"]}
-            result["hardware"] = instructions(context.machine.device)
-            write_result(folder, result)
-    except NOBODYS:
+        reference = obtain_reference(task.reference, task.variant.parameters, context, report)
+        result = _store_reference(task, reference, context)
+    except ENDS_THE_RUN:
         raise
-    except Exception as error:  # whatever breaks one network must not stop the others: it is stored and told
+    except Exception as error:  # whatever breaks one network must not stop the others
         _store_failure(task.cell, error, context, report)
     else:
         report(Advanced(1))
         report(_done(task.cell, result, reference))
 
 
-def run_chain(chain: Chain, context: Context, report: Report) -> bool:
-    """Compute those cells of a chain that have no result yet, in order; a failed one is stored, the rest goes on.
+def _store_reference(task: ReferenceTask, reference: Reference, context: Context) -> dict[str, Any]:
+    p, network = task.variant.parameters, reference.network
+    measured = measure_network(network, p, context.data)
+    require_finite(measured)
+    unchanged = Compressed(network, Plan(), reference.count)
+    with context.store.writing(task.cell) as folder:
+        size = save_weights(folder / "network.pt", network, Plan(), reference.architecture, method="Reference")
+        write_rows(folder / "layers.csv", layer_rows(reference.count, unchanged))
+        copy_history(reference.folder, folder)
+        write_reference_ranks(p, reference.folder, network, folder)
+        result = {**costs_of(unchanged, size), **measured, "epochs": 0, "status": "done"}
+        result |= {"top1_before_retraining": measured["top1"], "hardware": instructions(context.machine.device)}
+        write_result(folder, result)
+    return result
 
-    Returns: whether all of them have one now; a cell that another process is at is left to it.
+
+def run_chain(chain: Chain, context: Context, report: Report) -> bool:
+    """Compute the open cells of a chain, in order. A failed cell is stored, and the others go on.
+
+    Returns: whether all cells have a result; False if other processes compute some of them.
     """
     tickets = chain.tickets.cells if chain.tickets is not None else ()
     results = context.store.results([chain.reference_cell, *tickets, *chain.cells])
@@ -73,34 +74,38 @@ def run_chain(chain: Chain, context: Context, report: Report) -> bool:
     if not todo:
         return True
     if not chain.in_order and not any(context.store.is_free(cell.key) for cell in todo):
-        return False  # before the reference network is loaded: whoever asks comes back every second
-    if _ancestor_missing(chain, results, context, report):
+        return False  # before the reference network is loaded: the caller tries again every second
+    if _recompute_removed(chain, results, context, report):
         return False
-    found, key = results[chain.reference_cell.key], chain.reference_cell.key
-    if found["status"] != "done":
-        broken = Inherited(f"the reference network failed: {found.get('error')}", key)
-        return not store_abandoned(chain, broken, context, report)
     try:
-        reference = obtain_reference(chain.reference, chain.variant.parameters, context, report)
-    except NOBODYS:
+        reference = _reference_of(chain, results, context, report)
+        compression = ChainCompression(chain, reference, context)
+    except ENDS_THE_RUN:
         raise
     except Exception as error:
-        broken = Inherited(f"the reference network cannot be used: {_reason(error)}", key)
-        broken.__cause__ = error
-        return not store_abandoned(chain, broken, context, report)
+        return not store_failures(chain.cells, error, context, report, locked=chain.in_order)
     try:
-        walk = Walk(chain, reference, context)
-    except Exception as error:
-        return not store_abandoned(chain, error, context, report)
-    try:
-        return _walked(walk, todo, results, context, report)
-    except Gone as lost:
+        return _compute_cells(compression, todo, results, context, report)
+    except StartLost as lost:
         report(Note(str(lost)))
         return False
 
 
-def _ancestor_missing(chain: Chain, results: Mapping[str, dict[str, Any]], context: Context, report: Report) -> bool:
-    """Whether a result on which the chain builds has been removed; it is computed again, if nobody else is at it."""
+def _reference_of(chain: Chain, results: Results, context: Context, report: Report) -> Reference:
+    """Raises: Inherited: the reference network failed, or cannot be loaded."""
+    found, key = results[chain.reference_cell.key], chain.reference_cell.key
+    if found["status"] != "done":
+        raise Inherited(f"the reference network failed: {found.get('error')}", key)
+    try:
+        return obtain_reference(chain.reference, chain.variant.parameters, context, report)
+    except ENDS_THE_RUN:
+        raise
+    except Exception as error:
+        raise Inherited(f"the reference network cannot be used: {_text(error)}", key) from error
+
+
+def _recompute_removed(chain: Chain, results: Results, context: Context, report: Report) -> bool:
+    """Whether a result that the chain needs was removed. It is computed again, unless another process does so."""
     key, tickets = chain.reference_cell.key, chain.tickets
     if key not in results:
         with context.store.try_lock(key) as held:
@@ -115,49 +120,54 @@ def _ancestor_missing(chain: Chain, results: Mapping[str, dict[str, Any]], conte
     return False
 
 
-def _walked(
-    walk: Walk, todo: Sequence[Cell], results: Mapping[str, dict[str, Any]], context: Context, report: Report
+def _compute_cells(
+    compression: ChainCompression, todo: Sequence[Cell], results: Results, context: Context, report: Report
 ) -> bool:
-    chain = walk.chain
+    """Compute cells in order; returns whether none was left to another process."""
+    chain = compression.chain
     tickets = chain.tickets.cells if chain.tickets is not None else ()
     left = 0
     for i, cell in enumerate(chain.cells):
         result = results.get(cell.key)
         if cell in todo:
             with context.store.try_lock(None if chain.in_order else cell.key) as held:
-                result = _compute(cell, walk, context, report) if held else None
+                result = _compute(cell, compression, context, report) if held else None
             left += result is None
-        if tickets:  # where the next cell starts
+        if tickets:  # the next cell starts from the ticket of this one
             cell, result = tickets[i], results[tickets[i].key]
         if result is not None:
-            walk.passed(cell, result)
+            compression.cell_ended(cell, result)
     return not left
 
 
-def _compute(cell: Cell, walk: Walk, context: Context, report: Report) -> dict[str, Any]:
-    """The result of a cell whose lock this process holds; somebody who held it before may have left one."""
-    result = context.store.result(cell)
+def _compute(cell: Cell, compression: ChainCompression, context: Context, report: Report) -> dict[str, Any]:
+    """The result of a cell, whose lock this process holds."""
+    result = context.store.result(cell)  # the previous holder of the lock may have computed it
     if result is not None and not is_open(result, context.retry_failed):
         return result
     report(Started(cell_name(cell), cell.epochs_retrain + 1, cell.key))
     try:
-        result = walk.compute(cell, report)
-    except (*NOBODYS, Gone):
+        result = compute_cell(cell, compression, report)
+    except (*ENDS_THE_RUN, StartLost):
         raise
     except Exception as error:
         return _store_failure(cell, error, context, report)
     report(Advanced(1))
-    report(_done(cell, result, walk.reference))
+    report(_done(cell, result, compression.reference))
     return result
 
 
-def store_abandoned(task: ReferenceTask | Chain, error: Exception, context: Context, report: Report) -> list[Cell]:
-    """Store what a task has left undone as failed; returns the cells that other processes are at."""
-    cells = (task.cell,) if isinstance(task, ReferenceTask) else task.cells
-    whole = isinstance(task, ReferenceTask) or task.in_order  # whose lock the caller holds
+def store_failures(
+    cells: Sequence[Cell], error: Exception, context: Context, report: Report, *, locked: bool
+) -> list[Cell]:
+    """Store open cells as failed; returns the cells that other processes compute.
+
+    Args:
+        locked: whether the caller holds the lock of all cells.
+    """
     left = []
     for cell in cells:
-        with context.store.try_lock(None if whole else cell.key) as held:
+        with context.store.try_lock(None if locked else cell.key) as held:
             if not held:
                 left.append(cell)
             elif is_open(context.store.result(cell), context.retry_failed):
@@ -171,18 +181,18 @@ def is_open(result: Mapping[str, Any] | None, retry_failed: bool) -> bool:
 
 
 def _done(cell: Cell, result: Mapping[str, Any], reference: Reference) -> CellDone:
-    kept = result.get("parameters")
-    share = None if kept is None else kept / reference.count.parameters
-    return CellDone(cell.key, cell_name(cell), result["status"], result.get("top1"), share, result.get("error"))
+    parameters = result.get("parameters")
+    keep = None if parameters is None else parameters / reference.count.parameters
+    return CellDone(cell.key, cell_name(cell), result["status"], result.get("top1"), keep, result.get("error"))
 
 
-def _reason(error: Exception) -> str:
+def _text(error: Exception) -> str:
     return str(error) if isinstance(error, ExperimentError) else f"{type(error).__name__}: {error}"
 
 
 def _store_failure(cell: Cell, error: Exception, context: Context, report: Report) -> dict[str, Any]:
-    why = reason(_reason(error))
-    result = {"status": "failed", "error": why}
+    text = reason(_text(error))
+    result = {"status": "failed", "error": text}
     if isinstance(error, Inherited):
         result["because"] = error.cause
     unexpected = error.__cause__ if isinstance(error, Inherited) else error
@@ -191,5 +201,5 @@ def _store_failure(cell: Cell, error: Exception, context: Context, report: Repor
             write_whole(folder / TRACEBACK, lines("".join(traceback.format_exception(unexpected))))
         write_result(folder, result)
     report(Advanced(cell.epochs_retrain + 1))
-    report(CellDone(cell.key, cell_name(cell), "failed", None, None, why))
+    report(CellDone(cell.key, cell_name(cell), "failed", None, None, text))
     return result

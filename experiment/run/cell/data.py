@@ -1,4 +1,4 @@
-"""The data of an experiment, as its parameters ask for them, loaded once a process."""
+"""Datasets of an experiment, loaded once per process and cached."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from experiment.registry import is_import_path
 from experiment.run.grid.data_facts import MOST_CLASSES, DataFacts
 from experiment.run.machine import reading_processes
 
-MOST_KEPT = 4  # training and retraining may differ in their transforms; more than that is a sweep, which moves on
+MAX_KEPT = 4  # training and retraining may differ in their transforms; a sweep over more does not return to them
 
 
 def transforms_of(training: Training) -> Transforms:
@@ -27,13 +27,13 @@ def transforms_of(training: Training) -> Transforms:
 
 
 class Data:
-    """Train, validation and test parts, kept from one cell to the next.
+    """Training, validation and test data, cached from one cell to the next.
 
     Args:
-        folder: where datasets lie.
-        device: where small images are kept and all batches arrive.
-        readers: processes that read images which do not fit into memory; None for as many as there are cores left.
-        keep_sources: whether what was read is kept as it was before any transform, too.
+        folder: of all datasets.
+        device: of batches, and of datasets that fit into memory.
+        readers: number of processes that read larger datasets; None for one per spare core.
+        keep_sources: whether data before transforms are cached, too.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class Data:
         self._keep_sources = keep_sources
 
     def splits(self, p: Parameters, training: Training) -> Splits:
-        """The dataset's parts with the transforms of `training` (or of the retraining block).
+        """The parts of the dataset, with the transforms of a training or retraining block.
 
-        Raises: DataError: it is missing, damaged, or contradicts outputSize.
+        Raises: DataError: the dataset is missing, damaged, or contradicts outputSize.
         """
         dataset, transforms = p.network.dataset, transforms_of(training)
         key = _key(dataset, transforms, p)
@@ -68,7 +68,7 @@ class Data:
         return self._splits[key]
 
     def test(self, p: Parameters, training: Training | None = None) -> Images:
-        """The images that decide a cell's figures: `experiments.datasetTest`, else the dataset's own test part."""
+        """The images on which cells are tested: `experiments.datasetTest`, else the test part of the dataset."""
         training = training or p.training
         dataset, transforms = p.experiments.dataset_test, transforms_of(training)
         if dataset is None:
@@ -83,9 +83,9 @@ class Data:
         return self._tests[key]
 
     def facts(self, p: Parameters, training: Training) -> DataFacts:
-        """What a report says of the data, and what looks wrong with them.
+        """The facts about the data that a report shows, with warnings.
 
-        Raises: as `splits`; DataError also where inputs cannot be trained on.
+        Raises: as `splits`; DataError also if the inputs cannot be trained on.
         """
         dataset, dataset_test = p.network.dataset, p.experiments.dataset_test or p.network.dataset
         splits, test = self.splits(p, training), self.test(p, training)
@@ -103,12 +103,12 @@ class Data:
         )
 
     def key(self, p: Parameters, training: Training) -> str:
-        """What tells data with these transforms apart from others."""
+        """A key of the data with these transforms."""
         datasets = p.network.dataset, p.experiments.dataset_test or p.network.dataset
         return "\n".join(_key(dataset, transforms_of(training), p) for dataset in datasets)
 
     def source(self, p: Parameters, dataset: NamedSettings, train: bool) -> Source:
-        """One part of a dataset as it is before any transform."""
+        """One part of a dataset before any transform."""
         size = p.network.output_size
         key = json.dumps([dataset.name, dataset.settings, train, size], sort_keys=True, default=str)
         if key in self._sources:
@@ -126,5 +126,5 @@ def _key(dataset: NamedSettings, transforms: Transforms, p: Parameters) -> str:
 
 
 def _make_room(kept: dict[str, Any]) -> None:
-    while len(kept) >= MOST_KEPT:
+    while len(kept) >= MAX_KEPT:
         kept.pop(next(iter(kept)))

@@ -1,12 +1,11 @@
-"""What a worker tells while it computes; how it is shown is the business of whoever listens."""
+"""Events that a worker reports while it computes."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from experiment.training.loop import EpochRecord
+from experiment.run.grid.plan import Cell
 
 
 @dataclass(frozen=True)
@@ -66,26 +65,8 @@ class Note:
 Event = Started | Advanced | Busy | EpochDone | CellDone | Note
 Report = Callable[[Event], None]
 
-SECONDS_BETWEEN = 0.1  # messages cross a process boundary: a few a second are enough for a bar
 
-
-def epoch_callbacks(
-    name: str, num_epochs: int, images_an_epoch: int, report: Report
-) -> tuple[Callable[[int], None], Callable[[EpochRecord], None]]:
-    """The callbacks by which a training tells how far it is: one for batches (images just used), one for epochs."""
-    pending, told = 0.0, time.monotonic()
-
-    def on_batch(images: int) -> None:
-        nonlocal pending, told
-        pending += images / images_an_epoch
-        if time.monotonic() - told > SECONDS_BETWEEN:
-            report(Advanced(pending))
-            pending, told = 0.0, time.monotonic()
-
-    def on_epoch(record: EpochRecord) -> None:
-        nonlocal pending
-        report(Advanced(pending))
-        pending = 0.0
-        report(EpochDone(name, record.epoch, num_epochs, record.loss, record.valid_top1))
-
-    return on_batch, on_epoch
+def cell_name(cell: Cell) -> str:
+    """A short description of a cell, for people."""
+    words = [cell.variant, cell.label, cell.size if cell.method != "Reference" else "", f"net {cell.net}"]
+    return " ".join(word for word in words if word) + (f" rep {cell.repetition}" if cell.repetition else "")

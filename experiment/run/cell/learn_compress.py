@@ -1,143 +1,74 @@
-"""A cell of mode lc: the reference network goes through the L-C optimizer, and its best compressed form is stored."""
+"""The network of a cell in mode lc: the reference network goes through the L-C optimizer."""
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from experiment.config import LearnCompress, Parameters, retraining
+from experiment.config import retraining
 from experiment.datasets.image_data import count_batches
 from experiment.files import make_folder
-from experiment.lc.lc_checkpoint import Iteration
 from experiment.lc.optimizer import LCOptimizer
-from experiment.lc.projection import MethodProjection, condensed_weights, weights_of
-from experiment.lc.settings import LCSettings
-from experiment.methods.base import Calibration, Compressed, Method
-from experiment.methods.configure import MethodSpec
-from experiment.run.cell.events import Advanced, Report, epoch_callbacks
-from experiment.run.cell.reference import Context, Reference, train_settings
+from experiment.lc.projection import MethodProjection, Projected, condensed_weights, weights_of
+from experiment.run.cell.chain_compression import ChainCompression
+from experiment.run.cell.events import EpochDone, Report, cell_name
+from experiment.run.cell.outcome import CellNetwork
+from experiment.run.cell.train_network import ReportedImages
+from experiment.run.cell.training_settings import lc_settings, train_settings
 from experiment.run.grid.plan import Cell
-from experiment.training.checkpoint import EpochRecord
 
 
-@dataclass(frozen=True)
-class Learnt:
-    """What a cell of mode lc comes to.
-
-    Attributes:
-        best: the compressed network of smallest validation loss. direct: that of step 0, which has learnt nothing.
-        records: a row a step; none where compression takes nothing away, and nothing was learnt for that.
-        seconds_compress: of the direct compression. seconds_learn: of all else.
-    """
-
-    best: Compressed
-    direct: nn.Module
-    records: list[Iteration]
-    seconds_compress: float
-    seconds_learn: float
-
-    @property
-    def epochs(self) -> float:
-        """How many times all training images were learnt from; a whole number where it is one."""
-        epochs = self.records[-1].epochs if self.records else 0
-        return int(epochs) if epochs == int(epochs) else epochs
-
-
-def learn_compress(
-    cell: Cell,
-    spec: MethodSpec,
-    method: Method,
-    calibration: Calibration,
-    reference: Reference,
-    p: Parameters,
-    context: Context,
-    report: Report,
-    name: str,
-) -> Learnt:
-    """Compute one cell; continues after the last step of an interrupted process.
+def learn_compress(cell: Cell, compression: ChainCompression, folder: Path, report: Report) -> CellNetwork:
+    """Make the network of a cell; it has no records if compression removes nothing, since nothing is learned then.
 
     Raises: InfeasibleBudget, CompressionError, TrainingDiverged.
     """
-    projection = MethodProjection(
-        method, cell.keep, p.experiments.budget, reference.state.example, reference.count, calibration,
-        ("method", p.seed, cell.net, cell.repetition), spec.recalibrate,
+    p, chain, reference = compression.parameters, compression.chain, compression.reference
+    stream = ("method", p.seed, cell.net, cell.repetition)
+    project = MethodProjection(
+        compression.method, cell.keep, p.experiments.budget, reference.state.example, reference.count,
+        compression.calibration(), stream, chain.method.recalibrate,
     )  # fmt: skip
     started = time.perf_counter()
-    direct = projection(reference.network)
-    assert direct.compressed is not None
-    seconds_compress = time.perf_counter() - started
+    direct = best = project(reference.network)
+    compressed_at = time.perf_counter()
+    optimizer = None
+    if chain.method.entry.kind == "none" or not _is_unchanged(direct, compression):
+        optimizer = _make_optimizer(cell, project, compression, folder, report)
+        for record in optimizer.steps():
+            loss = math.nan if record.loss is None else record.loss
+            report(EpochDone(cell_name(cell), record.iteration, p.lc.steps, loss, record.valid_top1))
+        best = optimizer.best
+    assert best.compressed is not None
+    records = optimizer.records if optimizer else []
+    epochs = records[-1].epochs if records else 0
+    facts = {
+        "epochs": int(epochs) if epochs == int(epochs) else epochs,
+        "seconds_compress": round(compressed_at - started, 3),
+        "seconds_retrain": round(time.perf_counter() - compressed_at, 3) if optimizer else 0.0,
+    }
+    return CellNetwork(best.compressed, direct.network, records, None, facts)
+
+
+def _is_unchanged(direct: Projected, compression: ChainCompression) -> bool:
+    reference = compression.reference
     weights = condensed_weights(reference.network, reference.state.example)
-    same = all(torch.equal(weights[n], w) for n, w in weights_of(direct.dense, weights).items())
-    if same and spec.entry.kind != "none":  # a control that keeps everything is meant to learn
-        report(Advanced(cell.epochs_retrain))
-        return Learnt(direct.compressed, direct.network, [], seconds_compress, 0.0)
-    started = time.perf_counter()
-    optimizer = _optimizer(cell, projection, reference, p, context, report, name)
-    best = optimizer.run().compressed
-    assert best is not None
-    return Learnt(
-        best, direct.network, optimizer.statistics, seconds_compress, time.perf_counter() - started
-    )  # fmt: skip
+    return all(torch.equal(weights[name], weight) for name, weight in weights_of(direct.dense, weights).items())
 
 
-def _optimizer(
-    cell: Cell,
-    projection: MethodProjection,
-    reference: Reference,
-    p: Parameters,
-    context: Context,
-    report: Report,
-    name: str,
+def _make_optimizer(
+    cell: Cell, project: MethodProjection, compression: ChainCompression, folder: Path, report: Report
 ) -> LCOptimizer:
+    p, context, reference = compression.parameters, compression.context, compression.reference
     block = retraining(p)
     splits = context.data.splits(p, block)
-    settings = lc_settings(p.lc, count_batches(len(splits.train), block.batch_size, training=True))
-    on_batch, on_epoch = epoch_callbacks(name, settings.steps, len(splits.train), report)
+    make_folder(folder)
     return LCOptimizer(
-        reference.network, projection, splits.train, splits.valid, settings, train_settings(block, context.machine),
-        example=reference.state.example, stream=("retrain", p.seed, cell.net, cell.repetition),
-        device=context.machine.device, checkpoint=_checkpoint(cell, context), on_batch=on_batch,
-        on_iteration=lambda row: on_epoch(_as_epoch(row)),
+        reference.network, project, ReportedImages(splits.train, report), splits.valid,
+        lc_settings(p.lc, count_batches(len(splits.train), block.batch_size, training=True)),
+        train_settings(block, context.machine), example=reference.state.example,
+        stream=("retrain", p.seed, cell.net, cell.repetition), checkpoint=folder / "checkpoint.pt",
     )  # fmt: skip
-
-
-def lc_settings(block: LearnCompress, per_epoch: int) -> LCSettings:
-    """The block `lc` as plain values, for a training of so many minibatches an epoch."""
-    first, others = block.counts(per_epoch)
-    return LCSettings(
-        steps=block.steps,
-        iterations=others,
-        iterations_first=first,
-        mu_init=block.mu_init,
-        mu_multiplier=block.mu_multiplier,
-        mu_cap=block.mu_cap,
-        lr_decay=block.decay,
-        lr_milestones=tuple(block.lr_milestones),
-        lr_end=block.lr_end,
-    )
-
-
-def _checkpoint(cell: Cell, context: Context) -> Path:
-    partial = context.store.partial(cell.key)
-    make_folder(partial)
-    return partial / "checkpoint.pt"
-
-
-def _as_epoch(row: Iteration) -> EpochRecord:
-    """A step as those who watch are told of it."""
-    nothing = float("nan")
-    return EpochRecord(
-        epoch=row.iteration,
-        learning_rate=row.learning_rate or 0.0,
-        loss=nothing if row.loss is None else row.loss,
-        top1=nothing if row.top1 is None else row.top1,
-        valid_loss=row.valid_loss,
-        valid_top1=row.valid_top1,
-        valid_top5=row.valid_top5,
-        images=row.images,
-        seconds=row.seconds,
-    )

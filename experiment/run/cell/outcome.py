@@ -15,13 +15,14 @@ from experiment.config import Parameters
 from experiment.errors import ExperimentError, StoreError
 from experiment.escaping import csv_table, json_text
 from experiment.files import write_whole
-from experiment.lc.lc_checkpoint import Iteration
+from experiment.lc.state import LCRecord
 from experiment.measure import count_bytes
 from experiment.methods.base import Compressed
 from experiment.run.cell.data import Data
 from experiment.run.disk.manifest import RESULT, manifest_of
 from experiment.run.grid.keys import FORMAT_VERSION
-from experiment.training.loop import EpochRecord, evaluate
+from experiment.training.evaluation import evaluate
+from experiment.training.loop import EpochRecord
 
 if TYPE_CHECKING:
     from experiment.run.cell.rank_history import RankLog
@@ -41,7 +42,7 @@ class CellNetwork:
 
     compressed: Compressed
     direct: nn.Module
-    records: list[EpochRecord] | list[Iteration]
+    records: list[EpochRecord] | list[LCRecord]
     ranks: RankLog | None
     facts: dict[str, Any]
 
@@ -89,7 +90,7 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     write_whole(folder / RESULT, json_text(content, indent=1, sort_keys=True) + "\n")
 
 
-def write_history(path: Path, records: Sequence[EpochRecord] | Sequence[Iteration]) -> None:
+def write_history(path: Path, records: Sequence[EpochRecord] | Sequence[LCRecord]) -> None:
     """Write history.csv: one row per epoch, or per step in mode lc."""
     columns = fields(records[0] if records else EpochRecord)
     write_rows(path, [asdict(record) for record in records], [f.name for f in columns])

@@ -1,4 +1,4 @@
-"""ranks.csv: the effective ranks of every layer over the epochs of a training, where a parameter file asks for them."""
+"""ranks.csv: the effective ranks of every layer after each epoch of a training, if a parameter file requests them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ COLUMNS = ("epoch", "layer", "effective_rank", "stable_rank", "full_rank")
 
 
 class RankLog:
-    """The rows of a training under way. The file is rewritten whole after every epoch, so that a kill loses none.
+    """The ranks of a training; the file is written after each epoch and read by a process that continues it.
 
     Args:
-        folder: where the training's checkpoint lies; what an earlier process wrote there is taken up.
+        folder: of the checkpoint of the training.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,9 +41,9 @@ class RankLog:
             self._rows = rows or {}
 
     def note(self, epoch: int, network: nn.Module) -> None:
-        """Take down the ranks after so many epochs, in the place of what a killed process may have written of them."""
+        """Record the ranks after `epoch` epochs; replaces what a killed process wrote about this epoch."""
         ranks = [asdict(rank) for rank in layer_ranks(network)]
-        if any(len(rows) != len(ranks) for rows in self._rows.values()):  # cut in its first epoch
+        if any(len(rows) != len(ranks) for rows in self._rows.values()):  # the file was cut in its first epoch
             self._set_aside()
             self._rows = {}
         last = max(self._rows, default=epoch)
@@ -53,7 +53,7 @@ class RankLog:
         self.write(self._path.parent)
 
     def _set_aside(self) -> None:
-        log.warning("%s is damaged: set aside as %s.", self._path, set_aside(self._path).name)
+        log.warning("%s is damaged; renamed to %s.", self._path, set_aside(self._path).name)
 
     def write(self, folder: Path) -> None:
         """Write ranks.csv into a folder, in the order of epochs."""
@@ -61,7 +61,7 @@ class RankLog:
 
 
 def _read(path: Path) -> dict[int, list[dict[str, object]]] | None:
-    """The rows of every epoch; None where a row, or one of an epoch's, is missing or not whole."""
+    """The rows of each epoch; None if the file is damaged."""
     rows: dict[int, list[dict[str, object]]] = {}
     try:
         text = read_file(path).decode("utf-8")
@@ -77,16 +77,15 @@ def _read(path: Path) -> dict[int, list[dict[str, object]]] | None:
 
 
 def rank_log(p: Parameters, folder: Path) -> RankLog | None:
-    """The log, or None where nobody asks for ranks."""
+    """The log; None if ranks are not requested."""
     return RankLog(folder) if "rank" in p.experiments.measure else None
 
 
 def write_reference_ranks(p: Parameters, trained: Path, network: nn.Module, folder: Path) -> None:
-    """Write a reference's ranks.csv into a folder, if anybody asks for it.
+    """Write ranks.csv of a reference network into a folder, if ranks are requested.
 
     Args:
-        trained: its folder of trained networks; where nobody asked for ranks when it was trained, those of the trained
-            network are the only rows.
+        trained: folder of the trained network; if it was trained without ranks, only those after training are written.
     """
     if "rank" not in p.experiments.measure:
         return

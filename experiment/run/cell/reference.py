@@ -1,4 +1,4 @@
-"""The uncompressed network of an experiment: found trained, or trained now, once for all who share it."""
+"""The reference network: the trained, uncompressed network, which experiments with the same training share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import nn
 
-from experiment.config import Parameters, Penalty, Retraining, Training
+from experiment.config import Parameters
 from experiment.errors import OtherVersion, StoreError
 from experiment.files import is_whole_archive, make_folder, make_lock_file, remove_all, set_aside, writing_to
 from experiment.layers.plan import Plan, State
@@ -20,43 +20,37 @@ from experiment.measure import Count, count, example_input
 from experiment.networks.make_network import make_network
 from experiment.random_streams import seeded
 from experiment.registry import InputShape
-from experiment.run.cell.data import Data
-from experiment.run.cell.events import Note, Report, epoch_callbacks
+from experiment.run.cell.context import Context
+from experiment.run.cell.events import EpochDone, Note, Report
 from experiment.run.cell.outcome import write_history
 from experiment.run.cell.rank_history import rank_log
-from experiment.run.cell.torchrun_group import Crew, Job, together
+from experiment.run.cell.torchrun_group import Job
+from experiment.run.cell.train_network import training_loop
 from experiment.run.disk.load_weights import load_given
 from experiment.run.disk.manifest import MANIFEST, damaged_file, read_manifest, write_manifest
 from experiment.run.disk.network_file import load_packed, read_weights, save_weights
-from experiment.run.disk.store import Directories, Store, log, reference_folder, sync_folder
-from experiment.run.grid.hardware import Machine, resolved_channels_last, resolved_precision
+from experiment.run.disk.store import log, reference_folder, sync_folder
 from experiment.run.grid.plan import ReferenceSpec
 from experiment.run.grid.weights_file import GivenWeights
-from experiment.training.loop import SchedulerSpec, TrainSettings, train
-from experiment.training.settings import DistillationSpec, PenaltySpec
+from experiment.training.checkpoint import save_tensors
+from experiment.training.loop import TrainingLoop
 
 HISTORY = "history.csv"
 
 
 @dataclass(frozen=True)
-class Context:
-    """What all work of one process on one experiment shares."""
-
-    store: Store
-    directories: Directories
-    machine: Machine
-    data: Data
-    retry_failed: bool = False
-    crew: Crew | None = None  # who takes part in every training, if this process does not train alone
-
-
-@dataclass(frozen=True)
 class Reference:
-    """A trained, uncompressed network with its size, ready to be compressed."""
+    """A trained, uncompressed network that compression starts from.
+
+    Attributes:
+        folder: where it is stored among the trained networks.
+        architecture: what a weights file says about it, so that it can be made again.
+    """
 
     state: State
     count: Count
     folder: Path
+    architecture: dict[str, object]
 
     @property
     def network(self) -> nn.Module:
@@ -64,9 +58,9 @@ class Reference:
 
 
 def new_network(p: Parameters, net: int, input_shape: InputShape, given: GivenWeights | None = None) -> nn.Module:
-    """The network number `net` before training: its weights are the given ones, else of the seed and the number alone.
+    """Network number `net` before training: with the given weights, else random ones of the seed and the number.
 
-    Raises: StoreError: the given ones do not fit.
+    Raises: StoreError: the given weights do not fit.
     """
     with seeded("initialisation", p.seed, net):
         network = make_network(p.network.name, p.network.settings, input_shape, p.network.output_size)
@@ -75,48 +69,11 @@ def new_network(p: Parameters, net: int, input_shape: InputShape, given: GivenWe
     return network
 
 
-def architecture_of(p: Parameters, input_shape: InputShape) -> dict[str, object]:
-    """What a file of weights says about the original network, so that it can be made again."""
-    return {
-        "name": p.network.name,
-        "settings": dict(p.network.settings),
-        "output_size": p.network.output_size,
-        "input_shape": list(input_shape),
-        **({"tokens": True} if input_shape.tokens else {}),
-    }
-
-
-def train_settings(training: Training, machine: Machine) -> TrainSettings:
-    """A training block as the plain values that the loop takes."""
-    taught = training.distillation if isinstance(training, Retraining) else None
-    return TrainSettings(
-        num_epochs=training.num_epochs,
-        start_epoch=training.start_epoch,
-        batch_size=training.batch_size,
-        optimizer=training.optimizer,
-        optimizer_kwargs=dict(training.optimizer_kwargs),
-        schedulers=tuple(SchedulerSpec(s.type, dict(s.kwargs), dict(s.step_kwargs)) for s in training.lr_schedulers),
-        loss=training.loss,
-        loss_kwargs=dict(training.loss_kwargs),
-        precision=resolved_precision(training, machine),
-        early_stop_epoch=training.early_stop_epoch,
-        channels_last=resolved_channels_last(training, machine),
-        compiled=training.compiled,
-        penalties=tuple(penalty_spec(block) for block in training.penalties),
-        distillation=None if taught is None else DistillationSpec(taught.temperature, taught.alpha),
-    )
-
-
-def penalty_spec(block: Penalty) -> PenaltySpec:
-    """One entry of a block's penalties as the plain values that the loop takes."""
-    how = block.how or ()
-    return PenaltySpec(tuple(block.layers), block.l1 or 0.0, block.l2 or 0.0, "proximal" in how, "decoupled" in how)
-
-
 def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, report: Report) -> Reference:
-    """Load the trained network, training it first if nobody has.
+    """Load the trained network; train it first if it does not exist.
 
-    One process trains, others that need the same network wait, and take over if it dies.
+    One process trains; others that need the same network wait, and take over if it dies.
+
     Raises: TrainingDiverged, DataError, and whatever the network or its data raise.
     """
     folder = reference_folder(context.directories, spec)
@@ -134,11 +91,22 @@ def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, repor
     example = example_input(input_shape)
     device = torch.device(context.machine.device)
     network = network.to(device).eval()
-    return Reference(State(network, example.to(device)), count(network, example.to(device)), folder)
+    state = State(network, example.to(device))
+    return Reference(state, count(network, state.example), folder, _architecture(p, input_shape))
+
+
+def _architecture(p: Parameters, input_shape: InputShape) -> dict[str, object]:
+    return {
+        "name": p.network.name,
+        "settings": dict(p.network.settings),
+        "output_size": p.network.output_size,
+        "input_shape": list(input_shape),
+        **({"tokens": True} if input_shape.tokens else {}),
+    }
 
 
 def rewind_file(folder: Path, epoch: int) -> Path:
-    """Where a reference's folder keeps its weights as they were at the start of an epoch."""
+    """The file for the weights of a reference network at the start of an epoch."""
     return folder / f"rewind-{epoch}.pt"
 
 
@@ -151,7 +119,7 @@ def _acquired(lock: FileLock, spec: ReferenceSpec, report: Report) -> AcquireRet
 
 
 def _loaded(folder: Path, p: Parameters, spec: ReferenceSpec, input_shape: InputShape) -> nn.Module | None:
-    """The trained network, or None where there is none or only a damaged one, which is set aside."""
+    """The trained network; None if there is none, or it is damaged, and then it is renamed."""
     if not folder.is_dir():
         return None
     network = new_network(p, spec.net, input_shape)
@@ -167,7 +135,7 @@ def _loaded(folder: Path, p: Parameters, spec: ReferenceSpec, input_shape: Input
 
 
 def copy_history(trained: Path, folder: Path) -> None:
-    """Copy the history of a reference's training into a folder; an empty one where it was damaged."""
+    """Copy the history of a reference network into a folder; an empty one if it was damaged."""
     if (trained / HISTORY).is_file():
         shutil.copy2(trained / HISTORY, folder / HISTORY)
     else:
@@ -184,35 +152,35 @@ def _set_aside_damaged(folder: Path) -> None:
 def _train(
     spec: ReferenceSpec, p: Parameters, context: Context, network: nn.Module, folder: Path, report: Report
 ) -> None:
-    """Train into a folder beside the final one, which the checkpoint shares, and give it its name at the end."""
-    splits = context.data.splits(p, p.training)
-    settings = train_settings(p.training, context.machine)
+    """Train into a folder beside the final one, which holds the checkpoint, and rename it at the end."""
     partial = folder.with_name(f".partial-{spec.folder}")
     writing = folder.with_name(f".writing-{spec.folder}-{uuid.uuid4().hex[:8]}")
-    remove_all(folder.parent.glob(f".writing-{spec.folder}-*"))  # of processes that were killed: this one has the lock
+    remove_all(folder.parent.glob(f".writing-{spec.folder}-*"))  # of killed processes: this one holds the lock
     make_folder(writing)
     make_folder(partial)
-    rewind = None if spec.rewind_epoch is None else (spec.rewind_epoch, rewind_file(partial, spec.rewind_epoch))
-    on_batch, on_epoch = epoch_callbacks(f"Reference net {spec.net}", settings.num_epochs, len(splits.train), report)
     ranks = rank_log(p, partial)
     try:
         if ranks is not None:
             ranks.note(0, network)
-        job = _job(spec, p, context)
-        with together(context.crew, job) as team:
-            records = train(
-                network, splits.train, settings,
-                valid=splits.valid, stream=job.stream, device=torch.device(context.machine.device),
-                checkpoint=partial / "checkpoint.pt", rewind_to=rewind, on_batch=on_batch, on_epoch=on_epoch,
-                measure=None if ranks is None else lambda epochs: ranks.note(epochs, network), team=team,
-            )  # fmt: skip
-        save_weights(writing / "network.pt", network, Plan(), architecture_of(p, splits.input_shape), net=spec.net)
-        write_history(writing / HISTORY, records)
+        with training_loop(
+            network, _job(spec, p, context), context, report, checkpoint=partial / "checkpoint.pt"
+        ) as loop:
+            _save_rewind_weights(loop, network, spec, partial)
+            for record in loop.epochs():
+                _save_rewind_weights(loop, network, spec, partial)
+                if ranks is not None:
+                    ranks.note(len(loop.records), network)
+                loop.save_checkpoint()
+                name, num_epochs = f"Reference net {spec.net}", p.training.num_epochs
+                report(EpochDone(name, record.epoch, num_epochs, record.loss, record.valid_top1))
+        input_shape = context.data.splits(p, p.training).input_shape
+        save_weights(writing / "network.pt", network, Plan(), _architecture(p, input_shape), net=spec.net)
+        write_history(writing / HISTORY, loop.records)
         if ranks is not None:
             ranks.write(writing)
         with writing_to(folder):
-            if rewind is not None:
-                shutil.copy2(rewind[1], writing)
+            if spec.rewind_epoch is not None and rewind_file(partial, spec.rewind_epoch).exists():
+                shutil.copy2(rewind_file(partial, spec.rewind_epoch), writing)
             write_manifest(writing)
             sync_folder(writing)
             os.replace(writing, folder)
@@ -221,19 +189,21 @@ def _train(
         remove_all((writing,))
 
 
+def _save_rewind_weights(loop: TrainingLoop, network: nn.Module, spec: ReferenceSpec, folder: Path) -> None:
+    if loop.next_epoch == spec.rewind_epoch:
+        save_tensors(rewind_file(folder, loop.next_epoch), network.state_dict())
+
+
 def _train_to_rewind_epoch(spec: ReferenceSpec, p: Parameters, context: Context, folder: Path, report: Report) -> None:
-    """Train once more from the start up to an epoch that nobody kept; the finished network stays as it is."""
+    """Train again from the start to the rewind epoch, whose weights are missing; the trained network is kept."""
     assert spec.rewind_epoch is not None
     report(Note(f"{spec.folder}: training up to epoch {spec.rewind_epoch} again, for the weights to rewind to"))
-    splits = context.data.splits(p, p.training)
-    network = new_network(p, spec.net, splits.input_shape, spec.weights)
+    network = new_network(p, spec.net, context.data.splits(p, p.training).input_shape, spec.weights)
     job = _job(spec, p, context, until=spec.rewind_epoch)
-    with together(context.crew, job) as team:
-        train(
-            network, splits.train, train_settings(p.training, context.machine),
-            valid=splits.valid, stream=job.stream, device=torch.device(context.machine.device),
-            rewind_to=(spec.rewind_epoch, rewind_file(folder, spec.rewind_epoch)), until=job.until, team=team,
-        )  # fmt: skip
+    with training_loop(network, job, context, lambda event: None) as loop:
+        for _ in loop.epochs(until=spec.rewind_epoch):
+            pass
+        save_tensors(rewind_file(folder, spec.rewind_epoch), network.state_dict())
 
 
 def _job(spec: ReferenceSpec, p: Parameters, context: Context, until: int | None = None) -> Job:

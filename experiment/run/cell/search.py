@@ -1,8 +1,8 @@
-"""A cell whose keep ratio is searched: the smallest of a few networks that is within a loss of validation accuracy.
+"""The search of a keep ratio: the smallest network within a loss of validation accuracy.
 
-Every sample is made as an ordinary cell of its keep ratio is, in a folder of its own below the cell's. What has come
-of it is written down at once, and the checkpoint of the smallest network within the loss is kept, from which it comes
-back: an interruption costs what it costs an ordinary cell.
+Each sample is made like an ordinary cell of its keep ratio, in its own folder inside that of the searched cell, and
+recorded at once. Of the checkpoints only that of the smallest sample within the loss is kept, from which its network
+is made again.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Protocol
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from experiment.config import Search
@@ -25,8 +25,6 @@ from experiment.files import read_json, remove_all, set_aside, write_whole
 from experiment.lc.keep_search import is_within, search_keep
 from experiment.run.cell.events import Advanced, Event, Report
 from experiment.run.cell.outcome import CellNetwork
-from experiment.run.disk.store import Store
-from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.run.grid.plan import Cell
 
 SAMPLES, TABLE = "samples.json", "search.csv"
@@ -34,16 +32,24 @@ SAMPLES, TABLE = "samples.json", "search.csv"
 log = logging.getLogger("experiment")
 
 
+class MakeCellNetwork(Protocol):
+    """Makes the network of an ordinary cell in a folder; see `make_cell_network`."""
+
+    def __call__(self, cell: Cell, folder: Path, report: Report) -> CellNetwork: ...
+
+
 @dataclass(frozen=True)
-class Tried:
-    """A sample as search.csv has it.
+class SearchSample:
+    """A sample: a row of search.csv.
 
     Attributes:
-        parameters, valid_top1: of its network; None where there is none.
-        needed: the reference's validation top-1 less what may be lost.
-        within: whether it has that.
-        epochs: that it was retrained for. seconds: all of it.
-        status: done; infeasible or diverged, and then why.
+        parameters, valid_top1: of its network; None if there is none.
+        needed: the least validation top-1: that of the reference network less the loss.
+        within: whether `valid_top1` reaches it.
+        epochs: of retraining.
+        seconds: of compression, retraining and validation.
+        status: done, infeasible or diverged.
+        error: why there is no network.
     """
 
     keep: float
@@ -51,158 +57,143 @@ class Tried:
     valid_top1: float | None
     needed: float
     within: bool
-    epochs: float
+    epochs: int | float
     seconds: float
     status: str
     error: str
 
 
+_SAMPLES = TypeAdapter(list[SearchSample])
+
+
 @dataclass(frozen=True)
-class Found:
-    """What a search came to.
+class SearchResult:
+    """The samples of a search, and the smallest keep ratio within the loss; None with the reason if there is none."""
 
-    Attributes:
-        samples: in the order in which they were made.
-        best: the ordinary cell of the smallest keep ratio within the loss; None where none is.
-        reason: why there is none.
-    """
-
-    samples: tuple[Tried, ...]
-    best: Cell | None
-    reason: str
+    samples: Sequence[SearchSample]
+    keep: float | None
+    reason: str = ""
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What the cell's result says of it: the time is that of all samples."""
-        seconds = round(sum(tried.seconds for tried in self.samples), 3)
-        keep = {} if self.best is None else {"keep_found": self.best.keep}
+    def facts(self) -> Mapping[str, Any]:
+        """What result.json says about the search; the time is that of all samples."""
+        seconds = round(sum(sample.seconds for sample in self.samples), 3)
+        keep = {} if self.keep is None else {"keep_found": self.keep}
         return {"samples": len(self.samples), "seconds_retrain": seconds, **keep}
 
     def table(self) -> list[dict[str, Any]]:
         """The rows of search.csv."""
-        return [asdict(tried) for tried in self.samples]
+        return [asdict(sample) for sample in self.samples]
 
 
-def search(
-    cell: Cell,
-    block: Search,
-    make: Callable[[Cell, Report], CellNetwork],
-    valid_top1: Callable[[nn.Module], float],
-    reference: nn.Module,
-    store: Store,
-    report: Report,
-) -> Found:
-    """Make samples until the search ends; those that an interrupted process has finished are not made again.
+class CellSearch:
+    """The search of a cell's keep ratio; it continues from the samples that an interrupted process recorded.
 
     Args:
-        make: compresses and retrains an ordinary cell, and raises what that does.
-        valid_top1: accuracy on images that decide, which are not those of the test.
-    Raises: TrainingDiverged: every network that could be made did.
+        folder: for the record of samples, and the folder of each.
+        reference_top1: validation accuracy of the reference network.
+        valid_top1: validation accuracy of a network, not on the images of the test.
     """
-    whole = valid_top1(reference)
-    done, told = _Log(store.partial(cell.key) / SAMPLES), _Counted(report)
-    samples: list[Tried] = []
 
-    def top1(keep: float) -> float:
-        tried = done.found.get(keep)
-        if tried is None:
-            tried = _tried(_sample(cell, keep), make, valid_top1, whole - block.accuracy_loss, told)
-            done.add(tried)
-            _forget_others(cell, tried, done, store)
-        samples.append(tried)
-        told.fill(len(samples) * cell.epochs_retrain / cell.samples)
-        return math.nan if tried.valid_top1 is None else tried.valid_top1
+    def __init__(
+        self,
+        cell: Cell,
+        settings: Search,
+        folder: Path,
+        *,
+        make: MakeCellNetwork,
+        valid_top1: Callable[[nn.Module], float],
+        reference_top1: float,
+    ) -> None:
+        self._cell, self._settings, self._folder = cell, settings, folder
+        self._make, self._valid_top1 = make, valid_top1
+        self._reference_top1 = reference_top1
+        self._recorded = {sample.keep: sample for sample in _read_samples(folder / SAMPLES)}
 
-    keep = search_keep(
-        top1, reference=whole, accuracy_loss=block.accuracy_loss, samples=block.samples, smallest=block.smallest
-    ).keep
-    told.fill(cell.epochs_retrain)
-    if keep is not None:
-        return Found(tuple(samples), _sample(cell, keep), "")
-    return Found(tuple(samples), None, _reason(samples, whole, block))
+    def run(self, report: Report) -> SearchResult:
+        """Make samples until the search ends.
 
+        Raises: TrainingDiverged: every network that can be made diverged.
+        """
+        samples: list[SearchSample] = []
+        counted = _CountedReport(report)
 
-def _sample(cell: Cell, keep: float) -> Cell:
-    """The ordinary cell of a keep ratio; where it is computed lies within the searched one's folder."""
-    epochs = cell.epochs_retrain // cell.samples
-    return replace(cell, keep=keep, key=f"{cell.key}/{keep}", epochs_retrain=epochs, samples=0, fixed_size=False)
+        def top1(keep: float) -> float:
+            sample = self._recorded.get(keep)
+            if sample is None:
+                sample = self._sample(keep, counted)
+                self._record(sample)
+            samples.append(sample)
+            counted.fill_up_to(len(samples) * self._cell.epochs_retrain / self._cell.samples)
+            return math.nan if sample.valid_top1 is None else sample.valid_top1
 
+        settings = self._settings
+        keep = search_keep(
+            top1, reference=self._reference_top1, accuracy_loss=settings.accuracy_loss, samples=settings.samples,
+            smallest=settings.smallest,
+        ).keep  # fmt: skip
+        counted.fill_up_to(self._cell.epochs_retrain)
+        return SearchResult(samples, keep, self._why_none(samples) if keep is None else "")
 
-def _tried(
-    sample: Cell,
-    make: Callable[[Cell, Report], CellNetwork],
-    valid_top1: Callable[[nn.Module], float],
-    least: float,
-    report: Report,
-) -> Tried:
-    started = time.perf_counter()
-    try:
-        made = make(sample, report)
-    except (InfeasibleBudget, TrainingDiverged) as error:  # so small a network does not do: that is an answer, too
-        status = "infeasible" if isinstance(error, InfeasibleBudget) else "diverged"
-        seconds = round(time.perf_counter() - started, 3)
-        return Tried(sample.keep, None, None, least, False, 0, seconds, status, str(error))
-    top1, size = valid_top1(made.compressed.network), made.compressed.count.parameters
-    seconds = round(time.perf_counter() - started, 3)
-    within, epochs = is_within(top1, least, 0.0), made.facts["epochs"]
-    return Tried(sample.keep, size, top1, least, within, epochs, seconds, "done", "")
+    def make_sample(self, keep: float, report: Report) -> CellNetwork:
+        """Make the network of a sample, from its checkpoint if there is one."""
+        epochs = self._cell.epochs_retrain // self._cell.samples
+        ordinary = replace(self._cell, keep=keep, epochs_retrain=epochs, samples=0, fixed_size=False)
+        return self._make(ordinary, self._folder / str(keep), report)
 
-
-def _forget_others(cell: Cell, last: Tried, done: _Log, store: Store) -> None:
-    """Remove the checkpoints that nobody will need: of each sample but the smallest within the loss."""
-    others = [keep for keep in done.found if keep != last.keep] if last.within else [last.keep]
-    remove_all(store.partial(_sample(cell, keep).key) for keep in others)
-
-
-def _reason(samples: list[Tried], whole: float, block: Search) -> str:
-    """Why there is no network within the loss.
-
-    Raises: TrainingDiverged: there is none at all, and not because they cannot be so small.
-    """
-    measured = [(whole - tried.valid_top1, tried.keep) for tried in samples if tried.valid_top1 is not None]
-    if measured:
-        lost, keep = min(measured)
-        return (
-            f"none of {len(samples)} networks is within {100 * block.accuracy_loss:g} points of the reference's "
-            f"validation top-1 of {100 * whole:.4g} %: the least loss was {100 * lost:.3g} points, at keep ratio "
-            f"{keep:.4g}. Allow a larger accuracyLoss or more samples, or retrain for longer."
-        )
-    diverged = [tried.error for tried in samples if tried.status == "diverged"]
-    if diverged:
-        raise TrainingDiverged(f"every sample of the search that could be made diverged. The last: {diverged[-1]}")
-    return f"none of {len(samples)} networks can be so small. The last: {samples[-1].error} Or allow more samples."
-
-
-class _Samples(BaseModel):
-    """The file of a search under way."""
-
-    format: Annotated[int, Field(ge=FORMAT_VERSION, le=FORMAT_VERSION)]
-    samples: list[Tried]
-
-
-class _Log:
-    """The samples that are done, in a file that is rewritten whole after each."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.found: dict[float, Tried] = {}
+    def _sample(self, keep: float, report: Report) -> SearchSample:
+        started = time.perf_counter()
+        needed = self._reference_top1 - self._settings.accuracy_loss
         try:
-            content = read_json(path)
-            _Samples.model_validate(content)
-            self.found = {row["keep"]: Tried(**row) for row in content["samples"]}
-        except FileNotFoundError:
-            pass
-        except (Damaged, ValidationError, TypeError):
-            log.warning("%s is damaged: set aside as %s.", path, set_aside(path).name)
+            made = self.make_sample(keep, report)
+        except (InfeasibleBudget, TrainingDiverged) as error:
+            status = "infeasible" if isinstance(error, InfeasibleBudget) else "diverged"
+            seconds = round(time.perf_counter() - started, 3)
+            return SearchSample(keep, None, None, needed, False, 0, seconds, status, str(error))
+        top1 = self._valid_top1(made.compressed.network)
+        seconds = round(time.perf_counter() - started, 3)
+        within, size = is_within(top1, needed, 0.0), made.compressed.count.parameters
+        return SearchSample(keep, size, top1, needed, within, made.facts["epochs"], seconds, "done", "")
 
-    def add(self, tried: Tried) -> None:
-        self.found[tried.keep] = tried
-        rows = [asdict(row) for row in self.found.values()]
-        write_whole(self._path, json_text({"format": FORMAT_VERSION, "samples": rows}, indent=1) + "\n")
+    def _record(self, sample: SearchSample) -> None:
+        """Write down a sample, and remove the checkpoints that are not needed any more."""
+        others = list(self._recorded) if sample.within else [sample.keep]
+        self._recorded[sample.keep] = sample
+        rows = [asdict(row) for row in self._recorded.values()]
+        write_whole(self._folder / SAMPLES, json_text(rows, indent=1) + "\n")
+        remove_all(self._folder / str(keep) for keep in others)
+
+    def _why_none(self, samples: Sequence[SearchSample]) -> str:
+        """Why no network is within the loss.
+
+        Raises: TrainingDiverged: there is no network at all, and not because of the sizes alone.
+        """
+        measured = [(s.valid_top1, -s.keep) for s in samples if s.valid_top1 is not None]
+        if measured:
+            top1, keep = max(measured)
+            return (
+                f"none of {len(samples)} networks is within {100 * self._settings.accuracy_loss:g} points of the "
+                f"validation top-1 of the reference network, {100 * self._reference_top1:.4g} %. The smallest loss is "
+                f"{100 * (self._reference_top1 - top1):.3g} points, at keep ratio {-keep:.4g}. Increase accuracyLoss "
+                "or samples, or retrain for more epochs."
+            )
+        if diverged := [sample.error for sample in samples if sample.status == "diverged"]:
+            raise TrainingDiverged(f"every sample of the search that can be made diverged. The last: {diverged[-1]}")
+        return f"none of {len(samples)} networks can be that small. The last: {samples[-1].error} Or increase samples."
 
 
-class _Counted:
-    """A report that knows how many units of work it was told of."""
+def _read_samples(path: Path) -> list[SearchSample]:
+    try:
+        return _SAMPLES.validate_python(read_json(path))
+    except FileNotFoundError:
+        return []
+    except (Damaged, ValidationError):
+        log.warning("%s is damaged; renamed to %s.", path, set_aside(path).name)
+        return []
+
+
+class _CountedReport:
+    """A report that counts the units of work reported."""
 
     def __init__(self, report: Report) -> None:
         self._report, self._units = report, 0.0
@@ -212,7 +203,7 @@ class _Counted:
             self._units += event.units
         self._report(event)
 
-    def fill(self, units: float) -> None:
-        """Tell of what is missing to so many: samples that stopped early or needed no retraining."""
+    def fill_up_to(self, units: float) -> None:
+        """Report the work that samples did not need: they stopped early, or were recorded."""
         if units > self._units:
             self(Advanced(units - self._units))

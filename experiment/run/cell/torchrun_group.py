@@ -1,8 +1,8 @@
-"""The processes under torchrun: the first runs the experiment, the others take part in each training it announces.
+"""The processes of torchrun: the first runs the experiment, the others take part in each training that it announces.
 
-Announcements go through torch's store, where one may wait long, tensors through its process group. A training that
-fails in the same way everywhere is a result like any other; one that fails in some processes only ends them all, and
-what is on the disk is where the same command continues.
+Announcements go through torch's store, in which a process may wait for hours, tensors through its process group. A
+training that fails in the same way in all processes is an ordinary failure of its cell. If only some processes fail,
+all of them end, and the same command continues from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from experiment.training.distributed import ALONE, Team
 
 log = logging.getLogger("experiment")
 
-LONGEST_STEP = timedelta(minutes=30)  # that one process may be behind the others, as when it reads its data first
-SECONDS_TO_AGREE = 10.0  # after a training has failed in one process, for the others to fail too
+LONGEST_STEP = timedelta(minutes=30)  # for which processes wait for each other, as while one reads its data
+SECONDS_TO_AGREE = 10.0  # for the other processes to fail, too
 SECONDS_TO_LEAVE = 30.0
 FAILED = 1  # exit status
 
@@ -43,10 +43,12 @@ class Job:
     """A training to take part in.
 
     Attributes:
-        parameters: those of its variant. training: its block, of training or of retraining.
-        plan: what the network is like, as `Plan.to_data` writes it; its weights come when the training starts.
-        stream: of its random draws. until: an epoch at whose start to stop.
-        datasets: where they lie.
+        parameters: of its variant.
+        training: the block of training or retraining.
+        plan: the structure of the network, as `Plan.to_data` returns it. The weights are sent when training starts.
+        stream: of random draws.
+        datasets: the folder of datasets.
+        until: the epoch at whose start training stops.
     """
 
     parameters: Parameters
@@ -59,38 +61,34 @@ class Job:
 
 @dataclass(frozen=True)
 class Stop:
-    """Nothing is left to do."""
+    """The end of the work."""
 
 
 class CrewLost(BaseException):
-    """Processes that train together no longer do the same: no fault of the cell, so no Exception for it to catch."""
+    """The processes do different things. Not an Exception, so that it is not taken for the failure of a cell."""
 
 
 class Crew:
-    """The processes that train together, as one of them sees them.
-
-    Args:
-        machine: gives the device of this process.
-    """
+    """The processes that train together, as one of them sees them."""
 
     def __init__(self, machine: Machine) -> None:
         self._store, rank, size = next(rendezvous("env://", timeout=LONGEST_STEP))
         self.team, self.device = Team(rank, size), torch.device(machine.device)
-        self.training = False  # whether all are at the same training, or should be
+        self.training = False  # whether all processes take part in a training
         self._messages = self._groups = 0
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         self._make_group()
 
     def send(self, message: Job | Stop) -> None:
-        """Tell the others what comes next; the first process's business."""
+        """In the first process: tell the others what comes next."""
         with _store_at_hand():
             self._store.set(self._next_key(), pickle.dumps(message))
 
     def receive(self) -> Job | Stop:
-        """What the first process says next, however long it has other things to do.
+        """The next message of the first process.
 
-        Raises: CrewLost: it is gone.
+        Raises: CrewLost: it has ended.
         """
         key = self._next_key()
         with _store_at_hand():
@@ -98,8 +96,8 @@ class Crew:
                 pass
             return pickle.loads(self._store.get(key))  # type: ignore[no-any-return]
 
-    def settle(self, error: Exception) -> None:
-        """A training has failed here. Returns if it has failed in the same way everywhere, so that the next may come.
+    def agree_on_failure(self, error: Exception) -> None:
+        """Return if the training has failed in the same way in all processes, so that the next one can start.
 
         Raises: CrewLost: it has not.
         """
@@ -113,10 +111,10 @@ class Crew:
         if lost or not everywhere or len({text.partition(":")[0] for text in failures.values()}) > 1:
             said = {rank: f"failed: {failures[rank]}" if rank in failures else "does not answer" for rank in ranks}
             self.give_up("; ".join(f"process {rank} {text}" for rank, text in said.items()))
-        self._make_group()  # what was under way in the old one when it failed is forgotten
+        self._make_group()  # the old one has unfinished operations
 
     def give_up(self, reason: str) -> NoReturn:
-        """End the common work: what this process has met, the others have not.
+        """End all processes because of a problem that only this one has.
 
         Raises: CrewLost: always.
         """
@@ -125,11 +123,11 @@ class Crew:
         raise CrewLost(first)
 
     def leave(self) -> None:
-        """The end that all come to."""
+        """Wait for the others, and end the process group."""
         keys = [f"left/{rank}" for rank in range(self.team.size)]
         with _store_at_hand():
             self._store.set(keys[self.team.rank], "")
-            if self.team.rank == 0:  # whose process may keep the store
+            if self.team.rank == 0:  # which may host the store
                 self._wait(keys, timedelta(seconds=SECONDS_TO_LEAVE))
         dist.destroy_process_group()
 
@@ -138,10 +136,10 @@ class Crew:
         return f"message/{self._messages}"
 
     def _wait(self, keys: list[str], longest: timedelta) -> bool:
-        """Whether all keys are there, after waiting for them."""
+        """Wait for all keys; returns whether they were set in time."""
         try:
             self._store.wait(keys, longest)
-        except dist.DistStoreError:  # so long have we waited
+        except dist.DistStoreError:  # timeout
             return False
         return True
 
@@ -160,18 +158,18 @@ class Crew:
 
 @contextmanager
 def _store_at_hand() -> Iterator[None]:
-    """Raises: CrewLost: the store is gone, and so is the process that kept it."""
+    """Raises: CrewLost: the process that hosts the store has ended."""
     try:
         yield
     except dist.DistNetworkError as error:
-        raise CrewLost("the process that holds them together is gone") from error
+        raise CrewLost("the first process has ended") from error
 
 
 @contextmanager
 def together(crew: Crew | None, job: Job) -> Iterator[Team]:
-    """The team that trains inside: everyone, where there is a crew, else this process alone.
+    """The processes that train inside: all of the crew, or this one alone.
 
-    Raises: CrewLost: the training failed, and not in all processes alike.
+    Raises: CrewLost: the training failed differently in different processes.
     """
     if crew is None:
         yield ALONE
@@ -181,26 +179,26 @@ def together(crew: Crew | None, job: Job) -> Iterator[Team]:
     try:
         yield crew.team
     except Exception as error:
-        crew.settle(error)
+        crew.agree_on_failure(error)
         crew.training = False
         raise
     crew.training = False
 
 
 def lead(machine: Machine, work: Callable[[Crew], int]) -> int:
-    """Do the work, in the first process, with the others at its service; returns the exit status."""
+    """In the first process: do the work with the help of the others; returns the exit status."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt_once)
     crew = Crew(machine)
     try:
         status = work(crew)
     except CrewLost as lost:
-        say(f"The processes that train together have lost each other: {lost}", sys.stderr)
+        say(f"The processes of torchrun cannot continue together: {lost}", sys.stderr)
         say("The same command continues from the last checkpoint.", sys.stderr)
         return FAILED
     except BaseException as error:
         crew.send(Stop())
-        if isinstance(error, Exception) and not crew.training:  # else they are not there to hear it
+        if isinstance(error, Exception) and not crew.training:  # else they do not wait for messages
             crew.leave()
         raise
     crew.send(Stop())
@@ -209,21 +207,21 @@ def lead(machine: Machine, work: Callable[[Crew], int]) -> int:
 
 
 def wait_for_all() -> None:
-    """Return when every process has come here, or soon if some do not come.
+    """Wait until every process has called this, for a limited time.
 
-    For what all find wrong and one tells: torchrun ends them all when the first has ended.
+    If all find the same error and one prints it, the others must wait: torchrun kills all when the first one ends.
     """
     try:
         store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=SECONDS_TO_LEAVE)))
-        for step in ("told", "left"):
+        for step in ("printed", "left"):
             store.set(f"{step}/{rank}", "")
-            if step == "told" or rank == 0:  # whose process may keep the store
+            if step == "printed" or rank == 0:  # which may host the store
                 store.wait([f"{step}/{other}" for other in range(size)], timedelta(seconds=SECONDS_TO_LEAVE))
     except dist.DistError:
-        log.warning("the other processes have not been heard of")
+        log.warning("the other processes of torchrun do not answer")
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> Any:
-    """Ctrl-C reaches this process from the terminal and again from torchrun; the second must not break the tidying."""
+    """Ctrl-C arrives twice, from the terminal and from torchrun. The second must not interrupt the cleanup."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -1,197 +1,215 @@
-"""How work is done, in this process or by a pool of workers: one that dies costs one retry, not the sweep."""
+"""Doing the open work, in this process or with a pool of workers. A worker that dies costs one retry."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from experiment.errors import CannotWrite
-from experiment.files import SECONDS_BEFORE_NOTE
-from experiment.run.cell.events import Event, Note, Report
-from experiment.run.disk.store import Store
-from experiment.run.grid.plan import Chain, ReferenceTask
-from experiment.run.machine import reading_processes
-from experiment.run.signals import raise_if_told
-from experiment.run.workers.deaths import Deaths, Lost
+from experiment.errors import CannotWrite, ExperimentError, Inherited
+from experiment.run.cell.context import Context
+from experiment.run.cell.events import Event, Note, Report, Started
+from experiment.run.grid.plan import ReferenceTask
+from experiment.run.signals import raise_if_stopped
 from experiment.run.workers.queue import Queue, Work
-from experiment.run.workers.setup import Setup
 
 SECONDS_BETWEEN_TRIES = 1.0  # for work that another process holds
-SECONDS_TO_SAVE = 60.0  # for workers that are told to stop
+SECONDS_TO_SAVE = 60.0  # for workers that are asked to stop
+MAX_DEATHS = 2  # at one cell
 
+Contexts = Sequence[Context]
 Listener = Callable[[Work, Event], None]
 
 
+@dataclass(frozen=True)
+class WorkerLost:
+    """A worker did not finish its work, through no fault of a cell. If `fatal`, another worker could not either."""
+
+    reason: str
+    fatal: bool = False
+
+
 class Pool(Protocol):
-    """Workers, wherever they are: each does one piece of work at a time and tells of it."""
+    """Workers on this machine or a cluster, each of which does one piece of work at a time."""
 
     @property
     def working(self) -> bool:
-        """Whether any work is under way."""
+        """Whether any worker is working."""
 
     @property
     def idle(self) -> bool:
-        """Whether there is room for another piece of work."""
+        """Whether another piece of work can be started."""
 
     @property
     def size(self) -> int:
-        """How many pieces of work it does at a time."""
+        """Number of pieces of work at a time."""
 
     def start(self, work: Work) -> None:
-        """Have a piece of work done."""
+        """Start a piece of work."""
 
     def receive(self, timeout: float) -> Sequence[tuple[Work, Any]]:
-        """What has been told since the last call: events, then True (done), False (held by others) or Lost."""
+        """New messages: events, and at the end of work True (done), False (another process holds it) or WorkerLost."""
 
     def let_save(self) -> None:
-        """Tell all workers to stop, and give them the time to save where their trainings are."""
+        """Ask all workers to stop, and give them time to save their checkpoints."""
 
     def stop(self) -> None:
-        """End the workers, whatever they are doing."""
+        """Kill the workers."""
 
 
-def run_serially(queue: Queue, setup: Setup, listen: Listener) -> None:
+def run_serially(queue: Queue, contexts: Contexts, listen: Listener) -> None:
     """Do all work in this process, in order."""
-    do = make_worker(setup)
-    busy: set[str] = set()
-    waiting = _Waiting(listen)
-    try:
-        while queue:
-            raise_if_told()
-            work = queue.take(frozenset(busy))
-            if work is None:
-                waiting.for_others(queue, busy)
-                busy.clear()
-                time.sleep(SECONDS_BETWEEN_TRIES)
-            elif do(work, _guarded(listen, work)):
-                waiting.ended()
-                queue.finished(work)
-            else:
-                busy.add(work.name)
-                queue.put_back(work)
-    except _ListenerFailed as failure:
-        raise failure.error from None
+    compute = make_worker(contexts)
+    held: set[str] = set()
+    noted: set[str] = set()
+    while queue:
+        raise_if_stopped()
+        work = queue.take(frozenset(held))
+        if work is None:
+            _note_waiting(queue, held, noted, listen)
+            held.clear()
+            time.sleep(SECONDS_BETWEEN_TRIES)
+        elif _compute_here(compute, work, listen):
+            queue.finished(work)
+        else:
+            held.add(work.name)
+            queue.put_back(work)
 
 
-def run_in_pool(pool: Pool, queue: Queue, setup: Setup, listen: Listener) -> None:
-    """Do all work by the workers of a pool; a worker that dies costs one retry, and the pool is stopped at the end."""
-    busy: dict[str, float] = {}
-    waiting = _Waiting(listen)
-    deaths = Deaths(setup)
+def run_in_pool(pool: Pool, queue: Queue, contexts: Contexts, listen: Listener) -> None:
+    """Do all work with a pool, which is stopped at the end."""
+    held: dict[str, float] = {}  # name of work that another process holds -> when it was tried
+    noted: set[str] = set()
+    deaths = _Deaths(contexts)
     try:
         while queue or pool.working:
-            raise_if_told()
+            raise_if_stopped()
             now = time.monotonic()
-            held = frozenset(name for name, since in busy.items() if now - since < SECONDS_BETWEEN_TRIES)
-            while pool.idle and (work := queue.take(held, pool.size)) is not None:
+            recent = frozenset(name for name, since in held.items() if now - since < SECONDS_BETWEEN_TRIES)
+            while pool.idle and (work := queue.take(recent, pool.size)) is not None:
                 pool.start(work)
             if not pool.working:
-                waiting.for_others(queue, busy)
+                _note_waiting(queue, held, noted, listen)
             for work, message in pool.receive(timeout=SECONDS_BETWEEN_TRIES):
-                if isinstance(message, Lost):
-                    rest = deaths.left_of(work, message, lambda event, w=work: listen(w, event))  # type: ignore[misc]
+                if isinstance(message, WorkerLost):
+                    rest = deaths.remaining_work(work, message, listen)
                     if rest is None:
                         queue.finished(work)
                     else:
                         queue.put_back(rest)
                 elif message is True:
-                    waiting.ended()
                     queue.finished(work)
                 elif message is False:
-                    busy[work.name] = time.monotonic()
+                    held[work.name] = time.monotonic()
                     queue.put_back(work)
                 else:
                     deaths.note(work, message)
                     listen(work, message)
-    except (KeyboardInterrupt, CannotWrite):  # one worker whose disk is full need not cost the others their training
+    except (KeyboardInterrupt, CannotWrite):  # a full disk of one worker need not cost the others their training
         pool.let_save()
         raise
     finally:
         pool.stop()
 
 
-def make_worker(setup: Setup) -> Callable[[Work, Report], bool]:
-    """A function that does one piece of work, and returns False where another process is at it.
+def make_worker(contexts: Contexts) -> Callable[[Work, Report], bool]:
+    """A function that does a piece of work, and returns False if another process holds it.
 
-    Torch is imported here, so that planning needs none of it.
+    Torch is imported here, so that planning does not need it.
     """
     import torch
 
     from experiment.run.cell.chain import run_chain, run_reference
-    from experiment.run.cell.data import Data
-    from experiment.run.cell.reference import Context
 
-    readers = reading_processes(setup.cells, setup.most_threads)
-    folders = {s.directories.datasets for s in setup.sites}
-    data = {folder: Data(folder, setup.machine.device, readers=readers) for folder in folders}
-    contexts = [
-        Context(
-            Store(s.folder),
-            s.directories,
-            setup.machine,
-            data[s.directories.datasets],
-            setup.retry_failed,
-            setup.crew,
-        )
-        for s in setup.sites
-    ]
-
-    def do(work: Work, listen: Report) -> bool:
+    def compute(work: Work, listen: Report) -> bool:
         def report(event: Event) -> None:
-            raise_if_told()
+            raise_if_stopped()
             listen(event)
 
-        context = contexts[work.experiment]
-        torch.set_num_threads(setup.sites[work.experiment].threads)
+        context, task = contexts[work.experiment], work.task
+        torch.set_num_threads(context.threads)  # a setting of the process; experiments may differ in it
         with context.store.try_lock(work.lock) as held:
-            done = held
-            if held and isinstance(work.task, ReferenceTask):
-                run_reference(work.task, context, report)
-            elif held and isinstance(work.task, Chain):
-                done = run_chain(work.task, context, report)
-        return done
+            if not held:
+                return False
+            if isinstance(task, ReferenceTask):
+                run_reference(task, context, report)
+                return True
+            return run_chain(task, context, report)
 
-    return do
-
-
-class _Waiting:
-    """Tells, once and only when it takes long, that all that is left is held by other processes."""
-
-    def __init__(self, listen: Listener) -> None:
-        self._listen = listen
-        self._since: float | None = None
-        self._told = False
-
-    def for_others(self, queue: Queue, busy: Collection[str]) -> None:
-        """There is nothing to do but what other processes hold, and what needs that."""
-        work = next((work for work in queue.waiting if work.name in busy), None)
-        if work is None:
-            return
-        now = time.monotonic()
-        self._since = self._since or now
-        if not self._told and now - self._since > SECONDS_BEFORE_NOTE:
-            self._told = True
-            self._listen(work, Note(f"waiting for another process that is at {work.cells[0].folder}"))
-
-    def ended(self) -> None:
-        """Something was done here."""
-        self._since, self._told = None, False
+    return compute
 
 
 class _ListenerFailed(BaseException):
-    """Something broke while progress was shown: no fault of the cell, so not an Exception that it could catch."""
+    """An error while progress was shown. It is not an Exception, so that it is not taken for the failure of a cell."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
         self.error = error
 
 
-def _guarded(listen: Listener, work: Work) -> Report:
+def _compute_here(compute: Callable[[Work, Report], bool], work: Work, listen: Listener) -> bool:
     def report(event: Event) -> None:
         try:
             listen(work, event)
         except Exception as error:
             raise _ListenerFailed(error) from error
 
-    return report
+    try:
+        return compute(work, report)
+    except _ListenerFailed as failure:
+        raise failure.error from None
+
+
+def _note_waiting(queue: Queue, held: Collection[str], noted: set[str], listen: Listener) -> None:
+    """Note, once per piece of work, that the rest of the work waits for other processes."""
+    work = next((work for work in queue.waiting if work.name in held), None)
+    if work is not None and work.name not in noted:
+        noted.add(work.name)
+        listen(work, Note(f"waiting for another process, which computes {work.cells[0].folder}"))
+
+
+@dataclass
+class _Deaths:
+    """Counts the deaths of workers at each cell, and gives a cell up after `MAX_DEATHS`."""
+
+    contexts: Contexts
+    cell_of: dict[str, str] = field(default_factory=dict)  # name of the work -> key of the cell under way
+    counts: Counter[tuple[int, str]] = field(default_factory=Counter)
+
+    def note(self, work: Work, event: Event) -> None:
+        """Remember which cell a worker computes."""
+        if isinstance(event, Started):
+            self.cell_of[work.name] = event.key
+
+    def remaining_work(self, work: Work, lost: WorkerLost, listen: Listener) -> Work | None:
+        """The work that remains after the death of its worker: all of it, or all but a cell that is given up.
+
+        Raises: CannotWrite: the death is fatal.
+        """
+        if lost.fatal:
+            raise CannotWrite(lost.reason)
+        key = self.cell_of.pop(work.name, "")
+        place = (work.experiment, key or work.name)
+        self.counts[place] += 1
+        if self.counts[place] < MAX_DEATHS:
+            return work
+        with self.contexts[work.experiment].store.try_lock(work.lock) as held:
+            return self._give_up(work, key, lost.reason, lambda event: listen(work, event)) if held else work
+
+    def _give_up(self, work: Work, key: str, reason: str, report: Report) -> Work | None:
+        """Store as failed the cell at which the worker died, or all cells if it died before the first."""
+        from experiment.run.cell.chain import store_failures
+
+        context, locked = self.contexts[work.experiment], work.lock is not None
+        error = ExperimentError(f"tried {MAX_DEATHS} times: {reason}")
+        lost = [cell for cell in work.cells if cell.key == key] or list(work.cells)
+        rest = [cell for cell in work.cells if cell not in lost]
+        left = store_failures(lost, error, context, report, locked=locked)
+        if locked and rest:  # a cascade: the next cell starts from the lost one
+            error = Inherited(f"the cell before it in the cascade failed ({error})", key)
+            left += store_failures(rest, error, context, report, locked=locked)
+        else:
+            left += rest
+        return work.of(tuple(left)) if left else None

@@ -1,4 +1,4 @@
-"""Worker processes on this machine: each with a pipe, replaced when it dies, told to save when the work is stopped."""
+"""A pool of worker processes on this machine. A process that dies is replaced."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from experiment.errors import ExperimentError
+from experiment.run.cell.context import max_threads
 from experiment.run.cell.events import Event
 from experiment.run.machine import gpu_variable, visible_gpus
-from experiment.run.signals import stop_when_told
-from experiment.run.workers.deaths import Lost
-from experiment.run.workers.pool import SECONDS_TO_SAVE, Listener, make_worker, run_in_pool
-from experiment.run.workers.queue import Queue, Work
-from experiment.run.workers.setup import Setup
+from experiment.run.signals import stop_on_sigterm
+from experiment.run.workers.pool import SECONDS_TO_SAVE, Contexts, WorkerLost, make_worker
+from experiment.run.workers.queue import Work
 
 SECONDS_BETWEEN_LOOKS = 0.2
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+DIED = "its worker process died (killed, or out of memory)"
 
-
-Life = Callable[[Connection, Setup], None]
+WorkerMain = Callable[[Connection, Contexts], None]
 
 
 @dataclass
-class _Member:
+class _Worker:
     slot: int
     process: BaseProcess
     connection: Connection
@@ -37,21 +37,20 @@ class _Member:
 
 
 class Processes:
-    """Worker processes, each with a pipe; who dies is replaced.
+    """Worker processes, connected by pipes. They start at once, so that torch is imported while the caller checks.
 
-    They are started at once and get ready, which takes seconds, while the caller still looks whether all is well.
     Each has one of `size` slots. The slot decides the GPU, so a worker and its replacement use the same one.
 
     Args:
-        life: what a worker process does from start to end.
+        worker_main: the function that a worker process runs.
     """
 
-    def __init__(self, setup: Setup, size: int, life: Life | None = None) -> None:
-        self.setup, self.size, self.life = setup, size, life or _work
-        self.gpus = visible_gpus(setup.machine)
-        self.members: list[_Member] = []
+    def __init__(self, contexts: Contexts, size: int, worker_main: WorkerMain | None = None) -> None:
+        self.contexts, self.size, self.worker_main = contexts, size, worker_main or _work
+        self.gpus = visible_gpus(contexts[0].machine)
+        self.workers: list[_Worker] = []
         for _ in range(size):
-            self._hire()
+            self._start_worker()
 
     def __enter__(self) -> Processes:
         return self
@@ -59,80 +58,77 @@ class Processes:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def run(self, queue: Queue, listen: Listener) -> None:
-        """Do all work, and end the processes."""
-        run_in_pool(self, queue, self.setup, listen)
-
     @property
     def working(self) -> bool:
-        return any(m.work is not None for m in self.members)
+        return any(worker.work is not None for worker in self.workers)
 
     @property
     def idle(self) -> bool:
-        return sum(m.work is not None for m in self.members) < self.size
+        return sum(worker.work is not None for worker in self.workers) < self.size
 
     def start(self, work: Work) -> None:
-        for member in [m for m in self.members if m.work is None]:
+        for worker in [worker for worker in self.workers if worker.work is None]:
             try:
-                member.connection.send(work)
-            except OSError:  # it died idle
-                self.members.remove(member)
+                worker.connection.send(work)
+            except OSError:  # it died while it was idle
+                self.workers.remove(worker)
                 continue
-            member.work = work
+            worker.work = work
             return
-        member = self._hire()
-        member.work = work
-        member.connection.send(work)
+        worker = self._start_worker()
+        worker.work = work
+        worker.connection.send(work)
 
     def receive(self, timeout: float) -> Sequence[tuple[Work, Any]]:
-        at_work = [m for m in self.members if m.work is not None]
-        ready = set(wait([m.connection for m in at_work], timeout)) if at_work else set()
-        if not at_work:
+        working = {w.connection: w for w in self.workers if w.work is not None}
+        if not working:
             time.sleep(timeout)
-        told: list[tuple[Work, Any]] = []
-        for member in at_work:
-            if member.connection in ready:
-                assert member.work is not None
-                try:
-                    message = member.connection.recv()
-                except (EOFError, OSError):
-                    message = Lost("its worker process died (killed, or out of memory)")
-                    self.members.remove(member)
-                told.append((member.work, message))
-                if isinstance(message, bool | Lost):
-                    member.work = None
-        return told
+            return []
+        messages: list[tuple[Work, Any]] = []
+        for connection in wait([*working], timeout):
+            assert isinstance(connection, Connection)
+            worker = working[connection]
+            assert worker.work is not None
+            try:
+                message = connection.recv()
+            except (EOFError, OSError):
+                message = WorkerLost(DIED)
+                self.workers.remove(worker)
+            messages.append((worker.work, message))
+            if isinstance(message, bool | WorkerLost):
+                worker.work = None
+        return messages
 
     def let_save(self) -> None:
-        for member in self.members:
-            member.process.terminate()
+        for worker in self.workers:
+            worker.process.terminate()
         until = time.monotonic() + SECONDS_TO_SAVE
-        for member in self.members:  # in slices: a signal that another thread gets does not end the waiting of this one
-            while member.process.is_alive() and time.monotonic() < until:
-                member.process.join(SECONDS_BETWEEN_LOOKS)
+        for worker in self.workers:  # in slices: a signal that another thread receives does not interrupt `join`
+            while worker.process.is_alive() and time.monotonic() < until:
+                worker.process.join(SECONDS_BETWEEN_LOOKS)
 
     def stop(self) -> None:
-        for member in self.members:
-            member.process.kill()  # everything that counts is on the disk, whole
-        for member in self.members:
-            member.process.join()
+        for worker in self.workers:
+            worker.process.kill()  # results are written atomically
+        for worker in self.workers:
+            worker.process.join()
 
-    def _hire(self) -> _Member:
+    def _start_worker(self) -> _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        slot = min(set(range(self.size)) - {member.slot for member in self.members})
-        arguments = (theirs, self.setup, self._environment(slot), self.life)
-        process = context.Process(target=_work_for, args=arguments)
+        slot = min(set(range(self.size)) - {worker.slot for worker in self.workers})
+        arguments = (theirs, self.contexts, self._environment(slot), self.worker_main)
+        process = context.Process(target=_run_worker, args=arguments)
         with no_main_module():
             process.start()
         theirs.close()
-        member = _Member(slot, process, ours)
-        self.members.append(member)
-        return member
+        worker = _Worker(slot, process, ours)
+        self.workers.append(worker)
+        return worker
 
     def _environment(self, slot: int) -> dict[str, str]:
-        """The variables of a slot's process; they are never set in this one."""
-        variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.setup.most_threads))
+        """The environment variables of a worker; they are set in the worker only."""
+        variables = dict.fromkeys(THREAD_VARIABLES, str(max_threads(self.contexts)))
         if self.gpus:
             variables[gpu_variable()] = self.gpus[slot % len(self.gpus)]
         return variables
@@ -140,7 +136,10 @@ class Processes:
 
 @contextlib.contextmanager
 def no_main_module() -> Iterator[None]:
-    """Processes that are started inside do not run the caller's script, which would run the experiment once more."""
+    """Keep processes that are started inside from running the caller's script, which would start the experiment again.
+
+    `spawn` runs the script in each new process; it can only be told not to by hiding the script's name.
+    """
     script = sys.modules["__main__"]
     hidden: dict[str, Any] = {name: vars(script)[name] for name in ("__spec__", "__file__") if name in vars(script)}
     vars(script).update(dict.fromkeys(hidden))
@@ -150,21 +149,21 @@ def no_main_module() -> Iterator[None]:
         vars(script).update(hidden)
 
 
-def _work_for(connection: Connection, setup: Setup, environment: Mapping[str, str], life: Life) -> None:
-    """The life of a worker: take work, do it, report it, until the parent is gone or says stop."""
-    os.environ.update(environment)  # torch reads it when it is imported, and when it first uses a GPU
-    stop_when_told()
+def _run_worker(connection: Connection, contexts: Contexts, environment: Mapping[str, str], main: WorkerMain) -> None:
+    os.environ.update(environment)  # read when torch is imported, and when it first uses a GPU
+    stop_on_sigterm()
     with contextlib.suppress(KeyboardInterrupt):
-        life(connection, setup)
+        main(connection, contexts)
 
 
-def _work(connection: Connection, setup: Setup) -> None:
-    do = make_worker(setup)
+def _work(connection: Connection, contexts: Contexts) -> None:
+    """Do the work that comes through the pipe, until the parent closes it."""
+    compute = make_worker(contexts)
 
-    def tell(message: Event | bool | Lost) -> None:
+    def send(message: Event | bool | WorkerLost) -> None:
         try:
             connection.send(message)
-        except OSError:  # the parent is gone: end here, which is no fault of the cell
+        except OSError:  # the parent is gone, which is not a failure of the cell
             raise SystemExit(1) from None
 
     while True:
@@ -173,8 +172,8 @@ def _work(connection: Connection, setup: Setup) -> None:
         except (EOFError, OSError):
             return
         try:
-            tell(do(work, tell))
-        except ExperimentError as error:  # no cell's fault: a full disk, a folder of another version
-            tell(Lost(str(error), fatal=True))
+            send(compute(work, send))
+        except ExperimentError as error:  # not the fault of a cell: a full disk, a folder of another version
+            send(WorkerLost(str(error), fatal=True))
         except Exception as error:
-            tell(Lost(f"{type(error).__name__}: {error}"))
+            send(WorkerLost(f"{type(error).__name__}: {error}"))

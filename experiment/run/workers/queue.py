@@ -1,4 +1,4 @@
-"""Which pieces of work there are, in which order they become ready, and which share of them is this process's."""
+"""The open work of a session: reference networks and chains of cells, in the order in which they can be computed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ PARTS = 2
 
 @dataclass(frozen=True)
 class Work:
-    """A reference network or a chain of cells of one of the experiments under way.
+    """A reference network or (part of) a chain of cells.
 
     Attributes:
-        experiment: index of the experiment.
+        experiment: index of its experiment.
         needs: name of the work that must be finished first, if any.
-        units: how much of it is left, in epochs plus one for every cell's compression and test.
-        cells: what of it is left.
+        units: the remaining work, in epochs plus one per cell.
+        cells: those that are still open.
     """
 
     experiment: int
@@ -31,18 +31,18 @@ class Work:
 
     @property
     def lock(self) -> str | None:
-        """The name under which processes that share a results folder agree on who does it; None: cell by cell."""
+        """The lock of the whole work. None: each cell has a lock of its own, so processes can share a chain."""
         whole = isinstance(self.task, ReferenceTask) or self.task.in_order
         return self.name.partition("-")[2] if whole else None
 
     @property
     def pieces(self) -> int:
-        """Into how many parts it may be cut."""
+        """The number of parts into which it can be divided."""
         return len(self.cells) if self.lock is None else 1
 
-    def parted(self, units: float) -> tuple[Work, Work | None]:
-        """The first cells, of `units` at least, and the others, where they are to be computed apart."""
-        if not isinstance(self.task, Chain) or self.task.in_order:
+    def divided(self, units: float) -> tuple[Work, Work | None]:
+        """The first cells, of at least `units`, and the others, if they can be computed separately."""
+        if self.lock is not None:
             return self, None
         first = next((i for i in range(1, len(self.cells)) if _units(self.cells[:i]) >= units), len(self.cells))
         if first == len(self.cells):
@@ -50,7 +50,7 @@ class Work:
         return self.of(self.cells[:first]), self.of(self.cells[first:])
 
     def of(self, cells: tuple[Cell, ...]) -> Work:
-        """That part of a chain, as work of its own."""
+        """A part of a chain as work of its own."""
         assert isinstance(self.task, Chain)
         task = replace(self.task, cells=cells)
         return replace(self, name=_chain_name(self.experiment, task), task=task, units=_units(cells), cells=cells)
@@ -64,10 +64,10 @@ def open_work(
     retry_failed: bool = False,
     share: tuple[int, int] | None = None,
 ) -> list[Work]:
-    """What is left to do of one experiment: references first, then the chains that need them.
+    """The open work of one experiment: reference networks first, then the chains that need them.
 
     Args:
-        share: (K, N): only every N-th chain from the K-th on, and the references that those need.
+        share: (K, N) for every N-th chain from the K-th on, and the reference networks that those need.
     """
 
     def is_open(key: str) -> bool:
@@ -75,32 +75,31 @@ def open_work(
         return result is None or (retry_failed and result["status"] == "failed")
 
     chains = [c for i, c in enumerate(plan.chains) if share is None or i % share[1] == share[0]]
-    wanted = {c.reference_cell.key for c in chains}
-    opened: set[str] = set()
-    work: list[Work] = []
+    work: dict[str, Work] = {}  # by name: variants may share references, and labels may share chains
     for i, task in enumerate(plan.references):
-        key = task.cell.key  # variants that only retrain otherwise share their references
-        name = _reference_name(index, key)
-        mine = share is None or (i % share[1] == share[0] if not plan.chains else key in wanted)
-        if mine and name not in opened and is_open(key):
-            opened.add(name)
-            work.append(Work(index, name, task, None, task.cell.epochs_train + 1, (task.cell,)))
+        name = f"{index}-{task.cell.key}"
+        if share is None:
+            mine = True
+        elif plan.chains:
+            mine = any(task.cell.key == chain.reference_cell.key for chain in chains)
+        else:
+            mine = i % share[1] == share[0]
+        if mine and is_open(task.cell.key):
+            work.setdefault(name, Work(index, name, task, None, task.cell.epochs_train + 1, (task.cell,)))
     for chain in _with_tickets(chains, is_open):
         cells = tuple(cell for cell in chain.cells if is_open(cell.key))
-        if cells:
-            needs = _reference_name(index, chain.reference_cell.key)
-            if chain.tickets is not None and _chain_name(index, chain.tickets) in opened:
-                needs = _chain_name(index, chain.tickets)
-            name = _chain_name(index, chain)
-            if name in opened:  # another label for the same computation: it will find its results there
-                continue
-            opened.add(name)
-            work.append(Work(index, name, chain, needs if needs in opened else None, _units(cells), cells))
-    return work
+        if not cells:
+            continue
+        needs = f"{index}-{chain.reference_cell.key}"
+        if chain.tickets is not None and _chain_name(index, chain.tickets) in work:
+            needs = _chain_name(index, chain.tickets)
+        name = _chain_name(index, chain)
+        work.setdefault(name, Work(index, name, chain, needs if needs in work else None, _units(cells), cells))
+    return list(work.values())
 
 
 def _with_tickets(chains: Sequence[Chain], is_open: Callable[[str], bool]) -> Iterator[Chain]:
-    """The chains, each after the tickets that it takes its structures from where any of its cells is open."""
+    """The chains; before each open one, the chain of tickets whose structures it uses."""
     for chain in chains:
         if chain.tickets is not None and any(is_open(cell.key) for cell in chain.cells):
             yield chain.tickets
@@ -115,16 +114,12 @@ def _chain_name(experiment: int, chain: Chain) -> str:
     return f"{experiment}-{chain_key(chain)}"
 
 
-def _reference_name(experiment: int, key: str) -> str:
-    return f"{experiment}-{key}"
-
-
 class Queue:
-    """The open work, handed out in order as it becomes ready.
+    """Hands out the open work in order, as soon as it can be computed.
 
-    To several workers chains are handed out in parts that become smaller towards the end, so that all of them end at
-    about the same time (Polychronopoulos & Kuck 1987, Guided self-scheduling): a part is no more than what is left
-    over `PARTS` times the workers, and every part repeats the analysis of its chain.
+    Several workers get chains in parts that become smaller towards the end, so that all finish at about the same time
+    (Polychronopoulos & Kuck 1987, Guided self-scheduling): a part is at most the remaining work divided by `PARTS`
+    times the number of workers. Every part repeats the analysis of its chain.
     """
 
     def __init__(self, work: Sequence[Work]) -> None:
@@ -132,7 +127,7 @@ class Queue:
         self.unfinished = {w.name for w in work}
 
     def take(self, busy: frozenset[str] = frozenset(), workers: int = 1) -> Work | None:
-        """The next piece whose needs are met and that is not in `busy`, or None."""
+        """The next work that needs nothing unfinished and is not in `busy`, or None."""
         for i, work in enumerate(self.waiting):
             if work.needs not in self.unfinished and work.name not in busy:
                 return self._hand_out(i, workers)
@@ -143,19 +138,19 @@ class Queue:
         if workers == 1:
             return whole
         units = whole.units + sum(work.units for work in self.waiting)
-        part, rest = whole.parted(units / (PARTS * workers))
+        part, rest = whole.divided(units / (PARTS * workers))
         if rest is not None:
             self.waiting.insert(i, rest)
-            self.unfinished -= {whole.name}  # which nothing else needs: only cascades and references are needed
+            self.unfinished -= {whole.name}  # no other work needs it: only cascades and references are needed
             self.unfinished |= {part.name, rest.name}
         return part
 
     def put_back(self, work: Work) -> None:
-        """Somebody else is at it: come back to it later."""
+        """Return work that another process holds."""
         self.waiting.append(work)
 
     def finished(self, work: Work) -> None:
-        """Whatever needed this may start."""
+        """Release the work that needs this."""
         self.unfinished.discard(work.name)
 
     def __bool__(self) -> bool:

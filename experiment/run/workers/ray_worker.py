@@ -1,7 +1,7 @@
-"""What runs inside the processes of Ray: a piece of work, and the mailbox through which it tells how far it is.
+"""What runs in the processes of Ray: a task, and the mailbox for its events.
 
-Everything travels as bytes. The process first learns how many threads it may use and where modules of the user's own
-lie; what it was sent is opened, and torch imported, after that.
+Work and contexts travel as bytes. A process sets the number of threads and the paths of the user's own modules before
+it unpickles them and imports torch.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Home:
-    """Where the command was given: what a worker needs to understand paths and names as the command does.
+class Driver:
+    """The process of the command.
 
     Attributes:
         folder: its working directory.
         path: its `sys.path`.
-        threads: the most that any of its cells computes with.
+        threads: the maximum number of threads per cell.
     """
 
     folder: str
@@ -40,24 +40,24 @@ class Home:
 
 
 class Mailbox:
-    """Keeps what workers tell until somebody asks for it."""
+    """Stores the events of the workers until the driver asks for them."""
 
     def __init__(self) -> None:
         self._letters: list[bytes] = []
 
     def put(self, letter: bytes) -> None:
-        """Take a letter in."""
+        """Store a letter."""
         self._letters.append(letter)
 
     def empty(self) -> list[bytes]:
-        """Hand out the letters that came since the last time, in their order."""
+        """The letters since the last call, in order."""
         letters, self._letters = self._letters, []
         return letters
 
 
-def do_work(work: bytes, setup: bytes, home: Home, mailbox: Any) -> bool:
-    """Do a piece of work; returns False where another process is at it, and only when all that it told has arrived."""
-    do = _settle(setup, home)
+def compute_task(work: bytes, contexts: bytes, driver: Driver, mailbox: Any) -> bool:
+    """Do a piece of work; returns False if another process holds it. All its events have arrived by then."""
+    compute = _prepared(contexts, driver)
     item: Work = pickle.loads(work)
     last = None
 
@@ -66,25 +66,25 @@ def do_work(work: bytes, setup: bytes, home: Home, mailbox: Any) -> bool:
         last = mailbox.put.remote(pickle.dumps((item.name, event)))
 
     try:
-        return do(item, report)
+        return compute(item, report)
     finally:
         if last is not None:
-            ray.get(last)  # letters of one sender arrive in their order
+            ray.get(last)  # letters of one sender arrive in order
 
 
 @lru_cache(maxsize=1)
-def _settle(setup: bytes, home: Home) -> Callable[[Work, Report], bool]:
-    """Make this process ready, once: the next pieces of work find the data loaded."""
+def _prepared(contexts: bytes, driver: Driver) -> Callable[[Work, Report], bool]:
+    """Prepare this process once. Data stay loaded for the next pieces of work."""
     try:
-        os.chdir(home.folder)
+        os.chdir(driver.folder)
     except OSError as error:
         raise ExperimentError(
-            f"the node {socket.gethostname()} cannot enter {home.folder} ({error.strerror}): the nodes of the cluster "
-            "must share the folders of results and data, and the one in which the command is given"
+            f"the node {socket.gethostname()} cannot enter {driver.folder} ({error.strerror}). All nodes of the "
+            "cluster must share the working directory and the folders of results and data."
         ) from error
-    sys.path[:] = [*home.path, *(folder for folder in sys.path if folder not in home.path)]  # the same module first
+    sys.path[:] = [*driver.path, *(folder for folder in sys.path if folder not in driver.path)]
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read when torch is imported
-        os.environ[name] = str(home.threads)
+        os.environ[name] = str(driver.threads)
     from experiment.run.workers.pool import make_worker
 
-    return make_worker(pickle.loads(setup))
+    return make_worker(pickle.loads(contexts))

@@ -1,4 +1,4 @@
-"""The life of all processes under torchrun but the first: take part in each training that it announces."""
+"""The processes of torchrun other than the first: they take part in each training that it announces."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from experiment.escaping import say
 from experiment.layers.build import build
 from experiment.layers.plan import Plan
 from experiment.run.cell.data import Data
-from experiment.run.cell.reference import train_settings
 from experiment.run.cell.torchrun_group import FAILED, Crew, CrewLost, Job, Stop
+from experiment.run.cell.training_settings import train_settings
 from experiment.run.disk.network_file import untrained_network
 from experiment.run.grid.hardware import Machine
-from experiment.training.loop import train
+from experiment.training.loop import TrainingLoop
 
 
 def serve(machine: Machine) -> int:
-    """Train along until the first process says that all is done; returns 0, however well that went, for it tells.
+    """Take part in trainings until the first process says stop; returns the exit status.
 
-    Nothing is written here, so that Ctrl-C may end the process on the spot.
+    Nothing is written here, so Ctrl-C may end the process at once.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -46,21 +46,21 @@ def _take_part(job: Job, crew: Crew, machine: Machine, data: Data) -> None:
     torch.set_num_threads(job.parameters.threads)
     try:
         splits, network, teacher = _prepared(job, data)
-    except Exception as error:  # what the first process has already managed
+    except Exception as error:  # the first process has succeeded in this
         crew.give_up(f"process {crew.team.rank} cannot take part: {type(error).__name__}: {error}")
     try:
-        train(
+        TrainingLoop(
             network, splits.train, train_settings(job.training, machine), valid=splits.valid, stream=job.stream,
-            device=crew.device, until=job.until, team=crew.team, teacher=teacher,
-        )  # fmt: skip
+            device=crew.device, team=crew.team, teacher=teacher,
+        ).run(job.until)  # fmt: skip
     except Exception as error:
-        crew.settle(error)
+        crew.agree_on_failure(error)
 
 
 def _prepared(job: Job, data: Data) -> tuple[Splits, nn.Module, nn.Module | None]:
-    """The data, a network of the right structure, and its teacher, if any; weights are the first process's to give."""
+    """The data, a network of the right structure, and its teacher, if any. The first process sends the weights."""
     p = job.parameters
     splits = data.splits(p, job.training)
     original = untrained_network(p.network.name, p.network.settings, splits.input_shape, p.network.output_size)
-    taught = isinstance(job.training, Retraining) and job.training.distillation is not None
-    return splits, build(original, Plan.from_data(job.plan, original)), original if taught else None
+    distils = isinstance(job.training, Retraining) and job.training.distillation is not None
+    return splits, build(original, Plan.from_data(job.plan, original)), original if distils else None

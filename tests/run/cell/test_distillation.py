@@ -12,8 +12,9 @@ from torch import nn
 
 from experiment.config import load
 from experiment.main import main
-from experiment.run.cell import cell
+from experiment.run.cell import train_network
 from experiment.run.grid.plan import Machine, plan_experiment
+from experiment.training.loop import TrainingLoop
 
 MEANT = {"distillation": {"alpha": 0.9}}
 
@@ -60,15 +61,20 @@ def test_every_kind_of_network_learns_from_its_own_reference(
     small["experiments"] |= {"methods": ["WT", "FT", "SVD"], "mode": mode, "numNets": 2}
     small["experiments"]["spacing"] = [{"type": "manual", "values": [0.5, 0.2]}]
     small["retraining"] = {"startEpoch": 1} | MEANT
-    told, train = [], cell.train
+    told: list[tuple[Any, ...]] = []
 
-    def noted(network: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        told.append((kwargs["stream"][2], kwargs["teacher"].state_dict()["fc1.weight"].clone(), args[1].distillation))
-        records = train(network, *args, **kwargs)
-        assert torch.equal(kwargs["teacher"].state_dict()["fc1.weight"], told[-1][1])
-        return records
+    class Noted(TrainingLoop):
+        def __init__(self, network: nn.Module, images: Any, settings: Any, **more: Any) -> None:
+            super().__init__(network, images, settings, **more)
+            self.weight = None if more["teacher"] is None else more["teacher"].state_dict()["fc1.weight"]
+            if self.weight is not None:
+                told.append((more["stream"][2], self.weight.clone(), settings.distillation))
 
-    monkeypatch.setattr(cell, "train", noted)
+        def __exit__(self, *error: Any) -> None:
+            super().__exit__(*error)
+            assert self.weight is None or torch.equal(self.weight, told[-1][1])
+
+    monkeypatch.setattr(train_network, "TrainingLoop", Noted)
     assert main([str(write(small)), "-j", "1", "-q", "--device", "cpu", "--results", "r"]) == 0
     frame = pd.read_csv("r/small/results.csv")
     assert set(frame["status"]) == {"done"}

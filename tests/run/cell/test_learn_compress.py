@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -13,37 +14,49 @@ import pytest
 from experiment import load_network
 from experiment.config import load
 from experiment.errors import ConfigError
-from experiment.lc.lc_checkpoint import LCCheckpoint
 from experiment.main import main
+from experiment.report import write_report
 from experiment.run.disk.store import Directories
 from experiment.run.grid.plan import Machine, plan_experiment
 from experiment.run.preflight import check_before_running
+from experiment.training.checkpoint import Checkpoint
 
 TIMES = ["seconds_compress", "seconds_retrain"]
+
+
+BLOCK = {"steps": 4, "iterations": 15, "iterationsFirst": 30, "muInit": 0.02, "muMultiplier": 1.5}
 
 
 @pytest.fixture
 def lc(small: dict[str, Any]) -> dict[str, Any]:
     small["experiments"]["mode"] = "lc"
-    small["lc"] = {"steps": 4, "iterations": 15, "iterationsFirst": 30, "muInit": 0.02, "muMultiplier": 1.5}
+    small["lc"] = BLOCK
     return small
+
+
+@pytest.fixture(scope="module")
+def whole(small_parameters: dict[str, Any], run_once: Any) -> Path:
+    """The folder of an uninterrupted run in one process."""
+    parameters = copy.deepcopy(small_parameters)
+    parameters["experiments"]["mode"] = "lc"
+    return run_once(parameters | {"lc": BLOCK})  # type: ignore[no-any-return]
 
 
 def keys(path: Path) -> list[str]:
     return [cell.key for cell in plan_experiment(load(path), Machine("cpu")).cells]
 
 
-def table(results: str = "data/results") -> pd.DataFrame:
-    return pd.read_csv(f"{results}/small/results.csv", dtype=str).drop(columns=TIMES)
+def table(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "data/results/small/results.csv", dtype=str).drop(columns=TIMES)
 
 
-def histories(results: str = "data/results") -> dict[str, pd.DataFrame]:
-    found = Path(f"{results}/small/cells").glob("*/history.csv")
+def histories(folder: Path) -> dict[str, pd.DataFrame]:
+    found = (folder / "data/results/small/cells").glob("*/history.csv")
     return {path.parent.name: pd.read_csv(path).drop(columns="seconds") for path in found}
 
 
-def test_from_the_file_to_the_report(write: Any, lc: dict[str, Any], in_tmp: Path) -> None:
-    assert main([str(write(lc)), "-j", "1", "-q"]) == 0
+def test_from_the_file_to_the_report(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(whole)
     frame = pd.read_csv("data/results/small/results.csv")
     assert set(frame["status"]) == {"done"}
     cells = frame[frame["method"] != "Reference"]
@@ -51,64 +64,50 @@ def test_from_the_file_to_the_report(write: Any, lc: dict[str, Any], in_tmp: Pat
     assert (cells["epochs"] == round(60 / 21, 4)).all()  # 1,293 images in batches of 64
     wt = cells[cells["method"] == "WT"]
     assert (wt["top1"] > wt["top1_before_retraining"]).any()
-    for name, history in histories().items():
+    for name, history in histories(whole).items():
         if not name.startswith("Reference"):
             assert list(history["iteration"]) == [0, 1, 2, 3]
             assert list(history["iterations"]) == [0, 30, 45, 60]
             assert list(history["mu"]) == pytest.approx([0.0, 0.02, 0.03, 0.045])
             assert (history["distance"] > 0).all()
-    assert (in_tmp / "data/results/small/plots/convergence.png").is_file()
-    assert "convergence.png" in (in_tmp / "data/results/small/report.md").read_text()
-    assert not list(in_tmp.glob("data/**/.partial-*"))
+    assert not list(whole.glob("data/**/.partial-*"))
     network = load_network("param/small.yaml", method="WT", keep=0.1)
     assert sum(int((p != 0).sum()) for p in network.parameters()) <= 0.1 * 266_610 + 410
+    monkeypatch.setattr("experiment.report.plots.gallery._wanted", lambda *_, **__: iter(()))  # trade-offs take long
+    report = write_report(Path("data/results/small"))
+    assert Path("data/results/small/plots/convergence.png").is_file()
+    assert "convergence.png" in report.markdown.read_text()
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_direct_compression_is_that_of_mode_retrain(write: Any, lc: dict[str, Any], small: dict[str, Any]) -> None:
-    assert main([str(write(lc)), "-j", "1", "-q"]) == 0
-    before = pd.read_csv("data/results/small/results.csv")["top1_before_retraining"]
-    small["experiments"]["mode"] = "retrain"
-    del small["lc"]
-    assert main([str(write(small)), "-j", "1", "-q"]) == 0
-    assert list(pd.read_csv("data/results/small/results.csv")["top1_before_retraining"]) == list(before)
-
-
-@pytest.mark.usefixtures("no_plots")
-@pytest.mark.parametrize("written", [1, 3, 6])
 def test_interrupted_it_ends_with_the_same_results(
-    write: Any, lc: dict[str, Any], written: int, monkeypatch: pytest.MonkeyPatch
+    write: Any, lc: dict[str, Any], in_tmp: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = str(write(lc))
-    assert main([path, "-j", "1", "-q", "--results", "whole"]) == 0
-    save, saved = LCCheckpoint.save, []
+    """After the first step of a cell, in the middle of it, and at the start of the next one."""
+    save, saved = Checkpoint.save, []
 
-    def interrupt(self: LCCheckpoint, *args: Any) -> None:
-        save(self, *args)
-        saved.append(args)
-        if len(saved) == written:
+    def interrupt(self: Checkpoint, state: dict[str, Any], **more: Any) -> None:
+        save(self, state, **more)
+        if "theta" not in state:  # of the reference network
+            return
+        saved.append(state)
+        if len(saved) in (1, 3, 5):
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(LCCheckpoint, "save", interrupt)
-        assert main([path, "-j", "1", "-q"]) == 130
-    count = len(saved)
-    with monkeypatch.context() as patch:
-        patch.setattr(LCCheckpoint, "save", lambda self, *args: saved.append(args))
-        assert main([path, "-j", "1", "-q"]) == 0
-    assert len(saved) - count == 4 * 4 - written  # nothing was computed twice
-    pd.testing.assert_frame_equal(table(), table("whole"))
-    whole = histories("whole")
-    for name, history in histories().items():
-        pd.testing.assert_frame_equal(history, whole[name])
+    monkeypatch.setattr(Checkpoint, "save", interrupt)
+    for status in (130, 130, 130, 0):
+        assert main([str(write(lc)), "-j", "1", "-q"]) == status
+    assert len(saved) == 4 * 4, "nothing is computed twice"
+    pd.testing.assert_frame_equal(table(in_tmp), table(whole))
+    expected = histories(whole)
+    for name, history in histories(in_tmp).items():
+        pd.testing.assert_frame_equal(history, expected[name])
 
 
 @pytest.mark.usefixtures("no_plots", "quick_workers")
-def test_workers_give_the_same(write: Any, lc: dict[str, Any]) -> None:
-    path = str(write(lc))
-    assert main([path, "-j", "1", "-q", "--results", "whole"]) == 0
-    assert main([path, "-j", "2", "-q"]) == 0
-    pd.testing.assert_frame_equal(table(), table("whole"))
+def test_workers_give_the_same(write: Any, lc: dict[str, Any], in_tmp: Path, whole: Path) -> None:
+    assert main([str(write(lc)), "-j", "2", "-q"]) == 0
+    pd.testing.assert_frame_equal(table(in_tmp), table(whole))
 
 
 def test_the_block_enters_keys_in_its_mode_alone(write: Any, small: dict[str, Any]) -> None:
@@ -145,11 +144,14 @@ def test_the_plan_counts_epochs(write: Any, lc: dict[str, Any], capsys: pytest.C
 @pytest.mark.usefixtures("no_plots")
 def test_beside_retraining_in_one_file(write: Any, lc: dict[str, Any]) -> None:
     lc["customizations"] = [{"key": ["experiments", "mode"], "value": mode} for mode in ("retrain", "lc")]
-    lc["experiments"] |= {"methods": ["WT"], "spacing": [{"type": "manual", "values": [0.1]}]}
+    lc["experiments"]["spacing"] = [{"type": "manual", "values": [0.1]}]
+    lc["retraining"]["numEpochs"] = 1
+    lc["lc"] = {"steps": 2, "iterations": 5, "iterationsFirst": 5}
     assert main([str(write(lc)), "-j", "1", "-q"]) == 0
     frame = pd.read_csv("data/results/small/results.csv")
     assert list(frame["variant"].unique()) == ["experiments.mode=retrain", "experiments.mode=lc"]
-    assert frame["top1_before_retraining"].nunique() == 2  # of the reference, and of both modes alike
+    direct = frame.groupby("label")["top1_before_retraining"].nunique()
+    assert list(direct) == [1, 1, 1], "direct compression is the same in both modes"
 
 
 @pytest.mark.usefixtures("no_plots")

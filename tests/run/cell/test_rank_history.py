@@ -143,6 +143,6 @@ def test_a_log_cut_anywhere_is_noticed(tmp_path: Path, caplog: pytest.LogCapture
         RankLog(tmp_path).note(5, network)
         lines, whole = content[:end].count(b"\n"), content[:end].endswith(b"\n")
         epochs = (lines - 1) // 2 if whole and lines % 2 else 0
-        assert ("is damaged: set aside as ranks.csv.damaged" in caplog.text) == (epochs == 0)
+        assert ("is damaged; renamed to ranks.csv.damaged" in caplog.text) == (epochs == 0)
         assert (f"the ranks of epochs {epochs} to 4 are lost" in caplog.text) == (0 < epochs < 5)
         path.with_name("ranks.csv.damaged").unlink(missing_ok=True)

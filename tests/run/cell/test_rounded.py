@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,17 +98,6 @@ def test_what_stands_in_masked_places_has_no_say_in_the_scale(tmp_path: Path) ->
     assert torch.equal(rebuild(network(), *read_weights(tmp_path / "network.pt"), tmp_path)(X), before)
 
 
-def test_files_of_the_second_format_still_load(tmp_path: Path) -> None:
-    plan = replace(plans("int8")["masked"], quantized={})
-    made = build(network(), plan).eval()
-    save_weights(tmp_path / "network.pt", made, plan, None)
-    content = torch.load(tmp_path / "network.pt", weights_only=True)
-    content["specification"]["format"] = 2
-    del content["rounded"], content["specification"]["plan"]["quantized"]
-    torch.save(content, tmp_path / "network.pt")
-    assert torch.equal(rebuild(network(), *read_weights(tmp_path / "network.pt"), tmp_path)(X), made(X))
-
-
 @pytest.mark.parametrize(
     ("part", "value"),
     [("dtype", "float16"), ("dtype", "int4"), ("scales", torch.ones(3)), ("scales", None)],
@@ -123,5 +111,5 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path, part: str
     buffer = io.BytesIO()
     torch.save(broken, buffer)
     (tmp_path / "network.pt").write_bytes(buffer.getvalue())
-    with pytest.raises(StoreError, match=r"network\.pt: damaged: 3\.parametrizations\.weight\.original"):
+    with pytest.raises(StoreError, match=r"network\.pt: is damaged: 3\.parametrizations\.weight\.original"):
         rebuild(network(), *read_weights(tmp_path / "network.pt"), tmp_path / "network.pt")

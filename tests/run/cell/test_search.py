@@ -18,12 +18,9 @@ from torch import nn
 from experiment import load_network
 from experiment.config import Search, load
 from experiment.errors import ConfigError, InfeasibleBudget, TrainingDiverged
-from experiment.lc.lc_checkpoint import LCCheckpoint
 from experiment.main import main
-from experiment.run.cell import search as searching
 from experiment.run.cell.events import Advanced
-from experiment.run.cell.search import Found, search
-from experiment.run.disk.store import Store
+from experiment.run.cell.search import CellSearch, SearchResult
 from experiment.run.grid.plan import Cell, Machine, plan_experiment
 from experiment.training.checkpoint import Checkpoint
 
@@ -110,75 +107,74 @@ def same_cell(label: str, keep: float, mode: str) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in expected.items())
 
 
-def saved_by(small: dict[str, Any], mode: str) -> type:
-    if mode != "lc":
-        return Checkpoint
-    as_lc(small)
-    return LCCheckpoint
-
-
 @pytest.mark.usefixtures("no_plots")
-@pytest.mark.parametrize(("mode", "written"), [("retrain", 5), ("lc", 7)])
+@pytest.mark.parametrize(("mode", "written"), [("retrain", 5), ("lc", 5)])
 def test_interrupted_it_ends_with_the_same_results(
     write: Any, small: dict[str, Any], mode: str, written: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = saved_by(small, mode)
+    small["experiments"]["methods"] = ["WT"]
+    if mode == "lc":
+        as_lc(small)
     path = write(small)
     saves: list[str] = []
-    save = checkpoint.save
+    save = Checkpoint.save
 
-    def count(self: Any, *args: Any, **kwargs: Any) -> None:
-        save(self, *args, **kwargs)
+    def count(self: Any, state: Any, **more: Any) -> None:
+        save(self, state, **more)
         saves.append("")
         if len(saves) == stop:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save", count)
+    monkeypatch.setattr(Checkpoint, "save", count)
     stop = 0
     assert run(path, "--results", "whole") == 0
-    whole = len(saves) - (2 if mode == "retrain" else 0)  # of the reference network
+    whole = len(saves) - 2  # of the reference network
     saves.clear()
     stop = written
     assert run(path) == 130
     stop = 0
     assert run(path) == 0
-    assert len(saves) == whole, "no epoch was run twice"
-    pd.testing.assert_frame_equal(table(), table(results="whole"))
-    for label in ("WT", "FT"):
-        there, expected = (samples(label, place).drop(columns="seconds") for place in ("data/results", "whole"))
-        pd.testing.assert_frame_equal(there, expected)
+    assert len(saves) == whole, "no epoch is run twice"
+    same_search()
     assert not list(Path().glob("data/results/small/cells/.partial-*"))
 
 
+def same_search() -> None:
+    pd.testing.assert_frame_equal(table(), table(results="whole"))
+    there, expected = (samples("WT", place).drop(columns="seconds") for place in ("data/results", "whole"))
+    pd.testing.assert_frame_equal(there, expected)
+
+
 @pytest.mark.usefixtures("no_plots")
-@pytest.mark.parametrize("damaged", ["samples.json", "checkpoint.pt", None])
-def test_what_is_lost_is_made_again(
-    write: Any, small: dict[str, Any], damaged: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_lost_is_made_again(write: Any, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record of a sample, before it is written and by damage; and the checkpoint of one that is recorded."""
     small["experiments"]["methods"] = ["WT"]
     path = write(small)
     assert run(path, "--results", "whole") == 0
-    add = searching._Log.add
+    record = CellSearch._record
+    for damaged, recorded in ((None, 0), ("samples.json", 2), ("checkpoint.pt", 3)):
 
-    def interrupt(self: Any, tried: Any) -> None:
-        if damaged is not None:
-            add(self, tried)
-        if len(self.found) == (0 if damaged is None else 3):
-            raise KeyboardInterrupt
+        def interrupt(self: Any, sample: Any, written: bool = damaged is not None, most: int = recorded) -> None:
+            if written:
+                record(self, sample)
+            if len(self._recorded) == most:
+                raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(searching._Log, "add", interrupt)
-        assert run(path) == 130
-    assert list(Path().glob("data/results/small/cells/.partial-*/**/checkpoint.pt"))
-    for place in Path().glob(f"data/results/small/cells/.partial-*/**/{damaged}"):
-        place.write_bytes(place.read_bytes()[:-20])
+        with monkeypatch.context() as patch:
+            patch.setattr(CellSearch, "_record", interrupt)
+            assert run(path) == 130
+        found = list(Path().glob(f"data/results/small/cells/.partial-*/**/{damaged or 'checkpoint.pt'}"))
+        assert found
+        for place in found if damaged else ():
+            place.write_bytes(place.read_bytes()[:-20])
     assert run(path) == 0
-    pd.testing.assert_frame_equal(table(), table(results="whole"))
-    pd.testing.assert_frame_equal(samples("WT").drop(columns="seconds"), samples("WT", "whole").drop(columns="seconds"))
+    same_search()
 
 
 @pytest.mark.usefixtures("no_plots", "quick_workers")
 def test_workers_give_the_same(write: Any, small: dict[str, Any]) -> None:
+    small["retraining"] = {"numEpochs": 1}
+    small["experiments"]["search"]["samples"] = 2
     path = write(small)
     assert run(path, "--results", "whole") == 0
     assert main([str(path), "-j", "2", "-q"]) == 0
@@ -223,11 +219,13 @@ def test_nothing_within_the_loss_is_infeasible(write: Any, small: dict[str, Any]
     assert list(tried["status"]) == ["infeasible", "done"]  # 266 parameters are fewer than the biases
     whole = history("small", "Reference")["valid_top1"].iloc[-1]
     best = tried["valid_top1"].idxmax()
-    lost = f"the least loss was {100 * (whole - tried['valid_top1'][best]):.3g} points, at keep ratio"
+    lost = f"The smallest loss is {100 * (whole - tried['valid_top1'][best]):.3g} points, at keep ratio"
     assert f"{lost} {tried['keep'][best]:.4g}." in row["error"]
     small["experiments"]["search"]["samples"] = 1
     assert run(write(small)) == 0
-    assert "none of 1 networks can be so small. The last: budget of 266 parameters cannot be met" in table()["error"][1]
+    assert (
+        "none of 1 networks can be that small. The last: budget of 266 parameters cannot be met" in table()["error"][1]
+    )
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -235,33 +233,32 @@ def test_a_search_in_which_everything_diverges_fails(write: Any, small: dict[str
     small["experiments"] |= {"methods": ["WT"], "search": {"samples": 2}}
     small["retraining"] |= {"optimizerKwargs": {"lr": 1e9}}
     assert run(write(small)) == 1
-    assert "every sample of the search that could be made diverged" in table()["error"][1]
+    assert "every sample of the search that can be made diverged" in table()["error"][1]
 
 
 class Fake:
-    """Samples whose networks have the accuracy that a function gives for a keep ratio."""
+    """A search whose networks have the accuracy that a function gives for a keep ratio."""
 
-    def __init__(self, cell: Cell, accuracy: Callable[[float], float], store: Store) -> None:
-        self.cell, self.accuracy, self.store = cell, accuracy, store
-        self.made: list[float] = []
+    def __init__(self, cell: Cell, accuracy: Callable[[float], float], folder: Path) -> None:
+        self.cell, self.accuracy, self.folder = cell, accuracy, folder
+        self.made: list[Cell] = []
         self.units = 0.0
 
-    def make(self, cell: Cell, report: Any) -> Any:
-        self.made.append(cell.keep)
+    def make(self, cell: Cell, folder: Path, report: Any) -> Any:
+        self.made.append(cell)
         top1 = self.accuracy(cell.keep)
         report(Advanced(cell.epochs_retrain / 2))
         network = nn.Linear(1, 1).double()
         network.bias.data.fill_(top1)
         count = SimpleNamespace(parameters=round(1000 * cell.keep))
-        return SimpleNamespace(compressed=SimpleNamespace(network=network, count=count), facts={"epochs": 3})
+        compressed = SimpleNamespace(network=network, count=count)
+        return SimpleNamespace(compressed=compressed, facts={"epochs": 3})
 
-    def search(self, **settings: Any) -> Found:
-        reference = nn.Linear(1, 1).double()
-        reference.bias.data.fill_(0.9)
-        return search(
-            self.cell, Search.model_validate(settings), self.make, lambda network: float(network.bias.detach()),
-            reference, self.store, self.report,
-        )  # fmt: skip
+    def search(self, **settings: Any) -> SearchResult:
+        return CellSearch(
+            self.cell, Search.model_validate(settings), self.folder, make=self.make,
+            valid_top1=lambda network: float(network.bias.detach()), reference_top1=0.9,
+        ).run(self.report)  # fmt: skip
 
     def report(self, event: Any) -> None:
         self.units += event.units
@@ -271,19 +268,19 @@ class Fake:
 def fake(write: Any, small: dict[str, Any], in_tmp: Path) -> Callable[[Callable[[float], float]], Fake]:
     cell = plan_experiment(load(write(small)), Machine("cpu")).cells[1]
     cell = replace(cell, samples=10, epochs_retrain=60)
-    return lambda accuracy: Fake(cell, accuracy, Store(in_tmp / "store"))
+    return lambda accuracy: Fake(cell, accuracy, in_tmp / "partial")
 
 
 @pytest.mark.parametrize("edge", [0.0004, 0.003, 0.02, 0.3, 0.95])
 def test_of_a_monotone_accuracy_the_edge_is_found(fake: Any, edge: float) -> None:
     faked = fake(lambda keep: 0.9 if keep >= edge else 0.8)
     found = faked.search()
-    assert found.best is not None
-    assert max(edge, 0.001) <= found.best.keep <= max(edge * 1.02, 0.001)
-    assert found.best.keep == min(t.keep for t in found.samples if t.within)
-    assert [t.keep for t in found.samples] == faked.made
+    assert found.keep is not None
+    assert max(edge, 0.001) <= found.keep <= max(edge * 1.02, 0.001)
+    assert found.keep == min(t.keep for t in found.samples if t.within)
+    assert [t.keep for t in found.samples] == [cell.keep for cell in faked.made]
     assert all(t.within == (t.keep >= edge) for t in found.samples)
-    assert found.best.epochs_retrain == 6
+    assert {cell.epochs_retrain for cell in faked.made} == {6}
     assert faked.units == pytest.approx(60)
 
 
@@ -297,8 +294,8 @@ def test_what_diverges_or_cannot_be_made_is_not_within(fake: Any) -> None:
 
     faked = fake(accuracy)
     found = faked.search()
-    assert found.best is not None
-    assert 0.1 <= found.best.keep <= 0.102
+    assert found.keep is not None
+    assert 0.1 <= found.keep <= 0.102
     assert {t.status for t in found.samples} == {"infeasible", "diverged", "done"}
     assert faked.units == pytest.approx(60)
     again = fake(accuracy)
@@ -310,8 +307,7 @@ def test_what_diverges_or_cannot_be_made_is_not_within(fake: Any) -> None:
 def test_a_loss_that_is_just_allowed_is_allowed(fake: Any) -> None:
     faked = fake(lambda keep: 0.8)
     found = faked.search(accuracyLoss=0.1)
-    assert found.best is not None
-    assert found.best.keep == 0.001
+    assert found.keep == 0.001
 
 
 def keys(path: Path) -> dict[str, str]:

@@ -22,8 +22,8 @@ from experiment.config import load
 from experiment.errors import StoreError
 from experiment.main import main
 from experiment.run.cell import reference as reference_module
-from experiment.run.cell.data import Data
-from experiment.run.cell.reference import Context, obtain_reference
+from experiment.run.cell.context import Context
+from experiment.run.cell.reference import obtain_reference
 from experiment.run.disk.network_file import read_weights
 from experiment.run.disk.store import Directories, Store
 from experiment.run.grid.plan import Machine, plan_experiment
@@ -111,11 +111,11 @@ def test_a_reference_networks_file_cut_anywhere_is_noticed(
     def train(*_: object, **__: object) -> None:
         raise Trains
 
-    monkeypatch.setattr(reference_module, "train", train)
+    monkeypatch.setattr(reference_module, "training_loop", train)
     plan = plan_experiment(load(PARAM), Machine("cpu"))
     task = plan.references[0]
     directories = Directories(Path("data/results"), Path("data/trained_networks"), Path("data/datasets"))
-    context = Context(Store(RESULTS), directories, plan.machine, Data(directories.datasets, "cpu"))
+    context = Context(Store(RESULTS), directories, plan.machine)
     folder = directories.trained_networks / task.reference.folder
     content = (folder / file).read_bytes()
     aside = finished / "aside"

@@ -86,6 +86,6 @@ def test_a_network_compressed_twice_goes_into_the_first_result(tmp_path: Path) -
     first = compress(net, "SVD", keep=0.7, example=x)
     second = compress(first.network, "WT", keep=0.7, example=x)
     save_network(second, tmp_path / "twice.pt")
-    with pytest.raises(StoreError, match="compressed twice that is the first result"):
+    with pytest.raises(StoreError, match="compressed twice, the first result"):
         load_network(tmp_path / "twice.pt", network=net)
     torch.testing.assert_close(load_network(tmp_path / "twice.pt", network=first.network)(x), second.network(x))

@@ -138,5 +138,5 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path, part: str
     entry = broken["masked"]["3.parametrizations.weight.original"]
     entry[part] = entry[part][:-1]
     torch.save(broken, tmp_path / "network.pt")
-    with pytest.raises(StoreError, match=r"network\.pt: damaged: 3\.parametrizations\.weight\.original"):
+    with pytest.raises(StoreError, match=r"network\.pt: is damaged: 3\.parametrizations\.weight\.original"):
         rebuild(network(), *read_weights(tmp_path / "network.pt"), tmp_path / "network.pt")

@@ -105,7 +105,7 @@ def test_a_plan_without_the_data_knows_what_the_last_run_knew(
 def test_other_test_data_are_tested_without_training(
     write: Any, parameters: dict[str, Any], in_tmp: Path, monkeypatch: pytest.MonkeyPatch, no_plots: None
 ) -> None:
-    from experiment.run.cell import cell, reference
+    from experiment.run.cell import train_network
 
     parameters["experiments"] |= {"mode": "cascade", "spacing": [{"type": "manual", "values": [0.5, 0.2]}]}
     path = write(parameters)
@@ -113,8 +113,7 @@ def test_other_test_data_are_tested_without_training(
     first = load_results(path)
     draw(in_tmp / "data/datasets/mine/test", shade=255)
     with monkeypatch.context() as patch:
-        for module in (reference, cell):
-            patch.setattr(module, "train", lambda *_, **__: pytest.fail("trained again"))
+        patch.setattr(train_network, "TrainingLoop", lambda *_, **__: pytest.fail("trained again"))
         assert main([str(path), "-j", "1", "-q"]) == 0
     second = load_results(path)
     assert not set(first["cell"]) & set(second["cell"])

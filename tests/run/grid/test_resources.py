@@ -8,12 +8,12 @@ from typing import Any, cast
 import pytest
 
 from experiment.config import load
-from experiment.run.disk.store import Directories
+from experiment.run.cell.context import Context
+from experiment.run.disk.store import Directories, Store
 from experiment.run.grid.hardware import Machine, Resources, resources_of
 from experiment.run.grid.plan import Chain
 from experiment.run.session import Options, _announcement, _num_workers
 from experiment.run.workers.queue import Work
-from experiment.run.workers.setup import Setup, Site
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_workers_on_this_machine(
 def test_more_threads_than_cores_are_announced(monkeypatch: pytest.MonkeyPatch, cores: int, warned: bool) -> None:
     monkeypatch.setattr("experiment.run.session.usable_cores", lambda: cores)
     folders = Directories(Path("results"), Path("networks"), Path("datasets"))
-    setup = Setup((Site(Path("small"), folders, 1, Resources(1, 0)),), Machine("cpu"), False)
-    lines = list(_announcement([Work(0, "0-a", cast(Chain, None), None, 1, ())], 2, setup))
-    assert lines[0] == "0 cells to compute on cpu, 2 workers of 1 thread"
-    assert lines[1:] == ["  2 threads on 1 core slow each other down: a smaller -j is faster"] * warned
+    context = Context(Store(Path("small")), folders, Machine("cpu"), 1, Resources(1, 0))
+    lines = list(_announcement([Work(0, "0-a", cast(Chain, None), None, 1, ())], 2, [context]))
+    assert lines[0] == "0 cells to compute on cpu, 2 workers with 1 thread"
+    assert lines[1:] == ["  2 threads on 1 core slow each other down: use a smaller -j"] * warned

@@ -47,9 +47,7 @@ def cascade(write: Any, small: dict[str, Any]) -> str:
     return str(write(small))
 
 
-@pytest.mark.parametrize(
-    "removed", [RESULTS, RESULTS / "cells", Path("data"), "Reference-n0-r0-1", "WT-n0-r0-0.5", TRAINED]
-)
+@pytest.mark.parametrize("removed", [RESULTS, Path("data"), "Reference-n0-r0-1", "WT-n0-r0-0.5", TRAINED])
 @pytest.mark.usefixtures("no_plots")
 def test_what_is_removed_during_a_run_is_made_again(
     cascade: str, monkeypatch: pytest.MonkeyPatch, removed: Path | str, capsys: Any
@@ -58,7 +56,7 @@ def test_what_is_removed_during_a_run_is_made_again(
     assert main([cascade, "-j", "1", "-q"]) == 0
     before = table()
     shutil.rmtree("data")
-    store_failure, passed = chain._store_failure, chain.Walk.passed
+    store_failure, passed = chain._store_failure, chain.ChainCompression.cell_ended
     gone: list[Path] = []
 
     def remove(walk: Any, done: Cell, result: Any) -> None:
@@ -67,7 +65,7 @@ def test_what_is_removed_during_a_run_is_made_again(
             gone.append(removed if isinstance(removed, Path) else cell(removed))
             shutil.rmtree(gone[0])
 
-    monkeypatch.setattr(chain.Walk, "passed", remove)
+    monkeypatch.setattr(chain.ChainCompression, "cell_ended", remove)
     monkeypatch.setattr(chain, "_store_failure", lambda *of: pytest.fail(f"blamed: {of[1]}"))
     status = main([cascade, "-j", "1", "-q"])
     monkeypatch.setattr(chain, "_store_failure", store_failure)
@@ -78,50 +76,55 @@ def test_what_is_removed_during_a_run_is_made_again(
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_a_cascade_whose_predecessor_is_damaged_is_mended_by_the_same_command(cascade: str, capsys: Any) -> None:
+def test_a_cascade_whose_predecessor_is_damaged_is_repaired_by_the_same_command(cascade: str, capsys: Any) -> None:
     assert main([cascade, "-j", "1", "-q"]) == 0
     before = table()
     shutil.rmtree(cell("WT-n0-r0-0.1"))
     path = cell("WT-n0-r0-0.5") / "network.pt"
     path.write_bytes(bytes(path.stat().st_size))
     assert main([cascade, "-j", "1"]) == 0
-    said = capsys.readouterr()
-    assert f"{path}: " in said.err
-    assert f"Set aside as {path.parent.name}.damaged" in said.err
+    messages = capsys.readouterr().err
+    assert f"{path}: " in messages
+    assert f"Set aside as {path.parent.name}.damaged" in messages
     pd.testing.assert_frame_equal(table(), before)
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_who_waits_long_is_told(cascade: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """Which piece of work it is, once; not those that need it."""
-    monkeypatch.setattr(pool, "SECONDS_BEFORE_NOTE", 0.01)
+def test_waiting_for_another_process_is_noted_once(cascade: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """For the piece of work that it holds, not for those that need it."""
     plan = plan_experiment(load(cascade), Machine("cpu"))
     store, reference = Store(RESULTS), plan.references[0].cell
-    tries, held = iter(range(9)), contextlib.ExitStack()
+    slept, held = [], contextlib.ExitStack()
     held.enter_context(store.try_lock(reference.key))
-    monkeypatch.setattr(pool.time, "sleep", lambda seconds: held.close() if next(tries) == 2 else sleep(0.02))
+
+    def sleep_in_vain(seconds: float) -> None:
+        slept.append(seconds)
+        if slept.count(pool.SECONDS_BETWEEN_TRIES) == 3:
+            held.close()
+
+    monkeypatch.setattr(pool.time, "sleep", sleep_in_vain)
     assert main([cascade, "-j", "1"]) == 0
-    assert capsys.readouterr().err.count(f"waiting for another process that is at {reference.folder}") == 1
+    assert capsys.readouterr().err.count(f"waiting for another process, which computes {reference.folder}") == 1
 
 
-def test_who_waits_for_a_lock_is_told(
+def test_waiting_for_a_lock_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(files, "SECONDS_BEFORE_NOTE", 0.01)
-    free, path = threading.Event(), tmp_path / "a.lock"
+    entered, path = threading.Event(), tmp_path / "a.lock"
 
     def wait_for_it() -> None:
         with files.locked(path, "writes"):
-            free.set()
+            entered.set()
 
     with files.locked(path, "writes"):
         waiter = threading.Thread(target=wait_for_it)
         waiter.start()
         while not caplog.records:
             sleep(0.01)
-        assert not free.is_set()
-    waiter.join(60)
-    assert free.is_set()
+        assert not entered.is_set()
+    waiter.join()
+    assert entered.is_set()
     assert caplog.messages == [f"waiting for another process that writes (it holds {path})"]
 
 

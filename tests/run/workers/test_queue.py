@@ -79,7 +79,7 @@ def test_a_cell_that_somebody_else_computes_is_left_to_him(write: Any, small: di
         assert not [p for p in (folder / "cells").iterdir() if p.name.endswith(cell.key)]
         assert not Store(folder).is_free(cell.key)
     assert Store(folder).is_free("another")
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=300)[1]
     assert process.returncode == 0, said
     assert len(done) == others
     assert [p for p in (folder / "cells").iterdir() if p.name.endswith(cell.key)]
@@ -89,4 +89,4 @@ def test_a_cell_that_somebody_else_computes_is_left_to_him(write: Any, small: di
 def test_more_workers_than_chains(write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any) -> None:
     small["experiments"] |= {"methods": ["WT"], "numNets": 1, "spacing": spacing(4)}
     assert main([str(write(small)), "-j", "2"]) == 0
-    assert "2 workers of 1 thread" in capsys.readouterr().err
+    assert "2 workers with 1 thread" in capsys.readouterr().err

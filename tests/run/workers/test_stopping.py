@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from experiment.main import main
-from experiment.run.signals import raise_if_told, stop_when_told
+from experiment.run.signals import raise_if_stopped, stop_on_sigterm
 from experiment.training import checkpoint
 
 TIMES = ["seconds_compress", "seconds_retrain"]
@@ -132,11 +132,11 @@ def test_told_to_stop_where_python_throws_exceptions_away_it_stops_all_the_same(
 
 def test_a_worker_told_where_python_throws_exceptions_away_stops_all_the_same(forked: Any) -> None:
     def run() -> int:
-        stop_when_told()
-        raise_if_told()
+        stop_on_sigterm()
+        raise_if_stopped()
         weakref.finalize(set(), signal.raise_signal, signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
-            raise_if_told()
+            raise_if_stopped()
         return 0
 
     assert forked(run).wait() == 0
@@ -177,7 +177,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_saving(
         saving.write_text(str(os.getpid()))
         time.sleep(600)
 
-    monkeypatch.setattr(checkpoint, "save_whole", never_ends)
+    monkeypatch.setattr(checkpoint, "save_tensors", never_ends)
     process = forked(lambda: main([path, "-j", "1", "-v", "--executor", executor]))
     process.until(lambda: "epoch 3/" in process.said)
     process.send(signal.SIGINT)

@@ -1,0 +1,76 @@
+"""The state of an L-C optimization between two steps, and the record of each step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclasses.dataclass(frozen=True)
+class LCRecord:
+    """Step j of an L-C optimization: a row of its history.
+
+    Attributes:
+        iteration: j.
+        mu: in this step.
+        learning_rate: at the last minibatch of the L-step; None in step 0, which has none.
+        iterations, epochs: minibatches, and passes over the training images, from the start to the end of this step.
+        loss, top1: of w on the augmented training batches of the L-step.
+        valid_loss, valid_top1, valid_top5: of the compressed network on the validation part.
+        distance, relative_distance: ||w - Delta(theta)|| over all constrained weights, and divided by ||w||.
+        images: number of training images used in this step.
+        seconds: of the whole step.
+    """
+
+    iteration: int
+    mu: float
+    learning_rate: float | None
+    iterations: int
+    epochs: float
+    loss: float | None
+    top1: float | None
+    valid_loss: float
+    valid_top1: float
+    valid_top5: float
+    distance: float
+    relative_distance: float
+    images: int
+    seconds: float
+
+
+@dataclasses.dataclass
+class LCState:
+    """What the next step starts from, beside the weights w.
+
+    Attributes:
+        theta: layer name -> Delta(theta), the weight to which w is drawn; without layers that the compression did not
+            change.
+        multipliers: layer name -> lambda, of the layers in theta.
+        mu: of the next step.
+        best_loss, best_weights: the smallest validation loss, and the state_dict whose compression has it.
+    """
+
+    records: list[LCRecord] = dataclasses.field(default_factory=list)
+    theta: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    multipliers: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    mu: float = 0.0
+    best_loss: float = math.inf
+    best_weights: dict[str, Tensor] | None = None
+
+    def saved(self, network: nn.Module) -> dict[str, Any]:
+        """The state and the weights w of `network` as tensors and plain values."""
+        records = [dataclasses.asdict(record) for record in self.records]
+        return {**vars(self), "records": records, "network": network.state_dict()}
+
+
+def restored(saved: dict[str, Any], network: nn.Module, device: torch.device) -> LCState:
+    """The state that `LCState.saved` returned; its weights w are loaded into `network`."""
+    network.load_state_dict(saved["network"])
+    values = {field.name: saved[field.name] for field in dataclasses.fields(LCState)}
+    for key in ("theta", "multipliers"):
+        values[key] = {name: tensor.to(device) for name, tensor in saved[key].items()}
+    return LCState(**{**values, "records": [LCRecord(**record) for record in saved["records"]]})

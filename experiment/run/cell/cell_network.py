@@ -1,0 +1,133 @@
+"""The network of a cell: compressed and retrained, or learned and compressed in turn."""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+
+from torch import nn
+
+from experiment.config import retraining, rewinding
+from experiment.errors import StoreError
+from experiment.files import make_folder
+from experiment.layers.masks import same_support
+from experiment.layers.plan import Plan, State
+from experiment.methods.base import Compressed
+from experiment.run.cell.chain_compression import ChainCompression
+from experiment.run.cell.events import Advanced, EpochDone, Note, Report, cell_name
+from experiment.run.cell.learn_compress import learn_compress
+from experiment.run.cell.outcome import CellNetwork, read_history
+from experiment.run.cell.rank_history import RankLog, rank_log
+from experiment.run.cell.start_state import random_state, rewound_state
+from experiment.run.cell.torchrun_group import Job
+from experiment.run.cell.train_network import training_loop
+from experiment.run.disk.network_file import load_packed, read_weights
+from experiment.run.grid.plan import Cell
+from experiment.training.loop import EpochRecord
+
+NOTHING_REMOVED = "removes nothing from the network that it starts from: it is tested without retraining"
+
+
+def make_cell_network(cell: Cell, compression: ChainCompression, folder: Path, report: Report) -> CellNetwork:
+    """Make the network of a cell.
+
+    Args:
+        folder: for the checkpoint and what else an interrupted computation continues from.
+    Raises: InfeasibleBudget, CompressionError, TrainingDiverged.
+    """
+    if compression.parameters.experiments.mode != "lc":
+        made = _compress_and_retrain(cell, compression, folder, report)
+    else:
+        made = learn_compress(cell, compression, folder, report)
+    if cell.epochs_retrain and not made.records:
+        made.facts["notice"] = NOTHING_REMOVED
+        report(Note(f"{cell_name(cell)}: {NOTHING_REMOVED}"))
+        report(Advanced(cell.epochs_retrain))
+    return made
+
+
+def _compress_and_retrain(cell: Cell, compression: ChainCompression, folder: Path, report: Report) -> CellNetwork:
+    p = compression.parameters
+    started = time.perf_counter()
+    compressor, compressed = compression.compress(cell, report)
+    network = direct = compressed.network
+    epochs = 0 if _removes_nothing(network, compression) else cell.epochs_retrain
+    if epochs and rewinding(p.experiments) != "none":
+        network = compressor.instantiate(compressed.plan, _other_weights(cell, compression))
+    elif epochs:
+        direct = copy.deepcopy(network)
+    compressed_at = time.perf_counter()
+    ranks = rank_log(p, folder)
+    if ranks is not None:
+        ranks.note(0, network)
+    records: list[EpochRecord] = []
+    earlier = _retrained_earlier(cell, network, compression, report) if epochs and ranks is None else None
+    if earlier is not None:
+        network, records = earlier
+    elif epochs:
+        records = _retrain(cell, network, compressed.plan, compression, folder, ranks, report)
+    facts = {
+        "epochs": epochs,
+        "seconds_compress": round(compressed_at - started, 3),
+        "seconds_retrain": round(time.perf_counter() - compressed_at, 3),
+    }
+    return CellNetwork(Compressed(network, compressed.plan, compressed.count), direct, records, ranks, facts)
+
+
+def _removes_nothing(network: nn.Module, compression: ChainCompression) -> bool:
+    """Whether retraining would repeat the training before; not for methods that only control for retraining."""
+    if compression.chain.method.entry.kind == "none" or rewinding(compression.parameters.experiments) == "random":
+        return False
+    return same_support(network, compression.start)
+
+
+def _other_weights(cell: Cell, compression: ChainCompression) -> State:
+    """The weights to retrain instead of those that compression left."""
+    p, reference = compression.parameters, compression.reference
+    if rewinding(p.experiments) == "random":
+        return random_state(reference, p, cell.net, cell.repetition)
+    return rewound_state(reference, compression.chain.reference)
+
+
+def _retrain(
+    cell: Cell,
+    network: nn.Module,
+    plan: Plan,
+    compression: ChainCompression,
+    folder: Path,
+    ranks: RankLog | None,
+    report: Report,
+) -> list[EpochRecord]:
+    p, block, context = compression.parameters, retraining(compression.parameters), compression.context
+    make_folder(folder)
+    stream = ("retrain", p.seed, cell.net, cell.repetition)
+    job = Job(p, block, plan.to_data(), stream, context.directories.datasets)
+    teacher = None if block.distillation is None else compression.reference.network
+    with training_loop(network, job, context, report, checkpoint=folder / "checkpoint.pt", teacher=teacher) as loop:
+        for record in loop.epochs():
+            if ranks is not None:
+                ranks.note(len(loop.records), network)
+            loop.save_checkpoint()
+            report(EpochDone(cell_name(cell), record.epoch, block.num_epochs, record.loss, record.valid_top1))
+    return loop.records
+
+
+def _retrained_earlier(
+    cell: Cell, network: nn.Module, compression: ChainCompression, report: Report
+) -> tuple[nn.Module, list[EpochRecord]] | None:
+    """The retrained network with its epochs, from a cell that differs in its test data only; None without one."""
+    if compression.parameters.experiments.search is not None:
+        return None
+    folder = compression.context.store.tested_otherwise(cell)
+    if folder is None:
+        return None
+    retrained = copy.deepcopy(network)
+    try:
+        load_packed(retrained, read_weights(folder / "network.pt")[1], folder / "network.pt")
+        records = read_history(folder / "history.csv")
+    except StoreError:  # damaged: retrain
+        return None
+    report(Note(f"{cell_name(cell)}: takes the network of {folder.name}, which was tested on other data"))
+    report(Advanced(cell.epochs_retrain))
+    return retrained.eval(), records

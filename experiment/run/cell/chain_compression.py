@@ -1,0 +1,109 @@
+"""The compression of the cells of a chain: the network that each starts from, and the analysis that they share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from experiment.config import Parameters
+from experiment.datasets.calibration import calibration, calibration_size
+from experiment.errors import Inherited
+from experiment.layers.build import expand
+from experiment.layers.compressible import trace_layers
+from experiment.layers.plan import State
+from experiment.methods.base import Calibration, Compressed, Compressor, make_method, shortfall
+from experiment.progress import ProgressText, showing
+from experiment.random_streams import generator
+from experiment.run.cell.context import Context
+from experiment.run.cell.events import Busy, Note, Report, cell_name
+from experiment.run.cell.reference import Reference
+from experiment.run.cell.start_state import network_of
+from experiment.run.grid.plan import Cell, Chain
+
+log = logging.getLogger("experiment")
+
+
+class ChainCompression:
+    """Compresses the cells of a chain in order: in a cascade each starts from the one before.
+
+    Attributes:
+        start: the network that the last compressed cell started from.
+        previous_failure: why the next cell of a cascade cannot be computed.
+    """
+
+    def __init__(self, chain: Chain, reference: Reference, context: Context) -> None:
+        self.chain, self.reference, self.context = chain, reference, context
+        self.method = make_method(chain.method.entry, chain.method.settings)
+        self.start = reference.network
+        self.previous_failure: Inherited | None = None
+        self._previous: Cell | None = None
+        self._compressor: Compressor | None = None
+
+    @property
+    def parameters(self) -> Parameters:
+        return self.chain.variant.parameters
+
+    def compress(self, cell: Cell, report: Report) -> tuple[Compressor, Compressed]:
+        """Compress the network that a cell starts from to the size of the cell.
+
+        Raises: InfeasibleBudget: it cannot be that small.
+        """
+        with showing(partial(ProgressText, lambda text: report(Busy(cell_name(cell), text)))):
+            compressor, compressed = self._compress(cell)
+        if not cell.fixed_size:
+            budget = self.parameters.experiments.budget
+            reached = getattr(compressed.count, budget) / getattr(compressor.original, budget)
+            if text := shortfall(cell.keep, reached, budget):
+                report(Note(f"{cell_name(cell)}: {text}"))
+        return compressor, compressed
+
+    def calibration(self) -> Calibration:
+        """The images that methods which look at data are given, from the validation part."""
+        p, example = self.parameters, self.reference.state.example
+        valid = self.context.data.splits(p, p.training).valid
+        layers = trace_layers(self.reference.network, example).values()
+        outputs = [layer.out_features * layer.positions for layer in layers if layer.groups == 1]
+        size = calibration_size(outputs, len(valid), p.coresets.delta_s)
+        return Calibration(*calibration(valid, size, ("calibration", p.seed, p.network.dataset.name)))
+
+    def cell_ended(self, cell: Cell, result: Mapping[str, Any]) -> None:
+        """Let the next cell of a cascade start from this one, or fail if this one did."""
+        if not self.chain.in_order:
+            return
+        self._compressor = None
+        if result["status"] == "done":
+            self._previous, self.previous_failure = cell, None
+        elif result["status"] == "failed":
+            why = f"the cell before it in the cascade failed ({result.get('error')}), and it starts from there."
+            self.previous_failure = Inherited(why, cell.key)
+
+    def _compress(self, cell: Cell) -> tuple[Compressor, Compressed]:
+        budget = self.parameters.experiments.budget
+        compressor = self._compressor
+        if compressor is None or cell.between:
+            compressor = self._analyse(self._start())
+        for keep in cell.between:
+            step = compressor.compress(keep, budget)
+            dense = expand(step.network, self.reference.network, step.plan, self.reference.state.example)
+            compressor = self._analyse(dense)
+        self._compressor = None if cell.between else compressor  # after steps between, it starts elsewhere
+        return compressor, compressor.compress(cell.keep, budget)
+
+    def _start(self) -> State:
+        if self._previous is None:
+            return self.reference.state
+        self.start, state = network_of(self._previous, self.context.store, self.reference)
+        return state
+
+    def _analyse(self, state: State) -> Compressor:
+        chain = self.chain
+        stream = generator("method", self.parameters.seed, chain.reference.net, chain.repetition)
+        compressor = Compressor(
+            self.method, state, self.reference.count, self.calibration(), stream, recalibrated=chain.method.recalibrate
+        )
+        first = chain.reference.net == chain.repetition == 0  # warn once per variant and method
+        if first and state is self.reference.state and (text := compressor.out_of_reach.told(chain.method.entry.kind)):
+            log.warning("%s: %s", f"{chain.variant.name} {chain.method.label}".strip(), text)
+        return compressor

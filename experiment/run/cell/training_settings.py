@@ -1,0 +1,51 @@
+"""Blocks of a parameter file as the settings of a training."""
+
+from __future__ import annotations
+
+from experiment.config import LearnCompress, Penalty, Retraining, Training
+from experiment.lc.settings import LCSettings
+from experiment.run.grid.hardware import Machine, resolved_channels_last, resolved_precision
+from experiment.training.settings import DistillationSpec, PenaltySpec, SchedulerSpec, TrainSettings
+
+
+def train_settings(training: Training, machine: Machine) -> TrainSettings:
+    """The settings of a block `training` or `retraining` on this machine."""
+    distillation = training.distillation if isinstance(training, Retraining) else None
+    return TrainSettings(
+        num_epochs=training.num_epochs,
+        start_epoch=training.start_epoch,
+        batch_size=training.batch_size,
+        optimizer=training.optimizer,
+        optimizer_kwargs=dict(training.optimizer_kwargs),
+        schedulers=tuple(SchedulerSpec(s.type, dict(s.kwargs), dict(s.step_kwargs)) for s in training.lr_schedulers),
+        loss=training.loss,
+        loss_kwargs=dict(training.loss_kwargs),
+        precision=resolved_precision(training, machine),
+        early_stop_epoch=training.early_stop_epoch,
+        channels_last=resolved_channels_last(training, machine),
+        compiled=training.compiled,
+        penalties=tuple(penalty_spec(block) for block in training.penalties),
+        distillation=DistillationSpec(distillation.temperature, distillation.alpha) if distillation else None,
+    )
+
+
+def penalty_spec(block: Penalty) -> PenaltySpec:
+    """The settings of an entry of `penalties`."""
+    how = block.how or ()
+    return PenaltySpec(tuple(block.layers), block.l1 or 0.0, block.l2 or 0.0, "proximal" in how, "decoupled" in how)
+
+
+def lc_settings(block: LearnCompress, minibatches_per_epoch: int) -> LCSettings:
+    """The settings of the block `lc`."""
+    first, others = block.counts(minibatches_per_epoch)
+    return LCSettings(
+        steps=block.steps,
+        iterations=others,
+        iterations_first=first,
+        mu_init=block.mu_init,
+        mu_multiplier=block.mu_multiplier,
+        mu_cap=block.mu_cap,
+        lr_decay=block.decay,
+        lr_milestones=tuple(block.lr_milestones),
+        lr_end=block.lr_end,
+    )
