@@ -145,10 +145,10 @@ def _run(options: argparse.Namespace, launch: Launch | None) -> int:
         return EXIT_DONE if options.plan else serve(plans[0].machine)
     places = [_directories(plan.file, options) for plan in plans]
     _require_own_folders(plans, places)
-    if options.plan:
-        return _show_plans(plans, places, options.plan)
     for notice in dict.fromkeys(notice for plan in plans for notice in plan.file.notices):
         say(notice, sys.stderr)
+    if options.plan:
+        return _show_plans(plans, places, options.plan)
     if not options.quiet and is_watched():
         say("starting: importing torch takes a few seconds", sys.stderr)
     from experiment.report import write_report
