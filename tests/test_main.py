@@ -27,7 +27,7 @@ DEMO = str(ROOT / "param/digits/prune/lenet5.yaml")
         ([DEMO, "--set", "training.numEpoch=3"], "numEpochs"),
         ([DEMO, "--set", "training"], "KEY=VALUE"),
         ([DEMO, "--device", "tpu"], "--device"),
-        ([DEMO, "--device", "cuda:1", "--executor", "ray"], "--device cuda:1: Ray hands out GPUs itself"),
+        ([DEMO, "--device", "cuda:1", "--executor", "ray"], "--device cuda:1: Ray assigns GPUs itself"),
         ([DEMO, "--executor", "ray"], "Ray is not installed. Use: python -m pip install 'experiment[ray]'"),
     ],
 )

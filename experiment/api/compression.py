@@ -33,7 +33,7 @@ from experiment.progress import bars, showing
 from experiment.random_streams import generator
 from experiment.registry import MethodEntry
 from experiment.run.disk.network_file import save_weights
-from experiment.run.grid.lookup import recalibration_fault
+from experiment.run.grid.methods import recalibration_fault
 
 if TYPE_CHECKING:
     import pandas as pd

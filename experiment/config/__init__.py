@@ -12,38 +12,30 @@ from experiment.config.modes import (
     with_rewinding,
 )
 from experiment.config.schema.parameter_file import (
-    Coresets,
-    Customization,
     Directories,
     Experiments,
     LearnCompress,
-    MethodRef,
     NamedSettings,
     Network,
     Parameters,
     Search,
     json_schema,
 )
-from experiment.config.schema.training import Component, Penalty, Retraining, Scheduler, Training
+from experiment.config.schema.training import Penalty, Retraining, Training
 from experiment.config.variants import KeepStep, Variant, keep_steps
 from experiment.config.yaml_file import read_plain_yaml
 
 __all__ = [
-    "Component",
-    "Coresets",
-    "Customization",
     "Directories",
     "Experiments",
     "KeepStep",
     "LearnCompress",
-    "MethodRef",
     "NamedSettings",
     "Network",
     "ParameterFile",
     "Parameters",
     "Penalty",
     "Retraining",
-    "Scheduler",
     "Search",
     "Training",
     "Variant",

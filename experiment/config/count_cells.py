@@ -24,7 +24,7 @@ def lists_too_long(root: Node) -> Iterator[tuple[KeyPath, str]]:
 def grid_too_large(variants: Sequence[Variant]) -> Iterator[tuple[KeyPath, str]]:
     """Whether all variants together have too many cells, with the key that contributes most."""
     cells = sum(math.prod(count for _, count, _ in _factors(v.parameters)) for v in variants)
-    if cells > MOST_CELLS:
+    if cells > MOST_CELLS:  # so there is at least one variant
         factors = [*_factors(variants[0].parameters), (("customizations",), len(variants), "customizations")]
         product = " x ".join(f"{_number(count)} {what}" for _, count, what in factors if count > 1)
         key = max(factors, key=lambda factor: factor[1])[0]

@@ -1,4 +1,4 @@
-"""What an experiment is called: the folder of its results below that of all results."""
+"""The name of an experiment, which is the path of its folder below that of all results."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import Path
 from experiment.config.includes import packaged_param
 from experiment.files import safe_name, short_hash
 
-OWN_FILES = {  # what an experiment's folder holds itself: no experiment below it may be called so
+OWN_FILES = {  # in an experiment's folder: reserved names for experiments below it
     "cells", "plots", "results.csv", "parameters.yaml", "environment.json", "data.json", "report.md",
     "report.html", "table.tex",
 }  # fmt: skip
 
 
 def experiment_name(path: Path, results: Path) -> str:
-    """The name of a parameter file's experiment, such as `cifar/prune/resnet20`: a relative path, safe everywhere.
+    """The name of a parameter file's experiment, for instance `cifar/prune/resnet20`: a portable relative path.
 
-    It depends on where the file and the results lie, never on the working directory. It is the file's path below the
-    folder that holds the results (the one with `data/results` in it), without `param` and the ending. A file elsewhere
-    is called by its path below the nearest `param` or, where there is none, by its own name and a hash of its folder.
-    What a part loses in becoming safe stands behind it as a hash after `~`, which no other part contains.
+    It depends on the paths of the file and of the results, never on the working directory. It is the file's path below
+    the project's folder (the one that contains `data/results`), without `param` and the suffix. A file outside of it is
+    named by its path below the nearest `param` or, without one, by its own name and a hash of its folder. A part whose
+    characters had to be replaced gets a hash after `~`.
 
     Args:
         results: the folder of all results.
@@ -39,7 +39,7 @@ def experiment_name(path: Path, results: Path) -> str:
 
 
 def _home(results: Path) -> Path:
-    """The folder of the project that the results belong to."""
+    """The project's folder."""
     return results.parents[1] if results.parts[-2:] == ("data", "results") else results.parent
 
 

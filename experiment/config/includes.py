@@ -1,4 +1,4 @@
-"""Where parameter files are looked up, and how the files that they include become one tree."""
+"""Look-up of parameter files, and their includes merged into one tree."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ OPEN_KEYS = {"settings", "kwargs", "stepKwargs", "optimizerKwargs", "lossKwargs"
 
 
 def packaged_param() -> Path:
-    """The folder of the parameter files that come with the package: inside it when installed, else in the checkout."""
+    """The folder of the packaged parameter files: in the installed package, else in the checkout."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "_param"
     return inside if inside.is_dir() else package.parent / "param"
 
 
 def shown_path(path: Path) -> str:
-    """A path as errors show it: relative to the working directory where it lies below it."""
+    """A path as shown in error messages: relative if it is below the working directory."""
     whole, here = Path(os.path.abspath(path)), Path.cwd()
     return whole.relative_to(here).as_posix() if whole.is_relative_to(here) else str(whole)
 
 
 def find_parameter_file(name: str) -> Path:
-    """A parameter file by its path: from the working directory, else among the packaged ones.
+    """A parameter file by its path: from the working directory, else among the packaged files.
 
-    Raises: ConfigError: there is none; names the places looked at and, for a near miss, what may be meant.
+    Raises: ConfigError: there is none; the error lists the places searched and a similar name, if there is one.
     """
     path, tried = _find(name, (Path.cwd(), packaged_param()))
     if path is not None:
@@ -39,16 +39,16 @@ def find_parameter_file(name: str) -> Path:
     if any(os.path.isdir(place) for place in tried):
         raise ConfigError(f"{name}: is a folder. Expected a parameter file (.yaml). {_files_in(tried)}".rstrip())
     where = ", ".join(shortened(shown_path(place)) for place in tried)
-    raise ConfigError(f"{shortened(name)}: no such parameter file. Looked at: {where}.{_near_file(name)}")
+    raise ConfigError(f"{shortened(name)}: no such parameter file. Searched: {where}.{_near_file(name)}")
 
 
 def _files_in(places: Iterable[Path]) -> str:
     names = [file.name for place in places if os.path.isdir(place) for file in sorted(place.glob("*.yaml"))]
-    return f"It holds {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}." if names else ""
+    return f"It contains {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}." if names else ""
 
 
 def _near_file(name: str) -> str:
-    """A near miss among the packaged files and those beside the one that was asked for."""
+    """A similar name among the packaged files and those in the same folder."""
     files = [f"param/{file.relative_to(packaged_param()).as_posix()}" for file in packaged_param().rglob("*.yaml")]
     beside = Path(name).parent
     if os.path.isdir(beside):
@@ -64,7 +64,7 @@ def _find(name: str, folders: Sequence[Path]) -> tuple[Path | None, list[Path]]:
     else:
         tried = [folder / name for folder in folders]
         inner = name.removeprefix("./").removeprefix("param/")
-        if inner != name:  # `param/x.yaml` means the packaged x.yaml where there is no folder param
+        if inner != name:  # `param/x.yaml` also means the packaged x.yaml
             tried.append(packaged_param() / inner)
     tried = list(dict.fromkeys(tried))
     return next((place for place in tried if os.path.isfile(place)), None), tried
@@ -72,12 +72,12 @@ def _find(name: str, folders: Sequence[Path]) -> tuple[Path | None, list[Path]]:
 
 @dataclass
 class Reader:
-    """Reads one parameter file with everything that it includes; each file is read once.
+    """Reads a parameter file with its includes, each file once.
 
     Attributes:
-        problems: what is wrong so far.
-        incomplete: an include could not be read, so that what seems to be missing may stand there.
-        files: the files read, in order, as they are shown.
+        problems: errors so far.
+        incomplete: an include could not be read, and missing keys may be in it.
+        files: the files read, in order, as shown in error messages.
     """
 
     problems: list[Problem] = field(default_factory=list)
@@ -86,9 +86,9 @@ class Reader:
     _whole: dict[Path, Node] = field(default_factory=dict)
 
     def read(self, path: Path) -> Node:
-        """The tree of a file, includes resolved.
+        """The tree of a file with its includes.
 
-        Raises: ConfigError: the file itself (not one that it includes) cannot be read.
+        Raises: ConfigError: the file itself cannot be read. Errors in includes are added to `problems`.
         """
         root = self._read(path, (path.resolve(),))
         refuse_giant(root)
@@ -103,7 +103,7 @@ class Reader:
         return self._whole[resolved]
 
     def _expand(self, node: Node, folder: Path, chain: tuple[Path, ...], at: KeyPath) -> Node:
-        """Resolve the includes of a mapping and of those in it; not in lists, nor in free ones such as `settings`."""
+        """Resolve the includes of a mapping and below it, except in lists and in free mappings such as `settings`."""
         if not isinstance(node.value, dict) or (at and at[-1] in OPEN_KEYS):
             return node
         own = {key: self._expand(v, folder, chain, (*at, key)) for key, v in node.value.items() if key != "file"}
@@ -124,13 +124,13 @@ class Reader:
 
 
 def _located(name: object, folder: Path, chain: tuple[Path, ...]) -> Path:
-    """The file to include. Raises: ConfigError: there is none, or it is being read already."""
+    """The file to include. Raises: ConfigError: it does not exist, or it includes itself."""
     if not isinstance(name, str):
         raise ConfigError("must be the path of a YAML file to include.")
     path, tried = _find(name, (folder, Path.cwd(), packaged_param()))
     if path is None:
         places = ", ".join(shown_path(place) for place in tried)
-        raise ConfigError(f"no such file '{name}'. Looked at: {places}.{_near_file(name)}")
+        raise ConfigError(f"no such file '{name}'. Searched: {places}.{_near_file(name)}")
     if path.resolve() in chain:
         cycle = (*chain[chain.index(path.resolve()) :], path.resolve())
         raise ConfigError(f"the file includes itself: {' -> '.join(shown_path(p) for p in cycle)}.")

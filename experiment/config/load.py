@@ -118,8 +118,8 @@ def load(
     _stop_if(lists_too_long(root), tree, problems, reader.files)
     base, found_here = _validated(tree, reader.incomplete)
     problems.extend(found_here)
-    if base is not None:
-        _stop_if(grid_too_large((Variant("", (), None, base),)), tree, problems, reader.files)
+    itself = () if base is None else (Variant("", (), None, base),)
+    _stop_if(grid_too_large(itself), tree, problems, reader.files)
     custom = customized(root, overridden, problems)
     tried = [_variant(root, tree, each, reader.incomplete, problems) for each in custom]
     variants = tuple(variant for variant in tried if variant is not None)
@@ -127,15 +127,8 @@ def load(
     if problems or base is None:
         problems.extend(_at_nearest(tree, key, text) for key, text in (also(plain(tree)) if also is not None else ()))
         raise ConfigError(_in_order(problems, reader.files))
-    return ParameterFile(
-        path=found,
-        values=plain(root),
-        parameters=base,
-        variants=variants or (Variant("", (), None, base),),
-        overrides=tuple(overrides),
-        notices=notices,
-        places={key: str(node.place) for key, node in walk(tree)},
-    )
+    places = {key: str(node.place) for key, node in walk(tree)}
+    return ParameterFile(found, plain(root), base, variants or itself, tuple(overrides), notices, places)
 
 
 def effective(root: Node) -> Node:

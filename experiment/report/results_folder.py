@@ -72,7 +72,7 @@ def read_source(folder: Path) -> Source:
     """
     folder = Path(folder)
     require_experiment(folder)
-    from experiment.run.grid.data_facts import remembered_data  # only here: pydantic comes with it
+    from experiment.run.grid.data_facts import read_data_record  # only here: pydantic comes with it
 
     return Source(
         folder=folder,
@@ -80,7 +80,7 @@ def read_source(folder: Path) -> Source:
         results=read_results(folder / "results.csv"),
         parameters=_read_parameters(folder),
         environment=_read_json(folder / "environment.json"),
-        data=remembered_data(folder),
+        data=read_data_record(folder).data,
     )
 
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from experiment.errors import ConfigError
+from experiment.run.grid.hardware import Machine, Precision
 from experiment.run.grid.keys import FORMAT_VERSION
-from experiment.run.grid.plan import Machine
-from experiment.run.grid.resolved import Precision
 from experiment.run.torchrun_launch import Launch, find_launch
 
 # Files of the GPU drivers of NVIDIA (Linux, Jetson, WSL2) and AMD (ROCm).

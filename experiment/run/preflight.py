@@ -1,16 +1,17 @@
-"""Everything that can be known to be wrong before the first epoch: data, networks, optimizers. All of it at once."""
+"""Checks before the first epoch: data, networks, optimizers, methods. All errors are reported at once."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from experiment.config import ParameterFile, Parameters, Variant
+from experiment.config import Parameters, Variant
+from experiment.config.value_tree import KeyPath
 from experiment.datasets.transforms import check_transforms
 from experiment.errors import ConfigError, DataError, ExperimentError, StoreError
 from experiment.layers.forward_pass import Call, observing
@@ -18,7 +19,7 @@ from experiment.layers.plan import State
 from experiment.measure import count, example_input
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
-from experiment.methods.configure import configure
+from experiment.methods.configure import MethodSpec
 from experiment.methods.filters.settings import StructurePruneSettings
 from experiment.random_streams import seeded
 from experiment.run.cell.data import Data, transforms_of
@@ -27,197 +28,191 @@ from experiment.run.cell.training_settings import penalty_spec, train_settings
 from experiment.run.disk.load_weights import load_given
 from experiment.run.disk.store import Directories
 from experiment.run.grid.data_facts import DataFacts, merged
-from experiment.run.grid.plan import ExperimentPlan, Machine
+from experiment.run.grid.hardware import Machine
+from experiment.run.grid.names import Fault
+from experiment.run.grid.plan import ExperimentPlan
 from experiment.run.grid.weights_file import GivenWeights
 from experiment.training.check import check_training
 from experiment.training.distributed import Team
 from experiment.training.penalty import unmatched
 
-Facts = dict[str, DataFacts]  # of data with their transforms
+Found = Iterator[tuple[KeyPath, str]]  # the key to blame, and what is wrong
 
 
 @dataclass(frozen=True)
-class Look:
-    """What was seen before running.
+class Checked:
+    """The result of the checks.
 
     Attributes:
-        problems: each with its place in the parameter file; unknown names among them. With one, nothing is run.
-        data: every dataset, with warnings.
+        problems: errors with their places, including unknown names. If there are any, nothing is run.
+        data: all datasets, with warnings.
     """
 
     problems: list[str]
     data: list[DataFacts]
 
 
-def look_before_running(plan: ExperimentPlan, directories: Directories, machine: Machine) -> Look:
-    """Load the data, make the networks and construct the optimizers once, here, so that no worker meets a surprise."""
+def check_before_running(plan: ExperimentPlan, directories: Directories, machine: Machine) -> Checked:
+    """Load the data, build the networks and construct the optimizers once, before workers do so."""
     data = Data(directories.datasets, "cpu", readers=0, keep_sources=True)
-    facts: Facts = {}
-    problems = dict.fromkeys(plan.problems)  # in order, each once, for variants share most of what they say
+    facts: dict[str, DataFacts] = {}
+    problems = dict.fromkeys(plan.problems)  # in order, each once: variants have most errors in common
     for variant in plan.file.variants:
-        problems |= dict.fromkeys(_check_training(plan.file, variant, machine))
-        if not problems:
-            given = next(task.reference.weights for task in plan.references if task.variant.name == variant.name)
-            problems |= dict.fromkeys(_check_network(plan.file, variant.parameters, data, given))
-        if not problems:
-            problems |= dict.fromkeys(_check_batches(plan.file, variant.parameters, data, machine))
-        if not problems:
-            problems |= dict.fromkeys(_check_data(plan.file, variant.parameters, data, facts))
-    return Look(list(problems), merged(facts.values()))
+        p = variant.parameters
+        given = next(task.reference.weights for task in plan.references if task.variant.name == variant.name)
+        for found in (
+            _check_training(plan, variant, machine),
+            _check_network(p, plan.methods, data, given),
+            _check_batches(p, data, machine),
+            _check_data(p, data, facts),
+        ):
+            problems |= {Fault(key, text).line(plan.file, variant): None for key, text in found}
+            if problems:
+                break
+    return Checked(list(problems), merged(facts.values()))
 
 
-def _check_training(file: ParameterFile, variant: Variant, machine: Machine) -> Iterator[str]:
+def _check_training(plan: ExperimentPlan, variant: Variant, machine: Machine) -> Found:
     p = variant.parameters
-    told = set()
+    unknown = [fault.key[1:] for other, fault in plan.faults if other.name == variant.name]
+    texts = set()  # retraining inherits the settings of training
     for block, training in (("training", p.training), ("retraining", p.retraining)):
-        wrong = [*check_training(train_settings(training, machine)), *check_transforms(transforms_of(training))]
-        for text in wrong:
-            if text not in told and "unknown" not in text.partition("'")[0]:  # unknown names are told already
-                told.add(text)
-                key = text.partition(":")[0].replace("[", ".").replace("]", "").split(".")
-                place = file.where(block, *(int(part) if part.isdigit() else part for part in key), variant=variant)
-                yield f"{place}: {block}.{text}"
+        for line in [*check_training(train_settings(training, machine)), *check_transforms(transforms_of(training))]:
+            key, text = _key_and_text(line)
+            if line not in texts and not any(name[: len(key)] == key for name in unknown):
+                texts.add(line)
+                yield (block, *key), text
 
 
-def _check_network(file: ParameterFile, p: Parameters, data: Data, given: GivenWeights | None) -> Iterator[str]:
+def _key_and_text(line: str) -> tuple[KeyPath, str]:
+    """The two parts of an error `setting: what is wrong`."""
+    setting, _, text = line.partition(": ")
+    return tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", setting)), text
+
+
+def _check_network(
+    p: Parameters, methods: tuple[MethodSpec | None, ...], data: Data, given: GivenWeights | None
+) -> Found:
+    name: KeyPath = ("network", "name")
     try:
         splits = data.splits(p, p.training)
         data.test(p)
     except (DataError, ConfigError) as error:
-        yield f"{file.where('network', 'dataset')}: network.dataset: {error}"
+        yield ("network", "dataset"), str(error)
         return
-    where = f"{file.where('network', 'name')}: network.name"
     try:
         network = new_network(p, 0, splits.input_shape)
     except ConfigError as error:
         for problem in error.problems:
-            key = problem.partition(":")[0].split(".")
-            yield f"{file.where(*key)}: {problem}" if key[0] == "network" else f"{where}: {problem}"
+            key, text = _key_and_text(problem)
+            yield (key, text) if key[0] == "network" else (name, problem)
     except ExperimentError as error:
-        yield f"{where}: {error}"
-    except Exception as error:  # whatever a user's own factory raises is the user's to read
-        yield f"{where}: '{p.network.name}' raised {type(error).__name__}: {error}"
+        yield name, str(error)
+    except Exception as error:  # of the user's own factory
+        yield name, f"'{p.network.name}' raised {type(error).__name__}: {error}"
     else:
-        yield from _check_penalties(file, p, network)
-        idle = list(_check_patterns(file, p, network))
         example = example_input(splits.input_shape)
-        yield from idle or _check_own_sizes(file, p, network, example)
-        yield from _check_batch_norm(file, p, network, example)
+        yield from _check_penalties(p, network)
+        unmatched_patterns = list(_check_patterns(methods, network))
+        yield from unmatched_patterns or _check_fixed_sizes(methods, network, example)
+        yield from _check_batch_norm(p, network, example)
         try:
             if given is not None:
                 load_given(network, given)
         except StoreError as error:
-            yield f"{file.where('network', 'weights')}: network.weights: {error}"
+            yield ("network", "weights"), str(error)
 
 
-def _check_data(file: ParameterFile, p: Parameters, data: Data, facts: Facts) -> Iterator[str]:
-    """Whether inputs can be trained on; `facts` gets what is seen, once for equal data and transforms."""
+def _check_data(p: Parameters, data: Data, facts: dict[str, DataFacts]) -> Found:
+    """Whether the inputs can be trained on. Facts about the data are added to `facts`, once per data and transforms."""
     for training in (p.training, p.retraining):
         key = data.key(p, training)
         try:
             facts[key] = facts[key] if key in facts else data.facts(p, training)
         except (DataError, ConfigError) as error:
-            yield f"{file.where('network', 'dataset')}: network.dataset: {error}"
+            yield ("network", "dataset"), str(error)
             return
 
 
-def _check_batch_norm(file: ParameterFile, p: Parameters, network: nn.Module, example: Tensor) -> Iterator[str]:
-    """Whether BatchNorm gets more than one value a channel where batches hold a single input."""
-    alone = [b for b, training in (("training", p.training), ("retraining", p.retraining)) if training.batch_size == 1]
-    if not alone:
+def _check_batch_norm(p: Parameters, network: nn.Module, example: Tensor) -> Found:
+    """Whether BatchNorm gets more than one value per channel if batches hold a single input."""
+    blocks = [b for b, training in (("training", p.training), ("retraining", p.retraining)) if training.batch_size == 1]
+    if not blocks:
         return
+    single: list[str] = []
 
-    def raise_if_alone(call: Call) -> None:
+    def note_single_value(call: Call) -> None:
         if call.module.training and call.input.numel() == call.input.shape[1]:
-            raise _OneValue(call.name)
+            single.append(call.name)
+            call.module.eval()  # in training mode the forward pass would fail
 
     norms = {n: m for n, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-    try:
-        with torch.no_grad(), seeded("check"), observing(norms, before=raise_if_alone):
-            network.train()(example[:1])
-    except _OneValue as found:
-        yield (
-            f"{file.where(alone[0], 'batchSize')}: {alone[0]}.batchSize: '{found}' is a BatchNorm with one value a "
-            "channel and input: it cannot train on batches of 1. Use a batchSize of at least 2."
-        )
+    with torch.no_grad(), seeded("check"), observing(norms, before=note_single_value):
+        network.train()(example[:1])
+    if single:
+        text = f"'{single[0]}' is a BatchNorm with one value per channel and input: it cannot train on batches of 1."
+        yield (blocks[0], "batchSize"), f"{text} Use a batchSize of at least 2."
 
 
-class _OneValue(Exception):
-    """A BatchNorm, by its name, has nothing to take a variance of."""
-
-
-def _check_penalties(file: ParameterFile, p: Parameters, network: nn.Module) -> Iterator[str]:
-    """Whether every pattern names a layer of the network as it is before compression."""
-    told = set()  # retraining says what training said
+def _check_penalties(p: Parameters, network: nn.Module) -> Found:
+    """Whether every pattern matches a layer of the uncompressed network."""
+    seen = set()
     for block, training in (("training", p.training), ("retraining", p.retraining)):
         for i, text in unmatched(network, [penalty_spec(penalty) for penalty in training.penalties]):
-            place = file.where(block, "penalties", i, "layers")
-            if (place, text) not in told:
-                told.add((place, text))
-                yield f"{place}: {block}.penalties[{i}].layers: {text}"
+            if (i, text) not in seen:
+                seen.add((i, text))
+                yield (block, "penalties", i, "layers"), text
 
 
-def _check_patterns(file: ParameterFile, p: Parameters, network: nn.Module) -> Iterator[str]:
-    """Whether every pattern in the settings of methods names a module of the uncompressed network.
-
-    One that does may still name none that the method is about, which the method says itself.
-    """
+def _check_patterns(methods: tuple[MethodSpec | None, ...], network: nn.Module) -> Found:
+    """Whether every pattern in the settings of methods matches a module of the uncompressed network."""
     modules = [name for name, _ in network.named_modules() if name]
     layers = [n for n, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    for i, method in enumerate(p.experiments.methods):
-        for path, pattern in _patterns(method.name, method.settings):
+    for i, spec in enumerate(methods):
+        for path, pattern in _patterns(spec) if spec is not None else ():
             if not fnmatch.filter(modules, pattern):
-                where = file.where("experiments", "methods", i, "settings", *path)
-                key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-                yield (
-                    f"{where}: experiments.methods[{i}].settings{key}: nothing is called '{pattern}'. "
-                    f"The layers are {', '.join(layers)}."
-                )
+                text = f"no layer matches '{pattern}'. The layers are {', '.join(layers)}."
+                yield ("experiments", "methods", i, "settings", *path), text
 
 
-def _check_own_sizes(file: ParameterFile, p: Parameters, network: nn.Module, example: Tensor) -> Iterator[str]:
-    """Whether methods with a size of their own, which need no data to choose, can be applied to such a network."""
-    for i, ref in enumerate(p.experiments.methods):
-        spec = configure(ref.name, ref.settings)
-        if spec.entry not in METHODS.values():
+def _patterns(spec: MethodSpec) -> Found:
+    """The layer-name patterns in the settings of a registered method."""
+    if spec.entry in METHODS.values():
+        for key in ("ignore", "layers"):
+            yield from (((key,), pattern) for pattern in getattr(spec.settings, key, None) or ())
+    for i, scheme in enumerate(spec.schemes):
+        yield from ((("schemes", i, "settings", *path), pattern) for path, pattern in _patterns(scheme))
+
+
+def _check_fixed_sizes(methods: tuple[MethodSpec | None, ...], network: nn.Module, example: Tensor) -> Found:
+    """Whether methods of a fixed size, which need no data for their choice, can be applied to the network."""
+    for i, method in enumerate(methods):
+        if method is None or method.entry not in METHODS.values():
             continue
-        spec = spec.schemes[0] if spec.schemes else spec  # the other schemes start from what the first one leaves
-        settings = spec.settings
+        spec = method.schemes[0] if method.schemes else method  # later schemes start from the result of the first
         if not spec.fixed_size:
             continue
+        settings = spec.settings
         if isinstance(settings, StructurePruneSettings):
             settings = replace(settings, fold="none", refit=False)
+        state = State(network.eval(), example)
         try:
-            state = State(network.eval(), example)
-            Compressor(make_method(spec.entry, settings), state, count(network, example), None, torch.Generator()).plan(
-                1.0
-            )
+            made = make_method(spec.entry, settings)
+            Compressor(made, state, count(network, example), None, torch.Generator()).plan(1.0)
         except ExperimentError as error:
-            yield f"{file.where('experiments', 'methods', i)}: experiments.methods[{i}]: {error}"
+            yield ("experiments", "methods", i), str(error)
 
 
-def _patterns(name: str, settings: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Where registered methods' settings name layers, with the name patterns."""
-    for key in ("ignore", "layers") if name in METHODS else ():
-        given = settings.get(key)
-        patterns = [given] if isinstance(given, str) else given if isinstance(given, list | tuple | dict) else ()
-        yield from (((key,), str(pattern)) for pattern in patterns)
-    for i, scheme in enumerate(settings.get("schemes", ()) if name in METHODS else ()):
-        if isinstance(scheme, dict):
-            for path, pattern in _patterns(str(scheme.get("name")), scheme.get("settings") or {}):
-                yield ("schemes", i, "settings", *path), pattern
-
-
-def _check_batches(file: ParameterFile, p: Parameters, data: Data, machine: Machine) -> Iterator[str]:
-    """Whether processes that train with others can do so in this mode, and each gets an image of every batch."""
-    if machine.processes > 1 and p.experiments.mode == "lc":
-        yield (
-            f"{file.where('experiments', 'mode')}: experiments.mode: lc trains every network in one process. Got "
-            f"{machine.processes} under torchrun. Run it without, -j N computes N cells at once."
-        )
-    blocks = (("training", p.training), ("retraining", p.retraining)) if machine.processes > 1 else ()
-    for block, training in blocks:
+def _check_batches(p: Parameters, data: Data, machine: Machine) -> Found:
+    """Whether several processes can train a network together in this mode, and each gets an image of every batch."""
+    if machine.processes == 1:
+        return
+    if p.experiments.mode == "lc":
+        text = f"lc trains every network in one process. Got {machine.processes} under torchrun."
+        yield ("experiments", "mode"), f"{text} Run it without torchrun; -j N computes N cells at once."
+    for block, training in (("training", p.training), ("retraining", p.retraining)):
         num_images = len(data.splits(p, training).train)
         if problem := Team(0, machine.processes).problem(num_images, training.batch_size):
-            yield f"{file.where(block, 'batchSize')}: {block}.{problem}"
-            return  # retraining says what training said
+            key, text = _key_and_text(problem)
+            yield (block, *key), text
+            return  # retraining inherits the batch size

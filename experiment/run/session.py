@@ -20,8 +20,8 @@ from experiment.run.disk.parameters_file import write_parameters
 from experiment.run.disk.results_table import write_results_table
 from experiment.run.disk.store import Directories, Store
 from experiment.run.grid.data_facts import remember_data
-from experiment.run.grid.plan import ExperimentPlan, Machine
-from experiment.run.grid.resources import Resources, resources_of
+from experiment.run.grid.hardware import Machine, Resources, resources_of
+from experiment.run.grid.plan import ExperimentPlan
 from experiment.run.machine import describe_environment, usable_cores, visible_gpus
 from experiment.run.measure_deployed import measure_deployed
 from experiment.run.summary import WrittenReport, plural, summarise
@@ -156,9 +156,9 @@ def _check(plans: Sequence[ExperimentPlan], directories: Sequence[Directories], 
 
     Raises: ConfigError: lists all problems.
     """
-    from experiment.run.preflight import look_before_running  # imports torch: only if there is work
+    from experiment.run.preflight import check_before_running  # imports torch: only if there is work
 
-    looks = [look_before_running(plan, place, plan.machine) for plan, place in zip(plans, directories, strict=True)]
+    looks = [check_before_running(plan, place, plan.machine) for plan, place in zip(plans, directories, strict=True)]
     problems = [problem for look in looks for problem in look.problems]
     if not problems:
         for plan in plans:

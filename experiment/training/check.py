@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -19,7 +20,8 @@ def check_training(settings: TrainSettings) -> list[str]:
     Optimizer and loss are used on dummy tensors, and the schedulers run through all epochs.
     """
     optimizer = _problems(_try_optimizer, settings)
-    schedule = [] if optimizer else _problems(_try_schedule, settings)  # a schedule makes the optimizer again
+    stand_in = replace(settings, optimizer="SGD", optimizer_kwargs={"lr": 1.0, "momentum": 0.9})
+    schedule = _problems(_try_schedule, stand_in if optimizer else settings)
     problems = [*optimizer, *_problems(_try_loss, settings), *schedule]
     if settings.start_epoch > settings.num_epochs:
         problems.append(f"startEpoch: must be at most numEpochs, {settings.num_epochs}. Got {settings.start_epoch}.")

@@ -1,4 +1,4 @@
-"""The names of optimizers, schedulers, losses and metrics in parameter files; no torch here."""
+"""The names of optimizers, schedulers and losses in parameter files; no torch here."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ END >> retraining: {startEpoch: -1} >> 12: retraining.startEpoch: must be at lea
 END >>   rewind: yes >> 12: experiments.rewind: must be one of weights, random, none
 END >>   rewind: random\nretraining: {numEpochs: 0} >> 12: experiments.rewind: random weights need retraining, b
 mode: retrain >> mode: train\n  rewind: weights >> 10: experiments.rewind: has no effect in mode train, which co
-mode: retrain >> mode: lc\n  rewind: none >> 10: experiments.rewind: has no effect in mode lc, which continues f
+mode: retrain >> mode: lc\n  rewind: random >> 10: experiments.rewind: has no effect in mode lc, which continues f
 mode: retrain >> mode: lc\n  retrainIterations: 2 >> 10: experiments.retrainIterations: has no effect in mode lc
 mode: retrain >> mode: retrain\n  search: {} >> 10: experiments.search: cannot be combined with spacing
 END >> lc: {muInit: 1e5} >> 12: lc.muCap: must be at least muInit (100000). Got 10000.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -173,12 +172,6 @@ def test_the_demo_is_small() -> None:
     cells = p.experiments.num_nets * len(p.experiments.methods) * 6
     images = 1300 * (p.experiments.num_nets * p.training.num_epochs + cells * epochs)
     assert images / 4000 / 2 < 75  # seconds of training on two workers, half of what the demo may take
-
-
-def test_files_are_found_by_their_packaged_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in EXPERIMENTS:
-        assert load(f"param/{name}").name() == name.removesuffix(".yaml")
 
 
 def test_the_lottery_compares_weights_alone() -> None:

@@ -46,20 +46,6 @@ FILES = {
     # the experiment in a file of its own; the network and training here
     "prune/common.yaml": PRUNE,
     "prune/network.yaml": NETWORK + 'file: "prune/common.yaml"\n',
-    # everything in the experiments block again, on top of the common file
-    "prune/plus.yaml": f"""\
-{NETWORK}
-file: "prune/common.yaml"
-experiments:
-  methods: ["ALDSNetPlus", "ALDSNet"]
-  mode: "retrain"
-  numRepetitions: 1
-  numNets: 2
-  plotting: {{minVal: 0.3, maxVal: 0.99}}
-  spacing:
-    - {{type: "geometric", numIntervals: 15, maxVal: 0.98, minVal: 0.15}}
-  retrainIterations: -1
-""",
     "retrain/common.yaml": PRUNE.replace("numEpochs: 0", "startEpoch: 0").replace("0.97", "0.85"),
     "retrain/network.yaml": NETWORK + 'file: "retrain/common.yaml"\n',
     # the amount of retraining varied
@@ -83,14 +69,6 @@ experiments:
 {PRUNE.replace("numEpochs: 0", "numEpochs: 182")}
 coresets: {{deltaS: 1.0e-16, deltaBest: 1.0e-11, sizeOfT: 0.1}}
 """,
-    # another experiment on top of a whole one; the size of the calibration set varied
-    "sizes.yaml": 'file: "cascade.yaml"\n'
-    + PRUNE
-    + SWEEP
-    + "".join(f'  - {{key: ["coresets", "deltaS"], value: 1.0e{e:+d}}}\n' for e in (1, 0, -1, -16, -32)),
-    "tests.yaml": 'file: "cascade.yaml"\n'
-    + SWEEP
-    + "".join(f'  - {{key: ["experiments", "datasetTest"], value: CIFAR10{s}}}\n' for s in ("", "_1", "_C_Fog_3")),
     # a network included and renamed; the experiment through two includes; arguments replaced whole
     "node/directories.yaml": """\
 directories: {results: ./data/node, trained_networks: null, training_data: ./data/training, local_data: ./local}
@@ -139,18 +117,6 @@ customizations:
   - {key: ["training", "optimizerKwargs"], value: {"lr": 0.05, "weight_decay": 1.0e-6}}
   - {key: ["network", "name"], value: "node_l4_h32_tanh"}
 """,
-    # only the uncompressed network
-    "references.yaml": f"""\
-{NETWORK}
-retraining: {{startEpoch: 0}}
-experiments:
-  methods: []
-  mode: "cascade"
-  numRepetitions: 1
-  numNets: 1
-  spacing: [{{type: "geometric", numIntervals: 2, maxVal: 0.8, minVal: 0.2}}]
-  retrainIterations: -1
-""",
     # an old spacing and old keys; other transforms than the included file's
     "harmonic.yaml": """\
 description: "LeNet"
@@ -168,17 +134,6 @@ experiments:
   spacing: [{type: "harmonic", numIntervals: 0.8, minVal: 0.05}]
   retrainIterations: -1
 coresets: {deltaS: 1.0e-12}
-""",
-    # a retraining that begins where the training ended
-    "mbv2.yaml": f"""\
-network: {{name: "mobilenet_v2", dataset: "ImageNet", outputSize: 1000}}
-training: {{file: "training/imagenet/mbv2.yaml"}}
-{PRUNE.replace("numEpochs: 0", "startEpoch: 300, numEpochs: 600")}
-""",
-    "segmentation.yaml": """\
-network: {name: "deeplabv3_resnet50", dataset: "VOCSegmentation2012", outputSize: 21}
-training: {file: "training/voc/deeplab.yaml"}
-file: "prune/common.yaml"
 """,
 }
 FRAGMENTS = {f"{folder}/common.yaml" for folder in ("prune", "retrain")} | {

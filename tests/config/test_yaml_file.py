@@ -22,44 +22,15 @@ def read(text: str) -> Any:
     return plain(node)
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("1e-4", 1e-4),
-        ("1E5", 1e5),
-        ("5.0e-3", 5e-3),
-        (".5", 0.5),
-        ("-.5e+2", -50.0),
-        ("3.", 3.0),
-        ("010", 10),
-        ("-7", -7),
-        ("+7", 7),
-        ("1_000", 1000),
-        ("0x1F", 31),
-        ("0o17", 15),
-        ("1:30", "1:30"),
-        ("2026-11-22", "2026-11-22"),
-        ("on", "on"),
-        ("no", "no"),
-        ("Yes", "Yes"),
-        ("y", "y"),
-        ("true", True),
-        ("False", False),
-        ("null", None),
-        ("~", None),
-        ("None", "None"),
-        ("1.2.3", "1.2.3"),
-        ("e5", "e5"),
-        ("1e", "1e"),
-        ("_1", "_1"),
-        ("'12'", "12"),
-        ('"1e-4"', "1e-4"),
-        ("!!str 12", "12"),
-        ("!!float 12", 12.0),
-        ("!!int 12", 12),
-        ("9" * 400, "9" * 400),
-    ],
-)
+SCALARS: dict[str, Any] = {
+    "1e-4": 1e-4, "1E5": 1e5, "5.0e-3": 5e-3, ".5": 0.5, "-.5e+2": -50.0, "3.": 3.0, "010": 10, "-7": -7, "+7": 7,
+    "1_000": 1000, "0x1F": 31, "0o17": 15, "1:30": "1:30", "2026-11-22": "2026-11-22", "on": "on", "no": "no",
+    "Yes": "Yes", "y": "y", "true": True, "False": False, "null": None, "~": None, "None": "None", "1.2.3": "1.2.3",
+    "e5": "e5", "1e": "1e", "_1": "_1", "'12'": "12", '"1e-4"': "1e-4", "9" * 400: "9" * 400,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), SCALARS.items())
 def test_scalars(text: str, value: Any) -> None:
     result = read(f"a: {text}\n")["a"]
     assert result == value
@@ -108,9 +79,9 @@ def test_values_know_their_lines() -> None:
         ("a: 1\n\tb: 2\n", 2, "Indent with spaces"),
         ("a: b: c\n", 1, "':' inside unquoted text"),
         ("a: 'x\n", 2, "not closed"),
-        ("a: *nowhere\n", 1, "no complete &nowhere"),
-        ("a: &x [1, *x]\n", 1, "no complete &x"),
-        ("a: 1\n---\nb: 2\n", 2, "a second document"),
+        ("a: *nowhere\n", 1, "undefined alias"),
+        ("a: &x [1, *x]\n", 1, "contains an alias of itself"),
+        ("a: 1\n---\nb: 2\n", 2, "Put each experiment into its own file"),
         ("a: 1\n  b: 2\n", 2, "not valid YAML"),
         ("a: \x07\n", 1, "control character"),
     ],
@@ -132,13 +103,13 @@ def test_broken_text_is_named_with_its_line(text: str, line: int, words: str) ->
         ("a: [!mine {b: 1}]\n", "f.yaml:1: a[0]: the tag !mine is not allowed"),
         ("a: !!binary aGk=\n", "f.yaml:1: a: the tag !!binary is not allowed"),
         ("a: !!set {x}\n", "f.yaml:1: a: the tag !!set is not allowed"),
-        ("a: !!int x\n", "f.yaml:1: a: is tagged !!int, but 'x' is none."),
+        ("a: !!str 12\n", "f.yaml:1: a: the tag !!str is not allowed"),
         ("a: .inf\n", "f.yaml:1: a: must be a finite number. Got .inf."),
         ("a: -.INF\n", "f.yaml:1: a: must be a finite number. Got -.INF."),
         ("a: .nan\n", "f.yaml:1: a: must be a finite number. Got .nan."),
         ("a: 1e999\n", "f.yaml:1: a: must be a finite number. Got 1e999."),
         ("{[1]: a}\n", "f.yaml:1: a key must be plain text."),
-        ("a: {<<: 3}\n", "f.yaml:1: a.<<: takes an alias of a mapping"),
+        ("a: {<<: 3}\n", "f.yaml:1: a.<<: must be an alias of a mapping"),
     ],
 )
 def test_what_is_refused_does_not_stop_the_reading(text: str, message: str) -> None:
@@ -157,7 +128,7 @@ def test_nothing_is_executed(tmp_path: Path) -> None:
 def test_alias_bomb() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
-    with pytest.raises(ConfigError, match="more than 100,000 values once aliases are written out"):
+    with pytest.raises(ConfigError, match="more than 100,000 values after expanding aliases"):
         parse("\n".join(lines), "f.yaml", [])
 
 
@@ -166,7 +137,7 @@ def test_aliases_within_reason() -> None:
 
 
 def test_depth_bomb() -> None:
-    with pytest.raises(ConfigError, match="nested more than 100 deep"):
+    with pytest.raises(ConfigError, match="nested more than 100 levels deep"):
         parse("[" * 5000, "f.yaml", [])
 
 
@@ -175,8 +146,8 @@ def test_depth_bomb() -> None:
     [
         (b"", "is empty"),
         (b"# only a comment\n", "is empty"),
-        (b"- a\n- b\n", "must hold a mapping"),
-        (b"just text\n", "must hold a mapping"),
+        (b"- a\n- b\n", "must contain a mapping"),
+        (b"just text\n", "must contain a mapping"),
         (b"a: 1\nb: \xff\xfe\n", "f.yaml:2: is not UTF-8"),
         (b"\x7fELF\0\0", "binary"),
         ("a: ü".encode("utf-16"), "binary"),

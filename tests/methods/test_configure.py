@@ -12,7 +12,7 @@ from experiment.methods import METHODS, TORCHPRUNE_NAMES
 from experiment.methods.configure import configure
 from experiment.methods.lowrank.settings import SVDSettings
 from experiment.registry import resolve
-from experiment.run.grid.lookup import method_key
+from experiment.run.grid.keys import method_key
 
 
 def test_a_preset_changes_defaults_that_settings_override() -> None:

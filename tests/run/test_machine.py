@@ -16,8 +16,8 @@ from experiment.errors import ConfigError
 from experiment.run import machine
 from experiment.run.cell.context import Context
 from experiment.run.disk.store import Directories, Store
+from experiment.run.grid.hardware import Resources
 from experiment.run.grid.plan import Machine
-from experiment.run.grid.resources import Resources
 from experiment.run.machine import DRIVERS, find_machine, gpu_possible, visible_gpus
 from experiment.run.torchrun_launch import Launch
 from experiment.run.workers.processes import Processes, no_main_module

@@ -15,9 +15,9 @@ from experiment.config import load
 from experiment.main import main
 from experiment.random_streams import generator
 from experiment.run.disk.store import Directories
-from experiment.run.grid.data_facts import remembered_data, remembered_stamps
+from experiment.run.grid.data_facts import read_data_record
 from experiment.run.grid.plan import Machine, plan_experiment
-from experiment.run.preflight import Look, look_before_running
+from experiment.run.preflight import Checked, check_before_running
 
 
 def test_patterns_that_name_nothing(write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any) -> None:
@@ -34,10 +34,10 @@ def test_patterns_that_name_nothing(write: Any, small: dict[str, Any], in_tmp: P
     said = [line.partition(": experiments.methods")[2] for line in capsys.readouterr().err.splitlines()]
     end = "The layers are fc1, fc2, fc3."
     assert said == [
-        f"[0].settings.ignore: nothing is called 'layer*'. {end}",
-        f"[1].settings.layers: nothing is called 'conv1'. {end}",
-        f"[2].settings.layers: nothing is called 'fc4'. {end}",
-        f"[3].settings.schemes[0].settings.ignore: nothing is called 'head'. {end}",
+        f"[0].settings.ignore: no layer matches 'layer*'. {end}",
+        f"[1].settings.layers: no layer matches 'conv1'. {end}",
+        f"[2].settings.layers: no layer matches 'fc4'. {end}",
+        f"[3].settings.schemes[0].settings.ignore: no layer matches 'head'. {end}",
     ]
     assert not (in_tmp / "data/trained_networks").exists(), "nothing has been trained"
 
@@ -74,6 +74,36 @@ def test_settings_of_the_network_are_blamed_where_they_stand(write: Any, small: 
     assert capsys.readouterr().err == f"param/small.yaml:{line}: network.settings.rank: must be at least 1. Got 0.\n"
 
 
+def test_arguments_that_torch_refuses_are_blamed_where_they_stand(
+    write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any
+) -> None:
+    small["training"] |= {
+        "optimizerKwargs": {"lr": 0.1, "momentm": 0.9},
+        "lossKwargs": {"smoothing": 0.1},
+        "transformsTrain": [{"type": "RandomCrop", "kwargs": {"size": 8, "paddin": 1}}],
+    }
+    small["retraining"] |= {
+        "optimizer": "Adam",
+        "optimizerKwargs": {"lr": 0.1, "betas": [0.9, "slow"]},
+        "lrSchedulers": [{"type": "MultiStepLR"}, {"type": "StepLR", "kwargs": {"gama": 0.5}}],
+    }
+    path = write(small)
+    assert main([str(path), "-j", "1", "-q"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    for key, message in (
+        (("training", "optimizerKwargs", "momentm"), "momentm: SGD has no such argument. Did you mean 'momentum'?"),
+        (("training", "lossKwargs", "smoothing"), "smoothing: CrossEntropyLoss has no such argument."),
+        (("training", "transformsTrain", 0), "paddin: RandomCrop has no such argument. Did you mean 'padding'"),
+        (("retraining", "optimizerKwargs"), "Adam refuses {'betas': [0.9, 'slow']"),
+        (("retraining", "lrSchedulers", 0), "MultiStepLR refuses {}: "),
+        (("retraining", "lrSchedulers", 1, "gama"), "gama: StepLR has no such argument. Did you mean 'gamma'?"),
+    ):
+        (line,) = (line for line in lines if message in line)
+        assert line.startswith(f"{load(path).where(*key)}: {key[0]}.{key[1]}")
+    assert len(lines) == 6
+    assert not (in_tmp / "data/trained_networks").exists()
+
+
 OWN = """
 import torch
 from torch.utils.data import TensorDataset
@@ -104,10 +134,10 @@ def own(small: dict[str, Any], in_tmp: Path, monkeypatch: pytest.MonkeyPatch) ->
     return small
 
 
-def look(path: Path) -> Look:
+def look(path: Path) -> Checked:
     machine = Machine("cpu")
     places = Directories(Path("data/results"), Path("data/trained_networks"), Path("data/datasets"))
-    return look_before_running(plan_experiment(load(path), machine), places, machine)
+    return check_before_running(plan_experiment(load(path), machine), places, machine)
 
 
 def test_what_looks_wrong_with_data_is_told_and_kept(
@@ -119,16 +149,17 @@ def test_what_looks_wrong_with_data_is_told_and_kept(
     assert len(said) == 1
     assert said[0].startswith(f"warning: own_data:load: {scale} Add Normalize")
     folder = in_tmp / "data/results/small"
-    (facts,) = remembered_data(folder)
+    (facts,) = read_data_record(folder).data
     assert (facts.training, facts.validation, facts.test) == (36, 4, 10)
     assert (facts.num_classes, facts.classes) == (2, ["cat", "dog"])
     assert said == [f"warning: own_data:load: {text}" for text in facts.warnings]
-    stamps = remembered_stamps(folder)
+    stamps = read_data_record(folder).stamps
     assert len(stamps) == 2
     assert main([str(write(own)), "-j", "1", "-q"]) == 0, "nothing is left to do"
-    assert (remembered_data(folder), remembered_stamps(folder)) == ([facts], stamps)
+    assert read_data_record(folder).data == [facts]
+    assert read_data_record(folder).stamps == stamps
     (folder / "data.json").write_text(json.dumps({"format": 1, "stamps": stamps, "data": [{"dataset": 3}]}))
-    assert remembered_data(folder) == []
+    assert read_data_record(folder).data == []
 
 
 @pytest.mark.parametrize("block", ["training", "retraining"])
@@ -140,8 +171,8 @@ def test_batches_that_batch_norm_cannot_train_on(write: Any, own: dict[str, Any]
     path = write(own)
     line = max(i for i, text in enumerate(path.read_text().splitlines(), 1) if "batchSize: 1" in text)
     assert look(path).problems == [
-        f"param/small.yaml:{line}: {block}.batchSize: '2' is a BatchNorm with one value a channel and input: it cannot "
-        "train on batches of 1. Use a batchSize of at least 2."
+        f"param/small.yaml:{line}: {block}.batchSize: '2' is a BatchNorm with one value per channel and input: it "
+        "cannot train on batches of 1. Use a batchSize of at least 2."
     ]
     own["network"]["name"] = "lenet300_100"
     assert look(write(own)).problems == [], "has no BatchNorm"

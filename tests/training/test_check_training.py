@@ -99,7 +99,13 @@ def test_all_problems_at_once() -> None:
     found = problems_of(
         loss="MSE", schedulers=(SchedulerSpec("StepLR"),), optimizer_kwargs={"lr": 0.1, "a": 1, "b": 2}, start_epoch=12
     )
-    assert [p.split(":")[0] for p in found] == ["optimizerKwargs.a", "optimizerKwargs.b", "loss", "startEpoch"]
+    assert [p.split(":")[0] for p in found] == [
+        "optimizerKwargs.a",
+        "optimizerKwargs.b",
+        "loss",
+        "lrSchedulers[0]",
+        "startEpoch",
+    ]
 
 
 def test_all_schedulers_are_told_at_once() -> None:

@@ -113,7 +113,7 @@ class Experiments(Block):
     @classmethod
     def _compresses(cls, rewind: str | None, info: ValidationInfo) -> str | None:
         mode = info.data.get("mode")
-        if rewind is not None and mode in ("train", "lc"):
+        if rewind in ("weights", "random") and mode in ("train", "lc"):
             why = "which compresses nothing" if mode == "train" else "which continues from the reference's weights"
             refuse(rewind, [((), f"has no effect in mode {mode}, {why}. Remove it.")])
         return rewind

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiment.run.disk.store import Directories, Store
-from experiment.run.grid.plan import Machine
-from experiment.run.grid.resources import Resources
+from experiment.run.grid.hardware import Machine, Resources
 from experiment.run.machine import reading_processes
 
 if TYPE_CHECKING:  # these import torch

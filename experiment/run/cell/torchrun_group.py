@@ -27,7 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from experiment.config import Parameters, Training
 from experiment.escaping import say
 from experiment.random_streams import Part
-from experiment.run.grid.plan import Machine
+from experiment.run.grid.hardware import Machine
 from experiment.training.distributed import ALONE, Team
 
 log = logging.getLogger("experiment")

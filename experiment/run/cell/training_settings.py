@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from experiment.config import LearnCompress, Penalty, Retraining, Training
 from experiment.lc.settings import LCSettings
-from experiment.run.grid.plan import Machine
-from experiment.run.grid.resolved import resolved_channels_last, resolved_precision
+from experiment.run.grid.hardware import Machine, resolved_channels_last, resolved_precision
 from experiment.training.settings import DistillationSpec, PenaltySpec, SchedulerSpec, TrainSettings
 
 
@@ -21,9 +20,9 @@ def train_settings(training: Training, machine: Machine) -> TrainSettings:
         schedulers=tuple(SchedulerSpec(s.type, dict(s.kwargs), dict(s.step_kwargs)) for s in training.lr_schedulers),
         loss=training.loss,
         loss_kwargs=dict(training.loss_kwargs),
-        precision=resolved_precision(training, machine.auto),
+        precision=resolved_precision(training, machine),
         early_stop_epoch=training.early_stop_epoch,
-        channels_last=resolved_channels_last(training, machine.kind, machine.auto),
+        channels_last=resolved_channels_last(training, machine),
         compiled=training.compiled,
         penalties=tuple(penalty_spec(block) for block in training.penalties),
         distillation=DistillationSpec(distillation.temperature, distillation.alpha) if distillation else None,

@@ -1,9 +1,9 @@
-"""The stamps of an experiment's data, by which results know what they were computed on. Torch only where data are read.
+"""Stamps of an experiment's data: hashes of content, by which results know what they were computed on.
 
-Training data enter the keys of reference networks, and so of all cells; test data enter those of what is tested on
-them. Where a dataset's files are there, they tell (`experiment.datasets.file_stamp`). A plan without data takes the
-stamps that the last run remembered in `data.json` beside its results: what was done then is done. A run reads what
-cannot tell otherwise: datasets of the user's own, and those that are yet to be downloaded.
+The stamp of the training data is part of the keys of reference networks, and so of all cells; the stamp of the test
+data is part of the keys of cells. Stamps are computed from the dataset's files (`experiment.datasets.file_stamp`).
+Without files, a plan uses the stamps of the last run, which are stored in `data.json` with the results. A run reads the
+data if there is no other way: the user's own datasets, and those not downloaded yet. Only then is torch imported.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pathlib import Path
 from experiment.config import NamedSettings
 from experiment.datasets.file_stamp import CONSTANT, stamp_of_part
 from experiment.errors import ConfigError, DataError
+from experiment.escaping import json_text
 from experiment.registry import is_import_path
-from experiment.run.grid.keys import digest
 
-UNKNOWN = "unknown"  # of data that nobody has seen: no result has it
+UNKNOWN = "unknown"  # the stamp of data that were never read: no result has it
 
 
 @dataclass
 class Stamps:
-    """The stamps of the datasets of one experiment, each found once.
+    """The stamps of one experiment's datasets, each computed once.
 
     Args:
-        datasets: the folder that they lie in.
-        remembered: what the last run knew.
-        reading: whether datasets may be loaded for it.
+        datasets: the folder of datasets.
+        remembered: stamps of the last run.
+        reading: whether datasets may be loaded.
     """
 
     datasets: Path
@@ -37,20 +37,20 @@ class Stamps:
     _found: dict[str, tuple[NamedSettings, bool, str]] = field(default_factory=dict)
 
     def of(self, dataset: NamedSettings, train: bool, output_size: int) -> str:
-        """The stamp of one part of a dataset; CONSTANT where it needs none, UNKNOWN where there is no way to know."""
-        key = digest([dataset.name, dataset.settings, train])
+        """The stamp of one part of a dataset; CONSTANT if it cannot change, UNKNOWN if it cannot be determined."""
+        key = json_text([dataset.name, dataset.settings, "train" if train else "test"], sort_keys=True)
         if key not in self._found:
             self._found[key] = dataset, train, self._find(key, dataset, train, output_size)
         return self._found[key][2]
 
     def known(self) -> dict[str, str]:
-        """What is worth remembering."""
+        """The stamps to store."""
         return {key: stamp for key, (*_, stamp) in self._found.items() if stamp not in (CONSTANT, UNKNOWN)}
 
     def changes(self) -> Iterator[str]:
-        """What is wrong with computing now: data that changed since, or that could not be read when cells were planned.
+        """Errors about data that changed since the cells were planned; to be called after loading the data.
 
-        For the time after the data were loaded. Datasets of the user's own are not read again.
+        The user's own datasets are not read again.
         """
         for dataset, train, stamp in self._found.values():
             now = stamp_of_part(dataset.name, dataset.settings, self.datasets, train)
@@ -60,13 +60,12 @@ class Stamps:
 
     def _find(self, key: str, dataset: NamedSettings, train: bool, output_size: int) -> str:
         name, settings = dataset.name, dataset.settings
-        own = is_import_path(name)
         stamp = stamp_of_part(name, settings, self.datasets, train)
-        if stamp is None and self.reading and (own or key not in self.remembered):
-            from experiment.datasets.content_stamp import stamp_by_reading  # torch comes with it
+        if stamp is None and self.reading and (is_import_path(name) or key not in self.remembered):
+            from experiment.datasets.content_stamp import stamp_by_reading  # imports torch
 
             try:
                 stamp = stamp_by_reading(name, settings, self.datasets, train, output_size)
-            except (ConfigError, DataError):  # told, with its place, before anything is computed
-                return self.remembered.get(key, UNKNOWN)
+            except (ConfigError, DataError):  # reported with its place when the run is checked
+                stamp = None
         return self.remembered.get(key, UNKNOWN) if stamp is None else stamp

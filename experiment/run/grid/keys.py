@@ -1,7 +1,7 @@
-"""Content hashes of what determines an outcome: the names under which results are found again.
+"""Keys of results: content hashes of everything that determines an outcome.
 
-Everything that changes the numbers enters; what only shows or places them (labels, metrics, test batches, paths) does
-not; values left at their defaults are left out, so that a new setting renames nothing.
+What only displays or places results (labels, test batch sizes, paths) is left out, and so are values equal to their
+defaults: a new setting does not change existing keys.
 """
 
 from __future__ import annotations
@@ -9,13 +9,37 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any
 
-from experiment.registry import is_import_path
-from experiment.user_code import code_in, source_hash
+from experiment.config import (
+    NamedSettings,
+    Network,
+    Parameters,
+    Search,
+    Training,
+    base_mode,
+    epochs_of,
+    retraining,
+    rewinding,
+)
+from experiment.datasets import DATASETS
+from experiment.datasets.file_stamp import CONSTANT
+from experiment.errors import ConfigError
+from experiment.methods.configure import MethodSpec
+from experiment.networks import NETWORKS
+from experiment.registry import DatasetEntry, NetworkEntry, is_import_path
+from experiment.run.grid.data_stamps import Stamps
+from experiment.run.grid.hardware import Machine, resolved_channels_last, resolved_precision
+from experiment.run.grid.weights_file import GivenWeights
+from experiment.user_code import code_in, forget_changed, source_hash
 
 FORMAT_VERSION = 1  # of every file that this package writes
+SEARCH_VERSION = 1  # raise it when a search would try or accept other networks
+RECALIBRATION_VERSION = 1  # raise it when the outcome of experiment.layers.recalibrate_batchnorm changes
+MADE = 10  # leading digits of a cell's key that identify its network; the others identify the test data
+
+UNUSED_BY_LC = {"num_epochs", "start_epoch", "lr_schedulers", "early_stop_epoch"}
 
 
 def digest(payload: object) -> str:
@@ -24,37 +48,116 @@ def digest(payload: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-MADE = 10  # digits of a cell's key that tell how its network was made; the others tell what it was tested on
+@dataclass(frozen=True)
+class DataKeys:
+    """The parts of keys for the training data and for the test data; the latter is None if nothing needs to be said."""
+
+    training: dict[str, Any]
+    test: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, p: Parameters, stamps: Stamps | None) -> DataKeys:
+        dataset, other = p.network.dataset, p.experiments.dataset_test
+
+        def stamped(part: NamedSettings, train: bool) -> dict[str, str]:
+            stamp = CONSTANT if stamps is None else stamps.of(part, train, p.network.output_size)
+            return {} if stamp == CONSTANT else {"data": stamp}
+
+        training = _registered(dataset, DATASETS) | stamped(dataset, True)
+        test = ({} if other is None else _registered(other, DATASETS)) | stamped(other or dataset, False)
+        return cls(training, test or None)
+
+
+def reference_key(p: Parameters, net: int, machine: Machine, data: DataKeys, weights: GivenWeights | None) -> str:
+    """The key of a trained reference network."""
+    content = {} if p.network.weights is None else {"weights": weights and weights.content}
+    dataset = DATASETS.get(p.network.dataset.name)
+    shape = {"output_size": p.network.output_size, "input_shape": dataset.input_shape if dataset else None}
+    payload = {
+        "format": FORMAT_VERSION,
+        "network": _registered(p.network, NETWORKS) | content | shape,
+        "dataset": data.training,
+        "training": training_key(p.training, machine),
+        "net": net,
+        "seed": p.seed,
+        "device": machine.kind,
+        "threads": p.threads,
+    }
+    return digest(payload | ({"processes": machine.processes} if machine.processes > 1 else {}))
+
+
+def cell_payload(
+    p: Parameters, method: MethodSpec, machine: Machine, reference: str, repetition: int
+) -> dict[str, Any]:
+    """What the cells of one method, network and repetition have in common.
+
+    Args:
+        reference: key of the reference network.
+    """
+    return {
+        "format": FORMAT_VERSION,
+        "reference": reference,
+        "method": method_key(method),
+        "budget": p.experiments.budget,
+        **mode_key(p),
+        **search_key(None if method.fixed_size else p.experiments.search),
+        "coresets": p.coresets.model_dump(mode="json", exclude_defaults=True),
+        "test": None,  # see cell_key
+        "repetition": repetition,
+        "retraining": retraining_key(p, machine, planned_epochs(p)),
+    }
 
 
 def cell_key(made: str, test: Mapping[str, Any] | None) -> str:
-    """The key of a cell: cells with the same network, tested on other data, have the same first digits.
+    """The key of a cell. Cells with the same network and different test data share the first digits.
 
     Args:
-        made: the digest of all that made the network.
-        test: on which data it is tested, where that needs saying.
+        made: the digest of everything that determines the network.
+        test: the test data, unless they are constant.
     """
     return made if test is None else made[:MADE] + digest([made, test])[MADE:]
 
 
 def named(name: str, version: int | None, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """How a network, dataset or method enters a key: with its version, or with the hash of the user's source."""
+    """The part of a key for a network, dataset or method: with its version, or with the hash of the user's source."""
     entry: dict[str, Any] = {"name": name, "settings": dict(settings)}
     if is_import_path(name):
         entry["source"] = source_hash(name.partition(":")[0])
     else:
         entry["version"] = version
-    return entry | sources_in(entry["settings"])
+    sources = {module: source_hash(module) for module in code_in(entry["settings"])}
+    return entry | ({"sources": sources} if sources else {})
 
 
-def sources_in(settings: object) -> dict[str, Any]:
-    """How code of the user's that settings name enters a key: changed code is another network, dataset or method."""
-    sources = {module: source_hash(module) for module in code_in(settings)}
-    return {"sources": sources} if sources else {}
+def _registered(
+    ref: NamedSettings | Network, registry: Mapping[str, NetworkEntry] | Mapping[str, DatasetEntry]
+) -> dict[str, Any]:
+    """The part of a key for a network or dataset; only its name if it is unknown, which is a fault of the file."""
+    if is_import_path(ref.name):
+        try:
+            return named(ref.name, None, ref.settings)
+        except ConfigError:
+            return {"name": ref.name}
+    return named(ref.name, registry[ref.name].version, ref.settings) if ref.name in registry else {"name": ref.name}
+
+
+def method_key(spec: MethodSpec) -> dict[str, Any]:
+    """The part of a key for a method: its algorithm and settings, without its label in plots."""
+    settings = {} if spec.settings is None else settings_without_defaults(spec.settings)
+    if spec.schemes:
+        settings["schemes"] = [method_key(scheme) for scheme in spec.schemes]
+    key = named(spec.name, spec.entry.version, settings)
+    if is_import_path(spec.name):  # the algorithm may be in another module than the entry
+        algorithm = spec.entry.target.partition(":")[0]
+        forget_changed(algorithm)
+        key |= {"version": spec.entry.version, "algorithm": source_hash(algorithm)}
+    if spec.recalibrate:
+        key["recalibrate"] = RECALIBRATION_VERSION
+    return key
 
 
 def settings_without_defaults(settings: object) -> dict[str, Any]:
-    """The fields of a settings dataclass that differ from their defaults."""
+    """The fields of a settings dataclass that differ from their defaults, as plain values."""
     found = {}
     for f in fields(settings):  # type: ignore[arg-type]
         value = vars(settings)[f.name]
@@ -65,9 +168,52 @@ def settings_without_defaults(settings: object) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as JSON has it: settings within settings without their defaults."""
     if is_dataclass(value):
         return settings_without_defaults(value)
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def training_key(training: Training, machine: Machine) -> dict[str, Any]:
+    """The part of a reference network's key for its training."""
+    return _training_key(training, machine, {"start_epoch"}) | {"num_epochs": training.num_epochs}
+
+
+def retraining_key(p: Parameters, machine: Machine, epochs: int) -> dict[str, Any]:
+    """The part of a cell's key for its retraining or, in mode lc, its learning."""
+    if epochs == 0:
+        return {"epochs": 0}
+    if p.experiments.mode == "lc":
+        how = p.lc.model_dump(mode="json", exclude_defaults=True)
+        return _training_key(retraining(p), machine, UNUSED_BY_LC) | {"lc": how}
+    return _training_key(retraining(p), machine, set()) | {"epochs": epochs}
+
+
+def _training_key(training: Training, machine: Machine, unused: set[str]) -> dict[str, Any]:
+    resolved = {"enable_amp", "precision", "channels_last"}
+    left_out = unused | resolved | {"test_batch_size"}
+    key = training.model_dump(mode="json", exclude_defaults=True, exclude=left_out)
+    key["precision"] = resolved_precision(training, machine)
+    return key | ({"channels_last": True} if resolved_channels_last(training, machine) else {})
+
+
+def planned_epochs(p: Parameters) -> int:
+    """Epochs of retraining per cell, as far as they are known without reading the data."""
+    entry = DATASETS.get(p.network.dataset.name)
+    return epochs_of(p, None if entry is None else entry.num_train)
+
+
+def mode_key(p: Parameters) -> dict[str, str]:
+    """The part of a cell's key for its mode; settings with the same meaning give the same key."""
+    which, base = rewinding(p.experiments), base_mode(p.experiments)
+    if which == "random":
+        return {"mode": base, "rewind": which}
+    return {"mode": f"{base}-rewind" if which == "weights" else base}
+
+
+def search_key(search: Search | None) -> dict[str, Any]:
+    """The part of a cell's key for the search of its keep ratio."""
+    if search is None:
+        return {}
+    return {"search": {"version": SEARCH_VERSION} | search.model_dump(mode="json", exclude_defaults=True)}

@@ -1,9 +1,9 @@
-"""Which cells an experiment has, in grid order, with the keys under which their results are kept. No torch here."""
+"""The cells of an experiment in grid order, with the keys under which their results are kept. Without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,47 +13,47 @@ from experiment.config import (
     Variant,
     is_cascade,
     keep_steps,
+    load,
     rewinding,
     takes_tickets,
     with_rewinding,
 )
+from experiment.errors import ConfigError
 from experiment.files import safe_name
 from experiment.methods.configure import MethodSpec
-from experiment.run.grid.data_facts import remembered_stamps
+from experiment.run.grid.data_facts import read_data_record
 from experiment.run.grid.data_stamps import Stamps
-from experiment.run.grid.keys import FORMAT_VERSION, cell_key, digest
-from experiment.run.grid.lookup import Names, method_key, resolve_names
-from experiment.run.grid.resolved import Precision, mode_key, planned_epochs, retraining_key, search_key, training_key
-from experiment.run.grid.weights_file import DATASETS_FOLDER, GivenWeights
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What of the machine decides numbers: the kind of device; the device itself only says where.
-
-    Attributes:
-        processes: that train each network together. Like threads, they order sums otherwise, and dropout draws by them.
-        auto: what `precision: auto` becomes, which the GPU's model decides.
-    """
-
-    device: str  # cpu, cuda, cuda:1, ...
-    processes: int = 1
-    auto: Precision = "fp32"
-
-    @property
-    def kind(self) -> str:
-        return self.device.partition(":")[0]
+from experiment.run.grid.hardware import Machine
+from experiment.run.grid.keys import (
+    FORMAT_VERSION,
+    DataKeys,
+    cell_key,
+    cell_payload,
+    digest,
+    planned_epochs,
+    reference_key,
+)
+from experiment.run.grid.methods import look_up_methods, spacing_faults
+from experiment.run.grid.names import Fault, name_faults
+from experiment.run.grid.weights_file import GivenWeights, datasets_folder, find_given
+from experiment.user_code import code_in, forget_changed
 
 
 @dataclass(frozen=True)
 class ReferenceSpec:
-    """One trained, uncompressed network, shared by every experiment that agrees on everything that made it."""
+    """A trained, uncompressed network, shared by all experiments with the same key.
+
+    Attributes:
+        folder: its name in the folder of trained networks.
+        rewind_epoch: the epoch whose weights are kept, for rewinding.
+        weights: the file that its training starts from; None for random weights.
+    """
 
     key: str
-    folder: str  # its name under the folder of trained networks
+    folder: str
     net: int
     rewind_epoch: int | None
-    weights: GivenWeights | None = None  # what its training starts from; None: random weights
+    weights: GivenWeights | None = None
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Cell:
     """One row of the results: (variant, net, repetition, method, keep ratio).
 
     Attributes:
-        fixed_size: whether the method's settings decide its size, or it is searched; `keep` is 1 then, and no target.
-        samples: the most networks that are made to search it, all in `epochs_retrain`; 0 where it is not searched.
-        made: a hash of all that makes its network, the test data left out.
+        fixed_size: the method's settings or a search decide the size; `keep` is 1 then.
+        samples: maximum number of networks tried in a search, all of them in `epochs_retrain`; 0 without search.
+        made: the digest of everything that determines the network, without the test data.
     """
 
     variant: str
@@ -82,15 +82,15 @@ class Cell:
 
     @property
     def keep_target(self) -> float | None:
-        """The keep ratio that was asked for, where one was."""
+        """The requested keep ratio, if there is one."""
         return None if self.fixed_size else self.keep
 
     @property
     def size(self) -> str:
-        """The keep ratio that was asked for, in words."""
+        """The requested size in words."""
         if self.samples:
-            return "as small as can be"
-        return "at its own size" if self.fixed_size else f"keep {self.keep:.4g}"
+            return "smallest"
+        return "fixed size" if self.fixed_size else f"keep {self.keep:.4g}"
 
     @property
     def folder(self) -> str:
@@ -100,13 +100,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Chain:
-    """The cells of one (variant, net, repetition, method) in the order in which they must be computed.
+    """The cells of one (variant, net, repetition, method), in the order in which they are computed.
 
-    A cascade's cell starts from the one before; one-shot cells that one worker computes share the analysis.
+    In a cascade each cell starts from the previous one. Other cells share the analysis if one worker computes them.
 
     Attributes:
-        tickets: in a cascade with random weights the same cells with rewound ones, computed before: a cell starts from
-            the ticket before it, so that it has the structure of the ticket at its own keep ratio.
+        tickets: in a cascade with random weights, the same cells with rewound weights, which are computed before: each
+            cell takes its structure from the ticket at the same keep ratio.
     """
 
     variant: Variant
@@ -119,13 +119,13 @@ class Chain:
 
     @property
     def in_order(self) -> bool:
-        """Whether a cell starts from the one before: a cascade. Other cells may be computed apart."""
+        """Whether each cell starts from the previous one. Otherwise cells may be computed in any order."""
         return is_cascade(self.variant.parameters.experiments) and not self.method.entry.restarts
 
 
 @dataclass(frozen=True)
 class ReferenceTask:
-    """Train (or find trained) one reference network and test it: the row `Reference`."""
+    """Train (or load) one reference network and test it: the row `Reference`."""
 
     variant: Variant
     reference: ReferenceSpec
@@ -137,9 +137,9 @@ class ExperimentPlan:
     """The whole grid of one parameter file.
 
     Attributes:
-        unavailable: (variant, label, or "" for all of its cells) -> why they cannot run: a name that is not known.
-        problems: the same as full error lines with file and line.
-        stamps: what the data were when it was made.
+        methods: one per entry of `experiments.methods`.
+        faults: unknown names, each with the variant that names it.
+        stamps: the content of the data when the plan was made.
     """
 
     file: ParameterFile
@@ -147,13 +147,18 @@ class ExperimentPlan:
     machine: Machine
     references: tuple[ReferenceTask, ...]
     chains: tuple[Chain, ...]
-    unavailable: dict[tuple[str, str], str] = field(default_factory=dict)
-    problems: tuple[str, ...] = ()
+    methods: tuple[MethodSpec | None, ...] = ()
+    faults: tuple[tuple[Variant, Fault], ...] = ()
     stamps: Stamps | None = None
 
     @cached_property
+    def problems(self) -> tuple[str, ...]:
+        """The faults as error lines, each once."""
+        return tuple(dict.fromkeys(fault.line(self.file, variant) for variant, fault in self.faults))
+
+    @cached_property
     def cells(self) -> tuple[Cell, ...]:
-        """Grid order: variant, net, the reference, then repetition, method, keep ratio."""
+        """All cells in grid order: variant, net, reference, then repetition, method, keep ratio."""
         following: dict[tuple[str, str], list[Cell]] = {}
         for chain in self.chains:
             following.setdefault((chain.reference_cell.key, chain.variant.name), []).extend(chain.cells)
@@ -164,13 +169,18 @@ class ExperimentPlan:
 
     @cached_property
     def computed(self) -> tuple[Cell, ...]:
-        """All cells that must be computed: those of the grid, and the tickets that controls start from."""
+        """All cells to compute: those of the grid, and the tickets of random controls."""
         tickets = [cell for chain in self.chains if chain.tickets is not None for cell in chain.tickets.cells]
         own = {cell.key for cell in self.cells}
         return (*self.cells, *{cell.key: cell for cell in tickets if cell.key not in own}.values())
 
+    @cached_property
+    def unavailable(self) -> dict[tuple[str, str], str]:
+        """(variant, label, or "" for all of its cells) -> why they cannot run."""
+        return {(variant.name, fault.label): fault.text for variant, fault in self.faults}
+
     def reason(self, cell: Cell) -> str | None:
-        """Why a cell cannot run here, if it cannot."""
+        """Why a cell cannot run, if it cannot."""
         return self.unavailable.get((cell.variant, "")) or self.unavailable.get((cell.variant, cell.label))
 
 
@@ -178,7 +188,6 @@ def plan_experiment(
     file: ParameterFile,
     machine: Machine,
     *,
-    base: ParameterFile | None = None,
     datasets: Path | None = None,
     results: Path | None = None,
     reading: bool = False,
@@ -186,145 +195,107 @@ def plan_experiment(
     """Expand a parameter file into its grid.
 
     Args:
-        base: the file without `--set` overrides, if it is valid: where those change what is computed, the name says so.
-        datasets, results: where the command line says that datasets lie, and where results go.
-        reading: whether datasets may be loaded, and downloaded, where nothing else tells what is in them.
-    Raises: ConfigError: a method's settings are wrong, or two methods share a label.
+        datasets, results: folders that the command line sets.
+        reading: load (and download) datasets whose content is not known otherwise.
+    Raises: ConfigError: a method is invalid, or two methods have the same label.
     """
     name = file.name(results)
-    if file.overrides:  # whatever the data are: the same overrides lead to the same folder
-        asked = _computed(_plan(file, name, machine, datasets, None))
-        if base is None or asked != _computed(_plan(base, name, machine, datasets, None)):
-            name = f"{name}@{digest(asked)[:8]}"
-    said = file.parameters.directories.training_data
-    folder = datasets or (Path(said) if said else DATASETS_FOLDER)
-    return _plan(
-        file, name, machine, datasets, Stamps(folder, remembered_stamps(file.results(results) / name), reading)
-    )
+    if file.overrides:  # the name does not depend on the data: no stamps
+        computed = [cell.key for cell in _plan(file, name, machine, datasets, None).cells]
+        if computed != _keys_without_overrides(file, name, machine, datasets):
+            name = f"{name}@{digest(computed)[:8]}"
+    folder = datasets_folder(file.values, datasets)
+    stamps = Stamps(folder, read_data_record(file.results(results) / name).stamps, reading)
+    return _plan(file, name, machine, datasets, stamps)
+
+
+def _keys_without_overrides(
+    file: ParameterFile, name: str, machine: Machine, datasets: Path | None
+) -> list[str] | None:
+    """The keys of the file's cells without `--set`; None if it is invalid without."""
+    try:
+        return [cell.key for cell in _plan(load(file.path), name, machine, datasets, None).cells]
+    except ConfigError:
+        return None
 
 
 def _plan(
     file: ParameterFile, name: str, machine: Machine, datasets: Path | None, stamps: Stamps | None
 ) -> ExperimentPlan:
+    plain = [variant.parameters.model_dump(mode="json", by_alias=True) for variant in file.variants]
+    for module in dict.fromkeys(module for values in plain for module in code_in(values)):
+        forget_changed(module)
+    methods = look_up_methods(plain[0]["experiments"]["methods"])  # the same for all variants
     references: list[ReferenceTask] = []
     chains: list[Chain] = []
-    unavailable: dict[tuple[str, str], str] = {}
-    problems: dict[str, None] = {}  # in order, each once
-    for variant in file.variants:
-        names = resolve_names(file, variant, datasets, stamps)
-        unavailable.update({(variant.name, fault.label): fault.text for fault in names.faults})
-        problems.update(dict.fromkeys(fault.line(file, variant) for fault in names.faults))
+    faults: list[tuple[Variant, Fault]] = []
+    for variant, values in zip(file.variants, plain, strict=True):
+        own = [*name_faults(values, datasets), *methods.faults, *spacing_faults(values["experiments"], methods.specs)]
+        if any(fault.fatal for fault in own):
+            raise ConfigError([fault.line(file, variant) for fault in own])
+        faults += [(variant, fault) for fault in own]
+        data = DataKeys.of(variant.parameters, stamps)
         for net in range(variant.parameters.experiments.num_nets):
-            task = _reference_task(variant, net, machine, names)
+            task = _reference_task(variant, net, machine, data, datasets_folder(values, datasets))
             references.append(task)
             if variant.parameters.experiments.mode != "train":
-                chains.extend(_chains(variant, task, machine, names))
-    return ExperimentPlan(file, name, machine, tuple(references), tuple(chains), unavailable, tuple(problems), stamps)
+                for repetition in range(variant.parameters.experiments.num_repetitions):
+                    chains += [_chain(variant, task, m, repetition, machine, data) for m in methods.compared]
+    return ExperimentPlan(file, name, machine, tuple(references), tuple(chains), methods.specs, tuple(faults), stamps)
 
 
-def _computed(plan: ExperimentPlan) -> list[str]:
-    """What a plan computes: equal for overrides that change nothing that is computed."""
-    return [cell.key for cell in plan.cells]
-
-
-def _reference_task(variant: Variant, net: int, machine: Machine, names: Names) -> ReferenceTask:
+def _reference_task(variant: Variant, net: int, machine: Machine, data: DataKeys, datasets: Path) -> ReferenceTask:
     p = variant.parameters
-    payload = {
-        "format": FORMAT_VERSION,
-        "network": names.network_key | {"output_size": p.network.output_size, "input_shape": names.input_shape},
-        "dataset": names.dataset_key,
-        "training": training_key(p.training, machine.kind, machine.auto),
-        "net": net,
-        "seed": p.seed,
-        "device": machine.kind,
-        "threads": p.threads,
-    }
-    if machine.processes > 1:
-        payload["processes"] = machine.processes
-    key = digest(payload)
-    network, dataset = _short(p.network.name), _short(p.network.dataset.name)
+    weights = None if p.network.weights is None else find_given(p.network.weights, datasets)
+    key = reference_key(p, net, machine, data, weights)
     goes_back = rewinding(p.experiments) == "weights" or takes_tickets(p.experiments)
     rewind = p.retraining.start_epoch if goes_back else None
-    folder = f"{safe_name(network)}-{safe_name(dataset)}-n{net}-{key}"
-    spec = ReferenceSpec(key, folder, net, rewind, names.weights)
-    tested = {"format": FORMAT_VERSION, "reference": key, "test": names.test_key}
+    names = (safe_name(name.rpartition(":")[2]) for name in (p.network.name, p.network.dataset.name))
+    spec = ReferenceSpec(key, f"{'-'.join(names)}-n{net}-{key}", net, rewind, weights)
     cell = Cell(
         variant=variant.name, method="Reference", label="Reference", net=net, repetition=0, keep=1.0, between=(),
-        key=digest(tested), epochs_train=p.training.num_epochs, epochs_retrain=0,
+        key=digest({"format": FORMAT_VERSION, "reference": key, "test": data.test}),
+        epochs_train=p.training.num_epochs, epochs_retrain=0,
     )  # fmt: skip
     return ReferenceTask(variant, spec, cell)
 
 
-def _chains(variant: Variant, task: ReferenceTask, machine: Machine, names: Names) -> Iterator[Chain]:
-    experiments = variant.parameters.experiments
-    for repetition in range(experiments.num_repetitions):
-        for method in names.methods:
-            yield _chain(variant, task, method, repetition, machine, names)
-
-
 def _chain(
-    variant: Variant, task: ReferenceTask, method: MethodSpec, repetition: int, machine: Machine, names: Names
+    variant: Variant, task: ReferenceTask, method: MethodSpec, repetition: int, machine: Machine, data: DataKeys
 ) -> Chain:
     tickets = None
     if takes_tickets(variant.parameters.experiments) and not method.entry.restarts:
         rewound = replace(variant, name="tickets", parameters=with_rewinding(variant.parameters, "weights"))
-        tickets = _chain(rewound, task, method, repetition, machine, names)
-    befores = None if tickets is None else tuple(cell.made for cell in tickets.cells)
-    cells = tuple(_cells(variant, task, method, repetition, machine, names, befores))
-    return Chain(variant, task.reference, task.cell, method, repetition, cells, tickets)
+        tickets = _chain(rewound, task, method, repetition, machine, data)
+    chain = Chain(variant, task.reference, task.cell, method, repetition, (), tickets)
+    return replace(chain, cells=tuple(_cells(chain, machine, data)))
 
 
-def _cells(
-    variant: Variant,
-    task: ReferenceTask,
-    method: MethodSpec,
-    repetition: int,
-    machine: Machine,
-    names: Names,
-    tickets: tuple[str, ...] | None,
-) -> Iterator[Cell]:
-    """Args: tickets: `made` of the cells that those of a cascade start from, where these are not their own."""
-    p = variant.parameters
+def _cells(chain: Chain, machine: Machine, data: DataKeys) -> Iterator[Cell]:
+    p, method = chain.variant.parameters, chain.method
     epochs = planned_epochs(p)
-    cascade = is_cascade(p.experiments) and not method.entry.restarts
     search = None if method.fixed_size else p.experiments.search
-    own_size, samples = method.fixed_size or search is not None, 0 if search is None else search.samples
-    common = {
-        "format": FORMAT_VERSION,
-        "reference": task.reference.key,
-        "method": method_key(method),
-        "budget": p.experiments.budget,
-        **mode_key(p),
-        **search_key(search),
-        "coresets": p.coresets.model_dump(mode="json", exclude_defaults=True),
-        "test": None,  # see cell_key
-        "repetition": repetition,
-        "retraining": retraining_key(p, machine.kind, machine.auto, epochs),
-    }
+    fixed_size, samples = method.fixed_size or search is not None, 0 if search is None else search.samples
+    common = cell_payload(p, method, machine, chain.reference.key, chain.repetition)
     previous: str | None = None
     replayed: tuple[float, ...] = ()
-    steps = (KeepStep(1.0, ()),) if own_size else keep_steps(p.experiments)
-    for i, step in enumerate(steps):
-        # One-shot with compress-only steps: all earlier ones are taken again, from the reference network on.
-        between = step.between if cascade else () if method.entry.restarts else (*replayed, *step.between)
+    for i, step in enumerate((KeepStep(1.0, ()),) if fixed_size else keep_steps(p.experiments)):
+        # one-shot: all compress-only steps so far are repeated, from the reference network on
+        between = step.between if chain.in_order else () if method.entry.restarts else (*replayed, *step.between)
         replayed = between
         payload = common | {"keep": step.keep, "between": between}
-        if cascade:
+        if chain.in_order:
             payload["previous"] = previous
         made = digest(payload)
-        previous = made if tickets is None else tickets[i]
+        previous = made if chain.tickets is None else chain.tickets.cells[i].made
         yield Cell(
-            variant=variant.name, method=method.name, label=method.label, net=task.reference.net,
-            repetition=repetition, keep=step.keep, between=between, key=cell_key(made, names.test_key), made=made,
-            epochs_train=p.training.num_epochs, epochs_retrain=max(1, samples) * epochs, fixed_size=own_size,
+            variant=chain.variant.name, method=method.name, label=method.label, net=chain.reference.net,
+            repetition=chain.repetition, keep=step.keep, between=between, key=cell_key(made, data.test), made=made,
+            epochs_train=p.training.num_epochs, epochs_retrain=max(1, samples) * epochs, fixed_size=fixed_size,
             samples=samples,
         )  # fmt: skip
 
 
-def _short(name: str) -> str:
-    return name.rpartition(":")[2] if ":" in name else name
-
-
 def chain_key(chain: Chain) -> str:
-    """What stands for a chain as a whole: the name of its lock where it is done as a whole."""
+    """The key of a whole chain: the name of its lock, if it is computed as a whole."""
     return digest([cell.key for cell in chain.cells])

@@ -1,4 +1,4 @@
-"""The file of trained weights that a parameter file starts its network from: where it lies, and its hash. No torch."""
+"""The file of `network.weights`: where it is, and the hash of its content. Without torch."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ DATASETS_FOLDER = Path("data/datasets")
 
 @dataclass(frozen=True)
 class GivenWeights:
-    """A file of weights as it was when the cells were planned: `content` is the hash of what is in it."""
+    """A file of weights, with the hash of its content when the cells were planned."""
 
     path: Path
     content: str
 
 
 def find_given(name: str, datasets: Path) -> GivenWeights | None:
-    """The file behind `network.weights`: absolute, from the working directory, or below the folder of datasets."""
+    """The file of `network.weights`: absolute, from the working directory, or in the folder of datasets."""
     for path in (Path(name), datasets / name):
-        if os.path.isfile(path):  # False, too, for a name that no file can have
+        if os.path.isfile(path):  # False for names that no file can have
             return GivenWeights(path.resolve(), content_hash(path))
     return None
 
 
 def datasets_folder(values: Mapping[str, Any], command_line: Path | None) -> Path:
-    """Where datasets lie: the command line before the file (as plain values) before the default."""
+    """The folder of datasets: from the command line, else from the file (plain values), else the default."""
     directories = values.get("directories")
-    said = directories.get("training_data") if isinstance(directories, Mapping) else None
-    return command_line or (Path(said) if isinstance(said, str) and said else DATASETS_FOLDER)
+    given = directories.get("training_data") if isinstance(directories, Mapping) else None
+    return command_line or (Path(given) if isinstance(given, str) and given else DATASETS_FOLDER)
 
 
 def missing_text(name: str, datasets: Path) -> str:
-    """What to say of a file that is not there."""
-    places = "it is absolute" if Path(name).is_absolute() else f"looked in {Path.cwd()} and {datasets.absolute()}"
-    expected = "Expected a state_dict, as torch.save(net.state_dict(), path) writes."
-    return f"there is no file '{shortened(name)}' ({places}). {expected}"
+    """The error about a file that does not exist."""
+    places = "" if Path(name).is_absolute() else f" in {Path.cwd()} or {datasets.absolute()}"
+    expected = "Expected a state_dict as written by torch.save(net.state_dict(), path)."
+    return f"no file '{shortened(name)}'{places}. {expected}"
 
 
 def content_hash(path: Path) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of a file; read again only when its size or time changes.
+    """The first 16 hexadecimal digits of the SHA-256 of a file; cached by size and time of change.
 
     Raises: StoreError: it cannot be read.
     """
@@ -59,8 +59,8 @@ def content_hash(path: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _hash(path: Path, size: int, changed: int) -> str:
-    found = hashlib.sha256()
     with path.open("rb") as stream:
+        found = hashlib.sha256()
         while block := stream.read(2**20):
             found.update(block)
     return found.hexdigest()[:16]

@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from experiment.errors import ConfigError, ExperimentError
 from experiment.run.cell.context import Context, max_threads
 from experiment.run.disk.store import Directories, Store
-from experiment.run.grid.resources import Resources
+from experiment.run.grid.hardware import Resources
 from experiment.run.workers.pool import Contexts, Listener, WorkerLost, run_in_pool
 from experiment.run.workers.processes import DIED
 from experiment.run.workers.queue import Queue, Work

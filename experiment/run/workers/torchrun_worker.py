@@ -18,7 +18,7 @@ from experiment.run.cell.data import Data
 from experiment.run.cell.torchrun_group import FAILED, Crew, CrewLost, Job, Stop
 from experiment.run.cell.training_settings import train_settings
 from experiment.run.disk.network_file import untrained_network
-from experiment.run.grid.plan import Machine
+from experiment.run.grid.hardware import Machine
 from experiment.training.loop import TrainingLoop
 
 

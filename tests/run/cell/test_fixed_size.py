@@ -77,7 +77,7 @@ def test_random_controls_of_a_cascade_start_from_the_one_ticket(write: Any, smal
 
 @pytest.mark.usefixtures("own")
 def test_keep_ratios_may_be_left_out_where_no_method_asks_for_one(write: Any, small: dict[str, Any]) -> None:
-    missing = "spacing is required and missing: the keep ratios"
+    missing = "spacing: is required and missing: the keep ratios"
     del small["experiments"]["spacing"]
     small["experiments"]["methods"] = ["own_half:ENTRY", "Reference"]
     assert [cell.label for cell in cells(write(small))] == ["Reference", "Half"]

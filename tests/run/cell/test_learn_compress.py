@@ -18,7 +18,7 @@ from experiment.main import main
 from experiment.report import write_report
 from experiment.run.disk.store import Directories
 from experiment.run.grid.plan import Machine, plan_experiment
-from experiment.run.preflight import look_before_running
+from experiment.run.preflight import check_before_running
 from experiment.training.checkpoint import Checkpoint
 
 TIMES = ["seconds_compress", "seconds_retrain"]
@@ -169,9 +169,9 @@ def test_what_removes_nothing_learns_nothing(write: Any, lc: dict[str, Any]) -> 
     [
         ({"lc": {"step": 3}}, "lc.step: unknown key. Did you mean 'steps'?"),
         ({"lc": {"muInit": 0}}, "lc.muInit: must be greater than 0. Got 0"),
-        ({"lc": {"lrEnd": 0.1, "lrDecay": 0.9}}, "lc.lrDecay: has no effect beside lrEnd"),
-        ({"lc": {"lrEnd": 0.1, "lrMilestones": [3]}}, "lc.lrMilestones: has no effect beside lrEnd"),
-        ({"lc": {"steps": 3, "lrMilestones": [2, 3]}}, "lc.lrMilestones: must lie below steps (3)"),
+        ({"lc": {"lrEnd": 0.1, "lrDecay": 0.9}}, "lc.lrDecay: has no effect with lrEnd"),
+        ({"lc": {"lrEnd": 0.1, "lrMilestones": [3]}}, "lc.lrMilestones: has no effect with lrEnd"),
+        ({"lc": {"steps": 3, "lrMilestones": [2, 3]}}, "lc.lrMilestones: must be below steps (3)"),
         ({"lc": {"muInit": 2, "muCap": 1}}, "lc.muCap: must be at least muInit (2). Got 1."),
         ({"rewind": "weights"}, "experiments.rewind: has no effect in mode lc"),
         ({"retrainIterations": 1}, "experiments.retrainIterations: has no effect in mode lc"),
@@ -188,5 +188,5 @@ def test_several_processes_for_one_network_are_refused(write: Any, lc: dict[str,
     machine = Machine("cpu", processes=2)
     plan = plan_experiment(load(write(lc)), machine)
     places = Directories(in_tmp / "results", in_tmp / "trained", in_tmp / "datasets")
-    (problem,) = look_before_running(plan, places, machine).problems
+    (problem,) = check_before_running(plan, places, machine).problems
     assert "experiments.mode: lc trains every network in one process" in problem

@@ -86,7 +86,7 @@ def test_a_composition_is_called_what_its_schemes_are(write: Any, small: dict[st
         ("Compose", "StructurePrune + SVD", False),
         ("Compose", "StructurePrune + SVD", False),
     ]
-    with pytest.raises(ConfigError, match=r"a second method with the label 'Prune \+ WT'. Give one of them a `label`"):
+    with pytest.raises(ConfigError, match=r"a second method with the label 'Prune \+ WT'. Give one of them another"):
         cells(write, small, compose(PRUNE, {"name": "WT"}), compose(PRUNE, {"name": "ThresNet"}))
     named = cells(write, small, compose(PRUNE, {"name": "WT"}), compose(PRUNE, {"name": "WT"}, label="again"))
     assert list(dict.fromkeys(c.label for c in named)) == ["Prune + WT", "again"]

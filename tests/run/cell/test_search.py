@@ -200,8 +200,8 @@ def test_a_run_with_report_beside_a_method_of_its_own_size(
     path = write(small)
     assert main([str(path), "--plan"]) == 0
     said = capsys.readouterr().out
-    assert "2 retraining a network" in said
-    assert "loses at most 3 points of validation top-1, 4 networks a cell at most, from keep 0.01 on" in said
+    assert "2 retraining per network" in said
+    assert "loses at most 3 points of validation top-1, at most 4 networks per cell, smallest keep 0.01" in said
     assert "2 epochs of training, at most 10 of retraining" in said
     assert main([str(path), "--plan=json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -359,19 +359,19 @@ MODE = "experiments.search: needs mode retrain, retrain-rewind or lc, where ever
         ({"mode": "cascade"}, MODE),
         ({"mode": "cascade-rewind"}, MODE),
         ({"mode": "train"}, "experiments.search: has no effect in mode train"),
-        ({"spacing": [GRID]}, "experiments.search: stands in the place of spacing"),
-        ({"retrainIterations": 1}, "experiments.retrainIterations: has no effect beside search"),
+        ({"spacing": [GRID]}, "experiments.search: cannot be combined with spacing"),
+        ({"retrainIterations": 1}, "experiments.retrainIterations: has no effect with search"),
         ({"search": {"loss": 1}}, "experiments.search.loss: unknown key."),
         ({"search": {"accuracyLoss": 1}}, "experiments.search.accuracyLoss: must be less than 1. Got 1"),
         ({"search": {"samples": 0}}, "experiments.search.samples: must be at least 1. Got 0."),
         ({"search": {"smallest": 0}}, "experiments.search.smallest: must be greater than 0. Got 0"),
-        ({"methods": ["Reference"]}, "experiments.search: has no effect: there is no method whose size"),
+        ({"methods": ["Reference"]}, "experiments.search: has no effect: no method has a size"),
         (
             {"methods": [{"name": "Prune", "settings": {"density": 0.1}}]},
-            "experiments.search: has no effect: there is no method whose size",
+            "experiments.search: has no effect: no method has a size",
         ),
         ({"methods": [{"name": "WT", "settings": {"wrong": 1}}]}, "experiments.methods[0].settings.wrong"),
-        ({"search": None}, "experiments: spacing is required and missing"),
+        ({"search": None}, "experiments.spacing: is required and missing"),
     ],
 )
 def test_what_is_wrong_is_told_once(write: Any, small: dict[str, Any], change: dict[str, Any], told: str) -> None:

@@ -9,12 +9,12 @@ import pytest
 
 from experiment.config import load
 from experiment.errors import ConfigError
-from experiment.run.grid.plan import ExperimentPlan, Machine, plan_experiment
+from experiment.run.grid.hardware import Machine
+from experiment.run.grid.plan import ExperimentPlan, plan_experiment
 
 
 def grid(path: Path, *overrides: str) -> ExperimentPlan:
-    base = load(path) if overrides else None
-    return plan_experiment(load(path, overrides), Machine("cpu"), base=base)
+    return plan_experiment(load(path, overrides), Machine("cpu"))
 
 
 def keys(plan: ExperimentPlan) -> list[str]:
@@ -114,7 +114,7 @@ def test_recalibration_without_effect_or_a_label_of_its_own_is_refused(write: An
     with pytest.raises(ConfigError) as caught:
         grid(write(small))
     assert len(caught.value.problems) == 2
-    assert "methods[0].recalibrate: recalibrate has no effect: Fake leaves" in caught.value.problems[0]
+    assert "methods[0].recalibrate: recalibrate has no effect: Fake does" in caught.value.problems[0]
     assert "second method with the label 'SVD'" in caught.value.problems[1]
 
 
@@ -209,12 +209,6 @@ def test_unknown_names_are_listed_and_hide_nothing(write: Any, small: dict[str, 
     assert set(plan.unavailable) == {("", "KnownNet"), ("", "ALSD")}
     assert "small.yaml:" in plan.problems[1]
     assert "Did you mean 'ALDS'?" in plan.problems[1]
-
-
-def test_an_optimizer_that_does_not_exist_is_an_error_of_the_file(write: Any, small: dict[str, Any]) -> None:
-    small["training"]["optimizer"] = "SDG"
-    with pytest.raises(ConfigError, match=r"training\.optimizer: unknown optimizer 'SDG'\. Did you mean 'SGD'"):
-        grid(write(small))
 
 
 def test_two_methods_with_one_label_are_refused(write: Any, small: dict[str, Any]) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from experiment.config import load
-from experiment.main import main
-from experiment.run.grid.plan import Machine
-from experiment.run.grid.resources import Resources, resources_of
-from experiment.run.session import Options, _num_workers
+from experiment.run.cell.context import Context
+from experiment.run.disk.store import Directories, Store
+from experiment.run.grid.hardware import Machine, Resources, resources_of
+from experiment.run.grid.plan import Chain
+from experiment.run.session import Options, _announcement, _num_workers
+from experiment.run.workers.queue import Work
 
 
 @pytest.mark.parametrize(
@@ -73,11 +76,11 @@ def test_workers_on_this_machine(
     )
 
 
-@pytest.mark.usefixtures("no_plots", "quick_workers")
 @pytest.mark.parametrize(("cores", "warned"), [(1, True), (2, False)])
-def test_more_threads_than_cores_are_said(
-    write: Any, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any, cores: int, warned: bool
-) -> None:
+def test_more_threads_than_cores_are_announced(monkeypatch: pytest.MonkeyPatch, cores: int, warned: bool) -> None:
     monkeypatch.setattr("experiment.run.session.usable_cores", lambda: cores)
-    assert main([str(write(small)), "-j", "2"]) == 0
-    assert ("2 threads on 1 core slow each other down: a smaller -j is faster" in capsys.readouterr().err) == warned
+    folders = Directories(Path("results"), Path("networks"), Path("datasets"))
+    context = Context(Store(Path("small")), folders, Machine("cpu"), 1, Resources(1, 0))
+    lines = list(_announcement([Work(0, "0-a", cast(Chain, None), None, 1, ())], 2, [context]))
+    assert lines[0] == "0 cells to compute on cpu, 2 workers with 1 thread"
+    assert lines[1:] == ["  2 threads on 1 core slow each other down: use a smaller -j"] * warned

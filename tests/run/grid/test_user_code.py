@@ -16,8 +16,9 @@ from experiment.errors import ConfigError
 from experiment.methods import METHODS
 from experiment.methods.configure import MethodSpec, configure
 from experiment.registry import MethodEntry, resolve
-from experiment.run.grid.keys import named
-from experiment.run.grid.lookup import method_key, resolve_names
+from experiment.run.grid.hardware import Machine
+from experiment.run.grid.keys import method_key, named
+from experiment.run.grid.plan import plan_experiment
 from experiment.user_code import code_in, source_hash, sources_of
 
 PACKAGE = {  # which of these files `pack.net` depends on: those that say so
@@ -79,12 +80,12 @@ def test_what_runs_is_what_keys_were_made_of(package: Path, write: Any, small: d
         (package / f"runs/{name}.py").write_text(text)
     small["network"]["name"] = "runs.a:B"
     file = load(write(small))
-    resolve_names(file, file.variants[0])
+    plan_experiment(file, Machine("cpu"))
     assert resolve("runs.a:B") == 1
     kept = resolve("runs.c:C")
     (package / "runs/b.py").write_text("B = 1234567\n")
     assert resolve("runs.a:B") == 1  # as long as the keys are those of the code as it was
-    resolve_names(file, file.variants[0])
+    plan_experiment(file, Machine("cpu"))
     assert resolve("runs.a:B") == 1234567
     assert resolve("runs.c:C") is kept
     for name in [name for name in sys.modules if name.partition(".")[0] == "runs"]:
@@ -139,7 +140,7 @@ def test_code_that_a_setting_must_name_and_that_is_not_there(write: Any, small: 
     small["experiments"]["methods"] = [wrong, compose]
     file = load(write(small))
     with pytest.raises(ConfigError) as caught:
-        resolve_names(file, file.variants[0])
+        plan_experiment(file, Machine("cpu"))
     assert [problem.split(": ", 1)[1] for problem in caught.value.problems] == [
         "experiments.methods[0].settings.method: cannot find the module 'nowhere'. Is it installed, or in the working "
         "directory?",

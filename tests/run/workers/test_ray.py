@@ -209,7 +209,7 @@ def test_a_cell_that_fits_no_node_is_refused(write: Any, own: dict[str, Any], in
 def test_shares_of_a_gpu_are_handed_out_and_their_processes_used_once(cluster: Any) -> None:
     import ray
 
-    from experiment.run.grid.resources import Resources
+    from experiment.run.grid.hardware import Resources
     from experiment.run.workers.ray_pool import as_task
 
     def probe() -> tuple[int, str, float]:

@@ -232,7 +232,8 @@ def test_what_the_first_process_finds_wrong_ends_the_others_too(
     ("setting", "more", "part"),
     [
         ("numEpoch", [], "Did you mean 'numEpochs'?"),
-        ("numEpochs", ["--executor", "processes"], "torchrun's 2 processes train each network together"),
+        ("numEpochs", ["-j", "2"], "not with torchrun, whose 2 processes train one network at a time"),
+        ("numEpochs", ["--executor", "processes"], "not with torchrun, whose 2 processes train one network at a time"),
     ],
 )
 def test_a_wrong_file_or_call_ends_every_process_with_2_and_is_told_once(

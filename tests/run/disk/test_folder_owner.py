@@ -42,7 +42,7 @@ def test_writers_and_readers_refuse_the_folder_of_another_file(
 ) -> None:
     first, second = write(small), write(small, other)
     folder = leave_results(first)
-    said = f"{folder}: holds the results of another parameter file, {first}, "
+    said = f"{folder}: contains the results of another parameter file, {first}, "
     with pytest.raises(StoreError) as caught:
         write_parameters(folder, load(second), folder / "lock")
     assert said in str(caught.value)
@@ -60,7 +60,7 @@ def test_writers_and_readers_refuse_the_folder_of_another_file(
 def test_one_call_refuses_two_files_that_would_share_a_folder(write: Any, small: dict[str, Any], capsys: Any) -> None:
     first, second = write(small), write(small, "small.yaml")
     assert main([str(first), str(second), "--plan"]) == 2
-    assert f"{second}: its results would lie in" in (error := capsys.readouterr().err)
+    assert f"{second}: its results would be in" in (error := capsys.readouterr().err)
     assert str(first) in error
     assert main([str(first), str(first), "--plan"]) == 0
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from experiment.config import Training
-from experiment.run.grid.resolved import Precision, resolved_channels_last, resolved_precision, training_key
+from experiment.run.grid.hardware import Machine, Precision, resolved_channels_last, resolved_precision
+from experiment.run.grid.keys import training_key
 
 
 def block(**settings: Any) -> Training:
@@ -31,13 +32,13 @@ def block(**settings: Any) -> Training:
 def test_what_is_left_open(
     settings: dict[str, Any], kind: str, auto: Precision, precision: str, channels_last: bool
 ) -> None:
-    training = block(**settings)
-    assert resolved_precision(training, auto) == precision
-    assert resolved_channels_last(training, kind, auto) == channels_last
+    training, machine = block(**settings), Machine(kind, auto=auto)
+    assert resolved_precision(training, machine) == precision
+    assert resolved_channels_last(training, machine) == channels_last
 
 
 def key(**settings: Any) -> dict[str, Any]:
-    return training_key(block(**settings), "cpu", "fp32")
+    return training_key(block(**settings), Machine("cpu"))
 
 
 def test_keys_know_what_it_came_to_and_not_how() -> None:
