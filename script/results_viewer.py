@@ -14,7 +14,14 @@ import argparse
 from pathlib import Path
 
 from experiment.errors import ExperimentError
-from experiment.report import find_experiments, latex_table, markdown_table, read_source, write_report
+from experiment.report import (
+    LabelStyles,
+    find_experiments,
+    latex_table,
+    markdown_table,
+    read_source,
+    write_report,
+)
 from experiment.report.notebook import in_notebook, show_pictures, stop
 
 parser = argparse.ArgumentParser(
@@ -47,8 +54,9 @@ for folder in folders:
         problems.append(str(error))
         continue
     frames.append(source.results)
-    print(f"\n{folder}\n\nPrune potential: {arguments.quantity} removed in percent (and times smaller)\n")
-    print(markdown_table(source.results, arguments.quantity, names=source.setting("network_names")))
+    styles = LabelStyles(source.parameters.network_names)
+    print(f"\n{folder}\n\nPrune potential: {arguments.quantity} removed in percent (and how many times smaller)\n")
+    print(markdown_table(source.results, arguments.quantity, styles=styles))
     print(f"\n  report  {report.markdown}\n          {report.html}\n  table   {report.table}")
     print(f"  plots   {folder / 'plots'}: {len(report.plots)} files")
     for plot in report.main_plots:

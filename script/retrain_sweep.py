@@ -47,7 +47,7 @@ if not sweeps:
 # %% Draw each, and print its table: shares removed in percent, mean over networks
 deltas = [points / 100 for points in arguments.deltas]
 for source in sweeps:
-    epochs = source.setting("training", "numEpochs")
+    epochs = source.parameters.training.num_epochs
     try:
         table = retrain_sweep(source.results, epochs, deltas, arguments.quantity)
         figure = plot_retrain_sweep(source.results, epochs, quantity=arguments.quantity, deltas=deltas)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -17,30 +15,6 @@ from experiment.errors import ExperimentError, StoreError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ("results_viewer", "retrain_sweep", "load_networks")
-
-
-@pytest.fixture(scope="session")
-def synthetic() -> Any:
-    path = ROOT / "tests" / "report" / "synthetic.py"
-    spec = importlib.util.spec_from_file_location("synthetic", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a script from an empty working directory; returns what it printed, or raises SystemExit."""
-    monkeypatch.chdir(tmp_path)
-
-    def run_script(name: str, *arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-        runpy.run_path(str(ROOT / "script" / f"{name}.py"), run_name="__main__")
-        return capsys.readouterr().out
-
-    return run_script
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

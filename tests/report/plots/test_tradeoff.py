@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiment.errors import ConfigError
-from experiment.report import plot_tradeoff
+from experiment.report import LabelStyles, plot_tradeoff
 from experiment.report.plots.figure import save_figure
 from experiment.report.plots.label_styles import COLORS
 
@@ -93,11 +93,11 @@ def test_known_labels_keep_their_looks_and_all_looks_differ(synthetic: Any) -> N
 def test_names_and_colours_of_the_parameter_file(synthetic: Any) -> None:
     results = synthetic.frame(synthetic.grid(("ALDS", "SVD"), nets=1))
     names, colors = {"ALDSNet": "Ours", "SVD": "$\\ell_2$"}, {"ALDS": "red", "SVDNet": "no such colour"}
-    figure = plot_tradeoff(results, names=names, colors=colors, close_up=False)
+    figure = plot_tradeoff(results, styles=LabelStyles(names, colors), close_up=False)
     lines = curves(figure)
     assert lines["Ours"].get_color() == "red"
     assert lines["$\\ell_2$"].get_color() in COLORS
-    broken = plot_tradeoff(results, names={"SVD": "$\\nothing{$ and _x"}, close_up=False)
+    broken = plot_tradeoff(results, styles=LabelStyles({"SVD": "$\\nothing{$ and _x"}), close_up=False)
     broken.savefig(io.BytesIO(), format="png")  # mathematics that matplotlib cannot read is drawn as text
 
 
@@ -134,7 +134,7 @@ def test_nothing_finished_gives_an_empty_picture(synthetic: Any) -> None:
 
 def test_several_variants_or_networks_must_be_chosen_from(synthetic: Any) -> None:
     sweep = synthetic.frame(synthetic.sweep(("ALDS",), nets=1))
-    with pytest.raises(ConfigError, match=r"6 variants: name one of 'retraining.startEpoch=0'"):
+    with pytest.raises(ConfigError, match=r"6 variants. Select one of 'retraining.startEpoch=0'"):
         plot_tradeoff(sweep)
     with pytest.raises(ConfigError, match=r"no variant 'x'"):
         plot_tradeoff(sweep, variant="x")
