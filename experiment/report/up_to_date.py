@@ -19,13 +19,13 @@ ENDINGS = (".pdf", ".png")
 FORMAT = 3
 
 
-def made_from(folder: Path, kinds: Sequence[Callable[..., Any]] | None = None) -> str:
+def made_from(folder: Path, kinds: Sequence[Callable[..., Any]]) -> str:
     """A hash of everything that a report depends on: files of the experiment, its path, and the code of the report.
 
     Args:
-        kinds: kinds of plots to draw, if not all.
+        kinds: the kinds of plots in the report.
     """
-    names = [] if kinds is None else [kind.__name__ for kind in kinds]
+    names = [kind.__name__ for kind in kinds]
     digest = hashlib.sha256(f"{FORMAT} {folder.as_posix()} {names} {metadata.version('matplotlib')}".encode())
     own = sorted(path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".html"))
     for path in [*(folder / name for name in INPUTS), *own]:

@@ -10,6 +10,7 @@ from experiment.files import remove_all, write_whole
 from experiment.report.document import Document, Picture, Section, Text
 from experiment.report.html import render_html
 from experiment.report.markdown import render_markdown
+from experiment.report.plots import gallery
 from experiment.report.plots.figure import plot_files, save_figure
 from experiment.report.plots.gallery import Kind, plots_of
 from experiment.report.plots.label_styles import LabelStyles
@@ -67,10 +68,10 @@ def write_report(folder: Path | str, kinds: Sequence[Kind] | None = None) -> Rep
     folder = Path(folder)
     require_experiment(folder)
     with Store(folder).held("report", "writes this report"):
-        return _written(folder, kinds)
+        return _written(folder, gallery.GALLERY if kinds is None else kinds)
 
 
-def _written(folder: Path, kinds: Sequence[Kind] | None) -> Report:
+def _written(folder: Path, kinds: Sequence[Kind]) -> Report:
     drawn = stamped_plots(folder, made_from(folder, kinds))
     if drawn is not None:
         return Report(drawn, *(folder / name for name in OUTPUTS))
@@ -96,7 +97,7 @@ def _written(folder: Path, kinds: Sequence[Kind] | None) -> Report:
     return report
 
 
-def _snapshot(folder: Path, kinds: Sequence[Kind] | None) -> tuple[str, Source]:
+def _snapshot(folder: Path, kinds: Sequence[Kind]) -> tuple[str, Source]:
     """The files of an experiment as they were at one moment, and their stamp, although others may rewrite them."""
     while True:
         stamp = made_from(folder, kinds)
