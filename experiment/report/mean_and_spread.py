@@ -24,21 +24,18 @@ def summarize(results: DataFrame) -> DataFrame:
 
     Returns: the columns of GROUP, `keep_target`, `cells` (number of averaged cells), `nets` (number of networks),
         `complete` (False if other rows of the label average more cells, or other labels more networks), and for every
-        averaged column c: c, c_std (sample standard deviation, NaN for one cell), c_min, c_max.
+        averaged column c: c and c_std (sample standard deviation, NaN for one cell).
     """
     import pandas as pd
 
     keys = [*GROUP, "keep_target"]
     cells = compressed(results)
     if cells.empty:
-        extra = [f"{column}{end}" for column in AVERAGED for end in ("", "_std", "_min", "_max")]
+        extra = [f"{column}{end}" for column in AVERAGED for end in ("", "_std")]
         return pd.DataFrame(columns=[*keys, "cells", "nets", "complete", *extra])
     grouped = cells.groupby(keys, sort=False, dropna=False)
     parts: list[Any] = [grouped.size().rename("cells"), grouped["net"].nunique().rename("nets")]
-    for column in AVERAGED:
-        of_column = grouped[column]
-        parts += [of_column.mean(), of_column.std().rename(f"{column}_std")]
-        parts += [of_column.min().rename(f"{column}_min"), of_column.max().rename(f"{column}_max")]
+    parts += [grouped[AVERAGED].mean(), grouped[AVERAGED].std().add_suffix("_std")]
     summary: DataFrame = pd.concat(parts, axis=1).reset_index()
     most_cells = summary.groupby(GROUP)["cells"].transform("max")
     most_nets = summary.groupby(SETTING)["nets"].transform("max")

@@ -38,14 +38,10 @@ def made_from(folder: Path, kinds: Sequence[Callable[..., Any]]) -> str:
 
 
 def stamped_plots(folder: Path, source: str) -> list[Path] | None:
-    """The plots of the report made from `source`; None if there is no such report, or a file is missing or cut off."""
-    stamp = _read(folder)
-    plots = [folder / "plots" / name for name in stamp["plots"]]
-    try:
-        same = stamp["made_from"] == source and stamp["bytes"] == _sizes(folder, plots)
-    except OSError:
-        return None
-    return plots if same else None
+    """The plots of the report made from `source`; None if there is no such report, or one of its files is missing."""
+    plots, files = own_plots(folder), [folder / name for name in OUTPUTS]
+    whole = all(path.is_file() for path in [*plots, *files])
+    return plots if whole and _read(folder)["made_from"] == source else None
 
 
 def own_plots(folder: Path) -> list[Path]:
@@ -56,8 +52,7 @@ def own_plots(folder: Path) -> list[Path]:
 def write_stamp(folder: Path, source: str | None, plots: Sequence[Path]) -> None:
     """Record which plots belong to the report and what it was made from (None while it is being written)."""
     names = [path.name for path in plots]
-    sizes = [] if source is None else _sizes(folder, plots)
-    stamp = {"format": FORMAT, "made_from": source, "plots": names, "bytes": sizes}
+    stamp = {"format": FORMAT, "made_from": source, "plots": names}
     write_whole(folder / "plots" / NAME, json_text(stamp, indent=1) + "\n")
 
 
@@ -68,11 +63,7 @@ def _read(folder: Path) -> dict[str, Any]:
         names = stamp["plots"]
         plain = all(name == Path(name).name and name.endswith(ENDINGS) for name in names)
         if stamp["format"] == FORMAT and plain:
-            return {"made_from": stamp["made_from"], "plots": names, "bytes": stamp["bytes"]}
+            return {"made_from": stamp["made_from"], "plots": names}
     except (OSError, StoreError, KeyError, TypeError, AttributeError):
         pass
-    return {"made_from": None, "plots": [], "bytes": []}
-
-
-def _sizes(folder: Path, plots: Sequence[Path]) -> list[int]:
-    return [path.stat().st_size for path in [*plots, *(folder / name for name in OUTPUTS)]]
+    return {"made_from": None, "plots": []}

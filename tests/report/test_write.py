@@ -127,10 +127,10 @@ def test_a_report_that_is_up_to_date_is_left_alone(synthetic: Any, tmp_path: Pat
     first.table.unlink()
     assert write_report(folder, [empty]) == first
     assert {path: path.read_bytes() for path in contents} == contents
-    for path in (first.html, first.plots[0], folder / "plots" / up_to_date.NAME):
-        path.write_bytes(path.read_bytes()[:-9])
-        assert write_report(folder, [empty]) == first
-        assert {path: path.read_bytes() for path in contents} == contents
+    stamp = folder / "plots" / up_to_date.NAME
+    stamp.write_bytes(stamp.read_bytes()[:-9])
+    assert write_report(folder, [empty]) == first
+    assert {path: path.read_bytes() for path in contents} == contents
     synthetic.write_experiment(folder, synthetic.grid(("ALDS",), nets=1, keeps=(0.5, 0.4, 0.3)))
     write_report(folder, [empty])
     assert first.markdown.read_bytes() != contents[first.markdown]

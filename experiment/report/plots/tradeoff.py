@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 Scale = Literal["linear", "log"]
 Metric = Literal["top1", "top5", "loss", "top1_before_retraining"]
-Band = Literal["std", "range"]
 Limits = tuple[float | None, float | None]
 Edges = tuple[float, float, float]  # mean, lower and upper edge of a band, in units of the axis
 CLOSE_UP_POINTS = 5.0  # percentage points below the reference that the close-up shows
@@ -44,24 +43,21 @@ def plot_tradeoff(
     metric: Metric = "top1",
     *,
     variant: str | None = None,
-    band: Band = "std",
     scale: Scale = "linear",
     keep_limits: Limits = (None, None),
-    close_up: bool | None = None,
     styles: LabelStyles | None = None,
     note: str = "",
 ) -> Figure:
-    """Draw one curve per label: the mean over networks and repetitions at every keep ratio, with a band.
+    """Draw one curve per label: the mean over networks and repetitions at every keep ratio.
 
-    Points lie at the *achieved* size. The reference network is a dashed line with its own band.
+    Points lie at the *achieved* size; bands are one sample standard deviation wide in each direction. The reference
+    network is a dashed line. If curves fall far, a second panel shows the first five points below it.
 
     Args:
         results: rows of results.csv, of one network and dataset.
         variant: the variant to draw; may be omitted if there is only one.
-        band: `std` (plus and minus one sample standard deviation) or `range` (smallest to largest).
         scale: `linear` shows the share removed, `log` the share kept on a logarithmic axis.
         keep_limits: smallest and largest keep ratio on the x axis.
-        close_up: whether to add a panel of the first five points below the reference. By default, if curves fall far.
         styles: names and colors of labels.
         note: text for the second line of the title, such as the mode.
 
@@ -78,12 +74,12 @@ def plot_tradeoff(
     keep = keep_column(quantity)
     chosen, styles = select_variant(results, variant), styles or LabelStyles()
     points = _drawable(summarize(chosen), keep, metric)
-    reference = _reference(chosen, metric, band)
-    wide = _falls_far(points, metric, reference) if close_up is None else close_up and metric != "loss"
+    reference = _reference(chosen, metric)
+    wide = _falls_far(points, metric, reference)
     figure, panels = new_figure(2 if wide else 1)
     looks, entries = styles.looks(labels_of(results)), []
     for axes in panels:
-        lines = _draw_curves(axes, points, keep, metric, band, scale, looks)
+        lines = _draw_curves(axes, points, keep, metric, scale, looks)
         entries = [(line, styles.name(label)) for label, line in lines.items()]
         if reference is not None:
             entries.append((draw_reference(axes, reference[0], reference[1:]), REFERENCE_NAME))
@@ -94,7 +90,7 @@ def plot_tradeoff(
         set_panel_title(panels[0], "whole range")
         _zoom_in(panels[1], points[metric], reference)
     set_title(figure, network_on_dataset(chosen), joined(note, retraining_in_words(chosen), *variants_of(chosen)))
-    place_legend(figure, entries, _legend_title(chosen, points, band))
+    place_legend(figure, entries, _legend_title(chosen, points))
     _explain(figure, panels[0], chosen, quantity, styles, points)
     return figure
 
@@ -109,7 +105,7 @@ def _drawable(points: DataFrame, keep: str, metric: str) -> DataFrame:
 
 
 def _draw_curves(
-    axes: Axes, points: DataFrame, keep: str, metric: str, band: Band, scale: Scale, looks: dict[str, Look]
+    axes: Axes, points: DataFrame, keep: str, metric: str, scale: Scale, looks: dict[str, Look]
 ) -> dict[str, Any]:
     """One curve with a band per label; returns label -> line."""
     unit, lines = _unit(metric), {}
@@ -118,14 +114,12 @@ def _draw_curves(
         curve = curve.sort_values(keep, ascending=False)
         x = 100 * (1 - curve[keep] if scale == "linear" else curve[keep])
         y, look = unit * curve[metric], looks[str(label)]
-        low, high = unit * curve[f"{metric}_min"], unit * curve[f"{metric}_max"]
-        if band == "std":
-            std = unit * curve[f"{metric}_std"].fillna(0)
-            low, high = y - std, y + std
         lines[str(label)] = draw_curve(axes, x, y, look)
-        if bool((high > low).any()):
+        std = unit * curve[f"{metric}_std"].fillna(0)
+        if bool((std > 0).any()):
             floor = y.min() * 0.5 if metric == "loss" else 0  # a logarithmic axis has no zero
-            axes.fill_between(x, low.clip(lower=floor), high, color=look.color, alpha=alpha, linewidth=0, zorder=2)
+            low, high = (y - std).clip(lower=floor), y + std
+            axes.fill_between(x, low, high, color=look.color, alpha=alpha, linewidth=0, zorder=2)
     return lines
 
 
@@ -133,12 +127,12 @@ def _unit(metric: str) -> float:
     return 1.0 if metric == "loss" else 100.0
 
 
-def _reference(results: DataFrame, metric: str, band: Band) -> Edges | None:
+def _reference(results: DataFrame, metric: str) -> Edges | None:
     values = references(results)["top1" if metric.startswith("top1") else metric].dropna() * _unit(metric)
     if values.empty:
         return None
     mean, std = float(values.mean()), float(values.std()) if len(values) > 1 else 0.0
-    return (mean, mean - std, mean + std) if band == "std" else (mean, float(values.min()), float(values.max()))
+    return mean, mean - std, mean + std
 
 
 def _label_axes(axes: Axes, quantity: str, metric: str, scale: Scale, limits: Limits, keeps: Series[float]) -> None:
@@ -146,7 +140,8 @@ def _label_axes(axes: Axes, quantity: str, metric: str, scale: Scale, limits: Li
 
     smallest, largest = limits if limits[0] != limits[1] else (None, None)
     least = float(keeps.min()) if len(keeps) else math.nan
-    axes.set_ylabel(METRICS[metric] + ("" if metric == "loss" else " (%)"))
+    label = METRICS[metric].replace(" before", "\nbefore")  # too long for one line
+    axes.set_ylabel(label if metric == "loss" else f"{label} (%)")
     name = capitalized(QUANTITIES[quantity])
     if scale == "linear":
         axes.set_xlabel(f"{name} removed (%)")
@@ -186,15 +181,14 @@ def _maybe_log_loss(axes: Axes, losses: Series[float]) -> None:
         axes.set_ylabel(f"{METRICS['loss']}, logarithmic")
 
 
-def _legend_title(results: DataFrame, points: DataFrame, band: Band) -> str:
+def _legend_title(results: DataFrame, points: DataFrame) -> str:
     cells = compressed(results)
     nets, repetitions = cells["net"].nunique(), cells["repetition"].nunique()
     averaged = f"{nets} network{'s' if nets != 1 else ''}"
     averaged += f" × {repetitions} repetitions" if repetitions > 1 else ""  # noqa: RUF001
     if not len(points) or points["cells"].max() <= 1:
         return averaged
-    spread = "± 1 std. dev." if band == "std" else "smallest to largest"
-    return f"mean, band: {spread}\nof {averaged}"
+    return f"mean, band: ± 1 std. dev.\nof {averaged}"
 
 
 def _explain(
