@@ -5,11 +5,11 @@
     python script/rank_study.py param/mnist/rank/dropout.yaml       # plots/ranks-variants
     python script/rank_study.py param/mnist/rank/onelayer.yaml      # plots/onelayer
 
-Effective ranks need `experiments.measure: [rank]` in the parameter file. Runs from any folder, as a program or cell by
-cell as a notebook.
+Effective ranks need `experiments.measure: [rank]` in the parameter file. Runs from any folder, as a program or as a
+notebook (jupytext --to notebook script/rank_study.py).
 """
 
-# %% What to draw
+# %% Options
 from __future__ import annotations
 
 import argparse
@@ -51,7 +51,7 @@ parser.add_argument(
     "experiments", nargs="*", metavar="PARAM", help="parameter files, experiments' folders or folders above"
 )
 parser.add_argument("--results", type=Path, metavar="DIR", help="folder of all results (default: data/results)")
-arguments = parser.parse_args([] if in_notebook() else None)  # in a notebook: the list of arguments
+arguments = parser.parse_args([] if in_notebook() else None)  # in a notebook, edit the list
 
 LAYER_COLUMNS = ("layer", "rank", "relative_error", "relative_error_exact")
 CELL = ["variant", "label", "net", "repetition", "keep_target"]

@@ -101,7 +101,7 @@ def brute_force(cells: list[dict[str, Any]], delta: float, quantity: str, per: s
 @pytest.mark.parametrize("per", ["mean", "net"])
 def test_random_grids_against_brute_force(synthetic: Any, quantity: str, per: Any) -> None:
     random = np.random.default_rng(0)
-    for _ in range(10):
+    for _ in range(4):
         cells = [
             synthetic.cell_row(label, net, keep, repetition=repetition)
             | {"top1": random.uniform(0.85, 0.93), "keep_parameters": random.uniform(0.01, 1),
