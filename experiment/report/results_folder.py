@@ -51,11 +51,6 @@ class Source:
         """The resolved settings of a variant."""
         return next((each.parameters for each in self.variants if each.name == variant), self.parameters)
 
-    def varies(self, block: str, *keys: str) -> bool:
-        """Whether variants differ in a block of the parameter file, or in one of these keys of it (camelCase)."""
-        found = [variant.sets[block] for variant in self.variants if block in variant.sets]
-        return any(not keys or set(keys) & set(each) for each in found)
-
 
 def read_source(folder: Path) -> Source:
     """Read an experiment's folder. The table is empty if no cell has finished yet.

@@ -91,7 +91,8 @@ def test_the_markdown_has_what_a_reader_needs(written: Any) -> None:
     folder, report = written
     text = report.markdown.read_text()
     for needed in (
-        "# cifar/prune/resnet20", "**Mode**: one-shot", "SGD(lr=0.1, momentum=0.9)", "**Retraining**: 3 epochs",
+        "# cifar/prune/resnet20", "**Mode**: one-shot",
+        "optimizer=SGD(lr=0.1, momentum=0.9)", "**Retraining**: 3 epochs",
         "14 done, 1 infeasible, 1 failed", "resnet20 n1", "mean ± std", "loss ≤ 0.5 points", "packages.torch",
         "2.14.1", "git_commit", "Bytes of the smallest networks", "multiply-adds", f"folder = '{folder.as_posix()}'",
         "the smallest network has 30,000",

@@ -10,8 +10,9 @@ from experiment.report.document import Block, Code, Items, Section, Table, Text
 from experiment.report.plots.label_styles import LabelStyles
 from experiment.report.prune_potential import smallest_within
 from experiment.report.results_folder import Source
-from experiment.report.results_table import REFERENCE, compressed, labels_of, variants_of
-from experiment.report.words import numbers, settings
+from experiment.report.results_table import REFERENCE, labels_of, variants_of
+from experiment.report.words import numbers
+from experiment.report.words.settings import all_settings, settings_in_words
 from experiment.report.words.titles import joined, mode_in_words
 
 if TYPE_CHECKING:
@@ -83,24 +84,18 @@ def _facts(source: Source) -> Iterator[tuple[str, str]]:
     frame, p = source.results, source.parameters
     own = frame[frame["method"] != REFERENCE]
     if len(frame):
-        yield "Network", ", ".join(dict.fromkeys(frame["network"])) + settings.network_settings(source)
+        yield "Network", ", ".join(dict.fromkeys(frame["network"]))
         pairs = dict.fromkeys(zip(frame["dataset"], frame["dataset_test"], strict=True))
         yield "Dataset", ", ".join(f"{d}, tested on {t}" if t and t != d else str(d) for d, t in pairs)
     yield from _data(source.data)
     yield "Methods", ", ".join(_with_method(frame, label) for label in labels_of(frame))
-    yield "Method settings", settings.method_settings(source)
-    yield "Mode", mode_in_words(settings.all_settings(source), explain=True)
+    yield "Mode", mode_in_words(all_settings(source), explain=True)
     yield "Budget", f"share of the {p.experiments.budget}"
     yield "Keep ratios", ", ".join(numbers.keep(float(k)) for k in dict.fromkeys(own["keep_target"].dropna()))
-    yield "Search", settings.search(source)
     if len(frame):
         nets, repetitions = frame["net"].nunique(), own["repetition"].nunique()
         yield "Networks", f"{nets} trained" + (f", {repetitions} repetitions per cell" if repetitions > 1 else "")
-    yield "Training", settings.training(source)
-    yield "Retraining", settings.retraining(source) if len(compressed(frame)) else ""
-    yield "Penalties", settings.penalties(source)
-    yield "Distillation", settings.distillation(source)
-    yield "L-C", settings.learn_compress(source)
+    yield from settings_in_words(source)
     yield "Variants", ", ".join(filter(None, variants_of(frame)))
     yield "Seed", str(p.seed)
 

@@ -1,162 +1,77 @@
-"""The settings that determine an experiment's numbers, in a few words each."""
+"""The settings of an experiment in one line per block, with the keys of the parameter file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from experiment.config import Parameters, Penalty, Training
+from experiment.config import Parameters
+from experiment.config.schema.block import Block
 from experiment.report.results_folder import Source
-from experiment.report.results_table import compressed, prune_only
+from experiment.report.results_table import compressed, prune_only, variants_of
 from experiment.report.words import numbers
+from experiment.report.words.titles import joined
 
-DESCRIBED = (
-    "numEpochs", "batchSize", "optimizer", "optimizerKwargs", "lrSchedulers", "loss", "lossKwargs", "earlyStopEpoch",
-)  # fmt: skip
-
-
-def network_settings(source: Source) -> str:
-    """The settings of the network in parentheses; empty if there are none."""
-    given = _arguments(source.parameters.network.settings)
-    return _unless_varied(source, f" ({given})", "network", "settings") if given else ""
+ARGUMENTS = ("kwargs", "stepKwargs", "settings")  # blocks of arguments of what `type` or `name` selects
 
 
-def method_settings(source: Source) -> str:
-    """The settings of every method that has some, by label."""
-    found: dict[str, None] = {}
-    for method in source.parameters.experiments.methods:
-        settings = dict(method.settings)
-        schemes = settings.pop("schemes", None) or []
-        steps = " + ".join(map(_scheme, schemes)) if isinstance(schemes, list) else ""
-        text = ", ".join(filter(None, (steps, _arguments(settings))))
-        name = method.label or ("" if steps else method.name)
-        if text:
-            found[f"{name}: {text}" if name else text] = None
-    return "; ".join(found)
-
-
-def training(source: Source) -> str:
-    """The training of the reference networks."""
-    block = source.parameters.training
-    text = ", ".join(filter(None, (numbers.epochs([block.num_epochs]), *_parts(block).values())))
-    return _unless_varied(source, text, "training", *DESCRIBED)
-
-
-def retraining(source: Source) -> str:
-    """The amount of retraining, and how it differs from training."""
-    if prune_only(source.results):
-        return "none"
-    block = source.parameters.retraining
-    usual, own = _parts(source.parameters.training), _parts(block)
-    if uses_lc(source):  # L-C replaces the schedule
-        own["schedule"] = usual["schedule"]
-    elif block.start_epoch > 0 and not source.varies("retraining", "startEpoch"):
-        own["start"] = f"starting at epoch {block.start_epoch:g} of the schedule"
-    others = [text or f"no {name}" for name, text in own.items() if text != usual.get(name, "")]
-    epochs = numbers.epochs(sorted(set(compressed(source.results)["epochs"].dropna())))
-    return _unless_varied(source, ", ".join([epochs, *others]), "retraining", *DESCRIBED)
-
-
-def penalties(source: Source) -> str:
-    """Penalties of training and, if they differ, of retraining."""
-    usual, own = (_penalties(p.penalties) for p in (source.parameters.training, source.parameters.retraining))
-    text = usual if usual == own else f"{usual or 'none'} in training, {own or 'none'} in retraining"
-    return _unless_varied(source, text, "training", "penalties")
-
-
-def distillation(source: Source) -> str:
-    """How retraining uses the reference network's outputs."""
-    block = source.parameters.retraining.distillation
-    if block is None:
-        return ""
-    text = f"retraining also learns from the reference network's outputs: {_arguments(block.model_dump())}"
-    return _unless_varied(source, text, "retraining", "distillation")
-
-
-def uses_lc(source: Source) -> bool:
-    """Whether any network was compressed in mode lc."""
-    return any(p.experiments.mode == "lc" for p in all_settings(source))
+def settings_in_words(source: Source) -> Iterator[tuple[str, str]]:
+    """Terms and settings: those that differ from the default and, for retraining, those that differ from training."""
+    p = source.parameters
+    training, retraining = p.training.model_dump(by_alias=True), p.retraining.model_dump(by_alias=True)
+    methods = dict.fromkeys(in_words(_changed(method)) for method in p.experiments.methods if method.settings)
+    yield "Method settings", ", ".join(methods)
+    yield "Network settings", _with_variants(source, "network", in_words_of(p.network.settings), "settings")
+    yield "Training", _with_variants(source, "training", in_words_of(_changed(p.training)))
+    if not compressed(source.results).empty:
+        epochs = numbers.epochs(sorted(set(compressed(source.results)["epochs"].dropna())))
+        own = in_words_of({key: value for key, value in retraining.items() if value != training.get(key)})
+        text = "none" if prune_only(source.results) else joined(epochs, own)
+        yield "Retraining", _with_variants(source, "retraining", text)
+    if any(each.experiments.mode == "lc" for each in all_settings(source)):
+        yield "L-C", _with_variants(source, "lc", in_words_of(p.lc.model_dump(by_alias=True)))
+    if p.experiments.search is not None:
+        yield "Search", in_words_of(p.experiments.search.model_dump(by_alias=True))
 
 
 def all_settings(source: Source) -> list[Parameters]:
     """The resolved settings of every variant in the results."""
-    return [source.settings_of(variant) for variant in dict.fromkeys(source.results["variant"])] or [source.parameters]
+    return [source.settings_of(variant) for variant in variants_of(source.results)] or [source.parameters]
 
 
-def learn_compress(source: Source) -> str:
-    """The schedule of mode lc, if it is used."""
-    if not uses_lc(source):
-        return ""
-    lc = source.parameters.lc
-    later = "one epoch" if lc.iterations is None else f"{lc.iterations} minibatches"
-    first = f"{lc.counts(1)[0]} minibatches"
-    if lc.iterations is None and lc.iterations_first is None:
-        first = "five epochs"
-    mu = f"mu starts at {lc.mu_init:g} and grows by a factor of {lc.mu_multiplier:g} per step"
-    if lc.mu_init * lc.mu_multiplier ** (lc.steps - 1) > lc.mu_cap:
-        mu += f", up to {lc.mu_cap:g}"
-    at = f"at steps {_value(lc.lr_milestones)}" if lc.lr_milestones else "per step"
-    rate = f"decaying to {lc.lr_end:g} in every step" if lc.lr_end is not None else f"multiplied by {lc.decay:g} {at}"
-    steps = f"{lc.steps} compression steps: the first direct, the second after {first} of learning"
-    return _unless_varied(source, f"{steps}, each later one after {later}; {mu}; learning rate {rate}", "lc")
-
-
-def search(source: Source) -> str:
-    """The goal of the search that replaces keep ratios."""
-    block = source.parameters.experiments.search
-    if block is None:
-        return ""
-    points = f"{100 * block.accuracy_loss:g} point{'s' if block.accuracy_loss != 0.01 else ''}"
-    return (
-        f"for every method, the smallest of at most {block.samples} networks that loses at most {points} of top-1 "
-        "validation accuracy"
-    )
-
-
-def _parts(block: Training) -> dict[str, str]:
-    """What a training block says, by topic; empty where it is the default."""
-    usual_loss = block.loss == Training.model_fields["loss"].default and not block.loss_kwargs
-    schedulers = (_call(each.type, {**each.step_kwargs, **each.kwargs}) for each in block.lr_schedulers)
-    stop = block.early_stop_epoch
-    return {
-        "batches": f"batches of {block.batch_size}",
-        "optimizer": _call(block.optimizer, block.optimizer_kwargs),
-        "schedule": " + ".join(schedulers),
-        "loss": "" if usual_loss else _call(block.loss, block.loss_kwargs),
-        "early stopping": "" if stop is None else f"best validation accuracy from epoch {stop} on",
-    }
-
-
-def _penalties(found: Iterable[Penalty]) -> str:
+def in_words_of(values: Mapping[str, Any]) -> str:
+    """`batchSize=32, optimizer=SGD(lr=0.02)`: keys and values, without those that are empty."""
     texts = []
-    for penalty in found:
-        strengths = _arguments({key: v for key, v in (("l1", penalty.l1), ("l2", penalty.l2)) if v is not None})
-        layers = "all layers" if penalty.layers == ["*"] else ", ".join(penalty.layers)
-        texts.append(" ".join([strengths, *filter(None, [", ".join(penalty.how or ())]), "on", layers]))
-    return "; ".join(texts)
+    for key, value in values.items():
+        arguments = values.get(f"{key}Kwargs")
+        if arguments:
+            texts.append(f"{key}={value}({in_words_of(arguments)})")
+        elif value is not None and not (key.endswith("Kwargs") and key.removesuffix("Kwargs") in values):
+            texts.append(f"{key}={in_words(value)}")
+    return ", ".join(texts)
 
 
-def _scheme(item: object) -> str:
-    """One step of Compose: a name, or a name with settings."""
-    return _call(item.get("name"), item.get("settings") or {}) if isinstance(item, Mapping) else str(item)
-
-
-def _call(name: object, arguments: Mapping[str, Any]) -> str:
-    return f"{name}({_arguments(arguments)})" if arguments else str(name)
-
-
-def _arguments(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={_value(value)}" for key, value in values.items())
-
-
-def _value(value: object) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_value(below)}" for key, below in value.items()) + "}"
+def in_words(value: object) -> str:
+    """A value: a mapping with `type` or `name` as a call, others as in YAML."""
     if isinstance(value, list):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    return str(value)
+        return "[" + ", ".join(map(in_words, value)) + "]"
+    if not isinstance(value, Mapping):
+        return str(value)
+    rest = {key: below for key, below in value.items() if key not in ("type", "name", *ARGUMENTS)}
+    for key in ARGUMENTS:
+        rest |= value.get(key) or {}
+    name = value.get("type") or value.get("name")
+    if name is None:
+        return "{" + ", ".join(f"{key}: {in_words(below)}" for key, below in rest.items()) + "}"
+    return f"{name}({in_words_of(rest)})" if rest else str(name)
 
 
-def _unless_varied(source: Source, text: str, block: str, *keys: str) -> str:
-    """The text, with a reservation if variants set what it describes."""
-    return f"{text}, unless a variant changes it" if text and source.varies(block, *keys) else text
+def _changed(block: Block) -> dict[str, Any]:
+    return block.model_dump(by_alias=True, exclude_defaults=True)
+
+
+def _with_variants(source: Source, block: str, text: str, *keys: str) -> str:
+    """The text, and the keys that variants change: by default all of the block."""
+    changed = (key for variant in source.variants for key in variant.sets.get(block, ()))
+    varied = [key for key in dict.fromkeys(changed) if key in keys or not keys]
+    return joined(text, *([f"variants change {' and '.join(varied)}"] if varied else []))

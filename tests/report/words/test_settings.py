@@ -1,4 +1,4 @@
-"""The settings that a report lists: every one that determines its numbers, and nothing that does not apply."""
+"""The settings that a report lists: everything that differs from the defaults, and nothing that does not apply."""
 
 from __future__ import annotations
 
@@ -30,72 +30,48 @@ def facts(
     return dict(items.items)
 
 
-def test_settings_that_are_not_set_are_not_listed(synthetic: Any, tmp_path: Path) -> None:
+def test_training_and_how_retraining_differs(synthetic: Any, tmp_path: Path) -> None:
     found = facts(synthetic, tmp_path, {"retraining": None})
-    assert found["Network"] == "resnet20"
     assert found["Training"] == (
-        "4 epochs, batches of 32, SGD(lr=0.02, momentum=0.9), MultiStepLR(milestones=[3], gamma=0.1)"
+        "batchSize=32, numEpochs=4, optimizer=SGD(lr=0.02, momentum=0.9), "
+        "lrSchedulers=[MultiStepLR(gamma=0.1, milestones=[3])]"
     )
     assert found["Retraining"] == "1 epoch"
-    assert {"Penalties", "Distillation", "L-C", "Method settings", "Search"}.isdisjoint(found)
-
-
-def test_retraining_lists_how_it_differs_from_training(synthetic: Any, tmp_path: Path) -> None:
-    own = {"startEpoch": 3, "batchSize": 64, "optimizerKwargs": {"lr": 0.001}, "lrSchedulers": []}
+    assert {"L-C", "Method settings", "Network settings", "Search"}.isdisjoint(found)
+    own = {"startEpoch": 3, "optimizerKwargs": {"lr": 0.001}, "lrSchedulers": [], "distillation": {"alpha": 1}}
     assert facts(synthetic, tmp_path, {"retraining": own})["Retraining"] == (
-        "1 epoch, batches of 64, SGD(lr=0.001, momentum=0.9), no schedule, starting at epoch 3 of the schedule"
+        "1 epoch, startEpoch=3, optimizerKwargs={lr: 0.001, momentum: 0.9}, lrSchedulers=[], "
+        "distillation={temperature: 4.0, alpha: 1.0}"
     )
     other = {"optimizer": "Adam", "optimizerKwargs": {"lr": 0.001}}  # does not inherit SGD's arguments
-    assert facts(synthetic, tmp_path, {"retraining": other})["Retraining"] == "1 epoch, Adam(lr=0.001)"
+    assert facts(synthetic, tmp_path, {"retraining": other})["Retraining"] == "1 epoch, optimizer=Adam(lr=0.001)"
     random = {"mode": "retrain", "rewind": "random", "methods": ["WT"], **SPACING}
     found = facts(synthetic, tmp_path, {"retraining": {"startEpoch": 3}, "experiments": random})
     assert found["Retraining"] == "1 epoch", "random weights start at the start of the schedule"
 
 
-def test_settings_of_networks_methods_penalties_and_distillation(synthetic: Any, tmp_path: Path) -> None:
+def test_settings_of_networks_methods_and_searches(synthetic: Any, tmp_path: Path) -> None:
     schemes = [{"name": "FT"}, {"name": "Quantize", "settings": {"dtype": "int8"}}]
     methods = ["WT", {"name": "Prune", "label": "P", "settings": {"density": 0.1, "ignore": ["conv1"]}},
                {"name": "Compose", "settings": {"schemes": schemes}}]  # fmt: skip
-    penalties = [{"layers": "fc*", "l1": 0.005, "how": "proximal"}, {"l2": 0.001}]
     found = facts(synthetic, tmp_path, {
         "network": {"name": "resnet20", "dataset": "CIFAR10", "outputSize": 10, "settings": {"rank": 10}},
-        "experiments": {"mode": "retrain", "methods": methods, "search": {}},
-        "training": TRAINING | {"penalties": penalties},
-        "retraining": {"distillation": {"alpha": 1}, "penalties": []},
+        "experiments": {"mode": "retrain", "methods": methods, "search": {}}, "retraining": None,
     })  # fmt: skip
-    assert found["Network"] == "resnet20 (rank=10)"
-    assert found["Method settings"] == "P: density=0.1, ignore=[conv1]; FT + Quantize(dtype=int8)"
-    assert found["Penalties"] == "l1=0.005 proximal on fc*; l2=0.001 on all layers in training, none in retraining"
-    assert found["Distillation"].endswith("temperature=4.0, alpha=1.0")
-    assert "at most 10 networks that loses at most 0.5 points" in found["Search"]
+    assert found["Network settings"] == "rank=10"
+    assert found["Method settings"] == (
+        "Prune(label=P, density=0.1, ignore=[conv1]), Compose(schemes=[FT, Quantize(dtype=int8)])"
+    )
+    assert found["Search"] == "accuracyLoss=0.005, samples=10, smallest=0.001"
 
 
-def test_the_schedule_of_lc_with_its_defaults(synthetic: Any, tmp_path: Path) -> None:
+def test_lc_lists_its_defaults_too(synthetic: Any, tmp_path: Path) -> None:
     experiments = {"mode": "lc", "methods": ["WT"], **SPACING}
-    assert facts(synthetic, tmp_path, {"retraining": {}, "experiments": experiments})["L-C"] == (
-        "30 compression steps: the first direct, the second after five epochs of learning, each later one after one "
-        "epoch; mu starts at 0.001 and grows by a factor of 1.1 per step; learning rate multiplied by 0.98 per step"
-    )
-    lc = {"steps": 6, "iterations": 40, "iterationsFirst": 80, "muInit": 1, "muMultiplier": 10, "muCap": 100,
-          "lrMilestones": [3]}  # fmt: skip
-    assert facts(synthetic, tmp_path, {"retraining": {}, "experiments": experiments, "lc": lc})["L-C"] == (
-        "6 compression steps: the first direct, the second after 80 minibatches of learning, each later one after 40 "
-        "minibatches; mu starts at 1 and grows by a factor of 10 per step, up to 100; learning rate multiplied by 0.1 "
-        "at steps [3]"
-    )
+    found = facts(synthetic, tmp_path, {"retraining": {}, "experiments": experiments, "lc": {"steps": 6}})
+    assert found["L-C"] == "steps=6, muInit=0.001, muMultiplier=1.1, muCap=10000.0, lrMilestones=[]"
 
 
-def test_settings_that_variants_change_are_marked(synthetic: Any, tmp_path: Path) -> None:
-    parameters = {"retraining": {"startEpoch": 3, "distillation": {}}}
-
-    def swept(block: str, key: str, *values: Any) -> dict[str, str]:
-        return facts(synthetic, tmp_path, parameters, (block, key), values)
-
-    found = swept("retraining", "distillation", None, {})
-    assert found["Retraining"] == "1 epoch, starting at epoch 3 of the schedule"
-    assert found["Distillation"].endswith(", unless a variant changes it")
-    assert swept("retraining", "startEpoch", 3, 2)["Retraining"] == "1 epoch", "the variants say where they start"
-    assert swept("retraining", "batchSize", 3, 2)["Retraining"].endswith(", unless a variant changes it")
-    found = swept("training", "batchSize", 3, 2)
-    assert found["Training"].endswith(", unless a variant changes it")
-    assert found["Retraining"].endswith(", unless a variant changes it"), "retraining takes it from training"
+def test_settings_that_variants_change_are_named(synthetic: Any, tmp_path: Path) -> None:
+    found = facts(synthetic, tmp_path, {"retraining": {"startEpoch": 3}}, ("training", "batchSize"), (3, 2))
+    assert found["Training"].endswith("variants change batchSize")
+    assert found["Retraining"] == "1 epoch, startEpoch=3, variants change batchSize", "it is taken from training"
