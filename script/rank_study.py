@@ -20,6 +20,7 @@ import pandas as pd
 
 from experiment.errors import ExperimentError
 from experiment.report import LabelStyles, Source, find_experiments, read_cells, read_source
+from experiment.report.label_styles import COLORS
 from experiment.report.notebook import in_notebook, show_pictures, stop
 from experiment.report.plots.curves import (
     REFERENCE_NAME,
@@ -41,7 +42,6 @@ from experiment.report.plots.figure import (
     set_title,
     small_panels,
 )
-from experiment.report.plots.label_styles import COLORS
 from experiment.report.plots.layers import typical_keeps
 from experiment.report.results_table import compressed, reference_rows
 from experiment.report.words.titles import network_on_dataset, variant_in_words

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from experiment.report.find_experiments import default_results, find_experiments
+from experiment.report.label_styles import LabelStyles
 from experiment.report.plots.compare_variants import plot_variants
 from experiment.report.plots.cost import plot_cost
-from experiment.report.plots.label_styles import LabelStyles
 from experiment.report.plots.retrain_sweep import is_retrain_sweep, plot_retrain_sweep, retrain_sweep
 from experiment.report.plots.tradeoff import plot_tradeoff
 from experiment.report.prune_potential import deltas_for, prune_potential, smallest_within

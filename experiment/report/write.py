@@ -9,11 +9,11 @@ from pathlib import Path
 from experiment.files import remove_all, write_whole
 from experiment.report.document import Document, Picture, Section, Text
 from experiment.report.html import render_html
+from experiment.report.label_styles import LabelStyles
 from experiment.report.markdown import render_markdown
 from experiment.report.plots import gallery
 from experiment.report.plots.figure import plot_files, save_figure
 from experiment.report.plots.gallery import Kind, plots_of
-from experiment.report.plots.label_styles import LabelStyles
 from experiment.report.results_folder import Source, read_source, require_experiment
 from experiment.report.up_to_date import OUTPUTS, made_from, own_plots, stamped_plots, write_stamp
 from experiment.report.words import about, findings

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from experiment.errors import ConfigError
-from experiment.report.plots.label_styles import LabelStyles
+from experiment.report.label_styles import LabelStyles
 from experiment.report.plots.tradeoff import plot_tradeoff
 from experiment.report.results_table import REFERENCE, compressed, labels_of, reference_rows, tidy, variants_of
 from experiment.report.words.titles import variant_in_words

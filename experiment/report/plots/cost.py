@@ -6,9 +6,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from experiment.errors import ConfigError
+from experiment.report.label_styles import REFERENCE_COLOR, LabelStyles
 from experiment.report.plots.curves import REFERENCE_NAME, draw_curve, draw_reference, log_ticks, plain_ticks
 from experiment.report.plots.figure import new_figure, place_legend, set_title
-from experiment.report.plots.label_styles import REFERENCE_COLOR, LabelStyles
 from experiment.report.results_table import compressed, labels_of, reference_rows, select_variant
 from experiment.report.words.titles import METRICS, joined, network_on_dataset, retraining_in_words
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from experiment.report.label_styles import COLORS, REFERENCE_COLOR, Look
 from experiment.report.plots.figure import TICK_SIZE, place_legend
-from experiment.report.plots.label_styles import COLORS, REFERENCE_COLOR, Look
 from experiment.report.words import numbers
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from experiment.report.label_styles import LabelStyles
 from experiment.report.plots.curves import REFERENCE_NAME, draw_curve, draw_reference, log_ticks, plain_ticks
 from experiment.report.plots.figure import new_figure, place_legend, set_title
-from experiment.report.plots.label_styles import LabelStyles
 from experiment.report.results_table import REFERENCE
 
 if TYPE_CHECKING:

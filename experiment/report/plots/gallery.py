@@ -8,12 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from experiment.files import safe_name
+from experiment.report.label_styles import LabelStyles
 from experiment.report.mean_and_spread import Quantity
 from experiment.report.plots.compare_variants import comparisons, plot_variants
 from experiment.report.plots.cost import latency_columns, plot_cost
 from experiment.report.plots.effective_rank import RANK_COLUMNS, plot_effective_rank, with_shares
 from experiment.report.plots.history import LC_COLUMNS, plot_convergence, plot_retraining, plot_training
-from experiment.report.plots.label_styles import LabelStyles
 from experiment.report.plots.layers import plot_layers, typical_keeps
 from experiment.report.plots.retrain_sweep import is_retrain_sweep, plot_retrain_sweep
 from experiment.report.plots.tradeoff import Metric, Scale, plot_tradeoff

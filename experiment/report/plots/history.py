@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from experiment.report.label_styles import COLORS, LabelStyles
 from experiment.report.plots.curves import draw_keep_ratios, place_keep_legend, shades_of, whole_ticks
 from experiment.report.plots.figure import (
     new_figure,
@@ -13,7 +14,6 @@ from experiment.report.plots.figure import (
     set_title,
     small_panels,
 )
-from experiment.report.plots.label_styles import COLORS, LabelStyles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

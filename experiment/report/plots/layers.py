@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from experiment import escaping
+from experiment.report.label_styles import LabelStyles
 from experiment.report.plots.figure import new_figure, set_panel_title, set_title
-from experiment.report.plots.label_styles import LabelStyles
 from experiment.report.words import numbers
 
 if TYPE_CHECKING:

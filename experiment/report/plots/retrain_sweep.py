@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from experiment.errors import ConfigError
+from experiment.report.label_styles import LabelStyles
 from experiment.report.mean_and_spread import Quantity
 from experiment.report.plots.curves import draw_curve, plain_ticks
 from experiment.report.plots.figure import new_figure, place_legend, set_panel_title, set_title
-from experiment.report.plots.label_styles import LabelStyles
 from experiment.report.prune_potential import DELTAS_RETRAINED, prune_potentials
 from experiment.report.results_table import compressed, labels_of, tidy, variants_of
 from experiment.report.words.titles import QUANTITIES, capitalized, network_on_dataset

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from experiment import escaping
 from experiment.errors import ConfigError
+from experiment.report.label_styles import LabelStyles, Look
 from experiment.report.mean_and_spread import Quantity, keep_column, summarize
 from experiment.report.plots.curves import REFERENCE_NAME, draw_curve, draw_reference, log_ticks, plain_ticks
 from experiment.report.plots.figure import new_figure, place_legend, set_panel_title, set_title
-from experiment.report.plots.label_styles import LabelStyles, Look
 from experiment.report.results_table import compressed, labels_of, references, select_variant, variants_of
 from experiment.report.words.titles import (
     METRICS,

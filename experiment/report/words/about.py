@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from experiment.report.document import Block, Code, Items, Section, Table, Text
-from experiment.report.plots.label_styles import LabelStyles
+from experiment.report.label_styles import LabelStyles
 from experiment.report.prune_potential import smallest_within
 from experiment.report.results_folder import Source
 from experiment.report.results_table import REFERENCE, labels_of, variants_of

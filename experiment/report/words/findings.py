@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from experiment.report.document import Block, Section, Table, Text
+from experiment.report.label_styles import LabelStyles
 from experiment.report.mean_and_spread import summarize
-from experiment.report.plots.label_styles import LabelStyles
 from experiment.report.prune_potential import Per
 from experiment.report.results_folder import Source
 from experiment.report.results_table import GROUP, REFERENCE, compressed, prune_only, quantized, references

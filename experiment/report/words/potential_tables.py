@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from experiment import escaping
-from experiment.report.plots.label_styles import LabelStyles
+from experiment.report.label_styles import LabelStyles
 from experiment.report.prune_potential import ROUNDING, Per, deltas_for, prune_potentials
 from experiment.report.results_table import SETTING, references
 from experiment.report.words import numbers

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from experiment.errors import ConfigError
 from experiment.report import LabelStyles, plot_tradeoff
+from experiment.report.label_styles import COLORS
 from experiment.report.plots.figure import save_figure
-from experiment.report.plots.label_styles import COLORS
 
 
 def curves(figure: Figure, panel: int = 0) -> dict[str, Any]:
