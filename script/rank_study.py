@@ -125,7 +125,7 @@ def draw_retraining(source: Source, ranks: pd.DataFrame, styles: LabelStyles) ->
     for axes, label in zip(panels, labels, strict=True):
         lines |= draw_keep_ratios(axes, means[means["label"] == label], "epoch", "share", shades, unit=100)
     label_epochs(panels, 100 * means["share"].max())
-    set_common_labels(figure, "Epoch of retraining", f"{SHARE}, mean over layers")
+    set_common_labels(figure, "Epoch of retraining", f"{SHARE},\nmean over layers")
     place_keep_legend(figure, lines)
     set_title(figure, f"{network_on_dataset(source.results)}: effective rank in retraining")
     table = 100 * means.groupby(["label", "keep_target", "epoch"], sort=False)["share"].mean().unstack("epoch")
