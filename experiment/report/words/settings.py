@@ -31,7 +31,8 @@ def settings_in_words(source: Source) -> Iterator[tuple[str, str]]:
     if any(each.experiments.mode == "lc" for each in all_settings(source)):
         yield "L-C", _with_variants(source, "lc", in_words_of(p.lc.model_dump(by_alias=True)))
     if p.experiments.search is not None:
-        yield "Search", in_words_of(p.experiments.search.model_dump(by_alias=True))
+        search = in_words_of(p.experiments.search.model_dump(by_alias=True))
+        yield "Search", f"the smallest network of every method within a loss of validation accuracy ({search})"
 
 
 def all_settings(source: Source) -> list[Parameters]:

@@ -62,7 +62,7 @@ def test_settings_of_networks_methods_and_searches(synthetic: Any, tmp_path: Pat
     assert found["Method settings"] == (
         "Prune(label=P, density=0.1, ignore=[conv1]), Compose(schemes=[FT, Quantize(dtype=int8)])"
     )
-    assert found["Search"] == "accuracyLoss=0.005, samples=10, smallest=0.001"
+    assert found["Search"].endswith("validation accuracy (accuracyLoss=0.005, samples=10, smallest=0.001)")
 
 
 def test_lc_lists_its_defaults_too(synthetic: Any, tmp_path: Path) -> None:
