@@ -1,7 +1,7 @@
-"""Text on its way out: one function for each target that it is written to.
+"""Escaping of text for its targets: terminal, CSV, JSON, LaTeX, HTML, Markdown and matplotlib.
 
-Labels, file names and messages of others' code may hold anything. What a target cannot show, or would take for a
-command, is written as an escape (`\\x1b`, `\\udce9`), or taken literally in the target's own way.
+Labels, file names and error messages may contain anything. Characters that a target cannot show are written as escapes
+(`\\x1b`, `\\udce9`); characters that it would interpret are quoted in its own syntax.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 LONGEST = 2_000  # characters of an error message
-FORMULA = "=+-@"  # a spreadsheet takes a field that begins with one of these for a formula
+FORMULA = "=+-@"  # spreadsheets interpret fields that begin with one of these as formulas
 
-_CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029"  # and lone surrogates: no text at all
-_DIRECTION = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # change the order in which what follows is shown
+_CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029"  # and lone surrogates
+_DIRECTION = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they change the direction of text
 _NO_TEXT = re.compile(f"[{_CONTROL}]")
 _UNSEEN = re.compile(f"[{_CONTROL}{_DIRECTION}]")
 _UNSEEN_OR_BREAK = re.compile(f"[\t\n{_CONTROL}{_DIRECTION}]")
@@ -45,13 +45,13 @@ _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 
 
 def unfit(text: str) -> str | None:
-    """The first control character or lone surrogate of a text (tabs and line ends are none), as an escape."""
+    """The first control character or lone surrogate of a text, escaped; tabs and line ends do not count."""
     found = _NO_TEXT.search(text)
     return None if found is None else _escape(found)
 
 
 def look(text: str) -> str:
-    """What a reader can tell a text by: equal for two that look alike in a table."""
+    """A normal form of text that is equal for texts that look alike in a table."""
     seen = (c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
     return " ".join("".join(seen).split())
 
@@ -66,17 +66,17 @@ def is_number(text: str) -> bool:
 
 
 def one_line(text: str) -> str:
-    """Text with everything that cannot be seen escaped, line ends too."""
+    """Escape all invisible characters, including line ends."""
     return _UNSEEN_OR_BREAK.sub(_escape, text)
 
 
 def lines(text: str) -> str:
-    """Text with everything that cannot be seen escaped, but for tabs and line ends, which are all `\\n`."""
+    """Escape all invisible characters except tabs and line ends; line ends become `\\n`."""
     return _UNSEEN.sub(_escape, text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def message(text: str) -> str:
-    """An error for the terminal: one line, of bounded length."""
+    """An error message for the terminal: one line of at most about LONGEST characters."""
     shown = one_line(text)
     if len(shown) <= LONGEST:
         return shown
@@ -84,25 +84,25 @@ def message(text: str) -> str:
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print one line, on the standard output if nothing else is said."""
+    """Print one escaped line, by default on the standard output."""
     print(one_line(text), file=sys.stdout if file is None else file)
 
 
 def reason(text: str) -> str:
-    """Why a cell has failed, as it is stored and put into tables: never taken for a formula."""
+    """The reason why a cell failed, for tables: a spreadsheet does not interpret it as a formula."""
     shown = lines(text)
     return f"error: {shown}" if shown.startswith(tuple(FORMULA)) else shown
 
 
 def csv_table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """A CSV file with a header; text comes back from pandas as it is, but for what is no text, which is escaped."""
+    """A CSV file with a header. pandas reads text back unchanged, except for escaped control characters."""
     written: list[str] = []
 
     class Rows:
         def write(self, line: str) -> None:
             written.append(line.removesuffix("\r\n") + "\n")
 
-    # the module quotes the characters of its line end: this one, for pandas ends rows at a lone \r too
+    # csv quotes the characters of its line terminator; pandas also ends rows at a lone \r
     writer = csv.DictWriter(Rows(), columns, lineterminator="\r\n")
     writer.writeheader()
     for row in rows:
@@ -115,7 +115,7 @@ def _csv_value(value: Any) -> Any:
 
 
 def json_text(value: Any, indent: int | None = None, *, sort_keys: bool = False) -> str:
-    """JSON in ASCII that every parser reads: a lone surrogate, which many refuse, is escaped as text."""
+    """JSON in ASCII. Lone surrogates, which many parsers reject, are escaped as text."""
     return json.dumps(_json_value(value), indent=indent, sort_keys=sort_keys)
 
 
@@ -128,15 +128,15 @@ def _json_value(value: Any) -> Any:
 
 
 def latex(text: str) -> str:
-    """Text that LaTeX sets as it is: no command, no formula."""
+    """LaTeX that prints the text literally."""
     return re.sub(r"[\\~^&%$#_{}<>|]", lambda match: _LATEX.get(match[0], "\\" + match[0]), one_line(text))
 
 
 def latex_formulas(text: str) -> str | None:
-    """The same for text in which `$...$` is mathematics; None where that is not a plain formula.
+    """LaTeX for text in which `$...$` is mathematics; None if that is not a plain formula.
 
-    Letters, digits, operators, sub- and superscripts, Greek letters, a few symbols, accents and fonts: nothing that
-    defines, reads or writes.
+    Plain formulas consist of letters, digits, operators, sub- and superscripts, Greek letters, a few symbols, accents
+    and fonts. They cannot define, read or write anything.
     """
     parts = text.split("$")
     if len(parts) % 2 == 0 or not all(map(_is_formula, parts[1::2])):
@@ -158,17 +158,17 @@ def _is_formula(text: str) -> bool:
 
 
 def html(value: Any) -> Any:
-    """What a template prints, before it is escaped for HTML (jinja2's `finalize`); markup stays as it is."""
+    """jinja2's `finalize`: escape invisible characters of text before jinja2 escapes HTML; markup is left unchanged."""
     return lines(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def markdown(text: str) -> str:
-    """Text on one line with Markdown's special characters taken literally."""
+    """Text on one line, with Markdown's special characters escaped."""
     return _MARKDOWN.sub(lambda match: _ENTITIES.get(match[0], "\\" + match[0]), one_line(" ".join(text.split())))
 
 
 def plot(text: str) -> str:
-    """Text that matplotlib can draw: mathematics that it cannot read is shown as it is written."""
+    """Text that matplotlib can draw; mathematics that it cannot parse is shown literally."""
     from matplotlib.mathtext import MathTextParser
 
     text = lines(text)
@@ -177,7 +177,7 @@ def plot(text: str) -> str:
             MathTextParser("path").parse(text)
         except ValueError:
             text = re.sub(r"(?<!\\)\$", r"\\$", text)
-    return f" {text}" if text.startswith("_") else text  # matplotlib leaves names with a leading underscore out
+    return f" {text}" if text.startswith("_") else text  # matplotlib hides names with a leading underscore
 
 
 def _escape(match: re.Match[str]) -> str:

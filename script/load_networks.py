@@ -3,11 +3,11 @@
     python script/load_networks.py                                  # the newest experiment under data/results
     python script/load_networks.py param/cifar/prune/resnet20.yaml --method ALDS --keep 0.1
 
-By default the smallest compressed network that loses at most one point of accuracy. Runs from any folder, as a
-program or cell by cell as a notebook.
+The default is the smallest compressed network that loses at most one point of accuracy. Runs from any folder, as a
+program or as a notebook (jupytext --to notebook script/load_networks.py).
 """
 
-# %% What to load
+# %% Options
 from __future__ import annotations
 
 import argparse
@@ -23,16 +23,16 @@ parser = argparse.ArgumentParser(description="Load a compressed network and its 
 parser.add_argument(
     "experiment", nargs="?", metavar="PARAM", help="parameter file or folder (default: the newest experiment)"
 )
-parser.add_argument("--results", type=Path, metavar="DIR", help="where experiments lie (default: data/results)")
-parser.add_argument("--data", type=Path, metavar="DIR", help="where datasets lie (default: data/datasets)")
-parser.add_argument("--method", metavar="LABEL", help="a label of the experiment, such as ALDS")
-parser.add_argument("--keep", type=float, metavar="RATIO", help="the nearest keep ratio is taken")
+parser.add_argument("--results", type=Path, metavar="DIR", help="folder of all results (default: data/results)")
+parser.add_argument("--data", type=Path, metavar="DIR", help="folder of all datasets (default: data/datasets)")
+parser.add_argument("--method", metavar="LABEL", help="label of a method, such as ALDS")
+parser.add_argument("--keep", type=float, metavar="RATIO", help="keep ratio; the nearest one in the results is used")
 parser.add_argument("--net", type=int, metavar="N", help="index of the network")
-parser.add_argument("--variant", help="which element of a sweep, such as retraining.startEpoch=91")
-parser.add_argument("--delta", type=float, default=1.0, metavar="POINTS", help="loss of accuracy allowed (default: 1)")
-arguments = parser.parse_args([] if in_notebook() else None)  # in a notebook: the list of arguments
+parser.add_argument("--variant", help="variant, such as retraining.startEpoch=91")
+parser.add_argument("--delta", type=float, default=1.0, metavar="POINTS", help="allowed loss of accuracy (default: 1)")
+arguments = parser.parse_args([] if in_notebook() else None)  # in a notebook, edit the list
 
-# %% Which cell
+# %% Select a cell
 try:
     folders = find_experiments([arguments.experiment] if arguments.experiment else [], arguments.results)
     if not folders:
@@ -45,7 +45,7 @@ for column, wanted in (("label", arguments.method), ("net", arguments.net), ("va
     known = ", ".join(map(str, results[column].unique()))
     results = results if wanted is None else results[(results[column] == wanted) & (results["status"] == "done")]
     if results.empty:
-        stop(f"{folder}: no finished cell with {column} {wanted}. There is: {known or 'nothing yet'}.")
+        stop(f"{folder}: no finished cell with {column} {wanted}. Available: {known or 'nothing yet'}.")
 if arguments.keep is not None:
     distance = (results["keep_target"] - arguments.keep).abs().where(results["status"] == "done")
     results = results[distance == distance.min()]
@@ -53,7 +53,7 @@ row = smallest_within(results, arguments.delta / 100)
 if row is None:
     stop(f"{folder}: no compressed network of that kind is finished yet.")
 
-# %% Load both, and test both
+# %% Load and test both networks
 data = arguments.data or default_results().parent / "datasets"
 which = {"net": int(row["net"]), "variant": row["variant"]}
 keep = None if math.isnan(row["keep_target"]) else row["keep_target"]
@@ -67,9 +67,9 @@ try:
 except ExperimentError as error:
     stop(str(error))
 
-# %% Tell
+# %% Print the comparison
 print(f"{folder}: network {row['net']:g} {row['variant']}".rstrip())
-print(f"{row['label']} at keep ratio {'of its own' if keep is None else f'{keep:.4g}'}:", end=" ")
+print(f"{row['label']} at {'its own size' if keep is None else f'keep ratio {keep:.4g}'}:", end=" ")
 print(f"{100 * row['keep_parameters']:.2f} % of the parameters, {100 * row['keep_flops']:.2f} % of the FLOPs\n")
 print(f"{'':20} {'parameters':>12} {'loss':>8} {'top1 (%)':>9} {'top5 (%)':>9}")
 sizes = {"Reference": row["parameters_reference"], row["label"]: row["parameters"]}

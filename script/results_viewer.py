@@ -1,33 +1,45 @@
-"""Draw the plots of experiments again, print their prune-potential tables and say where the files are.
+"""Update the reports of experiments, print their prune-potential tables and list the files.
 
     python script/results_viewer.py                                 # every experiment under data/results
     python script/results_viewer.py param/cifar/prune/resnet20.yaml
     python script/results_viewer.py data/results/cifar --tex all.tex
 
-Runs from any folder, as a program or cell by cell as a notebook.
+Runs from any folder, as a program or as a notebook (jupytext --to notebook script/results_viewer.py).
 """
 
-# %% What to show
+# %% Options
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
 from experiment.errors import ExperimentError
-from experiment.report import find_experiments, latex_table, markdown_table, read_source, write_report
+from experiment.report import (
+    LabelStyles,
+    find_experiments,
+    latex_table,
+    markdown_table,
+    read_source,
+    write_report,
+)
 from experiment.report.notebook import in_notebook, show_pictures, stop
 
 parser = argparse.ArgumentParser(
-    description="Draw the plots of experiments again and print their prune-potential tables.",
-    epilog="Without arguments: every experiment under data/results of the working directory, else of this repository.",
+    description="Update the reports of experiments and print their prune-potential tables.",
+    epilog="Without arguments: all experiments in data/results of the working directory, else of this repository.",
 )
 parser.add_argument(
     "experiments", nargs="*", metavar="PARAM", help="parameter files, experiments' folders or folders above"
 )
-parser.add_argument("--results", type=Path, metavar="DIR", help="where experiments lie (default: data/results)")
-parser.add_argument("--quantity", choices=("parameters", "flops", "bytes"), default="parameters", help="what it counts")
-parser.add_argument("--tex", type=Path, metavar="FILE", help="also write one LaTeX table of all these experiments")
-arguments = parser.parse_args([] if in_notebook() else None)  # in a notebook: the list of arguments
+parser.add_argument("--results", type=Path, metavar="DIR", help="folder of all results (default: data/results)")
+parser.add_argument(
+    "--quantity",
+    choices=("parameters", "flops", "bytes"),
+    default="parameters",
+    help="quantity that is removed (default: parameters)",
+)
+parser.add_argument("--tex", type=Path, metavar="FILE", help="also write one LaTeX table of all experiments")
+arguments = parser.parse_args([] if in_notebook() else None)  # in a notebook, edit the list
 
 # %% Find the experiments
 try:
@@ -37,7 +49,7 @@ except ExperimentError as error:
 if not folders:
     stop("No results yet. Run an experiment first: python -m experiment.main param/digits/prune/lenet5.yaml")
 
-# %% Draw, tabulate, tell
+# %% Write the reports and print the tables
 frames, problems = [], []
 for folder in folders:
     try:
@@ -47,15 +59,16 @@ for folder in folders:
         problems.append(str(error))
         continue
     frames.append(source.results)
-    print(f"\n{folder}\n\nPrune potential: {arguments.quantity} removed in percent (and times smaller)\n")
-    print(markdown_table(source.results, arguments.quantity, names=source.setting("network_names")))
+    styles = LabelStyles(source.parameters.network_names)
+    print(f"\n{folder}\n\nPrune potential: {arguments.quantity} removed in percent (and how many times smaller)\n")
+    print(markdown_table(source.results, arguments.quantity, styles=styles))
     print(f"\n  report  {report.markdown}\n          {report.html}\n  table   {report.table}")
     print(f"  plots   {folder / 'plots'}: {len(report.plots)} files")
     for plot in report.main_plots:
         print(f"          {plot}")
     show_pictures(report.main_plots)
 
-# %% One table of all, for a paper
+# %% One LaTeX table of all experiments
 if arguments.tex is not None and frames:
     import pandas as pd
 

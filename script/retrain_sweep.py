@@ -1,13 +1,13 @@
-"""Draw the prune potential against the amount of retraining, for experiments that sweep over it.
+"""Plot the prune potential against the amount of retraining, for experiments that sweep over it.
 
     python script/retrain_sweep.py                                  # every such experiment under data/results
     python script/retrain_sweep.py param/cifar/retrainsweep/resnet20.yaml --quantity flops
 
-Such an experiment has `customizations` of retraining.startEpoch or retraining.numEpochs in its parameter file. Runs
-from any folder, as a program or cell by cell as a notebook.
+Such experiments have `customizations` of retraining.startEpoch or retraining.numEpochs in their parameter files. Runs
+from any folder, as a program or as a notebook (jupytext --to notebook script/retrain_sweep.py).
 """
 
-# %% What to show
+# %% Options
 from __future__ import annotations
 
 import argparse
@@ -18,18 +18,23 @@ from experiment.report import find_experiments, is_retrain_sweep, plot_retrain_s
 from experiment.report.notebook import in_notebook, show_pictures, stop
 
 parser = argparse.ArgumentParser(
-    description="Draw the prune potential against the amount of retraining.",
-    epilog="Without arguments: all of them under data/results of the working directory, else of this repository.",
+    description="Plot the prune potential against the amount of retraining.",
+    epilog="Without arguments: all such experiments in data/results of the working directory, else of this repository.",
 )
 parser.add_argument(
     "experiments", nargs="*", metavar="PARAM", help="parameter files, experiments' folders or folders above"
 )
-parser.add_argument("--results", type=Path, metavar="DIR", help="where experiments lie (default: data/results)")
-parser.add_argument("--quantity", choices=("parameters", "flops"), default="parameters", help="what is removed")
+parser.add_argument("--results", type=Path, metavar="DIR", help="folder of all results (default: data/results)")
+parser.add_argument(
+    "--quantity",
+    choices=("parameters", "flops"),
+    default="parameters",
+    help="quantity that is removed (default: parameters)",
+)
 parser.add_argument(
     "--deltas", type=float, nargs="+", metavar="POINTS", default=[0, 0.5, 1, 2, 3], help="allowed losses"
 )
-arguments = parser.parse_args([] if in_notebook() else None)  # in a notebook: the list of arguments
+arguments = parser.parse_args([] if in_notebook() else None)  # in a notebook, edit the list
 
 # %% Find the sweeps
 try:
@@ -39,15 +44,15 @@ except ExperimentError as error:
 sweeps = [source for source in sources if is_retrain_sweep(source.results)]
 if not sweeps:
     stop(
-        f"None of the {len(sources)} experiments found sweeps over retraining. Expected one that has been run with at "
-        "least two customizations of retraining.startEpoch or retraining.numEpochs in its parameter file, such as "
+        f"None of the {len(sources)} experiments found sweeps over retraining. Expected results of a parameter file "
+        "with at least two customizations of retraining.startEpoch or retraining.numEpochs, such as "
         "param/cifar/retrainsweep/resnet20.yaml."
     )
 
-# %% Draw each, and print its table: shares removed in percent, mean over networks
+# %% Plot each sweep and print its table: shares removed in percent, mean over networks
 deltas = [points / 100 for points in arguments.deltas]
 for source in sweeps:
-    epochs = source.setting("training", "numEpochs")
+    epochs = source.parameters.training.num_epochs
     try:
         table = retrain_sweep(source.results, epochs, deltas, arguments.quantity)
         figure = plot_retrain_sweep(source.results, epochs, quantity=arguments.quantity, deltas=deltas)

@@ -19,7 +19,7 @@ from experiment.methods.configure import find_method
 from experiment.registry import is_import_path
 from experiment.run.cell.data import Data, transforms_of
 from experiment.run.disk.network_file import original_of, read_weights, rebuild
-from experiment.run.disk.parameters_file import PARAMETERS, owner_of, require_own
+from experiment.run.disk.parameters_file import owner_of, read_parameters, require_own
 from experiment.run.disk.read_table import read_table
 from experiment.run.disk.results_table import COLUMNS
 from experiment.run.disk.store import Store
@@ -195,17 +195,16 @@ def _rebuilt(path: Path, network: nn.Module | None, own_names: Callable[[], Coll
 
 def _network_names(path_or_param: str | Path) -> list[str]:
     """The networks of an experiment, as its parameter file calls them."""
-    return [variant.parameters.network.name for variant in load(_parameter_file(path_or_param)).variants]
+    return [parameters.network.name for _, parameters in _variants(path_or_param)]
 
 
-def _parameter_file(path_or_param: str | Path) -> Path:
-    """A parameter file, or the one in an experiment's folder."""
+def _variants(path_or_param: str | Path) -> list[tuple[str, Parameters]]:
+    """Names and settings of the variants of a parameter file, or of an experiment's folder."""
     path = Path(path_or_param)
     if path.name == "results.csv":
         path = path.parent
-    if path.is_dir():
-        path /= PARAMETERS
-    return path
+    variants = read_parameters(path).variants if path.is_dir() else load(path).variants
+    return [(variant.name, variant.parameters) for variant in variants]
 
 
 def _experiment_folder(path_or_param: str | Path, results: str | Path | None) -> Path:
@@ -244,11 +243,10 @@ def _method_name(method: str | None) -> str | None:
 
 
 def _parameters(path_or_param: str | Path, variant: str | None) -> Parameters:
-    path = _parameter_file(path_or_param)
-    variants = load(path).variants
-    chosen = [v.parameters for v in variants if variant is None or v.name == variant]
+    variants = _variants(path_or_param)
+    chosen = [parameters for name, parameters in variants if variant is None or name == variant]
     tests = {repr((p.network.dataset, p.experiments.dataset_test, transforms_of(p.training))) for p in chosen}
     if len(tests) != 1:
-        names = ", ".join(repr(v.name) for v in variants)
-        raise ConfigError(f"{path}: which variant? Got {variant!r}. Choose between: {names}.")
+        names = ", ".join(repr(name) for name, _ in variants)
+        raise ConfigError(f"{path_or_param}: which variant? Got {variant!r}. Choose one of {names}.")
     return chosen[0]

@@ -1,19 +1,19 @@
-"""AlexNet with BatchNorm behind every layer but the last, for ImageNet-like images."""
+"""AlexNet with BatchNorm after every layer but the last, for ImageNet-like images."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-_MIN_SIDE = 63  # pixels that leave something behind the last pool
+_MIN_SIDE = 63  # pixels; smaller images vanish in the pooling layers
 
 
 class AlexNetBN(nn.Module):
-    """Five convolutions and three linear layers, without biases where BatchNorm follows.
+    """Five convolutions and three linear layers, without bias if BatchNorm follows.
 
     Args:
         in_channels: channels of the images.
-        output_size: number of classes; the network gives logits.
+        output_size: number of classes; the network returns logits.
     """
 
     def __init__(self, in_channels: int, output_size: int) -> None:
@@ -54,8 +54,8 @@ def _linear(in_features: int, out_features: int) -> list[nn.Module]:
 def alexnet_bn(input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
     """AlexNet with BatchNorm: 61,110,184 parameters for ImageNet.
 
-    Source: Krizhevsky 2014, https://arxiv.org/abs/1404.5997 (the version of one column, as torchvision's `alexnet`).
-    Differs: BatchNorm (Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167) takes the place of the biases.
+    Source: Krizhevsky 2014, https://arxiv.org/abs/1404.5997 (the one-column version, like torchvision's `alexnet`).
+    Differs: BatchNorm (Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167) replaces the biases.
     """
     if min(input_shape[1:]) < _MIN_SIDE:
         raise ValueError(f"images must have at least {_MIN_SIDE} x {_MIN_SIDE} pixels.")

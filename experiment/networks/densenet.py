@@ -2,7 +2,7 @@
 
     conv1 -> dense1 trans1 -> dense2 trans2 -> dense3 -> bn relu -> mean over the grid -> fc
 
-Every layer of a dense block gets the concatenation of everything before it and adds `growth` channels; a transition
+Every layer of a dense block reads the concatenation of all earlier outputs and adds `growth` channels. A transition
 divides the number of channels by `compression` and halves the grid.
 
 Source: Huang et al. 2017, https://arxiv.org/abs/1608.06993
@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, relu
+from torch.nn.functional import avg_pool2d, relu
 
-from experiment.networks.initial_weights import he_normal
+from experiment.networks.convolutional_parts import blocks_per_stage, conv1x1, conv3x3, global_mean, he_normal
 
 
 class DenseLayer(nn.Module):
@@ -23,9 +23,9 @@ class DenseLayer(nn.Module):
     def __init__(self, in_channels: int, growth: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, 4 * growth, 1, bias=False)
+        self.conv1 = conv1x1(in_channels, 4 * growth)
         self.bn2 = nn.BatchNorm2d(4 * growth)
-        self.conv2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
+        self.conv2 = conv3x3(4 * growth, growth)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(relu(self.bn1(x)))
@@ -39,7 +39,7 @@ class Transition(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.bn = nn.BatchNorm2d(in_channels)
-        self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.conv = conv1x1(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return avg_pool2d(self.conv(relu(self.bn(x))), 2)
@@ -50,22 +50,20 @@ class DenseNet(nn.Module):
 
     Args:
         in_channels: channels of the images.
-        output_size: number of classes; the network gives logits.
+        output_size: number of classes; the network returns logits.
         depth: 6n + 4.
         growth: channels that every dense layer adds; the first convolution has twice as many.
-        compression: by how much a transition divides the channels.
+        compression: factor by which a transition divides the channels.
     """
 
     def __init__(self, in_channels: int, output_size: int, depth: int, growth: int = 12, compression: int = 2) -> None:
         super().__init__()
-        if depth < 10 or (depth - 4) % 6:
-            raise ValueError(f"depth must be 6n + 4: 10, 16, 22, .... Got {depth}.")
-        num_layers = (depth - 4) // 6
+        num_layers = blocks_per_stage(depth, 4)
         first = 2 * growth
         second = (first + num_layers * growth) // compression
         third = (second + num_layers * growth) // compression
         last = third + num_layers * growth
-        self.conv1 = nn.Conv2d(in_channels, first, 3, padding=1, bias=False)
+        self.conv1 = conv3x3(in_channels, first)
         self.dense1 = _block(first, growth, num_layers)
         self.trans1 = Transition(first + num_layers * growth, second)
         self.dense2 = _block(second, growth, num_layers)
@@ -78,8 +76,7 @@ class DenseNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.trans1(self.dense1(self.conv1(x)))
         x = self.dense3(self.trans2(self.dense2(x)))
-        x = adaptive_avg_pool2d(relu(self.bn(x)), 1)
-        logits: Tensor = self.fc(torch.flatten(x, 1))
+        logits: Tensor = self.fc(global_mean(relu(self.bn(x))))
         return logits
 
 
@@ -88,5 +85,5 @@ def _block(in_channels: int, growth: int, num_layers: int) -> nn.Sequential:
 
 
 def densenet22(input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
-    """DenseNet-BC of 22 layers, growth 12, compression 2."""
+    """DenseNet-BC with 22 layers, growth 12, compression 2."""
     return DenseNet(input_shape[0], output_size, depth=22)

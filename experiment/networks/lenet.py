@@ -1,4 +1,4 @@
-"""Networks for small images: fully connected ones, two LeNet-5 and a five-layer CNN. All give logits."""
+"""Networks for small images: fully connected networks, two LeNet-5 and a five-layer CNN. All return logits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def lenet300_100(input_shape: tuple[int, int, int], output_size: int) -> nn.Modu
 
 
 def mnist_fc(input_shape: tuple[int, int, int], output_size: int, dropout: float = 0.5) -> nn.Module:
-    """pixels-1000-1000-classes with dropout behind both hidden layers; 1,796,010 parameters for MNIST.
+    """pixels-1000-1000-classes with dropout after both hidden layers; 1,796,010 parameters for MNIST.
 
     Args:
         dropout: probability of dropping a hidden activation in training, in [0, 1].
@@ -28,18 +28,18 @@ def mnist_fc(input_shape: tuple[int, int, int], output_size: int, dropout: float
 
 
 def lenet5(input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
-    """LeNet-5 as Caffe has it: convolutions of 20 and 50 channels, 500 hidden; 431,080 parameters for MNIST.
+    """Caffe's LeNet-5: convolutions with 20 and 50 channels, 500 hidden units; 431,080 parameters for MNIST.
 
     Source: https://github.com/BVLC/caffe/tree/master/examples/mnist
-    Differs: ReLU behind the convolutions too.
+    Differs: ReLU after the convolutions, too.
     """
     return _lenet5(input_shape, (20, 50), (500, output_size), padding=0)
 
 
 def lenet5_small(input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
-    """LeNet-5: convolutions of 6 and 16 channels, 120 and 84 hidden; 61,706 parameters for MNIST.
+    """LeNet-5: convolutions with 6 and 16 channels, 120 and 84 hidden units; 61,706 parameters for MNIST.
 
-    Images below 32 pixels get a border of two zero pixels a side, which makes MNIST's 28 the paper's 32.
+    Images below 32 pixels are padded with two zero pixels on each side, so that MNIST's 28 become the paper's 32.
 
     Source: LeCun et al. 1998, http://yann.lecun.com/exdb/publis/pdf/lecun-98.pdf
     Differs: ReLU, max pooling, every channel connected to every other, a linear output layer.
@@ -51,14 +51,14 @@ def lenet5_small(input_shape: tuple[int, int, int], output_size: int) -> nn.Modu
 def cnn5(input_shape: tuple[int, int, int], output_size: int, width: int = 64) -> nn.Module:
     """Four 3x3 convolutions with BatchNorm, ReLU and max pooling, one linear layer; 1,557,066 parameters for CIFAR-10.
 
-    The convolutions have k, 2k, 4k, 8k channels. Pools are 1, 2 and 2 wide, and the last one takes the maximum over the
-    grid that is left (8 x 8 for CIFAR).
+    The convolutions have k, 2k, 4k, 8k channels. 2x2 pools follow the second and the third, and a maximum over the
+    remaining grid (8 x 8 for CIFAR) follows the last.
 
     Args:
-        width: k, the channels of the first convolution.
+        width: number k of channels of the first convolution.
 
     Source: Nakkiran et al. 2019, https://arxiv.org/abs/1912.02292
-    Differs: convolutions have no bias, which the BatchNorm behind them makes up for.
+    Differs: convolutions have no bias, because BatchNorm follows.
     """
     channels = (input_shape[0], width, 2 * width, 4 * width, 8 * width)
     pools = (None, nn.MaxPool2d(2), nn.MaxPool2d(2), nn.AdaptiveMaxPool2d(1))
@@ -75,7 +75,7 @@ def cnn5(input_shape: tuple[int, int, int], output_size: int, width: int = 64) -
 def _lenet5(
     input_shape: tuple[int, int, int], channels: tuple[int, int], features: tuple[int, ...], padding: int
 ) -> nn.Module:
-    """Two 5x5 convolutions with ReLU and 2x2 max pooling, then linear layers of `features` outputs."""
+    """Two 5x5 convolutions with ReLU and 2x2 max pooling, then linear layers with `features` outputs."""
     grid = [((side + 2 * padding - 4) // 2 - 4) // 2 for side in input_shape[1:]]
     if min(grid) < 1:
         least = 16 - 2 * padding
@@ -92,7 +92,7 @@ def _lenet5(
 
 
 def _linear_layers(widths: tuple[int, ...], dropout: float = 0.0) -> OrderedDict[str, nn.Module]:
-    """`flatten`, then linear layers `fc1`, `fc2`, ... with ReLU, and dropout where asked, between them."""
+    """`flatten`, then linear layers `fc1`, `fc2`, ... with ReLU and optional dropout in between."""
     steps: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     for i, (in_features, out_features) in enumerate(itertools.pairwise(widths), start=1):
         if i > 1:

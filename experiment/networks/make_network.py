@@ -1,4 +1,4 @@
-"""From a name and settings of a parameter file to a network that is known to fit the data."""
+"""Make a network from its name and settings, and check that it fits the data."""
 
 from __future__ import annotations
 
@@ -12,43 +12,42 @@ from experiment.errors import CompressionError, ConfigError, ExperimentError, de
 from experiment.layers.forward_pass import evaluating
 from experiment.layers.prepare_network import check_kind, computed_weights, unwrapped
 from experiment.networks import NETWORKS
-from experiment.networks.factored import NAMES, Factoring, factor, make_factoring
+from experiment.networks.low_rank_from_scratch import NAMES, Factoring, factor, make_factoring
 from experiment.registry import InputShape, is_import_path, resolve, suggestion
 
 
 def make_network(
     name: str, settings: Mapping[str, object], input_shape: tuple[int, ...], output_size: int
 ) -> nn.Module:
-    """Make a network and check that it takes the dataset's inputs and gives its outputs.
+    """Make a network and check that it accepts the dataset's inputs and returns as many outputs as there are classes.
 
     Weights are drawn from torch's default generator: call under `experiment.random_streams.seeded`.
 
     Args:
         name: a registered network, or the user's own factory as `package.module:factory`.
-        settings: keyword arguments of the factory beside `input_shape` and `output_size`; and, for every network whose
-            factory has no arguments of these names, those of `experiment.networks.factored`.
+        settings: further keyword arguments of the factory. Those of `low_rank_from_scratch.Factoring` apply to every
+            network whose factory has no arguments of these names.
         input_shape: (channels, height, width) of one input.
         output_size: number of outputs, such as classes.
 
-    Returns: the network, in training mode, giving (N, output_size) for (N, channels, height, width).
-    Raises: ConfigError: an unknown name, settings that the factory does not take, or a network that does not fit.
+    Returns: the network in training mode; it maps (N, channels, height, width) to (N, output_size).
+    Raises: ConfigError: unknown name, unknown settings, or a network that does not fit.
     """
     factory = _factory(name)
-    own, factoring = _shared_out(factory, settings)
+    own, factoring = _split(factory, settings)
     _check_arguments(name, factory, own)
     try:
         network = factory(input_shape, output_size, **own)
     except ExperimentError:
         raise
-    except Exception as error:  # the user's own code, or torch refusing a value: either way the file must change
+    except Exception as error:  # from the user's own code, or from torch
         raise ConfigError(
-            f"network '{name}' cannot be made for inputs {_shape(input_shape)}, outputSize {output_size} and settings "
-            f"{_said(own)}: {type(error).__name__}: {error}{raised_at(error)}"
+            f"network '{name}': its factory failed for inputs {_shape(input_shape)}, outputSize {output_size} and "
+            f"settings {_shown(own)}: {type(error).__name__}: {error}{raised_at(error)}"
         ) from error
     if not isinstance(network, nn.Module):
         raise ConfigError(
-            f"network '{name}' must be a torch.nn.Module. The factory returned {type(network).__name__}. "
-            f"Let it build the network and return it."
+            f"network '{name}': the factory must return a torch.nn.Module. It returned {type(network).__name__}."
         )
     network = _plain(name, network)
     _check_fit(name, network, input_shape, output_size)
@@ -60,14 +59,14 @@ def make_network(
 def _plain(name: str, network: nn.Module) -> nn.Module:
     """The network without wrappers.
 
-    Raises: ConfigError: it cannot be compressed, or does not hold its weights.
+    Raises: ConfigError: it cannot be compressed, or its weights are computed from others.
     """
     network = unwrapped(network)
     if computed := computed_weights(network):
         raise ConfigError(
-            f"network '{name}': {', '.join(computed[:8])} are computed at every use, by a mask, weight_norm or another "
-            "parametrization. Experiments train and compress networks that hold their weights. Let the factory return "
-            "experiment.layers.prepare_network.plain_copy(network)."
+            f"network '{name}': {', '.join(computed[:8])} are computed in every forward pass, by a mask, weight_norm "
+            "or another parametrization, which experiments cannot compress. Return "
+            "experiment.layers.prepare_network.plain_copy(network) from the factory."
         )
     try:
         check_kind(network)
@@ -89,16 +88,16 @@ def _factory(name: str) -> Callable[..., object]:
     factory = resolve(target)
     if not callable(factory):
         raise ConfigError(
-            f"network '{name}' must be a function (input_shape, output_size, **settings) that returns a network. "
-            f"It is {type(factory).__name__}."
+            f"network '{name}': must be a function (input_shape, output_size, **settings) that returns a network. "
+            f"Got {described(factory)}."
         )
     return factory
 
 
-def _shared_out(
+def _split(
     factory: Callable[..., object], settings: Mapping[str, object]
 ) -> tuple[dict[str, object], Factoring | None]:
-    """The factory's own settings, and those that make factors of its layers."""
+    """The settings of the factory, and those of low-rank form."""
     takes = inspect.signature(factory).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
     ours = {key for key in NAMES if key in settings and key not in takes and not takes_any}
@@ -115,8 +114,8 @@ def _check_arguments(name: str, factory: Callable[..., object], settings: Mappin
         meant = [*known, *NAMES]
         near = next((text for key in settings if key not in known and (text := suggestion(key, meant))), "")
         raise ConfigError(
-            f"network '{name}': {error}.{near} It is called with the input shape (channels, height, width), the output "
-            f"size and the settings of the file; its signature is {signature}. Got settings {_said(settings)}."
+            f"network '{name}': {error}.{near} It is called with input_shape (channels, height, width), output_size "
+            f"and the settings of the file; its signature is {signature}. Got settings {_shown(settings)}."
         ) from error
 
 
@@ -128,30 +127,30 @@ def _check_fit(name: str, network: nn.Module, input_shape: tuple[int, ...], outp
         raise
     except Exception as error:  # as above
         raise ConfigError(
-            f"network '{name}' does not take inputs {_shape(input_shape)}: {type(error).__name__}: {error}"
-            f"{raised_at(error)}. Choose one for such inputs, or transform these (transformsTrain, transformsTest)."
+            f"network '{name}': fails for inputs {_shape(input_shape)}: {type(error).__name__}: {error}"
+            f"{raised_at(error)}. Choose another network, or change the inputs (transformsTrain, transformsTest)."
         ) from error
     got, hint = f"a {type(output).__name__}", ""
     if isinstance(output, torch.Tensor):
         got, hint = _shape(output.shape), " Does it use its output_size?"
     if not isinstance(output, torch.Tensor) or output.shape != (2, output_size):
         raise ConfigError(
-            f"network '{name}' must give a tensor of shape 2 x {output_size} (2 x outputSize) for a batch of 2 inputs "
-            f"{_shape(input_shape)}. It gives {got}.{hint}"
+            f"network '{name}': must return a tensor of shape 2 x {output_size} (2 x outputSize) for a batch of 2 "
+            f"inputs {_shape(input_shape)}. It returns {got}.{hint}"
         )
     if not output.is_meta and not bool(torch.isfinite(output).all()):
-        raise ConfigError(f"network '{name}' gives NaN or infinite outputs for inputs of zeros, before any training.")
+        raise ConfigError(f"network '{name}': returns NaN or infinity for zero inputs, before any training.")
 
 
 def _example(network: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
-    """A batch of two, on the network's device."""
+    """A batch of two zero inputs on the network's device."""
     parameter = next(network.parameters(), None)
     tokens = isinstance(input_shape, InputShape) and input_shape.tokens
     device = None if parameter is None else parameter.device
     return torch.zeros(2, *input_shape, dtype=torch.int64 if tokens else None, device=device)
 
 
-def _said(settings: Mapping[str, object]) -> str:
+def _shown(settings: Mapping[str, object]) -> str:
     return "{" + ", ".join(f"{described(key)}: {described(value)}" for key, value in settings.items()) + "}"
 
 

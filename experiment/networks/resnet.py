@@ -1,35 +1,34 @@
 """Residual networks for small images such as CIFAR's.
 
-    conv1 bn1 -> layer1 (16 wide) -> layer2 (32, halved grid) -> layer3 (64, halved again) -> mean over the grid -> fc
+    conv1 bn1 -> layer1 (16 wide) -> layer2 (32, half the grid) -> layer3 (64, a quarter) -> mean over the grid -> fc
 
-Source: He et al. 2016, https://arxiv.org/abs/1512.03385, section 4.2: depth = 6n + 2, n blocks a layer.
-Differs: where a block changes width or grid, its shortcut is a strided 1x1 convolution with BatchNorm (the paper's
-option B; its CIFAR networks use option A). From depth 44 on the blocks are bottlenecks of three convolutions, as in
-torchprune, so that `resnet44`, `resnet56` and `resnet110` have 9n + 2 = 65, 83 and 164 layers: the last is what the
-literature calls ResNet-164.
+Source: He et al. 2016, https://arxiv.org/abs/1512.03385, section 4.2: depth = 6n + 2, n blocks per stage.
+Differs: if a block changes width or grid, its shortcut is a strided 1x1 convolution with BatchNorm (option B of the
+paper; its CIFAR networks use option A). From depth 44 on, blocks are bottlenecks of three convolutions, as in
+torchprune: `resnet44`, `resnet56` and `resnet110` have 9n + 2 = 65, 83 and 164 layers. The last one is called
+ResNet-164 in the literature.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, relu
+from torch.nn.functional import relu
 
-from experiment.networks.initial_weights import he_normal
+from experiment.networks.convolutional_parts import blocks_per_stage, conv1x1, conv3x3, global_mean, he_normal
 
 _BOTTLENECK_FROM_DEPTH = 44
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut: y = relu(x' + bn2(conv2(relu(bn1(conv1(x)))))), x' = shortcut of x."""
+    """Two 3x3 convolutions and a shortcut; the first convolution has the stride."""
 
     expansion = 1
 
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, stride=stride, padding=1, bias=False)
+        self.conv1 = conv3x3(in_channels, width, stride)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.conv2 = conv3x3(width, width)
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = _shortcut(in_channels, width, stride)
 
@@ -40,18 +39,18 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 down to `width`, 3x3, 1x1 up to 4 * `width`, around a shortcut; the stride is the 3x3 convolution's."""
+    """1x1 down to `width`, 3x3 with the stride, 1x1 up to 4 * `width`, and a shortcut."""
 
     expansion = 4
 
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
         out_channels = width * self.expansion
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.conv1 = conv1x1(in_channels, width)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.conv2 = conv3x3(width, width, stride)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.conv3 = conv1x1(width, out_channels)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.downsample = _shortcut(in_channels, out_channels, stride)
 
@@ -65,42 +64,38 @@ class Bottleneck(nn.Module):
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
-    )
+    return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
 
 class ResNet(nn.Module):
-    """A residual network of three layers with n = (depth - 2) / 6 blocks each.
+    """A residual network of three stages with n = (depth - 2) / 6 blocks each.
 
     Args:
         in_channels: channels of the images.
-        output_size: number of classes; the network gives logits.
-        depth: 6n + 2; bottleneck blocks from 44 on.
+        output_size: number of classes; the network returns logits.
+        depth: 6n + 2; blocks are bottlenecks from 44 on.
     """
 
     def __init__(self, in_channels: int, output_size: int, depth: int) -> None:
         super().__init__()
-        if depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"depth must be 6n + 2: 8, 14, 20, .... Got {depth}.")
+        num_blocks = blocks_per_stage(depth, 2)
         block = BasicBlock if depth < _BOTTLENECK_FROM_DEPTH else Bottleneck
-        num_blocks = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.conv1 = conv3x3(in_channels, 16)
         self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _layer(block, 16, 16, num_blocks, stride=1)
-        self.layer2 = _layer(block, 16 * block.expansion, 32, num_blocks, stride=2)
-        self.layer3 = _layer(block, 32 * block.expansion, 64, num_blocks, stride=2)
+        self.layer1 = _stage(block, 16, 16, num_blocks, stride=1)
+        self.layer2 = _stage(block, 16 * block.expansion, 32, num_blocks, stride=2)
+        self.layer3 = _stage(block, 32 * block.expansion, 64, num_blocks, stride=2)
         self.fc = nn.Linear(64 * block.expansion, output_size)
         he_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = relu(self.bn1(self.conv1(x)))  # (N, 16, H, W)
         x = self.layer3(self.layer2(self.layer1(x)))  # (N, 64 or 256, H / 4, W / 4)
-        logits: Tensor = self.fc(torch.flatten(adaptive_avg_pool2d(x, 1), 1))
+        logits: Tensor = self.fc(global_mean(x))
         return logits
 
 
-def _layer(
+def _stage(
     block: type[BasicBlock] | type[Bottleneck], in_channels: int, width: int, num_blocks: int, stride: int
 ) -> nn.Sequential:
     first = block(in_channels, width, stride)
@@ -108,25 +103,25 @@ def _layer(
 
 
 def resnet20(input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
-    """ResNet-20, basic blocks: 272,474 parameters and 40.81 M multiply-adds for CIFAR-10."""
+    """ResNet-20 with basic blocks: 272,474 parameters and 40.81 M multiply-adds for CIFAR-10."""
     return ResNet(input_shape[0], output_size, depth=20)
 
 
 def resnet32(input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
-    """ResNet-32, basic blocks: 466,906 parameters for CIFAR-10."""
+    """ResNet-32 with basic blocks: 466,906 parameters for CIFAR-10."""
     return ResNet(input_shape[0], output_size, depth=32)
 
 
 def resnet44(input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
-    """7 bottleneck blocks a layer (65 layers)."""
+    """7 bottleneck blocks per stage (65 layers)."""
     return ResNet(input_shape[0], output_size, depth=44)
 
 
 def resnet56(input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
-    """9 bottleneck blocks a layer (83 layers)."""
+    """9 bottleneck blocks per stage (83 layers)."""
     return ResNet(input_shape[0], output_size, depth=56)
 
 
 def resnet110(input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
-    """18 bottleneck blocks a layer (164 layers)."""
+    """18 bottleneck blocks per stage (164 layers)."""
     return ResNet(input_shape[0], output_size, depth=110)

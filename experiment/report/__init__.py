@@ -1,16 +1,20 @@
-"""Results into tables and pictures: reads an experiment's folder, never trains. Importing this is cheap."""
+"""Tables, plots and reports from results folders; never trains. Importing this loads neither pandas nor matplotlib."""
 
 from __future__ import annotations
 
+from experiment.report.find_experiments import default_results, find_experiments
+from experiment.report.label_styles import LabelStyles
 from experiment.report.plots.compare_variants import plot_variants
 from experiment.report.plots.cost import plot_cost
 from experiment.report.plots.retrain_sweep import is_retrain_sweep, plot_retrain_sweep, retrain_sweep
 from experiment.report.plots.tradeoff import plot_tradeoff
-from experiment.report.prune_potential import deltas_for, latex_table, markdown_table, prune_potential, smallest_within
-from experiment.report.results_folder import Source, default_results, find_experiments, read_source
+from experiment.report.prune_potential import deltas_for, prune_potential, smallest_within
+from experiment.report.results_folder import Source, read_cells, read_source
+from experiment.report.words.potential_tables import latex_table, markdown_table
 from experiment.report.write import Report, write_report
 
 __all__ = [
+    "LabelStyles",
     "Report",
     "Source",
     "default_results",
@@ -24,6 +28,7 @@ __all__ = [
     "plot_tradeoff",
     "plot_variants",
     "prune_potential",
+    "read_cells",
     "read_source",
     "retrain_sweep",
     "smallest_within",

@@ -1,4 +1,4 @@
-"""What a report consists of, whether it becomes Markdown or HTML."""
+"""The parts of a report, independent of Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Items:
-    """A list; an item of two parts is a term and what it means."""
+    """A list of terms and their explanations."""
 
     items: Sequence[tuple[str, str]]
     kind: str = "items"
@@ -25,7 +25,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of plain text; columns from the second on are numbers unless `words` is set."""
+    """A table of plain text. All columns but the first are right-aligned, unless `words` is set."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -35,7 +35,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot: `path` is its PNG; a PDF of the same name stands beside it."""
+    """A plot: `path` is its PNG, next to a PDF of the same name."""
 
     path: Path
     caption: str
@@ -44,7 +44,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Code:
-    """A few lines of Python."""
+    """Python code."""
 
     text: str
     kind: str = "code"
@@ -55,7 +55,7 @@ Block = Text | Items | Table | Picture | Code
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what stands below it; `folded` ones open on a click where the format can do that."""
+    """A heading and its content; in HTML, `folded` sections open on a click."""
 
     title: str
     blocks: Sequence[Block]

@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: pictures inline, no requests, every text escaped."""
+"""A report as one self-contained HTML file: pictures are embedded, all text is escaped."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from experiment.escaping import html
 from experiment.report.document import Document
 from experiment.report.plots.figure import DPI
 
-PIXELS_AN_INCH = 96  # of a page, by CSS
+PIXELS_PER_INCH = 96  # CSS
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_html(document: Document) -> str:
-    """The document as HTML; the PNGs of its pictures are read and embedded."""
+    """The document as HTML, with the PNGs of its pictures."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -33,6 +33,6 @@ def _embedded(path: Path) -> str:
 
 
 def _width(path: Path) -> int:
-    """Of a PNG in pixels of a page: one scale for all pictures, so that their fonts are of one size."""
+    """The width of a PNG in CSS pixels: all pictures have the same scale, so that their fonts have the same size."""
     pixels = int.from_bytes(path.read_bytes()[16:20], "big")
-    return round(pixels / DPI * PIXELS_AN_INCH)
+    return round(pixels / DPI * PIXELS_PER_INCH)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from experiment.escaping import lines as visible
@@ -11,7 +11,7 @@ from experiment.report.document import Block, Code, Document, Items, Picture, Se
 
 
 def render_markdown(document: Document, folder: Path) -> str:
-    """The document as GitHub-flavoured Markdown; pictures are linked relative to `folder`."""
+    """The document as GitHub-flavoured Markdown; links to pictures are relative to `folder`."""
     lines = ["<!-- format 1 -->", f"# {markdown(document.title)}", ""]
     for section in document.sections:
         lines += _section(section, folder)
@@ -29,9 +29,9 @@ def _block(block: Block, folder: Path) -> Iterator[str]:
     if isinstance(block, Items):
         yield from (f"- **{markdown(term)}**: {markdown(meaning)}" for term, meaning in block.items)
     elif isinstance(block, Table):
-        yield _row(block.header)
-        yield _row(["---" if place == 0 or block.words else "---:" for place in range(len(block.header))], raw=True)
-        yield from (_row(row) for row in block.rows)
+        yield _row(map(markdown, block.header))
+        yield _row("---" if place == 0 or block.words else "---:" for place in range(len(block.header)))
+        yield from (_row(map(markdown, row)) for row in block.rows)
     elif isinstance(block, Picture):
         path = block.path.relative_to(folder)
         pdf = path.with_suffix(".pdf").as_posix()
@@ -44,6 +44,5 @@ def _block(block: Block, folder: Path) -> Iterator[str]:
         yield markdown(block.text)
 
 
-def _row(cells: object, raw: bool = False) -> str:
-    assert isinstance(cells, (list, tuple))
-    return "| " + " | ".join(cell if raw else markdown(cell) for cell in cells) + " |"
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

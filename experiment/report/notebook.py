@@ -1,4 +1,4 @@
-"""What scripts do otherwise when they run cell by cell in a notebook: show pictures, and end with an error."""
+"""Scripts that also run cell by cell in a notebook: show plots inline, and end with an error, not with the kernel."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from experiment.errors import ExperimentError
 
 
 def in_notebook() -> bool:
-    """Whether this code runs in a notebook's kernel."""
+    """Whether this code runs in a notebook."""
     return "ipykernel" in sys.modules
 
 
 def show_pictures(paths: Iterable[Path]) -> None:
-    """Show PNG files below the cell that runs; nothing outside notebooks."""
+    """Show PNG files below the running cell; does nothing outside a notebook."""
     if not in_notebook():
         return
-    shown = importlib.import_module("IPython.display")  # which a notebook has, and a program need not
+    display = importlib.import_module("IPython.display")  # not a dependency: only notebooks need it
     for path in paths:
-        shown.display(shown.Image(filename=str(path)))
+        display.display(display.Image(filename=str(path)))
 
 
 def stop(text: str) -> NoReturn:
-    """End a script: a program with the text and status 1, a notebook's cell with an error, so that its kernel stays."""
+    """End a script with a message and exit status 1; in a notebook, raise an error, and the kernel stays."""
     if in_notebook():
         raise ExperimentError(text)
     sys.exit(text)

@@ -1,4 +1,4 @@
-"""The report of an experiment: every file that is made from its folder alone."""
+"""Write the report of an experiment: plots, report.md, report.html and table.tex, from its folder alone."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from pathlib import Path
 from experiment.files import remove_all, write_whole
 from experiment.report.document import Document, Picture, Section, Text
 from experiment.report.html import render_html
+from experiment.report.label_styles import LabelStyles
 from experiment.report.markdown import render_markdown
+from experiment.report.plots import gallery
 from experiment.report.plots.figure import plot_files, save_figure
-from experiment.report.plots.gallery import plots_of
-from experiment.report.plots.label_styles import Naming, naming_of
-from experiment.report.prune_potential import latex_table
+from experiment.report.plots.gallery import Kind, plots_of
 from experiment.report.results_folder import Source, read_source, require_experiment
 from experiment.report.up_to_date import OUTPUTS, made_from, own_plots, stamped_plots, write_stamp
 from experiment.report.words import about, findings
+from experiment.report.words.potential_tables import latex_table
+from experiment.run.disk.store import Store
 from experiment.run.signals import raise_if_stopped
 
 MAIN = "tradeoff-top1-parameters"
@@ -24,7 +26,7 @@ MAIN = "tradeoff-top1-parameters"
 
 @dataclass(frozen=True)
 class Report:
-    """The files that were written.
+    """The files of a report.
 
     Attributes:
         plots: PDF and PNG of every plot.
@@ -38,85 +40,85 @@ class Report:
 
     @property
     def main_plots(self) -> list[Path]:
-        """The PNGs to look at first: the summary of a sweep over retraining, variants compared, or trade-offs."""
+        """The PNGs to look at first: of a retraining sweep, else of compared variants, else of trade-offs."""
         pngs = [path for path in self.plots if path.suffix == ".png"]
         sweeps = [path for path in pngs if path.stem == "sweep-parameters"]
         compared = [path for path in pngs if path.stem.startswith("compare-")]
-        return (
-            sweeps
-            or compared
-            or [path for path in pngs if path.stem.startswith(MAIN) and not path.stem.endswith("-log")]
-        )
+        tradeoffs = [path for path in pngs if path.stem.startswith(MAIN) and not path.stem.endswith("-log")]
+        return sweeps or compared or tradeoffs
 
 
-def write_report(folder: Path | str) -> Report:
-    """Draw the plots and write report.md, report.html and table.tex of the experiment in `folder` from its files alone.
+def write_report(folder: Path | str, kinds: Sequence[Kind] | None = None) -> Report:
+    """Draw the plots and write report.md, report.html and table.tex of an experiment.
 
-    Works at any moment: with some cells done, with none, or with all failed. Plots of an earlier report that have no
-    place in this one are removed, and a report that is up to date is left as it is. Of several processes one writes at
-    a time, from what the others have left until then.
+    Works at any time: with some cells finished, with none, or with all failed. Plots of an earlier report that are not
+    part of this one are removed; a report that is up to date is not written again. If several processes write the same
+    report, one of them does so at a time.
 
-    Raises: StoreError: the folder is no experiment's, or a file in it is damaged.
+    Args:
+        folder: the experiment's folder.
+        kinds: kinds of plots to draw, entries of `gallery.GALLERY`; by default all.
+
+    Raises: StoreError: this is no experiment's folder, or one of its files is damaged.
+
+    Example:
+        >>> write_report("data/results/digits/prune/lenet5").html
+        PosixPath('data/results/digits/prune/lenet5/report.html')
     """
     folder = Path(folder)
     require_experiment(folder)
-    from experiment.run.disk.store import Store  # only here: it brings the schema of parameter files with it
-
     with Store(folder).lock("report", "writes this report"):
-        return _written(folder)
+        return _written(folder, gallery.GALLERY if kinds is None else kinds)
 
 
-def _written(folder: Path) -> Report:
-    stamp = made_from(folder)
-    drawn = stamped_plots(folder, stamp)
+def _written(folder: Path, kinds: Sequence[Kind]) -> Report:
+    drawn = stamped_plots(folder, made_from(folder, kinds))
     if drawn is not None:
         return Report(drawn, *(folder / name for name in OUTPUTS))
-    stamp, source = _snapshot(folder)
-    naming = naming_of(source.parameters)
+    stamp, source = _snapshot(folder, kinds)
+    styles = LabelStyles(source.parameters.network_names, source.parameters.network_colors)
     earlier = own_plots(folder)
     plots: list[Path] = []
     pictures = []
-    for stem, caption, figure in plots_of(source, naming):
-        raise_if_stopped()  # libraries lose an interruption that meets them at the wrong moment
-        files = plot_files(folder / "plots" / stem)
+    for plot in plots_of(source, styles, kinds):
+        raise_if_stopped()  # plotting libraries may swallow an interruption
+        files = plot_files(folder / "plots" / plot.stem)
         plots += files
-        write_stamp(
-            folder, None, list(dict.fromkeys([*earlier, *plots]))
-        )  # first: what a kill leaves is a report's, too
-        save_figure(figure, folder / "plots" / stem)
-        pictures.append(Picture(files[-1], caption))
+        write_stamp(folder, None, list(dict.fromkeys([*earlier, *plots])))  # first: so that a killed report is removed
+        save_figure(plot.draw(), folder / "plots" / plot.stem)
+        pictures.append(Picture(files[-1], plot.caption))
     remove_all(set(earlier) - set(plots))
-    document = _document(source, naming, pictures)
+    document = _document(source, styles, pictures)
     report = Report(plots, *(folder / name for name in OUTPUTS))
     write_whole(report.markdown, render_markdown(document, folder))
     write_whole(report.html, render_html(document))
-    write_whole(report.table, latex_table(source.results, names=naming.names))
+    write_whole(report.table, latex_table(source.results, styles=styles))
     write_stamp(folder, stamp, plots)
     return report
 
 
-def _snapshot(folder: Path) -> tuple[str, Source]:
-    """The files of an experiment as they were at one moment, although others may rewrite them, and their stamp."""
+def _snapshot(folder: Path, kinds: Sequence[Kind]) -> tuple[str, Source]:
+    """The files of an experiment as they were at one moment, and their stamp, although others may rewrite them."""
     while True:
-        stamp = made_from(folder)
+        stamp = made_from(folder, kinds)
         source = read_source(folder)
-        if made_from(folder) == stamp:
+        if made_from(folder, kinds) == stamp:
             return stamp, source
 
 
-def _document(source: Source, naming: Naming, pictures: Sequence[Picture]) -> Document:
-    tables = list(findings.every_keep_ratio(source, naming))
-    heading = Section("Every keep ratio", [Text("A table a method; the same numbers stand in results.csv.")])
-    found = (
+def _document(source: Source, styles: LabelStyles, pictures: Sequence[Picture]) -> Document:
+    tables = list(findings.every_keep_ratio(source, styles))
+    heading = Section("All keep ratios", [Text("One table per method; results.csv has the same numbers.")])
+    sections = (
         about.what_was_run(source),
         findings.reference_networks(source),
-        findings.potential(source, naming),
+        findings.potential(source, styles),
         Section("Plots", pictures or [Text("Nothing to draw yet.")]),
-        about.what_failed(source, naming),
+        about.what_failed(source, styles),
         *([heading, *tables] if tables else []),
-        findings.bytes_of_smallest(source, naming),
+        findings.bytes_of_smallest(source, styles),
         about.how_to_load(source),
         about.environment(source),
         about.definitions(),
     )
-    return Document(source.name, [section for section in found if section is not None])
+    return Document(source.name, [section for section in sections if section is not None])

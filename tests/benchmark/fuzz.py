@@ -35,7 +35,7 @@ from experiment.errors import ExperimentError
 from experiment.layers.build import build
 from experiment.layers.plan import Factors, Kept, Plan
 from experiment.networks.make_network import make_network
-from experiment.report.results_folder import read_source
+from experiment.report.results_table import read_results
 from experiment.run.disk.load_weights import load_given
 from experiment.run.disk.network_file import save_weights
 from experiment.run.disk.results_table import COLUMNS, LATENCY, read_measurement
@@ -214,7 +214,7 @@ def targets(folder: Path) -> dict[str, Target]:
         "parameter file": Target(folder / "small.yaml", parameters, _text, read_param),
         "results.csv": Target(
             experiment / "results.csv", [list(row), *[list(row.values())] * 3], _csv,
-            lambda: (load_results(experiment), read_source(experiment)),
+            lambda: (load_results(experiment), read_results(experiment / "results.csv")),
         ),
         "checkpoint": Target(
             folder / "checkpoint.pt", checkpoint, saved, lambda: read_checkpoint(folder / "checkpoint.pt")

@@ -23,6 +23,7 @@ from pathlib import Path
 import yaml
 
 from experiment import load_results
+from experiment.report.plots.gallery import GALLERY
 from experiment.report.up_to_date import made_from, stamped_plots
 
 METHODS = ["WT", "FT", "ALDS", "SVD"]
@@ -92,7 +93,7 @@ def report_faults(folder: Path) -> list[str]:
     text = (folder / "report.md").read_text() if (folder / "report.md").is_file() else ""
     linked = re.findall(r"\(<([^>]+)>\)", text)
     faults += [f"{name} is linked and not there" for name in linked if not (folder / name).is_file()]
-    if not linked or stamped_plots(folder, made_from(folder)) is None:
+    if not linked or stamped_plots(folder, made_from(folder, GALLERY)) is None:
         faults.append("the report is not that of the last table")
     if left := [path.name for path in folder.rglob(".*.partial*")]:
         faults.append(f"left behind: {left}")

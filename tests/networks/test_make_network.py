@@ -109,7 +109,7 @@ def test_shape_and_outputs_are_no_settings(key: str) -> None:
 
 def test_bad_value() -> None:
     text = problem("mnist_fc", {"dropout": 1.5}, (1, 28, 28))
-    assert "'mnist_fc' cannot be made for inputs 1 x 28 x 28, outputSize 10 and settings {'dropout': 1.5}" in text
+    assert "'mnist_fc': its factory failed for inputs 1 x 28 x 28, outputSize 10 and settings {'dropout': 1.5}" in text
     assert "dropout probability has to be between 0 and 1" in text
 
 
@@ -122,7 +122,7 @@ def test_too_small_images_name_the_least(name: str, side: int) -> None:
 
 def test_inputs_that_do_not_fit() -> None:
     text = problem("alexnet", {}, (3, 32, 32))
-    assert "network 'alexnet' does not take inputs 3 x 32 x 32: RuntimeError" in text
+    assert "network 'alexnet': fails for inputs 3 x 32 x 32: RuntimeError" in text
     assert "transform" in text
 
 
@@ -130,14 +130,14 @@ def test_users_mistakes(user_module: str) -> None:
     assert "returned NoneType" in problem(f"{user_module}:forgets_to_return", {})
     text = problem(f"{user_module}:ignores_outputs", {})
     assert "shape 2 x 10" in text
-    assert "It gives 2 x 1000" in text
-    assert problem(f"{user_module}:Features", {}).endswith("It gives a dict.")
+    assert "It returns 2 x 1000" in text
+    assert problem(f"{user_module}:Features", {}).endswith("It returns a dict.")
     line = 1 + USER_MODULE.split("\n").index('        raise RuntimeError("boom")')
     assert "RuntimeError: boom (" in (text := problem(f"{user_module}:Broken", {}))
     assert f"{user_module}.py:{line})" in text
-    assert "gives NaN or infinite outputs" in problem(f"{user_module}:NotANumber", {})
+    assert "returns NaN or infinity" in problem(f"{user_module}:NotANumber", {})
     assert "KeyError: 'width'" in problem(f"{user_module}:breaks", {})
-    assert "It is int" in problem(f"{user_module}:number", {})
+    assert "Got 3" in problem(f"{user_module}:number", {})
     assert "Did you mean 'make'?" in problem(f"{user_module}:mkae", {})
     assert "cannot import 'no_such_module_anywhere'" in problem("no_such_module_anywhere:make", {})
 
@@ -160,7 +160,7 @@ def test_impossible_depth(depth: int) -> None:
 
 
 def test_torchvision_wants_three_channels() -> None:
-    assert "takes images of 3 channels. Got 1" in problem("resnet18", {}, (1, 64, 64))
+    assert "requires images with 3 channels. Got 1" in problem("resnet18", {}, (1, 64, 64))
 
 
 def test_pretrained_contradictions() -> None:

@@ -14,6 +14,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from experiment.config import load
+from experiment.run.disk.parameters_file import write_parameters
+
 KEEPS = tuple(round(0.8 * (0.02 / 0.8) ** (i / 8), 6) for i in range(9))
 METHODS = ("WT", "FT", "SVD", "SVD-Energy", "SVD-Error", "ALDS")
 MANY = (*METHODS, "PCA", "PFP", "L-Rank", "SNIP", "SiPP", "ThiNet", "Messi3", "ALDS+")
@@ -118,14 +121,22 @@ def write_experiment(
     cells: bool = False,
     change: Callable[[Row], Row] | None = None,
 ) -> Path:
-    """Write an experiment's folder: table, parameters, environment and, with `cells`, layers and histories."""
+    """Write an experiment's folder: table, parameters, environment and, with `cells`, layers and histories.
+
+    Args:
+        parameters: blocks of the parameter file that replace those of `parameters_of`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     header = list(reference_row(0)) if not rows else list(rows[0])
     with (folder / "results.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, header)
         writer.writeheader()
         writer.writerows(change(row) if change else row for row in rows)
-    (folder / "parameters.yaml").write_text(yaml.safe_dump(parameters_of() | (parameters or {})))
+    file = folder / "own.yaml"
+    file.write_text(yaml.safe_dump(parameters_of() | (parameters or {})))
+    (folder / "parameters.yaml").unlink(missing_ok=True)
+    write_parameters(folder, load(file), folder / "lock")
+    file.unlink()
     environment = {
         "format": 1,
         "python": "3.12.1",
@@ -141,13 +152,14 @@ def write_experiment(
 
 
 def parameters_of() -> Row:
-    """What parameters.yaml holds: camelCase, includes merged, no defaults."""
+    """A parameter file, as an experiment's author writes it."""
     return {
         "network": {"name": "resnet20", "dataset": "CIFAR10", "outputSize": 10},
         "training": {"numEpochs": 182, "batchSize": 128, "optimizer": "SGD",
                      "optimizerKwargs": {"lr": 0.1, "momentum": 0.9}},
         "retraining": {"startEpoch": 182},
-        "experiments": {"methods": list(METHODS), "mode": "retrain", "numNets": 3},
+        "experiments": {"methods": list(METHODS), "mode": "retrain", "numNets": 3,
+                        "spacing": [{"type": "manual", "values": [0.5]}]},
     }  # fmt: skip
 
 

@@ -13,7 +13,17 @@ import pandas as pd
 import pytest
 
 from experiment.errors import ConfigError
-from experiment.report import deltas_for, latex_table, markdown_table, prune_potential, smallest_within, write_report
+from experiment.report import (
+    LabelStyles,
+    deltas_for,
+    latex_table,
+    markdown_table,
+    prune_potential,
+    read_source,
+    smallest_within,
+    write_report,
+)
+from experiment.report.plots.gallery import plots_of
 from experiment.report.words import numbers
 
 
@@ -91,7 +101,7 @@ def brute_force(cells: list[dict[str, Any]], delta: float, quantity: str, per: s
 @pytest.mark.parametrize("per", ["mean", "net"])
 def test_random_grids_against_brute_force(synthetic: Any, quantity: str, per: Any) -> None:
     random = np.random.default_rng(0)
-    for _ in range(10):
+    for _ in range(4):
         cells = [
             synthetic.cell_row(label, net, keep, repetition=repetition)
             | {"top1": random.uniform(0.85, 0.93), "keep_parameters": random.uniform(0.01, 1),
@@ -123,12 +133,12 @@ def test_bytes_of_quantized_weights_are_counted_in_their_own_bits(synthetic: Any
 
 
 def test_reports_show_bytes_where_weights_are_quantized(synthetic: Any, tmp_path: Path) -> None:
-    report = write_report(synthetic.write_experiment(tmp_path / "i8", quantized_to_int8(synthetic)))
-    text = report.markdown.read_text()
+    source = read_source(synthetic.write_experiment(tmp_path / "i8", quantized_to_int8(synthetic)))
+    assert "tradeoff-top1-bytes" in [plot.stem for plot in plots_of(source, LabelStyles())]
+    text = write_report(source.folder, []).markdown.read_text()
     assert text.count("| Bytes of values removed (%) |") == 2, "by mean and by network"
-    assert "tradeoff-top1-bytes.png" in text
     plain = synthetic.write_experiment(tmp_path / "fp32", synthetic.grid(("WT",), nets=1, keeps=(0.5,)))
-    assert "ytes of values" not in write_report(plain).markdown.read_text()
+    assert "ytes of values" not in write_report(plain, []).markdown.read_text()
 
 
 def test_only_finished_cells_count_and_missing_ones_are_told(synthetic: Any) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from experiment.errors import ConfigError, StoreError
 from experiment.report import default_results, find_experiments, read_source
-from experiment.report.mean_and_spread import references, summarize
-from experiment.report.results_folder import read_cells, tidy
+from experiment.report.mean_and_spread import summarize
+from experiment.report.results_folder import read_cells
+from experiment.report.results_table import references, tidy
 
 
 def test_text_stays_text_and_numbers_are_numbers(synthetic: Any, tmp_path: Path) -> None:
@@ -74,8 +75,7 @@ def test_cells_files_are_found_by_their_key(synthetic: Any, tmp_path: Path) -> N
 def test_settings_and_the_name_of_an_experiment(synthetic: Any, tmp_path: Path) -> None:
     source = read_source(synthetic.write_experiment(tmp_path / "results" / "cifar" / "resnet20@1a2b", []))
     assert source.name == "cifar/resnet20@1a2b"
-    assert source.setting("training", "optimizerKwargs", "lr") == 0.1
-    assert source.setting("training", "numEpochs", "no", "such") is None
+    assert source.parameters.training.optimizer_kwargs["lr"] == 0.1
     assert source.results.empty
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import runpy
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -14,58 +13,46 @@ import pytest
 
 import experiment
 from experiment.errors import ExperimentError, StoreError
+from experiment.report.plots import gallery
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("results_viewer", "retrain_sweep", "load_networks")
-
-
-@pytest.fixture(scope="session")
-def synthetic() -> Any:
-    path = ROOT / "tests" / "report" / "synthetic.py"
-    spec = importlib.util.spec_from_file_location("synthetic", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a script from an empty working directory; returns what it printed, or raises SystemExit."""
-    monkeypatch.chdir(tmp_path)
-
-    def run_script(name: str, *arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-        runpy.run_path(str(ROOT / "script" / f"{name}.py"), run_name="__main__")
-        return capsys.readouterr().out
-
-    return run_script
+SCRIPTS = ("results_viewer", "retrain_sweep", "load_networks", "rank_study")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_scripts_are_short_notebooks_with_help(name: str) -> None:
-    text = (ROOT / "script" / f"{name}.py").read_text()
-    assert len(text.splitlines()) < 120
-    assert text.count("\n# %%") >= 3
-    assert "._" not in text
-    path = ROOT / "script" / f"{name}.py"
-    done = subprocess.run(
-        [sys.executable, str(path), "--help"], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT)}
-    )
-    assert "PARAM" in done.stdout
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_scripts_say_what_to_do_where_nothing_is_there(run: Any, name: str, tmp_path: Path) -> None:
-    (tmp_path / "data" / "results").mkdir(parents=True)
-    with pytest.raises(SystemExit, match=r"Run an experiment first|None of the 0 experiments"):
+def test_scripts_have_help_and_say_what_to_do_without_results(
+    run: Any, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run(name, "--help")
+    assert "PARAM" in capsys.readouterr().out
+    (tmp_path / "data" / "results").mkdir(parents=True)  # otherwise those of the repository are used
+    with pytest.raises(SystemExit, match=r"Run an experiment first|None of the 0 experiments|No ranks found"):
         run(name)
     with pytest.raises(SystemExit, match=r"nowhere: no results found"):
         run(name, "nowhere")
 
 
-def test_the_viewer_draws_and_prints_every_experiment(run: Any, synthetic: Any, tmp_path: Path) -> None:
+def test_scripts_run_from_any_folder(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "script" / "retrain_sweep.py"), "--results", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "None of the 0 experiments" in done.stderr
+
+
+def test_in_a_notebook_the_command_line_is_ignored_and_the_end_is_an_error(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
+    (tmp_path / "data" / "results").mkdir(parents=True)
+    with pytest.raises(ExperimentError, match="Run an experiment first"):
+        run("results_viewer", "--this-is-the-kernels")
+
+
+def test_the_viewer_draws_and_prints_every_experiment(
+    run: Any, synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery, "GALLERY", (lambda *of: itertools.islice(gallery.tradeoffs(*of), 1),))
     for name in ("a", "b/c"):
         rows = synthetic.grid(("ALDS",), nets=1, keeps=(0.5, 0.4))
         synthetic.write_experiment(tmp_path / "data" / "results" / name, rows)
@@ -75,22 +62,6 @@ def test_the_viewer_draws_and_prints_every_experiment(run: Any, synthetic: Any, 
         assert (tmp_path / "data" / "results" / name / "plots" / "tradeoff-top1-parameters.pdf").is_file()
         assert f"data/results/{name}/report.html" in printed
     assert (tmp_path / "all.tex").read_text().count("ALDS &") == 1  # equal experiments are one block of the table
-
-
-def test_a_notebook_shows_the_pictures_and_keeps_its_kernel(
-    run: Any, synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In a kernel there are no arguments of a command line, and what would end a program is an error."""
-    shown: list[str] = []
-    display = SimpleNamespace(Image=lambda filename: filename, display=shown.append)
-    monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "IPython.display", display)
-    (tmp_path / "data" / "results").mkdir(parents=True)  # else those beside the scripts are meant
-    with pytest.raises(ExperimentError, match="Run an experiment first"):
-        run("results_viewer", "--this-is-the-kernels")
-    synthetic.write_experiment(tmp_path / "data" / "results" / "a", synthetic.grid(("ALDS",), nets=1, keeps=(0.5,)))
-    run("results_viewer")
-    assert [Path(name).name for name in shown] == ["tradeoff-top1-parameters.png"]
 
 
 def test_the_viewer_goes_on_behind_a_damaged_experiment(run: Any, synthetic: Any, tmp_path: Path) -> None:
@@ -153,7 +124,7 @@ def test_what_cannot_be_loaded_is_said(
 ) -> None:
     rows = [synthetic.reference_row(0), *synthetic.curve([(0.5, 0.9)])]
     synthetic.write_experiment(tmp_path / "data" / "results" / "e", rows)
-    with pytest.raises(SystemExit, match=r"no finished cell with label FT. There is: Reference, ALDS"):
+    with pytest.raises(SystemExit, match=r"no finished cell with label FT. Available: Reference, ALDS"):
         run("load_networks", "--method", "FT")
     with pytest.raises(SystemExit, match=r"no compressed network of that kind"):
         run("load_networks", "--method", "Reference")

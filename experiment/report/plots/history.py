@@ -1,18 +1,21 @@
-"""How training went: loss and accuracy per epoch of the reference networks, accuracy per epoch of retraining."""
+"""Training, retraining and L-C over time, from history.csv."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from experiment import escaping
-from experiment.report.plots.figure import new_figure, place_legend, set_title
-from experiment.report.plots.label_styles import COLORS, Naming
-from experiment.report.words import numbers
+from experiment.report.label_styles import COLORS, LabelStyles
+from experiment.report.plots.curves import draw_keep_ratios, place_keep_legend, shades_of, whole_ticks
+from experiment.report.plots.figure import (
+    new_figure,
+    place_legend,
+    set_common_labels,
+    set_panel_title,
+    set_title,
+    small_panels,
+)
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
@@ -22,79 +25,84 @@ CURVES = (  # panel, column of history.csv, unit, name
     (1, "top1", 100.0, "training"),
     (1, "valid_top1", 100.0, "validation"),
 )
+LC_COLUMNS = ("iteration", "valid_top1", "relative_distance")
+MOST_LC_LABELS = 4
 
 
 def plot_training(history: DataFrame, title: str = "") -> Figure:
-    """Loss and top-1 accuracy after every epoch: mean over networks, band from the smallest to the largest.
+    """Loss and top-1 accuracy of reference networks per epoch: mean over networks, band from smallest to largest.
 
     Args:
-        history: rows of history.csv of the reference networks (`source.read_cells`).
+        history: rows of history.csv, as returned by `read_cells`.
     """
     figure, panels = new_figure(2)
-    colors = {"training": COLORS[0], "validation": COLORS[1]}
-    handles: dict[str, Any] = {}
+    lines: dict[str, Any] = {}
     for panel, column, unit, name in CURVES:
         if column in history and history[column].notna().any():
             by_epoch = history.dropna(subset=[column]).groupby("epoch")[column]
             mean, low, high = unit * by_epoch.mean(), unit * by_epoch.min(), unit * by_epoch.max()
-            dashes = "-" if name == "validation" else (0, (4, 1.5))
+            color, dashes = (COLORS[1], "-") if name == "validation" else (COLORS[0], (0, (4, 1.5)))
             done = mean.index + 1
-            (handles[name],) = panels[panel].plot(done, mean, color=colors[name], linestyle=dashes, linewidth=1.5)
-            panels[panel].fill_between(done, low, high, color=colors[name], alpha=0.18, linewidth=0)
-    panels[0].set_ylabel("Loss")
-    panels[1].set_ylabel("Top-1 accuracy (%)")
-    for axes in panels:
+            (lines[name],) = panels[panel].plot(done, mean, color=color, linestyle=dashes, linewidth=1.5)
+            panels[panel].fill_between(done, low, high, color=color, alpha=0.18, linewidth=0)
+    for axes, label in zip(panels, ("Loss", "Top-1 accuracy (%)"), strict=True):
+        axes.set_ylabel(label)
         axes.set_xlabel("Epoch")
-        _whole_epochs(axes)
+        whole_ticks(axes)
     nets = history["net"].nunique()
-    caption = "1 network" if nets == 1 else f"mean, band: smallest to\nlargest of {nets} networks"
-    place_legend(figure, [(handle, name) for name, handle in handles.items()], caption)
+    averaged = "1 network" if nets == 1 else f"mean, band: smallest to\nlargest of {nets} networks"
+    place_legend(figure, [(line, name) for name, line in lines.items()], averaged)
     set_title(figure, title)
     return figure
 
 
-def plot_retraining(history: DataFrame, names: Mapping[str, str] | None = None, title: str = "") -> Figure:
-    """Validation accuracy after every epoch of retraining: a panel a label, a line a keep ratio, mean over networks.
+def plot_retraining(history: DataFrame, styles: LabelStyles, title: str = "") -> Figure:
+    """Validation accuracy per epoch of retraining: one panel per label, one line per keep ratio, mean over networks.
 
     Args:
-        history: rows of history.csv of compressed networks, at the keep ratios to draw.
+        history: rows of history.csv at the keep ratios to draw, as returned by `read_cells`.
     """
-    import matplotlib
-
-    naming = Naming(names or {})
     labels = list(dict.fromkeys(history["label"]))
-    columns = min(4, max(2, math.ceil(math.sqrt(len(labels)))), len(labels))
-    rows = math.ceil(len(labels) / columns)
-    figure, panels = new_figure(columns, rows, height=2.1 * rows + 0.9)
-    figure.set_figwidth(2.6 * columns + 1.6)
-    keeps = sorted(set(history["keep_target"].dropna()), reverse=True)
-    palette = matplotlib.colormaps["viridis"]
-    shades = {keep: palette(0.9 * place / max(1, len(keeps) - 1)) for place, keep in enumerate(keeps)}
-    handles: dict[float, Any] = {}
-    for axes, label in zip(panels, labels, strict=False):
-        own = history[history["label"] == label]
-        for keep, curve in own.groupby("keep_target", dropna=False):
-            ratio = float(str(keep))
-            mean = 100 * curve.groupby("epoch")["valid_top1"].mean()
-            (line,) = axes.plot(mean.index + 1, mean, color=shades.get(ratio, COLORS[0]), linewidth=1.3, marker=".")
-            handles.setdefault(ratio, line)
-        axes.set_title(escaping.plot(naming.name(str(label))), fontsize=9)
-        _whole_epochs(axes)
-    low = min(axes.get_ylim()[0] for axes in panels[: len(labels)])
-    high = max(axes.get_ylim()[1] for axes in panels[: len(labels)])
+    figure, panels = small_panels([styles.name(label) for label in labels])
+    shades = shades_of(history["keep_target"])
+    lines: dict[float, Any] = {}
+    history = history.assign(epoch=history["epoch"] + 1)
+    for axes, label in zip(panels, labels, strict=True):
+        lines |= draw_keep_ratios(axes, history[history["label"] == label], "epoch", "valid_top1", shades, 100)
+        whole_ticks(axes)
+    low, high = min(axes.get_ylim()[0] for axes in panels), max(axes.get_ylim()[1] for axes in panels)
     for axes in panels:
         axes.set_ylim(low, high)
-    for axes in panels[len(labels) :]:
-        axes.set_visible(False)
-    figure.supylabel("Top-1 validation accuracy (%)", fontsize=10)
-    figure.supxlabel("Epoch", fontsize=10)
-    entries = [(handles[k], numbers.keep(k)) for k in sorted(handles, reverse=True) if not math.isnan(k)]
-    place_legend(figure, entries, "keep ratio")
+    set_common_labels(figure, "Epoch", "Top-1 validation accuracy (%)")
+    place_keep_legend(figure, lines)
     set_title(figure, title)
     return figure
 
 
-def _whole_epochs(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
+def plot_convergence(history: DataFrame, styles: LabelStyles, title: str = "") -> Figure:
+    """Validation accuracy (top) and distance to the compressed weights (bottom) per step of L-C.
 
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    One column per label, one line per keep ratio, mean over networks. Labels from the fifth on are not drawn.
+
+    Args:
+        history: rows of history.csv (LC_COLUMNS) of networks of mode lc, at the keep ratios to draw.
+    """
+    labels = list(dict.fromkeys(history["label"]))[:MOST_LC_LABELS]
+    count = len(labels)
+    figure, panels = new_figure(count, 2, height=5.2, panel_width=2.8)
+    shades = shades_of(history["keep_target"])
+    lines: dict[float, Any] = {}
+    for above, below, label in zip(panels[:count], panels[count:], labels, strict=True):
+        rows = history[history["label"] == label]
+        lines |= draw_keep_ratios(above, rows, "iteration", "valid_top1", shades, 100)
+        draw_keep_ratios(below, rows[rows["relative_distance"] > 0], "iteration", "relative_distance", shades)
+        set_panel_title(above, styles.name(label))
+        below.set_yscale("log")
+        for axes in (above, below):
+            whole_ticks(axes)
+    panels[0].set_ylabel("Top-1 validation accuracy (%)")
+    panels[count].set_ylabel("Relative distance to the\ncompressed weights")
+    set_common_labels(figure, "Step", "")
+    place_keep_legend(figure, lines)
+    set_title(figure, title)
+    return figure

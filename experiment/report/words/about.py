@@ -1,4 +1,4 @@
-"""The parts of a report in words: what was run, what failed, how to load a network, where it ran, definitions."""
+"""The parts of a report in words: what was run, what failed, how to load a network, environment, definitions."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from experiment.report.document import Block, Code, Items, Section, Table, Text
-from experiment.report.mean_and_spread import compressed, labels_of
-from experiment.report.plots.label_styles import Naming
+from experiment.report.label_styles import LabelStyles
 from experiment.report.prune_potential import smallest_within
-from experiment.report.results_folder import REFERENCE, Source
-from experiment.report.words import numbers, settings
-from experiment.report.words.modes import mode_in_words
+from experiment.report.results_folder import Source
+from experiment.report.results_table import REFERENCE, labels_of, variants_of
+from experiment.report.words import numbers
+from experiment.report.words.settings import all_settings, settings_in_words
+from experiment.report.words.titles import joined, mode_in_words
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -20,144 +21,137 @@ if TYPE_CHECKING:
     from experiment.run.grid.data_facts import DataFacts
 
 STATUS = ("done", "infeasible", "failed")
-NUM_REASONS = 40
-NUM_CLASSES = 5  # that are named
+MOST_REASONS = 40
+MOST_CLASSES = 5  # listed by name
 
 DEFINITIONS = (
     (
         "Parameters",
-        "elements of all parameters of the deployed network, BatchNorm and biases included, masked weights left out.",
+        "all elements of the parameters of the compressed network, including BatchNorm and biases, without masked "
+        "weights.",
     ),
     (
         "FLOPs",
-        "multiply-adds of one sample's forward pass in all convolutions and matrix products, those of attention and "
-        "recurrent layers included. A mask does not lower them; FLOPs of unmasked weights count those alone.",
+        "multiply-adds in one forward pass of one sample, over all convolutions and matrix products, including those "
+        "of attention and recurrent layers. Masks do not reduce them; FLOPs of unmasked weights do not count masked "
+        "weights.",
     ),
     (
         "Keep ratio",
-        "kept share of the budgeted quantity: the target is asked for, the achieved one is counted. Plots and tables "
-        "show achieved sizes.",
+        "the share of the budgeted quantity that is kept. The target is requested; the achieved ratio is counted. "
+        "Plots and tables show achieved sizes.",
     ),
-    ("4.0× smaller", "original size divided by compressed size; likewise for multiply-adds."),  # noqa: RUF001
+    ("4.0× smaller", "original size divided by compressed size; likewise for FLOPs."),  # noqa: RUF001
     ("± and bands", "one sample standard deviation over networks and repetitions."),
     (
         "Loss of accuracy",
-        "top-1 test accuracy of the reference network minus that of the compressed one, in percentage points.",
+        "top-1 test accuracy of the reference network minus that of the compressed network, in percentage points.",
     ),
     (
         "Prune potential",
-        "the largest share removed while the loss of accuracy is at most delta; 0 where no compressed network does it.",
+        "the largest share removed while the loss of accuracy is at most delta; 0 if no compressed network achieves "
+        "that.",
     ),
     (
         "Bytes",
-        "dense: every element that the tensors hold; values: unmasked elements alone, quantized ones in their own "
-        "bits; sparse: the smallest of dense, bitmask and CSR storage; file: network.pt on disk. 1 kB is 1000 bytes.",
+        "dense: all elements of the stored tensors; values: unmasked elements only, quantized ones in their own number "
+        "of bits; sparse: the smallest of dense, bitmask and CSR formats; file: network.pt on disk. 1 kB = 1000 bytes.",
     ),
     (
         "Infeasible",
-        "the budget lies below the smallest network that the method can make; of a search: none of the networks that "
-        "were made lies within the allowed loss of accuracy.",
+        "the budget is below the smallest network that the method can produce; in a search, no network was within the "
+        "allowed loss of accuracy.",
     ),
 )
 
 
 def what_was_run(source: Source) -> Section:
-    """Network, data, methods, budget and how far the experiment has come, in a few lines."""
+    """Network, data, methods, settings and progress of the experiment."""
     frame = source.results
-    items = [(name, text) for name, text in _facts(source) if text]
     counts = {status: int((frame["status"] == status).sum()) for status in STATUS}
-    items.append(("Cells", ", ".join(f"{n} {status}" for status, n in counts.items() if n) or "none finished yet"))
-    if mixed := _mixed_hardware(frame):
-        items.append(("Hardware", mixed))
     seconds = float(frame["seconds_compress"].sum() + frame["seconds_retrain"].sum())
-    if seconds > 0:
-        items.append(("Computing time", f"{numbers.duration(seconds)} of compression and retraining in all cells"))
-    return Section("What was run", [Items(items)])
+    items = [
+        *_facts(source),
+        ("Cells", ", ".join(f"{n} {status}" for status, n in counts.items() if n) or "none finished yet"),
+        ("Hardware", _mixed_hardware(frame)),
+        ("Computing time", f"{numbers.duration(seconds)} for compression and retraining, all cells" if seconds else ""),
+    ]
+    return Section("What was run", [Items([(name, text) for name, text in items if text])])
 
 
 def _facts(source: Source) -> Iterator[tuple[str, str]]:
-    frame, setting = source.results, source.setting
+    """Terms and explanations; those without an explanation do not apply."""
+    frame, p = source.results, source.parameters
     own = frame[frame["method"] != REFERENCE]
     if len(frame):
-        yield "Network", ", ".join(dict.fromkeys(frame["network"])) + settings.network_settings(source)
+        yield "Network", ", ".join(dict.fromkeys(frame["network"]))
         pairs = dict.fromkeys(zip(frame["dataset"], frame["dataset_test"], strict=True))
         yield "Dataset", ", ".join(f"{d}, tested on {t}" if t and t != d else str(d) for d, t in pairs)
     yield from _data(source.data)
-    yield "Methods", ", ".join(_with_method(source, label) for label in labels_of(frame))
-    yield "Settings of methods", settings.method_settings(source)
-    yield "Mode", mode_in_words(source, long=True)
-    yield "Budget", f"share of the {setting('experiments', 'budget') or 'parameters'}"
+    yield "Methods", ", ".join(_with_method(frame, label) for label in labels_of(frame))
+    yield "Mode", mode_in_words(all_settings(source), explain=True)
+    yield "Budget", f"share of the {p.experiments.budget}"
     yield "Keep ratios", ", ".join(numbers.keep(float(k)) for k in dict.fromkeys(own["keep_target"].dropna()))
-    yield "Search", settings.search(source)
     if len(frame):
         nets, repetitions = frame["net"].nunique(), own["repetition"].nunique()
-        yield "Networks", f"{nets} trained" + (f", {repetitions} repetitions of each cell" if repetitions > 1 else "")
-    yield "Training", settings.training(source)
-    yield "Retraining", settings.retraining(source) if len(compressed(frame)) else ""
-    yield "Penalties", settings.penalties(source)
-    yield "Distillation", settings.distillation(source)
-    yield "Learning and compressing", settings.learn_compress(source)
-    yield "Variants", ", ".join(v for v in dict.fromkeys(frame["variant"]) if v)
-    yield "Seed", "" if setting("seed") is None else str(setting("seed"))
+        yield "Networks", f"{nets} trained" + (f", {repetitions} repetitions per cell" if repetitions > 1 else "")
+    yield from settings_in_words(source)
+    yield "Variants", ", ".join(filter(None, variants_of(frame)))
+    yield "Seed", str(p.seed)
 
 
 def _data(datasets: Sequence[DataFacts]) -> Iterator[tuple[str, str]]:
-    """Where the data lie, how many inputs every part has, the classes, and what looked wrong before training."""
-    several = len(datasets) > 1
+    """Location, size and classes of the datasets, and warnings of the checks before training."""
     for facts in datasets:
-        of = f" of {facts.dataset}" if several else ""
+        name = f" of {facts.dataset}" if len(datasets) > 1 else ""
         parts = (("training", facts.training), ("validation", facts.validation), ("test", facts.test))
         counts = ", ".join(f"{numbers.whole(number)} {part}" for part, number in parts)
-        yield f"Data{of}", f"{counts} inputs" + (f", from {facts.root}" if facts.root else "")
-        names = ", ".join(facts.classes[:NUM_CLASSES]) + (", ..." if facts.num_classes > NUM_CLASSES else "")
-        yield f"Classes{of}", f"{facts.num_classes}" + (f": {names}" if facts.classes else "")
-        yield from ((f"Warning{of}", text) for text in facts.warnings)
+        yield f"Data{name}", f"{counts} inputs" + (f", from {facts.root}" if facts.root else "")
+        classes = ", ".join(facts.classes[:MOST_CLASSES]) + (", ..." if facts.num_classes > MOST_CLASSES else "")
+        yield f"Classes{name}", f"{facts.num_classes}" + (f": {classes}" if facts.classes else "")
+        yield from ((f"Warning{name}", text) for text in facts.warnings)
 
 
 def _mixed_hardware(frame: DataFrame) -> str:
-    """That cells come from several kinds of hardware, where they do; empty where nothing is to be said."""
+    """A warning if cells come from different kinds of hardware."""
     counts = frame.loc[frame["hardware"] != "", "hardware"].value_counts(sort=False)
     if len(counts) < 2:
         return ""
-    kinds = ", ".join(f"{number} on {kind}" for kind, number in counts.items())
-    return f"mixed: {kinds}. They round differently, so that equal cells need not have equal numbers"
+    kinds = ", ".join(f"{number} cells on {kind}" for kind, number in counts.items())
+    return f"mixed: {kinds}. Rounding differs between them, so equal cells may have different numbers"
 
 
-def _with_method(source: Source, label: str) -> str:
-    """A label, with its method's name where that is another one."""
-    method = next(iter(source.results.loc[source.results["label"] == label, "method"]), label)
+def _with_method(frame: DataFrame, label: str) -> str:
+    """A label, with the name of its method if that is different."""
+    method = frame.loc[frame["label"] == label, "method"].iloc[0]
     return label if method == label else f"{label} ({method})"
 
 
-def what_failed(source: Source, naming: Naming) -> Section:
-    """Cells that failed, and budgets that no network of the method meets, with the reason."""
+def what_failed(source: Source, styles: LabelStyles) -> Section:
+    """Failed cells and infeasible budgets, with the reasons."""
     bad = source.results[source.results["status"].isin(["failed", "infeasible"])]
     if bad.empty:
-        return Section("What failed", [Text("Nothing failed, and every budget could be met.")])
-    rows = [_failure(cells, naming) for cells in _stories(bad)]
+        return Section("What failed", [Text("Nothing failed, and all budgets were feasible.")])
+    reasons = bad["error"].where(bad["status"] == "failed", "")  # one row per label for all its infeasible budgets
+    grouped = bad.assign(reason=reasons).groupby(["status", "variant", "label", "reason"], sort=False)
+    rows = [_failure(cells, styles) for _, cells in grouped]
     header = ["Status", "Method", "Keep ratios", "Networks", "Reason"]
-    blocks: list[Block] = [Table(header, rows[:NUM_REASONS], words=True)]
-    if len(rows) > NUM_REASONS:
-        blocks.append(Text(f"{len(rows) - NUM_REASONS} more stand in results.csv."))
+    blocks: list[Block] = [Table(header, rows[:MOST_REASONS], words=True)]
+    if len(rows) > MOST_REASONS:
+        blocks.append(Text(f"{len(rows) - MOST_REASONS} more are listed in results.csv."))
     return Section("What failed or was infeasible", blocks)
 
 
-def _stories(bad: DataFrame) -> list[DataFrame]:
-    """Cells that one line tells of: failures for one reason, or a label's budgets that cannot be met."""
-    told = bad.assign(reason=bad["error"].where(bad["status"] == "failed", ""))
-    return [cells for _, cells in told.groupby(["status", "variant", "label", "reason"], sort=False)]
-
-
-def _failure(cells: DataFrame, naming: Naming) -> list[str]:
+def _failure(cells: DataFrame, styles: LabelStyles) -> list[str]:
     first = cells.iloc[0]
-    name = ", ".join(part for part in (naming.plain(str(first["label"])), str(first["variant"])) if part)
+    name = joined(styles.plain(str(first["label"])), str(first["variant"]))
     keeps = ", ".join(numbers.keep(float(k)) for k in dict.fromkeys(cells["keep_target"].dropna()))
     nets = ", ".join(f"{net:g}" for net in sorted(set(cells["net"].dropna())))
     return [str(first["status"]), name, keeps or numbers.MISSING, nets, str(first["error"]) or "no reason recorded"]
 
 
 def how_to_load(source: Source) -> Section | None:
-    """A snippet that loads the smallest network losing at most one point, or else the most accurate one."""
+    """Code that loads the smallest network that loses at most one point of accuracy, else the most accurate one."""
     row = smallest_within(source.results, 0.01)
     if row is None:
         return None
@@ -178,7 +172,7 @@ def how_to_load(source: Source) -> Section | None:
 
 
 def environment(source: Source) -> Section:
-    """Versions, device, threads, commit: whatever environment.json holds."""
+    """The content of environment.json: versions, device, threads, commit."""
     items = list(_flat(source.environment))
     return Section("Environment", [Items(items) if items else Text("Not recorded.")])
 
@@ -192,5 +186,5 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
 
 
 def definitions() -> Section:
-    """What the words of the report mean."""
-    return Section("What the words mean", [Items(DEFINITIONS)])
+    """The terms used in the report."""
+    return Section("Definitions", [Items(DEFINITIONS)])

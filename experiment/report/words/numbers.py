@@ -1,21 +1,21 @@
-"""How numbers are written in reports: one place for digits, dashes and units."""
+"""Numbers as text: digits, dashes and units."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-MISSING = "–"  # noqa: RUF001  an en dash stands where there is no number
+MISSING = "–"  # noqa: RUF001  an en dash for a missing number
 MINUS = "−"  # noqa: RUF001  the typographic minus
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share in percent, without the percent sign: 0.8312 -> `83.1`; it is negative where more is there than was."""
+    """A fraction in percent, without the percent sign: 0.8312 -> `83.1`."""
     return MISSING if math.isnan(share) else f"{100 * share:.{digits}f}".replace("-", MINUS)
 
 
 def change(share: float, digits: int = 2) -> str:
-    """A difference of two shares in percentage points with its sign: -0.0047 -> `−0.47`."""
+    """A difference of two fractions in percentage points, with its sign: -0.0047 -> `−0.47`."""
     if math.isnan(share):
         return MISSING
     text = f"{100 * share:+.{digits}f}"
@@ -23,7 +23,7 @@ def change(share: float, digits: int = 2) -> str:
 
 
 def percent_spread(share: float, std: float, digits: int = 2) -> str:
-    """Mean and standard deviation in percent: `91.40 ± 0.12`, the mean alone where there is one value."""
+    """Mean and standard deviation in percent: `91.40 ± 0.12`, or the mean alone if there is only one value."""
     return percent(share, digits) if math.isnan(std) else f"{percent(share, digits)} ± {percent(std, digits)}"
 
 
@@ -35,7 +35,7 @@ def number_spread(value: float, std: float, digits: int = 3) -> str:
 
 
 def factor(keep: float) -> str:
-    """How many times smaller: keep 0.25 -> `4.0x`."""
+    """The reduction factor of a keep ratio: 0.25 -> `4.0×`."""
     if math.isnan(keep) or keep <= 0:
         return MISSING
     return f"{1 / keep:.1f}×" if keep > 0.01 else f"{1 / keep:.0f}×"  # noqa: RUF001
@@ -57,7 +57,7 @@ def megas(value: float) -> str:
 
 
 def kilobytes(value: float) -> str:
-    """Bytes in kB (1000 bytes) with a digit that still says something."""
+    """Bytes in kB (1000 bytes), with one decimal."""
     return MISSING if math.isnan(value) else f"{value / 1000:,.1f}"
 
 
@@ -71,12 +71,12 @@ def duration(seconds: float) -> str:
 
 
 def epochs(counts: Sequence[float]) -> str:
-    """Numbers of epochs with their unit: `1 epoch`, `0, 91 epochs`."""
+    """Counts of epochs with their unit: `1 epoch`, `0, 91 epochs`."""
     return f"{', '.join(f'{count:g}' for count in counts)} epoch{'' if list(counts) == [1] else 's'}"
 
 
 def keep(value: float) -> str:
-    """A keep ratio as people write it in parameter files: four significant digits, no trailing zeros."""
+    """A keep ratio with four significant digits and no trailing zeros."""
     return MISSING if math.isnan(value) else f"{value:.4g}"
 
 

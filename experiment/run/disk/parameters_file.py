@@ -1,4 +1,8 @@
-"""parameters.yaml of an experiment's folder: the parameters of its results. Does not import torch."""
+"""parameters.yaml of an experiment's folder: the resolved settings that its results were computed with. No torch here.
+
+All defaults are filled in, the retraining block holds what it takes from the training block, and every variant lists
+the settings in which it differs. Readers derive nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from experiment.config import ParameterFile, read_plain_yaml
+from experiment.config import ParameterFile, Parameters, read_plain_yaml
+from experiment.config.modes import base_mode, retraining, rewinding
 from experiment.errors import ConfigError, StoreError
 from experiment.files import RUN_AGAIN, locked, write_whole
 
@@ -34,17 +40,62 @@ class Owner:
     overrides: tuple[str, ...] = ()
 
 
-def write_parameters(folder: Path, file: ParameterFile, lock: Path) -> None:
-    """Write the parameters and their origin into an experiment's folder.
+@dataclass(frozen=True)
+class VariantSettings:
+    """One variant of an experiment.
 
-    Raises: StoreError: the folder holds the results of another parameter file.
+    Attributes:
+        name: as in results.csv, such as `retraining.startEpoch=91`; empty for the file itself.
+        sets: block -> key -> value, where the variant differs from the file; a key without a block stands by itself.
+        parameters: all settings of the variant.
+    """
+
+    name: str
+    sets: Mapping[str, Any]
+    parameters: Parameters
+
+
+@dataclass(frozen=True)
+class ExperimentSettings:
+    """The resolved settings of an experiment: those of the file, and one entry per variant."""
+
+    parameters: Parameters
+    variants: tuple[VariantSettings, ...]
+
+
+def write_parameters(folder: Path, file: ParameterFile, lock: Path) -> None:
+    """Write the resolved settings of a parameter file into the experiment's folder, and which file they come from.
+
+    Raises: StoreError: the folder holds the results of another file.
     """
     with locked(lock, "writes parameters.yaml"):
         require_own(folder, file.path)
         # not `json_text`, which escapes: a file name that is not UTF-8 must be read back unchanged
         owner = {"file": _path_from(folder, file.path), "set": list(file.overrides)}
-        head = f"{HEADER}\n{OWNER}{json.dumps(owner)}\n# Includes are merged, overrides of the command line applied.\n"
-        write_whole(folder / PARAMETERS, head + yaml.safe_dump(file.values, sort_keys=False))
+        head = f"{HEADER}\n{OWNER}{json.dumps(owner)}\n# Resolved: includes, overrides and defaults are filled in.\n"
+        write_whole(folder / PARAMETERS, head + yaml.safe_dump(_resolved(file), sort_keys=False))
+
+
+def _resolved(file: ParameterFile) -> dict[str, Any]:
+    values = _values(file.parameters)
+    variants = [{"name": each.name, "sets": _differences(values, _values(each.parameters))} for each in file.variants]
+    return values | {"variants": variants}
+
+
+def _values(p: Parameters) -> dict[str, Any]:
+    """All settings as plain values; the mode is split into the base mode and the weights that are retrained."""
+    values = p.model_dump(by_alias=True, exclude={"customizations"})
+    values["retraining"] = retraining(p).model_dump(by_alias=True)
+    values["experiments"] |= {"mode": base_mode(p.experiments), "rewind": rewinding(p.experiments)}
+    return values
+
+
+def _differences(base: Mapping[str, Any], variant: Mapping[str, Any]) -> dict[str, Any]:
+    changed = {key: value for key, value in variant.items() if value != base[key]}
+    return {
+        key: {k: v for k, v in value.items() if v != base[key][k]} if isinstance(value, dict) else value
+        for key, value in changed.items()
+    }
 
 
 def require_own(folder: Path, file: Path) -> None:
@@ -83,16 +134,27 @@ def _path_from(folder: Path, file: Path) -> str:
         return str(file.resolve())
 
 
-def read_parameters(path: Path) -> Mapping[str, Any]:
-    """The values in parameters.yaml; empty if the file is missing.
+def read_parameters(folder: Path) -> ExperimentSettings:
+    """The resolved settings of an experiment.
 
-    Raises: StoreError: it is not YAML, or not plain values of limited size.
+    Raises: StoreError: the folder has no parameters.yaml, or it does not hold such settings.
     """
-    if not path.exists():
-        return {}
-    if not path.is_file():  # reading a pipe would wait
-        raise StoreError(f"{path}: is not a regular file.")
+    path = folder / PARAMETERS
     try:
-        return read_plain_yaml(path)
+        values = dict(read_plain_yaml(path))
+        variants = values.pop("variants")
+        return ExperimentSettings(
+            Parameters.model_validate(values),
+            tuple(VariantSettings(each["name"], each["sets"], _variant(values, each["sets"])) for each in variants),
+        )
+    except FileNotFoundError as error:
+        raise StoreError(f"{path}: no such file. {RUN_AGAIN}") from error
     except ConfigError as error:
         raise StoreError(f"{error} {RUN_AGAIN}") from error
+    except (ValidationError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path}: does not hold the resolved settings of an experiment. {RUN_AGAIN}") from error
+
+
+def _variant(values: Mapping[str, Any], sets: Mapping[str, Any]) -> Parameters:
+    merged = {key: {**values[key], **own} if isinstance(own, Mapping) else own for key, own in sets.items()}
+    return Parameters.model_validate({**values, **merged})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import numpy as np
 import pytest
 
 from experiment.errors import ConfigError
-from experiment.report import plot_cost, plot_variants, read_source, write_report
+from experiment.report import LabelStyles, Report, plot_cost, plot_variants, read_source
 from experiment.report.plots.compare_variants import MOST_CURVES, can_compare, comparisons
 from experiment.report.plots.gallery import plots_of
-from experiment.report.plots.label_styles import Naming
-from experiment.report.results_folder import tidy
-from experiment.report.words.modes import mode_in_words, variant_in_words
+from experiment.report.results_table import tidy
+from experiment.report.words.settings import all_settings
+from experiment.report.words.titles import mode_in_words, variant_in_words
 
 REWIND = ("experiments.rewind=weights", "experiments.rewind=random")
 
@@ -45,7 +46,7 @@ def lines(figure: Any) -> dict[str, Any]:
 
 def test_each_variant_is_a_curve_of_its_means(synthetic: Any) -> None:
     rows = lottery(synthetic)
-    found = lines(plot_variants(synthetic.frame(rows), scale="log", names={"WT": "magnitude"}))
+    found = lines(plot_variants(synthetic.frame(rows), scale="log", styles=LabelStyles({"WT": "magnitude"})))
     assert list(found) == ["magnitude, rewound weights", "magnitude, random weights", "Reference (uncompressed)"]
     for name, variant in zip(list(found)[:2], REWIND, strict=True):
         cells = [row for row in rows if row["variant"] == variant and row["method"] == "WT"]
@@ -90,50 +91,62 @@ def test_too_many_curves_become_a_picture_a_label(synthetic: Any) -> None:
     assert labels(("WT",), MOST_CURVES + 1) == []
 
 
+def lottery_source(synthetic: Any, folder: Path, rows: list[Any]) -> Any:
+    return read_source(synthetic.write_experiment(folder, rows, parameters=modes("cascade-rewind")))
+
+
+def modes(mode: str, rewind: str | None = None, variants: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """A parameter file of these modes, with one customization per pair."""
+    experiments = {"mode": mode, "methods": ["WT"], "spacing": [{"type": "manual", "values": [0.5]}]}
+    return {
+        "retraining": {"startEpoch": 91},
+        "experiments": experiments | ({} if rewind is None else {"rewind": rewind}),
+        "customizations": [{"key": ["experiments", key], "value": value} for key, value in variants],
+    }
+
+
 def test_a_report_shows_the_comparison_first(synthetic: Any, tmp_path: Path) -> None:
-    settings = {"experiments": {"mode": "cascade-rewind", "budget": "parameters"}}
-    folder = synthetic.write_experiment(tmp_path / "results" / "lottery", lottery(synthetic), parameters=settings)
-    report = write_report(folder)
+    source = lottery_source(synthetic, tmp_path / "lottery", lottery(synthetic))
+    plots = list(plots_of(source, LabelStyles()))
+    assert plots[0].stem == "compare-top1-parameters-log"
+    assert "rewound weights, random weights" in plots[0].caption
+    report = Report([Path(f"{plot.stem}.png") for plot in plots], *[tmp_path] * 3)
     assert [path.name for path in report.main_plots] == ["compare-top1-parameters-log.png"]
-    text = report.markdown.read_text()
-    assert text.index("compare-top1-parameters-log.png") < text.index(
-        "tradeoff-top1-parameters-experiments.rewind=random"
-    )
-    assert "rewound weights, random weights" in text
 
 
-def test_the_title_of_a_comparison_tells_the_least_and_the_most_retraining(synthetic: Any, tmp_path: Path) -> None:
+def test_the_title_of_a_comparison_has_the_least_and_the_most_retraining(synthetic: Any, tmp_path: Path) -> None:
     rows = lottery(synthetic, variants=("retraining.startEpoch=3", "retraining.startEpoch=1"))
     for row in rows:
         row["epochs"] = 0 if row["method"] == "Reference" else 4 - int(row["variant"][-1])
-    settings = {"experiments": {"mode": "retrain"}}
-    folder = synthetic.write_experiment(tmp_path / "results" / "sweep", rows, parameters=settings)
-    plot = next(plots_of(read_source(folder), Naming()))
-    assert plot.stem.startswith("compare-")
-    assert "one-shot, 1 to 3 epochs of retraining" in plot.figure._suptitle.get_text()  # type: ignore[attr-defined]
+    plot = next(plots_of(lottery_source(synthetic, tmp_path / "sweep", rows), LabelStyles()))
+    title = plot.draw()._suptitle.get_text()  # type: ignore[attr-defined]
+    assert "cascade with rewinding, 1 to 3 epochs of retraining" in title.replace("\n", " ")
 
 
 @pytest.mark.parametrize(
-    ("mode", "rewind", "variant", "words"),
+    ("mode", "rewind", "words"),
     [
-        ("retrain", None, "", "one-shot"),
-        ("retrain-rewind", None, "", "one-shot with rewinding"),
-        ("cascade-rewind", None, "", "cascade with rewinding"),
-        ("cascade-rewind", "none", "", "cascade"),
-        ("cascade", "random", "", "cascade with random weights"),
-        ("cascade-rewind", None, "experiments.rewind=random", "cascade with random weights"),
-        ("retrain", None, "experiments.mode=cascade", "cascade"),
+        ("retrain", None, "one-shot"),
+        ("retrain-rewind", None, "one-shot with rewinding"),
+        ("cascade-rewind", "none", "cascade"),
+        ("cascade", "random", "cascade with random weights"),
     ],
 )
-def test_modes_in_words(
-    synthetic: Any, tmp_path: Path, mode: str, rewind: str | None, variant: str, words: str
-) -> None:
-    parameters = {"experiments": {"mode": mode} | ({} if rewind is None else {"rewind": rewind})}
-    rows = synthetic.grid(("WT",), nets=1, keeps=(0.5,), variant=variant)
-    source = read_source(synthetic.write_experiment(tmp_path / "e", rows, parameters=parameters))
-    assert mode_in_words(source, variant) == words
-    if variant:
-        assert "weights" not in mode_in_words(source), "what all have in common"
+def test_modes_in_words(synthetic: Any, tmp_path: Path, mode: str, rewind: str | None, words: str) -> None:
+    source = read_source(synthetic.write_experiment(tmp_path / "e", [], parameters=modes(mode, rewind)))
+    assert mode_in_words([source.parameters]) == words
+
+
+def test_modes_of_variants_and_what_they_have_in_common(synthetic: Any, tmp_path: Path) -> None:
+    pairs = [("rewind", "weights"), ("rewind", "random"), ("mode", "retrain")]
+    names = [f"experiments.{key}={value}" for key, value in pairs]
+    rows = [row for name in names for row in synthetic.grid(("WT",), nets=1, keeps=(0.5,), variant=name)]
+    folder = synthetic.write_experiment(tmp_path / "e", rows, parameters=modes("cascade", variants=pairs))
+    source = read_source(folder)
+    each = [mode_in_words([source.settings_of(name)]) for name in names]
+    assert each == ["cascade with rewinding", "cascade with random weights", "one-shot"]
+    assert mode_in_words([source.settings_of(name) for name in names[:2]]) == "cascade"
+    assert mode_in_words(all_settings(source)) == ""
 
 
 def test_variants_in_words() -> None:
@@ -159,7 +172,7 @@ def test_accuracy_against_latency_is_the_mean_over_networks(synthetic: Any) -> N
     cells = [[row for row in rows if row["label"] == "ALDS" and row["keep_target"] == keep] for keep in (0.5, 0.2, 0.1)]
     assert list(curve.get_xdata()) == pytest.approx([np.mean([row["latency_ms_b64"] for row in c]) for c in cells])
     assert list(curve.get_ydata()) == pytest.approx([100 * np.mean([row["top1"] for row in c]) for c in cells])
-    assert figure.axes[0].get_xlabel() == "Latency of a batch of 64 (ms)"
+    assert figure.axes[0].get_xlabel() == "Latency at batch size 64 (ms)"
     assert "cpu (x), 1 thread" in figure._suptitle.get_text()
     figure = plot_cost(synthetic.frame(rows), "bytes_file")
     assert figure.axes[0].get_xlabel() == "network.pt on disk (kB)"
@@ -167,18 +180,17 @@ def test_accuracy_against_latency_is_the_mean_over_networks(synthetic: Any) -> N
     assert list(lines(figure)["ALDS"].get_xdata()) == pytest.approx(sizes)
 
 
-def test_a_report_draws_costs_where_they_were_measured(synthetic: Any, tmp_path: Path) -> None:
-    report = write_report(synthetic.write_experiment(tmp_path / "e", measured(synthetic)))
-    names = {path.stem for path in report.plots if path.stem.startswith("cost-")}
-    assert names == {"cost-latency_ms_b1", "cost-latency_ms_b64", "cost-bytes_file"}
-    plain = write_report(synthetic.write_experiment(tmp_path / "f", synthetic.grid(("WT",), nets=1)))
-    assert not [path for path in plain.plots if path.stem.startswith(("cost-", "compare-"))]
+def test_a_report_has_costs_if_they_were_measured(synthetic: Any, tmp_path: Path) -> None:
+    for name, rows in (("e", measured(synthetic)), ("f", synthetic.grid(("WT",), nets=1))):
+        source = read_source(synthetic.write_experiment(tmp_path / name, rows))
+        found = {plot.stem for plot in plots_of(source, LabelStyles()) if plot.stem.startswith(("cost-", "compare-"))}
+        assert found == ({"cost-latency_ms_b1", "cost-latency_ms_b64", "cost-bytes_file"} if name == "e" else set())
 
 
 def test_columns_that_are_not_there_are_refused(synthetic: Any) -> None:
     frame = tidy(synthetic.frame(measured(synthetic)))
     assert frame["latency_ms_b1"].dtype == np.float64
-    with pytest.raises(ConfigError, match=r"must be a latency_ms_b<batch> or one of bytes_dense"):
+    with pytest.raises(ConfigError, match=r"must be latency_ms_b<batch> or one of bytes_dense"):
         plot_cost(frame, "top1")
     with pytest.raises(ConfigError, match="no column latency_ms_b7"):
         plot_cost(frame, "latency_ms_b7")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from experiment.report import plot_cost, plot_tradeoff
-from experiment.report.plots.figure import new_figure, place_legend, plain_ticks
+from experiment.report.plots.curves import plain_ticks
+from experiment.report.plots.figure import new_figure, place_legend
 
 
 def panel_width(labels: list[str]) -> float:

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.figure import Figure
 
 from experiment.files import MOST_LETTERS, safe_name
-from experiment.report.plots import gallery
+from experiment.report import LabelStyles, read_source
+from experiment.report.plots.figure import new_figure
 from experiment.report.plots.gallery import Plot, plots_of
-from experiment.report.plots.label_styles import naming_of
-from experiment.report.results_folder import read_source
 from experiment.report.words.about import what_was_run
 
 LONG = "x" * 100
@@ -36,19 +34,19 @@ def test_different_texts_have_different_names(one: str, other: str) -> None:
     assert all(0 < len(name) <= MOST_LETTERS and not set(name) & set('/\\ :*?"<>|') for name in names)
 
 
-def test_plots_have_files_of_their_own(monkeypatch: pytest.MonkeyPatch, synthetic: Any, tmp_path: Path) -> None:
+def test_plots_have_files_of_their_own(synthetic: Any, tmp_path: Path) -> None:
     synthetic.write_experiment(tmp_path, synthetic.grid(("WT",), nets=1, keeps=(0.5,)))
     source = read_source(tmp_path)
     stems = ("compare-log-x", "compare-log-X", "compare-log-x", "compare")
-    monkeypatch.setattr(gallery, "_all_plots", lambda *_: iter([Plot(stem, "", Figure()) for stem in stems]))
-    found = [plot.stem for plot in plots_of(source, naming_of(source.parameters))]
+    kind = lambda *_: (Plot(stem, "", lambda: new_figure(1)[0]) for stem in stems)  # noqa: E731
+    found = [plot.stem for plot in plots_of(source, LabelStyles(), [kind])]
     assert found == ["compare-log-x", "compare-log-X~2", "compare-log-x~3", "compare"]
 
 
 @pytest.mark.parametrize(
     ("hardware", "told"),
     [
-        (["AVX2", "AVX512", "AVX2"], "mixed: 2 on AVX2, 1 on AVX512. "),
+        (["AVX2", "AVX512", "AVX2"], "mixed: 2 cells on AVX2, 1 cells on AVX512. "),
         (["AVX2", "AVX2", ""], None),
         (["", "", ""], None),
     ],

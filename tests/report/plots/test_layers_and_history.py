@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiment.report import LabelStyles
 from experiment.report.plots.history import plot_retraining, plot_training
 from experiment.report.plots.layers import plot_layers, typical_keeps
 
@@ -27,7 +28,7 @@ def test_fields_are_mean_shares_in_the_networks_order() -> None:
             ("FT", 0, "conv10", 0),
         )
     ]  # fmt: skip
-    figure = plot_layers(pd.DataFrame(rows))
+    figure = plot_layers(pd.DataFrame(rows), LabelStyles())
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["conv10", "conv2"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["ALDS", "FT"]
@@ -43,9 +44,9 @@ def test_large_networks_get_no_numbers_and_methods_with_a_density_of_their_own_g
         {"label": f"m{m}", "keep_target": math.nan, "layer": f"layer{i}", "parameters_before": 10, "parameters": 5}
         for m in range(3) for i in range(100)
     ]  # fmt: skip
-    axes = plot_layers(pd.DataFrame(rows)).axes[0]
+    axes = plot_layers(pd.DataFrame(rows), LabelStyles()).axes[0]
     assert not axes.texts
-    assert axes.get_title() == "size of its own"
+    assert axes.get_title() == "size set by the method"
     assert len(axes.get_yticks()) <= 50
 
 
@@ -55,12 +56,12 @@ def test_methods_with_and_without_a_keep_ratio_stand_in_panels_of_their_own() ->
         for label, keep, kept in (("WT", 0.5, 50), ("P(.1)", math.nan, 10), ("WT", 0.2, 20), ("int8", math.nan, 100))
         for layer in ("conv", "fc")
     ]  # fmt: skip
-    *given, own = [axes for axes in plot_layers(pd.DataFrame(rows)).axes if axes.texts]
+    *given, own = [axes for axes in plot_layers(pd.DataFrame(rows), LabelStyles()).axes if axes.texts]
     assert [axes.get_title() for axes in given] == ["keep ratio 0.5", "keep ratio 0.2"]
     for axes, share in zip(given, ("50", "20"), strict=True):
         assert [label.get_text() for label in axes.get_xticklabels()] == ["WT"]
         assert [text.get_text() for text in axes.texts] == [share, share]
-    assert own.get_title() == "size of its own"
+    assert own.get_title() == "size set by the method"
     assert [label.get_text() for label in own.get_xticklabels()] == ["P(.1)", "int8"]
     assert [text.get_text() for text in own.texts] == ["10", "100", "10", "100"]
 
@@ -86,7 +87,7 @@ def test_retraining_has_a_panel_a_label_and_a_line_a_keep_ratio() -> None:
             for label in ("A", "B", "C") for net in (0, 1) for keep in (0.5, 0.2) for epoch in range(3)
         ]
     )  # fmt: skip
-    figure = plot_retraining(history, names={"A": "First"})
+    figure = plot_retraining(history, LabelStyles({"A": "First"}))
     assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == ["First", "B", "C"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["0.5", "0.2"]
     for axes in figure.axes[:3]:

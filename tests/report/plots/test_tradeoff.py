@@ -10,9 +10,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiment.errors import ConfigError
-from experiment.report import plot_tradeoff
+from experiment.report import LabelStyles, plot_tradeoff
+from experiment.report.label_styles import COLORS
 from experiment.report.plots.figure import save_figure
-from experiment.report.plots.label_styles import COLORS
 
 
 def curves(figure: Figure, panel: int = 0) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def curves(figure: Figure, panel: int = 0) -> dict[str, Any]:
 
 def test_lines_are_means_and_bands_are_standard_deviations(synthetic: Any) -> None:
     results = synthetic.frame(synthetic.grid(("ALDS", "SVD"), nets=3, keeps=(0.5, 0.2)))
-    figure = plot_tradeoff(results, close_up=False)
+    figure = plot_tradeoff(results)
     own = results[results["label"] == "ALDS"]
     for place, keep in enumerate((0.5, 0.2)):
         cells = own[own["keep_target"] == keep]
@@ -40,20 +40,10 @@ def test_lines_are_means_and_bands_are_standard_deviations(synthetic: Any) -> No
     assert reference == pytest.approx(100 * np.mean(results[results["label"] == "Reference"]["top1"]))
 
 
-def test_the_band_can_be_the_range(synthetic: Any) -> None:
-    results = synthetic.frame(synthetic.grid(("ALDS",), nets=3, keeps=(0.5, 0.2)))
-    figure = plot_tradeoff(results, band="range", close_up=False)
-    heights = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
-    own = 100 * results[results["label"] == "ALDS"]["top1"]
-    assert (heights.min(), heights.max()) == (pytest.approx(own.min()), pytest.approx(own.max()))
-    assert "smallest to largest" in figure.legends[0].get_title().get_text()
-
-
 @pytest.mark.parametrize("methods", [2, 14])
-@pytest.mark.parametrize("close_up", [False, True])
-def test_the_legend_covers_no_panel_and_lies_inside_the_figure(synthetic: Any, methods: int, close_up: bool) -> None:
+def test_the_legend_covers_no_panel_and_lies_inside_the_figure(synthetic: Any, methods: int) -> None:
     results = synthetic.frame(synthetic.grid(synthetic.MANY[:methods], nets=2))
-    figure = plot_tradeoff(results, close_up=close_up, note="one-shot, " + "a long note " * 8)
+    figure = plot_tradeoff(results, note="one-shot, " + "a long note " * 8)
     figure.draw_without_rendering()
     legend = figure.legends[0].get_window_extent()
     title = figure._suptitle.get_window_extent()
@@ -78,9 +68,9 @@ def test_axes_are_labelled_with_units_and_limits_come_from_keep_ratios(synthetic
 
 
 def test_known_labels_keep_their_looks_and_all_looks_differ(synthetic: Any) -> None:
-    few = curves(plot_tradeoff(synthetic.frame(synthetic.grid(("ALDS", "SVD"), nets=1)), close_up=False))
+    few = curves(plot_tradeoff(synthetic.frame(synthetic.grid(("ALDS", "SVD"), nets=1))))
     labels = [*synthetic.MANY, *(f"mine {i}" for i in range(12))]
-    many = plot_tradeoff(synthetic.frame(synthetic.grid(labels, nets=1, keeps=(0.5, 0.2))), close_up=False)
+    many = plot_tradeoff(synthetic.frame(synthetic.grid(labels, nets=1, keeps=(0.5, 0.2))))
     lines = curves(many)
     for label in ("ALDS", "SVD"):
         assert few[label].get_color() == lines[label].get_color()
@@ -93,11 +83,11 @@ def test_known_labels_keep_their_looks_and_all_looks_differ(synthetic: Any) -> N
 def test_names_and_colours_of_the_parameter_file(synthetic: Any) -> None:
     results = synthetic.frame(synthetic.grid(("ALDS", "SVD"), nets=1))
     names, colors = {"ALDSNet": "Ours", "SVD": "$\\ell_2$"}, {"ALDS": "red", "SVDNet": "no such colour"}
-    figure = plot_tradeoff(results, names=names, colors=colors, close_up=False)
+    figure = plot_tradeoff(results, styles=LabelStyles(names, colors))
     lines = curves(figure)
     assert lines["Ours"].get_color() == "red"
     assert lines["$\\ell_2$"].get_color() in COLORS
-    broken = plot_tradeoff(results, names={"SVD": "$\\nothing{$ and _x"}, close_up=False)
+    broken = plot_tradeoff(results, styles=LabelStyles({"SVD": "$\\nothing{$ and _x"}))
     broken.savefig(io.BytesIO(), format="png")  # mathematics that matplotlib cannot read is drawn as text
 
 
@@ -111,7 +101,7 @@ def test_what_is_not_drawn_is_said(synthetic: Any) -> None:
     assert "fewer networks" not in text
     rows = synthetic.grid(("ALDS",), nets=2)[:-1]
     assert "fewer networks" in plot_tradeoff(synthetic.frame(rows))._supxlabel.get_text()
-    unmasked = plot_tradeoff(synthetic.frame(synthetic.grid(("WT",), nets=1)), "flops_unmasked", close_up=False)
+    unmasked = plot_tradeoff(synthetic.frame(synthetic.grid(("WT",), nets=1)), "flops_unmasked")
     assert "WT" in curves(unmasked)
 
 
@@ -134,7 +124,7 @@ def test_nothing_finished_gives_an_empty_picture(synthetic: Any) -> None:
 
 def test_several_variants_or_networks_must_be_chosen_from(synthetic: Any) -> None:
     sweep = synthetic.frame(synthetic.sweep(("ALDS",), nets=1))
-    with pytest.raises(ConfigError, match=r"6 variants: name one of 'retraining.startEpoch=0'"):
+    with pytest.raises(ConfigError, match=r"6 variants. Select one of 'retraining.startEpoch=0'"):
         plot_tradeoff(sweep)
     with pytest.raises(ConfigError, match=r"no variant 'x'"):
         plot_tradeoff(sweep, variant="x")

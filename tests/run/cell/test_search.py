@@ -213,7 +213,7 @@ def test_a_run_with_report_beside_a_method_of_its_own_size(
     found = samples("WT")
     assert frame.loc[1, "parameters"] == found[found["within"]]["parameters"].min()
     report = Path("data/results/small/report.md").read_text()
-    assert "smallest of at most 4 networks that loses at most 3 points of validation top-1" in report
+    assert "within a loss of validation accuracy (accuracyLoss=0.03, samples=4, " in report
     (result,) = Path("data/results/small/cells").glob("WT-*/result.json")
     content = json.loads(result.read_text())
     assert content["keep_found"] == found[found["within"]]["keep"].min()

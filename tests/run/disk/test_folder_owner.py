@@ -92,7 +92,7 @@ def test_results_with_overrides_are_named_where_the_plain_ones_are_missing(write
         load_results(path)
     assert f"'{folder}' (--set experiments.numNets=2 seed=1)" in str(caught.value)
     assert len(load_results(folder)) == 1
-    assert read_parameters(folder / "parameters.yaml")["seed"] == 1
+    assert read_parameters(folder).parameters.seed == 1
 
 
 def test_odd_names_of_files_do_not_hinder(write: Any, small: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Networks whose layers are pairs of factors, y = U(Vx) + b, from the first step of training on.
+"""Networks trained in low-rank form from scratch: layers are pairs of factors, y = U(Vx) + b.
 
 Shape suffixes: R = rows of a layer's weight as a matrix (output features), N = its columns (fan-in), J = rank.
 """
@@ -23,13 +23,13 @@ from experiment.layers.plan import Factors, Plan
 
 @dataclass(frozen=True)
 class Factoring:
-    """The settings that make a network a factored one; they stand among the network's own.
+    """Settings of low-rank form, given among the settings of the network.
 
     Attributes:
-        rank: J, of every factored layer.
-        factored: name patterns (fnmatch) of the layers that become factors; default: all that get smaller by it.
-        factored_init: spectral: the best approximation of rank J of the layer's own first weights; gaussian:
-            independent normal values of such a variance that a ReLU network keeps the size of its activations.
+        rank: rank J of every factored layer.
+        factored: name patterns (fnmatch) of the layers to factor; by default, all layers that get smaller.
+        factored_init: spectral: best approximation of rank J of the layer's initial weights; gaussian: independent
+            normal values whose variance preserves the scale of activations in a ReLU network.
     """
 
     rank: Annotated[int, Ge(1)]
@@ -41,11 +41,11 @@ NAMES = tuple(f.name for f in fields(Factoring))
 
 
 def make_factoring(settings: Mapping[str, object]) -> Factoring | None:
-    """The settings as one object; None where there are none of them.
+    """The checked settings; None if there are none.
 
-    Raises: ConfigError: a value of the wrong type or out of range, or patterns or an initialisation without a rank.
+    Raises: ConfigError: a value has the wrong type or is out of range, or the rank is missing.
     """
-    from pydantic import TypeAdapter, ValidationError  # dear to import, and seldom needed
+    from pydantic import TypeAdapter, ValidationError  # expensive to import, and rarely needed
 
     from experiment.config.error_messages import expectation
 
@@ -53,7 +53,7 @@ def make_factoring(settings: Mapping[str, object]) -> Factoring | None:
         return None
     if "rank" not in settings:
         raise ConfigError(
-            f"network.settings.{next(iter(settings))}: has no effect without a rank. Give one: rank: 50, say."
+            f"network.settings.{next(iter(settings))}: has no effect without a rank. Add one, such as rank: 50."
         )
     try:
         return TypeAdapter(Factoring).validate_python(dict(settings))
@@ -65,17 +65,17 @@ def make_factoring(settings: Mapping[str, object]) -> Factoring | None:
 
 
 def factor(network: nn.Module, example: Tensor, settings: Factoring) -> nn.Module:
-    """A copy of a network in which layers are encoder V and decoder U (plain linear layers or convolutions).
+    """A copy of a network whose layers consist of an encoder V and a decoder U (linear layers or convolutions).
 
-    Factors share the size of the product equally, so that one learning rate serves both. Biases and all other layers
-    start as they were. Weight decay on balanced factors is a penalty on the product's nuclear norm.
+    Both factors have the same norm, so that one learning rate fits both; weight decay on such factors penalizes the
+    nuclear norm of the product. Biases and all other layers keep their values.
 
     Args:
-        network: as its factory made it; gaussian factors are drawn from torch's default generator, as its weights were.
+        network: a network as its factory returns it. Gaussian factors are drawn from torch's default generator.
         example: a batch of inputs.
 
-    Raises: ConfigError: a pattern names no layer, a rank is above a layer's full rank, or no layer gets smaller.
-    Source: Khodak et al. 2021, https://arxiv.org/abs/2105.01029 (spectral initialisation)
+    Raises: ConfigError: a pattern matches no layer, the rank exceeds a layer's full rank, or no layer gets smaller.
+    Source: Khodak et al. 2021, https://arxiv.org/abs/2105.01029 (spectral initialization)
     """
     layers = _chosen(compressible_layers(network, example), settings)
     plan = Plan({name: Factors(settings.rank, bias=info.bias) for name, info in layers.items()})
@@ -98,7 +98,7 @@ def spectral(W_RN: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def gaussian(W_RN: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """U (R, J) and V (J, N) of independent N(0, s^2), J s^4 = 2 / N: the products' elements have He's variance.
+    """U (R, J) and V (J, N) with independent elements from N(0, s^2), J s^4 = 2 / N: the product has He's variance.
 
     Source: He et al. 2015, https://arxiv.org/abs/1502.01852 (2 / fan-in)
     """
@@ -108,21 +108,21 @@ def gaussian(W_RN: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _chosen(layers: Mapping[str, LayerInfo], settings: Factoring) -> dict[str, LayerInfo]:
-    """The layers that become factors, in the network's order."""
+    """The layers to factor, in the network's order."""
     rank, patterns = settings.rank, settings.factored
     if patterns is None:
         smaller = {name: info for name, info in layers.items() if parameters(info, rank) < info.weight_numel}
         if not smaller:
-            raise ConfigError(f"network.settings.rank: no layer gets smaller with factors of rank {rank}. Lower it.")
+            raise ConfigError(
+                f"network.settings.rank: no layer gets smaller with factors of rank {rank}. Choose a lower rank."
+            )
         return smaller
     known = f"The layers are {', '.join(layers)}."
-    faults = [f"no layer is called '{p}'. {known}" for p in patterns if not fnmatch.filter(layers, p)]
-    if faults or not patterns:
-        raise ConfigError([f"network.settings.factored: {text}" for text in faults or [f"names no layer. {known}"]])
+    wrong = [f"no layer is called '{p}'. {known}" for p in patterns if not fnmatch.filter(layers, p)]
+    if wrong or not patterns:
+        raise ConfigError([f"network.settings.factored: {text}" for text in wrong or [f"must not be empty. {known}"]])
     named = {n: info for n, info in layers.items() if any(fnmatch.fnmatchcase(n, p) for p in patterns)}
     over = [f"'{name}' has full rank {max_rank(info)}" for name, info in named.items() if max_rank(info) < rank]
     if over:
-        raise ConfigError(
-            f"network.settings.rank: must not be above a layer's full rank. Got {rank}; {', '.join(over)}."
-        )
+        raise ConfigError(f"network.settings.rank: must be at most a layer's full rank. Got {rank}; {', '.join(over)}.")
     return named

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from experiment.errors import ConfigError
 from experiment.layers.factored_layers import product
 from experiment.measure import count, example_input
-from experiment.networks.factored import gaussian
+from experiment.networks.low_rank_from_scratch import gaussian
 from experiment.networks.make_network import make_network
 from experiment.random_streams import seeded
 
@@ -87,7 +87,7 @@ def test_every_step_trains_both_factors() -> None:
         ({"rank": 5, "factored_init": "zeros"}, "network.settings.factored_init: "),
         ({"factored": ["fc2"]}, "network.settings.factored: has no effect without a rank."),
         ({"rank": 5, "factored": ["fc9"]}, "no layer is called 'fc9'. The layers are fc1, fc2, fc3."),
-        ({"rank": 5, "factored": []}, "names no layer."),
+        ({"rank": 5, "factored": []}, "network.settings.factored: must not be empty. The layers are fc1, fc2, fc3."),
         ({"rank": 200, "factored": ["fc2"]}, "Got 200; 'fc2' has full rank 100."),
         ({"rank": 1000}, "no layer gets smaller with factors of rank 1000."),
         ({"ranc": 5}, "lenet300_100"),

@@ -1,0 +1,142 @@
+"""results.csv as a DataFrame: columns, types, and the rows that plots and tables select from it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiment.errors import ConfigError, StoreError
+from experiment.files import RUN_AGAIN
+from experiment.run.disk.read_table import read_table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+TEXT = ("dataset", "dataset_test", "network", "variant", "method", "label", "status", "error", "cell", "hardware")
+NUMBERS = (
+    "net", "repetition", "keep_target", "parameters", "flops", "flops_unmasked", "keep_parameters", "keep_flops",
+    "bytes_dense", "bytes_values", "bytes_sparse", "bytes_file", "loss", "top1", "top5", "top1_before_retraining",
+    "top1_reference", "parameters_reference", "flops_reference", "epochs", "seconds_compress", "seconds_retrain",
+)  # fmt: skip
+EXTRA_NUMBERS = re.compile(r"latency_(iqr_)?ms_b\d+(_reference)?|bytes_bitmask|bytes_csr")  # only if requested
+TIDY = "tidy"  # key in `DataFrame.attrs`: the column types of a frame that `tidy` returned
+REQUIRED = ("network", "label", "net", "status")
+REFERENCE = "Reference"
+FLOAT32 = 4  # bytes of an unquantized weight
+SETTING = ["dataset", "dataset_test", "network", "variant"]
+GROUP = [*SETTING, "method", "label"]
+
+
+def read_results(path: Path) -> DataFrame:
+    """Read results.csv; returns an empty table if the file is missing.
+
+    Raises: StoreError: the file is damaged, or a required column is missing.
+    """
+    import pandas as pd
+
+    try:
+        frame = read_table(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        return tidy(pd.DataFrame(columns=list(REQUIRED)))
+    missing = [column for column in REQUIRED if column not in frame]
+    if missing:
+        raise StoreError(f"{path}: column {missing[0]} is missing. {RUN_AGAIN}")
+    return tidy(frame)
+
+
+def tidy(results: DataFrame) -> DataFrame:
+    """A copy with every column of results.csv in its type: missing text is "", missing numbers and infinities are NaN.
+
+    Raises: StoreError: a required column is missing.
+    """
+    import numpy as np
+    import pandas as pd
+
+    missing = [column for column in REQUIRED if column not in results]
+    if missing:
+        raise StoreError(f"results: column {missing[0]} is missing. Expected the columns of results.csv.")
+    if results.attrs.get(TIDY) == tuple(results.dtypes.items()):
+        return results.reset_index(drop=True)
+    frame = results.copy()
+    for column in TEXT:
+        given = frame[column].astype(object) if column in frame else pd.Series("", frame.index, dtype=object)
+        frame[column] = given.where(given.notna(), "").astype(str)
+    for column in (*NUMBERS, *filter(EXTRA_NUMBERS.fullmatch, map(str, frame))):
+        values = pd.to_numeric(frame[column], errors="coerce") if column in frame else np.nan
+        frame[column] = pd.Series(values, index=frame.index, dtype=float).replace([np.inf, -np.inf], np.nan)
+    frame["method"] = frame["method"].where(frame["method"] != "", frame["label"])
+    frame["keep_flops_unmasked"] = frame["flops_unmasked"] / frame["flops_reference"]
+    frame["keep_bytes"] = frame["bytes_values"] / (FLOAT32 * frame["parameters_reference"])
+    frame.attrs[TIDY] = tuple(frame.dtypes.items())
+    return frame.reset_index(drop=True)
+
+
+def compressed(results: DataFrame) -> DataFrame:
+    """The finished cells of compressed networks, in grid order."""
+    frame = tidy(results)
+    return frame[(frame["status"] == "done") & (frame["method"] != REFERENCE)]
+
+
+def reference_rows(results: DataFrame) -> DataFrame:
+    """The finished cells of method Reference, in grid order."""
+    frame = tidy(results)
+    return frame[(frame["status"] == "done") & (frame["method"] == REFERENCE)]
+
+
+def references(results: DataFrame) -> DataFrame:
+    """One row per (setting, net): loss, top1, top5 and size of the reference network.
+
+    Taken from the rows of method Reference. If such a row is missing, other rows provide what they state about it.
+    """
+    import pandas as pd
+
+    keys = [*SETTING, "net"]
+    others = compressed(results).drop_duplicates(keys)
+    others = others.assign(
+        top1=others["top1_reference"], parameters=others["parameters_reference"], flops=others["flops_reference"],
+        loss=float("nan"), top5=float("nan"), bytes_file=float("nan"), bytes_dense=float("nan"),
+    )  # fmt: skip
+    columns = [*keys, "loss", "top1", "top5", "parameters", "flops", "bytes_dense", "bytes_file"]
+    found = pd.concat([reference_rows(results)[columns], others[columns]])
+    return found.drop_duplicates(keys).reset_index(drop=True)
+
+
+def select_variant(results: DataFrame, variant: str | None) -> DataFrame:
+    """The rows of one variant, which may be None if there is only one.
+
+    Raises: ConfigError: unknown variant, several variants and none selected, or several networks or datasets.
+    """
+    frame = tidy(results)
+    known = list(dict.fromkeys(frame["variant"]))
+    if variant is None and len(known) > 1:
+        raise ConfigError(f"results: {len(known)} variants. Select one of {', '.join(map(repr, known))}.")
+    if variant is not None and variant not in known:
+        raise ConfigError(f"results: no variant {variant!r}. Known variants: {', '.join(map(repr, known))}.")
+    chosen = frame if variant is None else frame[frame["variant"] == variant]
+    if len(chosen[["dataset", "network"]].drop_duplicates()) > 1:
+        raise ConfigError("results: several networks or datasets. Select the rows of one of them.")
+    return chosen
+
+
+def variants_of(results: DataFrame) -> list[str]:
+    """Names of the variants in grid order."""
+    return list(dict.fromkeys(tidy(results)["variant"]))
+
+
+def labels_of(results: DataFrame) -> list[str]:
+    """Labels of the compression methods in grid order, including those without a finished cell."""
+    frame = tidy(results)
+    return list(dict.fromkeys(frame.loc[frame["method"] != REFERENCE, "label"]))
+
+
+def prune_only(results: DataFrame) -> bool:
+    """Whether no compressed network was retrained."""
+    cells = compressed(results)
+    return not cells.empty and not bool((cells["epochs"] > 0).any())
+
+
+def quantized(results: DataFrame) -> bool:
+    """Whether any network stores weights in other than 32 bits, which parameter counts do not show."""
+    cells = compressed(results)
+    return bool((cells["bytes_values"] - FLOAT32 * cells["parameters"]).abs().gt(0.5).any())

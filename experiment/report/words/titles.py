@@ -1,0 +1,87 @@
+"""What titles, axes and captions call an experiment, its mode, its variants and its quantities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from experiment.config import Parameters
+from experiment.config.modes import base_mode, rewinding
+from experiment.report.results_table import compressed
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+METRICS = {
+    "top1": "Top-1 test accuracy",
+    "top5": "Top-5 test accuracy",
+    "loss": "Test loss",
+    "top1_before_retraining": "Top-1 test accuracy before retraining",
+}
+QUANTITIES = {
+    "parameters": "parameters",
+    "flops": "FLOPs",
+    "flops_unmasked": "FLOPs of unmasked weights",
+    "bytes": "bytes of values",
+}
+MODES = {
+    "train": ("training only", ""),
+    "retrain": ("one-shot", "every keep ratio starts from the reference network"),
+    "cascade": ("cascade", "every keep ratio starts from the retrained network of the previous one"),
+    "lc": ("L-C", "learning and compression steps alternate; every keep ratio starts from the reference network"),
+}
+REWINDING = {
+    "weights": ("with rewinding", "weights are reset to an earlier epoch before retraining"),
+    "random": ("with random weights", "a control: the same structures, retrained from a new initialization"),
+    "none": ("", ""),
+}
+VARIANTS = {
+    "": "unchanged",
+    "experiments.rewind=weights": "rewound weights",
+    "experiments.rewind=random": "random weights",
+    "experiments.rewind=none": "kept weights",
+}
+
+
+def mode_in_words(settings: Iterable[Parameters], *, explain: bool = False) -> str:
+    """The mode, and the weights that are retrained, as far as all these settings agree on them."""
+    experiments = [p.experiments for p in settings]
+    found = ({MODES[base_mode(e)] for e in experiments}, {REWINDING[rewinding(e)] for e in experiments})
+    agreed = [next(iter(each)) for each in found if len(each) == 1]
+    return " ".join(f"{name} ({why})" if explain and why else name for name, why in agreed if name)
+
+
+def variant_in_words(variant: str) -> str:
+    """A short name of a variant: the last part of its key, and the value."""
+    key, _, value = variant.partition("=")
+    return VARIANTS.get(variant, f"{key.rpartition('.')[2]}={value}")
+
+
+def retraining_in_words(results: DataFrame) -> str:
+    """The amount of retraining; of several variants, from the least to the most."""
+    epochs = sorted(compressed(results).groupby(["variant", "label"])["epochs"].max().dropna())
+    if not epochs:
+        return ""
+    least, most = epochs[0], epochs[-1]
+    span = f"{most:g}" if least == most else f"{least:g} to {most:g}"
+    return f"{span} epoch{'' if most == 1 else 's'} of retraining" if most > 0 else "no retraining"
+
+
+def network_on_dataset(results: DataFrame) -> str:
+    """`resnet20 on CIFAR10`, and the test set if it is another one."""
+    if results.empty:
+        return "No results yet"
+    first = results.iloc[0]
+    title = f"{first['network']} on {first['dataset']}" if first["dataset"] else str(first["network"])
+    tested = first["dataset_test"] if first["dataset_test"] != first["dataset"] else ""
+    return f"{title}, tested on {tested}" if tested else title
+
+
+def joined(*parts: str) -> str:
+    """The parts that are not empty, separated by commas."""
+    return ", ".join(filter(None, parts))
+
+
+def capitalized(text: str) -> str:
+    """The text with its first letter in upper case; the others stay as they are."""
+    return text[:1].upper() + text[1:]
