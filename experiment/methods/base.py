@@ -45,6 +45,18 @@ class Calibration:
     targets: Tensor | None = None
 
 
+def calibration_inputs(calibration: Calibration | None, state: State, what: str) -> Tensor:
+    """The calibration inputs, in the dtype and on the device of the state's example.
+
+    Args:
+        what: the method, or the setting, that needs them: the subject of the error.
+    Raises: CompressionError: there are none.
+    """
+    if calibration is None or not len(calibration.inputs):
+        raise CompressionError(f"{what} needs calibration data, a few hundred inputs. {GIVE_DATA}")
+    return calibration.inputs.to(state.example)
+
+
 class Method(Protocol):
     """A compression algorithm with its settings.
 
