@@ -1,4 +1,4 @@
-"""A layer as two smaller ones, y = U(Vx) + b: how its weight folds into matrices, the factors' shapes and their cost.
+"""A layer as a product of two smaller ones, y = U(Vx) + b: foldings of its weight, shapes and costs of the factors.
 
 Shape suffixes: G = groups of input channels, F = filters (output features), C = input channels, I = C / G, X and Y =
 the kernel's height and width, R = rows of a folded slice, N = its columns, J = rank.
@@ -22,27 +22,27 @@ from experiment.layers.plan import Factors
 ENCODER_AXES = ((True, True), (False, True), (True, False), (False, False))
 FOLDINGS = range(len(ENCODER_AXES))
 Slicing = tuple[int, int]  # groups, folding
-MOST_OF_FACTORS = 16  # times the layer's weight: no rank of use comes near, and files cannot ask for more memory
+MOST_OF_FACTORS = 16  # times the layer's weight; far above any useful rank, it limits the memory a file can ask for
 
 
 class FactoredLayer(nn.Sequential):
-    """An encoder and a decoder, which answer for the layer that they stand for.
+    """An encoder and a decoder, with the attributes of the layer that they replace.
 
-    What a forward pass reads of a layer beside calling it is still there: `weight`, `bias` and the numbers that the
-    layer was made with. Parameters and the names in the state_dict are those of `encoder` and `decoder` alone.
+    A forward pass may read `weight`, `bias` and the numbers that the layer was made with, besides calling it. The
+    parameters, and their names in the state_dict, are those of `encoder` and `decoder` alone.
     """
 
     __jit_unused_properties__: tuple[str, ...] = ("weight", "bias")  # torch.jit.script would compile them
 
     @property
     def weight(self) -> Tensor:
-        """The product of the factors, computed at each use: the layer's shape, gradients reach both factors."""
+        """The product of the factors, in the layer's shape, computed at each use; gradients reach both factors."""
         encoder, decoder = self._pair()
         return multiplied(encoder.weight, decoder.weight, _groups(encoder))
 
     @property
     def bias(self) -> Tensor | None:
-        """The decoder's: None where it has none."""
+        """The decoder's bias, if it has one."""
         bias: Tensor | None = self._pair()[1].bias
         return bias
 
@@ -51,7 +51,7 @@ class FactoredLayer(nn.Sequential):
 
 
 class FactoredLinear(FactoredLayer):
-    """Linear layers, the first one grouped or not, in the place of an `nn.Linear`."""
+    """Two linear layers, the first one grouped or not, that replace an `nn.Linear`."""
 
     __jit_unused_properties__ = (*FactoredLayer.__jit_unused_properties__, "in_features", "out_features")
 
@@ -65,12 +65,15 @@ class FactoredLinear(FactoredLayer):
 
 
 class FactoredConv2d(FactoredLayer):
-    """Convolutions in the place of an `nn.Conv2d`: along each axis one of them has its kernel, stride and padding."""
+    """Two convolutions that replace an `nn.Conv2d`; one of them has its kernel, stride and padding along each axis."""
 
-    __jit_unused_properties__ = (
-        *FactoredLayer.__jit_unused_properties__, "in_channels", "out_channels", "kernel_size", "stride", "padding",
-        "dilation", "groups", "padding_mode", "transposed", "output_padding",
-    )  # fmt: skip
+    __jit_unused_properties__ = (*FactoredLayer.__jit_unused_properties__, "in_channels", "out_channels")
+
+    def __init__(self, pair: OrderedDict[str, nn.Module], replaced: nn.Conv2d) -> None:
+        super().__init__(pair)
+        self.kernel_size, self.stride, self.dilation = replaced.kernel_size, replaced.stride, replaced.dilation
+        self.padding, self.padding_mode = replaced.padding, replaced.padding_mode
+        self.output_padding, self.transposed, self.groups = replaced.output_padding, replaced.transposed, 1
 
     @property
     def in_channels(self) -> int:
@@ -79,46 +82,6 @@ class FactoredConv2d(FactoredLayer):
     @property
     def out_channels(self) -> int:
         return int(self._pair()[1].out_channels)
-
-    @property
-    def kernel_size(self) -> tuple[int, ...]:
-        return self._of_both("kernel_size")
-
-    @property
-    def stride(self) -> tuple[int, ...]:
-        return self._of_both("stride")
-
-    @property
-    def dilation(self) -> tuple[int, ...]:
-        return self._of_both("dilation")
-
-    @property
-    def padding(self) -> str | tuple[int, ...]:
-        encoder, decoder = self._pair()
-        if isinstance(encoder.padding, str):
-            return str(encoder.padding)
-        return tuple(a + b for a, b in zip(encoder.padding, decoder.padding, strict=True))
-
-    @property
-    def padding_mode(self) -> str:
-        return str(self._pair()[0].padding_mode)
-
-    @property
-    def groups(self) -> int:
-        return 1
-
-    @property
-    def transposed(self) -> bool:
-        return False
-
-    @property
-    def output_padding(self) -> tuple[int, int]:
-        return (0, 0)
-
-    def _of_both(self, name: str) -> tuple[int, ...]:
-        """A number an axis, which is 1 in the factor that leaves the axis alone."""
-        encoder, decoder = self._pair()
-        return tuple(a * b for a, b in zip(getattr(encoder, name), getattr(decoder, name), strict=True))
 
 
 def split_kernel(kernel: tuple[int, int], folding: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -131,8 +94,8 @@ def split_kernel(kernel: tuple[int, int], folding: int) -> tuple[tuple[int, int]
 def fold(weight: Tensor, groups: int = 1, folding: int = 0) -> Tensor:
     """The weight's slices of contiguous input channels, each folded into a matrix: (G, R, N).
 
-    Slices first, then folds: a column never mixes channels of two groups. Rows are filter-major, then the decoder's
-    kernel axis; columns are channel, row, column for folding 0, the encoder's kernel axis then channel for 1 and 2.
+    Slicing comes first: a column never mixes channels of two groups. Rows are filter-major, then the decoder's kernel
+    axis; columns are channel, row, column for folding 0, and the encoder's kernel axis, then channel for 1 and 2.
 
     Args:
         weight: (F, C, X, Y) of a convolution or (F, C) of a linear layer.
@@ -168,7 +131,7 @@ def max_rank(info: LayerInfo, groups: int = 1, folding: int = 0) -> int:
 
 
 def parameters(info: LayerInfo, rank: int, groups: int = 1, folding: int = 0) -> int:
-    """Elements of both factors' weights (the bias, which stays, is not counted): rank * (groups * rows + columns)."""
+    """Elements of both factors' weights (without the bias): rank * (groups * rows + columns)."""
     rows, columns = _matrix_shape(info, folding)
     return rank * (groups * rows + columns)
 
@@ -185,10 +148,10 @@ def flops(info: LayerInfo, rank: int, groups: int = 1, folding: int = 0) -> int:
 
 
 def make_layer(module: nn.Module, factors: Factors) -> FactoredLayer:
-    """The empty encoder and decoder that take a layer's place, on its device: plain convolutions or linear layers.
+    """An uninitialised encoder and decoder of plain layers that can replace a layer, on its device.
 
-    Stride, padding and dilation of an axis go to the factor that owns the kernel along it; the other one leaves that
-    axis alone. Weights are uninitialised: `write_factors` or a state_dict fills them.
+    Stride, padding and dilation of an axis go to the factor that owns the kernel along it. `write_factors` or a
+    state_dict fills the weights.
 
     Raises: CompressionError: the groups do not divide the input channels, the folding does not exist for the layer, or
         the rank is far above the full one.
@@ -204,17 +167,17 @@ def make_layer(module: nn.Module, factors: Factors) -> FactoredLayer:
             f"folding {factors.folding}: rank must be at least 1, groups a divisor, folding one of {list(allowed)}."
         )
     weight = module.weight
-    with torch.device("meta"):  # no memory and no random numbers for values that are about to be overwritten
+    with torch.device("meta"):  # takes no memory and no random numbers
         pair = _linear_pair(module, factors) if isinstance(module, nn.Linear) else _conv_pair(module, factors)
     most = MOST_OF_FACTORS * weight.numel() + weight.shape[0]
     if sum(p.numel() for factor in pair for p in factor.parameters()) > most:
         raise CompressionError(f"a {kind} layer of {weight.numel():,} weights has no factors of rank {factors.rank:,}.")
-    for factor in pair:  # `to_empty` would do the same, after loading half a second of torch's own Python
+    for factor in pair:  # `to_empty` would import half a second of torch
         for name, p in dict(factor.named_parameters()).items():
             empty = torch.empty(p.shape, dtype=weight.dtype, device=weight.device)
             setattr(factor, name, nn.Parameter(empty, weight.requires_grad))
-    made = FactoredLinear if isinstance(module, nn.Linear) else FactoredConv2d
-    layer = made(OrderedDict(encoder=pair[0], decoder=pair[1]))
+    named = OrderedDict(encoder=pair[0], decoder=pair[1])
+    layer = FactoredLinear(named) if isinstance(module, nn.Linear) else FactoredConv2d(named, module)
     return layer.train(module.training)
 
 
@@ -237,7 +200,7 @@ def write_factors(layer: nn.Module, U_GRJ: Tensor, V_GJN: Tensor, folding: int =
 def read_factors(layer: nn.Module, folding: int = 0) -> tuple[Tensor, Tensor]:
     """The inverse of `write_factors`: U (G, R, J) and V (G, J, N) of an unmasked encoder and decoder, in float64.
 
-    Of rounded factors it is what they were rounded from.
+    For quantized factors these are the values before rounding.
     """
     encoder, decoder = layer.get_submodule("encoder"), layer.get_submodule("decoder")
     E, D = (stored(factor, "weight").detach().double() for factor in (encoder, decoder))
@@ -249,10 +212,9 @@ def read_factors(layer: nn.Module, folding: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def balance(layer: nn.Module, folding: int = 0) -> None:
-    """Let an encoder and decoder share the singular values of their slices' products equally, in place.
+    """Split the singular values of the slices' products equally between encoder and decoder, in place.
 
-    What they compute stays; of all factors with these products, those are the ones of least norm, and gradients reach
-    both alike.
+    The product stays the same. Of all factors with this product, these have the smallest norm.
     """
     U_GRJ, V_GJN = read_factors(layer, folding)
     Q_GRJ, left_GJJ = torch.linalg.qr(U_GRJ)
@@ -263,7 +225,7 @@ def balance(layer: nn.Module, folding: int = 0) -> None:
 
 
 def product(layer: nn.Module) -> Tensor:
-    """The dense weight that an encoder and decoder stand for, multiplied in float64: (F, C, X, Y), or (F, C)."""
+    """The dense weight that an encoder and decoder replace, multiplied in float64: (F, C, X, Y), or (F, C)."""
     encoder, decoder = layer.get_submodule("encoder"), layer.get_submodule("decoder")
     E, D = (factor.get_parameter("weight").detach().double() for factor in (encoder, decoder))
     return multiplied(E, D, _groups(encoder))
@@ -273,14 +235,14 @@ def multiplied(E: Tensor, D: Tensor, groups: int = 1) -> Tensor:
     """The dense weight, (F, C, X, Y) or (F, C), of an encoder's and a decoder's weights."""
     E_GJIXY = E.reshape(groups, E.shape[0] // groups, *(*E.shape, 1, 1)[1:4])
     D_FGJUV = D.reshape(D.shape[0], groups, -1, *(*D.shape, 1, 1)[2:4])
-    # along each kernel axis one of the two sizes is 1, so that the outer product is already the kernel
+    # along each kernel axis one of the two sizes is 1: the outer product is the kernel
     W = torch.einsum("gjixy,fgjuv->fgiuxvy", E_GJIXY, D_FGJUV)
     W = W.flatten(5, 6).flatten(3, 4).flatten(1, 2)
     return W if E.dim() == 4 else W.flatten(1)
 
 
 def _groups(encoder: nn.Module) -> int:
-    return encoder.groups if isinstance(encoder, nn.Conv2d | GroupedLinear | FactoredConv2d) else 1
+    return int(getattr(encoder, "groups", 1))
 
 
 def _matrix_shape(info: LayerInfo, folding: int) -> tuple[int, int]:

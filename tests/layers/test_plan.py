@@ -80,11 +80,6 @@ def test_plain_data_and_state_dict_rebuild_the_network(plan: Plan) -> None:
     assert read.biases == plan.biases
 
 
-def test_files_of_before_have_neither() -> None:
-    data = {key: value for key, value in Plan().to_data().items() if key not in ("biases", "factor_masks")}
-    assert Plan.from_data(data, chain()) == Plan()
-
-
 def test_expanded_network_computes_the_same(plan: Plan) -> None:
     original, compressed = chain(), trained(plan)
     state = expand(compressed, original, plan, EXAMPLE)

@@ -135,12 +135,6 @@ def test_a_plan_with_blocks_and_channels_goes_through_json() -> None:
     assert (state.kept, state.skipped) == (kept, ("layer2.1",))
 
 
-def test_files_of_before_skip_nothing() -> None:
-    data = Plan().to_data()
-    del data["skipped"]
-    assert Plan.from_data(data, nn.Linear(1, 1)).skipped == ()
-
-
 def test_a_plan_that_contradicts_itself_is_refused() -> None:
     network = network_of("resnet20")
     with pytest.raises(CompressionError, match="layer2.1.conv1: nothing can be said about a layer of a block"):

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from experiment.layers.channels.check_slicing import Run, alike, randomised, tried
-from experiment.layers.channels.follow import GIVES_OUTPUT, Follower
+from experiment.layers.channels.follow import GIVES_OUTPUT, follow
+from experiment.layers.channels.follower import Follower
 from experiment.layers.channels.groups import ChannelGroup, Member
 from experiment.layers.channels.labels import Key, Labels, Places
 from experiment.layers.channels.slicing import channel_counts
@@ -63,7 +64,7 @@ def _followed(follower: Follower, probe: nn.Module, example: Tensor, samples: Se
     """Follow the channels in the runs that show all of the network: where inputs differ in the layers that they call,
     several of them; each in eval and, where that is not the same, in training mode. These runs."""
     runs = [Run(example)]
-    follower.follow(runs[0])
+    follow(follower, runs[0])
     if samples and any(name not in follower.called for name, _ in _holders(probe)):
         seen = {_called(probe, runs[0])}
         for inputs in (*samples, *(one for batch in samples for one in torch.split(batch, 1))):
@@ -71,12 +72,12 @@ def _followed(follower: Follower, probe: nn.Module, example: Tensor, samples: Se
             if called not in seen:
                 seen.add(called)
                 runs.append(Run(inputs))
-                follower.follow(runs[-1])
+                follow(follower, runs[-1])
     training = [replace(run, training=True) for run in runs]
     try:
         training = [run for run, plain in zip(training, runs, strict=True) if not alike(probe, [plain, run])]
         for run in training:
-            follower.follow(run)
+            follow(follower, run)
     except Exception as error:  # whatever the network's own code raises, for want of targets, say
         _log.warning(
             "The network does not run in training mode on the example (%s), so its channels are followed in eval mode "

@@ -7,8 +7,8 @@ channels that each group keeps (`CountChannels`). Each group keeps its channels 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from experiment.layers.plan import Detail, Kept, Plan, State
 from experiment.layers.refit import refit
 from experiment.measure import Count, count
 from experiment.methods.base import GIVE_DATA, Budget, Calibration, Quantity
+from experiment.methods.filters.settings import FilterSettings
 from experiment.methods.layer_patterns import matching
 from experiment.methods.starting_state import parameter_name
 
@@ -42,12 +43,12 @@ class Channels:
 
     Attributes:
         state: the starting state.
-        groups: the channels that can only go together.
+        groups: the channels that can only be removed together.
         free: whether a group may lose channels.
-        alive: of each group the channels that are left, in order.
-        sizes: the size of the network as arithmetic on the groups' counts.
+        alive: for each group the channels that are left, in order.
+        sizes: the size of the network as a function of the groups' channel counts.
         layers: layer name -> number of its output channels in the original network.
-        work: name of a layer's weight -> the multiply-adds of one sample that each of its elements takes part in.
+        work: name of a layer's weight -> multiply-adds per sample of each of its elements.
     """
 
     state: State
@@ -59,7 +60,7 @@ class Channels:
     work: Mapping[str, int]
 
     def size(self, chosen: Sequence[Sequence[int]], quantity: Quantity) -> int:
-        """Unmasked parameters or multiply-adds of the network in which of each group `chosen` stay."""
+        """Unmasked parameters or multiply-adds of the network whose groups keep the `chosen` channels."""
         counts, flops = [len(channels) for channels in chosen], quantity == "flops"
         masked = 0
         if self.state.masks:
@@ -70,7 +71,7 @@ class Channels:
         return (self.sizes.flops_of(counts) if flops else self.sizes.parameters_of(counts)) - masked
 
     def orders(self, scores: Sequence[Tensor]) -> list[tuple[int, ...]]:
-        """Of each group the channels that are left, the largest score first, equal ones as they stand."""
+        """For each group the channels that are left, the largest score first, equal ones in order."""
         pairs = zip(self.alive, [(-s).tolist() for s in scores], strict=True)
         return [tuple(sorted(alive, key=negated.__getitem__)) for alive, negated in pairs]
 
@@ -87,7 +88,7 @@ class Channels:
 
 
 ChannelScores = Sequence[Tensor]
-"""For every group the score of each of its channels: (group.size,), float64, on the CPU. Larger ones stay."""
+"""For every group the score of each of its channels: (group.size,), float64, on the CPU. Larger ones are kept."""
 
 ScoreChannels = Callable[[Channels, Calibration | None, torch.Generator], ChannelScores]
 CountChannels = Callable[[Channels, ChannelScores, Budget, int], list[int]]
@@ -96,56 +97,55 @@ CountChannels = Callable[[Channels, ChannelScores, Budget, int], list[int]]
 
 @dataclass(frozen=True)
 class ChannelRanking:
-    """The analysis: of each group the channels that are left, the largest score first, with all scores."""
+    """The analysis: for each group the channels that are left, the largest score first, with all scores."""
 
     filters: Channels
     scores: ChannelScores
     order: Sequence[tuple[int, ...]]
-    inputs: Tensor | None = field(default=None)
+    inputs: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class FilterMethod:
-    """Removes filters together with all that belongs to them: biases, BatchNorm, what later layers read of them.
+    """Removes filters together with everything that belongs to them: biases, BatchNorm, and the weights that read them.
 
-    Channels that give the network's output, or read its input, stay; so do those of layers that `ignore` names.
+    Channels that compute the network's output or read its input stay, and those of layers that `ignore` names.
 
     Args:
-        settings: with `ignore`, `round_to`, `fold` and `refit`; see `FilterSettings`.
-        label: of the method, for messages.
-        score: the worth of every channel.
-        rule: how many every group keeps.
+        label: the method's name in messages.
+        score: computes the scores of all channels.
+        rule: decides how many channels every group keeps.
     """
 
-    settings: Any
+    settings: FilterSettings
     label: str
     score: ScoreChannels
     rule: CountChannels
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> ChannelRanking:
-        """Scores of all channels.
+        """Score all channels.
 
-        Raises: ConfigError: a pattern of `ignore` names no layer. CompressionError: the network cannot be followed, or
+        Raises: ConfigError: a pattern of `ignore` names no layer. CompressionError: the network cannot be traced, or
             the calibration data that the method or `fold` needs are missing.
         """
-        filters = trace_channels(state, self.settings.ignore, self.label, calibration)
+        channels = trace_channels(state, self.settings.ignore, self.label, calibration)
         if (self.settings.fold == "mean" or self.settings.refit) and not has_data(calibration):
             what = "fold 'mean'" if self.settings.fold == "mean" else "refit"
             raise CompressionError(f"{self.label} with {what} needs calibration data. {GIVE_DATA}")
-        scores = self.score(filters, calibration, generator)
+        scores = self.score(channels, calibration, generator)
         inputs = calibration.inputs.to(state.example) if has_data(calibration) else None
-        return ChannelRanking(filters, scores, filters.orders(scores), inputs)
+        return ChannelRanking(channels, scores, channels.orders(scores), inputs)
 
     def plan(self, analysis: ChannelRanking, budget: Budget) -> Plan:
-        """The largest network within the budget that the rule allows.
+        """Keep the largest network within the budget that the rule allows.
 
-        Raises: InfeasibleBudget: the smallest one is already more.
+        Raises: InfeasibleBudget: the smallest one already exceeds the budget.
         """
         counts = self.rule(analysis.filters, analysis.scores, budget, self.settings.round_to)
         return analysis.filters.plan([order[:n] for order, n in zip(analysis.order, counts, strict=True)])
 
     def fill(self, built: nn.Module, state: State, analysis: ChannelRanking, plan: Plan) -> None:
-        """Write the state's weights into `built`, in place; what `fold` and `refit` do is relative to this state's."""
+        """Write the state's weights into `built`, in place; `fold` and `refit` refer to this state's outputs."""
         write_whole(built, state.network, plan)
         groups, inputs, folded = analysis.filters.groups, analysis.inputs, dict[str, Folded]()
         if self.settings.fold == "constant":
@@ -166,15 +166,26 @@ def has_data(calibration: Calibration | None) -> TypeGuard[Calibration]:
     return calibration is not None and len(calibration.inputs) > 0
 
 
+def finite_parameter(network: nn.Module, layer: str) -> Tensor:
+    """A layer's weight on the CPU in float64.
+
+    Raises: CompressionError: values are NaN or infinite.
+    """
+    weight = network.get_submodule(layer).get_parameter("weight").detach()
+    if not weight.isfinite().all():
+        raise CompressionError(f"layer '{layer}': weights must be finite. Got NaN or infinity: did training diverge?")
+    return weight.cpu().double()
+
+
 def _readers(built: nn.Module, plan: Plan) -> list[str]:
-    """The layers that lost input channels and may be fitted: those of several groups and masked ones are not."""
+    """The layers that lost input channels and can be fitted: neither grouped nor masked."""
     names = [name for name, sides in plan.kept.items() if sides.inputs is not None]
     layers = {name: built.get_submodule(name) for name in names if parameter_name(name) not in plan.masks}
     return [n for n, m in layers.items() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)]
 
 
 def trace_channels(state: State, ignore: Sequence[str], label: str, calibration: Calibration | None = None) -> Channels:
-    """Trace a state's channels, on further inputs too where there are any.
+    """Trace a state's channels, also on calibration inputs of the example's shape.
 
     Raises: ConfigError: a pattern of `ignore` names no layer.
     """
@@ -200,10 +211,11 @@ def trace_channels(state: State, ignore: Sequence[str], label: str, calibration:
 
 
 def _sizes(state: State, groups: Sequence[ChannelGroup], whole: Count) -> Sizes:
-    """The arithmetic of the network's size, with the products of activations that have channels as dimensions.
+    """The network's size as a function of channel counts, including products of activations such as attention's.
 
-    Which do is seen by counting the network with half the channels of each group, and proved with a quarter of all.
-    Other products count as if all channels stayed: the network then has fewer multiply-adds than planned, never more.
+    Which dimensions of a product are channels is found by counting the network with half the channels of each group,
+    and verified with a quarter of all. Other products count as if all channels stayed: the network then has fewer
+    multiply-adds than planned, never more.
     """
     sizes = sizes_of(state.network, state.example, groups, whole.flops)
     numbers = [group.size for group in groups]
@@ -229,7 +241,7 @@ def _sizes(state: State, groups: Sequence[ChannelGroup], whole: Count) -> Sizes:
 
 
 def _dimensions(few: int, n: int, less: int, all_: int) -> tuple[int, int]:
-    """How many dimensions of a product are n channels, and the further ones in each, from what `few` channels leave.
+    """How many dimensions of a product are n channels, and how many others, b, each has, from its size with `few`.
 
     With a dimension of n + b, less / all = (few + b) / (n + b).
     """
@@ -241,26 +253,21 @@ def _dimensions(few: int, n: int, less: int, all_: int) -> tuple[int, int]:
     return (2, 0) if less * n**2 == all_ * few**2 else (0, 0)
 
 
-def by_filter(filters: Channels, norm: Callable[[Tensor], Tensor], *, average: bool = False) -> list[Tensor]:
+def by_filter(channels: Channels, norm: Callable[[Tensor], Tensor], *, average: bool = False) -> list[Tensor]:
     """Scores that are sums, over the layers that produce a channel, of a norm of its filters.
 
     Args:
         norm: from filters as rows (channels, weights) in float64 to (channels,).
-        average: the mean of a channel's filters instead, so that groups of few and of many layers compare.
+        average: the mean of a channel's filters instead, so that groups of few and of many layers are comparable.
     Raises: CompressionError: weights are NaN or infinite.
     """
     found = []
-    for group in filters.groups:
-        scores, filters_each = torch.zeros(group.size, dtype=torch.float64), 0
+    for group in channels.groups:
+        scores, num_filters = torch.zeros(group.size, dtype=torch.float64), 0
         for member in group.members if group.exempt is None else ():
             if member.side == "out" and member.module in group.producers:
-                weight = filters.state.network.get_submodule(member.module).get_parameter("weight").detach()
-                if not weight.isfinite().all():
-                    raise CompressionError(
-                        f"{member.module}: the weights must be finite. Got NaN or infinity: did training diverge?"
-                    )
-                norms = norm(weight.cpu().double().flatten(1))
+                norms = norm(finite_parameter(channels.state.network, member.module).flatten(1))
                 scores += norms[torch.tensor(member.positions)].sum(1)
-                filters_each += len(member.positions[0])
-        found.append(scores / max(filters_each, 1) if average else scores)
+                num_filters += len(member.positions[0])
+        found.append(scores / max(num_filters, 1) if average else scores)
     return found

@@ -1,9 +1,9 @@
-"""Whole residual blocks go, those of smallest filters first: networks of less depth."""
+"""Depth pruning: removes whole residual blocks, those with the smallest filters first."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -16,13 +16,14 @@ from experiment.layers.residual_blocks import inside, residual_blocks
 from experiment.measure import Count, count
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import check_smallest, longest
+from experiment.methods.filters.base import finite_parameter
 from experiment.methods.filters.settings import BlocksSettings
 from experiment.methods.layer_patterns import matching
 
 
 @dataclass(frozen=True)
 class BlockOrder:
-    """The blocks that are left, in the order in which they go, with their scores, and all layers' names."""
+    """The analysis: the removable blocks, the first to remove first, with their scores, and the names of all layers."""
 
     state: State
     order: Sequence[str]
@@ -30,7 +31,7 @@ class BlockOrder:
     layers: Sequence[str]
 
     def plan(self, num_gone: int) -> tuple[Plan, Count]:
-        """The plan without that many more blocks, and what the network then costs."""
+        """The plan that removes this many more blocks, and what the network then costs."""
         skipped = (*self.state.skipped, *self.order[:num_gone])
         plan = Plan(
             masks={name: mask for name, mask in self.state.masks.items() if not inside(name, skipped)},
@@ -43,27 +44,27 @@ class BlockOrder:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Depth pruning: y = x + f(x) becomes x, block by block, as few as the budget needs.
+    """Depth pruning: y = x + f(x) becomes x, for as few blocks as the budget requires.
 
-    A block's score is the mean of the l1 norms of its filters; the lowest go first. Blocks that change width or grid,
-    and so have weights on their shortcut, stay (`experiment.layers.residual_blocks`).
+    A block's score is the mean of the l1 norms of its filters; those of lowest score are removed first. Blocks that
+    change width or grid, and so have weights on their shortcut, stay (`experiment.layers.residual_blocks`).
 
-    Source: the score of Li et al. 2017, https://arxiv.org/abs/1608.08710, for blocks; that residual networks bear to
-    lose some: Veit et al. 2016, https://arxiv.org/abs/1605.06431.
+    Source: the score of Li et al. 2017, https://arxiv.org/abs/1608.08710, applied to blocks; Veit et al. 2016,
+    https://arxiv.org/abs/1605.06431, show that residual networks tolerate the removal of blocks.
     """
 
     settings: BlocksSettings
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> BlockOrder:
-        """The blocks and their scores.
+        """Find and score the blocks.
 
         Raises: ConfigError: a pattern of `ignore` names no block. CompressionError: there are no blocks.
         """
         blocks = residual_blocks(state.network, state.example)
         if not blocks:
             raise CompressionError(
-                "Blocks removes residual blocks whose shortcut is the identity, modules that compute x + f(x), and "
-                "this network has none. Use a method that removes filters, such as FT."
+                "Blocks removes residual blocks with an identity shortcut, modules that compute x + f(x). This network "
+                "has none. Use a method that removes filters, such as FT."
             )
         ignored = matching(self.settings.ignore, blocks, "Blocks", "block")
         layers = trace_layers(state.network, state.example)
@@ -72,9 +73,9 @@ class Blocks:
         return BlockOrder(state, sorted(free, key=scores.__getitem__), scores, list(layers))
 
     def plan(self, analysis: BlockOrder, budget: Budget) -> Plan:
-        """The plan that removes the fewest blocks, in their order, so that the rest fits.
+        """Remove the fewest blocks, in their order, so that the rest fits.
 
-        Raises: InfeasibleBudget: without all blocks the network is still too large.
+        Raises: InfeasibleBudget: the network without all these blocks is still too large.
         """
         most = len(analysis.order)
 
@@ -86,10 +87,7 @@ class Blocks:
         num_left = longest(most, lambda left: size(most - left) <= budget.limit)
         plan, counted = analysis.plan(most - num_left)
         details = {name: {"kept": not inside(name, plan.skipped)} for name in analysis.layers}
-        return Plan(
-            masks=plan.masks, kept=plan.kept, biases=plan.biases, skipped=plan.skipped,
-            parameters=counted.parameters, details=details,
-        )  # fmt: skip
+        return replace(plan, parameters=counted.parameters, details=details)
 
     def fill(self, built: nn.Module, state: State, analysis: BlockOrder, plan: Plan) -> None:
         """Write the state's weights into `built`, in place."""
@@ -97,9 +95,5 @@ class Blocks:
 
 
 def _score(network: nn.Module, layers: Sequence[str]) -> float:
-    """The mean over all filters of these layers of their l1 norm."""
-    weights = {name: network.get_submodule(name).get_parameter("weight").detach() for name in layers}
-    for name, weight in weights.items():
-        if not weight.isfinite().all():
-            raise CompressionError(f"{name}: the weights must be finite. Got NaN or infinity: did training diverge?")
-    return float(torch.cat([weight.flatten(1).abs().double().sum(1).cpu() for weight in weights.values()]).mean())
+    """The mean l1 norm of all filters of these layers."""
+    return float(torch.cat([finite_parameter(network, name).flatten(1).abs().sum(1) for name in layers]).mean())

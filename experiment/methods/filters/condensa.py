@@ -1,6 +1,6 @@
 """Condensa's structured schemes: neurons of linear layers, filters of convolutions, or both in one ranking.
 
-They thin the network physically: with a unit go its bias, its BatchNorm and what later layers read of it.
+They shrink the network physically: the bias of a removed unit, its BatchNorm and the weights that read it go too.
 """
 
 from __future__ import annotations
@@ -16,51 +16,40 @@ from experiment.methods.budget_search import check_smallest
 from experiment.methods.condensa_units import CRITERIA, aligned
 from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, ScoreChannels, by_filter
 from experiment.methods.filters.global_ranking import longest_prefix
-from experiment.methods.filters.settings import Fold, StructurePruneSettings
+from experiment.methods.filters.settings import FilterSettings, Fold, StructurePruneSettings
 from experiment.methods.layer_patterns import own_values
 
 Kinds = tuple[type[nn.Module], ...]
 
 
 def neuron_prune(settings: StructurePruneSettings) -> FilterMethod:
-    """Of the neurons of all linear layers the int(density * number) of largest worth stay, in one ranking.
+    """The int(density * number) neurons of highest score in one ranking of all linear layers stay.
 
-    The worth is a norm of the neuron's row of weights (`criteria`), not normalised for its length. Layers that give the
-    network's output, the classifier's classes, are exempt. Where sums tie layers together, one channel is several rows:
-    its worth is the mean of theirs, and it counts as that many.
+    The score is a norm of the neuron's row of weights (`criteria`), not normalised for its length. Layers that compute
+    the network's output are exempt. Where sums tie layers together, a channel is several rows: its score is their mean,
+    and it counts as that many.
 
     Source: Joseph et al. 2020, https://arxiv.org/abs/1911.02497
-    Differs: neurons are cut out, not masked; the classifier is exempt without being named; a layer keeps at least one
-    neuron, or with `align` that many if it has them, where theirs may lose all; ties are kept in network order.
+    Differs: neurons are removed, not masked; the classifier is exempt without being named; a layer keeps at least one
+    neuron, or `align` if it has that many (theirs may lose all); equal ones are kept in network order.
     """
     return _method(settings, "NeuronPrune", (nn.Linear,))
 
 
 def filter_prune(settings: StructurePruneSettings) -> FilterMethod:
-    """As NeuronPrune, for the filters of all convolutions; depthwise ones are tied to those that they follow."""
+    """Like NeuronPrune, for the filters of all convolutions; depthwise ones are tied to those they follow."""
     return _method(settings, "FilterPrune", (nn.Conv2d,))
 
 
 def structure_prune(settings: StructurePruneSettings) -> FilterMethod:
-    """As NeuronPrune, for neurons and filters in one ranking."""
+    """Like NeuronPrune, for neurons and filters in one ranking."""
     return _method(settings, "StructurePrune", (nn.Linear, nn.Conv2d))
 
 
-@dataclass(frozen=True)
-class _Thinning:
-    """What `FilterMethod` wants to know."""
-
-    ignore: tuple[str, ...]
-    round_to: int
-    fold: Fold
-    refit: bool
-
-
 def _method(settings: StructurePruneSettings, label: str, kinds: Kinds) -> FilterMethod:
-    fold = "constant" if settings.fold == "none" and not settings.prune_bias else settings.fold
-    thinning = _Thinning(settings.ignore, settings.align, fold, settings.refit)
-    pools = _Pools(settings, label, kinds)
-    return FilterMethod(thinning, label, _score(settings.criteria), pools.counts)
+    fold: Fold = "constant" if settings.fold == "none" and not settings.prune_bias else settings.fold
+    filters = FilterSettings(fold=fold, ignore=settings.ignore, round_to=settings.align, refit=settings.refit)
+    return FilterMethod(filters, label, _score(settings.criteria), _CountUnits(settings, label, kinds).counts)
 
 
 def _score(criteria: str) -> ScoreChannels:
@@ -73,17 +62,17 @@ def _score(criteria: str) -> ScoreChannels:
 
 
 @dataclass(frozen=True)
-class _Pools:
-    """How many channels every group keeps: those of a density of their own first, then all others in one ranking."""
+class _CountUnits:
+    """How many channels every group keeps: first groups with a density of their own, then all others in one ranking."""
 
     settings: StructurePruneSettings
     label: str
     kinds: Kinds
 
     def counts(self, filters: Channels, scores: ChannelScores, budget: Budget, round_to: int) -> list[int]:
-        """How many channels every group keeps.
+        """The rule of `FilterMethod`.
 
-        Raises: InfeasibleBudget: the density, or the smallest network, has more than the budget. ConfigError: `layers`
+        Raises: InfeasibleBudget: the density, or the smallest network, exceeds the budget. ConfigError: `layers`
             contradicts itself. CompressionError: nothing may be pruned, or the density keeps too little.
         """
         free = self._eligible(filters)
@@ -99,7 +88,7 @@ class _Pools:
         return counts
 
     def _eligible(self, filters: Channels) -> list[bool]:
-        """Which groups may lose channels, all their filters being of the kind that this method removes."""
+        """Which groups may lose channels and consist only of the kinds of layers that this method prunes."""
         network = filters.state.network
         free = [
             may and all(isinstance(network.get_submodule(name), self.kinds) for name in group.producers)
@@ -108,13 +97,13 @@ class _Pools:
         if not any(free):
             kinds = " or ".join("neurons" if kind is nn.Linear else "filters" for kind in self.kinds)
             raise CompressionError(
-                f"{self.label}: no layer of this network has {kinds} that may go. Those that give the network's "
-                "output, and those that `ignore` names, stay."
+                f"{self.label}: no layer of this network has {kinds} that can be removed. Those that compute the "
+                "network's output, and those that `ignore` names, stay."
             )
         return free
 
     def _own(self, filters: Channels, free: list[bool]) -> dict[int, int]:
-        """Of groups with a density of their own the number of channels that they keep."""
+        """The number of channels of the groups with a density of their own."""
         members = {n: g for g, group in enumerate(filters.groups) if free[g] for n in group.producers}
         densities = own_values(self.settings.layers, members, (), self.label)
         found: dict[int, float] = {}
@@ -136,9 +125,9 @@ class _Pools:
     def _of_density(
         self, filters: Channels, scores: ChannelScores, alive: list[tuple[int, ...]], pooled: list[bool]
     ) -> list[int]:
-        """The best channel of every pooled group, then the best of all as long as their rows fit the density's number.
+        """The best channel of every pooled group, then the best of all as long as their rows fit into the density.
 
-        Raises: CompressionError: the first of these are already more rows.
+        Raises: CompressionError: the first of these already have more rows.
         """
         density = self.settings.density
         assert density is not None
@@ -165,7 +154,7 @@ class _Pools:
 
 
 def _rows(filters: Channels, g: int) -> int:
-    """How many neurons and filters make one channel of a group."""
+    """How many neurons and filters one channel of a group consists of."""
     group = filters.groups[g]
     makers = (m for m in group.members if m.side == "out" and m.module in group.producers)
     return sum(len(member.positions[0]) for member in makers)

@@ -1,4 +1,4 @@
-"""All channels of the network in one ranking: by norms of filters (Global Filters) or BatchNorm scales (Slimming)."""
+"""One ranking of all channels of the network: by norms of filters (Global Filters) or BatchNorm scales (Slimming)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from experiment.errors import CompressionError
 from experiment.layers.channels.groups import Member
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import affordable_steps, counts_after, ladder
-from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, by_filter
+from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, by_filter, finite_parameter
 from experiment.methods.filters.settings import FilterSettings, GlobalFiltersSettings
 
 _log = logging.getLogger("experiment")
 
 
 def global_filters(settings: GlobalFiltersSettings) -> FilterMethod:
-    """Of the channels of the whole network those of largest norm stay, as many as fit (`longest_prefix`).
+    """The channels of largest norm in the whole network stay, as many as fit (`longest_prefix`).
 
-    The norm of a filter w of n weights is (sum |w|^p / n)^(1/p), p = 2 or 1: without n, large filters would win. The
-    score of a channel is the mean over its filters: one in an ordinary network, one a layer where a sum ties several.
+    The norm of a filter w of n weights is (sum |w|^p / n)^(1/p), p = 2 or 1; without n, large filters would win. The
+    score of a channel is the mean over its filters: usually one, or one per layer where a sum ties several.
 
     Source: the ranking of Han et al. 2015, https://arxiv.org/abs/1506.02626, for filters instead of weights.
     """
@@ -40,27 +40,27 @@ def global_filters(settings: GlobalFiltersSettings) -> FilterMethod:
 
 
 def slimming(settings: FilterSettings) -> FilterMethod:
-    """Network slimming: of the channels of the whole network those stay that BatchNorm scales most, as many as fit.
+    """Network slimming: the channels of largest BatchNorm scale in the whole network stay, as many as fit.
 
-    The score of a channel is |gamma|, the mean over all BatchNorm layers that it runs through. Channels that run
-    through none stay, with a warning; a network without BatchNorm is refused. It means most for networks trained with a
-    penalty on these scales.
+    The score of a channel is |gamma|, averaged over all BatchNorm layers that it passes through. Channels that pass
+    through none stay, with a warning; a network without BatchNorm is an error. The score is most meaningful for
+    networks trained with an l1 penalty on these scales.
 
     Source: Liu et al. 2017, Learning Efficient Convolutional Networks through Network Slimming,
     https://arxiv.org/abs/1708.06519.
-    Differs: nothing is added to the training loss; at least one channel of every layer stays; a channel goes from all
-    layers that read it, where they let each reader of a concatenation or sum select its own.
+    Differs: the training loss is unchanged; at least one channel of every layer stays; a channel is removed from all
+    layers that read it (theirs lets each reader of a concatenation or sum select its own).
     """
     return FilterMethod(settings, "Slimming", _scales, _by_scale)
 
 
 def longest_prefix(filters: Channels, scores: ChannelScores, budget: Budget, round_to: int) -> list[int]:
-    """How many channels every group keeps when channels join in the order of their scores as long as they fit.
+    """How many channels every group keeps when channels are added in the order of their scores as long as they fit.
 
-    Every group starts with its `round_to` best ones, or all if it has fewer; further ones join in steps of `round_to`,
-    by the mean score of the step's channels. Equal steps join in the order of the network.
+    Every group starts with its `round_to` best ones, or all if it has fewer; further ones are added in steps of
+    `round_to`, by the mean score of the step's channels. Equal steps are taken in network order.
 
-    Raises: InfeasibleBudget: what the groups start with is already more than the budget.
+    Raises: InfeasibleBudget: the channels that the groups start with already exceed the budget.
     """
     orders = filters.orders(scores)
     ladders = [ladder(len(o), round_to) if may else [len(o)] for o, may in zip(orders, filters.free, strict=True)]
@@ -85,20 +85,16 @@ def _scales(filters: Channels, calibration: Calibration | None, generator: torch
     found, normed = [], _normed(filters)
     if not any(normed):
         raise CompressionError(
-            "Slimming ranks channels by the scales of BatchNorm layers, and no channel of this network that may go "
-            "runs through one. Use a method that ranks filters by their weights, such as FT or Global Filters."
+            "Slimming ranks channels by the scales of BatchNorm layers, and no removable channel of this network "
+            "passes through one. Use a method that ranks filters by their weights, such as FT or Global Filters."
         )
     for group, free, members in zip(filters.groups, filters.free, normed, strict=True):
         if free and not members:
-            _log.warning("Slimming: the channels of %s all stay: no BatchNorm scales them.", ", ".join(group.producers))
+            _log.warning("Slimming keeps all channels of %s: no BatchNorm scales them.", ", ".join(group.producers))
         scores = torch.zeros(group.size, dtype=torch.float64)
         for member in members:
-            scale = filters.state.network.get_submodule(member.module).get_parameter("weight").detach()
-            if not scale.isfinite().all():
-                raise CompressionError(
-                    f"{member.module}: the scales must be finite. Got NaN or infinity: did training diverge?"
-                )
-            scores += scale.cpu().double().abs()[torch.tensor(member.positions)].mean(1) / len(members)
+            scales = finite_parameter(filters.state.network, member.module).abs()
+            scores += scales[torch.tensor(member.positions)].mean(1) / len(members)
         found.append(scores)
     return found
 
@@ -109,7 +105,7 @@ def _by_scale(filters: Channels, scores: ChannelScores, budget: Budget, round_to
 
 
 def _normed(filters: Channels) -> list[list[Member]]:
-    """Of each group that may lose channels the BatchNorm layers, with scales, that they run through."""
+    """For each group that may lose channels the BatchNorm layers with scales that they pass through."""
     modules = dict(filters.state.network.named_modules())
     return [
         [member for member in group.members if _scaled(modules[member.module])] if free else []

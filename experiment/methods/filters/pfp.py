@@ -1,4 +1,4 @@
-"""Provable Filter Pruning: channels by how sensitive the layers that read them are, layers by the samples they need.
+"""Provable Filter Pruning: channels by the sensitivity of the layers that read them, layers by a common error bound.
 
 Shape suffix: C = channels of a group.
 """
@@ -34,40 +34,40 @@ from experiment.random_streams import generator as stream
 K = 3.0
 
 Choose = Callable[[int, int], Sequence[int]]
-"""From a group's index and a number of channels to the channels that stay."""
+"""From a group's index and a number of channels to the channels that are kept."""
 
 
 def pfp(settings: PFPSettings) -> FilterMethod:
-    """The channels of largest sensitivity stay; how many of a group, one relative error eps for all layers decides.
+    """The channels of largest sensitivity stay; one relative error eps for all layers decides how many of each group.
 
-    A channel's sensitivity is the largest of its weights', in all layers that read it, at all positions and samples.
-    With p_c its share of the group's sum S, a group needs m = ceil(K (6 + 2 eps) alpha S / eps^2) samples, K = 3 and
+    A channel's sensitivity is the maximum over its weights in all layers that read it, positions and samples. With p_c
+    its share of the group's sum S, a group needs m = ceil(K (6 + 2 eps) alpha S / eps^2) samples, K = 3 and
     alpha = 2 C ln(8 (eta + 1) kappa / delta), and keeps as many channels as these hit on average,
 
         ceil(sum_c 1 - (1 - p_c)^m), at least 1.
 
-    eps falls, and channels come in one by one, until the budget is used up; those without any sensitivity come last.
+    eps decreases, adding one channel after the other, until the budget is used up; those without sensitivity are last.
 
     Source: Liebenwein et al. 2020, https://arxiv.org/abs/1911.07412. Differs: sensitivities and alpha of a group that
-    several layers read are the largest of theirs; biases and BatchNorm of removed channels go too; channels that read
-    the network's input stay, where torchprune may drop a colour.
+    several layers read are the maximum of theirs; biases and BatchNorm of removed channels are removed too; channels of
+    the network's input stay (torchprune may remove a colour).
     """
     return FilterMethod(settings, "PFP", _score(settings, "PFP"), same_error)
 
 
 def pfp_rand(settings: PFPSettings) -> SampledPFP:
-    """PFP that draws the channels that stay, with the probabilities p, and reweighs what is read of them."""
+    """PFP that samples the channels that stay with probabilities p, and rescales the weights that read them."""
     return SampledPFP(settings, "PFP (rand)", partial=False)
 
 
 def pfp_partial(settings: PFPSettings) -> SampledPFP:
-    """PFP (rand) in which channels that N draws hit once on average or more stay for sure, and as they are."""
+    """PFP (rand) in which channels that N draws hit at least once on average always stay, unscaled."""
     return SampledPFP(settings, "PFP (partial)", partial=True)
 
 
 @dataclass(frozen=True)
 class DrawnChannels:
-    """The analysis: `ranked` by sensitivity; when every channel is drawn first; a seed for how often it is."""
+    """The analysis: the ranking, the time at which each channel is first drawn, and a seed for further draws."""
 
     ranked: ChannelRanking
     rings: Sequence[Tensor]
@@ -76,17 +76,17 @@ class DrawnChannels:
 
 @dataclass(frozen=True)
 class SampledPFP:
-    """Channels drawn with replacement until as many different ones are there as PFP keeps of their group.
+    """Channels drawn with replacement until each group has as many different ones as PFP keeps.
 
-    The columns that read a channel are multiplied by count_c / (N p_c), so that on average layers answer what they did:
-    N is when one channel too many comes.
+    The columns that read a channel are multiplied by count_c / (N p_c), where N is the time at which the first channel
+    that is not kept is drawn. On average, layers then compute what they did before.
 
-    Source: Liebenwein et al. 2020, https://arxiv.org/abs/1911.07412. Differs: as PFP; the number of channels is exact
-    and the number of draws random, where a fixed number of draws would hit a random number of channels.
+    Source: Liebenwein et al. 2020, https://arxiv.org/abs/1911.07412. Differs: as for PFP; the number of channels is
+    exact and the number of draws random (theirs draws a fixed number, which hits a random number of channels).
 
     Args:
-        partial: with N the draws that hit the wanted number of channels on average, those with p_c >= 1 / N stay, the
-            largest first; only the others are drawn.
+        partial: keep the channels with p_c >= 1 / N, the largest first, and draw only the others; N is the number of
+            draws that hit the wanted number of channels on average.
     """
 
     settings: PFPSettings
@@ -94,7 +94,7 @@ class SampledPFP:
     partial: bool
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> DrawnChannels:
-        """Sensitivities of all channels, and the time at which each would be drawn.
+        """Compute the sensitivities of all channels, and draw the time at which each is first drawn.
 
         Raises: ConfigError, CompressionError: as for PFP.
         """
@@ -104,9 +104,9 @@ class SampledPFP:
         return DrawnChannels(ranked, [first_rings(p_C, generator) for p_C in p], seed)
 
     def plan(self, analysis: DrawnChannels, budget: Budget) -> Plan:
-        """The largest network within the budget whose groups all have one error.
+        """Keep the largest network within the budget whose groups share one error.
 
-        Raises: InfeasibleBudget: the smallest one is already more.
+        Raises: InfeasibleBudget: the smallest one already exceeds the budget.
         """
         filters, scores = analysis.ranked.filters, analysis.ranked.scores
 
@@ -121,10 +121,7 @@ class SampledPFP:
         return replace(plan, scales=self._scales(analysis, counts))
 
     def fill(self, built: nn.Module, state: State, analysis: DrawnChannels, plan: Plan) -> None:
-        """Write the state's weights into `built`, in place; multiplied by the plan's factors if they were analysed.
-
-        Weights that a network is rewound to estimate nothing: they are written as they are.
-        """
+        """Write the state's weights into `built`, in place, scaled only if they are the ones that were analysed."""
         same = state is analysis.ranked.filters.state
         self._base().fill(built, state, analysis.ranked, plan if same else replace(plan, scales={}))
 
@@ -146,7 +143,7 @@ class SampledPFP:
         return ranked.order[group][: min(sure, number)]
 
     def _scales(self, analysis: DrawnChannels, counts: Sequence[int]) -> dict[str, Tensor]:
-        """Parameter name -> the factors of its weights: those of the channels that are read."""
+        """Parameter name -> the factors of its weights: those of the channels that they read."""
         filters, scales = analysis.ranked.filters, dict[str, Tensor]()
         network = filters.state.network
         for g, (group, number) in enumerate(zip(filters.groups, counts, strict=True)):
@@ -176,15 +173,15 @@ class SampledPFP:
 
 
 def same_error(filters: Channels, scores: ChannelScores, budget: Budget, round_to: int) -> list[int]:
-    """The numbers of channels at the smallest eps, the same for all groups, that the budget allows."""
+    """Count channels by the smallest common eps of all groups that the budget allows."""
     orders = filters.orders(scores)
     return _counts(filters, scores, lambda group, number: orders[group][:number], budget, round_to)
 
 
 def _counts(filters: Channels, scores: ChannelScores, choose: Choose, budget: Budget, round_to: int) -> list[int]:
-    """As many of the steps in which groups grow, in the order of falling eps, as the budget allows.
+    """As many of the steps in which groups grow, in the order of decreasing eps, as the budget allows.
 
-    With `round_to` a group steps to its next number when the number of channels gets nearer to that one.
+    With `round_to`, a group steps to its next multiple when its number of channels is nearer to that one.
     """
     state = filters.state
     layers = trace_layers(state.network, state.example)
@@ -207,9 +204,9 @@ def _counts(filters: Channels, scores: ChannelScores, choose: Choose, budget: Bu
 
 
 def errors(s_C: Tensor, alpha: float) -> list[float]:
-    """The largest eps at which a group keeps 1, 2, ... channels; 0 where no eps makes it keep so many.
+    """The largest eps at which a group keeps 1, 2, ... channels; 0 where no eps makes it keep that many.
 
-    It keeps k where more than k - 1 are hit on average, for which it takes N draws or more, and m(eps) >= N where
+    It keeps k when more than k - 1 are hit on average, which takes at least N draws, and m(eps) >= N when
     K (6 + 2 eps) alpha S / eps^2 > N - 1.
     """
     positive_C = s_C[s_C > 0].double()
@@ -230,7 +227,7 @@ def draws_beyond(p_C: Tensor) -> Tensor:
 
 
 def readers(network: nn.Module, group: ChannelGroup) -> list[Member]:
-    """The layers that mix a group's channels; one with channel groups of its own reads them apart from each other."""
+    """The layers that mix a group's channels; grouped convolutions keep them apart."""
     return [
         member
         for member in group.members
@@ -239,14 +236,14 @@ def readers(network: nn.Module, group: ChannelGroup) -> list[Member]:
 
 
 def probabilities(s_C: Tensor, alive: Sequence[int]) -> Tensor:
-    """Shares of the sensitivity of those channels that are left; zeros where there is none."""
+    """The live channels' shares of the total sensitivity; zeros where there is none."""
     p_C = torch.zeros_like(s_C)
     p_C[list(alive)] = s_C[list(alive)]
     return p_C / p_C.sum().clamp(min=torch.finfo(p_C.dtype).tiny)
 
 
 def _score(settings: PFPSettings, label: str) -> ScoreChannels:
-    """Of every channel the largest sensitivity of all that is read of it."""
+    """The score of a channel: the maximum sensitivity of all weights that read it."""
 
     def score(filters: Channels, calibration: Calibration | None, generator: torch.Generator) -> ChannelScores:
         inputs, network = given_inputs(calibration, filters.state, label), filters.state.network
@@ -254,7 +251,7 @@ def _score(settings: PFPSettings, label: str) -> ScoreChannels:
             member.module: live_weight(network, filters.state.masks, member.module)
             for group, free in zip(filters.groups, filters.free, strict=True)
             for member in (readers(network, group) if free else ())
-            if member.module in filters.layers  # a head that only training calls reads nothing here
+            if member.module in filters.layers  # not heads that only training calls
         }
         found = weight_sensitivities(network, weights, inputs, "max", settings.positions) if weights else {}
         of_layers = {name: channel_sensitivities(s).cpu() for name, s in found.items()}

@@ -1,6 +1,6 @@
-"""ThiNet: channels go without which the layers that read them answer the same.
+"""ThiNet: removes the channels whose removal changes the outputs of the next layers least.
 
-Shape suffixes: C = channels of a group, S = sampled answers, P = places drawn in one batch, K = kernel elements.
+Shape suffixes: C = channels of a group, S = sampled outputs, P = places drawn in one batch, K = kernel elements.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ SAMPLES = 8  # calibration inputs in one forward pass
 
 
 def thinet(settings: ThiNetSettings) -> FilterMethod:
-    """Greedy selection by what readers lose, the same share of every group, then least squares for what stays.
+    """Greedy selection by the error of the next layers, the same share of every group, then least squares.
 
-    An answer of a layer that reads the channels, y = sum_q x_q + bias with x_q = sum_{u,v} W[g, q, u, v] a_q, is
-    sampled at random inputs, filters g and positions. Without the channels T it is wrong by sum_{q in T} x_q, so they
-    go in this order: T grows by the channel that makes
+    The output of a layer that reads the channels, y = sum_q x_q + bias with x_q = sum_{u,v} W[g, q, u, v] a_q, is
+    sampled at random inputs, filters g and positions. Without a set T of channels its error is sum_{q in T} x_q. T
+    grows by the channel that minimises
 
-        cost(T) = sum over readers of (sum_s (sum_{q in T} x_qs)^2 / sum_s (sum_q x_qs)^2)
+        cost(T) = sum over readers of (sum_s (sum_{q in T} x_qs)^2 / sum_s (sum_q x_qs)^2),
 
-    the smallest; the first one is the least important. Then `refit` fits the readers' weights on the channels left.
+    so the first one is the least important. Then `refit` fits the readers' weights to the channels that are left.
 
     Source: Luo et al. 2017, ThiNet: A Filter Level Pruning Method, https://arxiv.org/abs/1707.06342.
-    Differs: where several layers read a channel their relative errors are added; the share of all layers is found from
-    the budget; their least squares scales every channel by one number, here all weights on them are fitted.
+    Differs: where several layers read a channel, their relative errors are added; the share of all layers is found from
+    the budget; all weights on the channels are fitted (theirs scales every channel by one number).
     """
 
     def score(filters: Channels, calibration: Calibration | None, generator: torch.Generator) -> ChannelScores:
@@ -50,9 +50,9 @@ def thinet(settings: ThiNetSettings) -> FilterMethod:
 
 
 def greedy_order(X_CS: Tensor) -> list[int]:
-    """All channels, each next one making the sum over s of (sum over those so far of x_qs)^2 the smallest."""
+    """All channels, each next one minimising the sum over s of (sum over those so far of x_qs)^2."""
     gram_CC = X_CS @ X_CS.T
-    own_C, cross_C = gram_CC.diagonal(), X_CS.new_zeros(len(X_CS))  # the latter with the sum of those so far
+    own_C, cross_C = gram_CC.diagonal(), X_CS.new_zeros(len(X_CS))  # cross_C: with the sum of those so far
     left, order = torch.ones(len(X_CS), dtype=torch.bool), list[int]()
     for _ in range(len(X_CS)):
         order.append(int((own_C + 2 * cross_C).masked_fill(~left, torch.inf).argmin()))
@@ -62,14 +62,14 @@ def greedy_order(X_CS: Tensor) -> list[int]:
 
 
 def _importance(X_CS: Tensor) -> Tensor:
-    """The place of each channel in the order in which they go."""
+    """The rank of each channel in the order of removal."""
     scores = torch.zeros(len(X_CS), dtype=torch.float64)
     scores[greedy_order(X_CS)] = torch.arange(len(X_CS), dtype=torch.float64)
     return scores
 
 
 def _relative(group: ChannelGroup, sampled: Mapping[str, Tensor]) -> Tensor:
-    """What the channels of a group contribute to the answers of all its readers, each relative to what these are."""
+    """The contributions of a group's channels to the outputs of all its readers, relative to each reader's outputs."""
     parts = [torch.zeros(group.size, 1, dtype=torch.float64)]
     for member in _readers(group, sampled):
         X_CS = sampled[member.module][torch.tensor(member.positions)].sum(1)
@@ -83,9 +83,9 @@ def _readers(group: ChannelGroup, sampled: Mapping[str, Tensor]) -> Iterator[Mem
 
 
 def _contributions(filters: Channels, inputs: Tensor, samples: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Of every layer that reads channels which may go: x, input channels by sampled answers, float64, on the CPU.
+    """Layer name -> x for each layer that reads removable channels: input channels by sampled outputs, float64, CPU.
 
-    Grouped layers are no readers: their filters go with their channels, and who reads these is asked.
+    Grouped layers are not readers: their filters are removed with their channels, and their own readers count.
     """
     network, found = filters.state.network, dict[str, list[Tensor]]()
     for group, free in zip(filters.groups, filters.free, strict=True):
@@ -108,7 +108,7 @@ def _contributions(filters: Channels, inputs: Tensor, samples: int, generator: t
         if not X_CP.isfinite().all():
             raise CompressionError(
                 f"layer '{name}': its responses to the calibration data must be finite. Got NaN or infinity: are the "
-                f"inputs scaled as in training, and did the network's training converge?"
+                f"inputs scaled as in training, and did training converge?"
             )
         found[name].append(X_CP)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,72 +16,74 @@ from experiment.methods.condensa_units import CRITERIA, Norm
 from experiment.methods.layer_patterns import matching, own_values
 from experiment.methods.masks.settings import BlockPruneSettings, PruneSettings
 from experiment.methods.masks.unit_ranking import UnitRanking, UnitShape, rank_units
-from experiment.methods.masks.weight_ranking import kept_shares, plan_masked
-from experiment.methods.settings import LayerDensity
+from experiment.methods.masks.weight_ranking import plan_masked
+from experiment.methods.settings import DensitySettings
 from experiment.methods.starting_state import Start, start_of
 
 
 @dataclass(frozen=True)
 class UnitMethod:
-    """Masks the units that come last in one ranking of those of all layers; biases and BatchNorm stay.
+    """Masks the last units of one ranking of all layers; biases and BatchNorm are never pruned.
 
-    Of n units of the original network's eligible layers int(density * n) stay, whatever the budget, or without a
-    density as many as the budget allows; equal ones in network order. A layer with a density of its own is a ranking
-    of its own, and is pruned first.
+    Of the n units of the original network's eligible layers, int(density * n) stay, whatever the keep ratio, or without
+    a density as many as the budget allows. Equal ones go by network order. A layer with a density of its own is ranked
+    by itself, and pruned first.
 
     Args:
-        label: of the method, for messages.
-        linear: whether linear layers alone are pruned.
-        align: numbers of units that a layer keeps are multiples of this.
+        settings: density, ignored layers, layers with a density of their own.
+        label: the method's name in messages.
+        shape: what a unit is.
+        norm: the score of a unit.
+        linear: whether only linear layers are pruned.
+        align: the number of units that a layer keeps is a multiple of this.
     """
 
+    settings: DensitySettings
     label: str
-    density: float | None
-    ignore: tuple[str, ...]
-    layers: Mapping[str, LayerDensity]
-    units: UnitShape
+    shape: UnitShape
     norm: Norm
     linear: bool = False
     align: int = 1
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> UnitRanking:
-        """The ranking of all units but those of layers with a density of their own, which are pruned here.
+        """Rank all units except those of layers with a density of their own, which are pruned here.
 
         Raises: ConfigError: a pattern names no layer, or `layers` contradicts itself or `ignore`. CompressionError:
             there is no layer to prune, a density keeps nothing, or blocks do not divide a layer.
         """
-        start = self._start_of(state)
+        start, label = self._start_of(state), self.label
         known = list(start.layers)
-        ignored = matching(self.ignore, known, self.label)
+        ignored = matching(self.settings.ignore, known, label)
         eligible = [name for name in known if name not in ignored]
         if not eligible:
             what = "linear layer" if self.linear else "convolution or linear layer"
-            raise CompressionError(f"{self.label}: there is no {what} to prune that `ignore` does not name.")
+            raise CompressionError(f"{label}: the network has no {what} to prune that `ignore` does not exclude.")
         self._check_blocks(start, eligible)
-        own = own_values(self.layers, known, ignored, self.label)
+        own = own_values(self.settings.layers, known, ignored, label)
         masks: dict[str, torch.Tensor] = {}
         for name, value in own.items():
-            alone = rank_units(start, [name], self.units, self.norm, self.align)
+            alone = rank_units(start, [name], self.shape, self.norm, self.align)
             masks |= alone.masks(alone.of_density(value.density))
         if masks:
             start = self._start_of(replace(state, masks=plan_masked(start, masks).masks))
         rest = [name for name in eligible if name not in own]
-        return rank_units(start, rest, self.units, self.norm, self.align)
+        return rank_units(start, rest, self.shape, self.norm, self.align)
 
     def plan(self, analysis: UnitRanking, budget: Budget) -> Plan:
-        """The masks of the density, or of the budget.
+        """Mask what the density or the budget does not keep.
 
-        Raises: InfeasibleBudget: they leave more than the budget, or it does not pay for what is never pruned.
+        Raises: InfeasibleBudget: the density leaves more than the budget, or what is never pruned exceeds it.
             CompressionError: the density keeps nothing.
         """
-        if self.density is not None:
-            counts = analysis.of_density(self.density)
+        start = analysis.start
+        if self.settings.density is not None:
+            counts = analysis.of_density(self.settings.density)
             check_smallest(analysis.cost(counts, budget), budget)
-        elif analysis.start.allows(budget):
-            return analysis.start.unchanged(kept_shares(analysis.start, {}))
+        elif start.allows(budget):
+            return plan_masked(start, {})
         else:
             counts = analysis.of_budget(budget)
-        return plan_masked(analysis.start, analysis.masks(counts))
+        return plan_masked(start, analysis.masks(counts))
 
     def fill(self, built: nn.Module, state: State, analysis: UnitRanking, plan: Plan) -> None:
         """Write the state's weights into `built`, in place; masked ones become zero."""
@@ -94,40 +95,37 @@ class UnitMethod:
         return replace(start, layers=layers)
 
     def _check_blocks(self, start: Start, layers: list[str]) -> None:
-        if self.units.block is None:
+        block = self.shape.block
+        if block is None:
             return
         shapes = {name: tuple(start.network.get_submodule(name).get_parameter("weight").shape) for name in layers}
         wrong = [
             f"'{name}' {shape}"
             for name, shape in shapes.items()
-            if any(side % size for side, size in zip(shape, self.units.block, strict=True))
+            if any(side % size for side, size in zip(shape, block, strict=True))
         ]
         if wrong:
             raise CompressionError(
-                f"{self.label}: block_size {self.units.block} must divide the weights of all layers, and does not "
-                f"divide those of {', '.join(wrong)}. Choose another, or name these layers under `ignore`."
+                f"{self.label}: block_size {block} must divide the weights of all layers. It does not divide "
+                f"those of {', '.join(wrong)}. Choose another size, or exclude these layers with `ignore`."
             )
 
 
 def prune(settings: PruneSettings) -> UnitMethod:
-    """Global magnitude pruning: of the |w| of all eligible layers the int(density * number) largest stay.
+    """Global magnitude pruning: of the |w| of all eligible layers, the int(density * number) largest stay.
 
     Source: Joseph et al. 2020, https://arxiv.org/abs/1911.02497
-    Differs: exactly that many stay, equal ones in network order, where a threshold keeps all that equal it.
+    Differs: exactly that number stays, equal ones in network order; a threshold keeps all that equal it.
     """
-    s = settings
-    return UnitMethod("Prune", s.density, s.ignore, s.layers, UnitShape(), lambda units: units[:, 0])
+    return UnitMethod(settings, "Prune", UnitShape(), lambda units: units[:, 0])
 
 
 def block_prune(settings: BlockPruneSettings) -> UnitMethod:
-    """As Prune for blocks of linear layers' weights, by a norm of the magnitudes in each.
+    """Like Prune, for blocks of linear layers' weights, scored by a norm of the magnitudes in each block.
 
     Source: Joseph et al. 2020, https://arxiv.org/abs/1911.02497
-    Differs: exactly int(density * number) blocks before rounding down to `align`, which here leaves a layer that keeps
-    any block at least `align` of them, where theirs may take its last ones.
+    Differs: exactly int(density * number) blocks before rounding down to `align`; a layer that keeps any block keeps at
+    least `align` of them, where theirs may lose its last ones.
     """
-    s = settings
-    norm = CRITERIA[s.criteria]
-    return UnitMethod(
-        "BlockPrune", s.density, s.ignore, s.layers, UnitShape(s.block_size), norm, linear=True, align=s.align
-    )
+    norm = CRITERIA[settings.criteria]
+    return UnitMethod(settings, "BlockPrune", UnitShape(settings.block_size), norm, linear=True, align=settings.align)

@@ -11,7 +11,7 @@ from experiment.methods.starting_state import Start, live_weight
 
 
 def wt(settings: NoSettings) -> WeightMethod:
-    """Global magnitude pruning: all |w| of convolutions and linear layers compete; the budget's largest stay.
+    """Global magnitude pruning: the largest |w| of all convolutions and linear layers stay.
 
     Source: Han et al. 2015, https://arxiv.org/abs/1506.02626
     """
@@ -19,16 +19,16 @@ def wt(settings: NoSettings) -> WeightMethod:
 
 
 def wt_layer(settings: NoSettings) -> WeightMethod:
-    """Layer-wise magnitude pruning: of every layer's weights the same share stays, the largest.
+    """Layer-wise magnitude pruning: the same share of every layer's weights stays, the largest ones.
 
-    Source: Han et al. 2015, https://arxiv.org/abs/1506.02626. Differs: one share for all layers, found from the budget,
-    where they choose a threshold a layer by its sensitivity.
+    Source: Han et al. 2015, https://arxiv.org/abs/1506.02626. Differs: one share for all layers, found from the budget;
+    they choose a threshold per layer from its sensitivity.
     """
     return WeightMethod(_magnitudes, rank_within_layers)
 
 
 def random_weights(settings: NoSettings) -> WeightMethod:
-    """Weights drawn at random from the whole network: the baseline that a score must beat.
+    """Weights drawn at random from the whole network: the baseline that any score must beat.
 
     Source: Blalock et al. 2020, What is the State of Neural Network Pruning?, https://arxiv.org/abs/2003.03033
     """
@@ -45,7 +45,7 @@ def _magnitudes(start: Start, calibration: Calibration | None, generator: torch.
 
 
 def _draws(start: Start, calibration: Calibration | None, generator: torch.Generator) -> WeightScores:
-    """Uniform in [0, 1): double, so that ties, which network order would decide, hardly occur."""
+    """Uniform in [0, 1), in float64, so that ties (which network order would decide) hardly occur."""
     weights = {name: start.network.get_submodule(name).get_parameter("weight") for name in start.layers}
     return {
         name: torch.rand(w.shape, generator=generator, dtype=torch.float64).to(w.device) for name, w in weights.items()

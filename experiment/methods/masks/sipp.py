@@ -1,4 +1,4 @@
-"""SiPP: weights by their relative sensitivity, the largest of the network, or drawn with probabilities that follow it.
+"""SiPP: the weights of largest relative sensitivity in the network, or weights drawn in proportion to it.
 
 Shape suffixes: W = weights of all layers that have a sensitivity, R = rows: the weights of one sign of one filter.
 """
@@ -25,16 +25,16 @@ from experiment.methods.masks.weight_ranking import (
     plan_masked,
     plan_prefix,
     rank_weights,
-    unmasked_cost,
+    unpruned_cost,
 )
 from experiment.methods.starting_state import Start, live_weight, start_of
 from experiment.random_streams import generator as stream
 
 
 def sipp(settings: SiPPSettings) -> WeightMethod:
-    """The weights of largest sensitivity in the whole network stay, as they are.
+    """The weights of largest sensitivity in the whole network stay, unchanged.
 
-    Of the positions of a sample the mean sensitivity counts, of samples the largest.
+    A weight's sensitivity is the mean over the positions of a sample, and the maximum over samples.
 
     Source: Baykal et al. 2019, https://arxiv.org/abs/1910.05422
     """
@@ -46,12 +46,12 @@ def sipp(settings: SiPPSettings) -> WeightMethod:
 
 
 def sipp_rand(settings: SiPPSettings) -> SampledSiPP:
-    """SiPP that draws every weight that stays."""
+    """SiPP that samples all weights that stay."""
     return SampledSiPP(settings, "SiPPRand", hybrid=False)
 
 
 def sipp_hybrid(settings: SiPPSettings) -> SampledSiPP:
-    """SiPP that draws the weights of a row only where this promises a smaller error than keeping the largest."""
+    """SiPP that samples the weights of a row only where the bound of its error is below that of keeping the largest."""
     return SampledSiPP(settings, "SiPPHybrid", hybrid=True)
 
 
@@ -60,9 +60,9 @@ class DrawnWeights:
     """The analysis.
 
     Attributes:
-        places: layer name -> of each of its weights the index in `rows`; -1 where it has no sensitivity.
-        rings: (W,) when each weight is drawn first.
-        seed: of how often the weights are drawn.
+        places: layer name -> the index of each of its weights in `rows`; -1 where it has no sensitivity.
+        rings: (W,) the time at which each weight is first drawn.
+        seed: for the number of further draws of each weight.
     """
 
     start: Start
@@ -74,20 +74,19 @@ class DrawnWeights:
 
 @dataclass(frozen=True)
 class SampledSiPP:
-    """Weights drawn with replacement, with probabilities p_i = s_i / S by row, and multiplied by count_i / (N p_i).
+    """Weights drawn with replacement, with probabilities p_i = s_i / S within a row, and scaled by count_i / (N p_i).
 
-    A row is the weights of one sign of one filter; `experiment.methods.masks.sipp_rows` says how the budget is
-    shared among them: by one multiplier nu. As nu falls, the number m of different weights grows in every row, and
-    with it the number N of draws that it takes on average. So weights come in one by one until the budget is used
-    up, and what is left is as large as it allows. A row of which more than all weights but one shall stay is left
-    whole and as it is.
+    A row consists of the weights of one sign of one filter. One multiplier nu shares the budget among rows, see
+    `experiment.methods.masks.sipp_rows`. As nu falls, the number m of different weights grows in every row, and with it
+    the number N of draws that produce m of them on average. Weights are added one by one until the budget is used up. A
+    row that would keep more than all weights but one stays whole and unscaled.
 
     Source: Baykal et al. 2019, https://arxiv.org/abs/1910.05422
-    Differs: the number of draws is random, around N, so that weights come and go independently of each other; m is the
-    number of different weights, for which the budget counts.
+    Differs: the number of draws is random with mean N, so that weights are drawn independently of each other; m, which
+    the budget limits, is the number of different weights.
 
     Args:
-        hybrid: rows in which C times the sensitivity of all but the m largest is no more than err(m) keep these m.
+        hybrid: keep the m largest weights of a row if C times the sensitivity of the others is at most err(m).
     """
 
     settings: SiPPSettings
@@ -95,9 +94,9 @@ class SampledSiPP:
     hybrid: bool
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> DrawnWeights:
-        """Sensitivities, largest of positions and samples, and the time at which every weight would be drawn first.
+        """Compute sensitivities, maximal over positions and samples, and the time at which each weight is first drawn.
 
-        Raises: CompressionError: calibration data are missing, or layers are given NaN or infinity.
+        Raises: CompressionError: calibration data are missing, or layers receive NaN or infinity.
         """
         start = start_of(state)
         rows, places = _rows(start, _sensitivities(start, calibration, self.settings, "max", self.label))
@@ -105,7 +104,7 @@ class SampledSiPP:
         return DrawnWeights(start, rows, places, first_rings(rows.p, generator), seed)
 
     def plan(self, analysis: DrawnWeights, budget: Budget) -> Plan:
-        """The weights that come in before the budget is used up, those without sensitivity last.
+        """Add weights until the budget is used up, those without sensitivity last.
 
         Raises: InfeasibleBudget: what is never pruned already exceeds the budget.
         """
@@ -113,7 +112,7 @@ class SampledSiPP:
         costs_R = rows.positions if budget.quantity == "flops" else torch.ones_like(rows.S)
         drawn_R = torch.ones_like(rows.S, dtype=torch.bool)
         if self.hybrid:
-            available = budget.limit - unmasked_cost(start, budget)
+            available = budget.limit - unpruned_cost(start, budget)
             drawn_R = rows.better_drawn(rows.allocation(available, rows.filters * costs_R, costs_R))
         nu_W = rows.enters(analysis.rings, drawn_R, rows.filters * costs_R)
         by_time = torch.argsort(analysis.rings, stable=True)
@@ -129,10 +128,7 @@ class SampledSiPP:
         return replace(plan, scales=plan_masked(start, {}, _spread(analysis, scales_W, 1.0)).scales)
 
     def fill(self, built: nn.Module, state: State, analysis: DrawnWeights, plan: Plan) -> None:
-        """Write the state's weights into `built`, in place; multiplied by the plan's factors if they were analysed.
-
-        Weights that a network is rewound to estimate nothing: they are written as they are.
-        """
+        """Write the state's weights into `built`, in place, scaled only if they are the ones that were sampled."""
         same = state is analysis.start.state
         write_whole(built, state.network, plan if same else replace(plan, scales={}))
 
@@ -140,17 +136,17 @@ class SampledSiPP:
 def _rescale(
     scales_W: Tensor, analysis: DrawnWeights, stay: Tensor, drawn_R: Tensor, slope_R: Tensor, first_out: Tensor
 ) -> None:
-    """Write the factors of the weights that stay, in place.
+    """Write the factors of the weights that stay into `scales_W`, in place.
 
     Args:
-        slope_R: -err'(m) of every row, when the first weight `first_out` that does not stay would come in.
+        slope_R: -err'(m) of every row at the multiplier that would add `first_out`, the first weight that is left out.
     """
     rows = analysis.rows
     row = rows.row[first_out]
     until_R = rows.draws(num_samples(slope_R, rows.A))
     until_R[row] = analysis.rings[first_out]
     whole_R = multiplier(rows.number - 1, rows.A) >= slope_R
-    whole_R[row] = False  # its last ones would come at once, but the budget ends among them
+    whole_R[row] = False  # its last weights enter together, and the budget ends among them
     some = stay[(drawn_R & ~whole_R)[rows.row[stay]]]
     until = until_R[rows.row[some]]
     scales_W[some] = factors(rows.p[some], analysis.rings[some], until, stream("SiPP", analysis.seed))
@@ -163,7 +159,7 @@ def _num_kept(start: Start, plan: Plan) -> int:
 
 
 def _spread(analysis: DrawnWeights, values_W: Tensor, other: float) -> dict[str, Tensor]:
-    """Values of weights in their layers' shapes, `other` for those without sensitivity."""
+    """The weights' values in their layers' shapes, `other` for those without sensitivity."""
     spread, values = {}, torch.cat([values_W, torch.tensor([other], dtype=torch.float64)])
     for name, places in analysis.places.items():
         weight = analysis.start.network.get_submodule(name).get_parameter("weight")
@@ -172,7 +168,7 @@ def _spread(analysis: DrawnWeights, values_W: Tensor, other: float) -> dict[str,
 
 
 def _rows(start: Start, sensitivities: Mapping[str, Tensor]) -> tuple[Rows, dict[str, Tensor]]:
-    """All weights with a sensitivity, by sign and filter, and where they stand in every layer."""
+    """All weights with a sensitivity, by filter and sign, and their index for every place of every layer."""
     s, row, places, bounds, filters, positions = [], [], {}, [], [], []
     num_weights = num_rows = 0
     for name, info in start.layers.items():

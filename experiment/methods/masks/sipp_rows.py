@@ -1,12 +1,12 @@
-"""Rows of weights that are sampled from: how large their errors are, and how a budget is best shared among them.
+"""The rows of weights that SiPP samples from: bounds of their errors, and the optimal shares of a budget.
 
-A row is the weights of one sign of one filter. With m different ones of them left, its relative error is, with high
+A row consists of the weights of one sign of one filter. With m different weights left, its relative error is, with high
 probability, at most
 
     err(m) = 1/2 (sqrt(t^2 + 6 t) + t),  t = A / (K m),
 
-and the m that minimise sum_R err(m_R) / F_R under sum_R c_R m_R <= B have one multiplier: -err'(m_R) = nu F_R c_R.
-Source: Baykal et al. 2019, https://arxiv.org/abs/1910.05422, where a general solver finds them.
+and the m that minimise sum_R err(m_R) / F_R under sum_R c_R m_R <= B share one multiplier nu: -err'(m_R) = nu F_R c_R.
+Source: Baykal et al. 2019, https://arxiv.org/abs/1910.05422, who use a general solver.
 
 Shape suffixes: R = rows, W = weights of all rows, T = points of a table.
 """
@@ -31,11 +31,11 @@ class Rows:
 
     Attributes:
         s, row: (W,) sensitivities and rows of the weights.
-        p: (W,) the share of its row's sensitivity that each has.
-        number, S: (R,) how many weights a row has, and the sum of their sensitivities.
-        A: (R,) of the bound above. filters, positions: (R,) of the row's layer.
-        start, step: (R,); table: (R, T) ln of the number of different weights that N draws give on average, where ln N
-            is start + t step.
+        p: (W,) each weight's share of its row's sensitivity.
+        number, S: (R,) number of weights of a row, and the sum of their sensitivities.
+        A: (R,) as in the bound above. filters, positions: (R,) of the row's layer.
+        start, step: (R,); table: (R, T) ln of the expected number of different weights in N draws, where ln N is
+            start + t step.
     """
 
     s: Tensor
@@ -51,14 +51,14 @@ class Rows:
     table: Tensor
 
     def enters(self, rings_W: Tensor, drawn_R: Tensor, prices_R: Tensor) -> Tensor:
-        """The multiplier nu at which every weight comes in, as nu falls: (W,).
+        """The multiplier nu at which each weight is added, as nu falls: (W,).
 
-        In a row that is drawn this is when N, and with it m, has grown so that the weight's time has come; the last of
-        a row come at once, when m is more than all but one. In other rows the i-th largest comes when m exceeds i - 1.
+        In a sampled row a weight is added when N, which grows with m, reaches its time. The last ones of a row are
+        added together, when m exceeds all but one. In other rows the i-th largest is added when m exceeds i - 1.
 
         Args:
-            rings_W: the time at which a weight would be drawn.
-            drawn_R: whether a row is.
+            rings_W: the time at which each weight is first drawn.
+            drawn_R: whether a row is sampled.
             prices_R: F c.
         """
         num_W = torch.where(drawn_R[self.row], self.different(rings_W, self.row), self.ranks())
@@ -73,7 +73,7 @@ class Rows:
         return ranks_W
 
     def allocation(self, budget: float, prices_R: Tensor, costs_R: Tensor) -> Tensor:
-        """The real numbers m that minimise the errors, with sum c m as near to the budget as 60 bisections come: (R,).
+        """The real m that minimise the sum of errors with sum c m equal to the budget, after 60 bisections: (R,).
 
         Args:
             prices_R: F c; costs_R: c.
@@ -89,13 +89,13 @@ class Rows:
         return numbers(high)
 
     def better_drawn(self, m_R: Tensor) -> Tensor:
-        """Whether drawing m weights promises a smaller error than the m largest, C (sum of the others): (R,)."""
+        """Whether the bound for drawing m weights is below C (sum of the others), that of the m largest: (R,)."""
         kept_W = self.ranks() < m_R.ceil()[self.row]
         others_R = torch.zeros_like(self.S).index_add(0, self.row, self.s * ~kept_W)
         return others_R * C > error(m_R, self.A)
 
     def different(self, draws: Tensor, row: Tensor) -> Tensor:
-        """How many different weights of a row that many draws give on average; both arguments of one shape."""
+        """The expected number of different weights of a row in this number of draws; both arguments have one shape."""
         x = (draws.log() - self.start[row]) / self.step[row]
         t = x.floor().clamp(0, POINTS - 2).long()
         left, right = self.table[row, t], self.table[row, t + 1]
@@ -103,7 +103,7 @@ class Rows:
         return torch.where(x < 0, before, torch.lerp(left, right, (x - t).clamp(0, 1))).exp()
 
     def draws(self, m_R: Tensor) -> Tensor:
-        """The number of draws, a real one, that give m different weights of every row on average: (R,)."""
+        """The real number of draws that give m different weights on average, the inverse of `different`: (R,)."""
         log_R = m_R.log()
         t = (torch.searchsorted(self.table, log_R[:, None])[:, 0] - 1).clamp(0, POINTS - 2)
         left, right = (self.table.gather(1, (t + i)[:, None])[:, 0] for i in (0, 1))
@@ -111,14 +111,14 @@ class Rows:
         return torch.where(log_R < left, self.start + log_R - left, self.start + x * self.step).exp()
 
     def _sorted(self) -> tuple[Tensor, Tensor]:
-        """The weights row by row, each row from its largest on, and where every row begins."""
+        """The weights row by row, the largest first, and where every row begins."""
         by_size = torch.argsort(self.s, descending=True, stable=True)
         order = by_size[torch.argsort(self.row[by_size], stable=True)]
         return order, self.number.cumsum(0) - self.number
 
 
 def rows_of(s_W: Tensor, row_W: Tensor, bounds_R: Tensor, filters_R: Tensor, positions_R: Tensor) -> Rows:
-    """Rows of weights with sensitivities above zero, those that have any; A = S `bounds_R`."""
+    """The rows that have weights with sensitivities above zero; A = S `bounds_R`."""
     present, row_W = torch.unique(row_W, return_inverse=True)
     bounds_R, filters_R, positions_R = bounds_R[present], filters_R[present], positions_R[present]
     number_R = torch.bincount(row_W, minlength=len(present)).double()

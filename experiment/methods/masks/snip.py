@@ -20,12 +20,12 @@ GIVE_TARGETS = "Give some: compress(..., data=(inputs, targets)), or a loader of
 
 
 def snip(settings: NoSettings) -> WeightMethod:
-    """Connection sensitivity |w dL/dw| decides, in the whole network; L is the mean cross entropy, in eval mode.
+    """The weights of largest connection sensitivity |w dL/dw| in the whole network stay; L is the mean cross entropy.
 
-    dL/dw is the mean gradient over the calibration data, signs and all, so that what pulls a weight to and fro cancels.
+    dL/dw is the mean gradient over the calibration data, in eval mode, so that gradients of opposite sign cancel.
 
-    Source: Lee et al. 2019, https://arxiv.org/abs/1810.02340. Differs: BatchNorm uses its running statistics, and in a
-    cascade, or on a trained network, the scores are those of the weights as they are.
+    Source: Lee et al. 2019, https://arxiv.org/abs/1810.02340. Differs: BatchNorm uses its running statistics, and the
+    scores are those of the given weights, trained or not, where they prune at initialisation.
     """
     return WeightMethod(_scores, rank_weights)
 
@@ -35,11 +35,11 @@ def _scores(start: Start, calibration: Calibration | None, generator: torch.Gene
 
 
 def sensitivities(start: Start, calibration: Calibration | None) -> dict[str, Tensor]:
-    """|mean over all predictions of w dL/dw| of every compressible layer's weight, in one pass of the data.
+    """|mean over all predictions of w dL/dw| of every compressible layer's weight, in one pass over the data.
 
     Args:
-        calibration: targets are class indices, one a sample or one a prediction (position) of the network.
-    Raises: CompressionError: data or targets are missing, do not match, or the network gives no class scores.
+        calibration: targets are class indices, one per sample or one per prediction (position) of the network.
+    Raises: CompressionError: data or targets are missing or do not match, or the network returns no class scores.
     """
     inputs, targets = _checked(calibration, start)
     network = copy.deepcopy(start.network)
@@ -47,7 +47,7 @@ def sensitivities(start: Start, calibration: Calibration | None) -> dict[str, Te
         parameter.requires_grad_(False)
     weights = {name: network.get_submodule(name).get_parameter("weight") for name in start.layers}
     for name, weight in weights.items():
-        weight.copy_(live_weight(start.network, start.masks, name))  # whatever stands in masked places
+        weight.copy_(live_weight(start.network, start.masks, name))  # without what masked places hold
         weight.requires_grad_(True)
     sums = {name: torch.zeros_like(weight, dtype=_precise(weight)) for name, weight in weights.items()}
     predictions = 0
@@ -69,20 +69,20 @@ def _precise(tensor: Tensor) -> torch.dtype:
 def _losses(network: nn.Module, batch: Tensor, labels: Tensor) -> Tensor:
     """The cross entropy of every prediction.
 
-    Raises: CompressionError: outputs are no class scores, or labels are no classes of theirs.
+    Raises: CompressionError: outputs are no class scores, or labels are out of range.
     """
     scores = log_probabilities(network(batch))
     if labels.dim() == 1:
-        labels = labels.repeat_interleave(len(scores) // len(batch))  # a label holds for all positions of its sample
+        labels = labels.repeat_interleave(len(scores) // len(batch))  # one label for all positions of its sample
     labels = labels.flatten()
     if len(labels) != len(scores):
         raise CompressionError(
-            f"SNIP: targets must be one class index a sample, or one a prediction. Got {len(labels)} targets for "
+            f"SNIP: targets must be one class index per sample, or one per prediction. Got {len(labels)} targets for "
             f"{len(scores)} predictions of {len(batch)} samples."
         )
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < scores.shape[1]:
         raise CompressionError(
-            f"SNIP: targets must be class indices from 0 to {scores.shape[1] - 1}, as many as the network has outputs. "
+            f"SNIP: targets must be class indices from 0 to {scores.shape[1] - 1}, the network's outputs minus one. "
             f"Got {int(labels.min())} to {int(labels.max())}."
         )
     return nn.functional.nll_loss(scores, labels, reduction="none")
@@ -92,11 +92,11 @@ def _checked(calibration: Calibration | None, start: Start) -> tuple[Tensor, Ten
     if calibration is None or not len(calibration.inputs):
         raise CompressionError(f"SNIP needs calibration data with targets, a few hundred samples. {GIVE_TARGETS}")
     if calibration.targets is None:
-        raise CompressionError(f"SNIP needs the targets of the calibration data, got inputs alone. {GIVE_TARGETS}")
+        raise CompressionError(f"SNIP needs the targets of the calibration data. Got inputs alone. {GIVE_TARGETS}")
     inputs, targets = calibration.inputs, calibration.targets
     if len(inputs) != len(targets) or targets.is_floating_point():
         raise CompressionError(
-            f"SNIP: targets must be one integer class index a sample. Got {len(inputs)} inputs and targets of shape "
+            f"SNIP: targets must be one integer class index per sample. Got {len(inputs)} inputs and targets of shape "
             f"{tuple(targets.shape)}, {targets.dtype}. {GIVE_TARGETS}"
         )
     device = start.state.example.device

@@ -1,4 +1,4 @@
-"""Masks from any class of torch.nn.utils.prune, the user's own too: the same share of every layer."""
+"""Masks from any class of torch.nn.utils.prune, your own included: the same share of every layer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from experiment.layers.plan import Plan, State
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import check_smallest, longest
 from experiment.methods.masks.settings import TorchPruneSettings
-from experiment.methods.masks.weight_ranking import alive_weights, kept_shares, plan_masked, unmasked_cost
+from experiment.methods.masks.weight_ranking import alive_weights, plan_masked, unpruned_cost, weight_costs
 from experiment.methods.starting_state import Start, live_weight, start_of
 from experiment.random_streams import seeded
 from experiment.registry import resolve
@@ -24,12 +24,12 @@ from experiment.registry import resolve
 
 @dataclass(frozen=True)
 class UnitOrder:
-    """The analysis: what each layer can lose, one weight or one channel at a time.
+    """The analysis: in which order the layers' units (weights or channels) are kept as the share grows.
 
     Attributes:
-        units: layer name -> how many it has left.
-        order: (all units,) the layer, by number, of the unit that comes 1st, 2nd, ... as the share grows.
-        masks: (layer, units that go) -> its mask, as far as asked for.
+        units: layer name -> number of units that it has left.
+        order: (all units,) the index of the layer that keeps one more unit at each step.
+        masks: (layer, removed units) -> its mask, for the numbers that a search has asked for.
     """
 
     start: Start
@@ -39,30 +39,30 @@ class UnitOrder:
     masks: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def removed(self, num_kept: int) -> dict[str, int]:
-        """How many units every layer loses when the first so many of the order stay."""
+        """How many units every layer loses when the first `num_kept` of the order stay."""
         kept = torch.bincount(self.order[:num_kept], minlength=len(self.units)).tolist()
         return {name: total - n for (name, total), n in zip(self.units.items(), kept, strict=True)}
 
 
 @dataclass(frozen=True)
 class TorchPrune:
-    """What `method(amount=..., **kwargs).compute_mask` says of every layer, with the amount that the budget asks for.
+    """The masks of `method(amount=..., **kwargs).compute_mask`, with the amount that the budget requires.
 
-    Of a layer's n units (weights, or for PRUNING_TYPE 'structured' the channels along `dim`) the largest share that
-    fits stays, as in `rank_within_layers`: every layer keeps round(rho n), and of the last step layers take theirs one
-    after the other. The amount is the fraction of the n units that goes, a float in [0, 1] that torch's classes turn
-    into a whole number of units. What is masked already stays masked, and the amount is a fraction of what is left, as
-    in torch's PruningContainer. Structured masks leave the layers' shapes as they are.
+    Units are weights or, for PRUNING_TYPE 'structured', the channels along `dim`. Every layer keeps the largest share
+    rho of its n units that fits, round(rho n); the layers take the last step one after the other. The amount is the
+    fraction of the n units that is removed, a float in [0, 1]. What is masked already stays masked, and the amount is a
+    fraction of the rest, as in torch's PruningContainer. Structured masks leave the layers' shapes unchanged.
 
     Args:
-        method: a subclass of BasePruningMethod; kwargs: its arguments but for the amount.
+        method: a subclass of BasePruningMethod.
+        kwargs: its arguments except `amount`.
     """
 
     method: Any  # torch declares no types here
     kwargs: Mapping[str, Any]
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> UnitOrder:
-        """Every layer's units, and the order in which they stay as the share grows."""
+        """Count every layer's units and order them by the share at which each is kept."""
         start = start_of(state, masked=True)
         units = {name: self._num_units(start, name) for name in start.layers}
         sizes = torch.tensor(list(units.values()), dtype=torch.int64)
@@ -73,14 +73,14 @@ class TorchPrune:
         return UnitOrder(start, units, order, int(torch.randint(2**62, (), generator=generator)))
 
     def plan(self, analysis: UnitOrder, budget: Budget) -> Plan:
-        """As many units as fit; how many weights their masks leave is counted, not assumed.
+        """Keep as many units as fit. How many weights their masks leave is counted, not assumed.
 
         Raises: InfeasibleBudget: the masks of the largest amount leave more than the budget.
-            CompressionError: the method fails, or gives no mask of the weight's shape.
+            CompressionError: the method fails, or returns no mask of the weight's shape.
         """
         start = analysis.start
         if start.allows(budget):
-            return start.unchanged(kept_shares(start, {}))
+            return plan_masked(start, {})
         check_smallest(self._cost(analysis, 0, budget), budget)
         most = longest(len(analysis.order), lambda n: self._cost(analysis, n, budget) <= budget.limit)
         masks = {name: self._mask(analysis, name, amount) for name, amount in analysis.removed(most).items()}
@@ -99,19 +99,18 @@ class TorchPrune:
         if not isinstance(dim, int) or not -alive.dim() <= dim < alive.dim():
             raise CompressionError(
                 f"layer '{layer}': {self.method.__name__} removes channels along dim {dim!r}, and the weight has shape "
-                f"{tuple(alive.shape)}. Expected one of its dimensions: set kwargs: {{dim: 0}} for filters."
+                f"{tuple(alive.shape)}. Expected one of its dimensions, such as kwargs: {{dim: 0}} for filters."
             )
         return int(alive.transpose(0, dim).flatten(1).any(1).sum())
 
     def _cost(self, analysis: UnitOrder, num_kept: int, budget: Budget) -> int:
-        start, cost = analysis.start, unmasked_cost(analysis.start, budget)
-        for name, amount in analysis.removed(num_kept).items():
-            positions = start.layers[name].positions if budget.quantity == "flops" else 1
-            cost += positions * int(self._mask(analysis, name, amount).sum())
-        return cost
+        costs = weight_costs(analysis.start, budget)
+        removed = analysis.removed(num_kept)
+        kept = {name: int(self._mask(analysis, name, amount).sum()) for name, amount in removed.items()}
+        return unpruned_cost(analysis.start, budget) + sum(costs[name] * n for name, n in kept.items())
 
     def _mask(self, analysis: UnitOrder, layer: str, amount: int) -> Tensor:
-        """The layer's mask when so many of its units go; random methods draw the same numbers for every amount."""
+        """The layer's mask without `amount` of its units; random methods draw the same numbers for every amount."""
         if (layer, amount) not in analysis.masks:
             alive = alive_weights(analysis.start, layer)
             weight = live_weight(analysis.start.network, analysis.start.masks, layer)
@@ -120,7 +119,7 @@ class TorchPrune:
                 mask = self._computed(weight, alive, fraction, layer) if amount else alive
             if mask.shape != weight.shape:
                 raise CompressionError(
-                    f"layer '{layer}': {self.method.__name__}.compute_mask must give a mask of the weight's shape "
+                    f"layer '{layer}': {self.method.__name__}.compute_mask must return a mask of the weight's shape "
                     f"{tuple(weight.shape)}. Got {tuple(mask.shape)}."
                 )
             analysis.masks[layer, amount] = (mask != 0) & alive
@@ -138,8 +137,8 @@ class TorchPrune:
             return left
         except Exception as error:  # whatever the user's method raises
             raise CompressionError(
-                f"layer '{layer}': {self.method.__name__}.compute_mask fails with amount={amount:g}, the fraction that "
-                f"goes, on a weight of shape {tuple(weight.shape)}: {type(error).__name__}: {error}"
+                f"layer '{layer}': {self.method.__name__}.compute_mask fails with amount={amount:g}, the fraction to "
+                f"remove, on a weight of shape {tuple(weight.shape)}: {type(error).__name__}: {error}"
             ) from error
 
     def _made(self, amount: float) -> Any:
@@ -148,15 +147,15 @@ class TorchPrune:
         except Exception as error:  # the user's arguments, or method
             raise CompressionError(
                 f"TorchPrune: {self.method.__name__} cannot be made with amount={amount:g} and kwargs "
-                f"{dict(self.kwargs)}: {type(error).__name__}: {error}. The setting `kwargs` holds its arguments but "
-                "for `amount`."
+                f"{dict(self.kwargs)}: {type(error).__name__}: {error}. The setting `kwargs` holds its arguments, "
+                "except `amount`."
             ) from error
 
 
 def torch_prune(settings: TorchPruneSettings) -> TorchPrune:
     """The method that the settings name.
 
-    Raises: ConfigError: it cannot be imported, is no subclass of BasePruningMethod, or `kwargs` hold an amount.
+    Raises: ConfigError: it cannot be imported, is no subclass of BasePruningMethod, or `kwargs` contain an amount.
     """
     method = resolve(settings.method)
     if not isinstance(method, type) or not issubclass(method, prune.BasePruningMethod):
@@ -166,5 +165,5 @@ def torch_prune(settings: TorchPruneSettings) -> TorchPrune:
             f"{kind}."
         )
     if "amount" in settings.kwargs:
-        raise ConfigError("TorchPrune.kwargs.amount: is found from the keep ratio. Leave it out.")
+        raise ConfigError("TorchPrune.kwargs.amount: the keep ratio determines the amount. Remove it.")
     return TorchPrune(method, dict(settings.kwargs))

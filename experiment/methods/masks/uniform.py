@@ -16,34 +16,32 @@ from experiment.layers.plan import Plan, State
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import check_smallest, longest
 from experiment.methods.data.draws import counts_of, draws_for, first_draws
-from experiment.methods.masks.weight_ranking import alive_weights, kept_shares, plan_masked, unmasked_cost
+from experiment.methods.masks.weight_ranking import alive_weights, plan_masked, unpruned_cost, weight_costs
 from experiment.methods.settings import NoSettings
 from experiment.methods.starting_state import Start, live_weight, start_of
 
 
 @dataclass(frozen=True)
 class LayerDraws:
-    """What is drawn from a layer's weights, on the CPU.
+    """The sampling of one layer's weights, on the CPU.
 
     Attributes:
-        p: (R, C) probabilities; a row sums up to 1, or to 0 where its weights are all masked or worthless.
-        first: (R, C), the number of the draw that hits each weight first.
-        alive: (R, C), the weights that the state's masks leave.
-        positions: multiply-adds of one sample that each weight takes part in.
+        p: (R, C) probabilities; a row sums up to 1, or to 0 where all its weights are masked or zero.
+        first: (R, C) the number of the draw that hits each weight first.
+        alive: (R, C) the weights that the state's masks leave.
     """
 
     p: Tensor
     first: Tensor
     alive: Tensor
-    positions: int
 
     def wanted(self, share: float) -> Tensor:
         """How many different weights each row wants: m = max(1, int(share C)). Returns: (R,)."""
         rows, columns = self.p.shape
-        return torch.full((rows,), max(1, int(share * columns + 1e-9)))  # shares are fractions, rounded: k / C is k
+        return torch.full((rows,), max(1, int(share * columns + 1e-9)))  # shares are rounded fractions: k / C gives k
 
     def draws(self, wanted_R: Tensor) -> Tensor:
-        """N of every row, infinite where there is nothing to gain from sampling."""
+        """The number of draws N of every row, infinite where sampling removes nothing."""
         sampled_R = wanted_R < (self.p > 0).sum(1)
         draws_R = torch.full(wanted_R.shape, torch.inf, dtype=torch.float64)
         draws_R[sampled_R] = draws_for(self.p[sampled_R], wanted_R[sampled_R])
@@ -52,7 +50,7 @@ class LayerDraws:
     def kept(self, share: float) -> tuple[Tensor, Tensor]:
         """Which weights stay, (R, C), and after how many draws, (R,); infinite where a row is exact.
 
-        A row of which no more is alive than it wants stays whole; one that is hit in all possible places stays exact.
+        A row is exact if it has no more live weights than it wants, or if all weights of non-zero probability are hit.
         """
         wanted_R = self.wanted(share)
         draws_R = self.draws(wanted_R)
@@ -73,72 +71,68 @@ class LayerDraws:
 
 @dataclass(frozen=True)
 class NetworkDraws:
-    """The analysis: all draws of all layers, which every budget takes the first ones of."""
+    """The analysis: all draws of all layers, of which every budget takes the first ones."""
 
     start: Start
     layers: Mapping[str, LayerDraws]
     seed: int
 
     def cost(self, share: float, budget: Budget) -> int:
-        """What the network costs, in the budget's quantity, at a share; never falling in it."""
-        return unmasked_cost(self.start, budget) + sum(
-            int(urn.kept(share)[0].sum()) * (urn.positions if budget.quantity == "flops" else 1)
-            for urn in self.layers.values()
-        )
+        """What the network costs at a share, in the budget's quantity; it never falls as the share grows."""
+        costs = weight_costs(self.start, budget)
+        kept = {name: int(layer.kept(share)[0].sum()) for name, layer in self.layers.items()}
+        return unpruned_cost(self.start, budget) + sum(costs[name] * n for name, n in kept.items())
 
 
 @dataclass(frozen=True)
 class SampledWeights:
-    """Of every filter's C weights some max(1, rho C) stay, drawn with replacement and reweighted by count / (N p).
+    """Of every filter's C weights about max(1, rho C) stay, drawn with replacement and reweighted by count / (N p).
 
-    N is the smallest number of draws that hit as many different weights on average; those that are hit stay. So the
-    filter computes, on average, what it did before. One that sampling would not thin out stays exact. rho is the
-    largest whose weights fit; a larger rho makes the same draws and more.
+    N is the smallest number of draws that hit this many different weights on average; those that are hit stay. On
+    average the filter therefore computes what it did before. A filter that sampling would not shrink stays exact. rho
+    is the largest share whose weights fit; a larger rho repeats the same draws and adds more.
 
     Source: Achlioptas et al. 2013, Near-optimal Entrywise Sampling for Data Matrices, https://arxiv.org/abs/1311.4643;
     as baselines of pruning in Baykal et al. 2019, https://arxiv.org/abs/1910.05422.
 
     Args:
-        worth: what probabilities are proportional to, from rows of live weights (R, C) in float64 and the alive ones.
+        worth: what probabilities are proportional to, from the live weights and the mask of live ones, both (R, C).
     """
 
     worth: Callable[[Tensor, Tensor], Tensor]
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> NetworkDraws:
-        """The probabilities of all weights, and the draws that hit them first."""
+        """Compute all probabilities and draw for each weight when it is hit first."""
         start, layers = start_of(state, masked=True), {}
-        for name, info in start.layers.items():
+        for name in start.layers:
             alive_RC = alive_weights(start, name).cpu().flatten(1)
-            worth_RC = self.worth(live_weight(start.network, start.masks, name).cpu().double().flatten(1), alive_RC)
-            p_RC = _shares(worth_RC)
-            layers[name] = LayerDraws(p_RC, first_draws(p_RC, generator), alive_RC, info.positions)
+            weight_RC = live_weight(start.network, start.masks, name).cpu().double().flatten(1)
+            p_RC = _shares(self.worth(weight_RC, alive_RC))
+            layers[name] = LayerDraws(p_RC, first_draws(p_RC, generator), alive_RC)
         return NetworkDraws(start, layers, int(torch.randint(2**62, (), generator=generator)))
 
     def plan(self, analysis: NetworkDraws, budget: Budget) -> Plan:
-        """The largest share that fits.
+        """Sample with the largest share that fits.
 
-        Raises: InfeasibleBudget: one weight a filter is already more than the budget.
+        Raises: InfeasibleBudget: one weight per filter already exceeds the budget.
         """
         start = analysis.start
         if start.allows(budget):
-            return start.unchanged(kept_shares(start, {}))
+            return plan_masked(start, {})
         share = _largest_share(analysis, budget)
         generator, masks, scales = torch.Generator().manual_seed(analysis.seed), {}, {}
-        for name, urn in analysis.layers.items():
+        for name, layer in analysis.layers.items():
             weight = start.network.get_submodule(name).get_parameter("weight")
-            kept_RC, draws_R = urn.kept(share)
+            kept_RC, draws_R = layer.kept(share)
             masks[name] = kept_RC.reshape(weight.shape).to(weight.device)
             if draws_R.isfinite().any():
                 precise = torch.promote_types(weight.dtype, torch.float32)
-                factors = urn.scales(kept_RC, draws_R, generator).reshape(weight.shape)
+                factors = layer.scales(kept_RC, draws_R, generator).reshape(weight.shape)
                 scales[name] = factors.to(weight.device, precise)
         return plan_masked(start, masks, scales)
 
     def fill(self, built: nn.Module, state: State, analysis: NetworkDraws, plan: Plan) -> None:
-        """Write the state's weights into `built`, in place; reweighted only where they are those that were sampled.
-
-        Weights that a network is rewound to estimate nothing: they are written as they are.
-        """
+        """Write the state's weights into `built`, in place, reweighted only if they are the ones that were sampled."""
         same = state is analysis.start.state
         write_whole(built, state.network, plan if same else replace(plan, scales={}))
 
@@ -167,12 +161,12 @@ def _shares(worth_RC: Tensor) -> Tensor:
     return worth_RC / worth_RC.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def _largest_share(urns: NetworkDraws, budget: Budget) -> float:
-    """Of all shares that let a row keep one weight more, the largest whose weights fit.
+def _largest_share(draws: NetworkDraws, budget: Budget) -> float:
+    """Of all shares at which a row keeps one weight more, the largest whose weights fit.
 
     Raises: InfeasibleBudget: none does.
     """
-    sizes = {urn.p.shape[1] for urn in urns.layers.values()}
+    sizes = {layer.p.shape[1] for layer in draws.layers.values()}
     shares = [0.0, *sorted({k / size for size in sizes for k in range(2, size + 1)})]
-    check_smallest(urns.cost(0, budget), budget)
-    return shares[longest(len(shares) - 1, lambda i: urns.cost(shares[i], budget) <= budget.limit)]
+    check_smallest(draws.cost(0, budget), budget)
+    return shares[longest(len(shares) - 1, lambda i: draws.cost(shares[i], budget) <= budget.limit)]

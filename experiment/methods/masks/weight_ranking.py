@@ -1,8 +1,8 @@
-"""One order of all live weights of a network, from any scores, and the masks that a budget leaves of it."""
+"""Rankings of all live weights of a network by any score, and the masks that a budget leaves of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError
 from experiment.layers.build import unslice_mask, write_whole
-from experiment.layers.compressible import LayerInfo
 from experiment.layers.plan import Detail, Plan, State
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import check_smallest
@@ -33,35 +32,35 @@ class WeightRanking:
 
 
 WeightScores = Mapping[str, Tensor]
-"""Layer name -> the worth of each of its weights: the shape of the weight in `Start.network`. Larger ones stay."""
+"""Layer name -> the scores of its weights, in the shape of the weight in `Start.network`. Larger ones are kept."""
 
 ScoreWeights = Callable[[Start, Calibration | None, torch.Generator], WeightScores]
 
 
 @dataclass(frozen=True)
 class WeightMethod:
-    """Masks the weights that come last in one order. Biases and BatchNorm are never pruned and are paid first.
+    """Masks the last weights of one ranking. Biases and BatchNorm are never pruned; the budget pays for them first.
 
     Args:
-        score: the worth of every weight.
-        order: `rank_weights`, in which all layers compete, or `rank_within_layers`.
-        every_layer: whether the score knows grouped and transposed convolutions, and those of one or three dimensions.
+        score: computes the scores of all weights.
+        rank: `rank_weights`, in which all layers compete, or `rank_within_layers`.
+        every_layer: whether the score supports grouped, transposed, 1d and 3d convolutions.
     """
 
     score: ScoreWeights
-    order: Callable[[Start, WeightScores], WeightRanking]
+    rank: Callable[[Start, WeightScores], WeightRanking]
     every_layer: bool = True
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> WeightRanking:
-        """Scores of all weights, and one sort of those that the state's masks leave.
+        """Score and rank all weights that the state's masks leave.
 
         Raises: CompressionError: a weight or score is NaN or infinite, or calibration data are missing.
         """
         start = start_of(state, masked=self.every_layer)
-        return self.order(start, self.score(start, calibration, generator))
+        return self.rank(start, self.score(start, calibration, generator))
 
     def plan(self, analysis: WeightRanking, budget: Budget) -> Plan:
-        """The longest prefix of the order that fits.
+        """Keep as many of the first weights as fit.
 
         Raises: InfeasibleBudget: what is never pruned already exceeds the budget.
         """
@@ -73,10 +72,10 @@ class WeightMethod:
 
 
 def rank_weights(start: Start, scores: WeightScores) -> WeightRanking:
-    """All live weights by their scores, whatever their layer; ties go by network order.
+    """Rank all live weights by score across layers; ties go by network order.
 
     Args:
-        scores: of every compressible layer, on its device; those of masked places are not looked at.
+        scores: of every compressible layer, on its device; those of masked weights are ignored.
     Raises: CompressionError: the score of a live weight is NaN or infinite.
     """
     names, sizes = tuple(start.layers), [info.weight_numel for info in start.layers.values()]
@@ -89,10 +88,10 @@ def rank_weights(start: Start, scores: WeightScores) -> WeightRanking:
 
 
 def rank_within_layers(start: Start, scores: WeightScores) -> WeightRanking:
-    """The order of which every prefix keeps the same share of every layer's live weights, those of largest score.
+    """The ranking of which every prefix keeps the same share of every layer's live weights, those of largest score.
 
     The k-th of a layer's n weights comes at the share (k - 1/2) / n, so that a share rho keeps round(rho n) of them;
-    at equal shares layers take their turns in network order.
+    at equal shares layers alternate in network order.
 
     Raises: CompressionError: the score of a live weight is NaN or infinite.
     """
@@ -107,46 +106,46 @@ def rank_within_layers(start: Start, scores: WeightScores) -> WeightRanking:
     return rank_weights(start, shares)
 
 
-def plan_prefix(order: WeightRanking, budget: Budget) -> Plan:
-    """The longest prefix of an order that fits; the other weights are masked.
+def plan_prefix(ranking: WeightRanking, budget: Budget) -> Plan:
+    """Keep the longest prefix of a ranking that fits and mask the other weights.
 
-    A weight costs 1, or under a budget of FLOPs the positions at which its layer computes.
+    A weight costs 1 or, under a budget of FLOPs, the number of output positions of its layer.
 
     Raises: InfeasibleBudget: what is never pruned already exceeds the budget.
     """
-    start = order.start
+    start = ranking.start
     if start.allows(budget):
-        return start.unchanged(kept_shares(start, {}))
-    num_kept = _longest_prefix(order, budget)
+        return plan_masked(start, {})
+    num_kept = _longest_prefix(ranking, budget)
     total = sum(info.weight_numel for info in start.layers.values())
-    stays = torch.zeros(total, dtype=torch.bool, device=order.places.device)
-    stays[order.places[:num_kept]] = True
+    stays = torch.zeros(total, dtype=torch.bool, device=ranking.places.device)
+    stays[ranking.places[:num_kept]] = True
     masks = {}
-    for name, begin in zip(order.layers, order.starts, strict=True):
+    for name, begin in zip(ranking.layers, ranking.starts, strict=True):
         shape = start.network.get_submodule(name).get_parameter("weight").shape
         masks[name] = stays[begin : begin + shape.numel()].reshape(shape)
     return plan_masked(start, masks)
 
 
 def plan_masked(start: Start, masks: Mapping[str, Tensor], scales: Mapping[str, Tensor] | None = None) -> Plan:
-    """The plan that leaves these weights.
+    """The plan that keeps these weights; without masks, the plan that changes nothing.
 
     Args:
-        masks: layer name -> which of its weights stay, in the shape of the weight in `Start.network`; of weights that
-            the state masks, none may.
-        scales: layer name -> by what factors the weights that stay are multiplied, likewise.
+        masks: layer name -> which of its weights stay, in the shape of the weight in `Start.network`; none that the
+            state masks.
+        scales: layer name -> factors for the weights that stay, in the same shape.
     """
     original = {}
     for name, mask in masks.items():
         parameter = parameter_name(name)
-        if parameter in start.masks or not bool(mask.all()):  # a layer that is whole and was so before needs none
+        if parameter in start.masks or not bool(mask.all()):  # a layer that is and was whole needs no mask
             original[parameter] = _original_shape(start, name, mask)
     before = sum(int(alive_weights(start, name).sum()) for name in masks)
     return Plan(
         masks={**start.state.masks, **original},
         kept=dict(start.state.kept),
         parameters=start.count.parameters - before + sum(int(mask.sum()) for mask in masks.values()),
-        details=kept_shares(start, masks),
+        details=_kept_shares(start, masks),
         scales={parameter_name(name): _original_shape(start, name, scale) for name, scale in (scales or {}).items()},
     )
 
@@ -158,18 +157,21 @@ def alive_weights(start: Start, layer: str) -> Tensor:
     return torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(weight.device)
 
 
-def unmasked_cost(start: Start, budget: Budget, layers: Mapping[str, LayerInfo] | None = None) -> int:
-    """What the network costs besides the live weights of compressible layers, or of some: that is never pruned."""
-    flops = budget.quantity == "flops"
+def weight_costs(start: Start, budget: Budget) -> dict[str, int]:
+    """What each weight of a layer costs: 1 or, under a budget of FLOPs, the layer's output positions."""
+    return {name: info.positions if budget.quantity == "flops" else 1 for name, info in start.layers.items()}
+
+
+def unpruned_cost(start: Start, budget: Budget, layers: Collection[str] | None = None) -> int:
+    """What the network costs without the live weights of these layers (by default, of all compressible ones)."""
+    costs = weight_costs(start, budget)
     pruned = start.layers if layers is None else layers
-    weights = sum(
-        int(alive_weights(start, name).sum()) * (info.positions if flops else 1) for name, info in pruned.items()
-    )
+    weights = sum(int(alive_weights(start, name).sum()) * costs[name] for name in pruned)
     return start.cost(budget.quantity) - weights
 
 
-def kept_shares(start: Start, masks: Mapping[str, Tensor]) -> dict[str, dict[str, Detail]]:
-    """Kept share of every layer's weights, relative to the original layer."""
+def _kept_shares(start: Start, masks: Mapping[str, Tensor]) -> dict[str, dict[str, Detail]]:
+    """The kept share of every layer's weights, relative to the original layer."""
     details: dict[str, dict[str, Detail]] = {}
     for name in start.layers:
         mask = masks[name] if name in masks else alive_weights(start, name)
@@ -179,7 +181,7 @@ def kept_shares(start: Start, masks: Mapping[str, Tensor]) -> dict[str, dict[str
 
 
 def _ranked(values: Tensor, alive: Tensor) -> Tensor:
-    """The places of the values that are alive, the largest value first, equal ones as they stand."""
+    """The places of the live values, the largest value first, equal ones in order."""
     behind = values.masked_fill(~alive, -torch.inf)
     return torch.argsort(behind, descending=True, stable=True)[: int(alive.sum())]
 
@@ -193,25 +195,17 @@ def _check(start: Start, scores: WeightScores) -> None:
             )
 
 
-def _longest_prefix(order: WeightRanking, budget: Budget) -> int:
-    """How many weights of the order the budget pays for, after everything that is never pruned.
-
-    Raises: InfeasibleBudget: it does not even pay for that.
-    """
-    unpruned = unmasked_cost(order.start, budget)
+def _longest_prefix(ranking: WeightRanking, budget: Budget) -> int:
+    """How many weights of the ranking the budget pays for, after everything that is never pruned."""
+    start, unpruned = ranking.start, unpruned_cost(ranking.start, budget)
     check_smallest(unpruned, budget)
     if budget.quantity == "parameters":
         return budget.limit - unpruned
-    cumulative = torch.cumsum(_positions(order)[order.places], 0)
+    each = torch.tensor(list(weight_costs(start, budget).values()), dtype=torch.int64)
+    sizes = torch.tensor([info.weight_numel for info in start.layers.values()], dtype=torch.int64)
+    costs = torch.repeat_interleave(each, sizes).to(ranking.places.device)
+    cumulative = torch.cumsum(costs[ranking.places], 0)
     return int(torch.searchsorted(cumulative, budget.limit - unpruned, right=True))
-
-
-def _positions(order: WeightRanking) -> Tensor:
-    """The multiply-adds of one sample that each weight of the concatenation takes part in."""
-    infos = order.start.layers.values()
-    each = torch.tensor([info.positions for info in infos], dtype=torch.int64)
-    sizes = torch.tensor([info.weight_numel for info in infos], dtype=torch.int64)
-    return torch.repeat_interleave(each, sizes).to(order.places.device)
 
 
 def _original_shape(start: Start, layer: str, tensor: Tensor) -> Tensor:

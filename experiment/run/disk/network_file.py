@@ -38,8 +38,7 @@ from experiment.errors import (
 from experiment.files import write_whole
 from experiment.layers.build import build
 from experiment.layers.masks import plain_name
-from experiment.layers.plan import Plan
-from experiment.layers.plan_format import MOST_DIMS, Name, PlanData, Size, first_fault
+from experiment.layers.plan import MOST_DIMS, Name, Plan, PlanData, Size, first_fault
 from experiment.layers.prepare_network import prepared
 from experiment.layers.quantized_weights import named_dtypes
 from experiment.networks import NETWORKS

@@ -165,7 +165,7 @@ def test_a_channel_of_tied_layers_counts_as_its_filters_and_is_worth_their_mean(
         (
             "FilterPrune",
             {"density": 0.5, "ignore": ["0"]},
-            "FilterPrune: no layer of this network has filters that may",
+            "FilterPrune: no layer of this network has filters that can",
         ),
         ("NeuronPrune", {"density": 0.5, "layers": {"4": {"density": 0.01}}}, "density 0.01 keeps none of 30 of 4"),
         ("NeuronPrune", {"density": 0.5, "fold": "mean"}, "needs calibration data"),

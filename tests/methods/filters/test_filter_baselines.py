@@ -179,7 +179,7 @@ def test_slimming_goes_by_the_size_of_batch_norm_scales(caplog: pytest.LogCaptur
     network, example = scaled(), example_input((1, 2, 2))
     with caplog.at_level(logging.WARNING, "experiment"):
         made = compressor(slimming(FilterSettings()), network, example)
-    assert "Slimming: the channels of 3 all stay: no BatchNorm scales them." in caplog.text
+    assert "Slimming keeps all channels of 3: no BatchNorm scales them." in caplog.text
     total = made.original.parameters
     assert made.compress((total - 8) / total).plan.kept == {
         "0": Kept((1, 2)), "1": Kept((1, 2)), "3": Kept(None, (1, 2)),

@@ -251,7 +251,7 @@ def test_weights_that_are_not_numbers_are_named() -> None:
     network = small()
     with torch.no_grad():
         network[3].weight[0, 0] = math.nan
-    with pytest.raises(CompressionError, match="3: the weights must be finite"):
+    with pytest.raises(CompressionError, match="layer '3': weights must be finite"):
         compressor(network, example_input((1, 2, 2)))
 
 

@@ -182,7 +182,7 @@ def test_masks_of_the_whole_network_rebuild_it(state: State) -> None:
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("Wrong", r"must give a mask of the weight's shape \(8, 3, 3, 3\)"), ("Failing", r"KeyError: 'nothing here'")],
+    [("Wrong", r"must return a mask of the weight's shape \(8, 3, 3, 3\)"), ("Failing", r"KeyError: 'nothing here'")],
 )
 def test_what_a_users_method_does_wrong_is_named(
     state_of: Callable[[str], State], monkeypatch: pytest.MonkeyPatch, name: str, text: str
@@ -199,7 +199,7 @@ def test_what_is_no_method_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         torch_prune(TorchPruneSettings(mine("NOT_A_METHOD", monkeypatch)))
     with pytest.raises(ConfigError, match="has no 'L1'"):
         torch_prune(TorchPruneSettings(f"{TORCH}:L1"))
-    with pytest.raises(ConfigError, match=r"kwargs\.amount: is found from the keep ratio"):
+    with pytest.raises(ConfigError, match=r"kwargs\.amount: the keep ratio"):
         torch_prune(TorchPruneSettings(kwargs={"amount": 0.5}))
 
 

@@ -67,11 +67,11 @@ PROMISES: dict[str, dict[str, Any]] = {
     "many outputs": {"output_size": 10**6},
     "inputs": {"input_shape": [1, 10**6, 10**6]},
     "large inputs": {"input_shape": [1, 4096, 4096]},
-    "rank": {"plan": {"factors": {"fc1": [10**9, 1, 0, True]}}},
+    "rank": {"plan": {"factors": {"fc1": {"rank": 10**9, "bias": True}}}},
     "mask of a factor": {"plan": {"factor_masks": {"fc1.encoder.weight": [10**6, 10**6]}}},
     "settings": {"settings": {5: 1}},
     "factors": {"plan": {"factors": None}},
-    "number": {"plan": {"kept": {"conv1": [[10**400], None]}}},
+    "number": {"plan": {"kept": {"conv1": {"out": [10**400]}}}},
     "skipped": {"plan": {"skipped": "conv1"}},
 }
 
