@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from experiment.api.compression import CompressionResult, compress, compress_many, save_network
     from experiment.api.learn_compress import LC
     from experiment.api.results import calibration_inputs, evaluate, load_network, load_results
-    from experiment.deploy import quantize_int8, serialized_bytes
-    from experiment.layers.pruned_state import load_pruned_state, pruned_state
-    from experiment.lc.search import search_keep
+    from experiment.deploy.int8 import quantize_int8, serialized_bytes
+    from experiment.layers.torch_prune_state import load_pruned_state, pruned_state
+    from experiment.lc.keep_search import search_keep
 
 __all__ = [
     "LC",
@@ -37,9 +37,9 @@ _HOMES = {
     "experiment.api.compression": ("CompressionResult", "compress", "compress_many", "save_network"),
     "experiment.api.learn_compress": ("LC",),
     "experiment.api.results": ("calibration_inputs", "evaluate", "load_network", "load_results"),
-    "experiment.deploy": ("quantize_int8", "serialized_bytes"),
-    "experiment.layers.pruned_state": ("load_pruned_state", "pruned_state"),
-    "experiment.lc.search": ("search_keep",),
+    "experiment.deploy.int8": ("quantize_int8", "serialized_bytes"),
+    "experiment.layers.torch_prune_state": ("load_pruned_state", "pruned_state"),
+    "experiment.lc.keep_search": ("search_keep",),
 }
 
 

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from experiment.errors import ConfigError, ExperimentError, StoreError
+from experiment.escaping import json_text, message, one_line, say
 from experiment.progress import is_watched
-from experiment.run.interrupt import EXIT_INTERRUPTED, stopping_cleanly
-from experiment.run.launched import Launch, find_launch
-from experiment.text import json_text, message, one_line, say
+from experiment.run.signals import EXIT_INTERRUPTED, stopping_cleanly
+from experiment.run.torchrun_launch import Launch, find_launch
 
 if TYPE_CHECKING:  # imported where they are used: --help must be quick, --plan must not need torch
     from experiment.config import ParameterFile
-    from experiment.run.crew import Crew
-    from experiment.run.plan import ExperimentPlan, Machine
-    from experiment.run.store import Directories
+    from experiment.run.cell.torchrun_group import Crew
+    from experiment.run.disk.store import Directories
+    from experiment.run.grid.plan import ExperimentPlan, Machine
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG = 0, 1, 2
 
@@ -182,7 +182,7 @@ def _run(options: argparse.Namespace, launch: Launch | None) -> int:
     )
     if launch is None:
         return run_session(plans, places, how, write_report, say, clock)
-    from experiment.run.crew import lead
+    from experiment.run.cell.torchrun_group import lead
 
     def session(crew: Crew) -> int:
         return run_session(plans, places, replace(how, workers=1, crew=crew), write_report, say, clock)
@@ -192,7 +192,7 @@ def _run(options: argparse.Namespace, launch: Launch | None) -> int:
 
 def _all_wrong(error: ConfigError, launch: Launch) -> int:
     """Every process has found this; one a machine tells it, before torchrun sees the first of them end."""
-    from experiment.run.crew import wait_for_all
+    from experiment.run.cell.torchrun_group import wait_for_all
 
     if launch.speaks:
         for problem in error.problems:
@@ -205,7 +205,7 @@ def _serve(machine: Machine, options: argparse.Namespace) -> int:
     """What is left to do where another process runs the experiment: train along."""
     if options.plan:
         return EXIT_DONE
-    from experiment.run.serve import serve
+    from experiment.run.workers.torchrun_worker import serve
 
     return serve(machine)
 
@@ -238,9 +238,9 @@ def _check_call(options: argparse.Namespace, launch: Launch | None) -> None:
 def _plans(options: argparse.Namespace, reading: bool) -> list[ExperimentPlan]:
     """The grids of all files; the errors of all files come together."""
     from experiment.config import load
+    from experiment.run.grid.lookup import name_faults
+    from experiment.run.grid.plan import plan_experiment
     from experiment.run.machine import find_machine
-    from experiment.run.names import name_faults
-    from experiment.run.plan import plan_experiment
 
     machine = find_machine(options.device)
     plans: list[ExperimentPlan] = []
@@ -275,7 +275,7 @@ def _without_overrides(path: str) -> ParameterFile | None:
 
 def _directories(file: ParameterFile, options: argparse.Namespace) -> Directories:
     """The command line before the file before the defaults."""
-    from experiment.run.store import Directories
+    from experiment.run.disk.store import Directories
 
     given = file.parameters.directories
     return Directories(
@@ -287,7 +287,7 @@ def _directories(file: ParameterFile, options: argparse.Namespace) -> Directorie
 
 def _require_own_folders(plans: Sequence[ExperimentPlan], places: Sequence[Directories]) -> None:
     """Raises: ConfigError: the folder of an experiment is that of another parameter file, of this call or before."""
-    from experiment.run.parameters import require_own
+    from experiment.run.disk.parameters_file import require_own
 
     problems = []
     folders: dict[Path, Path] = {}
@@ -305,8 +305,8 @@ def _require_own_folders(plans: Sequence[ExperimentPlan], places: Sequence[Direc
 
 
 def _show_plans(plans: Sequence[ExperimentPlan], places: Sequence[Directories], form: str) -> int:
-    from experiment.run.overview import plan_json, plan_text
-    from experiment.run.store import Store
+    from experiment.run.disk.store import Store
+    from experiment.run.grid.listing import plan_json, plan_text
 
     show = plan_json if form == "json" else plan_text
     for plan, place in zip(plans, places, strict=True):

@@ -16,11 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiment.layers.grouped import GroupedLinear
-from experiment.layers.inspect import evaluating
+from experiment.layers.compressible import evaluating
+from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import named_masks, plain_name
-from experiment.layers.prepared import unwrapped
-from experiment.layers.quantized import element_size, named_dtypes
+from experiment.layers.prepare_network import unwrapped
+from experiment.layers.quantized_weights import element_size, named_dtypes
 from experiment.registry import InputShape
 
 if TYPE_CHECKING:

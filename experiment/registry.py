@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from experiment.errors import ConfigError
-from experiment.sources import find_own_code
+from experiment.user_code import find_own_code
 
 NAMES_CODE = "names code"  # in the metadata of a field of settings whose business it is to hold an import path
 
@@ -49,7 +49,7 @@ class DatasetEntry:
 
     `num_classes`, `input_shape` (channels, height, width) and `num_train` (images of the training part, before the
     validation part is taken from it) are None where only the user's files tell. `files` is a function that lists what a
-    part is read from (see `experiment.datasets.stamp`), empty where the content cannot change.
+    part is read from (see `experiment.datasets.file_stamp`), empty where the content cannot change.
     """
 
     name: str

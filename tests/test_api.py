@@ -17,7 +17,7 @@ import experiment
 from experiment import compress, compress_many, load_network, load_results, save_network
 from experiment.errors import CompressionError, ConfigError, InfeasibleBudget, StoreError
 from experiment.methods import METHODS
-from experiment.streams import seeded
+from experiment.random_streams import seeded
 
 # the network below has no block that a shortcut could stand in for, no neurons but those of its output, and few weights
 # in linear layers; Compose is nothing without schemes; Quantize takes no keep. tests/methods/ has all of these.

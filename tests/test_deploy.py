@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from experiment import compress, quantize_int8, serialized_bytes
 from experiment.errors import CompressionError
 from experiment.layers.masks import named_masks
-from experiment.layers.quantized import encode
-from experiment.networks.small import lenet5_small
-from experiment.streams import generator, seeded
+from experiment.layers.quantized_weights import encode
+from experiment.networks.lenet import lenet5_small
+from experiment.random_streams import generator, seeded
 
 needs_torchao = pytest.mark.usefixtures("torchao")
 OWN_WARNINGS = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torchao's own

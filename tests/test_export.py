@@ -9,8 +9,8 @@ import torch
 
 from experiment import compress
 from experiment.layers.masks import bake_masks
-from experiment.networks.make import make_network
-from experiment.streams import generator, seeded
+from experiment.networks.make_network import make_network
+from experiment.random_streams import generator, seeded
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnxscript", reason="needs the extra onnx")

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiment import compress, streams
+from experiment import compress, random_streams
 from experiment.layers.build import build
-from experiment.layers.grouped import GroupedLinear
+from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import add_masks, bake_masks, named_masks
 from experiment.layers.plan import Plan
 from experiment.measure import (
@@ -28,14 +28,14 @@ from experiment.measure import (
     measure_latency,
 )
 from experiment.networks import NETWORKS
-from experiment.networks.small import lenet5
+from experiment.networks.lenet import lenet5
 from experiment.registry import resolve
 
 
 def some_mask(shape: tuple[int, ...], kept: int, seed: int = 0) -> Tensor:
     """A mask of the shape with exactly `kept` True places."""
     mask = torch.zeros(torch.Size(shape).numel(), dtype=torch.bool)
-    mask[torch.randperm(mask.numel(), generator=streams.generator("mask", seed))[:kept]] = True
+    mask[torch.randperm(mask.numel(), generator=random_streams.generator("mask", seed))[:kept]] = True
     return mask.reshape(shape)
 
 
@@ -267,7 +267,7 @@ SMALL = {
 @pytest.mark.parametrize("name", SMALL)
 def test_counted_is_what_torch_counts(name: str, batch_size: int) -> None:
     make, shape, in_layers, outside = SMALL[name]
-    with streams.seeded("test_measure", name):
+    with random_streams.seeded("test_measure", name):
         network, example = make().eval(), torch.rand(batch_size, *shape)
     counted = count(network, example)
     assert (counted.flops - counted.other_flops, counted.other_flops) == (in_layers, outside)
@@ -281,7 +281,7 @@ COMPRESSED = [(n, m) for n in ("heads", "encoder", *REGISTERED) for m in ("FT", 
 
 @pytest.mark.parametrize(("name", "method"), [("frames", "SVD"), ("frames", "WT"), *COMPRESSED])
 def test_counted_is_what_torch_counts_of_compressed_networks(name: str, method: str) -> None:
-    with streams.seeded("test_measure", name):
+    with random_streams.seeded("test_measure", name):
         if name in SMALL:
             network, example = SMALL[name][0]().eval(), torch.rand(1, *SMALL[name][1])
         else:
@@ -359,7 +359,7 @@ def test_condensas_lenet5() -> None:
 
 def test_condensas_lenet5_as_a_plan_of_ours_makes_it() -> None:
     """The same four sizes from float32 masters: values alone, the best sparse format, dense, and no weight is zero."""
-    with streams.seeded("lenet5"):
+    with random_streams.seeded("lenet5"):
         network = lenet5((1, 28, 28), 10)
     weights = [n for n, _ in network.named_parameters() if n.endswith("weight")]
     largest = torch.cat([network.get_parameter(n).detach().abs().flatten() for n in weights])

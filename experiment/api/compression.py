@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from experiment.datasets.samples import described
+from experiment.datasets.check_samples import described
 from experiment.errors import CompressionError, ConfigError
 from experiment.layers.build import build
-from experiment.layers.inspect import evaluating
+from experiment.layers.compressible import evaluating
 from experiment.layers.plan import Plan, State
-from experiment.layers.prepared import prepared
+from experiment.layers.prepare_network import prepared
 from experiment.measure import Count, count
 from experiment.methods.base import (
     Calibration,
@@ -34,10 +34,10 @@ from experiment.methods.find import find_method
 from experiment.methods.reach import OutOfReach
 from experiment.methods.table import layer_rows
 from experiment.progress import bars, showing
+from experiment.random_streams import generator
 from experiment.registry import MethodEntry
-from experiment.run.names import recalibration_fault
-from experiment.run.weights import save_weights
-from experiment.streams import generator
+from experiment.run.disk.network_file import save_weights
+from experiment.run.grid.lookup import recalibration_fault
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from experiment.api.compression import CompressionResult, result_of
 from experiment.config import LearnCompress
-from experiment.config.explain import expectation
-from experiment.datasets.image import Batch, count_batches
-from experiment.datasets.pairs import PairData
+from experiment.config.error_messages import expectation
+from experiment.datasets.image_data import Batch, count_batches
+from experiment.datasets.python_samples import PairData
 from experiment.errors import CompressionError, ConfigError, DataError
-from experiment.layers.prepared import plain_copy
+from experiment.layers.prepare_network import plain_copy
 from experiment.lc.optimizer import LCOptimizer
 from experiment.lc.projection import FunctionProjection, MethodProjection, Projection
 from experiment.measure import count
@@ -27,7 +27,7 @@ from experiment.methods.base import Calibration, Quantity, keep_ratio, make_meth
 from experiment.methods.configure import is_fixed_size, make_settings
 from experiment.methods.find import find_method
 from experiment.progress import bars, showing
-from experiment.run.learn_compress import lc_settings
+from experiment.run.cell.learn_compress import lc_settings
 from experiment.training.check import check_training
 from experiment.training.settings import Precision, TrainSettings
 

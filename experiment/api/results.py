@@ -14,14 +14,14 @@ from experiment.config import Parameters, load
 from experiment.datasets.calibration import calibration
 from experiment.errors import ConfigError, Damaged, StoreError
 from experiment.files import RUN_AGAIN
-from experiment.layers.prepared import copied
+from experiment.layers.prepare_network import copied
 from experiment.methods.find import find_method
 from experiment.registry import is_import_path
-from experiment.run.data import Data, transforms_of
-from experiment.run.parameters import PARAMETERS, owner_of, require_own, require_whole
-from experiment.run.store import COLUMNS, Store
-from experiment.run.tables import read_table
-from experiment.run.weights import original_of, read_weights, rebuild
+from experiment.run.cell.data import Data, transforms_of
+from experiment.run.disk.network_file import original_of, read_weights, rebuild
+from experiment.run.disk.parameters_file import PARAMETERS, owner_of, require_own, require_whole
+from experiment.run.disk.store import COLUMNS, Store
+from experiment.run.disk.tables import read_table
 from experiment.training.loop import evaluate as evaluate_network
 
 if TYPE_CHECKING:

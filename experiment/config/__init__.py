@@ -1,8 +1,6 @@
 """From a YAML parameter file to checked settings. No torch, numpy or pandas: a bad file fails at once."""
 
-from experiment.config.editor import json_schema
 from experiment.config.includes import packaged_param
-from experiment.config.lc_schema import LearnCompress
 from experiment.config.load import ParameterFile, load
 from experiment.config.modes import (
     base_mode,
@@ -13,7 +11,9 @@ from experiment.config.modes import (
     takes_tickets,
     with_rewinding,
 )
-from experiment.config.schema import (
+from experiment.config.schema.editor import json_schema
+from experiment.config.schema.lc import LearnCompress
+from experiment.config.schema.parameter_file import (
     Coresets,
     Customization,
     Directories,
@@ -23,10 +23,10 @@ from experiment.config.schema import (
     Network,
     Parameters,
 )
-from experiment.config.search_schema import Search
-from experiment.config.sweep import KeepStep, Variant, keep_steps
-from experiment.config.training_schema import Component, Penalty, Retraining, Scheduler, Training
-from experiment.config.yamlfile import read_plain_yaml
+from experiment.config.schema.search import Search
+from experiment.config.schema.training import Component, Penalty, Retraining, Scheduler, Training
+from experiment.config.variants import KeepStep, Variant, keep_steps
+from experiment.config.yaml_file import read_plain_yaml
 
 __all__ = [
     "Component",

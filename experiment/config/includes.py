@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiment.config.tree import KeyPath, Node, Problem, dotted, merge, refuse_giant
-from experiment.config.yamlfile import read_yaml
+from experiment.config.value_tree import KeyPath, Node, Problem, dotted, merge, refuse_giant
+from experiment.config.yaml_file import read_yaml
 from experiment.errors import ConfigError, shortened
 
 OPEN_KEYS = {"settings", "kwargs", "stepKwargs", "optimizerKwargs", "lossKwargs", "network_names", "network_colors"}

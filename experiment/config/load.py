@@ -11,14 +11,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from experiment.config import overrides as command_line
-from experiment.config.check import ambiguous_words, faults
+from experiment.config.consistency import ambiguous_words, faults
+from experiment.config.count_cells import length_faults, size_fault
+from experiment.config.error_messages import problems as explained
 from experiment.config.experiment_name import experiment_name
-from experiment.config.explain import problems as explained
-from experiment.config.grid import length_faults, size_fault
 from experiment.config.includes import Reader, find_parameter_file
-from experiment.config.schema import Parameters
-from experiment.config.sweep import Customized, Variant, changed_for_all, customized
-from experiment.config.tree import KeyPath, Node, Problem, dotted, exists, merge, nearest, plain, set_at, walk
+from experiment.config.schema.parameter_file import Parameters
+from experiment.config.value_tree import KeyPath, Node, Problem, dotted, exists, merge, nearest, plain, set_at, walk
+from experiment.config.variants import Customized, Variant, changed_for_all, customized
 from experiment.errors import ConfigError
 
 RESULTS_FOLDER = Path("data/results")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from experiment.config.schema import Experiments, Parameters
-from experiment.config.training_schema import Retraining
+from experiment.config.schema.parameter_file import Experiments, Parameters
+from experiment.config.schema.training import Retraining
 
 Rewinding = Literal["weights", "random", "none"]
 TRAINED_ON = 0.9  # of the training part; the rest is for validation

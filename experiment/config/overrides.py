@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from experiment.config.keys import unknown
-from experiment.config.tree import KeyPath, Node, Place, Problem, dotted, set_at
-from experiment.config.yamlfile import parse
+from experiment.config.setting_paths import unknown
+from experiment.config.value_tree import KeyPath, Node, Place, Problem, dotted, set_at
+from experiment.config.yaml_file import parse
 from experiment.errors import ConfigError
 
 _PART = re.compile(r"[^.\[\]]+|\[\d+\]")

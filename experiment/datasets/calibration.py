@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from experiment.datasets.image import Batch, Images
-from experiment.streams import Part, generator
+from experiment.datasets.image_data import Batch, Images
+from experiment.random_streams import Part, generator
 
 SIZE_FACTOR = 3  # C of the formula
 

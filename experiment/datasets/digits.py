@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from experiment.datasets.source import Pixels, Source, check_settings
+from experiment.datasets.raw_images import Pixels, Source, check_settings
 
 SIDE = 28
 TEST_EVERY = 5  # every fifth image of a class is a test image: 360 of 1,797

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from experiment.datasets import DATASETS
-from experiment.datasets.image import Batch, Images, Splits, Step, Transforms, count_batches
-from experiment.datasets.memory import MemoryImages, prepare
-from experiment.datasets.own import load_own
-from experiment.datasets.source import Pixels, Source, check_labels
+from experiment.datasets.dataloader import Readers, WorkerImages
+from experiment.datasets.factories import load_own
+from experiment.datasets.image_data import Batch, Images, Splits, Step, Transforms, count_batches
+from experiment.datasets.in_memory import MemoryImages, prepare
+from experiment.datasets.raw_images import Pixels, Source, check_labels
 from experiment.datasets.transforms import check_transforms, make_pipeline
-from experiment.datasets.workers import Readers, WorkerImages
 from experiment.errors import ConfigError, DataError
+from experiment.random_streams import generator
 from experiment.registry import is_import_path, resolve, suggestion
-from experiment.streams import generator
 
 __all__ = [
     "Batch",

@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from experiment.datasets.image import Step, Transforms
-from experiment.datasets.names import TRANSFORMS
+from experiment.datasets.image_data import Step, Transforms
+from experiment.datasets.transform_names import TRANSFORMS
 from experiment.errors import ConfigError, first_line
 from experiment.registry import no_such_argument, suggestion
 
@@ -128,7 +128,7 @@ def as_float(x: Tensor) -> Tensor:
     """uint8 and uint16 pixels scaled to [0, 1] float32; floats and booleans as float32; signed integers are token ids.
 
     Token ids become int64, as embeddings take them. Pixels of such types have become uint8 before
-    (`experiment.datasets.scaling`).
+    (`experiment.datasets.integer_inputs`).
     """
     if x.is_floating_point() or x.dtype == torch.bool:
         return x.float()

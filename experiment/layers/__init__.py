@@ -1,0 +1,1 @@
+"""What compressed networks are made of: plans, masks, factors and channels."""

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.layers.blocks import inside, silence
-from experiment.layers.channels import slice_channels, unslice
-from experiment.layers.lowrank import make_layer, product
+from experiment.layers.channels.slicing import slice_channels, unslice
+from experiment.layers.factored_layers import make_layer, product
 from experiment.layers.masks import add_masks, bake_masks, stored, write_parameter
 from experiment.layers.plan import Kept, Plan, State
-from experiment.layers.quantized import add_quantized
+from experiment.layers.quantized_weights import add_quantized
+from experiment.layers.residual_blocks import inside, silence
 
 
 def build(network: nn.Module, plan: Plan) -> nn.Module:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from experiment.errors import CompressionError
-from experiment.layers.quantized import Quantized, named_dtypes, own_class
+from experiment.layers.quantized_weights import Quantized, named_dtypes, own_class
 
 
 class Mask(nn.Module):

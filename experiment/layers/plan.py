@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError, shortened
-from experiment.layers.plan_data import PlanData
+from experiment.layers.plan_format import PlanData
 
 Detail = str | int | float | bool | None
 
@@ -23,8 +23,8 @@ Detail = str | int | float | bool | None
 class Factors:
     """One layer as encoder V (`groups` blocks, `groups * rank` outputs) and decoder U: y = U(Vx) + b.
 
-    `folding` is 0 to 3 (see `experiment.layers.lowrank.fold`); `bias` says whether the decoder has one, where the layer
-    had none too.
+    `folding` is 0 to 3, see `experiment.layers.factored_layers.fold`; `bias` says whether the decoder has one, even if
+    the layer had none.
     """
 
     rank: int

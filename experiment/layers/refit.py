@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.layers.ghosts import Folded
-from experiment.layers.inspect import evaluating
+from experiment.layers.channels.fold_constants import Folded
+from experiment.layers.compressible import evaluating
 from experiment.layers.masks import stored, write_parameter
-from experiment.layers.patches import draw_places, input_patches, num_positions, outputs_at
 from experiment.layers.plan import Kept
+from experiment.layers.sampled_patches import draw_places, input_patches, num_positions, outputs_at
 
 PLACES = 4096  # at least, where there are as many
 PLACES_AN_UNKNOWN = 4

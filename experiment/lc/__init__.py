@@ -1,0 +1,1 @@
+"""The L-C optimizer: learning and compressing in turn."""

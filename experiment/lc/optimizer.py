@@ -27,13 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from experiment.clock import Clock
-from experiment.datasets.image import Images
+from experiment.datasets.image_data import Images
 from experiment.errors import TrainingDiverged
-from experiment.lc.checkpoint import Iteration, LCCheckpoint, Progress
+from experiment.lc.lc_checkpoint import Iteration, LCCheckpoint, Progress
 from experiment.lc.projection import Projected, Projection, condensed_weights, weights_of
 from experiment.lc.settings import LCSettings
 from experiment.progress import progress
-from experiment.streams import Part
+from experiment.random_streams import Part
 from experiment.training.evaluation import Metrics, evaluate
 from experiment.training.iterations import Iterations, Stretch
 from experiment.training.settings import TrainSettings

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError
 from experiment.layers.build import expand
-from experiment.layers.inspect import trace_layers, trace_other_convolutions
+from experiment.layers.compressible import trace_layers, trace_other_convolutions
 from experiment.layers.plan import State
 from experiment.measure import Count
 from experiment.methods.base import Calibration, Compressed, Compressor, Method, Quantity
-from experiment.streams import Part, generator
+from experiment.random_streams import Part, generator
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from experiment.errors import CompressionError, ConfigError, InfeasibleBudget, described
 from experiment.layers.build import build
 from experiment.layers.plan import Plan, State
-from experiment.layers.recalibrate import DenseMoments, dense_moments, recalibrate
+from experiment.layers.recalibrate_batchnorm import DenseMoments, dense_moments, recalibrate
 from experiment.measure import Count, count
 from experiment.methods.reach import EVERYTHING, OutOfReach, out_of_reach
 from experiment.progress import working
@@ -22,6 +22,7 @@ from experiment.registry import MethodEntry, resolve
 
 FAR_BELOW = 0.5  # of the keep ratio that was asked for: what is below is told
 Quantity = Literal["parameters", "flops"]
+GIVE_DATA = "Give some: compress(..., data=inputs), a tensor, a pair (inputs, targets) or a loader of such pairs."
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from experiment.registry import MethodEntry
 
 if TYPE_CHECKING:
-    from experiment.config.tree import KeyPath
+    from experiment.config.value_tree import KeyPath
 
 Fault = tuple["KeyPath", str]
 QUANTIZATION = "quantization"  # the kind of methods that leave a plan as it is, but for the bits of its weights
@@ -59,6 +59,6 @@ def _why_not(stage: Stage, before: tuple[Stage, ...], after: list[Stage], *, las
             f"{label} cannot follow {masking[0]}: the factors are dense, so that nothing of the masks would be left. "
             "Remove filters or neurons before it, or leave one of the two out."
         )
-    if stage.entry.target == "experiment.methods.blocks:Blocks" and after:
+    if stage.entry.target == "experiment.methods.filters.blocks:Blocks" and after:
         return f"{label} cannot be followed by {after[0].entry.label}, which cannot leave blocks out. Put it last."
     return None

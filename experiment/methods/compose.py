@@ -19,11 +19,11 @@ from experiment.layers.build import build, expand
 from experiment.layers.plan import Detail, Plan, State
 from experiment.measure import count
 from experiment.methods.base import Budget, Calibration, Method, make_method
+from experiment.methods.budget_search import check_smallest
 from experiment.methods.chain import takers_of
 from experiment.methods.configure import composition_faults, stages_of
 from experiment.methods.settings import ComposeSettings
-from experiment.methods.share import check_smallest
-from experiment.streams import generator as stream
+from experiment.random_streams import generator as stream
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from experiment.methods.settings import ComposeSettings
 from experiment.registry import MethodEntry, is_import_path, suggestion
 
 if TYPE_CHECKING:
-    from experiment.config.tree import KeyPath
+    from experiment.config.value_tree import KeyPath
 
 Fault = tuple["KeyPath", str]
 UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")  # pydantic's names for it
@@ -24,7 +24,7 @@ def make_settings(entry: MethodEntry, values: Mapping[str, object]) -> object:
 
     Raises: ConfigError: an unknown setting, or a value of the wrong type.
     """
-    from experiment.config.tree import dotted
+    from experiment.config.value_tree import dotted
 
     made, faults = _validated(entry, values)
     if faults:
@@ -101,7 +101,7 @@ def _scheme_faults(settings: ComposeSettings, i: int) -> Iterator[Fault]:
 def _validated(entry: MethodEntry, values: Mapping[str, object]) -> tuple[object, list[Fault]]:
     from pydantic import TypeAdapter, ValidationError  # dear to import, and not needed to compress
 
-    from experiment.config.explain import expectation
+    from experiment.config.error_messages import expectation
 
     known = {f.name for f in fields(entry.settings)}
     have = f"It has {', '.join(sorted(known))}." if known else "It has no settings."

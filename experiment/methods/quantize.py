@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from experiment.layers.blocks import inside
 from experiment.layers.build import build, write_whole
 from experiment.layers.plan import Plan, State
+from experiment.layers.residual_blocks import inside
 from experiment.measure import count
 from experiment.methods.base import Budget, Calibration
-from experiment.methods.patterns import matching, own_values
+from experiment.methods.layer_patterns import matching, own_values
 from experiment.methods.settings import QuantizeSettings
-from experiment.methods.start import start_of
+from experiment.methods.starting_state import start_of
 
 WHOLE = "float32"  # what the layers left alone are called in tables
 

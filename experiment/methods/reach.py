@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from experiment.layers.groups import ChannelGroup
+from experiment.layers.channels.groups import ChannelGroup
 from experiment.layers.plan import Plan, State
-from experiment.layers.unreached import Unreached, unreached
+from experiment.layers.unreachable import Unreached, unreached
 
 MOST_NAMES = 8
 

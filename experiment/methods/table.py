@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiment.layers.plan import Detail
-from experiment.layers.unreached import Unreached
+from experiment.layers.unreachable import Unreached
 from experiment.measure import Count
 from experiment.methods.base import Compressed
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, relu
 
-from experiment.networks.initialise import he_normal
+from experiment.networks.initial_weights import he_normal
 
 
 class DenseLayer(nn.Module):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from experiment.errors import ConfigError
 from experiment.layers.build import build, write_whole
-from experiment.layers.inspect import LayerInfo, compressible_layers
-from experiment.layers.lowrank import fold, max_rank, parameters, write_factors
+from experiment.layers.compressible import LayerInfo, compressible_layers
+from experiment.layers.factored_layers import fold, max_rank, parameters, write_factors
 from experiment.layers.plan import Factors, Plan
 
 
@@ -47,7 +47,7 @@ def make_factoring(settings: Mapping[str, object]) -> Factoring | None:
     """
     from pydantic import TypeAdapter, ValidationError  # dear to import, and seldom needed
 
-    from experiment.config.explain import expectation
+    from experiment.config.error_messages import expectation
 
     if not settings:
         return None

@@ -7,8 +7,8 @@ from collections import OrderedDict
 from torch import nn
 
 from experiment.errors import ConfigError
-from experiment.networks import pretrained as torchvision_networks
-from experiment.networks.initialise import he_normal
+from experiment.networks import torchvision_networks
+from experiment.networks.initial_weights import he_normal
 
 _LARGE = 64  # pixels of the shorter side from which torchvision's network is taken
 _WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)

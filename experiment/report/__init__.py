@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from experiment.report.compare_plot import plot_variants
-from experiment.report.cost_plot import plot_cost
-from experiment.report.plot import plot_tradeoff
-from experiment.report.source import Source, default_results, find_experiments, read_source
-from experiment.report.sweep import is_retrain_sweep, plot_retrain_sweep, retrain_sweep
-from experiment.report.table import deltas_for, latex_table, markdown_table, prune_potential, smallest_within
+from experiment.report.plots.compare_variants import plot_variants
+from experiment.report.plots.cost import plot_cost
+from experiment.report.plots.retrain_sweep import is_retrain_sweep, plot_retrain_sweep, retrain_sweep
+from experiment.report.plots.tradeoff import plot_tradeoff
+from experiment.report.prune_potential import deltas_for, latex_table, markdown_table, prune_potential, smallest_within
+from experiment.report.results_folder import Source, default_results, find_experiments, read_source
 from experiment.report.write import Report, write_report
 
 __all__ = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
+from experiment.escaping import html
 from experiment.report.document import Document
-from experiment.report.figure import DPI
-from experiment.text import html
+from experiment.report.plots.figure import DPI
 
 PIXELS_AN_INCH = 96  # of a page, by CSS
 TEMPLATES = Path(__file__).parent / "templates"

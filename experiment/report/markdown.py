@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from experiment.escaping import lines as visible
+from experiment.escaping import markdown
 from experiment.report.document import Block, Code, Document, Items, Picture, Section, Table
-from experiment.text import lines as visible
-from experiment.text import markdown
 
 
 def render_markdown(document: Document, folder: Path) -> str:

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiment.files import remove_all, write_whole
-from experiment.report import about, findings
 from experiment.report.document import Document, Picture, Section, Text
-from experiment.report.figure import plot_files, save_figure
-from experiment.report.gallery import plots_of
 from experiment.report.html import render_html
 from experiment.report.markdown import render_markdown
-from experiment.report.naming import Naming, naming_of
-from experiment.report.source import Source, read_source, require_experiment
-from experiment.report.stamp import OUTPUTS, made_from, own_plots, stamped_plots, write_stamp
-from experiment.report.table import latex_table
-from experiment.run.interrupt import raise_if_told
+from experiment.report.plots.figure import plot_files, save_figure
+from experiment.report.plots.gallery import plots_of
+from experiment.report.plots.label_styles import Naming, naming_of
+from experiment.report.prune_potential import latex_table
+from experiment.report.results_folder import Source, read_source, require_experiment
+from experiment.report.up_to_date import OUTPUTS, made_from, own_plots, stamped_plots, write_stamp
+from experiment.report.words import about, findings
+from experiment.run.signals import raise_if_told
 
 MAIN = "tradeoff-top1-parameters"
 
@@ -60,7 +60,7 @@ def write_report(folder: Path | str) -> Report:
     """
     folder = Path(folder)
     require_experiment(folder)
-    from experiment.run.store import Store  # only here: it brings the schema of parameter files with it
+    from experiment.run.disk.store import Store  # only here: it brings the schema of parameter files with it
 
     with Store(folder).held("report", "writes this report"):
         return _written(folder)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from experiment.errors import ConfigError
-from experiment.run.keys import FORMAT_VERSION
-from experiment.run.launched import Launch, find_launch
-from experiment.run.plan import Machine
-from experiment.run.resolved import Precision
+from experiment.run.grid.keys import FORMAT_VERSION
+from experiment.run.grid.plan import Machine
+from experiment.run.grid.resolved import Precision
+from experiment.run.torchrun_launch import Launch, find_launch
 
 # What the drivers of NVIDIA (Linux, Jetson, WSL2) and AMD (ROCm) leave where there is a GPU.
 DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvgpu", "/dev/nvhost-gpu", "/dev/dxg", "/dev/kfd")
@@ -189,7 +189,7 @@ def _device_name(machine: Machine) -> str:
 
 def _git_commit() -> str | None:
     """The commit of this program's source, `+changes` behind it where the checkout differs; None outside a checkout."""
-    folder = Path(__file__).resolve().parent.parent.parent
+    folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None
     commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])

@@ -20,14 +20,14 @@ from experiment.methods.base import Compressor, make_method
 from experiment.methods.configure import is_fixed_size, make_settings, stages_of
 from experiment.methods.find import find_method
 from experiment.methods.settings import ComposeSettings, StructurePruneSettings
-from experiment.run.data import Data, transforms_of
-from experiment.run.facts import DataFacts, merged
-from experiment.run.given import GivenWeights
-from experiment.run.initial import load_given
-from experiment.run.plan import ExperimentPlan, Machine
-from experiment.run.reference import new_network, penalty_spec, train_settings
-from experiment.run.store import Directories
-from experiment.streams import seeded
+from experiment.random_streams import seeded
+from experiment.run.cell.data import Data, transforms_of
+from experiment.run.cell.reference import new_network, penalty_spec, train_settings
+from experiment.run.disk.foreign_weights import load_given
+from experiment.run.disk.store import Directories
+from experiment.run.grid.data_facts import DataFacts, merged
+from experiment.run.grid.plan import ExperimentPlan, Machine
+from experiment.run.grid.weights_file import GivenWeights
 from experiment.training.distributed import Team
 from experiment.training.loop import check_training
 from experiment.training.penalty import unmatched

@@ -14,26 +14,26 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from experiment.clock import Clock
 from experiment.errors import ConfigError, StoreError
+from experiment.escaping import json_text
+from experiment.escaping import say as say_line
 from experiment.files import read_json, write_whole
-from experiment.run.deployed import measure_deployed
-from experiment.run.events import CellDone, Event, Timed
-from experiment.run.execute import Listener, run_serially
-from experiment.run.facts import remember_data
+from experiment.run.cell.events import CellDone, Event, Timed
+from experiment.run.disk.parameters_file import write_parameters
+from experiment.run.disk.store import TRACEBACK, Directories, Store
+from experiment.run.grid.data_facts import remember_data
+from experiment.run.grid.plan import ExperimentPlan, Machine
+from experiment.run.grid.resources import Resources, resources_of
 from experiment.run.machine import describe_environment, usable_cores, visible_gpus
-from experiment.run.parameters import write_parameters
-from experiment.run.plan import ExperimentPlan, Machine
-from experiment.run.processes import Processes
-from experiment.run.resources import Resources, resources_of
-from experiment.run.schedule import Queue, Work, open_work
-from experiment.run.setup import Setup, Site
-from experiment.run.show import Show
-from experiment.run.store import TRACEBACK, Directories, Store
+from experiment.run.measure_deployed import measure_deployed
 from experiment.run.timing import Timing
-from experiment.text import json_text
-from experiment.text import say as say_line
+from experiment.run.workers.pool import Listener, run_serially
+from experiment.run.workers.processes import Processes
+from experiment.run.workers.progress_bar import Show
+from experiment.run.workers.queue import Queue, Work, open_work
+from experiment.run.workers.setup import Setup, Site
 
 if TYPE_CHECKING:  # torch comes with it
-    from experiment.run.crew import Crew
+    from experiment.run.cell.torchrun_group import Crew
 
 SECONDS_BETWEEN_TABLES = 2.0  # at least, and so many times what the last one took
 TABLES_ASIDE = 20
@@ -188,7 +188,7 @@ def _run_by_others(
         pool.run(queue, listen)
     else:
         try:
-            from experiment.run.on_ray import run_on_ray  # Ray is there only for those who ask for it
+            from experiment.run.workers.ray_pool import run_on_ray  # Ray is there only for those who ask for it
         except ImportError as error:
             raise ConfigError(
                 f"--executor ray: Ray cannot be imported: {error}. Install it anew, or leave this out."

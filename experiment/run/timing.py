@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from experiment.clock import Clock
+from experiment.escaping import json_text
 from experiment.files import write_whole
-from experiment.run.keys import FORMAT_VERSION
-from experiment.text import json_text
+from experiment.run.grid.keys import FORMAT_VERSION
 
 USEFUL = ("training", "test")  # what nobody could do without; the rest is the program's own
 IDLE = "idle"

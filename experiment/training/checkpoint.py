@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 
 from experiment.errors import Damaged
 from experiment.files import is_whole_archive, set_aside, write_whole
-from experiment.streams import Part
-from experiment.tensorfile import read_tensors
+from experiment.random_streams import Part
+from experiment.tensor_file import read_tensors
 from experiment.training.settings import TrainSettings
 
 log = logging.getLogger(__name__)

@@ -20,9 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from experiment.datasets.image import Share, share_size
-from experiment.layers.batchnorm import sharing_statistics
-from experiment.streams import Part
+from experiment.datasets.image_data import Share, share_size
+from experiment.layers.shared_batchnorm import sharing_statistics
+from experiment.random_streams import Part
 
 # Its buffers are BatchNorm's, which are the same everywhere, and masks, which do not change: there is nothing to send.
 _ARGUMENTS = inspect.signature(DistributedDataParallel).parameters

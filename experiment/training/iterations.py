@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from experiment.clock import Clock
-from experiment.datasets.image import Batch, Images, count_batches
+from experiment.datasets.image_data import Batch, Images, count_batches
 from experiment.errors import DataError
 from experiment.progress import progress
-from experiment.streams import Part, seeded
+from experiment.random_streams import Part, seeded
 from experiment.training.distil import make_teacher
 from experiment.training.distributed import ALONE
 from experiment.training.evaluation import memory_format

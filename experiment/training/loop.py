@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from experiment.clock import Clock
-from experiment.datasets.image import Images, count_batches
+from experiment.datasets.image_data import Images, count_batches
 from experiment.errors import ConfigError, DataError, TrainingDiverged
-from experiment.streams import Part, seeded
+from experiment.random_streams import Part, seeded
 from experiment.training.check import check_training
 from experiment.training.checkpoint import Checkpoint, EpochRecord, Progress, save_whole
 from experiment.training.distil import make_teacher

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from experiment.layers.grouped import GroupedLinear
-from experiment.layers.lowrank import FactoredLayer
+from experiment.layers.factored_layers import FactoredLayer
+from experiment.layers.grouped_linear import GroupedLinear
 from experiment.training.settings import PenaltySpec
 
 MOST_NAMES = 40  # in an error

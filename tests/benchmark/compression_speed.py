@@ -27,8 +27,8 @@ from experiment.layers.plan import State
 from experiment.measure import count, example_input
 from experiment.methods import METHODS
 from experiment.methods.base import Budget, Calibration, Compressor, make_method
-from experiment.networks.make import make_network
-from experiment.streams import generator, seeded
+from experiment.networks.make_network import make_network
+from experiment.random_streams import generator, seeded
 
 CIFAR, IMAGENET = ((3, 32, 32), 10, 183), ((3, 224, 224), 1000, 32)  # input shape, classes, calibration inputs
 SHAPES = {"resnet20": CIFAR, "vgg16_bn": CIFAR, "resnet18": IMAGENET, "resnet50": IMAGENET}

@@ -30,8 +30,8 @@ from experiment.errors import InfeasibleBudget
 from experiment.layers.masks import bake_masks
 from experiment.measure import count, measure_latency
 from experiment.methods import METHODS
-from experiment.networks.make import make_network
-from experiment.streams import generator, seeded
+from experiment.networks.make_network import make_network
+from experiment.random_streams import generator, seeded
 
 SHAPES = {
     **dict.fromkeys(["resnet20", "vgg16_bn", "densenet22", "wrn16_8"], CIFAR),

@@ -34,14 +34,14 @@ from experiment.config import load
 from experiment.errors import ExperimentError
 from experiment.layers.build import build
 from experiment.layers.plan import Factors, Kept, Plan
-from experiment.networks.make import make_network
-from experiment.report.source import read_source
-from experiment.run.extras import LATENCY, read_extra
-from experiment.run.given import find_given
-from experiment.run.initial import load_given
-from experiment.run.plan import Machine, plan_experiment
-from experiment.run.store import COLUMNS, Store
-from experiment.run.weights import save_weights
+from experiment.networks.make_network import make_network
+from experiment.report.results_folder import read_source
+from experiment.run.disk.extra_columns import LATENCY, read_extra
+from experiment.run.disk.foreign_weights import load_given
+from experiment.run.disk.network_file import save_weights
+from experiment.run.disk.store import COLUMNS, Store
+from experiment.run.grid.plan import Machine, plan_experiment
+from experiment.run.grid.weights_file import find_given
 from experiment.training.checkpoint import read_whole
 
 MOST_SECONDS = 20

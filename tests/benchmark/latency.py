@@ -22,14 +22,14 @@ from torch import nn
 from torch.utils.benchmark import Timer
 
 from experiment.errors import InfeasibleBudget
-from experiment.layers.lowrank import make_layer
+from experiment.layers.factored_layers import make_layer
 from experiment.layers.plan import Factors, State
 from experiment.measure import count, example_input
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
 from experiment.methods.configure import make_settings
-from experiment.networks.make import make_network
-from experiment.streams import generator, seeded
+from experiment.networks.make_network import make_network
+from experiment.random_streams import generator, seeded
 
 SHAPE, CLASSES = (3, 224, 224), 1000
 WIDTHS = {"method": 12, "budget": 10, "ms": 8, "iqr_ms": 7}

@@ -26,8 +26,8 @@ from rows import Row, show
 from torch import Tensor
 
 from experiment import load_network
-from experiment.methods.randomised import TruncatedSVD, expected_bound, norm_bound, randomised_svd
-from experiment.streams import generator
+from experiment.methods.lowrank.randomised_svd import TruncatedSVD, expected_bound, norm_bound, randomised_svd
+from experiment.random_streams import generator
 
 RANKS = (10, 25, 50, 100, 200, 400)
 ERRORS = ("exact_2", "randomised_2", "expected_2", "posterior_2", "exact_f", "randomised_f")

@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 
 from experiment import load_results
-from experiment.report.stamp import made_from, stamped_plots
+from experiment.report.up_to_date import made_from, stamped_plots
 
 METHODS = ["WT", "FT", "ALDS", "SVD"]
 PARAMETERS = {

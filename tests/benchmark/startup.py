@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 
 from experiment.config import load
-from experiment.run.keys import FORMAT_VERSION
+from experiment.run.grid.keys import FORMAT_VERSION
+from experiment.run.grid.plan import plan_experiment
 from experiment.run.machine import find_machine
-from experiment.run.plan import plan_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 REPEATS = 3

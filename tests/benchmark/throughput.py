@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from experiment.datasets.folder import load as load_folder
-from experiment.datasets.image import Images, Transforms
-from experiment.datasets.memory import MemoryImages, prepare
-from experiment.datasets.source import Pixels
-from experiment.networks.make import make_network
-from experiment.streams import generator, seeded
+from experiment.datasets.image_data import Images, Transforms
+from experiment.datasets.image_folder import load as load_folder
+from experiment.datasets.in_memory import MemoryImages, prepare
+from experiment.datasets.raw_images import Pixels
+from experiment.networks.make_network import make_network
+from experiment.random_streams import generator, seeded
 from experiment.training.loop import SchedulerSpec, TrainSettings, train
 
 TRANSFORMS = Transforms(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from experiment.datasets.calibration import calibration, calibration_size
-from experiment.datasets.memory import MemoryImages, Prepared
+from experiment.datasets.in_memory import MemoryImages, Prepared
 
 # Output scalars a layer of the CIFAR ResNet-20 with 1x1 downsampling: METHODS gives their sum, 200,714, and |S| = 183.
 RESNET20 = [16384] * 7 + [8192] * 7 + [4096] * 7 + [10]

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from experiment.datasets import folder
-from experiment.datasets.archive import load_cifar
-from experiment.datasets.idx import read_idx
-from experiment.datasets.source import Pixels
+from experiment.datasets import image_folder
+from experiment.datasets.cifar_svhn import load_cifar
+from experiment.datasets.mnist import read_idx
+from experiment.datasets.raw_images import Pixels
 from experiment.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 8, 8), dtype=np.uint8)
@@ -60,7 +60,7 @@ def test_images(tmp_path: Path, ending: str) -> None:
     path = tmp_path / "pets/train/dog" / f"0.{ending}"
 
     def read() -> Pixels:
-        items = folder.load("ImageFolder", tmp_path, True, {"root": "pets"}, 2).items
+        items = image_folder.load("ImageFolder", tmp_path, True, {"root": "pets"}, 2).items
         assert isinstance(items, Pixels)
         return items
 
@@ -82,12 +82,12 @@ def test_the_cache_of_decoded_images(tmp_path: Path) -> None:
         (tmp_path / "pets" / part / "cat" / "0.png").write_bytes(encoded("png"))
 
     def read() -> torch.Tensor:
-        items = folder.load("ImageFolder", tmp_path, True, {"root": "pets"}, 1).items
+        items = image_folder.load("ImageFolder", tmp_path, True, {"root": "pets"}, 1).items
         assert isinstance(items, Pixels)
         return items.images.clone()
 
     whole = read()
-    (cache,) = (tmp_path / folder.CACHE).glob("*.npy")
+    (cache,) = (tmp_path / image_folder.CACHE).glob("*.npy")
     content = cache.read_bytes()
     for cut in cuts(content):
         cache.write_bytes(cut)

@@ -19,10 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
-from experiment.datasets.idx import read_idx
-from experiment.datasets.pictures import read_rgb
+from experiment.datasets.decode_image import read_rgb
+from experiment.datasets.mnist import read_idx
 from experiment.errors import DataError
-from experiment.streams import generator
+from experiment.random_streams import generator
 
 MUTATIONS = 2000
 MAX_GROWTH = 1_500_000  # kB of peak memory: pixels of the largest image allowed, decoded, and once more as RGB

@@ -14,12 +14,12 @@ from PIL import Image
 from torchvision.datasets import FakeData
 from torchvision.transforms.v2 import functional
 
-from experiment.datasets.image import Splits, Transforms
+from experiment.datasets.dataloader import WorkerImages
+from experiment.datasets.image_data import Splits, Transforms
+from experiment.datasets.in_memory import MemoryImages
 from experiment.datasets.loading import load_source, make_splits, make_test
-from experiment.datasets.memory import MemoryImages
-from experiment.datasets.workers import WorkerImages
 from experiment.errors import ConfigError, DataError
-from experiment.streams import generator
+from experiment.random_streams import generator
 
 PLAIN = Transforms()
 

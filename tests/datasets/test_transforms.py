@@ -9,10 +9,10 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from experiment.datasets.image import Transforms
+from experiment.datasets.image_data import Transforms
 from experiment.datasets.transforms import check_transforms, make_pipeline, make_transform
 from experiment.errors import ConfigError
-from experiment.streams import generator
+from experiment.random_streams import generator
 
 IMAGE = torch.arange(48, dtype=torch.uint8).view(3, 4, 4)
 

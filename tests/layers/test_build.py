@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError
 from experiment.layers.build import build, expand, slice_mask, sliced_copy, unslice_mask, write_whole
-from experiment.layers.lowrank import fold, write_factors
+from experiment.layers.factored_layers import fold, write_factors
 from experiment.layers.masks import named_masks
 from experiment.layers.plan import Factors, Kept, Plan
 from experiment.measure import count
-from experiment.streams import generator, seeded
+from experiment.random_streams import generator, seeded
 
 EXAMPLE = torch.linspace(-1, 1, 3 * 8 * 8).reshape(1, 3, 8, 8)
 

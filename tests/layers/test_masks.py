@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
-from experiment import streams
+from experiment import random_streams
 from experiment.layers.masks import add_masks, bake_masks, named_masks
 
 MASKED = ("0.weight", "0.bias", "1.weight", "1.bias", "4.weight")
@@ -30,13 +30,13 @@ def make_network(seed: int = 0) -> nn.Sequential:
     )
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.normal_(generator=streams.generator("weights", seed, parameter.numel()))
+            parameter.normal_(generator=random_streams.generator("weights", seed, parameter.numel()))
     return network
 
 
 def make_masks(network: nn.Module, seed: int = 0) -> dict[str, Tensor]:
     """Half of every parameter of MASKED, at random."""
-    generator = streams.generator("masks", seed)
+    generator = random_streams.generator("masks", seed)
     parameters = dict(network.named_parameters())
     return {n: torch.rand(parameters[n].shape, generator=generator) < 0.5 for n in MASKED}
 
@@ -49,7 +49,7 @@ def masked_network(seed: int = 0) -> tuple[nn.Sequential, dict[str, Tensor]]:
 
 
 def inputs() -> Tensor:
-    return torch.randn(8, 2, 5, 5, generator=streams.generator("inputs"))
+    return torch.randn(8, 2, 5, 5, generator=random_streams.generator("inputs"))
 
 
 def values(network: nn.Module) -> dict[str, Tensor]:

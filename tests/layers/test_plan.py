@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError
 from experiment.layers.build import build, expand, write_whole
-from experiment.layers.lowrank import write_factors
+from experiment.layers.factored_layers import write_factors
 from experiment.layers.masks import named_masks
 from experiment.layers.plan import Factors, Kept, Plan, State
 from experiment.measure import count
-from experiment.streams import generator, seeded
+from experiment.random_streams import generator, seeded
 
 EXAMPLE = torch.linspace(-1, 1, 3 * 8 * 8).reshape(1, 3, 8, 8)
 KEPT = {"0": Kept(out=(0, 2, 5)), "1": Kept(out=(0, 2, 5)), "3": Kept(inputs=(0, 2, 5))}

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from experiment.errors import CompressionError
 from experiment.layers import refit as module
 from experiment.layers.build import build, write_whole
-from experiment.layers.lowrank import product, write_factors
+from experiment.layers.factored_layers import product, write_factors
 from experiment.layers.plan import Factors, Plan
 from experiment.layers.refit import RIDGE, RIDGE_OF_FEW, refit
-from experiment.methods.spectra import LayerSpectra
-from experiment.streams import generator, seeded
+from experiment.methods.lowrank.spectra import LayerSpectra
+from experiment.random_streams import generator, seeded
 
 
 def randn(*shape: int, name: str = "") -> Tensor:

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiment.layers.channels import slice_channels
-from experiment.layers.ghosts import Folded, fold_means
-from experiment.layers.groups import kept_of
+from experiment.layers.channels.find_groups import channel_groups
+from experiment.layers.channels.fold_constants import Folded, fold_means
+from experiment.layers.channels.groups import kept_of
+from experiment.layers.channels.slicing import slice_channels
 from experiment.layers.plan import Kept
 from experiment.layers.refit import RIDGE, RIDGE_OF_FEW, refit
-from experiment.layers.surgery import channel_groups
-from experiment.streams import generator, seeded
+from experiment.random_streams import generator, seeded
 
 
 def randn(*shape: int, name: str = "") -> Tensor:

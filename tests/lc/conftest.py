@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiment.datasets.pairs import PairData
-from experiment.streams import generator, seeded
+from experiment.datasets.python_samples import PairData
+from experiment.random_streams import generator, seeded
 
 CPU = torch.device("cpu")
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiment.datasets.pairs import PairData
+from experiment.datasets.python_samples import PairData
 from experiment.errors import CompressionError, TrainingDiverged
 from experiment.lc import optimizer as module
-from experiment.lc.checkpoint import Iteration
+from experiment.lc.lc_checkpoint import Iteration
 from experiment.lc.optimizer import LCOptimizer
 from experiment.lc.projection import FunctionProjection, MethodProjection
 from experiment.lc.settings import LCSettings

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.layers.plan import State
-from experiment.streams import generator, seeded
+from experiment.random_streams import generator, seeded
 
 Maker = Callable[[], State]
 

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiment.layers.lowrank import product, split_kernel
+from experiment.layers.factored_layers import product, split_kernel
 from experiment.layers.plan import Factors, State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Compressed, Compressor, make_method
 from experiment.methods.configure import make_settings
-from experiment.methods.lowrank import divisors, nearest_divisor
+from experiment.methods.lowrank.layer_options import divisors, nearest_divisor
 from experiment.methods.table import layer_rows
-from experiment.streams import generator, seeded
+from experiment.random_streams import generator, seeded
 
 KEEPS = (0.8, 0.6, 0.45)
 

@@ -21,8 +21,8 @@ from experiment.measure import count, count_bytes
 from experiment.methods import METHODS
 from experiment.methods.base import Compressed, Compressor, make_method
 from experiment.methods.configure import is_fixed_size, make_settings, setting_faults
-from experiment.networks.make import make_network
-from experiment.streams import generator, seeded
+from experiment.networks.make_network import make_network
+from experiment.random_streams import generator, seeded
 
 Schemes = Sequence[tuple[str, dict[str, Any]]]
 

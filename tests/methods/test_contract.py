@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError, InfeasibleBudget
 from experiment.layers.build import build, expand
-from experiment.layers.groups import alive_channels, kept_of
-from experiment.layers.inspect import compressible_layers, maskable_layers
-from experiment.layers.lowrank import flops, parameters
+from experiment.layers.channels.find_groups import channel_groups
+from experiment.layers.channels.groups import alive_channels, kept_of
+from experiment.layers.compressible import compressible_layers, maskable_layers
+from experiment.layers.factored_layers import flops, parameters
 from experiment.layers.masks import bake_masks, named_masks
 from experiment.layers.plan import Plan, State
-from experiment.layers.surgery import channel_groups
 from experiment.measure import Count, count
 from experiment.methods import METHODS
 from experiment.methods.base import Budget, Calibration, Compressed, Compressor, Quantity, make_method
 from experiment.methods.configure import make_settings
-from experiment.streams import generator, seeded
+from experiment.random_streams import generator, seeded
 
 SETTINGS = {  # of methods that need some
     "BlockPrune": {"block_size": (2, 2)},

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from experiment.errors import ConfigError, InfeasibleBudget
-from experiment.layers.lowrank import product
+from experiment.layers.factored_layers import product
 from experiment.layers.plan import State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Calibration, Compressor, make_method
 from experiment.methods.configure import make_settings
-from experiment.run.keys import settings_without_defaults
-from experiment.streams import generator, seeded
+from experiment.random_streams import generator, seeded
+from experiment.run.grid.keys import settings_without_defaults
 
 LABELS = [label for label, entry in METHODS.items() if entry.kind == "lowrank"]
 

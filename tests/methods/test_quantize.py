@@ -14,14 +14,14 @@ from experiment.errors import CompressionError, ConfigError
 from experiment.layers.build import expand
 from experiment.layers.masks import bake_masks, named_masks, stored
 from experiment.layers.plan import State
-from experiment.layers.quantized import named_dtypes, round_to
+from experiment.layers.quantized_weights import named_dtypes, round_to
 from experiment.measure import count, count_bytes
 from experiment.methods import METHODS
 from experiment.methods.base import Budget, Calibration, Compressor, make_method
 from experiment.methods.configure import make_settings
 from experiment.methods.quantize import Quantize
 from experiment.methods.settings import QuantizeSettings
-from experiment.streams import generator
+from experiment.random_streams import generator
 
 StateOf = Callable[[str], State]
 

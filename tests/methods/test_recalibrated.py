@@ -12,7 +12,7 @@ from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Calibration, Compressor, make_method
 from experiment.methods.settings import FakeSettings
-from experiment.streams import generator
+from experiment.random_streams import generator
 
 
 def test_a_rewound_network_is_compared_with_the_state_that_it_is_rewound_to(state_of: Callable[[str], State]) -> None:

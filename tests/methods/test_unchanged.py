@@ -10,7 +10,7 @@ from experiment.layers.plan import State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
-from experiment.streams import generator
+from experiment.random_streams import generator
 
 
 @pytest.mark.parametrize("label", ["Reference", "Fake"])

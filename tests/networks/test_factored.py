@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import ConfigError
-from experiment.layers.lowrank import product
+from experiment.layers.factored_layers import product
 from experiment.measure import count, example_input
 from experiment.networks.factored import gaussian
-from experiment.networks.make import make_network
-from experiment.streams import seeded
+from experiment.networks.make_network import make_network
+from experiment.random_streams import seeded
 
 DIGITS = (1, 28, 28)
 

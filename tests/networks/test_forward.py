@@ -11,16 +11,16 @@ from torchvision.models.densenet import _DenseLayer, _Transition
 from torchvision.models.resnet import BasicBlock as ReferenceBasicBlock
 from torchvision.models.resnet import Bottleneck as ReferenceBottleneck
 
-from experiment import streams
+from experiment import random_streams
 from experiment.networks.densenet import DenseLayer, Transition
-from experiment.networks.make import make_network
+from experiment.networks.make_network import make_network
 from experiment.networks.resnet import BasicBlock, Bottleneck
-from experiment.networks.wrn import PreActivationBlock
+from experiment.networks.wide_resnet import PreActivationBlock
 
 
 def randomise(network: nn.Module) -> nn.Module:
     """BatchNorm's parameters and statistics away from their start, so that leaving one out is seen; eval mode."""
-    generator = streams.generator("norms")
+    generator = random_streams.generator("norms")
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
@@ -29,7 +29,7 @@ def randomise(network: nn.Module) -> nn.Module:
 
 
 def image(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=streams.generator("image"))
+    return torch.randn(shape, generator=random_streams.generator("image"))
 
 
 def copy_in_order(source: nn.Module, target: nn.Module) -> None:
@@ -39,7 +39,7 @@ def copy_in_order(source: nn.Module, target: nn.Module) -> None:
 
 @pytest.mark.parametrize(("in_channels", "stride"), [(8, 1), (8, 2), (6, 1)])
 def test_basic_block(in_channels: int, stride: int) -> None:
-    with streams.seeded("block"):
+    with random_streams.seeded("block"):
         block = randomise(BasicBlock(in_channels, 8, stride))
     reference = ReferenceBasicBlock(in_channels, 8, stride, block.downsample).eval()
     reference.load_state_dict(block.state_dict(), strict=True)
@@ -49,7 +49,7 @@ def test_basic_block(in_channels: int, stride: int) -> None:
 
 @pytest.mark.parametrize(("in_channels", "stride"), [(16, 1), (16, 2), (6, 1)])
 def test_bottleneck(in_channels: int, stride: int) -> None:
-    with streams.seeded("block"):
+    with random_streams.seeded("block"):
         block = randomise(Bottleneck(in_channels, 4, stride))
     reference = ReferenceBottleneck(in_channels, 4, stride, block.downsample).eval()
     reference.load_state_dict(block.state_dict(), strict=True)
@@ -59,7 +59,7 @@ def test_bottleneck(in_channels: int, stride: int) -> None:
 
 def test_dense_layer() -> None:
     """Torchvision's gives the new channels alone."""
-    with streams.seeded("block"):
+    with random_streams.seeded("block"):
         layer = randomise(DenseLayer(6, 5))
     reference = _DenseLayer(6, growth_rate=5, bn_size=4, drop_rate=0).eval()
     copy_in_order(layer, reference)
@@ -68,7 +68,7 @@ def test_dense_layer() -> None:
 
 
 def test_transition() -> None:
-    with streams.seeded("block"):
+    with random_streams.seeded("block"):
         transition = randomise(Transition(6, 3))
     reference = _Transition(6, 3).eval()
     copy_in_order(transition, reference)
@@ -78,7 +78,7 @@ def test_transition() -> None:
 
 @pytest.mark.parametrize(("in_channels", "stride"), [(5, 1), (5, 2), (8, 1)])
 def test_pre_activation_block(in_channels: int, stride: int) -> None:
-    with streams.seeded("block"):
+    with random_streams.seeded("block"):
         block = randomise(PreActivationBlock(in_channels, 8, stride, dropout=0.5))
     x = image(2, in_channels, 8, 8)
     activated = block.bn1(x).clamp(min=0)
@@ -91,7 +91,7 @@ def test_pre_activation_block(in_channels: int, stride: int) -> None:
 
 
 def test_vgg_features_are_torchvisions() -> None:
-    with streams.seeded("vgg"):
+    with random_streams.seeded("vgg"):
         network = randomise(make_network("vgg16_bn", {}, (3, 32, 32), 10))
     features = nn.Sequential(*list(network)[:-2])
     reference = models.vgg16_bn(weights=None, num_classes=1).features.eval()
@@ -124,7 +124,7 @@ def test_cnn5_pools_over_what_is_left() -> None:
 @pytest.mark.parametrize("name", ["resnet20", "densenet22", "wrn28_2"])
 def test_whole_networks_by_their_parts(name: str) -> None:
     """The parts in order, the mean over the grid and the linear layer."""
-    with streams.seeded("network"):
+    with random_streams.seeded("network"):
         network = randomise(make_network(name, {}, (3, 16, 16), 10))
     n = dict(network.named_children())
     x = n["conv1"](image(2, 3, 16, 16))
@@ -140,10 +140,10 @@ def test_whole_networks_by_their_parts(name: str) -> None:
 
 
 def test_mlp_drops_in_training_only() -> None:
-    with streams.seeded("network"):
+    with random_streams.seeded("network"):
         network = make_network("mnist_fc", {}, (1, 28, 28), 10)
     x = image(2, 1, 28, 28)
-    with streams.seeded("dropout"):
+    with random_streams.seeded("dropout"):
         assert not torch.equal(network(x), network(x))
     network.eval()
     p = dict(network.named_parameters())

@@ -16,13 +16,13 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
-from experiment import streams
+from experiment import random_streams
 from experiment.measure import count, example_input
 from experiment.networks import NETWORKS
 from experiment.networks.densenet import DenseNet
-from experiment.networks.make import make_network
+from experiment.networks.make_network import make_network
 from experiment.networks.resnet import ResNet
-from experiment.networks.wrn import WideResNet
+from experiment.networks.wide_resnet import WideResNet
 from experiment.registry import resolve
 
 MNIST, CIFAR, IMAGENET = (1, 28, 28), (3, 32, 32), (3, 224, 224)
@@ -103,7 +103,7 @@ def make_meta(name: str, input_shape: tuple[int, int, int], output_size: int) ->
 
 
 def make_random(name: str, input_shape: tuple[int, int, int], output_size: int, seed: int = 0) -> nn.Module:
-    with streams.seeded("test", seed):
+    with random_streams.seeded("test", seed):
         return make_network(name, {}, input_shape, output_size)
 
 
@@ -179,7 +179,7 @@ def test_grey_28_pixel_images(name: str) -> None:
 def test_state_dict_round_trip(name: str) -> None:
     shape, output_size = ((3, 64, 64), 5) if name in TORCHVISION else EXPECTED[name][:2]
     network, other = (make_random(name, shape, output_size, seed=seed).eval() for seed in (0, 1))
-    x = torch.randn(2, *shape, generator=streams.generator("x"))
+    x = torch.randn(2, *shape, generator=random_streams.generator("x"))
     with torch.inference_mode():
         before = network(x)
         assert before.shape == (2, output_size)
@@ -209,9 +209,9 @@ def test_every_parameter_learns_and_inputs_stay(name: str) -> None:
     shape = (EXPECTED[name][0][0], 28, 28)
     network = make_random(name, shape, 10)
     assert network.training
-    x = torch.randn(4, *shape, generator=streams.generator("x"))
+    x = torch.randn(4, *shape, generator=random_streams.generator("x"))
     kept = x.clone()
-    with streams.seeded("dropout"):
+    with random_streams.seeded("dropout"):
         cross_entropy(network(x), torch.tensor([0, 1, 2, 3])).backward()
     assert torch.equal(x, kept)
     for parameter_name, parameter in network.named_parameters():
@@ -248,7 +248,7 @@ def test_residual_block_adds_its_input() -> None:
     network = make_random("resnet20", CIFAR, 10).eval()
     block = network.get_submodule("layer1.1")
     nn.init.zeros_(block.get_parameter("bn2.weight"))
-    x = torch.randn(2, 16, 8, 8, generator=streams.generator("x"))
+    x = torch.randn(2, 16, 8, 8, generator=random_streams.generator("x"))
     assert torch.equal(block(x), x.relu())
 
 

@@ -13,15 +13,8 @@ import pandas as pd
 import pytest
 
 from experiment.errors import ConfigError
-from experiment.report import (
-    deltas_for,
-    latex_table,
-    markdown_table,
-    numerals,
-    prune_potential,
-    smallest_within,
-    write_report,
-)
+from experiment.report import deltas_for, latex_table, markdown_table, prune_potential, smallest_within, write_report
+from experiment.report.words import numbers
 
 
 @pytest.mark.parametrize(
@@ -206,8 +199,8 @@ def test_latex_rows_are_whole_and_the_best_are_bold(synthetic: Any) -> None:
 
 
 def test_more_multiply_adds_than_before_have_a_typographic_minus() -> None:
-    assert numerals.percent(-1.0881, 2) == "\N{MINUS SIGN}108.81"
-    assert numerals.percent(0.4, 1) == "40.0"
+    assert numbers.percent(-1.0881, 2) == "\N{MINUS SIGN}108.81"
+    assert numbers.percent(0.4, 1) == "40.0"
 
 
 def test_the_smallest_network_within_a_loss(synthetic: Any) -> None:

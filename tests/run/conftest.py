@@ -172,7 +172,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
 def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers forked from this process, which need not import torch again; all else about them is as it is."""
     fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr("experiment.run.processes.multiprocessing.get_context", lambda kind: fork)
+    monkeypatch.setattr("experiment.run.workers.processes.multiprocessing.get_context", lambda kind: fork)
 
 
 def parameters_with(**experiments: Any) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from experiment.errors import CompressionError
+from experiment.methods.masks.magnitude import wt
 from experiment.methods.settings import WTSettings
-from experiment.methods.wt import wt
 from experiment.registry import MethodEntry
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from experiment.datasets.batched import compile_steps
-from experiment.datasets.memory import MemoryImages, Prepared
-from experiment.streams import generator, seeded
+from experiment.datasets.batch_transforms import compile_steps
+from experiment.datasets.in_memory import MemoryImages, Prepared
+from experiment.random_streams import generator, seeded
 
 
 def make_images(count: int, name: str = "train", classes: int = 4) -> MemoryImages:

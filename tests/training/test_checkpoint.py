@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiment.datasets.memory import MemoryImages
+from experiment.datasets.in_memory import MemoryImages
 from experiment.training import checkpoint as module
 from experiment.training import loop
 from experiment.training.loop import EpochRecord, Metrics, SchedulerSpec, TrainSettings, train

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiment.datasets.memory import MemoryImages
+from experiment.datasets.in_memory import MemoryImages
 from experiment.errors import ConfigError
-from experiment.streams import generator, seeded
+from experiment.random_streams import generator, seeded
 from experiment.training import checkpoint
 from experiment.training.distil import mixed_loss
 from experiment.training.loop import EpochRecord, TrainSettings, train

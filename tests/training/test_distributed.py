@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import ConfigError
-from experiment.layers.batchnorm import SharedBatchNorm, sharing_statistics
+from experiment.layers.shared_batchnorm import SharedBatchNorm, sharing_statistics
 from experiment.training.distributed import Team
 from experiment.training.loop import TrainSettings, train
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiment.datasets.memory import MemoryImages, Prepared
+from experiment.datasets.in_memory import MemoryImages, Prepared
 from experiment.errors import ConfigError, DataError
-from experiment.streams import generator
+from experiment.random_streams import generator
 from experiment.training.loop import evaluate
 
 CPU = torch.device("cpu")

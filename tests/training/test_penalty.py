@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from experiment.clock import Clock
-from experiment.datasets.memory import MemoryImages
-from experiment.layers.grouped import GroupedLinear
-from experiment.layers.lowrank import FactoredLinear
+from experiment.datasets.in_memory import MemoryImages
+from experiment.layers.factored_layers import FactoredLinear
+from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import add_masks
-from experiment.streams import generator, seeded
+from experiment.random_streams import generator, seeded
 from experiment.training import checkpoint, loop
 from experiment.training.distributed import ALONE
 from experiment.training.factories import make_optimizer

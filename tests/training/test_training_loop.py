@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiment.datasets.memory import MemoryImages, Prepared
+from experiment.datasets.in_memory import MemoryImages, Prepared
 from experiment.errors import ConfigError, DataError, TrainingDiverged
 from experiment.layers.masks import add_masks, named_masks
-from experiment.streams import generator, seeded
+from experiment.random_streams import generator, seeded
 from experiment.training import loop
 from experiment.training.loop import EpochRecord, Metrics, SchedulerSpec, TrainSettings, evaluate, train
 

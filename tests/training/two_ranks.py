@@ -17,9 +17,9 @@ from conftest import make_images
 from torch import Tensor, nn
 
 from experiment.errors import TrainingDiverged
-from experiment.layers.batchnorm import shared_form
 from experiment.layers.masks import add_masks
-from experiment.streams import generator, seeded
+from experiment.layers.shared_batchnorm import shared_form
+from experiment.random_streams import generator, seeded
 from experiment.training.distributed import Team
 from experiment.training.evaluation import evaluate
 from experiment.training.loop import SchedulerSpec, TrainSettings, train

@@ -1,0 +1,140 @@
+"""Pydantic's errors in plain sentences, each at the place where the value was written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic_core import ErrorDetails
+
+from experiment.config.schema.parameter_file import SPACINGS
+from experiment.config.setting_paths import description, meant, unknown_key
+from experiment.config.value_tree import KeyPath, Node, Problem, dotted, nearest
+from experiment.registry import suggestion
+
+_EXPECTED = {
+    "string_type": "must be text",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a smaller whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a mapping (key: value)",
+    "dataclass_type": "must be a mapping (key: value)",
+    "model_type": "must be a mapping (key: value)",
+    "model_attributes_type": "must be a mapping (key: value)",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+    "too_long": "is too long",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+}
+_NAME_OR_MAPPING = ("dataset", "datasetTest", "methods")
+
+
+def problems(errors: list[ErrorDetails], root: Node) -> Iterator[tuple[KeyPath, Problem]]:
+    """Each error with the path of its key.
+
+    Left out are those about a value that was refused while reading, and a missing key that stands there misspelt.
+    """
+    located = [(_path(error, root), error) for error in errors]
+    misspelt = {(*path[:-1], meant(path)) for path, error in located if error["type"] == "extra_forbidden"}
+    for path, error in located:
+        node = nearest(root, path)
+        if not node.broken and not (error["type"] == "missing" and path in misspelt):
+            yield path, Problem(node.place, f"{dotted(path)}: {_sentence(error, path, node)}")
+
+
+def expectation(error: ErrorDetails) -> str:
+    """What a value had to be and what came, in one sentence."""
+    context, got = error.get("ctx", {}), error["input"]
+    if error["type"] == "literal_error":
+        return _choice(context["expected"].replace(" or ", ", "), got)
+    if error["type"] == "missing":
+        return "is required and missing."
+    return f"{_EXPECTED.get(error['type'], error['msg']).format(**context)}. Got {show(got)}."
+
+
+def _path(error: ErrorDetails, root: Node) -> KeyPath:
+    """The path of the key to blame: pydantic's, without the type's name that it adds below a choice of blocks."""
+    path: list[int | str] = []
+    node: Node | None = root
+    for part in error["loc"]:
+        value = node.value if node is not None else None
+        if isinstance(value, dict) and "type" in value and part == value["type"].value and part not in value:
+            continue
+        path.append(part)
+        if isinstance(value, dict):
+            node = value.get(str(part))
+        else:
+            node = value[part] if isinstance(value, list) and isinstance(part, int) else None
+    path.extend(error.get("ctx", {}).get("within", ()))  # where our own validators found it, below pydantic's path
+    return (*path, "type") if error["type"] == "union_tag_invalid" else tuple(path)
+
+
+def _sentence(error: ErrorDetails, path: KeyPath, node: Node) -> str:
+    kind, context, got = error["type"], error.get("ctx", {}), error["input"]
+    if kind == "missing":
+        what = description(path).removesuffix(".")
+        return f"is required and missing ({what})." if what else "is required and missing."
+    if kind == "extra_forbidden":
+        return unknown_key(path[:-1], str(path[-1]))
+    if kind == "literal_error":
+        return expectation(error)
+    if kind == "union_tag_invalid":
+        return _choice(context["expected_tags"], context["tag"])
+    if kind == "union_tag_not_found":
+        return f"needs a `type`, one of {', '.join(SPACINGS)}."
+    if kind in ("greater_than", "less_than_equal") and _is_keep(path):
+        return f"must be in (0, 1]. Got {show(got)}."
+    if "within" in context:
+        got = node.value
+    expected = _EXPECTED.get(kind, error["msg"]).format(**context)
+    if kind == "model_type" and any(key in _NAME_OR_MAPPING for key in path[-2:]):
+        expected = "must be a name or a mapping {name: ..., settings: ...}"
+    return f"{expected}. Got {show(got)}.{_hint(kind, got, node)}"
+
+
+def _hint(kind: str, got: Any, node: Node) -> str:
+    if node.bare == "None":
+        return " Write null for no value."
+    if kind == "list_type" and isinstance(got, str | int | float):
+        return (
+            f" Write [{got}] for a list of one." if "." not in str(got) else f" Write [{str(got).replace('.', ', ')}]."
+        )
+    if kind == "string_type" and node.bare:
+        return f' Write "{node.bare}" in quotes for text.'
+    return ""
+
+
+def _choice(listed: str, got: Any) -> str:
+    choices = [choice.strip("' ") for choice in listed.split(",")]
+    near = suggestion(got, choices) if isinstance(got, str) else ""
+    return f"must be one of {', '.join(choices)}. Got {show(got)}.{near}"
+
+
+def _is_keep(path: KeyPath) -> bool:
+    return "spacing" in path and path[-1] not in ("numIntervals", "values")
+
+
+def show(value: Any) -> str:
+    """A value in an error, short."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return (
+            f"a mapping ({', '.join(map(str, list(value)[:4]))}{', ...' if len(value) > 4 else ''})" if value else "{}"
+        )
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

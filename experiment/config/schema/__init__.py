@@ -1,0 +1,1 @@
+"""The keys of a parameter file: types, ranges, defaults and descriptions."""

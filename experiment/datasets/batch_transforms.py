@@ -1,0 +1,223 @@
+"""Transforms of a whole batch at a time, each image its own crop and flip; they mean what torchvision's mean.
+
+Only what is exact here is in the table; every other transform goes image by image (`experiment.datasets.dataloader`).
+Shapes: B = images of the batch, C = channels, H, W = height, width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from experiment.datasets.image_data import Step
+from experiment.datasets.transforms import make_transform
+
+Shape = tuple[int, int, int]
+
+
+class Operation(Protocol):
+    """One transform of x (B, C, H, W), with the random numbers of every image drawn beforehand."""
+
+    def shape(self, shape: Shape) -> Shape:
+        """The shape (C, H, W) that comes out where `shape` goes in."""
+
+    def draw(self, num_images: int, shape: Shape, generator: torch.Generator) -> Tensor | None:
+        """Random numbers (num_images, k) for images of this shape; None where nothing is random."""
+
+    def apply(self, x: Tensor, draws: Tensor | None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A transform without chance that works on batches as it is: Pad, CenterCrop."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def shape(self, shape: Shape) -> Shape:
+        c, h, w = self.function(torch.zeros((1, *shape), dtype=torch.uint8)).shape[1:]
+        return c, h, w
+
+    def draw(self, num_images: int, shape: Shape, generator: torch.Generator) -> Tensor | None:
+        return None
+
+    def apply(self, x: Tensor, draws: Tensor | None) -> Tensor:
+        return self.function(x)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """RandomCrop of (height, width): every place of the window is equally likely."""
+
+    height: int
+    width: int
+
+    def shape(self, shape: Shape) -> Shape:
+        return shape[0], self.height, self.width
+
+    def draw(self, num_images: int, shape: Shape, generator: torch.Generator) -> Tensor | None:
+        top = torch.randint(shape[1] - self.height + 1, (num_images,), generator=generator)
+        left = torch.randint(shape[2] - self.width + 1, (num_images,), generator=generator)
+        return torch.stack([top, left], dim=1)
+
+    def apply(self, x: Tensor, draws: Tensor | None) -> Tensor:
+        assert draws is not None
+        windows = x.unfold(2, self.height, 1).unfold(3, self.width, 1)  # a view: (B, C, tops, lefts, height, width)
+        batch = torch.arange(len(x), device=x.device)
+        return windows.permute(0, 2, 3, 1, 4, 5)[batch, draws[:, 0], draws[:, 1]]
+
+
+@dataclass(frozen=True)
+class Flip:
+    """RandomHorizontalFlip (dim -1) or RandomVerticalFlip (dim -2) with probability p."""
+
+    p: float
+    dim: int
+
+    def shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def draw(self, num_images: int, shape: Shape, generator: torch.Generator) -> Tensor | None:
+        return torch.rand((num_images, 1), generator=generator) < self.p
+
+    def apply(self, x: Tensor, draws: Tensor | None) -> Tensor:
+        assert draws is not None
+        return torch.where(draws.view(-1, 1, 1, 1), x.flip(self.dim), x)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """x * scale + shift a channel, in float32: ToTensor and Normalize, both at once where they follow each other."""
+
+    scale: tuple[float, ...]
+    shift: tuple[float, ...]
+
+    def shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def draw(self, num_images: int, shape: Shape, generator: torch.Generator) -> Tensor | None:
+        return None
+
+    def apply(self, x: Tensor, draws: Tensor | None) -> Tensor:
+        scale, shift = (
+            torch.tensor(v, dtype=torch.float32, device=x.device).view(-1, 1, 1) for v in (self.scale, self.shift)
+        )
+        y = x.mul(scale) if x.is_floating_point() else x.float().mul_(scale)
+        return y.add_(shift)
+
+
+def split_once(steps: Sequence[Step]) -> tuple[list[Step], list[Step]]:
+    """The steps up to the last Resize, if they are sizes and borders only, and the rest.
+
+    The first are done once for all epochs; where chance comes before a Resize, nothing is.
+    """
+    names = [name for name, _ in steps]
+    end = len(names) - names[::-1].index("Resize") if "Resize" in names else 0
+    if not set(names[:end]) <= {"Resize", "CenterCrop", "Pad"}:
+        end = 0
+    return list(steps[:end]), list(steps[end:])
+
+
+def compile_steps(steps: Sequence[Step], shape: Shape) -> list[Operation] | None:
+    """The operations on batches that mean the same as `steps`, or None where one of them has no such form.
+
+    Args:
+        shape: (C, H, W) of the images that go in.
+    """
+    operations: list[Operation] = []
+    for name, arguments in steps:
+        make_transform(name, arguments)  # a wrong argument is refused by torchvision's own words
+        if name == "ToTensor" and any(isinstance(operation, Affine) for operation in operations):
+            continue  # they are floats already
+        maker = _MAKERS.get(name)
+        made = maker(arguments, shape) if maker else None
+        if made is None:
+            return None
+        for operation in made:
+            shape = operation.shape(shape)
+        operations += made
+    return _fuse(operations)
+
+
+def _fuse(operations: Sequence[Operation]) -> list[Operation]:
+    """Two affine maps in a row as one: x * s1 + t1, then * s2 + t2, is x * (s1 s2) + (t1 s2 + t2)."""
+    fused: list[Operation] = []
+    for operation in operations:
+        last = fused[-1] if fused else None
+        if isinstance(operation, Affine) and isinstance(last, Affine):
+            n = max(len(last.scale), len(operation.scale))
+            s1, t1, s2, t2 = (
+                v * n if len(v) == 1 else v for v in (last.scale, last.shift, operation.scale, operation.shift)
+            )
+            fused[-1] = Affine(
+                tuple(a * b for a, b in zip(s1, s2, strict=True)),
+                tuple(a * b + c for a, b, c in zip(t1, s2, t2, strict=True)),
+            )
+        else:
+            fused.append(operation)
+    return fused
+
+
+def _pad(arguments: Mapping[str, object], shape: Shape) -> list[Operation]:
+    transform = make_transform("Pad", arguments)
+    return [Fixed(transform)]  # type: ignore[arg-type]
+
+
+def _center_crop(arguments: Mapping[str, object], shape: Shape) -> list[Operation]:
+    transform = make_transform("CenterCrop", arguments)
+    return [Fixed(transform)]  # type: ignore[arg-type]
+
+
+def _random_crop(arguments: Mapping[str, object], shape: Shape) -> list[Operation] | None:
+    if arguments.get("pad_if_needed"):
+        return None
+    sizes = _floats(arguments["size"])
+    height, width = int(sizes[0]), int(sizes[-1])
+    operations: list[Operation] = []
+    if arguments.get("padding") is not None:
+        keys = ("padding", "fill", "padding_mode")
+        operations += _pad({k: arguments[k] for k in keys if k in arguments}, shape)
+        shape = operations[0].shape(shape)
+    if height > shape[1] or width > shape[2]:
+        return None  # torchvision's own error tells
+    return [*operations, Crop(height, width)]
+
+
+def _flip(dim: int) -> Callable[[Mapping[str, object], Shape], list[Operation]]:
+    def make(arguments: Mapping[str, object], shape: Shape) -> list[Operation]:
+        return [Flip(_floats(arguments.get("p", 0.5))[0], dim)]
+
+    return make
+
+
+def _normalize(arguments: Mapping[str, object], shape: Shape) -> list[Operation] | None:
+    mean, std = _floats(arguments["mean"]), _floats(arguments["std"])
+    if len(mean) not in (1, shape[0]) or len(std) not in (1, shape[0]) or 0.0 in std or arguments.get("inplace"):
+        return None  # torchvision's own error tells
+    n = max(len(mean), len(std))
+    mean, std = (v * n if len(v) == 1 else v for v in (mean, std))
+    return [Affine(tuple(1 / s for s in std), tuple(-m / s for m, s in zip(mean, std, strict=True)))]
+
+
+def _to_tensor(arguments: Mapping[str, object], shape: Shape) -> list[Operation]:
+    return [Affine((1 / 255,), (0.0,))]
+
+
+def _floats(values: object) -> tuple[float, ...]:
+    """Numbers as YAML gives them: a list, or one alone."""
+    numbers = values if isinstance(values, list | tuple) else [values]
+    return tuple(float(n) for n in cast(Sequence[float], numbers))
+
+
+_MAKERS: Mapping[str, Callable[[Mapping[str, object], Shape], list[Operation] | None]] = {
+    "Pad": _pad,
+    "CenterCrop": _center_crop,
+    "RandomCrop": _random_crop,
+    "RandomHorizontalFlip": _flip(-1),
+    "RandomVerticalFlip": _flip(-2),
+    "ToTensor": _to_tensor,
+    "Normalize": _normalize,
+}

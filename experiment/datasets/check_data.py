@@ -1,0 +1,160 @@
+"""What looks wrong with data before anything is trained on them: a few inputs of every part are looked at.
+
+What may be meant is told as a warning, one line each; what nobody can train on is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from experiment.datasets.check_samples import as_pair
+from experiment.datasets.content_stamp import content_hash
+from experiment.datasets.file_stamp import hash_of
+from experiment.datasets.image_data import Images, Splits
+from experiment.datasets.image_folder import FolderItems
+from experiment.datasets.loading import split
+from experiment.datasets.raw_images import Items, Pixels, Source
+from experiment.errors import DataError, ExperimentError, raised_at
+from experiment.random_streams import seeded
+
+LOOKED_AT = 100  # inputs of a part, evenly spread; where classes are sorted, too
+MOST_NAMED = 5  # classes in one message
+MOST_READ = 2_000  # training files that are compared with test files
+# Images in [0, 1] pass, normalized or not, dark or bright; bytes as floats, and bytes divided by 255 twice, do not.
+LARGE, SMALL = 5.0, 0.01
+
+
+def check_data(
+    splits: Splits, test: Images, seed: int, name: str, train_source: Source, test_source: Source
+) -> list[str]:
+    """Look at inputs after their transforms, at the classes of every part and at inputs that two parts share.
+
+    Args:
+        test: what cells are tested on, of `test_source`; not always that of `splits`.
+        seed, name: of the dataset, which decide how it was split.
+    Returns: one line a warning.
+    Raises: DataError: inputs are NaN or infinite, cannot be read, or have several shapes.
+    """
+    train_rows, valid_rows = split(len(train_source.items), seed, name)
+    parts = (
+        ("training", splits.train, train_source, train_rows),
+        ("validation", splits.valid, train_source, valid_rows),
+        ("test", test, test_source, torch.arange(len(test))),
+    )
+    warnings: list[str] = []
+    scales: list[str] = []
+    for part, images, source, rows in parts:
+        x, y = images.take(_spread(len(images)))
+        _require_finite(x, f"{part} inputs")
+        warnings += _constant(part, x)
+        scales += _scale("" if part == "training" else f"{part} ", x)
+        every = _labels(source.items)
+        warnings += _classes(part, y if every is None else every[rows], len(images), splits.num_classes, source.classes)
+    augmented = next(splits.train.batches(min(LOOKED_AT, len(splits.train)), stream=("check",)))[0]
+    _require_finite(augmented, "training inputs after transformsTrain")
+    return [*warnings, *scales[:1], *_shared(train_source.items, test_source.items)]  # parts share their transforms
+
+
+def _spread(length: int) -> Tensor:
+    return torch.linspace(0, length - 1, min(LOOKED_AT, length), dtype=torch.float64).round().long()
+
+
+def _require_finite(x: Tensor, what: str) -> None:
+    bad = ~x.isfinite().reshape(len(x), -1).all(dim=1)
+    if bad.any():
+        raise DataError(
+            f"{int(bad.sum())} of {len(x)} {what} that were looked at hold NaN or infinity. Expected finite numbers "
+            "after the transforms. Remove or replace them."
+        )
+
+
+def _constant(part: str, x: Tensor) -> Iterator[str]:
+    flat = x.reshape(len(x), -1)
+    single = int((flat == flat[:, :1]).all(dim=1).sum()) if flat.shape[1] > 1 else 0
+    if len(x) > 1 and bool((x == x[:1]).all()):
+        yield f"all {len(x)} {part} inputs that were looked at are the same"
+    elif single > len(x) // 2:
+        yield f"{single} of {len(x)} {part} inputs that were looked at hold one value everywhere"
+
+
+def _scale(part: str, x: Tensor) -> Iterator[str]:
+    """Token ids and inputs that are all the same have no scale to speak of."""
+    if not x.is_floating_point() or x.numel() < 2:
+        return
+    mean, std = float(x.double().mean()), float(x.double().std())
+    if abs(mean) > LARGE or std > LARGE or 0 < std < SMALL:
+        yield (
+            f"{part}inputs have mean {mean:.3g}, standard deviation {std:.3g} after transforms: expected about 0 and 1."
+            " Add Normalize to transformsFinal, or scale them"
+        )
+
+
+def _labels(items: Pixels | Items) -> Tensor | None:
+    """The class of every input, where it is known without reading the input."""
+    if isinstance(items, Pixels):
+        return items.labels
+    return torch.tensor(items.labels) if isinstance(items, FolderItems) else None
+
+
+def _classes(part: str, labels: Tensor, num_inputs: int, num_classes: int, names: Sequence[str]) -> Iterator[str]:
+    found = set(labels.tolist())
+    looked = "" if len(labels) == num_inputs else " that were looked at"
+    if len(found) == 1 and len(labels) > 1:
+        yield f"all {len(labels)} {part} inputs{looked} are of class {_name(found.pop(), names)}"
+    elif not looked and (missing := [label for label in range(num_classes) if label not in found]):
+        named = ", ".join(_name(label, names) for label in missing[:MOST_NAMED])
+        more = ", ..." if len(missing) > MOST_NAMED else ""
+        yield f"no {part} input is of class {named}{more} ({len(missing)} of {num_classes} classes)"
+
+
+def _name(label: int, names: Sequence[str]) -> str:
+    return f"{label} ({names[label][:40]})" if label < len(names) else str(label)
+
+
+def _shared(train: Pixels | Items, test: Pixels | Items) -> Iterator[str]:
+    """How many test inputs are training inputs, as they are before any transform."""
+    if isinstance(train, Pixels) and isinstance(test, Pixels):
+        same, looked = _among(_pixel_hashes(test), set(_pixel_hashes(train))), len(test)
+    elif isinstance(train, FolderItems) and isinstance(test, FolderItems):
+        places = _spread(len(test)).tolist()
+        sizes = {test.sizes[i] for i in places}
+        alike = [i for i, size in enumerate(train.sizes) if size in sizes][:MOST_READ]
+        known = {_file_hash(train, i) for i in alike}
+        same, looked = _among((_file_hash(test, i) for i in places), known), len(places)
+    else:
+        places = _spread(len(test)).tolist()
+        known = set(_item_hashes(train, _spread(len(train)).tolist()))
+        same, looked = _among(_item_hashes(test, places), known), len(places)
+    if same:
+        seen = "" if looked == len(test) else " that were looked at"
+        yield f"{same} of {looked} test inputs{seen} are training inputs, too: they do not test generalization"
+
+
+def _among(hashes: Iterator[bytes], known: set[bytes]) -> int:
+    return sum(found in known for found in hashes)
+
+
+def _pixel_hashes(pixels: Pixels) -> Iterator[bytes]:
+    for image in pixels.images.cpu().contiguous().numpy():
+        yield hashlib.blake2b(image.data, digest_size=16).digest()
+
+
+def _file_hash(items: FolderItems, index: int) -> bytes:
+    with (items.root / items.files[index]).open("rb") as stream:
+        return bytes.fromhex(hash_of(stream))
+
+
+def _item_hashes(items: Pixels | Items, places: Sequence[int]) -> Iterator[bytes]:
+    """Hashes of items read one by one; what is random in a dataset of one's own draws the same every time."""
+    for i in places:
+        try:
+            with seeded("check"):
+                yield content_hash(as_pair(f"sample {i}", items[i])[0])
+        except ExperimentError:
+            raise
+        except Exception as error:  # of a decoder or the user's own code: any class
+            raise DataError(f"sample {i}: {type(error).__name__}: {str(error)[:500]}{raised_at(error)}") from error

@@ -1,0 +1,202 @@
+"""Large images, or transforms that batches cannot do: image by image, through DataLoader workers."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from experiment.datasets.check_samples import as_pair
+from experiment.datasets.image_data import EVALUATION, Batch, Share, count_batches, share_of
+from experiment.datasets.raw_images import Items, check_labels
+from experiment.datasets.transforms import Pipeline
+from experiment.errors import DataError, ExperimentError, raised_at
+from experiment.random_streams import Part, generator, seeded
+from experiment.registry import InputShape
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What went wrong with one image, as text: an exception would come out of a worker wrapped in a traceback."""
+
+    message: str
+
+
+class WorkerImages:
+    """Images read when needed (see `experiment.datasets.image_data.Images`).
+
+    Args:
+        readers: read the dataset part that these images are of. name: what errors call it.
+        indices: which of its items are meant, in their fixed order.
+    """
+
+    def __init__(
+        self, name: str, readers: Readers, num_classes: int, *, indices: Tensor | None = None, device: torch.device
+    ) -> None:
+        self._name, self._readers, self._num_classes, self._device = name, readers, num_classes, device
+        self._indices = torch.arange(len(readers.samples.items)) if indices is None else indices.cpu()
+        first = self.first(1)[0]
+        self._input_shape = InputShape(first.shape[1:], tokens=not first.is_floating_point())
+        self._gather(torch.tensor([0]), EVALUATION, training=True)  # a bad crop fails at once
+
+    @property
+    def input_shape(self) -> InputShape:
+        return self._input_shape
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        stream: tuple[Part, ...] | None,
+        channels_last: bool = False,
+        share: Share | None = None,
+    ) -> Iterator[Batch]:
+        positions = torch.randperm(len(self), generator=generator(*stream, "order")) if stream else None
+        num_batches = count_batches(len(self), batch_size, training=stream is not None)
+        if share is not None:
+            end = min(len(self), batch_size * num_batches)
+            own, batch_size = share_of(end, batch_size, share, training=stream is not None)
+            positions = own if positions is None else positions[own]
+        positions = torch.arange(len(self)) if positions is None else positions
+        batches = torch.split(positions, batch_size)[:num_batches]
+        places = (self._places(batch, stream or EVALUATION, stream is not None) for batch in batches)
+        for batch in self._readers.read(places, pin_memory=self._device.type == "cuda"):
+            yield self._to_device(batch, channels_last)
+
+    def take(self, indices: Tensor) -> Batch:
+        return self._gather(indices.cpu(), EVALUATION, training=False)
+
+    def first(self, n: int) -> Batch:
+        return self.take(torch.arange(min(n, len(self))))
+
+    def _gather(self, positions: Tensor, stream: tuple[Part, ...], *, training: bool) -> Batch:
+        """The images at these positions, read in this process."""
+        samples = self._readers.samples
+        return self._to_device(_collate([samples[place] for place in self._places(positions, stream, training)]), False)
+
+    def _places(self, positions: Tensor, stream: tuple[Part, ...], training: bool) -> list[_Place]:
+        seeds = (*stream, "augment")
+        items = self._indices[positions].tolist()
+        return [_Place(i, training, (*seeds, p)) for i, p in zip(items, positions.tolist(), strict=True)]
+
+    def _to_device(self, batch: Batch | _Failure, channels_last: bool) -> Batch:
+        if isinstance(batch, _Failure):
+            raise DataError(f"{self._name}: {batch.message}")
+        x, y = batch
+        check_labels(self._name, y, self._num_classes)
+        x, y = x.to(self._device, non_blocking=True), y.to(self._device, non_blocking=True)
+        return (x.contiguous(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x), y
+
+
+class _Place(NamedTuple):
+    """Which item is read, and how: all that a worker must be told."""
+
+    item: int
+    training: bool
+    seed: tuple[Part, ...]  # of its place in the fixed order
+
+
+class _Samples(Dataset[tuple[Tensor, int] | _Failure]):
+    """Items, each transformed under a seed of its own."""
+
+    def __init__(self, items: Items, train: Pipeline, test: Pipeline) -> None:
+        self.items, self.train, self.test = items, train, test
+
+    def __getitem__(self, place: _Place) -> tuple[Tensor, int] | _Failure:
+        pipeline = self.train if place.training else self.test
+        try:
+            with seeded(*place.seed):
+                image, label = as_pair(f"sample {place.item}", self.items[place.item])
+                return pipeline(image), label
+        except ExperimentError as error:
+            return _Failure(str(error))
+        except Exception as error:  # of a decoder, a transform or the user's own code: any class
+            reason = f"{type(error).__name__}: {str(error)[:500]}{raised_at(error)}"
+            return _Failure(f"image {place.item} cannot be read or transformed: {reason}")
+
+
+class Readers:
+    """Processes that read items ahead, kept from one epoch to the next; what is read does not depend on their number.
+
+    Args:
+        items: a whole dataset part. train, test: the transforms of its images in training and otherwise.
+        workers: how many processes; 0 to read in this one.
+    """
+
+    def __init__(self, items: Items, train: Pipeline, test: Pipeline, workers: int) -> None:
+        self.samples, self.workers = _Samples(items, train, test), workers
+        self._order = _Order()
+        self._loader: DataLoader[tuple[Tensor, int] | _Failure] | None = None
+        self._at_work = False
+
+    def read(self, places: Iterable[list[_Place]], *, pin_memory: bool) -> Iterator[Batch | _Failure]:
+        """A batch for each list of places."""
+        if self._at_work:  # one loader gives one epoch at a time: who asks meanwhile gets processes of its own
+            yield from self._make(_Order(places), pin_memory, persistent=False)
+            return
+        self._at_work, self._order.places = True, places
+        if self._loader is None:
+            self._loader = self._make(self._order, pin_memory, persistent=self.workers > 0)
+        try:
+            yield from self._loader
+        except BaseException:  # that of a generator that is closed early, too: the rest of its epoch is on the way
+            self._loader = None
+            raise
+        finally:
+            self._at_work = False
+
+    def _make(self, order: _Order, pin_memory: bool, *, persistent: bool) -> DataLoader[tuple[Tensor, int] | _Failure]:
+        return DataLoader(
+            self.samples,
+            batch_sampler=order,
+            num_workers=self.workers,
+            collate_fn=_collate,
+            pin_memory=pin_memory,
+            persistent_workers=persistent,
+            worker_init_fn=_end_with_parent,
+            generator=generator("loader"),  # or else it takes a seed from the global generator
+        )
+
+
+def _end_with_parent(worker: int) -> None:
+    """A reader whose parent is killed ends at once where the system can do that, elsewhere within seconds."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class _Order(Sampler[list[_Place]]):
+    """The batches of an epoch, which are others in the next one."""
+
+    def __init__(self, places: Iterable[list[_Place]] = ()) -> None:
+        self.places = places
+
+    def __iter__(self) -> Iterator[list[_Place]]:
+        return iter(self.places)
+
+
+def _collate(samples: list[tuple[Tensor, int] | _Failure]) -> Batch | _Failure:
+    images, labels = [], []
+    for sample in samples:
+        if isinstance(sample, _Failure):
+            return sample
+        images.append(sample[0])
+        labels.append(sample[1])
+    shapes = {tuple(image.shape) for image in images}
+    if len(shapes) > 1:
+        return _Failure(
+            f"images of different shapes after the transforms: {', '.join(map(str, sorted(shapes)[:3]))}. Add Resize "
+            "and CenterCrop to transformsTest, RandomResizedCrop to transformsTrain."
+        )
+    return torch.stack(images), torch.tensor(labels)

@@ -1,0 +1,151 @@
+"""Small images: one uint8 tensor on the device, augmented and normalised some batches at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from experiment.datasets.batch_transforms import Operation, Shape, compile_steps, split_once
+from experiment.datasets.image_data import EVALUATION, Batch, Share, Step, count_batches, share_of
+from experiment.datasets.raw_images import Pixels, fits_in_memory
+from experiment.datasets.transforms import make_transform
+from experiment.random_streams import Part, generator
+from experiment.registry import InputShape
+
+CHUNK_BYTES = 4_000_000  # of float images made in one go: many batches for a tiny network, one for a large one
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Pixels (N, C, H, W), uint8, after the steps that are done once, and what is done with every batch of them."""
+
+    pixels: Tensor
+    operations: tuple[Operation, ...]
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """(C, H, W) before every operation, and after the last."""
+        c, h, w = self.pixels.shape[1:]
+        shapes: list[Shape] = [(c, h, w)]
+        for operation in self.operations:
+            shapes.append(operation.shape(shapes[-1]))
+        return tuple(shapes)
+
+
+class MemoryImages:
+    """Images in memory (see `experiment.datasets.image_data.Images`).
+
+    Args:
+        train, test: the pixels of the whole dataset part, prepared by either pipeline: mostly one tensor, shared.
+        labels: int64 (N,), on the device of the pixels.
+        indices: which of the N images are meant, in their fixed order; None for all.
+    """
+
+    def __init__(self, train: Prepared, test: Prepared, labels: Tensor, indices: Tensor | None = None) -> None:
+        self._train, self._test, self._labels = train, test, labels
+        self._indices = torch.arange(len(labels), device=labels.device) if indices is None else indices
+        self._input_shape = InputShape(test.shapes[-1])
+
+    @property
+    def input_shape(self) -> InputShape:
+        return self._input_shape
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        stream: tuple[Part, ...] | None,
+        channels_last: bool = False,
+        share: Share | None = None,
+    ) -> Iterator[Batch]:
+        training = stream is not None
+        prepared = self._train if training else self._test
+        draws = self._draw(prepared, stream or EVALUATION)
+        order = torch.randperm(len(self), generator=generator(*stream, "order")) if stream else torch.arange(len(self))
+        rows = self._indices[order.to(self._indices.device)]
+        end = min(len(self), batch_size * count_batches(len(self), batch_size, training=training))
+        if share is not None:
+            own, batch_size = share_of(end, batch_size, share, training=training)
+            own = own.to(rows.device)
+            rows, draws, end = rows[own], [None if d is None else d[own] for d in draws], len(own)
+        images_at_once = CHUNK_BYTES // (4 * prepared.pixels[0].numel())
+        step = batch_size * max(1, images_at_once // batch_size)
+        for start in range(0, end, step):
+            chunk = slice(start, min(start + step, end))
+            x = _apply(prepared, rows[chunk], [None if d is None else d[chunk] for d in draws])
+            if channels_last:
+                x = x.contiguous(memory_format=torch.channels_last)
+            y = self._labels[rows[chunk]]
+            for i in range(0, len(x), batch_size):
+                yield x[i : i + batch_size], y[i : i + batch_size]
+
+    def take(self, indices: Tensor) -> Batch:
+        indices = indices.to(self._indices.device)
+        rows = self._indices[indices]
+        draws = [None if d is None else d[indices] for d in self._draw(self._test, EVALUATION)]
+        return _apply(self._test, rows, draws), self._labels[rows]
+
+    def first(self, n: int) -> Batch:
+        return self.take(torch.arange(min(n, len(self))))
+
+    def _draw(self, prepared: Prepared, stream: tuple[Part, ...]) -> list[Tensor | None]:
+        """The random numbers of every image and operation, drawn on the CPU: the same on every device."""
+        draws = [
+            operation.draw(len(self), shape, generator(*stream, "augment", i))
+            for i, (operation, shape) in enumerate(zip(prepared.operations, prepared.shapes, strict=False))
+        ]
+        return [None if d is None else d.to(self._indices.device) for d in draws]
+
+
+def prepare(pixels: Pixels, pipelines: Sequence[Sequence[Step]], device: torch.device) -> tuple[Prepared, ...] | None:
+    """Make pixels ready for each pipeline, which share the tensor where they can.
+
+    None where a step has no form for batches, or makes the images too large for memory.
+    """
+    made: dict[str, Tensor] = {}
+    prepared = []
+    for steps in pipelines:
+        once, every = split_once(steps)
+        if repr(once) not in made:
+            images = _once(pixels, once) if once else pixels.images
+            if images is None:
+                return None
+            made[repr(once)] = images.to(device)
+        c, h, w = made[repr(once)].shape[1:]
+        operations = compile_steps(every, (c, h, w))
+        if operations is None:
+            return None
+        prepared.append(Prepared(made[repr(once)], tuple(operations)))
+    return tuple(prepared)
+
+
+def _once(pixels: Pixels, steps: Sequence[Step]) -> Tensor | None:
+    """Resize, and what stands before it, image by image with torchvision's own transforms."""
+    transforms = [make_transform(name, arguments) for name, arguments in steps]
+    images: Tensor | None = None
+    for i in range(len(pixels)):
+        image, _ = pixels[i]
+        for transform in transforms:
+            image = transform(image)
+        made = image.as_subclass(Tensor) if isinstance(image, Tensor) else functional.pil_to_tensor(image)
+        if images is None:
+            if not fits_in_memory(len(pixels), tuple(made.shape)):
+                return None
+            images = torch.empty((len(pixels), *made.shape), dtype=torch.uint8)
+        images[i] = made
+    return images
+
+
+def _apply(prepared: Prepared, rows: Tensor, draws: Sequence[Tensor | None]) -> Tensor:
+    """Float images (B, C, H, W) of the given rows."""
+    x = prepared.pixels.index_select(0, rows)
+    for operation, drawn in zip(prepared.operations, draws, strict=True):
+        x = operation.apply(x, drawn)
+    return x if x.is_floating_point() else x.float().mul_(1 / 255)

@@ -1,0 +1,77 @@
+"""Integer tensors of a dataset of one's own: pixels or token ids, told once by their shape and values."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from experiment.datasets.check_samples import as_pair
+from experiment.datasets.decode_image import to_eight_bits
+from experiment.datasets.raw_images import Items
+from experiment.errors import DataError
+
+LOOKED_AT = 64  # samples, evenly spread
+WIDE = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint32, torch.uint64)  # not 0 to the largest number
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EightBits:
+    """A dataset whose images become uint8 (integers from 0 to 255) or, from modes without 8 bits, 8-bit PIL images.
+
+    Pixels of 0 and 1 alone are black and white.
+    """
+
+    items: Items
+    white: int
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[object, int]:
+        x, label = as_pair(f"sample {index}", self.items[index])
+        if isinstance(x, Image.Image):
+            return to_eight_bits(x), label
+        if isinstance(x, Tensor) and x.dtype in WIDE:
+            low, high = int(x.min()), int(x.max())
+            if low < 0 or high > self.white:
+                raise DataError(
+                    f"sample {index}: its integers lie in {low} to {high}; those of the samples looked at first lie in "
+                    f"0 to {self.white}. Give uint8 or uint16 tensors, or floats that you have scaled."
+                )
+            return (x * (255 // self.white)).to(torch.uint8), label
+        return x, label
+
+    @property
+    def classes(self) -> object:
+        return getattr(self.items, "classes", None)
+
+
+def scaled(items: Items) -> Items:
+    """The dataset with images of wider integers as uint8, and PIL images of other modes as 8-bit ones.
+
+    Integer tensors of one or two dimensions are token ids and stay.
+
+    Raises: DataError: integers whose range nothing tells.
+    """
+    places = torch.linspace(0, len(items) - 1, min(LOOKED_AT, len(items))).round().long().tolist()
+    first, _ = as_pair("sample 0", items[0])
+    if isinstance(first, Image.Image):
+        return items if first.mode in ("L", "RGB", "LA", "RGBA") else EightBits(items, 255)
+    if not isinstance(first, Tensor) or first.dtype not in WIDE or first.dim() < 3 or not first.numel():
+        return items
+    seen = [x for i in places if isinstance(x := as_pair(f"sample {i}", items[i])[0], Tensor) and x.numel()]
+    low, high = min(int(x.min()) for x in seen), max(int(x.max()) for x in seen)
+    if low < 0 or high > 255:
+        raise DataError(
+            f"{first.dtype} inputs from {low} to {high}: as pixels they must lie in 0 to 255. Give uint8 or uint16 "
+            "tensors, or floats that you have scaled."
+        )
+    white = 1 if high <= 1 else 255
+    log.warning("%s inputs from %d to %d are taken for pixels from 0 to %d", first.dtype, low, high, white)
+    return EightBits(items, white)

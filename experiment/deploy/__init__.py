@@ -1,0 +1,1 @@
+"""Finished networks in the form in which they run."""

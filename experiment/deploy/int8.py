@@ -1,0 +1,135 @@
+"""Finished networks in int8 arithmetic on a CPU, weights and activations alike, by torchao: the last step, not trained.
+
+    int8 = quantize_int8(network, "static", calibration=images)
+    evaluate(param, int8)         # its real accuracy
+    serialized_bytes(int8)        # its real size
+
+`dynamic` quantizes linear layers: int8 weights with a scale an output channel, activations with a scale a sample, found
+while the network runs, products of integers in int32. `static` quantizes convolutions and linear layers, BatchNorm
+folded in: activations have a scale a tensor, found on calibration data once and for all. Run as it is, its graph
+rounds weights and activations to int8 and multiplies them as floats, which is exact up to the order of sums;
+`torch.compile(int8)` under `torch._inductor.config.freezing` turns the same graph into integer kernels.
+
+Source: torchao, https://github.com/pytorch/ao: Int8DynamicActivationInt8WeightConfig; PT2E quantization with
+X86InductorQuantizer.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from experiment.errors import CompressionError
+from experiment.layers.prepare_network import plain_copy
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
+CALIBRATED_AT_ONCE = 64  # inputs in one forward pass
+
+
+def quantize_int8(
+    network: nn.Module, mode: Literal["dynamic", "static"] = "dynamic", *, calibration: Tensor | None = None
+) -> nn.Module:
+    """An int8 copy of a network for the CPU, in eval mode; it takes batches of any size.
+
+    Args:
+        network: compressed or not; masks and rounding are baked in first. Not modified.
+        mode: `dynamic` or `static`.
+        calibration: inputs (N, ...) as the network is fed them, for `static`: a few hundred, N at least 2.
+    Raises: CompressionError: torchao is not installed, there is nothing to quantize, or calibration data are missing,
+        or given where they have no effect.
+    """
+    _require_torchao()
+    plain = plain_copy(network).cpu().eval()
+    if mode == "dynamic":
+        if calibration is not None:
+            raise CompressionError("calibration has no effect on mode 'dynamic': scales are found at run time.")
+        return _dynamic(plain)
+    if mode != "static":
+        raise CompressionError(f"mode must be 'dynamic' or 'static'. Got {mode!r}.")
+    if calibration is None or len(calibration) < 2:
+        raise CompressionError(
+            "mode 'static' needs calibration data, at least two inputs, normalised as for training. Pass them: "
+            "quantize_int8(network, 'static', calibration=inputs)."
+        )
+    return _static(plain, calibration.detach().cpu())
+
+
+class ExportedNetwork(nn.Module):
+    """A graph that was exported in eval mode and stays in it; asked for another, graphs raise."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__()
+        self.graph = graph
+        self.training = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.graph(x)
+        return y
+
+    def train(self, mode: bool = True) -> ExportedNetwork:
+        """Nothing: there is only one mode."""
+        return self
+
+
+def serialized_bytes(network: nn.Module) -> int:
+    """The bytes of a network's weights and buffers as torch.save writes them, whatever their types."""
+    buffer = io.BytesIO()
+    torch.save(network.state_dict(), buffer)
+    return buffer.tell()
+
+
+def _require_torchao() -> None:
+    try:
+        import torchao  # noqa: F401
+    except ImportError as error:
+        raise CompressionError(
+            "int8 on the CPU needs torchao, which is not installed: python -m pip install 'experiment[torchao]'."
+        ) from error
+
+
+def _dynamic(plain: nn.Module) -> nn.Module:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    if not any(_is_wide(module, name) for name, module in plain.named_modules()):
+        raise CompressionError(
+            "there is no linear layer for mode 'dynamic'. Use 'static', which takes convolutions too."
+        )
+    quantize_(plain, Int8DynamicActivationInt8WeightConfig(), filter_fn=_is_wide)
+    return plain
+
+
+def _is_wide(module: nn.Module, name: str) -> bool:
+    """Linear layers but those of a single input, such as factors of rank 1: torchao makes them, and cannot run them."""
+    return isinstance(module, nn.Linear) and module.in_features > 1
+
+
+def _static(plain: nn.Module, inputs: Tensor) -> nn.Module:
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
+        X86InductorQuantizer,
+        get_default_x86_inductor_quantization_config,
+    )
+
+    batch = torch.export.Dim("batch", min=1)
+    graph = torch.export.export(plain, (inputs[:2],), dynamic_shapes=({0: batch},)).module()
+    quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
+    prepared = prepare_pt2e(graph, quantizer)
+    with torch.no_grad():
+        for part in torch.split(inputs, CALIBRATED_AT_ONCE):
+            prepared(part)
+    converted = convert_pt2e(prepared)
+    _drop_unused(converted)
+    return ExportedNetwork(converted)
+
+
+def _drop_unused(graph: GraphModule) -> None:
+    """Delete, in place, the parameters and buffers that the graph does not read: the float weights behind int8 ones."""
+    used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
+    for name in [n for n, _ in (*graph.named_parameters(), *graph.named_buffers()) if n not in used]:
+        module, _, own = name.rpartition(".")
+        delattr(graph.get_submodule(module), own)

@@ -1,0 +1,93 @@
+"""How many dimensions a layer uses: effective, stable and nuclear rank of its weight, however the layer is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from experiment.layers.factored_layers import FactoredLayer, product
+from experiment.layers.masks import bake_masks, named_masks
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LayerRank:
+    """The ranks of one layer's weight as a matrix, filters by the rest (folding 0); NaN where it is not finite.
+
+    Attributes:
+        full_rank: the smaller side, which none of the others exceeds.
+    """
+
+    layer: str
+    effective_rank: float
+    stable_rank: float
+    nuclear_rank: float
+    full_rank: int
+
+
+def effective_rank(singular_values: ArrayLike) -> float:
+    """exp(-sum_i p_i ln p_i), p_i = sigma_i / sum sigma, 0 ln 0 = 0: from 1 to the rank, 0 for a zero matrix.
+
+    Source: Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality" (EUSIPCO)
+    """
+    sigma = _checked(singular_values)
+    if not sigma.any():
+        return 0.0
+    p = sigma / sigma.max()  # the sum of very large ones would overflow
+    p = p[p > 0] / p.sum()
+    p = p[p > 0]
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def stable_rank(singular_values: ArrayLike) -> float:
+    """||W||_F^2 / ||W||_2^2 = sum_i sigma_i^2 / sigma_1^2: from 1 to the rank, 0 for a zero matrix."""
+    sigma = _checked(singular_values)
+    return float(np.square(sigma / sigma.max()).sum()) if sigma.any() else 0.0
+
+
+def nuclear_rank(singular_values: ArrayLike) -> float:
+    """||W||_* / ||W||_2 = sum_i sigma_i / sigma_1: from the stable rank to the rank, 0 for a zero matrix."""
+    sigma = _checked(singular_values)
+    return float((sigma / sigma.max()).sum()) if sigma.any() else 0.0
+
+
+def layer_ranks(network: nn.Module) -> list[LayerRank]:
+    """The ranks of every Conv2d and Linear layer, in module order.
+
+    An encoder and decoder are the one layer that they stand for, masked weights are the zeros that they compute with.
+
+    Args:
+        network: compressed or not, on any device; it is left as it is.
+    """
+    if named_masks(network):
+        network = bake_masks(network)
+    weights: dict[str, Tensor] = {}
+    inside: set[nn.Module] = set()  # of a factored layer
+    for name, module in network.named_modules():
+        if isinstance(module, FactoredLayer):
+            weights[name] = product(module)
+            inside.update(module.children())
+        elif isinstance(module, nn.Conv2d | nn.Linear) and module not in inside:
+            weights[name] = module.weight.detach()
+    return [_ranks(name, weight) for name, weight in weights.items()]
+
+
+def _ranks(name: str, weight: Tensor) -> LayerRank:
+    W_RN = (weight.cpu() if weight.device.type == "mps" else weight).double().flatten(1)  # mps has no float64
+    full = min(W_RN.shape)
+    if not bool(torch.isfinite(W_RN).all()):
+        return LayerRank(name, float("nan"), float("nan"), float("nan"), full)
+    sigma = torch.linalg.svdvals(W_RN).cpu().numpy()
+    return LayerRank(name, effective_rank(sigma), stable_rank(sigma), nuclear_rank(sigma), full)
+
+
+def _checked(singular_values: ArrayLike) -> Floats:
+    sigma = np.asarray(singular_values, dtype=np.float64)
+    if sigma.ndim != 1 or not np.isfinite(sigma).all() or (sigma < 0).any():
+        raise ValueError("singular values must be a vector of finite numbers of at least 0.")
+    return sigma

@@ -1,0 +1,1 @@
+"""Channels: which go together, and how they are cut out of a network."""

@@ -1,0 +1,221 @@
+"""Trying out whether groups of channels can be cut: the sliced network must compute what the masked one does."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from experiment.layers.channels.groups import ChannelGroup, kept_of
+from experiment.layers.channels.slicing import is_sliceable, mask_channels, slice_channels
+from experiment.layers.deterministic_forward import fixed_draws
+from experiment.layers.plan import Kept
+from experiment.random_streams import generator
+
+# of the largest output: far above what another order of summation does in float32, far below what a wrong channel does
+TOLERANCE = 1e-3
+
+
+def randomised(network: nn.Module) -> nn.Module:
+    """A copy in eval mode in which every channel is alive and no two are alike, so that no mistake is hidden."""
+    probe = copy.deepcopy(network).eval().requires_grad_(True)
+    with torch.no_grad():
+        for name, module in probe.named_modules():
+            if not is_sliceable(module) or isinstance(module, nn.PReLU):
+                continue
+            ranges = {"weight": (0.5, 1.5), "bias": (0.5, 1.0), "running_mean": (-0.2, 0.2), "running_var": (0.5, 1.5)}
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                bound = (3 / module.weight[0].numel()) ** 0.5  # a variance of 1 / fan-in keeps the scale
+                ranges["weight"] = (-bound, bound)  # and biases above zero get through ReLUs
+            tensors: dict[str, Tensor] = dict(module.named_parameters()) | dict(module.named_buffers())
+            for key in ranges.keys() & tensors.keys():
+                tensors[key].uniform_(*ranges[key], generator=generator("trial", name, key, device=tensors[key].device))
+    return probe
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way to run a network: on which inputs, and in which mode."""
+
+    inputs: Tensor
+    training: bool = False
+
+    def of(self, network: nn.Module, watching: AbstractContextManager[object] | None = None) -> object:
+        """The network's output; chance plays no part in it. BatchNorms use what they have learnt in both modes.
+
+        Args:
+            watching: entered around the forward pass.
+        """
+        network.train(self.training)
+        for module in network.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        with fixed_draws(), watching or nullcontext():
+            return network(self.inputs)
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """What torch computes, operation by operation."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[object] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> object:
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def alike(probe: nn.Module, runs: Sequence[Run]) -> bool:
+    """Whether all runs are the same operations with the same outputs, bit by bit, with gradients and without."""
+    network = copy.deepcopy(probe)  # running statistics and the like may change
+    for grad in (True, False):
+        first: tuple[list[object], list[Tensor]] | None = None
+        for run in runs:
+            operations = _Operations()
+            with torch.set_grad_enabled(grad):
+                outputs = flat(run.of(network, operations))
+            seen, expected = first = first or (operations.seen, outputs)
+            if operations.seen != seen or len(outputs) != len(expected) or not all(map(torch.equal, outputs, expected)):
+                return False
+    return True
+
+
+def tried(
+    probe: nn.Module, runs: Sequence[Run], groups: Sequence[ChannelGroup], lost: Mapping[str, str]
+) -> list[ChannelGroup]:
+    """The same groups, those exempted for which cutting some of their channels is not what zeroing them is.
+
+    Groups are cut all at once; where that fails, halves of them, down to the single ones that fail.
+
+    Args:
+        probe: what `randomised` made of the network.
+        lost: layer -> the operation behind which its channels could not be followed, for the reason.
+    """
+    for counts in _designs(groups):
+        if _fault(probe, runs, _cut(groups, counts)) is None:
+            continue
+        if _is_random(probe, runs):
+            random = "the forward pass is random, so that no two passes can be compared"
+            return [replace(group, exempt=group.exempt or random) for group in groups]
+        free = [i for i, group in enumerate(groups) if group.exempt is None]
+        failing = _failing(probe, runs, groups, counts, [], free)
+        for i, why in failing.items():
+            failing[i] = f"{why} (see '{lost[groups[i].name]}')" if groups[i].name in lost else why
+        return tried(probe, runs, [replace(g, exempt=failing.get(i, g.exempt)) for i, g in enumerate(groups)], lost)
+    return list(groups)
+
+
+def _failing(
+    probe: nn.Module,
+    runs: Sequence[Run],
+    groups: Sequence[ChannelGroup],
+    counts: Sequence[int],
+    passed: Sequence[int],
+    among: Sequence[int],
+) -> dict[int, str]:
+    """Of some groups those that cannot be cut to these counts together with `passed` and those before them: why."""
+    cut = {*passed, *among}
+    why = _fault(probe, runs, _cut(groups, [counts[i] if i in cut else g.size for i, g in enumerate(groups)]))
+    if why is None:
+        return {}
+    if len(among) == 1:
+        return {among[0]: why}
+    first, second = among[: len(among) // 2], among[len(among) // 2 :]
+    failing = _failing(probe, runs, groups, counts, passed, first)
+    passed = [*passed, *(i for i in first if i not in failing)]
+    return failing | _failing(probe, runs, groups, counts, passed, second)
+
+
+def flat(output: object) -> list[Tensor]:
+    """The tensors in a network's output: one, or any nesting of dictionaries, lists, tuples and dataclasses of them."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        return [tensor for value in output.values() for tensor in flat(value)]
+    if isinstance(output, list | tuple):
+        return [tensor for value in output for tensor in flat(value)]
+    if is_dataclass(output) and not isinstance(output, type):
+        return [tensor for field in fields(output) for tensor in flat(getattr(output, field.name))]
+    return []
+
+
+def _designs(groups: Sequence[ChannelGroup]) -> list[list[int]]:
+    """How many channels every group keeps in each trial: half, and then numbers that tell groups of one size apart.
+
+    A layer that halves its input, say, goes wrong only where two groups of one size keep different numbers. The numbers
+    of the j-th group of size n are the digits of j to the base n - 1, one a trial.
+    """
+    free = [group.exempt is None and group.size > 1 for group in groups]
+    alike: dict[int, int] = {}
+    numbers = [0] * len(groups)
+    for i, group in enumerate(groups):
+        if free[i]:
+            numbers[i] = alike.get(group.size, 0)
+            alike[group.size] = numbers[i] + 1
+    designs = [[(group.size + 1) // 2 if may else group.size for group, may in zip(groups, free, strict=True)]]
+    while any(numbers) or len(designs) == 1:
+        counts = [group.size for group in groups]
+        for i, group in enumerate(groups):
+            if free[i]:
+                base = max(group.size - 1, 2)
+                numbers[i], digit = divmod(numbers[i], base)
+                counts[i] = 1 + (digit + base // 2) % base  # the first of a size keeps about half
+        designs.append(counts)
+    return designs
+
+
+def _cut(groups: Sequence[ChannelGroup], counts: Sequence[int]) -> dict[str, Kept]:
+    """What stays when every group keeps so many channels, drawn at random."""
+    chosen: list[list[int]] = []
+    for i, (group, count) in enumerate(zip(groups, counts, strict=True)):
+        chosen.append(torch.randperm(group.size, generator=generator("trial", i))[:count].tolist())
+    return kept_of(groups, chosen)
+
+
+def _fault(probe: nn.Module, runs: Sequence[Run], kept: Mapping[str, Kept]) -> str | None:
+    """Why the sliced network is not the masked one; None if it runs and computes the same, however it is run."""
+    sliced = copy.deepcopy(probe)
+    slice_channels(sliced, kept)
+    with torch.no_grad():
+        outputs = []
+        for run in runs:
+            try:
+                outputs.append(flat(run.of(sliced)))
+            except Exception:  # shapes that do not meet raise whatever the network's own code raises: the answer is no
+                return "the network does not run when some of them are removed"
+        masked = copy.deepcopy(probe)
+        mask_channels(masked, kept)
+        for run, found in zip(runs, outputs, strict=True):
+            if not _same(found, flat(run.of(masked))):
+                return "removing some of them is not the same as setting them to zero"
+    return None
+
+
+def _is_random(probe: nn.Module, runs: Sequence[Run]) -> bool:
+    """Whether equal networks give different outputs: they draw numbers that no seed reaches."""
+    with torch.no_grad():
+        return any(not _same(*(flat(run.of(copy.deepcopy(probe))) for _ in range(2))) for run in runs)
+
+
+def _same(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether two outputs are equal up to rounding."""
+    return len(outputs) == len(expected) and all(map(_close, outputs, expected))
+
+
+def _close(output: Tensor, expected: Tensor) -> bool:
+    if output.shape != expected.shape:
+        return False
+    if not expected.is_floating_point():
+        return bool(torch.equal(output, expected))
+    scale = float(expected.abs().max()) if expected.numel() else 0.0
+    return torch.allclose(output, expected, rtol=0, atol=TOLERANCE * scale)

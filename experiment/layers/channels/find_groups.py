@@ -1,0 +1,201 @@
+"""Which channels of a network can only go together, found by following them and tried out.
+
+Both are done on a copy with random weights. So no channel looks dead because training killed it, and the answer depends
+on the structure alone. Channels are followed in eval and in training mode, and over several inputs where these take
+different paths.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from experiment.layers.channels.check_slicing import Run, alike, randomised, tried
+from experiment.layers.channels.follow import GIVES_OUTPUT, Follower
+from experiment.layers.channels.groups import ChannelGroup, Member
+from experiment.layers.channels.labels import Key, Labels, Places
+from experiment.layers.channels.slicing import channel_counts
+from experiment.layers.compressible import evaluating
+from experiment.layers.deterministic_forward import fixed_draws
+
+_log = logging.getLogger("experiment")
+
+SAMPLES = 16  # that are tried for other paths through the network
+NAMES = 3  # in one message
+MESSAGES = 6  # about layers that stay whole
+
+
+def channel_groups(network: nn.Module, example: Tensor, samples: Sequence[Tensor] = ()) -> list[ChannelGroup]:
+    """The groups of channels that can only be removed together, in the order of the layers that make them.
+
+    Sums tie the layers that feed them, concatenations shift indices, Flatten multiplies them, depthwise layers follow.
+    Groups whose channels cannot go are there too, with the reason; it is logged as a warning, but for those that give
+    the network's output.
+
+    Args:
+        network: not modified.
+        example: an input batch that the network takes, on its device.
+        samples: batches of more inputs, of which some may take other paths through the network.
+    """
+    probe = randomised(network)
+    if example.dtype in (torch.float16, torch.bfloat16):
+        probe, example = probe.float(), example.float()  # their rounding would look like a wrong channel
+    samples = [batch[:SAMPLES].to(example) for batch in samples if len(batch)]
+    with fixed_draws(), evaluating(probe):
+        probe(example)  # a network that does not run fails here, in its own words
+    modules, follower = dict(probe.named_modules()), Follower(copy.deepcopy(probe))
+    runs = _followed(follower, probe, example, samples)
+    for name, module in modules.items():
+        _tie_groups(follower.labels, name, module)
+    groups, lost = _collected(follower, modules)
+    groups = tried(probe, runs, _out_of_unseen(groups, follower, modules), lost)
+    _tell(groups)
+    return groups
+
+
+def _followed(follower: Follower, probe: nn.Module, example: Tensor, samples: Sequence[Tensor]) -> list[Run]:
+    """Follow the channels in the runs that show all of the network: where inputs differ in the layers that they call,
+    several of them; each in eval and, where that is not the same, in training mode. These runs."""
+    runs = [Run(example)]
+    follower.follow(runs[0])
+    if samples and any(name not in follower.called for name, _ in _holders(probe)):
+        seen = {_called(probe, runs[0])}
+        for inputs in (*samples, *(one for batch in samples for one in torch.split(batch, 1))):
+            called = _called(probe, Run(inputs))
+            if called not in seen:
+                seen.add(called)
+                runs.append(Run(inputs))
+                follower.follow(runs[-1])
+    training = [replace(run, training=True) for run in runs]
+    try:
+        training = [run for run, plain in zip(training, runs, strict=True) if not alike(probe, [plain, run])]
+        for run in training:
+            follower.follow(run)
+    except Exception as error:  # whatever the network's own code raises, for want of targets, say
+        _log.warning(
+            "The network does not run in training mode on the example (%s), so its channels are followed in eval mode "
+            "only.", type(error).__name__,
+        )  # fmt: skip
+        return runs
+    return runs + training
+
+
+def _holders(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules with parameters of their own."""
+    for name, module in network.named_modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            yield name, module
+
+
+def _called(probe: nn.Module, run: Run) -> frozenset[str]:
+    """Which modules with parameters a run calls."""
+    called: set[str] = set()
+    network = copy.deepcopy(probe)  # running statistics and the like may change
+    with _noting_calls(network, called), torch.no_grad():
+        run.of(network)
+    return frozenset(called)
+
+
+@contextmanager
+def _noting_calls(network: nn.Module, called: set[str]) -> Iterator[None]:
+    names = {module: name for name, module in _holders(network)}
+
+    def note(module: nn.Module, args: object) -> None:
+        called.add(names[module])
+
+    handles = [module.register_forward_pre_hook(note) for module in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tie_groups(labels: Labels, name: str, module: nn.Module) -> None:
+    """A grouped layer loses whole groups only: the channels of a group are one, those of both sides."""
+    keys: list[Key] = []
+    if isinstance(module, nn.Conv2d) and module.groups > 1:
+        groups, keys = module.groups, [(name, "out"), (name, "in")]
+    elif isinstance(module, nn.GroupNorm):
+        groups, keys = module.num_groups, [(name, "out")]
+    if not keys:
+        return
+    sides = [labels.at(key, size).reshape(groups, -1) for key, size in zip(keys, channel_counts(module), strict=False)]
+    for here in np.concatenate(sides, axis=1):
+        known = here[here >= 0].tolist()
+        labels.tie(known)
+        if len(known) < len(here):
+            labels.flag(known, f"'{name}' is grouped and reads channels that cannot go")
+
+
+def _collected(follower: Follower, modules: Mapping[str, nn.Module]) -> tuple[list[ChannelGroup], dict[str, str]]:
+    """Channels that run through the same sides become one group; with the operations where groups were lost."""
+    order = {name: i for i, name in enumerate(modules)}
+    alike: dict[tuple[tuple[tuple[Key, int], ...], str | None], list[Places]] = {}
+    lost: dict[str, str] = {}
+    for places, reason, operation in follower.labels.channels():
+        keys = sorted(places, key=lambda key: (order[key[0]], key[1] == "in"))
+        alike.setdefault((tuple((key, len(places[key])) for key in keys), reason), []).append(places)
+        if operation is not None:
+            lost.update(dict.fromkeys((name for name, side in keys if side == "out"), operation))
+    groups = []
+    for (signature, reason), channels in alike.items():
+        keys = [key for key, _ in signature]
+        producers = tuple(n for n, side in keys if side == "out" and isinstance(modules[n], nn.Conv2d | nn.Linear))
+        first: Key = (producers[0], "out")
+        channels.sort(key=lambda places: places[first])
+        members = tuple(_member(key, channels, modules, follower) for key in keys)
+        group = ChannelGroup(producers[0], len(channels), members, producers, reason)
+        groups.append(((order[producers[0]], channels[0][first]), group))
+    return [group for _, group in sorted(groups, key=lambda pair: pair[0])], lost
+
+
+def _member(key: Key, channels: Sequence[Places], modules: Mapping[str, nn.Module], follower: Follower) -> Member:
+    name, side = key
+    norms = follower.norms[name] if side == "in" else {None}
+    norm = next(iter(norms)) if len(norms) == 1 else None
+    size = channel_counts(modules[name])[side == "in"]
+    return Member(name, side, size, tuple(tuple(places[key]) for places in channels), norm)
+
+
+def _out_of_unseen(
+    groups: Sequence[ChannelGroup], follower: Follower, modules: Mapping[str, nn.Module]
+) -> list[ChannelGroup]:
+    """Exempt what a module may read that no pass has called: it would not be cut along."""
+    widths = {
+        name: {size for p in module.parameters(recurse=False) for size in (p.shape[1:2] if p.dim() > 1 else p.shape)}
+        for name, module in modules.items()
+        if name not in follower.called
+    }
+    told = []
+    for group in groups:
+        here = {member.size for member in group.members}.union(*(follower.widths[name] for name in group.producers))
+        name = next((name for name, reads in widths.items() if group.size > 1 and not here.isdisjoint(reads)), None)
+        reason = None if name is None else f"'{name}' may read them, and no forward pass on the inputs at hand calls it"
+        told.append(replace(group, exempt=group.exempt or reason))
+    return told
+
+
+def _tell(groups: Iterable[ChannelGroup]) -> None:
+    """Warn of the layers that stay whole, the reasons in a few messages."""
+    layers: dict[str, list[str]] = {}
+    for group in groups:
+        if group.exempt not in (None, GIVES_OUTPUT) and group.size > 1:
+            layers.setdefault(str(group.exempt), []).extend(group.producers)
+    told = sorted(layers.items(), key=lambda item: -len(item[1]))
+    for reason, names in told[:MESSAGES]:
+        _log.warning("All channels of %s stay: %s.", _listed(list(dict.fromkeys(names))), reason)
+    if more := sum(len(names) for _, names in told[MESSAGES:]):
+        _log.warning("All channels of %d more layers stay, for reasons of the same kinds.", more)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMES} more layers" if len(names) > NAMES else ""
+    return ", ".join(f"'{name}'" for name in names[:NAMES]) + more

@@ -1,0 +1,155 @@
+"""What removed channels emitted, on average or without their filters, folded into the layers that read it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from experiment.layers.channels.groups import ChannelGroup, Member, alive_channels
+from experiment.layers.compressible import evaluating
+from experiment.layers.masks import stored
+from experiment.layers.plan import Kept
+
+SAMPLES = 32  # in one forward pass
+
+Readers = dict[str, tuple[Member, list[int]]]
+"""Layer name -> its side that reads removed channels, and where on it these are."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Where a constant went that a layer's answer is to be larger by.
+
+    Attributes:
+        place: the layer's bias or the running mean of the BatchNorm behind it, one value a filter that stays.
+        sign: +1 for a bias, from which the answer grows, -1 for a running mean.
+        behind: what the answer lacks because it stands behind the layer; zero for a bias.
+    """
+
+    place: Tensor
+    sign: int
+    behind: Tensor
+
+
+def fold_ghosts(
+    sliced: nn.Module, network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]
+) -> dict[str, Folded]:
+    """Let `sliced`, in place, stand for the network in which only the filters of the removed channels are zero.
+
+    Such a channel q still emits a constant v_q: act(bias), behind BatchNorm act(beta - gamma mean / std), which may be
+    far from what it emitted when its filter was there. What a reader makes of it, sum_{u,v} W[:, q, u, v] v_q, is taken
+    from the running mean of the BatchNorm that alone reads the reader's output or, where there is none, added to the
+    reader's bias; a reader without either loses it. Without zero padding the output is exactly that network's. With
+    padding the response falls off at the borders, and its mean over the positions stands for it.
+
+    Args:
+        sliced: `network` without the channels that `kept` leaves out, holding its weights.
+        network: the original network; not modified.
+        example: the constants are measured while this batch passes.
+    Returns: layer name -> where its constant went.
+    """
+    ghost = copy.deepcopy(network)
+    for group, gone in _gone(groups, kept):
+        for member in group.members:
+            if member.side == "out" and member.module in group.producers:
+                with torch.no_grad():
+                    ghost.get_submodule(member.module).get_parameter("weight")[_places(member, gone)] = 0
+    readers = _readers(ghost, groups, kept)
+    return _fold(sliced, readers, _responses(ghost, example, readers), kept)
+
+
+def fold_means(
+    sliced: nn.Module, network: nn.Module, inputs: Tensor, groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]
+) -> dict[str, Folded]:
+    """Let the readers in `sliced`, in place, answer on average as if the removed channels were still there.
+
+    What a reader makes of the removed channels q in the original network, sum_{q,u,v} W[:, q, u, v] a_q, is averaged
+    over data and positions, and goes where `fold_ghosts` puts its constants. It is exact for channels that are constant
+    on the data, zero padding aside.
+
+    Args:
+        sliced: `network` without the channels that `kept` leaves out, holding its weights.
+        network: the original network; not modified.
+        inputs: calibration data (N, ...) on the network's device.
+    Returns: layer name -> where its constant went.
+    """
+    readers = _readers(network, groups, kept)
+    return _fold(sliced, readers, _responses(network, inputs, readers), kept)
+
+
+def _gone(groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]) -> list[tuple[ChannelGroup, list[int]]]:
+    """The groups that lost channels, with these."""
+    pairs = zip(groups, alive_channels(groups, kept), strict=True)
+    return [(group, sorted(set(range(group.size)) - set(alive))) for group, alive in pairs if len(alive) < group.size]
+
+
+def _places(member: Member, channels: Sequence[int]) -> list[int]:
+    return [place for channel in channels for place in member.positions[channel]]
+
+
+def _readers(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]) -> Readers:
+    """The layers that read removed channels; of a grouped one the filters that would read them are gone as well."""
+    readers: Readers = {}
+    for group, gone in _gone(groups, kept):
+        for member in group.members:
+            module = network.get_submodule(member.module)
+            if member.side == "in" and not (isinstance(module, nn.Conv2d) and module.groups > 1):
+                readers.setdefault(member.module, (member, []))[1].extend(_places(member, gone))
+    return readers
+
+
+def _responses(network: nn.Module, inputs: Tensor, readers: Readers) -> dict[str, Tensor]:
+    """What every reader makes of the removed channels alone, bias aside: (out,), mean over samples and positions.
+
+    A layer is affine, so that the response to the mean of all samples is enough.
+    """
+    names = {network.get_submodule(name): name for name in readers}
+    sums: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in readers}  # outputs a filter has, and their sum
+
+    def record(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], y: Tensor) -> None:
+        x = args[0] if args else named["input"]
+        dim, dims = (-3, 3) if isinstance(module, nn.Conv2d) else (-1, 1)
+        mean = x.reshape(-1, *x.shape[-dims:]).mean(0, keepdim=True)
+        places = torch.tensor(readers[names[module]][1], device=x.device)
+        alone = torch.zeros_like(mean).index_copy(dim, places, mean.index_select(dim, places))
+        response = module.forward(alone) - module.forward(torch.zeros_like(alone))
+        number = y.numel() // y.shape[dim]
+        sums[names[module]].append((number, number * response.movedim(dim, -1).flatten(0, -2).mean(0)))
+
+    handles = [module.register_forward_hook(record, with_kwargs=True) for module in names]
+    try:
+        with evaluating(network):
+            for batch in torch.split(inputs, SAMPLES):
+                network(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {
+        name: torch.stack([total for _, total in calls]).sum(0) / sum(number for number, _ in calls)
+        for name, calls in sums.items()
+        if calls
+    }
+
+
+def _fold(
+    sliced: nn.Module, readers: Readers, shifts: Mapping[str, Tensor], kept: Mapping[str, Kept]
+) -> dict[str, Folded]:
+    modules, folded = dict(sliced.named_modules()), dict[str, Folded]()
+    for name, shift in shifts.items():
+        rows = kept[name].out
+        part = shift if rows is None else shift[list(rows)]
+        norm = modules.get(readers[name][0].norm or "")
+        bias = None if modules[name].bias is None else stored(modules[name], "bias")
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.running_mean is not None:
+            folded[name] = Folded(norm.running_mean, -1, part)
+        elif bias is not None:
+            folded[name] = Folded(bias, 1, torch.zeros_like(part))
+        else:
+            continue
+        with torch.no_grad():
+            folded[name].place.add_(folded[name].sign * part)
+    return folded

@@ -1,0 +1,198 @@
+"""Channels that can only go together, as plain data, and what a network costs when some of them are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from experiment.layers.compressible import trace_layers
+from experiment.layers.plan import Kept
+
+Side = Literal["out", "in"]
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One side of one module that a group of channels runs through.
+
+    Attributes:
+        module: dotted name; side: `out` (rows of the weight; also the one side of BatchNorm, PReLU) or `in` (columns).
+        size: how many channels that side has in all.
+        positions: channel of the group -> the indices that it occupies there. Several where Flatten multiplies a
+            channel by the grid, or where a grouped layer loses whole groups only; all channels occupy equally many.
+        norm: of an `in` side, the BatchNorm that alone reads the layer's output, directly behind it.
+    """
+
+    module: str
+    side: Side
+    size: int
+    positions: tuple[tuple[int, ...], ...]
+    norm: str | None = None
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that run through the same sides of the same modules: each of them can go, from all of these at once.
+
+    Attributes:
+        name: the first layer that produces the channels.
+        size: number of channels (where a grouped layer takes part: of its groups).
+        members: every side of every module that they run through.
+        producers: the convolutions and linear layers whose filters make them, in module order.
+        exempt: why none of them may go; None if they may.
+    """
+
+    name: str
+    size: int
+    members: tuple[Member, ...]
+    producers: tuple[str, ...]
+    exempt: str | None = None
+
+
+def kept_of(groups: Sequence[ChannelGroup], chosen: Sequence[Collection[int]]) -> dict[str, Kept]:
+    """What stays of every module when of each group only the `chosen` channels do; whole modules are not named."""
+    stays: dict[tuple[str, Side], npt.NDArray[np.bool_]] = {}
+    for group, channels in zip(groups, chosen, strict=True):
+        gone = sorted(set(range(group.size)) - set(channels))
+        if gone:
+            for member in group.members:
+                alive = stays.setdefault((member.module, member.side), np.ones(member.size, bool))
+                alive[[p for channel in gone for p in member.positions[channel]]] = False
+    sides = {key: tuple(np.flatnonzero(alive).tolist()) for key, alive in stays.items()}
+    names = dict.fromkeys(name for name, _ in sides)
+    return {name: Kept(sides.get((name, "out")), sides.get((name, "in"))) for name in names}
+
+
+def alive_channels(groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]) -> list[tuple[int, ...]]:
+    """Of each group the channels that are left whole where modules already lost some."""
+    alive = []
+    for group in groups:
+        left = set(range(group.size))
+        for member in group.members:
+            sides = kept.get(member.module, Kept())
+            indices = sides.out if member.side == "out" else sides.inputs
+            if indices is not None:
+                here = set(indices)
+                left = {channel for channel in left if here.issuperset(member.positions[channel])}
+        alive.append(tuple(sorted(left)))
+    return alive
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters and multiply-adds as arithmetic on the number of channels that every group keeps.
+
+    With n_G kept channels, layer l has out_l = out_fixed_l + (out_by_group n_G)_l rows, and in_l columns likewise, so
+
+        parameters = constant + sum_l out_l (weight_l in_l + extra_l)
+        flops      = constant + sum_l out_l weight_l in_l positions_l + sum_p each_p prod_g (n_g + beside_pg)^power_pg
+
+    which is exactly what counting the sliced network gives. Shape suffixes: L = layers, G = groups, P = products of
+    activations, such as attention's, of which channels are dimensions.
+
+    Attributes:
+        out_fixed, in_fixed: (L,) rows and columns that belong to no group. out_by_group, in_by_group: (L, G) those that
+            a channel of a group takes.
+        weight: (L,) weights a row and column. extra: (L,) other parameters a row. positions: (L,) outputs a sample.
+        constant_parameters, constant_flops: of everything that no group touches.
+        power, beside: (P, G) how many dimensions of a product consist of a group's channels, and of how many more.
+        each: (P,) the product of the other dimensions.
+    """
+
+    out_fixed: Integers
+    out_by_group: Integers
+    in_fixed: Integers
+    in_by_group: Integers
+    weight: Integers
+    extra: Integers
+    positions: Integers
+    constant_parameters: int = 0
+    constant_flops: int = 0
+    power: Integers = field(default_factory=lambda: np.zeros((0, 1), np.int64))
+    beside: Integers = field(default_factory=lambda: np.zeros((0, 1), np.int64))
+    each: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def parameters_of(self, counts: Sequence[int]) -> int:
+        """Elements of all parameters of the network whose groups keep `counts` channels."""
+        out_L, in_L = self._extents(counts)
+        return self.constant_parameters + int((out_L * (self.weight * in_L + self.extra)).sum())
+
+    def flops_of(self, counts: Sequence[int]) -> int:
+        """Multiply-adds of one sample's forward pass of that network."""
+        out_L, in_L = self._extents(counts)
+        layers = int((out_L * self.weight * in_L * self.positions).sum())
+        return self.constant_flops + layers + int(self.products_of(counts).sum())
+
+    def products_of(self, counts: Sequence[int]) -> Integers:
+        """Multiply-adds of every product that shrinks with channels: (P,)."""
+        return self.each * _channel_products(counts, self.power, self.beside)
+
+    def with_products(self, counts: Sequence[int], flops: Integers, power: Integers, beside: Integers) -> Sizes:
+        """The same with products, part of the constant so far, that shrink with the channels of groups.
+
+        Args:
+            counts, flops: channels of every group, and (P,) the multiply-adds of every product with these channels.
+            power, beside: (P, G).
+        """
+        each = flops // _channel_products(counts, power, beside)
+        constant = self.constant_flops - int(flops.sum())
+        return replace(self, constant_flops=constant, power=power, beside=beside, each=each)
+
+    def _extents(self, counts: Sequence[int]) -> tuple[Integers, Integers]:
+        counts_G = np.asarray(counts, np.int64)
+        return self.out_fixed + self.out_by_group @ counts_G, self.in_fixed + self.in_by_group @ counts_G
+
+
+def _channel_products(counts: Sequence[int], power: Integers, beside: Integers) -> Integers:
+    """Of every product the dimensions that are channels, multiplied: (P,)."""
+    found: Integers = np.prod((np.asarray(counts, np.int64) + beside) ** power, axis=1)
+    return found
+
+
+def sizes_of(network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup], flops: int) -> Sizes:
+    """The arithmetic of a network's size.
+
+    Args:
+        groups: what `channel_groups(network, example)` gave.
+        flops: multiply-adds of the whole network, those of layers that no channel is cut out of too.
+    """
+    modules = dict(network.named_modules())
+    layers = trace_layers(network, example)
+    rows = {name: row for row, name in enumerate(dict.fromkeys(m.module for group in groups for m in group.members))}
+    shapes = np.array([_shape(modules[name]) for name in rows], np.int64).reshape(len(rows), 4)
+    out_L, in_L, weight_L, extra_L = shapes.T
+    positions_L = np.array([layers[name].positions if name in layers else 0 for name in rows], np.int64)
+    out_LG, in_LG = np.zeros((2, len(rows), len(groups)), np.int64)
+    for g, group in enumerate(groups):
+        for member in group.members:
+            if member.side == "out":
+                out_LG[rows[member.module], g] = len(member.positions[0])
+            elif not _is_grouped(modules[member.module]):  # a filter of a grouped layer keeps all of its columns
+                in_LG[rows[member.module], g] = len(member.positions[0])
+    counts_G = np.array([group.size for group in groups], np.int64)
+    sizes = Sizes(out_L - out_LG @ counts_G, out_LG, in_L - in_LG @ counts_G, in_LG, weight_L, extra_L, positions_L)
+    parameters = sum(p.numel() for p in network.parameters())
+    return replace(
+        sizes,
+        constant_parameters=parameters - sizes.parameters_of(counts_G.tolist()),
+        constant_flops=flops - sizes.flops_of(counts_G.tolist()),
+    )
+
+
+def _shape(module: nn.Module) -> tuple[int, int, int, int]:
+    """Rows, columns, weights a row and column, and further parameters a row; columns are those of one filter."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        rows, columns = module.weight.shape[:2]
+        return rows, columns, module.weight[0, 0].numel(), 0 if module.bias is None else 1
+    parameters = list(module.parameters(recurse=False))
+    return parameters[0].shape[0] if parameters else 0, 0, 0, len(parameters)
+
+
+def _is_grouped(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.groups > 1

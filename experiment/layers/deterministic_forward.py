@@ -1,0 +1,76 @@
+"""Forward passes without chance: random operations give fixed numbers, whatever the shape of what they fill."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from experiment.random_streams import seed_of, seeded
+
+_PERMUTING = frozenset(
+    {"randperm", "multinomial", "randint", "randint_like"}
+)  # they draw indices: one number will not do
+
+
+@contextmanager
+def fixed_draws() -> Iterator[None]:
+    """Let random operations inside give numbers that do not depend on shapes; all random states are restored.
+
+    A network and its sliced copy then draw alike: a random operation fills its output with one number, another one at
+    every call, and dropout lets everything pass. Python's and numpy's global generators are seeded, as is torch's for
+    what draws indices.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    random.seed(seed_of("draws"))
+    np.random.seed(seed_of("draws") % 2**32)
+    try:
+        with seeded("draws"), _Fixed():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+class _Fixed(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> object:
+        name = func.overloadpacket.__name__
+        if torch.Tag.nondeterministic_seeded not in func.tags or name in _PERMUTING:
+            return func(*args, **(kwargs or {}))
+        if name == "native_dropout":
+            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+        for argument, value in (("dropout_p", 0.0), ("training", False)):  # attention drops nothing, nor does RReLU
+            args, kwargs, found = _replaced(func, args, kwargs or {}, argument, value)
+            if found:
+                return func(*args, **kwargs)
+        self.calls += 1
+        value = 1.0 if "bernoulli" in name else 0.25 + 0.5 * ((self.calls * 0.618034) % 1)
+        fill: Callable[[object], object] = lambda x: x.fill_(value) if isinstance(x, Tensor) else x  # noqa: E731
+        with torch.no_grad():
+            return tree_map(fill, func(*args, **(kwargs or {})))
+
+
+def _replaced(
+    func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], argument: str, value: object
+) -> tuple[tuple[Any, ...], Mapping[str, Any], bool]:
+    """The arguments of a call with another value for one of them, and whether the operation has it."""
+    names = [a.name for a in func._schema.arguments]
+    if argument not in names:
+        return args, kwargs, False
+    place = names.index(argument)
+    if place < len(args):
+        return (*args[:place], value, *args[place + 1 :]), kwargs, True
+    return args, {**kwargs, argument: value}, True

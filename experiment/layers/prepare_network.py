@@ -1,0 +1,225 @@
+"""Networks as others hand them in, made plain: wrappers taken off, weights that something computes made parameters.
+
+| handed in | what happens |
+|---|---|
+| `torch.compile`, `module.compile()`, DataParallel, DistributedDataParallel, of the whole or of parts | taken off |
+| masks of this program and of `torch.nn.utils.prune` | weights are zero there; the masks are told |
+| weight_norm, spectral_norm (both kinds), other parametrizations, rounded weights | computed once, in eval mode |
+| `torch.fx` graphs of modules | taken as they are |
+| lazy or quantized layers, FSDP and fully_shard, TorchScript, graphs of operators | refused, with the way out |
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from experiment.errors import CompressionError
+from experiment.layers.compressible import evaluating
+from experiment.layers.grouped_linear import GroupedLinear
+from experiment.layers.masks import named_masks
+from experiment.layers.quantized_weights import own_class
+
+PREFIXES = ("_orig_mod.", "module.")  # what wrappers put before the names in a state_dict
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
+_MASKABLE = (nn.modules.conv._ConvNd, nn.Linear, GroupedLinear)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plain network.
+
+    Attributes:
+        network: the one that was given where nothing had to be done; else a copy, or what a wrapper holds.
+        masks: parameter name -> bool tensor, False where a mask held the weight at zero.
+    """
+
+    network: nn.Module
+    masks: Mapping[str, Tensor]
+
+
+def prepared(network: nn.Module) -> Prepared:
+    """A network whose layers hold their weights and are called by its forward pass; `network` is not changed.
+
+    What it computes in eval mode stays.
+
+    Raises: CompressionError: it is of a kind that cannot be compressed; the message says what can be done.
+    """
+    network = unwrapped(network)
+    check_kind(network)
+    if not any(True for _ in _computed(network)):
+        return Prepared(network, {})
+    plain = copied(network)
+    masks: dict[str, Tensor] = {name: mask.clone() for name, mask in named_masks(plain).items()}
+    with evaluating(plain, keeping_buffers=False):  # spectral_norm iterates in training mode
+        for name, module, parameter, how in list(_computed(plain)):
+            if isinstance(how, prune.BasePruningMethod):
+                masks[f"{name}.{parameter}" if name else parameter] = module.get_buffer(f"{parameter}_mask") != 0
+            _make_parameter(module, parameter, how)
+    modules = dict(plain.named_modules())
+    masks = {name: mask for name, mask in masks.items() if isinstance(modules[name.rpartition(".")[0]], _MASKABLE)}
+    return Prepared(plain, masks)
+
+
+def plain_copy(network: nn.Module) -> nn.Module:
+    """A copy of plain layers that computes the same in eval mode, masked weights being ordinary zeros.
+
+    Raises: CompressionError: as `prepared`.
+    """
+    made = prepared(network).network
+    return copy.deepcopy(made) if made is unwrapped(network) else made
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network inside `torch.compile`, DataParallel or DistributedDataParallel; a copy where parts are wrapped.
+
+    Compiled code and replicas run without the hooks by which layers are found.
+    """
+    while (inner := _inside(network)) is not None:
+        network = inner
+    parts = any(_inside(m) is not None or m._compiled_call_impl is not None for m in network.modules())
+    return _without_wrapped_parts(network) if parts else network
+
+
+def without_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state_dict with the names that the plain network has: wrappers' prefixes removed, on every level."""
+    for prefix in PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            return without_prefixes({name.removeprefix(prefix): value for name, value in state.items()})
+    return {name.replace("._orig_mod.", "."): value for name, value in state.items()}
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A deep copy, of networks too whose hooks have left computed tensors behind, which deepcopy refuses."""
+    return copy.deepcopy(network, _computed_tensors(network))
+
+
+def check_kind(network: nn.Module) -> None:
+    """Raises: CompressionError: layers without weights, or that are none any more, or weights in several processes."""
+    for name, module in network.named_modules():
+        where = f"'{name}' ({type(module).__name__})" if name else f"the network ({type(module).__name__})"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CompressionError(
+                f"{where} is TorchScript, which cannot be changed. Compress the module that was scripted or traced, "
+                "with these weights: net.load_state_dict(scripted.state_dict())."
+            )
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if type(module).__module__.startswith(_QUANTIZED) or any(type(t).__module__.startswith("torchao") for t in own):
+            raise CompressionError(
+                f"{where} is quantized already. Compress the float network, then quantize the result: "
+                "experiment.quantize_int8(result.network)."
+            )
+        if _is_operators(module):
+            raise CompressionError(
+                f"{where} is a graph of operators without layers, as torch.export makes it. Compress the network that "
+                "was exported, with these weights: net.load_state_dict(exported.state_dict())."
+            )
+        if any(is_lazy(tensor) for tensor in own):
+            raise CompressionError(
+                f"{where} is lazy and has no weights yet. Run the network once before it is compressed: net(example)."
+            )
+        if _is_sharded(module, own):
+            raise CompressionError(
+                f"{where}: its weights are spread over processes. Gather them and compress a network of one process: "
+                "state = torch.distributed.checkpoint.state_dict.get_model_state_dict(net, "
+                "options=StateDictOptions(full_state_dict=True)); plain_net.load_state_dict(state)."
+            )
+
+
+def computed_weights(network: nn.Module) -> list[str]:
+    """The parameters that masks, parametrizations or torch's older hooks compute at every use, by their names."""
+    return [f"{name}.{parameter}" if name else parameter for name, _, parameter, _ in _computed(network)]
+
+
+def _computed_tensors(network: nn.Module) -> dict[int, Any]:
+    """A memo for deepcopy."""
+    values = (value for module in network.modules() for value in vars(module).values())
+    return {id(v): v.detach().clone() for v in values if isinstance(v, Tensor) and not v.is_leaf}
+
+
+def _inside(module: nn.Module) -> nn.Module | None:
+    inner: nn.Module | None = None
+    compiled = _class("torch._dynamo.eval_frame", "OptimizedModule")
+    if compiled is not None and isinstance(module, compiled):
+        inner = module.get_submodule("_orig_mod")
+    elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = module.module
+    return inner
+
+
+def _class(module: str, name: str) -> type | None:
+    """A class of torch's, None where nobody has imported its module yet, so that there are no objects of it."""
+    loaded = sys.modules.get(module)
+    found: type | None = vars(loaded).get(name) if loaded is not None else None
+    return found
+
+
+def _is_sharded(module: nn.Module, tensors: list[Tensor]) -> bool:
+    distributed = _class("torch.distributed.tensor", "DTensor")
+    wrapper = _class("torch.distributed.fsdp", "FullyShardedDataParallel")
+    if wrapper is not None and isinstance(module, wrapper):
+        return True
+    return distributed is not None and any(isinstance(tensor, distributed) for tensor in tensors)
+
+
+def _is_operators(module: nn.Module) -> bool:
+    if type(module).__module__ == "torch.export.unflatten":
+        return True
+    graph_module = _class("torch.fx.graph_module", "GraphModule")
+    if graph_module is None or not isinstance(module, graph_module):
+        return False
+    graph: Any = module.graph
+    return any(isinstance(node.target, torch._ops.OpOverload) for node in graph.nodes)
+
+
+def _computed(network: nn.Module) -> Iterator[tuple[str, nn.Module, str, object]]:
+    """Every parameter that something computes: module name, module, parameter name, and the hook, if one does it."""
+    for name, module in network.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, prune.BasePruningMethod):
+                yield name, module, hook._tensor_name, hook
+            elif isinstance(hook, WeightNorm | SpectralNorm):
+                yield name, module, hook.name, hook
+        if parametrize.is_parametrized(module):
+            chains = module.parametrizations
+            assert isinstance(chains, nn.ModuleDict)
+            for parameter in chains:
+                yield name, module, parameter, None
+
+
+def _make_parameter(module: nn.Module, name: str, how: object) -> None:
+    if isinstance(how, prune.BasePruningMethod):
+        prune.remove(module, name)  # type: ignore[no-untyped-call]
+    elif isinstance(how, WeightNorm):
+        remove_weight_norm(module, name)
+    elif isinstance(how, SpectralNorm):
+        remove_spectral_norm(module, name)
+    else:
+        own_class(module)
+        chains = module.parametrizations
+        assert isinstance(chains, nn.ModuleDict)
+        originals = list(chains[name].parameters(recurse=False))
+        parametrize.remove_parametrizations(module, name)
+        if originals and name in module._buffers:  # made of several ones, torch leaves no parameter without gradients
+            value = module.get_buffer(name).detach().clone()
+            delattr(module, name)
+            setattr(module, name, nn.Parameter(value, requires_grad=any(p.requires_grad for p in originals)))
+
+
+def _without_wrapped_parts(network: nn.Module) -> nn.Module:
+    memo = _computed_tensors(network)
+    for module in reversed(list(network.modules())):  # what lies inside first
+        inner = _inside(module)
+        if inner is not None:
+            memo[id(module)] = copy.deepcopy(inner, memo)
+    return copy.deepcopy(network, memo)

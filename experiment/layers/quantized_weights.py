@@ -1,0 +1,148 @@
+"""Weights in fewer bits: rounded to float16, bfloat16 or int8 from a float32 master, which is what trains.
+
+`weight = round(original)` is computed at every use, after a mask if there is one, and passes gradients straight through
+to the master, so that a quantized network retrains as any other and what it computes with is always on the grid.
+
+Source: Jacob et al. 2018, https://arxiv.org/abs/1712.05877 (simulated quantization in training); Bengio et al. 2013,
+https://arxiv.org/abs/1308.3432 (straight-through gradient).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from experiment.errors import CompressionError
+from experiment.layers.grouped_linear import GroupedLinear
+
+FLOATS: Mapping[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = (*FLOATS, "int8")
+LEVELS = 127  # of int8, to either side of zero
+_CUT_BITS = 7  # of a scale's mantissa: what is left, times a code of 7 bits, is exact in float32
+_SMALLEST = torch.finfo(torch.float32).tiny
+
+Codes = tuple[Tensor, Tensor | None]
+"""A weight in few bits, and with int8 the scales of its output channels."""
+
+
+class Quantized(nn.Module):
+    """Rounds a weight to what `dtype` can hold; gradients pass straight through. What is not finite becomes NaN."""
+
+    def __init__(self, dtype: str) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, weight: Tensor) -> Tensor:
+        rounded = decode(*encode(weight.detach(), self.dtype)).to(weight.dtype)
+        return rounded + (weight - weight.detach())  # the difference is exactly zero, its gradient is not
+
+    def extra_repr(self) -> str:
+        return self.dtype
+
+
+def add_quantized(network: nn.Module, dtypes: Mapping[str, str]) -> None:
+    """Compute with rounded weights, in place; the parameters stay behind as float32 masters.
+
+    float16 and bfloat16 take a layer's weight and its bias, as Condensa has it; int8 the weight alone, the bias staying
+    float32.
+
+    Args:
+        dtypes: layer name -> float16, bfloat16 or int8; a layer that became factors has them in both.
+    Raises: CompressionError: something that is no convolution or linear layer, or another dtype.
+    """
+    for name, dtype in dtypes.items():
+        if dtype not in DTYPES:
+            raise CompressionError(f"{name}: dtype must be one of {', '.join(DTYPES)}. Got {dtype!r}.")
+        layer = network.get_submodule(name)
+        factors = [part for n, part in layer.named_children() if n in ("encoder", "decoder")]
+        for part in factors or [layer]:
+            if not isinstance(part, nn.Conv2d | nn.Linear | GroupedLinear):
+                raise CompressionError(
+                    f"{name}: only convolutions and linear layers are quantized. Got a {type(part).__name__}."
+                )
+            _quantize(part, dtype)
+
+
+def round_to(weight: Tensor, dtype: str) -> Tensor:
+    """A weight as `dtype` holds it, in float32. Arguments as of `encode`."""
+    return decode(*encode(weight, dtype))
+
+
+def encode(weight: Tensor, dtype: str) -> Codes:
+    """A weight in few bits.
+
+    float16, bfloat16: rounded to nearest; finite values beyond the range become the largest finite one. int8: symmetric
+    with one scale an output channel, round(w / s) with s = max|w| / 127 over the channel. A scale has 17 bits of
+    mantissa, so that codes times scale are exact, and rounding once more changes nothing, on any device. Channels of
+    zeros stay zeros, and so do those below 1.5e-36; one that holds NaN or infinity becomes NaN.
+
+    Args:
+        weight: (F, ...), output channels first; a bias only with float16 and bfloat16.
+        dtype: float16, bfloat16 or int8.
+    """
+    if dtype in FLOATS:
+        most = torch.finfo(FLOATS[dtype]).max
+        return torch.where(weight.isfinite(), weight.clamp(-most, most), weight).to(FLOATS[dtype]), None
+    assert dtype == "int8", dtype
+    scales = _scales(weight)
+    divisors = _over_channels(torch.where(scales > 0, scales, 1), weight.dim())
+    codes = (weight.float() / divisors).round().clamp(-LEVELS, LEVELS).nan_to_num(0)
+    return codes.to(torch.int8), scales
+
+
+def decode(codes: Tensor, scales: Tensor | None) -> Tensor:
+    """The inverse of `encode`, in float32: the rounded weight."""
+    values = codes.float()
+    return values if scales is None else values * _over_channels(scales, codes.dim())
+
+
+def element_size(dtype: str) -> int:
+    """Bytes of one element."""
+    return FLOATS.get(dtype, torch.int8).itemsize
+
+
+def named_dtypes(network: nn.Module) -> dict[str, str]:
+    """Parameter name (as on the plain network) -> dtype, for every quantized parameter in the network."""
+    return {
+        f"{name}.{parameter}" if name else parameter: link.dtype
+        for name, module in network.named_modules()
+        if isinstance(chains := dict(module.named_children()).get("parametrizations"), nn.ModuleDict)
+        for parameter, chain in chains.items()
+        for link in chain.children()
+        if isinstance(link, Quantized)
+    }
+
+
+def own_class(module: nn.Module) -> None:
+    """Part a parametrized module from its deep copies.
+
+    Torch notes on the module's class which tensors are parametrized, and deepcopy shares that class: without this, to
+    mask, quantize or bake a copy changes what it was copied from.
+    """
+    shared = type(module)
+    module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+
+
+def _quantize(layer: nn.Module, dtype: str) -> None:
+    if parametrize.is_parametrized(layer):
+        own_class(layer)
+    parametrize.register_parametrization(layer, "weight", Quantized(dtype), unsafe=True)
+    if dtype in FLOATS and getattr(layer, "bias", None) is not None:
+        parametrize.register_parametrization(layer, "bias", Quantized(dtype), unsafe=True)
+
+
+def _scales(weight: Tensor) -> Tensor:
+    """One scale an output channel, (F,): zero for zeros, NaN where not all is finite."""
+    largest = weight.float().flatten(1).abs().amax(1)
+    levels = torch.full_like(largest, LEVELS)  # by a number, GPUs multiply by its inverse: the last bit would differ
+    exact = torch.where(largest.isfinite(), largest, torch.nan) / levels
+    half = 1 << (_CUT_BITS - 1)
+    cut = ((exact.view(torch.int32) + half) & -(1 << _CUT_BITS)).view(torch.float32)  # to nearest, carry included
+    return torch.where(exact < _SMALLEST, torch.zeros_like(exact), cut)
+
+
+def _over_channels(scales: Tensor, dims: int) -> Tensor:
+    return scales.reshape(-1, *[1] * (dims - 1))

@@ -1,0 +1,168 @@
+"""BatchNorm statistics of a compressed network, measured anew with the dense network as control variate.
+
+Compression shifts what arrives at a BatchNorm, and its running statistics no longer belong to it. Those of a few images
+in their stead are too noisy: they cost a mildly compressed network more than they mend. So the dense network sees the
+same images, and only the change from its batch statistics (m_d, v_d) to those of the compressed network (m_c, v_c) is
+applied to the running statistics, which come from the whole training data. What the sample misjudges, it misjudges in
+both networks alike, and the difference is free of it: an unchanged network keeps its statistics.
+
+    mean <- mean + (m_c - m_d)
+    var + eps <- (var + eps) (v_c + eps) / (v_d + eps)
+
+Suffix: C = channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from experiment.errors import CompressionError
+from experiment.layers.compressible import evaluating
+from experiment.layers.plan import Kept
+
+MOST_VALUES = 2**26  # that the largest input of a BatchNorm may have, all images together: 256 MiB in float32
+
+Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+Record = Callable[[str, Norm, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and variance of a BatchNorm's input, of a batch and as remembered from training: (C,), float64."""
+
+    mean: Tensor
+    var: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def of(self, kept: Kept | None) -> Moments:
+        """Those of the channels that stay."""
+        indices = None if kept is None else kept.inputs if kept.out is None else kept.out
+        if indices is None:
+            return self
+        places = torch.tensor(indices, device=self.mean.device)
+        tensors = (self.mean, self.var, self.running_mean, self.running_var)
+        return Moments(*(tensor[places] for tensor in tensors))
+
+
+@dataclass(frozen=True)
+class DenseMoments:
+    """What `recalibrate` compares a compressed network with.
+
+    Attributes:
+        inputs: the images that both networks see, at once: as many of those given as memory bears.
+        layers: BatchNorm name -> its moments in the dense network.
+    """
+
+    inputs: Tensor
+    layers: Mapping[str, Moments]
+
+
+def dense_moments(network: nn.Module, inputs: Tensor) -> DenseMoments:
+    """The moments of every BatchNorm's input in the dense network.
+
+    Left out are layers without running statistics and those that one forward pass calls more than once, or never. All
+    images pass at once, which keeps `recalibrate` a single pass; so their number is limited where they are large, and
+    of those given the first ones are taken.
+
+    Args:
+        network: with the running statistics that are to be corrected; not modified.
+        inputs: images (N, ...), on its device.
+    Raises: CompressionError: there is nothing to re-estimate, or the network gives NaN or infinite values.
+    """
+    calls = dict[str, int]()
+    sizes = [1]
+
+    def look(name: str, _: Norm, x: Tensor) -> None:
+        calls[name] = calls.get(name, 0) + 1
+        sizes.append(x.numel())
+
+    _pass(network, inputs[:1], look)
+    once = {name for name, number in calls.items() if number == 1}
+    if not once:
+        raise CompressionError(
+            "recalibrate has no effect: the network has no BatchNorm layer with running statistics that a forward pass "
+            "calls once. Leave it out."
+        )
+    inputs = inputs[: max(1, MOST_VALUES // max(sizes))]
+    moments = dict[str, Moments]()
+
+    def record(name: str, norm: Norm, x: Tensor) -> None:
+        if name in once:
+            moments[name] = Moments(*_batch_moments(name, x), *_running(norm))
+
+    _pass(network, inputs, record)
+    return DenseMoments(inputs, moments)
+
+
+def recalibrate(compressed: nn.Module, dense: DenseMoments, kept: Mapping[str, Kept]) -> None:
+    """Correct the running statistics of a compressed network, in place, for what its BatchNorms are now given.
+
+    Each layer's statistics are taken with those of all layers before it already corrected. Weights, biases and what
+    `dense` leaves out stay as they are.
+
+    Args:
+        compressed: has the names of the dense network's modules.
+        dense: of the network that was compressed, with its weights and statistics.
+        kept: module name -> the channels that stay, as in the plan.
+    Raises: CompressionError: the compressed network gives NaN or infinite values.
+    """
+
+    def correct(name: str, norm: Norm, x: Tensor) -> None:
+        if name not in dense.layers:
+            return
+        d = dense.layers[name].of(kept.get(name))
+        mean_C, var_C = _batch_moments(name, x)
+        change_C = (var_C + norm.eps) / (d.var + norm.eps)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.copy_(d.running_mean + (mean_C - d.mean))
+        # eps stands on both sides: a channel that was constant in training has a variance of 0, which no factor mends
+        norm.running_var.copy_(((d.running_var + norm.eps) * change_C - norm.eps).clamp_min(0))
+
+    _pass(compressed, dense.inputs, correct)
+
+
+def _pass(network: nn.Module, inputs: Tensor, record: Record) -> None:
+    """One forward pass in eval mode; `record` is told what arrives at each BatchNorm before that computes."""
+    with evaluating(network, keeping_buffers=False), _recording(network, record):
+        network(inputs)
+
+
+@contextmanager
+def _recording(network: nn.Module, record: Record) -> Iterator[None]:
+    names = {m: n for n, m in network.named_modules() if isinstance(m, Norm) and m.running_mean is not None}
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        assert isinstance(module, Norm)
+        record(names[module], module, inputs[0] if inputs else named["input"])
+
+    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _batch_moments(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of every channel, over samples and positions."""
+    others = [dim for dim in range(x.dim()) if dim != 1]
+    var_C, mean_C = torch.var_mean(x.to(torch.promote_types(x.dtype, torch.float32)), others, correction=0)
+    if not (torch.isfinite(var_C).all() and torch.isfinite(mean_C).all()):
+        raise CompressionError(
+            f"recalibrate: NaN or infinite values arrive at '{name}'. Are the calibration data finite, and transformed "
+            f"like the training data?"
+        )
+    return mean_C.double(), var_C.double()
+
+
+def _running(norm: Norm) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean.double(), norm.running_var.double()

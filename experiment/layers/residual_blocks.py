@@ -1,0 +1,85 @@
+"""Residual blocks that can be left out whole: y = x + f(x), with or without a ReLU behind; the shortcut is x itself."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from experiment.layers.channels.check_slicing import randomised
+from experiment.layers.compressible import evaluating
+from experiment.random_streams import generator
+
+SAMPLES = 4  # that a block is tried out with
+
+
+def residual_blocks(network: nn.Module, example: Tensor) -> list[str]:
+    """The innermost modules that pass their input on unchanged once all their parameters are zero, in module order.
+
+    Found by trying out, whatever the modules are called: in a copy with random weights, every module with a convolution
+    or linear layer in it that a forward pass calls once, with one tensor, is given its input again with zero
+    parameters. A ReLU behind the sum passes what an earlier one gave; a shortcut with weights of its own passes
+    nothing. A module that shares parameters with what lies outside is none.
+
+    Args:
+        network: not modified.
+        example: an input batch that the network takes, on its device.
+    """
+    probe = randomised(network)
+    shape, found = (SAMPLES, *example.shape[1:]), list[str]()
+    x = torch.randn(shape, generator=generator("blocks")).to(example) if example.is_floating_point() else example
+    inputs = _inputs(probe, x)
+    with evaluating(probe):
+        for name, given in inputs.items():
+            module = probe.get_submodule(name)
+            before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+            silence(module)
+            answer = module(given.clone())
+            module.load_state_dict(before)
+            if isinstance(answer, Tensor) and answer.shape == given.shape and torch.equal(answer, given):
+                found.append(name)
+    return [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
+
+
+def silence(module: nn.Module) -> None:
+    """Put everything in a module at zero, in place, so that a branch of it gives zero: y = x + f(x) becomes x."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+        for name, buffer in module.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.zero_()
+            elif name.endswith("running_var"):
+                buffer.fill_(1)
+
+
+def inside(name: str, modules: Collection[str]) -> bool:
+    """Whether a module, or a parameter, is or lies in one of these modules."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _inputs(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """What every module that may be a block is given."""
+    everywhere: dict[int, list[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        everywhere.setdefault(id(parameter), []).append(name)
+    names, calls = dict[nn.Module, str](), dict[str, list[Tensor | None]]()
+    for name, module in network.named_modules():
+        own = all(inside(n, [name]) for parameter in module.parameters() for n in everywhere[id(parameter)])
+        if name and own and any(isinstance(m, nn.Conv2d | nn.Linear) for m in module.modules() if m is not module):
+            names[module] = name
+
+    def record(module: nn.Module, args: tuple[object, ...], named: dict[str, object]) -> None:
+        alone = len(args) == 1 and not named and isinstance(args[0], Tensor)
+        calls.setdefault(names[module], []).append(args[0].clone() if alone else None)  # type: ignore[attr-defined]
+
+    handles = [module.register_forward_pre_hook(record, with_kwargs=True) for module in names]
+    try:
+        with evaluating(network):
+            network(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    once = {name: given[0] for name, given in calls.items() if len(given) == 1}
+    return {name: given for name, given in once.items() if given is not None}

@@ -1,0 +1,143 @@
+"""What of a network a method cannot touch: matrices outside its reach, by module, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from experiment.layers.compressible import PLAIN, evaluating, holders
+
+NOT_CALLED = "not called for the example"
+READ_ONLY = "never called, its weight is read"
+
+
+@dataclass(frozen=True)
+class Unreached:
+    """A module, or a bare parameter, that stays as it is.
+
+    Attributes:
+        name: dotted name; '' where the network itself is the layer.
+        kind: the class of the module, or `Parameter`.
+        parameters: elements, biases and what lies inside the module included.
+        reason: why, where the kind alone does not say it.
+    """
+
+    name: str
+    kind: str
+    parameters: int
+    reason: str = ""
+
+    def __str__(self) -> str:
+        about = f"{self.kind}, {self.reason}" if self.reason else self.kind
+        return f"{self.name} ({about})" if self.name else f"the network itself ({about})"
+
+
+def unreached(
+    network: nn.Module, example: Tensor, reached: Collection[str], reasons: Mapping[str, str] | None = None
+) -> tuple[Unreached, ...]:
+    """Everything with a matrix (a parameter of two or more dimensions, no vector) that is not reached, in module order.
+
+    What lies in a fused module of torch's goes with it (attention's out_proj), and what the example never calls is one
+    entry for the outermost module of which nothing is called. Shared parameters count once.
+
+    Args:
+        example: an input batch, for one forward pass.
+        reached: names of parameters.
+        reasons: module name -> why, where the method knows better.
+    """
+    held, modules = holders(network), dict(network.named_modules())
+    called, read = _used(network, example)
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    touched = {parameters[name] for name in reached}
+    found: dict[str, Unreached] = {}
+    counted: set[nn.Parameter] = set()
+    for name, module in modules.items():
+        for key, parameter in module.named_parameters(recurse=False):
+            if parameter in touched or max(parameter.shape, default=1) == parameter.numel():
+                continue
+            owner = _owner(name, modules, called, found)
+            if owner in found or (owner != name and parameter in counted):
+                continue
+            if owner == name and _is_container(module):  # a bare parameter of the user's own module
+                full = f"{name}.{key}" if name else key
+                found[full] = Unreached(full, "Parameter", parameter.numel())
+                counted.add(parameter)
+            else:
+                inside = [p for p in modules[owner].parameters() if p not in touched and p not in counted]
+                reason = (reasons or {}).get(owner) or _reason(owner, modules[owner], parameter, held, called, read)
+                size = sum(p.numel() for p in inside)
+                found[owner] = Unreached(owner, type(modules[owner]).__name__, size, reason)
+                counted.update(inside)
+    return tuple(found.values())
+
+
+def _owner(name: str, modules: Mapping[str, nn.Module], called: Collection[str], found: Collection[str]) -> str:
+    """The module that a parameter's module is listed with: one around it, or itself."""
+    parts = name.split(".")
+    around = [".".join(parts[:i]) for i in range(1, len(parts))]
+    for outer in around:
+        if outer in found or not any(inner == outer or inner.startswith(f"{outer}.") for inner in called):
+            return outer
+    return name
+
+
+def _is_container(module: nn.Module) -> bool:
+    return any(True for _ in module.children()) and not type(module).__module__.startswith("torch.nn.")
+
+
+def _reason(
+    name: str,
+    module: nn.Module,
+    parameter: nn.Parameter,
+    held: Mapping[nn.Parameter, list[str]],
+    called: Collection[str],
+    read: Collection[nn.Parameter],
+) -> str:
+    shared = [other for p in module.parameters(recurse=False) for other in held[p] if other != name]
+    if shared:
+        return f"shares parameters with {shared[0] or 'the network itself'}"
+    if name not in called:
+        return READ_ONLY if parameter in read else NOT_CALLED
+    if getattr(module, "groups", 1) != 1:
+        return "grouped"
+    if isinstance(module, nn.Conv2d | nn.Linear) and type(module).forward not in PLAIN:
+        return "computes in its own way"
+    return ""
+
+
+class _Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The storages of all tensors that operations read."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
+        self.seen.update(_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+        return func(*args, **(kwargs or {}))
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
+
+
+def _used(network: nn.Module, example: Tensor) -> tuple[set[str], set[nn.Parameter]]:
+    """The modules that a forward pass calls, and the parameters that it reads."""
+    called: set[str] = set()
+    storages = _Storages()
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: called.add(name)) for name, module in network.named_modules()
+    ]
+    try:
+        with evaluating(network), storages:
+            network(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return called, {parameter for parameter in network.parameters() if _storage(parameter) in storages.seen}

@@ -1,0 +1,1 @@
+"""What methods measure on calibration data: sensitivities, curvature, moments of responses."""

@@ -1,0 +1,187 @@
+"""How much a change of each layer's weight changes the network's output, to second order, from calibration data.
+
+For a small change E of a layer's weight the divergence KL(p || q) of the outputs is about 1/2 tr(G E C E^T), with C the
+mean of x x^T over the layer's inputs and G the sum over positions of g g^T, g the gradient of log p(y) at the layer's
+output for a label y drawn from the network's own p: the Kronecker-factored Fisher matrix.
+
+Source: Martens and Grosse 2015, https://arxiv.org/abs/1503.05671
+Suffixes: F = filters (output features), G = groups, I = channels of a group, K = kernel elements of the encoder, D = of
+the decoder, N = I * K, R = F * D, P = places, S = the smaller one of R and N.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from experiment.errors import CompressionError
+from experiment.layers.compressible import evaluating
+from experiment.layers.factored_layers import Slicing, fold, make_layer
+from experiment.layers.plan import Factors
+from experiment.layers.sampled_patches import all_outputs, draw_places, input_patches, num_positions
+from experiment.methods.data.responses import precise
+from experiment.progress import progress
+
+SAMPLES = 16  # in one pass
+PLACES = 4096  # of each layer, from which C is estimated
+DAMPING = 0.5  # of G's mean eigenvalue: less makes oblique projections, far larger than the weight, that do not train
+
+
+@dataclass
+class LayerMoments:
+    """Of one layer, summed while batches pass.
+
+    Attributes:
+        gradient: G (F, F), the sum over samples and positions.
+        grams: slicing -> (G, S, S): of the slices' responses where R <= N, else of their inputs; sums over places.
+        places: slicing -> how many there were.
+    """
+
+    gradient: Tensor
+    grams: dict[Slicing, Tensor] = field(default_factory=dict)
+    places: dict[Slicing, int] = field(default_factory=dict)
+
+
+def gather(
+    network: nn.Module, layers: Mapping[str, Sequence[Slicing]], inputs: Tensor, generator: torch.Generator
+) -> dict[str, LayerMoments]:
+    """The moments of the layers' inputs and of the gradients at their outputs, in one pass of all inputs.
+
+    Args:
+        network: not modified; in eval mode while it computes.
+        layers: layer name -> the slicings to take moments for.
+        inputs: (B, ...), on the network's device; they go through the network in parts.
+        generator: what labels and places are drawn from.
+    Raises: CompressionError: the network's outputs are no tensor of class scores, or not finite, or a layer's inputs
+        or gradients are not, or there are none.
+    """
+    network = copy.deepcopy(network)
+    for parameter in network.parameters():  # so that outputs have gradients whatever was frozen
+        parameter.requires_grad_(parameter.is_floating_point())
+    moments = {name: LayerMoments(_zeros(network.get_submodule(name))) for name in layers}
+    calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+
+    def record(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], y: Tensor) -> Tensor:
+        x = args[0] if args else named["input"]
+        calls.append((names[module], module, x.detach(), y))
+        return y.clone()  # what follows may work in place; the gradient is wanted before that
+
+    names = {network.get_submodule(name): name for name in layers}
+    handles = [module.register_forward_hook(record, with_kwargs=True) for module in names]
+    try:
+        with evaluating(network), torch.enable_grad():
+            for batch in progress(torch.split(inputs, SAMPLES), "second moments, by batch"):
+                calls.clear()
+                surprise = _surprise(network(batch), generator)
+                most, seen = math.ceil(PLACES * len(batch) / len(inputs)), list(calls)
+                for (name, module, x, y), g in zip(seen, _gradients(surprise, [y for *_, y in seen]), strict=True):
+                    _add(moments[name], module, x, y.detach(), g, layers[name], most, generator)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, own in moments.items():
+        _check(name, own, layers[name])
+    return moments
+
+
+def log_probabilities(outputs: object) -> Tensor:
+    """The network's outputs as log-probabilities of classes, one row a prediction.
+
+    Raises: CompressionError: they are no tensor, or there is only one class.
+    """
+    if not isinstance(outputs, Tensor):
+        raise CompressionError(
+            f"the network's output must be a tensor of class scores. Got {type(outputs).__name__}: choose a method "
+            f"that does not compare outputs, such as ALDS."
+        )
+    dim = 1 if outputs.dim() in (2, 4) else -1
+    if outputs.dim() < 2 or outputs.shape[dim] < 2:
+        raise CompressionError(
+            f"the network's outputs must be scores of at least two classes. Got shape {tuple(outputs.shape)}: choose a "
+            f"method that does not compare outputs, such as ALDS."
+        )
+    return outputs.movedim(dim, -1).flatten(0, -2).float().log_softmax(1)
+
+
+def _zeros(layer: nn.Module) -> Tensor:
+    weight = layer.get_parameter("weight")
+    return weight.new_zeros(2 * [weight.shape[0]], dtype=torch.promote_types(weight.dtype, torch.float32))
+
+
+def _gradients(surprise: Tensor, answers: Sequence[Tensor]) -> list[Tensor | None]:
+    """Those at the layers' outputs; None where nothing leads from there to the network's output."""
+    wanted = [y for y in answers if y.requires_grad]
+    if not (wanted and surprise.requires_grad):
+        return [None] * len(answers)
+    found = iter(torch.autograd.grad(surprise, wanted, allow_unused=True))
+    return [next(found) if y.requires_grad else None for y in answers]
+
+
+def _check(name: str, moments: LayerMoments, slicings: Sequence[Slicing]) -> None:
+    if slicings and not sum(moments.places.values()):
+        raise CompressionError(f"layer '{name}': the calibration data never reach it. Expected at least one input.")
+    if not all(torch.isfinite(matrix).all() for matrix in (moments.gradient, *moments.grams.values())):
+        raise CompressionError(
+            f"layer '{name}': its inputs, responses or gradients on the calibration data are NaN or infinite. Are the "
+            f"data finite, and transformed like the training data?"
+        )
+
+
+def _surprise(outputs: object, generator: torch.Generator) -> Tensor:
+    """-log p(y), summed, for labels drawn from the network's own predictions."""
+    logarithms = log_probabilities(outputs)
+    if not torch.isfinite(logarithms).all():
+        raise CompressionError(
+            "the network's outputs on the calibration data are NaN or infinite. Are the data finite, and transformed "
+            "like the training data?"
+        )
+    labels = torch.multinomial(logarithms.detach().exp().cpu(), 1, generator=generator)
+    return -logarithms.gather(1, labels.to(logarithms.device)).sum()
+
+
+def _add(
+    moments: LayerMoments,
+    layer: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    gradient: Tensor | None,
+    slicings: Sequence[Slicing],
+    most: int,
+    generator: torch.Generator,
+) -> None:
+    if gradient is not None:
+        g_FP = all_outputs(gradient, layer).to(moments.gradient)
+        moments.gradient += g_FP @ g_FP.T
+    weight, x = layer.get_parameter("weight").detach().to(moments.gradient), x.to(moments.gradient)
+    patches: dict[int, Tensor] = {}
+    for groups, folding in slicings:
+        if folding not in patches:
+            patches[folding] = _encoder_inputs(layer, x, y, folding, most, generator)
+        X_GNP = _sliced(patches[folding], groups, folding)
+        A_GRN = fold(weight, groups, folding)
+        response = A_GRN @ X_GNP if A_GRN.shape[1] <= A_GRN.shape[2] else X_GNP
+        gram = precise(response @ response.mT)
+        moments.grams[groups, folding] = moments.grams.get((groups, folding), torch.zeros_like(gram)) + gram
+        moments.places[groups, folding] = moments.places.get((groups, folding), 0) + X_GNP.shape[2]
+
+
+def _encoder_inputs(
+    layer: nn.Module, x: Tensor, y: Tensor, folding: int, most: int, generator: torch.Generator
+) -> Tensor:
+    """What an encoder of this folding would see, at places of its own grid: (C, K, P)."""
+    if folding == 0:
+        return input_patches(x, layer, y.shape, draw_places(num_positions(y, layer), most, generator))
+    encoder = make_layer(layer, Factors(1, 1, folding)).get_submodule("encoder")
+    answered = encoder.to("meta", x.dtype)(x.to("meta"))
+    return input_patches(x, encoder, answered.shape, draw_places(num_positions(answered, encoder), most, generator))
+
+
+def _sliced(patches_CKP: Tensor, groups: int, folding: int) -> Tensor:
+    """Rows in the order of the columns of `fold`: (G, N, P)."""
+    X_GIKP = patches_CKP.reshape(groups, -1, *patches_CKP.shape[1:])
+    return (X_GIKP if folding == 0 else X_GIKP.transpose(1, 2)).flatten(1, 2)

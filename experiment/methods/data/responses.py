@@ -1,0 +1,128 @@
+"""What layers answer to calibration data: the moments of their responses, gathered batch by batch and never stored.
+
+Shape suffixes: F = filters (output features), P = positions of all samples in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from experiment.errors import CompressionError
+from experiment.layers.compressible import pass_recorded
+
+SAMPLES = 8  # in one forward pass
+POSITIONS = 4096  # in float64 at a time
+
+
+@dataclass(frozen=True)
+class Responses:
+    """One layer's, at all positions of all samples and, where it is used several times, of all uses.
+
+    Attributes:
+        covariance: (F, F), around the mean response, over the number of responses.
+        rounding: a variance that may be nothing but the responses' rounding.
+        inputs: the mean input of every shape that the layer was given, without the batch dimension, and the number of
+            inputs that it stands for. A linear layer's inputs have the shape (features,).
+    """
+
+    covariance: Tensor
+    rounding: float
+    inputs: tuple[tuple[int, Tensor], ...]
+
+    def mean_response(self, layer: nn.Module, weight: Tensor) -> Tensor:
+        """m, the layer's mean response to the inputs that were seen, with this weight in the place of its own: (F,).
+
+        The layer is affine, so that its mean response is the response to the mean input, averaged over positions.
+        """
+        parameters = {n: precise(p) for n, p in layer.named_parameters()} | {"weight": precise(weight)}
+        responses = [
+            (count, _rows(layer, torch.func.functional_call(layer, parameters, (mean[None],))))
+            for count, mean in self.inputs
+        ]
+        total = sum(count * len(y_PF) for count, y_PF in responses)
+        mean_F: Tensor = torch.stack([count * y_PF.sum(0) for count, y_PF in responses]).sum(0) / total
+        return mean_F
+
+
+def gather(network: nn.Module, layers: Iterable[str], inputs: Tensor) -> dict[str, Responses]:
+    """The moments of the layers' responses, bias included, in one forward pass of all inputs, in eval mode.
+
+    Args:
+        layers: names of convolutions and linear layers; a linear layer's features are the last dimension.
+        inputs: a batch of any size; it goes through the network in parts.
+    Raises: CompressionError: there are no inputs, a layer is not used, or a response is NaN or infinite.
+    """
+    sums = {name: _Sums() for name in layers}
+    pass_recorded(network, {name: own.record for name, own in sums.items()}, inputs, SAMPLES)
+    return {name: own.moments(name) for name, own in sums.items()}
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """The values in float64, on the CPU where the device has none."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).detach().double()
+
+
+class _Sums:
+    """What one layer has been seen to do so far."""
+
+    def __init__(self) -> None:
+        self.count, self.epsilon = 0, 0.0
+        self.mean_F = self.scatter_FF = torch.zeros(0)
+        self.inputs: dict[torch.Size, tuple[int, Tensor]] = {}
+
+    def record(
+        self, layer: nn.Module, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor], response: Tensor
+    ) -> None:
+        self._add_inputs(layer, inputs[0] if inputs else named["input"])
+        self.epsilon = torch.finfo(response.dtype).eps
+        for y_PF in torch.split(_rows(layer, response.detach()), POSITIONS):
+            self._add_responses(precise(y_PF))
+
+    def _add_inputs(self, layer: nn.Module, x: Tensor) -> None:
+        x = x.detach().reshape(-1, *x.shape[-_dimensions(layer) :])
+        total = (x.cpu() if x.device.type == "mps" else x).sum(0, dtype=torch.float64)
+        count, before = self.inputs.get(total.shape, (0, torch.zeros_like(total)))
+        self.inputs[total.shape] = (count + len(x), before + total)
+
+    def _add_responses(self, y_PF: Tensor) -> None:
+        """Merge the mean and the scatter around it, which loses no digits to a mean far from zero.
+
+        Source: Chan, Golub and LeVeque 1983, Algorithms for computing the sample variance
+        """
+        mean_F = y_PF.mean(0)
+        centred_PF = y_PF - mean_F
+        scatter_FF = centred_PF.T @ centred_PF
+        if self.count == 0:
+            self.count, self.mean_F, self.scatter_FF = len(y_PF), mean_F, scatter_FF
+            return
+        before, self.count = self.count, self.count + len(y_PF)
+        apart_F = mean_F - self.mean_F
+        self.mean_F = self.mean_F + apart_F * (len(y_PF) / self.count)
+        self.scatter_FF += scatter_FF + torch.outer(apart_F, apart_F) * (before * len(y_PF) / self.count)
+
+    def moments(self, name: str) -> Responses:
+        if self.count == 0:
+            raise CompressionError(f"layer '{name}': the calibration data never reach it. Expected at least one input.")
+        if not self.scatter_FF.isfinite().all():
+            raise CompressionError(
+                f"layer '{name}': its responses to the calibration data must be finite. Got NaN or infinity: are the "
+                f"inputs scaled as in training, and did the network's training converge?"
+            )
+        covariance = self.scatter_FF / self.count
+        square = float(covariance.trace()) + float(self.mean_F.square().sum())
+        means = tuple((count, total / count) for count, total in self.inputs.values())
+        return Responses(covariance, self.epsilon**2 * square, means)
+
+
+def _dimensions(layer: nn.Module) -> int:
+    """Of one input or response of the layer: (C, X, Y) or (C,)."""
+    return 3 if isinstance(layer, nn.Conv2d) else 1
+
+
+def _rows(layer: nn.Module, response: Tensor) -> Tensor:
+    """Responses as rows, one a position: (P, F)."""
+    return response.movedim(-_dimensions(layer), -1).flatten(0, -2)

@@ -1,0 +1,1 @@
+"""Methods that remove filters, neurons or whole blocks."""

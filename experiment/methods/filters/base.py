@@ -1,0 +1,266 @@
+"""What the methods that remove filters share: which channels may go, what is left of a network, the plan, its weights.
+
+A method is a score for every channel of every group (`Score`) and a rule that turns scores and a budget into the number
+of channels that every group keeps (`Rule`); of each group those of largest score stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from experiment.errors import CompressionError
+from experiment.layers.build import build, slice_mask, write_whole
+from experiment.layers.channels.find_groups import channel_groups
+from experiment.layers.channels.fold_constants import Folded, fold_ghosts, fold_means
+from experiment.layers.channels.groups import (
+    ChannelGroup,
+    Integers,
+    Sizes,
+    alive_channels,
+    kept_of,
+    sizes_of,
+)
+from experiment.layers.compressible import trace_layers
+from experiment.layers.masks import stored
+from experiment.layers.plan import Detail, Kept, Plan, State
+from experiment.layers.refit import refit
+from experiment.measure import Count, count
+from experiment.methods.base import GIVE_DATA, Budget, Calibration, Quantity
+from experiment.methods.layer_patterns import matching
+from experiment.methods.starting_state import parameter_name
+
+
+@dataclass(frozen=True)
+class Filters:
+    """The channels of a starting state.
+
+    Attributes:
+        state: the starting state.
+        groups: the channels that can only go together.
+        free: whether a group may lose channels.
+        alive: of each group the channels that are left, in order.
+        sizes: the size of the network as arithmetic on the groups' counts.
+        layers: layer name -> number of its output channels in the original network.
+        work: name of a layer's weight -> the multiply-adds of one sample that each of its elements takes part in.
+    """
+
+    state: State
+    groups: Sequence[ChannelGroup]
+    free: Sequence[bool]
+    alive: Sequence[tuple[int, ...]]
+    sizes: Sizes
+    layers: Mapping[str, int]
+    work: Mapping[str, int]
+
+    def size(self, chosen: Sequence[Sequence[int]], quantity: Quantity) -> int:
+        """Unmasked parameters or multiply-adds of the network in which of each group `chosen` stay."""
+        counts, flops = [len(channels) for channels in chosen], quantity == "flops"
+        masked = 0
+        if self.state.masks:
+            kept = kept_of(self.groups, chosen)
+            for name, mask in self.state.masks.items():
+                each = self.work.get(name, 0) if flops else 1
+                masked += each * int((~slice_mask(mask, kept, name)).sum())
+        return (self.sizes.flops_of(counts) if flops else self.sizes.parameters_of(counts)) - masked
+
+    def orders(self, scores: Sequence[Tensor]) -> list[tuple[int, ...]]:
+        """Of each group the channels that are left, the largest score first, equal ones as they stand."""
+        pairs = zip(self.alive, [(-s).tolist() for s in scores], strict=True)
+        return [tuple(sorted(alive, key=negated.__getitem__)) for alive, negated in pairs]
+
+    def plan(self, chosen: Sequence[Sequence[int]]) -> Plan:
+        """The plan that keeps these channels of every group."""
+        kept = kept_of(self.groups, chosen)
+        details: dict[str, dict[str, Detail]] = {}
+        for name, channels in self.layers.items():
+            out = kept.get(name, Kept()).out
+            details[name] = {"channels": channels if out is None else len(out), "channels_before": channels}
+        return Plan(
+            masks=dict(self.state.masks), kept=kept, parameters=self.size(chosen, "parameters"), details=details
+        )
+
+
+Scores = Sequence[Tensor]
+"""For every group the score of each of its channels: (group.size,), float64, on the CPU. Larger ones stay."""
+
+Score = Callable[[Filters, Calibration | None, torch.Generator], Scores]
+Rule = Callable[[Filters, Scores, Budget, int], list[int]]
+"""From channels, scores, budget and `round_to` to the number of channels that every group keeps."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The analysis: of each group the channels that are left, the largest score first, with all scores."""
+
+    filters: Filters
+    scores: Scores
+    order: Sequence[tuple[int, ...]]
+    inputs: Tensor | None = field(default=None)
+
+
+@dataclass(frozen=True)
+class FilterMethod:
+    """Removes filters together with all that belongs to them: biases, BatchNorm, what later layers read of them.
+
+    Channels that give the network's output, or read its input, stay; so do those of layers that `ignore` names.
+
+    Args:
+        settings: with `ignore`, `round_to`, `fold` and `refit`; see `experiment.methods.settings.pruning`.
+        label: of the method, for messages.
+        score: the worth of every channel.
+        rule: how many every group keeps.
+    """
+
+    settings: Any
+    label: str
+    score: Score
+    rule: Rule
+
+    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Ranked:
+        """Scores of all channels.
+
+        Raises: ConfigError: a pattern of `ignore` names no layer. CompressionError: the network cannot be followed, or
+            the calibration data that the method or `fold` needs are missing.
+        """
+        filters = filters_of(state, self.settings.ignore, self.label, calibration)
+        if (self.settings.fold == "mean" or self.settings.refit) and not has_data(calibration):
+            what = "fold 'mean'" if self.settings.fold == "mean" else "refit"
+            raise CompressionError(f"{self.label} with {what} needs calibration data. {GIVE_DATA}")
+        scores = self.score(filters, calibration, generator)
+        inputs = calibration.inputs.to(state.example) if has_data(calibration) else None
+        return Ranked(filters, scores, filters.orders(scores), inputs)
+
+    def plan(self, analysis: Ranked, budget: Budget) -> Plan:
+        """The largest network within the budget that the rule allows.
+
+        Raises: InfeasibleBudget: the smallest one is already more.
+        """
+        counts = self.rule(analysis.filters, analysis.scores, budget, self.settings.round_to)
+        return analysis.filters.plan([order[:n] for order, n in zip(analysis.order, counts, strict=True)])
+
+    def fill(self, built: nn.Module, state: State, analysis: Ranked, plan: Plan) -> None:
+        """Write the state's weights into `built`, in place; what `fold` and `refit` do is relative to this state's."""
+        write_whole(built, state.network, plan)
+        groups, inputs, folded = analysis.filters.groups, analysis.inputs, dict[str, Folded]()
+        if self.settings.fold == "constant":
+            folded = fold_ghosts(built, state.network, state.example, groups, plan.kept)
+        elif self.settings.fold == "mean":
+            assert inputs is not None
+            folded = fold_means(built, state.network, inputs, groups, plan.kept)
+        if self.settings.refit and plan.kept != analysis.filters.state.kept:
+            assert inputs is not None
+            refit(
+                built, state.network, _readers(built, plan), inputs, seed=0,
+                kept=plan.kept, folded=folded, intercepts=self.settings.fold == "mean",
+            )  # fmt: skip
+
+
+def has_data(calibration: Calibration | None) -> TypeGuard[Calibration]:
+    """Whether there are calibration inputs."""
+    return calibration is not None and len(calibration.inputs) > 0
+
+
+def _readers(built: nn.Module, plan: Plan) -> list[str]:
+    """The layers that lost input channels and may be fitted: those of several groups and masked ones are not."""
+    names = [name for name, sides in plan.kept.items() if sides.inputs is not None]
+    layers = {name: built.get_submodule(name) for name in names if parameter_name(name) not in plan.masks}
+    return [n for n, m in layers.items() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)]
+
+
+def filters_of(state: State, ignore: Sequence[str], label: str, calibration: Calibration | None = None) -> Filters:
+    """Trace a state's channels, on further inputs too where there are any.
+
+    Raises: ConfigError: a pattern of `ignore` names no layer.
+    """
+    more = [] if state.samples is None else [state.samples]
+    if has_data(calibration) and calibration.inputs.shape[1:] == state.example.shape[1:]:
+        more.append(calibration.inputs.to(state.example))
+    groups = channel_groups(state.network, state.example, more)
+    layers = trace_layers(state.network, state.example)
+    ignored = matching(ignore, layers, label)
+    counted = count(state.network, state.example)
+    return Filters(
+        state,
+        groups,
+        [group.exempt is None and ignored.isdisjoint(group.producers) for group in groups],
+        alive_channels(groups, state.kept),
+        _sizes(state, groups, counted),
+        {name: info.out_features for name, info in layers.items()},
+        {
+            parameter_name(name): layer.flops // stored(state.network.get_submodule(name), "weight").numel()
+            for name, layer in counted.layers.items()
+        },
+    )
+
+
+def _sizes(state: State, groups: Sequence[ChannelGroup], whole: Count) -> Sizes:
+    """The arithmetic of the network's size, with the products of activations that have channels as dimensions.
+
+    Which do is seen by counting the network with half the channels of each group, and proved with a quarter of all.
+    Other products count as if all channels stayed: the network then has fewer multiply-adds than planned, never more.
+    """
+    sizes = sizes_of(state.network, state.example, groups, whole.flops)
+    numbers = [group.size for group in groups]
+
+    def part(divisor: int) -> list[int]:
+        return [group.size if group.exempt else max(1, group.size // divisor) for group in groups]
+
+    def products(counts: Sequence[int]) -> Integers:
+        plan = Plan(kept=kept_of(groups, [range(n) for n in counts]))
+        return np.array(count(build(state.network, plan), state.example).products, np.int64)
+
+    full, fewest = np.array(whole.products, np.int64), products(part(4)) if whole.products else None
+    if fewest is None or len(fewest) != len(full) or (fewest == full).all():
+        return sizes
+    power, beside = np.zeros((2, len(full), len(groups)), np.int64)
+    for g, (few, n) in enumerate(zip(part(2), numbers, strict=True)):
+        found = products([*numbers[:g], few, *numbers[g + 1 :]]) if few < n else full
+        for p, (less, all_) in enumerate(zip(found.tolist(), full.tolist(), strict=True)):
+            power[p, g], beside[p, g] = _dimensions(few, n, less, all_)
+    followed = sizes.with_products(numbers, full, power, beside)
+    exact = (followed.products_of(numbers) == full) & (followed.products_of(part(4)) == fewest)
+    return sizes.with_products(numbers, full, np.where(exact[:, None], power, 0), beside)
+
+
+def _dimensions(few: int, n: int, less: int, all_: int) -> tuple[int, int]:
+    """How many dimensions of a product are n channels, and the further ones in each, from what `few` channels leave.
+
+    With a dimension of n + b, less / all = (few + b) / (n + b).
+    """
+    if less == all_:
+        return 0, 0
+    b, rest = divmod(less * n - all_ * few, all_ - less)
+    if b >= 0 and rest == 0:
+        return 1, b
+    return (2, 0) if less * n**2 == all_ * few**2 else (0, 0)
+
+
+def by_filter(filters: Filters, norm: Callable[[Tensor], Tensor], *, average: bool = False) -> list[Tensor]:
+    """Scores that are sums, over the layers that produce a channel, of a norm of its filters.
+
+    Args:
+        norm: from filters as rows (channels, weights) in float64 to (channels,).
+        average: the mean of a channel's filters instead, so that groups of few and of many layers compare.
+    Raises: CompressionError: weights are NaN or infinite.
+    """
+    found = []
+    for group in filters.groups:
+        scores, filters_each = torch.zeros(group.size, dtype=torch.float64), 0
+        for member in group.members if group.exempt is None else ():
+            if member.side == "out" and member.module in group.producers:
+                weight = filters.state.network.get_submodule(member.module).get_parameter("weight").detach()
+                if not weight.isfinite().all():
+                    raise CompressionError(
+                        f"{member.module}: the weights must be finite. Got NaN or infinity: did training diverge?"
+                    )
+                norms = norm(weight.cpu().double().flatten(1))
+                scores += norms[torch.tensor(member.positions)].sum(1)
+                filters_each += len(member.positions[0])
+        found.append(scores / max(filters_each, 1) if average else scores)
+    return found

@@ -1,0 +1,172 @@
+"""Condensa's structured schemes: neurons of linear layers, filters of convolutions, or both in one ranking.
+
+They thin the network physically: with a unit go its bias, its BatchNorm and what later layers read of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from experiment.errors import CompressionError
+from experiment.methods.base import Budget, Calibration
+from experiment.methods.budget_search import check_smallest
+from experiment.methods.filters.base import FilterMethod, Filters, Score, Scores, by_filter
+from experiment.methods.filters.global_ranking import longest_prefix
+from experiment.methods.layer_patterns import own_values
+from experiment.methods.masks.units import CRITERIA, aligned
+from experiment.methods.settings import StructurePruneSettings
+from experiment.methods.settings.schemes import Fold
+
+Kinds = tuple[type[nn.Module], ...]
+
+
+def neuron_prune(settings: StructurePruneSettings) -> FilterMethod:
+    """Of the neurons of all linear layers the int(density * number) of largest worth stay, in one ranking.
+
+    The worth is a norm of the neuron's row of weights (`criteria`), not normalised for its length. Layers that give the
+    network's output, the classifier's classes, are exempt. Where sums tie layers together, one channel is several rows:
+    its worth is the mean of theirs, and it counts as that many.
+
+    Source: Joseph et al. 2020, https://arxiv.org/abs/1911.02497
+    Differs: neurons are cut out, not masked; the classifier is exempt without being named; a layer keeps at least one
+    neuron, or with `align` that many if it has them, where theirs may lose all; ties are kept in network order.
+    """
+    return _method(settings, "NeuronPrune", (nn.Linear,))
+
+
+def filter_prune(settings: StructurePruneSettings) -> FilterMethod:
+    """As NeuronPrune, for the filters of all convolutions; depthwise ones are tied to those that they follow."""
+    return _method(settings, "FilterPrune", (nn.Conv2d,))
+
+
+def structure_prune(settings: StructurePruneSettings) -> FilterMethod:
+    """As NeuronPrune, for neurons and filters in one ranking."""
+    return _method(settings, "StructurePrune", (nn.Linear, nn.Conv2d))
+
+
+@dataclass(frozen=True)
+class _Thinning:
+    """What `FilterMethod` wants to know."""
+
+    ignore: tuple[str, ...]
+    round_to: int
+    fold: Fold
+    refit: bool
+
+
+def _method(settings: StructurePruneSettings, label: str, kinds: Kinds) -> FilterMethod:
+    fold = "constant" if settings.fold == "none" and not settings.prune_bias else settings.fold
+    thinning = _Thinning(settings.ignore, settings.align, fold, settings.refit)
+    pools = _Pools(settings, label, kinds)
+    return FilterMethod(thinning, label, _score(settings.criteria), pools.counts)
+
+
+def _score(criteria: str) -> Score:
+    norm = CRITERIA[criteria]
+
+    def score(filters: Filters, calibration: Calibration | None, generator: torch.Generator) -> Scores:
+        return by_filter(filters, lambda rows: norm(rows.abs()), average=True)
+
+    return score
+
+
+@dataclass(frozen=True)
+class _Pools:
+    """How many channels every group keeps: those of a density of their own first, then all others in one ranking."""
+
+    settings: StructurePruneSettings
+    label: str
+    kinds: Kinds
+
+    def counts(self, filters: Filters, scores: Scores, budget: Budget, round_to: int) -> list[int]:
+        """How many channels every group keeps.
+
+        Raises: InfeasibleBudget: the density, or the smallest network, has more than the budget. ConfigError: `layers`
+            contradicts itself. CompressionError: nothing may be pruned, or the density keeps too little.
+        """
+        free = self._eligible(filters)
+        own = self._own(filters, free)
+        orders = filters.orders(scores)
+        alive = [o[: own[g]] if g in own else o for g, o in enumerate(orders)]
+        pooled = [may and g not in own for g, may in enumerate(free)]
+        if self.settings.density is None:
+            return longest_prefix(replace(filters, alive=alive, free=pooled), scores, budget, round_to)
+        counts = self._of_density(filters, scores, alive, pooled)
+        size = filters.size([order[:n] for order, n in zip(orders, counts, strict=True)], budget.quantity)
+        check_smallest(size, budget)
+        return counts
+
+    def _eligible(self, filters: Filters) -> list[bool]:
+        """Which groups may lose channels, all their filters being of the kind that this method removes."""
+        network = filters.state.network
+        free = [
+            may and all(isinstance(network.get_submodule(name), self.kinds) for name in group.producers)
+            for group, may in zip(filters.groups, filters.free, strict=True)
+        ]
+        if not any(free):
+            kinds = " or ".join("neurons" if kind is nn.Linear else "filters" for kind in self.kinds)
+            raise CompressionError(
+                f"{self.label}: no layer of this network has {kinds} that may go. Those that give the network's "
+                "output, and those that `ignore` names, stay."
+            )
+        return free
+
+    def _own(self, filters: Filters, free: list[bool]) -> dict[int, int]:
+        """Of groups with a density of their own the number of channels that they keep."""
+        members = {n: g for g, group in enumerate(filters.groups) if free[g] for n in group.producers}
+        densities = own_values(self.settings.layers, members, (), self.label)
+        found: dict[int, float] = {}
+        for name, own in densities.items():
+            if found.setdefault(members[name], own.density) != own.density:
+                tied = ", ".join(filters.groups[members[name]].producers)
+                raise CompressionError(f"{self.label}.layers: {tied} are tied by a sum and must have one density.")
+        return {g: self._number(density, filters, g) for g, density in found.items()}
+
+    def _number(self, density: float, filters: Filters, g: int) -> int:
+        group, left = filters.groups[g], len(filters.alive[g])
+        number = int(density * group.size)
+        if not number:
+            raise CompressionError(
+                f"{self.label}.layers: density {density:g} keeps none of {group.size} of {group.name}."
+            )
+        return aligned(min(number, left), left, self.settings.align)
+
+    def _of_density(
+        self, filters: Filters, scores: Scores, alive: list[tuple[int, ...]], pooled: list[bool]
+    ) -> list[int]:
+        """The best channel of every pooled group, then the best of all as long as their rows fit the density's number.
+
+        Raises: CompressionError: the first of these are already more rows.
+        """
+        density = self.settings.density
+        assert density is not None
+        rows = [_rows(filters, g) for g in range(len(filters.groups))]
+        total = sum(group.size * rows[g] for g, group in enumerate(filters.groups) if pooled[g])
+        least = sum(rows[g] for g in range(len(rows)) if pooled[g])
+        left = int(density * total) - least
+        if left < 0:
+            raise CompressionError(
+                f"{self.label}: density {density:g} keeps {int(density * total)} of {total} units, and every layer "
+                f"keeps at least one: {least} in all. Expected a density of at least {least / total:.3g}."
+            )
+        counts = [min(1, len(order)) if pooled[g] else len(order) for g, order in enumerate(alive)]
+        ranked = sorted((-float(scores[g][c]), g, k) for g, o in enumerate(alive) if pooled[g] for k, c in enumerate(o))
+        for _, g, k in ranked:
+            if k == 0:
+                continue
+            left -= rows[g]
+            if left < 0:
+                break
+            counts[g] += 1
+        align = self.settings.align
+        return [aligned(n, len(alive[g]), align) if pooled[g] else n for g, n in enumerate(counts)]
+
+
+def _rows(filters: Filters, g: int) -> int:
+    """How many neurons and filters make one channel of a group."""
+    group = filters.groups[g]
+    makers = (m for m in group.members if m.side == "out" and m.module in group.producers)
+    return sum(len(member.positions[0]) for member in makers)

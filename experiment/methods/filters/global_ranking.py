@@ -1,0 +1,126 @@
+"""All channels of the network in one ranking: by norms of filters (Global Filters) or BatchNorm scales (Slimming)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from experiment.errors import CompressionError
+from experiment.layers.channels.groups import Member
+from experiment.methods.base import Budget, Calibration
+from experiment.methods.budget_search import check_smallest, ladder, longest
+from experiment.methods.filters.base import FilterMethod, Filters, Scores, by_filter
+from experiment.methods.settings import GlobalFiltersSettings, SlimmingSettings
+
+_log = logging.getLogger("experiment")
+
+
+def global_filters(settings: GlobalFiltersSettings) -> FilterMethod:
+    """Of the channels of the whole network those of largest norm stay, as many as fit (`longest_prefix`).
+
+    The norm of a filter w of n weights is (sum |w|^p / n)^(1/p), p = 2 or 1: without n, large filters would win. The
+    score of a channel is the mean over its filters: one in an ordinary network, one a layer where a sum ties several.
+
+    Source: the ranking of Han et al. 2015, https://arxiv.org/abs/1506.02626, for filters instead of weights.
+    """
+
+    def norm(rows: Tensor) -> Tensor:
+        return rows.square().mean(1).sqrt() if settings.norm == "l2" else rows.abs().mean(1)
+
+    def score(filters: Filters, calibration: Calibration | None, generator: torch.Generator) -> Scores:
+        return by_filter(filters, norm, average=True)
+
+    return FilterMethod(settings, "Global Filters", score, longest_prefix)
+
+
+def slimming(settings: SlimmingSettings) -> FilterMethod:
+    """Network slimming: of the channels of the whole network those stay that BatchNorm scales most, as many as fit.
+
+    The score of a channel is |gamma|, the mean over all BatchNorm layers that it runs through. Channels that run
+    through none stay, with a warning; a network without BatchNorm is refused. It means most for networks trained with a
+    penalty on these scales.
+
+    Source: Liu et al. 2017, Learning Efficient Convolutional Networks through Network Slimming,
+    https://arxiv.org/abs/1708.06519.
+    Differs: nothing is added to the training loss; at least one channel of every layer stays; a channel goes from all
+    layers that read it, where they let each reader of a concatenation or sum select its own.
+    """
+    return FilterMethod(settings, "Slimming", _scales, _by_scale)
+
+
+def longest_prefix(filters: Filters, scores: Scores, budget: Budget, round_to: int) -> list[int]:
+    """How many channels every group keeps when channels join in the order of their scores as long as they fit.
+
+    Every group starts with its `round_to` best ones, or all if it has fewer; further ones join in steps of `round_to`,
+    by the mean score of the step's channels. Equal steps join in the order of the network.
+
+    Raises: InfeasibleBudget: what the groups start with is already more than the budget.
+    """
+    orders = filters.orders(scores)
+    ladders = [ladder(len(o), round_to) if may else [len(o)] for o, may in zip(orders, filters.free, strict=True)]
+    steps = []
+    for group, (order, rungs) in enumerate(zip(orders, ladders, strict=True)):
+        worth = float("inf")
+        for few, more in pairwise(rungs):
+            step = scores[group][list(order[few:more])]
+            worth = min(worth, float(step.mean()))  # rounding must not let a step overtake the one before it
+            steps.append((-worth, group))
+    steps.sort()
+
+    def after(num_steps: int) -> list[int]:
+        taken = [0] * len(ladders)
+        for _, group in steps[:num_steps]:
+            taken[group] += 1
+        return [rungs[k] for rungs, k in zip(ladders, taken, strict=True)]
+
+    def size(counts: Sequence[int]) -> int:
+        return filters.size([order[:n] for order, n in zip(orders, counts, strict=True)], budget.quantity)
+
+    check_smallest(size(after(0)), budget)
+    return after(longest(len(steps), lambda num_steps: size(after(num_steps)) <= budget.limit))
+
+
+def _scales(filters: Filters, calibration: Calibration | None, generator: torch.Generator) -> Scores:
+    found, normed = [], _normed(filters)
+    if not any(normed):
+        raise CompressionError(
+            "Slimming ranks channels by the scales of BatchNorm layers, and no channel of this network that may go "
+            "runs through one. Use a method that ranks filters by their weights, such as FT or Global Filters."
+        )
+    for group, free, members in zip(filters.groups, filters.free, normed, strict=True):
+        if free and not members:
+            _log.warning("Slimming: the channels of %s all stay: no BatchNorm scales them.", ", ".join(group.producers))
+        scores = torch.zeros(group.size, dtype=torch.float64)
+        for member in members:
+            scale = filters.state.network.get_submodule(member.module).get_parameter("weight").detach()
+            if not scale.isfinite().all():
+                raise CompressionError(
+                    f"{member.module}: the scales must be finite. Got NaN or infinity: did training diverge?"
+                )
+            scores += scale.cpu().double().abs()[torch.tensor(member.positions)].mean(1) / len(members)
+        found.append(scores)
+    return found
+
+
+def _by_scale(filters: Filters, scores: Scores, budget: Budget, round_to: int) -> list[int]:
+    free = [may and bool(members) for may, members in zip(filters.free, _normed(filters), strict=True)]
+    return longest_prefix(replace(filters, free=free), scores, budget, round_to)
+
+
+def _normed(filters: Filters) -> list[list[Member]]:
+    """Of each group that may lose channels the BatchNorm layers, with scales, that they run through."""
+    modules = dict(filters.state.network.named_modules())
+    return [
+        [member for member in group.members if _scaled(modules[member.module])] if free else []
+        for group, free in zip(filters.groups, filters.free, strict=True)
+    ]
+
+
+def _scaled(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.weight is not None

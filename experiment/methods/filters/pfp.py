@@ -1,0 +1,286 @@
+"""Provable Filter Pruning: channels by how sensitive the layers that read them are, layers by the samples they need.
+
+Shape suffix: C = channels of a group.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from experiment.layers.channels.groups import ChannelGroup, Member
+from experiment.layers.compressible import trace_layers
+from experiment.layers.plan import Plan, State
+from experiment.methods.base import Budget, Calibration
+from experiment.methods.budget_search import check_smallest, ladder, longest
+from experiment.methods.data.draws import draws_for
+from experiment.methods.data.poisson_draws import factors, first_rings
+from experiment.methods.data.sensitivity import (
+    channel_sensitivities,
+    given_inputs,
+    union_bound,
+    weight_sensitivities,
+)
+from experiment.methods.filters.base import FilterMethod, Filters, Ranked, Score, Scores
+from experiment.methods.settings import PFPSettings
+from experiment.methods.starting_state import live_weight, parameter_name
+from experiment.random_streams import generator as stream
+
+K = 3.0
+
+Choose = Callable[[int, int], Sequence[int]]
+"""From a group's index and a number of channels to the channels that stay."""
+
+
+def pfp(settings: PFPSettings) -> FilterMethod:
+    """The channels of largest sensitivity stay; how many of a group, one relative error eps for all layers decides.
+
+    A channel's sensitivity is the largest of its weights', in all layers that read it, at all positions and samples.
+    With p_c its share of the group's sum S, a group needs m = ceil(K (6 + 2 eps) alpha S / eps^2) samples, K = 3 and
+    alpha = 2 C ln(8 (eta + 1) kappa / delta), and keeps as many channels as these hit on average,
+
+        ceil(sum_c 1 - (1 - p_c)^m), at least 1.
+
+    eps falls, and channels come in one by one, until the budget is used up; those without any sensitivity come last.
+
+    Source: Liebenwein et al. 2020, https://arxiv.org/abs/1911.07412. Differs: sensitivities and alpha of a group that
+    several layers read are the largest of theirs; biases and BatchNorm of removed channels go too; channels that read
+    the network's input stay, where torchprune may drop a colour.
+    """
+    return FilterMethod(settings, "PFP", _score(settings, "PFP"), same_error)
+
+
+def pfp_rand(settings: PFPSettings) -> SampledPFP:
+    """PFP that draws the channels that stay, with the probabilities p, and reweighs what is read of them."""
+    return SampledPFP(settings, "PFP (rand)", partial=False)
+
+
+def pfp_partial(settings: PFPSettings) -> SampledPFP:
+    """PFP (rand) in which channels that N draws hit once on average or more stay for sure, and as they are."""
+    return SampledPFP(settings, "PFP (partial)", partial=True)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The analysis: `ranked` by sensitivity; when every channel is drawn first; a seed for how often it is."""
+
+    ranked: Ranked
+    rings: Sequence[Tensor]
+    seed: int
+
+
+@dataclass(frozen=True)
+class SampledPFP:
+    """Channels drawn with replacement until as many different ones are there as PFP keeps of their group.
+
+    The columns that read a channel are multiplied by count_c / (N p_c), so that on average layers answer what they did:
+    N is when one channel too many comes.
+
+    Source: Liebenwein et al. 2020, https://arxiv.org/abs/1911.07412. Differs: as PFP; the number of channels is exact
+    and the number of draws random, where a fixed number of draws would hit a random number of channels.
+
+    Args:
+        partial: with N the draws that hit the wanted number of channels on average, those with p_c >= 1 / N stay, the
+            largest first; only the others are drawn.
+    """
+
+    settings: PFPSettings
+    label: str
+    partial: bool
+
+    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Drawn:
+        """Sensitivities of all channels, and the time at which each would be drawn.
+
+        Raises: ConfigError, CompressionError: as for PFP.
+        """
+        ranked = self._base().analyse(state, calibration, generator)
+        p = [probabilities(s, alive) for s, alive in zip(ranked.scores, ranked.filters.alive, strict=True)]
+        seed = int(torch.randint(2**62, (), generator=generator))
+        return Drawn(ranked, [first_rings(p_C, generator) for p_C in p], seed)
+
+    def plan(self, analysis: Drawn, budget: Budget) -> Plan:
+        """The largest network within the budget whose groups all have one error.
+
+        Raises: InfeasibleBudget: the smallest one is already more.
+        """
+        filters, scores = analysis.ranked.filters, analysis.ranked.scores
+
+        def choose(group: int, number: int) -> Sequence[int]:
+            sure = self._sure(analysis, group, number)
+            times = analysis.rings[group].tolist()
+            drawn = sorted((c for c in filters.alive[group] if c not in sure), key=times.__getitem__)
+            return [*sure, *drawn[: number - len(sure)]]
+
+        counts = _counts(filters, scores, choose, budget, self.settings.round_to)
+        plan = filters.plan([choose(g, n) for g, n in enumerate(counts)])
+        return replace(plan, scales=self._scales(analysis, counts))
+
+    def fill(self, built: nn.Module, state: State, analysis: Drawn, plan: Plan) -> None:
+        """Write the state's weights into `built`, in place; multiplied by the plan's factors if they were analysed.
+
+        Weights that a network is rewound to estimate nothing: they are written as they are.
+        """
+        same = state is analysis.ranked.filters.state
+        self._base().fill(built, state, analysis.ranked, plan if same else replace(plan, scales={}))
+
+    def _base(self) -> FilterMethod:
+        return FilterMethod(self.settings, self.label, _score(self.settings, self.label), same_error)
+
+    def _sure(self, analysis: Drawn, group: int, number: int) -> Sequence[int]:
+        """Those of `number` channels that stay without being drawn."""
+        ranked = analysis.ranked
+        alive = ranked.filters.alive[group]
+        p_C = probabilities(ranked.scores[group], alive)
+        possible = int((p_C > 0).sum())
+        if number >= possible:
+            return ranked.order[group][:number]
+        if not self.partial:
+            return ()
+        draws = draws_for(p_C[None], torch.tensor([number]))
+        sure = int((p_C * draws >= 1).sum())
+        return ranked.order[group][: min(sure, number)]
+
+    def _scales(self, analysis: Drawn, counts: Sequence[int]) -> dict[str, Tensor]:
+        """Parameter name -> the factors of its weights: those of the channels that are read."""
+        filters, scales = analysis.ranked.filters, dict[str, Tensor]()
+        network = filters.state.network
+        for g, (group, number) in enumerate(zip(filters.groups, counts, strict=True)):
+            factors_C = self._factors(analysis, g, number)
+            for member in readers(network, group) if bool((factors_C != 1).any()) else ():
+                weight = network.get_submodule(member.module).get_parameter("weight")
+                scale = scales.setdefault(parameter_name(member.module), torch.ones(weight.shape, device=weight.device))
+                columns = torch.tensor(member.positions, device=weight.device)
+                by_column = factors_C.to(scale)[:, None].expand(columns.shape)
+                shape = (1, -1, *[1] * (weight.dim() - 2))
+                scale[:, columns.flatten()] *= by_column.reshape(shape)
+        return scales
+
+    def _factors(self, analysis: Drawn, group: int, number: int) -> Tensor:
+        """count_c / (N p_c) of the channels that were drawn, 1 for the others: (C,)."""
+        ranked, rings_C = analysis.ranked, analysis.rings[group]
+        alive, sure = ranked.filters.alive[group], self._sure(analysis, group, number)
+        factors_C = torch.ones(len(rings_C), dtype=torch.float64)
+        drawn = torch.tensor(sorted(set(alive) - set(sure)))
+        if number < len(alive) and number > len(sure):
+            drawn = drawn[torch.argsort(rings_C[drawn], stable=True)]
+            until, stay = rings_C[drawn[number - len(sure)]], drawn[: number - len(sure)]
+            p_C = probabilities(ranked.scores[group], alive)[stay]
+            random = stream("PFP", analysis.seed, group, number)
+            factors_C[stay] = factors(p_C, rings_C[stay], until.expand(stay.shape), random)
+        return factors_C
+
+
+def same_error(filters: Filters, scores: Scores, budget: Budget, round_to: int) -> list[int]:
+    """The numbers of channels at the smallest eps, the same for all groups, that the budget allows."""
+    orders = filters.orders(scores)
+    return _counts(filters, scores, lambda group, number: orders[group][:number], budget, round_to)
+
+
+def _counts(filters: Filters, scores: Scores, choose: Choose, budget: Budget, round_to: int) -> list[int]:
+    """As many of the steps in which groups grow, in the order of falling eps, as the budget allows.
+
+    With `round_to` a group steps to its next number when the number of channels gets nearer to that one.
+    """
+    state = filters.state
+    layers = trace_layers(state.network, state.example)
+    ladders, steps = [], list[tuple[float, float, int]]()
+    for g, (group, alive) in enumerate(zip(filters.groups, filters.alive, strict=True)):
+        rungs = ladder(len(alive), round_to) if filters.free[g] else [len(alive)]
+        bounds = [union_bound(layers[m.module]) for m in readers(state.network, group) if m.module in layers]
+        largest = errors(scores[g][list(alive)], max(bounds, default=1.0))
+        for before, after in itertools.pairwise(rungs):
+            middle = (before + after + 1) // 2
+            steps.append((-largest[middle - 1], after / len(alive), g))
+        ladders.append(rungs)
+    steps.sort()
+
+    def counts(num_steps: int) -> list[int]:
+        taken = [0] * len(ladders)
+        for _, _, group in steps[:num_steps]:
+            taken[group] += 1
+        return [rungs[k] for rungs, k in zip(ladders, taken, strict=True)]
+
+    def size(num_steps: int) -> int:
+        return filters.size([choose(g, n) for g, n in enumerate(counts(num_steps))], budget.quantity)
+
+    check_smallest(size(0), budget)
+    return counts(longest(len(steps), lambda number: size(number) <= budget.limit))
+
+
+def errors(s_C: Tensor, alpha: float) -> list[float]:
+    """The largest eps at which a group keeps 1, 2, ... channels; 0 where no eps makes it keep so many.
+
+    It keeps k where more than k - 1 are hit on average, for which it takes N draws or more, and m(eps) >= N where
+    K (6 + 2 eps) alpha S / eps^2 > N - 1.
+    """
+    positive_C = s_C[s_C > 0].double()
+    if not len(positive_C):
+        return [math.inf, *[0.0] * (len(s_C) - 1)][: len(s_C)]
+    S = float(positive_C.sum())
+    draws_C = draws_beyond(positive_C / S)
+    ratio_C = K * alpha * S / (draws_C - 1)
+    found = (ratio_C + (ratio_C**2 + 6 * ratio_C).sqrt()).tolist()
+    return [math.inf, *found[1:], *[0.0] * (len(s_C) - len(found))]
+
+
+def draws_beyond(p_C: Tensor) -> Tensor:
+    """For k = 1, 2, ..., C the smallest N with sum_c 1 - (1 - p_c)^N > k - 1: (C,), whole numbers.
+
+    The items that are not hit, sum_c (1 - p_c)^N, fall with N; where they are C - k + 1, bisection of ln N tells.
+    """
+    logs_C = torch.log1p(-p_C.clamp(max=1))
+    k_C = torch.arange(1, len(p_C) + 1, dtype=torch.float64)
+    missing_C = len(p_C) - k_C + 1
+    low_C = torch.full_like(k_C, -1.0)
+    high_C = torch.full_like(k_C, math.log(2 + math.log(len(p_C)) / -float(logs_C.max())))
+    for _ in range(64):
+        middle_C = (low_C + high_C) / 2
+        left_C = torch.exp(middle_C.exp()[:, None] * logs_C).sum(1)
+        few_C = left_C < missing_C
+        low_C, high_C = torch.where(few_C, low_C, middle_C), torch.where(few_C, middle_C, high_C)
+    return torch.maximum(low_C.exp().floor() + 1, k_C)  # N draws hit no more than N
+
+
+def readers(network: nn.Module, group: ChannelGroup) -> list[Member]:
+    """The layers that mix a group's channels; one with channel groups of its own reads them apart from each other."""
+    return [
+        member
+        for member in group.members
+        if member.side == "in" and getattr(network.get_submodule(member.module), "groups", 1) == 1
+    ]
+
+
+def probabilities(s_C: Tensor, alive: Sequence[int]) -> Tensor:
+    """Shares of the sensitivity of those channels that are left; zeros where there is none."""
+    p_C = torch.zeros_like(s_C)
+    p_C[list(alive)] = s_C[list(alive)]
+    return p_C / p_C.sum().clamp(min=torch.finfo(p_C.dtype).tiny)
+
+
+def _score(settings: PFPSettings, label: str) -> Score:
+    """Of every channel the largest sensitivity of all that is read of it."""
+
+    def score(filters: Filters, calibration: Calibration | None, generator: torch.Generator) -> Scores:
+        inputs, network = given_inputs(calibration, filters.state, label), filters.state.network
+        weights = {
+            member.module: live_weight(network, filters.state.masks, member.module)
+            for group, free in zip(filters.groups, filters.free, strict=True)
+            for member in (readers(network, group) if free else ())
+            if member.module in filters.layers  # a head that only training calls reads nothing here
+        }
+        found = weight_sensitivities(network, weights, inputs, "max", settings.positions) if weights else {}
+        of_layers = {name: channel_sensitivities(s).cpu() for name, s in found.items()}
+        scores = []
+        for group, free in zip(filters.groups, filters.free, strict=True):
+            s_C = torch.zeros(group.size, dtype=torch.float64)
+            for member in [m for m in readers(network, group) if m.module in of_layers] if free else ():
+                s_C = torch.maximum(s_C, of_layers[member.module][torch.tensor(member.positions)].amax(1))
+            scores.append(s_C)
+        return scores
+
+    return score

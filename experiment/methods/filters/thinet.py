@@ -1,0 +1,124 @@
+"""ThiNet: channels go without which the layers that read them answer the same.
+
+Shape suffixes: C = channels of a group, S = sampled answers, P = places drawn in one batch, K = kernel elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from experiment.errors import CompressionError
+from experiment.layers.channels.groups import ChannelGroup, Member
+from experiment.layers.compressible import evaluating
+from experiment.layers.plan import Kept
+from experiment.layers.sampled_patches import input_patches, num_positions
+from experiment.methods.base import GIVE_DATA, Calibration
+from experiment.methods.filters.base import FilterMethod, Filters, Scores, has_data
+from experiment.methods.filters.ft import same_share
+from experiment.methods.settings import ThiNetSettings
+
+SAMPLES = 8  # calibration inputs in one forward pass
+
+
+def thinet(settings: ThiNetSettings) -> FilterMethod:
+    """Greedy selection by what readers lose, the same share of every group, then least squares for what stays.
+
+    An answer of a layer that reads the channels, y = sum_q x_q + bias with x_q = sum_{u,v} W[g, q, u, v] a_q, is
+    sampled at random inputs, filters g and positions. Without the channels T it is wrong by sum_{q in T} x_q, so they
+    go in this order: T grows by the channel that makes
+
+        cost(T) = sum over readers of (sum_s (sum_{q in T} x_qs)^2 / sum_s (sum_q x_qs)^2)
+
+    the smallest; the first one is the least important. Then `refit` fits the readers' weights on the channels left.
+
+    Source: Luo et al. 2017, ThiNet: A Filter Level Pruning Method, https://arxiv.org/abs/1707.06342.
+    Differs: where several layers read a channel their relative errors are added; the share of all layers is found from
+    the budget; their least squares scales every channel by one number, here all weights on them are fitted.
+    """
+
+    def score(filters: Filters, calibration: Calibration | None, generator: torch.Generator) -> Scores:
+        if not has_data(calibration):
+            raise CompressionError(f"ThiNet needs calibration data. {GIVE_DATA}")
+        inputs = calibration.inputs.to(filters.state.example)
+        sampled = _contributions(filters, inputs, settings.samples, generator)
+        return [_importance(_relative(group, sampled)) for group in filters.groups]
+
+    return FilterMethod(settings, "ThiNet", score, same_share)
+
+
+def greedy_order(X_CS: Tensor) -> list[int]:
+    """All channels, each next one making the sum over s of (sum over those so far of x_qs)^2 the smallest."""
+    gram_CC = X_CS @ X_CS.T
+    own_C, cross_C = gram_CC.diagonal(), X_CS.new_zeros(len(X_CS))  # the latter with the sum of those so far
+    left, order = torch.ones(len(X_CS), dtype=torch.bool), list[int]()
+    for _ in range(len(X_CS)):
+        order.append(int((own_C + 2 * cross_C).masked_fill(~left, torch.inf).argmin()))
+        left[order[-1]] = False
+        cross_C += gram_CC[order[-1]]
+    return order
+
+
+def _importance(X_CS: Tensor) -> Tensor:
+    """The place of each channel in the order in which they go."""
+    scores = torch.zeros(len(X_CS), dtype=torch.float64)
+    scores[greedy_order(X_CS)] = torch.arange(len(X_CS), dtype=torch.float64)
+    return scores
+
+
+def _relative(group: ChannelGroup, sampled: Mapping[str, Tensor]) -> Tensor:
+    """What the channels of a group contribute to the answers of all its readers, each relative to what these are."""
+    parts = [torch.zeros(group.size, 1, dtype=torch.float64)]
+    for member in _readers(group, sampled):
+        X_CS = sampled[member.module][torch.tensor(member.positions)].sum(1)
+        scale = float(X_CS.sum(0).square().sum()) or float(X_CS.square().sum())
+        parts.append(X_CS / (scale or 1.0) ** 0.5)
+    return torch.cat(parts, 1)
+
+
+def _readers(group: ChannelGroup, sampled: Mapping[str, Tensor]) -> Iterator[Member]:
+    return (member for member in group.members if member.side == "in" and member.module in sampled)
+
+
+def _contributions(filters: Filters, inputs: Tensor, samples: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Of every layer that reads channels which may go: x, input channels by sampled answers, float64, on the CPU.
+
+    Grouped layers are no readers: their filters go with their channels, and who reads these is asked.
+    """
+    network, found = filters.state.network, dict[str, list[Tensor]]()
+    for group, free in zip(filters.groups, filters.free, strict=True):
+        for member in group.members if free else ():
+            module = network.get_submodule(member.module)
+            if member.side == "in" and not (isinstance(module, nn.Conv2d) and module.groups > 1):
+                found[member.module] = []
+    names = {network.get_submodule(name): name for name in found}
+    batches = torch.split(inputs, SAMPLES)
+    each = -(-samples // len(batches))
+
+    def record(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], y: Tensor) -> None:
+        name = names[module]
+        rows = filters.state.kept.get(name, Kept()).out or range(y.shape[-3 if isinstance(module, nn.Conv2d) else -1])
+        places = torch.randint(num_positions(y, module), (each,), generator=generator)
+        chosen = torch.tensor(rows)[torch.randint(len(rows), (each,), generator=generator)]
+        patches_CKP = input_patches(args[0] if args else named["input"], module, y.shape, places)
+        weight = module.get_parameter("weight")[chosen.to(y.device)]
+        weight_PCK = weight.reshape(*weight.shape[:2], -1)
+        X_CP = torch.einsum("ckp,pck->cp", patches_CKP, weight_PCK).cpu().double()
+        if not X_CP.isfinite().all():
+            raise CompressionError(
+                f"layer '{name}': its responses to the calibration data must be finite. Got NaN or infinity: are the "
+                f"inputs scaled as in training, and did the network's training converge?"
+            )
+        found[name].append(X_CP)
+
+    handles = [module.register_forward_hook(record, with_kwargs=True) for module in names]
+    try:
+        with evaluating(network):
+            for batch in batches:
+                network(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: torch.cat(parts, 1) for name, parts in found.items() if parts}

@@ -1,0 +1,1 @@
+"""Low-rank methods: every layer becomes two smaller ones."""

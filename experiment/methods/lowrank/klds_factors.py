@@ -1,0 +1,124 @@
+"""Factors of one layer's slices that change the network's output least, to second order.
+
+Shape suffixes as in `experiment.methods.data.fisher`; J = rank.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from experiment.layers.factored_layers import Slicing, fold, unfold
+from experiment.layers.plan import Factors
+from experiment.methods.data.fisher import DAMPING, LayerMoments
+from experiment.methods.data.responses import precise
+
+Floats = NDArray[np.float64]
+UNSEEN = 1e-6  # of the mean square of the inputs: what directions are worth that the data do not have
+SHORTEST = 1e-12  # of the longest component: one that is shorter, or zero, is not made equally long in both factors
+
+
+class LayerDirections:
+    """The singular vectors of every slice W_i in the metric of outputs and inputs, G^1/2 W_i C_i^1/2.
+
+    Args:
+        weight: (F, C, X, Y) or (F, C).
+        moments: of the layer's inputs and of the gradients at its outputs.
+
+    Attributes:
+        tails: slicing -> (S,): sum over slices of the squared singular values beyond rank 1, 2, ...: the predicted
+            divergence.
+        total: the largest of the sums of all of them.
+    """
+
+    def __init__(self, weight: Tensor, moments: LayerMoments) -> None:
+        self._weight = weight.detach().clone()  # networks in which weights are tried out may share the tensor
+        self._root_FF, self._inverse_FF = _roots(precise(moments.gradient))
+        self._bases: dict[Slicing, Tensor] = {}  # in float32, and of tall slices (G, N, N): (G, R, N) take too much
+        self.tails: dict[Slicing, Floats] = {}
+        self.total = 0.0
+        weighted = self._weighted(weight)
+        for slicing, gram in moments.grams.items():
+            self._decompose(slicing, fold(weighted, *slicing), gram / moments.places[slicing])
+
+    def factors(self, factors: Factors, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """U (G, R, J) and V (G, J, N) in float64, equally long for every component.
+
+        Args:
+            weight: other weights than those that the directions are from, encoded along the same ones with the same U.
+        """
+        slicing = (factors.groups, factors.folding)
+        W_GRN = fold(self._weighted(self._weight), *slicing)
+        u_GRJ = _left(W_GRN, precise(self._bases[slicing][:, :, : factors.rank]))
+        U_GRJ, V_GJN = _apply(self._inverse_FF, u_GRJ), u_GRJ.mT @ W_GRN
+        lengths_GJ = V_GJN.norm(dim=2) / U_GRJ.norm(dim=1)  # no column of U is zero, for those of u are of length 1
+        longest = float(lengths_GJ.max()) or 1.0
+        root_G1J = lengths_GJ.clamp_min(longest * SHORTEST).sqrt()[:, None]
+        if weight is not None:
+            V_GJN = u_GRJ.mT @ fold(self._weighted(weight), *slicing)
+        return U_GRJ * root_G1J, V_GJN / root_G1J.mT
+
+    def product(self, factors: Factors) -> Tensor:
+        """The dense weight that the factors stand for, in float64."""
+        U_GRJ, V_GJN = self.factors(factors)
+        return unfold(U_GRJ @ V_GJN, self._weight.shape, factors.folding)
+
+    def _weighted(self, weight: Tensor) -> Tensor:
+        """G^1/2 W, in the weight's shape."""
+        W = precise(weight)
+        return (self._root_FF @ W.flatten(1)).reshape(W.shape)
+
+    def _decompose(self, slicing: Slicing, W_GRN: Tensor, gram_GSS: Tensor) -> None:
+        if W_GRN.shape[1] <= W_GRN.shape[2]:
+            squares, basis = _from_responses(W_GRN, _apply(self._root_FF, _apply(self._root_FF, gram_GSS).mT))
+        else:
+            squares, basis = _from_inputs(W_GRN, gram_GSS)
+        summed = squares.flip(-1).clamp_min(0).sum(0).cpu().numpy()
+        self.tails[slicing] = np.append(np.cumsum(summed[::-1])[::-1][1:], 0.0)
+        self.total = max(self.total, float(summed.sum()))
+        self._bases[slicing] = basis.flip(-1).float()
+
+
+def _from_responses(W_GRN: Tensor, gram_GRR: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared singular values of W_i C_i^1/2, rising, and its left vectors (G, R, R), from W_i C_i W_i^T."""
+    inner_GRR = W_GRN @ W_GRN.mT
+    traces = [float(matrix.diagonal(dim1=1, dim2=2).sum()) for matrix in (gram_GRR, inner_GRR)]
+    mean = traces[0] / (traces[1] or 1.0)
+    squares, left_GRR = torch.linalg.eigh(gram_GRR + UNSEEN * (mean or 1.0) * inner_GRR)
+    return squares, left_GRR
+
+
+def _from_inputs(W_GRN: Tensor, gram_GNN: Tensor) -> tuple[Tensor, Tensor]:
+    """The same from C_i, with C_i^1/2 times the right vectors, (G, N, N), in the place of the left ones."""
+    values, axes_GNN = torch.linalg.eigh(gram_GNN)
+    mean = float(values.mean())
+    root_GNN = axes_GNN * (values.clamp_min(0) + UNSEEN * (mean or 1.0)).sqrt()[:, None]
+    A_GRN = W_GRN @ root_GNN
+    squares, right_GNN = torch.linalg.eigh(A_GRN.mT @ A_GRN)
+    return squares, root_GNN @ right_GNN
+
+
+def _left(W_GRN: Tensor, basis: Tensor) -> Tensor:
+    """The left vectors that belong to the first columns of a basis, largest singular value first: (G, R, J)."""
+    if basis.shape[1] == W_GRN.shape[1]:
+        return basis
+    # QR, because W x over its length is far from orthogonal to the others where that length is next to nothing
+    left_GRJ: Tensor = torch.linalg.qr(W_GRN @ basis)[0]
+    return left_GRJ
+
+
+def _roots(gradient_FF: Tensor) -> tuple[Tensor, Tensor]:
+    """G^1/2 and its inverse; the identity where no gradient arrives."""
+    values, vectors = torch.linalg.eigh(gradient_FF)
+    mean = float(values.clamp_min(0).mean())
+    values = (values.clamp_min(0) + DAMPING * mean) if mean > 0 else torch.ones_like(values)
+    return (vectors * values.sqrt()) @ vectors.T, (vectors / values.sqrt()) @ vectors.T
+
+
+def _apply(matrix_FF: Tensor, A_GRN: Tensor) -> Tensor:
+    """The matrix on the filters of every row, of which there are D a filter, filter-major."""
+    features = matrix_FF.shape[0]
+    groups, rows, columns = A_GRN.shape
+    return (matrix_FF @ A_GRN.reshape(groups, features, -1)).reshape(groups, rows, columns)

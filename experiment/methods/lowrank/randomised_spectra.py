@@ -1,0 +1,203 @@
+"""The largest singular values of one layer's slices by randomised SVD, for layers of many thousand features.
+
+An exact decomposition costs the cube of a slice's smaller side; this costs its area times the number of values wanted.
+Everything is computed in float64, as exact spectra are, so that the two agree wherever singular values fall.
+
+Shape suffixes as in `experiment.layers.factored_layers`: G = groups, R = rows, N = columns of a slice, J = rank,
+S = min(R, N), K = known singular values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiment.layers.factored_layers import Slicing, fold
+from experiment.methods.lowrank.randomised_svd import (
+    OVERSAMPLING,
+    POWER_ITERATIONS,
+    Sketch,
+    TruncatedSVD,
+    leading_pair,
+    norm_bound,
+    operator_norm,
+    sketch,
+)
+from experiment.methods.lowrank.spectra import Floats, LayerSpectra
+from experiment.random_streams import generator
+
+
+@dataclass(frozen=True)
+class Sketches:
+    """What all ranks of one weight and seed share: sketches by slicing and columns, operator norms by folding.
+
+    The columns are powers of two, so that a sweep over ranks makes few sketches, and the same ones in any order.
+    """
+
+    made: dict[tuple[Slicing, int], Sketch] = field(default_factory=dict)
+    norms: dict[int, float] = field(default_factory=dict)
+
+
+class RandomisedSpectra:
+    """As `LayerSpectra`, for ranks up to `max_rank`; slices whose smaller side is no larger are decomposed exactly.
+
+    `values` holds one more than `max_rank`, for what the largest rank leaves.
+
+    Args:
+        weight: (F, C, X, Y) or (F, C), finite; it must not change while this object is used.
+        seed: of all Gaussians; those of one slicing do not depend on which others are asked for.
+        oversampling: at least 1. power_iterations: see `randomised_svd`.
+        sketches: shared with objects of the same weight, seed and power iterations and other ranks.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        max_rank: int,
+        seed: int,
+        *,
+        oversampling: int = OVERSAMPLING,
+        power_iterations: int = POWER_ITERATIONS,
+        sketches: Sketches | None = None,
+    ) -> None:
+        if max_rank < 1 or oversampling < 1:
+            raise ValueError(f"max_rank and oversampling must be at least 1. Got {max_rank} and {oversampling}.")
+        self._weight, self._max_rank, self._seed = weight.detach(), max_rank, seed
+        self._oversampling, self._power_iterations = oversampling, power_iterations
+        self._scale = (float(self._weight.abs().max()) if weight.numel() else 0.0) or 1.0
+        self._exact = LayerSpectra(weight)  # for narrow slices
+        self._values: dict[Slicing, Floats] = {}
+        self._triplets: dict[Slicing, TruncatedSVD] = {}
+        self._norms: dict[int, float] = {} if sketches is None else sketches.norms
+        self._errors: dict[tuple[int, int, int], Floats] = {}
+        self._sketches = sketches
+        self._residual: tuple[tuple[int, int, int], Tensor] | None = None
+
+    def full_rank(self, groups: int = 1, folding: int = 0) -> int:
+        """S, the most that a slice's rank can be; there are factors up to `top_rank` only."""
+        return self._exact.full_rank(groups, folding)
+
+    def top_rank(self, groups: int = 1, folding: int = 0) -> int:
+        """The largest rank that is known: `max_rank`, or S."""
+        return min(self._max_rank, self.full_rank(groups, folding))
+
+    def values(self, groups: int = 1, folding: int = 0) -> Floats:
+        """The largest singular values of every slice: (G, K), falling, K = min(S, max_rank + 1)."""
+        if self._is_narrow(groups, folding):
+            return self._exact.values(groups, folding)
+        slicing = (groups, folding)
+        if slicing not in self._values:  # the vectors are many times larger: kept for slicings that are chosen only
+            found = self._triplets.get(slicing) or self._decompose(groups, folding)
+            self._values[slicing] = found.S.cpu().numpy() * self._scale
+        return self._values[slicing]
+
+    def prepare(self, all_groups: Sequence[int], folding: int = 0) -> None:
+        """Compute `values` for several numbers of groups together; only narrow slices share work."""
+        self._exact.prepare([groups for groups in all_groups if self._is_narrow(groups, folding)], folding)
+
+    def unseen_energy(self, groups: int = 1, folding: int = 0) -> float:
+        """The squared singular values beyond `values`, summed: what they leave of ||W||_F^2.
+
+        For the factors of `factors` this is no estimate: ||A - Q B_J||_F^2 = ||A||_F^2 - ||B_J||_F^2, Q orthonormal.
+        """
+        if self._is_narrow(groups, folding):
+            return 0.0
+        whole = float((self._weight.double().cpu() / self._scale).square().sum()) * self._scale**2
+        return max(0.0, whole - float(np.square(self.values(groups, folding)).sum()))
+
+    def norm(self, folding: int = 0) -> float:
+        """The operator norm of the whole folded weight."""
+        if folding not in self._norms:
+            whole = self._slices(1, folding)[0]
+            self._norms[folding] = operator_norm(whole, self._stream("norm", 1, folding)) * self._scale
+        return self._norms[folding]
+
+    def factors(self, rank: int, groups: int = 1, folding: int = 0) -> tuple[Tensor, Tensor]:
+        """Factors of every slice, A_g ~ U_g V_g, with the singular values shared equally between them.
+
+        Returns: U (G, R, J) and V (G, J, N) in float64: U = L S^1/2, V = S^1/2 R^T; nearly the best ones of their rank.
+        """
+        if self._is_narrow(groups, folding):
+            return self._exact.factors(rank, groups, folding)
+        slicing = (groups, folding)
+        if slicing not in self._triplets:
+            self._triplets[slicing] = self._decompose(groups, folding)
+        U, S, Vt = self._triplets[slicing]
+        root_GJ = (S[:, :rank] * self._scale).sqrt()
+        return U[:, :, :rank] * root_GJ[:, None, :], root_GJ[:, :, None] * Vt[:, :rank]
+
+    def exact_error(self, rank: int, groups: int = 1, folding: int = 0) -> float:
+        """||W - What||_2 / ||W||_2 for What of these factors, measured (`operator_norm`); 0 for a zero weight."""
+        return float(self.exact_bounds(rank, groups, folding)[rank - 1])
+
+    def exact_bounds(self, rank: int, groups: int = 1, folding: int = 0) -> Floats:
+        """The measured error at `rank`, and what it tells about the errors at all other ranks.
+
+        With v the residual's first left singular vector at `rank`, the error at any rank is at least
+        ||v^T (W - What)|| / ||W||_2, and equal to it at `rank`.
+
+        Returns: lower bounds for ranks 1 to `top_rank`.
+        """
+        norm, key = self.norm(folding), (rank, groups, folding)
+        if norm == 0:
+            return np.zeros(self.top_rank(groups, folding))
+        if key not in self._errors:
+            A_GRN = self._slices(groups, folding) * self._scale
+            U_GRJ, V_GJN = self.factors(self.top_rank(groups, folding), groups, folding)
+            residual_GRN = self._left(rank, groups, folding)
+            _, v_R = leading_pair(_side_by_side(residual_GRN), self._stream("error", groups, folding))
+            self._residual = None
+            # the rows V_i are orthogonal: rank i adds a_i^2 ||V_i||^2 - 2 a_i <v^T A, V_i>, a = v^T U, to the square
+            seen_GN, a_GJ = (torch.einsum("r,grm->gm", v_R, M) for M in (A_GRN, U_GRJ))
+            added_GJ = a_GJ.square() * V_GJN.square().sum(2) - 2 * a_GJ * torch.einsum("gn,gjn->gj", seen_GN, V_GJN)
+            squares_J = seen_GN.square().sum() + added_GJ.sum(0).cumsum(0)
+            self._errors[key] = squares_J.clamp_min(0).sqrt().cpu().numpy() / norm
+        return self._errors[key]
+
+    def error_bound(self, rank: int, groups: int = 1, folding: int = 0) -> float:
+        """A bound of `exact_error` from products of the residual with ten random vectors (`norm_bound`)."""
+        residual_GRN = self._left(rank, groups, folding)
+        bound = norm_bound(_side_by_side(residual_GRN), self._stream("probes", groups, folding))
+        return bound / (self.norm(folding) or 1.0)
+
+    def _left(self, rank: int, groups: int, folding: int) -> Tensor:
+        """What factors of this rank leave of the slices (G, R, N); the last one is kept, for the other error."""
+        key = (rank, groups, folding)
+        if self._residual is None or self._residual[0] != key:
+            U_GRJ, V_GJN = self.factors(rank, groups, folding)
+            self._residual = key, self._slices(groups, folding) * self._scale - U_GRJ @ V_GJN
+        return self._residual[1]
+
+    def _is_narrow(self, groups: int, folding: int) -> bool:
+        return self.full_rank(groups, folding) <= self._max_rank
+
+    def _decompose(self, groups: int, folding: int) -> TruncatedSVD:
+        """The K largest triplets of every slice, from a sketch of max_rank + oversampling columns."""
+        A_GRN, most = self._slices(groups, folding), self.full_rank(groups, folding)
+        size = min(self._max_rank + self._oversampling, most)
+        if self._sketches is None:
+            made = sketch(A_GRN, size, self._power_iterations, self._stream("svd", groups, folding))
+            return made.svd(size, self._max_rank + 1)
+        columns = min(1 << (size - 1).bit_length(), most)
+        key = (groups, folding), columns
+        if key not in self._sketches.made:
+            self._sketches.made[key] = sketch(
+                A_GRN, columns, self._power_iterations, self._stream("svd", groups, folding)
+            )
+        return self._sketches.made[key].svd(size, self._max_rank + 1)
+
+    def _slices(self, groups: int, folding: int) -> Tensor:
+        weight = self._weight.cpu() if self._weight.device.type == "mps" else self._weight  # mps has no float64
+        return fold(weight.double() / self._scale, groups, folding)
+
+    def _stream(self, purpose: str, groups: int, folding: int) -> torch.Generator:
+        return generator("randomised", self._seed, purpose, groups, folding)
+
+
+def _side_by_side(A_GRN: Tensor) -> Tensor:
+    """The whole folded weight that slices are cut from, up to the order of its columns: (R, G N)."""
+    return A_GRN.transpose(0, 1).flatten(1)

@@ -1,0 +1,202 @@
+"""SiPP: weights by their relative sensitivity, the largest of the network, or drawn with probabilities that follow it.
+
+Shape suffixes: W = weights of all layers that have a sensitivity, R = rows: the weights of one sign of one filter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from experiment.layers.build import write_whole
+from experiment.layers.plan import Plan, State
+from experiment.methods.base import Budget, Calibration
+from experiment.methods.data.poisson_draws import factors, first_rings
+from experiment.methods.data.sensitivity import Reduction, given_inputs, union_bound, weight_sensitivities
+from experiment.methods.masks.ranking import (
+    Scores,
+    WeightMethod,
+    alive_weights,
+    order_of,
+    plan_masked,
+    plan_prefix,
+    unmasked_cost,
+)
+from experiment.methods.masks.sipp_rows import Rows, multiplier, num_samples, rows_of
+from experiment.methods.settings import SiPPSettings
+from experiment.methods.starting_state import Start, live_weight, start_of
+from experiment.random_streams import generator as stream
+
+
+def sipp(settings: SiPPSettings) -> WeightMethod:
+    """The weights of largest sensitivity in the whole network stay, as they are.
+
+    Of the positions of a sample the mean sensitivity counts, of samples the largest.
+
+    Source: Baykal et al. 2019, https://arxiv.org/abs/1910.05422
+    """
+
+    def score(start: Start, calibration: Calibration | None, generator: torch.Generator) -> Scores:
+        return _sensitivities(start, calibration, settings, "mean", "SiPP")
+
+    return WeightMethod(score, order_of, every_layer=False)
+
+
+def sipp_rand(settings: SiPPSettings) -> SampledSiPP:
+    """SiPP that draws every weight that stays."""
+    return SampledSiPP(settings, "SiPPRand", hybrid=False)
+
+
+def sipp_hybrid(settings: SiPPSettings) -> SampledSiPP:
+    """SiPP that draws the weights of a row only where this promises a smaller error than keeping the largest."""
+    return SampledSiPP(settings, "SiPPHybrid", hybrid=True)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The analysis.
+
+    Attributes:
+        places: layer name -> of each of its weights the index in `rows`; -1 where it has no sensitivity.
+        rings: (W,) when each weight is drawn first.
+        seed: of how often the weights are drawn.
+    """
+
+    start: Start
+    rows: Rows
+    places: Mapping[str, Tensor]
+    rings: Tensor
+    seed: int
+
+
+@dataclass(frozen=True)
+class SampledSiPP:
+    """Weights drawn with replacement, with probabilities p_i = s_i / S by row, and multiplied by count_i / (N p_i).
+
+    A row is the weights of one sign of one filter; `experiment.methods.masks.sipp_rows` says how the budget is
+    shared among them: by one multiplier nu. As nu falls, the number m of different weights grows in every row, and
+    with it the number N of draws that it takes on average. So weights come in one by one until the budget is used
+    up, and what is left is as large as it allows. A row of which more than all weights but one shall stay is left
+    whole and as it is.
+
+    Source: Baykal et al. 2019, https://arxiv.org/abs/1910.05422
+    Differs: the number of draws is random, around N, so that weights come and go independently of each other; m is the
+    number of different weights, for which the budget counts.
+
+    Args:
+        hybrid: rows in which C times the sensitivity of all but the m largest is no more than err(m) keep these m.
+    """
+
+    settings: SiPPSettings
+    label: str
+    hybrid: bool
+
+    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Draws:
+        """Sensitivities, largest of positions and samples, and the time at which every weight would be drawn first.
+
+        Raises: CompressionError: calibration data are missing, or layers are given NaN or infinity.
+        """
+        start = start_of(state)
+        rows, places = _rows(start, _sensitivities(start, calibration, self.settings, "max", self.label))
+        seed = int(torch.randint(2**62, (), generator=generator))
+        return Draws(start, rows, places, first_rings(rows.p, generator), seed)
+
+    def plan(self, analysis: Draws, budget: Budget) -> Plan:
+        """The weights that come in before the budget is used up, those without sensitivity last.
+
+        Raises: InfeasibleBudget: what is never pruned already exceeds the budget.
+        """
+        start, rows = analysis.start, analysis.rows
+        costs_R = rows.positions if budget.quantity == "flops" else torch.ones_like(rows.S)
+        drawn_R = torch.ones_like(rows.S, dtype=torch.bool)
+        if self.hybrid:
+            available = budget.limit - unmasked_cost(start, budget)
+            drawn_R = rows.better_drawn(rows.allocation(available, rows.filters * costs_R, costs_R))
+        nu_W = rows.enters(analysis.rings, drawn_R, rows.filters * costs_R)
+        by_time = torch.argsort(analysis.rings, stable=True)
+        entry = by_time[torch.argsort(nu_W[by_time], descending=True, stable=True)]
+        turns_W = torch.empty_like(nu_W)
+        turns_W[entry] = -torch.arange(len(entry), dtype=torch.float64)
+        plan = plan_prefix(order_of(start, _spread(analysis, turns_W, -float(len(entry)))), budget)
+        stay, out = entry.tensor_split([_num_kept(start, plan)])
+        scales_W = torch.ones_like(nu_W)
+        if len(out):
+            multipliers = float(nu_W[out[0]]) * rows.filters * costs_R
+            _rescale(scales_W, analysis, stay, drawn_R, multipliers, out[0])
+        return replace(plan, scales=plan_masked(start, {}, _spread(analysis, scales_W, 1.0)).scales)
+
+    def fill(self, built: nn.Module, state: State, analysis: Draws, plan: Plan) -> None:
+        """Write the state's weights into `built`, in place; multiplied by the plan's factors if they were analysed.
+
+        Weights that a network is rewound to estimate nothing: they are written as they are.
+        """
+        same = state is analysis.start.state
+        write_whole(built, state.network, plan if same else replace(plan, scales={}))
+
+
+def _rescale(
+    scales_W: Tensor, analysis: Draws, stay: Tensor, drawn_R: Tensor, slope_R: Tensor, first_out: Tensor
+) -> None:
+    """Write the factors of the weights that stay, in place.
+
+    Args:
+        slope_R: -err'(m) of every row, when the first weight `first_out` that does not stay would come in.
+    """
+    rows = analysis.rows
+    row = rows.row[first_out]
+    until_R = rows.draws(num_samples(slope_R, rows.A))
+    until_R[row] = analysis.rings[first_out]
+    whole_R = multiplier(rows.number - 1, rows.A) >= slope_R
+    whole_R[row] = False  # its last ones would come at once, but the budget ends among them
+    some = stay[(drawn_R & ~whole_R)[rows.row[stay]]]
+    until = until_R[rows.row[some]]
+    scales_W[some] = factors(rows.p[some], analysis.rings[some], until, stream("SiPP", analysis.seed))
+
+
+def _num_kept(start: Start, plan: Plan) -> int:
+    assert plan.parameters is not None
+    alive = sum(int(alive_weights(start, name).sum()) for name in start.layers)
+    return alive - (start.count.parameters - plan.parameters)
+
+
+def _spread(analysis: Draws, values_W: Tensor, other: float) -> dict[str, Tensor]:
+    """Values of weights in their layers' shapes, `other` for those without sensitivity."""
+    spread, values = {}, torch.cat([values_W, torch.tensor([other], dtype=torch.float64)])
+    for name, places in analysis.places.items():
+        weight = analysis.start.network.get_submodule(name).get_parameter("weight")
+        spread[name] = values[places].to(weight.device)
+    return spread
+
+
+def _rows(start: Start, sensitivities: Mapping[str, Tensor]) -> tuple[Rows, dict[str, Tensor]]:
+    """All weights with a sensitivity, by sign and filter, and where they stand in every layer."""
+    s, row, places, bounds, filters, positions = [], [], {}, [], [], []
+    num_weights = num_rows = 0
+    for name, info in start.layers.items():
+        s_FI = sensitivities[name].cpu().flatten(1)
+        negative_FI = live_weight(start.network, start.masks, name).cpu().flatten(1) < 0
+        row_FI = num_rows + 2 * torch.arange(len(s_FI))[:, None] + negative_FI
+        some_FI = s_FI > 0
+        s.append(s_FI[some_FI])
+        row.append(row_FI[some_FI])
+        places_FI = torch.full(s_FI.shape, -1)
+        places_FI[some_FI] = num_weights + torch.arange(len(s[-1]))
+        places[name] = places_FI.reshape(sensitivities[name].shape)
+        num_weights, num_rows = num_weights + len(s[-1]), num_rows + 2 * len(s_FI)
+        bounds += [union_bound(info)] * 2 * len(s_FI)
+        filters += [info.out_features] * 2 * len(s_FI)
+        positions += [info.positions] * 2 * len(s_FI)
+    per_row = [torch.tensor(values, dtype=torch.float64) for values in (bounds, filters, positions)]
+    none = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.int64)]
+    return rows_of(torch.cat(s or none[0]), torch.cat(row or none[1]), *per_row), places
+
+
+def _sensitivities(
+    start: Start, calibration: Calibration | None, settings: SiPPSettings, reduction: Reduction, label: str
+) -> dict[str, Tensor]:
+    inputs = given_inputs(calibration, start.state, label)
+    weights = {name: live_weight(start.network, start.masks, name) for name in start.layers}
+    return weight_sensitivities(start.network, weights, inputs, reduction, settings.positions)

@@ -1,0 +1,103 @@
+"""SNIP: the weights whose removal would change the loss most, to first order, on the calibration data."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from experiment.errors import CompressionError
+from experiment.layers.compressible import evaluating
+from experiment.methods.base import Calibration
+from experiment.methods.data.fisher import log_probabilities
+from experiment.methods.masks.ranking import Scores, WeightMethod, order_of
+from experiment.methods.settings import SNIPSettings
+from experiment.methods.starting_state import Start, live_weight
+
+SAMPLES = 16  # in one pass
+GIVE_TARGETS = "Give some: compress(..., data=(inputs, targets)), or a loader of such pairs."
+
+
+def snip(settings: SNIPSettings) -> WeightMethod:
+    """Connection sensitivity |w dL/dw| decides, in the whole network; L is the mean cross entropy, in eval mode.
+
+    dL/dw is the mean gradient over the calibration data, signs and all, so that what pulls a weight to and fro cancels.
+
+    Source: Lee et al. 2019, https://arxiv.org/abs/1810.02340. Differs: BatchNorm uses its running statistics, and in a
+    cascade, or on a trained network, the scores are those of the weights as they are.
+    """
+    return WeightMethod(_scores, order_of)
+
+
+def _scores(start: Start, calibration: Calibration | None, generator: torch.Generator) -> Scores:
+    return sensitivities(start, calibration) if start.layers else {}
+
+
+def sensitivities(start: Start, calibration: Calibration | None) -> dict[str, Tensor]:
+    """|mean over all predictions of w dL/dw| of every compressible layer's weight, in one pass of the data.
+
+    Args:
+        calibration: targets are class indices, one a sample or one a prediction (position) of the network.
+    Raises: CompressionError: data or targets are missing, do not match, or the network gives no class scores.
+    """
+    inputs, targets = _checked(calibration, start)
+    network = copy.deepcopy(start.network)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    weights = {name: network.get_submodule(name).get_parameter("weight") for name in start.layers}
+    for name, weight in weights.items():
+        weight.copy_(live_weight(start.network, start.masks, name))  # whatever stands in masked places
+        weight.requires_grad_(True)
+    sums = {name: torch.zeros_like(weight, dtype=_precise(weight)) for name, weight in weights.items()}
+    predictions = 0
+    with evaluating(network), torch.enable_grad():
+        for batch, labels in zip(torch.split(inputs, SAMPLES), torch.split(targets, SAMPLES), strict=True):
+            losses = _losses(network, batch, labels)
+            predictions += len(losses)
+            gradients = torch.autograd.grad(losses.sum(), list(weights.values()), allow_unused=True)
+            for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+                if gradient is not None:
+                    sums[name] += gradient.to(sums[name]) * weight.detach()
+    return {name: (total / predictions).abs() for name, total in sums.items()}
+
+
+def _precise(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _losses(network: nn.Module, batch: Tensor, labels: Tensor) -> Tensor:
+    """The cross entropy of every prediction.
+
+    Raises: CompressionError: outputs are no class scores, or labels are no classes of theirs.
+    """
+    scores = log_probabilities(network(batch))
+    if labels.dim() == 1:
+        labels = labels.repeat_interleave(len(scores) // len(batch))  # a label holds for all positions of its sample
+    labels = labels.flatten()
+    if len(labels) != len(scores):
+        raise CompressionError(
+            f"SNIP: targets must be one class index a sample, or one a prediction. Got {len(labels)} targets for "
+            f"{len(scores)} predictions of {len(batch)} samples."
+        )
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < scores.shape[1]:
+        raise CompressionError(
+            f"SNIP: targets must be class indices from 0 to {scores.shape[1] - 1}, as many as the network has outputs. "
+            f"Got {int(labels.min())} to {int(labels.max())}."
+        )
+    return nn.functional.nll_loss(scores, labels, reduction="none")
+
+
+def _checked(calibration: Calibration | None, start: Start) -> tuple[Tensor, Tensor]:
+    if calibration is None or not len(calibration.inputs):
+        raise CompressionError(f"SNIP needs calibration data with targets, a few hundred samples. {GIVE_TARGETS}")
+    if calibration.targets is None:
+        raise CompressionError(f"SNIP needs the targets of the calibration data, got inputs alone. {GIVE_TARGETS}")
+    inputs, targets = calibration.inputs, calibration.targets
+    if len(inputs) != len(targets) or targets.is_floating_point():
+        raise CompressionError(
+            f"SNIP: targets must be one integer class index a sample. Got {len(inputs)} inputs and targets of shape "
+            f"{tuple(targets.shape)}, {targets.dtype}. {GIVE_TARGETS}"
+        )
+    device = start.state.example.device
+    return inputs.to(start.state.example), targets.to(device, torch.int64)

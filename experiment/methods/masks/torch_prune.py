@@ -1,0 +1,177 @@
+"""Masks from any class of torch.nn.utils.prune, the user's own too: the same share of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from experiment.errors import CompressionError, ConfigError, InfeasibleBudget
+from experiment.layers.build import write_whole
+from experiment.layers.plan import Plan, State
+from experiment.methods.base import Budget, Calibration
+from experiment.methods.masks.ranking import alive_weights, kept_shares, plan_masked, unmasked_cost
+from experiment.methods.settings import TorchPruneSettings
+from experiment.methods.starting_state import Start, live_weight, start_of
+from experiment.random_streams import seeded
+from experiment.registry import resolve
+
+
+@dataclass(frozen=True)
+class Units:
+    """The analysis: what each layer can lose, one weight or one channel at a time.
+
+    Attributes:
+        units: layer name -> how many it has left.
+        order: (all units,) the layer, by number, of the unit that comes 1st, 2nd, ... as the share grows.
+        masks: (layer, units that go) -> its mask, as far as asked for.
+    """
+
+    start: Start
+    units: Mapping[str, int]
+    order: Tensor
+    seed: int
+    masks: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    def removed(self, num_kept: int) -> dict[str, int]:
+        """How many units every layer loses when the first so many of the order stay."""
+        kept = torch.bincount(self.order[:num_kept], minlength=len(self.units)).tolist()
+        return {name: total - n for (name, total), n in zip(self.units.items(), kept, strict=True)}
+
+
+@dataclass(frozen=True)
+class TorchPrune:
+    """What `method(amount=..., **kwargs).compute_mask` says of every layer, with the amount that the budget asks for.
+
+    Of a layer's n units (weights, or for PRUNING_TYPE 'structured' the channels along `dim`) the largest share that
+    fits stays, as in `order_within_layers`: every layer keeps round(rho n), and of the last step layers take theirs one
+    after the other. The amount is the fraction of the n units that goes, a float in [0, 1] that torch's classes turn
+    into a whole number of units. What is masked already stays masked, and the amount is a fraction of what is left, as
+    in torch's PruningContainer. Structured masks leave the layers' shapes as they are.
+
+    Args:
+        method: a subclass of BasePruningMethod; kwargs: its arguments but for the amount.
+    """
+
+    method: Any  # torch declares no types here
+    kwargs: Mapping[str, Any]
+
+    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Units:
+        """Every layer's units, and the order in which they stay as the share grows."""
+        start = start_of(state, masked=True)
+        units = {name: self._num_units(start, name) for name in start.layers}
+        sizes = torch.tensor(list(units.values()), dtype=torch.int64)
+        layers = torch.repeat_interleave(torch.arange(len(units)), sizes)
+        ranks = [torch.arange(n, dtype=torch.float64) for n in units.values()]
+        shares = torch.cat([*[(rank + 0.5) / max(1, len(rank)) for rank in ranks], torch.zeros(0, dtype=torch.float64)])
+        order = layers[torch.argsort(shares, stable=True)]
+        return Units(start, units, order, int(torch.randint(2**62, (), generator=generator)))
+
+    def plan(self, analysis: Units, budget: Budget) -> Plan:
+        """As many units as fit; how many weights their masks leave is counted, not assumed.
+
+        Raises: InfeasibleBudget: the masks of the largest amount leave more than the budget.
+            CompressionError: the method fails, or gives no mask of the weight's shape.
+        """
+        start = analysis.start
+        if start.allows(budget):
+            return start.unchanged(kept_shares(start, {}))
+        smallest = self._cost(analysis, 0, budget)
+        if smallest > budget.limit:
+            raise InfeasibleBudget(
+                limit=budget.limit, smallest=smallest, original=budget.original, quantity=budget.quantity
+            )
+        fits, too_many = 0, len(analysis.order) + 1
+        while too_many - fits > 1:
+            middle = (fits + too_many) // 2
+            within = self._cost(analysis, middle, budget) <= budget.limit
+            fits, too_many = (middle, too_many) if within else (fits, middle)
+        masks = {name: self._mask(analysis, name, amount) for name, amount in analysis.removed(fits).items()}
+        analysis.masks.clear()
+        return plan_masked(start, masks)
+
+    def fill(self, built: nn.Module, state: State, analysis: Units, plan: Plan) -> None:
+        """Write the state's weights into `built`, in place; masked ones become zero."""
+        write_whole(built, state.network, plan)
+
+    def _num_units(self, start: Start, layer: str) -> int:
+        alive = alive_weights(start, layer)
+        if self.method.PRUNING_TYPE != "structured":
+            return int(alive.sum())
+        dim = vars(self._made(0.0)).get("dim")
+        if not isinstance(dim, int) or not -alive.dim() <= dim < alive.dim():
+            raise CompressionError(
+                f"layer '{layer}': {self.method.__name__} removes channels along dim {dim!r}, and the weight has shape "
+                f"{tuple(alive.shape)}. Expected one of its dimensions: set kwargs: {{dim: 0}} for filters."
+            )
+        return int(alive.transpose(0, dim).flatten(1).any(1).sum())
+
+    def _cost(self, analysis: Units, num_kept: int, budget: Budget) -> int:
+        start, cost = analysis.start, unmasked_cost(analysis.start, budget)
+        for name, amount in analysis.removed(num_kept).items():
+            positions = start.layers[name].positions if budget.quantity == "flops" else 1
+            cost += positions * int(self._mask(analysis, name, amount).sum())
+        return cost
+
+    def _mask(self, analysis: Units, layer: str, amount: int) -> Tensor:
+        """The layer's mask when so many of its units go; random methods draw the same numbers for every amount."""
+        if (layer, amount) not in analysis.masks:
+            alive = alive_weights(analysis.start, layer)
+            weight = live_weight(analysis.start.network, analysis.start.masks, layer)
+            with seeded("torch.nn.utils.prune", analysis.seed, layer, device=weight.device):
+                fraction = amount / max(1, analysis.units[layer])
+                mask = self._computed(weight, alive, fraction, layer) if amount else alive
+            if mask.shape != weight.shape:
+                raise CompressionError(
+                    f"layer '{layer}': {self.method.__name__}.compute_mask must give a mask of the weight's shape "
+                    f"{tuple(weight.shape)}. Got {tuple(mask.shape)}."
+                )
+            analysis.masks[layer, amount] = (mask != 0) & alive
+        return analysis.masks[layer, amount]
+
+    def _computed(self, weight: Tensor, alive: Tensor, amount: float, layer: str) -> Tensor:
+        method = self._made(amount)
+        try:
+            if alive.all():
+                mask: Tensor = method.compute_mask(weight, default_mask=alive.to(weight.dtype))
+                return mask
+            method._tensor_name = "weight"  # what the container asks its methods for
+            container: Any = prune.PruningContainer(method)
+            left: Tensor = container.compute_mask(weight, alive.to(weight.dtype))
+            return left
+        except Exception as error:  # whatever the user's method raises
+            raise CompressionError(
+                f"layer '{layer}': {self.method.__name__}.compute_mask fails with amount={amount:g}, the fraction that "
+                f"goes, on a weight of shape {tuple(weight.shape)}: {type(error).__name__}: {error}"
+            ) from error
+
+    def _made(self, amount: float) -> Any:
+        try:
+            return self.method(amount=amount, **self.kwargs)
+        except Exception as error:  # the user's arguments, or method
+            raise CompressionError(
+                f"TorchPrune: {self.method.__name__} cannot be made with amount={amount:g} and kwargs "
+                f"{dict(self.kwargs)}: {type(error).__name__}: {error}. The setting `kwargs` holds its arguments but "
+                "for `amount`."
+            ) from error
+
+
+def torch_prune(settings: TorchPruneSettings) -> TorchPrune:
+    """The method that the settings name.
+
+    Raises: ConfigError: it cannot be imported, is no subclass of BasePruningMethod, or `kwargs` hold an amount.
+    """
+    method = resolve(settings.method)
+    if not isinstance(method, type) or not issubclass(method, prune.BasePruningMethod):
+        kind = "another class" if isinstance(method, type) else f"a {type(method).__name__}"
+        raise ConfigError(
+            f"TorchPrune.method: must be a subclass of torch.nn.utils.prune.BasePruningMethod. Got {settings.method}, "
+            f"{kind}."
+        )
+    if "amount" in settings.kwargs:
+        raise ConfigError("TorchPrune.kwargs.amount: is found from the keep ratio. Leave it out.")
+    return TorchPrune(method, dict(settings.kwargs))

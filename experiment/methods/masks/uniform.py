@@ -1,0 +1,186 @@
+"""Weights sampled filter by filter, with replacement, and reweighted: Uniform, l1, l2 and (l1+l2)/2.
+
+Suffixes: R = rows (filters), C = columns (weights of a filter).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from experiment.errors import InfeasibleBudget
+from experiment.layers.build import write_whole
+from experiment.layers.plan import Plan, State
+from experiment.methods.base import Budget, Calibration
+from experiment.methods.data.draws import counts_of, draws_for, first_draws
+from experiment.methods.masks.ranking import alive_weights, kept_shares, plan_masked, unmasked_cost
+from experiment.methods.settings import L1L2Settings, L1Settings, L2Settings, UniformSettings
+from experiment.methods.starting_state import Start, live_weight, start_of
+
+
+@dataclass(frozen=True)
+class Urn:
+    """What is drawn from a layer's weights, on the CPU.
+
+    Attributes:
+        p: (R, C) probabilities; a row sums up to 1, or to 0 where its weights are all masked or worthless.
+        first: (R, C), the number of the draw that hits each weight first.
+        alive: (R, C), the weights that the state's masks leave.
+        positions: multiply-adds of one sample that each weight takes part in.
+    """
+
+    p: Tensor
+    first: Tensor
+    alive: Tensor
+    positions: int
+
+    def wanted(self, share: float) -> Tensor:
+        """How many different weights each row wants: m = max(1, int(share C)). Returns: (R,)."""
+        rows, columns = self.p.shape
+        return torch.full((rows,), max(1, int(share * columns + 1e-9)))  # shares are fractions, rounded: k / C is k
+
+    def draws(self, wanted_R: Tensor) -> Tensor:
+        """N of every row, infinite where there is nothing to gain from sampling."""
+        sampled_R = wanted_R < (self.p > 0).sum(1)
+        draws_R = torch.full(wanted_R.shape, torch.inf, dtype=torch.float64)
+        draws_R[sampled_R] = draws_for(self.p[sampled_R], wanted_R[sampled_R])
+        return draws_R
+
+    def kept(self, share: float) -> tuple[Tensor, Tensor]:
+        """Which weights stay, (R, C), and after how many draws, (R,); infinite where a row is exact.
+
+        A row of which no more is alive than it wants stays whole; one that is hit in all possible places stays exact.
+        """
+        wanted_R = self.wanted(share)
+        draws_R = self.draws(wanted_R)
+        hit_RC = (self.first <= draws_R[:, None]) & (self.p > 0)
+        draws_R = draws_R.masked_fill(hit_RC.sum(1) == (self.p > 0).sum(1), torch.inf)
+        whole_R = wanted_R >= self.alive.sum(1)
+        return torch.where(whole_R[:, None], self.alive, hit_RC), draws_R.masked_fill(whole_R, torch.inf)
+
+    def scales(self, kept_RC: Tensor, draws_R: Tensor, generator: torch.Generator) -> Tensor:
+        """count_i / (N p_i) where a row was sampled, 1 elsewhere. Returns: (R, C)."""
+        scales_RC = torch.ones_like(self.p)
+        rows = draws_R.isfinite()
+        p_RC, N_R = self.p[rows], draws_R[rows]
+        counts_RC = counts_of(p_RC, self.first[rows], N_R, generator)
+        scales_RC[rows] = torch.where(kept_RC[rows], counts_RC / (N_R[:, None] * p_RC), 1)
+        return scales_RC
+
+
+@dataclass(frozen=True)
+class Urns:
+    """The analysis: all draws of all layers, which every budget takes the first ones of."""
+
+    start: Start
+    layers: Mapping[str, Urn]
+    seed: int
+
+    def cost(self, share: float, budget: Budget) -> int:
+        """What the network costs, in the budget's quantity, at a share; never falling in it."""
+        return unmasked_cost(self.start, budget) + sum(
+            int(urn.kept(share)[0].sum()) * (urn.positions if budget.quantity == "flops" else 1)
+            for urn in self.layers.values()
+        )
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Of every filter's C weights some max(1, rho C) stay, drawn with replacement and reweighted by count / (N p).
+
+    N is the smallest number of draws that hit as many different weights on average; those that are hit stay. So the
+    filter computes, on average, what it did before. One that sampling would not thin out stays exact. rho is the
+    largest whose weights fit; a larger rho makes the same draws and more.
+
+    Source: Achlioptas et al. 2013, Near-optimal Entrywise Sampling for Data Matrices, https://arxiv.org/abs/1311.4643;
+    as baselines of pruning in Baykal et al. 2019, https://arxiv.org/abs/1910.05422.
+
+    Args:
+        worth: what probabilities are proportional to, from rows of live weights (R, C) in float64 and the alive ones.
+    """
+
+    worth: Callable[[Tensor, Tensor], Tensor]
+
+    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Urns:
+        """The probabilities of all weights, and the draws that hit them first."""
+        start, layers = start_of(state, masked=True), {}
+        for name, info in start.layers.items():
+            alive_RC = alive_weights(start, name).cpu().flatten(1)
+            worth_RC = self.worth(live_weight(start.network, start.masks, name).cpu().double().flatten(1), alive_RC)
+            p_RC = worth_RC / worth_RC.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+            layers[name] = Urn(p_RC, first_draws(p_RC, generator), alive_RC, info.positions)
+        return Urns(start, layers, int(torch.randint(2**62, (), generator=generator)))
+
+    def plan(self, analysis: Urns, budget: Budget) -> Plan:
+        """The largest share that fits.
+
+        Raises: InfeasibleBudget: one weight a filter is already more than the budget.
+        """
+        start = analysis.start
+        if start.allows(budget):
+            return start.unchanged(kept_shares(start, {}))
+        share = _largest_share(analysis, budget)
+        generator, masks, scales = torch.Generator().manual_seed(analysis.seed), {}, {}
+        for name, urn in analysis.layers.items():
+            weight = start.network.get_submodule(name).get_parameter("weight")
+            kept_RC, draws_R = urn.kept(share)
+            masks[name] = kept_RC.reshape(weight.shape).to(weight.device)
+            if draws_R.isfinite().any():
+                precise = torch.promote_types(weight.dtype, torch.float32)
+                factors = urn.scales(kept_RC, draws_R, generator).reshape(weight.shape)
+                scales[name] = factors.to(weight.device, precise)
+        return plan_masked(start, masks, scales)
+
+    def fill(self, built: nn.Module, state: State, analysis: Urns, plan: Plan) -> None:
+        """Write the state's weights into `built`, in place; reweighted only where they are those that were sampled.
+
+        Weights that a network is rewound to estimate nothing: they are written as they are.
+        """
+        same = state is analysis.start.state
+        write_whole(built, state.network, plan if same else replace(plan, scales={}))
+
+
+def uniform(settings: UniformSettings) -> Sampled:
+    """All weights of a filter with the same probability."""
+    return Sampled(lambda w_RC, alive_RC: alive_RC.double())
+
+
+def l1(settings: L1Settings) -> Sampled:
+    """p = |w| / sum |w|."""
+    return Sampled(lambda w_RC, alive_RC: w_RC.abs())
+
+
+def l2(settings: L2Settings) -> Sampled:
+    """p = w^2 / sum w^2."""
+    return Sampled(lambda w_RC, alive_RC: w_RC.square())
+
+
+def l1_l2(settings: L1L2Settings) -> Sampled:
+    """The mean of the two: p = (|w| / sum |w| + w^2 / sum w^2) / 2."""
+    return Sampled(lambda w_RC, alive_RC: (_shares(w_RC.abs()) + _shares(w_RC.square())) / 2)
+
+
+def _shares(worth_RC: Tensor) -> Tensor:
+    return worth_RC / worth_RC.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def _largest_share(urns: Urns, budget: Budget) -> float:
+    """Of all shares that let a row keep one weight more, the largest whose weights fit.
+
+    Raises: InfeasibleBudget: none does.
+    """
+    sizes = {urn.p.shape[1] for urn in urns.layers.values()}
+    shares = [0.0, *sorted({k / size for size in sizes for k in range(2, size + 1)})]
+    smallest = urns.cost(0, budget)
+    if smallest > budget.limit:
+        raise InfeasibleBudget(
+            limit=budget.limit, smallest=smallest, original=budget.original, quantity=budget.quantity
+        )
+    fits, too_much = 0, len(shares)
+    while too_much - fits > 1:
+        middle = (fits + too_much) // 2
+        fits, too_much = (middle, too_much) if urns.cost(shares[middle], budget) <= budget.limit else (fits, middle)
+    return shares[fits]

@@ -1,0 +1,113 @@
+"""A starting state as methods look at it: the layers that may be compressed, what is left of them, what all costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from experiment.errors import CompressionError
+from experiment.layers.build import build, slice_mask, sliced_copy
+from experiment.layers.compressible import LayerInfo, compressible_layers, maskable_layers
+from experiment.layers.plan import Detail, Plan, State
+from experiment.measure import Count, count
+from experiment.methods.base import Budget, Quantity
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a state still has.
+
+    Attributes:
+        state: the state itself, of the original shapes.
+        network: the state's network with the channels that are gone cut out; the same object where none are.
+        masks: the state's masks, in the shapes of `network`.
+        layers: the layers of `network` that the method may compress.
+        count: what the state costs, masks and cut channels taken into account.
+    """
+
+    state: State
+    network: nn.Module
+    masks: Mapping[str, Tensor]
+    layers: Mapping[str, LayerInfo]
+    count: Count
+
+    def cost(self, quantity: Quantity) -> int:
+        """The whole state's unmasked parameters or multiply-adds."""
+        return self.count.parameters if quantity == "parameters" else self.count.flops_unmasked
+
+    def layer_cost(self, name: str, quantity: Quantity) -> int:
+        """A layer's unmasked parameters, bias included, or unmasked multiply-adds."""
+        layer = self.count.layers[name]
+        return layer.parameters if quantity == "parameters" else layer.flops_unmasked
+
+    def allows(self, budget: Budget) -> bool:
+        """Whether the state fits the budget as it is, so that nothing needs to change."""
+        return self.cost(budget.quantity) <= budget.limit
+
+    def unchanged(self, details: Mapping[str, Mapping[str, Detail]] | None = None) -> Plan:
+        """The plan that takes nothing away: masks and channels stay as the state has them."""
+        return Plan(
+            masks=dict(self.state.masks),
+            kept=dict(self.state.kept),
+            parameters=self.count.parameters,
+            details=details or {},
+        )
+
+
+def start_of(state: State, *, masked: bool = False) -> Start:
+    """Trace and count a state.
+
+    Args:
+        masked: for methods that judge single weights: the layers are all whose weights can be masked, grouped and
+            transposed convolutions and those of one and three dimensions, too.
+    Raises: CompressionError: a layer's weight is NaN or infinite, or computed from something else.
+    """
+    network = sliced_copy(state.network, state.kept)
+    layers = (maskable_layers if masked else compressible_layers)(network, state.example)
+    for name in layers:
+        _check_weight(name, network.get_submodule(name))
+    return Start(
+        state=state,
+        network=network,
+        masks={name: slice_mask(mask, state.kept, name) for name, mask in state.masks.items()},
+        layers=layers,
+        count=count(build(state.network, Plan(masks=state.masks, kept=state.kept)), state.example),
+    )
+
+
+def parameter_name(layer: str, parameter: str = "weight") -> str:
+    """The dotted name of a layer's parameter; the layer may be the network itself, named ''."""
+    return f"{layer}.{parameter}" if layer else parameter
+
+
+def live_weight(network: nn.Module, masks: Mapping[str, Tensor], layer: str) -> Tensor:
+    """A layer's weight, masked places at zero."""
+    weight = network.get_submodule(layer).get_parameter("weight").detach()
+    mask = masks.get(parameter_name(layer))
+    return weight if mask is None else weight * mask.to(weight.device)
+
+
+def factored_layers(state: State, plan: Plan) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Every layer that becomes factors, with the channels that are gone cut out: name, module and live weight."""
+    network = sliced_copy(state.network, plan.kept)
+    masks = {name: slice_mask(mask, plan.kept, name) for name, mask in state.masks.items()}
+    for name in plan.factors:
+        yield name, network.get_submodule(name), live_weight(network, masks, name)
+
+
+def _check_weight(name: str, layer: nn.Module) -> None:
+    weight = dict(layer.named_parameters(recurse=False)).get("weight")
+    if weight is None:
+        raise CompressionError(
+            f"layer '{name}': expected a weight of its own, found one that a hook computes. Remove the hook, and make "
+            f"the weight a parameter: layer.weight = torch.nn.Parameter(layer.weight.detach())."
+        )
+    bad = int((~torch.isfinite(weight)).sum())
+    if bad:
+        raise CompressionError(
+            f"layer '{name}': weights must be finite. {bad:,} of {weight.numel():,} are NaN or infinite: the network "
+            f"diverged in training, or its file is damaged. Train or load it again."
+        )

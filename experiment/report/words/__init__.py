@@ -1,0 +1,1 @@
+"""The text of a report: settings, findings and numbers in words."""

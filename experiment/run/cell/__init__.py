@@ -1,0 +1,1 @@
+"""What one cell does: load or train the reference network, compress, retrain, test, store."""

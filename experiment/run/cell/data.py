@@ -1,0 +1,136 @@
+"""The data of an experiment, as its parameters ask for them, loaded once a process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiment.clock import Clock
+from experiment.config import NamedSettings, Parameters, Training
+from experiment.datasets.check_data import check_data
+from experiment.datasets.loading import Images, Splits, Transforms, load_source, make_splits, make_test
+from experiment.datasets.raw_images import Source
+from experiment.files import MOST_LETTERS
+from experiment.registry import is_import_path
+from experiment.run.grid.data_facts import MOST_CLASSES, DataFacts
+from experiment.run.machine import reading_processes
+
+MOST_KEPT = 4  # training and retraining may differ in their transforms; more than that is a sweep, which moves on
+
+
+def transforms_of(training: Training) -> Transforms:
+    """The transforms of a training block as plain values."""
+    groups = (training.transforms_train, training.transforms_test, training.transforms_final)
+    return Transforms(*(tuple((c.type, dict(c.kwargs)) for c in group) for group in groups))
+
+
+class Data:
+    """Train, validation and test parts, kept from one cell to the next.
+
+    Args:
+        folder: where datasets lie.
+        device: where small images are kept and all batches arrive.
+        clock: counts what loading takes.
+        readers: processes that read images which do not fit into memory; None for as many as there are cores left.
+        keep_sources: whether what was read is kept as it was before any transform, too.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        device: str,
+        clock: Clock | None = None,
+        *,
+        readers: int | None = None,
+        keep_sources: bool = False,
+    ) -> None:
+        self.folder, self.device = folder, torch.device(device)
+        self._clock = clock or Clock()
+        self._splits: dict[str, Splits] = {}
+        self._tests: dict[str, Images] = {}
+        self._sources: dict[str, Source] = {}
+        self._readers = reading_processes() if readers is None else readers
+        self._keep_sources = keep_sources
+
+    def splits(self, p: Parameters, training: Training) -> Splits:
+        """The dataset's parts with the transforms of `training` (or of the retraining block).
+
+        Raises: DataError: it is missing, damaged, or contradicts outputSize.
+        """
+        dataset, transforms = p.network.dataset, transforms_of(training)
+        key = _key(dataset, transforms, p)
+        if key not in self._splits:
+            _make_room(self._splits)
+            with self._clock.part("data"):
+                train, test = (self.source(p, dataset, part) for part in (True, False))
+                self._splits[key] = make_splits(
+                    dataset.name, train, test, transforms,
+                    seed=p.seed, output_size=p.network.output_size, device=self.device, workers=self._readers,
+                )  # fmt: skip
+        return self._splits[key]
+
+    def test(self, p: Parameters, training: Training | None = None) -> Images:
+        """The images that decide a cell's figures: `experiments.datasetTest`, else the dataset's own test part."""
+        training = training or p.training
+        dataset, transforms = p.experiments.dataset_test, transforms_of(training)
+        if dataset is None:
+            return self.splits(p, training).test
+        key = _key(dataset, transforms, p)
+        if key not in self._tests:
+            _make_room(self._tests)
+            with self._clock.part("data"):
+                self._tests[key] = make_test(
+                    dataset.name, self.source(p, dataset, False), transforms,
+                    output_size=p.network.output_size, device=self.device, workers=self._readers,
+                )  # fmt: skip
+        return self._tests[key]
+
+    def facts(self, p: Parameters, training: Training) -> DataFacts:
+        """What a report says of the data, and what looks wrong with them.
+
+        Raises: as `splits`; DataError also where inputs cannot be trained on.
+        """
+        dataset, dataset_test = p.network.dataset, p.experiments.dataset_test or p.network.dataset
+        splits, test = self.splits(p, training), self.test(p, training)
+        sources = self.source(p, dataset, True), self.source(p, dataset_test, False)
+        place = sources[0].place or self.folder / dataset.name
+        return DataFacts(
+            dataset=dataset.name if dataset_test == dataset else f"{dataset.name}, tested on {dataset_test.name}",
+            root=str(place) if place.is_dir() else str(self.folder) if is_import_path(dataset.name) else "",
+            training=len(splits.train),
+            validation=len(splits.valid),
+            test=len(test),
+            num_classes=p.network.output_size,
+            classes=[name[:MOST_LETTERS] for name in sources[0].classes[:MOST_CLASSES]],
+            warnings=check_data(splits, test, p.seed, dataset.name, *sources),
+        )
+
+    def key(self, p: Parameters, training: Training) -> str:
+        """What tells data with these transforms apart from others."""
+        datasets = p.network.dataset, p.experiments.dataset_test or p.network.dataset
+        return "\n".join(_key(dataset, transforms_of(training), p) for dataset in datasets)
+
+    def source(self, p: Parameters, dataset: NamedSettings, train: bool) -> Source:
+        """One part of a dataset as it is before any transform."""
+        size = p.network.output_size
+        key = json.dumps([dataset.name, dataset.settings, train, size], sort_keys=True, default=str)
+        if key in self._sources:
+            return self._sources[key]
+        source = load_source(dataset.name, dataset.settings, self.folder, train, size)
+        if self._keep_sources:
+            _make_room(self._sources)
+            self._sources[key] = source
+        return source
+
+
+def _key(dataset: NamedSettings, transforms: Transforms, p: Parameters) -> str:
+    what = [dataset.name, dataset.settings, repr(transforms), p.seed, p.network.output_size]
+    return json.dumps(what, sort_keys=True, default=str)
+
+
+def _make_room(kept: dict[str, Any]) -> None:
+    while len(kept) >= MOST_KEPT:
+        kept.pop(next(iter(kept)))

@@ -1,0 +1,106 @@
+"""What an experiment would run, has done, and could not do: the answer of --plan. No torch here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from experiment.config import Search, rewinding
+from experiment.escaping import json_text
+from experiment.run.grid.plan import Cell, ExperimentPlan
+from experiment.run.grid.resolved import planned_epochs
+
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def cell_status(plan: ExperimentPlan, cell: Cell, results: Results) -> str:
+    """done, failed or infeasible where there is a result; unavailable where a name is not known; else pending."""
+    result = results.get(cell.key)
+    if result is not None:
+        return str(result["status"])
+    return "unavailable" if plan.reason(cell) else "pending"
+
+
+def plan_json(plan: ExperimentPlan, results: Results) -> Iterator[str]:
+    """One JSON object a cell, a line each."""
+    variants = {variant.name: variant for variant in plan.file.variants}
+    for cell in plan.cells:
+        variant = variants[cell.variant]
+        p = variant.parameters
+        status = cell_status(plan, cell, results)
+        yield json_text(
+            {
+                "file": str(plan.file.path),
+                "experiment": plan.name,
+                "variant": {"key": list(variant.key), "value": variant.value} if variant.key else None,
+                "network": p.network.name,
+                "dataset": p.network.dataset.name,
+                "method": cell.method,
+                "label": cell.label,
+                "net": cell.net,
+                "repetition": cell.repetition,
+                "keep_target": cell.keep_target,
+                "between": list(cell.between),
+                "mode": p.experiments.mode,
+                "rewind": rewinding(p.experiments),
+                "epochs_train": cell.epochs_train,
+                "epochs_retrain": cell.epochs_retrain,
+                "status": status,
+                "error": results.get(cell.key, {}).get("error") or plan.reason(cell),
+                "cell": cell.key,
+            }
+        )  # fmt: skip
+
+
+def plan_text(plan: ExperimentPlan, results: Results) -> Iterator[str]:
+    """The grid in a few lines: what, how much of it is done, and why cells failed or cannot run."""
+    p = plan.file.parameters
+    experiments = p.experiments
+    yield f"{plan.name}  ({plan.file.path})"
+    yield f"  network    {p.network.name} on {p.network.dataset.name}, {experiments.num_nets} trained " + _plural(
+        experiments.num_nets, "network"
+    )
+    rewind = f", rewind {experiments.rewind}" if experiments.rewind is not None else ""
+    yield f"  mode       {experiments.mode}{rewind}, budget in {experiments.budget}"
+    for variant in plan.file.variants:
+        name = f" {variant.name}:" if variant.name else ""
+        p = variant.parameters
+        each = "cell" if p.experiments.search is None else "network"
+        yield f"  epochs    {name} {p.training.num_epochs} training, {planned_epochs(p)} retraining a {each}"
+        if p.experiments.search is not None:
+            yield f"  search    {name} {_in_words(p.experiments.search)}"
+    counts = {label: Counter[str]() for label in dict.fromkeys(cell.label for cell in plan.cells)}
+    for cell in plan.cells:
+        counts[cell.label][cell_status(plan, cell, results)] += 1
+    keeps = list(dict.fromkeys(cell.keep for cell in plan.cells if cell.method != "Reference" and not cell.fixed_size))
+    if keeps:
+        yield f"  keep       {', '.join(f'{keep:.4g}' for keep in keeps)}"
+    width = max(map(len, counts))
+    for label, count in counts.items():
+        yield f"  {label:{width}}  " + ", ".join(f"{n} {status}" for status, n in sorted(count.items()))
+    # variants that only retrain otherwise share their references: each key once
+    open_cells = list({c.key: c for c in plan.computed if cell_status(plan, c, results) == "pending"}.values())
+    retrain = sum(c.epochs_retrain for c in open_cells)
+    train = sum(c.epochs_train for c in open_cells if c.method == "Reference")
+    most = "at most " if any(c.samples for c in open_cells) else ""
+    left = f"{train} epochs of training, {most}{retrain} of retraining"
+    yield f"  to do      {len(open_cells)} of {len({c.key for c in plan.computed})} cells: {left}"
+    for cell in plan.cells:
+        result = results.get(cell.key, {})
+        if result.get("status") in ("failed", "infeasible"):
+            yield f"  {result['status']}: {cell.label} net {cell.net} {cell.size}: {result.get('error')}"
+    for problem in plan.problems:
+        yield f"  unavailable: {problem}"
+
+
+def _in_words(search: Search) -> str:
+    points = 100 * search.accuracy_loss
+    return (
+        f"the smallest network that loses at most {points:g} {_plural(points, 'point')} of validation top-1, "
+        f"{search.samples} {_plural(search.samples, 'network')} a cell at most, from keep {search.smallest:g} on"
+    )
+
+
+def _plural(number: float, word: str) -> str:
+    return word if number == 1 else f"{word}s"

@@ -1,0 +1,66 @@
+"""The life of all processes under torchrun but the first: take part in each training that it announces."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from experiment.config import Retraining
+from experiment.datasets.image_data import Splits
+from experiment.escaping import say
+from experiment.layers.build import build
+from experiment.layers.plan import Plan
+from experiment.run.cell.data import Data
+from experiment.run.cell.reference import train_settings
+from experiment.run.cell.torchrun_group import FAILED, Crew, CrewLost, Job, Stop
+from experiment.run.disk.network_file import untrained_network
+from experiment.run.grid.plan import Machine
+from experiment.training.loop import train
+
+
+def serve(machine: Machine) -> int:
+    """Train along until the first process says that all is done; returns 0, however well that went, for it tells.
+
+    Nothing is written here, so that Ctrl-C may end the process on the spot.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    crew = Crew(machine)
+    data: dict[Path, Data] = {}
+    try:
+        while not isinstance(message := crew.receive(), Stop):
+            folder = message.datasets
+            _take_part(message, crew, machine, data.setdefault(folder, Data(folder, machine.device)))
+        crew.leave()
+    except CrewLost as lost:
+        say(f"process {crew.team.rank} of {crew.team.size} ends: {lost}", sys.stderr)
+        return FAILED
+    return 0
+
+
+def _take_part(job: Job, crew: Crew, machine: Machine, data: Data) -> None:
+    torch.set_num_threads(job.parameters.threads)
+    try:
+        splits, network, teacher = _prepared(job, data)
+    except Exception as error:  # what the first process has already managed
+        crew.give_up(f"process {crew.team.rank} cannot take part: {type(error).__name__}: {error}")
+    try:
+        train(
+            network, splits.train, train_settings(job.training, machine), valid=splits.valid, stream=job.stream,
+            device=crew.device, until=job.until, team=crew.team, teacher=teacher,
+        )  # fmt: skip
+    except Exception as error:
+        crew.settle(error)
+
+
+def _prepared(job: Job, data: Data) -> tuple[Splits, nn.Module, nn.Module | None]:
+    """The data, a network of the right structure, and its teacher, if any; weights are the first process's to give."""
+    p = job.parameters
+    splits = data.splits(p, job.training)
+    original = untrained_network(p.network.name, p.network.settings, splits.input_shape, p.network.output_size)
+    taught = isinstance(job.training, Retraining) and job.training.distillation is not None
+    return splits, build(original, Plan.from_data(job.plan, original)), original if taught else None

@@ -1,0 +1,140 @@
+"""The SVD baselines: what their threshold means, and that no larger one would fit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from experiment.layers.build import expand
+from experiment.layers.factored_layers import product
+from experiment.layers.plan import State
+from experiment.measure import count
+from experiment.methods import METHODS
+from experiment.methods.base import Compressed, Compressor, make_method
+from experiment.random_streams import generator
+
+LABELS = ("SVD", "SVD-Energy", "SVD-Error")
+
+
+def compressor(label: str, state: State) -> Compressor:
+    entry = METHODS[label]
+    original = count(state.network, state.example)
+    return Compressor(make_method(entry, entry.settings()), state, original, None, generator("test_svd"))
+
+
+def spectra(state: State) -> dict[str, np.ndarray]:
+    """Singular values of every weight as a matrix (filters, rest)."""
+    layers = {n: m for n, m in state.network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    return {n: np.linalg.svd(m.weight.detach().flatten(1).numpy(), compute_uv=False) for n, m in layers.items()}
+
+
+def curve(label: str, sigma: np.ndarray) -> np.ndarray:
+    """What the threshold cuts, for ranks 1, 2, ...: falling, and 0 at full rank."""
+    if label == "SVD-Error":
+        return np.append(sigma[1:], 0) / sigma[0]
+    if label == "SVD-Energy":
+        return np.array([sum(sigma[j:] ** 2) / sum(sigma**2) for j in range(1, len(sigma) + 1)])
+    return np.maximum(1 - (np.arange(1, len(sigma) + 1) + 0.5) / len(sigma), 0)
+
+
+def size_at(label: str, state: State, threshold: float) -> int:
+    """Parameters of the whole network with the first rank of every layer whose curve is at most the threshold."""
+    total = count(state.network, state.example).parameters
+    for name, sigma in spectra(state).items():
+        weight = state.network.get_submodule(name).weight
+        rank = int(np.argmax(curve(label, sigma) <= threshold)) + 1
+        total += min(rank * (weight.shape[0] + weight[0].numel()), weight.numel()) - weight.numel()
+    return total
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("keep", [0.85, 0.6, 0.4, 0.3])
+def test_lowest_threshold_that_fits(label: str, keep: float, state: State) -> None:
+    made = compressor(label, state)
+    planned, limit = made.compress(keep).count.parameters, int(keep * made.original.parameters)
+    values = np.concatenate([curve(label, sigma) for sigma in spectra(state).values()])
+    sizes = [size_at(label, state, threshold + 1e-6) for threshold in np.sort(values)]
+    largest = max(size for size in sizes if size <= limit)
+    following = min(size for size in sizes if size > limit)
+    assert largest <= planned <= limit
+    assert planned == largest or label == "SVD"  # equal fractions are common there: layers go one at a time
+    assert planned < following
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_weights_are_truncated_svds_and_errors_as_told(label: str, state: State) -> None:
+    compressed = compressor(label, state).compress(0.5)
+    assert compressed.plan.factors
+    for name, detail in compressed.plan.details.items():
+        W = state.network.get_submodule(name).weight.detach().flatten(1).double().numpy()
+        if detail["rank"] is None:
+            assert name not in compressed.plan.factors
+            assert (detail["relative_error"], detail["relative_error_exact"]) == (0, 0)
+            continue
+        U, S, Vt = np.linalg.svd(W, full_matrices=False)
+        rank = compressed.plan.factors[name].rank
+        W_hat = product(compressed.network.get_submodule(name)).flatten(1).numpy()
+        assert W_hat == pytest.approx((U[:, :rank] * S[:rank]) @ Vt[:rank], abs=1e-6 * S[0])
+        exact = np.linalg.norm(W - W_hat, 2) / S[0]
+        energy = np.linalg.norm(W - W_hat) ** 2 / np.linalg.norm(W) ** 2
+        assert detail["relative_error_exact"] == pytest.approx(exact, abs=1e-6)
+        assert detail["relative_error"] == pytest.approx(energy if label == "SVD-Energy" else exact, abs=1e-6)
+        assert (detail["rank"], detail["groups"], detail["folding"]) == (rank, 1, 0)
+
+
+def ranks(compressed: Compressed, state: State) -> dict[str, int]:
+    full = {name: len(sigma) for name, sigma in spectra(state).items()}
+    return {
+        name: compressed.plan.factors[name].rank if name in compressed.plan.factors else full[name] for name in full
+    }
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_ranks_fall_with_the_budget(label: str, state: State) -> None:
+    made = compressor(label, state)
+    nested = [ranks(made.compress(keep), state) for keep in (1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)]
+    for more, less in itertools.pairwise(nested):
+        assert all(less[name] <= rank for name, rank in more.items())
+
+
+def test_svd_keeps_the_same_share_of_ranks(state: State) -> None:
+    made = compressor("SVD", state)
+    full = {name: len(sigma) for name, sigma in spectra(state).items()}
+    for keep in (0.6, 0.4, 0.3):
+        compressed = made.compress(keep)
+        factors = compressed.plan.factors
+        # a share t with rank = round(t * full), at least 1, exists: the intervals of all layers meet
+        low = max((factors[name].rank - 0.5) / full[name] for name in factors if factors[name].rank > 1)
+        high = min((factors[name].rank + 0.5) / full[name] for name in factors)
+        assert low <= high
+
+
+def test_layer_that_is_zero_has_no_error_and_the_smallest_rank(state_of: Callable[[str], State]) -> None:
+    state = state_of("cnn")
+    nn.init.zeros_(state.network[4].weight)
+    for label in ("SVD-Energy", "SVD-Error", "ALDS"):
+        compressed = compressor(label, state).compress(0.5)
+        detail = compressed.plan.details["4"]
+        assert (detail["rank"], detail["relative_error"], detail["relative_error_exact"]) == (1, 0, 0)
+        assert torch.isfinite(compressed.network(state.example)).all()
+
+
+def test_masked_layers_are_paid_by_their_masks_and_lose_them_as_factors(state: State) -> None:
+    """After weight pruning, factors must be smaller than what the masks had left."""
+    pruned = compressor("WT", state).compress(0.6)
+    middle = expand(pruned.network, state.network, pruned.plan, state.example)
+    entry = METHODS["SVD-Error"]
+    original = count(state.network, state.example)
+    made = Compressor(make_method(entry, entry.settings()), middle, original, None, generator("test_svd"))
+    assert made.compress(0.6).count == pruned.count
+    compressed = made.compress(0.45)
+    assert compressed.plan.factors
+    assert compressed.count.parameters == compressed.plan.parameters <= 0.45 * original.parameters
+    assert compressed.plan.masks.keys() == {
+        n for n in middle.masks if n.split(".weight")[0] not in compressed.plan.factors
+    }

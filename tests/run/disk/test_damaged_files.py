@@ -1,0 +1,359 @@
+"""Files that are cut off, damaged, or of another version; a full disk and folders that cannot be written to."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import resource
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from experiment import load_network, load_results
+from experiment.config import load
+from experiment.errors import StoreError
+from experiment.main import main
+from experiment.run.cell import reference as reference_module
+from experiment.run.cell.data import Data
+from experiment.run.cell.reference import Context, obtain_reference
+from experiment.run.disk.network_file import read_weights
+from experiment.run.disk.store import Directories, Store
+from experiment.run.grid.plan import Machine, plan_experiment
+
+PARAM = "param/small.yaml"
+RESULTS = Path("data/results/small")
+MEASURED_ANEW = r"seconds|latency"  # what a second run may change
+POINTS = 60  # of a file at which it is cut
+
+
+def table() -> pd.DataFrame:
+    frame = pd.read_csv(RESULTS / "results.csv", dtype=str)
+    return frame.drop(columns=[name for name in frame if re.match(MEASURED_ANEW, name)])
+
+
+def cell(name: str) -> Path:
+    (folder,) = (RESULTS / "cells").glob(f"{name}-*")
+    return folder
+
+
+def cuts(content: bytes) -> Iterator[bytes]:
+    """The beginning of a file, up to many of its bytes, the last few among them."""
+    step = max(1, len(content) // POINTS)
+    for end in [*range(0, len(content), step), *range(max(0, len(content) - 5), len(content))]:
+        yield content[:end]
+
+
+# --- cut off ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["result.json", "layers.csv", "history.csv", "ranks.csv", "network.pt"])
+def test_a_cells_file_cut_anywhere_is_noticed(finished: Path, file: str, caplog: pytest.LogCaptureFixture) -> None:
+    place = cell("WT-n0-r0-0.5")
+    store, whole = Store(RESULTS), Store(RESULTS).read(place)
+    aside = finished / "aside"
+    shutil.copytree(place, aside)
+    content = (place / file).read_bytes()
+    for cut in cuts(content):
+        (place / file).write_bytes(cut)
+        caplog.clear()
+        if file == "result.json" and cut == content[:-1]:  # all but the end of the line
+            assert store.read(place) == whole
+            continue
+        assert store.read(place, mend=False) is None
+        assert store.read(place) is None
+        assert str(place / file) in caplog.text
+        assert f"set aside as {place.name}.damaged" in caplog.text
+        assert not place.exists()
+        shutil.rmtree(place.with_name(f"{place.name}.damaged"))
+        shutil.copytree(aside, place)
+
+
+def test_weights_cut_or_changed_anywhere_are_refused_or_what_they_were(finished: Path) -> None:
+    path = cell("WT-n0-r0-0.1") / "network.pt"
+    content, whole = path.read_bytes(), read_weights(path)[1].unpacked()
+    for cut in cuts(content):
+        path.write_bytes(cut)
+        with pytest.raises(StoreError, match="network.pt"):
+            load_network(path)
+    refused = 0
+    for at in range(7, len(content), len(content) // 150):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :])
+        try:
+            state = read_weights(path)[1].unpacked()
+        except StoreError:
+            refused += 1
+        else:
+            assert all(torch.equal(state[name], tensor) for name, tensor in whole.items())
+    assert refused > 100
+
+
+class Trains(Exception):
+    """Stands for a training, which takes long."""
+
+
+@pytest.mark.parametrize(
+    ("file", "outcome"),
+    [("network.pt", "train"), ("rewind-1.pt", "train"), ("history.csv", "keep"), ("ranks.csv", "keep")],
+)
+def test_a_reference_networks_file_cut_anywhere_is_noticed(
+    finished: Path, file: str, outcome: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Networks are trained again; a history, which only shows how one was trained, is not worth it."""
+
+    def train(*_: object, **__: object) -> None:
+        raise Trains
+
+    monkeypatch.setattr(reference_module, "train", train)
+    plan = plan_experiment(load(PARAM), Machine("cpu"))
+    task = plan.references[0]
+    directories = Directories(Path("data/results"), Path("data/trained_networks"), Path("data/datasets"))
+    context = Context(Store(RESULTS), directories, plan.machine, Data(directories.datasets, "cpu"))
+    folder = directories.trained_networks / task.reference.folder
+    content = (folder / file).read_bytes()
+    aside = finished / "aside"
+    shutil.copytree(folder, aside)
+    for cut in [*cuts(content)][:: 1 if outcome == "keep" else 6]:
+        (folder / file).write_bytes(cut)
+        caplog.clear()
+        if outcome == "train":
+            with pytest.raises(Trains):
+                obtain_reference(task.reference, task.variant.parameters, context, lambda event: None)
+        else:
+            obtain_reference(task.reference, task.variant.parameters, context, lambda event: None)
+            assert f"{file} is damaged: set aside as {file}.damaged" in caplog.text
+            assert (folder / f"{file}.damaged").read_bytes() == cut
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(aside, folder)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.98])
+@pytest.mark.usefixtures("no_plots")
+def test_the_command_makes_again_whatever_is_cut_off(
+    finished: Path, share: float, capsys: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, damaged = table(), [
+        cell("Reference") / "layers.csv",
+        cell("WT-n0-r0-0.5") / "result.json",
+        cell("WT-n0-r0-0.1") / "network.pt",
+        cell("SVD-n0-r0-0.5") / "history.csv",
+        cell("SVD-n0-r0-0.1") / "latency.json",
+        cell("SVD-n0-r0-0.1") / "bytes.json",
+        RESULTS / "results.csv",
+        RESULTS / "parameters.yaml",
+        RESULTS / "environment.json",
+    ]  # fmt: skip
+    for path in damaged:
+        content = path.read_bytes()
+        path.write_bytes(content[: int(share * len(content))])
+    assert main([PARAM, "-j", "1"]) == 0
+    pd.testing.assert_frame_equal(table(), before)
+    told = "".join(capsys.readouterr()) + caplog.text
+    for path in damaged[:6]:
+        assert str(path) in told
+    assert len([*RESULTS.glob("cells/*.damaged")]) == 4
+    assert main([PARAM, "-j", "1", "-q"]) == 0
+    for path in damaged:
+        assert path.is_file()
+
+
+def test_readers_refuse_what_is_cut_off(finished: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not only the command reads results: a table may lack its last rows, but never half of a number."""
+    from experiment.report.results_folder import read_cells, read_source
+
+    content, cells = (RESULTS / "results.csv").read_bytes(), list(load_results(RESULTS)["cell"])
+    for cut in cuts(content):
+        (RESULTS / "results.csv").write_bytes(cut)
+        if cut.endswith(b"\n"):
+            assert list(load_results(RESULTS)["cell"]) == cells[: cut.count(b"\n") - 1]
+        else:
+            with pytest.raises(StoreError, match=r"results.csv: is (cut off|not a table)"):
+                load_results(RESULTS)
+            with pytest.raises(StoreError, match=r"results.csv: is (cut off|not a table)"):
+                read_source(RESULTS)
+    (RESULTS / "results.csv").write_bytes(content)
+    for name in ("parameters.yaml", "environment.json"):
+        content = (RESULTS / name).read_bytes()
+        for cut in cuts(content):
+            (RESULTS / name).write_bytes(cut)
+            if cut != content[:-1] or name == "parameters.yaml":
+                with pytest.raises(StoreError, match=name):
+                    read_source(RESULTS)
+        (RESULTS / name).write_bytes(content)
+    path = cell("WT-n0-r0-0.5") / "layers.csv"
+    whole = read_cells(RESULTS, read_source(RESULTS).results, "layers.csv", ["layer", "parameters"])
+    path.write_bytes(path.read_bytes()[:-9])
+    left = read_cells(RESULTS, read_source(RESULTS).results, "layers.csv", ["layer", "parameters"])
+    assert len(left) == len(whole) * 4 // 5
+    assert f"{path} is damaged" in caplog.text
+
+
+# --- damaged, of the same size ---------------------------------------------------------------------------------------
+
+
+def noise(content: bytes) -> bytes:
+    return bytes(np.random.default_rng(0).integers(0, 256, len(content), dtype=np.uint8))
+
+
+SAME_SIZE = {"noise": noise, "zeros": lambda c: bytes(len(c)), "letters": lambda c: re.sub(rb"[0-9]", b"x", c)}
+
+
+@pytest.mark.parametrize("damage", SAME_SIZE)
+@pytest.mark.parametrize("file", ["layers.csv", "history.csv", "ranks.csv"])
+def test_damage_of_the_same_size_is_named_once_and_costs_no_more_than_its_cell(
+    finished: Path, file: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Readers go without it; the command sets it aside. Without the sums readers still do not fall over it."""
+    from experiment.report.results_folder import read_cells, read_source
+
+    place = cell("WT-n0-r0-0.5")
+    path = place / file
+    path.write_bytes(SAME_SIZE[damage](path.read_bytes()))
+    rows, columns = read_source(RESULTS).results, ["layer", "epoch", "parameters", "loss", "effective_rank"]
+    read_cells(RESULTS, rows, file, columns)
+    assert caplog.text.count(f"{path} is damaged: left out") == 1
+    result = json.loads((place / "result.json").read_text())
+    (place / "result.json").write_text(json.dumps({key: result[key] for key in result if key != "sums"}))
+    read_cells(RESULTS, rows, file, columns)
+    (place / "result.json").write_text(json.dumps(result))
+    caplog.clear()
+    assert Store(RESULTS).read(place) is None
+    assert caplog.text.count(f"{path} is damaged: set aside as {place.name}.damaged") == 1
+
+
+# --- of another version ----------------------------------------------------------------------------------------------
+
+
+def test_every_file_says_its_version_or_lies_beside_one_that_does(finished: Path) -> None:
+    """results.csv is made from the cells on every run, and is read by its columns."""
+    for path in (path for path in Path("data").rglob("*") if path.is_file() and path.suffix != ".lock"):
+        if path.suffix == ".json":
+            assert json.loads(path.read_text())["format"] >= 1, path
+        elif path.suffix == ".yaml":
+            assert path.read_text().startswith("# format 1")
+        elif path.name == "network.pt":
+            assert torch.load(path, weights_only=True)["specification"]["format"] >= 1
+        else:
+            beside = {"result.json", "files.json"} & {p.name for p in path.parent.iterdir()}
+            assert beside or path.name == "results.csv", path
+
+
+@pytest.mark.usefixtures("no_plots")
+@pytest.mark.parametrize("version", [0, 99, "2", None])
+def test_results_of_another_version_are_refused_and_left_alone(finished: Path, version: object, capsys: Any) -> None:
+    path = cell("WT-n0-r0-0.5") / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": version}))
+    before = path.read_bytes()
+    assert main([PARAM, "-q"]) == 2
+    assert f"result.json: format version {version}, this program reads 1." in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_trained_network_of_another_version_is_not_trained_again(finished: Path, capsys: Any) -> None:
+    """It may have cost a month, and another version of the program can read it."""
+    (path,) = Path("data/trained_networks").glob("*/network.pt")
+    content = torch.load(path, weights_only=True)
+    torch.save(content | {"specification": content["specification"] | {"format": 99}}, path)
+    before = path.read_bytes()
+    shutil.rmtree(RESULTS / "cells")
+    assert main([PARAM, "-j", "1", "-q"]) == 2
+    assert path.read_bytes() == before
+    assert "format version 99, this program reads 1, 2 and 3" in capsys.readouterr().err
+    assert not list((RESULTS / "cells").glob("[!.]*")), "no cell is blamed for it"
+
+
+# --- nothing can be written ------------------------------------------------------------------------------------------
+
+
+def unfinished() -> dict[str, int]:
+    """Take two cells and the trained network away; returns what the others are."""
+    for name in ("SVD-n0-r0-0.1", "WT-n0-r0-0.1"):
+        shutil.rmtree(cell(name))
+    return {str(path): path.stat().st_mtime_ns for path in (RESULTS / "cells").glob("*/*")}
+
+
+def leftovers() -> list[Path]:
+    return [*Path("data").rglob(".writing-*"), *Path("data").rglob(".*.partial*")]
+
+
+@pytest.mark.parametrize(("limit", "workers"), [(600, "1"), (30_000, "1"), (30_000, "2"), (600_000, "1")])
+@pytest.mark.usefixtures("no_plots", "quick_workers")
+def test_a_full_disk_ends_the_run_and_costs_nothing(finished: Path, forked: Any, limit: int, workers: str) -> None:
+    """No file may grow beyond a limit: the system's own error, in whichever file comes first."""
+    before, kept = table(), unfinished()
+
+    def run() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        return main([PARAM, "-j", workers, "-q"])
+
+    process = forked(run)
+    assert process.wait() == 2
+    assert len(re.findall(r"cannot be written: File too large\. Mend that", process.said)) == 1
+    assert "Traceback" not in process.said
+    assert not leftovers()
+    assert all(Path(path).stat().st_mtime_ns == stamp for path, stamp in kept.items())
+    assert main([PARAM, "-j", "1", "-q"]) == 0
+    pd.testing.assert_frame_equal(table(), before)
+
+
+@pytest.mark.parametrize(
+    ("code", "writes"), [(errno.ENOSPC, 0), (errno.EROFS, 2), (errno.EDQUOT, 5), (errno.ENOSPC, 9)]
+)
+@pytest.mark.usefixtures("no_plots")
+def test_a_disk_that_fills_up_in_the_middle(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, code: int, writes: int
+) -> None:
+    """After so many files none more can be brought to the disk; the log has them one by one."""
+    before, kept = table(), unfinished()
+    fsync, left = os.fsync, writes
+
+    def full(descriptor: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main([PARAM, "-j", "1", "-q"]) == 2
+    assert f"cannot be written: {os.strerror(code)}. Mend that, or choose another" in capsys.readouterr().err
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert not leftovers()
+    assert all(Path(path).stat().st_mtime_ns == stamp for path, stamp in kept.items())
+    assert "failed" not in set(table()["status"]), "the disk's fault is not the cell's"
+    assert main([PARAM, "-j", "1", "-q"]) == 0
+    pd.testing.assert_frame_equal(table(), before)
+
+
+@pytest.mark.parametrize(
+    "occupied", ["data/results", "data/results/small", "data/results/small/cells", "data/trained_networks"]
+)
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.usefixtures("no_plots", "quick_workers")
+def test_a_file_in_the_place_of_a_folder(
+    write: Any, small: dict[str, Any], in_tmp: Path, forked: Any, occupied: str, workers: str
+) -> None:
+    """Not even root can write below it."""
+    path = str(write(small))
+    (in_tmp / occupied).parent.mkdir(parents=True, exist_ok=True)
+    (in_tmp / occupied).write_text("a file")
+    process = forked(lambda: main([path, "-j", workers, "-q"]))
+    assert process.wait() == 2
+    assert occupied in process.said
+    assert "Traceback" not in process.said
+    assert (in_tmp / occupied).read_text() == "a file"
+
+
+def test_a_place_where_nothing_can_be_made(write: Any, small: dict[str, Any], capsys: Any) -> None:
+    assert main([str(write(small)), "-q", "--results", "/proc/results"]) == 2
+    error = capsys.readouterr().err
+    assert "/proc/results" in error
+    assert "choose another folder with --results" in error

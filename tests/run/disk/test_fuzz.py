@@ -1,0 +1,187 @@
+"""Every reader of stored files, fed with damaged and hostile ones: a result or one error of ours, in bounded memory."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from experiment import load_network
+from experiment.errors import ConfigError, Damaged, ExperimentError, StoreError
+from experiment.files import read_file, read_json
+from experiment.layers.plan import Plan
+from experiment.networks import NETWORKS
+from experiment.networks.make_network import make_network
+from experiment.run.disk.network_file import save_weights
+from experiment.run.disk.store import Store
+
+PROGRAM = Path(__file__).parents[2] / "benchmark" / "fuzz.py"
+NUMBER = 2_000  # a reader
+READERS = (
+    "network.pt", "network.weights", "result.json", "parameter file", "results.csv", "checkpoint", "latency.json",
+)  # fmt: skip
+
+
+def program() -> Any:
+    specification = importlib.util.spec_from_file_location("fuzz", PROGRAM)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["fuzz"] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", READERS)
+def test_no_damaged_file_ends_in_anything_but_our_error(tmp_path: Path, reader: str) -> None:
+    torch.manual_seed(0)
+    fuzz = program()
+    found = fuzz.targets(tmp_path)
+    assert found.keys() == set(READERS)
+    outcomes = fuzz.fuzz(found[reader], NUMBER, "suite")
+    assert sum(outcomes.values()) == NUMBER
+    assert outcomes["read"] > 0
+
+
+def saved(path: Path, plan: Any = None, **architecture: Any) -> Path:
+    """A network.pt of lenet5, of which the specification says something else."""
+    network = make_network("lenet5", {}, (1, 28, 28), 10)
+    made = {"name": "lenet5", "settings": {}, "output_size": 10, "input_shape": [1, 28, 28]}
+    save_weights(path, network, Plan(), made)
+    content = torch.load(path, weights_only=True)
+    content["specification"]["architecture"].update(architecture)
+    content["specification"]["plan"].update(plan or {})
+    torch.save(content, path)
+    return path
+
+
+PROMISES: dict[str, dict[str, Any]] = {
+    "outputs": {"output_size": 10**9},
+    "many outputs": {"output_size": 10**6},
+    "inputs": {"input_shape": [1, 10**6, 10**6]},
+    "large inputs": {"input_shape": [1, 4096, 4096]},
+    "rank": {"plan": {"factors": {"fc1": [10**9, 1, 0, True]}}},
+    "mask of a factor": {"plan": {"factor_masks": {"fc1.encoder.weight": [10**6, 10**6]}}},
+    "settings": {"settings": {5: 1}},
+    "factors": {"plan": {"factors": None}},
+    "number": {"plan": {"kept": {"conv1": [[10**400], None]}}},
+    "skipped": {"plan": {"skipped": "conv1"}},
+}
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+def test_what_a_specification_promises_takes_no_memory(tmp_path: Path, forked: Any, promise: str) -> None:
+    import resource
+
+    path = saved(tmp_path / "network.pt", **PROMISES[promise])
+
+    def load() -> int:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, resource.RLIM_INFINITY))
+        with pytest.raises(StoreError, match="network.pt"):
+            load_network(path)
+        return 0
+
+    process = forked(load)
+    assert process.wait() == 0, process.said
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor([float("nan")] * 10),
+        torch.tensor([float("inf")] * 10),
+        torch.ones(10, dtype=torch.int8),
+        torch.ones(10, dtype=torch.complex64),
+    ],
+    ids=["nan", "infinity", "codes", "complex"],
+)
+def test_what_cannot_be_a_weight_is_refused_by_name(tmp_path: Path, tensor: torch.Tensor) -> None:
+    path = saved(tmp_path / "network.pt")
+    content = torch.load(path, weights_only=True)
+    name = next(n for n, t in content["state_dict"].items() if t.shape == (10,))
+    content["state_dict"][name] = tensor
+    torch.save(content, path)
+    with pytest.raises(Damaged, match=f"{name} holds"):
+        load_network(path)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_registered_network_is_all_in_its_state_dict(name: str) -> None:
+    """So that it can be made without memory and take the tensors of a file as its own."""
+    size = 32 if name in ("densenet22", "cnn5") or name.startswith(("resnet20", "wrn")) else 64
+    size = 28 if name.startswith(("lenet", "mnist")) else 224 if name == "alexnet" else size
+    with torch.device("meta"):
+        network = make_network(name, {}, (1 if size == 28 else 3, size, size), 10)
+    named = {*dict(network.named_parameters()), *dict(network.named_buffers())}
+    assert named == network.state_dict().keys()
+    loose = [v for m in network.modules() for v in vars(m).values() if isinstance(v, torch.Tensor)]
+    assert not loose
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes are POSIX")
+def test_special_files_are_not_read(tmp_path: Path) -> None:
+    cell = tmp_path / "cells" / "x-0"
+    cell.mkdir(parents=True)
+    path = cell / "result.json"
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+
+    def fifo() -> None:
+        os.mkfifo(path)
+
+    for make in (fifo, lambda: path.symlink_to("/dev/zero"), lambda: path.symlink_to(tmp_path / "loop"), path.mkdir):
+        make()
+        with pytest.raises(Damaged, match="not a regular file"):
+            read_file(path)
+        assert Store(tmp_path).read(cell, mend=False) is None
+        path.rmdir() if path.is_dir() else path.unlink()
+    with pytest.raises(FileNotFoundError):
+        read_json(path)
+
+
+def test_a_message_is_short_and_keeps_its_ends() -> None:
+    assert len(str(ExperimentError("a: " + "x" * 10**6 + ". Do b."))) < 2000
+    assert str(ExperimentError("a: " + "x" * 10**6 + ". Do b.")).endswith("Do b.")
+    error = ConfigError([f"f:{i}: key: {'y' * 5000}" for i in range(5000)])
+    assert len(str(error)) < 2000
+    assert str(error).startswith("f:0: key: ")
+    assert "more lines" in str(error)
+    assert len(error.problems) == 5000
+
+
+@pytest.mark.slow  # python -O compiles torch anew the first time
+def test_readers_refuse_without_assertions(tmp_path: Path) -> None:
+    paths = [
+        saved(tmp_path / f"network{i}.pt", plan={part: value})
+        for i, (part, value) in enumerate(
+            [("factors", []), ("masks", {}), ("kept", [1]), ("biases", "x"), ("skipped", 3), ("quantized", [["a"]])]
+        )
+    ]
+    code = (
+        "import sys\nfrom experiment import load_network\nfrom experiment.errors import StoreError\n"
+        "for path in sys.argv[1:]:\n    try:\n        load_network(path)\n"
+        "    except StoreError as error:\n        print(path in str(error))\n"
+    )
+    run = subprocess.run([sys.executable, "-O", "-c", code, *map(str, paths)], capture_output=True, text=True)
+    assert run.stdout.split() == ["True"] * len(paths), run.stderr
+
+
+def test_a_bytearray_of_a_promised_size_is_not_made(tmp_path: Path) -> None:
+    path = tmp_path / "network.pt"
+    torch.save({}, path)
+    with zipfile.ZipFile(path) as old:
+        contents = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w") as new:
+        for name, data in contents.items():
+            pickled = b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\x00\x10\xa5\xd4\xe8\x85R."
+            new.writestr(name, pickled if name.endswith("data.pkl") else data)
+    with pytest.raises(Damaged, match="a bytearray"):
+        load_network(path)

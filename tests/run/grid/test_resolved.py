@@ -1,0 +1,47 @@
+"""What training blocks come to on CPUs and GPUs, and which of that decides keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from experiment.config import Training
+from experiment.run.grid.resolved import Precision, resolved_channels_last, resolved_precision, training_key
+
+
+def block(**settings: Any) -> Training:
+    return Training.model_validate({"batchSize": 8, "numEpochs": 3, "optimizer": "SGD", **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "auto", "precision", "channels_last"),
+    [
+        ({}, "cpu", "fp32", "fp32", True),
+        ({"precision": "bf16"}, "cpu", "fp32", "bf16", True),
+        ({}, "cuda", "bf16", "bf16", True),
+        ({}, "cuda", "fp16", "fp16", True),
+        ({}, "cuda", "fp32", "fp32", False),
+        ({"enableAMP": False}, "cuda", "bf16", "fp32", False),
+        ({"precision": "fp16"}, "cuda", "bf16", "fp16", True),
+        ({"channelsLast": False}, "cpu", "fp32", "fp32", False),
+        ({"channelsLast": True, "precision": "fp32"}, "cuda", "bf16", "fp32", True),
+    ],
+)
+def test_what_is_left_open(
+    settings: dict[str, Any], kind: str, auto: Precision, precision: str, channels_last: bool
+) -> None:
+    training = block(**settings)
+    assert resolved_precision(training, auto) == precision
+    assert resolved_channels_last(training, kind, auto) == channels_last
+
+
+def key(**settings: Any) -> dict[str, Any]:
+    return training_key(block(**settings), "cpu", "fp32")
+
+
+def test_keys_know_what_it_came_to_and_not_how() -> None:
+    assert key() == key(channelsLast=True, precision="fp32")
+    assert key() != key(channelsLast=False)
+    assert "channels_last" not in key(channelsLast=False)  # as before there was a choice
+    assert key() == key(testBatchSize=7)

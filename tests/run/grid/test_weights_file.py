@@ -1,0 +1,181 @@
+"""Starting from a file of trained weights: as it is, trained further, wrapped, missing, or of another network."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from experiment.config import load
+from experiment.errors import StoreError
+from experiment.main import main
+from experiment.networks.make_network import make_network
+from experiment.random_streams import seeded
+from experiment.run.disk.foreign_weights import load_given
+from experiment.run.grid.plan import ExperimentPlan, Machine, plan_experiment
+from experiment.run.grid.weights_file import GivenWeights, content_hash, find_given
+
+
+def trained(seed: int = 1) -> dict[str, Tensor]:
+    with seeded("test_run_given", seed):
+        return make_network("lenet300_100", {}, (1, 28, 28), 10).state_dict()
+
+
+def reference(folder: Path) -> dict[str, Tensor]:
+    (path,) = folder.glob("data/trained_networks/*/network.pt")
+    state: dict[str, Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return state
+
+
+def given(path: Path) -> GivenWeights:
+    return GivenWeights(path, content_hash(path))
+
+
+def plan(path: Path, datasets: Path | None = None) -> ExperimentPlan:
+    return plan_experiment(load(path), Machine("cpu"), datasets=datasets)
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_without_training_the_network_is_used_as_it_is(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
+    torch.save(trained(), in_tmp / "mine.pt")
+    small["network"]["weights"] = "mine.pt"
+    small["training"]["numEpochs"] = 0
+    small["retraining"] = {}
+    path = str(write(small))
+    assert main([path, "-j", "1", "-q"]) == 0
+    assert all(torch.equal(tensor, trained()[name]) for name, tensor in reference(in_tmp).items())
+    frame = pd.read_csv(in_tmp / "data/results/small/results.csv")
+    assert set(frame["status"]) == {"done"}
+    assert set(frame["epochs"]) == {0}
+    assert main([path, "-j", "1", "-q"]) == 0, "nothing is left to do"
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_training_goes_on_from_there(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
+    """With a learning rate of 0 the weights stay what they were, so they were not drawn anew."""
+    torch.save({"epoch": 3, "model": {f"_orig_mod.module.{n}": t for n, t in trained().items()}}, in_tmp / "mine.pt")
+    small["network"]["weights"] = "mine.pt"
+    small["training"] |= {"numEpochs": 1, "optimizerKwargs": {"lr": 0.0}}
+    small["experiments"]["mode"] = "train"
+    assert main([str(write(small)), "-j", "1", "-q"]) == 0
+    assert all(torch.equal(tensor, trained()[name]) for name, tensor in reference(in_tmp).items())
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_trained_network_of_this_program_is_a_start_for_another(
+    write: Any, small: dict[str, Any], in_tmp: Path
+) -> None:
+    small["experiments"]["mode"] = "train"
+    assert main([str(write(small)), "-j", "1", "-q"]) == 0
+    (first,) = in_tmp.glob("data/trained_networks/*lenet*")
+    expected = reference(in_tmp)
+    first.rename(in_tmp / "first")
+    small["network"]["weights"] = "first/network.pt"
+    small["training"]["numEpochs"] = 0
+    assert main([str(write(small)), "-j", "1", "-q"]) == 0
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in reference(in_tmp).items())
+
+
+def test_keys_follow_the_content_and_not_the_name(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
+    before = plan(write(small)).cells[0].key
+    for name, seed in (("a.pt", 1), ("b.pt", 2)):
+        torch.save(trained(seed), in_tmp / name)
+    (in_tmp / "folder/data/sets").mkdir(parents=True)
+    shutil.copy("a.pt", "folder/data/sets/c.pt")
+
+    def key(name: str, datasets: Path | None = None) -> str:
+        small["network"]["weights"] = name
+        made = plan(write(small), datasets)
+        assert not made.problems
+        return made.cells[0].key
+
+    first = key("a.pt")
+    assert len({before, first, key("b.pt")}) == 3
+    assert key("c.pt", Path("folder/data/sets")) == first  # below the folder that --data names
+    small["directories"] = {"training_data": "folder/data"}
+    assert key("sets/c.pt") == key(str(in_tmp / "a.pt")) == first
+    torch.save(trained(3), in_tmp / "a.pt")
+    assert key("a.pt") != first
+
+
+def test_a_missing_file_is_named_with_its_line(write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any) -> None:
+    small["network"]["weights"] = "absent.pt"
+    path = write(small)
+    line = next(i for i, text in enumerate(path.read_text().splitlines(), 1) if "absent.pt" in text)
+    expected = f"param/small.yaml:{line}: network.weights: there is no file 'absent.pt' (looked in {in_tmp} and"
+    assert main([str(path), "--plan"]) == 0
+    assert f"unavailable: {expected}" in capsys.readouterr().out
+    assert main([str(path), "--plan=json"]) == 0
+    cells = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    assert {cell["status"] for cell in cells} == {"unavailable"}
+    assert main([str(path), "-j", "1", "-q"]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_weights_of_another_network_are_refused_before_the_first_epoch(
+    write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any
+) -> None:
+    state = trained()
+    names = list(state)
+    state["extra.weight"] = torch.zeros(3)
+    state[names[0]] = state[names[0]][:7]
+    del state[names[1]]
+    torch.save(state, in_tmp / "mine.pt")
+    small["network"]["weights"] = "mine.pt"
+    path = write(small)
+    assert main([str(path), "-j", "1", "-q"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("network.weights:") == 1
+    assert f"missing: {names[1]}; unexpected: extra.weight; of another shape: {names[0]} (300, 784)" in error
+    assert "in the file (7, 784)" in error
+    assert not list(in_tmp.glob("data/trained_networks/*lenet*"))
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ([1, 2], "a list"),
+        ({}, "a dict"),
+        ({"epoch": 3, "best": 0.5}, "a dict of epoch, best"),
+        ({"specification": {"plan": {"masks": ["0.weight"]}}, "state_dict": {}}, "holds a compressed network"),
+        (nn.Linear(2, 2), "more than plain data"),
+        (b"not a file of torch", "not a file of weights"),
+    ],
+)
+def test_what_is_no_state_dict_is_said_to_be_none(tmp_path: Path, content: object, what: str) -> None:
+    path = tmp_path / "mine.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(StoreError, match=what):
+        load_given(nn.Linear(2, 2), given(path))
+
+
+def test_a_long_list_of_differences_is_cut_short(tmp_path: Path) -> None:
+    torch.save({f"layer{i}.weight": torch.zeros(1) for i in range(20)}, tmp_path / "mine.pt")
+    with pytest.raises(StoreError, match=r"missing: weight, bias; unexpected: layer0\.weight, .* and 12 more\."):
+        load_given(nn.Linear(2, 2), given(tmp_path / "mine.pt"))
+
+
+def test_batch_counters_may_be_missing(tmp_path: Path) -> None:
+    net = nn.BatchNorm1d(2)
+    state = {name: tensor + 1 for name, tensor in net.state_dict().items() if name != "num_batches_tracked"}
+    torch.save(state, tmp_path / "mine.pt")
+    load_given(net, given(tmp_path / "mine.pt"))
+    assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in state.items())
+
+
+def test_a_file_that_changes_after_the_plan_is_noticed(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "mine.pt")
+    found = find_given(str(tmp_path / "mine.pt"), tmp_path)
+    assert found is not None
+    torch.save(nn.Linear(2, 2).double().state_dict(), tmp_path / "mine.pt")
+    with pytest.raises(StoreError, match="has changed since the experiment was planned"):
+        load_given(nn.Linear(2, 2), found)

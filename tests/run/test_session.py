@@ -1,0 +1,236 @@
+"""Whole experiments on real digits: finished, continued, extended, killed, failing, in one process and in several."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from experiment.main import main
+from experiment.run.disk.store import COLUMNS
+
+TIMES = ["seconds_compress", "seconds_retrain"]  # the only columns that a second run may change
+
+
+def table(folder: Path, name: str = "small") -> pd.DataFrame:
+    return pd.read_csv(folder / "data/results" / name / "results.csv")
+
+
+def same(a: pd.DataFrame, b: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(a.drop(columns=TIMES), b.drop(columns=TIMES), check_exact=True)
+
+
+def test_an_experiment_leaves_all_that_it_promises(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
+    small["experiments"]["methods"] = ["WT", "FT", "SVD", "ALDS", "Fake"]
+    assert main([str(write(small)), "-j", "1", "-q"]) == 0
+    frame = table(in_tmp)
+    assert tuple(frame.columns) == COLUMNS
+    assert list(frame["method"]) == ["Reference", *(m for m in ("WT", "FT", "SVD", "ALDS", "Fake") for _ in range(2))]
+    assert set(frame["status"]) == {"done"}
+    compressed = frame[~frame["method"].isin(["Reference", "Fake"])]
+    assert (compressed["keep_parameters"] <= compressed["keep_target"]).all()
+    assert (frame[frame["method"] == "Fake"]["keep_parameters"] == 1).all()
+    assert (frame["epochs"] == [0] + [1] * 10).all()
+    assert frame["top1_reference"].nunique() == 1
+    assert frame["top1"].max() > 0.8
+    wt = frame[frame["method"] == "WT"].iloc[0]
+    assert wt["flops"] == wt["flops_reference"] > wt["flops_unmasked"]
+    assert wt["bytes_values"] == 4 * wt["parameters"] < wt["bytes_sparse"] < min(wt["bytes_dense"], wt["bytes_file"])
+    folder = in_tmp / "data/results/small"
+    for cell in frame["cell"]:
+        (place,) = folder.glob(f"cells/*-{cell}")
+        assert {"result.json", "layers.csv", "history.csv", "network.pt"} <= {p.name for p in place.iterdir()}
+    assert {"parameters.yaml", "environment.json", "report.md", "report.html"} <= {p.name for p in folder.iterdir()}
+    assert list(folder.glob("plots/*.png"))
+    assert not list(folder.glob("cells/.*"))
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_second_run_computes_nothing_and_a_larger_grid_only_what_is_new(
+    write: Any, small: dict[str, Any], in_tmp: Path
+) -> None:
+    main([str(write(small)), "-j", "1", "-q"])
+    first, stamps = table(in_tmp), _stamps(in_tmp)
+    assert main([str(write(small)), "-j", "1", "-q"]) == 0
+    assert _stamps(in_tmp) == stamps
+    small["experiments"]["methods"] = ["SVD-Energy", "WT", "SVD"]
+    small["experiments"]["spacing"][0]["values"] = [0.5, 0.3, 0.1]
+    assert main([str(write(small)), "-j", "1", "-q"]) == 0
+    assert stamps.items() <= _stamps(in_tmp).items()
+    larger = table(in_tmp)
+    assert len(larger) == 10
+    same(larger[larger["cell"].isin(first["cell"])].reset_index(drop=True), first)
+
+
+def _stamps(folder: Path) -> dict[str, int]:
+    found = [*folder.glob("data/results/small/cells/*/result.json"), *folder.glob("data/trained_networks/*/network.pt")]
+    return {str(p): p.stat().st_mtime_ns for p in found}
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_shares_of_a_job_array_add_up(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
+    path = str(write(small))
+    assert main([path, "-j", "2", "-i", "1", "-q"]) == 0
+    assert set(table(in_tmp)["method"]) == {"Reference", "SVD"}
+    assert main([path, "-j", "2", "-i", "0", "-q"]) == 0
+    assert set(table(in_tmp)["method"]) == {"Reference", "WT", "SVD"}
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_an_infeasible_budget_is_a_result(write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any) -> None:
+    small["experiments"]["spacing"][0]["values"] = [0.5, 0.001]
+    assert main([str(write(small)), "-j", "1", "-q"]) == 0
+    rows = table(in_tmp).set_index(["method", "keep_target"])
+    assert rows.loc[("SVD", 0.001), "status"] == "infeasible"
+    assert "smallest network" in rows.loc[("SVD", 0.001), "error"]
+    assert rows.loc[("SVD", 0.5), "status"] == "done"
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_diverging_training_fails_its_cells_and_says_why(
+    write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any
+) -> None:
+    small["retraining"] = {"numEpochs": 1, "optimizerKwargs": {"lr": 1e20}}
+    path = str(write(small))
+    assert main([path, "-j", "1", "-q"]) == 1
+    frame = table(in_tmp).set_index("method")
+    assert frame.loc["Reference", "status"] == "done"
+    assert set(frame.loc["WT", "status"]) == {"failed"}
+    assert "keep 0.5" in capsys.readouterr().out
+    plan = _plan_json(path, capsys)
+    assert [c["status"] for c in plan] == ["done", "failed", "failed", "failed", "failed"]
+    assert main([path, "-j", "1", "-q"]) == 1, "failed cells stay failed until asked for again"
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_failing_reference_fails_its_cells(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
+    small["training"]["optimizerKwargs"] = {"lr": 1e20}
+    assert main([str(write(small)), "-j", "1", "-q"]) == 1
+    frame = table(in_tmp)
+    assert set(frame["status"]) == {"failed"}
+    assert frame["error"].iloc[1].startswith("the reference network failed")
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_damaged_cell_is_set_aside_and_made_again(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
+    path = str(write(small))
+    main([path, "-j", "1", "-q"])
+    first = table(in_tmp)
+    (victim,) = in_tmp.glob("data/results/small/cells/WT-*-0.5-*")
+    (victim / "result.json").write_text('{"format": 1, "sta')
+    assert main([path, "-j", "1", "-q"]) == 0
+    same(table(in_tmp), first)
+    assert list(in_tmp.glob("data/results/small/cells/*.damaged"))
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_results_of_a_newer_version_are_refused(write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any) -> None:
+    path = str(write(small))
+    main([path, "-j", "1", "-q"])
+    victim = next(in_tmp.glob("data/results/small/cells/*/result.json"))
+    victim.write_text(json.dumps({"format": 99, "status": "done"}))
+    capsys.readouterr()
+    assert main([path, "-q"]) == 2
+    assert "format version 99" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_rewinding_takes_the_weights_of_the_rewind_epoch(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
+    import torch
+
+    from experiment import load_network
+
+    small["retraining"] = {"startEpoch": 1, "numEpochs": 1}
+    small["experiments"] |= {"mode": "cascade-rewind", "methods": ["WT"]}
+    small["training"]["numEpochs"] = 2
+    assert main([str(write(small)), "-j", "1", "-q"]) == 0  # nothing to retrain: the pruned network itself
+    small["retraining"] = {"startEpoch": 1, "numEpochs": 2, "optimizerKwargs": {"lr": 0.0, "momentum": 0.0}}
+    assert main([str(write(small)), "-j", "1", "-q"]) == 0
+    (rewind,) = in_tmp.glob("data/trained_networks/*/rewind-1.pt")
+    early = torch.load(rewind, weights_only=True)
+    pruned = load_network(in_tmp / "data/results/small", method="WT", keep=0.5)
+    from experiment.layers.masks import bake_masks, named_masks
+
+    masks = named_masks(pruned)
+    for name, weight in bake_masks(pruned).state_dict().items():
+        assert torch.equal(weight, early[name] * masks.get(name, torch.tensor(True))), name
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_variants_that_rewind_to_other_epochs_share_an_untouched_reference(
+    write: Any, small: dict[str, Any], in_tmp: Path
+) -> None:
+    import torch
+
+    small["experiments"] |= {"methods": ["WT"], "mode": "retrain"}
+    assert main([str(write(small)), "-j", "1", "-q"]) == 0
+    (reference,) = in_tmp.glob("data/trained_networks/*/network.pt")
+    trained = reference.read_bytes()
+    small["retraining"] = {}
+    small["experiments"]["mode"] = "cascade-rewind"
+    small["customizations"] = [{"key": ["retraining", "startEpoch"], "value": epoch} for epoch in (0, 1)]
+    assert main([str(write(small)), "-j", "2", "-q"]) == 0
+    assert set(table(in_tmp)["status"]) == {"done"}
+    assert reference.read_bytes() == trained
+    early, later = (torch.load(reference.with_name(f"rewind-{e}.pt"), weights_only=True) for e in (0, 1))
+    assert all(not torch.equal(early[name], later[name]) for name in early)
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_network_is_loaded_by_its_keep_ratio(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
+    from experiment import load_network
+    from experiment.errors import ConfigError
+    from experiment.measure import count, example_input
+
+    path = write(small)
+    main([str(path), "-j", "1", "-q"])
+    rows = table(in_tmp).set_index(["method", "keep_target"])
+    example = example_input((1, 28, 28))
+    network = load_network(path, method="SVDNet", keep=0.5)
+    assert count(network, example).parameters == rows.loc[("SVD", 0.5), "parameters"]
+    with pytest.warns(UserWarning, match=r"no cell has keep ratio 0\.2: the nearest, 0\.1, is loaded"):
+        network = load_network(path, method="WT", keep=0.2)
+    assert count(network, example).parameters == rows.loc[("WT", 0.1), "parameters"]
+    with pytest.raises(ConfigError, match=r"2 finished cells .*WT keep 0\.5, WT keep 0\.1"):
+        load_network(path, method="WT")
+    with pytest.raises(ConfigError, match=r"0 finished cells match FT.*Choose between: Reference"):
+        load_network(path, method="FT", keep=0.5)
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_failure_to_show_progress_costs_no_result(
+    write: Any, small: dict[str, Any], in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from experiment.run.workers.progress_bar import Show
+
+    def broken(self: Show, *_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Show, "_finish", broken)
+    path = str(write(small))
+    assert main([path, "-j", "1", "-q"]) == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(in_tmp)
+    assert set(table(in_tmp)["status"]) == {"done"}
+    assert main([path, "-j", "1", "-q"]) == 0
+    assert len(table(in_tmp)) == 5
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_results_folder_that_cannot_be_made_is_named(
+    write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any
+) -> None:
+    (in_tmp / "occupied").write_text("a file")
+    assert main([str(write(small)), "-j", "1", "-q", "--results", "occupied"]) == 2
+    error = capsys.readouterr().err
+    assert "occupied" in error
+    assert "Traceback" not in error
+
+
+def _plan_json(path: str, capsys: Any) -> list[dict[str, Any]]:
+    capsys.readouterr()
+    assert main([path, "--plan=json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
