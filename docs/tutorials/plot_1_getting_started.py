@@ -50,7 +50,7 @@ experiment("--plan")
 # Run it
 # ------
 #
-# The same command without ``--plan`` runs the cells that are not done yet. Stop it at any time: the next call continues.
+# The same command without ``--plan`` runs the cells that are not done yet. You can stop it: the next call continues.
 
 experiment()
 

@@ -2,7 +2,8 @@
 Compress your own network
 =========================
 
-``compress`` takes any ``torch.nn.Module`` and a method, and returns a smaller network. It does not need a parameter file.
+``compress`` takes any ``torch.nn.Module`` and a method, and returns a smaller network. No parameter file is
+needed.
 """
 
 # %%
@@ -112,7 +113,9 @@ print(f"{path.stat().st_size:,} bytes, accuracy {accuracy(loaded):.3f}")
 keeps = [0.5, 0.3, 0.2, 0.1, 0.05]
 for method, data in {"WT": None, "FT": None, "ALDS": None, "KLDS": images[:256]}.items():
     results = list(compress_many(net, method, keeps=keeps, example=images[:1], data=data))
-    plt.plot([100 * r.keep_parameters for r in results], [100 * accuracy(r.network) for r in results], "o-", label=method)
+    plt.plot(
+        [100 * r.keep_parameters for r in results], [100 * accuracy(r.network) for r in results], "o-", label=method
+    )
 plt.axhline(100 * accuracy(net), color="gray", linestyle=":", label="uncompressed")
 plt.xscale("log")
 plt.xlabel("parameters kept (%)")

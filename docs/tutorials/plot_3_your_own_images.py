@@ -2,7 +2,8 @@
 Your own images
 ===============
 
-A folder of images with one subfolder per class is a dataset. The parameter file names the folder; nothing else is needed.
+A folder of images with one subfolder per class is a dataset. The parameter file names the
+folder; nothing else is needed.
 """
 
 # %%
@@ -78,7 +79,7 @@ print(subprocess.run([sys.executable, *command], capture_output=True, text=True,
 # -----------
 
 frame = load_results(file, work / "results")
-for label, rows in frame[frame["keep_target"].notna()].groupby("label"):
+for label, rows in frame[frame["label"] != "Reference"].groupby("label"):
     plt.plot(100 * rows["keep_parameters"], 100 * rows["top1"], "o-", label=label)
 plt.xlabel("parameters kept (%)")
 plt.ylabel("accuracy (%)")

@@ -2,8 +2,8 @@
 Results as a DataFrame
 ======================
 
-``load_results`` returns ``results.csv`` as a ``pandas.DataFrame`` with one row per cell, so that every question that the
-report does not answer takes a few lines of pandas.
+``load_results`` returns ``results.csv`` as a ``pandas.DataFrame`` with one row per cell, so that a question that the
+report leaves open takes a few lines of pandas.
 """
 
 # %%
@@ -43,7 +43,7 @@ print(subprocess.run([sys.executable, *command], capture_output=True, text=True,
 # The columns
 # -----------
 #
-# ``label``, ``net``, ``repetition`` and ``keep_target`` say which cell a row is. The sizes are those that were achieved.
+# ``label``, ``net``, ``repetition`` and ``keep_target`` say which cell a row is. Sizes are the achieved ones.
 # Accuracies are fractions. A cell that failed has the status ``failed`` and its reason in ``error``.
 
 frame = load_results(file, work / "results")
@@ -53,7 +53,7 @@ print(", ".join(frame.columns))
 # Mean accuracy of each method at each size
 # -----------------------------------------
 
-done = frame[(frame["status"] == "done") & frame["keep_target"].notna()]
+done = frame[(frame["status"] == "done") & (frame["label"] != "Reference")]
 table = done.pivot_table(index="keep_target", columns="label", values="top1").sort_index(ascending=False)
 (100 * table).round(1)
 
@@ -93,7 +93,7 @@ plt.tight_layout()
 # The networks
 # ------------
 #
-# Every row has its network. ``load_network`` returns it in eval mode; ``evaluate`` measures it again, with the same result.
+# Every row has its network. ``load_network`` returns it in eval mode; ``evaluate`` measures it again.
 
 net = load_network(file, method="SVD", keep=0.2, net=1, results=work / "results")
 row = done[(done["label"] == "SVD") & (done["net"] == 1) & (done["keep_target"].round(2) == 0.2)].iloc[0]

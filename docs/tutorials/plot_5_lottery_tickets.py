@@ -3,16 +3,16 @@ Lottery tickets
 ===============
 
 The lottery ticket hypothesis (`Frankle and Carbin 2019 <https://arxiv.org/abs/1803.03635>`_): a dense network contains
-sparse networks that, trained from their original initial weights, reach its accuracy. With fresh random weights the same
-structures do worse. This page finds such tickets in a small network.
+sparse networks that reach its accuracy when they are trained from their original initial weights. With fresh random
+weights the same structures do worse. This page finds such tickets in a small network.
 """
 
 # %%
 # The experiment
 # --------------
 #
-# ``mode: cascade-rewind`` prunes in rounds. Each round removes the smallest half of the remaining weights, rewinds the
-# others to their values at the start of epoch ``retraining.startEpoch`` (0: their initial values) and trains them again.
+# ``mode: cascade-rewind`` prunes in rounds. Each round removes the smallest half of the remaining weights and trains
+# the others again, from their values at the start of epoch ``retraining.startEpoch`` (0: their initial values).
 # ``customizations`` repeats the experiment with another value of a key: here the same structures with random weights.
 
 import subprocess
@@ -53,7 +53,7 @@ print(subprocess.run([sys.executable, *command], capture_output=True, text=True,
 # The column ``variant`` says which value a row was computed with.
 
 frame = load_results(file, work / "results")
-pruned = frame[frame["keep_target"].notna()]
+pruned = frame[frame["label"] != "Reference"]
 for variant, rows in pruned.groupby("variant"):
     mean = rows.groupby("keep_target")[["keep_parameters", "top1"]].mean()
     plt.plot(100 * mean["keep_parameters"], 100 * mean["top1"], "o-", label=variant)

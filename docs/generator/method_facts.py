@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ REQUIRED: dict[str, dict[str, Any]] = {  # methods with settings that have no de
     "BlockPrune": {"block_size": [5, 4]},
     "Compose": {"schemes": [{"name": "StructurePrune", "settings": {"density": 0.8}}, {"name": "SVD"}]},
 }
-DATA = {"nothing but the network": "", "calibration data": "data=inputs", "calibration data with labels": "data=(inputs, labels)"}
+DATA = {"no data": "", "calibration data": "data=inputs", "calibration data with labels": "data=(inputs, labels)"}
 COMMON = {"layer", "kind", "parameters_before", "parameters", "flops_before", "flops"}
 
 
@@ -74,12 +74,13 @@ def facts(entry: MethodEntry) -> Facts:
 def _run(net: nn.Module, entry: MethodEntry, x: Tensor, data: Any) -> tuple[CompressionResult, float | None]:
     """The result and the keep ratio, None for methods whose settings decide the size and which refuse one."""
     settings = REQUIRED.get(entry.label, {})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return compress(net, entry.label, keep=KEEP, example=x, data=data, settings=settings, progress=False), KEEP
-        except ConfigError:
-            return compress(net, entry.label, example=x, data=data, settings=settings, progress=False), None
+    logging.disable(logging.WARNING)  # layers out of reach
+    try:
+        return compress(net, entry.label, keep=KEEP, example=x, data=data, settings=settings, progress=False), KEEP
+    except ConfigError:
+        return compress(net, entry.label, example=x, data=data, settings=settings, progress=False), None
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _gives(result: CompressionResult) -> str:
@@ -92,5 +93,7 @@ def _gives(result: CompressionResult) -> str:
 def _call(entry: MethodEntry, keep: float | None, argument: str) -> str:
     settings = [f"{name}={value!r}" for name, value in REQUIRED.get(entry.label, {}).items()]
     given = [f"keep={keep}"] if keep is not None else []
-    arguments = ", ".join(["net", f'"{entry.label}"', *given, "example=x", *([argument] if argument else []), *settings])
+    arguments = ", ".join(
+        ["net", f'"{entry.label}"', *given, "example=x", *([argument] if argument else []), *settings]
+    )
     return f"compress({arguments})"

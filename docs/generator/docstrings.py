@@ -66,6 +66,17 @@ def entries(text: str) -> dict[str, str]:
     return found
 
 
+def google_style(lines: list[str]) -> list[str]:
+    """A docstring as napoleon reads it: sections on lines of their own, indented blocks as code."""
+    docstring = parse("\n".join(lines))
+    out: list[str] = []
+    for indented, part in blocks(docstring.text):
+        out += [*(["::", ""] if indented else []), *("    " * indented + line for line in part.splitlines()), ""]
+    for name, text in docstring.sections.items():
+        out += [f"{name}:", *(f"    {line}" for line in text.splitlines()), ""]
+    return out
+
+
 def blocks(text: str) -> Iterator[tuple[bool, str]]:
     """The paragraphs of a text, each with whether it is indented, which means code or a formula."""
     for part in re.split(r"\n\s*\n", text):
