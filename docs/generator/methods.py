@@ -9,8 +9,7 @@ from collections.abc import Iterator
 
 from pydantic import TypeAdapter
 
-from experiment import methods as registry
-from experiment.methods import METHODS
+from experiment.methods import METHODS, TORCHPRUNE_NAMES
 from experiment.registry import MethodEntry, resolve
 from generator.docstrings import Docstring, entries, parse
 from generator.markdown import code, escaped, prose, table, type_in_words
@@ -34,10 +33,10 @@ def anchor(entry: MethodEntry) -> str:
 
 
 def _docstrings(entry: MethodEntry) -> list[Docstring]:
-    """What describes a method: its implementation and, if other methods share that, its settings before."""
-    settings, implementation = parse(entry.settings.__doc__), parse(resolve(entry.target).__doc__)
-    shared = sum(other.target == entry.target for other in METHODS.values()) > 1
-    return [settings, implementation] if shared else [implementation]
+    """What describes a method: a function of its own or, if several methods share a class, its settings first."""
+    settings, implementation = entry.settings, resolve(entry.target)
+    described = [settings, implementation] if inspect.isclass(implementation) else [implementation]
+    return [parse(source.__doc__) for source in described]
 
 
 def _preset(entry: MethodEntry) -> str:
@@ -48,15 +47,14 @@ def _preset(entry: MethodEntry) -> str:
 
 def _section(entry: MethodEntry, known: Facts) -> str:
     docstrings = _docstrings(entry)
-    names = getattr(registry, "TORCHPRUNE_NAMES", {})
-    aliases = [*getattr(entry, "aliases", ()), *(alias for alias, label in names.items() if label == entry.label)]
+    aliases = [f"`{alias}`" for alias, label in TORCHPRUNE_NAMES.items() if label == entry.label]
     about = {
         "Preset": _preset(entry).strip(" ()"),
         "Source": _joined(docstrings, "Source"),
         "Differs": _joined(docstrings, "Differs"),
         "Needs": known.needs,
         "Gives": known.gives,
-        "In torchprune": ", ".join(f"`{alias}`" for alias in aliases),
+        "In torchprune": ", ".join(aliases),
         "Implementation": f"`{entry.target}`",
     }
     settings = list(_setting_rows(entry))

@@ -71,7 +71,7 @@ file.write_text(text)
 # Run it
 # ------
 
-command = ["-m", "experiment.main", str(file), "--results", str(work / "results"), "--data", str(work)]
+command = ["-m", "experiment.main", str(file), "--results", str(work / "results"), "--data", str(work), "-j", "1"]
 print(subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True).stdout)
 
 # %%

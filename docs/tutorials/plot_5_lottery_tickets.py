@@ -43,7 +43,7 @@ customizations:
   - {key: [experiments, rewind], value: weights}
   - {key: [experiments, rewind], value: random}
 """)
-command = ["-m", "experiment.main", str(file), "--results", str(work / "results"), "-q"]
+command = ["-m", "experiment.main", str(file), "--results", str(work / "results"), "-q", "-j", "1"]
 print(subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True).stdout)
 
 # %%
