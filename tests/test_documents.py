@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from experiment import compress
 from experiment.config import load
+from experiment.run.disk.store import COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE_THE_SITE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "param/README.md")  # the site checks its own links
@@ -64,3 +65,8 @@ def test_networks_datasets_and_methods_of_ones_own_run(
     image, label = mine.load(tmp_path, True)[0]
     assert int(label) >= 0
     assert image is not None
+
+
+def test_every_column_of_results_csv_is_explained() -> None:
+    rows = re.findall(r"^\| (`[^|]+) \|", (ROOT / "docs/files-on-disk.md").read_text(), re.MULTILINE)
+    assert set(COLUMNS) <= {name for row in rows for name in re.findall(r"`(\w+)`", row)}
