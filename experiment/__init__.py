@@ -1,6 +1,6 @@
-"""Compression experiments: prune, decompose, retrain, and an honest trade-off at the end.
+"""Compression experiments: prune, decompose, quantize, retrain, and compare the trade-offs.
 
-The public names are imported when they are first used, so that `import experiment` loads no torch.
+Public names are imported on first use, so that `import experiment` does not import torch.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Files that are there whole or not at all, and are read in bounded memory whatever they hold."""
+"""Atomic writing of files, and reading of files of any content in bounded memory."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -15,23 +16,30 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from experiment.errors import CannotWrite, Damaged, StoreError
+from experiment.errors import CannotWrite, Damaged, StoreError, shortened
 
-MOST_BYTES = 2**27  # of a file that is read into memory whole: no table or text of results comes near
-MOST_JSON_BYTES = 2**22
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+MAX_BYTES = 2**27  # of a file that is read into memory at once
+MAX_JSON_BYTES = 2**22
+MAX_FIELDS = 10_000_000  # of a CSV table
 RUN_AGAIN = "Run the experiment again to rewrite it."
 
 MOST_LETTERS = 60  # of a text in the name of a file
+SECONDS_BEFORE_NOTE = 3.0  # of waiting for a lock
+
+log = logging.getLogger("experiment")
 
 
 def safe_name(text: str) -> str:
-    """A text as part of a file name: safe everywhere, short enough to leave room for others, different for each text.
+    """A text as part of a file name: valid on all systems, bounded in length, and unique.
 
-    A text that is not safe as it is loses something: a hash of the whole stands behind it, after a `~`.
+    A text that has to be changed gets a hash of the original appended after a `~`.
     """
     safe = re.sub(r"[^A-Za-z0-9+._=,-]+", "_", text).strip(".")
     if safe == text and 0 < len(text) <= MOST_LETTERS:
@@ -40,20 +48,16 @@ def safe_name(text: str) -> str:
 
 
 def short_hash(text: str) -> str:
-    """Eight hexadecimal digits that tell texts apart where people read them."""
+    """Eight hexadecimal digits."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
-
-
-SECONDS_BEFORE_TOLD = 3.0  # of waiting for a lock
-
-log = logging.getLogger("experiment")
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the place of `path` when the block ends without an error.
+    """A temporary path beside `path`, which replaces `path` if the block raises no error.
 
-    The data reach the disk before the name does, so that not even a power cut leaves half a file under `path`.
+    The data are flushed to the disk before the file is renamed, so not even a power failure truncates `path`.
+
     Raises: CannotWrite: the disk is full, or the folder cannot be written to.
     """
     make_folder(path.parent)
@@ -65,33 +69,32 @@ def whole_file(path: Path) -> Iterator[Path]:
                 os.fsync(stream.fileno())
             os.replace(partial, path)
     finally:
-        remove_all((partial,))  # it may not even be ours to remove: what went wrong before is what is told
+        remove_all((partial,))
 
 
 @contextmanager
 def writing_to(path: Path) -> Iterator[None]:
-    """What the disk refuses inside becomes one error, which names `path`.
-
-    Raises: CannotWrite
-    """
+    """Convert an OSError of the block into CannotWrite, which names `path`."""
     try:
         yield
     except OSError as error:
         raise CannotWrite(
-            f"{path}: cannot be written: {error.strerror or error}. Mend that, or choose another folder with --results "
-            "or --data; what is finished is safe, and the same command continues."
+            f"{path}: cannot be written: {error.strerror or error}. Fix this, or choose another folder with --results "
+            "or --data. Finished results are safe, and the same command continues."
         ) from error
 
 
 @contextmanager
 def locked(path: Path, doing: str) -> Iterator[None]:
-    """Hold a lock file inside; whoever waits long for it is told what the process that holds it is doing.
+    """Hold a lock file inside the block.
 
-    Raises: CannotWrite: its folder cannot be made.
+    Args:
+        doing: what the holder of the lock does, for the note to others who wait long: "writes results.csv".
+    Raises: CannotWrite: its folder cannot be created.
     """
     lock = FileLock(make_lock_file(path))
     try:
-        lock.acquire(timeout=SECONDS_BEFORE_TOLD)
+        lock.acquire(timeout=SECONDS_BEFORE_NOTE)
     except Timeout:
         log.warning("waiting for another process that %s (it holds %s)", doing, path)
         lock.acquire()
@@ -102,7 +105,7 @@ def locked(path: Path, doing: str) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, where it is not there.
+    """Create a folder and its parents, if they do not exist.
 
     Raises: CannotWrite
     """
@@ -111,7 +114,7 @@ def make_folder(path: Path) -> None:
 
 
 def make_lock_file(path: Path) -> Path:
-    """Make the file of a lock, and its folder, where they are not there; returns the path.
+    """Create a lock file and its folder, if they do not exist; returns the path.
 
     Raises: CannotWrite
     """
@@ -122,16 +125,16 @@ def make_lock_file(path: Path) -> Path:
 
 
 def write_whole(path: Path, data: str | bytes | memoryview) -> None:
-    """Write a file so that it is there whole or as it was before."""
+    """Write a file atomically."""
     with whole_file(path) as partial:
         partial.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
-def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
-    """The content of a regular file; pipes and devices are not even waited for.
+def read_file(path: Path, most: int = MAX_BYTES) -> bytes:
+    """The content of a regular file; does not wait for pipes and devices.
 
-    Raises: FileNotFoundError: there is none. Damaged: it is something else than a file, or larger than `most` bytes.
-        StoreError: the disk, or its permissions, refuse it.
+    Raises: FileNotFoundError. Damaged: it is not a regular file, or larger than `most` bytes. StoreError: the system
+        does not permit reading it.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -145,27 +148,52 @@ def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):  # links in a circle; a socket
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a circle of links; a socket
             raise Damaged(f"{path}: is not a regular file.") from error
         raise StoreError(f"{path}: cannot be read: {error.strerror}.") from error
     if len(data) > most:
-        raise Damaged(f"{path}: is larger than {most:,} bytes, which no such file is.")
+        raise Damaged(f"{path}: is larger than {most:,} bytes, more than any such file.")
     return data
 
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file.
 
-    Raises: as `read_file`; Damaged also where the content is not JSON.
+    Raises: as `read_file`; Damaged also if the content is not JSON.
     """
     try:
-        return json.loads(read_file(path, MOST_JSON_BYTES).decode("utf-8"))
+        return json.loads(read_file(path, MAX_JSON_BYTES).decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"{path}: is damaged: it does not hold JSON.") from error
+        raise Damaged(f"{path}: is damaged: it is not valid JSON.") from error
+
+
+def read_table(path: Path, **options: Any) -> DataFrame:
+    """Read a CSV table of results.
+
+    Args:
+        options: of `pandas.read_csv`.
+    Raises: as `read_file`; Damaged also if it is not a table, is empty, or ends within a line.
+    """
+    import pandas as pd
+
+    data = read_file(path)
+    if not data:
+        raise Damaged(f"{path}: is not a table of results: it is empty. {RUN_AGAIN}")
+    if not data.endswith(b"\n"):
+        raise Damaged(f"{path}: is truncated in its last line. {RUN_AGAIN}")
+    lines, columns = data.count(b"\n") + data.count(b"\r"), data.partition(b"\n")[0].count(b",") + 1
+    if lines * columns > MAX_FIELDS:  # pandas pads short lines to the length of the first
+        raise Damaged(f"{path}: has {lines:,} lines of {columns:,} columns. At most {MAX_FIELDS:,} fields are read.")
+    try:
+        table: DataFrame = pd.read_csv(io.BytesIO(data), **options)
+    except Exception as error:  # pandas documents no complete list of what damaged files raise
+        first_line = shortened(str(error).strip().partition("\n")[0])
+        raise Damaged(f"{path}: is not a table of results: {first_line}. {RUN_AGAIN}") from error
+    return table
 
 
 def remove_all(paths: Iterable[Path]) -> None:
-    """Remove files and whole folders as far as they are there and can be removed."""
+    """Remove files and whole folders; those that cannot be removed stay."""
     for path in paths:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -175,21 +203,21 @@ def remove_all(paths: Iterable[Path]) -> None:
 
 
 def is_whole_archive(path: Path) -> bool:
-    """Whether a file of torch's, a zip archive that is not compressed, is there whole and with all checksums right."""
+    """Whether a file is an uncompressed zip archive, as torch writes, with correct checksums."""
     try:
         if not path.is_file():  # a pipe would be waited for
             return False
         with zipfile.ZipFile(path) as archive:
-            inside = archive.infolist()
-            stored = all(info.compress_type == zipfile.ZIP_STORED for info in inside)
-            honest = stored and sum(info.file_size for info in inside) <= path.stat().st_size  # it is no bomb
-            return honest and archive.testzip() is None
-    except Exception:  # no list of what zipfile raises on damaged files is complete
+            entries = archive.infolist()
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            bounded = sum(entry.file_size for entry in entries) <= path.stat().st_size
+            return stored and bounded and archive.testzip() is None
+    except Exception:  # zipfile documents no complete list of what damaged files raise
         return False
 
 
 def set_aside(path: Path) -> Path:
-    """Move a damaged file or folder out of the way, keeping it for whoever wants to look; returns its new place.
+    """Rename a damaged file or folder to `*.damaged`, for inspection; returns its new path.
 
     Raises: CannotWrite
     """
@@ -199,4 +227,4 @@ def set_aside(path: Path) -> Path:
             with writing_to(place):
                 os.replace(path, place)
             return place
-    raise CannotWrite(f"{path}: too many damaged versions lie beside it. Remove some.")
+    raise CannotWrite(f"{path}: there are too many damaged versions beside it. Remove some.")

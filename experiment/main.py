@@ -147,13 +147,9 @@ def _schema() -> int:
 
 
 def _run(options: argparse.Namespace, launch: Launch | None) -> int:
-    from experiment.clock import Clock
-
-    clock = Clock()
     try:
         _check_call(options, launch)
-        with clock.part("planning"):
-            plans = _plans(options, reading=not options.plan and (launch is None or launch.leads))
+        plans = _plans(options, reading=not options.plan and (launch is None or launch.leads))
     except ConfigError as error:
         if launch is None:
             raise
@@ -168,9 +164,8 @@ def _run(options: argparse.Namespace, launch: Launch | None) -> int:
         say(notice, sys.stderr)
     if not options.quiet and is_watched():
         say("starting: torch is imported, which takes a few seconds", sys.stderr)
-    with clock.part("start-up"):
-        from experiment.report import write_report
-        from experiment.run.session import Options, run_session
+    from experiment.report import write_report
+    from experiment.run.session import Options, run_session
 
     how = Options(
         workers=options.jobs,
@@ -181,11 +176,11 @@ def _run(options: argparse.Namespace, launch: Launch | None) -> int:
         debug=options.debug,
     )
     if launch is None:
-        return run_session(plans, places, how, write_report, say, clock)
+        return run_session(plans, places, how, write_report, say)
     from experiment.run.cell.torchrun_group import lead
 
     def session(crew: Crew) -> int:
-        return run_session(plans, places, replace(how, workers=1, crew=crew), write_report, say, clock)
+        return run_session(plans, places, replace(how, workers=1, crew=crew), write_report, say)
 
     return lead(plans[0].machine, session)
 
@@ -310,7 +305,7 @@ def _show_plans(plans: Sequence[ExperimentPlan], places: Sequence[Directories], 
 
     show = plan_json if form == "json" else plan_text
     for plan, place in zip(plans, places, strict=True):
-        for line in show(plan, Store(place.results / plan.name).results(plan.computed, mend=False)):
+        for line in show(plan, Store(place.results / plan.name).results(plan.computed, repair=False)):
             say(line)
     return EXIT_DONE
 

@@ -1,6 +1,6 @@
-"""Random streams: every draw comes from a seed that is a hash of what the draw is for.
+"""Random streams: every seed is a hash of what the random numbers are used for.
 
-No global seed is set or left changed, so results do not depend on the order of cells, on workers or on interruptions.
+No global seed is changed, so results do not depend on the order of cells, on workers or on interruptions.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ Part = str | int | float | None
 
 
 def seed_of(*parts: Part) -> int:
-    """A seed in [0, 2^63) that depends on all of `parts` and on nothing else."""
+    """A seed in [0, 2^63) that depends on `parts` only."""
     text = json.dumps(parts, separators=(",", ":"), ensure_ascii=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(*parts: Part, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own for the draws that `parts` name."""
+    """A generator for the random numbers identified by `parts`."""
     return torch.Generator(device).manual_seed(seed_of(*parts))
 
 
 @contextmanager
 def seeded(*parts: Part, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Torch's default generators, seeded from `parts` inside and as they were before outside.
+    """Seed torch's default generators inside the block and restore them afterwards.
 
-    For code that cannot be handed a generator: the initialisation of torch's layers, dropout, random transforms.
+    For code that does not accept a generator: the initialisation of torch's layers, dropout, random transforms.
     """
     device = torch.device(device)
     devices = [device] if device.type == "cuda" else []

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from experiment.errors import ConfigError
 from experiment.user_code import find_own_code
@@ -63,16 +63,25 @@ class DatasetEntry:
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """A compression method: its frozen dataclass of settings and, at `target`, the class that takes them.
+    """A compression method.
 
-    `kind` is lowrank, filter, weight, quantization, compose (several of them) or none; `restarts` says that in a
-    cascade, too, every keep ratio starts from the reference network.
+    Attributes:
+        label: its name in parameter files and results.
+        settings: a frozen dataclass, in a module that does not import torch.
+        target: `package.module:name` of the class or function that makes the method from its settings.
+        kind: `lowrank`, `filter`, `weight`, `quantization`, `compose` (several methods) or `none` (no compression).
+        aliases: other names that parameter files may use.
+        preset: settings with other defaults than those of the dataclass.
+        version: enters the keys of results; raise it when the method's outcome changes.
+        restarts: start every keep ratio from the reference network, even in a cascade.
     """
 
     label: str
     settings: type
     target: str
     kind: str
+    aliases: tuple[str, ...] = ()
+    preset: Mapping[str, object] = field(default_factory=dict, hash=False)
     version: int = 1
     restarts: bool = False
 
@@ -104,11 +113,17 @@ def is_import_path(name: str) -> bool:
     return ":" in name
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for a near miss, else an empty string."""
+def near_miss(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is closest to a misspelt one, if any is close."""
     by_folded = {k.casefold(): k for k in known}
     near = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
-    return f" Did you mean '{by_folded[near[0]]}'?" if near else ""
+    return by_folded[near[0]] if near else None
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for a near miss, else an empty string."""
+    near = near_miss(name, known)
+    return "" if near is None else f" Did you mean '{near}'?"
 
 
 def no_such_argument(name: str, argument: str, known: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
-"""The user's own code: where it is found, and a hash of all of it that a module depends on. Nothing of it is run here.
+"""The user's own modules: where they are, and a hash of their source. Nothing is executed here.
 
-A module counts with what it imports, and what that imports, as far as it belongs to the same top-level package or, for
-modules outside packages, lies in the same folder; with packages' `__init__`. Imports are read from the source: those
-made at run time (`importlib`), files of data and installed packages are not seen.
+The hash of a module covers all modules that it imports, directly or not, from the same top-level package or, for
+modules outside packages, from the same folder, including `__init__` files. Imports are read from the source: dynamic
+imports (`importlib`), data files and installed packages are not covered.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 OURS = __name__.partition(".")[0]
 
 _KINDS = ((SourceFileLoader, SOURCE_SUFFIXES), (ExtensionFileLoader, EXTENSION_SUFFIXES))
-_imported: dict[str, str] = {}  # module -> the hash of its source when this process imported it
+_imported: dict[str, str] = {}  # module -> hash of its source when this process imported it
 
 
 def find_own_code() -> None:
-    """Let modules in the working directory be found: an installed script does not look there."""
+    """Add the working directory to sys.path: installed scripts do not search it."""
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
 
 
 def source_hash(module: str) -> str:
-    """A hash of a module's source and of that of the user's modules that it imports.
+    """A hash of the source of a module and of the user's modules that it imports.
 
-    Raises: ConfigError: there is no such module.
+    Raises: ConfigError: the module cannot be found.
     """
     found = hashlib.sha256()
     for name, path in sorted(sources_of(module).items()):
@@ -56,12 +56,12 @@ def source_hash(module: str) -> str:
 
 
 def sources_of(module: str) -> dict[str, Path]:
-    """Name -> file of a module and of all of the user's that it depends on; of an installed one, its own file alone.
+    """Name -> file of a module and of the user's modules that it imports; for an installed module, its own file only.
 
-    Raises: ConfigError: there is no such module.
+    Raises: ConfigError: the module cannot be found.
     """
     find_own_code()
-    importlib.invalidate_caches()  # of what lies in folders: a file may be new
+    importlib.invalidate_caches()  # a file may be new
     own = _file(module)
     if own is None:
         raise ConfigError(f"cannot find the module '{module}'. Is it installed, or in the working directory?")
@@ -79,10 +79,10 @@ def sources_of(module: str) -> dict[str, Path]:
 
 
 def forget_changed(module: str) -> None:
-    """Let the next import of a module of the user's run its source anew, if that has changed since the last call.
+    """Remove a user's module from sys.modules if its source has changed since the last call.
 
-    For the moment when keys are made of the source as it lies on the disk: what runs under them must not be an older
-    one, as it might in a notebook. While cells are computed nothing is imported anew.
+    Call it when keys are computed from the source on disk, so that a notebook does not run older code under them.
+    Modules are not reloaded while cells are computed.
     """
     if _home(module) is None or _file(module) is None:
         return
@@ -94,9 +94,9 @@ def forget_changed(module: str) -> None:
 
 
 def code_in(settings: object) -> Iterator[str]:
-    """The modules of the user's that texts in plain settings name, as in `package.module:name`.
+    """The user's modules that are named in plain settings, as `package.module:name`.
 
-    A text that merely has such a form (`linear:decay`) names none: there is no such module.
+    Text of that form that names no existing module (`linear:decay`) is ignored.
     """
     if isinstance(settings, str):
         name = settings.partition(":")[0]
@@ -110,7 +110,7 @@ def code_in(settings: object) -> Iterator[str]:
 
 
 def _file(module: str) -> Path | None:
-    """The file of a module; None where there is none. The packages above it are not run."""
+    """The file of a module, or None. Parent packages are not imported."""
     spec = _spec(module)
     path = None if spec is None or spec.origin is None else Path(spec.origin)
     return path if path is not None and path.is_file() else None
@@ -120,7 +120,7 @@ def _spec(module: str) -> ModuleSpec | None:
     top, *below = module.split(".")
     try:
         spec = PathFinder.find_spec(top) or importlib.util.find_spec(top)
-    except (ImportError, ValueError, AttributeError):  # it has none, as `__main__`
+    except (ImportError, ValueError, AttributeError):  # modules without a spec, such as `__main__`
         return None
     name = top
     for part in below:
@@ -133,7 +133,7 @@ def _spec(module: str) -> ModuleSpec | None:
 
 
 def _home(module: str) -> Path | None:
-    """The folder of the user's that a module, or the package that it belongs to, lies in; None for installed ones."""
+    """The folder that contains a user's module or its top-level package; None for installed modules."""
     top = module.partition(".")[0]
     spec = None if top == OURS else _spec(top)
     places = [] if spec is None else [*(spec.submodule_search_locations or ()), spec.origin or ""]
@@ -147,7 +147,7 @@ def _is_installed(folder: Path) -> bool:
 
 @lru_cache(maxsize=1)
 def _installed() -> frozenset[Path]:
-    """Folders of packages that are installed, and of Python's own."""
+    """The folders of installed packages and of the standard library."""
     names = ("purelib", "platlib", "stdlib", "platstdlib")
     folders = [*(sysconfig.get_path(name) for name in names), *site.getsitepackages(), site.getusersitepackages()]
     return frozenset(Path(folder).resolve() for folder in folders)
@@ -160,10 +160,10 @@ def _with_parents(module: str) -> Iterator[str]:
 
 @lru_cache(maxsize=256)
 def _imports(source: bytes, package: str) -> tuple[str, ...]:
-    """The names of modules that a source may import; of `from a import b` both `a` and `a.b`, whichever is one."""
+    """The modules that a source may import; for `from a import b` both `a` and `a.b`."""
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # compiled, or wrong: told when it is imported
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # compiled or faulty: reported when it is imported
         return ()
     names: dict[str, None] = {}
     for node in ast.walk(tree):

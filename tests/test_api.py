@@ -150,12 +150,12 @@ def test_the_public_names_are_there() -> None:
 
 def test_what_is_given_in_the_wrong_form_is_told() -> None:
     network, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 8)
-    with pytest.raises(ConfigError, match="error: is given in `settings` and as a keyword"):
+    with pytest.raises(ConfigError, match="error: is given both in `settings` and as a keyword"):
         compress(network, "ALDS", keep=0.5, example=x, settings={"error": "exact"}, error="exact")
     with pytest.raises(ConfigError, match=r"settings must be a mapping .* Got a list"):
         compress(network, "ALDS", keep=0.5, example=x, settings=[1])  # type: ignore[arg-type]
     for data in (torch.utils.data.TensorDataset(x), x.numpy(), 3):
-        with pytest.raises(CompressionError, match="data: expected a tensor of inputs, .* Got a "):
+        with pytest.raises(CompressionError, match="data: expected a tensor of inputs, .* Got "):
             compress(network, "PCA", keep=0.5, example=x, data=data)  # type: ignore[arg-type]
 
 
@@ -226,8 +226,8 @@ def test_arguments_of_another_type_are_told() -> None:
         (nn.Linear, "SVD", [0.5], x, "net must be a torch.nn.Module. Got the class Linear."),
         (network, 5, [0.5], x, "method must be text: a label or an import path. Got a int."),
         (network, "SVD", 0.5, x, "keeps must be a list of keep ratios. Got a float."),
-        (network, "SVD", [0.5], x[:0], "example must be a tensor, a batch of one input at least. Got an empty one."),
-        (network, "SVD", [0.5], (2, 8), "example must be a tensor, a batch of one input at least. Got a tuple."),
+        (network, "SVD", [0.5], x[:0], "example must be a tensor with at least one input. Got an empty one."),
+        (network, "SVD", [0.5], (2, 8), "example must be a tensor with at least one input. Got a tuple."),
     ]
     for net, method, keeps, example, told in wrong:
         with pytest.raises(ConfigError) as caught:
@@ -276,7 +276,7 @@ def test_examples_with_gradients(method: str) -> None:
 
 
 def test_calibration_data_that_the_network_does_not_take() -> None:
-    with pytest.raises(CompressionError, match=r"data: the network cannot be run on its first sample.*\(1, 5\)"):
+    with pytest.raises(CompressionError, match=r"data: the network fails on its first sample.*\(1, 5\)"):
         compress(Counting(), "PCA", keep=0.5, example=torch.randn(4, 8), data=torch.randn(6, 5))
 
 

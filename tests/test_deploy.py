@@ -109,7 +109,7 @@ def test_static_folds_batch_norm_takes_any_batch_and_is_copied() -> None:
     [
         ("static", None, "'static' needs calibration data"),
         ("static", torch.zeros(1, 1, 28, 28), "at least two inputs"),
-        ("dynamic", torch.zeros(4, 1, 28, 28), "no effect on mode 'dynamic'"),
+        ("dynamic", torch.zeros(4, 1, 28, 28), "no effect in mode 'dynamic'"),
         ("qat", None, "mode must be 'dynamic' or 'static'. Got 'qat'"),
     ],
 )

@@ -473,7 +473,7 @@ def test_latency_is_that_of_the_faster_layout(monkeypatch: pytest.MonkeyPatch, f
         def blocked_autorange(self, min_run_time: float) -> Any:
             return SimpleNamespace(median=0.001 if self.layout == faster else 0.002, iqr=0.0)
 
-    monkeypatch.setattr("experiment.measure._timer", lambda: Timer)
+    monkeypatch.setattr("experiment.measure.latency._timer", lambda: Timer)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
     found = measure_latency(network, (3, 8, 8), 2, 1)
     assert (found.layout, found.median_ms) == (faster, 1.0)

@@ -1,4 +1,4 @@
-"""Load what experiments left behind, and test networks on their data."""
+"""Load the results and networks of an experiment, and test networks on its data."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from experiment.config import Parameters, load
 from experiment.datasets.calibration import calibration
 from experiment.errors import ConfigError, Damaged, StoreError
-from experiment.files import RUN_AGAIN
+from experiment.files import RUN_AGAIN, read_table
 from experiment.layers.prepare_network import copied
-from experiment.methods.find import find_method
+from experiment.methods.configure import find_method
 from experiment.registry import is_import_path
 from experiment.run.cell.data import Data, transforms_of
 from experiment.run.disk.network_file import original_of, read_weights, rebuild
-from experiment.run.disk.parameters_file import PARAMETERS, owner_of, require_own, require_whole
-from experiment.run.disk.store import COLUMNS, Store
-from experiment.run.disk.tables import read_table
+from experiment.run.disk.parameters_file import PARAMETERS, owner_of, require_own
+from experiment.run.disk.results_table import COLUMNS
+from experiment.run.disk.store import Store
 from experiment.training.loop import evaluate as evaluate_network
 
 if TYPE_CHECKING:
@@ -33,12 +33,17 @@ ROUNDING = 0.01  # a keep ratio may be given as plots and tables show it
 
 
 def load_results(path_or_param: str | Path, results: str | Path | None = None) -> pd.DataFrame:
-    """results.csv of an experiment.
+    """The results of an experiment, one row per cell.
+
+        frame = load_results("param/digits/prune/lenet5.yaml")
+        frame[frame.status == "done"].groupby("label").top1.max()
 
     Args:
         path_or_param: a parameter file, an experiment's folder, or a results.csv.
-        results: where experiments lie, for a parameter file; default: where the file says, else data/results.
-    Raises: StoreError: there are no results yet, those that lie there are another file's, or the table is damaged.
+        results: the folder of all results, for a parameter file. Default: `directories.results` of the file, else
+            data/results.
+    Returns: the columns of results.csv, fractions in [0, 1].
+    Raises: StoreError: there are no results yet, they belong to another file, or the table is damaged.
     """
     path = _experiment_folder(path_or_param, results) / "results.csv"
     text = ("variant", "error", "cell", "method", "label", "status", "network", "dataset", "dataset_test", "hardware")
@@ -71,15 +76,23 @@ def load_network(
     network: nn.Module | None = None,
     results: str | Path | None = None,
 ) -> nn.Module:
-    """A compressed network with its weights, in eval mode, on the CPU (or where `network` is).
+    """A network of an experiment with its weights, in eval mode.
+
+        small = load_network("param/digits/prune/lenet5.yaml", method="ALDS", keep=0.2)
+        whole = load_network("param/digits/prune/lenet5.yaml", method="Reference")
 
     Args:
-        path_or_param: a parameter file or an experiment's folder, or a single `network.pt`.
-        method, label, keep, net, repetition, variant: which cell; `method` may be a label too. The nearest keep ratio
-            is taken, with a warning where it is another; none for methods whose settings decide the size. `Reference`
-            is the uncompressed network.
-        network: the original network, for a file whose network only your own code can make.
-    Raises: StoreError: no such cell, or its file is damaged. ConfigError: the choice is not unique.
+        path_or_param: a parameter file, an experiment's folder, or a single `network.pt`.
+        method: the method's name, or its label. `Reference` is the uncompressed network.
+        keep: the keep ratio; the nearest is loaded, with a warning if it differs. Omit it for methods whose settings
+            determine the size.
+        net, repetition, variant, label: which cell, as in results.csv.
+        network: the original network, for a file whose network is defined in your own code only.
+        results: as for `load_results`.
+    Returns: the network, on the CPU or on the device of `network`.
+    Raises:
+        StoreError: there is no such cell, or its file is damaged.
+        ConfigError: several cells match, or none.
     """
     path = Path(path_or_param)
     if path.suffix == ".pt":
@@ -95,7 +108,7 @@ def load_network(
         if value is not None:
             rows = rows[rows[column] == value]
     if method is None and label is None:
-        raise ConfigError("load_network needs the method or the label, such as method='ALDS' or method='Reference'.")
+        raise ConfigError("load_network needs a method or a label, such as method='ALDS' or method='Reference'.")
     there = rows
     if keep is not None:
         rows = rows[rows["keep_target"].notna()]
@@ -114,7 +127,7 @@ def load_network(
             f"{folder}: {len(rows)} finished cells match {method or label}, keep {keep}, net {net}, repetition "
             f"{repetition}, variant {variant!r}; expected one. {f'Choose between: {found}.' if found else ''}".rstrip()
         )
-    cell = Store(folder).index().get(rows.iloc[0]["cell"])
+    cell = Store(folder).cell_folders().get(rows.iloc[0]["cell"])
     if cell is None:
         raise StoreError(
             f"{folder}: results.csv names cell {rows.iloc[0]['cell']}, but its folder is gone. Run it again."
@@ -130,14 +143,20 @@ def evaluate(
     variant: str | None = None,
     device: str = "cpu",
 ) -> dict[str, float]:
-    """Loss, top-1 and top-5 (fractions) of a network on the test data of an experiment.
+    """Test a network on the test data of an experiment.
+
+        evaluate("param/digits/prune/lenet5.yaml", small)      # {"loss": 0.11, "top1": 0.97, "top5": 1.0}
 
     Args:
         path_or_param: a parameter file or an experiment's folder.
-        network: is not changed, nor moved.
-        data: where datasets lie; default: where the file says, else data/datasets.
-        variant: the element of a sweep, needed where elements are tested on different data.
-    Raises: DataError: the dataset is missing or damaged. ConfigError: no such variant, or several to choose from.
+        network: the network, which is neither changed nor moved.
+        data: the folder of datasets. Default: `directories.training_data` of the file, else data/datasets.
+        variant: which element of a sweep, needed if they are tested on different data.
+        device: where to compute.
+    Returns: `loss`, `top1` and `top5`, accuracies as fractions.
+    Raises:
+        DataError: the dataset is missing or damaged.
+        ConfigError: there is no such variant, or several to choose from.
     """
     p = _parameters(path_or_param, variant)
     images = Data(Path(data or p.directories.training_data or DATASETS_FOLDER), device).test(p)
@@ -151,12 +170,15 @@ def evaluate(
 def calibration_inputs(
     path_or_param: str | Path, data: str | Path | None = None, *, size: int = 256, variant: str | None = None
 ) -> Tensor:
-    """Images of the validation part of an experiment's dataset, as its networks are fed them: never test data.
+    """Inputs from the validation part of an experiment's dataset, never from its test part.
+
+        x = calibration_inputs("param/digits/prune/lenet5.yaml", size=64)
+        result = compress(net, "PCA", keep=0.5, example=x, data=x)
 
     Args:
         path_or_param, data, variant: as for `evaluate`.
-        size: how many, at most.
-    Returns: (size, channels, height, width), on the CPU.
+        size: number of inputs, at most.
+    Returns: a tensor (size, channels, height, width) after the test transforms, on the CPU.
     """
     p = _parameters(path_or_param, variant)
     valid = Data(Path(data or p.directories.training_data or DATASETS_FOLDER), "cpu").splits(p, p.training).valid
@@ -182,7 +204,6 @@ def _parameter_file(path_or_param: str | Path) -> Path:
         path = path.parent
     if path.is_dir():
         path /= PARAMETERS
-        require_whole(path)
     return path
 
 

@@ -1,4 +1,4 @@
-"""From a YAML parameter file to checked settings. No torch, numpy or pandas: a bad file fails at once."""
+"""From a YAML parameter file to checked settings, without torch, numpy or pandas: invalid files fail quickly."""
 
 from experiment.config.includes import packaged_param
 from experiment.config.load import ParameterFile, load
@@ -11,19 +11,19 @@ from experiment.config.modes import (
     takes_tickets,
     with_rewinding,
 )
-from experiment.config.schema.editor import json_schema
-from experiment.config.schema.lc import LearnCompress
 from experiment.config.schema.parameter_file import (
     Coresets,
     Customization,
     Directories,
     Experiments,
+    LearnCompress,
     MethodRef,
     NamedSettings,
     Network,
     Parameters,
+    Search,
+    json_schema,
 )
-from experiment.config.schema.search import Search
 from experiment.config.schema.training import Component, Penalty, Retraining, Scheduler, Training
 from experiment.config.variants import KeepStep, Variant, keep_steps
 from experiment.config.yaml_file import read_plain_yaml

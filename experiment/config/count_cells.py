@@ -1,4 +1,4 @@
-"""How many cells a file asks for, before any of them is made: a slip of a few zeros costs a second and no memory."""
+"""Limits on the size of a grid, checked before it is made: a typo in a number costs neither time nor memory."""
 
 from __future__ import annotations
 
@@ -6,36 +6,33 @@ import math
 from collections.abc import Iterator, Sequence
 
 from experiment.config.schema.parameter_file import Parameters
-from experiment.config.value_tree import KeyPath, Node
+from experiment.config.value_tree import KeyPath, Node, find
 from experiment.config.variants import Variant, keep_steps
 
 MOST_CELLS = 100_000
 MOST_ENTRIES = {("customizations",): 1_000, ("experiments", "methods"): 1_000}
 
 
-def length_faults(root: Node) -> Iterator[tuple[KeyPath, str]]:
-    """Lists of a file that are too long to be tried one by one."""
+def lists_too_long(root: Node) -> Iterator[tuple[KeyPath, str]]:
+    """Lists whose entries are too many to be checked one by one."""
     for path, most in MOST_ENTRIES.items():
-        node: Node | None = root
-        for key in path:
-            node = node.value.get(key) if node is not None and isinstance(node.value, dict) else None
+        node = find(root, path)
         if node is not None and isinstance(node.value, list) and len(node.value) > most:
-            yield path, f"has {len(node.value):,} entries. At most {most:,}. Write several files."
+            yield path, f"has {len(node.value):,} entries. At most {most:,} are allowed. Use several files."
 
 
-def size_fault(variants: Sequence[Variant]) -> tuple[KeyPath, str] | None:
-    """Why the grid of all variants is too large, with the key that asks for most of it; None where it is not."""
+def grid_too_large(variants: Sequence[Variant]) -> Iterator[tuple[KeyPath, str]]:
+    """Whether all variants together have too many cells, with the key that contributes most."""
     cells = sum(math.prod(count for _, count, _ in _factors(v.parameters)) for v in variants)
-    if cells <= MOST_CELLS:
-        return None
-    factors = [*_factors(variants[0].parameters), (("customizations",), len(variants), "customizations")]
-    product = " x ".join(f"{_number(count)} {what}" for _, count, what in factors if count > 1)
-    key = max(factors, key=lambda factor: factor[1])[0]
-    return key, f"{product}: {_number(cells)} cells. At most {MOST_CELLS:,}. Ask for fewer."
+    if cells > MOST_CELLS:
+        factors = [*_factors(variants[0].parameters), (("customizations",), len(variants), "customizations")]
+        product = " x ".join(f"{_number(count)} {what}" for _, count, what in factors if count > 1)
+        key = max(factors, key=lambda factor: factor[1])[0]
+        yield key, f"{product}: {_number(cells)} cells. At most {MOST_CELLS:,} are allowed."
 
 
 def _factors(p: Parameters) -> list[tuple[KeyPath, int, str]]:
-    """(key, number, what) of what a variant is the product of; references are no cells here."""
+    """(key, number, unit) of the factors of a variant's number of cells, without references."""
     experiments, nets = p.experiments, (("experiments", "numNets"), p.experiments.num_nets, "networks")
     if experiments.mode == "train":
         return [nets]

@@ -1,4 +1,4 @@
-"""Pydantic's errors in plain sentences, each at the place where the value was written."""
+"""Pydantic's errors as sentences, each with the key to blame and the place where its value was written."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from experiment.config.schema.parameter_file import SPACINGS
-from experiment.config.setting_paths import description, meant, unknown_key
-from experiment.config.value_tree import KeyPath, Node, Problem, dotted, nearest
+from experiment.config.schema.training import CONFLICT
+from experiment.config.setting_paths import description, suggested_key, unknown_key
+from experiment.config.spacing import SPACINGS
+from experiment.config.value_tree import KeyPath, Node, Problem, nearest
 from experiment.registry import suggestion
 
 _EXPECTED = {
@@ -39,22 +40,32 @@ _EXPECTED = {
 _NAME_OR_MAPPING = ("dataset", "datasetTest", "methods")
 
 
-def problems(errors: list[ErrorDetails], root: Node) -> Iterator[tuple[KeyPath, Problem]]:
-    """Each error with the path of its key.
+def problems(errors: list[ErrorDetails], root: Node) -> Iterator[Problem]:
+    """Each error as a problem of the file.
 
-    Left out are those about a value that was refused while reading, and a missing key that stands there misspelt.
+    Skips errors about values that were refused while reading, and about missing keys that are present but misspelt.
     """
     located = [(_path(error, root), error) for error in errors]
-    misspelt = {(*path[:-1], meant(path)) for path, error in located if error["type"] == "extra_forbidden"}
+    misspelt = {(*path[:-1], suggested_key(path)) for path, error in located if error["type"] == "extra_forbidden"}
     for path, error in located:
         node = nearest(root, path)
-        if not node.broken and not (error["type"] == "missing" and path in misspelt):
-            yield path, Problem(node.place, f"{dotted(path)}: {_sentence(error, path, node)}")
+        kind = error["type"]
+        if node.broken or (kind == "missing" and path in misspelt):
+            continue
+        text = _sentence(error, path, node)
+        yield Problem(
+            node.place,
+            path,
+            text,
+            "missing" if kind == "missing" else "unknown" if kind == "extra_forbidden" else "value",
+        )
 
 
 def expectation(error: ErrorDetails) -> str:
-    """What a value had to be and what came, in one sentence."""
+    """What was expected of a value and what came, in one sentence."""
     context, got = error.get("ctx", {}), error["input"]
+    if error["type"] == CONFLICT:
+        return error["msg"]
     if error["type"] == "literal_error":
         return _choice(context["expected"].replace(" or ", ", "), got)
     if error["type"] == "missing":
@@ -63,7 +74,7 @@ def expectation(error: ErrorDetails) -> str:
 
 
 def _path(error: ErrorDetails, root: Node) -> KeyPath:
-    """The path of the key to blame: pydantic's, without the type's name that it adds below a choice of blocks."""
+    """The path of the key to blame: pydantic's, without the block type that it inserts for a union of blocks."""
     path: list[int | str] = []
     node: Node | None = root
     for part in error["loc"]:
@@ -75,7 +86,6 @@ def _path(error: ErrorDetails, root: Node) -> KeyPath:
             node = value.get(str(part))
         else:
             node = value[part] if isinstance(value, list) and isinstance(part, int) else None
-    path.extend(error.get("ctx", {}).get("within", ()))  # where our own validators found it, below pydantic's path
     return (*path, "type") if error["type"] == "union_tag_invalid" else tuple(path)
 
 
@@ -86,29 +96,22 @@ def _sentence(error: ErrorDetails, path: KeyPath, node: Node) -> str:
         return f"is required and missing ({what})." if what else "is required and missing."
     if kind == "extra_forbidden":
         return unknown_key(path[:-1], str(path[-1]))
-    if kind == "literal_error":
-        return expectation(error)
     if kind == "union_tag_invalid":
         return _choice(context["expected_tags"], context["tag"])
     if kind == "union_tag_not_found":
         return f"needs a `type`, one of {', '.join(SPACINGS)}."
     if kind in ("greater_than", "less_than_equal") and _is_keep(path):
         return f"must be in (0, 1]. Got {show(got)}."
-    if "within" in context:
-        got = node.value
-    expected = _EXPECTED.get(kind, error["msg"]).format(**context)
     if kind == "model_type" and any(key in _NAME_OR_MAPPING for key in path[-2:]):
-        expected = "must be a name or a mapping {name: ..., settings: ...}"
-    return f"{expected}. Got {show(got)}.{_hint(kind, got, node)}"
+        return f"must be a name or a mapping {{name: ..., settings: ...}}. Got {show(got)}."
+    return expectation(error) + _hint(kind, got, node)
 
 
 def _hint(kind: str, got: Any, node: Node) -> str:
     if node.bare == "None":
         return " Write null for no value."
     if kind == "list_type" and isinstance(got, str | int | float):
-        return (
-            f" Write [{got}] for a list of one." if "." not in str(got) else f" Write [{str(got).replace('.', ', ')}]."
-        )
+        return f" Write [{str(got).replace('.', ', ')}]." if "." in str(got) else f" Write [{got}] for a list of one."
     if kind == "string_type" and node.bare:
         return f' Write "{node.bare}" in quotes for text.'
     return ""
@@ -125,15 +128,14 @@ def _is_keep(path: KeyPath) -> bool:
 
 
 def show(value: Any) -> str:
-    """A value in an error, short."""
+    """A value in an error message, shortened."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
-        return (
-            f"a mapping ({', '.join(map(str, list(value)[:4]))}{', ...' if len(value) > 4 else ''})" if value else "{}"
-        )
+        keys = ", ".join(map(str, list(value)[:4])) + (", ..." if len(value) > 4 else "")
+        return f"a mapping ({keys})" if value else "{}"
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
     text = repr(value)

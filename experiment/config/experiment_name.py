@@ -8,7 +8,7 @@ from experiment.config.includes import packaged_param
 from experiment.files import safe_name, short_hash
 
 OWN_FILES = {  # what an experiment's folder holds itself: no experiment below it may be called so
-    "cells", "plots", "results.csv", "parameters.yaml", "environment.json", "timing.json", "data.json", "report.md",
+    "cells", "plots", "results.csv", "parameters.yaml", "environment.json", "data.json", "report.md",
     "report.html", "table.tex",
 }  # fmt: skip
 

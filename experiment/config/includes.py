@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiment.config.value_tree import KeyPath, Node, Problem, dotted, merge, refuse_giant
+from experiment.config.value_tree import KeyPath, Node, Problem, merge, refuse_giant
 from experiment.config.yaml_file import read_yaml
 from experiment.errors import ConfigError, shortened
 
@@ -119,7 +119,7 @@ class Reader:
             return self._read(path, (*chain, path.resolve()))
         except ConfigError as error:
             self.incomplete = True
-            self.problems.extend(Problem(name.place, f"{dotted(at)}: {text}") for text in error.problems)
+            self.problems.extend(Problem(name.place, at, text) for text in error.problems)
             return None
 
 

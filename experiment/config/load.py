@@ -1,29 +1,42 @@
-"""A parameter file, from its path to checked settings: the one place where YAML becomes an experiment."""
+"""A parameter file, from its path to checked settings: the only place where YAML becomes an experiment."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from experiment.config import overrides as command_line
-from experiment.config.consistency import ambiguous_words, faults
-from experiment.config.count_cells import length_faults, size_fault
+from experiment.config.consistency import ambiguous_words, inconsistencies
+from experiment.config.count_cells import grid_too_large, lists_too_long
 from experiment.config.error_messages import problems as explained
 from experiment.config.experiment_name import experiment_name
 from experiment.config.includes import Reader, find_parameter_file
+from experiment.config.overrides import apply_overrides
 from experiment.config.schema.parameter_file import Parameters
-from experiment.config.value_tree import KeyPath, Node, Problem, dotted, exists, merge, nearest, plain, set_at, walk
+from experiment.config.value_tree import (
+    KeyPath,
+    Node,
+    Problem,
+    dotted,
+    find,
+    merge,
+    nearest,
+    plain,
+    set_at,
+    walk,
+    without,
+)
 from experiment.config.variants import Customized, Variant, changed_for_all, customized
 from experiment.errors import ConfigError
 
 RESULTS_FOLDER = Path("data/results")
 
-WITHOUT_EFFECT: tuple[KeyPath, ...] = (
+# Keys of torchprune's parameter files without a counterpart here. They are dropped, with a notice.
+IGNORED: tuple[KeyPath, ...] = (
     ("blacklist",),
     ("generated",),
     ("coresets", "deltaBest"),
@@ -31,21 +44,25 @@ WITHOUT_EFFECT: tuple[KeyPath, ...] = (
     ("experiments", "datasetsToEvaluate"),
     ("directories", "local_data"),
     ("training", "startEpoch"),
+    ("training", "metricsTest"),
     ("retraining", "metricsTest"),
 )
+
+_BLOCKS = ("network", "training", "retraining", "experiments", "coresets", "directories")
 
 
 @dataclass(frozen=True)
 class ParameterFile:
-    """A parameter file that was read and found good.
+    """A valid parameter file.
 
     Attributes:
         path: the file that was found.
-        values: what the file says, includes and overrides in place, nothing filled in.
-        parameters: the same as checked settings, defaults filled in.
-        variants: one for each customization, or the file itself.
+        values: what the file says, with includes and overrides applied, without defaults.
+        parameters: the checked settings, with defaults.
+        variants: one per customization, or the file itself.
         overrides: the `--set` of the command line, as given.
-        notices: what the file says that has no effect here.
+        notices: messages about ignored keys.
+        places: key -> where it was written.
     """
 
     path: Path
@@ -57,18 +74,18 @@ class ParameterFile:
     places: Mapping[KeyPath, str] = field(repr=False)
 
     def results(self, command_line: Path | None = None) -> Path:
-        """The folder of all results: the command line before the file before the default."""
+        """The folder of all results: from the command line, else from the file, else the default."""
         return command_line or Path(self.parameters.directories.results or RESULTS_FOLDER)
 
     def name(self, results: Path | None = None) -> str:
-        """The experiment's name, such as `cifar/prune/resnet20`: its folder below that of all results."""
+        """The experiment's name, for instance `cifar/prune/resnet20`: its folder below that of all results."""
         return experiment_name(self.path, self.results(results))
 
     def where(self, *key: str | int, variant: Variant | None = None) -> str:
-        """`path/file.yaml:14` of a key (camelCase; list positions as numbers), or of its nearest parent there is.
+        """`path/file.yaml:14` of a key (camelCase; list positions as numbers), or of its nearest existing parent.
 
         Args:
-            variant: whose customization is the place of what it sets; retraining inherits what training says.
+            variant: the variant whose customization is the place of the value that it changes.
         """
         if variant is not None and variant.key and key[: len(variant.key)] == variant.key:
             key = ("customizations", variant.number, "value", *key[len(variant.key) :])
@@ -86,32 +103,29 @@ def load(
 
     Args:
         path: looked up from the working directory, then among the files that come with the package.
-        overrides: `training.numEpochs=2` and the like, the value as YAML.
-        also: what else to tell of a file that is wrong, from its plain values: (key, text) pairs.
-    Raises: ConfigError: everything that is wrong with it, one line each.
+        overrides: settings to replace, for instance `training.numEpochs=2`; the value is YAML.
+        also: finds further errors in the plain values of an invalid file: (key, text) pairs.
+    Raises: ConfigError: all errors of the file, one line each.
     """
     found = find_parameter_file(os.fspath(path))
     reader = Reader()
     root = reader.read(found)
     problems = reader.problems
-    root, overridden = command_line.apply(root, overrides, problems)
+    root, overridden = apply_overrides(root, overrides, problems)
+    root, notices = _without_ignored(root)
+    tree = effective(root)
     problems.extend(ambiguous_words(root))
-    if too_long := [_problem(root, *fault) for fault in length_faults(root)]:
-        raise ConfigError(_in_order(problems + too_long, reader.files))
-    base = _validated(root, problems, reader.incomplete)
-    if base is not None and (fault := size_fault((Variant("", (), None, base),))):
-        raise ConfigError(_in_order([*problems, _problem(root, *fault)], reader.files))
-    variants = tuple(
-        variant
-        for custom in customized(root, overridden, problems)
-        if (variant := _variant(root, custom, problems, reader.incomplete)) is not None
-    )
-    if variants and (fault := size_fault(variants)):
-        raise ConfigError(_in_order([*problems, _problem(root, *fault)], reader.files))
+    _stop_if(lists_too_long(root), tree, problems, reader.files)
+    base, found_here = _validated(tree, reader.incomplete)
+    problems.extend(found_here)
+    if base is not None:
+        _stop_if(grid_too_large((Variant("", (), None, base),)), tree, problems, reader.files)
+    custom = customized(root, overridden, problems)
+    tried = [_variant(root, tree, each, reader.incomplete, problems) for each in custom]
+    variants = tuple(variant for variant in tried if variant is not None)
+    _stop_if(grid_too_large(variants), tree, problems, reader.files)
     if problems or base is None:
-        tree = effective(root) if isinstance(root.value, dict) else root
-        found_too = also(plain(tree)) if also is not None and tree is not root else ()
-        problems.extend(Problem(nearest(tree, key).place, f"{dotted(key)}: {text}") for key, text in found_too)
+        problems.extend(_at_nearest(tree, key, text) for key, text in (also(plain(tree)) if also is not None else ()))
         raise ConfigError(_in_order(problems, reader.files))
     return ParameterFile(
         path=found,
@@ -119,100 +133,87 @@ def load(
         parameters=base,
         variants=variants or (Variant("", (), None, base),),
         overrides=tuple(overrides),
-        notices=_notices(root),
-        places={key: str(node.place) for key, node in walk(effective(root))},
+        notices=notices,
+        places={key: str(node.place) for key, node in walk(tree)},
     )
 
 
 def effective(root: Node) -> Node:
-    """The tree that is checked: empty blocks are empty mappings, and retraining is training with its own keys on top.
-
-    torchprune starts every training at epoch 0 and tests retrained networks with the metrics of the training block.
-    """
+    """The tree that is checked: empty blocks become empty mappings, and retraining is merged on top of training."""
     assert isinstance(root.value, dict)
-    blocks = ("network", "training", "retraining", "experiments", "coresets", "directories")
     top = {
-        k: Node({}, v.place) if k in blocks and v.value is None and not v.broken else v for k, v in root.value.items()
+        k: Node({}, v.place) if k in _BLOCKS and v.value is None and not v.broken else v for k, v in root.value.items()
     }
-    training = _without(top.get("training", Node({}, root.place)), "startEpoch")
-    own = _without(top.get("retraining", Node({}, training.place)), "metricsTest")
-    top |= {"training": training, "retraining": merge(training, own)}
-    return Node(top, root.place)
+    training = top.get("training", Node({}, root.place))
+    own = top.get("retraining", Node({}, training.place))
+    return Node({**top, "training": training, "retraining": merge(training, own)}, root.place)
 
 
-def _without(node: Node, key: str) -> Node:
-    if not isinstance(node.value, dict):
-        return node
-    return Node({k: v for k, v in node.value.items() if k != key}, node.place, broken=node.broken)
+def _without_ignored(root: Node) -> tuple[Node, tuple[str, ...]]:
+    """The tree without ignored keys, and the notices about them."""
+    ignored = [key for key in IGNORED if find(root, key) is not None]
+    for key in ignored:
+        root = without(root, key)
+    return root, (f"ignored, not used by this program: {', '.join(map(dotted, ignored))}",) if ignored else ()
 
 
-def _validated(root: Node, problems: list[Problem], incomplete: bool) -> Parameters | None:
-    """The settings of a tree, or None with what is wrong added to `problems`."""
-    tree = effective(root)
+def _validated(tree: Node, incomplete: bool) -> tuple[Parameters | None, list[Problem]]:
+    """The settings of a tree, or None, and its errors.
+
+    Args:
+        incomplete: an include could not be read: missing keys are not reported.
+    """
+    parameters, found = None, []
     values = plain(tree)
-    parameters = None
     try:
         parameters = Parameters.model_validate(values)
+        values = parameters.model_dump(by_alias=True)
     except ValidationError as error:
-        details = [e for e in error.errors(include_url=False) if not (incomplete and e["type"] == "missing")]
-        problems.extend(_each_once(explained(details, tree)))
-    for key, text in faults(values):
-        parameters = None
-        if not (incomplete and "is required" in text):
-            problems.append(Problem(nearest(tree, key).place, f"{dotted(key)}: {text}"))
-    return parameters
-
-
-def _problem(root: Node, key: KeyPath, text: str) -> Problem:
-    return Problem(nearest(root, key).place, f"{dotted(key)}: {text}")
-
-
-def _each_once(found: Iterable[tuple[KeyPath, Problem]]) -> list[Problem]:
-    """Without what is wrong in the retraining block only because the training block is wrong."""
-    told = dict(found)
-
-    def inherited(path: KeyPath, problem: Problem) -> bool:
-        source = told.get(("training", *path[1:])) if path[:1] == ("retraining",) else None
-        return source is not None and (source.place == problem.place or "is required" in problem.text)
-
-    return [problem for path, problem in told.items() if not inherited(path, problem)]
-
-
-def _variant(root: Node, custom: Customized, problems: list[Problem], incomplete: bool) -> Variant | None:
-    """One customization tried; what is wrong with it, and not with the file itself, is added to `problems`."""
-    # without the list itself, of which each variant would hold a copy
-    tree, bare = (_without(each, "customizations") for each in (set_at(root, custom.path, custom.value), root))
-    found = list(ambiguous_words(tree))
-    parameters = _validated(tree, found, incomplete)
-    known = {problem.text for problem in problems}
-    texts = [problem.text for problem in found if problem.text not in known]
-    texts.extend(changed_for_all(plain(effective(bare)), plain(effective(tree))))
-    problems.extend(Problem(custom.item.place, custom.blame(text)) for text in texts)
-    return (
-        None
-        if parameters is None
-        else Variant(custom.name, custom.path, plain(custom.value), parameters, custom.number)
+        found = list(explained(error.errors(include_url=False), tree))
+    found += [_at_nearest(tree, key, text) for key, text in inconsistencies(values)]
+    return (None if found else parameters), _each_once(
+        problem for problem in found if not (incomplete and problem.kind == "missing")
     )
 
 
+def _each_once(found: Iterable[Problem]) -> list[Problem]:
+    """Without errors of the retraining block that it inherits from the training block."""
+    by_key = {problem.key: problem for problem in found}
+
+    def inherited(problem: Problem) -> bool:
+        source = by_key.get(("training", *problem.key[1:])) if problem.key[:1] == ("retraining",) else None
+        return source is not None and (source.place == problem.place or source.kind == "missing")
+
+    return [problem for problem in by_key.values() if not inherited(problem)]
+
+
+def _variant(root: Node, tree: Node, custom: Customized, incomplete: bool, problems: list[Problem]) -> Variant | None:
+    """The variant of one customization. Errors that the file itself does not have are added to `problems`."""
+    changed_root = set_at(without(root, ("customizations",)), custom.path, custom.value)
+    changed = effective(changed_root)
+    parameters, found = _validated(changed, incomplete)
+    found = [*ambiguous_words(changed_root), *found]
+    known = {(problem.key, problem.text) for problem in problems}
+    new = [problem for problem in found if (problem.key, problem.text) not in known]
+    new += [_at_nearest(changed, key, text) for key, text in changed_for_all(plain(tree), plain(changed))]
+    problems.extend(custom.blamed(problem) for problem in new)
+    if parameters is None:
+        return None
+    return Variant(custom.name, custom.path, plain(custom.value), parameters, custom.number)
+
+
+def _at_nearest(tree: Node, key: KeyPath, text: str) -> Problem:
+    return Problem(nearest(tree, key).place, key, text)
+
+
+def _stop_if(found: Iterable[tuple[KeyPath, str]], tree: Node, problems: list[Problem], files: list[str]) -> None:
+    """Raises: ConfigError: something was found, which makes further checks too expensive."""
+    if fatal := [_at_nearest(tree, key, text) for key, text in found]:
+        raise ConfigError(_in_order(problems + fatal, files))
+
+
 def _in_order(problems: list[Problem], files: list[str]) -> list[str]:
-    """Each problem once, in the order of the files and their lines; the command line last."""
+    """Each error once, in the order of files and lines; the command line last."""
     rank = {shown: i for i, shown in enumerate(files)}
     ordered = sorted(problems, key=lambda p: (rank.get(p.place.source, len(rank)), p.place.line or 0))
     return list(dict.fromkeys(str(problem) for problem in ordered))
-
-
-def _notices(root: Node) -> tuple[str, ...]:
-    found = [*(key for key in WITHOUT_EFFECT if exists(root, key)), *_unused(plain(root))]
-    names = [dotted(key) for key in found]
-    return (f"accepted, has no effect here: {', '.join(names)}",) if names else ()
-
-
-def _unused(values: Mapping[str, Any]) -> Iterator[KeyPath]:
-    """Keys without effect whose values say so: other metrics than those of every test, a limit that is computed."""
-    metrics = (values.get("training") or {}).get("metricsTest") or []
-    if any(metric["type"] != "TopK" or metric.get("kwargs", {}).get("topk", 1) not in (1, 5) for metric in metrics):
-        yield "training", "metricsTest"
-    for i, block in enumerate((values.get("experiments") or {}).get("spacing") or []):
-        if block["type"] == "harmonic" and "maxVal" in block:
-            yield "experiments", "spacing", i, "maxVal"

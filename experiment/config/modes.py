@@ -1,4 +1,4 @@
-"""What a mode means: where compression starts, which weights are retrained, and by which epochs of the schedule."""
+"""The meaning of modes: where compression starts, and which weights are retrained for how many epochs."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from experiment.config.schema.parameter_file import Experiments, Parameters
 from experiment.config.schema.training import Retraining
 
 Rewinding = Literal["weights", "random", "none"]
-TRAINED_ON = 0.9  # of the training part; the rest is for validation
-REWIND = "-rewind"  # what torchprune's modes end with that rewind the weights
+TRAINED_ON = 0.9  # share of the training part; the rest is the validation part
+REWIND = "-rewind"  # suffix of modes that rewind the weights
 
 
 def is_cascade(experiments: Experiments) -> bool:
-    """Whether every keep ratio starts from the one before, not from the reference network."""
+    """Whether every keep ratio starts from the previous one instead of from the reference network."""
     return base_mode(experiments) == "cascade"
 
 
 def base_mode(experiments: Experiments) -> str:
-    """The mode without a word about weights: train, retrain or cascade."""
+    """The mode without its suffix: train, retrain, cascade or lc."""
     return experiments.mode.removesuffix(REWIND)
 
 
 def rewinding(experiments: Experiments) -> Rewinding:
-    """Which weights are retrained: `rewind` where it is given, else what the mode says.
+    """Which weights are retrained: `rewind` if it is set, else as the mode says.
 
-    weights: those of the reference network at the start of epoch retraining.startEpoch; random: fresh ones;
-    none: those that compression left.
+    weights: those of the reference network at the start of epoch retraining.startEpoch; random: new random weights;
+    none: those left by the compression.
     """
     if experiments.rewind is not None:
         return experiments.rewind
@@ -35,32 +35,32 @@ def rewinding(experiments: Experiments) -> Rewinding:
 
 
 def takes_tickets(experiments: Experiments) -> bool:
-    """Whether structures come from rewound networks that are computed beside it: a cascade with random weights.
+    """Whether structures come from a rewound cascade that is computed as well: a cascade with random weights.
 
-    A control differs in its weights alone. Had every step removed what the random network before it could spare, the
-    structure would be made for that network.
+    A random control must differ in its weights only, so each step takes the structure of the winning ticket at the same
+    keep ratio instead of compressing the previous random network.
     Source: Frankle & Carbin 2019, https://arxiv.org/abs/1803.03635
     """
     return is_cascade(experiments) and rewinding(experiments) == "random"
 
 
 def with_rewinding(p: Parameters, which: Rewinding) -> Parameters:
-    """The same parameters with other weights to retrain."""
+    """The parameters with another choice of weights to retrain."""
     return p.model_copy(update={"experiments": p.experiments.model_copy(update={"rewind": which})})
 
 
 def retraining(p: Parameters) -> Retraining:
-    """The retraining that is run: random weights, which have seen no epoch, get the whole schedule."""
+    """The retraining that is run: random weights, which are untrained, get the whole schedule."""
     if rewinding(p.experiments) == "random":
         return p.retraining.model_copy(update={"start_epoch": 0})
     return p.retraining
 
 
 def epochs_of(p: Parameters, num_train: int | None = None) -> int:
-    """Epochs that every cell is retrained for; in mode lc those that it learns, rounded up, as far as that is known.
+    """Epochs of retraining per cell; in mode lc the epochs of all L-steps, rounded up.
 
     Args:
-        num_train: images of the dataset's training part; where nobody knows, every L-step counts as an epoch.
+        num_train: images in the dataset's training part. If unknown, every L-step counts as one epoch.
     """
     if p.experiments.mode == "lc":
         if num_train is None:

@@ -1,24 +1,24 @@
-"""A parameter file as a tree of values, each of which knows the file and line where it was written."""
+"""A parameter file as a tree of values, each with the file and line where it was written."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from experiment.errors import ConfigError
 
 Scalar = str | int | float | bool | None
 KeyPath = tuple["str | int", ...]
 
-MAX_NODES = 100_000  # a file that aliases or includes blow up beyond this is a mistake or an attack
+MAX_NODES = 100_000  # a file that aliases or includes expand beyond this is a mistake or an attack
 
-# What chooses the meaning of a mapping beside it: Adam's arguments do not go on top of SGD's.
+# A key whose value decides the meaning of a mapping beside it: Adam's arguments are not merged into SGD's.
 CHOSEN_BY = {"optimizerKwargs": "optimizer", "lossKwargs": "loss", "settings": "name"}
 
 
 class Place(NamedTuple):
-    """Where something was written: a file and its line, or (without a line) a `--set` of the command line."""
+    """Where a value was written: a file and line, or (without a line) a `--set` of the command line."""
 
     source: str
     line: int | None = None
@@ -29,10 +29,11 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """A scalar, a mapping or a list with the place where it was written.
+    """A scalar, a mapping or a list, with the place where it was written.
 
-    `bare` is the text of an unquoted scalar, None for everything else; `broken` marks a value that was refused while
-    reading, so that nothing else complains about it.
+    Attributes:
+        bare: the text of an unquoted scalar, else None.
+        broken: the value was refused while reading: no further errors are reported about it.
     """
 
     value: Scalar | dict[str, Node] | list[Node]
@@ -43,19 +44,26 @@ class Node:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, at the place where it was written."""
+    """One error in a parameter file.
+
+    Attributes:
+        key: the key to blame; empty for the file as a whole.
+        kind: `missing` for a required key that is absent, `unknown` for a key that does not exist, else `value`.
+    """
 
     place: Place
+    key: KeyPath
     text: str
+    kind: Literal["missing", "unknown", "value"] = "value"
 
     def __str__(self) -> str:
-        key = self.place.source.removeprefix("--set ")
-        text = self.text.removeprefix(f"{key}: ") if self.place.line is None else self.text  # the key is there already
-        return f"{self.place}: {text}"
+        key = dotted(self.key)
+        repeated = not key or str(self.place) == f"--set {key}"
+        return f"{self.place}: {self.text}" if repeated else f"{self.place}: {key}: {self.text}"
 
 
 def plain(node: Node) -> Any:
-    """The value without its places; nothing in it is shared with anything else."""
+    """The value without places, as a deep copy."""
     if isinstance(node.value, dict):
         return {key: plain(child) for key, child in node.value.items()}
     if isinstance(node.value, list):
@@ -64,10 +72,10 @@ def plain(node: Node) -> Any:
 
 
 def merge(base: Node, top: Node) -> Node:
-    """`top` on `base`: mappings merge deeply, everything else replaces.
+    """`top` on `base`: mappings are merged deeply, everything else is replaced.
 
-    Arguments are replaced together with what they belong to: a `top` that changes `optimizer` brings its own
-    `optimizerKwargs`, where it has any.
+    Arguments are replaced as a whole if `top` also changes what they belong to: the `optimizerKwargs` of a new
+    `optimizer` are not merged into those of the old one.
     """
     if not (isinstance(base.value, dict) and isinstance(top.value, dict)):
         return top
@@ -84,9 +92,11 @@ def _chooses_anew(key: str, base: dict[str, Node], top: dict[str, Node]) -> bool
 
 
 def set_at(node: Node, path: KeyPath, value: Node) -> Node:
-    """A copy of the tree with one value set; mappings that are missing on the way are made.
+    """The tree with one value replaced; missing mappings on the path are created.
 
-    The short form of a dataset or method, its bare name, becomes `{name: ...}` where the path goes below it.
+    The short form of a dataset or method, its bare name, is expanded to `{name: ...}` if the path continues below it.
+
+    Raises: IndexError: with the length of a list that is too short.
     """
     if not path:
         return value
@@ -101,7 +111,18 @@ def set_at(node: Node, path: KeyPath, value: Node) -> Node:
     if isinstance(node.value, str):
         children["name"] = node
     children[key] = set_at(children.get(key, Node({}, value.place)), rest, value)
-    return Node(children, node.place)
+    return Node(children, node.place if isinstance(node.value, dict) else value.place)
+
+
+def without(node: Node, path: KeyPath) -> Node:
+    """The tree without the key at `path`, a path of mappings, if there is one."""
+    if not isinstance(node.value, dict) or path[0] not in node.value:
+        return node
+    children = dict(node.value)
+    child = children.pop(str(path[0]))
+    if len(path) > 1:
+        children[str(path[0])] = without(child, path[1:])
+    return Node(children, node.place, broken=node.broken)
 
 
 def nearest(node: Node, path: KeyPath) -> Node:
@@ -114,14 +135,12 @@ def nearest(node: Node, path: KeyPath) -> Node:
     return node
 
 
-def exists(node: Node, path: KeyPath) -> bool:
-    """Whether the tree has a value at `path`."""
+def find(node: Node, path: KeyPath) -> Node | None:
+    """The node at `path`, if there is one."""
+    found: Node | None = node
     for key in path:
-        child = _child(node, key)
-        if child is None:
-            return False
-        node = child
-    return True
+        found = None if found is None else _child(found, key)
+    return found
 
 
 def _child(node: Node, key: str | int) -> Node | None:
@@ -144,12 +163,10 @@ def walk(node: Node, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Node]]:
 
 
 def refuse_giant(root: Node) -> None:
-    """Raises: ConfigError: the tree, with all its aliases and includes written out, is beyond any honest use."""
+    """Raises: ConfigError: the tree, with all aliases and includes expanded, has more than MAX_NODES values."""
     for count, _ in enumerate(walk(root)):
         if count >= MAX_NODES:
-            raise ConfigError(
-                f"{root.place}: more than {MAX_NODES:,} values once aliases and includes are written out."
-            )
+            raise ConfigError(f"{root.place}: more than {MAX_NODES:,} values after expanding aliases and includes.")
 
 
 def dotted(path: KeyPath) -> str:

@@ -1,35 +1,26 @@
-"""What a file expands to: its variants, and the keep ratios of one variant."""
+"""The variants of a file (one per customization), and the keep ratios of one variant."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from experiment.config.schema.parameter_file import Experiments, Parameters
-from experiment.config.setting_paths import unknown
 from experiment.config.spacing import chunks
 from experiment.config.value_tree import KeyPath, Node, Place, Problem, dotted, plain
 
-NOT_COMPUTED = (
-    "customizations",
-    "directories",
-    "network_names",
-    "network_colors",
-    "blacklist",
-    "description",
-    "generated",
-)
+NOT_COMPUTED = ("customizations", "directories", "network_names", "network_colors", "description")
 _SAME = ("numNets", "numRepetitions", "methods", "mode")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One element of a sweep: the file with a single value set; without customizations, the file itself.
+    """The file with one value changed. A file without customizations has one variant, itself.
 
     Attributes:
-        name: `retraining.startEpoch=91`; empty for the file itself.
-        number: its position among the customizations.
+        name: for instance `retraining.startEpoch=91`; empty for the file itself.
+        number: position in the list of customizations.
     """
 
     name: str
@@ -47,17 +38,12 @@ class KeepStep:
     between: tuple[float, ...]
 
 
-def keep_ratios(experiments: Experiments) -> list[float]:
-    """All keep ratios of a file, the spacing blocks one after the other."""
-    return [ratio for block in experiments.spacing for ratio in block.ratios()]
-
-
 def keep_steps(experiments: Experiments) -> tuple[KeepStep, ...]:
-    """The keep ratios in the order in which they are computed; with `retrainIterations`, the last of each chunk.
+    """The keep ratios in the order in which they are computed: with `retrainIterations`, the last of each chunk.
 
     Source: torchprune's parameter files, https://github.com/lucaslie/torchprune
     """
-    ratios = keep_ratios(experiments)
+    ratios = [ratio for block in experiments.spacing for ratio in block.ratios()]
     if not ratios:
         return ()
     num = experiments.retrain_iterations if experiments.retrain_iterations >= 1 else len(ratios)
@@ -66,7 +52,7 @@ def keep_steps(experiments: Experiments) -> tuple[KeepStep, ...]:
 
 @dataclass(frozen=True)
 class Customized:
-    """A customization as it stands in the file, before it is tried."""
+    """A customization as it is written in the file, before it is applied."""
 
     number: int
     name: str
@@ -74,14 +60,21 @@ class Customized:
     value: Node
     item: Node
 
-    def blame(self, text: str) -> str:
-        """An error of the file that has this value set, said of the customization."""
-        here, key = f"customizations[{self.number}]", f"{dotted(self.path)}: "
-        return f"{here}.value: {text.removeprefix(key)}" if text.startswith(key) else f"{here} ({self.name}): {text}"
+    def blamed(self, problem: Problem) -> Problem:
+        """An error of the file with this value set, as an error of the customization."""
+        here: KeyPath = ("customizations", self.number)
+        shared = min(len(self.path), len(problem.key))
+        if problem.key[:shared] != self.path[:shared] or not problem.key:
+            text = f"with {self.name}: {dotted(problem.key)}: {problem.text}"
+            return replace(problem, place=self.item.place, key=here, text=text)
+        if len(problem.key) < len(self.path) or (problem.kind == "unknown" and problem.key == self.path):
+            text = f"{dotted(problem.key)}: {problem.text}"
+            return replace(problem, place=self.item.place, key=(*here, "key"), text=text)
+        return replace(problem, place=self.item.place, key=(*here, "value", *problem.key[len(self.path) :]))
 
 
-def customized(root: Node, overridden: list[KeyPath], problems: list[Problem]) -> list[Customized]:
-    """The customizations whose key can be set; what is wrong with the others is added to `problems`."""
+def customized(root: Node, overridden: Sequence[KeyPath], problems: list[Problem]) -> list[Customized]:
+    """The customizations that can be applied. Errors in the others are added to `problems`."""
     assert isinstance(root.value, dict)
     items = root.value.get("customizations")
     found: list[Customized] = []
@@ -89,45 +82,37 @@ def customized(root: Node, overridden: list[KeyPath], problems: list[Problem]) -
         pair = item.value if isinstance(item.value, dict) else {}
         path = plain(pair["key"]) if "key" in pair else None
         if "value" not in pair or not isinstance(path, list) or not path or not all(isinstance(p, str) for p in path):
-            continue  # the schema says what is wrong with it
-        custom = Customized(
-            i, f"{dotted(tuple(path))}={compact(plain(pair['value']))}", tuple(path), pair["value"], item
-        )
-        fault = _fault(custom, found)
-        if fault:
-            problems.append(Problem(item.place, f"customizations[{i}]{fault}"))
+            continue  # an error of the schema
+        name = f"{dotted(tuple(path))}={compact(plain(pair['value']))}"
+        same = [other.number for other in found if other.name == name]
+        if path[0] in NOT_COMPUTED:
+            key: KeyPath = ("customizations", i, "key")
+            problems.append(Problem(item.place, key, f"{path[0]} changes nothing that is computed."))
+        elif same:
+            text = f"sets {name} like customizations[{same[0]}]. Remove one of them."
+            problems.append(Problem(item.place, ("customizations", i), text))
         else:
-            found.append(custom)
+            found.append(Customized(i, name, tuple(path), pair["value"], item))
     problems.extend(_clashes(found, overridden))
     return found
 
 
-def _fault(custom: Customized, earlier: list[Customized]) -> str:
-    wrong = unknown(custom.path)
-    if wrong is not None:
-        return f".key: {dotted(wrong[0])}: {wrong[1]}"
-    if custom.path[0] in NOT_COMPUTED:
-        return f".key: {custom.path[0]} changes nothing that is computed."
-    same = [other.number for other in earlier if other.name == custom.name]
-    return f": sets {custom.name} like customizations[{same[0]}]. Remove one." if same else ""
-
-
-def _clashes(customs: list[Customized], overridden: list[KeyPath]) -> Iterator[Problem]:
+def _clashes(customs: Sequence[Customized], overridden: Sequence[KeyPath]) -> Iterator[Problem]:
     for path in overridden:
         clashing = [c for c in customs if c.path[: len(path)] == path[: len(c.path)]]
         if clashing:
             names = clashing[0].name + (f" and {len(clashing) - 1} more" if len(clashing) > 1 else "")
-            text = f"the file's customizations set it too ({names}). Leave it to them, or --set 'customizations=[]'."
-            yield Problem(Place(f"--set {dotted(path)}"), text)
+            text = f"the file's customizations set this as well ({names}). Leave it out, or --set 'customizations=[]'."
+            yield Problem(Place(f"--set {dotted(path)}"), (), text)
 
 
-def changed_for_all(base: Mapping[str, Any], variant: Mapping[str, Any]) -> Iterator[str]:
-    """What a variant changes although it must be the same for all of them, so that their curves can be compared."""
+def changed_for_all(base: Mapping[str, Any], variant: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """What a variant changes although it must be the same for all variants, so that their curves are comparable."""
     before, after = ({k: _key_of_all(k, v) for k in _SAME} for v in (base, variant))
     for key in _SAME:
         if before[key] != after[key]:
-            what = "whether mode is train" if key == "mode" else f"experiments.{key}"
-            yield f"{what} must be the same for all customizations. Write a file of its own for that."
+            what = "must be train in all customizations or in none" if key == "mode" else "must be the same for all"
+            yield ("experiments", key), f"{what}. Use another file for this."
 
 
 def _key_of_all(key: str, values: Mapping[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from experiment.config.value_tree import MAX_NODES, KeyPath, Node, Place, Problem, Scalar, dotted, plain
+from experiment.config.value_tree import MAX_NODES, KeyPath, Node, Place, Problem, Scalar, plain
 from experiment.errors import ConfigError
 from experiment.escaping import unfit
 
@@ -131,7 +131,7 @@ class _Builder:
         return Place(self.shown, event.start_mark.line + 1)
 
     def problem(self, event: yaml.Event, path: KeyPath, text: str) -> None:
-        self.problems.append(Problem(self.at(event), f"{dotted(path)}: {text}" if path else text))
+        self.problems.append(Problem(self.at(event), path, text))
 
     def node(self, event: yaml.Event, path: KeyPath) -> Node:
         self.grow(event, 1)

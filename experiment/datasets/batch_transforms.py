@@ -1,6 +1,6 @@
-"""Transforms of a whole batch at a time, each image its own crop and flip; they mean what torchvision's mean.
+"""Transforms of a whole batch at once, with each image's own crop and flip, equivalent to torchvision's.
 
-Only what is exact here is in the table; every other transform goes image by image (`experiment.datasets.dataloader`).
+Only exact equivalents are here; all other transforms run image by image (`experiment.datasets.dataloader`).
 Shapes: B = images of the batch, C = channels, H, W = height, width.
 """
 
@@ -20,20 +20,20 @@ Shape = tuple[int, int, int]
 
 
 class Operation(Protocol):
-    """One transform of x (B, C, H, W), with the random numbers of every image drawn beforehand."""
+    """A transform of x (B, C, H, W); the random numbers of every image are drawn beforehand."""
 
     def shape(self, shape: Shape) -> Shape:
-        """The shape (C, H, W) that comes out where `shape` goes in."""
+        """The output shape (C, H, W) for an input shape."""
 
     def draw(self, num_images: int, shape: Shape, generator: torch.Generator) -> Tensor | None:
-        """Random numbers (num_images, k) for images of this shape; None where nothing is random."""
+        """Random numbers (num_images, k) for images of this shape; None if nothing is random."""
 
     def apply(self, x: Tensor, draws: Tensor | None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """A transform without chance that works on batches as it is: Pad, CenterCrop."""
+    """A deterministic transform of torchvision's that accepts batches: Pad, CenterCrop."""
 
     function: Callable[[Tensor], Tensor]
 
@@ -50,7 +50,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Crop:
-    """RandomCrop of (height, width): every place of the window is equally likely."""
+    """RandomCrop to (height, width), every position of the window equally likely."""
 
     height: int
     width: int
@@ -90,7 +90,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class Affine:
-    """x * scale + shift a channel, in float32: ToTensor and Normalize, both at once where they follow each other."""
+    """x * scale + shift per channel, in float32: ToTensor and Normalize, fused if they follow each other."""
 
     scale: tuple[float, ...]
     shift: tuple[float, ...]
@@ -110,9 +110,9 @@ class Affine:
 
 
 def split_once(steps: Sequence[Step]) -> tuple[list[Step], list[Step]]:
-    """The steps up to the last Resize, if they are sizes and borders only, and the rest.
+    """Split steps into those done once for all epochs and the rest.
 
-    The first are done once for all epochs; where chance comes before a Resize, nothing is.
+    The first are the steps up to the last Resize, if none of them is random.
     """
     names = [name for name, _ in steps]
     end = len(names) - names[::-1].index("Resize") if "Resize" in names else 0
@@ -122,16 +122,16 @@ def split_once(steps: Sequence[Step]) -> tuple[list[Step], list[Step]]:
 
 
 def compile_steps(steps: Sequence[Step], shape: Shape) -> list[Operation] | None:
-    """The operations on batches that mean the same as `steps`, or None where one of them has no such form.
+    """The operations on batches equivalent to `steps`, or None if one of them has no such form.
 
     Args:
-        shape: (C, H, W) of the images that go in.
+        shape: (C, H, W) of the images.
     """
     operations: list[Operation] = []
     for name, arguments in steps:
-        make_transform(name, arguments)  # a wrong argument is refused by torchvision's own words
+        make_transform(name, arguments)  # torchvision reports a wrong argument
         if name == "ToTensor" and any(isinstance(operation, Affine) for operation in operations):
-            continue  # they are floats already
+            continue  # the images are floats already
         maker = _MAKERS.get(name)
         made = maker(arguments, shape) if maker else None
         if made is None:
@@ -143,7 +143,7 @@ def compile_steps(steps: Sequence[Step], shape: Shape) -> list[Operation] | None
 
 
 def _fuse(operations: Sequence[Operation]) -> list[Operation]:
-    """Two affine maps in a row as one: x * s1 + t1, then * s2 + t2, is x * (s1 s2) + (t1 s2 + t2)."""
+    """Fuse consecutive affine maps: x * s1 + t1, then * s2 + t2, is x * (s1 s2) + (t1 s2 + t2)."""
     fused: list[Operation] = []
     for operation in operations:
         last = fused[-1] if fused else None
@@ -182,7 +182,7 @@ def _random_crop(arguments: Mapping[str, object], shape: Shape) -> list[Operatio
         operations += _pad({k: arguments[k] for k in keys if k in arguments}, shape)
         shape = operations[0].shape(shape)
     if height > shape[1] or width > shape[2]:
-        return None  # torchvision's own error tells
+        return None  # torchvision reports the error
     return [*operations, Crop(height, width)]
 
 
@@ -196,7 +196,7 @@ def _flip(dim: int) -> Callable[[Mapping[str, object], Shape], list[Operation]]:
 def _normalize(arguments: Mapping[str, object], shape: Shape) -> list[Operation] | None:
     mean, std = _floats(arguments["mean"]), _floats(arguments["std"])
     if len(mean) not in (1, shape[0]) or len(std) not in (1, shape[0]) or 0.0 in std or arguments.get("inplace"):
-        return None  # torchvision's own error tells
+        return None  # torchvision reports the error
     n = max(len(mean), len(std))
     mean, std = (v * n if len(v) == 1 else v for v in (mean, std))
     return [Affine(tuple(1 / s for s in std), tuple(-m / s for m, s in zip(mean, std, strict=True)))]
@@ -207,7 +207,7 @@ def _to_tensor(arguments: Mapping[str, object], shape: Shape) -> list[Operation]
 
 
 def _floats(values: object) -> tuple[float, ...]:
-    """Numbers as YAML gives them: a list, or one alone."""
+    """Numbers from YAML: a list or a single one."""
     numbers = values if isinstance(values, list | tuple) else [values]
     return tuple(float(n) for n in cast(Sequence[float], numbers))
 

@@ -1,7 +1,4 @@
-"""What looks wrong with data before anything is trained on them: a few inputs of every part are looked at.
-
-What may be meant is told as a warning, one line each; what nobody can train on is an error.
-"""
+"""Checks of a few inputs of every part before training: suspicious data are warnings, unusable data are errors."""
 
 from __future__ import annotations
 
@@ -21,23 +18,23 @@ from experiment.datasets.raw_images import Items, Pixels, Source
 from experiment.errors import DataError, ExperimentError, raised_at
 from experiment.random_streams import seeded
 
-LOOKED_AT = 100  # inputs of a part, evenly spread; where classes are sorted, too
+INSPECTED = 100  # inputs per part, evenly spread, since classes may be sorted
 MOST_NAMED = 5  # classes in one message
 MOST_READ = 2_000  # training files that are compared with test files
-# Images in [0, 1] pass, normalized or not, dark or bright; bytes as floats, and bytes divided by 255 twice, do not.
+# Images in [0, 1] pass, normalized or not; bytes as floats, and bytes divided by 255 twice, do not.
 LARGE, SMALL = 5.0, 0.01
 
 
 def check_data(
     splits: Splits, test: Images, seed: int, name: str, train_source: Source, test_source: Source
 ) -> list[str]:
-    """Look at inputs after their transforms, at the classes of every part and at inputs that two parts share.
+    """Check transformed inputs, the classes of every part, and whether test inputs are training inputs too.
 
     Args:
-        test: what cells are tested on, of `test_source`; not always that of `splits`.
-        seed, name: of the dataset, which decide how it was split.
-    Returns: one line a warning.
-    Raises: DataError: inputs are NaN or infinite, cannot be read, or have several shapes.
+        test: the images of `test_source` that cells are tested on, not always those of `splits`.
+        seed, name: determine how the dataset was split.
+    Returns: warnings, one line each.
+    Raises: DataError: inputs are NaN or infinite, cannot be read, or differ in shape.
     """
     train_rows, valid_rows = split(len(train_source.items), seed, name)
     parts = (
@@ -54,20 +51,20 @@ def check_data(
         scales += _scale("" if part == "training" else f"{part} ", x)
         every = _labels(source.items)
         warnings += _classes(part, y if every is None else every[rows], len(images), splits.num_classes, source.classes)
-    augmented = next(splits.train.batches(min(LOOKED_AT, len(splits.train)), stream=("check",)))[0]
+    augmented = next(splits.train.batches(min(INSPECTED, len(splits.train)), stream=("check",)))[0]
     _require_finite(augmented, "training inputs after transformsTrain")
     return [*warnings, *scales[:1], *_shared(train_source.items, test_source.items)]  # parts share their transforms
 
 
 def _spread(length: int) -> Tensor:
-    return torch.linspace(0, length - 1, min(LOOKED_AT, length), dtype=torch.float64).round().long()
+    return torch.linspace(0, length - 1, min(INSPECTED, length), dtype=torch.float64).round().long()
 
 
 def _require_finite(x: Tensor, what: str) -> None:
     bad = ~x.isfinite().reshape(len(x), -1).all(dim=1)
     if bad.any():
         raise DataError(
-            f"{int(bad.sum())} of {len(x)} {what} that were looked at hold NaN or infinity. Expected finite numbers "
+            f"{int(bad.sum())} of {len(x)} inspected {what} contain NaN or infinity. Expected finite numbers "
             "after the transforms. Remove or replace them."
         )
 
@@ -76,13 +73,13 @@ def _constant(part: str, x: Tensor) -> Iterator[str]:
     flat = x.reshape(len(x), -1)
     single = int((flat == flat[:, :1]).all(dim=1).sum()) if flat.shape[1] > 1 else 0
     if len(x) > 1 and bool((x == x[:1]).all()):
-        yield f"all {len(x)} {part} inputs that were looked at are the same"
+        yield f"all {len(x)} inspected {part} inputs are the same"
     elif single > len(x) // 2:
-        yield f"{single} of {len(x)} {part} inputs that were looked at hold one value everywhere"
+        yield f"{single} of {len(x)} inspected {part} inputs are constant"
 
 
 def _scale(part: str, x: Tensor) -> Iterator[str]:
-    """Token ids and inputs that are all the same have no scale to speak of."""
+    """Inputs that are far from standardized. Token ids have no scale."""
     if not x.is_floating_point() or x.numel() < 2:
         return
     mean, std = float(x.double().mean()), float(x.double().std())
@@ -94,7 +91,7 @@ def _scale(part: str, x: Tensor) -> Iterator[str]:
 
 
 def _labels(items: Pixels | Items) -> Tensor | None:
-    """The class of every input, where it is known without reading the input."""
+    """The class of every input, if it is known without reading the inputs."""
     if isinstance(items, Pixels):
         return items.labels
     return torch.tensor(items.labels) if isinstance(items, FolderItems) else None
@@ -102,10 +99,10 @@ def _labels(items: Pixels | Items) -> Tensor | None:
 
 def _classes(part: str, labels: Tensor, num_inputs: int, num_classes: int, names: Sequence[str]) -> Iterator[str]:
     found = set(labels.tolist())
-    looked = "" if len(labels) == num_inputs else " that were looked at"
+    inspected = "" if len(labels) == num_inputs else "inspected "
     if len(found) == 1 and len(labels) > 1:
-        yield f"all {len(labels)} {part} inputs{looked} are of class {_name(found.pop(), names)}"
-    elif not looked and (missing := [label for label in range(num_classes) if label not in found]):
+        yield f"all {len(labels)} {inspected}{part} inputs are of class {_name(found.pop(), names)}"
+    elif not inspected and (missing := [label for label in range(num_classes) if label not in found]):
         named = ", ".join(_name(label, names) for label in missing[:MOST_NAMED])
         more = ", ..." if len(missing) > MOST_NAMED else ""
         yield f"no {part} input is of class {named}{more} ({len(missing)} of {num_classes} classes)"
@@ -116,13 +113,13 @@ def _name(label: int, names: Sequence[str]) -> str:
 
 
 def _shared(train: Pixels | Items, test: Pixels | Items) -> Iterator[str]:
-    """How many test inputs are training inputs, as they are before any transform."""
+    """How many test inputs are training inputs, compared before any transform."""
     if isinstance(train, Pixels) and isinstance(test, Pixels):
         same, looked = _among(_pixel_hashes(test), set(_pixel_hashes(train))), len(test)
     elif isinstance(train, FolderItems) and isinstance(test, FolderItems):
         places = _spread(len(test)).tolist()
-        sizes = {test.sizes[i] for i in places}
-        alike = [i for i, size in enumerate(train.sizes) if size in sizes][:MOST_READ]
+        sizes = {test.files[i].status.st_size for i in places}
+        alike = [i for i, file in enumerate(train.files) if file.status.st_size in sizes][:MOST_READ]
         known = {_file_hash(train, i) for i in alike}
         same, looked = _among((_file_hash(test, i) for i in places), known), len(places)
     else:
@@ -130,8 +127,8 @@ def _shared(train: Pixels | Items, test: Pixels | Items) -> Iterator[str]:
         known = set(_item_hashes(train, _spread(len(train)).tolist()))
         same, looked = _among(_item_hashes(test, places), known), len(places)
     if same:
-        seen = "" if looked == len(test) else " that were looked at"
-        yield f"{same} of {looked} test inputs{seen} are training inputs, too: they do not test generalization"
+        inspected = "" if looked == len(test) else "inspected "
+        yield f"{same} of {looked} {inspected}test inputs are training inputs too: they do not test generalization"
 
 
 def _among(hashes: Iterator[bytes], known: set[bytes]) -> int:
@@ -144,17 +141,17 @@ def _pixel_hashes(pixels: Pixels) -> Iterator[bytes]:
 
 
 def _file_hash(items: FolderItems, index: int) -> bytes:
-    with (items.root / items.files[index]).open("rb") as stream:
+    with items.files[index].path.open("rb") as stream:
         return bytes.fromhex(hash_of(stream))
 
 
 def _item_hashes(items: Pixels | Items, places: Sequence[int]) -> Iterator[bytes]:
-    """Hashes of items read one by one; what is random in a dataset of one's own draws the same every time."""
+    """Hashes of items read one by one, with the same random draws every time."""
     for i in places:
         try:
             with seeded("check"):
                 yield content_hash(as_pair(f"sample {i}", items[i])[0])
         except ExperimentError:
             raise
-        except Exception as error:  # of a decoder or the user's own code: any class
+        except Exception as error:  # decoders and the user's code may raise anything
             raise DataError(f"sample {i}: {type(error).__name__}: {str(error)[:500]}{raised_at(error)}") from error

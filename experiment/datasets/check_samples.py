@@ -1,4 +1,4 @@
-"""What a dataset of one's own may give: an input and one class number a sample; all else is refused by one message."""
+"""The samples of a user's dataset: an input and a class number each. Anything else is refused."""
 
 from __future__ import annotations
 
@@ -11,43 +11,48 @@ from torch import Tensor
 
 from experiment.errors import DataError
 
-POSSIBLE = "Possible is classification: (input, class number) a sample, a tensor or PIL image and one whole number"
+SUPPORTED = "Supported is classification: (input, class number) per sample, a tensor or PIL image and a whole number"
 
 
-def check_map_style(where: str, items: object) -> None:
-    """Raises: DataError: it has no length, or gives nothing by index."""
+def check_map_style(items: object) -> None:
+    """Check that a dataset has a length and items by index.
+
+    Raises: DataError: it does not.
+    """
     if not hasattr(items, "__getitem__") or not hasattr(items, "__len__") or isinstance(items, Mapping):
         raise DataError(
-            f"{where}: expected a map-style dataset, with __len__ and __getitem__. Got {described(items)}. {POSSIBLE}."
+            f"expected a map-style dataset, with __len__ and __getitem__. Got {described(items)}. {SUPPORTED}."
         )
     try:
-        len(items)
+        length = len(items)
     except TypeError:
-        raise DataError(f"{where}: expected a dataset with a length. Got {described(items)}. {POSSIBLE}.") from None
+        raise DataError(f"expected a dataset with a length. Got {described(items)}. {SUPPORTED}.") from None
+    if length == 0:
+        raise DataError("expected at least one sample. Got none.")
 
 
 def as_pair(where: str, sample: object) -> tuple[object, int]:
-    """The input and the class number of a sample, whatever kind of integer that is.
+    """The input and the class number of a sample; any type of integer is accepted.
 
-    Raises: DataError: it is something else.
+    Raises: DataError: the sample has another form.
     """
     if not isinstance(sample, tuple | list) or len(sample) != 2:
-        raise DataError(f"{where}: expected (input, class number). Got {described(sample)}. {POSSIBLE}.")
+        raise DataError(f"{where}: expected (input, class number). Got {described(sample)}. {SUPPORTED}.")
     x, label = sample
     if not isinstance(x, Tensor | Image.Image):
-        raise DataError(f"{where}: expected a tensor or a PIL image as input. Got {described(x)}. {POSSIBLE}.")
+        raise DataError(f"{where}: expected a tensor or a PIL image as input. Got {described(x)}. {SUPPORTED}.")
     value: object = label
     if isinstance(value, Tensor) or hasattr(value, "__array__"):
         array = torch.as_tensor(value)
         value = array.item() if array.numel() == 1 and not array.is_complex() else None
     whole = isinstance(value, Integral) or (isinstance(value, Real) and float(value).is_integer())
     if not whole:
-        raise DataError(f"{where}: expected one class number as target. Got {described(label)}. {POSSIBLE}.")
+        raise DataError(f"{where}: expected one class number as target. Got {described(label)}. {SUPPORTED}.")
     return x, int(value)  # type: ignore[call-overload]
 
 
 def described(value: object) -> str:
-    """A value in a few words, never its repr."""
+    """A value in a few words: its type, shape or length, never its repr."""
     if isinstance(value, Tensor) or (hasattr(value, "shape") and hasattr(value, "dtype")):
         kind = "tensor" if isinstance(value, Tensor) else "array"
         shape = " x ".join(map(str, value.shape))

@@ -24,11 +24,9 @@ _CIFAR: Mapping[str, tuple[type[datasets.CIFAR10], int]] = {
 
 
 def load_cifar(name: str, data_dir: Path, train: bool, settings: Mapping[str, object], output_size: int) -> Source:
-    """One part of CIFAR-10 or CIFAR-100, downloaded if it is not there.
+    """One part of CIFAR-10 or CIFAR-100, downloaded if it is missing.
 
-    torchvision checks the files' checksums before it reads them.
-
-    Raises: DataError: missing and not to be downloaded, or a file is damaged.
+    Raises: DataError: it is missing and cannot be downloaded, or a file is damaged.
     """
     check_settings(name, settings, ())
     dataset, num_classes = _CIFAR[name]
@@ -40,7 +38,7 @@ def load_cifar(name: str, data_dir: Path, train: bool, settings: Mapping[str, ob
         data_dir,
         missing=lambda: [path for path, _ in files if not path.is_file()],
         fetch=lambda: dataset(str(data_dir), train=train, download=True),
-        place=f"put {dataset.filename} (from {dataset.url}) into {data_dir}, it is unpacked by itself.",
+        place=f"put {dataset.filename} (from {dataset.url}) into {data_dir}; it is unpacked automatically.",
     )
     _check(files)
     data = dataset(str(data_dir), train=train)
@@ -49,9 +47,9 @@ def load_cifar(name: str, data_dir: Path, train: bool, settings: Mapping[str, ob
 
 
 def load_svhn(name: str, data_dir: Path, train: bool, settings: Mapping[str, object], output_size: int) -> Source:
-    """One part of SVHN (cropped digits), downloaded if it is not there.
+    """One part of SVHN (cropped digits), downloaded if it is missing.
 
-    Raises: DataError: missing and not to be downloaded, or a file is damaged.
+    Raises: DataError: it is missing and cannot be downloaded, or a file is damaged.
     """
     check_settings(name, settings, ())
     split = "train" if train else "test"
@@ -73,6 +71,6 @@ def _check(files: Sequence[tuple[Path, str]]) -> None:
     for path, md5 in files:
         if not check_integrity(str(path), md5):
             raise DataError(
-                f"{path} is damaged: its MD5 checksum is not {md5}. Remove it and run again: it will be downloaded, or "
-                "you will be told from where."
+                f"{path} is damaged: its MD5 checksum is not {md5}. Remove it and run again to download it, or to "
+                "see where to get it."
             )

@@ -1,4 +1,4 @@
-"""The stamp of a dataset that must be read to have one: the user's own, or one that is yet to be downloaded."""
+"""Stamps of datasets that must be loaded first: the user's own, and those not downloaded yet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiment.datasets.file_stamp import stamp_of_files
+from experiment.datasets.file_stamp import stamp_of_part
 from experiment.datasets.loading import load_source
 from experiment.datasets.raw_images import Items, Pixels
 from experiment.errors import DataError
@@ -24,22 +24,23 @@ from experiment.registry import is_import_path
 def stamp_by_reading(
     name: str, settings: Mapping[str, object], data_dir: Path, train: bool, output_size: int
 ) -> str | None:
-    """The stamp of one part of a dataset, which is loaded for it.
+    """Load one part of a dataset and compute its stamp.
 
-    Of a dataset of the user's own it is what its `fingerprint()` says, where it has one, else a hash of all samples:
-    random transforms in it draw the same every time as far as they use torch, numpy or Python's `random`.
-    Returns: None where its files cannot tell, although they are there.
+    For the user's own dataset it is a hash of its `fingerprint()`, if it has that method, else of all samples. Random
+    transforms in it draw the same numbers every time if they use torch, numpy or Python's `random`.
+
+    Returns: None if a registered dataset has no stamp.
     Raises: ConfigError, DataError: it cannot be loaded.
     """
     with _same_draws():
         source = load_source(name, settings, data_dir, train, output_size)
         if not is_import_path(name):
-            return stamp_of_files(name, settings, data_dir, train)
+            return stamp_of_part(name, settings, data_dir, train)
         try:
             said = _hash_of(source.items) if source.fingerprint is None else source.fingerprint()
         except DataError:
             raise
-        except Exception as error:  # somebody else's code: whatever it raises is reported as its failure
+        except Exception as error:  # the user's code may raise anything
             raise DataError(f"dataset {name}: {type(error).__name__}: {error}") from error
     return hashlib.sha256(str(said).encode(errors="surrogatepass")).hexdigest()[:16]
 
@@ -58,14 +59,14 @@ def _hash_of(items: Pixels | Items) -> str:
 
 
 def content_hash(value: object) -> bytes:
-    """A hash of what an input holds: two of the same content have the same."""
+    """A hash of an input's content."""
     found = hashlib.sha256()
     _add(found, value)
     return found.digest()
 
 
 def _add(found: hashlib._Hash, value: object) -> None:
-    """Add a value to a hash: of images, arrays and numbers the content, of anything else the kind."""
+    """Add a value to a hash: the content of images, arrays and numbers, the type of anything else."""
     if isinstance(value, Image.Image):
         found.update(f"{value.mode} {value.size}\n".encode() + value.tobytes())
     elif isinstance(value, Tensor):

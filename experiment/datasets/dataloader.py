@@ -1,4 +1,4 @@
-"""Large images, or transforms that batches cannot do: image by image, through DataLoader workers."""
+"""Large images, or transforms without a batched form: read image by image in DataLoader workers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from experiment.datasets.check_samples import as_pair
-from experiment.datasets.image_data import EVALUATION, Batch, Share, count_batches, share_of
+from experiment.datasets.image_data import EVALUATION, Batch, Share, epoch_order
 from experiment.datasets.raw_images import Items, check_labels
 from experiment.datasets.transforms import Pipeline
 from experiment.errors import DataError, ExperimentError, raised_at
@@ -26,17 +26,18 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 @dataclass(frozen=True)
 class _Failure:
-    """What went wrong with one image, as text: an exception would come out of a worker wrapped in a traceback."""
+    """An error as text: a worker would wrap an exception in a traceback."""
 
     message: str
 
 
 class WorkerImages:
-    """Images read when needed (see `experiment.datasets.image_data.Images`).
+    """Images read when they are needed (see `experiment.datasets.image_data.Images`).
 
     Args:
-        readers: read the dataset part that these images are of. name: what errors call it.
-        indices: which of its items are meant, in their fixed order.
+        name: of the data in error messages.
+        readers: read the whole part of the dataset.
+        indices: which of its items to use, in their fixed order; None for all.
     """
 
     def __init__(
@@ -63,14 +64,8 @@ class WorkerImages:
         channels_last: bool = False,
         share: Share | None = None,
     ) -> Iterator[Batch]:
-        positions = torch.randperm(len(self), generator=generator(*stream, "order")) if stream else None
-        num_batches = count_batches(len(self), batch_size, training=stream is not None)
-        if share is not None:
-            end = min(len(self), batch_size * num_batches)
-            own, batch_size = share_of(end, batch_size, share, training=stream is not None)
-            positions = own if positions is None else positions[own]
-        positions = torch.arange(len(self)) if positions is None else positions
-        batches = torch.split(positions, batch_size)[:num_batches]
+        order, _, batch_size = epoch_order(len(self), batch_size, stream, share)
+        batches = torch.split(order, batch_size) if len(order) else ()
         places = (self._places(batch, stream or EVALUATION, stream is not None) for batch in batches)
         for batch in self._readers.read(places, pin_memory=self._device.type == "cuda"):
             yield self._to_device(batch, channels_last)
@@ -82,7 +77,7 @@ class WorkerImages:
         return self.take(torch.arange(min(n, len(self))))
 
     def _gather(self, positions: Tensor, stream: tuple[Part, ...], *, training: bool) -> Batch:
-        """The images at these positions, read in this process."""
+        """Read the images at these positions in this process."""
         samples = self._readers.samples
         return self._to_device(_collate([samples[place] for place in self._places(positions, stream, training)]), False)
 
@@ -101,15 +96,15 @@ class WorkerImages:
 
 
 class _Place(NamedTuple):
-    """Which item is read, and how: all that a worker must be told."""
+    """What a worker needs to read one item."""
 
     item: int
     training: bool
-    seed: tuple[Part, ...]  # of its place in the fixed order
+    seed: tuple[Part, ...]
 
 
 class _Samples(Dataset[tuple[Tensor, int] | _Failure]):
-    """Items, each transformed under a seed of its own."""
+    """Items, each transformed under its own seed."""
 
     def __init__(self, items: Items, train: Pipeline, test: Pipeline) -> None:
         self.items, self.train, self.test = items, train, test
@@ -122,17 +117,18 @@ class _Samples(Dataset[tuple[Tensor, int] | _Failure]):
                 return pipeline(image), label
         except ExperimentError as error:
             return _Failure(str(error))
-        except Exception as error:  # of a decoder, a transform or the user's own code: any class
+        except Exception as error:  # decoders, transforms and the user's code may raise anything
             reason = f"{type(error).__name__}: {str(error)[:500]}{raised_at(error)}"
             return _Failure(f"image {place.item} cannot be read or transformed: {reason}")
 
 
 class Readers:
-    """Processes that read items ahead, kept from one epoch to the next; what is read does not depend on their number.
+    """Processes that read items ahead and persist between epochs. Their number does not affect what is read.
 
     Args:
-        items: a whole dataset part. train, test: the transforms of its images in training and otherwise.
-        workers: how many processes; 0 to read in this one.
+        items: a whole part of a dataset.
+        train, test: the transforms for training and for evaluation.
+        workers: the number of processes; 0 to read in this one.
     """
 
     def __init__(self, items: Items, train: Pipeline, test: Pipeline, workers: int) -> None:
@@ -142,8 +138,8 @@ class Readers:
         self._at_work = False
 
     def read(self, places: Iterable[list[_Place]], *, pin_memory: bool) -> Iterator[Batch | _Failure]:
-        """A batch for each list of places."""
-        if self._at_work:  # one loader gives one epoch at a time: who asks meanwhile gets processes of its own
+        """Yield a batch for each list of places."""
+        if self._at_work:  # a loader yields one epoch at a time: start other processes for this one
             yield from self._make(_Order(places), pin_memory, persistent=False)
             return
         self._at_work, self._order.places = True, places
@@ -151,7 +147,7 @@ class Readers:
             self._loader = self._make(self._order, pin_memory, persistent=self.workers > 0)
         try:
             yield from self._loader
-        except BaseException:  # that of a generator that is closed early, too: the rest of its epoch is on the way
+        except BaseException:  # also if the generator is closed early: the workers still send the rest of its epoch
             self._loader = None
             raise
         finally:
@@ -166,18 +162,18 @@ class Readers:
             pin_memory=pin_memory,
             persistent_workers=persistent,
             worker_init_fn=_end_with_parent,
-            generator=generator("loader"),  # or else it takes a seed from the global generator
+            generator=generator("loader"),  # without one it draws a seed from the global generator
         )
 
 
 def _end_with_parent(worker: int) -> None:
-    """A reader whose parent is killed ends at once where the system can do that, elsewhere within seconds."""
+    """On Linux, end a worker as soon as its parent is killed; elsewhere this takes seconds."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class _Order(Sampler[list[_Place]]):
-    """The batches of an epoch, which are others in the next one."""
+    """The batches of the current epoch."""
 
     def __init__(self, places: Iterable[list[_Place]] = ()) -> None:
         self.places = places

@@ -1,4 +1,4 @@
-"""Decoded images of any mode as 8-bit images: grey or colour, never cut off at 255."""
+"""Read image files, and convert images of any mode to 8 bits without clipping."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ from PIL import Image, ImageOps
 
 from experiment.errors import DataError
 
-MAX_PIXELS = 178_956_970  # Pillow's own limit, held even where a program lifts it: 537 MB as RGB
+MAX_PIXELS = 178_956_970  # Pillow's own limit, also if a program lifts it: 537 MB as RGB
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # told by content; Pillow's others start programs
+FORMATS = (
+    "BMP",
+    "GIF",
+    "JPEG",
+    "PNG",
+    "PPM",
+    "TIFF",
+    "WEBP",
+)  # found by content; others start programs
 
 _KEPT = ("L", "RGB", "LA", "RGBA")
 _SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -21,18 +29,18 @@ _SIXTEEN_AS_I = ("PNG", "PPM")  # formats without 32-bit pixels: Pillow decodes 
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """The image in a file as upright 8-bit RGB; transparency is left out, as torchvision does.
+    """Read an image as upright 8-bit RGB, without transparency, as torchvision does.
 
-    Raises: DataError: whatever is wrong with the file. Decoders raise exceptions of many classes.
+    Raises: DataError: the file cannot be read.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         with Image.open(path, formats=FORMATS) as image:
             _check_size(image)
             image.load()
             return to_rgb(ImageOps.exif_transpose(image), image.format)
-    except Exception as error:
+    except Exception as error:  # decoders may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise DataError(f"{path} cannot be read as an image: {reason.rstrip('.')}. Replace or remove it.") from None
 
@@ -40,19 +48,19 @@ def read_rgb(path: Path) -> Image.Image:
 def to_rgb(image: Image.Image, file_format: str | None = None) -> Image.Image:
     """An image of any mode as 8-bit RGB.
 
-    Raises: ValueError: its range is not known (see `to_eight_bits`).
+    Raises: ValueError: its range is unknown (see `to_eight_bits`).
     """
     image = to_eight_bits(image, file_format)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def to_eight_bits(image: Image.Image, file_format: str | None = None) -> Image.Image:
-    """An image of any mode as L, RGB, LA or RGBA; 16 bits are scaled from 0..65535, floats from 0..1.
+    """An image of any mode as L, RGB, LA or RGBA. 16-bit pixels are scaled from 0..65535, floats from 0..1.
 
     Args:
-        file_format: of the file that the image came from, where that is known; else `image.format`.
+        file_format: of the image's file, if known. Default: `image.format`.
 
-    Raises: ValueError: 32-bit integers, or floats outside 0..1, whose range nothing tells.
+    Raises: ValueError: 32-bit integers or floats outside 0..1, whose range is unknown.
     """
     if image.mode in _KEPT:
         return image
@@ -60,7 +68,7 @@ def to_eight_bits(image: Image.Image, file_format: str | None = None) -> Image.I
     if image.mode in _SIXTEEN or (image.mode == "I" and file_format in _SIXTEEN_AS_I):
         return _grey(np.asarray(image).astype(np.float64) / 65535)
     if image.mode == "I":
-        raise ValueError("it has 32-bit integer pixels, whose range is not known. Save it with 8 or 16 bits a pixel")
+        raise ValueError("it has 32-bit integer pixels, whose range is unknown. Save it with 8 or 16 bits per pixel")
     if image.mode == "F":
         values = np.asarray(image).astype(np.float64)
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):

@@ -1,4 +1,4 @@
-"""Datasets that torchvision downloads: fetched where they are missing and there is a network, else one clear error."""
+"""Download a dataset with torchvision if it is missing, or say what to do."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from filelock import FileLock
 
 from experiment.errors import DataError
 
-TIMEOUT_SECONDS = 10.0  # without a word from the server
+TIMEOUT_SECONDS = 10.0
 
 
 def ensure(
     dataset: str, data_dir: Path, missing: Callable[[], Sequence[Path]], fetch: Callable[[], object], place: str
 ) -> None:
-    """Download a dataset unless its files are there; only one process at a time does so.
+    """Download a dataset unless its files exist. Only one process at a time does so.
 
     Args:
-        missing: the files that are not there.
-        fetch: downloads and unpacks what is missing.
-        place: which files to put where by hand, a sentence for the error.
+        missing: returns the files that do not exist.
+        fetch: downloads and unpacks them.
+        place: a sentence for the error: which files to put where by hand.
 
     Raises: DataError: the files are missing and cannot be downloaded.
     """
@@ -50,14 +50,14 @@ def _text(dataset: str, missing: Sequence[Path], reason: str, place: str) -> str
     files = ", ".join(p.name for p in missing)
     where = f"{missing[0].parent}{os.sep}" if missing else "its folder"
     return (
-        f"dataset {dataset} is missing: {where} has no {files}. {reason} On a machine with a network the same command "
-        f"downloads it by itself. Without one: {place} Or point --data at the folder where your datasets lie."
+        f"dataset {dataset} is missing: {where} has no {files}. {reason} With a network, the same command downloads "
+        f"it. Without one, {place} Or set --data to the folder of your datasets."
     )
 
 
 @contextlib.contextmanager
 def _impatient() -> Iterator[None]:
-    """Sockets made inside give up after a while: torchvision sets no limit, and a dead network would hang the run."""
+    """Set a timeout for sockets: torchvision sets none, and a dead network would block the run."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_SECONDS)
     try:
@@ -68,7 +68,7 @@ def _impatient() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bar where nobody watches."""
+    """Hide the progress bar if stderr is not a terminal."""
     with contextlib.ExitStack() as stack:
         if not sys.stderr.isatty():
             stack.enter_context(contextlib.redirect_stderr(stack.enter_context(open(os.devnull, "w"))))

@@ -1,4 +1,4 @@
-"""Datasets made by a factory: the user's own `package.module:factory`, and torchvision's random images."""
+"""Datasets made by a function: the user's own `package.module:factory`, and torchvision's random images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from torchvision.datasets import FakeData
 
 from experiment.datasets.check_samples import check_map_style
-from experiment.datasets.integer_inputs import scaled
+from experiment.datasets.integer_inputs import with_8_bits
 from experiment.datasets.raw_images import Source, check_settings, pack
 from experiment.errors import ConfigError, DataError, ExperimentError, raised_at
 from experiment.random_streams import seeded
@@ -17,10 +17,10 @@ from experiment.registry import resolve, suggestion
 
 
 def load_own(target: str, data_dir: Path, train: bool, settings: Mapping[str, object], output_size: int) -> Source:
-    """What the user's `factory(root, train, **settings)` returns: a map-style dataset of (image, class number).
+    """The map-style dataset of (image, class number) that the user's `factory(root, train, **settings)` returns.
 
     Raises:
-        ConfigError: there is no such factory, or it does not take these settings.
+        ConfigError: there is no such factory, or it does not accept these settings.
         DataError: it fails, or returns something else.
     """
     factory = resolve(target)
@@ -37,21 +37,19 @@ def load_own(target: str, data_dir: Path, train: bool, settings: Mapping[str, ob
                 for key in unknown
             ]
         )
-    where = f"dataset {target} (train={train})"
     try:
         items = factory(data_dir, train, **settings)
-        check_map_style(where, items)
-        if len(items) == 0:
-            raise DataError(f"{where} is empty.")
+        check_map_style(items)
         with seeded("look"):
-            items = scaled(items)
+            items = with_8_bits(items)
         packed = pack(items)
     except DataError as error:
-        raise DataError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
+        raise DataError(f"dataset {target} (train={train}): {error}") from None
     except ExperimentError:
         raise
-    except Exception as error:  # somebody else's code: whatever it raises is reported as its failure
-        raise DataError(f"{where}: {type(error).__name__}: {str(error)[:500]}{raised_at(error)}") from error
+    except Exception as error:  # the user's code may raise anything
+        reason = f"{type(error).__name__}: {str(error)[:500]}{raised_at(error)}"
+        raise DataError(f"dataset {target} (train={train}): {reason}") from error
     classes = getattr(items, "classes", None)
     said = getattr(items, "fingerprint", None)
     num_classes = len(classes) if classes is not None else None
@@ -60,7 +58,7 @@ def load_own(target: str, data_dir: Path, train: bool, settings: Mapping[str, ob
 
 
 def load_fake(name: str, data_dir: Path, train: bool, settings: Mapping[str, object], output_size: int) -> Source:
-    """Random images with random classes: nothing to learn, but everything runs.
+    """Random images with random classes, for trying out an experiment.
 
     Settings: `size` of the training part (1000; the test part has a fifth), `imageSize` (channels, height, width)
     ([3, 32, 32]), `numClasses` (network.outputSize).
@@ -81,5 +79,5 @@ def load_fake(name: str, data_dir: Path, train: bool, settings: Mapping[str, obj
 
 def _positive(key: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"settings.{key}: must be a whole number from 1 up. Got {value!r}.")
+        raise ConfigError(f"settings.{key}: must be a whole number of at least 1. Got {value!r}.")
     return value

@@ -1,4 +1,4 @@
-"""What the rest of the package sees of a dataset: batches of images on the device, in three parts."""
+"""A dataset as the rest of the package uses it: three parts that give batches on the device."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from experiment.random_streams import Part
+from experiment.random_streams import Part, generator
 from experiment.registry import InputShape
 
 Batch = tuple[Tensor, Tensor]
 Step = tuple[str, Mapping[str, object]]
 Share = tuple[int, int]  # (K, N): process K of N that work on the same images
 
-EVALUATION: tuple[Part, ...] = ("evaluation",)  # where a test transform is random, it is so in the same way every time
+EVALUATION: tuple[Part, ...] = ("evaluation",)  # seeds random test transforms, the same way every time
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,9 @@ class Transforms:
     """Image transforms by their torchvision names, each with its arguments.
 
     Attributes:
-        train: for training images (augmentation). test: for all others. final: after either of them.
+        train: for training images (augmentation).
+        test: for validation and test images.
+        final: applied after `train` or `test`.
     """
 
     train: tuple[Step, ...] = ()
@@ -52,25 +54,25 @@ class Images(Protocol):
         """All images once: x (N, C, H, W) float and y (N,) int64, both on the device.
 
         Args:
-            stream: for training: order and augmentation drawn from generators of this stream, each image its own crop
-                and flip, a last batch of a single image left out (BatchNorm cannot train on it). None: fixed order,
-                test transforms, every image.
+            stream: for training, the random stream of order and augmentation. A last batch of a single image is
+                skipped, since BatchNorm cannot train on it. None for evaluation: every image in fixed order, with test
+                transforms.
             channels_last: memory format of x.
-            share: only what falls to this process (see `share_of`), the same images as they come without it.
+            share: yield only this process's part (see `share_of`) of the same batches.
         """
 
     def take(self, indices: Tensor) -> Batch:
-        """The images at `indices` (int64, into the fixed order), with test transforms."""
+        """The images at `indices` (int64, positions in the fixed order), with test transforms."""
 
     def first(self, n: int) -> Batch:
-        """The first `n` images of the fixed order (all, where there are fewer), with test transforms."""
+        """The first `n` images of the fixed order, or all if there are fewer, with test transforms."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A dataset: nine tenths of its training part, the tenth held out for decisions, and its test part.
+    """A dataset: its training part without the validation images, these images, and its test part.
 
-    `input_shape` is that of one input after the transforms, such as (channels, height, width).
+    `input_shape` is the shape of one input after the transforms, such as (channels, height, width).
     """
 
     train: Images
@@ -81,16 +83,34 @@ class Splits:
 
 
 def count_batches(num_images: int, batch_size: int, *, training: bool) -> int:
-    """How many batches `Images.batches` yields: the last may be smaller; a single image is left out in training."""
+    """The number of batches that `Images.batches` yields. Training skips a last batch of a single image."""
     full, rest = divmod(num_images, batch_size)
     return full + (rest > 1 if training else rest > 0)
 
 
-def share_of(num_images: int, batch_size: int, share: Share, *, training: bool) -> tuple[Tensor, int]:
-    """What falls to one of several processes: positions in the order of the images, and how many of them make a batch.
+def epoch_order(
+    num_images: int, batch_size: int, stream: tuple[Part, ...] | None, share: Share | None
+) -> tuple[Tensor, Tensor, int]:
+    """The order of images in one pass (see `Images.batches`).
 
-    In training every process takes its part of each batch; otherwise they take whole batches in turn, so that a batch
-    has the loss that it has in one process.
+    Returns: positions of this process's images in the fixed order; the place of each in this pass; and the number of
+        images per batch of this process.
+    """
+    training = stream is not None
+    order = torch.randperm(num_images, generator=generator(*stream, "order")) if stream else torch.arange(num_images)
+    places = torch.arange(min(num_images, batch_size * count_batches(num_images, batch_size, training=training)))
+    if share is not None:
+        places, batch_size = share_of(len(places), batch_size, share, training=training)
+    return order[places], places, batch_size
+
+
+def share_of(num_images: int, batch_size: int, share: Share, *, training: bool) -> tuple[Tensor, int]:
+    """The part of the images that one of several processes computes.
+
+    In training, every process takes its part of each batch. In evaluation, processes take whole batches in turn, so
+    that the loss of a batch is the same as in one process.
+
+    Returns: positions in the order of the images, and the number of images per batch of this process.
     """
     process, processes = share
     positions = torch.arange(num_images)
@@ -99,6 +119,6 @@ def share_of(num_images: int, batch_size: int, share: Share, *, training: bool) 
 
 
 def share_size(num_images: int, share: Share) -> int:
-    """How many images of a batch of so many fall to one of several processes."""
+    """The number of images of a batch that one of several processes computes."""
     process, processes = share
     return (num_images - process + processes - 1) // processes

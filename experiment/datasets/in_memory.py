@@ -10,25 +10,25 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from experiment.datasets.batch_transforms import Operation, Shape, compile_steps, split_once
-from experiment.datasets.image_data import EVALUATION, Batch, Share, Step, count_batches, share_of
+from experiment.datasets.image_data import EVALUATION, Batch, Share, Step, epoch_order
 from experiment.datasets.raw_images import Pixels, fits_in_memory
 from experiment.datasets.transforms import make_transform
 from experiment.random_streams import Part, generator
 from experiment.registry import InputShape
 
-CHUNK_BYTES = 4_000_000  # of float images made in one go: many batches for a tiny network, one for a large one
+CHUNK_BYTES = 4_000_000  # of float images transformed at once: many batches of tiny images, one of large ones
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Pixels (N, C, H, W), uint8, after the steps that are done once, and what is done with every batch of them."""
+    """Pixels (N, C, H, W), uint8, after the one-time steps, and the operations to apply to every batch of them."""
 
     pixels: Tensor
     operations: tuple[Operation, ...]
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """(C, H, W) before every operation, and after the last."""
+        """(C, H, W) before each operation and after the last."""
         c, h, w = self.pixels.shape[1:]
         shapes: list[Shape] = [(c, h, w)]
         for operation in self.operations:
@@ -40,9 +40,9 @@ class MemoryImages:
     """Images in memory (see `experiment.datasets.image_data.Images`).
 
     Args:
-        train, test: the pixels of the whole dataset part, prepared by either pipeline: mostly one tensor, shared.
+        train, test: the pixels of the whole part for the training and the test pipeline, usually one shared tensor.
         labels: int64 (N,), on the device of the pixels.
-        indices: which of the N images are meant, in their fixed order; None for all.
+        indices: which of the N images to use, in their fixed order; None for all.
     """
 
     def __init__(self, train: Prepared, test: Prepared, labels: Tensor, indices: Tensor | None = None) -> None:
@@ -65,20 +65,14 @@ class MemoryImages:
         channels_last: bool = False,
         share: Share | None = None,
     ) -> Iterator[Batch]:
-        training = stream is not None
-        prepared = self._train if training else self._test
-        draws = self._draw(prepared, stream or EVALUATION)
-        order = torch.randperm(len(self), generator=generator(*stream, "order")) if stream else torch.arange(len(self))
-        rows = self._indices[order.to(self._indices.device)]
-        end = min(len(self), batch_size * count_batches(len(self), batch_size, training=training))
-        if share is not None:
-            own, batch_size = share_of(end, batch_size, share, training=training)
-            own = own.to(rows.device)
-            rows, draws, end = rows[own], [None if d is None else d[own] for d in draws], len(own)
+        prepared = self._test if stream is None else self._train
+        order, places, batch_size = epoch_order(len(self), batch_size, stream, share)
+        rows, places = self._indices[order.to(self._indices.device)], places.to(self._indices.device)
+        draws = [None if d is None else d[places] for d in self._draw(prepared, stream or EVALUATION)]
         images_at_once = CHUNK_BYTES // (4 * prepared.pixels[0].numel())
         step = batch_size * max(1, images_at_once // batch_size)
-        for start in range(0, end, step):
-            chunk = slice(start, min(start + step, end))
+        for start in range(0, len(rows), step):
+            chunk = slice(start, start + step)
             x = _apply(prepared, rows[chunk], [None if d is None else d[chunk] for d in draws])
             if channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
@@ -96,7 +90,7 @@ class MemoryImages:
         return self.take(torch.arange(min(n, len(self))))
 
     def _draw(self, prepared: Prepared, stream: tuple[Part, ...]) -> list[Tensor | None]:
-        """The random numbers of every image and operation, drawn on the CPU: the same on every device."""
+        """The random numbers of every image and operation, drawn on the CPU: the same for every device."""
         draws = [
             operation.draw(len(self), shape, generator(*stream, "augment", i))
             for i, (operation, shape) in enumerate(zip(prepared.operations, prepared.shapes, strict=False))
@@ -105,9 +99,9 @@ class MemoryImages:
 
 
 def prepare(pixels: Pixels, pipelines: Sequence[Sequence[Step]], device: torch.device) -> tuple[Prepared, ...] | None:
-    """Make pixels ready for each pipeline, which share the tensor where they can.
+    """Prepare pixels for each pipeline; pipelines share the tensor if they can.
 
-    None where a step has no form for batches, or makes the images too large for memory.
+    Returns: None if a step has no batched form, or makes the images too large for memory.
     """
     made: dict[str, Tensor] = {}
     prepared = []
@@ -127,7 +121,7 @@ def prepare(pixels: Pixels, pipelines: Sequence[Sequence[Step]], device: torch.d
 
 
 def _once(pixels: Pixels, steps: Sequence[Step]) -> Tensor | None:
-    """Resize, and what stands before it, image by image with torchvision's own transforms."""
+    """Apply the one-time steps image by image, with torchvision's own transforms."""
     transforms = [make_transform(name, arguments) for name, arguments in steps]
     images: Tensor | None = None
     for i in range(len(pixels)):
@@ -144,7 +138,7 @@ def _once(pixels: Pixels, steps: Sequence[Step]) -> Tensor | None:
 
 
 def _apply(prepared: Prepared, rows: Tensor, draws: Sequence[Tensor | None]) -> Tensor:
-    """Float images (B, C, H, W) of the given rows."""
+    """Float images (B, C, H, W) at the given rows."""
     x = prepared.pixels.index_select(0, rows)
     for operation, drawn in zip(prepared.operations, draws, strict=True):
         x = operation.apply(x, drawn)

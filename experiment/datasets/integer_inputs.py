@@ -1,4 +1,4 @@
-"""Integer tensors of a dataset of one's own: pixels or token ids, told once by their shape and values."""
+"""Integer tensors of a user's dataset: pixels or token ids, distinguished by shape and values."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from experiment.datasets.decode_image import to_eight_bits
 from experiment.datasets.raw_images import Items
 from experiment.errors import DataError
 
-LOOKED_AT = 64  # samples, evenly spread
-WIDE = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint32, torch.uint64)  # not 0 to the largest number
+INSPECTED = 64  # samples, evenly spread
+WIDE = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint32, torch.uint64)  # not scaled by their maximum
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class EightBits:
-    """A dataset whose images become uint8 (integers from 0 to 255) or, from modes without 8 bits, 8-bit PIL images.
+    """A dataset whose wider integers become uint8 and whose PIL images become 8-bit ones.
 
-    Pixels of 0 and 1 alone are black and white.
+    Attributes:
+        items: the dataset.
+        white: the integer that becomes 255: 255, or 1 if all pixels are 0 or 1.
     """
 
     items: Items
@@ -41,8 +43,8 @@ class EightBits:
             low, high = int(x.min()), int(x.max())
             if low < 0 or high > self.white:
                 raise DataError(
-                    f"sample {index}: its integers lie in {low} to {high}; those of the samples looked at first lie in "
-                    f"0 to {self.white}. Give uint8 or uint16 tensors, or floats that you have scaled."
+                    f"sample {index}: integers from {low} to {high}; expected 0 to {self.white} as in the samples "
+                    f"inspected first. Use uint8 or uint16 tensors, or scaled floats."
                 )
             return (x * (255 // self.white)).to(torch.uint8), label
         return x, label
@@ -52,14 +54,12 @@ class EightBits:
         return getattr(self.items, "classes", None)
 
 
-def scaled(items: Items) -> Items:
-    """The dataset with images of wider integers as uint8, and PIL images of other modes as 8-bit ones.
+def with_8_bits(items: Items) -> Items:
+    """Make all pixels of a dataset 8-bit. Integer tensors of one or two dimensions are token ids and stay as they are.
 
-    Integer tensors of one or two dimensions are token ids and stay.
-
-    Raises: DataError: integers whose range nothing tells.
+    Raises: DataError: integers that cannot be pixels from 0 to 255.
     """
-    places = torch.linspace(0, len(items) - 1, min(LOOKED_AT, len(items))).round().long().tolist()
+    places = torch.linspace(0, len(items) - 1, min(INSPECTED, len(items))).round().long().tolist()
     first, _ = as_pair("sample 0", items[0])
     if isinstance(first, Image.Image):
         return items if first.mode in ("L", "RGB", "LA", "RGBA") else EightBits(items, 255)
@@ -69,9 +69,9 @@ def scaled(items: Items) -> Items:
     low, high = min(int(x.min()) for x in seen), max(int(x.max()) for x in seen)
     if low < 0 or high > 255:
         raise DataError(
-            f"{first.dtype} inputs from {low} to {high}: as pixels they must lie in 0 to 255. Give uint8 or uint16 "
-            "tensors, or floats that you have scaled."
+            f"{first.dtype} inputs from {low} to {high}: as pixels they must lie in 0 to 255. Use uint8 or uint16 "
+            "tensors, or scaled floats."
         )
     white = 1 if high <= 1 else 255
-    log.warning("%s inputs from %d to %d are taken for pixels from 0 to %d", first.dtype, low, high, white)
+    log.warning("%s inputs from %d to %d are interpreted as pixels from 0 to %d", first.dtype, low, high, white)
     return EightBits(items, white)

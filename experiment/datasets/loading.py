@@ -1,4 +1,4 @@
-"""A dataset by its name: read, split and made ready for a network."""
+"""Load a dataset by name: read it, split it, and prepare it for a network."""
 
 from __future__ import annotations
 
@@ -53,10 +53,13 @@ def make_splits(
     """Training, validation and test images of a dataset.
 
     Args:
-        name: of the dataset. train, test: its parts as they were read.
-        output_size: what the network gives a sample, the number of classes.
-        workers: processes that read images which do not fit into memory.
-    Raises: ConfigError: a transform is wrong. DataError: the data are damaged, or too few.
+        name: of the dataset.
+        train, test: its parts as they were read.
+        output_size: outputs of the network per sample, the number of classes.
+        workers: number of processes that read images which do not fit into memory.
+    Raises:
+        ConfigError: a transform is wrong.
+        DataError: the data are damaged, or too few.
     """
     _check(transforms)
     parts = split(len(train.items), seed, name)
@@ -67,10 +70,9 @@ def make_splits(
 
 
 def split(num_images: int, seed: int, name: str) -> tuple[Tensor, Tensor]:
-    """Which of the training images are trained on, and which are held out, 90/10.
+    """Indices of training and validation images, 90/10, drawn from (seed, name): the same for all networks and methods.
 
-    A generator of (seed, name) decides: the same for every network and method.
-    Raises: DataError: too few to split.
+    Raises: DataError: there are too few images to split.
     """
     if num_images < MIN_TRAIN_IMAGES:
         raise DataError(f"dataset {name} has {num_images} training images; at least {MIN_TRAIN_IMAGES} are needed.")
@@ -82,7 +84,7 @@ def split(num_images: int, seed: int, name: str) -> tuple[Tensor, Tensor]:
 def make_test(
     name: str, test: Source, transforms: Transforms, *, output_size: int, device: torch.device | str, workers: int
 ) -> Images:
-    """The test images of a dataset alone (`experiments.datasetTest`); arguments and errors as for `make_splits`."""
+    """The test images of a dataset (`experiments.datasetTest`); arguments and errors as for `make_splits`."""
     _check(transforms)
     (images,) = _maker(name, transforms, output_size, torch.device(device), workers)(test, [None])
     return images
@@ -94,7 +96,12 @@ def _check(transforms: Transforms) -> None:
 
 
 def load_source(name: str, settings: Mapping[str, object], data_dir: Path, train: bool, output_size: int) -> Source:
-    """One part of the dataset, with the classes that the network has outputs for."""
+    """Read one part of a dataset.
+
+    Raises:
+        ConfigError: unknown dataset, or wrong settings.
+        DataError: it is missing or damaged, or its classes do not match `output_size`.
+    """
     if is_import_path(name):
         source = load_own(name, data_dir, train, settings, output_size)
     elif name in DATASETS:
@@ -115,7 +122,7 @@ def load_source(name: str, settings: Mapping[str, object], data_dir: Path, train
 def _maker(
     name: str, transforms: Transforms, output_size: int, device: torch.device, workers: int
 ) -> Callable[[Source, Sequence[Tensor | None]], list[Images]]:
-    """A function from a source and the indices of its parts (None: all of it) to the images of these parts."""
+    """A function that prepares parts of a source, given by indices (None for all images)."""
     pipelines = [(*transforms.train, *transforms.final), (*transforms.test, *transforms.final)]
 
     def make(source: Source, parts: Sequence[Tensor | None]) -> list[Images]:

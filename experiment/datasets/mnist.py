@@ -34,9 +34,9 @@ _CHUNK = 1 << 20
 
 
 def load(name: str, data_dir: Path, train: bool, settings: Mapping[str, object], output_size: int) -> Source:
-    """One part of MNIST, FashionMNIST or KMNIST from `data_dir/NAME/raw`, downloaded if it is not there.
+    """One part of MNIST, FashionMNIST or KMNIST from `data_dir/NAME/raw`, downloaded if it is missing.
 
-    Raises: DataError: missing and not to be downloaded, or a file is damaged.
+    Raises: DataError: it is missing and cannot be downloaded, or a file is damaged.
     """
     check_settings(name, settings, ())
     folder, dataset = data_dir / name / "raw", _SETS[name]
@@ -62,7 +62,7 @@ def load(name: str, data_dir: Path, train: bool, settings: Mapping[str, object],
 def read_idx(path: Path) -> Tensor:
     """The uint8 array of an IDX file, packed (`.gz`) or not.
 
-    Raises: DataError: the file is not one, or is cut off.
+    Raises: DataError: it is not an IDX file, or truncated.
     """
     found = path if path.is_file() else _packed(path)
     try:
@@ -73,7 +73,7 @@ def read_idx(path: Path) -> Tensor:
 
 
 def _read(path: Path, file: gzip.GzipFile | IO[bytes]) -> Tensor:
-    """What the header promises is checked before anything of that size is read."""
+    """Read an IDX file. Its header is checked before memory is allocated."""
     magic = file.read(4)
     if len(magic) < 4 or magic[:3] != bytes([0, 0, _BYTE]) or not 1 <= magic[3] <= MAX_DIMENSIONS:
         raise _damaged(path, f"it does not begin like an IDX file of bytes with 1 to {MAX_DIMENSIONS} dimensions")
@@ -98,6 +98,4 @@ def _packed(path: Path) -> Path:
 
 
 def _damaged(path: Path, reason: str) -> DataError:
-    return DataError(
-        f"{path} is damaged: {reason}. Remove it and run again: it will be downloaded, or you will be told from where."
-    )
+    return DataError(f"{path} is damaged: {reason}. Remove it and run again to download it, or to see where to get it.")

@@ -1,4 +1,4 @@
-"""Samples of a dataset of one's own, in Python: read in this process, one after the other, of any shape."""
+"""A dataset passed in Python, read in this process, with inputs of any shape."""
 
 from __future__ import annotations
 
@@ -8,42 +8,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiment.datasets.check_samples import as_pair
-from experiment.datasets.image_data import Batch, Share, count_batches, share_of
+from experiment.datasets.check_samples import as_pair, check_map_style
+from experiment.datasets.image_data import EVALUATION, Batch, Share, epoch_order
 from experiment.errors import DataError
-from experiment.random_streams import Part, generator, seeded
+from experiment.random_streams import Part, seeded
 from experiment.registry import InputShape
 
 
 class PairData:
-    """A map-style dataset, or a pair of tensors, as batches (see `experiment.datasets.image_data.Images`).
+    """A map-style dataset or a pair of tensors as batches (see `experiment.datasets.image_data.Images`).
 
-    What its random transforms draw comes from torch's generators, seeded for every batch.
+    Random transforms in it draw from torch's generators, which are seeded for every batch.
 
     Args:
-        name: what errors call it.
-        data: has a length and gives (input tensor, class number) by index; or tensors (inputs, targets).
-        device: where batches arrive.
-    Raises: DataError: it is neither, or empty.
+        name: of the data in error messages.
+        data: a dataset with a length and (input tensor, class number) by index, or tensors (inputs, targets).
+        device: of the batches.
+    Raises: DataError: `data` is neither, or empty.
     """
 
     def __init__(self, name: str, data: Any, device: torch.device) -> None:
         if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
             if len(data[0]) != len(data[1]):
-                raise DataError(f"{name}: expected as many targets as inputs, {len(data[0])}. Got {len(data[1])}.")
+                raise DataError(f"{name}: expected as many targets as inputs ({len(data[0])}). Got {len(data[1])}.")
             data = torch.utils.data.TensorDataset(*data)
-        if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
-            raise DataError(
-                f"{name}: expected a dataset of (input, class number) with a length, or a pair of tensors (inputs, "
-                f"targets). Got a {type(data).__name__}."
-            )
-        if not len(data):
-            raise DataError(f"{name}: expected at least one sample. Got none.")
+        try:
+            check_map_style(data)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
         self.name, self._data, self._device = name, data, device
 
     @property
     def input_shape(self) -> InputShape:
-        """The shape of one input, whatever its length."""
+        """The shape of one input."""
         x = self.first(1)[0]
         return InputShape(x.shape[1:], tokens=not x.is_floating_point())
 
@@ -58,14 +55,9 @@ class PairData:
         channels_last: bool = False,
         share: Share | None = None,
     ) -> Iterator[Batch]:
-        training = stream is not None
-        order = torch.randperm(len(self), generator=generator(*stream, "order")) if stream else torch.arange(len(self))
-        order = order[: batch_size * count_batches(len(self), batch_size, training=training)]
-        if share is not None:
-            own, batch_size = share_of(len(order), batch_size, share, training=training)
-            order = order[own]
-        for i, indices in enumerate(torch.split(order, batch_size)):
-            with seeded(*(stream or ("evaluation",)), "batch", i):
+        order, _, batch_size = epoch_order(len(self), batch_size, stream, share)
+        for i, indices in enumerate(torch.split(order, batch_size) if len(order) else ()):
+            with seeded(*(stream or EVALUATION), "batch", i):
                 x, y = self.take(indices)
             yield (x.contiguous(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x), y
 
@@ -76,7 +68,7 @@ class PairData:
             x, label = as_pair(f"{self.name}: sample {i}", sample)
             if not isinstance(x, Tensor):
                 raise DataError(
-                    f"{self.name}: expected tensors as inputs (transform=ToTensor(), say). Got a {type(x).__name__}."
+                    f"{self.name}: expected tensors as inputs (use transform=ToTensor()). Got a {type(x).__name__}."
                 )
             inputs.append(x)
             labels.append(label)
@@ -87,7 +79,7 @@ class PairData:
         return torch.stack(inputs).to(self._device), torch.tensor(labels).to(self._device)
 
     def some(self, n: int) -> Batch:
-        """At most `n` samples, evenly spread over all; the same in every call."""
+        """At most `n` samples, evenly spread, the same in every call."""
         with seeded("some"):
             return self.take(torch.linspace(0, len(self) - 1, min(n, len(self))).round().long())
 

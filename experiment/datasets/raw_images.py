@@ -1,4 +1,4 @@
-"""Where images come from before any transform: one tensor of pixels in memory, or items read one by one."""
+"""Images before any transform: one tensor of pixels in memory, or items read one by one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from experiment.datasets.check_samples import as_pair
 from experiment.errors import ConfigError, DataError
 from experiment.registry import suggestion
 
-MAX_SIDE = 64  # pixels: what is larger is decoded when needed
+MAX_SIDE = 64  # pixels: larger images are decoded when they are needed
 MAX_BYTES = 1_000_000_000
 
 
 class Items(Protocol):
-    """A map-style dataset: (PIL image, uint8 tensor CHW or float tensor CHW) and the number of its class."""
+    """A map-style dataset: an input (PIL image or tensor) and its class number by index."""
 
     def __len__(self) -> int: ...
 
@@ -39,7 +39,7 @@ class Pixels:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[object, int]:
-        """As `Items`: a PIL image where there is one of that many channels, as torchvision's own datasets give it."""
+        """One sample, grey and RGB images as PIL images like torchvision's own datasets."""
         image = self.images[index]
         picture = functional.to_pil_image(image) if image.shape[0] in (1, 3) else image
         return picture, int(self.labels[index])
@@ -50,10 +50,11 @@ class Source:
     """The training or the test part of a dataset.
 
     Attributes:
-        num_classes: None where the dataset does not say.
-        fingerprint: says what its content is, where the dataset can say so itself; two contents, two texts.
-        classes: their names, where the dataset has some.
-        place: the folder it was read from, where that is not simply the folder of datasets.
+        items: the images and their classes.
+        num_classes: None if the dataset does not know it.
+        fingerprint: identifies the content, if the user's dataset has such a method.
+        classes: their names, if the dataset has names.
+        place: the folder it was read from, if it is not below the folder of datasets.
     """
 
     items: Pixels | Items
@@ -64,9 +65,9 @@ class Source:
 
 
 def pack(items: Items) -> Pixels | None:
-    """Read small uint8 images of one size into one tensor; None where they are not that.
+    """Read small uint8 images of one size into one tensor; None if the items are something else.
 
-    Every item is read once: chance in it is frozen, so augmentation belongs in the transforms.
+    Every item is read once, so augmentation must be in the transforms, not in the dataset.
     """
     if len(items) == 0:
         return None
@@ -86,14 +87,14 @@ def pack(items: Items) -> Pixels | None:
 
 
 def fits_in_memory(num_images: int, shape: tuple[int, ...]) -> bool:
-    """Whether uint8 images of the shape (C, H, W) are kept in memory as a whole."""
+    """Whether uint8 images of shape (C, H, W) are kept in memory."""
     return max(shape[-2:]) <= MAX_SIDE and num_images * shape[0] * shape[1] * shape[2] <= MAX_BYTES
 
 
 def check_settings(dataset: str, settings: Mapping[str, object], known: tuple[str, ...]) -> None:
-    """Refuse settings that the dataset does not have.
+    """Check the names of a dataset's settings.
 
-    Raises: ConfigError: names them, with the near miss.
+    Raises: ConfigError: names the unknown ones, with a suggestion.
     """
     have = f"It has {', '.join(known)}." if known else "It has no settings."
     problems = [
@@ -106,14 +107,14 @@ def check_settings(dataset: str, settings: Mapping[str, object], known: tuple[st
 
 
 def check_labels(where: str, labels: Tensor, num_classes: int) -> None:
-    """Refuse labels outside 0 to num_classes - 1.
+    """Check that labels lie in 0 to num_classes - 1.
 
-    Raises: DataError.
+    Raises: DataError: they do not.
     """
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
         raise DataError(
-            f"{where}: class numbers from {int(labels.min())} to {int(labels.max())}; with network.outputSize "
-            f"{num_classes} they must lie in 0 to {num_classes - 1}. Number the classes from 0, or set outputSize."
+            f"{where}: class numbers from {int(labels.min())} to {int(labels.max())}; expected 0 to {num_classes - 1} "
+            f"with network.outputSize {num_classes}. Number the classes from 0, or set outputSize."
         )
 
 

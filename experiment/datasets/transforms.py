@@ -25,9 +25,9 @@ _INTERPOLATIONS = {mode.value: mode for mode in InterpolationMode}
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A function from an image (PIL or tensor) to a float tensor (C, H, W): the transforms in order.
+    """The transforms in order, from an image (PIL or tensor) to a float tensor (C, H, W).
 
-    What is still of an integer type after the last one is scaled to [0, 1], as ToTensor does.
+    A result that still has an integer type is scaled to [0, 1], as by ToTensor.
     """
 
     transforms: tuple[Transform, ...]
@@ -40,7 +40,7 @@ class Pipeline:
 
 
 class _ToTensor:
-    """Images as floats in [0, 1]; tensors of other than three dimensions are no images, and keep their shape."""
+    """Images as floats in [0, 1]. Tensors without exactly three dimensions are not images and keep their shape."""
 
     def __init__(self) -> None:
         self._images = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
@@ -55,15 +55,15 @@ class _ToTensor:
 def make_pipeline(steps: Sequence[Step]) -> Pipeline:
     """The pipeline of the named steps.
 
-    Raises: ConfigError: an unknown name or arguments that the transform refuses.
+    Raises: ConfigError: unknown name, or wrong arguments.
     """
     return Pipeline(tuple(make_transform(name, arguments) for name, arguments in steps))
 
 
 def make_transform(name: str, arguments: Mapping[str, object]) -> Transform:
-    """The transform of that name. ToTensor scales PIL images and uint8 tensors to [0, 1], float tensors stay.
+    """The transform of that name. ToTensor scales PIL images and uint8 tensors to [0, 1] and keeps float tensors.
 
-    Raises: ConfigError: an unknown name or arguments that the transform refuses.
+    Raises: ConfigError: unknown name, or wrong arguments.
     """
     if name not in TRANSFORMS:
         near = suggestion(name, TRANSFORMS) or f" Known are {', '.join(TRANSFORMS)}."
@@ -79,13 +79,13 @@ def make_transform(name: str, arguments: Mapping[str, object]) -> Transform:
         raise ConfigError([f"{key}: {no_such_argument(name, key, list(known))}" for key in unknown])
     try:
         transform: Transform = factory(**_parsed(arguments))
-    except Exception as error:  # torchvision checks some values only by computing with them: an error of any class
+    except Exception as error:  # torchvision may raise anything
         raise ConfigError(f"{name} refuses its arguments {dict(arguments)}: {first_line(error)}") from error
     return transform
 
 
 def check_transforms(transforms: Transforms) -> list[str]:
-    """What is wrong with transforms, found by making and trying each: one line a problem, none where all is well."""
+    """Construct and try each transform; return one line per problem."""
     problems = []
     for part, steps in (("Train", transforms.train), ("Test", transforms.test), ("Final", transforms.final)):
         for i, (name, arguments) in enumerate(steps):
@@ -101,9 +101,9 @@ def check_transforms(transforms: Transforms) -> list[str]:
 
 
 def _try(name: str, arguments: Mapping[str, object]) -> None:
-    """Make a transform, and apply it to bytes and to floats, for some look at their arguments' types only then.
+    """Construct a transform and apply it to an image, since some check their arguments' types only then.
 
-    What it says about such an image's size or values is left to the data.
+    Errors about the size or values of that image are ignored: the data decide them.
     """
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
     wrong: list[Exception] = []
@@ -112,7 +112,7 @@ def _try(name: str, arguments: Mapping[str, object]) -> None:
         for example in (image, image.float()):
             transform = make_transform(name, arguments)
             if hasattr(transform, "p"):
-                transform.p = 1.0  # not by chance
+                transform.p = 1.0  # always apply it
             try:
                 for _ in range(3):
                     transform(example)
@@ -125,10 +125,9 @@ def _try(name: str, arguments: Mapping[str, object]) -> None:
 
 
 def as_float(x: Tensor) -> Tensor:
-    """uint8 and uint16 pixels scaled to [0, 1] float32; floats and booleans as float32; signed integers are token ids.
+    """Pixels (uint8, uint16) scaled to [0, 1] and floats and booleans, all as float32; token ids as int64.
 
-    Token ids become int64, as embeddings take them. Pixels of such types have become uint8 before
-    (`experiment.datasets.integer_inputs`).
+    Signed integers are token ids; pixels of such types have become uint8 before (`experiment.datasets.integer_inputs`).
     """
     if x.is_floating_point() or x.dtype == torch.bool:
         return x.float()
@@ -139,7 +138,7 @@ def as_float(x: Tensor) -> Tensor:
 
 
 def _parsed(arguments: Mapping[str, object]) -> dict[str, object]:
-    """YAML's words for interpolation modes and types as the objects that torchvision wants."""
+    """Replace the names of interpolation modes and types by torchvision's objects."""
     parsed = dict(arguments)
     interpolation, dtype = parsed.get("interpolation"), parsed.get("dtype")
     if isinstance(interpolation, str):

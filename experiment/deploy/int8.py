@@ -1,14 +1,10 @@
-"""Finished networks in int8 arithmetic on a CPU, weights and activations alike, by torchao: the last step, not trained.
+"""Post-training quantization of weights and activations to int8 for CPUs, with torchao.
 
-    int8 = quantize_int8(network, "static", calibration=images)
-    evaluate(param, int8)         # its real accuracy
-    serialized_bytes(int8)        # its real size
-
-`dynamic` quantizes linear layers: int8 weights with a scale an output channel, activations with a scale a sample, found
-while the network runs, products of integers in int32. `static` quantizes convolutions and linear layers, BatchNorm
-folded in: activations have a scale a tensor, found on calibration data once and for all. Run as it is, its graph
-rounds weights and activations to int8 and multiplies them as floats, which is exact up to the order of sums;
-`torch.compile(int8)` under `torch._inductor.config.freezing` turns the same graph into integer kernels.
+`dynamic` quantizes linear layers: weights have one scale per output channel, activations one per sample, computed at
+run time; products are accumulated in int32. `static` folds BatchNorm and quantizes convolutions and linear layers;
+activations have one scale per tensor, estimated on calibration data. Without compilation, its graph rounds weights and
+activations to int8 and multiplies them as floats, exact up to the order of sums; `torch.compile(int8)` under
+`torch._inductor.config.freezing` compiles the graph to integer kernels.
 
 Source: torchao, https://github.com/pytorch/ao: Int8DynamicActivationInt8WeightConfig; PT2E quantization with
 X86InductorQuantizer.
@@ -34,20 +30,25 @@ CALIBRATED_AT_ONCE = 64  # inputs in one forward pass
 def quantize_int8(
     network: nn.Module, mode: Literal["dynamic", "static"] = "dynamic", *, calibration: Tensor | None = None
 ) -> nn.Module:
-    """An int8 copy of a network for the CPU, in eval mode; it takes batches of any size.
+    """Quantize a network to int8 for the CPU.
+
+        int8 = quantize_int8(network, "static", calibration=calibration_inputs(param))
+        evaluate(param, int8)         # its accuracy in int8
+        serialized_bytes(int8)        # its size
 
     Args:
-        network: compressed or not; masks and rounding are baked in first. Not modified.
-        mode: `dynamic` or `static`.
-        calibration: inputs (N, ...) as the network is fed them, for `static`: a few hundred, N at least 2.
-    Raises: CompressionError: torchao is not installed, there is nothing to quantize, or calibration data are missing,
-        or given where they have no effect.
+        network: compressed or not; masks and rounding are applied first. It is unchanged.
+        mode: `dynamic` or `static`, see above.
+        calibration: inputs (N, ...) as the network expects them, for `static`: a few hundred, at least 2.
+    Returns: a copy in eval mode, for batches of any size.
+    Raises: CompressionError: torchao is not installed, there is nothing to quantize, or calibration data are missing
+        or have no effect.
     """
     _require_torchao()
     plain = plain_copy(network).cpu().eval()
     if mode == "dynamic":
         if calibration is not None:
-            raise CompressionError("calibration has no effect on mode 'dynamic': scales are found at run time.")
+            raise CompressionError("calibration has no effect in mode 'dynamic', which finds scales at run time.")
         return _dynamic(plain)
     if mode != "static":
         raise CompressionError(f"mode must be 'dynamic' or 'static'. Got {mode!r}.")
@@ -60,7 +61,7 @@ def quantize_int8(
 
 
 class ExportedNetwork(nn.Module):
-    """A graph that was exported in eval mode and stays in it; asked for another, graphs raise."""
+    """A graph exported in eval mode. It stays in it, since exported graphs raise on `train()`."""
 
     def __init__(self, graph: GraphModule) -> None:
         super().__init__()
@@ -72,12 +73,12 @@ class ExportedNetwork(nn.Module):
         return y
 
     def train(self, mode: bool = True) -> ExportedNetwork:
-        """Nothing: there is only one mode."""
+        """Does nothing: there is only one mode."""
         return self
 
 
 def serialized_bytes(network: nn.Module) -> int:
-    """The bytes of a network's weights and buffers as torch.save writes them, whatever their types."""
+    """The size in bytes of a network's weights and buffers as written by torch.save."""
     buffer = io.BytesIO()
     torch.save(network.state_dict(), buffer)
     return buffer.tell()
@@ -97,14 +98,14 @@ def _dynamic(plain: nn.Module) -> nn.Module:
 
     if not any(_is_wide(module, name) for name, module in plain.named_modules()):
         raise CompressionError(
-            "there is no linear layer for mode 'dynamic'. Use 'static', which takes convolutions too."
+            "the network has no linear layer for mode 'dynamic'. Use 'static', which also quantizes convolutions."
         )
     quantize_(plain, Int8DynamicActivationInt8WeightConfig(), filter_fn=_is_wide)
     return plain
 
 
 def _is_wide(module: nn.Module, name: str) -> bool:
-    """Linear layers but those of a single input, such as factors of rank 1: torchao makes them, and cannot run them."""
+    """Whether a linear layer has several inputs: torchao cannot run those with one, such as factors of rank 1."""
     return isinstance(module, nn.Linear) and module.in_features > 1
 
 
@@ -128,7 +129,7 @@ def _static(plain: nn.Module, inputs: Tensor) -> nn.Module:
 
 
 def _drop_unused(graph: GraphModule) -> None:
-    """Delete, in place, the parameters and buffers that the graph does not read: the float weights behind int8 ones."""
+    """Delete the parameters and buffers that the graph does not use, such as the original float weights."""
     used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
     for name in [n for n, _ in (*graph.named_parameters(), *graph.named_buffers()) if n not in used]:
         module, _, own = name.rpartition(".")

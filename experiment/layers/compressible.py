@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
+from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.grouped_linear import GroupedLinear
 
 Grid = tuple[int, int]
+
+MATRIX_LAYERS = (nn.Conv2d, nn.Linear, GroupedLinear)
+OTHER_CONVOLUTIONS = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHT_LAYERS = (*MATRIX_LAYERS, *OTHER_CONVOLUTIONS)
+PLAIN_FORWARDS = {kind.forward for kind in WEIGHT_LAYERS}
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,12 @@ class LayerInfo:
     """A convolution or linear layer as one forward pass of one sample uses it.
 
     Attributes:
-        name: dotted module name (the first one, where a module stands under several).
+        name: dotted module name (the first one, where a module has several).
         kind: `conv` or `linear`.
         out_features, in_features: f and c; kernel: (k1, k2), (1, 1) for a linear layer.
         groups: of the layer itself; only layers with 1 are compressible.
-        positions: output positions a sample, summed over the calls of one forward pass.
-        input_positions: input positions a sample, likewise.
+        positions: output positions per sample, summed over the calls of one forward pass.
+        input_positions: input positions per sample, likewise.
         calls: how often one forward pass uses the layer.
         input_grids, output_grids: (height, width) of every call. A linear layer on n positions has (n, 1). The grids of
             n images that the network folds into the batch (frames, tiles) stack up to one of (n * height, width).
@@ -58,97 +62,41 @@ class LayerInfo:
         return self.out_features * (self.in_features // self.groups) * self.kernel[0] * self.kernel[1]
 
 
-@contextmanager
-def evaluating(network: nn.Module, *, keeping_buffers: bool = True) -> Iterator[None]:
-    """Eval mode and no gradients inside; outside, every module's own mode and all buffers are as they were.
+def trace_layers(
+    network: nn.Module, example: Tensor, kinds: tuple[type[nn.Module], ...] = MATRIX_LAYERS
+) -> dict[str, LayerInfo]:
+    """Every layer of these kinds that a forward pass of `example` calls, grouped ones included, in module order.
+
+    A convolution of one or three dimensions, or a transposed one, has one kernel axis and one grid axis; a transposed
+    one has its inputs as positions, so that a weight takes part in one multiply-add per position.
 
     Args:
-        keeping_buffers: whether what is written to buffers inside, such as counters in a forward pass, is taken back.
+        network: its modes, weights and buffers stay as they are.
+        example: an input batch of any size; grids are those of one sample.
+        kinds: Conv2d and linear layers, or `WEIGHT_LAYERS`, which has every convolution.
     """
-    modes = {module: module.training for module in network.modules()}
-    held = [(m, name, b) for m in modes for name, b in m._buffers.items() if keeping_buffers and b is not None]
-    buffers = [(m, name, b, b.clone()) for m, name, b in held if not b.is_meta]
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        with torch.no_grad():
-            for module, name, buffer, before in buffers:  # counters, caches and codebooks that the forward pass writes
-                module._buffers[name] = buffer
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
+    modules = {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
+    grids: dict[str, list[tuple[Grid, Grid]]] = {}
 
+    def record(call: Call) -> None:
+        grids.setdefault(call.name, []).append(_grids(call, len(example)))
 
-def pass_recorded(network: nn.Module, records: Mapping[str, Callable[..., None]], inputs: Tensor, samples: int) -> None:
-    """Send all inputs through a network in eval mode, in parts, and tell of every call of the named modules.
-
-    Args:
-        records: module name -> a forward hook with keyword arguments: (module, args, named, output).
-        inputs: (B, ...), on any device.
-        samples: in one part.
-    """
-    device = next(network.parameters()).device
-    handles = [
-        network.get_submodule(name).register_forward_hook(record, with_kwargs=True) for name, record in records.items()
-    ]
-    try:
-        with evaluating(network):
-            for part in torch.split(inputs, samples):
-                network(part.to(device))
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def trace_layers(network: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
-    """Every convolution and linear layer that a forward pass of `example` calls, grouped ones too, in module order.
-
-    Args:
-        network: any network; its modes, weights and buffers are left as they are.
-        example: an input batch; grids are those of one sample, so any batch size will do.
-    """
-    modules = {m: n for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear | GroupedLinear)}
-    grids: dict[nn.Module, list[tuple[Grid, Grid]]] = {}
-
-    def record(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
-        x = inputs[0] if inputs else named["input"]
-        grids.setdefault(module, []).append((_grid(module, x, len(example)), _grid(module, output, len(example))))
-
-    handles = [module.register_forward_hook(record, with_kwargs=True) for module in modules]
-    try:
-        with evaluating(network):
-            network(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: _info(name, module, grids[module]) for module, name in modules.items() if module in grids}
+    observed_pass(network, modules, example, after=record)
+    return {name: _info(name, module, grids[name]) for name, module in modules.items() if name in grids}
 
 
 def compressible_layers(network: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
     """The layers that methods may compress: used by the forward pass, not grouped, parameters shared with no other.
 
-    A subclass that computes otherwise than Conv2d or Linear is none of them: plain layers cannot stand in for it.
+    Subclasses with a forward pass of their own are left out: plain layers cannot replace them.
     """
     found = trace_layers(network, example)
-    return _with_weights_of_their_own(network, {name: info for name, info in found.items() if info.groups == 1})
+    return _with_own_weights(network, {name: info for name, info in found.items() if info.groups == 1})
 
 
 def maskable_layers(network: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
-    """The layers whose single weights may be masked, in module order: grouped layers and every convolution, too.
-
-    A convolution of one or three dimensions, or a transposed one, is listed with one kernel axis and one grid axis, and
-    a transposed one with its inputs as positions: a weight takes part in one multiply-add a position.
-    """
-    found = trace_layers(network, example) | trace_other_convolutions(network, example)
-    own = _with_weights_of_their_own(network, found)
-    return {name: own[name] for name, _ in network.named_modules() if name in own}
-
-
-OTHER_CONVOLUTIONS = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-PLAIN = {kind.forward for kind in (nn.Conv2d, nn.Linear, GroupedLinear, *OTHER_CONVOLUTIONS)}
+    """The layers whose single weights may be masked: as `compressible_layers`, and grouped and other convolutions."""
+    return _with_own_weights(network, trace_layers(network, example, WEIGHT_LAYERS))
 
 
 def holders(network: nn.Module) -> dict[nn.Parameter, list[str]]:
@@ -160,59 +108,41 @@ def holders(network: nn.Module) -> dict[nn.Parameter, list[str]]:
     return found
 
 
-def _with_weights_of_their_own(network: nn.Module, layers: Mapping[str, LayerInfo]) -> dict[str, LayerInfo]:
+def _with_own_weights(network: nn.Module, layers: Mapping[str, LayerInfo]) -> dict[str, LayerInfo]:
     held, modules = holders(network), dict(network.named_modules())
     return {
         name: info
         for name, info in layers.items()
-        if type(modules[name]).forward in PLAIN and all(len(held[p]) == 1 for p in modules[name].parameters())
+        if type(modules[name]).forward in PLAIN_FORWARDS and all(len(held[p]) == 1 for p in modules[name].parameters())
     }
 
 
-def trace_other_convolutions(network: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
-    """The convolutions in use that `trace_layers` leaves out, as `maskable_layers` has them."""
-    names = {module: name for name, module in network.named_modules() if isinstance(module, OTHER_CONVOLUTIONS)}
-    grids: dict[nn.Module, list[tuple[Grid, Grid]]] = {}
-
-    def record(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
-        assert isinstance(module, OTHER_CONVOLUTIONS)
-        x = inputs[0] if inputs else named["input"]
-        before = (x.numel() // module.in_channels // len(example), 1)
-        after = before if module.transposed else (output.numel() // module.out_channels // len(example), 1)
-        grids.setdefault(module, []).append((before, after))
-
-    if names:
-        pass_recorded(network, dict.fromkeys(names.values(), record), example, len(example))
-    return {name: _other_info(name, module, grids[module]) for module, name in names.items() if module in grids}
+def _grids(call: Call, batch_size: int) -> tuple[Grid, Grid]:
+    """Input and output grid of one sample, whichever dimensions the network has folded into the batch."""
+    layer, x, y = call.module, call.input, call.output
+    if isinstance(layer, OTHER_CONVOLUTIONS):
+        before = (x.numel() // layer.in_channels // batch_size, 1)
+        return before, before if layer.transposed else (y.numel() // layer.out_channels // batch_size, 1)
+    return _grid(layer, x, batch_size), _grid(layer, y, batch_size)
 
 
-def _other_info(name: str, module: nn.Module, grids: list[tuple[Grid, Grid]]) -> LayerInfo:
-    assert isinstance(module, OTHER_CONVOLUTIONS)
-    return LayerInfo(
-        name, "conv", module.out_channels, module.in_channels, (math.prod(module.kernel_size), 1), module.groups,
-        module.bias is not None, tuple(g for g, _ in grids), tuple(g for _, g in grids),
-    )  # fmt: skip
-
-
-def _grid(module: nn.Module, x: Tensor, batch_size: int) -> Grid:
-    """The grid of one sample, whichever dimensions the network has folded into the batch."""
-    if isinstance(module, nn.Conv2d):
+def _grid(layer: nn.Module, x: Tensor, batch_size: int) -> Grid:
+    if isinstance(layer, nn.Conv2d):
         images = -(-x.shape[:-3].numel() // batch_size)
         return (images * x.shape[-2], x.shape[-1])
     return (-(-x.shape[:-1].numel() // batch_size), 1)
 
 
-def _info(name: str, module: nn.Module, grids: list[tuple[Grid, Grid]]) -> LayerInfo:
+def _info(name: str, layer: nn.Module, grids: list[tuple[Grid, Grid]]) -> LayerInfo:
+    groups = int(getattr(layer, "groups", 1))
     inputs, outputs = tuple(g for g, _ in grids), tuple(g for _, g in grids)
-    if isinstance(module, nn.Conv2d):
-        k1, k2 = module.kernel_size
+    bias = layer.bias is not None
+    if isinstance(layer, nn.Linear | GroupedLinear):
         return LayerInfo(
-            name, "conv", module.out_channels, module.in_channels, (k1, k2), module.groups,
-            module.bias is not None, inputs, outputs,
+            name, "linear", layer.out_features, layer.in_features, (1, 1), groups, bias, inputs, outputs
         )  # fmt: skip
-    assert isinstance(module, nn.Linear | GroupedLinear)
-    groups = module.groups if isinstance(module, GroupedLinear) else 1
-    bias = isinstance(module, nn.Linear) and module.bias is not None
+    assert isinstance(layer, nn.modules.conv._ConvNd)
+    kernel = layer.kernel_size if isinstance(layer, nn.Conv2d) else (math.prod(layer.kernel_size), 1)
     return LayerInfo(
-        name, "linear", module.out_features, module.in_features, (1, 1), groups, bias, inputs, outputs
+        name, "conv", layer.out_channels, layer.in_channels, (kernel[0], kernel[1]), groups, bias, inputs, outputs
     )  # fmt: skip

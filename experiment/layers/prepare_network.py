@@ -25,7 +25,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from experiment.errors import CompressionError
-from experiment.layers.compressible import evaluating
+from experiment.layers.forward_pass import evaluating
 from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import named_masks
 from experiment.layers.quantized_weights import own_class

@@ -14,21 +14,19 @@ Suffix: C = channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.layers.compressible import evaluating
+from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.plan import Kept
 
 MOST_VALUES = 2**26  # that the largest input of a BatchNorm may have, all images together: 256 MiB in float32
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
-Record = Callable[[str, Norm, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,9 @@ def dense_moments(network: nn.Module, inputs: Tensor) -> DenseMoments:
     calls = dict[str, int]()
     sizes = [1]
 
-    def look(name: str, _: Norm, x: Tensor) -> None:
-        calls[name] = calls.get(name, 0) + 1
-        sizes.append(x.numel())
+    def look(call: Call) -> None:
+        calls[call.name] = calls.get(call.name, 0) + 1
+        sizes.append(call.input.numel())
 
     _pass(network, inputs[:1], look)
     once = {name for name, number in calls.items() if number == 1}
@@ -92,9 +90,9 @@ def dense_moments(network: nn.Module, inputs: Tensor) -> DenseMoments:
     inputs = inputs[: max(1, MOST_VALUES // max(sizes))]
     moments = dict[str, Moments]()
 
-    def record(name: str, norm: Norm, x: Tensor) -> None:
-        if name in once:
-            moments[name] = Moments(*_batch_moments(name, x), *_running(norm))
+    def record(call: Call) -> None:
+        if call.name in once:
+            moments[call.name] = Moments(*_batch_moments(call), *_running(call.module))
 
     _pass(network, inputs, record)
     return DenseMoments(inputs, moments)
@@ -113,56 +111,38 @@ def recalibrate(compressed: nn.Module, dense: DenseMoments, kept: Mapping[str, K
     Raises: CompressionError: the compressed network gives NaN or infinite values.
     """
 
-    def correct(name: str, norm: Norm, x: Tensor) -> None:
-        if name not in dense.layers:
+    def correct(call: Call) -> None:
+        if call.name not in dense.layers:
             return
-        d = dense.layers[name].of(kept.get(name))
-        mean_C, var_C = _batch_moments(name, x)
+        norm, d = call.module, dense.layers[call.name].of(kept.get(call.name))
+        assert isinstance(norm, Norm)
+        mean_C, var_C = _batch_moments(call)
         change_C = (var_C + norm.eps) / (d.var + norm.eps)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        norm.running_mean.copy_(d.running_mean + (mean_C - d.mean))
-        # eps stands on both sides: a channel that was constant in training has a variance of 0, which no factor mends
-        norm.running_var.copy_(((d.running_var + norm.eps) * change_C - norm.eps).clamp_min(0))
+        norm.get_buffer("running_mean").copy_(d.running_mean + (mean_C - d.mean))
+        # eps on both sides: a channel that was constant in training has a variance of 0, which no factor could change
+        norm.get_buffer("running_var").copy_(((d.running_var + norm.eps) * change_C - norm.eps).clamp_min(0))
 
     _pass(compressed, dense.inputs, correct)
 
 
-def _pass(network: nn.Module, inputs: Tensor, record: Record) -> None:
-    """One forward pass in eval mode; `record` is told what arrives at each BatchNorm before that computes."""
-    with evaluating(network, keeping_buffers=False), _recording(network, record):
-        network(inputs)
+def _pass(network: nn.Module, inputs: Tensor, before: Callable[[Call], None]) -> None:
+    """One forward pass in eval mode, in which `before` sees the input of each BatchNorm before that computes."""
+    norms = {n: m for n, m in network.named_modules() if isinstance(m, Norm) and m.running_mean is not None}
+    observed_pass(network, norms, inputs, before=before, keeping_buffers=False)
 
 
-@contextmanager
-def _recording(network: nn.Module, record: Record) -> Iterator[None]:
-    names = {m: n for n, m in network.named_modules() if isinstance(m, Norm) and m.running_mean is not None}
-
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-        assert isinstance(module, Norm)
-        record(names[module], module, inputs[0] if inputs else named["input"])
-
-    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in names]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _batch_moments(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+def _batch_moments(call: Call) -> tuple[Tensor, Tensor]:
     """Mean and variance of every channel, over samples and positions."""
+    x: Tensor = call.input
     others = [dim for dim in range(x.dim()) if dim != 1]
     var_C, mean_C = torch.var_mean(x.to(torch.promote_types(x.dtype, torch.float32)), others, correction=0)
     if not (torch.isfinite(var_C).all() and torch.isfinite(mean_C).all()):
         raise CompressionError(
-            f"recalibrate: NaN or infinite values arrive at '{name}'. Are the calibration data finite, and transformed "
-            f"like the training data?"
+            f"recalibrate: '{call.name}' receives NaN or infinite values. Are the calibration data finite, and "
+            f"transformed like the training data?"
         )
     return mean_C.double(), var_C.double()
 
 
-def _running(norm: Norm) -> tuple[Tensor, Tensor]:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return norm.running_mean.double(), norm.running_var.double()
+def _running(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    return norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()

@@ -20,14 +20,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
 from experiment.layers.channels.fold_constants import Folded
-from experiment.layers.compressible import evaluating
+from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.masks import stored, write_parameter
 from experiment.layers.plan import Kept
 from experiment.layers.sampled_patches import draw_places, input_patches, num_positions, outputs_at
@@ -70,21 +69,20 @@ def refit(
     generator = torch.Generator().manual_seed(seed)
     targets: dict[str, _Target] = {}
 
-    def look(name: str, layer: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+    def look(call: Call) -> None:
+        name, layer, y = call.name, call.module, call.output
         unknowns = stored(fitted[name], "weight")[0].numel()
         places = draw_places(num_positions(y, layer), max(PLACES, PLACES_AN_UNKNOWN * unknowns), generator)
         rows, Y_FP = kept.get(name, Kept()).out, outputs_at(y, layer, places)
         targets[name] = _Target(places, y.shape, Y_FP if rows is None else Y_FP[list(rows)])
 
-    def fit(name: str, layer: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-        if name in targets:
-            x = args[0] if args else named["input"]
-            _fit(name, layer, x, targets.pop(name), folded.get(name), intercepts)
+    def fit(call: Call) -> None:
+        if call.name in targets:
+            _fit(call, targets.pop(call.name), folded.get(call.name), intercepts)
 
-    looks = [dense.get_submodule(name).register_forward_hook(partial(look, name)) for name in once]
-    _pass(dense, inputs, looks)
-    fits = [m.register_forward_pre_hook(partial(fit, name), with_kwargs=True) for name, m in fitted.items()]
-    _pass(compressed, inputs, fits)
+    layers = {name: dense.get_submodule(name) for name in once}
+    observed_pass(dense, layers, inputs, after=look, keeping_buffers=False)
+    observed_pass(compressed, fitted, inputs, before=fit, keeping_buffers=False)
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,8 @@ def _fitted(compressed: nn.Module, name: str) -> nn.Module:
     return layer if isinstance(layer, nn.Conv2d | nn.Linear) else layer.get_submodule("decoder")
 
 
-def _fit(name: str, layer: nn.Module, h: Tensor, target: _Target, folded: Folded | None, intercept: bool) -> None:
+def _fit(call: Call, target: _Target, folded: Folded | None, intercept: bool) -> None:
+    layer, h = call.module, call.input
     weight, bias = stored(layer, "weight"), None if layer.bias is None else stored(layer, "bias")
     dimensions = 3 if isinstance(layer, nn.Conv2d) else 1  # of one sample
     if h.shape[:-dimensions] != target.shape[:-dimensions]:
@@ -109,8 +108,8 @@ def _fit(name: str, layer: nn.Module, h: Tensor, target: _Target, folded: Folded
     H_NP = input_patches(h, layer, target.shape, target.places).flatten(0, 1)
     if not torch.isfinite(H_NP).all():
         raise CompressionError(
-            f"layer '{name}': once compressed, its responses to the calibration data are NaN or infinite. Are the data "
-            f"finite, and transformed like the training data?"
+            f"layer '{call.name}': once compressed, its values on the calibration data are NaN or infinite. Are the "
+            f"data finite, and transformed like the training data?"
         )
     H_NP, left_FP, U_FN = _single(H_NP), _single(target.Y_FP), _single(weight.flatten(1))
     left_FP = left_FP if bias is None else left_FP - bias[:, None]
@@ -150,25 +149,15 @@ def _double(tensor: Tensor) -> Tensor:
 
 
 def _fitting(dense: nn.Module, names: Collection[str], inputs: Tensor) -> tuple[Tensor, list[str]]:
-    """The first inputs, as many as memory bears at once, and the layers that are used exactly once."""
+    """The first inputs, as many as fit into memory at once, and the layers that are used exactly once."""
     largest, uses = 1, dict.fromkeys(names, 0)
 
-    def record(layer: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], y: Tensor) -> None:
+    def record(call: Call) -> None:
         nonlocal largest
-        largest = max(largest, y.numel(), (args[0] if args else named["input"]).numel())
-        if layer in name_of:
-            uses[name_of[layer]] += 1
+        largest = max(largest, call.output.numel(), call.input.numel())
+        if call.name in uses:
+            uses[call.name] += 1
 
-    name_of = {dense.get_submodule(name): name for name in names}
-    layers = [module for module in dense.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    _pass(dense, inputs[:1], [layer.register_forward_hook(record, with_kwargs=True) for layer in layers])
+    layers = {n: m for n, m in dense.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    observed_pass(dense, layers, inputs[:1], after=record, keeping_buffers=False)
     return inputs[: max(1, MOST_VALUES // largest)], [name for name, number in uses.items() if number == 1]
-
-
-def _pass(network: nn.Module, inputs: Tensor, handles: list[torch.utils.hooks.RemovableHandle]) -> None:
-    try:
-        with evaluating(network, keeping_buffers=False):
-            network(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.layers.channels.check_slicing import randomised
-from experiment.layers.compressible import evaluating
+from experiment.layers.forward_pass import Call, evaluating, observed_pass
 from experiment.random_streams import generator
 
 SAMPLES = 4  # that a block is tried out with
@@ -64,22 +64,16 @@ def _inputs(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
     everywhere: dict[int, list[str]] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
         everywhere.setdefault(id(parameter), []).append(name)
-    names, calls = dict[nn.Module, str](), dict[str, list[Tensor | None]]()
+    modules, calls = dict[str, nn.Module](), dict[str, list[Tensor | None]]()
     for name, module in network.named_modules():
         own = all(inside(n, [name]) for parameter in module.parameters() for n in everywhere[id(parameter)])
         if name and own and any(isinstance(m, nn.Conv2d | nn.Linear) for m in module.modules() if m is not module):
-            names[module] = name
+            modules[name] = module
 
-    def record(module: nn.Module, args: tuple[object, ...], named: dict[str, object]) -> None:
-        alone = len(args) == 1 and not named and isinstance(args[0], Tensor)
-        calls.setdefault(names[module], []).append(args[0].clone() if alone else None)  # type: ignore[attr-defined]
+    def record(call: Call) -> None:
+        alone = len(call.args) == 1 and not call.named and isinstance(call.input, Tensor)
+        calls.setdefault(call.name, []).append(call.input.clone() if alone else None)
 
-    handles = [module.register_forward_pre_hook(record, with_kwargs=True) for module in names]
-    try:
-        with evaluating(network):
-            network(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    observed_pass(network, modules, x, before=record)
     once = {name: given[0] for name, given in calls.items() if len(given) == 1}
     return {name: given for name, given in once.items() if given is not None}

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from experiment.layers.compressible import PLAIN, evaluating, holders
+from experiment.layers.compressible import PLAIN_FORWARDS, holders
+from experiment.layers.forward_pass import observed_pass
 
 NOT_CALLED = "not called for the example"
 READ_ONLY = "never called, its weight is read"
@@ -106,7 +107,7 @@ def _reason(
         return READ_ONLY if parameter in read else NOT_CALLED
     if getattr(module, "groups", 1) != 1:
         return "grouped"
-    if isinstance(module, nn.Conv2d | nn.Linear) and type(module).forward not in PLAIN:
+    if isinstance(module, nn.Conv2d | nn.Linear) and type(module).forward not in PLAIN_FORWARDS:
         return "computes in its own way"
     return ""
 
@@ -131,13 +132,6 @@ def _used(network: nn.Module, example: Tensor) -> tuple[set[str], set[nn.Paramet
     """The modules that a forward pass calls, and the parameters that it reads."""
     called: set[str] = set()
     storages = _Storages()
-    handles = [
-        module.register_forward_hook(lambda *_, name=name: called.add(name)) for name, module in network.named_modules()
-    ]
-    try:
-        with evaluating(network), storages:
-            network(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with storages:
+        observed_pass(network, dict(network.named_modules()), example, after=lambda call: called.add(call.name))
     return called, {parameter for parameter in network.parameters() if _storage(parameter) in storages.seen}

@@ -26,7 +26,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from experiment.clock import Clock
 from experiment.datasets.image_data import Images
 from experiment.errors import TrainingDiverged
 from experiment.lc.lc_checkpoint import Iteration, LCCheckpoint, Progress
@@ -55,7 +54,6 @@ class LCOptimizer:
         about: what else says which optimization the checkpoint is of.
         replaces: whether a file there that is damaged or of another optimization is set aside, or refused.
         on_batch: told the number of images just trained on. on_iteration: told of every step that is made now.
-        clock: counts what training, augmentation, compression, validation and checkpoints take.
     """
 
     def __init__(
@@ -75,9 +73,8 @@ class LCOptimizer:
         replaces: bool = True,
         on_batch: Callable[[int], None] | None = None,
         on_iteration: Callable[[Iteration], None] | None = None,
-        clock: Clock | None = None,
     ) -> None:
-        self._device, self._clock = torch.device(device), clock or Clock()
+        self._device = torch.device(device)
         self._network = copy.deepcopy(network).to(self._device).eval()
         self._teacher = None if training.distillation is None else network
         self._project, self._train, self._valid = project, train, valid
@@ -103,32 +100,28 @@ class LCOptimizer:
         """
         self._progress = p = self._checkpoint.load(self._network)
         iterations = Iterations(
-            self._network, self._train, self._training, stream=self._stream, device=self._device, clock=self._clock,
+            self._network, self._train, self._training, stream=self._stream, device=self._device,
             done=p.statistics[-1].iterations if p.statistics else 0, on_batch=self._on_batch, teacher=self._teacher,
         )  # fmt: skip
         for j in progress(range(len(p.statistics), self._settings.steps), "learning and compressing, by step"):
             row = self._step(j, iterations)
             p.statistics.append(row)
             p.mu = self._settings.next_mu(p.mu)
-            with self._clock.part("checkpoints"):
-                self._checkpoint.save(self._network, p)
+            self._checkpoint.save(self._network, p)
             if self._on_iteration is not None:
                 self._on_iteration(row)
         if p.best is None:
             raise TrainingDiverged("the validation loss of every compressed network is NaN. Try a smaller muInit.")
         if self.best is None:  # it was found before an interruption
-            with self._clock.part("compression"):
-                self.best = self._project(_with_state(self._network, p.best))
+            self.best = self._project(_with_state(self._network, p.best))
         return self.best
 
     def _step(self, j: int, iterations: Iterations) -> Iteration:
         started = time.monotonic()
         learnt = self._learn(j, iterations) if j > 0 else None
-        with self._clock.part("compression"):
-            network = self._target()
-            projected = self._project(network)
-        with self._clock.part("validation"):
-            measured = self._validated(projected)
+        network = self._target()
+        projected = self._project(network)
+        measured = self._validated(projected)
         if measured.loss < self._progress.best_loss:
             self._progress.best_loss = measured.loss
             self._progress.best = {n: t.detach().cpu().clone() for n, t in network.state_dict().items()}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError
 from experiment.layers.build import expand
-from experiment.layers.compressible import trace_layers, trace_other_convolutions
+from experiment.layers.compressible import WEIGHT_LAYERS, trace_layers
 from experiment.layers.plan import State
 from experiment.measure import Count
 from experiment.methods.base import Calibration, Compressed, Compressor, Method, Quantity
@@ -96,7 +96,7 @@ class FunctionProjection:
 def condensed_weights(network: nn.Module, example: Tensor) -> dict[str, nn.Parameter]:
     """Layer name -> weight of every convolution and linear layer in use: what compression acts on, without biases."""
     found = {}
-    for name in trace_layers(network, example) | trace_other_convolutions(network, example):
+    for name in trace_layers(network, example, WEIGHT_LAYERS):
         parameters = dict(network.get_submodule(name).named_parameters(recurse=False))
         if "weight" in parameters:
             found[name] = parameters["weight"]

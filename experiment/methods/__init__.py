@@ -1,117 +1,104 @@
-"""The registry of compression methods, torch-free: what a method is lies behind its entry's `target`."""
+"""The registry of compression methods, without torch: an entry's code is imported when `target` is resolved."""
 
 from __future__ import annotations
 
-from experiment.methods import settings as s
+from experiment.methods.filters.settings import (
+    BlocksSettings,
+    FilterSettings,
+    GlobalFiltersSettings,
+    PFPSettings,
+    StructurePruneSettings,
+    ThiNetSettings,
+)
+from experiment.methods.lowrank.settings import (
+    ALDSKSettings,
+    ALDSSettings,
+    KLDSSettings,
+    LRankSettings,
+    MessiSettings,
+    PCASettings,
+    RSVDSettings,
+    SlicedSettings,
+    SVDSettings,
+)
+from experiment.methods.masks.settings import BlockPruneSettings, PruneSettings, SiPPSettings, TorchPruneSettings
+from experiment.methods.settings import (
+    ComposeSettings,
+    FakeSettings,
+    NoSettings,
+    QuantizeSettings,
+    ReferenceSettings,
+)
 from experiment.registry import MethodEntry
+
+ROOT = "experiment.methods"
+LOWRANK, MASKS, FILTERS = f"{ROOT}.lowrank", f"{ROOT}.masks", f"{ROOT}.filters"
 
 METHODS: dict[str, MethodEntry] = {
     entry.label: entry
     for entry in (
-        MethodEntry("Reference", s.ReferenceSettings, "experiment.methods.unchanged:Unchanged", "none"),
-        MethodEntry("Fake", s.FakeSettings, "experiment.methods.unchanged:Unchanged", "none"),
-        MethodEntry("ALDS", s.ALDSSettings, "experiment.methods.lowrank.alds:ALDS", "lowrank"),
-        MethodEntry("ALDS+", s.ALDSPlusSettings, "experiment.methods.lowrank.alds:ALDS", "lowrank"),
+        # label, settings, target, kind, torchprune's names, preset
+        MethodEntry("Reference", ReferenceSettings, f"{ROOT}.unchanged:Unchanged", "none", ("ReferenceNet",)),
+        MethodEntry("Fake", FakeSettings, f"{ROOT}.unchanged:Unchanged", "none", ("FakeNet",)),
+        MethodEntry("ALDS", ALDSSettings, f"{LOWRANK}.alds:ALDS", "lowrank", ("ALDSNet",)),
         MethodEntry(
-            "ALDS (One-shot)", s.ALDSSettings, "experiment.methods.lowrank.alds:ALDS", "lowrank", restarts=True
+            "ALDS+", ALDSSettings, f"{LOWRANK}.alds:ALDS", "lowrank", ("ALDSNetPlus",),
+            {"foldings": (0, 1, 2, 3)},
         ),
-        MethodEntry("ALDS-K", s.ALDSKSettings, "experiment.methods.lowrank.alds:ALDSK", "lowrank"),
-        MethodEntry("ALDS-Error3", s.ALDSError3Settings, "experiment.methods.lowrank.svd:svd_error", "lowrank"),
-        MethodEntry("ALDS-Simple3", s.ALDSSimple3Settings, "experiment.methods.lowrank.svd:svd", "lowrank"),
-        MethodEntry("ALDS-Simple5", s.ALDSSimple5Settings, "experiment.methods.lowrank.svd:svd", "lowrank"),
-        MethodEntry("SVD", s.SVDSettings, "experiment.methods.lowrank.svd:svd", "lowrank"),
-        MethodEntry("SVD-Energy", s.SVDEnergySettings, "experiment.methods.lowrank.svd:svd_energy", "lowrank"),
-        MethodEntry("SVD-Nuclear", s.SVDNuclearSettings, "experiment.methods.lowrank.svd:svd_nuclear", "lowrank"),
-        MethodEntry("SVD-Error", s.SVDErrorSettings, "experiment.methods.lowrank.svd:svd_error", "lowrank"),
-        MethodEntry("KLDS", s.KLDSSettings, "experiment.methods.lowrank.klds:KLDS", "lowrank"),
-        MethodEntry("L-Rank", s.LRankSettings, "experiment.methods.lowrank.svd:l_rank", "lowrank"),
-        MethodEntry("L-Rank-Scheme1", s.LRankScheme1Settings, "experiment.methods.lowrank.svd:l_rank", "lowrank"),
-        MethodEntry("RSVD", s.RSVDSettings, "experiment.methods.lowrank.rsvd:RSVD", "lowrank"),
-        MethodEntry("PCA", s.PCASettings, "experiment.methods.lowrank.pca:PCA", "lowrank"),
-        MethodEntry("Messi3", s.Messi3Settings, "experiment.methods.lowrank.messi:Messi", "lowrank"),
-        MethodEntry("Messi5", s.Messi5Settings, "experiment.methods.lowrank.messi:Messi", "lowrank"),
-        MethodEntry("WT", s.WTSettings, "experiment.methods.masks.magnitude:wt", "weight"),
-        MethodEntry("WT (layer)", s.WTLayerSettings, "experiment.methods.masks.magnitude:wt_layer", "weight"),
-        MethodEntry("Random", s.RandomSettings, "experiment.methods.masks.magnitude:random_weights", "weight"),
+        MethodEntry("ALDS (One-shot)", ALDSSettings, f"{LOWRANK}.alds:ALDS", "lowrank", ("ALDSNetOne",), restarts=True),
+        MethodEntry("ALDS-K", ALDSKSettings, f"{LOWRANK}.alds:ALDSK", "lowrank", ("ALDSNetOptK",)),
         MethodEntry(
-            "Random (layer)", s.RandomLayerSettings, "experiment.methods.masks.magnitude:random_layer", "weight"
+            "ALDS-Error3", SVDSettings, f"{LOWRANK}.svd:svd_error", "lowrank", ("ALDSNetErrorOnly",),
+            {"groups": 3},
         ),
-        MethodEntry("SNIP", s.SNIPSettings, "experiment.methods.masks.snip:snip", "weight"),
-        MethodEntry("Uniform", s.UniformSettings, "experiment.methods.masks.uniform:uniform", "weight"),
-        MethodEntry("l1", s.L1Settings, "experiment.methods.masks.uniform:l1", "weight"),
-        MethodEntry("l2", s.L2Settings, "experiment.methods.masks.uniform:l2", "weight"),
-        MethodEntry("(l1+l2)/2", s.L1L2Settings, "experiment.methods.masks.uniform:l1_l2", "weight"),
-        MethodEntry("SiPP", s.SiPPSettings, "experiment.methods.masks.sipp:sipp", "weight"),
-        MethodEntry("SiPPRand", s.SiPPSettings, "experiment.methods.masks.sipp:sipp_rand", "weight"),
-        MethodEntry("SiPPHybrid", s.SiPPSettings, "experiment.methods.masks.sipp:sipp_hybrid", "weight"),
-        MethodEntry("TorchPrune", s.TorchPruneSettings, "experiment.methods.masks.torch_prune:torch_prune", "weight"),
-        MethodEntry("FT", s.FTSettings, "experiment.methods.filters.ft:ft", "filter"),
-        MethodEntry("SoftNet", s.SoftNetSettings, "experiment.methods.filters.ft:soft_net", "filter"),
+        MethodEntry("ALDS-Simple3", SVDSettings, f"{LOWRANK}.svd:svd", "lowrank", ("ALDSNetSimple",), {"groups": 3}),
+        MethodEntry("ALDS-Simple5", SVDSettings, f"{LOWRANK}.svd:svd", "lowrank", ("ALDSNetSimple5",), {"groups": 5}),
+        MethodEntry("SVD", SVDSettings, f"{LOWRANK}.svd:svd", "lowrank", ("SVDNet",)),
+        MethodEntry("SVD-Energy", SVDSettings, f"{LOWRANK}.svd:svd_energy", "lowrank", ("SVDFrobeniusNet",)),
+        MethodEntry("SVD-Nuclear", SlicedSettings, f"{LOWRANK}.svd:svd_nuclear", "lowrank", ("SVDNuclearNet",)),
+        MethodEntry("SVD-Error", SVDSettings, f"{LOWRANK}.svd:svd_error", "lowrank", ("SVDErrorNet",)),
+        MethodEntry("KLDS", KLDSSettings, f"{LOWRANK}.klds:KLDS", "lowrank"),
+        MethodEntry("L-Rank", LRankSettings, f"{LOWRANK}.svd:l_rank", "lowrank", ("LearnedRankNetScheme0",)),
         MethodEntry(
-            "Uniform Filters", s.UniformFiltersSettings, "experiment.methods.filters.ft:uniform_filters", "filter"
+            "L-Rank-Scheme1", LRankSettings, f"{LOWRANK}.svd:l_rank", "lowrank", ("LearnedRankNet",),
+            {"folding": 1},
         ),
-        MethodEntry("ThiNet", s.ThiNetSettings, "experiment.methods.filters.thinet:thinet", "filter"),
-        MethodEntry("PFP", s.PFPSettings, "experiment.methods.filters.pfp:pfp", "filter"),
-        MethodEntry("PFP (rand)", s.PFPSettings, "experiment.methods.filters.pfp:pfp_rand", "filter"),
-        MethodEntry("PFP (partial)", s.PFPSettings, "experiment.methods.filters.pfp:pfp_partial", "filter"),
-        MethodEntry(
-            "Global Filters",
-            s.GlobalFiltersSettings,
-            "experiment.methods.filters.global_ranking:global_filters",
-            "filter",
-        ),
-        MethodEntry("Blocks", s.BlocksSettings, "experiment.methods.filters.blocks:Blocks", "filter"),
-        MethodEntry("Prune", s.PruneSettings, "experiment.methods.masks.condensa:prune", "weight"),
-        MethodEntry("BlockPrune", s.BlockPruneSettings, "experiment.methods.masks.condensa:block_prune", "weight"),
-        MethodEntry(
-            "NeuronPrune", s.StructurePruneSettings, "experiment.methods.filters.condensa:neuron_prune", "filter"
-        ),
-        MethodEntry(
-            "FilterPrune", s.StructurePruneSettings, "experiment.methods.filters.condensa:filter_prune", "filter"
-        ),
-        MethodEntry(
-            "StructurePrune", s.StructurePruneSettings, "experiment.methods.filters.condensa:structure_prune", "filter"
-        ),
-        MethodEntry("Compose", s.ComposeSettings, "experiment.methods.compose:compose", "compose"),
-        MethodEntry("Slimming", s.SlimmingSettings, "experiment.methods.filters.global_ranking:slimming", "filter"),
-        MethodEntry("Quantize", s.QuantizeSettings, "experiment.methods.quantize:Quantize", "quantization"),
+        MethodEntry("RSVD", RSVDSettings, f"{LOWRANK}.rsvd:RSVD", "lowrank"),
+        MethodEntry("PCA", PCASettings, f"{LOWRANK}.pca:PCA", "lowrank", ("PCANet",)),
+        MethodEntry("Messi3", MessiSettings, f"{LOWRANK}.messi:Messi", "lowrank", ("MessiNet",)),
+        MethodEntry("Messi5", MessiSettings, f"{LOWRANK}.messi:Messi", "lowrank", ("MessiNet5",), {"groups": 5}),
+        MethodEntry("WT", NoSettings, f"{MASKS}.magnitude:wt", "weight", ("ThresNet",)),
+        MethodEntry("WT (layer)", NoSettings, f"{MASKS}.magnitude:wt_layer", "weight"),
+        MethodEntry("Random", NoSettings, f"{MASKS}.magnitude:random_weights", "weight"),
+        MethodEntry("Random (layer)", NoSettings, f"{MASKS}.magnitude:random_layer", "weight"),
+        MethodEntry("SNIP", NoSettings, f"{MASKS}.snip:snip", "weight", ("SnipNet",)),
+        MethodEntry("Uniform", NoSettings, f"{MASKS}.uniform:uniform", "weight", ("UniNet",)),
+        MethodEntry("l1", NoSettings, f"{MASKS}.uniform:l1", "weight", ("EllOneNet",)),
+        MethodEntry("l2", NoSettings, f"{MASKS}.uniform:l2", "weight", ("EllTwoNet",)),
+        MethodEntry("(l1+l2)/2", NoSettings, f"{MASKS}.uniform:l1_l2", "weight", ("EllOneAndTwoNet",)),
+        MethodEntry("SiPP", SiPPSettings, f"{MASKS}.sipp:sipp", "weight", ("SiPPNet",)),
+        MethodEntry("SiPPRand", SiPPSettings, f"{MASKS}.sipp:sipp_rand", "weight", ("SiPPNetRand",)),
+        MethodEntry("SiPPHybrid", SiPPSettings, f"{MASKS}.sipp:sipp_hybrid", "weight", ("SiPPNetHybrid",)),
+        MethodEntry("TorchPrune", TorchPruneSettings, f"{MASKS}.torch_prune:torch_prune", "weight"),
+        MethodEntry("FT", FilterSettings, f"{FILTERS}.ft:ft", "filter", ("FilterThresNet",)),
+        MethodEntry("SoftNet", FilterSettings, f"{FILTERS}.ft:soft_net", "filter", ("SoftNet",)),
+        MethodEntry("Uniform Filters", FilterSettings, f"{FILTERS}.ft:uniform_filters", "filter", ("FilterUniNet",)),
+        MethodEntry("ThiNet", ThiNetSettings, f"{FILTERS}.thinet:thinet", "filter", ("ThiNet",)),
+        MethodEntry("PFP", PFPSettings, f"{FILTERS}.pfp:pfp", "filter", ("PFPNet",)),
+        MethodEntry("PFP (rand)", PFPSettings, f"{FILTERS}.pfp:pfp_rand", "filter", ("PFPNetRand",)),
+        MethodEntry("PFP (partial)", PFPSettings, f"{FILTERS}.pfp:pfp_partial", "filter", ("PFPNetTop",)),
+        MethodEntry("Global Filters", GlobalFiltersSettings, f"{FILTERS}.global_ranking:global_filters", "filter"),
+        MethodEntry("Blocks", BlocksSettings, f"{FILTERS}.blocks:Blocks", "filter"),
+        MethodEntry("Prune", PruneSettings, f"{MASKS}.condensa:prune", "weight"),
+        MethodEntry("BlockPrune", BlockPruneSettings, f"{MASKS}.condensa:block_prune", "weight"),
+        MethodEntry("NeuronPrune", StructurePruneSettings, f"{FILTERS}.condensa:neuron_prune", "filter"),
+        MethodEntry("FilterPrune", StructurePruneSettings, f"{FILTERS}.condensa:filter_prune", "filter"),
+        MethodEntry("StructurePrune", StructurePruneSettings, f"{FILTERS}.condensa:structure_prune", "filter"),
+        MethodEntry("Compose", ComposeSettings, f"{ROOT}.compose:compose", "compose"),
+        MethodEntry("Slimming", FilterSettings, f"{FILTERS}.global_ranking:slimming", "filter"),
+        MethodEntry("Quantize", QuantizeSettings, f"{ROOT}.quantize:Quantize", "quantization"),
     )
-}
+}  # fmt: skip
 
-# torchprune's class names -> the labels of the papers. A label that METHODS does not have is known but not available.
-TORCHPRUNE_NAMES: dict[str, str] = {
-    "ReferenceNet": "Reference",
-    "FakeNet": "Fake",
-    "ALDSNet": "ALDS",
-    "ALDSNetPlus": "ALDS+",
-    "ALDSNetOptK": "ALDS-K",
-    "ALDSNetErrorOnly": "ALDS-Error3",
-    "ALDSNetSimple": "ALDS-Simple3",
-    "ALDSNetSimple5": "ALDS-Simple5",
-    "ALDSNetOne": "ALDS (One-shot)",
-    "PCANet": "PCA",
-    "SVDNet": "SVD",
-    "SVDErrorNet": "SVD-Error",
-    "SVDFrobeniusNet": "SVD-Energy",
-    "SVDNuclearNet": "SVD-Nuclear",
-    "LearnedRankNet": "L-Rank-Scheme1",
-    "LearnedRankNetScheme0": "L-Rank",
-    "MessiNet": "Messi3",
-    "MessiNet5": "Messi5",
-    "FilterThresNet": "FT",
-    "SoftNet": "SoftNet",
-    "FilterUniNet": "Uniform Filters",
-    "ThiNet": "ThiNet",
-    "PFPNet": "PFP",
-    "PFPNetRand": "PFP (rand)",
-    "PFPNetTop": "PFP (partial)",
-    "ThresNet": "WT",
-    "UniNet": "Uniform",
-    "SnipNet": "SNIP",
-    "SiPPNet": "SiPP",
-    "SiPPNetRand": "SiPPRand",
-    "SiPPNetHybrid": "SiPPHybrid",
-    "EllOneNet": "l1",
-    "EllTwoNet": "l2",
-    "EllOneAndTwoNet": "(l1+l2)/2",
-}
+# torchprune's class names -> labels
+TORCHPRUNE_NAMES = {alias: entry.label for entry in METHODS.values() for alias in entry.aliases}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from experiment.errors import InfeasibleBudget
@@ -31,29 +32,47 @@ def largest_share(
     Raises: InfeasibleBudget: one channel a group is already more than the budget.
     """
     ladders = [ladder(n, round_to) if may else [n] for n, may in zip(alive, free, strict=True)]
-    check_smallest(size([rungs[0] for rungs in ladders]), budget)
     steps = sorted(
         ((rungs[k - 1] + rungs[k]) / (2 * n), group)
         for group, (n, rungs) in enumerate(zip(alive, ladders, strict=True))
         for k in range(1, len(rungs))
     )
-
-    def after(num_steps: int) -> list[int]:
-        taken = [0] * len(ladders)
-        for _, group in steps[:num_steps]:
-            taken[group] += 1
-        return [rungs[k] for rungs, k in zip(ladders, taken, strict=True)]
-
-    fits = longest(len(steps), lambda num_steps: size(after(num_steps)) <= budget.limit)
-    counts = after(fits)
-    for share, group in steps[fits + 1 :]:
-        if share != steps[fits][0]:
+    growing = [group for _, group in steps]
+    num_steps = affordable_steps(ladders, growing, size, budget)
+    counts = counts_after(ladders, growing[:num_steps])
+    for share, group in steps[num_steps + 1 :]:
+        if share != steps[num_steps][0]:
             break
         before = counts[group]
         counts[group] = ladders[group][ladders[group].index(before) + 1]
         if size(counts) > budget.limit:
             counts[group] = before
     return counts
+
+
+def ladder(n: int, round_to: int) -> list[int]:
+    """The counts that a group of n channels may have, rising; the last one is n."""
+    return [*range(min(round_to, n), n, round_to), n] if n else [0]
+
+
+def counts_after(ladders: Sequence[Sequence[int]], growing: Sequence[int]) -> list[int]:
+    """The counts after these groups, one after the other, have each taken a step on their ladder."""
+    taken = Counter(growing)
+    return [rungs[taken[group]] for group, rungs in enumerate(ladders)]
+
+
+def affordable_steps(
+    ladders: Sequence[Sequence[int]], growing: Sequence[int], size: Callable[[list[int]], int], budget: Budget
+) -> int:
+    """How many of these steps, in their order, the budget allows.
+
+    Args:
+        growing: the group that takes each step.
+        size: the network's size for given counts, in the budget's quantity; never falling in any count.
+    Raises: InfeasibleBudget: the smallest network is already more than the budget.
+    """
+    check_smallest(size(counts_after(ladders, ())), budget)
+    return longest(len(growing), lambda num_steps: size(counts_after(ladders, growing[:num_steps])) <= budget.limit)
 
 
 def check_smallest(smallest: int, budget: Budget) -> None:
@@ -71,8 +90,3 @@ def longest(number: int, fits: Callable[[int], bool]) -> int:
         middle = (known + too_many) // 2
         known, too_many = (middle, too_many) if fits(middle) else (known, middle)
     return known
-
-
-def ladder(n: int, round_to: int) -> list[int]:
-    """The counts that a group of n channels may have, rising; the last one is n."""
-    return [*range(min(round_to, n), n, round_to), n] if n else [0]

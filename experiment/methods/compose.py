@@ -20,8 +20,7 @@ from experiment.layers.plan import Detail, Plan, State
 from experiment.measure import count
 from experiment.methods.base import Budget, Calibration, Method, make_method
 from experiment.methods.budget_search import check_smallest
-from experiment.methods.chain import takers_of
-from experiment.methods.configure import composition_faults, stages_of
+from experiment.methods.configure import configure_schemes, takers_of
 from experiment.methods.settings import ComposeSettings
 from experiment.random_streams import generator as stream
 
@@ -149,15 +148,15 @@ def compose(settings: ComposeSettings) -> Compose:
     Differs: every scheme plans relative to the original network: densities are shares of all its units.
     Raises: ConfigError: a scheme is not known or its settings are wrong, or they cannot follow each other.
     """
-    if faults := list(composition_faults(settings)):
+    schemes, faults = configure_schemes(settings)
+    if faults:
         raise ConfigError([text for _, text in faults])
-    stages = stages_of(settings)
-    methods = [make_method(stage.entry, stage.settings) for stage in stages]
+    methods = [make_method(scheme.entry, scheme.settings) for scheme in schemes]
     last = methods[-1]
     finisher = last if len(methods) > 1 and isinstance(last, Finisher) else None
     if finisher is not None:
-        methods, stages = methods[:-1], stages[:-1]
-    takers = takers_of(stages)
+        methods, schemes = methods[:-1], schemes[:-1]
+    takers = takers_of(schemes)
     return Compose(tuple(methods), takers[0] if takers else None, finisher)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError, ConfigError, ExperimentError, described, raised_at
-from experiment.layers.compressible import evaluating
+from experiment.layers.forward_pass import evaluating
 from experiment.layers.prepare_network import check_kind, computed_weights, unwrapped
 from experiment.networks import NETWORKS
 from experiment.networks.factored import NAMES, Factoring, factor, make_factoring

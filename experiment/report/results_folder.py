@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiment.errors import ConfigError, Damaged, StoreError, described
-from experiment.files import RUN_AGAIN, read_json
-from experiment.run.disk.tables import read_table
+from experiment.files import RUN_AGAIN, read_json, read_table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -143,23 +142,23 @@ def read_cells(folder: Path, cells: DataFrame, file: str, columns: Sequence[str]
     import pandas as pd
     from pandas.api.types import is_numeric_dtype
 
-    from experiment.run.disk.integrity import left_out, whole_file_of
+    from experiment.run.disk.manifest import intact_file, warn_of_damage
     from experiment.run.disk.store import Store  # only here: it brings the schema of parameter files with it
 
     frames = []
     carried = ["variant", "method", "label", "net", "repetition", "keep_target"]
-    folders = Store(folder).index()
+    folders = Store(folder).cell_folders()
     for row in cells[[*carried, "cell"]].to_dict("records"):
         place = folders.get(str(row["cell"]))
-        path = None if place is None else whole_file_of(place, file)
+        path = None if place is None else intact_file(place, file)
         if path is not None:
             try:
                 frame = pd.read_csv(path, usecols=lambda name: name in columns)
             except (ValueError, OSError):  # pandas' parser errors are ValueErrors
-                left_out(path)
+                warn_of_damage(path)
                 continue
             if any(name != "layer" and not is_numeric_dtype(frame[name]) for name in frame):
-                left_out(path)
+                warn_of_damage(path)
             elif len(frame):
                 frames.append(frame.assign(**{name: row[name] for name in carried}))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=carried)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from experiment.config import ParameterFile, Parameters, Variant
 from experiment.datasets.transforms import check_transforms
 from experiment.errors import ConfigError, DataError, ExperimentError, StoreError
+from experiment.layers.forward_pass import Call, observing
 from experiment.layers.plan import State
 from experiment.measure import count, example_input
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
-from experiment.methods.configure import is_fixed_size, make_settings, stages_of
-from experiment.methods.find import find_method
-from experiment.methods.settings import ComposeSettings, StructurePruneSettings
+from experiment.methods.configure import configure
+from experiment.methods.filters.settings import StructurePruneSettings
 from experiment.random_streams import seeded
 from experiment.run.cell.data import Data, transforms_of
 from experiment.run.cell.reference import new_network, penalty_spec, train_settings
-from experiment.run.disk.foreign_weights import load_given
+from experiment.run.disk.load_weights import load_given
 from experiment.run.disk.store import Directories
 from experiment.run.grid.data_facts import DataFacts, merged
 from experiment.run.grid.plan import ExperimentPlan, Machine
@@ -126,26 +126,19 @@ def _check_batch_norm(file: ParameterFile, p: Parameters, network: nn.Module, ex
     if not alone:
         return
 
-    def look(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def raise_if_alone(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if module.training and inputs[0].numel() == inputs[0].shape[1]:
-                raise _OneValue(name)
+    def raise_if_alone(call: Call) -> None:
+        if call.module.training and call.input.numel() == call.input.shape[1]:
+            raise _OneValue(call.name)
 
-        return raise_if_alone
-
-    norms = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    handles = [module.register_forward_pre_hook(look(name)) for name, module in norms]
+    norms = {n: m for n, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
     try:
-        with torch.no_grad(), seeded("check"):
+        with torch.no_grad(), seeded("check"), observing(norms, before=raise_if_alone):
             network.train()(example[:1])
     except _OneValue as found:
         yield (
             f"{file.where(alone[0], 'batchSize')}: {alone[0]}.batchSize: '{found}' is a BatchNorm with one value a "
             "channel and input: it cannot train on batches of 1. Use a batchSize of at least 2."
         )
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _OneValue(Exception):
@@ -184,20 +177,20 @@ def _check_patterns(file: ParameterFile, p: Parameters, network: nn.Module) -> I
 def _check_own_sizes(file: ParameterFile, p: Parameters, network: nn.Module, example: Tensor) -> Iterator[str]:
     """Whether methods with a size of their own, which need no data to choose, can be applied to such a network."""
     for i, ref in enumerate(p.experiments.methods):
-        entry = find_method(ref.name)
-        if isinstance(entry, str) or entry not in METHODS.values():
+        spec = configure(ref.name, ref.settings)
+        if spec.entry not in METHODS.values():
             continue
-        settings = make_settings(entry, ref.settings)
-        if isinstance(settings, ComposeSettings):  # what comes after the first scheme starts from what that one leaves
-            first = stages_of(settings)[0]
-            entry, settings = first.entry, first.settings
-        if not is_fixed_size(settings):
+        spec = spec.schemes[0] if spec.schemes else spec  # the other schemes start from what the first one leaves
+        settings = spec.settings
+        if not spec.fixed_size:
             continue
         if isinstance(settings, StructurePruneSettings):
             settings = replace(settings, fold="none", refit=False)
         try:
             state = State(network.eval(), example)
-            Compressor(make_method(entry, settings), state, count(network, example), None, torch.Generator()).plan(1.0)
+            Compressor(make_method(spec.entry, settings), state, count(network, example), None, torch.Generator()).plan(
+                1.0
+            )
         except ExperimentError as error:
             yield f"{file.where('experiments', 'methods', i)}: experiments.methods[{i}]: {error}"
 

@@ -12,20 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from experiment.clock import Clock
 from experiment.errors import ConfigError, StoreError
 from experiment.escaping import json_text
 from experiment.escaping import say as say_line
 from experiment.files import read_json, write_whole
-from experiment.run.cell.events import CellDone, Event, Timed
+from experiment.run.cell.events import CellDone, Event
 from experiment.run.disk.parameters_file import write_parameters
+from experiment.run.disk.results_table import write_results_table
 from experiment.run.disk.store import TRACEBACK, Directories, Store
 from experiment.run.grid.data_facts import remember_data
 from experiment.run.grid.plan import ExperimentPlan, Machine
 from experiment.run.grid.resources import Resources, resources_of
 from experiment.run.machine import describe_environment, usable_cores, visible_gpus
 from experiment.run.measure_deployed import measure_deployed
-from experiment.run.timing import Timing
 from experiment.run.workers.pool import Listener, run_serially
 from experiment.run.workers.processes import Processes
 from experiment.run.workers.progress_bar import Show
@@ -82,16 +81,11 @@ def run_session(
     options: Options,
     write_report: Callable[[Path], Report],
     say: Callable[[str], None],
-    clock: Clock,
 ) -> int:
     """Do what is left to do of every experiment, and leave table and report of each; returns the exit status.
 
-    Args:
-        clock: made when the command began; has counted the parts of it until here.
-
     Raises: ConfigError: something that no cell could survive is wrong (an unknown name, missing data).
     """
-    timing = Timing(clock)
     stores = [Store(place.results / plan.name) for plan, place in zip(plans, directories, strict=True)]
     results = [store.results(plan.computed) for plan, store in zip(plans, stores, strict=True)]
     work = [
@@ -100,29 +94,21 @@ def run_session(
         for w in open_work(i, plan, found, retry_failed=options.retry_failed, share=options.share)
     ]
     if work:
-        _compute(plans, stores, directories, work, options, timing)
+        _compute(plans, stores, directories, work, options)
     undone = False
     for i, (plan, store) in enumerate(zip(plans, stores, strict=True)):
         write_parameters(store.folder, plan.file, store.lock_file("parameters"))
         _remember_data(plan, store)
         if not _is_json(store.folder / ENVIRONMENT):  # or no report can be written, and nothing else would mend it
             _describe(plan, store, 1)
-        with clock.part("tables and plots"):
-            found = store.write_table(plan)
-        with clock.part("measuring"):
-            hear = _note if options.verbosity >= 0 else _silent
-            last = options.share is None or not open_work(i, plan, found, retry_failed=False, share=None)
-            if last and measure_deployed(plan, store, found, hear):  # what is measured is compared: all on one machine
-                found = store.write_table(plan)
-        with clock.part("tables and plots"):
-            report = write_report(store.folder)
+        found = write_results_table(store, plan)
+        hear = _note if options.verbosity >= 0 else _silent
+        last = options.share is None or not open_work(i, plan, found, retry_failed=False, share=None)
+        if last and measure_deployed(plan, store, found, hear):  # what is measured is compared: all on one machine
+            found = write_results_table(store, plan)
+        report = write_report(store.folder)
         _tell(plan, found, store.folder / "results.csv", report, say, debug=options.debug)
         undone = undone or bool(open_work(i, plan, found, retry_failed=True, share=options.share))
-    if work:
-        for i in {item.experiment for item in work}:
-            timing.write(stores[i].folder)
-        if options.verbosity >= 0:
-            say(f"time: {timing}")
     return 1 if undone else 0
 
 
@@ -132,7 +118,6 @@ def _compute(
     directories: Sequence[Directories],
     work: list[Work],
     options: Options,
-    timing: Timing,
 ) -> None:
     machine = plans[0].machine
     touched = sorted({item.experiment for item in work})
@@ -149,12 +134,11 @@ def _compute(
     serial = (options.executor or ("processes" if workers and workers > 1 else "serial")) == "serial"
     with contextlib.ExitStack() as hired:
         pool = None if serial or workers is None else hired.enter_context(Processes(setup, workers))
-        with timing.clock.part("start-up"):
-            from experiment.run.preflight import look_before_running  # torch comes with it: only if there is work
+        from experiment.run.preflight import look_before_running  # torch comes with it: only if there is work
 
-            looks = {i: look_before_running(plans[i], directories[i], machine) for i in touched}
-            problems = [p for look in looks.values() for p in look.problems]
-            problems = problems or [p for i in touched for p in _changed_data(plans[i])]
+        looks = {i: look_before_running(plans[i], directories[i], machine) for i in touched}
+        problems = [p for look in looks.values() for p in look.problems]
+        problems = problems or [p for i in touched for p in _changed_data(plans[i])]
         if problems:
             raise ConfigError(problems)
         for i in touched:
@@ -167,23 +151,22 @@ def _compute(
             for line in _announcement(work, workers, setup):
                 _note(line)
         show = Show(sum(item.units for item in work), sum(len(item.cells) for item in work), options.verbosity)
-        listen = _listener(show, _Tables(plans, stores, timing.clock), timing, workers)
+        listen = _listener(show, _Tables(plans, stores))
         try:
             if serial:
-                run_serially(Queue(work), setup, listen, timing.clock)
+                run_serially(Queue(work), setup, listen)
             else:
-                _run_by_others(Queue(work), setup, pool, options, listen, show, timing)
+                _run_by_others(Queue(work), setup, pool, options, listen, show)
         finally:
             show.close()
             for i in touched:
-                stores[i].write_table(plans[i])
+                write_results_table(stores[i], plans[i])
 
 
 def _run_by_others(
-    queue: Queue, setup: Setup, pool: Processes | None, options: Options, listen: Listener, show: Show, timing: Timing
+    queue: Queue, setup: Setup, pool: Processes | None, options: Options, listen: Listener, show: Show
 ) -> None:
     """Have the work done by worker processes, or by a cluster."""
-    timing.hire(None if pool is None else pool.size)
     if pool is not None:
         pool.run(queue, listen)
     else:
@@ -196,14 +179,10 @@ def _run_by_others(
 
         most = None if options.share is not None else options.workers
         run_on_ray(queue, setup, listen, show.say if options.verbosity >= 0 else _silent, most=most)
-    timing.dismiss()
 
 
-def _listener(show: Show, tables: _Tables, timing: Timing, workers: int | None) -> Listener:
+def _listener(show: Show, tables: _Tables) -> Listener:
     def listen(item: Work, event: Event) -> None:
-        if isinstance(event, Timed):
-            timing.add(event.seconds, workers or 1)
-            return
         show(item, event)
         if isinstance(event, CellDone):
             tables.renew(item.experiment)
@@ -214,8 +193,8 @@ def _listener(show: Show, tables: _Tables, timing: Timing, workers: int | None) 
 class _Tables:
     """The tables of the experiments, rewritten now and then while cells finish."""
 
-    def __init__(self, plans: Sequence[ExperimentPlan], stores: Sequence[Store], clock: Clock) -> None:
-        self._plans, self._stores, self._clock = plans, stores, clock
+    def __init__(self, plans: Sequence[ExperimentPlan], stores: Sequence[Store]) -> None:
+        self._plans, self._stores = plans, stores
         self._due = time.monotonic() + SECONDS_BETWEEN_TABLES
 
     def renew(self, experiment: int) -> None:
@@ -223,8 +202,7 @@ class _Tables:
         started = time.monotonic()
         if started < self._due:
             return
-        with self._clock.part("tables and plots"):
-            self._stores[experiment].write_table(self._plans[experiment])
+        write_results_table(self._stores[experiment], self._plans[experiment])
         ended = time.monotonic()
         self._due = ended + max(SECONDS_BETWEEN_TABLES, TABLES_ASIDE * (ended - started))
 
@@ -287,7 +265,7 @@ def _tell(
     say(f"{plan.name}: " + ", ".join(f"{number} {name}" for name, number in sorted(status.items())) + " cells")
     if without := _without_ranks(plan, found, Store(table.parent)):
         say(f"  {_plural(without, 'cell')} without ranks.csv: computed before measure: [rank] was asked for, and kept")
-    tracebacks = Store(table.parent).index() if status["failed"] else {}
+    tracebacks = Store(table.parent).cell_folders() if status["failed"] else {}
     for cell in plan.cells:
         if found.get(cell.key, {}).get("status") == "failed":
             say(f"  failed: {cell.label} net {cell.net} {cell.size}: {found[cell.key].get('error')}")
@@ -313,7 +291,7 @@ def _without_ranks(plan: ExperimentPlan, found: Results, store: Store) -> int:
     """How many finished cells have no ranks although the file asks for them."""
     asking = {v.name for v in plan.file.variants if "rank" in v.parameters.experiments.measure}
     done = [c for c in plan.cells if c.variant in asking and found.get(c.key, {}).get("status") == "done"]
-    folders = store.index() if done else {}
+    folders = store.cell_folders() if done else {}
     return sum(not (folders[cell.key] / "ranks.csv").is_file() for cell in done if cell.key in folders)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from experiment.datasets.image_data import Images
 from experiment.errors import ConfigError, DataError
-from experiment.layers.compressible import evaluating
+from experiment.layers.forward_pass import evaluating
 from experiment.training.distributed import ALONE, Team
 from experiment.training.factories import loss_weight, make_loss, mean_loss, summed
 from experiment.training.settings import Precision

@@ -9,7 +9,6 @@ from itertools import islice
 import torch
 from torch import nn
 
-from experiment.clock import Clock
 from experiment.datasets.image_data import Batch, Images, count_batches
 from experiment.errors import DataError
 from experiment.progress import progress
@@ -66,13 +65,12 @@ class Iterations:
         *,
         stream: tuple[Part, ...],
         device: torch.device,
-        clock: Clock,
         done: int = 0,
         on_batch: Callable[[int], None] | None = None,
         teacher: nn.Module | None = None,
     ) -> None:
         self._network, self._data, self._settings, self._stream = network, data, settings, stream
-        self._device, self._clock, self._on_batch = device, clock, on_batch
+        self._device, self._on_batch = device, on_batch
         self._model = compiled(network, settings)
         self._penalties = make_penalties(network, settings.penalties)
         self._teacher = None if teacher is None else make_teacher(teacher, settings, device, ALONE)
@@ -92,7 +90,7 @@ class Iterations:
         """
         with reproducible(self._device), memory_format(self._network, settings.channels_last):
             trainer = self._trainer(settings, adjust_gradients)
-            with self._clock.part("training"), seeded(*self._stream, "iteration", self.done, device=self._device):
+            with seeded(*self._stream, "iteration", self.done, device=self._device):
                 self._network.train()
                 stretch = self._steps(trainer, count)
         require_finite_weights(self._network)
@@ -108,7 +106,6 @@ class Iterations:
             scaler=torch.amp.GradScaler(self._device.type, enabled=settings.precision == "fp16"),
             settings=settings,
             device=self._device,
-            clock=self._clock,
             team=ALONE,
             model=self._model,
             adjust_gradients=adjust_gradients,
@@ -122,8 +119,7 @@ class Iterations:
         images, rate = 0, t.schedule.learning_rate
         for i in progress(range(count), "learning, by batch"):
             epoch = self.done // self.per_epoch
-            with self._clock.part("augmentation"):
-                x, y = self._next()
+            x, y = self._next()
             rate = t.schedule.learning_rate
             value, logits, y = step(t, x, y, len(y))
             weight = loss_weight(t.loss, y)

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from experiment.clock import Clock
 from experiment.datasets.image_data import Images, count_batches
 from experiment.errors import ConfigError, DataError, TrainingDiverged
 from experiment.random_streams import Part, seeded
@@ -58,7 +57,6 @@ def train(
     on_batch: Callable[[int], None] | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     measure: Callable[[int], None] | None = None,
-    clock: Clock | None = None,
     team: Team = ALONE,
     adjust_gradients: Callable[[], None] | None = None,
     teacher: nn.Module | None = None,
@@ -76,7 +74,6 @@ def train(
         on_batch: told the number of images just trained on. on_epoch: told every epoch that is run now.
         measure: told after every epoch how many have been run, before the checkpoint that counts it: what it writes to
             a file is never behind that, though epochs may be measured again after an interruption.
-        clock: counts what training, augmentation, validation and checkpoints take.
         team: the processes that train this network together. All call this with a network of the same structure, whose
             weights the first one gives, and the same data and settings; files and callbacks are the first one's alone.
         adjust_gradients: called in every step between the backward pass and the optimizer, to add terms that are no
@@ -89,7 +86,7 @@ def train(
         TrainingDiverged: the loss or the weights became NaN or infinite.
         ConfigError: the settings are wrong. DataError: too few images.
     """
-    device, clock = torch.device(device), clock or Clock()
+    device = torch.device(device)
     network.to(device)
     if (settings.distillation is None) != (teacher is None):
         raise ConfigError("distillation: needs a teacher, and a teacher needs it. Give both or none of them.")
@@ -108,7 +105,7 @@ def train(
             progress = saved.restore(team.first_state(saved.state(progress), device))
         schedule = Schedule(settings, steps_per_epoch, [record.valid_loss for record in progress.records])
         trainer = Trainer(
-            network, optimizer, schedule, loss, scaler, settings, device, clock, team, compiled(model, settings),
+            network, optimizer, schedule, loss, scaler, settings, device, team, compiled(model, settings),
             adjust_gradients, make_penalties(network, settings.penalties),
             None if teacher is None else make_teacher(teacher, settings, device, team),
         )  # fmt: skip
@@ -120,8 +117,7 @@ def train(
             _keep_best(progress, network, settings)
             if measure is not None:
                 measure(len(progress.records))
-            with clock.part("checkpoints"):
-                saved.save(progress, last=epoch == last - 1)
+            saved.save(progress, last=epoch == last - 1)
             if on_epoch is not None:
                 on_epoch(record)
         _save_rewind(network, last, rewind_to)
@@ -147,9 +143,9 @@ def _run_epoch(
     images, rate = 0, 0.0
     t.network.train()
     batch_size, channels_last = t.settings.batch_size, t.settings.channels_last
-    with t.clock.part("training"), seeded(*t.team.own(stream), device=t.device):  # dropout has no generator of its own
+    with seeded(*t.team.own(stream), device=t.device):  # dropout has no generator of its own
         batches = data.batches(batch_size, stream=stream, channels_last=channels_last, share=t.team.share)
-        for i, (x, part) in enumerate(t.clock.over("augmentation", batches)):
+        for i, (x, part) in enumerate(batches):
             rate = t.schedule.learning_rate
             value, logits, y = step(t, x, part, min(batch_size, len(data) - i * batch_size))
             weight = loss_weight(t.loss, y)
@@ -178,11 +174,10 @@ def _run_epoch(
 
 
 def _validate(t: Trainer, valid: Images) -> Metrics:
-    with t.clock.part("validation"):
-        return evaluate(
-            t.network, valid, loss=t.settings.loss, loss_kwargs=t.settings.loss_kwargs, device=t.device,
-            precision=t.settings.precision, channels_last=t.settings.channels_last, team=t.team,
-        )  # fmt: skip
+    return evaluate(
+        t.network, valid, loss=t.settings.loss, loss_kwargs=t.settings.loss_kwargs, device=t.device,
+        precision=t.settings.precision, channels_last=t.settings.channels_last, team=t.team,
+    )  # fmt: skip
 
 
 def _count_steps(data: Images, settings: TrainSettings, valid: Images | None, team: Team) -> int:

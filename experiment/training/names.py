@@ -1,4 +1,4 @@
-"""The optimizers, schedulers, losses and metrics that a parameter file may name, torch-free."""
+"""The optimizers, schedulers and losses that a parameter file may name, torch-free."""
 
 from __future__ import annotations
 
@@ -34,8 +34,6 @@ SCHEDULERS: tuple[str, ...] = (
 )
 
 LOSSES: tuple[str, ...] = ("CrossEntropyLoss", "MultiMarginLoss", "NLLLoss")
-
-METRICS: tuple[str, ...] = ("TopK",)
 
 # What torch has and a parameter file cannot use, with the reason.
 REFUSED: dict[str, str] = {

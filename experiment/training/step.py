@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from experiment.clock import Clock
 from experiment.training.distil import Teacher, mixed_loss
 from experiment.training.distributed import Team
 from experiment.training.evaluation import forward_precision
@@ -30,7 +29,6 @@ class Trainer:
     scaler: torch.amp.GradScaler
     settings: TrainSettings
     device: torch.device
-    clock: Clock
     team: Team
     model: Callable[[Tensor], Tensor]  # what a step calls: the network, what shares its training out, or that compiled
     adjust_gradients: Callable[[], None] | None = None

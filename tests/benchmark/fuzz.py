@@ -36,10 +36,10 @@ from experiment.layers.build import build
 from experiment.layers.plan import Factors, Kept, Plan
 from experiment.networks.make_network import make_network
 from experiment.report.results_folder import read_source
-from experiment.run.disk.extra_columns import LATENCY, read_extra
-from experiment.run.disk.foreign_weights import load_given
+from experiment.run.disk.load_weights import load_given
 from experiment.run.disk.network_file import save_weights
-from experiment.run.disk.store import COLUMNS, Store
+from experiment.run.disk.results_table import COLUMNS, LATENCY, read_measurement
+from experiment.run.disk.store import Store
 from experiment.run.grid.plan import Machine, plan_experiment
 from experiment.run.grid.weights_file import find_given
 from experiment.training.checkpoint import read_whole
@@ -183,7 +183,7 @@ def targets(folder: Path) -> dict[str, Target]:
     cell = folder / "store" / "cells" / "x-0"
     result = {
         "format": 1, "status": "done", "parameters": 10, "flops": 20, "top1": 0.5, "top5": 1.0, "loss": 0.1,
-        "epochs": 2, "files": {"network.pt": 100}, "error": None,
+        "epochs": 2, "files": {"network.pt": {"bytes": 100}}, "error": None,
     }  # fmt: skip
     row = dict.fromkeys(COLUMNS, 0.5) | {"net": 0, "repetition": 0, "status": "done", "label": "WT", "cell": "0"}
     latency = {
@@ -203,7 +203,7 @@ def targets(folder: Path) -> dict[str, Target]:
         plan_experiment(load(folder / "small.yaml"), Machine("cpu"))
 
     def read_cell() -> None:
-        Store(folder / "store").read(cell, mend=False)
+        Store(folder / "store").read(cell, repair=False)
 
     return {
         "network.pt": Target(
@@ -219,7 +219,7 @@ def targets(folder: Path) -> dict[str, Target]:
         "checkpoint": Target(
             folder / "checkpoint.pt", checkpoint, saved, lambda: read_whole(folder / "checkpoint.pt")
         ),
-        "latency.json": Target(folder / LATENCY, latency, _json, lambda: read_extra(folder / LATENCY)),
+        "latency.json": Target(folder / LATENCY, latency, _json, lambda: read_measurement(folder / LATENCY)),
     }  # fmt: skip
 
 

@@ -77,12 +77,12 @@ def test_nothing_to_say_of_real_data(name: str, data_dir: Path) -> None:
         (
             pixels(noise(60, "train")),
             pixels(noise(1, "test").repeat(20, 1, 1, 1)),
-            "all 20 test inputs that were looked at are the same",
+            "all 20 inspected test inputs are the same",
         ),
         (
             pixels(torch.arange(60, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)),
             pixels(noise(20, "test")),
-            "54 of 54 training inputs that were looked at hold one value everywhere",
+            "54 of 54 inspected training inputs are constant",
         ),
         (
             pixels(noise(60, "train")),
@@ -92,12 +92,12 @@ def test_nothing_to_say_of_real_data(name: str, data_dir: Path) -> None:
         (
             pixels(noise(60, "train")),
             pixels(torch.cat([noise(60, "train")[:7], noise(20, "test")])),
-            "7 of 27 test inputs are training inputs, too: they do not test generalization",
+            "7 of 27 test inputs are training inputs too: they do not test generalization",
         ),
         (
             floats(noise(60, "train") / 255),
             floats(noise(60, "train") / 255),
-            "60 of 60 test inputs are training inputs, too: they do not test generalization",
+            "60 of 60 test inputs are training inputs too: they do not test generalization",
         ),
     ],
 )
@@ -119,7 +119,7 @@ def test_missing_classes() -> None:
 def test_numbers_that_are_none_are_an_error(bad: float) -> None:
     images = noise(60, "train") / 255
     images[::2, 0, 3, 3] = bad
-    with pytest.raises(DataError, match=r"of 54 training inputs that were looked at hold NaN or infinity"):
+    with pytest.raises(DataError, match=r"of 54 inspected training inputs contain NaN or infinity"):
         check(floats(images), floats(noise(20, "test") / 255))
 
 
@@ -137,7 +137,7 @@ def test_image_files_in_both_parts(tmp_path: Path, side: int) -> None:
         write_images(tmp_path / "mine", [(side, side)] * 20, part)
     (tmp_path / "mine/test/dog/again.png").write_bytes((tmp_path / "mine/train/cat/4.png").read_bytes())
     train, test = (load_source("ImageFolder", {"root": "mine"}, tmp_path, part, 2) for part in (True, False))
-    assert "1 of 21 test inputs are training inputs, too: they do not test generalization" in check(train, test)
+    assert "1 of 21 test inputs are training inputs too: they do not test generalization" in check(train, test)
     assert train.classes == ("cat", "dog")
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiment.api.compression import _calibration
+from experiment.api.calibration_data import calibration_of
 from experiment.datasets.calibration import calibration_size
 from experiment.datasets.check_samples import as_pair, check_map_style
-from experiment.datasets.integer_inputs import scaled
+from experiment.datasets.integer_inputs import with_8_bits
 from experiment.datasets.transforms import as_float
 from experiment.errors import CompressionError, DataError
 
@@ -44,7 +44,7 @@ def test_other_targets_are_refused_with_what_is_possible(sample: object, text: s
         as_pair("sample 7", sample)
     assert str(caught.value).startswith("sample 7: expected")
     assert text in str(caught.value)
-    assert "one whole number" in str(caught.value)
+    assert "a whole number" in str(caught.value)
 
 
 class Stream(torch.utils.data.IterableDataset[Tensor]):
@@ -55,7 +55,7 @@ class Stream(torch.utils.data.IterableDataset[Tensor]):
 @pytest.mark.parametrize("items", [None, Stream(), {}, iter([])])
 def test_datasets_that_are_not_map_style(items: object) -> None:
     with pytest.raises(DataError, match="with __len__ and __getitem__"):
-        check_map_style("d", items)
+        check_map_style(items)
 
 
 class Own:
@@ -72,7 +72,7 @@ class Own:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
 def test_integer_pixels_are_read_by_their_values(dtype: torch.dtype) -> None:
     pixels = torch.arange(256).reshape(1, 1, 16, 16)
-    x, _ = scaled(Own(pixels.to(dtype)))[0]
+    x, _ = with_8_bits(Own(pixels.to(dtype)))[0]
     assert isinstance(x, Tensor)
     torch.testing.assert_close(as_float(x), pixels[0] / 255)
 
@@ -80,11 +80,11 @@ def test_integer_pixels_are_read_by_their_values(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("values", [[-1, 3], [0, 4000]])
 def test_integers_of_unknown_range_are_refused(values: list[int]) -> None:
     with pytest.raises(DataError, match="must lie in 0 to 255"):
-        scaled(Own(torch.tensor(values).reshape(1, 1, 1, 2)))
+        with_8_bits(Own(torch.tensor(values).reshape(1, 1, 1, 2)))
 
 
 def test_a_sequence_of_integers_holds_token_ids() -> None:
-    x, _ = scaled(Own(torch.tensor([[3, 400]], dtype=torch.int32)))[0]
+    x, _ = with_8_bits(Own(torch.tensor([[3, 400]], dtype=torch.int32)))[0]
     assert isinstance(x, Tensor)
     assert torch.equal(as_float(x), torch.tensor([3, 400]))
 
@@ -99,13 +99,13 @@ def test_a_sequence_of_integers_holds_token_ids() -> None:
         ([], "gave no batch"),
         ([torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 4)], "one shape"),
         (torch.zeros(2, 3, dtype=torch.uint8), "pixels"),
-        ((torch.zeros(2, 3), torch.zeros(3)), "one target a sample"),
+        ((torch.zeros(2, 3), torch.zeros(3)), "one target per sample"),
         (torch.zeros(0, 3), "at least one sample"),
     ],
 )
 def test_calibration_data_that_cannot_be_used(data: object, text: str) -> None:
     with pytest.raises(CompressionError) as caught:
-        _calibration(data)  # type: ignore[arg-type]
+        calibration_of(data)  # type: ignore[arg-type]
     assert text in str(caught.value)
 
 

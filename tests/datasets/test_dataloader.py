@@ -143,7 +143,7 @@ def test_different_sizes_are_refused_with_advice() -> None:
 
 
 def test_labels_outside_the_outputs_are_refused() -> None:
-    with pytest.raises(DataError, match="class numbers from 0 to 3; with network.outputSize 3"):
+    with pytest.raises(DataError, match="class numbers from 0 to 3; expected 0 to 2"):
         gather(make_images(Pictures(6), num_classes=3), 4, None)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiment.layers.compressible import LayerInfo, compressible_layers, evaluating, trace_layers
+from experiment.layers.compressible import LayerInfo, compressible_layers, trace_layers
+from experiment.layers.forward_pass import evaluating
 from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import add_masks
 

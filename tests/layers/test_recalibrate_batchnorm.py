@@ -236,5 +236,5 @@ def test_values_that_are_not_finite_are_named() -> None:
     net, compressed = network(), network()
     with torch.no_grad():
         compressed.conv2.weight[0, 0] = torch.inf
-    with pytest.raises(CompressionError, match="arrive at 'bn2'"):
+    with pytest.raises(CompressionError, match="'bn2' receives NaN"):
         recalibrate(compressed, dense_moments(net, images()), {})

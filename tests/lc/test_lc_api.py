@@ -191,7 +191,7 @@ def test_the_result_can_be_saved(network: nn.Sequential, sets: dict[str, Any], t
         ({"precision": "fp8"}, "precision: must be one of fp32, bf16, fp16. Got 'fp8'"),
         ({"scheme": "Prune", "settings": {"density": 0.1}}, "keep has no effect"),
         ({"steps": 0}, "steps: must be at least 1. Got 0"),
-        ({"lr_end": 0.1, "lr_decay": 0.5}, "lr_end says where"),
+        ({"lr_end": 0.1, "lr_decay": 0.5}, "lr_decay: has no effect with lr_end"),
         ({"optimizer": "SDG"}, "optimizer"),
         ({"scheme": (lambda n: n, lambda n: n)}, "keep and settings are a method's"),
     ],
@@ -211,8 +211,8 @@ def test_what_cannot_be_met(network: nn.Sequential, sets: dict[str, Any]) -> Non
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (3, "Got a int"),
-        ((torch.zeros(5, 6), torch.zeros(4)), "as many targets as inputs, 5. Got 4"),
+        (3, "Got the int 3"),
+        ((torch.zeros(5, 6), torch.zeros(4)), "as many targets as inputs .5.. Got 4"),
         (
             (torch.zeros(5, 6), torch.full((5,), 0.5)),
             "expected one class number as target. Got a torch.float32 tensor of value 0.5",

@@ -22,7 +22,7 @@ from experiment.layers.plan import Plan, State
 from experiment.measure import Count, count
 from experiment.methods import METHODS
 from experiment.methods.base import Budget, Calibration, Compressed, Compressor, Quantity, make_method
-from experiment.methods.configure import make_settings
+from experiment.methods.configure import configure
 from experiment.random_streams import generator, seeded
 
 SETTINGS = {  # of methods that need some
@@ -53,7 +53,7 @@ def compressor(
     inputs = torch.randn(8, *state.example.shape[1:], generator=generator("test_contract"))
     calibration = Calibration(inputs, torch.zeros(8, dtype=torch.int64))
     original = original or count(state.network, state.example)
-    method = make_method(entry, make_settings(entry, {**SETTINGS.get(label, {}), **settings}))
+    method = make_method(entry, configure(entry, {**SETTINGS.get(label, {}), **settings}).settings)
     return Compressor(method, state, original, calibration, generator("test_contract", 1), recalibrated=recalibrated)
 
 

@@ -16,8 +16,8 @@ from experiment.layers.masks import named_masks
 from experiment.main import main
 from experiment.measure import Latency
 from experiment.run import measure_deployed
-from experiment.run.disk import extra_columns
-from experiment.run.disk.store import COLUMNS
+from experiment.run.disk import results_table
+from experiment.run.disk.results_table import COLUMNS
 
 
 def table(folder: Path) -> pd.DataFrame:
@@ -90,7 +90,7 @@ def test_latencies_of_two_machines_are_never_mixed(
     assert main([str(write(small)), "-j", "1", "-q"]) == 0
     assert len(timed) == 3 + 4
     assert set(table(in_tmp)["latency_device"]) == {"cpu (another), 1 thread"}
-    damaged = next(in_tmp.glob(f"data/results/small/cells/WT-*/{extra_columns.LATENCY}"))
+    damaged = next(in_tmp.glob(f"data/results/small/cells/WT-*/{results_table.LATENCY}"))
     damaged.write_text("{")
     assert main([path, "-j", "1", "-q"]) == 0
     assert len(timed) == 3 + 4 + 1

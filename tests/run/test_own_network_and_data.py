@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from experiment.methods.settings import WTSettings
+from experiment.methods.settings import NoSettings
 from experiment.registry import MethodEntry
 
 
@@ -33,7 +33,7 @@ def load(root, train, size=200):
     return TensorDataset(images.to(torch.uint8), labels)
 
 
-ENTRY = MethodEntry("Mine", WTSettings, "experiment.methods.masks.magnitude:wt", "weight")
+ENTRY = MethodEntry("Mine", NoSettings, "experiment.methods.masks.magnitude:wt", "weight")
 """
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from experiment.main import main
-from experiment.run.disk.store import COLUMNS
+from experiment.run.disk.results_table import COLUMNS
 
 TIMES = ["seconds_compress", "seconds_retrain"]  # the only columns that a second run may change
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiment.clock import Clock
 from experiment.datasets.in_memory import MemoryImages
 from experiment.layers.factored_layers import FactoredLinear
 from experiment.layers.grouped_linear import GroupedLinear
@@ -223,7 +222,7 @@ def test_with_scaled_gradients(optimizer: str) -> None:
         trainer = Trainer(
             layer, make_optimizer(layer.parameters(), optimizer, settings.optimizer_kwargs), Schedule(settings, 1),
             lambda z, y: nn.functional.cross_entropy(z, y) * next(factor),
-            torch.amp.GradScaler("cpu", init_scale=2.0**16, enabled=scaled), settings, torch.device("cpu"), Clock(),
+            torch.amp.GradScaler("cpu", init_scale=2.0**16, enabled=scaled), settings, torch.device("cpu"),
             ALONE, layer, penalties=make_penalties(layer, settings.penalties),
         )  # fmt: skip
         for _ in factors:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from experiment.training.factories import make_loss, make_optimizer
-from experiment.training.names import LOSSES, METRICS, OPTIMIZERS, REFUSED, SCHEDULERS
+from experiment.training.names import LOSSES, OPTIMIZERS, REFUSED, SCHEDULERS
 from experiment.training.schedule import Schedule
 from experiment.training.settings import SchedulerSpec, TrainSettings
 
@@ -74,7 +74,7 @@ def test_what_is_refused_exists_in_torch_and_has_a_reason() -> None:
 
 
 def test_lists_are_sorted_and_unique() -> None:
-    for names in (OPTIMIZERS, SCHEDULERS, LOSSES, METRICS):
+    for names in (OPTIMIZERS, SCHEDULERS, LOSSES):
         assert sorted(set(names)) == sorted(names)
 
 

@@ -1,29 +1,25 @@
-"""What may stand in a parameter file: the blocks, their keys, types, ranges and defaults.
-
-YAML keys are camelCase, attributes snake_case. The text under a field is its description in
-errors and in the JSON schema.
-"""
+"""All other blocks of a parameter file, the file as a whole, and its JSON schema for editors."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from experiment.config import spacing
-from experiment.config.schema.block import Block, Keep, Name, Number, Whole
-from experiment.config.schema.lc import LearnCompress
-from experiment.config.schema.search import Search
-from experiment.config.schema.training import Retraining, Training
+from experiment.config.schema.training import Block, Conflict, Name, Number, Retraining, Training, Whole, refuse
+from experiment.config.spacing import Spacing, ratio_conflicts
+
+FIRST_STEP = 5  # the first L-step is this many times as long as the others, unless iterationsFirst is set
+DECAY, MILESTONE_DECAY = 0.98, 0.1
 
 
 class NamedSettings(Block):
-    """A registered name, or `package.module:factory`, with its settings; the bare name is the short form."""
+    """A registered name, or `package.module:factory`, with its settings. The name alone is the short form."""
 
     name: Name
-    """A registered name, or `package.module:factory` for one of your own."""
+    """A registered name, or `package.module:factory` for your own."""
     settings: dict[str, Any] = {}
-    """What is handed to it by name."""
+    """Keyword arguments of the factory."""
 
     @model_validator(mode="before")
     @classmethod
@@ -32,205 +28,288 @@ class NamedSettings(Block):
 
 
 class MethodRef(NamedSettings):
-    """A compression method: its label, torchprune's class name or `package.module:entry`; or only that name."""
+    """A compression method: its label, torchprune's class name, or `package.module:entry`. The name alone will do."""
 
     label: Name | None = None
-    """Its name on plots, in tables and in results; default: the method's own label."""
+    """Name of the method in plots, tables and results. Default: the method's own label."""
     recalibrate: bool = False
-    """Whether BatchNorm statistics are re-estimated on the calibration images after every compression."""
+    """Re-estimate BatchNorm statistics on the calibration images after every compression."""
 
 
 class Network(Block):
-    """The network and the data that it learns."""
+    """The network and its dataset."""
 
     name: Name
-    """A registered network, or `package.module:factory` for one of your own."""
+    """A registered network, or `package.module:factory` for your own."""
     dataset: NamedSettings
-    """A registered dataset, or `package.module:factory`; with settings: {name: ImageFolder, settings: {root: ...}}."""
+    """A registered dataset, or `package.module:factory`. With settings: {name: ImageFolder, settings: {root: ...}}."""
     output_size: Annotated[Whole, Field(ge=1)]
     """Number of outputs (classes)."""
     settings: dict[str, Any] = {}
-    """What is handed to the network's factory by name."""
+    """Keyword arguments of the network's factory."""
     weights: Name | None = None
-    """A file of trained weights (a state_dict) that the network starts from; with numEpochs: 0 it is used as it is."""
+    """File with trained weights (a state_dict) to start from. With training.numEpochs: 0 they are used as they are."""
 
 
-class Interval(Block):
-    """Keep ratios from maxVal down to minVal."""
-
-    type: Literal["geometric", "linear", "cubic", "harmonic2"]
-    """How they are spaced."""
-    num_intervals: Annotated[Whole, Field(ge=1, le=spacing.MAX_RATIOS)]
-    """How many keep ratios; 1 means maxVal alone."""
-    max_val: Keep
-    """The largest keep ratio."""
-    min_val: Keep
-    """The smallest keep ratio."""
-
-    def ratios(self) -> list[float]:
-        """The keep ratios, descending."""
-        return spacing.interval(self.type, self.num_intervals, self.max_val, self.min_val)
-
-
-class Harmonic(Block):
-    """Keep ratios that fall like a power of 1/i."""
-
-    type: Literal["harmonic"]
-    """How they are spaced."""
-    num_intervals: Annotated[Number, Field(gt=0)]
-    """How many steps until the keep ratio is 0.5."""
-    min_val: Keep
-    """About the smallest keep ratio: the last one may lie just below."""
-    max_val: Keep | None = None
-    """Accepted and not used: the largest keep ratio follows from numIntervals."""
-
-    def log10_ratios(self) -> float:
-        """The decimal logarithm of how many keep ratios these are, about."""
-        return spacing.harmonic_log10_count(self.num_intervals, self.min_val)
-
-    def ratios(self) -> list[float]:
-        """The keep ratios, descending."""
-        return spacing.harmonic(self.num_intervals, self.min_val)
-
-
-class Manual(Block):
-    """Keep ratios one by one."""
-
-    type: Literal["manual"]
-    """How they are spaced."""
-    values: Annotated[list[Keep], Field(min_length=1, max_length=spacing.MAX_RATIOS)]
-    """The keep ratios."""
-
-    def ratios(self) -> list[float]:
-        """The keep ratios, as given."""
-        return list(self.values)
-
-
-Spacing = Annotated[Interval | Harmonic | Manual, Field(discriminator="type")]
-SPACINGS = ("geometric", "linear", "cubic", "harmonic2", "harmonic", "manual")
 Mode = Literal["train", "retrain", "retrain-rewind", "cascade", "cascade-rewind", "lc"]
 Rewind = Literal["weights", "random", "none"]
 
 
+class Search(Block):
+    """Search the smallest network of every method within a loss of validation accuracy, instead of using `spacing`."""
+
+    accuracy_loss: Annotated[Number, Field(ge=0, lt=1)] = 0.005
+    """Largest loss of validation top-1 accuracy against the reference network, as a fraction (0.005 = 0.5 points)."""
+    samples: Annotated[Whole, Field(ge=1)] = 10
+    """Maximum number of networks tried per search. Each is compressed and retrained in full."""
+    smallest: Annotated[Number, Field(gt=0, lt=1)] = 1e-3
+    """Smallest keep ratio, which is tried first."""
+
+
 class Plotting(Block):
-    """The part of the x axis that plots show."""
+    """Range of the x axis in plots."""
 
     min_val: Annotated[Number, Field(ge=0, le=1)]
-    """The smallest keep ratio shown."""
+    """Smallest keep ratio shown."""
     max_val: Annotated[Number, Field(ge=0, le=1)]
-    """The largest keep ratio shown."""
+    """Largest keep ratio shown."""
 
 
 class Experiments(Block):
     """What is compared, and at which keep ratios."""
 
     methods: list[MethodRef] = []
-    """Compression methods; the uncompressed reference network is always there."""
+    """Compression methods. The uncompressed reference network is always included."""
     mode: Mode
-    """train: only references; retrain: one-shot; cascade: from the ratio before; with -rewind: weights rewound;
-    lc: learning and compressing in turn, as the block lc says."""
+    """train: train the reference networks only. retrain: compress each keep ratio from the reference network, then
+    retrain. cascade: compress from the network of the previous keep ratio. -rewind: reset weights to an earlier epoch
+    before retraining. lc: alternate learning and compression, see the block lc."""
     rewind: Rewind | None = None
-    """Retrain the reference's weights of epoch startEpoch, fresh random ones, or none of these; default: see mode."""
+    """Weights before retraining: the reference's weights at epoch startEpoch, random weights, or those left by the
+    compression (none). Default: weights in modes with -rewind, else none."""
     budget: Literal["parameters", "flops"] = "parameters"
-    """What the keep ratio counts."""
+    """Quantity that the keep ratio refers to."""
     num_nets: Annotated[Whole, Field(ge=1)] = 1
-    """Networks trained independently."""
+    """Number of independently trained reference networks."""
     num_repetitions: Annotated[Whole, Field(ge=1)] = 1
-    """Repetitions on the same trained network."""
+    """Repetitions per reference network."""
     spacing: list[Spacing] = []
-    """Blocks of keep ratios, taken one after the other."""
+    """Blocks of keep ratios, used one after the other."""
     search: Search | None = None
-    """In the place of spacing: the smallest network of every method within a loss of validation accuracy."""
+    """Search the smallest network of every method within a loss of validation accuracy, instead of using `spacing`."""
     retrain_iterations: Annotated[Whole, Field(ge=-1)] = -1
-    """How many of the keep ratios are retrained and tested, the others only compressed on the way; below 1: all."""
+    """Number of keep ratios that are retrained and tested; the others are only compressed on the way. Below 1: all."""
     dataset_test: NamedSettings | None = None
-    """A dataset to test on instead of the network's own."""
+    """Dataset to test on. Default: the test part of network.dataset."""
     plotting: Plotting | None = None
-    """The part of the x axis that plots show."""
+    """Range of the x axis in plots. Default: all results."""
     measure: list[Literal["rank", "latency", "bytes"]] = []
-    """What is measured too: effective ranks after every epoch, latency when all is done, bytes of sparse formats."""
+    """Additional measurements: effective ranks after every epoch, latency at the end of the run, bytes of sparse
+    formats."""
     latency_batches: Annotated[list[Annotated[Whole, Field(ge=1)]], Field(min_length=1)] = [1, 64]
-    """Images a forward pass when latency is measured, once each."""
-    datasets_to_evaluate: Any = Field(default=None, exclude=True)
-    """Accepted from torchprune's files, without effect."""
+    """Batch sizes (images) at which latency is measured."""
+
+    @field_validator("rewind")
+    @classmethod
+    def _compresses(cls, rewind: str | None, info: ValidationInfo) -> str | None:
+        mode = info.data.get("mode")
+        if rewind is not None and mode in ("train", "lc"):
+            why = "which compresses nothing" if mode == "train" else "which continues from the reference's weights"
+            refuse(rewind, [((), f"has no effect in mode {mode}, {why}. Remove it.")])
+        return rewind
+
+    @field_validator("spacing")
+    @classmethod
+    def _distinct_ratios(cls, blocks: list[Spacing], info: ValidationInfo) -> list[Spacing]:
+        mode = info.data.get("mode") or ""
+        if mode != "train":
+            refuse(blocks, ratio_conflicts(blocks, falling=mode.startswith("cascade")))
+        return blocks
+
+    @field_validator("search")
+    @classmethod
+    def _searchable(cls, search: Search | None, info: ValidationInfo) -> Search | None:
+        mode = info.data.get("mode") or ""
+        found: list[Conflict] = []
+        if mode == "train":
+            found.append(((), "has no effect in mode train, which compresses nothing. Remove it."))
+        elif mode.startswith("cascade"):
+            what = "needs mode retrain, retrain-rewind or lc, where every network starts from the reference network"
+            found.append(((), f"{what}. Got {mode}."))
+        if info.data.get("spacing"):
+            found.append(((), "cannot be combined with spacing: keep ratios are searched. Remove one of them."))
+        refuse(search, found if search is not None else ())
+        return search
+
+    @field_validator("retrain_iterations")
+    @classmethod
+    def _retrainable(cls, number: int, info: ValidationInfo) -> int:
+        mode, blocks = info.data.get("mode"), info.data.get("spacing")
+        if number < 1:
+            return number
+        found = []
+        if mode == "lc":
+            what = "has no effect in mode lc, where every keep ratio starts from the reference network. Remove it."
+            found.append(((), what))
+        elif info.data.get("search") is not None:
+            found.append(((), "has no effect with search, which retrains every network that it tries. Remove it."))
+        if blocks and mode != "train" and number > (most := sum(len(block.ratios()) for block in blocks)):
+            found.append(((), f"must be at most the number of keep ratios ({most}), or -1 for all. Got {number}."))
+        refuse(number, found)
+        return number
+
+
+class LearnCompress(Block):
+    """Mode lc: the alternation of learning (L-steps) and compression (C-steps)."""
+
+    steps: Annotated[Whole, Field(ge=1)] = 30
+    """Number of compression steps. The first compresses the trained network directly."""
+    iterations: Annotated[Whole, Field(ge=1)] | None = None
+    """Minibatches per L-step. Default: one epoch."""
+    iterations_first: Annotated[Whole, Field(ge=1)] | None = None
+    """Minibatches in the first L-step. Default: five times `iterations`."""
+    mu_init: Annotated[Number, Field(gt=0)] = 1e-3
+    """Initial penalty mu on the distance between weights and compressed weights."""
+    mu_multiplier: Annotated[Number, Field(ge=1)] = 1.1
+    """Factor by which mu grows per step."""
+    mu_cap: Annotated[Number, Field(gt=0)] = 1e4
+    """Upper limit of mu."""
+    lr_end: Annotated[Number, Field(gt=0)] | None = None
+    """Final learning rate of each L-step (exponential decay; every step restarts at the initial rate)."""
+    lr_decay: Annotated[Number, Field(gt=0, le=1)] | None = None
+    """Factor on the learning rate after each L-step. Default: 0.98, or 0.1 with lrMilestones."""
+    lr_milestones: list[Annotated[Whole, Field(ge=1)]] = []
+    """Steps at which the learning rate is multiplied by lrDecay. Default: every step."""
+
+    @field_validator("lr_decay", "lr_milestones")
+    @classmethod
+    def _without_lr_end(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("lr_end") is not None:
+            refuse(value, [((), "has no effect with lrEnd, which sets the rate of every L-step. Remove one of them.")])
+        return value
+
+    @field_validator("lr_milestones")
+    @classmethod
+    def _below_steps(cls, milestones: list[int], info: ValidationInfo) -> list[int]:
+        steps = info.data.get("steps")
+        late = [step for step in milestones if steps is not None and step >= steps]
+        if late:
+            refuse(milestones, [((), f"must be below steps ({steps}). Got {late[0]}.")])
+        return milestones
+
+    @model_validator(mode="after")
+    def _ordered_mu(self) -> LearnCompress:
+        if self.mu_cap < self.mu_init:
+            refuse(self, [(("muCap",), f"must be at least muInit ({self.mu_init:g}). Got {self.mu_cap:g}.")])
+        return self
+
+    @property
+    def decay(self) -> float:
+        """Factor on the learning rate, per step or at the milestones."""
+        if self.lr_end is not None:
+            return 1.0
+        return self.lr_decay if self.lr_decay is not None else MILESTONE_DECAY if self.lr_milestones else DECAY
+
+    def counts(self, per_epoch: int) -> tuple[int, int]:
+        """Minibatches of the first L-step, and of each of the others.
+
+        Args:
+            per_epoch: minibatches per epoch.
+        """
+        iterations = self.iterations if self.iterations is not None else per_epoch
+        return self.iterations_first if self.iterations_first is not None else FIRST_STEP * iterations, iterations
+
+    def total(self, per_epoch: int) -> int:
+        """Minibatches of all L-steps."""
+        first, others = self.counts(per_epoch)
+        return 0 if self.steps == 1 else first + (self.steps - 2) * others
 
 
 class Customization(Block):
-    """One variant of the experiment: a single value set."""
+    """One variant of the experiment, which changes a single value."""
 
     key: Annotated[list[Name], Field(min_length=1)]
-    """The keys down to the value, for instance [retraining, startEpoch]."""
+    """Path of the value, for instance [retraining, startEpoch]."""
     value: Any
-    """What is set there."""
+    """The value of this variant."""
 
 
 class Coresets(Block):
-    """How many images methods that look at data are given."""
+    """Size of the calibration set, for methods that look at data."""
 
     delta_s: Annotated[Number, Field(gt=0)] = 1e-16
-    """Failure probability behind the size of the calibration set."""
-    delta_best: Any = Field(default=None, exclude=True)
-    """Accepted from torchprune's files, without effect."""
-    size_of_t: Any = Field(default=None, exclude=True)
-    """Accepted from torchprune's files, without effect."""
+    """Failure probability from which the number of calibration images follows."""
 
 
 class Directories(Block):
-    """Where things lie, relative to the working directory; the command line goes first."""
+    """Folders, relative to the working directory. --results and --data take precedence."""
 
     model_config = ConfigDict(alias_generator=None)
 
     results: Name | None = None
-    """Results."""
+    """Results. Default: data/results."""
     trained_networks: Name | None = None
-    """Trained reference networks."""
+    """Trained reference networks. Default: data/trained_networks."""
     training_data: Name | None = None
-    """Datasets."""
-    local_data: Name | None = None
-    """Accepted from torchprune's files, without effect."""
+    """Datasets. Default: data/datasets."""
 
 
-class Resources(Block):
-    """What a cell takes up of a machine: how many are computed at once; part of no key."""
+class CellResources(Block):
+    """Share of a machine that a cell occupies. It sets how many cells run at once and does not affect results."""
 
     cpus: Annotated[Whole, Field(ge=1)] | None = None
-    """CPU cores; default: threads."""
+    """CPU cores per cell. Default: `threads`."""
     gpus: Annotated[Number, Field(gt=0, le=1)] | None = None
-    """A GPU or a share of one, where cells compute on GPUs: 0.25 lets four share it; default: 1."""
+    """Share of a GPU per cell, when cells run on GPUs: with 0.25, four cells share one. Default: 1."""
 
 
 class Parameters(Block):
     """A whole parameter file, includes resolved."""
 
     network: Network
-    """The network and the data that it learns."""
+    """The network and its dataset."""
     training: Training
     """How the reference networks are trained."""
     retraining: Retraining
-    """How compressed networks are retrained: the training block with what stands here on top."""
+    """How compressed networks are retrained: the training block, overridden by the keys given here."""
     experiments: Experiments
     """What is compared, and at which keep ratios."""
     lc: LearnCompress = Field(default_factory=LearnCompress)
-    """Mode lc: how learning and compressing take turns."""
+    """Mode lc: the alternation of learning and compression."""
     customizations: list[Customization] = []
-    """Variants: each sets one value, and all experiments are run for each."""
+    """Variants: each changes one value, and all experiments are run for each."""
     seed: Annotated[Whole, Field(ge=0)] = 0
-    """Where every random stream starts."""
+    """Seed of all random numbers."""
     threads: Annotated[Whole, Field(ge=1)] = 1
-    """CPU threads a cell computes with."""
-    resources: Resources = Field(default_factory=Resources)
-    """What a cell takes up of a machine: how many are computed at once."""
+    """CPU threads per cell."""
+    resources: CellResources = Field(default_factory=CellResources)
+    """Share of a machine that a cell occupies."""
     coresets: Coresets = Field(default_factory=Coresets)
-    """How many images methods that look at data are given."""
+    """Size of the calibration set."""
     directories: Directories = Field(default_factory=Directories)
-    """Where things lie; the command line goes first."""
+    """Folders. --results and --data take precedence."""
     network_names: dict[str, str] = Field(default={}, alias="network_names")
-    """Names on plots: a method's label or torchprune class name -> text."""
+    """Names in plots: a method's label or torchprune class name -> text."""
     network_colors: dict[str, str] = Field(default={}, alias="network_colors")
-    """Colours on plots: a method's label or torchprune class name -> matplotlib colour."""
+    """Colors in plots: a method's label or torchprune class name -> matplotlib color."""
     description: str = ""
     """What this experiment is for."""
-    blacklist: Any = Field(default=None, exclude=True)
-    """Accepted from torchprune's files, without effect."""
-    generated: Any = Field(default=None, exclude=True)
-    """Accepted from torchprune's files, without effect."""
+
+
+_INCLUDE = {"type": "string", "description": "YAML file to include; the keys given here override those in it."}
+_INCLUDABLE = ("Network", "Training", "Retraining", "Experiments", "Coresets", "Directories")
+_SHORT = ("NamedSettings", "MethodRef")
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a file as written: includes are allowed, and no key is required, as it may be included."""
+    schema = Parameters.model_json_schema(by_alias=True)
+    schema["title"] = "experiment parameter file"
+    definitions = schema["$defs"]
+    for block in (schema, *(definitions[name] for name in _INCLUDABLE)):
+        block.pop("required", None)
+        block["properties"]["file"] = _INCLUDE
+    for name in _SHORT:
+        full = definitions[name]
+        definitions[name] = {"description": full["description"], "anyOf": [{"type": "string", "minLength": 1}, full]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

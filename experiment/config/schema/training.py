@@ -1,22 +1,74 @@
-"""The training block of a parameter file: its keys, types, ranges and defaults."""
+"""The `training` and `retraining` blocks of a parameter file, and the types that all blocks are made of.
+
+YAML keys are camelCase, attributes snake_case. The docstring under a field is its description in error messages and in
+the JSON schema.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from experiment.config.schema.block import Block, Epoch, Name, Number, Whole
 from experiment.escaping import is_number
+
+Conflict = tuple[tuple[str | int, ...], str]  # the path below the value that is validated, and a full sentence
+CONFLICT = "conflict"  # the type of errors whose text is a full sentence: values that do not fit together
+
+
+def _no_bool(kind: str) -> Callable[[object], object]:
+    def check(value: object) -> object:
+        if isinstance(value, bool):  # Python would convert it to 0 or 1
+            raise PydanticCustomError(kind, "not a number")
+        return value
+
+    return check
+
+
+Whole = Annotated[int, BeforeValidator(_no_bool("int_type"))]
+Number = Annotated[float, BeforeValidator(_no_bool("float_type"))]
+Epoch = Annotated[Whole, Field(ge=0)]
+Keep = Annotated[Number, Field(gt=0, le=1)]
+Name = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Block(BaseModel):
+    """A mapping with a fixed set of keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, use_attribute_docstrings=True)
+
+
+def refuse(value: object, conflicts: Iterable[Conflict]) -> None:
+    """Raise all conflicts as one error.
+
+    Raises: ValidationError: there is at least one conflict.
+    """
+    details = [
+        InitErrorDetails(type=PydanticCustomError(CONFLICT, "{text}", {"text": text}), loc=path, input=value)
+        for path, text in conflicts
+    ]
+    if details:
+        raise ValidationError.from_exception_data(CONFLICT, details)
 
 
 def _no_number_as_text(value: object) -> object:
-    """An argument as it is; no optimizer, scheduler, loss or transform takes a text that reads as a number."""
-    for within, text in _texts(value):
-        if is_number(text):
-            raise PydanticCustomError("number_as_text", "must be a number without quotes", {"within": within})
+    """Refuses quoted numbers: no optimizer, scheduler, loss or transform takes a number as text."""
+    quoted = ((path, text) for path, text in _texts(value) if is_number(text))
+    refuse(value, ((path, f"must be a number without quotes. Got {text!r}.") for path, text in quoted))
     return value
 
 
@@ -26,19 +78,19 @@ def _texts(value: object) -> Iterator[tuple[tuple[str | int, ...], str]]:
         yield (), value
     elif isinstance(value, dict | list | tuple):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from (((key, *within), text) for within, text in _texts(part))
+            yield from (((key, *path), text) for path, text in _texts(part))
 
 
 Arguments = dict[str, Annotated[Any, BeforeValidator(_no_number_as_text)]]
 
 
 class Component(Block):
-    """A transform or metric with its arguments."""
+    """A transform with its arguments."""
 
     type: Name
-    """Its name, as in torchvision (transforms)."""
+    """Name of a transform in torchvision.transforms.v2."""
     kwargs: Arguments = {}
-    """Its arguments by name."""
+    """Keyword arguments of the transform."""
 
 
 class Scheduler(Block):
@@ -47,9 +99,9 @@ class Scheduler(Block):
     type: Name
     """A scheduler of torch.optim.lr_scheduler, WarmupLR or PolyLR."""
     kwargs: Arguments = {}
-    """Its arguments by name."""
+    """Keyword arguments of the scheduler."""
     step_kwargs: Arguments = {}
-    """Its arguments that count steps, given in epochs."""
+    """Keyword arguments that count steps, given in epochs (milestones, step_size, T_max, ...)."""
 
 
 How = Literal["subgradient", "proximal", "coupled", "decoupled"]
@@ -70,89 +122,98 @@ _HOW = {"type": "string", "enum": list(HOW)}
 
 
 class Penalty(Block):
-    """l1 times the absolute weights and l2 / 2 times their squares, of convolutions and linear layers, not biases."""
+    """Adds l1 * sum|w| + l2 / 2 * sum(w^2) to the loss, over the weights of convolutions and linear layers."""
 
     layers: Annotated[list[Name], Field(min_length=1), BeforeValidator(_listed), _one_or_more(_PATTERN)] = ["*"]
-    """Patterns of layers' names (* and ?); a decomposed layer's factors answer to its name and to their own."""
+    """Patterns of layer names (* and ?). A decomposed layer matches by its own name and by those of its factors."""
     l1: Strength | None = None
-    """Strength of the penalty on absolute weights."""
+    """Strength of the L1 penalty."""
     l2: Strength | None = None
-    """Strength of the penalty on squared weights; coupled, it is what weight_decay is in torch's SGD and Adam."""
+    """Strength of the L2 penalty. If coupled, it equals weight_decay of torch's SGD and Adam."""
     how: Annotated[list[How], Field(min_length=1), BeforeValidator(_listed), _one_or_more(_HOW)] | None = None
-    """l1: subgradient (default), or proximal, for exact zeros; l2: coupled (default), or decoupled, as in AdamW."""
+    """How the penalty is applied. L1: subgradient (default), or proximal for exact zeros. L2: coupled (default), or
+    decoupled as in AdamW."""
 
     @model_validator(mode="after")
-    def _together(self) -> Penalty:
-        given = [key for key, value in (("l1", self.l1), ("l2", self.l2)) if value is not None]
-        asked = [HOW[word] for word in self.how or ()]
-        if not given:
-            raise PydanticCustomError("penalty", "needs l1 or l2, or both")
-        for word in self.how or ():
-            if HOW[word] not in given:
-                raise PydanticCustomError("penalty", f"how: {word} is about {HOW[word]}, which is not given")
-            if asked.count(HOW[word]) > 1:
-                raise PydanticCustomError("penalty", f"how: says twice how {HOW[word]} acts. Say it once")
+    def _consistent(self) -> Penalty:
+        refuse(self, self._conflicts())
         return self
+
+    def _conflicts(self) -> Iterator[Conflict]:
+        given = [key for key, value in (("l1", self.l1), ("l2", self.l2)) if value is not None]
+        if not given:
+            yield (), "needs l1, l2 or both."
+        how = self.how or []
+        for word in how:
+            if given and HOW[word] not in given:
+                yield ("how",), f"{word} applies to {HOW[word]}, which is not set."
+        for norm in given:
+            if len(words := [word for word in how if HOW[word] == norm]) > 1:
+                yield ("how",), f"{' and '.join(words)} both apply to {norm}. Choose one."
 
 
 class Distillation(Block):
-    """Learning from the reference network: (1 - alpha) loss + alpha T^2 KL(its softmax(z/T) || softmax(z/T))."""
+    """Knowledge distillation: (1 - alpha) loss(labels) + alpha T^2 KL(softmax(z_reference / T) || softmax(z / T))."""
 
     temperature: Annotated[Number, Field(gt=0, le=100)] = 4.0
-    """The temperature T by which both networks' logits are divided: the higher, the more the wrong classes say."""
+    """Temperature T by which the logits of both networks are divided. Higher values give wrong classes more weight."""
     alpha: Annotated[Number, Field(ge=0, le=1)] = 0.7
-    """The share of the reference network's answers in the loss; the labels have the rest."""
-
-
-def _top_1_and_5() -> list[Component]:
-    return [Component(type="TopK", kwargs={"topk": k}) for k in (1, 5)]
+    """Weight of the distillation term. The loss on the labels has weight 1 - alpha."""
 
 
 class Training(Block):
-    """How the network is trained."""
+    """How the reference networks are trained."""
 
     batch_size: Annotated[Whole, Field(ge=1)]
-    """Images a step."""
+    """Images per optimizer step."""
     test_batch_size: Annotated[Whole, Field(ge=1)] | None = None
-    """Images a batch when testing; default: 128, on a GPU as many as fit."""
+    """Images per batch in validation and test. Default: 128 on a CPU, as many as fit on a GPU."""
     num_epochs: Epoch
-    """Epochs of the whole schedule; the epochs startEpoch to numEpochs are run."""
+    """Length of the schedule in epochs. Epochs startEpoch to numEpochs are run."""
     start_epoch: Epoch = 0
-    """Retraining only: the epoch of the schedule at which to start (learning-rate rewinding)."""
+    """Retraining only: epoch of the schedule at which retraining starts (learning-rate rewinding)."""
     optimizer: Name
     """An optimizer of torch.optim."""
     optimizer_kwargs: Arguments = {}
-    """Its arguments by name (lr, momentum, weight_decay, ...)."""
+    """Keyword arguments of the optimizer (lr, momentum, weight_decay, ...)."""
     lr_schedulers: list[Scheduler] = []
     """Learning-rate schedulers, stepped in this order."""
     loss: Name = "CrossEntropyLoss"
     """A loss of torch.nn."""
     loss_kwargs: Arguments = {}
-    """Its arguments by name."""
-    metrics_test: list[Component] = Field(default_factory=_top_1_and_5)
-    """Accepted from torchprune's files: every test reports loss, top-1 and top-5, whatever stands here."""
+    """Keyword arguments of the loss."""
     transforms_train: list[Component] = []
-    """Transforms of the training images, before transformsFinal."""
+    """Transforms of training images, applied before transformsFinal."""
     transforms_test: list[Component] = []
-    """Transforms of the validation and test images, before transformsFinal."""
+    """Transforms of validation and test images, applied before transformsFinal."""
     transforms_final: list[Component] = []
-    """Transforms of all images at the end (ToTensor, Normalize)."""
+    """Transforms applied last to all images (ToTensor, Normalize)."""
     enable_amp: bool = Field(default=True, alias="enableAMP")
-    """Whether a lower precision may be used where it helps; false means fp32."""
+    """Allow precision auto to choose a reduced precision. false means fp32."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format of forward and backward passes."""
+    """Number format of forward and backward passes. auto: fp32 on a CPU, the fastest format that a GPU supports."""
     early_stop_epoch: Epoch | None = None
-    """From this epoch on, the state with the best validation accuracy is kept; default: the last state."""
+    """First epoch from which the state with the best validation accuracy is kept. Default: keep the last state."""
     channels_last: bool | None = None
-    """Whether images and weights lie in memory pixel by pixel; default: where that is faster, as on every CPU."""
+    """Use the channels-last memory format. Default: where it is faster, which includes every CPU."""
     compiled: bool = Field(default=False, alias="compile")
-    """Whether torch.compile makes kernels for every network that is trained: minutes at first, then faster steps."""
+    """Compile networks with torch.compile for training: slow to start (minutes), faster per step."""
     penalties: list[Penalty] = []
-    """Penalties on weights, by layer: those that name the same one add up, and weight_decay comes on top of them."""
+    """Penalties on weights. Penalties on the same layer add up, and weight_decay adds to them."""
+
+    @field_validator("start_epoch")
+    @classmethod
+    def _within_schedule(cls, start: int, info: ValidationInfo) -> int:
+        last = info.data.get("num_epochs")
+        if last is not None and start > last:
+            refuse(
+                start, [((), f"must be at most numEpochs ({last}): epochs startEpoch to numEpochs run. Got {start}.")]
+            )
+        return start
 
 
 class Retraining(Training):
     """How compressed networks are retrained."""
 
     distillation: Distillation | None = None
-    """Whether retraining learns from the reference network's answers, too, and how; default: from the labels alone."""
+    """Knowledge distillation from the reference network. Default: train on the labels alone."""

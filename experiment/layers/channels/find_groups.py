@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -22,8 +21,8 @@ from experiment.layers.channels.follow import GIVES_OUTPUT, Follower
 from experiment.layers.channels.groups import ChannelGroup, Member
 from experiment.layers.channels.labels import Key, Labels, Places
 from experiment.layers.channels.slicing import channel_counts
-from experiment.layers.compressible import evaluating
 from experiment.layers.deterministic_forward import fixed_draws
+from experiment.layers.forward_pass import evaluating, observing
 
 _log = logging.getLogger("experiment")
 
@@ -98,24 +97,9 @@ def _called(probe: nn.Module, run: Run) -> frozenset[str]:
     """Which modules with parameters a run calls."""
     called: set[str] = set()
     network = copy.deepcopy(probe)  # running statistics and the like may change
-    with _noting_calls(network, called), torch.no_grad():
+    with observing(dict(_holders(network)), before=lambda call: called.add(call.name)), torch.no_grad():
         run.of(network)
     return frozenset(called)
-
-
-@contextmanager
-def _noting_calls(network: nn.Module, called: set[str]) -> Iterator[None]:
-    names = {module: name for name, module in _holders(network)}
-
-    def note(module: nn.Module, args: object) -> None:
-        called.add(names[module])
-
-    handles = [module.register_forward_pre_hook(note) for module in names]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _tie_groups(labels: Labels, name: str, module: nn.Module) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.layers.channels.groups import ChannelGroup, Member, alive_channels
-from experiment.layers.compressible import evaluating
+from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.masks import stored
 from experiment.layers.plan import Kept
 
@@ -35,7 +35,7 @@ class Folded:
     behind: Tensor
 
 
-def fold_ghosts(
+def fold_constants(
     sliced: nn.Module, network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]
 ) -> dict[str, Folded]:
     """Let `sliced`, in place, stand for the network in which only the filters of the removed channels are zero.
@@ -68,8 +68,8 @@ def fold_means(
     """Let the readers in `sliced`, in place, answer on average as if the removed channels were still there.
 
     What a reader makes of the removed channels q in the original network, sum_{q,u,v} W[:, q, u, v] a_q, is averaged
-    over data and positions, and goes where `fold_ghosts` puts its constants. It is exact for channels that are constant
-    on the data, zero padding aside.
+    over data and positions, and goes where `fold_constants` puts its constants. This is exact for channels that are
+    constant on the data, zero padding aside.
 
     Args:
         sliced: `network` without the channels that `kept` leaves out, holding its weights.
@@ -107,27 +107,20 @@ def _responses(network: nn.Module, inputs: Tensor, readers: Readers) -> dict[str
 
     A layer is affine, so that the response to the mean of all samples is enough.
     """
-    names = {network.get_submodule(name): name for name in readers}
+    layers = {name: network.get_submodule(name) for name in readers}
     sums: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in readers}  # outputs a filter has, and their sum
 
-    def record(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], y: Tensor) -> None:
-        x = args[0] if args else named["input"]
+    def record(call: Call) -> None:
+        module, x, y = call.module, call.input, call.output
         dim, dims = (-3, 3) if isinstance(module, nn.Conv2d) else (-1, 1)
         mean = x.reshape(-1, *x.shape[-dims:]).mean(0, keepdim=True)
-        places = torch.tensor(readers[names[module]][1], device=x.device)
+        places = torch.tensor(readers[call.name][1], device=x.device)
         alone = torch.zeros_like(mean).index_copy(dim, places, mean.index_select(dim, places))
         response = module.forward(alone) - module.forward(torch.zeros_like(alone))
         number = y.numel() // y.shape[dim]
-        sums[names[module]].append((number, number * response.movedim(dim, -1).flatten(0, -2).mean(0)))
+        sums[call.name].append((number, number * response.movedim(dim, -1).flatten(0, -2).mean(0)))
 
-    handles = [module.register_forward_hook(record, with_kwargs=True) for module in names]
-    try:
-        with evaluating(network):
-            for batch in torch.split(inputs, SAMPLES):
-                network(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    observed_pass(network, layers, inputs, batch_size=SAMPLES, after=record)
     return {
         name: torch.stack([total for _, total in calls]).sum(0) / sum(number for number, _ in calls)
         for name, calls in sums.items()

@@ -14,13 +14,8 @@ from torch import Tensor
 MOST_DRAWS = 2.0**53  # beyond, float64 has no next integer
 
 
-def expected_unique(p_RC: Tensor, draws_R: Tensor) -> Tensor:
-    """How many items N draws hit on average: sum_i 1 - (1 - p_i)^N, of each row."""
-    return -torch.expm1(draws_R[:, None] * torch.log1p(-p_RC.clamp(max=1))).nan_to_num(nan=0.0).sum(1)
-
-
-def draws_for(p_RC: Tensor, wanted_R: Tensor) -> Tensor:
-    """The smallest N that hits at least `wanted` items on average, of each row.
+def draws_for(p_RC: Tensor, wanted_R: Tensor, *, more: bool = False) -> Tensor:
+    """The smallest N that hits at least `wanted` items on average, sum_i 1 - (1 - p_i)^N, for each row.
 
     The average is concave in N, so that Newton's steps from below, rounded down to integers, never leap over the
     answer. They begin at what equal probabilities, the most favourable ones, would need.
@@ -28,6 +23,7 @@ def draws_for(p_RC: Tensor, wanted_R: Tensor) -> Tensor:
     Args:
         p_RC: probabilities, zero for items that are never drawn; a row sums up to 1.
         wanted_R: integers below the row's number of possible items; 0 and 1 are returned as they are.
+        more: whether N must hit more than `wanted` items on average.
     Returns: integers, at most 2^53.
     """
     logs_RC = torch.log1p(-p_RC).clamp(min=-1e100)  # not infinite where rounding makes p one
@@ -38,7 +34,8 @@ def draws_for(p_RC: Tensor, wanted_R: Tensor) -> Tensor:
     while len(open_R):
         powers_RC = torch.exp(draws_R[open_R, None] * logs_RC[open_R])
         missing_R = wanted_R[open_R] - (1 - powers_RC).sum(1)
-        going_R = (missing_R > 0) & (draws_R[open_R] < MOST_DRAWS)
+        short_R = missing_R >= 0 if more else missing_R > 0
+        going_R = short_R & (draws_R[open_R] < MOST_DRAWS)
         open_R, missing_R = open_R[going_R], missing_R[going_R]
         slope_R = -(logs_RC[open_R] * powers_RC[going_R]).sum(1)
         step_R = (missing_R / slope_R).floor().clamp(min=1).nan_to_num(posinf=MOST_DRAWS)

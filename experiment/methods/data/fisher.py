@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.layers.compressible import evaluating
 from experiment.layers.factored_layers import Slicing, fold, make_layer
+from experiment.layers.forward_pass import Call, evaluating, observing
 from experiment.layers.plan import Factors
 from experiment.layers.sampled_patches import all_outputs, draw_places, input_patches, num_positions
 from experiment.methods.data.responses import precise
@@ -66,24 +66,19 @@ def gather(
     moments = {name: LayerMoments(_zeros(network.get_submodule(name))) for name in layers}
     calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
 
-    def record(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], y: Tensor) -> Tensor:
-        x = args[0] if args else named["input"]
-        calls.append((names[module], module, x.detach(), y))
+    def record(call: Call) -> Tensor:
+        y: Tensor = call.output
+        calls.append((call.name, call.module, call.input.detach(), y))
         return y.clone()  # what follows may work in place; the gradient is wanted before that
 
-    names = {network.get_submodule(name): name for name in layers}
-    handles = [module.register_forward_hook(record, with_kwargs=True) for module in names]
-    try:
-        with evaluating(network), torch.enable_grad():
-            for batch in progress(torch.split(inputs, SAMPLES), "second moments, by batch"):
-                calls.clear()
-                surprise = _surprise(network(batch), generator)
-                most, seen = math.ceil(PLACES * len(batch) / len(inputs)), list(calls)
-                for (name, module, x, y), g in zip(seen, _gradients(surprise, [y for *_, y in seen]), strict=True):
-                    _add(moments[name], module, x, y.detach(), g, layers[name], most, generator)
-    finally:
-        for handle in handles:
-            handle.remove()
+    modules = {name: network.get_submodule(name) for name in layers}
+    with observing(modules, after=record), evaluating(network), torch.enable_grad():
+        for batch in progress(torch.split(inputs, SAMPLES), "second moments, by batch"):
+            calls.clear()
+            surprise = _surprise(network(batch), generator)
+            most, seen = math.ceil(PLACES * len(batch) / len(inputs)), list(calls)
+            for (name, module, x, y), g in zip(seen, _gradients(surprise, [y for *_, y in seen]), strict=True):
+                _add(moments[name], module, x, y.detach(), g, layers[name], most, generator)
     for name, own in moments.items():
         _check(name, own, layers[name])
     return moments

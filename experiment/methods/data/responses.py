@@ -5,14 +5,14 @@ Shape suffixes: F = filters (output features), P = positions of all samples in a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.layers.compressible import pass_recorded
+from experiment.layers.forward_pass import Call, observed_pass
 
 SAMPLES = 8  # in one forward pass
 POSITIONS = 4096  # in float64 at a time
@@ -57,7 +57,8 @@ def gather(network: nn.Module, layers: Iterable[str], inputs: Tensor) -> dict[st
     Raises: CompressionError: there are no inputs, a layer is not used, or a response is NaN or infinite.
     """
     sums = {name: _Sums() for name in layers}
-    pass_recorded(network, {name: own.record for name, own in sums.items()}, inputs, SAMPLES)
+    modules = {name: network.get_submodule(name) for name in sums}
+    observed_pass(network, modules, inputs, batch_size=SAMPLES, after=lambda call: sums[call.name].record(call))
     return {name: own.moments(name) for name, own in sums.items()}
 
 
@@ -74,10 +75,9 @@ class _Sums:
         self.mean_F = self.scatter_FF = torch.zeros(0)
         self.inputs: dict[torch.Size, tuple[int, Tensor]] = {}
 
-    def record(
-        self, layer: nn.Module, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor], response: Tensor
-    ) -> None:
-        self._add_inputs(layer, inputs[0] if inputs else named["input"])
+    def record(self, call: Call) -> None:
+        layer, response = call.module, call.output
+        self._add_inputs(layer, call.input)
         self.epsilon = torch.finfo(response.dtype).eps
         for y_PF in torch.split(_rows(layer, response.detach()), POSITIONS):
             self._add_responses(precise(y_PF))

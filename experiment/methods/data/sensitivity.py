@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.layers.compressible import LayerInfo, pass_recorded
+from experiment.layers.compressible import LayerInfo
+from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.plan import State
 from experiment.layers.sampled_patches import draw_places, input_patches, num_positions
 from experiment.methods.base import GIVE_DATA, Calibration
@@ -60,7 +61,8 @@ def weight_sensitivities(
     Raises: CompressionError: a layer gets no inputs, or some that are NaN or infinite.
     """
     largest = {name: _Largest(name, weight, reduction, positions) for name, weight in weights.items()}
-    pass_recorded(network, {name: own.record for name, own in largest.items()}, inputs, SAMPLES)
+    modules = {name: network.get_submodule(name) for name in largest}
+    observed_pass(network, modules, inputs, batch_size=SAMPLES, after=lambda call: largest[call.name].record(call))
     return {name: own.sensitivities(name) for name, own in largest.items()}
 
 
@@ -106,8 +108,9 @@ class _Largest:
         self.chunk = max(1, MOST_PRODUCTS // (W_FI.shape[1] + len(self.W_RI)))  # places at a time
         self.draw = partial(_drawn, positions, generator("sensitivity", name))
 
-    def record(self, layer: nn.Module, args: tuple[Tensor, ...], named: Mapping[str, Tensor], y: Tensor) -> None:
-        x = (args[0] if args else named["input"]).detach().to(self.W_RI.dtype)
+    def record(self, call: Call) -> None:
+        layer, y = call.module, call.output
+        x = call.input.detach().to(self.W_RI.dtype)
         self.seen = True
         negative = bool((x < 0).any())
         places_BP = self.draw(_num_samples(layer, y), num_positions(y, layer))

@@ -1,7 +1,7 @@
-"""What the methods that remove filters share: which channels may go, what is left of a network, the plan, its weights.
+"""The common part of all methods that remove filters: which channels may go, what a network then costs, and the plan.
 
-A method is a score for every channel of every group (`Score`) and a rule that turns scores and a budget into the number
-of channels that every group keeps (`Rule`); of each group those of largest score stay.
+A method is a score for every channel (`ScoreChannels`) and a rule that turns scores and a budget into the number of
+channels that each group keeps (`CountChannels`). Each group keeps its channels of largest score.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from experiment.errors import CompressionError
 from experiment.layers.build import build, slice_mask, write_whole
 from experiment.layers.channels.find_groups import channel_groups
-from experiment.layers.channels.fold_constants import Folded, fold_ghosts, fold_means
+from experiment.layers.channels.fold_constants import Folded, fold_constants, fold_means
 from experiment.layers.channels.groups import (
     ChannelGroup,
     Integers,
@@ -37,7 +37,7 @@ from experiment.methods.starting_state import parameter_name
 
 
 @dataclass(frozen=True)
-class Filters:
+class Channels:
     """The channels of a starting state.
 
     Attributes:
@@ -86,20 +86,20 @@ class Filters:
         )
 
 
-Scores = Sequence[Tensor]
+ChannelScores = Sequence[Tensor]
 """For every group the score of each of its channels: (group.size,), float64, on the CPU. Larger ones stay."""
 
-Score = Callable[[Filters, Calibration | None, torch.Generator], Scores]
-Rule = Callable[[Filters, Scores, Budget, int], list[int]]
+ScoreChannels = Callable[[Channels, Calibration | None, torch.Generator], ChannelScores]
+CountChannels = Callable[[Channels, ChannelScores, Budget, int], list[int]]
 """From channels, scores, budget and `round_to` to the number of channels that every group keeps."""
 
 
 @dataclass(frozen=True)
-class Ranked:
+class ChannelRanking:
     """The analysis: of each group the channels that are left, the largest score first, with all scores."""
 
-    filters: Filters
-    scores: Scores
+    filters: Channels
+    scores: ChannelScores
     order: Sequence[tuple[int, ...]]
     inputs: Tensor | None = field(default=None)
 
@@ -111,7 +111,7 @@ class FilterMethod:
     Channels that give the network's output, or read its input, stay; so do those of layers that `ignore` names.
 
     Args:
-        settings: with `ignore`, `round_to`, `fold` and `refit`; see `experiment.methods.settings.pruning`.
+        settings: with `ignore`, `round_to`, `fold` and `refit`; see `FilterSettings`.
         label: of the method, for messages.
         score: the worth of every channel.
         rule: how many every group keeps.
@@ -119,24 +119,24 @@ class FilterMethod:
 
     settings: Any
     label: str
-    score: Score
-    rule: Rule
+    score: ScoreChannels
+    rule: CountChannels
 
-    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Ranked:
+    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> ChannelRanking:
         """Scores of all channels.
 
         Raises: ConfigError: a pattern of `ignore` names no layer. CompressionError: the network cannot be followed, or
             the calibration data that the method or `fold` needs are missing.
         """
-        filters = filters_of(state, self.settings.ignore, self.label, calibration)
+        filters = trace_channels(state, self.settings.ignore, self.label, calibration)
         if (self.settings.fold == "mean" or self.settings.refit) and not has_data(calibration):
             what = "fold 'mean'" if self.settings.fold == "mean" else "refit"
             raise CompressionError(f"{self.label} with {what} needs calibration data. {GIVE_DATA}")
         scores = self.score(filters, calibration, generator)
         inputs = calibration.inputs.to(state.example) if has_data(calibration) else None
-        return Ranked(filters, scores, filters.orders(scores), inputs)
+        return ChannelRanking(filters, scores, filters.orders(scores), inputs)
 
-    def plan(self, analysis: Ranked, budget: Budget) -> Plan:
+    def plan(self, analysis: ChannelRanking, budget: Budget) -> Plan:
         """The largest network within the budget that the rule allows.
 
         Raises: InfeasibleBudget: the smallest one is already more.
@@ -144,12 +144,12 @@ class FilterMethod:
         counts = self.rule(analysis.filters, analysis.scores, budget, self.settings.round_to)
         return analysis.filters.plan([order[:n] for order, n in zip(analysis.order, counts, strict=True)])
 
-    def fill(self, built: nn.Module, state: State, analysis: Ranked, plan: Plan) -> None:
+    def fill(self, built: nn.Module, state: State, analysis: ChannelRanking, plan: Plan) -> None:
         """Write the state's weights into `built`, in place; what `fold` and `refit` do is relative to this state's."""
         write_whole(built, state.network, plan)
         groups, inputs, folded = analysis.filters.groups, analysis.inputs, dict[str, Folded]()
         if self.settings.fold == "constant":
-            folded = fold_ghosts(built, state.network, state.example, groups, plan.kept)
+            folded = fold_constants(built, state.network, state.example, groups, plan.kept)
         elif self.settings.fold == "mean":
             assert inputs is not None
             folded = fold_means(built, state.network, inputs, groups, plan.kept)
@@ -173,7 +173,7 @@ def _readers(built: nn.Module, plan: Plan) -> list[str]:
     return [n for n, m in layers.items() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)]
 
 
-def filters_of(state: State, ignore: Sequence[str], label: str, calibration: Calibration | None = None) -> Filters:
+def trace_channels(state: State, ignore: Sequence[str], label: str, calibration: Calibration | None = None) -> Channels:
     """Trace a state's channels, on further inputs too where there are any.
 
     Raises: ConfigError: a pattern of `ignore` names no layer.
@@ -185,7 +185,7 @@ def filters_of(state: State, ignore: Sequence[str], label: str, calibration: Cal
     layers = trace_layers(state.network, state.example)
     ignored = matching(ignore, layers, label)
     counted = count(state.network, state.example)
-    return Filters(
+    return Channels(
         state,
         groups,
         [group.exempt is None and ignored.isdisjoint(group.producers) for group in groups],
@@ -241,7 +241,7 @@ def _dimensions(few: int, n: int, less: int, all_: int) -> tuple[int, int]:
     return (2, 0) if less * n**2 == all_ * few**2 else (0, 0)
 
 
-def by_filter(filters: Filters, norm: Callable[[Tensor], Tensor], *, average: bool = False) -> list[Tensor]:
+def by_filter(filters: Channels, norm: Callable[[Tensor], Tensor], *, average: bool = False) -> list[Tensor]:
     """Scores that are sums, over the layers that produce a channel, of a norm of its filters.
 
     Args:

@@ -16,12 +16,12 @@ from experiment.layers.residual_blocks import inside, residual_blocks
 from experiment.measure import Count, count
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import check_smallest, longest
+from experiment.methods.filters.settings import BlocksSettings
 from experiment.methods.layer_patterns import matching
-from experiment.methods.settings import BlocksSettings
 
 
 @dataclass(frozen=True)
-class Depth:
+class BlockOrder:
     """The blocks that are left, in the order in which they go, with their scores, and all layers' names."""
 
     state: State
@@ -54,7 +54,7 @@ class Blocks:
 
     settings: BlocksSettings
 
-    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Depth:
+    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> BlockOrder:
         """The blocks and their scores.
 
         Raises: ConfigError: a pattern of `ignore` names no block. CompressionError: there are no blocks.
@@ -69,9 +69,9 @@ class Blocks:
         layers = trace_layers(state.network, state.example)
         free = [name for name in blocks if name not in ignored and name not in state.skipped]
         scores = {name: _score(state.network, [n for n in layers if inside(n, [name])]) for name in free}
-        return Depth(state, sorted(free, key=scores.__getitem__), scores, list(layers))
+        return BlockOrder(state, sorted(free, key=scores.__getitem__), scores, list(layers))
 
-    def plan(self, analysis: Depth, budget: Budget) -> Plan:
+    def plan(self, analysis: BlockOrder, budget: Budget) -> Plan:
         """The plan that removes the fewest blocks, in their order, so that the rest fits.
 
         Raises: InfeasibleBudget: without all blocks the network is still too large.
@@ -91,7 +91,7 @@ class Blocks:
             parameters=counted.parameters, details=details,
         )  # fmt: skip
 
-    def fill(self, built: nn.Module, state: State, analysis: Depth, plan: Plan) -> None:
+    def fill(self, built: nn.Module, state: State, analysis: BlockOrder, plan: Plan) -> None:
         """Write the state's weights into `built`, in place."""
         write_whole(built, state.network, plan)
 

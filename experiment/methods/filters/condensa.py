@@ -13,12 +13,11 @@ from torch import nn
 from experiment.errors import CompressionError
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import check_smallest
-from experiment.methods.filters.base import FilterMethod, Filters, Score, Scores, by_filter
+from experiment.methods.condensa_units import CRITERIA, aligned
+from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, ScoreChannels, by_filter
 from experiment.methods.filters.global_ranking import longest_prefix
+from experiment.methods.filters.settings import Fold, StructurePruneSettings
 from experiment.methods.layer_patterns import own_values
-from experiment.methods.masks.units import CRITERIA, aligned
-from experiment.methods.settings import StructurePruneSettings
-from experiment.methods.settings.schemes import Fold
 
 Kinds = tuple[type[nn.Module], ...]
 
@@ -64,10 +63,10 @@ def _method(settings: StructurePruneSettings, label: str, kinds: Kinds) -> Filte
     return FilterMethod(thinning, label, _score(settings.criteria), pools.counts)
 
 
-def _score(criteria: str) -> Score:
+def _score(criteria: str) -> ScoreChannels:
     norm = CRITERIA[criteria]
 
-    def score(filters: Filters, calibration: Calibration | None, generator: torch.Generator) -> Scores:
+    def score(filters: Channels, calibration: Calibration | None, generator: torch.Generator) -> ChannelScores:
         return by_filter(filters, lambda rows: norm(rows.abs()), average=True)
 
     return score
@@ -81,7 +80,7 @@ class _Pools:
     label: str
     kinds: Kinds
 
-    def counts(self, filters: Filters, scores: Scores, budget: Budget, round_to: int) -> list[int]:
+    def counts(self, filters: Channels, scores: ChannelScores, budget: Budget, round_to: int) -> list[int]:
         """How many channels every group keeps.
 
         Raises: InfeasibleBudget: the density, or the smallest network, has more than the budget. ConfigError: `layers`
@@ -99,7 +98,7 @@ class _Pools:
         check_smallest(size, budget)
         return counts
 
-    def _eligible(self, filters: Filters) -> list[bool]:
+    def _eligible(self, filters: Channels) -> list[bool]:
         """Which groups may lose channels, all their filters being of the kind that this method removes."""
         network = filters.state.network
         free = [
@@ -114,7 +113,7 @@ class _Pools:
             )
         return free
 
-    def _own(self, filters: Filters, free: list[bool]) -> dict[int, int]:
+    def _own(self, filters: Channels, free: list[bool]) -> dict[int, int]:
         """Of groups with a density of their own the number of channels that they keep."""
         members = {n: g for g, group in enumerate(filters.groups) if free[g] for n in group.producers}
         densities = own_values(self.settings.layers, members, (), self.label)
@@ -125,7 +124,7 @@ class _Pools:
                 raise CompressionError(f"{self.label}.layers: {tied} are tied by a sum and must have one density.")
         return {g: self._number(density, filters, g) for g, density in found.items()}
 
-    def _number(self, density: float, filters: Filters, g: int) -> int:
+    def _number(self, density: float, filters: Channels, g: int) -> int:
         group, left = filters.groups[g], len(filters.alive[g])
         number = int(density * group.size)
         if not number:
@@ -135,7 +134,7 @@ class _Pools:
         return aligned(min(number, left), left, self.settings.align)
 
     def _of_density(
-        self, filters: Filters, scores: Scores, alive: list[tuple[int, ...]], pooled: list[bool]
+        self, filters: Channels, scores: ChannelScores, alive: list[tuple[int, ...]], pooled: list[bool]
     ) -> list[int]:
         """The best channel of every pooled group, then the best of all as long as their rows fit the density's number.
 
@@ -165,7 +164,7 @@ class _Pools:
         return [aligned(n, len(alive[g]), align) if pooled[g] else n for g, n in enumerate(counts)]
 
 
-def _rows(filters: Filters, g: int) -> int:
+def _rows(filters: Channels, g: int) -> int:
     """How many neurons and filters make one channel of a group."""
     group = filters.groups[g]
     makers = (m for m in group.members if m.side == "out" and m.module in group.producers)

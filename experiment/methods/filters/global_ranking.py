@@ -14,9 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from experiment.errors import CompressionError
 from experiment.layers.channels.groups import Member
 from experiment.methods.base import Budget, Calibration
-from experiment.methods.budget_search import check_smallest, ladder, longest
-from experiment.methods.filters.base import FilterMethod, Filters, Scores, by_filter
-from experiment.methods.settings import GlobalFiltersSettings, SlimmingSettings
+from experiment.methods.budget_search import affordable_steps, counts_after, ladder
+from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, by_filter
+from experiment.methods.filters.settings import FilterSettings, GlobalFiltersSettings
 
 _log = logging.getLogger("experiment")
 
@@ -33,13 +33,13 @@ def global_filters(settings: GlobalFiltersSettings) -> FilterMethod:
     def norm(rows: Tensor) -> Tensor:
         return rows.square().mean(1).sqrt() if settings.norm == "l2" else rows.abs().mean(1)
 
-    def score(filters: Filters, calibration: Calibration | None, generator: torch.Generator) -> Scores:
+    def score(filters: Channels, calibration: Calibration | None, generator: torch.Generator) -> ChannelScores:
         return by_filter(filters, norm, average=True)
 
     return FilterMethod(settings, "Global Filters", score, longest_prefix)
 
 
-def slimming(settings: SlimmingSettings) -> FilterMethod:
+def slimming(settings: FilterSettings) -> FilterMethod:
     """Network slimming: of the channels of the whole network those stay that BatchNorm scales most, as many as fit.
 
     The score of a channel is |gamma|, the mean over all BatchNorm layers that it runs through. Channels that run
@@ -54,7 +54,7 @@ def slimming(settings: SlimmingSettings) -> FilterMethod:
     return FilterMethod(settings, "Slimming", _scales, _by_scale)
 
 
-def longest_prefix(filters: Filters, scores: Scores, budget: Budget, round_to: int) -> list[int]:
+def longest_prefix(filters: Channels, scores: ChannelScores, budget: Budget, round_to: int) -> list[int]:
     """How many channels every group keeps when channels join in the order of their scores as long as they fit.
 
     Every group starts with its `round_to` best ones, or all if it has fewer; further ones join in steps of `round_to`,
@@ -73,20 +73,15 @@ def longest_prefix(filters: Filters, scores: Scores, budget: Budget, round_to: i
             steps.append((-worth, group))
     steps.sort()
 
-    def after(num_steps: int) -> list[int]:
-        taken = [0] * len(ladders)
-        for _, group in steps[:num_steps]:
-            taken[group] += 1
-        return [rungs[k] for rungs, k in zip(ladders, taken, strict=True)]
+    growing = [group for _, group in steps]
 
     def size(counts: Sequence[int]) -> int:
         return filters.size([order[:n] for order, n in zip(orders, counts, strict=True)], budget.quantity)
 
-    check_smallest(size(after(0)), budget)
-    return after(longest(len(steps), lambda num_steps: size(after(num_steps)) <= budget.limit))
+    return counts_after(ladders, growing[: affordable_steps(ladders, growing, size, budget)])
 
 
-def _scales(filters: Filters, calibration: Calibration | None, generator: torch.Generator) -> Scores:
+def _scales(filters: Channels, calibration: Calibration | None, generator: torch.Generator) -> ChannelScores:
     found, normed = [], _normed(filters)
     if not any(normed):
         raise CompressionError(
@@ -108,12 +103,12 @@ def _scales(filters: Filters, calibration: Calibration | None, generator: torch.
     return found
 
 
-def _by_scale(filters: Filters, scores: Scores, budget: Budget, round_to: int) -> list[int]:
+def _by_scale(filters: Channels, scores: ChannelScores, budget: Budget, round_to: int) -> list[int]:
     free = [may and bool(members) for may, members in zip(filters.free, _normed(filters), strict=True)]
     return longest_prefix(replace(filters, free=free), scores, budget, round_to)
 
 
-def _normed(filters: Filters) -> list[list[Member]]:
+def _normed(filters: Channels) -> list[list[Member]]:
     """Of each group that may lose channels the BatchNorm layers, with scales, that they run through."""
     modules = dict(filters.state.network.named_modules())
     return [

@@ -17,7 +17,7 @@ from experiment.layers.channels.groups import ChannelGroup, Member
 from experiment.layers.compressible import trace_layers
 from experiment.layers.plan import Plan, State
 from experiment.methods.base import Budget, Calibration
-from experiment.methods.budget_search import check_smallest, ladder, longest
+from experiment.methods.budget_search import affordable_steps, counts_after, ladder
 from experiment.methods.data.draws import draws_for
 from experiment.methods.data.poisson_draws import factors, first_rings
 from experiment.methods.data.sensitivity import (
@@ -26,8 +26,8 @@ from experiment.methods.data.sensitivity import (
     union_bound,
     weight_sensitivities,
 )
-from experiment.methods.filters.base import FilterMethod, Filters, Ranked, Score, Scores
-from experiment.methods.settings import PFPSettings
+from experiment.methods.filters.base import ChannelRanking, Channels, ChannelScores, FilterMethod, ScoreChannels
+from experiment.methods.filters.settings import PFPSettings
 from experiment.methods.starting_state import live_weight, parameter_name
 from experiment.random_streams import generator as stream
 
@@ -66,10 +66,10 @@ def pfp_partial(settings: PFPSettings) -> SampledPFP:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnChannels:
     """The analysis: `ranked` by sensitivity; when every channel is drawn first; a seed for how often it is."""
 
-    ranked: Ranked
+    ranked: ChannelRanking
     rings: Sequence[Tensor]
     seed: int
 
@@ -93,7 +93,7 @@ class SampledPFP:
     label: str
     partial: bool
 
-    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Drawn:
+    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> DrawnChannels:
         """Sensitivities of all channels, and the time at which each would be drawn.
 
         Raises: ConfigError, CompressionError: as for PFP.
@@ -101,9 +101,9 @@ class SampledPFP:
         ranked = self._base().analyse(state, calibration, generator)
         p = [probabilities(s, alive) for s, alive in zip(ranked.scores, ranked.filters.alive, strict=True)]
         seed = int(torch.randint(2**62, (), generator=generator))
-        return Drawn(ranked, [first_rings(p_C, generator) for p_C in p], seed)
+        return DrawnChannels(ranked, [first_rings(p_C, generator) for p_C in p], seed)
 
-    def plan(self, analysis: Drawn, budget: Budget) -> Plan:
+    def plan(self, analysis: DrawnChannels, budget: Budget) -> Plan:
         """The largest network within the budget whose groups all have one error.
 
         Raises: InfeasibleBudget: the smallest one is already more.
@@ -120,7 +120,7 @@ class SampledPFP:
         plan = filters.plan([choose(g, n) for g, n in enumerate(counts)])
         return replace(plan, scales=self._scales(analysis, counts))
 
-    def fill(self, built: nn.Module, state: State, analysis: Drawn, plan: Plan) -> None:
+    def fill(self, built: nn.Module, state: State, analysis: DrawnChannels, plan: Plan) -> None:
         """Write the state's weights into `built`, in place; multiplied by the plan's factors if they were analysed.
 
         Weights that a network is rewound to estimate nothing: they are written as they are.
@@ -131,7 +131,7 @@ class SampledPFP:
     def _base(self) -> FilterMethod:
         return FilterMethod(self.settings, self.label, _score(self.settings, self.label), same_error)
 
-    def _sure(self, analysis: Drawn, group: int, number: int) -> Sequence[int]:
+    def _sure(self, analysis: DrawnChannels, group: int, number: int) -> Sequence[int]:
         """Those of `number` channels that stay without being drawn."""
         ranked = analysis.ranked
         alive = ranked.filters.alive[group]
@@ -145,7 +145,7 @@ class SampledPFP:
         sure = int((p_C * draws >= 1).sum())
         return ranked.order[group][: min(sure, number)]
 
-    def _scales(self, analysis: Drawn, counts: Sequence[int]) -> dict[str, Tensor]:
+    def _scales(self, analysis: DrawnChannels, counts: Sequence[int]) -> dict[str, Tensor]:
         """Parameter name -> the factors of its weights: those of the channels that are read."""
         filters, scales = analysis.ranked.filters, dict[str, Tensor]()
         network = filters.state.network
@@ -160,7 +160,7 @@ class SampledPFP:
                 scale[:, columns.flatten()] *= by_column.reshape(shape)
         return scales
 
-    def _factors(self, analysis: Drawn, group: int, number: int) -> Tensor:
+    def _factors(self, analysis: DrawnChannels, group: int, number: int) -> Tensor:
         """count_c / (N p_c) of the channels that were drawn, 1 for the others: (C,)."""
         ranked, rings_C = analysis.ranked, analysis.rings[group]
         alive, sure = ranked.filters.alive[group], self._sure(analysis, group, number)
@@ -175,13 +175,13 @@ class SampledPFP:
         return factors_C
 
 
-def same_error(filters: Filters, scores: Scores, budget: Budget, round_to: int) -> list[int]:
+def same_error(filters: Channels, scores: ChannelScores, budget: Budget, round_to: int) -> list[int]:
     """The numbers of channels at the smallest eps, the same for all groups, that the budget allows."""
     orders = filters.orders(scores)
     return _counts(filters, scores, lambda group, number: orders[group][:number], budget, round_to)
 
 
-def _counts(filters: Filters, scores: Scores, choose: Choose, budget: Budget, round_to: int) -> list[int]:
+def _counts(filters: Channels, scores: ChannelScores, choose: Choose, budget: Budget, round_to: int) -> list[int]:
     """As many of the steps in which groups grow, in the order of falling eps, as the budget allows.
 
     With `round_to` a group steps to its next number when the number of channels gets nearer to that one.
@@ -199,17 +199,11 @@ def _counts(filters: Filters, scores: Scores, choose: Choose, budget: Budget, ro
         ladders.append(rungs)
     steps.sort()
 
-    def counts(num_steps: int) -> list[int]:
-        taken = [0] * len(ladders)
-        for _, _, group in steps[:num_steps]:
-            taken[group] += 1
-        return [rungs[k] for rungs, k in zip(ladders, taken, strict=True)]
+    def size(counts: Sequence[int]) -> int:
+        return filters.size([choose(g, n) for g, n in enumerate(counts)], budget.quantity)
 
-    def size(num_steps: int) -> int:
-        return filters.size([choose(g, n) for g, n in enumerate(counts(num_steps))], budget.quantity)
-
-    check_smallest(size(0), budget)
-    return counts(longest(len(steps), lambda number: size(number) <= budget.limit))
+    growing = [group for _, _, group in steps]
+    return counts_after(ladders, growing[: affordable_steps(ladders, growing, size, budget)])
 
 
 def errors(s_C: Tensor, alpha: float) -> list[float]:
@@ -229,21 +223,10 @@ def errors(s_C: Tensor, alpha: float) -> list[float]:
 
 
 def draws_beyond(p_C: Tensor) -> Tensor:
-    """For k = 1, 2, ..., C the smallest N with sum_c 1 - (1 - p_c)^N > k - 1: (C,), whole numbers.
-
-    The items that are not hit, sum_c (1 - p_c)^N, fall with N; where they are C - k + 1, bisection of ln N tells.
-    """
-    logs_C = torch.log1p(-p_C.clamp(max=1))
-    k_C = torch.arange(1, len(p_C) + 1, dtype=torch.float64)
-    missing_C = len(p_C) - k_C + 1
-    low_C = torch.full_like(k_C, -1.0)
-    high_C = torch.full_like(k_C, math.log(2 + math.log(len(p_C)) / -float(logs_C.max())))
-    for _ in range(64):
-        middle_C = (low_C + high_C) / 2
-        left_C = torch.exp(middle_C.exp()[:, None] * logs_C).sum(1)
-        few_C = left_C < missing_C
-        low_C, high_C = torch.where(few_C, low_C, middle_C), torch.where(few_C, middle_C, high_C)
-    return torch.maximum(low_C.exp().floor() + 1, k_C)  # N draws hit no more than N
+    """For k = 1, 2, ..., C the smallest N with sum_c 1 - (1 - p_c)^N > k - 1: (C,), whole numbers."""
+    k_C = torch.arange(1, len(p_C) + 1)
+    draws_C = draws_for(p_C.expand(len(p_C), -1), k_C - 1, more=True)
+    return torch.maximum(draws_C, k_C.double())  # N draws hit no more than N
 
 
 def readers(network: nn.Module, group: ChannelGroup) -> list[Member]:
@@ -262,10 +245,10 @@ def probabilities(s_C: Tensor, alive: Sequence[int]) -> Tensor:
     return p_C / p_C.sum().clamp(min=torch.finfo(p_C.dtype).tiny)
 
 
-def _score(settings: PFPSettings, label: str) -> Score:
+def _score(settings: PFPSettings, label: str) -> ScoreChannels:
     """Of every channel the largest sensitivity of all that is read of it."""
 
-    def score(filters: Filters, calibration: Calibration | None, generator: torch.Generator) -> Scores:
+    def score(filters: Channels, calibration: Calibration | None, generator: torch.Generator) -> ChannelScores:
         inputs, network = given_inputs(calibration, filters.state, label), filters.state.network
         weights = {
             member.module: live_weight(network, filters.state.masks, member.module)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError
 from experiment.layers.channels.groups import ChannelGroup, Member
-from experiment.layers.compressible import evaluating
+from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.plan import Kept
 from experiment.layers.sampled_patches import input_patches, num_positions
 from experiment.methods.base import GIVE_DATA, Calibration
-from experiment.methods.filters.base import FilterMethod, Filters, Scores, has_data
+from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, has_data
 from experiment.methods.filters.ft import same_share
-from experiment.methods.settings import ThiNetSettings
+from experiment.methods.filters.settings import ThiNetSettings
 
 SAMPLES = 8  # calibration inputs in one forward pass
 
@@ -39,7 +39,7 @@ def thinet(settings: ThiNetSettings) -> FilterMethod:
     the budget; their least squares scales every channel by one number, here all weights on them are fitted.
     """
 
-    def score(filters: Filters, calibration: Calibration | None, generator: torch.Generator) -> Scores:
+    def score(filters: Channels, calibration: Calibration | None, generator: torch.Generator) -> ChannelScores:
         if not has_data(calibration):
             raise CompressionError(f"ThiNet needs calibration data. {GIVE_DATA}")
         inputs = calibration.inputs.to(filters.state.example)
@@ -82,7 +82,7 @@ def _readers(group: ChannelGroup, sampled: Mapping[str, Tensor]) -> Iterator[Mem
     return (member for member in group.members if member.side == "in" and member.module in sampled)
 
 
-def _contributions(filters: Filters, inputs: Tensor, samples: int, generator: torch.Generator) -> dict[str, Tensor]:
+def _contributions(filters: Channels, inputs: Tensor, samples: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Of every layer that reads channels which may go: x, input channels by sampled answers, float64, on the CPU.
 
     Grouped layers are no readers: their filters go with their channels, and who reads these is asked.
@@ -93,16 +93,15 @@ def _contributions(filters: Filters, inputs: Tensor, samples: int, generator: to
             module = network.get_submodule(member.module)
             if member.side == "in" and not (isinstance(module, nn.Conv2d) and module.groups > 1):
                 found[member.module] = []
-    names = {network.get_submodule(name): name for name in found}
-    batches = torch.split(inputs, SAMPLES)
-    each = -(-samples // len(batches))
+    num_batches = -(-len(inputs) // SAMPLES)
+    each = -(-samples // num_batches)
 
-    def record(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], y: Tensor) -> None:
-        name = names[module]
+    def record(call: Call) -> None:
+        name, module, y = call.name, call.module, call.output
         rows = filters.state.kept.get(name, Kept()).out or range(y.shape[-3 if isinstance(module, nn.Conv2d) else -1])
         places = torch.randint(num_positions(y, module), (each,), generator=generator)
         chosen = torch.tensor(rows)[torch.randint(len(rows), (each,), generator=generator)]
-        patches_CKP = input_patches(args[0] if args else named["input"], module, y.shape, places)
+        patches_CKP = input_patches(call.input, module, y.shape, places)
         weight = module.get_parameter("weight")[chosen.to(y.device)]
         weight_PCK = weight.reshape(*weight.shape[:2], -1)
         X_CP = torch.einsum("ckp,pck->cp", patches_CKP, weight_PCK).cpu().double()
@@ -113,12 +112,6 @@ def _contributions(filters: Filters, inputs: Tensor, samples: int, generator: to
             )
         found[name].append(X_CP)
 
-    handles = [module.register_forward_hook(record, with_kwargs=True) for module in names]
-    try:
-        with evaluating(network):
-            for batch in batches:
-                network(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = {name: network.get_submodule(name) for name in found}
+    observed_pass(network, layers, inputs, batch_size=SAMPLES, after=record)
     return {name: torch.cat(parts, 1) for name, parts in found.items() if parts}

@@ -14,8 +14,8 @@ from experiment.methods.allocate import common_threshold, front, minimise_maximu
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.lowrank import layer_options
 from experiment.methods.lowrank.layer_options import LowRank, group_numbers, slicings
+from experiment.methods.lowrank.settings import ALDSKSettings, ALDSSettings
 from experiment.methods.lowrank.spectra import bound_errors, reference_errors
-from experiment.methods.settings import ALDSKSettings, ALDSPlusSettings, ALDSSettings
 
 Floats = NDArray[np.float64]
 
@@ -51,7 +51,7 @@ class ALDS:
     Differs: the paper alternates between ranks and groups from random starts, which may end in a local optimum.
     """
 
-    settings: ALDSSettings | ALDSPlusSettings
+    settings: ALDSSettings
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Errors:
         """Spectra of all layers for all numbers of groups."""
@@ -119,9 +119,7 @@ class ALDSK:
         layer_options.fill(built, state, analysis.base, plan)
 
 
-def _all_groups(
-    state: State, settings: ALDSSettings | ALDSPlusSettings | ALDSKSettings, generator: torch.Generator
-) -> LowRank:
+def _all_groups(state: State, settings: ALDSSettings, generator: torch.Generator) -> LowRank:
     """Every number of groups under every folding."""
     return layer_options.analyse(
         state,

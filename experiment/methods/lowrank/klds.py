@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError
 from experiment.layers.build import write_whole
-from experiment.layers.compressible import evaluating
 from experiment.layers.factored_layers import balance, write_factors
+from experiment.layers.forward_pass import evaluating
 from experiment.layers.masks import stored, write_parameter
 from experiment.layers.plan import Factors, Plan, State
 from experiment.layers.refit import refit
@@ -28,8 +28,8 @@ from experiment.methods.data.responses import precise
 from experiment.methods.lowrank import layer_options
 from experiment.methods.lowrank.klds_factors import LayerDirections
 from experiment.methods.lowrank.layer_options import LowRank, Options, group_numbers, slicings
+from experiment.methods.lowrank.settings import KLDSSettings
 from experiment.methods.lowrank.spectra import LayerSpectra
-from experiment.methods.settings import KLDSSettings
 from experiment.methods.starting_state import factored_layers
 from experiment.progress import progress
 

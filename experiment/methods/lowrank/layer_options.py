@@ -203,6 +203,26 @@ def unchanged(analysis: LowRank) -> Plan:
     return analysis.start.unchanged({name: _detail(None, 0.0, 0.0) for name in analysis.options})
 
 
+def plan_within(
+    budget: Budget,
+    analysis: LowRank,
+    choose: Callable[[list[Integers], int], list[int]],
+    errors: Sequence[Floats],
+    exact_error: Callable[[str, Factors], float] | None = None,
+) -> Plan:
+    """The plan for a budget: every layer as it is where the state fits already, else the options that are chosen.
+
+    Args:
+        choose: from the costs of every layer's options and the limit on their sum to the index of every layer's option.
+        errors, exact_error: see `make_plan`.
+    Raises: InfeasibleBudget: the cheapest options exceed the budget.
+    """
+    if analysis.start.allows(budget):
+        return unchanged(analysis)
+    chosen = choose(analysis.costs(budget.quantity), analysis.limit(budget))
+    return make_plan(analysis, chosen, errors, exact_error)
+
+
 def make_plan(
     analysis: LowRank,
     chosen: Sequence[int],

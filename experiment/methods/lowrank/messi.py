@@ -23,9 +23,9 @@ from experiment.methods.base import Budget, Calibration
 from experiment.methods.data.responses import precise
 from experiment.methods.lowrank import layer_options
 from experiment.methods.lowrank.layer_options import LowRank
+from experiment.methods.lowrank.settings import MessiSettings
 from experiment.methods.lowrank.spectra import LayerSpectra
 from experiment.methods.lowrank.svd import shares_left
-from experiment.methods.settings import Messi3Settings, Messi5Settings
 from experiment.methods.starting_state import factored_layers, live_weight, parameter_name
 
 Floats = NDArray[np.float64]
@@ -77,7 +77,7 @@ class Messi:
     Source: Maalouf et al. 2020, https://arxiv.org/abs/2010.04290
     """
 
-    settings: Messi3Settings | Messi5Settings
+    settings: MessiSettings
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Analysis:
         """The layers' options; what depends on ranks is left to `plan`."""

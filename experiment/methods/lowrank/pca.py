@@ -23,8 +23,8 @@ from experiment.methods.base import Budget, Calibration
 from experiment.methods.data.responses import Responses, gather, precise
 from experiment.methods.lowrank import layer_options
 from experiment.methods.lowrank.layer_options import LowRank
+from experiment.methods.lowrank.settings import PCASettings
 from experiment.methods.lowrank.spectra import LayerSpectra
-from experiment.methods.settings import PCASettings
 from experiment.methods.starting_state import factored_layers, live_weight
 
 Floats = NDArray[np.float64]

@@ -17,8 +17,8 @@ from experiment.methods.base import Budget, Calibration
 from experiment.methods.lowrank import layer_options
 from experiment.methods.lowrank.layer_options import LowRank, nearest_divisor, slicings
 from experiment.methods.lowrank.randomised_spectra import RandomisedSpectra, Sketches
+from experiment.methods.lowrank.settings import RSVDSettings
 from experiment.methods.lowrank.svd import shares_left
-from experiment.methods.settings import RSVDSettings
 from experiment.methods.starting_state import live_weight
 from experiment.random_streams import seed_of
 

@@ -13,10 +13,12 @@ from experiment.layers.build import write_whole
 from experiment.layers.plan import Plan, State
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import check_smallest
+from experiment.methods.condensa_units import CRITERIA, Norm
 from experiment.methods.layer_patterns import matching, own_values
-from experiment.methods.masks.ranking import kept_shares, plan_masked
-from experiment.methods.masks.units import CRITERIA, Norm, Pool, Units, pool_of
-from experiment.methods.settings import BlockPruneSettings, LayerDensity, PruneSettings
+from experiment.methods.masks.settings import BlockPruneSettings, PruneSettings
+from experiment.methods.masks.unit_ranking import UnitRanking, UnitShape, rank_units
+from experiment.methods.masks.weight_ranking import kept_shares, plan_masked
+from experiment.methods.settings import LayerDensity
 from experiment.methods.starting_state import Start, start_of
 
 
@@ -38,12 +40,12 @@ class UnitMethod:
     density: float | None
     ignore: tuple[str, ...]
     layers: Mapping[str, LayerDensity]
-    units: Units
+    units: UnitShape
     norm: Norm
     linear: bool = False
     align: int = 1
 
-    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Pool:
+    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> UnitRanking:
         """The ranking of all units but those of layers with a density of their own, which are pruned here.
 
         Raises: ConfigError: a pattern names no layer, or `layers` contradicts itself or `ignore`. CompressionError:
@@ -60,14 +62,14 @@ class UnitMethod:
         own = own_values(self.layers, known, ignored, self.label)
         masks: dict[str, torch.Tensor] = {}
         for name, value in own.items():
-            alone = pool_of(start, [name], self.units, self.norm, self.align)
+            alone = rank_units(start, [name], self.units, self.norm, self.align)
             masks |= alone.masks(alone.of_density(value.density))
         if masks:
             start = self._start_of(replace(state, masks=plan_masked(start, masks).masks))
         rest = [name for name in eligible if name not in own]
-        return pool_of(start, rest, self.units, self.norm, self.align)
+        return rank_units(start, rest, self.units, self.norm, self.align)
 
-    def plan(self, analysis: Pool, budget: Budget) -> Plan:
+    def plan(self, analysis: UnitRanking, budget: Budget) -> Plan:
         """The masks of the density, or of the budget.
 
         Raises: InfeasibleBudget: they leave more than the budget, or it does not pay for what is never pruned.
@@ -82,7 +84,7 @@ class UnitMethod:
             counts = analysis.of_budget(budget)
         return plan_masked(analysis.start, analysis.masks(counts))
 
-    def fill(self, built: nn.Module, state: State, analysis: Pool, plan: Plan) -> None:
+    def fill(self, built: nn.Module, state: State, analysis: UnitRanking, plan: Plan) -> None:
         """Write the state's weights into `built`, in place; masked ones become zero."""
         write_whole(built, state.network, plan)
 
@@ -114,7 +116,7 @@ def prune(settings: PruneSettings) -> UnitMethod:
     Differs: exactly that many stay, equal ones in network order, where a threshold keeps all that equal it.
     """
     s = settings
-    return UnitMethod("Prune", s.density, s.ignore, s.layers, Units(), lambda units: units[:, 0])
+    return UnitMethod("Prune", s.density, s.ignore, s.layers, UnitShape(), lambda units: units[:, 0])
 
 
 def block_prune(settings: BlockPruneSettings) -> UnitMethod:
@@ -127,5 +129,5 @@ def block_prune(settings: BlockPruneSettings) -> UnitMethod:
     s = settings
     norm = CRITERIA[s.criteria]
     return UnitMethod(
-        "BlockPrune", s.density, s.ignore, s.layers, Units(s.block_size), norm, linear=True, align=s.align
+        "BlockPrune", s.density, s.ignore, s.layers, UnitShape(s.block_size), norm, linear=True, align=s.align
     )

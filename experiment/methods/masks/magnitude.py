@@ -5,46 +5,46 @@ from __future__ import annotations
 import torch
 
 from experiment.methods.base import Calibration
-from experiment.methods.masks.ranking import Scores, WeightMethod, order_of, order_within_layers
-from experiment.methods.settings import RandomLayerSettings, RandomSettings, WTLayerSettings, WTSettings
+from experiment.methods.masks.weight_ranking import WeightMethod, WeightScores, rank_weights, rank_within_layers
+from experiment.methods.settings import NoSettings
 from experiment.methods.starting_state import Start, live_weight
 
 
-def wt(settings: WTSettings) -> WeightMethod:
+def wt(settings: NoSettings) -> WeightMethod:
     """Global magnitude pruning: all |w| of convolutions and linear layers compete; the budget's largest stay.
 
     Source: Han et al. 2015, https://arxiv.org/abs/1506.02626
     """
-    return WeightMethod(_magnitudes, order_of)
+    return WeightMethod(_magnitudes, rank_weights)
 
 
-def wt_layer(settings: WTLayerSettings) -> WeightMethod:
+def wt_layer(settings: NoSettings) -> WeightMethod:
     """Layer-wise magnitude pruning: of every layer's weights the same share stays, the largest.
 
     Source: Han et al. 2015, https://arxiv.org/abs/1506.02626. Differs: one share for all layers, found from the budget,
     where they choose a threshold a layer by its sensitivity.
     """
-    return WeightMethod(_magnitudes, order_within_layers)
+    return WeightMethod(_magnitudes, rank_within_layers)
 
 
-def random_weights(settings: RandomSettings) -> WeightMethod:
+def random_weights(settings: NoSettings) -> WeightMethod:
     """Weights drawn at random from the whole network: the baseline that a score must beat.
 
     Source: Blalock et al. 2020, What is the State of Neural Network Pruning?, https://arxiv.org/abs/2003.03033
     """
-    return WeightMethod(_draws, order_of)
+    return WeightMethod(_draws, rank_weights)
 
 
-def random_layer(settings: RandomLayerSettings) -> WeightMethod:
+def random_layer(settings: NoSettings) -> WeightMethod:
     """Weights drawn at random, the same share of every layer."""
-    return WeightMethod(_draws, order_within_layers)
+    return WeightMethod(_draws, rank_within_layers)
 
 
-def _magnitudes(start: Start, calibration: Calibration | None, generator: torch.Generator) -> Scores:
+def _magnitudes(start: Start, calibration: Calibration | None, generator: torch.Generator) -> WeightScores:
     return {name: live_weight(start.network, start.masks, name).abs() for name in start.layers}
 
 
-def _draws(start: Start, calibration: Calibration | None, generator: torch.Generator) -> Scores:
+def _draws(start: Start, calibration: Calibration | None, generator: torch.Generator) -> WeightScores:
     """Uniform in [0, 1): double, so that ties, which network order would decide, hardly occur."""
     weights = {name: start.network.get_submodule(name).get_parameter("weight") for name in start.layers}
     return {

@@ -16,17 +16,17 @@ from experiment.layers.plan import Plan, State
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.data.poisson_draws import factors, first_rings
 from experiment.methods.data.sensitivity import Reduction, given_inputs, union_bound, weight_sensitivities
-from experiment.methods.masks.ranking import (
-    Scores,
+from experiment.methods.masks.settings import SiPPSettings
+from experiment.methods.masks.sipp_rows import Rows, multiplier, num_samples, rows_of
+from experiment.methods.masks.weight_ranking import (
     WeightMethod,
+    WeightScores,
     alive_weights,
-    order_of,
     plan_masked,
     plan_prefix,
+    rank_weights,
     unmasked_cost,
 )
-from experiment.methods.masks.sipp_rows import Rows, multiplier, num_samples, rows_of
-from experiment.methods.settings import SiPPSettings
 from experiment.methods.starting_state import Start, live_weight, start_of
 from experiment.random_streams import generator as stream
 
@@ -39,10 +39,10 @@ def sipp(settings: SiPPSettings) -> WeightMethod:
     Source: Baykal et al. 2019, https://arxiv.org/abs/1910.05422
     """
 
-    def score(start: Start, calibration: Calibration | None, generator: torch.Generator) -> Scores:
+    def score(start: Start, calibration: Calibration | None, generator: torch.Generator) -> WeightScores:
         return _sensitivities(start, calibration, settings, "mean", "SiPP")
 
-    return WeightMethod(score, order_of, every_layer=False)
+    return WeightMethod(score, rank_weights, every_layer=False)
 
 
 def sipp_rand(settings: SiPPSettings) -> SampledSiPP:
@@ -56,7 +56,7 @@ def sipp_hybrid(settings: SiPPSettings) -> SampledSiPP:
 
 
 @dataclass(frozen=True)
-class Draws:
+class DrawnWeights:
     """The analysis.
 
     Attributes:
@@ -94,7 +94,7 @@ class SampledSiPP:
     label: str
     hybrid: bool
 
-    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Draws:
+    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> DrawnWeights:
         """Sensitivities, largest of positions and samples, and the time at which every weight would be drawn first.
 
         Raises: CompressionError: calibration data are missing, or layers are given NaN or infinity.
@@ -102,9 +102,9 @@ class SampledSiPP:
         start = start_of(state)
         rows, places = _rows(start, _sensitivities(start, calibration, self.settings, "max", self.label))
         seed = int(torch.randint(2**62, (), generator=generator))
-        return Draws(start, rows, places, first_rings(rows.p, generator), seed)
+        return DrawnWeights(start, rows, places, first_rings(rows.p, generator), seed)
 
-    def plan(self, analysis: Draws, budget: Budget) -> Plan:
+    def plan(self, analysis: DrawnWeights, budget: Budget) -> Plan:
         """The weights that come in before the budget is used up, those without sensitivity last.
 
         Raises: InfeasibleBudget: what is never pruned already exceeds the budget.
@@ -120,7 +120,7 @@ class SampledSiPP:
         entry = by_time[torch.argsort(nu_W[by_time], descending=True, stable=True)]
         turns_W = torch.empty_like(nu_W)
         turns_W[entry] = -torch.arange(len(entry), dtype=torch.float64)
-        plan = plan_prefix(order_of(start, _spread(analysis, turns_W, -float(len(entry)))), budget)
+        plan = plan_prefix(rank_weights(start, _spread(analysis, turns_W, -float(len(entry)))), budget)
         stay, out = entry.tensor_split([_num_kept(start, plan)])
         scales_W = torch.ones_like(nu_W)
         if len(out):
@@ -128,7 +128,7 @@ class SampledSiPP:
             _rescale(scales_W, analysis, stay, drawn_R, multipliers, out[0])
         return replace(plan, scales=plan_masked(start, {}, _spread(analysis, scales_W, 1.0)).scales)
 
-    def fill(self, built: nn.Module, state: State, analysis: Draws, plan: Plan) -> None:
+    def fill(self, built: nn.Module, state: State, analysis: DrawnWeights, plan: Plan) -> None:
         """Write the state's weights into `built`, in place; multiplied by the plan's factors if they were analysed.
 
         Weights that a network is rewound to estimate nothing: they are written as they are.
@@ -138,7 +138,7 @@ class SampledSiPP:
 
 
 def _rescale(
-    scales_W: Tensor, analysis: Draws, stay: Tensor, drawn_R: Tensor, slope_R: Tensor, first_out: Tensor
+    scales_W: Tensor, analysis: DrawnWeights, stay: Tensor, drawn_R: Tensor, slope_R: Tensor, first_out: Tensor
 ) -> None:
     """Write the factors of the weights that stay, in place.
 
@@ -162,7 +162,7 @@ def _num_kept(start: Start, plan: Plan) -> int:
     return alive - (start.count.parameters - plan.parameters)
 
 
-def _spread(analysis: Draws, values_W: Tensor, other: float) -> dict[str, Tensor]:
+def _spread(analysis: DrawnWeights, values_W: Tensor, other: float) -> dict[str, Tensor]:
     """Values of weights in their layers' shapes, `other` for those without sensitivity."""
     spread, values = {}, torch.cat([values_W, torch.tensor([other], dtype=torch.float64)])
     for name, places in analysis.places.items():

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.layers.compressible import evaluating
+from experiment.layers.forward_pass import evaluating
 from experiment.methods.base import Calibration
 from experiment.methods.data.fisher import log_probabilities
-from experiment.methods.masks.ranking import Scores, WeightMethod, order_of
-from experiment.methods.settings import SNIPSettings
+from experiment.methods.masks.weight_ranking import WeightMethod, WeightScores, rank_weights
+from experiment.methods.settings import NoSettings
 from experiment.methods.starting_state import Start, live_weight
 
 SAMPLES = 16  # in one pass
 GIVE_TARGETS = "Give some: compress(..., data=(inputs, targets)), or a loader of such pairs."
 
 
-def snip(settings: SNIPSettings) -> WeightMethod:
+def snip(settings: NoSettings) -> WeightMethod:
     """Connection sensitivity |w dL/dw| decides, in the whole network; L is the mean cross entropy, in eval mode.
 
     dL/dw is the mean gradient over the calibration data, signs and all, so that what pulls a weight to and fro cancels.
@@ -27,10 +27,10 @@ def snip(settings: SNIPSettings) -> WeightMethod:
     Source: Lee et al. 2019, https://arxiv.org/abs/1810.02340. Differs: BatchNorm uses its running statistics, and in a
     cascade, or on a trained network, the scores are those of the weights as they are.
     """
-    return WeightMethod(_scores, order_of)
+    return WeightMethod(_scores, rank_weights)
 
 
-def _scores(start: Start, calibration: Calibration | None, generator: torch.Generator) -> Scores:
+def _scores(start: Start, calibration: Calibration | None, generator: torch.Generator) -> WeightScores:
     return sensitivities(start, calibration) if start.layers else {}
 
 

@@ -10,19 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from experiment.errors import CompressionError, ConfigError, InfeasibleBudget
+from experiment.errors import CompressionError, ConfigError
 from experiment.layers.build import write_whole
 from experiment.layers.plan import Plan, State
 from experiment.methods.base import Budget, Calibration
-from experiment.methods.masks.ranking import alive_weights, kept_shares, plan_masked, unmasked_cost
-from experiment.methods.settings import TorchPruneSettings
+from experiment.methods.budget_search import check_smallest, longest
+from experiment.methods.masks.settings import TorchPruneSettings
+from experiment.methods.masks.weight_ranking import alive_weights, kept_shares, plan_masked, unmasked_cost
 from experiment.methods.starting_state import Start, live_weight, start_of
 from experiment.random_streams import seeded
 from experiment.registry import resolve
 
 
 @dataclass(frozen=True)
-class Units:
+class UnitOrder:
     """The analysis: what each layer can lose, one weight or one channel at a time.
 
     Attributes:
@@ -48,7 +49,7 @@ class TorchPrune:
     """What `method(amount=..., **kwargs).compute_mask` says of every layer, with the amount that the budget asks for.
 
     Of a layer's n units (weights, or for PRUNING_TYPE 'structured' the channels along `dim`) the largest share that
-    fits stays, as in `order_within_layers`: every layer keeps round(rho n), and of the last step layers take theirs one
+    fits stays, as in `rank_within_layers`: every layer keeps round(rho n), and of the last step layers take theirs one
     after the other. The amount is the fraction of the n units that goes, a float in [0, 1] that torch's classes turn
     into a whole number of units. What is masked already stays masked, and the amount is a fraction of what is left, as
     in torch's PruningContainer. Structured masks leave the layers' shapes as they are.
@@ -60,7 +61,7 @@ class TorchPrune:
     method: Any  # torch declares no types here
     kwargs: Mapping[str, Any]
 
-    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Units:
+    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> UnitOrder:
         """Every layer's units, and the order in which they stay as the share grows."""
         start = start_of(state, masked=True)
         units = {name: self._num_units(start, name) for name in start.layers}
@@ -69,9 +70,9 @@ class TorchPrune:
         ranks = [torch.arange(n, dtype=torch.float64) for n in units.values()]
         shares = torch.cat([*[(rank + 0.5) / max(1, len(rank)) for rank in ranks], torch.zeros(0, dtype=torch.float64)])
         order = layers[torch.argsort(shares, stable=True)]
-        return Units(start, units, order, int(torch.randint(2**62, (), generator=generator)))
+        return UnitOrder(start, units, order, int(torch.randint(2**62, (), generator=generator)))
 
-    def plan(self, analysis: Units, budget: Budget) -> Plan:
+    def plan(self, analysis: UnitOrder, budget: Budget) -> Plan:
         """As many units as fit; how many weights their masks leave is counted, not assumed.
 
         Raises: InfeasibleBudget: the masks of the largest amount leave more than the budget.
@@ -80,21 +81,13 @@ class TorchPrune:
         start = analysis.start
         if start.allows(budget):
             return start.unchanged(kept_shares(start, {}))
-        smallest = self._cost(analysis, 0, budget)
-        if smallest > budget.limit:
-            raise InfeasibleBudget(
-                limit=budget.limit, smallest=smallest, original=budget.original, quantity=budget.quantity
-            )
-        fits, too_many = 0, len(analysis.order) + 1
-        while too_many - fits > 1:
-            middle = (fits + too_many) // 2
-            within = self._cost(analysis, middle, budget) <= budget.limit
-            fits, too_many = (middle, too_many) if within else (fits, middle)
-        masks = {name: self._mask(analysis, name, amount) for name, amount in analysis.removed(fits).items()}
+        check_smallest(self._cost(analysis, 0, budget), budget)
+        most = longest(len(analysis.order), lambda n: self._cost(analysis, n, budget) <= budget.limit)
+        masks = {name: self._mask(analysis, name, amount) for name, amount in analysis.removed(most).items()}
         analysis.masks.clear()
         return plan_masked(start, masks)
 
-    def fill(self, built: nn.Module, state: State, analysis: Units, plan: Plan) -> None:
+    def fill(self, built: nn.Module, state: State, analysis: UnitOrder, plan: Plan) -> None:
         """Write the state's weights into `built`, in place; masked ones become zero."""
         write_whole(built, state.network, plan)
 
@@ -110,14 +103,14 @@ class TorchPrune:
             )
         return int(alive.transpose(0, dim).flatten(1).any(1).sum())
 
-    def _cost(self, analysis: Units, num_kept: int, budget: Budget) -> int:
+    def _cost(self, analysis: UnitOrder, num_kept: int, budget: Budget) -> int:
         start, cost = analysis.start, unmasked_cost(analysis.start, budget)
         for name, amount in analysis.removed(num_kept).items():
             positions = start.layers[name].positions if budget.quantity == "flops" else 1
             cost += positions * int(self._mask(analysis, name, amount).sum())
         return cost
 
-    def _mask(self, analysis: Units, layer: str, amount: int) -> Tensor:
+    def _mask(self, analysis: UnitOrder, layer: str, amount: int) -> Tensor:
         """The layer's mask when so many of its units go; random methods draw the same numbers for every amount."""
         if (layer, amount) not in analysis.masks:
             alive = alive_weights(analysis.start, layer)

@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import InfeasibleBudget
 from experiment.layers.build import write_whole
 from experiment.layers.plan import Plan, State
 from experiment.methods.base import Budget, Calibration
+from experiment.methods.budget_search import check_smallest, longest
 from experiment.methods.data.draws import counts_of, draws_for, first_draws
-from experiment.methods.masks.ranking import alive_weights, kept_shares, plan_masked, unmasked_cost
-from experiment.methods.settings import L1L2Settings, L1Settings, L2Settings, UniformSettings
+from experiment.methods.masks.weight_ranking import alive_weights, kept_shares, plan_masked, unmasked_cost
+from experiment.methods.settings import NoSettings
 from experiment.methods.starting_state import Start, live_weight, start_of
 
 
 @dataclass(frozen=True)
-class Urn:
+class LayerDraws:
     """What is drawn from a layer's weights, on the CPU.
 
     Attributes:
@@ -72,11 +72,11 @@ class Urn:
 
 
 @dataclass(frozen=True)
-class Urns:
+class NetworkDraws:
     """The analysis: all draws of all layers, which every budget takes the first ones of."""
 
     start: Start
-    layers: Mapping[str, Urn]
+    layers: Mapping[str, LayerDraws]
     seed: int
 
     def cost(self, share: float, budget: Budget) -> int:
@@ -88,7 +88,7 @@ class Urns:
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SampledWeights:
     """Of every filter's C weights some max(1, rho C) stay, drawn with replacement and reweighted by count / (N p).
 
     N is the smallest number of draws that hit as many different weights on average; those that are hit stay. So the
@@ -104,17 +104,17 @@ class Sampled:
 
     worth: Callable[[Tensor, Tensor], Tensor]
 
-    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Urns:
+    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> NetworkDraws:
         """The probabilities of all weights, and the draws that hit them first."""
         start, layers = start_of(state, masked=True), {}
         for name, info in start.layers.items():
             alive_RC = alive_weights(start, name).cpu().flatten(1)
             worth_RC = self.worth(live_weight(start.network, start.masks, name).cpu().double().flatten(1), alive_RC)
-            p_RC = worth_RC / worth_RC.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-            layers[name] = Urn(p_RC, first_draws(p_RC, generator), alive_RC, info.positions)
-        return Urns(start, layers, int(torch.randint(2**62, (), generator=generator)))
+            p_RC = _shares(worth_RC)
+            layers[name] = LayerDraws(p_RC, first_draws(p_RC, generator), alive_RC, info.positions)
+        return NetworkDraws(start, layers, int(torch.randint(2**62, (), generator=generator)))
 
-    def plan(self, analysis: Urns, budget: Budget) -> Plan:
+    def plan(self, analysis: NetworkDraws, budget: Budget) -> Plan:
         """The largest share that fits.
 
         Raises: InfeasibleBudget: one weight a filter is already more than the budget.
@@ -134,7 +134,7 @@ class Sampled:
                 scales[name] = factors.to(weight.device, precise)
         return plan_masked(start, masks, scales)
 
-    def fill(self, built: nn.Module, state: State, analysis: Urns, plan: Plan) -> None:
+    def fill(self, built: nn.Module, state: State, analysis: NetworkDraws, plan: Plan) -> None:
         """Write the state's weights into `built`, in place; reweighted only where they are those that were sampled.
 
         Weights that a network is rewound to estimate nothing: they are written as they are.
@@ -143,44 +143,36 @@ class Sampled:
         write_whole(built, state.network, plan if same else replace(plan, scales={}))
 
 
-def uniform(settings: UniformSettings) -> Sampled:
+def uniform(settings: NoSettings) -> SampledWeights:
     """All weights of a filter with the same probability."""
-    return Sampled(lambda w_RC, alive_RC: alive_RC.double())
+    return SampledWeights(lambda w_RC, alive_RC: alive_RC.double())
 
 
-def l1(settings: L1Settings) -> Sampled:
+def l1(settings: NoSettings) -> SampledWeights:
     """p = |w| / sum |w|."""
-    return Sampled(lambda w_RC, alive_RC: w_RC.abs())
+    return SampledWeights(lambda w_RC, alive_RC: w_RC.abs())
 
 
-def l2(settings: L2Settings) -> Sampled:
+def l2(settings: NoSettings) -> SampledWeights:
     """p = w^2 / sum w^2."""
-    return Sampled(lambda w_RC, alive_RC: w_RC.square())
+    return SampledWeights(lambda w_RC, alive_RC: w_RC.square())
 
 
-def l1_l2(settings: L1L2Settings) -> Sampled:
+def l1_l2(settings: NoSettings) -> SampledWeights:
     """The mean of the two: p = (|w| / sum |w| + w^2 / sum w^2) / 2."""
-    return Sampled(lambda w_RC, alive_RC: (_shares(w_RC.abs()) + _shares(w_RC.square())) / 2)
+    return SampledWeights(lambda w_RC, alive_RC: (_shares(w_RC.abs()) + _shares(w_RC.square())) / 2)
 
 
 def _shares(worth_RC: Tensor) -> Tensor:
     return worth_RC / worth_RC.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def _largest_share(urns: Urns, budget: Budget) -> float:
+def _largest_share(urns: NetworkDraws, budget: Budget) -> float:
     """Of all shares that let a row keep one weight more, the largest whose weights fit.
 
     Raises: InfeasibleBudget: none does.
     """
     sizes = {urn.p.shape[1] for urn in urns.layers.values()}
     shares = [0.0, *sorted({k / size for size in sizes for k in range(2, size + 1)})]
-    smallest = urns.cost(0, budget)
-    if smallest > budget.limit:
-        raise InfeasibleBudget(
-            limit=budget.limit, smallest=smallest, original=budget.original, quantity=budget.quantity
-        )
-    fits, too_much = 0, len(shares)
-    while too_much - fits > 1:
-        middle = (fits + too_much) // 2
-        fits, too_much = (middle, too_much) if urns.cost(shares[middle], budget) <= budget.limit else (fits, middle)
-    return shares[fits]
+    check_smallest(urns.cost(0, budget), budget)
+    return shares[longest(len(shares) - 1, lambda i: urns.cost(shares[i], budget) <= budget.limit)]

@@ -28,8 +28,8 @@ from experiment.random_streams import generator
 from experiment.registry import InputShape
 from experiment.run.cell.events import Advanced, Busy, Note, Report, epoch_callbacks
 from experiment.run.cell.learn_compress import learn_compress
-from experiment.run.cell.made import Made
 from experiment.run.cell.outcome import (
+    CellNetwork,
     costs_of,
     measure_network,
     read_history,
@@ -88,14 +88,14 @@ class Walk:
         except InfeasibleBudget as error:
             return self._store_infeasible(cell, {"error": str(error), "smallest": error.smallest})
 
-    def _make(self, cell: Cell, report: Report) -> Made:
+    def _make(self, cell: Cell, report: Report) -> CellNetwork:
         """The network of a cell, compressed and retrained, or learnt; raises InfeasibleBudget."""
         return self._learn_compress(cell, report) if self.p.experiments.mode == "lc" else self._retrained(cell, report)
 
-    def _retrained(self, cell: Cell, report: Report) -> Made:
+    def _retrained(self, cell: Cell, report: Report) -> CellNetwork:
         started = time.perf_counter()
         spoken = partial(Spoken, lambda text: report(Busy(cell_name(cell), text)))
-        with self.context.clock.part("compression"), showing(spoken):
+        with showing(spoken):
             compressor, compressed = self._compress(cell)
         network, about = compressed.network, {}
         if not cell.fixed_size and (text := _shortfall(compressed, cell, compressor, self.p)):
@@ -119,7 +119,7 @@ class Walk:
             network, records = earlier
         else:
             records = self._retrain(cell, network, compressed.plan, ranks, report) if epochs else []
-        return Made(
+        return CellNetwork(
             Compressed(network, compressed.plan, compressed.count), before, records, ranks,
             about | {
                 "epochs": epochs, "seconds_compress": round(seconds_compress, 3),
@@ -127,7 +127,7 @@ class Walk:
             },
         )  # fmt: skip
 
-    def _learn_compress(self, cell: Cell, report: Report) -> Made:
+    def _learn_compress(self, cell: Cell, report: Report) -> CellNetwork:
         """Learn and compress in turn."""
         learnt = learn_compress(
             cell, self.chain.method, self.method, self._calibration(), self.reference, self.p, self.context, report,
@@ -135,7 +135,7 @@ class Walk:
         )  # fmt: skip
         about = {} if learnt.records else {"notice": NOTHING_REMOVED}
         direct = learnt.direct if learnt.records else learnt.best.network
-        return Made(
+        return CellNetwork(
             learnt.best, direct, learnt.records, None,
             about | {
                 "epochs": learnt.epochs, "seconds_compress": round(learnt.seconds_compress, 3),
@@ -149,8 +149,7 @@ class Walk:
         assert block is not None
 
         def top1(network: nn.Module) -> float:
-            with self.context.clock.part("validation"):
-                return valid_top1(network, self.p, self.context.data)
+            return valid_top1(network, self.p, self.context.data)
 
         found = search(cell, block, self._make, top1, self.reference.network, self.context.store, report)
         if found.best is None:
@@ -240,7 +239,7 @@ class Walk:
                 device=torch.device(self.context.machine.device), checkpoint=partial / "checkpoint.pt",
                 on_batch=on_batch, on_epoch=on_epoch,
                 measure=None if ranks is None else lambda epochs: ranks.note(epochs, network), team=team,
-                clock=self.context.clock, teacher=None if block.distillation is None else self.reference.network,
+                teacher=None if block.distillation is None else self.reference.network,
             )  # fmt: skip
         network.eval()
         return records
@@ -262,15 +261,14 @@ class Walk:
         report(Advanced(cell.epochs_retrain))
         return trained.eval(), records
 
-    def _finish(self, cell: Cell, made: Made, found: Found | None = None) -> dict[str, Any]:
+    def _finish(self, cell: Cell, made: CellNetwork, found: Found | None = None) -> dict[str, Any]:
         """Test what has come of a cell and what had learnt nothing, and store it."""
         network = made.compressed.network
-        with self.context.clock.part("test"):
-            measured = measure_network(network, self.p, self.context.data)
-            require_finite(measured)
-            same = made.direct is network
-            first = measured if same else measure_network(made.direct, self.p, self.context.data)
-        with self.context.clock.part("storing"), self.context.store.writing(cell) as folder:
+        measured = measure_network(network, self.p, self.context.data)
+        require_finite(measured)
+        same = made.direct is network
+        first = measured if same else measure_network(made.direct, self.p, self.context.data)
+        with self.context.store.writing(cell) as folder:
             size = save_weights(
                 folder / "network.pt", network, made.compressed.plan, architecture(self.p, self.reference),
                 method=cell.method, label=cell.label, keep=made.facts.get("keep_found", cell.keep),

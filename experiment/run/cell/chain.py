@@ -33,14 +33,13 @@ NOBODYS = (CannotWrite, OtherVersion)  # errors that no cell is to blame for: th
 
 def run_reference(task: ReferenceTask, context: Context, report: Report) -> None:
     """Train (or find) one reference network, test it and store its row; a failure is stored as such."""
-    if not is_open(context.store.results([task.cell]).get(task.cell.key), context.retry_failed):
+    if not is_open(context.store.result(task.cell), context.retry_failed):
         return
     report(Started(cell_name(task.cell), task.cell.epochs_train + 1, task.cell.key))
     try:
         p = task.variant.parameters
         reference = obtain_reference(task.reference, p, context, report)
-        with context.clock.part("test"):
-            measured = measure_network(reference.network, p, context.data)
+        measured = measure_network(reference.network, p, context.data)
         require_finite(measured)
         unchanged = Compressed(reference.network, Plan(), reference.count)
         with context.store.writing(task.cell) as folder:
@@ -104,12 +103,12 @@ def _ancestor_missing(chain: Chain, results: Mapping[str, dict[str, Any]], conte
     """Whether a result on which the chain builds has been removed; it is computed again, if nobody else is at it."""
     key, tickets = chain.reference_cell.key, chain.tickets
     if key not in results:
-        with context.store.trying(key) as held:
+        with context.store.try_lock(key) as held:
             if held:
                 run_reference(ReferenceTask(chain.variant, chain.reference, chain.reference_cell), context, report)
         return True
     if tickets is not None and any(cell.key not in results for cell in tickets.cells):
-        with context.store.trying(chain_key(tickets)) as held:
+        with context.store.try_lock(chain_key(tickets)) as held:
             if held:
                 run_chain(tickets, context, report)
         return True
@@ -125,7 +124,7 @@ def _walked(
     for i, cell in enumerate(chain.cells):
         result = results.get(cell.key)
         if cell in todo:
-            with context.store.trying(None if chain.in_order else cell.key) as held:
+            with context.store.try_lock(None if chain.in_order else cell.key) as held:
                 result = _compute(cell, walk, context, report) if held else None
             left += result is None
         if tickets:  # where the next cell starts
@@ -137,7 +136,7 @@ def _walked(
 
 def _compute(cell: Cell, walk: Walk, context: Context, report: Report) -> dict[str, Any]:
     """The result of a cell whose lock this process holds; somebody who held it before may have left one."""
-    result = context.store.results([cell]).get(cell.key)
+    result = context.store.result(cell)
     if result is not None and not is_open(result, context.retry_failed):
         return result
     report(Started(cell_name(cell), cell.epochs_retrain + 1, cell.key))
@@ -158,10 +157,10 @@ def store_abandoned(task: ReferenceTask | Chain, error: Exception, context: Cont
     whole = isinstance(task, ReferenceTask) or task.in_order  # whose lock the caller holds
     left = []
     for cell in cells:
-        with context.store.trying(None if whole else cell.key) as held:
+        with context.store.try_lock(None if whole else cell.key) as held:
             if not held:
                 left.append(cell)
-            elif is_open(context.store.results([cell]).get(cell.key), context.retry_failed):
+            elif is_open(context.store.result(cell), context.retry_failed):
                 _store_failure(cell, error, context, report)
     return left
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from experiment.clock import Clock
 from experiment.config import NamedSettings, Parameters, Training
 from experiment.datasets.check_data import check_data
 from experiment.datasets.loading import Images, Splits, Transforms, load_source, make_splits, make_test
@@ -33,7 +32,6 @@ class Data:
     Args:
         folder: where datasets lie.
         device: where small images are kept and all batches arrive.
-        clock: counts what loading takes.
         readers: processes that read images which do not fit into memory; None for as many as there are cores left.
         keep_sources: whether what was read is kept as it was before any transform, too.
     """
@@ -42,13 +40,11 @@ class Data:
         self,
         folder: Path,
         device: str,
-        clock: Clock | None = None,
         *,
         readers: int | None = None,
         keep_sources: bool = False,
     ) -> None:
         self.folder, self.device = folder, torch.device(device)
-        self._clock = clock or Clock()
         self._splits: dict[str, Splits] = {}
         self._tests: dict[str, Images] = {}
         self._sources: dict[str, Source] = {}
@@ -64,12 +60,11 @@ class Data:
         key = _key(dataset, transforms, p)
         if key not in self._splits:
             _make_room(self._splits)
-            with self._clock.part("data"):
-                train, test = (self.source(p, dataset, part) for part in (True, False))
-                self._splits[key] = make_splits(
-                    dataset.name, train, test, transforms,
-                    seed=p.seed, output_size=p.network.output_size, device=self.device, workers=self._readers,
-                )  # fmt: skip
+            train, test = (self.source(p, dataset, part) for part in (True, False))
+            self._splits[key] = make_splits(
+                dataset.name, train, test, transforms,
+                seed=p.seed, output_size=p.network.output_size, device=self.device, workers=self._readers,
+            )  # fmt: skip
         return self._splits[key]
 
     def test(self, p: Parameters, training: Training | None = None) -> Images:
@@ -81,11 +76,10 @@ class Data:
         key = _key(dataset, transforms, p)
         if key not in self._tests:
             _make_room(self._tests)
-            with self._clock.part("data"):
-                self._tests[key] = make_test(
-                    dataset.name, self.source(p, dataset, False), transforms,
-                    output_size=p.network.output_size, device=self.device, workers=self._readers,
-                )  # fmt: skip
+            self._tests[key] = make_test(
+                dataset.name, self.source(p, dataset, False), transforms,
+                output_size=p.network.output_size, device=self.device, workers=self._readers,
+            )  # fmt: skip
         return self._tests[key]
 
     def facts(self, p: Parameters, training: Training) -> DataFacts:

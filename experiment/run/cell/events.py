@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from experiment.training.loop import EpochRecord
@@ -57,20 +57,13 @@ class CellDone:
 
 
 @dataclass(frozen=True)
-class Timed:
-    """Seconds of a worker by what they were spent on, since it last told."""
-
-    seconds: Mapping[str, float]
-
-
-@dataclass(frozen=True)
 class Note:
     """Something that the user should read."""
 
     text: str
 
 
-Event = Started | Advanced | Busy | EpochDone | CellDone | Timed | Note
+Event = Started | Advanced | Busy | EpochDone | CellDone | Note
 Report = Callable[[Event], None]
 
 SECONDS_BETWEEN = 0.1  # messages cross a process boundary: a few a second are enough for a bar

@@ -17,9 +17,9 @@ from experiment.lc.optimizer import LCOptimizer
 from experiment.lc.projection import MethodProjection, condensed_weights, weights_of
 from experiment.lc.settings import LCSettings
 from experiment.methods.base import Calibration, Compressed, Method
+from experiment.methods.configure import MethodSpec
 from experiment.run.cell.events import Advanced, Report, epoch_callbacks
 from experiment.run.cell.reference import Context, Reference, train_settings
-from experiment.run.grid.lookup import MethodSpec
 from experiment.run.grid.plan import Cell
 from experiment.training.checkpoint import EpochRecord
 
@@ -67,8 +67,7 @@ def learn_compress(
         ("method", p.seed, cell.net, cell.repetition), spec.recalibrate,
     )  # fmt: skip
     started = time.perf_counter()
-    with context.clock.part("compression"):
-        direct = projection(reference.network)
+    direct = projection(reference.network)
     assert direct.compressed is not None
     seconds_compress = time.perf_counter() - started
     weights = condensed_weights(reference.network, reference.state.example)
@@ -102,7 +101,7 @@ def _optimizer(
         reference.network, projection, splits.train, splits.valid, settings, train_settings(block, context.machine),
         example=reference.state.example, stream=("retrain", p.seed, cell.net, cell.repetition),
         device=context.machine.device, checkpoint=_checkpoint(cell, context), on_batch=on_batch,
-        on_iteration=lambda row: on_epoch(_as_epoch(row)), clock=context.clock,
+        on_iteration=lambda row: on_epoch(_as_epoch(row)),
     )  # fmt: skip
 
 

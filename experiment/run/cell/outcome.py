@@ -1,13 +1,13 @@
-"""What a cell leaves behind: what it measured and what it costs, as the files of its folder."""
+"""The outcome of a cell: its compressed network, test figures and costs, and the files in which they are stored."""
 
 from __future__ import annotations
 
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -19,13 +19,35 @@ from experiment.lc.lc_checkpoint import Iteration
 from experiment.measure import count_bytes
 from experiment.methods.base import Compressed
 from experiment.run.cell.data import Data
-from experiment.run.disk.integrity import sizes_of, sums_of
+from experiment.run.disk.manifest import RESULT, manifest_of
 from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.training.loop import EpochRecord, evaluate
 
+if TYPE_CHECKING:
+    from experiment.run.cell.rank_history import RankLog
+
+
+@dataclass(frozen=True)
+class CellNetwork:
+    """The network of a cell before it is tested.
+
+    Attributes:
+        compressed: the network after all training, its plan and its size.
+        direct: the network before retraining; the same object if there was none.
+        records: one row per epoch, or per step in mode lc.
+        ranks: effective ranks during training, if requested.
+        facts: what result.json says about how it was made: epochs, seconds, a notice.
+    """
+
+    compressed: Compressed
+    direct: nn.Module
+    records: list[EpochRecord] | list[Iteration]
+    ranks: RankLog | None
+    facts: dict[str, Any]
+
 
 def measure_network(network: nn.Module, p: Parameters, data: Data) -> dict[str, float]:
-    """Loss, top-1 and top-5 on the test data, in float32 whatever the precision of training."""
+    """Loss, top-1 and top-5 on the test data, in float32 regardless of the precision of training."""
     metrics = evaluate(
         network, data.test(p), loss=p.training.loss, loss_kwargs=dict(p.training.loss_kwargs),
         device=data.device, precision="fp32", batch_size=p.training.test_batch_size,
@@ -34,7 +56,7 @@ def measure_network(network: nn.Module, p: Parameters, data: Data) -> dict[str, 
 
 
 def valid_top1(network: nn.Module, p: Parameters, data: Data) -> float:
-    """Top-1 on the validation part, measured as on the test data: what choices are made by."""
+    """Top-1 on the validation data, by which choices are made."""
     return evaluate(
         network, data.splits(p, p.training).valid, loss=p.training.loss, loss_kwargs=dict(p.training.loss_kwargs),
         device=data.device, precision="fp32", batch_size=p.training.test_batch_size,
@@ -42,13 +64,13 @@ def valid_top1(network: nn.Module, p: Parameters, data: Data) -> float:
 
 
 def require_finite(measured: Mapping[str, float]) -> None:
-    """Raises: ExperimentError: the network's outputs are not finite."""
+    """Raises: ExperimentError: the outputs of the network are not finite."""
     if not math.isfinite(measured["loss"]):
-        raise ExperimentError(f"the network's test loss is {measured['loss']}: its outputs are not finite.")
+        raise ExperimentError(f"the test loss of the network is {measured['loss']}: its outputs are not finite.")
 
 
 def costs_of(compressed: Compressed, file_size: int) -> dict[str, int]:
-    """Counts, and bytes under all conventions."""
+    """Parameters, FLOPs and bytes of a network, by column."""
     size = count_bytes(compressed.network)
     return {
         "parameters": compressed.count.parameters,
@@ -62,32 +84,34 @@ def costs_of(compressed: Compressed, file_size: int) -> dict[str, int]:
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
-    """result.json, with the format's version and the sizes of the files that are there: it is written last."""
-    content = {"format": FORMAT_VERSION, "files": sizes_of(folder), "sums": sums_of(folder), **result}
-    write_whole(folder / "result.json", json_text(content, indent=1, sort_keys=True) + "\n")
+    """Write result.json, which contains the manifest of all other files: it is written last."""
+    content = {"format": FORMAT_VERSION, "files": manifest_of(folder), **result}
+    write_whole(folder / RESULT, json_text(content, indent=1, sort_keys=True) + "\n")
 
 
 def write_history(path: Path, records: Sequence[EpochRecord] | Sequence[Iteration]) -> None:
-    """history.csv: a row an epoch, or a step of mode lc; with none, nothing but the header of epochs."""
+    """Write history.csv: one row per epoch, or per step in mode lc."""
     columns = fields(records[0] if records else EpochRecord)
     write_rows(path, [asdict(record) for record in records], [f.name for f in columns])
 
 
 def read_history(path: Path) -> list[EpochRecord]:
-    """The epochs that `write_history` wrote.
+    """The epochs in history.csv.
 
     Raises: StoreError: it is missing or damaged.
     """
-    whole = {"epoch", "images"}
+    integers = {"epoch", "images"}
+    records = []
     try:
         with path.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        values = [{k: None if v == "" else int(v) if k in whole else float(v) for k, v in row.items()} for row in rows]
-        return [EpochRecord(**value) for value in values]  # type: ignore[arg-type]
+            for row in csv.DictReader(stream):
+                values = {k: None if v == "" else int(v) if k in integers else float(v) for k, v in row.items()}
+                records.append(EpochRecord(**values))  # type: ignore[arg-type]
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise StoreError(f"{path}: is no history of a training.") from error
+        raise StoreError(f"{path}: is not the history of a training.") from error
+    return records
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
-    """A CSV file of rows with the same keys; `columns` for when there may be no row."""
+    """Write a CSV file of rows with the same keys; `columns` is needed if there may be no rows."""
     write_whole(path, csv_table(columns or list(rows[0]), rows))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import nn
 
-from experiment.clock import Clock
 from experiment.config import Parameters, Penalty, Retraining, Training
 from experiment.errors import OtherVersion, StoreError
 from experiment.files import is_whole_archive, make_folder, make_lock_file, remove_all, set_aside, writing_to
@@ -26,8 +25,8 @@ from experiment.run.cell.events import Note, Report, epoch_callbacks
 from experiment.run.cell.outcome import write_history
 from experiment.run.cell.rank_history import rank_log
 from experiment.run.cell.torchrun_group import Crew, Job, together
-from experiment.run.disk.foreign_weights import load_given
-from experiment.run.disk.integrity import RECORD, first_damaged, read_record, write_record
+from experiment.run.disk.load_weights import load_given
+from experiment.run.disk.manifest import MANIFEST, damaged_file, read_manifest, write_manifest
 from experiment.run.disk.network_file import load_packed, read_weights, save_weights
 from experiment.run.disk.store import Directories, Store, log, reference_folder, sync_folder
 from experiment.run.grid.plan import Machine, ReferenceSpec
@@ -49,7 +48,6 @@ class Context:
     data: Data
     retry_failed: bool = False
     crew: Crew | None = None  # who takes part in every training, if this process does not train alone
-    clock: Clock = field(default_factory=Clock)
 
 
 @dataclass(frozen=True)
@@ -124,8 +122,7 @@ def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, repor
     folder = reference_folder(context.directories, spec)
     input_shape = context.data.splits(p, p.training).input_shape
     lock = FileLock(make_lock_file(context.directories.trained_networks / ".locks" / f"{spec.folder}.lock"))
-    with context.clock.part("waiting"):
-        held = _acquired(lock, spec, report)
+    held = _acquired(lock, spec, report)
     with held:
         _set_aside_damaged(folder)
         network = _loaded(folder, p, spec, input_shape)
@@ -179,8 +176,8 @@ def copy_history(trained: Path, folder: Path) -> None:
 
 def _set_aside_damaged(folder: Path) -> None:
     """Set aside what is damaged beside a trained network; its own file says by itself whether it is whole."""
-    record = {"sums": read_record(folder / RECORD).get("sums")}
-    while (path := first_damaged(folder, record)) is not None:
+    files = {n: record for n, record in read_manifest(folder / MANIFEST).items() if record.crc32 is not None}
+    while (path := damaged_file(folder, files)) is not None:
         log.warning("%s is damaged: set aside as %s. The network beside it is kept.", path, set_aside(path).name)
 
 
@@ -208,7 +205,6 @@ def _train(
                 valid=splits.valid, stream=job.stream, device=torch.device(context.machine.device),
                 checkpoint=partial / "checkpoint.pt", rewind_to=rewind, on_batch=on_batch, on_epoch=on_epoch,
                 measure=None if ranks is None else lambda epochs: ranks.note(epochs, network), team=team,
-                clock=context.clock,
             )  # fmt: skip
         save_weights(writing / "network.pt", network, Plan(), architecture_of(p, splits.input_shape), net=spec.net)
         write_history(writing / HISTORY, records)
@@ -217,7 +213,7 @@ def _train(
         with writing_to(folder):
             if rewind is not None:
                 shutil.copy2(rewind[1], writing)
-            write_record(writing)
+            write_manifest(writing)
             sync_folder(writing)
             os.replace(writing, folder)
         shutil.rmtree(partial, ignore_errors=True)
@@ -237,7 +233,6 @@ def _train_to_rewind_epoch(spec: ReferenceSpec, p: Parameters, context: Context,
             network, splits.train, train_settings(p.training, context.machine),
             valid=splits.valid, stream=job.stream, device=torch.device(context.machine.device),
             rewind_to=(spec.rewind_epoch, rewind_file(folder, spec.rewind_epoch)), until=job.until, team=team,
-            clock=context.clock,
         )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from experiment.escaping import json_text
 from experiment.files import read_json, remove_all, set_aside, write_whole
 from experiment.lc.keep_search import is_within, search_keep
 from experiment.run.cell.events import Advanced, Event, Report
-from experiment.run.cell.made import Made
+from experiment.run.cell.outcome import CellNetwork
 from experiment.run.disk.store import Store
 from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.run.grid.plan import Cell
@@ -86,7 +86,7 @@ class Found:
 def search(
     cell: Cell,
     block: Search,
-    make: Callable[[Cell, Report], Made],
+    make: Callable[[Cell, Report], CellNetwork],
     valid_top1: Callable[[nn.Module], float],
     reference: nn.Module,
     store: Store,
@@ -130,7 +130,7 @@ def _sample(cell: Cell, keep: float) -> Cell:
 
 def _tried(
     sample: Cell,
-    make: Callable[[Cell, Report], Made],
+    make: Callable[[Cell, Report], CellNetwork],
     valid_top1: Callable[[nn.Module], float],
     least: float,
     report: Report,

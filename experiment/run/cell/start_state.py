@@ -16,7 +16,8 @@ from experiment.layers.plan import Plan, State
 from experiment.random_streams import seeded
 from experiment.registry import InputShape
 from experiment.run.cell.reference import Reference, rewind_file
-from experiment.run.disk.network_file import load_state, read_plain, read_weights, rebuild, untrained_network
+from experiment.run.disk.load_weights import load_state, read_plain
+from experiment.run.disk.network_file import read_weights, rebuild, untrained_network
 from experiment.run.disk.store import Store
 from experiment.run.grid.plan import Cell, ReferenceSpec
 
@@ -30,7 +31,7 @@ def network_of(cell: Cell, store: Store, reference: Reference) -> tuple[nn.Modul
 
     Raises: Gone: it is not there, or damaged and set aside.
     """
-    folder = store.index().get(cell.key)
+    folder = store.find(cell)
     if folder is None:
         raise Gone(f"the folder of the cell before it, {cell.folder}, is gone: it is computed again.")
     try:

@@ -1,6 +1,6 @@
-"""network.pt: a specification in plain values and a state_dict, written whole and read without unpickling code.
+"""network.pt: a network as a specification in plain values and a state_dict, read without unpickling code.
 
-Masked weights stand beside the state_dict, without their zeros, and rounded ones have no more bits than they need
+Masked weights are stored without their zeros and quantized ones with their bits only
 (`experiment.run.disk.packed_tensors`).
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,21 +46,15 @@ from experiment.layers.quantized_weights import named_dtypes
 from experiment.networks import NETWORKS
 from experiment.networks.make_network import make_network
 from experiment.registry import InputShape, is_import_path
+from experiment.run.disk.load_weights import load_state, read_plain, require_shapes
 from experiment.run.disk.packed_tensors import decode_state, encode_state, pack, unpack
-from experiment.tensor_file import read_tensors
+from experiment.run.grid.keys import FORMAT_VERSION
 
-MOST_REASON = 1000  # characters of torch's list of what differs
-FORMAT = 3  # of network.pt
-FORMATS = (
-    1,
-    2,
-    FORMAT,
-)  # that are read; 1 has masks and masked weights in the state_dict as they are, 2 all in 32 bits
-MOST_INPUTS = 2**24  # elements of one input
-MOST_VALUES, MOST_DEPTH = 10_000, 10  # of a network's settings
-MOST_NAMES = 8  # of a kind in an error
-THE_ORIGINAL = (
-    "Pass the network that `compress` was given, of the same sizes: for one that was compressed twice that is the "
+MAX_REASON = 1000  # characters of torch's list of differences
+MAX_INPUTS = 2**24  # elements of one input
+MAX_VALUES, MAX_DEPTH = 10_000, 10  # of a network's settings
+PASS_THE_ORIGINAL = (
+    "Pass the network that was given to `compress`, of the same sizes: for a network that was compressed twice, the "
     "first result."
 )
 _MISFITS = (CompressionError, RuntimeError, KeyError, AttributeError, TypeError, ValueError, IndexError, OverflowError)
@@ -69,15 +63,15 @@ _MISFITS = (CompressionError, RuntimeError, KeyError, AttributeError, TypeError,
 def save_weights(
     path: Path, network: nn.Module, plan: Plan, architecture: Mapping[str, Any] | None, **about: str | float | None
 ) -> int:
-    """Write a network; returns the bytes of the file.
+    """Write a network; returns the size of the file in bytes.
 
     Args:
-        architecture: how to make the original network again (name, settings, output_size, input_shape), None where only
+        architecture: how to construct the original network (name, settings, output_size, input_shape); None if only
             the user's own code can.
-        about: plain facts to keep beside (method, keep, ...).
+        about: plain facts to store beside it (method, keep, ...), for people.
     """
     specification = {
-        "format": FORMAT,
+        "format": FORMAT_VERSION,
         "architecture": None if architecture is None else dict(architecture),
         "plan": plan.to_data(),
         "about": about,
@@ -93,7 +87,7 @@ def save_weights(
 
 
 class Architecture(BaseModel):
-    """How the original network is made; the limits hold what an input and its outputs may take."""
+    """How to construct the original network. The limits bound the memory of an input and its outputs."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -105,19 +99,18 @@ class Architecture(BaseModel):
 
     @model_validator(mode="after")
     def _is_bounded(self) -> Architecture:
-        if math.prod(self.input_shape) > MOST_INPUTS:
-            raise ValueError(f"inputs of more than {MOST_INPUTS:,} elements are not read")
-        require_plain(self.settings)
+        if math.prod(self.input_shape) > MAX_INPUTS:
+            raise ValueError(f"inputs of more than {MAX_INPUTS:,} elements are not read")
+        _require_plain(self.settings)
         return self
 
 
 class Specification(BaseModel):
-    """What network.pt says of its network; `about` is for people."""
+    """What network.pt says about its network."""
 
-    format: StrictInt
-    architecture: Architecture | None = None
+    architecture: Architecture | None
     plan: PlanData
-    about: dict[str, Any] = {}
+    about: dict[str, Any]
 
 
 class MaskedData(BaseModel):
@@ -139,121 +132,110 @@ class RoundedData(BaseModel):
     scales: InstanceOf[Tensor] | None = None
 
 
-class Packed(BaseModel):
-    """The weights of network.pt as they are stored, which takes no more than the file has."""
+class PackedWeights(BaseModel):
+    """The weights of network.pt as they are stored; they take no more memory than the file has bytes."""
 
     state_dict: dict[Name, InstanceOf[Tensor]]
-    masked: dict[Name, MaskedData] = {}
-    rounded: dict[Name, RoundedData] = {}
+    masked: dict[Name, MaskedData]
+    rounded: dict[Name, RoundedData]
 
     def shapes(self) -> dict[str, torch.Size]:
-        """Name -> shape in the state_dict that `unpacked` gives."""
+        """Name -> shape in the state_dict that `unpacked` returns."""
         shapes = {name: tensor.shape for name, tensor in self.state_dict.items()}
         for name, parts in self.masked.items():
             shapes[name] = shapes[parts.mask] = torch.Size(parts.shape)
         return shapes
 
     def unpacked(self) -> dict[str, Tensor]:
-        """The state_dict, in memory for all zeros of masked weights: compare `shapes` before.
+        """The state_dict, including all zeros of masked weights. Check `shapes` first: it may need far more memory.
 
-        Raises: ValueError, KeyError: what is stored does not belong together.
+        Raises: ValueError, KeyError: the stored parts are inconsistent.
         """
         state = unpack(self.state_dict, {n: p.model_dump(exclude_none=True) for n, p in self.masked.items()})
         return decode_state(state, {n: p.model_dump(exclude_none=True) for n, p in self.rounded.items()})
 
 
-def require_plain(value: object, most: int = MOST_VALUES) -> None:
+def _require_plain(value: object) -> None:
     """Raises: ValueError: the value is more than a few numbers and texts, in lists and mappings."""
     todo: list[tuple[object, int]] = [(value, 0)]
-    for _ in range(most):
+    for _ in range(MAX_VALUES):
         if not todo:
             return
-        one, depth = todo.pop()
-        if isinstance(one, dict | list | tuple) and depth < MOST_DEPTH:
-            children = [*one, *one.values()] if isinstance(one, dict) else one
-            todo.extend((child, depth + 1) for child in children[:most])
-        elif one is not None and type(one) not in (bool, int, float, str):
+        item, depth = todo.pop()
+        if isinstance(item, dict | list | tuple) and depth < MAX_DEPTH:
+            children = [*item, *item.values()] if isinstance(item, dict) else item
+            todo.extend((child, depth + 1) for child in children[:MAX_VALUES])
+        elif item is not None and type(item) not in (bool, int, float, str):
             raise ValueError("settings must be numbers, texts, lists and mappings")
-    raise ValueError(f"settings of more than {most:,} values are not read")
+    raise ValueError(f"settings of more than {MAX_VALUES:,} values are not read")
 
 
-def read_plain(path: Path) -> Any:
-    """What a file of tensors and plain values holds, on the CPU.
+def read_weights(path: Path) -> tuple[Specification, PackedWeights]:
+    """The specification and the weights in a file.
 
-    Raises: StoreError: the file is absent or damaged, or holds anything else. Nothing in it is executed.
-    """
-    try:
-        return read_tensors(path)
-    except FileNotFoundError as error:
-        raise StoreError(f"{path}: there is no such file.") from error
-
-
-def read_weights(path: Path) -> tuple[Specification, Packed]:
-    """The specification and the weights of a file.
-
-    Raises: StoreError: the file is absent, damaged, foreign, or of another format version. Nothing in it is executed.
+    Raises: StoreError: the file is missing, damaged, foreign, or of another format version.
     """
     content = read_plain(path)
     if not isinstance(content, dict) or not {"specification", "state_dict"} <= content.keys():
-        raise StoreError(f"{path}: not written by this program: no specification and state_dict in it.")
+        raise StoreError(f"{path}: was not written by this program: it contains no specification and state_dict.")
     specification = content["specification"]
     version = specification.get("format") if isinstance(specification, dict) else None
     if type(version) is not int:
-        raise Damaged(f"{path}: damaged: its specification has no format version.")
-    if version not in FORMATS:
+        raise Damaged(f"{path}: is damaged: its specification has no format version.")
+    if version != FORMAT_VERSION:
         raise OtherVersion(
-            f"{path}: format version {described(version)}, this program reads {', '.join(map(str, FORMATS[:-1]))} and "
-            f"{FORMAT}. Load it with the version that wrote it."
+            f"{path}: format version {described(version)}, this program reads {FORMAT_VERSION}. "
+            "Load it with the version of the program that wrote it."
         )
     try:
-        return Specification.model_validate(specification), Packed.model_validate(content)
+        return Specification.model_validate(specification), PackedWeights.model_validate(content)
     except ValidationError as error:
-        raise Damaged(f"{path}: damaged: {first_fault(error)}.") from error
+        raise Damaged(f"{path}: is damaged: {first_fault(error)}.") from error
 
 
 def original_of(
     specification: Specification, path: Path, own_names: Callable[[], Collection[str]]
 ) -> tuple[nn.Module, InputShape]:
-    """The original network that a file says its own was made from, and the shape of one input.
+    """The original network from which a file's network was made, and the shape of one input.
 
-    A registered network is on the `meta` device, where it has shapes and no weights: what the file says of its size
-    costs no memory before it is compared with the weights. One of the user's own code has other weights.
+    A registered network is constructed on the `meta` device: sizes that a file claims cost no memory before they are
+    compared with its weights. A network of the user's own code has arbitrary weights.
 
     Args:
-        own_names: the names in the parameter file: code that is imported is named there, and not by the file alone.
-    Raises: StoreError: the file says nothing of it, or names code that nobody else does.
+        own_names: returns the networks that the parameter file names. Only code that is named there is imported.
+    Raises: StoreError: the file does not say how to construct it, or names code that the parameter file does not.
     """
     made = specification.architecture
     if made is None:
-        raise StoreError(f"{path}: says nothing of the original network. Pass it: load_network(path, network=net).")
+        raise StoreError(
+            f"{path}: does not say how to construct the original network. Pass it: load_network(path, network=net)."
+        )
     if is_import_path(made.name) and made.name not in own_names():
         raise StoreError(
             f"{path}: its network is made by code, '{shortened(made.name)}', which no parameter file beside it names. "
-            "Nothing is imported because a file says so. Pass the original network: load_network(path, network=net)."
+            "For safety it is not imported. Pass the original network: load_network(path, network=net)."
         )
     shape = InputShape(made.input_shape, tokens=made.tokens)
     try:
         with torch.device("meta") if made.name in NETWORKS else nullcontext():
             return untrained_network(made.name, made.settings, shape, made.output_size), shape
     except ConfigError as error:
-        raise StoreError(f"{path}: what it says of the original network is wrong: {error}") from error
+        raise StoreError(f"{path}: its description of the original network is wrong: {error}") from error
 
 
 def untrained_network(
     name: str, settings: Mapping[str, Any], input_shape: tuple[int, ...], output_size: int
 ) -> nn.Module:
-    """A network without the published weights that the settings of a registered one may ask for."""
+    """A network without the published weights that the settings of a registered one may request."""
     settings = {key: value for key, value in settings.items() if key != "pretrained" or name not in NETWORKS}
     return make_network(name, settings, input_shape, output_size)
 
 
-def rebuild(original: nn.Module, specification: Specification, packed: Packed, path: Path) -> nn.Module:
-    """The compressed network in eval mode, from the original architecture and what `read_weights` gave.
+def rebuild(original: nn.Module, specification: Specification, packed: PackedWeights, path: Path) -> nn.Module:
+    """The compressed network in eval mode, on the device of the original (on the CPU if that is on `meta`).
 
-    Args:
-        original: on any device; for one on `meta` the network is on the CPU.
-    Raises: StoreError: the plan or the weights do not fit that architecture. CompressionError: the original is of a
-        kind that cannot be compressed.
+    Raises: StoreError: the plan or the weights do not fit the original network. CompressionError: the original cannot
+        be compressed.
     """
     original = prepared(original).network
     try:
@@ -261,85 +243,24 @@ def rebuild(original: nn.Module, specification: Specification, packed: Packed, p
     except _MISFITS as error:
         raise StoreError(
             f"{path}: does not fit this network, which is another one than was compressed: "
-            f"{shortened(str(error).strip(), MOST_REASON)} {THE_ORIGINAL}"
+            f"{shortened(str(error).strip(), MAX_REASON)} {PASS_THE_ORIGINAL}"
         ) from error
     try:
         load_packed(network, packed, path)
     except Damaged:
         raise
     except StoreError as error:
-        raise StoreError(f"{error} {THE_ORIGINAL}") from error
+        raise StoreError(f"{error} {PASS_THE_ORIGINAL}") from error
     return network.eval()
 
 
-def load_packed(network: nn.Module, packed: Packed, path: Path) -> None:
-    """Write the weights of a file into the network that they are of, in place; one on `meta` gets them as its own.
+def load_packed(network: nn.Module, packed: PackedWeights, path: Path) -> None:
+    """Load the weights of a file into a network, in place; a network on `meta` takes the tensors themselves.
 
-    Raises: StoreError: they are of another network, or cannot be weights.
+    Raises: StoreError: they belong to another network, or cannot be weights.
     """
     try:
-        require_shapes(network, packed.shapes(), path)  # before memory is taken for what is masked
+        require_shapes(network, packed.shapes(), path)  # before the zeros of masked weights take memory
         load_state(network, packed.unpacked(), path)
     except _MISFITS as error:
-        raise Damaged(f"{path}: damaged: {str(error).strip()}") from error
-
-
-def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Write a state_dict into a network, in place; one on `meta` gets its tensors as its own.
-
-    Raises: StoreError: it is that of another network, or holds what cannot be weights: NaN, codes, complex numbers.
-    """
-    require_shapes(network, {name: tensor.shape for name, tensor in state.items()}, path)
-    own = network.state_dict()
-    parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
-    kinds = [
-        f"{name} holds {tensor.dtype}, expected {own[name].dtype}"
-        for name, tensor in state.items()
-        if _kind(tensor.dtype) != _kind(own[name].dtype)
-    ]
-    weights = {n: t for n, t in state.items() if n in parameters or n.endswith(("running_mean", "running_var"))}
-    wild = [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
-    if kinds or wild:
-        what = kinds or [f"{name} holds NaN or infinity" for name in wild]
-        raise Damaged(f"{path}: holds what cannot be weights: {some(what)}.")
-    if any(tensor.is_meta for tensor in own.values()):
-        state = {
-            name: tensor.to(own[name].dtype).clone(memory_format=torch.contiguous_format)
-            for name, tensor in state.items()
-        }
-        network.load_state_dict(state, assign=True)
-    else:
-        network.load_state_dict(dict(state))
-
-
-def require_shapes(network: nn.Module, shapes: Mapping[str, torch.Size], path: Path) -> None:
-    """Raises: StoreError: tensors of these names and shapes are not the state_dict of the network; names all kinds."""
-    own = network.state_dict()
-    # torch fills in the count of batches, which files older than it lack
-    missing = [name for name in own if name not in shapes and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in shapes if name not in own]
-    reshaped = [
-        f"{shortened(name)} {tuple(own[name].shape)}, in the file {tuple(shape)}"
-        for name, shape in shapes.items()
-        if name in own and own[name].shape != shape
-    ]
-    found = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-    if missing or unexpected or reshaped:
-        differences = "; ".join(f"{what}: {some(names)}" for what, names in found if names)
-        raise StoreError(
-            f"{path}: its weights are not those of this network: {differences}. Expected a network of the same name, "
-            "settings and outputSize."
-        )
-
-
-def some(names: Iterable[str]) -> str:
-    """The first few of many names, for an error."""
-    names = list(names)
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(shortened(name, 80) for name in names[:MOST_NAMES]) + more
-
-
-def _kind(dtype: torch.dtype) -> str:
-    if dtype.is_floating_point or dtype.is_complex:
-        return "float" if dtype.is_floating_point and dtype.itemsize > 1 else str(dtype)
-    return "bool" if dtype == torch.bool else "integer"
+        raise Damaged(f"{path}: is damaged: {str(error).strip()}") from error

@@ -1,4 +1,4 @@
-"""parameters.yaml of an experiment's folder: what its results were made with, as plain values. No torch here."""
+"""parameters.yaml of an experiment's folder: the parameters of its results. Does not import torch."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ import yaml
 
 from experiment.config import ParameterFile, read_plain_yaml
 from experiment.errors import ConfigError, StoreError
-from experiment.files import RUN_AGAIN, locked, read_file, write_whole
+from experiment.files import RUN_AGAIN, locked, write_whole
 
 PARAMETERS = "parameters.yaml"
-MOST_LETTERS = 100_000  # of a line that says whose results these are
-HEADER = "# format 1, ends with a line of three dots"
-END = "...\n"  # YAML's own mark of an end: without it a file that was cut off may look whole
-OWNER = "# of "  # and JSON: whose results these are
+HEADER = "# format 1"
+OWNER = "# of "  # followed by JSON: the parameter file and its overrides
+MAX_OWNER = 100_000  # characters of that line
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose results a folder holds.
+    """The parameter file whose results a folder holds.
 
     Attributes:
-        file: the parameter file, relative to the folder, so that both may move together; None where nothing says so.
-        overrides: the `--set` of the command line.
+        file: relative to the folder, so that both can be moved together; None if unknown.
+        overrides: of the command line (`--set`).
     """
 
     file: str | None = None
@@ -36,45 +35,45 @@ class Owner:
 
 
 def write_parameters(folder: Path, file: ParameterFile, lock: Path) -> None:
-    """Leave in an experiment's folder what its results are made with, and whose they are.
+    """Write the parameters and their origin into an experiment's folder.
 
-    Raises: StoreError: they are another file's.
+    Raises: StoreError: the folder holds the results of another parameter file.
     """
     with locked(lock, "writes parameters.yaml"):
         require_own(folder, file.path)
-        # not `json_text`: a file name that is not UTF-8 has to come back as it is
+        # not `json_text`, which escapes: a file name that is not UTF-8 must be read back unchanged
         owner = {"file": _path_from(folder, file.path), "set": list(file.overrides)}
         head = f"{HEADER}\n{OWNER}{json.dumps(owner)}\n# Includes are merged, overrides of the command line applied.\n"
-        write_whole(folder / PARAMETERS, head + yaml.safe_dump(file.values, sort_keys=False) + END)
+        write_whole(folder / PARAMETERS, head + yaml.safe_dump(file.values, sort_keys=False))
 
 
 def require_own(folder: Path, file: Path) -> None:
-    """Refuse a folder with the results of another file; one that is gone was moved or renamed, and is no other.
+    """Refuse a folder with the results of another parameter file. A file that no longer exists was renamed or moved.
 
     Raises: StoreError: names the other file.
     """
-    said = owner_of(folder).file
-    if said is None:
+    owner = owner_of(folder).file
+    if owner is None:
         return
-    other = Path(os.path.normpath(folder.resolve() / said))
+    other = Path(os.path.normpath(folder.resolve() / owner))
     if other.is_file() and not (file.is_file() and other.samefile(file)):
         raise StoreError(
-            f"{folder}: holds the results of another parameter file, {other}, which has the same name as {file}. "
-            "Rename one of them, or keep the results of one elsewhere with --results."
+            f"{folder}: contains the results of another parameter file, {other}, which has the same name as {file}. "
+            "Rename one of them, or use another folder with --results."
         )
 
 
 def owner_of(folder: Path) -> Owner:
-    """Whose results a folder holds, as far as it says so."""
+    """The parameter file whose results a folder holds; unknown if its parameters.yaml is missing or damaged."""
     try:
         with (folder / PARAMETERS).open(encoding="utf-8", errors="replace") as stream:
-            lines = [stream.readline(MOST_LETTERS) for _ in range(2)]
+            lines = [stream.readline(MAX_OWNER) for _ in range(2)]
         owner = json.loads(lines[1].removeprefix(OWNER)) if lines[1].startswith(OWNER) else {}
         file, overrides = owner.get("file"), owner.get("set", [])
     except (OSError, ValueError, AttributeError, RecursionError):
         return Owner()
-    whole = isinstance(file, str) and "\0" not in file and isinstance(overrides, Sequence)
-    return Owner(file, tuple(map(str, overrides))) if whole else Owner()
+    valid = isinstance(file, str) and "\0" not in file and isinstance(overrides, Sequence)
+    return Owner(file, tuple(map(str, overrides))) if valid else Owner()
 
 
 def _path_from(folder: Path, file: Path) -> str:
@@ -85,21 +84,15 @@ def _path_from(folder: Path, file: Path) -> str:
 
 
 def read_parameters(path: Path) -> Mapping[str, Any]:
-    """The values of the file; none where it is missing.
+    """The values in parameters.yaml; empty if the file is missing.
 
-    Raises: StoreError: it is cut off, no YAML, or more than plain values of a size that a parameter file may have.
+    Raises: StoreError: it is not YAML, or not plain values of limited size.
     """
-    try:
-        require_whole(path)
-        return read_plain_yaml(path)
-    except FileNotFoundError:
+    if not path.exists():
         return {}
+    if not path.is_file():  # reading a pipe would wait
+        raise StoreError(f"{path}: is not a regular file.")
+    try:
+        return read_plain_yaml(path)
     except ConfigError as error:
         raise StoreError(f"{error} {RUN_AGAIN}") from error
-
-
-def require_whole(path: Path) -> None:
-    """Raises: StoreError: the file says that it has an end, and has none; older ones do not say."""
-    data = read_file(path)
-    if data.startswith(HEADER.encode()) and not data.endswith(b"\n" + END.encode()):
-        raise StoreError(f"{path}: is cut off. {RUN_AGAIN}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiment.config import NamedSettings
-from experiment.datasets.file_stamp import CONSTANT, stamp_of_files
+from experiment.datasets.file_stamp import CONSTANT, stamp_of_part
 from experiment.errors import ConfigError, DataError
 from experiment.registry import is_import_path
 from experiment.run.grid.keys import digest
@@ -53,7 +53,7 @@ class Stamps:
         For the time after the data were loaded. Datasets of the user's own are not read again.
         """
         for dataset, train, stamp in self._found.values():
-            now = stamp_of_files(dataset.name, dataset.settings, self.datasets, train)
+            now = stamp_of_part(dataset.name, dataset.settings, self.datasets, train)
             if stamp == UNKNOWN or now not in (None, stamp):
                 part = f"its {'training' if train else 'test'} data"
                 yield f"dataset {dataset.name}: {part} changed while cells were planned. Run the command again."
@@ -61,7 +61,7 @@ class Stamps:
     def _find(self, key: str, dataset: NamedSettings, train: bool, output_size: int) -> str:
         name, settings = dataset.name, dataset.settings
         own = is_import_path(name)
-        stamp = stamp_of_files(name, settings, self.datasets, train)
+        stamp = stamp_of_part(name, settings, self.datasets, train)
         if stamp is None and self.reading and (own or key not in self.remembered):
             from experiment.datasets.content_stamp import stamp_by_reading  # torch comes with it
 

@@ -10,7 +10,7 @@ from experiment.datasets import DATASETS
 Precision = Literal["fp32", "bf16", "fp16"]
 
 # What training's metrics and test batches do is show, not decide.
-SHOWN_ONLY = {"metrics_test", "test_batch_size"}
+SHOWN_ONLY = {"test_batch_size"}
 UNUSED_BY_LC = {"num_epochs", "start_epoch", "lr_schedulers", "early_stop_epoch"}
 RESOLVED = {"enable_amp", "precision", "channels_last"}
 SEARCH_VERSION = 1  # rises when the same samples would be judged otherwise, or others be made

@@ -70,7 +70,7 @@ def give_up(work: Work, key: str, setup: Setup, reason: str, report: Report) -> 
     data = Data(site.directories.datasets, "cpu")
     context = Context(Store(site.folder), site.directories, setup.machine, data, setup.retry_failed)
     error = ExperimentError(f"tried {MOST_DEATHS} times: {reason}")
-    with context.store.trying(work.lock) as held:
+    with context.store.try_lock(work.lock) as held:
         return _store(work, key, error, context, report) if held else work
 
 

@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
-from experiment.clock import Clock
 from experiment.errors import CannotWrite
-from experiment.files import SECONDS_BEFORE_TOLD
-from experiment.run.cell.events import Event, Note, Report, Timed
+from experiment.files import SECONDS_BEFORE_NOTE
+from experiment.run.cell.events import Event, Note, Report
 from experiment.run.disk.store import Store
 from experiment.run.grid.plan import Chain, ReferenceTask
 from experiment.run.machine import reading_processes
@@ -52,10 +51,9 @@ class Pool(Protocol):
         """End the workers, whatever they are doing."""
 
 
-def run_serially(queue: Queue, setup: Setup, listen: Listener, clock: Clock) -> None:
-    """Do all work in this process, in order; `clock` counts what it takes."""
-    with clock.part("start-up"):
-        do = make_worker(setup, clock)
+def run_serially(queue: Queue, setup: Setup, listen: Listener) -> None:
+    """Do all work in this process, in order."""
+    do = make_worker(setup)
     busy: set[str] = set()
     waiting = _Waiting(listen)
     try:
@@ -113,13 +111,10 @@ def run_in_pool(pool: Pool, queue: Queue, setup: Setup, listen: Listener) -> Non
         pool.stop()
 
 
-def make_worker(setup: Setup, clock: Clock | None = None) -> Callable[[Work, Report], bool]:
+def make_worker(setup: Setup) -> Callable[[Work, Report], bool]:
     """A function that does one piece of work, and returns False where another process is at it.
 
     Torch is imported here, so that planning needs none of it.
-
-    Args:
-        clock: counts what the work takes by its parts, which are told after every piece.
     """
     import torch
 
@@ -127,10 +122,9 @@ def make_worker(setup: Setup, clock: Clock | None = None) -> Callable[[Work, Rep
     from experiment.run.cell.data import Data
     from experiment.run.cell.reference import Context
 
-    clock = clock or Clock()
     readers = reading_processes(setup.cells, setup.most_threads)
     folders = {s.directories.datasets for s in setup.sites}
-    data = {folder: Data(folder, setup.machine.device, clock, readers=readers) for folder in folders}
+    data = {folder: Data(folder, setup.machine.device, readers=readers) for folder in folders}
     contexts = [
         Context(
             Store(s.folder),
@@ -139,7 +133,6 @@ def make_worker(setup: Setup, clock: Clock | None = None) -> Callable[[Work, Rep
             data[s.directories.datasets],
             setup.retry_failed,
             setup.crew,
-            clock,
         )
         for s in setup.sites
     ]
@@ -151,13 +144,12 @@ def make_worker(setup: Setup, clock: Clock | None = None) -> Callable[[Work, Rep
 
         context = contexts[work.experiment]
         torch.set_num_threads(setup.sites[work.experiment].threads)
-        with context.store.trying(work.lock) as held, clock.part("other"):
+        with context.store.try_lock(work.lock) as held:
             done = held
             if held and isinstance(work.task, ReferenceTask):
                 run_reference(work.task, context, report)
             elif held and isinstance(work.task, Chain):
                 done = run_chain(work.task, context, report)
-        report(Timed(clock.take()))
         return done
 
     return do
@@ -178,7 +170,7 @@ class _Waiting:
             return
         now = time.monotonic()
         self._since = self._since or now
-        if not self._told and now - self._since > SECONDS_BEFORE_TOLD:
+        if not self._told and now - self._since > SECONDS_BEFORE_NOTE:
             self._told = True
             self._listen(work, Note(f"waiting for another process that is at {work.cells[0].folder}"))
 

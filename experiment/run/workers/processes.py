@@ -13,7 +13,6 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from experiment.clock import Clock
 from experiment.errors import ExperimentError
 from experiment.run.cell.events import Event
 from experiment.run.machine import gpu_variable, visible_gpus
@@ -75,7 +74,7 @@ class Processes:
     def start(self, work: Work) -> None:
         for member in [m for m in self.members if m.work is None]:
             try:
-                member.connection.send((work, time.monotonic()))
+                member.connection.send(work)
             except OSError:  # it died idle
                 self.members.remove(member)
                 continue
@@ -83,7 +82,7 @@ class Processes:
             return
         member = self._hire()
         member.work = work
-        member.connection.send((work, time.monotonic()))
+        member.connection.send(work)
 
     def receive(self, timeout: float) -> Sequence[tuple[Work, Any]]:
         at_work = [m for m in self.members if m.work is not None]
@@ -160,9 +159,7 @@ def _work_for(connection: Connection, setup: Setup, environment: Mapping[str, st
 
 
 def _work(connection: Connection, setup: Setup) -> None:
-    clock = Clock()
-    do = make_worker(setup, clock)
-    ready = time.monotonic()
+    do = make_worker(setup)
 
     def tell(message: Event | bool | Lost) -> None:
         try:
@@ -172,10 +169,9 @@ def _work(connection: Connection, setup: Setup) -> None:
 
     while True:
         try:
-            work, sent = connection.recv()
+            work = connection.recv()
         except (EOFError, OSError):
             return
-        clock.add("start-up", max(0.0, ready - sent))  # of a new worker, while it had work to do
         try:
             tell(do(work, tell))
         except ExperimentError as error:  # no cell's fault: a full disk, a folder of another version

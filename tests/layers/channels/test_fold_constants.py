@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.layers.channels.find_groups import channel_groups
-from experiment.layers.channels.fold_constants import fold_ghosts
+from experiment.layers.channels.fold_constants import fold_constants
 from experiment.layers.channels.groups import ChannelGroup, kept_of
 from experiment.layers.channels.slicing import slice_channels
 from experiment.layers.plan import Kept
@@ -61,7 +61,7 @@ def test_without_padding_the_output_is_that_of_zeroed_filters(bias: bool, norm: 
     groups, kept, sliced, ghost = halved(net)
     assert not torch.allclose(sliced(x), ghost(x), atol=1e-2)
 
-    fold_ghosts(sliced, net, x[:1], groups, kept)
+    fold_constants(sliced, net, x[:1], groups, kept)
 
     torch.testing.assert_close(sliced(x), ghost(x), atol=1e-5, rtol=1e-5)
 
@@ -72,7 +72,7 @@ def test_with_padding_folding_brings_the_output_nearer(bias: bool, norm: bool) -
     groups, kept, sliced, ghost = halved(net)
     before = (sliced(x) - ghost(x)).norm()
 
-    fold_ghosts(sliced, net, x[:1], groups, kept)
+    fold_constants(sliced, net, x[:1], groups, kept)
 
     assert (sliced(x) - ghost(x)).norm() < 0.5 * before
 
@@ -82,7 +82,7 @@ def test_it_goes_to_the_running_mean_where_batch_norm_alone_reads_the_layer_and_
     groups, kept, sliced, _ = halved(net)
     before = copy.deepcopy(sliced.state_dict())
 
-    fold_ghosts(sliced, net, images()[:1], groups, kept)
+    fold_constants(sliced, net, images()[:1], groups, kept)
 
     changed = {name for name, tensor in sliced.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {"4.running_mean", "7.running_mean", "11.bias"}
@@ -100,7 +100,7 @@ def test_by_hand() -> None:
     sliced = copy.deepcopy(net)
     slice_channels(sliced, kept)
 
-    fold_ghosts(sliced, net, torch.ones(1, 1), groups, kept)
+    fold_constants(sliced, net, torch.ones(1, 1), groups, kept)
 
     assert sliced[2].bias.tolist() == [16, 18]
 
@@ -113,6 +113,6 @@ def test_what_has_no_place_to_go_is_left_out() -> None:
     slice_channels(sliced, kept)
     before = copy.deepcopy(sliced.state_dict())
 
-    fold_ghosts(sliced, net, torch.ones(1, 3), groups, kept)
+    fold_constants(sliced, net, torch.ones(1, 3), groups, kept)
 
     assert all(map(torch.equal, before.values(), sliced.state_dict().values()))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiment.methods.data.draws import MOST_DRAWS, counts_of, draws_for, expected_unique, first_draws
+from experiment.methods.data.draws import MOST_DRAWS, counts_of, draws_for, first_draws
 from experiment.random_streams import generator
 
 
@@ -34,12 +34,6 @@ def test_draws_are_the_smallest_number_that_hits_enough(power: float, columns: i
         for p, draws in zip(p_RC.numpy(), draws_R.tolist(), strict=True):
             assert unique(p, draws) >= wanted - 1e-9
             assert unique(p, draws - 1) < wanted
-        torch.testing.assert_close(
-            expected_unique(p_RC, draws_R),
-            torch.tensor(
-                [unique(p, n) for p, n in zip(p_RC.numpy(), draws_R.tolist(), strict=True)], dtype=torch.float64
-            ),
-        )
 
 
 def test_equal_probabilities_have_a_closed_form() -> None:

@@ -14,7 +14,7 @@ from experiment.layers.plan import State
 from experiment.measure import Count, count
 from experiment.methods.base import Calibration, Compressor, Quantity
 from experiment.methods.filters.blocks import Blocks
-from experiment.methods.settings import BlocksSettings
+from experiment.methods.filters.settings import BlocksSettings
 from experiment.methods.table import layer_rows
 from experiment.networks.make_network import make_network
 from experiment.random_streams import generator, seeded

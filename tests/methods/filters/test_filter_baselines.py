@@ -14,16 +14,10 @@ from experiment.layers.build import expand
 from experiment.layers.plan import Kept, State
 from experiment.measure import count, example_input
 from experiment.methods.base import Budget, Calibration, Compressor, Quantity
-from experiment.methods.filters.base import FilterMethod, filters_of
+from experiment.methods.filters.base import FilterMethod, trace_channels
 from experiment.methods.filters.ft import ft, soft_net, uniform_filters
 from experiment.methods.filters.global_ranking import global_filters, longest_prefix, slimming
-from experiment.methods.settings import (
-    FTSettings,
-    GlobalFiltersSettings,
-    SlimmingSettings,
-    SoftNetSettings,
-    UniformFiltersSettings,
-)
+from experiment.methods.filters.settings import FilterSettings, GlobalFiltersSettings
 from experiment.networks.make_network import make_network
 from experiment.random_streams import generator, seeded
 
@@ -52,7 +46,7 @@ def small() -> nn.Module:
 
 @pytest.mark.parametrize(
     ("method", "stay"),
-    [(ft(FTSettings()), (0, 2)), (soft_net(SoftNetSettings()), (1, 2))],
+    [(ft(FilterSettings()), (0, 2)), (soft_net(FilterSettings()), (1, 2))],
     ids=["l1", "l2"],
 )
 def test_soft_net_takes_the_l2_norm_where_ft_takes_l1(method: FilterMethod, stay: tuple[int, ...]) -> None:
@@ -63,7 +57,7 @@ def test_random_filters_of_convolutions_go_and_another_seed_takes_others() -> No
     """More filters than a kernel is wide, and every one has its chance."""
     with seeded("test_filter_baselines"):
         network = nn.Sequential(nn.Conv2d(3, 40, 3), nn.ReLU(), nn.Conv2d(40, 5, (1, 3), bias=False)).eval()
-    method, example = uniform_filters(UniformFiltersSettings()), example_input((3, 8, 8))
+    method, example = uniform_filters(FilterSettings()), example_input((3, 8, 8))
     chosen = [compressor(method, network, example, seed).compress(0.5).plan.kept["0"].out or () for seed in range(30)]
     assert len(set(chosen)) == 30
     assert {len(kept) for kept in chosen} == {20}
@@ -99,7 +93,7 @@ def test_the_score_of_tied_filters_is_their_mean() -> None:
 
 METHODS = {
     "Global Filters": global_filters(GlobalFiltersSettings()),
-    "Slimming": slimming(SlimmingSettings()),
+    "Slimming": slimming(FilterSettings()),
     "in eights": global_filters(GlobalFiltersSettings(round_to=8)),
 }
 
@@ -147,7 +141,7 @@ def test_every_prefix_of_a_small_order() -> None:
         nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)),
         torch.ones(1, 2),
     )
-    filters = filters_of(State(network, example), (), "test")
+    filters = trace_channels(State(network, example), (), "test")
     scores = [torch.tensor([5.0, 1, 9, 3, 7]), torch.tensor([8.0, 2, 6, 4]), torch.zeros(2)]
     join = [(0, 7.0), (1, 6.0), (0, 5.0), (1, 4.0), (0, 3.0), (1, 2.0), (0, 1.0)]  # after the best of each: 9 and 8
     prefixes = [[1 + sum(g == group for g, _ in join[:k]) for group in (0, 1)] + [2] for k in range(len(join) + 1)]
@@ -164,7 +158,7 @@ def test_equal_steps_join_in_the_order_of_the_network() -> None:
     network = nn.Sequential(
         nn.Linear(1, 3, bias=False), nn.ReLU(), nn.Linear(3, 3, bias=False), nn.ReLU(), nn.Linear(3, 1)
     )
-    filters = filters_of(State(network, torch.ones(1, 1)), (), "test")
+    filters = trace_channels(State(network, torch.ones(1, 1)), (), "test")
     scores = [torch.full((n,), 0.1) for n in (3, 3, 1)]  # whose means in steps differ by rounding
     sizes = {counts: counts[0] + counts[0] * counts[1] + counts[1] + 1 for counts in itertools.product((2, 3), (2, 3))}
     counts = longest_prefix(filters, scores, Budget("parameters", sizes[(3, 2)], 16), 2)
@@ -184,7 +178,7 @@ def test_slimming_goes_by_the_size_of_batch_norm_scales(caplog: pytest.LogCaptur
     """11 parameters a channel: its filter, bias, scale, shift, and 4 weights that read it; the other layer stays."""
     network, example = scaled(), example_input((1, 2, 2))
     with caplog.at_level(logging.WARNING, "experiment"):
-        made = compressor(slimming(SlimmingSettings()), network, example)
+        made = compressor(slimming(FilterSettings()), network, example)
     assert "Slimming: the channels of 3 all stay: no BatchNorm scales them." in caplog.text
     total = made.original.parameters
     assert made.compress((total - 8) / total).plan.kept == {
@@ -198,7 +192,7 @@ def test_slimming_goes_by_the_size_of_batch_norm_scales(caplog: pytest.LogCaptur
 
 def test_slimming_averages_over_the_norms_that_a_channel_runs_through() -> None:
     network, example = known("densenet22")
-    analysis = compressor(slimming(SlimmingSettings()), network, example).analysis
+    analysis = compressor(slimming(FilterSettings()), network, example).analysis
     group = analysis.filters.groups[0]
     assert group.name == "conv1"
     norms = ["dense1.0.bn1", "dense1.1.bn1", "dense1.2.bn1", "trans1.bn"]
@@ -210,11 +204,11 @@ def test_slimming_averages_over_the_norms_that_a_channel_runs_through() -> None:
 
 def test_slimming_refuses_networks_without_batch_norm() -> None:
     with pytest.raises(CompressionError, match="Slimming ranks channels by the scales of BatchNorm layers"):
-        compressor(slimming(SlimmingSettings()), small(), torch.ones(1, 4))
+        compressor(slimming(FilterSettings()), small(), torch.ones(1, 4))
 
 
 def test_what_data_are_for_is_said() -> None:
-    for settings, what in ((FTSettings(fold="mean"), "fold 'mean'"), (FTSettings(refit=True), "refit")):
+    for settings, what in ((FilterSettings(fold="mean"), "fold 'mean'"), (FilterSettings(refit=True), "refit")):
         with pytest.raises(CompressionError, match=f"FT with {what} needs calibration data"):
             compressor(ft(settings), small(), torch.ones(1, 4))
 
@@ -226,7 +220,11 @@ def test_correcting_readers_brings_the_outputs_nearer_and_costs_nothing(settings
     others = torch.randn(20, 3, 32, 32, generator=generator("test_filter_baselines", "others"))
     plain, better = (
         Compressor(
-            ft(FTSettings(**values)), State(network, example), count(network, example), Calibration(x), generator("b")
+            ft(FilterSettings(**values)),
+            State(network, example),
+            count(network, example),
+            Calibration(x),
+            generator("b"),
         ).compress(0.8)
         for values in ({}, settings)
     )
@@ -240,7 +238,7 @@ def test_a_step_that_removes_nothing_changes_nothing() -> None:
     """Also with everything that corrects readers switched on, after an earlier step that removed channels."""
     network, example = known("resnet20")
     data = Calibration(torch.randn(16, 3, 32, 32, generator=generator("test_filter_baselines", "images")))
-    method, original = ft(FTSettings(fold="mean", refit=True)), count(network, example)
+    method, original = ft(FilterSettings(fold="mean", refit=True)), count(network, example)
     first = Compressor(method, State(network, example), original, data, generator("b")).compress(0.5)
     state = expand(first.network, network, first.plan, example)
     again = Compressor(method, state, original, data, generator("b")).compress(0.9)

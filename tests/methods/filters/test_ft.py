@@ -17,14 +17,14 @@ from experiment.layers.plan import Kept, State
 from experiment.measure import count, example_input
 from experiment.methods.base import Compressed, Compressor, Quantity
 from experiment.methods.filters.ft import ft
-from experiment.methods.settings import FTSettings
+from experiment.methods.filters.settings import FilterSettings
 from experiment.networks.make_network import make_network
 from experiment.random_streams import generator, seeded
 
 
 def compressor(network: nn.Module, example: Tensor, state: State | None = None, **settings: object) -> Compressor:
     state = state or State(network, example)
-    return Compressor(ft(FTSettings(**settings)), state, count(network, example), None, generator("test_ft"))
+    return Compressor(ft(FilterSettings(**settings)), state, count(network, example), None, generator("test_ft"))
 
 
 def known(name: str, shape: tuple[int, int, int]) -> nn.Module:

@@ -10,8 +10,8 @@ from experiment.errors import CompressionError
 from experiment.layers.plan import Kept, State
 from experiment.measure import count
 from experiment.methods.base import Calibration, Compressor
+from experiment.methods.filters.settings import ThiNetSettings
 from experiment.methods.filters.thinet import greedy_order, thinet
-from experiment.methods.settings import ThiNetSettings
 from experiment.random_streams import generator, seeded
 
 

@@ -16,7 +16,7 @@ from experiment.measure import count
 from experiment.methods.base import Compressor
 from experiment.methods.lowrank.alds import ALDS
 from experiment.methods.lowrank.layer_options import divisors
-from experiment.methods.settings import ALDSSettings
+from experiment.methods.lowrank.settings import ALDSSettings
 from experiment.random_streams import generator, seeded
 
 CRITERIA = ("reference", "exact", "bound")
@@ -25,7 +25,7 @@ CRITERIA = ("reference", "exact", "bound")
 def compressor(state: State, error: str = "reference", original: State | None = None) -> Compressor:
     original = original or state
     counted = count(original.network, original.example)
-    return Compressor(ALDS(ALDSSettings(error)), state, counted, None, generator("test_alds"))
+    return Compressor(ALDS(ALDSSettings(error=error)), state, counted, None, generator("test_alds"))
 
 
 def error_of(weight: np.ndarray, rank: int, groups: int, criterion: str) -> float:

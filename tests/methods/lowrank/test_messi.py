@@ -18,6 +18,7 @@ from experiment.layers.plan import State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
+from experiment.methods.configure import configure
 from experiment.methods.lowrank.messi import share_out, stitch
 from experiment.random_streams import generator, seeded
 
@@ -27,7 +28,7 @@ StateOf = Callable[[str], State]
 def compressor(state: State, label: str = "Messi3", seed: int = 0, **settings: int) -> Compressor:
     entry = METHODS[label]
     original = count(state.network, state.example)
-    method = make_method(entry, entry.settings(**settings))
+    method = make_method(entry, configure(entry, settings).settings)
     return Compressor(method, state, original, None, generator("test_messi", seed))
 
 

@@ -15,7 +15,7 @@ from experiment.layers.plan import State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
-from experiment.methods.configure import make_settings
+from experiment.methods.configure import configure
 from experiment.methods.lowrank.layer_options import find_options
 from experiment.methods.lowrank.randomised_spectra import RandomisedSpectra
 from experiment.methods.lowrank.randomised_svd import (
@@ -26,8 +26,8 @@ from experiment.methods.lowrank.randomised_svd import (
     range_finder,
     sketch,
 )
+from experiment.methods.lowrank.settings import SlicedSettings
 from experiment.methods.lowrank.spectra import LayerSpectra, energy_errors, nuclear_errors, reference_errors
-from experiment.methods.settings import SVDNuclearSettings
 from experiment.methods.starting_state import start_of
 from experiment.random_streams import generator, seeded
 
@@ -247,7 +247,7 @@ def test_extreme_weights(scale: float) -> None:
 def test_nuclear_norm_is_refused() -> None:
     with pytest.raises(CompressionError, match="all 80 singular values"):
         nuclear_errors(RandomisedSpectra(weight_of(80, 90), 12, seed=1))
-    assert not hasattr(SVDNuclearSettings(), "randomised_above")
+    assert not hasattr(SlicedSettings(), "randomised_above")
 
 
 def net() -> State:
@@ -262,7 +262,7 @@ def net() -> State:
 
 def compressor(label: str, state: State, **settings: object) -> Compressor:
     entry = METHODS[label]
-    method = make_method(entry, make_settings(entry, settings))
+    method = make_method(entry, configure(entry, settings).settings)
     return Compressor(method, state, count(state.network, state.example), None, generator("test_randomised"))
 
 

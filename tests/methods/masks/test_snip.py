@@ -14,7 +14,7 @@ from experiment.layers.plan import Kept, State
 from experiment.measure import count
 from experiment.methods.base import Calibration, Compressor
 from experiment.methods.masks.snip import SAMPLES, sensitivities, snip
-from experiment.methods.settings import SNIPSettings
+from experiment.methods.settings import NoSettings
 from experiment.methods.starting_state import start_of
 from experiment.random_streams import generator
 
@@ -66,7 +66,7 @@ def test_the_largest_scores_of_the_network_stay(state_of: Callable[[str], State]
     state = state_of("cnn")
     calibration = data(state)
     scores = sensitivities(start_of(state), calibration)
-    made = Compressor(snip(SNIPSettings()), state, count(state.network, state.example), calibration, generator("x"))
+    made = Compressor(snip(NoSettings()), state, count(state.network, state.example), calibration, generator("x"))
     compressed = made.compress(0.4)
     assert compressed.count.parameters == int(0.4 * made.original.parameters)
     masks = {name.removesuffix(".weight"): mask for name, mask in named_masks(compressed.network).items()}
@@ -148,7 +148,7 @@ def test_what_is_missing_or_wrong_is_said(state_of: Callable[[str], State], bad:
     calibration, text = BAD[bad]
     state = state_of("cnn")
     with pytest.raises(CompressionError, match=text):
-        Compressor(snip(SNIPSettings()), state, count(state.network, state.example), calibration, generator("x"))
+        Compressor(snip(NoSettings()), state, count(state.network, state.example), calibration, generator("x"))
 
 
 def test_the_error_says_how_to_give_targets(state_of: Callable[[str], State]) -> None:

@@ -16,8 +16,7 @@ from experiment.layers.plan import Plan, State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Budget, Compressor, make_method
-from experiment.methods.data.draws import expected_unique
-from experiment.methods.masks.uniform import Urns
+from experiment.methods.masks.uniform import NetworkDraws
 from experiment.random_streams import generator
 
 LABELS = ("Uniform", "l1", "l2", "(l1+l2)/2")
@@ -70,7 +69,7 @@ def test_rows_have_the_share_of_weights_on_average(label: str) -> None:
         kept_RC, draws_R = urn.kept(share)
         assert urn.wanted(share).tolist() == [wanted] * 300
         assert draws_R[draws_R.isfinite()].min() >= wanted
-        expected = expected_unique(urn.p, draws_R).mean()
+        expected = -torch.expm1(draws_R[:, None] * torch.log1p(-urn.p.clamp(max=1))).nan_to_num(nan=0.0).sum(1).mean()
         assert wanted <= expected < wanted + 1
         assert float(kept_RC.sum(1).double().mean()) == pytest.approx(float(expected), abs=5 * 2 / np.sqrt(300))
     assert urn.kept(1.0)[0].all()
@@ -105,7 +104,7 @@ def test_factors_are_those_of_the_draws(label: str, state: State) -> None:
         assert (scale_RC[~sampled] == 1).all()
 
 
-def share_of(urns: Urns, plan: Plan) -> float:
+def share_of(urns: NetworkDraws, plan: Plan) -> float:
     """The share that a plan was made with: the one whose weights it keeps."""
     shares = sorted({k / urn.p.shape[1] for urn in urns.layers.values() for k in range(1, urn.p.shape[1] + 1)})
     fitting = [s for s in shares if urns.cost(s, Budget("parameters", 0, 1)) == plan.parameters]

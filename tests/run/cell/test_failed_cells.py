@@ -32,7 +32,7 @@ FAULTS = {
     "raise": "RuntimeError: boom",
     "refuse": "this network has no layer to my liking.",
     "memory": "MemoryError: too large by far",
-    "nan": "the network's test loss is nan: its outputs are not finite.",
+    "nan": "the test loss of the network is nan: its outputs are not finite.",
 }
 
 
@@ -83,7 +83,7 @@ def test_a_network_that_gives_nan(write: Any, small: dict[str, Any], faulty: Any
     small["experiments"]["methods"] = ["WT"]
     assert main([str(write(small)), "-j", "1", "-q"]) == 1
     rows = table()
-    assert rows["error"].iloc[0] == "the network's test loss is nan: its outputs are not finite."
+    assert rows["error"].iloc[0] == "the test loss of the network is nan: its outputs are not finite."
     assert rows["error"].iloc[1].startswith("the reference network failed: the network's test loss is nan")
 
 

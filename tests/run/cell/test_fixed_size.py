@@ -19,7 +19,7 @@ OWN = """
 from dataclasses import dataclass
 
 from experiment.methods.base import Budget
-from experiment.methods.settings import WTSettings
+from experiment.methods.settings import NoSettings
 from experiment.methods.masks.magnitude import wt
 from experiment.registry import MethodEntry
 
@@ -31,7 +31,7 @@ class HalfSettings:
 
 class Half:
     def __init__(self, settings):
-        self.method = wt(WTSettings())
+        self.method = wt(NoSettings())
         self.analyse, self.fill = self.method.analyse, self.method.fill
 
     def plan(self, analysis, budget):

@@ -1,4 +1,4 @@
-"""Files that are cut off, damaged, or of another version; a full disk and folders that cannot be written to."""
+"""Truncated and damaged files, files of another version, a full disk, and folders that cannot be written to."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from experiment.run.grid.plan import Machine, plan_experiment
 PARAM = "param/small.yaml"
 RESULTS = Path("data/results/small")
 MEASURED_ANEW = r"seconds|latency"  # what a second run may change
-POINTS = 60  # of a file at which it is cut
+POINTS = 20  # of a file at which it is truncated
 
 
 def table() -> pd.DataFrame:
@@ -45,17 +45,17 @@ def cell(name: str) -> Path:
 
 
 def cuts(content: bytes) -> Iterator[bytes]:
-    """The beginning of a file, up to many of its bytes, the last few among them."""
+    """Truncations of a file, among them all that lack only its last few bytes."""
     step = max(1, len(content) // POINTS)
     for end in [*range(0, len(content), step), *range(max(0, len(content) - 5), len(content))]:
         yield content[:end]
 
 
-# --- cut off ---------------------------------------------------------------------------------------------------------
+# --- truncated -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", ["result.json", "layers.csv", "history.csv", "ranks.csv", "network.pt"])
-def test_a_cells_file_cut_anywhere_is_noticed(finished: Path, file: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_truncated_file_of_a_cell_is_detected(finished: Path, file: str, caplog: pytest.LogCaptureFixture) -> None:
     place = cell("WT-n0-r0-0.5")
     store, whole = Store(RESULTS), Store(RESULTS).read(place)
     aside = finished / "aside"
@@ -67,7 +67,7 @@ def test_a_cells_file_cut_anywhere_is_noticed(finished: Path, file: str, caplog:
         if file == "result.json" and cut == content[:-1]:  # all but the end of the line
             assert store.read(place) == whole
             continue
-        assert store.read(place, mend=False) is None
+        assert store.read(place, repair=False) is None
         assert store.read(place) is None
         assert str(place / file) in caplog.text
         assert f"set aside as {place.name}.damaged" in caplog.text
@@ -76,7 +76,7 @@ def test_a_cells_file_cut_anywhere_is_noticed(finished: Path, file: str, caplog:
         shutil.copytree(aside, place)
 
 
-def test_weights_cut_or_changed_anywhere_are_refused_or_what_they_were(finished: Path) -> None:
+def test_truncated_or_changed_weights_are_refused_or_unharmed(finished: Path) -> None:
     path = cell("WT-n0-r0-0.1") / "network.pt"
     content, whole = path.read_bytes(), read_weights(path)[1].unpacked()
     for cut in cuts(content):
@@ -84,7 +84,7 @@ def test_weights_cut_or_changed_anywhere_are_refused_or_what_they_were(finished:
         with pytest.raises(StoreError, match="network.pt"):
             load_network(path)
     refused = 0
-    for at in range(7, len(content), len(content) // 150):
+    for at in range(7, len(content), len(content) // 60):
         path.write_bytes(content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :])
         try:
             state = read_weights(path)[1].unpacked()
@@ -92,7 +92,7 @@ def test_weights_cut_or_changed_anywhere_are_refused_or_what_they_were(finished:
             refused += 1
         else:
             assert all(torch.equal(state[name], tensor) for name, tensor in whole.items())
-    assert refused > 100
+    assert refused > 40
 
 
 class Trains(Exception):
@@ -134,38 +134,36 @@ def test_a_reference_networks_file_cut_anywhere_is_noticed(
         shutil.copytree(aside, folder)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.4, 0.98])
 @pytest.mark.usefixtures("no_plots")
-def test_the_command_makes_again_whatever_is_cut_off(
-    finished: Path, share: float, capsys: Any, caplog: pytest.LogCaptureFixture
+def test_the_command_recomputes_whatever_is_truncated(
+    finished: Path, capsys: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before, damaged = table(), [
-        cell("Reference") / "layers.csv",
-        cell("WT-n0-r0-0.5") / "result.json",
-        cell("WT-n0-r0-0.1") / "network.pt",
-        cell("SVD-n0-r0-0.5") / "history.csv",
-        cell("SVD-n0-r0-0.1") / "latency.json",
-        cell("SVD-n0-r0-0.1") / "bytes.json",
-        RESULTS / "results.csv",
-        RESULTS / "parameters.yaml",
-        RESULTS / "environment.json",
-    ]  # fmt: skip
-    for path in damaged:
+    """Files of different kinds, truncated to different shares."""
+    before, damaged = table(), {
+        cell("Reference") / "layers.csv": 0.98,
+        cell("WT-n0-r0-0.5") / "result.json": 0.4,
+        cell("WT-n0-r0-0.1") / "network.pt": 0.98,
+        cell("SVD-n0-r0-0.5") / "history.csv": 0.0,
+        cell("SVD-n0-r0-0.1") / "latency.json": 0.4,
+        cell("SVD-n0-r0-0.1") / "bytes.json": 0.0,
+        RESULTS / "results.csv": 0.4,
+        RESULTS / "parameters.yaml": 0.98,
+        RESULTS / "environment.json": 0.4,
+    }  # fmt: skip
+    for path, share in damaged.items():
         content = path.read_bytes()
         path.write_bytes(content[: int(share * len(content))])
     assert main([PARAM, "-j", "1"]) == 0
     pd.testing.assert_frame_equal(table(), before)
-    told = "".join(capsys.readouterr()) + caplog.text
-    for path in damaged[:6]:
-        assert str(path) in told
+    messages = "".join(capsys.readouterr()) + caplog.text
+    for path in [*damaged][:6]:
+        assert str(path) in messages
     assert len([*RESULTS.glob("cells/*.damaged")]) == 4
-    assert main([PARAM, "-j", "1", "-q"]) == 0
-    for path in damaged:
-        assert path.is_file()
+    assert all(path.is_file() for path in damaged)
 
 
-def test_readers_refuse_what_is_cut_off(finished: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Not only the command reads results: a table may lack its last rows, but never half of a number."""
+def test_readers_refuse_truncated_files(finished: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A table may lack its last rows, but a number is never read in half."""
     from experiment.report.results_folder import read_cells, read_source
 
     content, cells = (RESULTS / "results.csv").read_bytes(), list(load_results(RESULTS)["cell"])
@@ -174,19 +172,16 @@ def test_readers_refuse_what_is_cut_off(finished: Path, caplog: pytest.LogCaptur
         if cut.endswith(b"\n"):
             assert list(load_results(RESULTS)["cell"]) == cells[: cut.count(b"\n") - 1]
         else:
-            with pytest.raises(StoreError, match=r"results.csv: is (cut off|not a table)"):
-                load_results(RESULTS)
-            with pytest.raises(StoreError, match=r"results.csv: is (cut off|not a table)"):
-                read_source(RESULTS)
+            for read in (load_results, read_source):
+                with pytest.raises(StoreError, match=r"results.csv: is (truncated|not a table)"):
+                    read(RESULTS)
     (RESULTS / "results.csv").write_bytes(content)
-    for name in ("parameters.yaml", "environment.json"):
-        content = (RESULTS / name).read_bytes()
-        for cut in cuts(content):
-            (RESULTS / name).write_bytes(cut)
-            if cut != content[:-1] or name == "parameters.yaml":
-                with pytest.raises(StoreError, match=name):
-                    read_source(RESULTS)
-        (RESULTS / name).write_bytes(content)
+    content = (RESULTS / "environment.json").read_bytes()
+    for cut in cuts(content[:-1]):
+        (RESULTS / "environment.json").write_bytes(cut)
+        with pytest.raises(StoreError, match="environment.json"):
+            read_source(RESULTS)
+    (RESULTS / "environment.json").write_bytes(content)
     path = cell("WT-n0-r0-0.5") / "layers.csv"
     whole = read_cells(RESULTS, read_source(RESULTS).results, "layers.csv", ["layer", "parameters"])
     path.write_bytes(path.read_bytes()[:-9])
@@ -198,29 +193,28 @@ def test_readers_refuse_what_is_cut_off(finished: Path, caplog: pytest.LogCaptur
 # --- damaged, of the same size ---------------------------------------------------------------------------------------
 
 
-def noise(content: bytes) -> bytes:
-    return bytes(np.random.default_rng(0).integers(0, 256, len(content), dtype=np.uint8))
+DAMAGE = {
+    "layers.csv": lambda c: bytes(np.random.default_rng(0).integers(0, 256, len(c), dtype=np.uint8)),
+    "history.csv": lambda c: bytes(len(c)),
+    "ranks.csv": lambda c: re.sub(rb"[0-9]", b"x", c),
+}
 
 
-SAME_SIZE = {"noise": noise, "zeros": lambda c: bytes(len(c)), "letters": lambda c: re.sub(rb"[0-9]", b"x", c)}
-
-
-@pytest.mark.parametrize("damage", SAME_SIZE)
-@pytest.mark.parametrize("file", ["layers.csv", "history.csv", "ranks.csv"])
-def test_damage_of_the_same_size_is_named_once_and_costs_no_more_than_its_cell(
-    finished: Path, file: str, damage: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("file", DAMAGE)
+def test_damage_of_the_same_size_is_logged_once_and_costs_only_its_cell(
+    finished: Path, file: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Readers go without it; the command sets it aside. Without the sums readers still do not fall over it."""
+    """Readers skip the file; the command sets its cell aside. Files that are in no manifest do not break readers."""
     from experiment.report.results_folder import read_cells, read_source
 
     place = cell("WT-n0-r0-0.5")
     path = place / file
-    path.write_bytes(SAME_SIZE[damage](path.read_bytes()))
+    path.write_bytes(DAMAGE[file](path.read_bytes()))
     rows, columns = read_source(RESULTS).results, ["layer", "epoch", "parameters", "loss", "effective_rank"]
     read_cells(RESULTS, rows, file, columns)
-    assert caplog.text.count(f"{path} is damaged: left out") == 1
+    assert caplog.text.count(f"{path} is damaged and is ignored") == 1
     result = json.loads((place / "result.json").read_text())
-    (place / "result.json").write_text(json.dumps({key: result[key] for key in result if key != "sums"}))
+    (place / "result.json").write_text(json.dumps(result | {"files": {}}))
     read_cells(RESULTS, rows, file, columns)
     (place / "result.json").write_text(json.dumps(result))
     caplog.clear()
@@ -246,7 +240,7 @@ def test_every_file_says_its_version_or_lies_beside_one_that_does(finished: Path
 
 
 @pytest.mark.usefixtures("no_plots")
-@pytest.mark.parametrize("version", [0, 99, "2", None])
+@pytest.mark.parametrize("version", [99, "2", None])
 def test_results_of_another_version_are_refused_and_left_alone(finished: Path, version: object, capsys: Any) -> None:
     path = cell("WT-n0-r0-0.5") / "result.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": version}))
@@ -266,7 +260,7 @@ def test_a_trained_network_of_another_version_is_not_trained_again(finished: Pat
     shutil.rmtree(RESULTS / "cells")
     assert main([PARAM, "-j", "1", "-q"]) == 2
     assert path.read_bytes() == before
-    assert "format version 99, this program reads 1, 2 and 3" in capsys.readouterr().err
+    assert "format version 99, this program reads 1." in capsys.readouterr().err
     assert not list((RESULTS / "cells").glob("[!.]*")), "no cell is blamed for it"
 
 
@@ -284,7 +278,7 @@ def leftovers() -> list[Path]:
     return [*Path("data").rglob(".writing-*"), *Path("data").rglob(".*.partial*")]
 
 
-@pytest.mark.parametrize(("limit", "workers"), [(600, "1"), (30_000, "1"), (30_000, "2"), (600_000, "1")])
+@pytest.mark.parametrize(("limit", "workers"), [(600, "1"), (30_000, "2"), (600_000, "1")])
 @pytest.mark.usefixtures("no_plots", "quick_workers")
 def test_a_full_disk_ends_the_run_and_costs_nothing(finished: Path, forked: Any, limit: int, workers: str) -> None:
     """No file may grow beyond a limit: the system's own error, in whichever file comes first."""
@@ -296,7 +290,7 @@ def test_a_full_disk_ends_the_run_and_costs_nothing(finished: Path, forked: Any,
 
     process = forked(run)
     assert process.wait() == 2
-    assert len(re.findall(r"cannot be written: File too large\. Mend that", process.said)) == 1
+    assert len(re.findall(r"cannot be written: File too large\. Fix this", process.said)) == 1
     assert "Traceback" not in process.said
     assert not leftovers()
     assert all(Path(path).stat().st_mtime_ns == stamp for path, stamp in kept.items())
@@ -304,9 +298,7 @@ def test_a_full_disk_ends_the_run_and_costs_nothing(finished: Path, forked: Any,
     pd.testing.assert_frame_equal(table(), before)
 
 
-@pytest.mark.parametrize(
-    ("code", "writes"), [(errno.ENOSPC, 0), (errno.EROFS, 2), (errno.EDQUOT, 5), (errno.ENOSPC, 9)]
-)
+@pytest.mark.parametrize(("code", "writes"), [(errno.EROFS, 0), (errno.EDQUOT, 5), (errno.ENOSPC, 9)])
 @pytest.mark.usefixtures("no_plots")
 def test_a_disk_that_fills_up_in_the_middle(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, code: int, writes: int
@@ -324,7 +316,7 @@ def test_a_disk_that_fills_up_in_the_middle(
 
     monkeypatch.setattr(os, "fsync", full)
     assert main([PARAM, "-j", "1", "-q"]) == 2
-    assert f"cannot be written: {os.strerror(code)}. Mend that, or choose another" in capsys.readouterr().err
+    assert f"cannot be written: {os.strerror(code)}. Fix this, or choose another" in capsys.readouterr().err
     monkeypatch.setattr(os, "fsync", fsync)
     assert not leftovers()
     assert all(Path(path).stat().st_mtime_ns == stamp for path, stamp in kept.items())
@@ -334,9 +326,10 @@ def test_a_disk_that_fills_up_in_the_middle(
 
 
 @pytest.mark.parametrize(
-    "occupied", ["data/results", "data/results/small", "data/results/small/cells", "data/trained_networks"]
-)
-@pytest.mark.parametrize("workers", ["1", "2"])
+    ("occupied", "workers"),
+    [("data/results", "1"), ("data/results/small", "1"), ("data/results/small/cells", "2"),
+     ("data/trained_networks", "1")],
+)  # fmt: skip
 @pytest.mark.usefixtures("no_plots", "quick_workers")
 def test_a_file_in_the_place_of_a_folder(
     write: Any, small: dict[str, Any], in_tmp: Path, forked: Any, occupied: str, workers: str

@@ -141,7 +141,7 @@ def test_special_files_are_not_read(tmp_path: Path) -> None:
         make()
         with pytest.raises(Damaged, match="not a regular file"):
             read_file(path)
-        assert Store(tmp_path).read(cell, mend=False) is None
+        assert Store(tmp_path).read(cell, repair=False) is None
         path.rmdir() if path.is_dir() else path.unlink()
     with pytest.raises(FileNotFoundError):
         read_json(path)

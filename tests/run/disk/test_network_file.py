@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import pytest
@@ -60,33 +59,6 @@ def test_a_saved_network_comes_back_equal(tmp_path: Path, name: str) -> None:
     assert torch.equal(loaded(x), compressed(x))
 
 
-class Evil:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return (exec, ("open('executed', 'w').write('x')",))
-
-
-def test_nothing_in_a_file_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "network.pt"
-    torch.save({"specification": Evil(), "state_dict": {}}, path)
-    with pytest.raises(StoreError, match="more than plain data"):
-        read_weights(path)
-    path.write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(StoreError):
-        read_weights(path)
-    assert not (tmp_path / "executed").exists()
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
-def test_a_truncated_file_is_named(tmp_path: Path, share: float) -> None:
-    path = tmp_path / "network.pt"
-    save_weights(path, network(), Plan(), None)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(StoreError, match="network.pt"):
-        read_weights(path)
-
-
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "network.pt"
     save_weights(path, nn.Linear(3, 2), Plan(), None)
@@ -94,7 +66,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         rebuild(network(), *read_weights(path), path)
 
 
-@pytest.mark.parametrize("method", ["SVD", "ALDS", "FT", "WT"])
+@pytest.mark.parametrize("method", ["SVD", "FT", "WT"])
 def test_a_network_of_another_width_is_another_network(tmp_path: Path, method: str) -> None:
     def of(width: int) -> nn.Module:
         return nn.Sequential(
@@ -117,10 +89,3 @@ def test_a_network_compressed_twice_goes_into_the_first_result(tmp_path: Path) -
     with pytest.raises(StoreError, match="compressed twice that is the first result"):
         load_network(tmp_path / "twice.pt", network=net)
     torch.testing.assert_close(load_network(tmp_path / "twice.pt", network=first.network)(x), second.network(x))
-
-
-def test_another_format_version_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "network.pt"
-    torch.save({"specification": {"format": 99}, "state_dict": {}}, path)
-    with pytest.raises(StoreError, match="format version 99"):
-        read_weights(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +36,9 @@ def masked(keep: float) -> tuple[nn.Module, Plan]:
     return build(network(), plan).eval(), plan
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.001, 0.05, 0.3, 1.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("keep", "dtype"), [(0.0, torch.float32), (0.001, torch.float64), (0.3, torch.bfloat16), (1.0, torch.float32)]
+)
 def test_what_is_packed_comes_back_to_the_last_bit(keep: float, dtype: torch.dtype) -> None:
     state = masked(keep)[0].to(dtype).state_dict()
     back = unpack(*pack(state))
@@ -119,17 +119,6 @@ def test_saved_networks_compute_and_train_the_same(tmp_path: Path) -> None:
     assert torch.equal(loaded(x), made(x))
     state = loaded.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in made.state_dict().items())
-
-
-def test_files_of_the_first_format_still_load(tmp_path: Path) -> None:
-    made, plan = masked(0.4)
-    specification = {"format": 1, "architecture": None, "plan": plan.to_data(), "about": {}}
-    buffer = io.BytesIO()
-    torch.save({"specification": specification, "state_dict": made.state_dict()}, buffer)
-    (tmp_path / "network.pt").write_bytes(buffer.getvalue())
-    loaded = rebuild(network(), *read_weights(tmp_path / "network.pt"), tmp_path)
-    x = torch.randn(4, 3, 3, 3, generator=generator("x"))
-    assert torch.equal(loaded(x), made(x))
 
 
 def test_a_buffer_of_the_users_called_mask_is_left_alone() -> None:

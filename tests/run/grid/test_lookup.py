@@ -16,7 +16,7 @@ from experiment.escaping import csv_table
 from experiment.main import main
 from experiment.report import find_experiments
 from experiment.run.disk.parameters_file import owner_of, read_parameters, require_own, write_parameters
-from experiment.run.disk.store import COLUMNS
+from experiment.run.disk.results_table import COLUMNS
 
 TABLE = csv_table(
     COLUMNS,

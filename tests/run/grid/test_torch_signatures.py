@@ -92,7 +92,7 @@ def test_a_plan_refuses_arguments_that_nothing_takes(write: Any, small: dict[str
     ):
         (found,) = (line for line in said if start in line)
         assert found.startswith(f"{place(path, text)}: {start}")
-    assert len(said) == 7
+    assert len(said) == 8
 
 
 def test_a_customization_is_blamed_where_it_stands(write: Any, small: dict[str, Any], capsys: Any) -> None:

@@ -17,7 +17,7 @@ from experiment.errors import StoreError
 from experiment.main import main
 from experiment.networks.make_network import make_network
 from experiment.random_streams import seeded
-from experiment.run.disk.foreign_weights import load_given
+from experiment.run.disk.load_weights import load_given
 from experiment.run.grid.plan import ExperimentPlan, Machine, plan_experiment
 from experiment.run.grid.weights_file import GivenWeights, content_hash, find_given
 

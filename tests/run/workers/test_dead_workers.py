@@ -94,11 +94,11 @@ def test_a_cascade_whose_predecessor_is_damaged_is_mended_by_the_same_command(ca
 @pytest.mark.usefixtures("no_plots")
 def test_who_waits_long_is_told(cascade: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """Which piece of work it is, once; not those that need it."""
-    monkeypatch.setattr(pool, "SECONDS_BEFORE_TOLD", 0.01)
+    monkeypatch.setattr(pool, "SECONDS_BEFORE_NOTE", 0.01)
     plan = plan_experiment(load(cascade), Machine("cpu"))
     store, reference = Store(RESULTS), plan.references[0].cell
     tries, held = iter(range(9)), contextlib.ExitStack()
-    held.enter_context(store.trying(reference.key))
+    held.enter_context(store.try_lock(reference.key))
     monkeypatch.setattr(pool.time, "sleep", lambda seconds: held.close() if next(tries) == 2 else sleep(0.02))
     assert main([cascade, "-j", "1"]) == 0
     assert capsys.readouterr().err.count(f"waiting for another process that is at {reference.folder}") == 1
@@ -107,7 +107,7 @@ def test_who_waits_long_is_told(cascade: str, monkeypatch: pytest.MonkeyPatch, c
 def test_who_waits_for_a_lock_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(files, "SECONDS_BEFORE_TOLD", 0.01)
+    monkeypatch.setattr(files, "SECONDS_BEFORE_NOTE", 0.01)
     free, path = threading.Event(), tmp_path / "a.lock"
 
     def wait_for_it() -> None:
@@ -134,13 +134,13 @@ def test_a_failure_of_anothers_making_lasts_as_long_as_that(cascade: str) -> Non
     store = Store(RESULTS)
 
     def say(of: Cell, **result: Any) -> None:
-        path = store.index()[of.key] / "result.json"
-        path.write_text(json.dumps({"format": 1, **result}))
+        path = store.cell_folders()[of.key] / "result.json"
+        path.write_text(json.dumps({"format": 1, "files": {}, **result}))
 
     def known() -> set[str]:
         return {c.keep_target for c in plan.cells if c.key in store.results([c])}
 
-    done = (store.index()[first.key] / "result.json").read_text()
+    done = (store.cell_folders()[first.key] / "result.json").read_text()
     say(second, status="failed", error="the one before", because=first.key)
     assert known() == {1.0, 0.5}, "the one before is done"
     say(first, status="failed", error="of its own")
@@ -149,7 +149,7 @@ def test_a_failure_of_anothers_making_lasts_as_long_as_that(cascade: str) -> Non
     assert known() == {1.0}, "the reference is done, and the chain of blame ends there"
     say(first, status="failed", error="a circle", because=second.key)
     assert known() == {1.0}
-    (store.index()[first.key] / "result.json").write_text(done)
+    (store.cell_folders()[first.key] / "result.json").write_text(done)
     assert main([cascade, "-j", "1", "-q"]) == 0
     assert set(table()["status"]) == {"done"}
 

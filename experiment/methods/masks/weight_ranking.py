@@ -8,16 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import CompressionError, InfeasibleBudget
+from experiment.errors import CompressionError
 from experiment.layers.build import unslice_mask, write_whole
 from experiment.layers.compressible import LayerInfo
 from experiment.layers.plan import Detail, Plan, State
 from experiment.methods.base import Budget, Calibration
+from experiment.methods.budget_search import check_smallest
 from experiment.methods.starting_state import Start, parameter_name, start_of
 
 
 @dataclass(frozen=True)
-class Order:
+class WeightRanking:
     """The live weights of all compressible layers, largest score first.
 
     Attributes:
@@ -31,10 +32,10 @@ class Order:
     places: Tensor
 
 
-Scores = Mapping[str, Tensor]
+WeightScores = Mapping[str, Tensor]
 """Layer name -> the worth of each of its weights: the shape of the weight in `Start.network`. Larger ones stay."""
 
-Score = Callable[[Start, Calibration | None, torch.Generator], Scores]
+ScoreWeights = Callable[[Start, Calibration | None, torch.Generator], WeightScores]
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,15 @@ class WeightMethod:
 
     Args:
         score: the worth of every weight.
-        order: `order_of`, in which all layers compete, or `order_within_layers`.
+        order: `rank_weights`, in which all layers compete, or `rank_within_layers`.
         every_layer: whether the score knows grouped and transposed convolutions, and those of one or three dimensions.
     """
 
-    score: Score
-    order: Callable[[Start, Scores], Order]
+    score: ScoreWeights
+    order: Callable[[Start, WeightScores], WeightRanking]
     every_layer: bool = True
 
-    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Order:
+    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> WeightRanking:
         """Scores of all weights, and one sort of those that the state's masks leave.
 
         Raises: CompressionError: a weight or score is NaN or infinite, or calibration data are missing.
@@ -59,19 +60,19 @@ class WeightMethod:
         start = start_of(state, masked=self.every_layer)
         return self.order(start, self.score(start, calibration, generator))
 
-    def plan(self, analysis: Order, budget: Budget) -> Plan:
+    def plan(self, analysis: WeightRanking, budget: Budget) -> Plan:
         """The longest prefix of the order that fits.
 
         Raises: InfeasibleBudget: what is never pruned already exceeds the budget.
         """
         return plan_prefix(analysis, budget)
 
-    def fill(self, built: nn.Module, state: State, analysis: Order, plan: Plan) -> None:
+    def fill(self, built: nn.Module, state: State, analysis: WeightRanking, plan: Plan) -> None:
         """Write the state's weights into `built`, in place; masked ones become zero."""
         write_whole(built, state.network, plan)
 
 
-def order_of(start: Start, scores: Scores) -> Order:
+def rank_weights(start: Start, scores: WeightScores) -> WeightRanking:
     """All live weights by their scores, whatever their layer; ties go by network order.
 
     Args:
@@ -81,13 +82,13 @@ def order_of(start: Start, scores: Scores) -> Order:
     names, sizes = tuple(start.layers), [info.weight_numel for info in start.layers.values()]
     _check(start, scores)
     if not names:
-        return Order(start, (), (), torch.zeros(0, dtype=torch.int64))
+        return WeightRanking(start, (), (), torch.zeros(0, dtype=torch.int64))
     alive = torch.cat([alive_weights(start, name).flatten() for name in names])
     places = _ranked(torch.cat([scores[name].flatten() for name in names]), alive)
-    return Order(start, names, tuple(sum(sizes[:i]) for i in range(len(sizes))), places)
+    return WeightRanking(start, names, tuple(sum(sizes[:i]) for i in range(len(sizes))), places)
 
 
-def order_within_layers(start: Start, scores: Scores) -> Order:
+def rank_within_layers(start: Start, scores: WeightScores) -> WeightRanking:
     """The order of which every prefix keeps the same share of every layer's live weights, those of largest score.
 
     The k-th of a layer's n weights comes at the share (k - 1/2) / n, so that a share rho keeps round(rho n) of them;
@@ -103,10 +104,10 @@ def order_within_layers(start: Start, scores: Scores) -> Order:
         share = torch.zeros(scores[name].numel(), dtype=torch.float64, device=places.device)
         share[places] = (ranks + 0.5) / max(1, len(places))
         shares[name] = -share.reshape(scores[name].shape)
-    return order_of(start, shares)
+    return rank_weights(start, shares)
 
 
-def plan_prefix(order: Order, budget: Budget) -> Plan:
+def plan_prefix(order: WeightRanking, budget: Budget) -> Plan:
     """The longest prefix of an order that fits; the other weights are masked.
 
     A weight costs 1, or under a budget of FLOPs the positions at which its layer computes.
@@ -183,7 +184,7 @@ def _ranked(values: Tensor, alive: Tensor) -> Tensor:
     return torch.argsort(behind, descending=True, stable=True)[: int(alive.sum())]
 
 
-def _check(start: Start, scores: Scores) -> None:
+def _check(start: Start, scores: WeightScores) -> None:
     for name in start.layers:
         if not scores[name][alive_weights(start, name)].isfinite().all():
             raise CompressionError(
@@ -192,23 +193,20 @@ def _check(start: Start, scores: Scores) -> None:
             )
 
 
-def _longest_prefix(order: Order, budget: Budget) -> int:
+def _longest_prefix(order: WeightRanking, budget: Budget) -> int:
     """How many weights of the order the budget pays for, after everything that is never pruned.
 
     Raises: InfeasibleBudget: it does not even pay for that.
     """
     unpruned = unmasked_cost(order.start, budget)
-    if budget.limit < unpruned:
-        raise InfeasibleBudget(
-            limit=budget.limit, smallest=unpruned, original=budget.original, quantity=budget.quantity
-        )
+    check_smallest(unpruned, budget)
     if budget.quantity == "parameters":
         return budget.limit - unpruned
     cumulative = torch.cumsum(_positions(order)[order.places], 0)
     return int(torch.searchsorted(cumulative, budget.limit - unpruned, right=True))
 
 
-def _positions(order: Order) -> Tensor:
+def _positions(order: WeightRanking) -> Tensor:
     """The multiply-adds of one sample that each weight of the concatenation takes part in."""
     infos = order.start.layers.values()
     each = torch.tensor([info.positions for info in infos], dtype=torch.int64)

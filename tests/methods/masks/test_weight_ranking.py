@@ -17,7 +17,7 @@ from experiment.layers.plan import Kept, Plan, State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Budget, Compressor, make_method
-from experiment.methods.masks.ranking import order_of, order_within_layers, plan_masked, plan_prefix
+from experiment.methods.masks.weight_ranking import plan_masked, plan_prefix, rank_weights, rank_within_layers
 from experiment.methods.starting_state import start_of
 from experiment.random_streams import generator
 
@@ -52,7 +52,7 @@ def scored(state: State, scores: Mapping[str, list[float]]) -> dict[str, Tensor]
 def test_any_scores_make_an_order() -> None:
     """Negative ones too; equal ones as the network has them."""
     state = chain((2, 2), (1, 2))
-    order = order_of(start_of(state), scored(state, {"0": [-1.0, 3.0, -1.0, 0.0], "1": [0.0, -2.0]}))
+    order = rank_weights(start_of(state), scored(state, {"0": [-1.0, 3.0, -1.0, 0.0], "1": [0.0, -2.0]}))
     assert order.places.tolist() == [1, 3, 4, 0, 2, 5]
     plan = plan_prefix(order, Budget("parameters", 2, 6))
     assert plan.masks["0.weight"].tolist() == [[False, True], [False, True]]
@@ -65,11 +65,11 @@ def test_the_score_of_a_masked_place_does_not_matter() -> None:
     state = State(plain.network, plain.example, {"0.weight": torch.tensor([[False, True], [True, True]])})
     for value in (torch.nan, torch.inf, 100.0):
         scores = scored(state, {"0": [value, 3.0, -1.0, 0.0], "1": [0.0, -2.0]})
-        assert order_of(start_of(state), scores).places.tolist() == [1, 3, 4, 2, 5]
-        assert order_within_layers(start_of(state), scores).places.tolist() == [1, 4, 3, 5, 2]
+        assert rank_weights(start_of(state), scores).places.tolist() == [1, 3, 4, 2, 5]
+        assert rank_within_layers(start_of(state), scores).places.tolist() == [1, 4, 3, 5, 2]
 
 
-@pytest.mark.parametrize("order", [order_of, order_within_layers])
+@pytest.mark.parametrize("order", [rank_weights, rank_within_layers])
 def test_scores_that_are_not_finite_are_named(order: Callable[..., object]) -> None:
     state = chain((2, 2), (1, 2))
     with pytest.raises(CompressionError, match=r"layer '1': the scores of its weights must be finite"):
@@ -120,7 +120,7 @@ def test_a_cascade_takes_the_same_share_of_what_is_left() -> None:
     left = int(masks["0.weight"].sum())
     start = start_of(State(state.network, state.example, masks))
     scores = {name: torch.rand(start.network.get_submodule(name).weight.shape) for name in ("0", "1")}
-    plan = plan_prefix(order_within_layers(start, scores), Budget("parameters", 100, 400))
+    plan = plan_prefix(rank_within_layers(start, scores), Budget("parameters", 100, 400))
     kept = [int(plan.masks[f"{name}.weight"].sum()) for name in ("0", "1")]
     assert kept == by_hand([left, 200], 100)
     assert not (plan.masks["0.weight"] & ~masks["0.weight"]).any()

@@ -5,7 +5,7 @@ Shape suffixes: N = rows, M = columns of a linear layer's weight; A, B = rows an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,23 +14,13 @@ from torch import Tensor
 from experiment.errors import CompressionError
 from experiment.methods.base import Budget
 from experiment.methods.budget_search import check_smallest, longest
-from experiment.methods.masks.ranking import alive_weights, unmasked_cost
+from experiment.methods.condensa_units import Norm, aligned
+from experiment.methods.masks.weight_ranking import alive_weights, unmasked_cost
 from experiment.methods.starting_state import Start, live_weight
-
-Norm = Callable[[Tensor], Tensor]
-"""From magnitudes (U, weights of a unit) to what each unit is worth (U,)."""
-
-CRITERIA: Mapping[str, Norm] = {
-    "l2norm": lambda units: units.square().sum(1).sqrt(),
-    "max": lambda units: units.amax(1),
-    "min": lambda units: units.amin(1),
-    "mean": lambda units: units.mean(1),
-    "sum": lambda units: units.sum(1),
-}
 
 
 @dataclass(frozen=True)
-class Units:
+class UnitShape:
     """How a weight is cut into units: blocks of a matrix, or, without a size, single weights."""
 
     block: tuple[int, int] | None = None
@@ -56,7 +46,7 @@ class Units:
 
 
 @dataclass(frozen=True)
-class Pool:
+class UnitRanking:
     """The units of some layers that are left, the most worth first; equal ones stand in network order.
 
     Attributes:
@@ -69,7 +59,7 @@ class Pool:
     """
 
     start: Start
-    units: Units
+    units: UnitShape
     layers: tuple[str, ...]
     total: int
     owners: Tensor
@@ -127,12 +117,7 @@ class Pool:
         return [aligned(n, len(ranked), self.align) for n, ranked in zip(counts, self.ranked, strict=True)]
 
 
-def aligned(count: int, left: int, align: int) -> int:
-    """A count rounded down to a multiple of `align`, but never from something to nothing; at most `left`."""
-    return count // align * align or (min(align, left) if count else 0)
-
-
-def pool_of(start: Start, layers: Sequence[str], units: Units, norm: Norm, align: int = 1) -> Pool:
+def rank_units(start: Start, layers: Sequence[str], units: UnitShape, norm: Norm, align: int = 1) -> UnitRanking:
     """The ranking of all units of these layers that have a weight left.
 
     Args:
@@ -151,6 +136,6 @@ def pool_of(start: Start, layers: Sequence[str], units: Units, norm: Norm, align
         weights.append(torch.cat([here.new_zeros(1), live.sum(1)[here[order]].cumsum(0)]))
         total += start.state.network.get_submodule(name).get_parameter("weight").numel() // units.size
     if not layers:
-        return Pool(start, units, (), 0, torch.zeros(0, dtype=torch.int32), (), (), align)
+        return UnitRanking(start, units, (), 0, torch.zeros(0, dtype=torch.int32), (), (), align)
     order = torch.argsort(torch.cat(scores), descending=True, stable=True)
-    return Pool(start, units, tuple(layers), total, torch.cat(owners)[order], ranked, weights, align)
+    return UnitRanking(start, units, tuple(layers), total, torch.cat(owners)[order], ranked, weights, align)

@@ -1,0 +1,120 @@
+"""Forward passes in eval mode, and what modules receive and return in them: the one place that registers hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module.
+
+    Attributes:
+        name: the module's name, as `observing` was given it.
+        args, named: positional and keyword arguments.
+        output: what the module returned; None before it has computed.
+    """
+
+    name: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    named: Mapping[str, Any]
+    output: Any = None
+
+    @property
+    def input(self) -> Any:
+        """The first argument, which layers also accept as the keyword `input`."""
+        return self.args[0] if self.args else self.named.get("input")
+
+
+@contextmanager
+def evaluating(network: nn.Module, *, keeping_buffers: bool = True) -> Iterator[None]:
+    """Eval mode without gradients inside; afterwards every module has its own mode and all buffers are as before.
+
+    Args:
+        keeping_buffers: whether changes to buffers, such as counters in a forward pass, are reverted.
+    """
+    modes = {module: module.training for module in network.modules()}
+    held = [(m, name, b) for m in modes for name, b in m._buffers.items() if keeping_buffers and b is not None]
+    buffers = [(m, name, b, b.clone()) for m, name, b in held if not b.is_meta]
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        with torch.no_grad():
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = buffer
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
+
+
+@contextmanager
+def observing(
+    modules: Mapping[str, nn.Module],
+    *,
+    before: Callable[[Call], None] | None = None,
+    after: Callable[[Call], Tensor | None] | None = None,
+) -> Iterator[None]:
+    """Report every call of these modules inside.
+
+    Args:
+        before: called before a module computes.
+        after: called when it has; a tensor that it returns replaces the module's output.
+    """
+    handles = []
+    for name, module in modules.items():
+        if before is not None:
+            handles.append(module.register_forward_pre_hook(_before(name, before), with_kwargs=True))
+        if after is not None:
+            handles.append(module.register_forward_hook(_after(name, after), with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def observed_pass(
+    network: nn.Module,
+    modules: Mapping[str, nn.Module],
+    inputs: Tensor,
+    *,
+    batch_size: int | None = None,
+    before: Callable[[Call], None] | None = None,
+    after: Callable[[Call], Tensor | None] | None = None,
+    keeping_buffers: bool = True,
+) -> None:
+    """Pass all inputs through a network in eval mode without gradients, observing some of its modules.
+
+    Args:
+        inputs: (B, ...), on the network's device.
+        batch_size: number of inputs per forward pass; None passes all of them at once.
+        before, after: as for `observing`.
+        keeping_buffers: as for `evaluating`.
+    """
+    with evaluating(network, keeping_buffers=keeping_buffers), observing(modules, before=before, after=after):
+        for batch in torch.split(inputs, batch_size or max(1, len(inputs))):
+            network(batch)
+
+
+def _before(name: str, observer: Callable[[Call], None]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        observer(Call(name, module, args, named))
+
+    return hook
+
+
+def _after(name: str, observer: Callable[[Call], Tensor | None]) -> Callable[..., Tensor | None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> Tensor | None:
+        return observer(Call(name, module, args, named, output))
+
+    return hook

@@ -1,0 +1,18 @@
+"""What a network costs: parameters, multiply-adds, bytes and milliseconds, measured on the deployed network."""
+
+from experiment.measure.counting import Count, LayerCount, count, example_input
+from experiment.measure.latency import Latency, measure_latency
+from experiment.measure.storage import Bytes, SparseBytes, count_bytes, count_sparse_bytes
+
+__all__ = [
+    "Bytes",
+    "Count",
+    "Latency",
+    "LayerCount",
+    "SparseBytes",
+    "count",
+    "count_bytes",
+    "count_sparse_bytes",
+    "example_input",
+    "measure_latency",
+]

@@ -1,0 +1,80 @@
+"""Milliseconds of a forward pass on this device."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.utils.benchmark import Timer
+
+
+from experiment.measure.counting import example_input
+
+Layout = Literal["contiguous", "channels_last"]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The time of a forward pass.
+
+    Attributes:
+        batch: samples per batch.
+        median_ms, iqr_ms: median and interquartile range, in milliseconds.
+        layout: the faster memory layout of images and weights.
+    """
+
+    batch: int
+    median_ms: float
+    iqr_ms: float
+    layout: Layout = "contiguous"
+
+
+def measure_latency(
+    network: nn.Module, input_shape: tuple[int, ...], batch: int, threads: int, seconds: float = 0.5
+) -> Latency:
+    """Time forward passes of a network on its device, in float32 and inference mode.
+
+    A network with convolutions is timed in both memory layouts, since the faster one depends on the network, the batch
+    and the device.
+
+    Args:
+        network: in eval mode; it is unchanged. Masks that are not baked in are applied in every pass.
+        input_shape: of one sample.
+        batch: samples per batch.
+        threads: CPU threads.
+        seconds: how long to measure in each layout.
+    Returns: the time in the faster layout.
+    """
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    x = example_input(input_shape, device).expand(batch, *input_shape).contiguous()
+    times = [_timed(network, x, batch, threads, seconds, "contiguous")]
+    if x.dim() == 4 and any(p.dim() == 4 for p in network.parameters()):
+        turned = copy.deepcopy(network).to(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
+        times.append(_timed(turned, x, batch, threads, seconds, "channels_last"))
+    return min(times, key=lambda latency: latency.median_ms)
+
+
+def _timed(network: nn.Module, x: Tensor, batch: int, threads: int, seconds: float, layout: Layout) -> Latency:
+    with torch.inference_mode():
+        timer = _timer()("network(x)", globals={"network": network, "x": x}, num_threads=threads)
+        measured = timer.blocked_autorange(min_run_time=seconds)
+    return Latency(batch, round(measured.median * 1e3, 5), round(measured.iqr * 1e3, 5), layout)
+
+
+def _timer() -> type[Timer]:
+    """torch's timer, imported without its warning about missing GPU compilers."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        from torch.utils.benchmark import Timer
+    finally:
+        logger.setLevel(level)
+    return Timer

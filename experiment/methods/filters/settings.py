@@ -1,0 +1,94 @@
+"""Settings of the methods that remove filters, without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from experiment.methods.settings import Positive, UnitSettings
+
+Fold = Literal["none", "constant", "mean"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterSettings:
+    """What methods have that remove filters.
+
+    Attributes:
+        fold: what is added to the biases of the layers that read a removed channel, or to the running means of the
+            BatchNorms behind them: `constant`, what the channel emits with its filter at zero (bias, BatchNorm shift);
+            `mean`, its mean on the calibration data; `none`, nothing.
+        ignore: name patterns (fnmatch) of layers whose filters all stay. Those that compute the network's output always
+            do.
+        round_to: channel counts are multiples of this, at least 1; many devices are faster with 8 or 16.
+        refit: fit the layers that read removed channels, layer after layer, to what the network before compression
+            computes on the calibration data; with `fold: mean`, their biases too.
+    """
+
+    fold: Fold = "none"
+    ignore: tuple[str, ...] = ()
+    round_to: Positive = 1
+    refit: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThiNetSettings(FilterSettings):
+    """The channels whose removal changes the outputs of the next layers most.
+
+    Attributes:
+        samples: outputs of each next layer that are compared, at least 1.
+    """
+
+    refit: bool = True
+    samples: Positive = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalFiltersSettings(FilterSettings):
+    """The filters of largest norm in the whole network.
+
+    Attributes:
+        norm: `l2`, the root mean square of a filter's weights, or `l1`, their mean magnitude.
+    """
+
+    norm: Literal["l1", "l2"] = "l2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PFPSettings(FilterSettings):
+    """The channels with the largest relative contribution to the next layers' responses on calibration data.
+
+    Attributes:
+        positions: output positions of each calibration input and layer that are used, at least 1; default: all.
+    """
+
+    positions: Positive | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructurePruneSettings(UnitSettings):
+    """The most important neurons of linear layers, filters of convolutions, or both in one ranking.
+
+    Attributes:
+        prune_bias: remove the biases of removed units too; if false, what they still emit with weights of zero is added
+            to the layers that read them, as with `fold: constant`.
+        fold: what is added to the biases of the layers that read a removed channel; see `FilterSettings`: `constant`,
+            what the channel emits with its filter at zero; `mean`, its mean on the calibration data; `none`, nothing.
+        refit: fit the layers that read removed channels to what the network before compression computes on the
+            calibration data.
+    """
+
+    prune_bias: bool = True
+    fold: Fold = "none"
+    refit: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlocksSettings:
+    """The residual blocks with the largest filters.
+
+    Attributes:
+        ignore: name patterns (fnmatch) of blocks that stay.
+    """
+
+    ignore: tuple[str, ...] = ()

@@ -1,0 +1,126 @@
+"""Loading a state_dict into a network, in place, whoever wrote the file. Nothing in a file is executed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiment.errors import Damaged, StoreError, described, shortened
+from experiment.layers.prepare_network import without_prefixes
+from experiment.run.grid.weights_file import GivenWeights, content_hash
+from experiment.tensor_file import read_tensors
+
+WRAPPERS = ("state_dict", "model")  # keys under which training scripts, and this program, store the weights
+MAX_NAMES = 8  # of a kind in an error
+
+
+def read_plain(path: Path) -> Any:
+    """The tensors and plain values in a file, on the CPU.
+
+    Raises: StoreError: the file is missing or damaged, or contains anything else.
+    """
+    try:
+        return read_tensors(path)
+    except FileNotFoundError as error:
+        raise StoreError(f"{path}: there is no such file.") from error
+
+
+def load_given(network: nn.Module, given: GivenWeights) -> None:
+    """Load the weights file that a parameter file names; it must hold exactly the weights and buffers of the network.
+
+    Raises: StoreError: the file is missing or damaged, has changed since planning, or belongs to another network.
+    """
+    content = read_plain(given.path)
+    if content_hash(given.path) != given.content:
+        raise StoreError(f"{given.path}: has changed since the experiment was planned. Run the command again.")
+    load_state(network, _state_dict(content, given.path), given.path)
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load a state_dict into a network; a network on `meta` takes the tensors themselves.
+
+    Raises: StoreError: it belongs to another network. Damaged: it contains NaN, infinity or the wrong kind of dtype.
+    """
+    require_shapes(network, {name: tensor.shape for name, tensor in state.items()}, path)
+    own = network.state_dict()
+    parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    problems = []
+    for name, tensor in state.items():
+        is_weight = name in parameters or name.endswith(("running_mean", "running_var"))
+        if _kind(tensor.dtype) != _kind(own[name].dtype):
+            problems.append(f"{name} holds {tensor.dtype}, expected {own[name].dtype}")
+        elif is_weight and not bool(tensor.isfinite().all()):
+            problems.append(f"{name} holds NaN or infinity")
+    if problems:
+        raise Damaged(f"{path}: contains values that cannot be weights: {first_names(problems)}.")
+    if any(tensor.is_meta for tensor in own.values()):
+        contiguous = torch.contiguous_format
+        copies = {n: t.to(own[n].dtype).clone(memory_format=contiguous) for n, t in state.items()}
+        network.load_state_dict(copies, assign=True)
+    else:
+        network.load_state_dict(dict(state))
+
+
+def require_shapes(network: nn.Module, shapes: Mapping[str, torch.Size], path: Path) -> None:
+    """Raises: StoreError: these are not the names and shapes of the network's state_dict. Lists all differences."""
+    own = network.state_dict()
+    # files of old versions of torch have no count of batches; torch fills it in
+    missing = [name for name in own if name not in shapes and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in shapes if name not in own]
+    reshaped = [
+        f"{shortened(name)} {tuple(own[name].shape)}, in the file {tuple(shape)}"
+        for name, shape in shapes.items()
+        if name in own and own[name].shape != shape
+    ]
+    differences = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    if any(differences.values()):
+        listed = "; ".join(f"{kind}: {first_names(names)}" for kind, names in differences.items() if names)
+        raise StoreError(
+            f"{path}: its weights are not those of this network: {listed}. Expected a network of the same name, "
+            "settings and outputSize."
+        )
+
+
+def first_names(names: Iterable[str]) -> str:
+    """The first few of many names, for an error."""
+    names = list(names)
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(shortened(name, 80) for name in names[:MAX_NAMES]) + more
+
+
+def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
+    """The state_dict in the content of a file, without its wrapper and without prefixes of its names."""
+    if isinstance(content, Mapping):
+        if _is_compressed(content.get("specification")):
+            raise StoreError(f"{path}: holds a compressed network. Expected the weights of an uncompressed one.")
+        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    entries = content.items() if isinstance(content, Mapping) else ()
+    if not entries or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in entries):
+        raise StoreError(
+            f"{path}: expected a state_dict (names and tensors), alone or under {' or '.join(WRAPPERS)}. Got "
+            f"{_described(content)}. Write one with torch.save(net.state_dict(), path)."
+        )
+    return without_prefixes({str(name): tensor for name, tensor in entries})
+
+
+def _is_compressed(specification: object) -> bool:
+    plan = specification.get("plan") if isinstance(specification, Mapping) else None
+    return isinstance(plan, Mapping) and any(isinstance(part, dict | list) and part for part in plan.values())
+
+
+def _described(content: object) -> str:
+    names = []
+    if isinstance(content, dict):
+        names = [name if isinstance(name, str) else described(name) for name in content]
+    return f"a {type(content).__name__}" + (f" of {first_names(names)}" if names else "")
+
+
+def _kind(dtype: torch.dtype) -> str:
+    """Weights may be stored in any floating-point dtype, but integers are not converted to them."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return "float" if dtype.is_floating_point and dtype.itemsize > 1 else str(dtype)
+    return "bool" if dtype == torch.bool else "integer"

@@ -1,0 +1,150 @@
+"""results.csv: one row per finished cell, with the latency and bytes of deployed networks where they were measured.
+
+Measurements of deployed networks lie beside a cell's result in files of their own. They are not part of any key, so
+they can be requested later. Does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from experiment.config import Experiments
+from experiment.errors import Damaged
+from experiment.escaping import csv_table, reason
+from experiment.files import read_json, remove_all, write_whole
+from experiment.run.disk.manifest import Count
+from experiment.run.disk.store import Store
+from experiment.run.grid.keys import FORMAT_VERSION
+from experiment.run.grid.plan import ExperimentPlan
+
+COLUMNS = (
+    "dataset", "dataset_test", "network", "variant", "method", "label", "net", "repetition", "keep_target",
+    "parameters", "flops", "flops_unmasked", "keep_parameters", "keep_flops",
+    "bytes_dense", "bytes_values", "bytes_sparse", "bytes_file",
+    "loss", "top1", "top5", "top1_before_retraining", "top1_reference", "parameters_reference", "flops_reference",
+    "epochs", "seconds_compress", "seconds_retrain", "status", "error", "cell", "hardware",
+)  # fmt: skip
+LATENCY, BYTES = "latency.json", "bytes.json"
+BYTE_COLUMNS = ("bytes_bitmask", "bytes_csr", "sparse_format")
+
+
+class _BatchLatency(BaseModel):
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, strict=True)
+
+    batch: Annotated[int, Field(ge=1, lt=2**63)]
+    layout: str
+    median_ms: float
+    iqr_ms: float
+
+
+class _Latency(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    format: int
+    device: str
+    threads: Annotated[int, Field(ge=1, lt=2**63)]
+    batches: list[_BatchLatency]
+
+
+class _Bytes(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    format: int
+    bytes_bitmask: Count
+    bytes_csr: Count
+    sparse_format: str
+
+
+def write_results_table(store: Store, plan: ExperimentPlan) -> dict[str, dict[str, Any]]:
+    """Write results.csv in grid order; returns the results by key."""
+    with store.lock("table", "writes results.csv"):  # or an older reading could overwrite a newer one
+        remove_all(store.folder.glob(".results.csv.*"))  # left by killed processes
+        results = store.results(plan.cells)
+        extra = _extra_columns(plan)
+        folders = store.cell_folders() if extra else {}
+        references = {(t.variant.name, t.cell.net): folders.get(t.cell.key) for t in plan.references}
+        rows = []
+        for row in _rows(plan, results):
+            values = _extra_values(folders.get(row["cell"]), references[row["variant"], row["net"]])
+            rows.append(row | {column: values.get(column) for column in extra})
+        write_whole(store.folder / "results.csv", csv_table((*COLUMNS, *extra), rows))
+    return results
+
+
+def _rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What was measured in each cell, beside the figures of its reference network."""
+    references = {(t.variant.name, t.cell.net): results.get(t.cell.key, {}) for t in plan.references}
+    parameters = {variant.name: variant.parameters for variant in plan.file.variants}
+    for cell in plan.cells:
+        result = results.get(cell.key)
+        if result is None:
+            continue
+        reference, p = references[cell.variant, cell.net], parameters[cell.variant]
+        test = p.experiments.dataset_test or p.network.dataset
+        row = {column: result.get(column) for column in COLUMNS}
+        row |= {
+            "dataset": p.network.dataset.name, "dataset_test": test.name, "network": p.network.name,
+            "variant": cell.variant, "method": cell.method, "label": cell.label, "net": cell.net,
+            "repetition": cell.repetition, "keep_target": cell.keep_target, "cell": cell.key,
+            "top1_reference": reference.get("top1"), "parameters_reference": reference.get("parameters"),
+            "flops_reference": reference.get("flops"),
+        }  # fmt: skip
+        row["error"] = None if row["error"] is None else reason(str(row["error"]))
+        for quantity in ("parameters", "flops"):
+            count, original = result.get(quantity), reference.get(quantity)
+            row[f"keep_{quantity}"] = count / original if count is not None and original else None
+        yield {column: "" if value is None else value for column, value in row.items()}
+
+
+def requested(plan: ExperimentPlan, measurement: str) -> dict[str, Experiments]:
+    """The variants that request a measurement: name -> settings."""
+    settings = {variant.name: variant.parameters.experiments for variant in plan.file.variants}
+    return {name: experiments for name, experiments in settings.items() if measurement in experiments.measure}
+
+
+def _extra_columns(plan: ExperimentPlan) -> tuple[str, ...]:
+    batches = dict.fromkeys(b for e in requested(plan, "latency").values() for b in e.latency_batches)
+    columns: list[str] = []
+    for batch in batches:
+        columns += [f"latency_{what}_b{batch}" for what in ("ms", "iqr_ms", "layout")]
+        columns.append(f"latency_ms_b{batch}_reference")
+    if batches:
+        columns.append("latency_device")
+    return (*columns, *(BYTE_COLUMNS if requested(plan, "bytes") else ()))
+
+
+def _extra_values(folder: Path | None, reference: Path | None) -> dict[str, Any]:
+    """Column -> value of what was measured on a deployed network, beside the latency of its reference network."""
+    if folder is None:
+        return {}
+    values: dict[str, Any] = {}
+    for row in _batches(read_measurement(reference / LATENCY) if reference is not None else None):
+        values[f"latency_ms_b{row['batch']}_reference"] = row["median_ms"]
+    latency = read_measurement(folder / LATENCY)
+    for row in _batches(latency):
+        batch = row["batch"]
+        values[f"latency_ms_b{batch}"], values[f"latency_iqr_ms_b{batch}"] = row["median_ms"], row["iqr_ms"]
+        values[f"latency_layout_b{batch}"] = row["layout"]
+    if latency is not None:
+        threads = latency["threads"]
+        values["latency_device"] = f"{latency['device']}, {threads} thread{'s' if threads != 1 else ''}"
+    sizes = read_measurement(folder / BYTES) or {}
+    return values | {column: sizes.get(column) for column in BYTE_COLUMNS}
+
+
+def _batches(latency: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    return [] if latency is None else latency["batches"]
+
+
+def read_measurement(path: Path) -> dict[str, Any] | None:
+    """latency.json or bytes.json; None if it is missing, damaged or of another version, and is to be measured again."""
+    try:
+        found = read_json(path)
+        (_Latency if path.name == LATENCY else _Bytes).model_validate(found)
+    except (FileNotFoundError, Damaged, ValidationError):
+        return None
+    return dict(found) if found["format"] == FORMAT_VERSION else None
