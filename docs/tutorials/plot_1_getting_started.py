@@ -41,7 +41,7 @@ command = f"""
 def experiment(*options):
     """Run the command as a terminal would: python -m experiment.main ..."""
     arguments = [*shlex.split(command), *options]
-    print(subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True).stdout)
+    print(subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 experiment("--plan")

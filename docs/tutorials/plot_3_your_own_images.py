@@ -72,7 +72,7 @@ file.write_text(text)
 # ------
 
 command = ["-m", "experiment.main", str(file), "--results", str(work / "results"), "--data", str(work), "-j", "1"]
-print(subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True).stdout)
+print(subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 # %%
 # The results
