@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from experiment import compress
 from experiment.config import load
-from experiment.run.disk.store import COLUMNS
+from experiment.run.disk.results_table import COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE_THE_SITE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "param/README.md")  # the site checks its own links
