@@ -20,7 +20,6 @@ exclude_patterns = ["_build", "tutorials"]  # tutorials/*.py become pages under 
 # Pages are Markdown. A link to a heading is #slug-of-the-heading, also in another page: page.md#slug.
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
-smartquotes = False  # `--` is an option, not a dash
 
 # Every reference must exist. What other projects define is not looked up, so that the build needs no network.
 nitpicky = True

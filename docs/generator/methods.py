@@ -39,6 +39,14 @@ def _docstrings(entry: MethodEntry) -> list[Docstring]:
     return [parse(source.__doc__) for source in described]
 
 
+def _context(entry: MethodEntry) -> str:
+    """What the methods that are functions of the same module have in common: the module's first paragraph."""
+    module, _, _ = entry.target.partition(":")
+    functions = {other.target for other in METHODS.values() if other.target.startswith(f"{module}:")}
+    alone = len(functions) == 1 or inspect.isclass(resolve(entry.target))
+    return "" if alone else parse(sys.modules[module].__doc__).summary
+
+
 def _preset(entry: MethodEntry) -> str:
     """The settings whose defaults a method changes, in parentheses."""
     given = getattr(entry, "preset", {})
@@ -61,7 +69,7 @@ def _section(entry: MethodEntry, known: Facts) -> str:
     return "\n\n".join(
         [
             f"({anchor(entry)})=\n## {entry.label}",
-            *(part for docstring in docstrings for part in prose(docstring.text)),
+            *prose("\n\n".join([_context(entry), *(docstring.text for docstring in docstrings)])),
             table(["", ""], [[f"**{name}**", text] for name, text in about.items() if text]),
             f"```python\n{known.call}\n```",
             table(["setting", "type", "default", "meaning"], settings) if settings else "It has no settings.",

@@ -68,6 +68,6 @@ plt.legend()
 plt.tight_layout()
 
 # %%
-# ``python -m experiment.main param/mnist/lottery/lenet300_100.yaml`` is the full experiment: MNIST, ten rounds and three
-# networks, about 20 minutes on two CPU cores. To rewind to the weights after the first epoch instead, set
+# ``python -m experiment.main param/mnist/lottery/lenet300_100.yaml`` is the full experiment: MNIST, ten rounds and
+# three networks, about 20 minutes on two CPU cores. To rewind to the weights after the first epoch instead, set
 # ``retraining.startEpoch=1``.

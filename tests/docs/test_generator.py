@@ -107,14 +107,16 @@ def test_a_docstring_is_split_into_text_and_sections() -> None:
     Returns: the network,
         unchanged.
 
-    Source: Someone 2020
+    Source: Someone 2020. Differs: no
+        bias.
     """)
     assert found.summary == "Keeps the largest weights."
     assert list(docstrings.blocks(found.text))[1:] == [
         (False, "The score of a weight is"), (True, "s = |w|"), (False, "where w is the weight.")
     ]  # fmt: skip
     assert found.entries("Args") == dict.fromkeys(("keep", "share"), "what stays, a fraction.")
-    assert found.sections["Source"] == "Someone 2020"
+    assert found.sections["Source"] == "Someone 2020."
+    assert found.sections["Differs"].split() == ["no", "bias."]
 
 
 def test_docstrings_become_google_style() -> None:
