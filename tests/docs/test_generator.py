@@ -92,6 +92,11 @@ def test_every_setting_has_a_meaning(label: str) -> None:
     assert [field.name for field in fields(settings) if not described.get(field.name)] == []
 
 
+def test_a_marker_is_a_line_of_its_own() -> None:
+    assert expanded("a\n<!-- generate: datasets -->\nb").startswith("a\n| name | classes |")
+    assert expanded("`<!-- generate: datasets -->`") == "`<!-- generate: datasets -->`"
+
+
 def test_a_docstring_is_split_into_text_and_sections() -> None:
     found = docstrings.parse("""Keeps the largest weights.
 
