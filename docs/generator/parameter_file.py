@@ -44,7 +44,13 @@ class Section:
         return kind.get("enum") or ([kind["const"]] if "const" in kind else [])
 
     @property
+    def short_title(self) -> str:
+        """Its path or, of several blocks at the same path, its kinds."""
+        return ", ".join(self.kinds) or self.path.rstrip(".")
+
+    @property
     def title(self) -> str:
+        """Its path and its kinds, as Markdown."""
         kinds = ", ".join(f"`{kind}`" for kind in self.kinds)
         return (f"`{self.path.rstrip('.')}`" if self.path else "The whole file") + (f": {kinds}" if kinds else "")
 
@@ -52,7 +58,7 @@ class Section:
 def parameter_file() -> str:
     """Every block with all of its keys."""
     found = sections()
-    links = {name: f"[`{s.path.rstrip('.')}`](#block-{name.lower()})" for name, s in found.items()}
+    links = {name: f"[`{s.short_title}`](#block-{name.lower()})" for name, s in found.items()}
     documents = list(yaml.safe_load_all(EXAMPLES.read_text(encoding="utf-8")))
     return "\n\n".join(_section(section, found, links, documents) for section in found.values())
 
