@@ -1,15 +1,16 @@
-# The same words by hand and in CI: install, demo, format, check, test.
+# The same words by hand and in CI: install, demo, format, check, test, docs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo format check test clean
+.PHONY: help install demo format check test docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make install   environment in $(VENV) with the package and what its tests need"
 	@echo "make demo      a whole experiment on handwritten digits, ending with a trade-off plot"
 	@echo "make test      the test suite"
+	@echo "make docs      the documentation, into docs/_build/html"
 	@echo "make check     formatting, lint, types, direction of imports"
 	@echo "make format    mend formatting and what lint can mend"
 
@@ -36,5 +37,11 @@ check: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
+# From scratch, so that every tutorial runs; a warning is an error.
+docs: install
+	rm -rf docs/_build docs/gallery
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf docs/_build docs/gallery $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

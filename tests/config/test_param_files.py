@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from experiment.networks import NETWORKS
 from experiment.run.grid.plan import Machine, plan_experiment
 
 PARAM = packaged_param()
+ROOT = Path(__file__).resolve().parents[2]
 ALL = sorted(path.relative_to(PARAM).as_posix() for path in PARAM.rglob("*.yaml"))
 FRAGMENTS = [name for name in ALL if name.startswith("training/")]
 EXPERIMENTS = [name for name in ALL if name not in FRAGMENTS]
@@ -49,6 +52,11 @@ def test_opens_with_the_command_and_what_to_expect(name: str) -> None:
     head = (PARAM / name).read_text().split("\n\n")[0].splitlines()
     assert head[0] == f"# python -m experiment.main param/{name}"
     assert any(line.startswith("# Expect:") for line in head)
+
+
+def test_every_file_stands_in_the_table_of_files() -> None:
+    table = re.findall(r"^\| `([\w/]+\.yaml)` \|", (ROOT / "param/README.md").read_text(), re.MULTILINE)
+    assert sorted(table) == ALL
 
 
 @pytest.mark.parametrize("name", ALL)

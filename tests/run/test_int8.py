@@ -1,4 +1,4 @@
-"""A network of an experiment as int8 on the CPU, tested on the experiment's data, as the README shows it."""
+"""A network of an experiment as int8 on the CPU, tested on the experiment's data, as the documentation shows it."""
 
 from __future__ import annotations
 
