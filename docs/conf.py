@@ -26,7 +26,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|nn|pd|pandas|np|numpy|pathlib|collections|typing)\..*"),
     ("py:.*", r"Tensor|Path|Callable|Mapping|Sequence|Iterable|Iterator|Collection|Any|Literal|optional"),
-    ("py:class", r"Plan|Quantity|Precision|Pair"),  # internal types in signatures
+    ("py:class", r"Plan|Quantity|Precision|Pair|experiment\.(layers|lc)\..*"),  # internal types in signatures
     ("py:exc", r".*"),  # `Raises:` names exceptions without their module
 ]
 suppress_warnings = ["config.cache"]  # sphinx-gallery is configured with an object that cannot be pickled
@@ -66,7 +66,7 @@ def _expand_page(app: Sphinx, page: str, source: list[str]) -> None:
 def _prepare_docstring(app: Sphinx, what: str, name: str, of: object, options: object, lines: list[str]) -> None:
     lines[:] = docstrings.google_style(lines)
     if what == "property":  # napoleon takes the words before a colon in its first line for a type
-        lines.insert(0, "")
+        lines[:0] = ["..", ""]
 
 
 def setup(app: Sphinx) -> None:

@@ -1,6 +1,6 @@
 """The generated parts of the documentation: what the program itself knows about its keys, methods and data.
 
-A page asks for one with a comment, `<!-- generate: methods lowrank -->`, which the build replaces by Markdown.
+A page asks for one with a line such as `<!-- generate: methods lowrank -->`, which the build replaces by Markdown.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from generator.methods import methods
 from generator.parameter_file import parameter_file
 from generator.registries import api, datasets, networks
 
-MARKER = re.compile(r"<!-- generate: (.*?) -->")
+MARKER = re.compile(r"^<!-- generate: (.*) -->$", re.MULTILINE)
 PARTS: dict[str, Callable[..., str]] = {
     "parameter-file": parameter_file,
     "methods": methods,

@@ -44,7 +44,11 @@ def parse(docstring: str | None) -> Docstring:
             current = text  # a paragraph after a section belongs to the text
             current.append("")
         current.append(line)
-    return Docstring(_joined(text), {name: _joined(lines) for name, lines in sections.items()})
+    found = {name: _joined(lines) for name, lines in sections.items()}
+    source, _, differs = found.get("Source", "").partition("Differs: ")  # on one line with the source
+    if differs:
+        found |= {"Source": source.strip(), "Differs": differs}
+    return Docstring(_joined(text), found)
 
 
 def _joined(lines: list[str]) -> str:

@@ -11,6 +11,7 @@ import yaml
 from generator.docstrings import blocks
 
 VERBATIM = re.compile(r"(``?[^`]+``?|https?://[^\s,;)]+[^\s,;).])")
+OPTION = re.compile(r"(?<![\S`])(--\w[\w-]*)")  # else it would begin with a dash
 SPECIAL = re.compile(r"([\\*_<>\[\]|$#~^])")
 RANGES = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"} | {
     "minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"
@@ -19,8 +20,8 @@ WORDS = {"integer": "whole number", "number": "number", "string": "text", "boole
 
 
 def escaped(text: str) -> str:
-    """Plain text as Markdown; what is in backticks is code, and addresses become links."""
-    parts = VERBATIM.split(" ".join(text.split()))
+    """Plain text as Markdown; what is in backticks and options are code, and addresses become links."""
+    parts = VERBATIM.split(OPTION.sub(r"`\1`", " ".join(text.split())))
     parts[0::2] = [SPECIAL.sub(r"\\\1", part) for part in parts[0::2]]
     parts[1::2] = [f"<{part}>" if part.startswith("http") else part for part in parts[1::2]]
     return "".join(parts)

@@ -96,4 +96,9 @@ def _call(entry: MethodEntry, keep: float | None, argument: str) -> str:
     arguments = ", ".join(
         ["net", f'"{entry.label}"', *given, "example=x", *([argument] if argument else []), *settings]
     )
-    return f"compress({arguments})"
+    call = f"compress({arguments})"
+    return (
+        call
+        if len(call) < 100
+        else call.replace("(", "(\n    ", 1).replace(", schemes", ",\n    schemes")[:-1] + ",\n)"
+    )

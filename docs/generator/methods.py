@@ -9,8 +9,7 @@ from collections.abc import Iterator
 
 from pydantic import TypeAdapter
 
-from experiment import methods as registry
-from experiment.methods import METHODS
+from experiment.methods import METHODS, TORCHPRUNE_NAMES
 from experiment.registry import MethodEntry, resolve
 from generator.docstrings import Docstring, entries, parse
 from generator.markdown import code, escaped, prose, table, type_in_words
@@ -34,10 +33,18 @@ def anchor(entry: MethodEntry) -> str:
 
 
 def _docstrings(entry: MethodEntry) -> list[Docstring]:
-    """What describes a method: its implementation and, if other methods share that, its settings before."""
-    settings, implementation = parse(entry.settings.__doc__), parse(resolve(entry.target).__doc__)
-    shared = sum(other.target == entry.target for other in METHODS.values()) > 1
-    return [settings, implementation] if shared else [implementation]
+    """What describes a method: a function of its own or, if several methods share a class, its settings first."""
+    settings, implementation = entry.settings, resolve(entry.target)
+    described = [settings, implementation] if inspect.isclass(implementation) else [implementation]
+    return [parse(source.__doc__) for source in described]
+
+
+def _context(entry: MethodEntry) -> str:
+    """What the methods that are functions of the same module have in common: the module's first paragraph."""
+    module, _, _ = entry.target.partition(":")
+    functions = {other.target for other in METHODS.values() if other.target.startswith(f"{module}:")}
+    alone = len(functions) == 1 or inspect.isclass(resolve(entry.target))
+    return "" if alone else parse(sys.modules[module].__doc__).summary
 
 
 def _preset(entry: MethodEntry) -> str:
@@ -48,22 +55,21 @@ def _preset(entry: MethodEntry) -> str:
 
 def _section(entry: MethodEntry, known: Facts) -> str:
     docstrings = _docstrings(entry)
-    names = getattr(registry, "TORCHPRUNE_NAMES", {})
-    aliases = [*getattr(entry, "aliases", ()), *(alias for alias, label in names.items() if label == entry.label)]
+    aliases = [f"`{alias}`" for alias, label in TORCHPRUNE_NAMES.items() if label == entry.label]
     about = {
         "Preset": _preset(entry).strip(" ()"),
         "Source": _joined(docstrings, "Source"),
         "Differs": _joined(docstrings, "Differs"),
         "Needs": known.needs,
         "Gives": known.gives,
-        "In torchprune": ", ".join(f"`{alias}`" for alias in aliases),
+        "In torchprune": ", ".join(aliases),
         "Implementation": f"`{entry.target}`",
     }
     settings = list(_setting_rows(entry))
     return "\n\n".join(
         [
             f"({anchor(entry)})=\n## {entry.label}",
-            *(part for docstring in docstrings for part in prose(docstring.text)),
+            *prose("\n\n".join([_context(entry), *(docstring.text for docstring in docstrings)])),
             table(["", ""], [[f"**{name}**", text] for name, text in about.items() if text]),
             f"```python\n{known.call}\n```",
             table(["setting", "type", "default", "meaning"], settings) if settings else "It has no settings.",

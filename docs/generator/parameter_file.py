@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +28,29 @@ class Section:
     Attributes:
         name: of its schema.
         path: of its keys: empty, or ending in a dot, such as `experiments.spacing[].`.
-        kinds: the values of its key `type`, if that tells it from other blocks at the same path.
+        also: other keys that hold such a block.
     """
 
     name: str
     path: str
     schema: Schema
     required: tuple[str, ...]
+    also: list[str] = field(default_factory=list)
 
     @property
     def kinds(self) -> list[str]:
+        """The values of its key `type`, if that tells it from other blocks at the same path."""
         kind = self.schema["properties"].get("type", {})
         return kind.get("enum") or ([kind["const"]] if "const" in kind else [])
 
     @property
+    def short_title(self) -> str:
+        """Its path or, of several blocks at the same path, its kinds."""
+        return ", ".join(self.kinds) or self.path.rstrip(".")
+
+    @property
     def title(self) -> str:
+        """Its path and its kinds, as Markdown."""
         kinds = ", ".join(f"`{kind}`" for kind in self.kinds)
         return (f"`{self.path.rstrip('.')}`" if self.path else "The whole file") + (f": {kinds}" if kinds else "")
 
@@ -50,7 +58,7 @@ class Section:
 def parameter_file() -> str:
     """Every block with all of its keys."""
     found = sections()
-    links = {name: f"[`{s.path.rstrip('.')}`](#block-{name.lower()})" for name, s in found.items()}
+    links = {name: f"[`{s.short_title}`](#block-{name.lower()})" for name, s in found.items()}
     documents = list(yaml.safe_load_all(EXAMPLES.read_text(encoding="utf-8")))
     return "\n\n".join(_section(section, found, links, documents) for section in found.values())
 
@@ -71,9 +79,12 @@ def sections() -> dict[str, Section]:
             for name, suffix in _references(value):
                 options = schema["$defs"][name].get("anyOf", [schema["$defs"][name]])
                 block = next((option for option in options if "properties" in option), None)
-                if block and name not in found:
+                path = f"{outer.path}{key}{suffix}"
+                if name in found and outer.name != "Retraining":
+                    found[name].also.append(path)
+                elif block and name not in found:
                     required = tuple(strict["$defs"][name].get("required", ()))
-                    found[name] = Section(name, f"{outer.path}{key}{suffix}.", block, required)
+                    found[name] = Section(name, f"{path}.", block, required)
                     queue.append(found[name])
     return found
 
@@ -91,6 +102,8 @@ def _references(schema: Schema, suffix: str = "") -> Iterator[tuple[str, str]]:
 def _section(section: Section, found: Mapping[str, Section], links: Mapping[str, str], documents: list[Any]) -> str:
     keys: dict[str, Any] = section.schema["properties"]
     lines = [f"(block-{section.name.lower()})=\n## {section.title}", escaped(section.schema.get("description", ""))]
+    if section.also:
+        lines.append(f"The same keys are in {', '.join(f'`{path}`' for path in section.also)}.")
     if section.name == "Retraining":
         lines.append("It has all keys of [`training`](#block-training). A key that is not given is taken from there.")
         keys = {key: value for key, value in keys.items() if key not in found["Training"].schema["properties"]}
@@ -101,7 +114,7 @@ def _section(section: Section, found: Mapping[str, Section], links: Mapping[str,
         facts = [f"*{type_in_words(schema, links)}.*"]
         if key in section.required:
             facts.append("Required.")
-        elif default not in (None, {}, []):
+        elif default not in (None, {}, [], ""):
             facts.append(f"Default: {code(default)}.")
         facts += [f"Example: {example}" for example in _examples(documents, section, key)][:1]
         lines.append(f"`{section.path}{key}`\n: {escaped(described)}\n\n  {' '.join(facts)}")

@@ -22,9 +22,10 @@ def networks() -> str:
         docstring = parse(factory.__doc__)
         _, _, *settings = inspect.signature(factory).parameters.values()
         taken = ", ".join(f"`{setting.name}` ({setting.default})" for setting in settings)
-        source = escaped(docstring.sections.get("Source", ""))
-        rows.append([f"`{entry.name}`", escaped(docstring.summary), taken, source])
-    return table(["name", "architecture", "settings", "source"], rows)
+        source = docstring.sections.get("Source", "")
+        architecture = f"{docstring.summary} Source: {source}" if source else docstring.summary
+        rows.append([f"`{entry.name}`", escaped(architecture), taken])
+    return table(["name", "architecture", "settings"], rows)
 
 
 def datasets() -> str:

@@ -26,7 +26,7 @@ from experiment import load_results
 
 results = Path(tempfile.mkdtemp())
 command = f"""
-    -m experiment.main param/digits/prune/lenet5.yaml --results {results}
+    -m experiment.main param/digits/prune/lenet5.yaml --results {results} -j 1
     --set training.numEpochs=3 --set retraining.startEpoch=1 --set experiments.numNets=1
     --set "experiments.methods=[WT, FT, ALDS]" --set "experiments.spacing=[{{type: manual, values: [0.4, 0.1, 0.03]}}]"
 """
@@ -41,7 +41,7 @@ command = f"""
 def experiment(*options):
     """Run the command as a terminal would: python -m experiment.main ..."""
     arguments = [*shlex.split(command), *options]
-    print(subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True).stdout)
+    print(subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 experiment("--plan")

@@ -118,6 +118,8 @@ for method, data in {"WT": None, "FT": None, "ALDS": None, "KLDS": images[:256]}
     )
 plt.axhline(100 * accuracy(net), color="gray", linestyle=":", label="uncompressed")
 plt.xscale("log")
+plt.xticks([100 * keep for keep in keeps], [f"{100 * keep:g}" for keep in keeps])
+plt.minorticks_off()
 plt.xlabel("parameters kept (%)")
 plt.ylabel("accuracy (%)")
 plt.legend()

@@ -40,39 +40,40 @@ for folder in sorted((work / "my_images").glob("*/digit[01]")):
 # The parameter file
 # ------------------
 #
-# ``root`` is the folder and ``outputSize`` the number of classes. Images are read as RGB. Transforms have the names and
-# arguments of torchvision; resize or crop to one size if your images differ in size.
+# ``root`` is the folder: an absolute path, or relative to the folder given by ``--data``. ``outputSize`` is the number
+# of classes. Images are read as RGB. Transforms have the names and arguments of torchvision; resize or crop images that
+# differ in size.
 
-text = f"""
+text = """
 network:
   name: cnn5
-  settings: {{width: 8}}
-  dataset: {{name: ImageFolder, settings: {{root: {work / "my_images"}}}}}
+  settings: {width: 8}
+  dataset: {name: ImageFolder, settings: {root: my_images}}
   outputSize: 10
 training:
   batchSize: 64
   numEpochs: 4
   optimizer: Adam
-  optimizerKwargs: {{lr: 0.005}}
-  transformsTrain: [{{type: RandomCrop, kwargs: {{size: 16, padding: 1}}}}]
+  optimizerKwargs: {lr: 0.005}
+  transformsTrain: [{type: RandomCrop, kwargs: {size: 16, padding: 1}}]
   transformsFinal:
-    - {{type: ToTensor}}
-    - {{type: Normalize, kwargs: {{mean: [0.3, 0.3, 0.3], std: [0.3, 0.3, 0.3]}}}}
-retraining: {{startEpoch: 2}}
+    - {type: ToTensor}
+    - {type: Normalize, kwargs: {mean: [0.3, 0.3, 0.3], std: [0.3, 0.3, 0.3]}}
+retraining: {startEpoch: 2}
 experiments:
   methods: [WT, FT, ALDS]
   mode: retrain
-  spacing: [{{type: geometric, numIntervals: 3, maxVal: 0.5, minVal: 0.1}}]
+  spacing: [{type: geometric, numIntervals: 3, maxVal: 0.5, minVal: 0.1}]
 """
-file = work / "my_images.yaml"
-file.write_text(text)
 
 # %%
 # Run it
 # ------
 
-command = ["-m", "experiment.main", str(file), "--results", str(work / "results"), "--data", str(work)]
-print(subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True).stdout)
+file = work / "my_images.yaml"
+file.write_text(text)
+command = ["-m", "experiment.main", str(file), "--results", str(work / "results"), "--data", str(work), "-j", "1"]
+print(subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 # %%
 # The results

@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -31,13 +32,13 @@ training:
   transformsFinal: [{type: ToTensor}, {type: Normalize, kwargs: {mean: [0.3], std: [0.3]}}]
 retraining: {startEpoch: 2}
 experiments:
-  methods: [WT, SVD]
+  methods: [WT, ALDS]
   mode: retrain
   numNets: 2
   spacing: [{type: manual, values: [0.4, 0.2, 0.1]}]
 """)
 command = shlex.split(f"-m experiment.main {file} --results {work / 'results'} -q -j 1")
-print(subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True).stdout)
+print(subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 # %%
 # The columns
@@ -47,7 +48,7 @@ print(subprocess.run([sys.executable, *command], capture_output=True, text=True,
 # Accuracies are fractions. A cell that failed has the status ``failed`` and its reason in ``error``.
 
 frame = load_results(file, work / "results")
-print(", ".join(frame.columns))
+print(textwrap.fill(", ".join(frame.columns), 100))
 
 # %%
 # Mean accuracy of each method at each size
@@ -84,6 +85,8 @@ for label, rows in done.groupby("label"):
     plt.fill_between(100 * spread.index, spread["min"], spread["max"], alpha=0.2)
 plt.axhline(100 * reference.mean(), color="gray", linestyle=":", label="uncompressed")
 plt.xscale("log")
+plt.xticks([10, 20, 40], [10, 20, 40])
+plt.minorticks_off()
 plt.xlabel("parameters kept (%)")
 plt.ylabel("accuracy (%)")
 plt.legend()
@@ -95,6 +98,6 @@ plt.tight_layout()
 #
 # Every row has its network. ``load_network`` returns it in eval mode; ``evaluate`` measures it again.
 
-net = load_network(file, method="SVD", keep=0.2, net=1, results=work / "results")
-row = done[(done["label"] == "SVD") & (done["net"] == 1) & (done["keep_target"].round(2) == 0.2)].iloc[0]
+net = load_network(file, method="ALDS", keep=0.2, net=1, results=work / "results")
+row = done[(done["label"] == "ALDS") & (done["net"] == 1) & (done["keep_target"].round(2) == 0.2)].iloc[0]
 print(f"results.csv: {row['top1']:.4f}, evaluated again: {evaluate(file, net)['top1']:.4f}")

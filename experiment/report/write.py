@@ -62,7 +62,7 @@ def write_report(folder: Path | str) -> Report:
     require_experiment(folder)
     from experiment.run.disk.store import Store  # only here: it brings the schema of parameter files with it
 
-    with Store(folder).held("report", "writes this report"):
+    with Store(folder).lock("report", "writes this report"):
         return _written(folder)
 
 

@@ -25,10 +25,15 @@ def read(page: str) -> str:
     return (DOCS / page).read_text(encoding="utf-8")
 
 
-def test_every_method_has_a_section_on_one_page() -> None:
-    pages = [expanded(path.read_text(encoding="utf-8")) for path in sorted((DOCS / "methods").glob("*.md"))]
+@pytest.fixture(scope="module")
+def method_pages() -> dict[str, str]:
+    return {path.stem: expanded(path.read_text(encoding="utf-8")) for path in (DOCS / "methods").glob("*.md")}
+
+
+def test_every_method_has_a_section_on_one_page(method_pages: dict[str, str]) -> None:
     sections = {
-        label: sum(f"({anchor(entry)})=\n## {label}" in page for page in pages) for label, entry in METHODS.items()
+        label: sum(f"({anchor(entry)})=\n## {label}" in page for page in method_pages.values())
+        for label, entry in METHODS.items()
     }
     assert sections == dict.fromkeys(METHODS, 1)
 
@@ -70,8 +75,8 @@ def test_every_network_and_dataset_is_listed() -> None:
     assert "| `CIFAR10` | 10 | 3 x 32 x 32 | 50,000 |" in page
 
 
-def test_what_a_method_needs_is_found_by_running_it() -> None:
-    page = expanded("<!-- generate: methods weight -->")
+def test_what_a_method_needs_is_found_by_running_it(method_pages: dict[str, str]) -> None:
+    page = method_pages["masks"]
     needs = {
         row.split(" | ")[0].strip("| []`").partition("`")[0]: row for row in page.splitlines() if "](#method-" in row
     }
@@ -85,6 +90,11 @@ def test_every_setting_has_a_meaning(label: str) -> None:
     settings = METHODS[label].settings
     described = setting_texts(settings)
     assert [field.name for field in fields(settings) if not described.get(field.name)] == []
+
+
+def test_a_marker_is_a_line_of_its_own() -> None:
+    assert expanded("a\n<!-- generate: datasets -->\nb").startswith("a\n| name | classes |")
+    assert expanded("`<!-- generate: datasets -->`") == "`<!-- generate: datasets -->`"
 
 
 def test_a_docstring_is_split_into_text_and_sections() -> None:
@@ -102,14 +112,16 @@ def test_a_docstring_is_split_into_text_and_sections() -> None:
     Returns: the network,
         unchanged.
 
-    Source: Someone 2020
+    Source: Someone 2020. Differs: no
+        bias.
     """)
     assert found.summary == "Keeps the largest weights."
     assert list(docstrings.blocks(found.text))[1:] == [
         (False, "The score of a weight is"), (True, "s = |w|"), (False, "where w is the weight.")
     ]  # fmt: skip
     assert found.entries("Args") == dict.fromkeys(("keep", "share"), "what stays, a fraction.")
-    assert found.sections["Source"] == "Someone 2020"
+    assert found.sections["Source"] == "Someone 2020."
+    assert found.sections["Differs"].split() == ["no", "bias."]
 
 
 def test_docstrings_become_google_style() -> None:
