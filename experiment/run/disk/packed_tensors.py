@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, StrictInt, StrictStr
 from torch import Tensor
 
-from experiment.layers.plan_format import MOST_DIMS, Name
+from experiment.layers.plan import MOST_DIMS, Name
 from experiment.layers.quantized_weights import DTYPES, FLOATS, decode, encode
 
 MAX_ELEMENTS = 2**31 - 1  # of one weight
