@@ -1,16 +1,16 @@
-"""The exceptions that this package raises on purpose, and nothing else.
+"""The exceptions of this package.
 
 ExperimentError
-|-- ConfigError         the parameter file or the call is wrong: every problem found, each with its place
-|-- DataError           a dataset is missing, damaged, or not what the file says
-|-- CompressionError    a method cannot do what it was asked to do on this network
-|   `-- InfeasibleBudget    the budget lies below the smallest network that the method can make
+|-- ConfigError         the parameter file or the call is wrong; lists all problems
+|-- DataError           a dataset is missing, damaged, or contradicts the parameter file
+|-- CompressionError    a method cannot compress this network as requested
+|   `-- InfeasibleBudget    the budget is below the smallest network that the method can produce
 |-- TrainingDiverged    the loss became NaN or infinite
-|-- StoreError          a file of results or of weights is damaged, foreign or of another version
-|   |-- Damaged             its content is not what was written: it may be set aside and made again
-|   `-- OtherVersion        it is whole, but of a version that this program does not read
-|-- Inherited           what failed is another cell, on which this one builds
-`-- CannotWrite         the disk is full, or a folder for results is read-only or not to be made
+|-- StoreError          a file of results or weights is damaged, foreign, or of another version
+|   |-- Damaged             it may be set aside and computed again
+|   `-- OtherVersion        it must be kept: another version of this program can read it
+|-- Inherited           another cell failed, on which this one depends
+`-- CannotWrite         the disk is full, or a folder is read-only or cannot be created
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ MOST_OF_A_VALUE = 200
 
 
 class ExperimentError(Exception):
-    """What every deliberate error of this package derives from; its text is meant for the user, and never long."""
+    """Base class of all errors of this package. Messages are written for users and bounded in length."""
 
     def __init__(self, text: object = "") -> None:
         super().__init__(short_message(str(text)))
 
 
 class ConfigError(ExperimentError):
-    """Everything that is wrong with a parameter file or a call, found in one pass.
+    """All problems of a parameter file or a call.
 
     Args:
-        problems: one line each: `file:line: dotted.key: what was expected. What came. What to do.`
+        problems: one line each: `file:line: dotted.key: what was expected. What was found. What to do.`
     """
 
     def __init__(self, problems: Sequence[str] | str) -> None:
@@ -48,40 +48,40 @@ class DataError(ExperimentError):
 
 
 class CompressionError(ExperimentError):
-    """A method cannot compress this network as asked."""
+    """A method cannot compress this network as requested."""
 
 
 class InfeasibleBudget(CompressionError):
-    """The budget lies below the smallest network that the method can make.
+    """The budget is below the smallest network that the method can produce.
 
     Args:
-        limit: what was allowed, in `quantity`.
-        smallest: the least that the method reaches, in `quantity`.
-        original: the uncompressed network's count, in `quantity`.
+        limit: the budget, in `quantity`.
+        smallest: the size of the smallest network that the method can produce, in `quantity`.
+        original: the size of the uncompressed network, in `quantity`.
         quantity: `parameters` or `flops`.
-        reason: a sentence that says why, if that is known, before the numbers.
+        reason: a sentence that explains why, if known.
     """
 
     def __init__(self, *, limit: int, smallest: int, original: int, quantity: str, reason: str = "") -> None:
         self.limit, self.smallest, self.original, self.quantity = limit, smallest, original, quantity
         self.reason = reason
         why = f"{reason[0].upper()}{reason[1:]} A " if reason else ""
-        told = f"{why}budget of {limit:,} {quantity} cannot be met:"
-        keep = -(-smallest * 10_000 // original) / 10_000  # rounded up: the ratio that is named can be met
+        message = f"{why}budget of {limit:,} {quantity} cannot be met:"
+        keep = -(-smallest * 10_000 // original) / 10_000  # rounded up, so that it can be met
         if smallest >= original:
-            masked = " Masked weights count as removed only as long as they are masked." if smallest > original else ""
-            super().__init__(f"{told} this method cannot make the network smaller than it is ({original:,}).{masked}")
+            masked = " Masked weights count as removed only while they are masked." if smallest > original else ""
+            super().__init__(f"{message} this method cannot make the network smaller ({original:,}).{masked}")
             return
         super().__init__(
-            f"{told} the smallest network of this method has {smallest:,} "
-            f"(keep ratio {keep:.4f}). Ask for a keep ratio of at least that."
+            f"{message} the smallest network of this method has {smallest:,} (keep ratio {keep:.4f}). "
+            "Use at least this keep ratio."
         )
 
     def because(self, reason: str) -> InfeasibleBudget:
-        """The same error with its reason."""
+        """The same error with a reason."""
         return _infeasible(self.limit, self.smallest, self.original, self.quantity, reason)
 
-    def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments survive the way back from a worker process
+    def __reduce__(self) -> tuple[object, ...]:  # exceptions with keyword-only arguments are not picklable by default
         return _infeasible, (self.limit, self.smallest, self.original, self.quantity, self.reason)
 
 
@@ -98,34 +98,34 @@ class StoreError(ExperimentError):
 
 
 class Damaged(StoreError):
-    """The content of a stored file is not what was written: it may be set aside and made again."""
+    """The content of a stored file is not what was written. The file may be set aside and computed again."""
 
 
 class OtherVersion(StoreError):
-    """A stored file is of another format version: nothing that may be set aside and made again."""
+    """A stored file is of another format version. It is kept, since another version of this program can read it."""
 
 
 class Inherited(ExperimentError):
-    """A cell cannot be computed because of another one: that has failed, or cannot be used now.
+    """A cell cannot be computed because another one failed, or cannot be used.
 
     Args:
-        cause: the key of the other cell. As soon as that has not failed (any more), this one is to be computed.
+        cause: the key of the other cell. Once it is no longer failed, this cell is computed again.
     """
 
     def __init__(self, text: str, cause: str) -> None:
         super().__init__(text)
         self.cause = cause
 
-    def __reduce__(self) -> tuple[object, ...]:  # the cause survives the way back from a worker process
+    def __reduce__(self) -> tuple[object, ...]:  # pickles with the cause
         return Inherited, (str(self), self.cause)
 
 
 class CannotWrite(ExperimentError):
-    """Results cannot be written, which is no fault of the cell whose results they are: the run ends."""
+    """Results cannot be written. The run ends, since this is not the failure of a cell."""
 
 
 def short_message(text: str) -> str:
-    """A message that fits on a screen: the middle of long lines, and the last of many lines, are left out."""
+    """A message that fits on a screen: without the middle of long lines, and without the last of many lines."""
     if len(text) <= MOST_CHARACTERS:
         return text
     lines = text.splitlines()
@@ -143,7 +143,7 @@ def short_message(text: str) -> str:
 
 
 def shortened(text: str, most: int = MOST_OF_A_VALUE) -> str:
-    """The text, without its middle where it is long; what stands at the end of a message says what to do."""
+    """A text without its middle if it is long. The end is kept, since the end of a message says what to do."""
     if len(text) <= most:
         return text
     room = most - len(f" [{len(text):,} characters] ")
@@ -152,7 +152,7 @@ def shortened(text: str, most: int = MOST_OF_A_VALUE) -> str:
 
 
 def described(value: object) -> str:
-    """A value in an error: short numbers and texts as they are, anything else by its type, never by its own repr."""
+    """A value in an error: numbers and shortened texts, and the type of anything else, whose repr may be anything."""
     if value is None or type(value) in (bool, float) or (type(value) is int and value.bit_length() <= 128):
         return str(value)
     if type(value) is str:
@@ -161,12 +161,12 @@ def described(value: object) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of other code says, without the signatures that torch lists below it."""
+    """The first line of an error of other code; torch lists signatures below it."""
     return str(error).partition("\n")[0]
 
 
 def raised_at(error: BaseException) -> str:
-    """` (file:line)` of the innermost code that is neither ours nor an installed package's; empty if there is none."""
+    """` (file:line)` of the innermost code of the user: neither of this nor of an installed package; else empty."""
     ours = os.path.dirname(__file__)
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "site-packages" not in frame.filename and not frame.filename.startswith(ours)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
 import logging
 import os
@@ -16,18 +15,14 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from experiment.errors import CannotWrite, Damaged, StoreError, shortened
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from experiment.errors import CannotWrite, Damaged, StoreError
 
 MAX_BYTES = 2**27  # of a file that is read into memory at once
 MAX_JSON_BYTES = 2**22
-MAX_FIELDS = 10_000_000  # of a CSV table
 RUN_AGAIN = "Run the experiment again to rewrite it."
 
 MOST_LETTERS = 60  # of a text in the name of a file
@@ -165,31 +160,6 @@ def read_json(path: Path) -> Any:
         return json.loads(read_file(path, MAX_JSON_BYTES).decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{path}: is damaged: it is not valid JSON.") from error
-
-
-def read_table(path: Path, **options: Any) -> DataFrame:
-    """Read a CSV table of results.
-
-    Args:
-        options: of `pandas.read_csv`.
-    Raises: as `read_file`; Damaged also if it is not a table, is empty, or ends within a line.
-    """
-    import pandas as pd
-
-    data = read_file(path)
-    if not data:
-        raise Damaged(f"{path}: is not a table of results: it is empty. {RUN_AGAIN}")
-    if not data.endswith(b"\n"):
-        raise Damaged(f"{path}: is truncated in its last line. {RUN_AGAIN}")
-    lines, columns = data.count(b"\n") + data.count(b"\r"), data.partition(b"\n")[0].count(b",") + 1
-    if lines * columns > MAX_FIELDS:  # pandas pads short lines to the length of the first
-        raise Damaged(f"{path}: has {lines:,} lines of {columns:,} columns. At most {MAX_FIELDS:,} fields are read.")
-    try:
-        table: DataFrame = pd.read_csv(io.BytesIO(data), **options)
-    except Exception as error:  # pandas documents no complete list of what damaged files raise
-        first_line = shortened(str(error).strip().partition("\n")[0])
-        raise Damaged(f"{path}: is not a table of results: {first_line}. {RUN_AGAIN}") from error
-    return table
 
 
 def remove_all(paths: Iterable[Path]) -> None:

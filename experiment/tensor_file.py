@@ -1,7 +1,7 @@
-"""Files of tensors and plain values that torch wrote, or whoever: read without executing anything in them.
+"""Reading files of tensors and plain values, from any source, without executing anything in them.
 
-What is promised in a file is compared with what is in it before memory is given to it: reading takes the size of the
-file, and at most about `MOST_PICKLE_BYTES` times 80 for the Python values in it.
+Sizes that a file claims are compared with its content before memory is allocated: reading takes memory of the size of
+the file, and at most about 80 times `MAX_PICKLE_BYTES` for its Python values.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from experiment.errors import Damaged, StoreError, shortened
 from experiment.escaping import one_line
 from experiment.files import is_whole_archive
 
-MOST_PICKLE_BYTES = 2**23  # of names, shapes and settings; a state_dict of 1,000 tensors has 200 kB of them
-MOST_VIEWS = 16  # times the file: how much tensors that share memory may come to
+MAX_PICKLE_BYTES = 2**23  # names, shapes and settings; a state_dict of 1,000 tensors has 200 kB
+MAX_VIEWS = 16  # size of all tensors that share memory, in sizes of the file
 _LEGACY_PICKLES = 5  # torch before 1.6: magic number, version, system, content, names of the storages
 _PICKLE, _ZIP = "data.pkl", b"PK\x03\x04"
 
 
 def read_tensors(path: Path) -> Any:
-    """What a file of tensors and plain values holds, on the CPU.
+    """The tensors and plain values in a file, on the CPU.
 
-    Raises: FileNotFoundError: there is none. Damaged: it is cut off, holds anything else, or promises more than it has.
-        StoreError: the disk, or its permissions, refuse it.
+    Raises: FileNotFoundError. Damaged: the file is truncated, contains anything else, or claims sizes that it does not
+        have. StoreError: the system does not permit reading it.
     """
     if not path.exists() and not path.is_symlink():
         raise FileNotFoundError(path)
@@ -42,26 +42,26 @@ def read_tensors(path: Path) -> Any:
         size = path.stat().st_size
         with path.open("rb") as stream:
             is_archive = stream.read(4) == _ZIP
-        if (is_archive or zipfile.is_zipfile(path)) and not is_whole_archive(path):  # torch does not look at checksums
-            raise Damaged(f"{path}: damaged: its checksums are not those of what is in it.")
+        if (is_archive or zipfile.is_zipfile(path)) and not is_whole_archive(path):  # torch does not verify checksums
+            raise Damaged(f"{path}: is damaged: its checksums do not match its content.")
         _require_small(path)
-        with warnings.catch_warnings():  # torch warns of pickles that it then refuses, or that are refused below
+        with warnings.catch_warnings():  # torch warns of pickles that are refused
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
-        _require_honest(content, size)
+        _require_true_sizes(content, size)
     except StoreError:
         raise
     except OSError as error:
-        if error.errno is not None and error.filename is not None:  # the system says so, and not torch
+        if error.errno is not None and error.filename is not None:  # raised by the system, not by torch
             raise StoreError(f"{path}: cannot be read: {os.strerror(error.errno)}.") from error
         raise Damaged(_reason(path, error)) from error
-    except Exception as error:  # MemoryError, TypeError, IndexError, ...: torch lists nowhere what it raises
+    except Exception as error:  # MemoryError, TypeError, IndexError, ...: torch documents no complete list
         raise Damaged(_reason(path, error)) from error
     return content
 
 
 def tensors_in(content: object) -> Iterator[Tensor]:
-    """Every tensor in plain values, once, however often it is referred to."""
+    """Every tensor in nested plain values, once."""
     seen: set[int] = set()
     todo = [content]
     while todo:
@@ -79,20 +79,20 @@ def tensors_in(content: object) -> Iterator[Tensor]:
 
 def _reason(path: Path, error: Exception) -> str:
     reason = shortened(one_line(str(error).strip().partition("\n")[0]) or type(error).__name__)
-    return f"{path}: not a file of weights, damaged, or holding more than plain data ({reason})."
+    return f"{path}: is not a file of weights, is damaged, or contains more than plain data ({reason})."
 
 
 def _require_small(path: Path) -> None:
-    """Raises: ValueError: the pickled part is large, or asks for memory by a number."""
+    """Raises: ValueError: the pickled part is large, or would allocate memory of a size that it claims."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             pickles = [info for info in archive.infolist() if info.filename.rpartition("/")[2] == _PICKLE]
-            if any(info.file_size > MOST_PICKLE_BYTES for info in pickles):
-                raise ValueError(f"more than {MOST_PICKLE_BYTES:,} bytes of plain values")
+            if any(info.file_size > MAX_PICKLE_BYTES for info in pickles):
+                raise ValueError(f"more than {MAX_PICKLE_BYTES:,} bytes of plain values")
             streams = [(io.BytesIO(archive.read(info)), 1) for info in pickles]
     else:
         with path.open("rb") as stream:
-            streams = [(io.BytesIO(stream.read(MOST_PICKLE_BYTES)), _LEGACY_PICKLES)]
+            streams = [(io.BytesIO(stream.read(MAX_PICKLE_BYTES)), _LEGACY_PICKLES)]
     for pickled, pickles_in_it in streams:
         for _ in range(pickles_in_it):
             for opcode, argument, _place in pickletools.genops(pickled):
@@ -100,18 +100,18 @@ def _require_small(path: Path) -> None:
                     raise ValueError("a bytearray, which no file of weights has")
 
 
-def _require_honest(content: object, size: int) -> None:
-    """Raises: ValueError: a tensor is not an ordinary one, or has more elements than the file holds."""
+def _require_true_sizes(content: object, size: int) -> None:
+    """Raises: ValueError: a tensor is not a plain one, or has more elements than the file contains."""
     storages: dict[int, int] = {}
     views = 0
     for tensor in tensors_in(content):
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
         if not plain or tensor.device.type != "cpu" or tensor.is_quantized:
-            raise ValueError("a tensor that is not an ordinary one")
+            raise ValueError("a tensor that is not a plain one")
         storage, needed = tensor.untyped_storage(), tensor.numel() * tensor.element_size()
         if needed > storage.nbytes():
-            raise ValueError("a tensor of more elements than are stored")
+            raise ValueError("a tensor with more elements than are stored")
         storages[storage.data_ptr()] = storage.nbytes()
         views += needed
-    if sum(storages.values()) > size or views > MOST_VIEWS * size:
-        raise ValueError("tensors of more elements than the file holds")
+    if sum(storages.values()) > size or views > MAX_VIEWS * size:
+        raise ValueError("tensors with more elements than the file contains")

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from experiment.config import Parameters, load
 from experiment.datasets.calibration import calibration
 from experiment.errors import ConfigError, Damaged, StoreError
-from experiment.files import RUN_AGAIN, read_table
+from experiment.files import RUN_AGAIN
 from experiment.layers.prepare_network import copied
 from experiment.methods.configure import find_method
 from experiment.registry import is_import_path
 from experiment.run.cell.data import Data, transforms_of
 from experiment.run.disk.network_file import original_of, read_weights, rebuild
 from experiment.run.disk.parameters_file import PARAMETERS, owner_of, require_own
+from experiment.run.disk.read_table import read_table
 from experiment.run.disk.results_table import COLUMNS
 from experiment.run.disk.store import Store
 from experiment.training.evaluation import evaluate as evaluate_network

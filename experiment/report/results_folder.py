@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiment.errors import ConfigError, Damaged, StoreError, described
-from experiment.files import RUN_AGAIN, read_json, read_table
+from experiment.files import RUN_AGAIN, read_json
+from experiment.run.disk.read_table import read_table
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -1,4 +1,4 @@
-"""What this machine is, as far as results depend on it or a reader would want to know it."""
+"""Device selection, CPU cores and GPUs, and the record of the environment."""
 
 from __future__ import annotations
 
@@ -16,50 +16,51 @@ from experiment.run.grid.hardware import Machine, Precision
 from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.run.torchrun_launch import Launch, find_launch
 
-# What the drivers of NVIDIA (Linux, Jetson, WSL2) and AMD (ROCm) leave where there is a GPU.
+# Files of the GPU drivers of NVIDIA (Linux, Jetson, WSL2) and AMD (ROCm).
 DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvgpu", "/dev/nvhost-gpu", "/dev/dxg", "/dev/kfd")
-# Which GPUs a process sees; of several that are set, ROCm obeys the first one.
+# Variables with the GPUs that a process sees; if several are set, ROCm uses the first one.
 VISIBLE = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
-MOST_READERS = 8  # beyond that, memory bears more than time gains
+MAX_READERS = 8  # more take memory but save little time
 PACKAGES = ("experiment", "torch", "torchvision", "numpy", "pandas", "matplotlib")
 
 
 def find_machine(device: str) -> Machine:
-    """The machine with the device that the command line asks for; `auto` takes a GPU if there is one that works.
+    """The machine with the device of the command line; `auto` is a GPU if torch finds a usable one.
 
-    Torch decides. It is imported only where a driver is installed, so that planning stays quick elsewhere.
-    Under torchrun each process has the GPU of its own number.
+    Torch is imported only if a driver is installed, so that planning is fast elsewhere. Under torchrun, each process
+    uses the GPU of its local rank.
+
     Raises: ConfigError: there is no such device.
     """
     launch = find_launch()
-    machine = _alone(device)
-    return machine if launch is None else _one_of_several(machine, launch)
+    machine = _without_torchrun(device)
+    return machine if launch is None else _under_torchrun(machine, launch)
 
 
 def usable_cores() -> int:
-    """The CPU cores that this process may use: a batch system may give it some of the machine's."""
+    """The number of CPU cores that this process may use, which a batch system may restrict."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def reading_processes(cells: int = 1, threads: int = 1) -> int:
-    """How many processes read images for one cell: the cores that are left to it beside its threads.
+    """The number of processes that read images for one cell: one per core that its threads do not use.
 
     Args:
-        cells: computed at once on this machine by one command; torchrun's processes count as well.
-        threads: with which each is computed. On one core there is no process but its own.
+        cells: computed at the same time on this machine by one command, not counting processes of torchrun.
+        threads: of each cell.
     """
     launch = find_launch()
     processes = cells * (1 if launch is None else launch.local_size)
-    return max(0, min(MOST_READERS, usable_cores() // processes - threads))
+    return max(0, min(MAX_READERS, usable_cores() // processes - threads))
 
 
-def _one_of_several(machine: Machine, launch: Launch) -> Machine:
+def _under_torchrun(machine: Machine, launch: Launch) -> Machine:
     if machine.kind != "cuda":
         return replace(machine, processes=launch.size)
     if machine.device != "cuda":
         raise ConfigError(
             f"--device {machine.device}: under torchrun every process takes a GPU of its own. Use --device cuda, and "
-            "CUDA_VISIBLE_DEVICES to choose among them."
+            "CUDA_VISIBLE_DEVICES to select GPUs."
         )
     gpus = visible_gpus(machine)
     if launch.local_size > len(gpus):
@@ -70,14 +71,14 @@ def _one_of_several(machine: Machine, launch: Launch) -> Machine:
     return replace(machine, device=f"cuda:{launch.local_rank}", processes=launch.size)
 
 
-def _alone(device: str) -> Machine:
+def _without_torchrun(device: str) -> Machine:
     if device == "cpu" or (device == "auto" and not gpu_possible()):
         return Machine("cpu")
     kind, _, index = device.partition(":")
     if kind == "mps":
         raise ConfigError(
-            "--device mps: training and tests sum in float64, which mps does not have. Use --device cpu. "
-            "In Python, compress() takes networks on mps."
+            "--device mps: training and tests sum in float64, which mps does not support. Use --device cpu. "
+            "In Python, compress() accepts networks on mps."
         )
     if device != "auto" and (kind != "cuda" or (index and not index.isdigit())):
         raise ConfigError(f"--device: expected auto, cpu, cuda or cuda:N. Got '{device}'.")
@@ -93,10 +94,10 @@ def _alone(device: str) -> Machine:
 
 
 def fastest_precision(index: int) -> Precision:
-    """The number format in which a GPU trains fastest.
+    """The fastest number format for training on a GPU.
 
-    bfloat16 must be native: torch also emulates it, slowly, before Ampere (V100, T4). float16 needs tensor cores,
-    which NVIDIA's GPUs have from compute capability 7.0 on.
+    bfloat16 must be native: before Ampere (V100, T4), torch emulates it slowly. float16 needs tensor cores, which
+    NVIDIA GPUs have from compute capability 7.0.
     """
     import torch
 
@@ -107,7 +108,7 @@ def fastest_precision(index: int) -> Precision:
 
 
 def visible_gpus(machine: Machine) -> tuple[str, ...]:
-    """The GPUs that workers are shared out to, as `gpu_variable` names them; none where one GPU was asked for."""
+    """The GPUs to which workers are assigned, as in `gpu_variable`; none if one GPU was requested."""
     if machine.device != "cuda":
         return ()
     named = os.environ.get(gpu_variable())
@@ -119,12 +120,12 @@ def visible_gpus(machine: Machine) -> tuple[str, ...]:
 
 
 def gpu_variable() -> str:
-    """The environment variable that says which GPUs a process sees."""
+    """The environment variable with the GPUs that a process sees."""
     return next((name for name in VISIBLE if name in os.environ), VISIBLE[-1])
 
 
 def describe_environment(machine: Machine, threads: int, workers: int | None) -> dict[str, Any]:
-    """Versions, device, threads and commit: what environment.json holds; workers are None on a cluster of Ray's."""
+    """The content of environment.json. `workers` is None on a Ray cluster."""
     return {
         "format": FORMAT_VERSION,
         "python": platform.python_version(),
@@ -142,14 +143,14 @@ def describe_environment(machine: Machine, threads: int, workers: int | None) ->
 
 
 def device_in_words(machine: Machine) -> str:
-    """The device with the name of the hardware, by which latencies can be compared or not."""
+    """The device with the name of the hardware; latencies are comparable if it is the same."""
     return _device_name(machine) if machine.kind == "cuda" else f"{machine.device} ({_processor()})"
 
 
 def instructions(device: str) -> str:
-    """What of the hardware decides rounding: the widest instructions that torch uses on the CPU, or the kind of GPU.
+    """The hardware that decides rounding: the widest instructions that torch uses on the CPU, or the kind of GPU.
 
-    It is no part of a key; tables that mix several say so.
+    It is not part of any key. Reports mention it if a table contains several.
     """
     import torch
 
@@ -158,7 +159,7 @@ def instructions(device: str) -> str:
 
 
 def gpu_possible() -> bool:
-    """Whether a GPU's driver is installed and the environment hides no GPU; without torch."""
+    """Whether a GPU driver is installed and the environment does not hide the GPUs. Does not import torch."""
     hidden = os.environ.get(gpu_variable(), "0").strip() in ("", "-1")
     return not hidden and (any(Path(path).exists() for path in DRIVERS) or shutil.which("nvidia-smi") is not None)
 
@@ -187,7 +188,7 @@ def _device_name(machine: Machine) -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit of this program's source, `+changes` behind it where the checkout differs; None outside a checkout."""
+    """The git commit of this program, followed by `+changes` if the checkout is modified; None outside a checkout."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from experiment.errors import ConfigError, StoreError
 from experiment.escaping import json_text
@@ -19,13 +17,14 @@ from experiment.files import read_json, write_whole
 from experiment.run.cell.context import Context
 from experiment.run.cell.events import CellDone, Event
 from experiment.run.disk.parameters_file import write_parameters
-from experiment.run.disk.results_table import requested, write_results_table
-from experiment.run.disk.store import TRACEBACK, Directories, Store
+from experiment.run.disk.results_table import write_results_table
+from experiment.run.disk.store import Directories, Store
 from experiment.run.grid.data_facts import remember_data
 from experiment.run.grid.hardware import Machine, Resources, resources_of
 from experiment.run.grid.plan import ExperimentPlan
 from experiment.run.machine import describe_environment, usable_cores, visible_gpus
 from experiment.run.measure_deployed import measure_deployed
+from experiment.run.summary import WrittenReport, plural, summarise
 from experiment.run.workers.pool import run_in_pool, run_serially
 from experiment.run.workers.processes import Processes
 from experiment.run.workers.progress_bar import ProgressBar
@@ -37,21 +36,6 @@ if TYPE_CHECKING:  # imports torch
 SECONDS_BETWEEN_TABLES = 2.0  # minimum interval, and at least
 TABLES_ASIDE = 20  # times the duration of the last write
 ENVIRONMENT = "environment.json"
-
-Results = Mapping[str, Mapping[str, Any]]
-
-
-class WrittenReport(Protocol):
-    """The files of a report, which `experiment.report` writes."""
-
-    @property
-    def markdown(self) -> Path: ...
-
-    @property
-    def html(self) -> Path: ...
-
-    @property
-    def main_plots(self) -> Sequence[Path]: ...
 
 
 @dataclass(frozen=True)
@@ -102,7 +86,7 @@ def run_session(
             if measure_deployed(plan, store, results, note):
                 results = write_results_table(store, plan)
         report = write_report(store.folder)
-        _summarise(plan, results, store, report, say, debug=options.debug)
+        summarise(plan, results, store, report, say, debug=options.debug)
         if open_work(0, plan, results, retry_failed=True, share=options.share):
             status = 1
     return status
@@ -115,20 +99,9 @@ def _compute(
     work: list[Work],
     options: Options,
 ) -> None:
-    machine = plans[0].machine
     touched = sorted({item.experiment for item in work})
-    resources = [resources_of(plan.file.parameters, machine) for plan in plans]
-    workers = None  # as many as the cluster allows, which may change
-    if options.executor != "ray":
-        workers = _num_workers(options, [resources[i] for i in touched], machine, sum(item.pieces for item in work))
-    cells = workers or max(1, usable_cores() // max(resources[i].cpus for i in touched))
+    workers, contexts = _workers_and_contexts(plans, stores, directories, work, options)
     executor = options.executor or ("serial" if workers == 1 else "processes")
-    shared: dict[Path, Any] = {}
-    contexts = [
-        Context(stores[i], directories[i], machine, plan.file.parameters.threads, resources[i],
-                options.retry_failed, options.crew, cells, shared)
-        for i, plan in enumerate(plans)
-    ]  # fmt: skip
     with contextlib.ExitStack() as stack:
         pool = None  # workers import torch while this process checks the experiments
         if executor == "processes" and workers is not None:
@@ -154,6 +127,30 @@ def _compute(
                 write_results_table(stores[i], plans[i])
 
 
+def _workers_and_contexts(
+    plans: Sequence[ExperimentPlan],
+    stores: Sequence[Store],
+    directories: Sequence[Directories],
+    work: Sequence[Work],
+    options: Options,
+) -> tuple[int | None, list[Context]]:
+    """The number of workers, None on a Ray cluster, whose size may change; and the context of every experiment."""
+    machine = plans[0].machine
+    resources = [resources_of(plan.file.parameters, machine) for plan in plans]
+    needed = [resources[i] for i in sorted({item.experiment for item in work})]
+    workers = None
+    if options.executor != "ray":
+        workers = _num_workers(options, needed, machine, sum(item.pieces for item in work))
+    cells = workers or max(1, usable_cores() // max(each.cpus for each in needed))
+    shared: dict[Path, Any] = {}
+    contexts = [
+        Context(store, place, machine, plan.file.parameters.threads, each, options.retry_failed, options.crew, cells,
+                shared)
+        for plan, store, place, each in zip(plans, stores, directories, resources, strict=True)
+    ]  # fmt: skip
+    return workers, contexts
+
+
 def _check(plans: Sequence[ExperimentPlan], directories: Sequence[Directories], stores: Sequence[Store]) -> list[str]:
     """Check experiments before they run, and remember the facts about their data; returns warnings.
 
@@ -163,18 +160,16 @@ def _check(plans: Sequence[ExperimentPlan], directories: Sequence[Directories], 
 
     looks = [check_before_running(plan, place, plan.machine) for plan, place in zip(plans, directories, strict=True)]
     problems = [problem for look in looks for problem in look.problems]
-    problems = problems or [problem for plan in plans for problem in _changed_data(plan)]
+    if not problems:
+        for plan in plans:
+            changes = [] if plan.stamps is None else plan.stamps.changes()
+            problems += [f"{plan.file.where('network', 'dataset')}: network.dataset: {text}" for text in changes]
     if problems:
         raise ConfigError(problems)
     for store, look in zip(stores, looks, strict=True):
         remember_data(store.folder, data=look.data)
     warnings = [f"warning: {f.dataset}: {text}" for look in looks for f in look.data for text in f.warnings]
     return list(dict.fromkeys(warnings))
-
-
-def _changed_data(plan: ExperimentPlan) -> list[str]:
-    where = plan.file.where("network", "dataset")
-    return [] if plan.stamps is None else [f"{where}: network.dataset: {text}" for text in plan.stamps.changes()]
 
 
 def _run_on_ray(queue: Queue, contexts: Sequence[Context], listener: _Listener, options: Options) -> None:
@@ -206,13 +201,13 @@ class _Listener:
 
 def _announcement(work: Sequence[Work], workers: int | None, contexts: Sequence[Context]) -> Iterator[str]:
     machine, threads = contexts[0].machine, max(contexts[item.experiment].threads for item in work)
-    workers_text = "Ray tasks" if workers is None else _plural(workers, "worker")
-    text = f"{_plural(sum(len(item.cells) for item in work), 'cell')} to compute on {machine.device}"
-    text += f", {workers_text} with {_plural(threads, 'thread')}"
+    workers_text = "Ray tasks" if workers is None else plural(workers, "worker")
+    text = f"{plural(sum(len(item.cells) for item in work), 'cell')} to compute on {machine.device}"
+    text += f", {workers_text} with {plural(threads, 'thread')}"
     yield text + (f", {machine.processes} processes train each network" if machine.processes > 1 else "")
     cores = usable_cores()
     if workers is not None and workers > 1 and machine.kind == "cpu" and workers * threads > cores:
-        yield f"  {workers * threads} threads on {_plural(cores, 'core')} slow each other down: use a smaller -j"
+        yield f"  {workers * threads} threads on {plural(cores, 'core')} slow each other down: use a smaller -j"
 
 
 def _num_workers(options: Options, resources: Sequence[Resources], machine: Machine, pieces: int) -> int:
@@ -248,60 +243,9 @@ def _is_json(path: Path) -> bool:
         return False
 
 
-def _summarise(
-    plan: ExperimentPlan,
-    results: Results,
-    store: Store,
-    report: WrittenReport,
-    say: Callable[[str], None],
-    *,
-    debug: bool,
-) -> None:
-    """Say how the cells ended, and where the results are."""
-    status = Counter(str(results[cell.key]["status"]) if cell.key in results else "pending" for cell in plan.cells)
-    say(f"{plan.name}: " + ", ".join(f"{number} {name}" for name, number in sorted(status.items())) + " cells")
-    folders = store.cell_folders()
-    if without := _without_ranks(plan, results, folders):
-        say(f"  {_plural(without, 'cell')} without ranks.csv: computed before measure: [rank] was set, and kept")
-    for cell in plan.cells:
-        if results.get(cell.key, {}).get("status") == "failed":
-            say(f"  failed: {cell.label} net {cell.net} {cell.size}: {results[cell.key].get('error')}")
-            for line in _traceback(folders.get(cell.key), debug):
-                say(f"    {line}")
-    if status["failed"]:
-        say("  fix the cause, then run the command again with --retry-failed")
-    say(f"  results   {_shown(store.folder / 'results.csv')}")
-    say(f"  report    {_shown(report.markdown)}, {_shown(report.html)}")
-    for plot in report.main_plots:
-        say(f"  plot      {_shown(plot)}")
-
-
-def _traceback(folder: Path | None, debug: bool) -> Iterator[str]:
-    """Where the traceback of a failed cell is, if there is one, and with `debug` its lines."""
-    path = None if folder is None else folder / TRACEBACK
-    if path is not None and path.is_file():
-        yield f"traceback: {_shown(path)}"
-        yield from path.read_text(encoding="utf-8", errors="replace").splitlines() if debug else ()
-
-
-def _without_ranks(plan: ExperimentPlan, results: Results, folders: Mapping[str, Path]) -> int:
-    """Number of finished cells that have no ranks although the parameter file requests them."""
-    variants = requested(plan, "rank")
-    done = [c.key for c in plan.cells if c.variant in variants and results.get(c.key, {}).get("status") == "done"]
-    return sum(not (folders[key] / "ranks.csv").is_file() for key in done if key in folders)
-
-
 def _note(text: str) -> None:
     say_line(text, sys.stderr)
 
 
 def _ignore(text: str) -> None:
     pass
-
-
-def _shown(path: Path) -> str:
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _plural(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -1,4 +1,4 @@
-"""Whether this process is one of several that torchrun has started, and which. No torch here."""
+"""Whether torchrun started this process, and its ranks. Imports nothing heavy: --help must be quick."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun, and whoever does its work, sets
+NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun and its replacements
 
 
 @dataclass(frozen=True)
@@ -14,8 +14,10 @@ class Launch:
     """One of several processes that train together.
 
     Attributes:
-        rank: which of all (the first leads, the others serve it). local_rank: which of those on this machine.
-        size: how many there are. local_size: how many on this machine.
+        rank: among all processes; rank 0 leads, the others serve it.
+        local_rank: among the processes on this machine.
+        size: number of processes.
+        local_size: number of processes on this machine.
     """
 
     rank: int
@@ -29,14 +31,14 @@ class Launch:
 
     @property
     def speaks(self) -> bool:
-        """Whether it says what all on this machine have found wrong."""
+        """Whether this process prints the errors that all processes on this machine find."""
         return self.local_rank == 0
 
 
 def find_launch(environment: Mapping[str, str] | None = None) -> Launch | None:
-    """What torchrun says of this process; None where it was started alone."""
-    said = os.environ if environment is None else environment
-    if any(not said.get(name) for name in NAMES) or int(said["WORLD_SIZE"]) == 1:
+    """The ranks that torchrun assigned to this process; None if it was started alone."""
+    variables = os.environ if environment is None else environment
+    if any(not variables.get(name) for name in NAMES) or int(variables["WORLD_SIZE"]) == 1:
         return None
-    rank, size = int(said["RANK"]), int(said["WORLD_SIZE"])
-    return Launch(rank, int(said.get("LOCAL_RANK", rank)), size, int(said.get("LOCAL_WORLD_SIZE", size)))
+    rank, size = int(variables["RANK"]), int(variables["WORLD_SIZE"])
+    return Launch(rank, int(variables.get("LOCAL_RANK", rank)), size, int(variables.get("LOCAL_WORLD_SIZE", size)))

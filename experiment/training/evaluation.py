@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from experiment.datasets.image_data import Images
+from experiment.datasets.image_data import Batch, Images
 from experiment.errors import ConfigError, DataError
 from experiment.layers.forward_pass import evaluating
 from experiment.training.distributed import ALONE, Team
-from experiment.training.factories import loss_weight, make_loss, mean_loss, summed
+from experiment.training.factories import Loss, loss_weight, make_loss, mean_loss, summed
 from experiment.training.settings import Precision
 
 TOP = 5
@@ -61,39 +61,34 @@ def evaluate(
     device = torch.device(device)
     size = batch_size or (CUDA_BATCH_SIZE if device.type == "cuda" else CPU_BATCH_SIZE)
     channels_last = device.type == "cpu" if channels_last is None else channels_last
+    criterion = make_loss(loss, loss_kwargs or {}, device)
     while True:
+        batches = data.batches(size, stream=None, channels_last=channels_last, share=team.share)
         try:
-            with memory_format(network, channels_last):
-                return _evaluate(network, data, loss, loss_kwargs, device, precision, size, channels_last, team)
+            with memory_format(network, channels_last), evaluating(network), torch.inference_mode():
+                sums = team.total(_sum_over(batches, network, criterion, device, precision))
+                break
         except torch.OutOfMemoryError:
             if size == 1 or team.size > 1:  # the other processes would continue with larger batches
                 raise
         size //= 2  # outside the handler, whose traceback keeps the tensors alive
         torch.cuda.empty_cache()
+    loss_sum, weight_sum, top1, top5 = sums.tolist()
+    return Metrics(mean_loss(loss_sum, weight_sum), top1 / len(data), top5 / len(data), len(data))
 
 
-def _evaluate(
-    network: nn.Module,
-    data: Images,
-    loss: str,
-    loss_kwargs: Mapping[str, object] | None,
-    device: torch.device,
-    precision: Precision,
-    batch_size: int,
-    channels_last: bool,
-    team: Team,
-) -> Metrics:
-    criterion = make_loss(loss, dict(loss_kwargs or {}), device)
-    sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, its divisor, top-1 hits, top-5 hits
-    with evaluating(network), torch.inference_mode():
-        for x, y in data.batches(batch_size, stream=None, channels_last=channels_last, share=team.share):
-            with forward_precision(device, precision):
-                logits = network(x)
-            logits = logits.float()
-            weight = loss_weight(criterion, y)
-            sums += torch.stack([summed(criterion, criterion(logits, y), weight), weight, *_hits(logits, y)])
-    total, weights, top1, top5 = team.total(sums).cpu()
-    return Metrics(mean_loss(total, weights), float(top1) / len(data), float(top5) / len(data), len(data))
+def _sum_over(
+    batches: Iterable[Batch], network: nn.Module, criterion: Loss, device: torch.device, precision: Precision
+) -> Tensor:
+    """Loss, its divisor, top-1 hits and top-5 hits (4,), summed in float64 on the device."""
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    for x, y in batches:
+        with forward_precision(device, precision):
+            logits = network(x)
+        logits = logits.float()
+        weight = loss_weight(criterion, y)
+        sums += torch.stack([summed(criterion, criterion(logits, y), weight), weight, *_hits(logits, y)])
+    return sums
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def summed(loss: Loss, value: Tensor, weight: Tensor) -> Tensor:
     return torch.where(weight > 0, value.double() * weight, 0.0)  # the mean over ignored labels only is NaN
 
 
-def mean_loss(loss_sum: Tensor, weight_sum: Tensor) -> float:
+def mean_loss(loss_sum: Tensor | float, weight_sum: Tensor | float) -> float:
     """The mean over all batches; NaN if there are none."""
     total, weight = float(loss_sum), float(weight_sum)
     return total / weight if weight else math.nan

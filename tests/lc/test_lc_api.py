@@ -77,9 +77,8 @@ def test_functions_of_ones_own(network: nn.Sequential, sets: dict[str, Any]) -> 
     assert 0 < lc.statistics["relative_distance"].max() < 1e-3
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_same_call_gives_the_same(network: nn.Sequential, sets: dict[str, Any], seed: int) -> None:
-    first, second, other = (LC(network, "SVD", keep=0.7, seed=s, **sets, **SHORT) for s in (seed, seed, seed + 2))
+def test_the_same_call_gives_the_same(network: nn.Sequential, sets: dict[str, Any]) -> None:
+    first, second, other = (LC(network, "SVD", keep=0.7, seed=s, **sets, **SHORT) for s in (0, 0, 2))
     torch.manual_seed(99)  # which nothing listens to
     a, b = first.run().state_dict(), second.run().state_dict()
     other.run()

@@ -41,6 +41,8 @@ SMALL: dict[str, Any] = {
     },
 }
 
+PATIENCE = 300.0  # seconds until a test gives up waiting for another process, on a busy machine, too
+
 Write = Callable[..., Path]
 
 
@@ -138,7 +140,7 @@ class Forked:
     def said(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
-    def until(self, happened: Callable[[], object], seconds: float = 60.0) -> None:
+    def until(self, happened: Callable[[], object], seconds: float = PATIENCE) -> None:
         """Wait until something has happened; fails if it ends before, or takes too long."""
         end = time.monotonic() + seconds
         while not happened():
@@ -149,7 +151,7 @@ class Forked:
     def send(self, number: int, *, group: bool = True) -> None:
         (os.killpg if group else os.kill)(self.pid, number)
 
-    def wait(self, seconds: float = 90.0) -> int:
+    def wait(self, seconds: float = PATIENCE) -> int:
         """The exit status; minus the signal that ended it."""
         end = time.monotonic() + seconds
         while self._poll() is None:

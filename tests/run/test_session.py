@@ -120,7 +120,7 @@ def test_rewinding_takes_the_weights_of_the_rewind_epoch(write: Any, small: dict
         assert torch.equal(weight, early[name] * masks.get(name, torch.tensor(True))), name
 
 
-@pytest.mark.usefixtures("no_plots")
+@pytest.mark.usefixtures("no_plots", "quick_workers")
 def test_variants_that_rewind_to_other_epochs_share_an_untouched_reference(
     write: Any, small: dict[str, Any], in_tmp: Path
 ) -> None:
@@ -167,11 +167,10 @@ def test_a_failure_to_show_progress_costs_no_result(
     def broken(self: ProgressBar, *_: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr(ProgressBar, "_show_cell", broken)
     path = str(write(small))
-    assert main([path, "-j", "1", "-q"]) == 130
-    monkeypatch.undo()
-    monkeypatch.chdir(in_tmp)
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressBar, "_show_cell", broken)
+        assert main([path, "-j", "1", "-q"]) == 130
     assert set(table(in_tmp)["status"]) == {"done"}
     assert main([path, "-j", "1", "-q"]) == 0
     assert len(table(in_tmp)) == 5

@@ -16,7 +16,7 @@ from experiment.training import loop
 from experiment.training.checkpoint import Checkpoint
 from experiment.training.evaluation import Metrics
 from experiment.training.loop import EpochRecord, TrainingLoop
-from experiment.training.settings import SchedulerSpec, TrainSettings
+from experiment.training.settings import PenaltySpec, SchedulerSpec, TrainSettings
 
 SETTINGS = TrainSettings(
     num_epochs=5,
@@ -115,7 +115,14 @@ def test_a_damaged_file_is_renamed_and_the_training_starts_again(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"optimizer_kwargs": {"lr": 0.2}}, {"num_epochs": 6}, {"batch_size": 8}, {"precision": "bf16"}]
+    "changes",
+    [
+        {"optimizer_kwargs": {"lr": 0.2}},
+        {"num_epochs": 6},
+        {"batch_size": 8},
+        {"precision": "bf16"},
+        {"penalties": (PenaltySpec(l2=0.1),)},
+    ],
 )
 def test_the_file_of_another_training_is_not_used(
     network: nn.Sequential, images: MemoryImages, valid: MemoryImages, tmp_path: Path, changes: dict[str, object]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +16,6 @@ from experiment.layers.factored_layers import FactoredLinear
 from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import add_masks
 from experiment.random_streams import generator, seeded
-from experiment.training import checkpoint
 from experiment.training import step as step_module
 from experiment.training.loop import TrainingLoop
 from experiment.training.penalty import make_penalties, soft_threshold, unmatched
@@ -90,9 +87,13 @@ def one_step(network: nn.Sequential, images: MemoryImages, penalty: PenaltySpec)
     return before, gradient, network[6].weight.detach().numpy()
 
 
-def test_one_proximal_step_is_the_soft_threshold(network: nn.Sequential, images: MemoryImages) -> None:
-    before, gradient, after = one_step(network, images, PenaltySpec(l1=0.5, proximal=True))
-    stepped = before - 0.1 * gradient
+@pytest.mark.parametrize("decay", [0.0, 0.7])
+def test_one_proximal_step_is_decoupled_decay_and_the_soft_threshold(
+    network: nn.Sequential, images: MemoryImages, decay: float
+) -> None:
+    penalty = PenaltySpec(l1=0.5, l2=decay, proximal=True, decoupled=True)
+    before, gradient, after = one_step(network, images, penalty)
+    stepped = before - 0.1 * gradient - 0.1 * decay * before
     expected = np.sign(stepped) * np.maximum(np.abs(stepped) - 0.1 * 0.5, 0)
     np.testing.assert_allclose(after, expected, atol=1e-6)
     small = np.abs(stepped) < 0.05 - 1e-6
@@ -105,12 +106,6 @@ def test_one_subgradient_step(network: nn.Sequential, images: MemoryImages) -> N
         network[6].weight[0, :5] = 0  # where the subgradient is 0
     before, gradient, after = one_step(network, images, PenaltySpec(l1=0.5))
     np.testing.assert_allclose(after, before - 0.1 * (gradient + 0.5 * np.sign(before)), atol=1e-6)
-
-
-def test_decoupled_decay_then_soft_threshold_in_one_step(network: nn.Sequential, images: MemoryImages) -> None:
-    before, gradient, after = one_step(network, images, PenaltySpec(l1=0.2, l2=0.7, proximal=True, decoupled=True))
-    stepped = before - 0.1 * gradient - 0.1 * 0.7 * before
-    np.testing.assert_allclose(after, np.sign(stepped) * np.maximum(np.abs(stepped) - 0.02, 0), atol=1e-6)
 
 
 def test_the_threshold_follows_the_schedule(network: nn.Sequential, images: MemoryImages) -> None:
@@ -230,37 +225,3 @@ def test_with_scaled_gradients(optimizer: str) -> None:
     assert torch.equal(after_steps(True, 1e38), start)
     torch.testing.assert_close(after_steps(True, 1.0, 1e38, 2.0), after_steps(False, 1.0, 2.0))
     assert (after_steps(False, 1.0) - start).abs().min() > 0
-
-
-@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
-def test_killed_is_uninterrupted_bit_for_bit(
-    network: nn.Sequential, images: MemoryImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str,
-    killed: Any,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(checkpoint, "MAX_SHARE", float("inf"))
-    settings = settings_with(
-        PenaltySpec(l1=0.01, l2=0.01, proximal=True, decoupled=True), PenaltySpec(("0",), l1=0.01, l2=0.1),
-        optimizer=optimizer, num_epochs=3,
-    )  # fmt: skip
-    fresh, last = copy.deepcopy(network), copy.deepcopy(network)
-    whole = trained(network, images, settings)
-    more = {"valid": None, "stream": ("t",), "device": "cpu", "checkpoint": tmp_path / "checkpoint.pt"}
-    dying, error = killed(9)  # an epoch has six batches
-    with pytest.raises(error):
-        TrainingLoop(fresh, dying, settings, **more).run()
-    records = TrainingLoop(last, images, settings, **more).run()
-    assert len(records) == 3
-    assert all(torch.equal(value, last.state_dict()[name]) for name, value in whole.items())
-
-
-def test_the_checkpoint_of_another_penalty_is_not_taken_up(
-    network: nn.Sequential, images: MemoryImages, tmp_path: Path
-) -> None:
-    path, alone, other = tmp_path / "checkpoint.pt", copy.deepcopy(network), copy.deepcopy(network)
-    more = {"valid": None, "stream": ("t",), "device": "cpu"}
-    penalty = PenaltySpec(l2=0.1)
-    TrainingLoop(other, images, settings_with(PenaltySpec(l2=0.2)), **more, checkpoint=path).run()
-    TrainingLoop(network, images, settings_with(penalty), **more, checkpoint=path).run()
-    TrainingLoop(alone, images, settings_with(penalty), **more).run()
-    assert torch.equal(network[6].weight, alone[6].weight)
-    assert list(tmp_path.glob("checkpoint.pt.damaged*"))

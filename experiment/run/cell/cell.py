@@ -12,7 +12,7 @@ from experiment.errors import InfeasibleBudget
 from experiment.methods.table import layer_rows
 from experiment.run.cell.cell_network import make_cell_network
 from experiment.run.cell.chain_compression import ChainCompression
-from experiment.run.cell.events import Report
+from experiment.run.cell.events import ReportEvent
 from experiment.run.cell.outcome import (
     CellNetwork,
     costs_of,
@@ -29,7 +29,7 @@ from experiment.run.grid.plan import Cell
 from experiment.run.machine import instructions
 
 
-def compute_cell(cell: Cell, compression: ChainCompression, report: Report) -> dict[str, Any]:
+def compute_cell(cell: Cell, compression: ChainCompression, report: ReportEvent) -> dict[str, Any]:
     """Compute and store a cell; returns its result.
 
     Raises: Inherited: the cell before it in the cascade failed. TrainingDiverged, CompressionError, StoreError.
@@ -45,7 +45,7 @@ def compute_cell(cell: Cell, compression: ChainCompression, report: Report) -> d
         return _store_infeasible(cell, {"error": str(error), "smallest": error.smallest}, compression)
 
 
-def _search(cell: Cell, compression: ChainCompression, report: Report) -> dict[str, Any]:
+def _search(cell: Cell, compression: ChainCompression, report: ReportEvent) -> dict[str, Any]:
     p, context = compression.parameters, compression.context
     settings = p.experiments.search
     assert settings is not None

@@ -15,7 +15,7 @@ from experiment.layers.masks import same_support
 from experiment.layers.plan import Plan, State
 from experiment.methods.base import Compressed
 from experiment.run.cell.chain_compression import ChainCompression
-from experiment.run.cell.events import Advanced, EpochDone, Note, Report, cell_name
+from experiment.run.cell.events import Advanced, EpochDone, Note, ReportEvent, cell_name
 from experiment.run.cell.learn_compress import learn_compress
 from experiment.run.cell.outcome import CellNetwork, read_history
 from experiment.run.cell.rank_history import RankLog, rank_log
@@ -29,7 +29,7 @@ from experiment.training.loop import EpochRecord
 NOTHING_REMOVED = "removes nothing from the network that it starts from: it is tested without retraining"
 
 
-def make_cell_network(cell: Cell, compression: ChainCompression, folder: Path, report: Report) -> CellNetwork:
+def make_cell_network(cell: Cell, compression: ChainCompression, folder: Path, report: ReportEvent) -> CellNetwork:
     """Make the network of a cell.
 
     Args:
@@ -47,7 +47,7 @@ def make_cell_network(cell: Cell, compression: ChainCompression, folder: Path, r
     return made
 
 
-def _compress_and_retrain(cell: Cell, compression: ChainCompression, folder: Path, report: Report) -> CellNetwork:
+def _compress_and_retrain(cell: Cell, compression: ChainCompression, folder: Path, report: ReportEvent) -> CellNetwork:
     p = compression.parameters
     started = time.perf_counter()
     compressor, compressed = compression.compress(cell, report)
@@ -97,7 +97,7 @@ def _retrain(
     compression: ChainCompression,
     folder: Path,
     ranks: RankLog | None,
-    report: Report,
+    report: ReportEvent,
 ) -> list[EpochRecord]:
     p, block, context = compression.parameters, retraining(compression.parameters), compression.context
     make_folder(folder)
@@ -114,7 +114,7 @@ def _retrain(
 
 
 def _retrained_earlier(
-    cell: Cell, network: nn.Module, compression: ChainCompression, report: Report
+    cell: Cell, network: nn.Module, compression: ChainCompression, report: ReportEvent
 ) -> tuple[nn.Module, list[EpochRecord]] | None:
     """The retrained network with its epochs, from a cell that differs in its test data only; None without one."""
     if compression.parameters.experiments.search is not None:

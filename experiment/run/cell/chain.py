@@ -15,7 +15,7 @@ from experiment.methods.table import layer_rows
 from experiment.run.cell.cell import compute_cell
 from experiment.run.cell.chain_compression import ChainCompression
 from experiment.run.cell.context import Context
-from experiment.run.cell.events import Advanced, CellDone, Note, Report, Started, cell_name
+from experiment.run.cell.events import Advanced, CellDone, Note, ReportEvent, Started, cell_name
 from experiment.run.cell.outcome import costs_of, measure_network, require_finite, write_result, write_rows
 from experiment.run.cell.rank_history import write_reference_ranks
 from experiment.run.cell.reference import Reference, copy_history, obtain_reference
@@ -30,7 +30,7 @@ ENDS_THE_RUN = (CannotWrite, OtherVersion)  # errors that are not the fault of a
 Results = Mapping[str, dict[str, Any]]
 
 
-def run_reference(task: ReferenceTask, context: Context, report: Report) -> None:
+def run_reference(task: ReferenceTask, context: Context, report: ReportEvent) -> None:
     """Train (or load) a reference network, test it and store its result. A failure is stored, too."""
     if not is_open(context.store.result(task.cell), context.retry_failed):
         return
@@ -63,7 +63,7 @@ def _store_reference(task: ReferenceTask, reference: Reference, context: Context
     return result
 
 
-def run_chain(chain: Chain, context: Context, report: Report) -> bool:
+def run_chain(chain: Chain, context: Context, report: ReportEvent) -> bool:
     """Compute the open cells of a chain, in order. A failed cell is stored, and the others go on.
 
     Returns: whether all cells have a result; False if other processes compute some of them.
@@ -91,7 +91,7 @@ def run_chain(chain: Chain, context: Context, report: Report) -> bool:
         return False
 
 
-def _reference_of(chain: Chain, results: Results, context: Context, report: Report) -> Reference:
+def _reference_of(chain: Chain, results: Results, context: Context, report: ReportEvent) -> Reference:
     """Raises: Inherited: the reference network failed, or cannot be loaded."""
     found, key = results[chain.reference_cell.key], chain.reference_cell.key
     if found["status"] != "done":
@@ -104,7 +104,7 @@ def _reference_of(chain: Chain, results: Results, context: Context, report: Repo
         raise Inherited(f"the reference network cannot be used: {_text(error)}", key) from error
 
 
-def _recompute_removed(chain: Chain, results: Results, context: Context, report: Report) -> bool:
+def _recompute_removed(chain: Chain, results: Results, context: Context, report: ReportEvent) -> bool:
     """Whether a result that the chain needs was removed. It is computed again, unless another process does so."""
     key, tickets = chain.reference_cell.key, chain.tickets
     if key not in results:
@@ -121,7 +121,7 @@ def _recompute_removed(chain: Chain, results: Results, context: Context, report:
 
 
 def _compute_cells(
-    compression: ChainCompression, todo: Sequence[Cell], results: Results, context: Context, report: Report
+    compression: ChainCompression, todo: Sequence[Cell], results: Results, context: Context, report: ReportEvent
 ) -> bool:
     """Compute cells in order; returns whether none was left to another process."""
     chain = compression.chain
@@ -140,7 +140,7 @@ def _compute_cells(
     return not left
 
 
-def _compute(cell: Cell, compression: ChainCompression, context: Context, report: Report) -> dict[str, Any]:
+def _compute(cell: Cell, compression: ChainCompression, context: Context, report: ReportEvent) -> dict[str, Any]:
     """The result of a cell, whose lock this process holds."""
     result = context.store.result(cell)  # the previous holder of the lock may have computed it
     if result is not None and not is_open(result, context.retry_failed):
@@ -158,7 +158,7 @@ def _compute(cell: Cell, compression: ChainCompression, context: Context, report
 
 
 def store_failures(
-    cells: Sequence[Cell], error: Exception, context: Context, report: Report, *, locked: bool
+    cells: Sequence[Cell], error: Exception, context: Context, report: ReportEvent, *, locked: bool
 ) -> list[Cell]:
     """Store open cells as failed; returns the cells that other processes compute.
 
@@ -190,7 +190,7 @@ def _text(error: Exception) -> str:
     return str(error) if isinstance(error, ExperimentError) else f"{type(error).__name__}: {error}"
 
 
-def _store_failure(cell: Cell, error: Exception, context: Context, report: Report) -> dict[str, Any]:
+def _store_failure(cell: Cell, error: Exception, context: Context, report: ReportEvent) -> dict[str, Any]:
     text = reason(_text(error))
     result = {"status": "failed", "error": text}
     if isinstance(error, Inherited):

@@ -17,7 +17,7 @@ from experiment.methods.base import Calibration, Compressed, Compressor, make_me
 from experiment.progress import ProgressText, showing
 from experiment.random_streams import generator
 from experiment.run.cell.context import Context
-from experiment.run.cell.events import Busy, Note, Report, cell_name
+from experiment.run.cell.events import Busy, Note, ReportEvent, cell_name
 from experiment.run.cell.reference import Reference
 from experiment.run.cell.start_state import network_of
 from experiment.run.grid.plan import Cell, Chain
@@ -45,7 +45,7 @@ class ChainCompression:
     def parameters(self) -> Parameters:
         return self.chain.variant.parameters
 
-    def compress(self, cell: Cell, report: Report) -> tuple[Compressor, Compressed]:
+    def compress(self, cell: Cell, report: ReportEvent) -> tuple[Compressor, Compressed]:
         """Compress the network that a cell starts from to the size of the cell.
 
         Raises: InfeasibleBudget: it cannot be that small.

@@ -63,7 +63,7 @@ class Note:
 
 
 Event = Started | Advanced | Busy | EpochDone | CellDone | Note
-Report = Callable[[Event], None]
+ReportEvent = Callable[[Event], None]
 
 
 def cell_name(cell: Cell) -> str:

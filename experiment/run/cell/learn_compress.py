@@ -14,14 +14,14 @@ from experiment.files import make_folder
 from experiment.lc.optimizer import LCOptimizer
 from experiment.lc.projection import MethodProjection, Projected, condensed_weights, weights_of
 from experiment.run.cell.chain_compression import ChainCompression
-from experiment.run.cell.events import EpochDone, Report, cell_name
+from experiment.run.cell.events import EpochDone, ReportEvent, cell_name
 from experiment.run.cell.outcome import CellNetwork
 from experiment.run.cell.train_network import ReportedImages
 from experiment.run.cell.training_settings import lc_settings, train_settings
 from experiment.run.grid.plan import Cell
 
 
-def learn_compress(cell: Cell, compression: ChainCompression, folder: Path, report: Report) -> CellNetwork:
+def learn_compress(cell: Cell, compression: ChainCompression, folder: Path, report: ReportEvent) -> CellNetwork:
     """Make the network of a cell; it has no records if compression removes nothing, since nothing is learned then.
 
     Raises: InfeasibleBudget, CompressionError, TrainingDiverged.
@@ -60,7 +60,7 @@ def _is_unchanged(direct: Projected, compression: ChainCompression) -> bool:
 
 
 def _make_optimizer(
-    cell: Cell, project: MethodProjection, compression: ChainCompression, folder: Path, report: Report
+    cell: Cell, project: MethodProjection, compression: ChainCompression, folder: Path, report: ReportEvent
 ) -> LCOptimizer:
     p, context, reference = compression.parameters, compression.context, compression.reference
     block = retraining(p)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import io
 import logging
 import shutil
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,8 +12,7 @@ from torch import nn
 
 from experiment.config import Parameters
 from experiment.effective_rank import layer_ranks
-from experiment.errors import Damaged
-from experiment.files import read_file, set_aside
+from experiment.files import set_aside
 from experiment.run.cell.outcome import write_rows
 
 log = logging.getLogger("experiment")
@@ -33,47 +30,25 @@ class RankLog:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / NAME
-        self._rows: dict[int, list[dict[str, object]]] = {}
-        with suppress(FileNotFoundError):
-            rows = _read(self._path)
-            if rows is None:
-                self._set_aside()
-            self._rows = rows or {}
+        self._rows: dict[int, list[dict[str, object]]] = {}  # by epoch
+        if not self._path.exists():
+            return
+        try:
+            for row in csv.DictReader(self._path.read_text(encoding="utf-8").splitlines()):
+                self._rows.setdefault(int(row["epoch"]), []).append(dict(row))
+        except (ValueError, KeyError, csv.Error):
+            log.warning("%s is damaged; renamed to %s.", self._path, set_aside(self._path).name)
+            self._rows = {}
 
     def note(self, epoch: int, network: nn.Module) -> None:
         """Record the ranks after `epoch` epochs; replaces what a killed process wrote about this epoch."""
         ranks = [asdict(rank) for rank in layer_ranks(network)]
-        if any(len(rows) != len(ranks) for rows in self._rows.values()):  # the file was cut in its first epoch
-            self._set_aside()
-            self._rows = {}
-        last = max(self._rows, default=epoch)
-        if epoch > last + 1:
-            log.warning("%s: the ranks of epochs %d to %d are lost.", self._path, last + 1, epoch - 1)
         self._rows[epoch] = [{"epoch": epoch} | {c: rank[c] for c in COLUMNS[1:]} for rank in ranks]
         self.write(self._path.parent)
-
-    def _set_aside(self) -> None:
-        log.warning("%s is damaged; renamed to %s.", self._path, set_aside(self._path).name)
 
     def write(self, folder: Path) -> None:
         """Write ranks.csv into a folder, in the order of epochs."""
         write_rows(folder / NAME, [row for epoch in sorted(self._rows) for row in self._rows[epoch]], COLUMNS)
-
-
-def _read(path: Path) -> dict[int, list[dict[str, object]]] | None:
-    """The rows of each epoch; None if the file is damaged."""
-    rows: dict[int, list[dict[str, object]]] = {}
-    try:
-        text = read_file(path).decode("utf-8")
-        for row in csv.DictReader(io.StringIO(text)):
-            [float(row[column]) for column in COLUMNS if column != "layer"]
-            if None in row:  # more fields than columns
-                return None
-            rows.setdefault(int(row["epoch"]), []).append(dict(row))
-    except (Damaged, ValueError, TypeError, KeyError, csv.Error):
-        return None
-    layers = {len(of_epoch) for of_epoch in rows.values()}
-    return rows if text.endswith("\n") and len(layers) == 1 else None
 
 
 def rank_log(p: Parameters, folder: Path) -> RankLog | None:

@@ -21,7 +21,7 @@ from experiment.networks.make_network import make_network
 from experiment.random_streams import seeded
 from experiment.registry import InputShape
 from experiment.run.cell.context import Context
-from experiment.run.cell.events import EpochDone, Note, Report
+from experiment.run.cell.events import EpochDone, Note, ReportEvent
 from experiment.run.cell.outcome import write_history
 from experiment.run.cell.rank_history import rank_log
 from experiment.run.cell.torchrun_group import Job
@@ -69,7 +69,7 @@ def new_network(p: Parameters, net: int, input_shape: InputShape, given: GivenWe
     return network
 
 
-def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, report: Report) -> Reference:
+def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, report: ReportEvent) -> Reference:
     """Load the trained network; train it first if it does not exist.
 
     One process trains; others that need the same network wait, and take over if it dies.
@@ -110,7 +110,7 @@ def rewind_file(folder: Path, epoch: int) -> Path:
     return folder / f"rewind-{epoch}.pt"
 
 
-def _acquired(lock: FileLock, spec: ReferenceSpec, report: Report) -> AcquireReturnProxy[FileLock]:
+def _acquired(lock: FileLock, spec: ReferenceSpec, report: ReportEvent) -> AcquireReturnProxy[FileLock]:
     try:
         return lock.acquire(timeout=0.2)
     except Timeout:
@@ -150,7 +150,7 @@ def _set_aside_damaged(folder: Path) -> None:
 
 
 def _train(
-    spec: ReferenceSpec, p: Parameters, context: Context, network: nn.Module, folder: Path, report: Report
+    spec: ReferenceSpec, p: Parameters, context: Context, network: nn.Module, folder: Path, report: ReportEvent
 ) -> None:
     """Train into a folder beside the final one, which holds the checkpoint, and rename it at the end."""
     partial = folder.with_name(f".partial-{spec.folder}")
@@ -194,7 +194,9 @@ def _save_rewind_weights(loop: TrainingLoop, network: nn.Module, spec: Reference
         save_tensors(rewind_file(folder, loop.next_epoch), network.state_dict())
 
 
-def _train_to_rewind_epoch(spec: ReferenceSpec, p: Parameters, context: Context, folder: Path, report: Report) -> None:
+def _train_to_rewind_epoch(
+    spec: ReferenceSpec, p: Parameters, context: Context, folder: Path, report: ReportEvent
+) -> None:
     """Train again from the start to the rewind epoch, whose weights are missing; the trained network is kept."""
     assert spec.rewind_epoch is not None
     report(Note(f"{spec.folder}: training up to epoch {spec.rewind_epoch} again, for the weights to rewind to"))

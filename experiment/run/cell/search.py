@@ -23,7 +23,7 @@ from experiment.errors import Damaged, InfeasibleBudget, TrainingDiverged
 from experiment.escaping import json_text
 from experiment.files import read_json, remove_all, set_aside, write_whole
 from experiment.lc.keep_search import is_within, search_keep
-from experiment.run.cell.events import Advanced, Event, Report
+from experiment.run.cell.events import Advanced, Event, ReportEvent
 from experiment.run.cell.outcome import CellNetwork
 from experiment.run.grid.plan import Cell
 
@@ -35,7 +35,7 @@ log = logging.getLogger("experiment")
 class MakeCellNetwork(Protocol):
     """Makes the network of an ordinary cell in a folder; see `make_cell_network`."""
 
-    def __call__(self, cell: Cell, folder: Path, report: Report) -> CellNetwork: ...
+    def __call__(self, cell: Cell, folder: Path, report: ReportEvent) -> CellNetwork: ...
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class CellSearch:
         self._reference_top1 = reference_top1
         self._recorded = {sample.keep: sample for sample in _read_samples(folder / SAMPLES)}
 
-    def run(self, report: Report) -> SearchResult:
+    def run(self, report: ReportEvent) -> SearchResult:
         """Make samples until the search ends.
 
         Raises: TrainingDiverged: every network that can be made diverged.
@@ -135,13 +135,13 @@ class CellSearch:
         counted.fill_up_to(self._cell.epochs_retrain)
         return SearchResult(samples, keep, self._why_none(samples) if keep is None else "")
 
-    def make_sample(self, keep: float, report: Report) -> CellNetwork:
+    def make_sample(self, keep: float, report: ReportEvent) -> CellNetwork:
         """Make the network of a sample, from its checkpoint if there is one."""
         epochs = self._cell.epochs_retrain // self._cell.samples
         ordinary = replace(self._cell, keep=keep, epochs_retrain=epochs, samples=0, fixed_size=False)
         return self._make(ordinary, self._folder / str(keep), report)
 
-    def _sample(self, keep: float, report: Report) -> SearchSample:
+    def _sample(self, keep: float, report: ReportEvent) -> SearchSample:
         started = time.perf_counter()
         needed = self._reference_top1 - self._settings.accuracy_loss
         try:
@@ -195,7 +195,7 @@ def _read_samples(path: Path) -> list[SearchSample]:
 class _CountedReport:
     """A report that counts the units of work reported."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: ReportEvent) -> None:
         self._report, self._units = report, 0.0
 
     def __call__(self, event: Event) -> None:
@@ -204,6 +204,6 @@ class _CountedReport:
         self._report(event)
 
     def fill_up_to(self, units: float) -> None:
-        """Report the work that samples did not need: they stopped early, or were recorded."""
+        """ReportEvent the work that samples did not need: they stopped early, or were recorded."""
         if units > self._units:
             self(Advanced(units - self._units))

@@ -12,7 +12,7 @@ from torch import nn
 from experiment.datasets.image_data import Batch, Images, Share, count_batches
 from experiment.random_streams import Part
 from experiment.run.cell.context import Context
-from experiment.run.cell.events import Advanced, Report
+from experiment.run.cell.events import Advanced, ReportEvent
 from experiment.run.cell.torchrun_group import Job, together
 from experiment.run.cell.training_settings import train_settings
 from experiment.training.loop import TrainingLoop
@@ -25,7 +25,7 @@ def training_loop(
     network: nn.Module,
     job: Job,
     context: Context,
-    report: Report,
+    report: ReportEvent,
     *,
     checkpoint: Path | None = None,
     teacher: nn.Module | None = None,
@@ -46,7 +46,7 @@ def training_loop(
 class ReportedImages:
     """Training images that report which share of an epoch has been used, a few times per second."""
 
-    def __init__(self, images: Images, report: Report) -> None:
+    def __init__(self, images: Images, report: ReportEvent) -> None:
         self._images, self._report = images, report
 
     def __len__(self) -> int:

@@ -21,7 +21,6 @@ from pydantic import (
     InstanceOf,
     StrictBool,
     StrictInt,
-    StrictStr,
     ValidationError,
     model_validator,
 )
@@ -47,7 +46,14 @@ from experiment.networks import NETWORKS
 from experiment.networks.make_network import make_network
 from experiment.registry import InputShape, is_import_path
 from experiment.run.disk.load_weights import load_state, read_plain, require_shapes
-from experiment.run.disk.packed_tensors import decode_state, encode_state, pack, unpack
+from experiment.run.disk.packed_tensors import (
+    MaskedWeight,
+    QuantizedWeight,
+    decode_state,
+    encode_state,
+    pack,
+    unpack,
+)
 from experiment.run.grid.keys import FORMAT_VERSION
 
 MAX_REASON = 1000  # characters of torch's list of differences
@@ -78,10 +84,11 @@ def save_weights(
     }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     dtypes = named_dtypes(network)
-    coded, rounded = encode_state(state, {n: dtypes[plain_name(n)] for n in state if plain_name(n) in dtypes})
+    coded, quantized = encode_state(state, {n: dtypes[plain_name(n)] for n in state if plain_name(n) in dtypes})
     whole, masked = pack(coded)
+    packed = PackedWeights.model_construct(state_dict=whole, masked=masked, quantized=quantized)
     buffer = io.BytesIO()
-    torch.save({"specification": specification, "state_dict": whole, "masked": masked, "rounded": rounded}, buffer)
+    torch.save({"specification": specification, **packed.model_dump(exclude_none=True)}, buffer)
     write_whole(path, buffer.getvalue())
     return buffer.tell()
 
@@ -113,37 +120,18 @@ class Specification(BaseModel):
     about: dict[str, Any]
 
 
-class MaskedData(BaseModel):
-    """See `experiment.run.disk.packed_tensors.Masked`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    mask: Name
-    shape: Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**40)]], Field(max_length=MOST_DIMS)]
-    values: InstanceOf[Tensor]
-    bits: InstanceOf[Tensor] | None = None
-    gaps: InstanceOf[Tensor] | None = None
-
-
-class RoundedData(BaseModel):
-    """See `experiment.run.disk.packed_tensors.Rounded`."""
-
-    dtype: StrictStr
-    scales: InstanceOf[Tensor] | None = None
-
-
 class PackedWeights(BaseModel):
     """The weights of network.pt as they are stored; they take no more memory than the file has bytes."""
 
     state_dict: dict[Name, InstanceOf[Tensor]]
-    masked: dict[Name, MaskedData]
-    rounded: dict[Name, RoundedData]
+    masked: dict[Name, MaskedWeight]
+    quantized: dict[Name, QuantizedWeight]
 
     def shapes(self) -> dict[str, torch.Size]:
         """Name -> shape in the state_dict that `unpacked` returns."""
         shapes = {name: tensor.shape for name, tensor in self.state_dict.items()}
-        for name, parts in self.masked.items():
-            shapes[name] = shapes[parts.mask] = torch.Size(parts.shape)
+        for name, packed in self.masked.items():
+            shapes[name] = shapes[packed.mask] = torch.Size(packed.shape)
         return shapes
 
     def unpacked(self) -> dict[str, Tensor]:
@@ -151,8 +139,7 @@ class PackedWeights(BaseModel):
 
         Raises: ValueError, KeyError: the stored parts are inconsistent.
         """
-        state = unpack(self.state_dict, {n: p.model_dump(exclude_none=True) for n, p in self.masked.items()})
-        return decode_state(state, {n: p.model_dump(exclude_none=True) for n, p in self.rounded.items()})
+        return decode_state(unpack(self.state_dict, self.masked), self.quantized)
 
 
 def _require_plain(value: object) -> None:

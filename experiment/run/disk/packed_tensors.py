@@ -8,51 +8,72 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, StrictInt, StrictStr
 from torch import Tensor
 
+from experiment.layers.plan_format import MOST_DIMS, Name
 from experiment.layers.quantized_weights import DTYPES, FLOATS, decode, encode
-
-Masked = dict[str, dict[str, Any]]
-"""Name of a masked weight -> `mask` (the name of its mask), `shape`, `values`, and their positions: `bits` or `gaps`.
-
-`bits` has eight elements per byte. `gaps` are the distances between successive values, in elements of the flattened
-weight; the first counts from position -1.
-"""
-
-Rounded = dict[str, dict[str, Any]]
-"""Name of a quantized weight -> its `dtype` and, for int8, the `scales` of its output channels."""
 
 MAX_ELEMENTS = 2**31 - 1  # of one weight
 GAP_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
-def encode_state(state: Mapping[str, Tensor], dtypes: Mapping[str, str]) -> tuple[dict[str, Tensor], Rounded]:
+class MaskedWeight(BaseModel):
+    """A masked weight without its zeros.
+
+    Attributes:
+        mask: the name of its mask.
+        values: those under the mask.
+        bits: the mask, eight elements per byte.
+        gaps: or the distances between successive values, in elements of the flattened weight; the first counts from
+            position -1.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    mask: Name
+    shape: Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**40)]], Field(max_length=MOST_DIMS)]
+    values: InstanceOf[Tensor]
+    bits: InstanceOf[Tensor] | None = None
+    gaps: InstanceOf[Tensor] | None = None
+
+
+class QuantizedWeight(BaseModel):
+    """How to decode a quantized weight; `scales` of its output channels belong to int8."""
+
+    dtype: StrictStr
+    scales: InstanceOf[Tensor] | None = None
+
+
+def encode_state(
+    state: Mapping[str, Tensor], dtypes: Mapping[str, str]
+) -> tuple[dict[str, Tensor], dict[str, QuantizedWeight]]:
     """Quantize weights of a state_dict on the CPU; returns their codes in place of the weights, and how to decode them.
 
     Args:
         dtypes: name in the state_dict -> dtype to which the network quantizes the weight (after masking).
     """
-    coded, rounded = dict(state), Rounded()
+    coded, quantized = dict(state), {}
     masks = {weight: state[mask] for mask, weight in _masks_of(state).items()}
     for name, dtype in dtypes.items():
         unmasked = state[name].masked_fill(~masks[name], 0) if name in masks else state[name]
         coded[name], scales = encode(unmasked, dtype)
-        rounded[name] = {"dtype": dtype} if scales is None else {"dtype": dtype, "scales": scales}
-    return coded, rounded
+        quantized[name] = QuantizedWeight(dtype=dtype, scales=scales)
+    return coded, quantized
 
 
-def decode_state(state: Mapping[str, Tensor], rounded: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
+def decode_state(state: Mapping[str, Tensor], quantized: Mapping[str, QuantizedWeight]) -> dict[str, Tensor]:
     """The inverse of `encode_state`; quantized weights are float32.
 
     Raises: ValueError: codes, dtype and scales are inconsistent.
     """
     decoded = dict(state)
-    for name, parts in rounded.items():
-        codes, dtype, scales = state[name], parts["dtype"], parts.get("scales")
+    for name, how in quantized.items():
+        codes, dtype, scales = state[name], how.dtype, how.scales
         if dtype not in DTYPES or codes.dtype != FLOATS.get(dtype, torch.int8) or (scales is None) != (dtype in FLOATS):
             raise ValueError(f"{name}: codes of {codes.dtype} do not belong to dtype {dtype}")
         if scales is not None and (
@@ -63,36 +84,32 @@ def decode_state(state: Mapping[str, Tensor], rounded: Mapping[str, Mapping[str,
     return decoded
 
 
-def pack(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Masked]:
+def pack(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, MaskedWeight]]:
     """Split a state_dict on the CPU into tensors that are stored as they are, and masked weights with their masks."""
-    whole, masked = dict(state), Masked()
+    whole, masked = dict(state), {}
     for mask_name, weight_name in _masks_of(state).items():
         mask, weight = whole.pop(mask_name), whole.pop(weight_name)
-        masked[weight_name] = {
-            "mask": mask_name,
-            "shape": list(mask.shape),
-            **_positions(mask),
-            "values": weight[mask],
-        }
+        masked[weight_name] = MaskedWeight(
+            mask=mask_name, shape=list(mask.shape), values=weight[mask], **_positions(mask)
+        )
     return whole, masked
 
 
-def unpack(whole: Mapping[str, Tensor], masked: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
+def unpack(whole: Mapping[str, Tensor], masked: Mapping[str, MaskedWeight]) -> dict[str, Tensor]:
     """The inverse of `pack`; masked elements are zero.
 
     Raises: ValueError: positions and values are inconsistent.
     """
     state = dict(whole)
-    for weight_name, parts in masked.items():
-        shape, values = torch.Size(parts["shape"]), parts["values"]
-        if math.prod(shape) > MAX_ELEMENTS:
-            raise ValueError(f"{weight_name}: a weight of {math.prod(shape):,} elements is not read")
-        mask = _mask(weight_name, parts, shape.numel()).reshape(shape)
+    for name, packed in masked.items():
+        if math.prod(packed.shape) > MAX_ELEMENTS:
+            raise ValueError(f"{name}: a weight of {math.prod(packed.shape):,} elements is not read")
+        mask, values = _mask(name, packed).reshape(packed.shape), packed.values
         if values.shape != (int(mask.sum()),):
-            raise ValueError(f"{weight_name}: its mask keeps {int(mask.sum())} values, got {tuple(values.shape)}")
-        weight = torch.zeros(shape, dtype=values.dtype)
+            raise ValueError(f"{name}: its mask keeps {int(mask.sum())} values, got {tuple(values.shape)}")
+        weight = torch.zeros(packed.shape, dtype=values.dtype)
         weight[mask] = values
-        state[weight_name], state[parts["mask"]] = weight, mask
+        state[name], state[packed.mask] = weight, mask
     return state
 
 
@@ -105,10 +122,10 @@ def _positions(mask: Tensor) -> dict[str, Tensor]:
     return {"gaps": gaps} if gaps.nbytes < bits.nbytes else {"bits": bits}
 
 
-def _mask(name: str, parts: Mapping[str, Any], elements: int) -> Tensor:
-    """The inverse of `_positions`: a mask of shape (elements,)."""
-    if "gaps" in parts:
-        gaps: Tensor = parts["gaps"]
+def _mask(name: str, packed: MaskedWeight) -> Tensor:
+    """The inverse of `_positions`: the flattened mask."""
+    elements, gaps, bits = math.prod(packed.shape), packed.gaps, packed.bits
+    if gaps is not None:
         valid = gaps.dim() == 1 and gaps.dtype in GAP_DTYPES and len(gaps) <= elements
         gaps = gaps.long()
         # bounded one by one first, so that the sum cannot overflow
@@ -117,9 +134,8 @@ def _mask(name: str, parts: Mapping[str, Any], elements: int) -> Tensor:
         mask = torch.zeros(elements, dtype=torch.bool)
         mask[gaps.cumsum(0) - 1] = True
         return mask
-    bits = parts["bits"]
-    if bits.dim() != 1 or bits.dtype != torch.uint8 or len(bits) != -(-elements // 8):
-        raise ValueError(f"{name}: {elements} elements need another mask than {tuple(bits.shape)} of {bits.dtype}")
+    if bits is None or bits.dim() != 1 or bits.dtype != torch.uint8 or len(bits) != -(-elements // 8):
+        raise ValueError(f"{name}: its mask is missing, or does not have {elements} elements")
     return torch.from_numpy(np.unpackbits(bits.numpy(), count=elements).astype(bool))
 
 

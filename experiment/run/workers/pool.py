@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from experiment.errors import CannotWrite, ExperimentError, Inherited
 from experiment.run.cell.context import Context
-from experiment.run.cell.events import Event, Note, Report, Started
+from experiment.run.cell.events import Event, Note, ReportEvent, Started
 from experiment.run.grid.plan import ReferenceTask
 from experiment.run.signals import raise_if_stopped
 from experiment.run.workers.queue import Queue, Work
@@ -114,7 +114,7 @@ def run_in_pool(pool: Pool, queue: Queue, contexts: Contexts, listen: Listener) 
         pool.stop()
 
 
-def make_worker(contexts: Contexts) -> Callable[[Work, Report], bool]:
+def make_worker(contexts: Contexts) -> Callable[[Work, ReportEvent], bool]:
     """A function that does a piece of work, and returns False if another process holds it.
 
     Torch is imported here, so that planning does not need it.
@@ -123,7 +123,7 @@ def make_worker(contexts: Contexts) -> Callable[[Work, Report], bool]:
 
     from experiment.run.cell.chain import run_chain, run_reference
 
-    def compute(work: Work, listen: Report) -> bool:
+    def compute(work: Work, listen: ReportEvent) -> bool:
         def report(event: Event) -> None:
             raise_if_stopped()
             listen(event)
@@ -149,7 +149,7 @@ class _ListenerFailed(BaseException):
         self.error = error
 
 
-def _compute_here(compute: Callable[[Work, Report], bool], work: Work, listen: Listener) -> bool:
+def _compute_here(compute: Callable[[Work, ReportEvent], bool], work: Work, listen: Listener) -> bool:
     def report(event: Event) -> None:
         try:
             listen(work, event)
@@ -198,7 +198,7 @@ class _Deaths:
         with self.contexts[work.experiment].store.try_lock(work.lock) as held:
             return self._give_up(work, key, lost.reason, lambda event: listen(work, event)) if held else work
 
-    def _give_up(self, work: Work, key: str, reason: str, report: Report) -> Work | None:
+    def _give_up(self, work: Work, key: str, reason: str, report: ReportEvent) -> Work | None:
         """Store as failed the cell at which the worker died, or all cells if it died before the first."""
         from experiment.run.cell.chain import store_failures
 

@@ -20,7 +20,7 @@ import ray
 from experiment.errors import ExperimentError
 
 if TYPE_CHECKING:
-    from experiment.run.cell.events import Event, Report
+    from experiment.run.cell.events import Event, ReportEvent
     from experiment.run.workers.queue import Work
 
 
@@ -73,7 +73,7 @@ def compute_task(work: bytes, contexts: bytes, driver: Driver, mailbox: Any) -> 
 
 
 @lru_cache(maxsize=1)
-def _prepared(contexts: bytes, driver: Driver) -> Callable[[Work, Report], bool]:
+def _prepared(contexts: bytes, driver: Driver) -> Callable[[Work, ReportEvent], bool]:
     """Prepare this process once. Data stay loaded for the next pieces of work."""
     try:
         os.chdir(driver.folder)

@@ -101,7 +101,10 @@ def test_a_wrong_setting_is_told_and_nothing_made_up_beside_it(write: Any, small
 
 
 @pytest.mark.usefixtures("own")
-def test_a_run_with_report_beside_a_grid(write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any) -> None:
+def test_a_run_with_report_beside_a_grid(
+    write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiment.report.plots.gallery._wanted", lambda *_, **__: iter(()))  # trade-offs take long
     small["experiments"] |= {"methods": ["own_half:ENTRY", "WT"], "measure": ["rank"]}
     small["retraining"] = {"startEpoch": 0}
     small["customizations"] = [{"key": ["retraining", "startEpoch"], "value": value} for value in (0, 1)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from experiment import load_network
@@ -28,129 +31,140 @@ TIMES = ["seconds_compress", "seconds_retrain"]
 GRID = {"type": "manual", "values": [0.5, 0.1]}
 
 
-@pytest.fixture
-def small(small: dict[str, Any]) -> dict[str, Any]:
-    """The small experiment with a search in the place of its grid."""
+def searching(small: dict[str, Any], mode: str = "retrain") -> dict[str, Any]:
+    """The small experiment with a search instead of its grid."""
+    small = copy.deepcopy(small)
     del small["experiments"]["spacing"]
-    small["experiments"] |= {"methods": ["WT", "FT"], "search": {"accuracyLoss": 0.03, "samples": 4, "smallest": 0.01}}
+    block = {"accuracyLoss": 0.2 if mode == "lc" else 0.03, "samples": 4, "smallest": 0.01}
+    small["experiments"] |= {"methods": ["WT", "FT"] if mode == "retrain" else ["WT"], "mode": mode, "search": block}
     small["retraining"] = {"numEpochs": 2, "startEpoch": 0}
+    if mode == "lc":
+        small["lc"] = {"steps": 3, "iterations": 10, "iterationsFirst": 20, "muInit": 0.02}
     return small
 
 
-def as_lc(small: dict[str, Any]) -> None:
-    small["experiments"]["mode"] = "lc"
-    small["lc"] = {"steps": 3, "iterations": 10, "iterationsFirst": 20, "muInit": 0.02}
+@pytest.fixture
+def small(small: dict[str, Any]) -> dict[str, Any]:
+    return searching(small)
+
+
+@pytest.fixture(scope="module")
+def whole(small_parameters: dict[str, Any], run_once: Any) -> Callable[[str], Path]:
+    """The folder of an uninterrupted search in one process, by mode."""
+
+    @lru_cache
+    def searched(mode: str) -> Path:
+        parameters = searching(small_parameters, mode)
+        parameters["experiments"]["measure"] = ["rank"]
+        return run_once(parameters)  # type: ignore[no-any-return]
+
+    return searched
 
 
 def run(path: Path, *more: str) -> int:
     return main([str(path), "-j", "1", "-q", *more])
 
 
-def table(name: str = "small", results: str = "data/results") -> pd.DataFrame:
-    return pd.read_csv(f"{results}/{name}/results.csv").drop(columns=TIMES)
+def table(name: str = "small", folder: Path = Path()) -> pd.DataFrame:
+    return pd.read_csv(folder / f"data/results/{name}/results.csv").drop(columns=TIMES)
 
 
-def samples(label: str, results: str = "data/results") -> pd.DataFrame:
-    (path,) = Path(f"{results}/small/cells").glob(f"{label}-*/search.csv")
-    return pd.read_csv(path)
-
-
-def cell_file(name: str, cell: str, file: str) -> pd.DataFrame:
-    (path,) = Path(f"data/results/{name}/cells").glob(f"{cell}-*/{file}")
+def cell_file(cell: str, file: str, name: str = "small", folder: Path = Path()) -> pd.DataFrame:
+    (path,) = (folder / f"data/results/{name}/cells").glob(f"{cell}-*/{file}")
     return pd.read_csv(path).drop(columns="seconds", errors="ignore")
 
 
-def history(name: str, cell: str) -> pd.DataFrame:
-    return cell_file(name, cell, "history.csv")
+def samples(label: str, folder: Path = Path()) -> pd.DataFrame:
+    return cell_file(label, "search.csv", folder=folder)
+
+
+def assert_same_search(folder: Path) -> None:
+    """The search in this folder has the same results as that in the working directory."""
+    expected = table(folder=folder)
+    found = table()
+    pd.testing.assert_frame_equal(found, expected[expected["cell"].isin(found["cell"])])
+    for label in set(found["method"]) - {"Reference"}:
+        pd.testing.assert_frame_equal(samples(label), samples(label, folder))
 
 
 @pytest.mark.usefixtures("no_plots")
-@pytest.mark.parametrize(("mode", "loss"), [("retrain", 0.03), ("retrain-rewind", 0.03), ("lc", 0.2)])
+@pytest.mark.parametrize("mode", ["retrain", "retrain-rewind", "lc"])
 def test_it_is_the_smallest_ordinary_cell_within_the_loss(
-    write: Any, small: dict[str, Any], mode: str, loss: float
+    small_parameters: dict[str, Any], mode: str, whole: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if mode == "lc":
-        as_lc(small)
-    small["experiments"] |= {"mode": mode, "measure": ["rank"]}
-    small["experiments"]["search"]["accuracyLoss"] = loss
-    assert run(write(small)) == 0
-    least = history("small", "Reference")["valid_top1"].iloc[-1] - loss - 1e-9
-    del small["experiments"]["search"]
-    for label in ("WT", "FT"):
-        tried = samples(label).set_index("keep")
-        small["experiments"] |= {"methods": [label], "spacing": [{"type": "manual", "values": list(tried.index)}]}
-        assert run(write(small, f"param/{label}.yaml")) == 0
-        top1 = {keep: valid_top1(label, keep, mode) for keep in tried.index if tried["status"][keep] == "done"}
-        assert {keep: tried["valid_top1"][keep] for keep in top1} == top1
-        assert {keep: tried["within"][keep] for keep in top1} == {keep: value >= least for keep, value in top1.items()}
-        same_cell(label, min(keep for keep in top1 if top1[keep] >= least), mode)
+    monkeypatch.chdir(whole(mode))
+    parameters = searching(small_parameters, mode)
+    loss = parameters["experiments"].pop("search")["accuracyLoss"]
+    tried = {label: samples(label).set_index("keep") for label in parameters["experiments"]["methods"]}
+    keeps = sorted({keep for found in tried.values() for keep in found.index}, reverse=True)
+    parameters["experiments"] |= {"spacing": [{"type": "manual", "values": keeps}], "measure": ["rank"]}
+    path = Path("param/grid.yaml")
+    path.write_text(yaml.safe_dump(parameters))
+    assert run(path) == 0
+    least = cell_file("Reference", "history.csv")["valid_top1"].iloc[-1] - loss - 1e-9
+    for label, found in tried.items():
+        top1 = {keep: valid_top1(label, keep, mode) for keep in found.index if found["status"][keep] == "done"}
+        assert {keep: found["valid_top1"][keep] for keep in top1} == top1
+        assert {keep: found["within"][keep] for keep in top1} == {keep: value >= least for keep, value in top1.items()}
+        assert_same_cell(label, min(keep for keep in top1 if top1[keep] >= least), mode)
 
 
 def valid_top1(label: str, keep: float, mode: str) -> float:
     """That of an ordinary cell at its end, or in mode lc at the best step."""
-    rows = history(label, f"{label}-n0-r0-{keep:.6g}")
+    rows = cell_file(f"{label}-n0-r0-{keep:.6g}", "history.csv", "grid")
     return float(rows["valid_top1"][rows["valid_loss"].idxmin() if mode == "lc" else len(rows) - 1])
 
 
-def same_cell(label: str, keep: float, mode: str) -> None:
-    """Whether the searched cell is the ordinary one of this keep ratio, to the last digit and weight."""
-    found, grid = table().set_index("label").loc[label], table(label).set_index("keep_target", drop=False).loc[keep]
+def assert_same_cell(label: str, keep: float, mode: str) -> None:
+    """The searched cell is the ordinary one of this keep ratio, to the last digit and weight."""
+    grid = table("grid").set_index(["label", "keep_target"], drop=False).loc[(label, keep)]
+    found = table().set_index("label").loc[label]
     assert math.isnan(found["keep_target"])
     compared = [column for column in found.index if column not in ("cell", "keep_target", "label")]
     pd.testing.assert_series_equal(found[compared], grid[compared], check_names=False)
     for file in ("history.csv", "layers.csv", *(["ranks.csv"] if mode != "lc" else [])):
-        searched, ordinary = cell_file("small", label, file), cell_file(label, f"{label}-n0-r0-{keep:.6g}", file)
-        pd.testing.assert_frame_equal(searched, ordinary)
+        ordinary = cell_file(f"{label}-n0-r0-{keep:.6g}", file, "grid")
+        pd.testing.assert_frame_equal(cell_file(label, file), ordinary)
     state = load_network("data/results/small", label=label).state_dict()
-    expected = load_network(f"data/results/{label}", label=label, keep=keep).state_dict()
+    expected = load_network("data/results/grid", label=label, keep=keep).state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in expected.items())
 
 
 @pytest.mark.usefixtures("no_plots")
-@pytest.mark.parametrize(("mode", "written"), [("retrain", 5), ("lc", 5)])
+@pytest.mark.parametrize("mode", ["retrain", "lc"])
 def test_interrupted_it_ends_with_the_same_results(
-    write: Any, small: dict[str, Any], mode: str, written: int, monkeypatch: pytest.MonkeyPatch
+    write: Any, small_parameters: dict[str, Any], mode: str, whole: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small["experiments"]["methods"] = ["WT"]
-    if mode == "lc":
-        as_lc(small)
-    path = write(small)
+    """In the middle of the second sample."""
+    parameters = searching(small_parameters, mode)
+    parameters["experiments"]["methods"] = ["WT"]
+    path = write(parameters)
     saves: list[str] = []
     save = Checkpoint.save
 
-    def count(self: Any, state: Any, **more: Any) -> None:
+    def interrupt(self: Any, state: Any, **more: Any) -> None:
         save(self, state, **more)
         saves.append("")
-        if len(saves) == stop:
+        if len(saves) == 2 + (4 if mode == "lc" else 3):  # two epochs of the reference network
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Checkpoint, "save", count)
-    stop = 0
-    assert run(path, "--results", "whole") == 0
-    whole = len(saves) - 2  # of the reference network
-    saves.clear()
-    stop = written
+    monkeypatch.setattr(Checkpoint, "save", interrupt)
     assert run(path) == 130
-    stop = 0
     assert run(path) == 0
-    assert len(saves) == whole, "no epoch is run twice"
-    same_search()
+    assert_same_search(whole(mode))
+    made = samples("WT").query("status == 'done'")
+    assert len(saves) == 2 + (3 * len(made) if mode == "lc" else made["epochs"].sum()), "no epoch is run twice"
     assert not list(Path().glob("data/results/small/cells/.partial-*"))
 
 
-def same_search() -> None:
-    pd.testing.assert_frame_equal(table(), table(results="whole"))
-    there, expected = (samples("WT", place).drop(columns="seconds") for place in ("data/results", "whole"))
-    pd.testing.assert_frame_equal(there, expected)
-
-
 @pytest.mark.usefixtures("no_plots")
-def test_what_is_lost_is_made_again(write: Any, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_lost_is_made_again(
+    write: Any, small: dict[str, Any], whole: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The record of a sample, before it is written and by damage; and the checkpoint of one that is recorded."""
     small["experiments"]["methods"] = ["WT"]
     path = write(small)
-    assert run(path, "--results", "whole") == 0
     record = CellSearch._record
     for damaged, recorded in ((None, 0), ("samples.json", 2), ("checkpoint.pt", 3)):
 
@@ -168,20 +182,19 @@ def test_what_is_lost_is_made_again(write: Any, small: dict[str, Any], monkeypat
         for place in found if damaged else ():
             place.write_bytes(place.read_bytes()[:-20])
     assert run(path) == 0
-    same_search()
+    assert_same_search(whole("retrain"))
 
 
 @pytest.mark.usefixtures("no_plots", "quick_workers")
-def test_workers_give_the_same(write: Any, small: dict[str, Any]) -> None:
-    small["retraining"] = {"numEpochs": 1}
-    small["experiments"]["search"]["samples"] = 2
-    path = write(small)
-    assert run(path, "--results", "whole") == 0
-    assert main([str(path), "-j", "2", "-q"]) == 0
-    pd.testing.assert_frame_equal(table(), table(results="whole"))
+def test_workers_give_the_same(write: Any, small: dict[str, Any], whole: Any) -> None:
+    assert main([str(write(small)), "-j", "2", "-q"]) == 0
+    assert_same_search(whole("retrain"))
 
 
-def test_a_run_with_report_beside_a_method_of_its_own_size(write: Any, small: dict[str, Any], capsys: Any) -> None:
+def test_a_run_with_report_beside_a_method_of_its_own_size(
+    write: Any, small: dict[str, Any], capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiment.report.plots.gallery._wanted", lambda *_, **__: iter(()))  # trade-offs take long
     prune = {"name": "Prune", "settings": {"density": 0.2}}
     small["experiments"] |= {"methods": ["WT", prune]}
     path = write(small)
@@ -204,7 +217,8 @@ def test_a_run_with_report_beside_a_method_of_its_own_size(write: Any, small: di
     (result,) = Path("data/results/small/cells").glob("WT-*/result.json")
     content = json.loads(result.read_text())
     assert content["keep_found"] == found[found["within"]]["keep"].min()
-    assert content["seconds_retrain"] == pytest.approx(found["seconds"].sum(), abs=1e-3)
+    seconds = pd.read_csv(result.with_name("search.csv"))["seconds"]
+    assert content["seconds_retrain"] == pytest.approx(seconds.sum(), abs=1e-3)
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -217,7 +231,7 @@ def test_nothing_within_the_loss_is_infeasible(write: Any, small: dict[str, Any]
     tried = samples("WT")
     assert not tried["within"].any()
     assert list(tried["status"]) == ["infeasible", "done"]  # 266 parameters are fewer than the biases
-    whole = history("small", "Reference")["valid_top1"].iloc[-1]
+    whole = cell_file("Reference", "history.csv")["valid_top1"].iloc[-1]
     best = tried["valid_top1"].idxmax()
     lost = f"The smallest loss is {100 * (whole - tried['valid_top1'][best]):.3g} points, at keep ratio"
     assert f"{lost} {tried['keep'][best]:.4g}." in row["error"]
@@ -271,7 +285,7 @@ def fake(write: Any, small: dict[str, Any], in_tmp: Path) -> Callable[[Callable[
     return lambda accuracy: Fake(cell, accuracy, in_tmp / "partial")
 
 
-@pytest.mark.parametrize("edge", [0.0004, 0.003, 0.02, 0.3, 0.95])
+@pytest.mark.parametrize("edge", [0.0004, 0.003, 0.95])
 def test_of_a_monotone_accuracy_the_edge_is_found(fake: Any, edge: float) -> None:
     faked = fake(lambda keep: 0.9 if keep >= edge else 0.8)
     found = faked.search()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -155,23 +154,6 @@ def test_a_message_is_short_and_keeps_its_ends() -> None:
     assert str(error).startswith("f:0: key: ")
     assert "more lines" in str(error)
     assert len(error.problems) == 5000
-
-
-@pytest.mark.slow  # python -O compiles torch anew the first time
-def test_readers_refuse_without_assertions(tmp_path: Path) -> None:
-    paths = [
-        saved(tmp_path / f"network{i}.pt", plan={part: value})
-        for i, (part, value) in enumerate(
-            [("factors", []), ("masks", {}), ("kept", [1]), ("biases", "x"), ("skipped", 3), ("quantized", [["a"]])]
-        )
-    ]
-    code = (
-        "import sys\nfrom experiment import load_network\nfrom experiment.errors import StoreError\n"
-        "for path in sys.argv[1:]:\n    try:\n        load_network(path)\n"
-        "    except StoreError as error:\n        print(path in str(error))\n"
-    )
-    run = subprocess.run([sys.executable, "-O", "-c", code, *map(str, paths)], capture_output=True, text=True)
-    assert run.stdout.split() == ["True"] * len(paths), run.stderr
 
 
 def test_a_bytearray_of_a_promised_size_is_not_made(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from experiment.layers.build import build
 from experiment.layers.plan import Plan
 from experiment.random_streams import generator, seeded
 from experiment.run.disk.network_file import read_weights, rebuild, save_weights
-from experiment.run.disk.packed_tensors import pack, unpack
+from experiment.run.disk.packed_tensors import MaskedWeight, pack, unpack
 
 
 def network() -> nn.Sequential:
@@ -56,9 +56,10 @@ def test_bits_are_those_of_numpy() -> None:
         f"{m}.parametrizations.{p}.original" for m, p in (("0", "weight"), ("3", "weight"), ("3", "bias"))
     }
     for name, parts in packed.items():
-        mask = state[parts["mask"]].numpy().ravel()
-        assert parts["bits"].tolist() == np.packbits(mask).tolist()
-        assert parts["values"].tolist() == state[name].numpy().ravel()[mask].tolist()
+        mask = state[parts.mask].numpy().ravel()
+        assert parts.bits is not None
+        assert parts.bits.tolist() == np.packbits(mask).tolist()
+        assert parts.values.tolist() == state[name].numpy().ravel()[mask].tolist()
 
 
 @pytest.mark.parametrize(("gap", "dtype"), [(255, torch.uint8), (256, torch.int16), (32_768, torch.int32)])
@@ -69,15 +70,17 @@ def test_gaps_where_they_are_shorter_than_bits(gap: int, dtype: torch.dtype) -> 
     state = {"fc.parametrizations.weight.original": weight * mask, "fc.parametrizations.weight.0.mask": mask}
     _, packed = pack(state)
     parts = packed["fc.parametrizations.weight.original"]
-    assert parts["gaps"].tolist() == [1, 7, gap]
-    assert parts["gaps"].dtype == dtype
+    assert parts.gaps is not None
+    assert parts.gaps.tolist() == [1, 7, gap]
+    assert parts.gaps.dtype == dtype
     back = unpack(*pack(state))
     assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
 
 
 @pytest.mark.parametrize("gaps", [[0, 3], [1, 299_999], [-2, 5]])
 def test_gaps_that_lead_out_of_the_weight_are_refused(gaps: list[int]) -> None:
-    parts = {"mask": "m", "shape": [3, 100], "gaps": torch.tensor(gaps, dtype=torch.int32), "values": torch.ones(2)}
+    positions = torch.tensor(gaps, dtype=torch.int32)
+    parts = MaskedWeight(mask="m", shape=[3, 100], gaps=positions, values=torch.ones(2))
     with pytest.raises(ValueError, match="its gaps lead out of its 300 elements"):
         unpack({}, {"w": parts})
 
@@ -88,7 +91,7 @@ def test_an_exact_zero_that_is_not_masked_stays_alive() -> None:
     with torch.no_grad():
         made[3].parametrizations.weight.original.zero_()
     _, packed = pack(made.state_dict())
-    assert len(packed["3.parametrizations.weight.original"]["values"]) == int(kept.sum())
+    assert len(packed["3.parametrizations.weight.original"].values) == int(kept.sum())
     assert torch.equal(unpack(*pack(made.state_dict()))["3.parametrizations.weight.0.mask"], kept)
 
 

@@ -47,7 +47,7 @@ def cascade(write: Any, small: dict[str, Any]) -> str:
     return str(write(small))
 
 
-@pytest.mark.parametrize("removed", [RESULTS, Path("data"), "Reference-n0-r0-1", "WT-n0-r0-0.5", TRAINED])
+@pytest.mark.parametrize("removed", [Path("data"), "Reference-n0-r0-1", "WT-n0-r0-0.5", TRAINED])
 @pytest.mark.usefixtures("no_plots")
 def test_what_is_removed_during_a_run_is_made_again(
     cascade: str, monkeypatch: pytest.MonkeyPatch, removed: Path | str, capsys: Any
