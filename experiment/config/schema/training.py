@@ -189,7 +189,7 @@ class Training(Block):
     transforms_final: list[Component] = []
     """Transforms applied last to all images (ToTensor, Normalize)."""
     enable_amp: bool = Field(default=True, alias="enableAMP")
-    """Allow precision auto to choose a reduced precision. false means fp32."""
+    """Allow `precision: auto` to choose a reduced precision. If false, auto means fp32."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of forward and backward passes. auto: fp32 on a CPU, the fastest format that a GPU supports."""
     early_stop_epoch: Epoch | None = None
