@@ -13,7 +13,8 @@ from experiment.errors import ExperimentError
 
 def in_notebook() -> bool:
     """Whether this code runs in a notebook."""
-    return "ipykernel" in sys.modules
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 def show_pictures(paths: Iterable[Path]) -> None:

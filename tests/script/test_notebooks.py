@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
-import ipykernel.kernelspec
 import jupytext
 import nbclient
 import pytest
@@ -37,7 +38,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.chdir(folder)
         patch.setattr("experiment.report.plots.gallery.GALLERY", ())  # the notebooks draw
         assert main(["small.yaml", "-j", "1", "-q"]) == 0
-    ipykernel.kernelspec.write_kernel_spec(folder / "kernels" / "own")  # a kernel of this interpreter
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]  # a kernel of this interpreter
+    spec = folder / "kernels" / "own" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps({"argv": command, "display_name": "own", "language": "python"}))
     return folder
 
 

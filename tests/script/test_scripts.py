@@ -43,7 +43,8 @@ def test_scripts_run_from_any_folder(tmp_path: Path) -> None:
 def test_in_a_notebook_the_command_line_is_ignored_and_the_end_is_an_error(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
+    shell = SimpleNamespace(kernel=None)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
     (tmp_path / "data" / "results").mkdir(parents=True)
     with pytest.raises(ExperimentError, match="Run an experiment first"):
         run("results_viewer", "--this-is-the-kernels")
