@@ -85,7 +85,7 @@ def test_keep_ratios_may_be_left_out_where_no_method_asks_for_one(write: Any, sm
         small["experiments"]["methods"] = methods
         with pytest.raises(ConfigError, match=missing) as caught:
             cells(write(small))
-        assert [p.partition(": ")[2] for p in caught.value.problems] == [f"experiments: {missing}."], methods
+        assert [p.partition(": ")[2] for p in caught.value.problems] == [f"experiments.{missing}."], methods
     small["experiments"]["mode"] = "train"
     assert [cell.label for cell in cells(write(small))] == ["Reference"]
 

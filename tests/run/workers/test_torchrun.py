@@ -232,7 +232,6 @@ def test_what_the_first_process_finds_wrong_ends_the_others_too(
     ("setting", "more", "part"),
     [
         ("numEpoch", [], "Did you mean 'numEpochs'?"),
-        ("numEpochs", ["-j", "2"], "not with torchrun, whose 2 processes train one network at a time"),
         ("numEpochs", ["--executor", "processes"], "not with torchrun, whose 2 processes train one network at a time"),
     ],
 )
