@@ -106,9 +106,11 @@ def read_cells(folder: Path, cells: DataFrame, file: str, columns: Sequence[str]
             except (ValueError, OSError):  # pandas' parser errors are ValueErrors
                 warn_of_damage(path)
                 continue
+            if frame.empty:  # no epochs of retraining: columns without values have no numeric type
+                continue
             if any(name != "layer" and not is_numeric_dtype(frame[name]) for name in frame):
                 warn_of_damage(path)
-            elif len(frame):
+            else:
                 frames.append(frame.assign(**{name: row[name] for name in carried}))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=carried)
 

@@ -72,6 +72,19 @@ def test_cells_files_are_found_by_their_key(synthetic: Any, tmp_path: Path) -> N
     assert read_cells(tmp_path, cells, "layers.csv", ("layer",)).empty
 
 
+def test_a_cell_without_epochs_is_not_damaged(synthetic: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Without retraining history.csv has a header and no rows, whose columns pandas gives no numeric type."""
+    rows = synthetic.grid(("SVD-Energy",), nets=1, keeps=(0.5,))
+    source = read_source(synthetic.write_experiment(tmp_path / "e", rows, cells=True))
+    for history in source.folder.glob("cells/*/history.csv"):
+        history.write_text(history.read_text().partition("\n")[0] + "\n")
+    for result in source.folder.glob("cells/*/result.json"):
+        result.unlink()  # with its checksums
+    assert read_cells(source.folder, source.results, "history.csv", ("epoch", "loss")).empty
+    assert list(source.folder.glob("cells/*/history.csv"))
+    assert "damaged" not in caplog.text
+
+
 def test_settings_and_the_name_of_an_experiment(synthetic: Any, tmp_path: Path) -> None:
     source = read_source(synthetic.write_experiment(tmp_path / "results" / "cifar" / "resnet20@1a2b", []))
     assert source.name == "cifar/resnet20@1a2b"
