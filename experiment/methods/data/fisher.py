@@ -50,7 +50,7 @@ class LayerMoments:
 def gather(
     network: nn.Module, layers: Mapping[str, Sequence[Slicing]], inputs: Tensor, generator: torch.Generator
 ) -> dict[str, LayerMoments]:
-    """The moments of the layers' inputs and of the gradients at their outputs, from one pass of all inputs in eval mode.
+    """The moments of the layers' inputs and of the gradients at their outputs, from one pass in eval mode.
 
     Args:
         network: not modified.

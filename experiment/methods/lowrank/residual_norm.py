@@ -72,8 +72,8 @@ class Residual:
 def first_eigenvector(M_NN: Tensor) -> Tensor:
     """The unit eigenvector of the largest eigenvalue of a symmetric positive semidefinite matrix, in float64.
 
-    Lanczos with full reorthogonalisation from a fixed random vector, until the Ritz pair's residual ||M v - theta v|| is
-    at most TOLERANCE theta. The error of theta is even smaller, residual^2 / gap.
+    Lanczos with full reorthogonalisation from a fixed random vector, until the residual ||M v - theta v|| of the Ritz
+    pair is at most TOLERANCE theta. The error of theta is even smaller, residual^2 / gap.
     """
     size = len(M_NN)
     if size > DENSE:

@@ -2,8 +2,8 @@
 
 They come from Gram matrices in float64, A A^T or A^T A, whichever is smaller. The eigenvectors of the smaller side are
 orthonormal to machine precision and the other factor is a projection of A onto them, so products are exact to about
-1e-15 and singular values to about 1e-8 of the largest one. Gram matrices of some numbers of groups give those of others.
-This is 10 to 60 times faster than an SVD of wide slices.
+1e-15 and singular values to about 1e-8 of the largest one. Gram matrices of some numbers of groups give those of
+others. This is 10 to 60 times faster than an SVD of wide slices.
 
 Shape suffixes as in `experiment.layers.factored_layers`: G = groups, R = rows, N = columns of a slice, J = rank,
 S = min(R, N).
