@@ -57,7 +57,7 @@ def test_patterns_choose_the_layers(state_of: StateOf) -> None:
     assert plan.details["fc"] == plan.details["stem.0"] == {"dtype": "float32"}
     assert plan.details["conv2"] == {"dtype": "bfloat16"}
     settings["layers"] = {"con*": "bfloat16", "conv1": "float16"}  # keys of results do not know their order
-    with pytest.raises(ConfigError, match="Quantize.layers.conv1: names 'conv1', which another pattern names too"):
+    with pytest.raises(ConfigError, match="Quantize.layers.conv1: matches 'conv1', which another pattern matches too"):
         compressor(state, **settings)
 
 

@@ -156,8 +156,8 @@ def test_layers_that_blocks_do_not_divide_may_be_exempt(net: nn.Module, x: Tenso
     [
         ({"ignore": ["fc*"]}, "Prune.ignore: no layer is called 'fc*'. The layers are 0, 3, 5."),
         ({"layers": {"fc": {"density": 0.5}}}, "Prune.layers: no layer is called 'fc'."),
-        ({"layers": {"3": {"density": 0.5}}, "ignore": ["3"]}, "names '3', which `ignore` leaves alone"),
-        ({"layers": {"3": {"density": 0.5}, "[35]": {"density": 0.5}}}, "names '3', which another pattern names too"),
+        ({"layers": {"3": {"density": 0.5}}, "ignore": ["3"]}, "matches '3', which `ignore` matches too"),
+        ({"layers": {"3": {"density": 0.5}, "[35]": {"density": 0.5}}}, "which another pattern matches too"),
         ({"layers": {"3": {"densty": 0.5}}}, "layers.3.densty"),
         ({"density": 1.5}, "density: must be"),
         ({"density": 0.0}, "density: must be"),
