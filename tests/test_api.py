@@ -214,7 +214,7 @@ class AllButOne(prune.BasePruningMethod):
 def test_a_size_far_below_what_was_asked_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prune, "mine", AllButOne, raising=False)
     network, x = nn.Linear(20, 5), torch.randn(2, 20)
-    with pytest.warns(UserWarning, match=r"TorchPrune: 5\.71% of the parameters are left, and 50\.00% were asked for"):
+    with pytest.warns(UserWarning, match=r"TorchPrune: 5\.71% of the parameters are left, but 50\.00% were requested"):
         result = compress(network, "TorchPrune", keep=0.5, example=x, method="torch.nn.utils.prune:mine")
     assert result.parameters == 6
 

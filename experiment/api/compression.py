@@ -29,8 +29,7 @@ from experiment.methods.base import (
     make_method,
     shortfall,
 )
-from experiment.methods.configure import is_fixed_size, make_settings
-from experiment.methods.find import find_method
+from experiment.methods.configure import configure
 from experiment.methods.reach import OutOfReach
 from experiment.methods.table import layer_rows
 from experiment.progress import bars, showing
@@ -151,17 +150,15 @@ def compress_many(
     The arguments are checked at once; the networks are computed when they are asked for.
     """
     _check_call(net, method, keeps, example)
-    entry = find_method(method)
-    if isinstance(entry, str):
-        raise ConfigError(entry)
+    spec = configure(method, _merged(settings or {}, more))
+    entry = spec.entry
     if budget not in ("parameters", "flops"):
         raise ConfigError(f"budget must be 'parameters' or 'flops'. Got {budget!r}.")
     if recalibrate and (fault := recalibration_fault(entry)):
         raise ConfigError(fault)
-    chosen = make_settings(entry, _merged(settings or {}, more))
-    _check_keeps(entry.label, keeps, fixed=is_fixed_size(chosen))
+    _check_keeps(entry.label, keeps, fixed=spec.fixed_size)
     ratios = [None if keep is None else keep_ratio(keep) for keep in keeps]
-    made = make_method(entry, chosen)
+    made = make_method(entry, spec.settings)
     whole = prepared(net)
     example = example.detach()
     others = example[1:] if len(example) > 1 else None
@@ -183,7 +180,7 @@ def compress_many(
                 _warn_of_rest(entry, compressed.out_of_reach, ratios if budget == "parameters" else ())
             result = result_of(entry.label, original, compressed)
             reached = result.keep_parameters if budget == "parameters" else result.keep_flops
-            if keep is not None and not is_fixed_size(chosen) and (text := shortfall(keep, reached, budget)):
+            if keep is not None and not spec.fixed_size and (text := shortfall(keep, reached, budget)):
                 warnings.warn(f"{entry.label}: {text}.", stacklevel=2)
             yield result
 

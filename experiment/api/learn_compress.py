@@ -24,8 +24,7 @@ from experiment.lc.optimizer import LCOptimizer
 from experiment.lc.projection import FunctionProjection, MethodProjection, Projection
 from experiment.measure import count
 from experiment.methods.base import Calibration, Quantity, keep_ratio, make_method
-from experiment.methods.configure import is_fixed_size, make_settings
-from experiment.methods.find import find_method
+from experiment.methods.configure import configure
 from experiment.progress import bars, showing
 from experiment.run.cell.learn_compress import lc_settings
 from experiment.training.check import check_training
@@ -184,20 +183,23 @@ def _projection(
             raise ConfigError("keep and settings are a method's. Functions of your own have theirs in them.")
         shrink, restore = scheme
         return FunctionProjection(shrink, restore), ()
-    entry = find_method(scheme)
-    if isinstance(entry, str):
-        raise ConfigError(entry)
-    made = make_settings(entry, settings)
-    if keep is None and not is_fixed_size(made):
+    spec = configure(scheme, settings)
+    if keep is None and not spec.fixed_size:
         raise ConfigError(f"keep is required and missing: {scheme} needs to know how much stays, in (0, 1].")
-    if keep is not None and keep_ratio(keep) != 1 and is_fixed_size(made):
+    if keep is not None and keep_ratio(keep) != 1 and spec.fixed_size:
         raise ConfigError(f"keep has no effect: the settings of {scheme} decide the size. Leave it out.")
     calibration = Calibration(*valid.first(CALIBRATION))
     keep = 1.0 if keep is None else keep_ratio(keep)
     projection = MethodProjection(
-        make_method(entry, made), keep, budget, example, count(network, example), calibration, ("method", seed)
+        make_method(spec.entry, spec.settings),
+        keep,
+        budget,
+        example,
+        count(network, example),
+        calibration,
+        ("method", seed),
     )
-    return projection, (entry.label, entry.version, made, keep, budget)
+    return projection, (spec.entry.label, spec.entry.version, spec.settings, keep, budget)
 
 
 def _call_problems(training: TrainSettings, budget: str) -> list[str]:

@@ -15,7 +15,7 @@ from experiment.datasets.calibration import calibration
 from experiment.errors import ConfigError, Damaged, StoreError
 from experiment.files import RUN_AGAIN
 from experiment.layers.prepare_network import copied
-from experiment.methods.find import find_method
+from experiment.methods.configure import find_method
 from experiment.registry import is_import_path
 from experiment.run.cell.data import Data, transforms_of
 from experiment.run.disk.network_file import original_of, read_weights, rebuild

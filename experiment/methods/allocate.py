@@ -1,4 +1,4 @@
-"""How one budget is shared among layers: exact searches over finite lists of options, no root finding, no restarts."""
+"""Allocation of one budget to layers: exact searches over finite lists of options, without restarts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ Integers = NDArray[np.int64]
 
 
 def minimise_maximum(errors: Sequence[Floats], costs: Sequence[Integers], limit: int) -> list[int]:
-    """The option of every layer that minimises the largest error of all layers, then the second largest, and so on.
+    """The options that minimise the largest error of all layers, then the second largest, and so on.
 
     min over i_1..i_L of max_l errors[l][i_l]  subject to  sum_l costs[l][i_l] <= limit.
 
     The objective is a maximum and the constraint a sum, so for a given eps every layer takes its cheapest option with
-    an error of at most eps, and the smallest feasible eps, one of the finitely many errors, is the global optimum. What
-    is left of the budget then improves the worst layer that can still be improved (lexicographic; equal errors go by
-    layer order).
+    an error of at most eps, and the smallest feasible eps, one of the finitely many errors, is the global optimum. The
+    rest of the budget improves the worst layer that can still be improved (lexicographically; ties in layer order).
 
     Args:
         errors: for every layer (number of options,), in any order.
@@ -39,7 +38,7 @@ def minimise_maximum(errors: Sequence[Floats], costs: Sequence[Integers], limit:
     for layer, increase in zip(steps.layer[taken:].tolist(), steps.increase[taken:].tolist(), strict=True):
         if stuck[layer]:
             continue
-        if increase > slack:  # the worst layer cannot get better: it stays, the next worst may still
+        if increase > slack:  # this layer stays; others may still improve
             stuck[layer] = True
         else:
             slack -= increase
@@ -48,11 +47,11 @@ def minimise_maximum(errors: Sequence[Floats], costs: Sequence[Integers], limit:
 
 
 def common_threshold(curves: Sequence[Floats], costs: Sequence[Integers], limit: int) -> list[int]:
-    """The option of every layer under one common threshold, the lowest that the limit allows.
+    """The options under one common threshold, the lowest that the limit allows.
 
     With threshold t, layer l takes its first option whose curve value is at most t. The total cost is a step function
-    of t whose breakpoints are the curve values: they are sorted and the longest affordable prefix is taken; equal
-    values go by layer order, one at a time.
+    of t whose breakpoints are the curve values: they are sorted, and the longest affordable prefix is taken, with ties
+    in layer order.
 
     Args:
         curves: for every layer (number of options,), non-increasing.
@@ -66,11 +65,11 @@ def common_threshold(curves: Sequence[Floats], costs: Sequence[Integers], limit:
 
 
 def minimise_sum(losses: Sequence[Floats], costs: Sequence[Integers], limit: int) -> list[int]:
-    """The option of every layer that makes the sum of all layers' losses small within the limit.
+    """The options with a small sum of losses within the limit.
 
-    Every layer walks down the lower convex hull of its (cost, loss) points, and of all layers' next steps the one that
-    saves most loss per cost comes first: for the costs that are met on the way this is the optimum (one Lagrange
-    multiplier). What is left of the limit goes, again by loss per cost, to any options that fit.
+    Every layer moves along the lower convex hull of its (cost, loss) points; of all layers' next steps, the one that
+    saves the most loss per cost comes first. For the total costs on this path the result is optimal (one Lagrange
+    multiplier). The rest of the limit is spent greedily, again by loss per cost, on any options that fit.
 
     Args:
         losses: for every layer (number of options,), finite, in any order.
@@ -80,11 +79,13 @@ def minimise_sum(losses: Sequence[Floats], costs: Sequence[Integers], limit: int
     Returns: for every layer the index of its option.
     """
     hulls = [_hull(loss, cost) for loss, cost in zip(losses, costs, strict=True)]
-    dear = [cost[hull] for cost, hull in zip(costs, hulls, strict=True)]
-    lost = [loss[hull] for loss, hull in zip(losses, hulls, strict=True)]
-    saved = [np.append(-np.diff(a) / np.diff(b), 0.0) for a, b in zip(lost, dear, strict=True)]  # by the next step
-    saved = [np.minimum.accumulate(own) for own in saved]  # as the hull has it: rounding must not swap a layer's steps
-    steps = _Steps(saved, dear)
+    hull_costs = [cost[hull] for cost, hull in zip(costs, hulls, strict=True)]
+    hull_losses = [loss[hull] for loss, hull in zip(losses, hulls, strict=True)]
+    saved = [
+        np.append(-np.diff(a) / np.diff(b), 0.0) for a, b in zip(hull_losses, hull_costs, strict=True)
+    ]  # by the next step
+    saved = [np.minimum.accumulate(own) for own in saved]  # rounding must not reorder a layer's steps
+    steps = _Steps(saved, hull_costs)
     taken = steps.longest_prefix(limit)
     chosen = [int(hull[i]) for hull, i in zip(hulls, steps.positions(taken), strict=True)]
     _spend(losses, costs, chosen, limit - steps.spent(taken))
@@ -92,7 +93,7 @@ def minimise_sum(losses: Sequence[Floats], costs: Sequence[Integers], limit: int
 
 
 def _spend(losses: Sequence[Floats], costs: Sequence[Integers], chosen: list[int], slack: int) -> None:
-    """Improve `chosen`, in place, by the exchange within the slack that saves most per cost, until there is none."""
+    """Improve `chosen`, in place, by the exchange that saves the most per cost, as long as one fits into the slack."""
     if not costs:
         return
     layer = np.repeat(np.arange(len(costs)), [len(cost) for cost in costs])
@@ -111,7 +112,7 @@ def _spend(losses: Sequence[Floats], costs: Sequence[Integers], chosen: list[int
 
 
 def _hull(loss: Floats, cost: Integers) -> Integers:
-    """The options on the lower convex hull of (cost, loss): costs rising, losses falling, ever more slowly."""
+    """The options on the lower convex hull of (cost, loss), with rising costs."""
     kept: list[int] = []
     for i in front(loss, cost).tolist():
         while len(kept) > 1 and (
@@ -124,12 +125,12 @@ def _hull(loss: Floats, cost: Integers) -> Integers:
 
 
 def smallest(costs: Sequence[Integers]) -> int:
-    """The least that all layers together can cost."""
+    """The smallest total cost of all layers."""
     return sum(int(cost.min()) for cost in costs)
 
 
 def front(error: Floats, cost: Integers) -> Integers:
-    """The options that no other one beats in both: costs strictly rising, errors strictly falling."""
+    """The Pareto front of the options: costs strictly rising, errors strictly falling."""
     order = np.lexsort((error, cost))
     lowest = np.minimum.accumulate(error[order])
     better = np.concatenate([[True], lowest[1:] < lowest[:-1]])
@@ -138,7 +139,7 @@ def front(error: Floats, cost: Integers) -> Integers:
 
 
 class _Steps:
-    """Every layer's steps from one option to the next, those away from the largest errors first."""
+    """The steps of all layers from one option to the next, in the order of falling errors."""
 
     def __init__(self, curves: Sequence[Floats], costs: Sequence[Integers]) -> None:
         self.num_layers = len(costs)
@@ -147,14 +148,14 @@ class _Steps:
         layer = np.repeat(np.arange(len(costs)), sizes)
         before = np.concatenate([np.zeros(0), *(curve[:-1] for curve in curves)])
         increase = np.concatenate([np.zeros(0, np.int64), *(np.diff(cost) for cost in costs)])
-        order = np.argsort(-before, kind="stable")  # stable: equal errors in layer order, a layer's own steps in theirs
+        order = np.argsort(-before, kind="stable")  # stable: ties in layer order
         self.layer, self.increase = layer[order], increase[order]
         self.total = np.cumsum(self.increase) + self.base
 
     def longest_prefix(self, limit: int) -> int:
-        """How many steps the limit pays for.
+        """The number of steps within the limit.
 
-        Raises: ValueError: not even the first options.
+        Raises: ValueError: the first options already exceed the limit.
         """
         if self.base > limit:
             raise ValueError(f"the limit must be at least {self.base}, the cost of the first options. Got {limit}.")
@@ -164,6 +165,6 @@ class _Steps:
         return int(self.total[taken - 1]) if taken else self.base
 
     def positions(self, taken: int) -> list[int]:
-        """The option that every layer has reached."""
+        """The option that every layer has reached after these steps."""
         counts: list[int] = np.bincount(self.layer[:taken], minlength=self.num_layers).tolist()
         return counts

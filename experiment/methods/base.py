@@ -1,4 +1,4 @@
-"""What a compression method is, and how one is applied: analyse once, then plan, build, fill and count."""
+"""The interface of compression methods, and how they are applied: analyse once, then plan, build, fill and count."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ from experiment.methods.reach import EVERYTHING, OutOfReach, out_of_reach
 from experiment.progress import working
 from experiment.registry import MethodEntry, resolve
 
-FAR_BELOW = 0.5  # of the keep ratio that was asked for: what is below is told
+FAR_BELOW = 0.5  # of the requested keep ratio; smaller networks are reported
 Quantity = Literal["parameters", "flops"]
-GIVE_DATA = "Give some: compress(..., data=inputs), a tensor, a pair (inputs, targets) or a loader of such pairs."
+GIVE_DATA = "Pass them: compress(..., data=inputs), a tensor, a pair (inputs, targets) or a loader of such pairs."
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that a compressed network may have: `limit` elements or multiply-adds, of the whole network.
+    """The size limit of a compressed network.
 
-    Masked weights count in neither. `original` is the uncompressed network's count of the same quantity.
+    Attributes:
+        quantity: what is limited, parameters or multiply-adds; masked weights do not count.
+        limit: the largest value for the whole network.
+        original: the value of the uncompressed network.
     """
 
     quantity: Quantity
@@ -45,29 +48,45 @@ class Calibration:
     targets: Tensor | None = None
 
 
+def calibration_inputs(calibration: Calibration | None, state: State, what: str) -> Tensor:
+    """The calibration inputs, in the dtype and on the device of the state's example.
+
+    Args:
+        what: the method, or the setting, that needs them: the subject of the error.
+    Raises: CompressionError: there are none.
+    """
+    if calibration is None or not len(calibration.inputs):
+        raise CompressionError(f"{what} needs calibration data, a few hundred inputs. {GIVE_DATA}")
+    return calibration.inputs.to(state.example)
+
+
 class Method(Protocol):
     """A compression algorithm with its settings.
 
-    `analyse` is the expensive part and runs once per starting state; `plan` turns its result into decisions for one
-    budget and never exceeds it; `fill` writes the weights into the structure that `build(network, plan)` made from the
-    plan alone. `build` and `expand` live in `experiment.layers`, for a plan says everything that they need.
+    `analyse` is the expensive step; it runs once per starting state. `plan` turns its result into decisions for one
+    budget, which it never exceeds. `fill` writes the weights into the structure that `build(network, plan)` makes from
+    the plan alone. `build` and `expand` are the same for all methods; see `experiment.layers`.
     """
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Any:
-        """Spectra, scores, statistics of the state. Returns whatever `plan` and `fill` want to have."""
+        """Compute spectra, scores or statistics of the state.
+
+        Returns: whatever `plan` and `fill` need. They may cache results in it, but must not change what it means.
+        Raises: CompressionError: calibration data are needed and missing, or unsuitable.
+        """
 
     def plan(self, analysis: Any, budget: Budget) -> Plan:
-        """The largest network within the budget that this method's order allows.
+        """The largest network within the budget among those that the method considers.
 
-        Raises: InfeasibleBudget: even the smallest one is larger.
+        Raises: InfeasibleBudget: even the smallest of them exceeds the budget.
         """
 
     def fill(self, built: nn.Module, state: State, analysis: Any, plan: Plan) -> None:
-        """Write the weights into `built`, in place."""
+        """Write the state's weights into `built`, in place."""
 
 
 def make_method(entry: MethodEntry, settings: object) -> Method:
-    """The method behind a registry entry, with its settings (an instance of `entry.settings`)."""
+    """The method of a registry entry, with its settings (an instance of `entry.settings`)."""
     factory = resolve(entry.target)
     if not callable(factory):
         raise ConfigError(f"method '{entry.target}' must be a class or a function. It is {described(factory)}.")
@@ -77,7 +96,7 @@ def make_method(entry: MethodEntry, settings: object) -> Method:
 
 @dataclass(frozen=True)
 class Compressed:
-    """A compressed network with the plan that it follows and what it costs."""
+    """A compressed network with its plan, its size, and what the method could not compress."""
 
     network: nn.Module
     plan: Plan
@@ -86,12 +105,12 @@ class Compressed:
 
 
 class Compressor:
-    """One method on one starting state: the analysis is made once, for all keep ratios.
+    """One method on one starting state, analysed once for all keep ratios.
 
     Args:
-        original: the uncompressed network's count, which keep ratios are relative to (also in a cascade).
-        recalibrated: whether BatchNorm statistics are re-estimated on the calibration inputs in every network made.
-    Raises: CompressionError: no calibration inputs, or no BatchNorm, to re-estimate with.
+        original: the count of the uncompressed network, which keep ratios are relative to (also in a cascade).
+        recalibrated: re-estimate BatchNorm statistics on the calibration inputs in every compressed network.
+    Raises: CompressionError: `recalibrated` without calibration inputs or without a BatchNorm.
     """
 
     def __init__(
@@ -106,7 +125,7 @@ class Compressor:
     ) -> None:
         self.method, self.state, self.original = method, state, original
         self._name = type(method).__name__
-        self.images = _images(calibration, state) if recalibrated else None
+        self.images = calibration_inputs(calibration, state, "recalibrate") if recalibrated else None
         self.dense = None if self.images is None else dense_moments(state.network, self.images)
         with torch.no_grad(), working(f"{self._name}: analysis"):
             self.analysis = method.analyse(state, calibration, generator)
@@ -128,11 +147,11 @@ class Compressor:
 
     @cached_property
     def out_of_reach(self) -> OutOfReach:
-        """What the method leaves alone, because it must."""
+        """What the method cannot compress."""
         return out_of_reach(self.state, self.analysis)
 
     def plan(self, keep: float, quantity: Quantity = "parameters") -> Plan:
-        """What is decided for one keep ratio.
+        """The plan for one keep ratio.
 
         Raises: InfeasibleBudget, CompressionError.
         """
@@ -145,9 +164,9 @@ class Compressor:
             raise error.because(self.out_of_reach.text()) from error
 
     def instantiate(self, plan: Plan, state: State | None = None) -> nn.Module:
-        """The network that a plan describes, filled from this state or, to rewind, from another one.
+        """The network of a plan, filled from this state or, to rewind, from another one.
 
-        Statistics are re-estimated in both: BatchNorms must fit the weights before them, wherever these come from.
+        BatchNorm statistics are re-estimated in both cases, because they depend on the weights.
         """
         state = state or self.state
         with torch.no_grad():
@@ -165,9 +184,9 @@ class Compressor:
 
 
 def keep_ratio(keep: object) -> float:
-    """A keep ratio as a float, from a number of Python's or numpy's, or a tensor of one element.
+    """A keep ratio as a float, from a Python or numpy number or a tensor with one element.
 
-    Raises: CompressionError: it is no number, or not in (0, 1].
+    Raises: CompressionError: it is not a number in (0, 1].
     """
     if isinstance(keep, Tensor) and keep.dim() == 0:
         keep = keep.item()
@@ -178,7 +197,7 @@ def keep_ratio(keep: object) -> float:
 
 
 def shortfall(keep: float, reached: float, quantity: Quantity) -> str | None:
-    """What to say where a network is far smaller than asked for: less than half. None where it is not.
+    """A warning if a network has less than half the requested size, else None.
 
     Args:
         reached: the share of the original's `quantity` that the network has.
@@ -186,15 +205,6 @@ def shortfall(keep: float, reached: float, quantity: Quantity) -> str | None:
     if reached >= FAR_BELOW * keep:
         return None
     return (
-        f"{reached:.2%} of the {quantity} are left, and {keep:.2%} were asked for: the next larger network of this "
-        "method does not fit"
+        f"{reached:.2%} of the {quantity} are left, but {keep:.2%} were requested: the next larger network of this "
+        "method exceeds the budget"
     )
-
-
-def _images(calibration: Calibration | None, state: State) -> Tensor:
-    if calibration is None or not len(calibration.inputs):
-        raise CompressionError(
-            "recalibrate needs calibration data, a few hundred inputs normalised as for training. Got none. "
-            "Pass them: compress(..., data=inputs, recalibrate=True)."
-        )
-    return calibration.inputs.to(state.example)

@@ -1,4 +1,4 @@
-"""Which layers the name patterns of a method's settings mean, and what of their own those layers are given."""
+"""The layers that the name patterns in a method's settings match, and the values set for them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Value = TypeVar("Value")
 def matching(
     patterns: Sequence[str], layers: Collection[str], label: str, what: str = "layer", setting: str = "ignore"
 ) -> set[str]:
-    """The layers that a pattern names.
+    """The layers that match a pattern.
 
-    Raises: ConfigError: a pattern names none.
+    Raises: ConfigError: a pattern matches none.
     """
     if faults := _idle(patterns, layers, label, what, setting):
         raise ConfigError(faults)
@@ -26,19 +26,21 @@ def matching(
 def own_values(
     patterns: Mapping[str, Value], layers: Collection[str], ignored: Collection[str], label: str
 ) -> dict[str, Value]:
-    """Layer name -> the value of its own, for the layers that a pattern of the setting `layers` names.
+    """Layer name -> value, for the layers that match a pattern of the setting `layers`.
 
     Args:
-        layers: those that the method is about, the ignored ones too; ignored: those that it leaves alone.
-    Raises: ConfigError: a pattern names no layer, one that is ignored, or one that another pattern names too, for the
-        order of patterns says nothing.
+        layers: the layers that the method applies to, including the ignored ones.
+        ignored: the layers that match the setting `ignore`.
+    Raises: ConfigError: a pattern matches no layer, an ignored one, or one that another pattern matches too.
     """
     found: dict[str, Value] = {}
     faults = _idle(patterns, layers, label, "layer", "layers")
     for pattern, value in patterns.items():
         where, names = f"{label}.layers.{pattern}", fnmatch.filter(layers, pattern)
-        faults += [f"{where}: names '{n}', which `ignore` leaves alone. Remove one." for n in names if n in ignored]
-        faults += [f"{where}: names '{n}', which another pattern names too. Remove one." for n in names if n in found]
+        faults += [f"{where}: matches '{n}', which `ignore` matches too. Remove one." for n in names if n in ignored]
+        faults += [
+            f"{where}: matches '{n}', which another pattern matches too. Remove one." for n in names if n in found
+        ]
         found |= dict.fromkeys(names, value)
     if faults:
         raise ConfigError(faults)

@@ -1,4 +1,4 @@
-"""Quantization as a method: every element stays, in fewer bits."""
+"""Quantization as a method: all weights stay, in fewer bits."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ from experiment.methods.layer_patterns import matching, own_values
 from experiment.methods.settings import QuantizeSettings
 from experiment.methods.starting_state import start_of
 
-WHOLE = "float32"  # what the layers left alone are called in tables
+WHOLE = "float32"  # the dtype of layers that are not quantized, in tables
 
 
 @dataclass(frozen=True)
 class Quantize:
-    """Weights rounded to float16, bfloat16 or int8 at every use; what trains is the float32 master behind.
+    """Weights rounded to float16, bfloat16 or int8 whenever they are used; training updates float32 master weights.
 
-    What the state has already lost stays lost.
+    Nothing is removed, so the keep ratio has no effect. Masks and removed channels of the state stay as they are.
 
-    Source: Joseph et al. 2019, Condensa, https://arxiv.org/abs/1911.02497 (float16 of a layer's weight and bias);
-    Jacob et al. 2018, https://arxiv.org/abs/1712.05877 (int8). Differs: int8 is symmetric, a scale an output channel,
-    and activations stay float32: `experiment.quantize_int8` quantizes those of a finished network.
+    Source: Joseph et al. 2020, Condensa, https://arxiv.org/abs/1911.02497 (float16 of a layer's weight and bias);
+    Jacob et al. 2018, https://arxiv.org/abs/1712.05877 (int8).
+    Differs: int8 is symmetric with one scale per output channel, and activations stay in float32;
+    `experiment.quantize_int8` quantizes the activations of a finished network.
     """
 
     settings: QuantizeSettings
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Plan:
-        """The one plan that there is.
+        """The plan, which does not depend on the budget.
 
-        Raises: CompressionError: a weight is NaN or infinite. ConfigError: a pattern names no layer, or two the same.
+        Raises: CompressionError: a weight is NaN or infinite. ConfigError: a pattern matches no layer, or two patterns
+            the same layer.
         """
         start_of(state)  # which refuses weights that are not finite
         support = Plan(masks=dict(state.masks), kept=dict(state.kept), skipped=state.skipped)
@@ -43,19 +45,17 @@ class Quantize:
         return self.finish(replace(support, parameters=parameters), state.network)
 
     def plan(self, analysis: Plan, budget: Budget) -> Plan:
-        """The same plan for every budget."""
         return analysis
 
     def fill(self, built: nn.Module, state: State, analysis: Plan, plan: Plan) -> None:
-        """Write the state's weights into `built`, in place: they become the masters."""
         write_whole(built, state.network, plan)
 
     def finish(self, plan: Plan, network: nn.Module) -> Plan:
-        """A plan of any other method with what this one adds to it.
+        """Another method's plan, extended by the dtypes of the layers.
 
         Args:
-            network: the original one, or any with its layers.
-        Raises: ConfigError: a pattern names no layer, or two the same.
+            network: the original network, or any with its layers.
+        Raises: ConfigError: a pattern matches no layer, or two patterns the same layer.
         """
         layers = [
             name
@@ -63,8 +63,8 @@ class Quantize:
             if isinstance(module, nn.Conv2d | nn.Linear) and not inside(name, plan.skipped)
         ]
         dtypes = self._dtypes(layers)
-        told = {name: {**plan.details.get(name, {}), "dtype": dtypes.get(name, WHOLE)} for name in layers}
-        return replace(plan, quantized=dtypes, details={**plan.details, **told})
+        details = {name: {**plan.details.get(name, {}), "dtype": dtypes.get(name, WHOLE)} for name in layers}
+        return replace(plan, quantized=dtypes, details={**plan.details, **details})
 
     def _dtypes(self, layers: list[str]) -> dict[str, str]:
         ignored = matching(self.settings.ignore, layers, "Quantize")

@@ -1,10 +1,9 @@
-"""What a method can touch of a network, read from its analysis, and what is said of the rest."""
+"""Which parameters a method can compress, derived from its analysis, and what is reported about the others."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
 
 from experiment.layers.channels.groups import ChannelGroup
 from experiment.layers.plan import Plan, State
@@ -15,7 +14,7 @@ MOST_NAMES = 8
 
 @dataclass(frozen=True)
 class Reach:
-    """Parameters that a method may take away or round, and for other modules why it may not."""
+    """The parameters that a method may remove or round, and why it may not touch other modules."""
 
     parameters: frozenset[str]
     reasons: Mapping[str, str] = field(default_factory=dict)
@@ -23,12 +22,12 @@ class Reach:
 
 @dataclass(frozen=True)
 class OutOfReach:
-    """What a method leaves alone, because it must.
+    """What a method cannot compress.
 
     Attributes:
-        modules: with their sizes and reasons.
+        modules: the modules with their sizes and reasons.
         total: parameters of the whole network.
-        nothing: whether that is everything which could be compressed.
+        nothing: whether there is nothing else in the network, so that the method has no effect.
     """
 
     modules: tuple[Unreached, ...] = ()
@@ -40,7 +39,7 @@ class OutOfReach:
         return sum(module.parameters for module in self.modules)
 
     def text(self, what: str = "cannot be compressed") -> str:
-        """One sentence, the largest first; empty where everything can be reached."""
+        """One sentence, the largest modules first; empty if everything can be compressed."""
         if not self.modules:
             return "there is nothing to compress." if self.nothing else ""
         by_size = sorted(self.modules, key=lambda module: -module.parameters)
@@ -53,13 +52,13 @@ class OutOfReach:
         return f"there is nothing to compress: {share}" if self.nothing else share
 
     def told(self, kind: str) -> str:
-        """The sentence for a method of this kind (`MethodEntry.kind`); empty for controls, which compress nothing."""
+        """The sentence for a method of this kind (`MethodEntry.kind`); empty for `none`, which compresses nothing."""
         if kind == "none":
             return ""
         return self.text("stay in float32" if kind == "quantization" else "cannot be compressed")
 
     def rest(self, keeps: Sequence[float | None]) -> str:
-        """What keep ratios of all parameters are of those that can be reached."""
+        """For keep ratios of all parameters, the shares of the compressible ones that are left."""
         others = self.total - self.parameters
         shares = [
             (k, (k * self.total - self.parameters) / others) for k in keeps if isinstance(k, int | float) and others
@@ -68,11 +67,11 @@ class OutOfReach:
         return f" Of the rest, {said}." if said and self.modules else ""
 
 
-EVERYTHING = OutOfReach()  # is within reach
+EVERYTHING = OutOfReach()  # can be compressed
 
 
 def out_of_reach(state: State, analysis: object) -> OutOfReach:
-    """What the method that made an analysis leaves alone; nothing for analyses of unknown kinds."""
+    """What the method that made an analysis cannot compress; nothing for analyses of unknown types."""
     reach = reach_of(analysis)
     if reach is None:
         return EVERYTHING
@@ -82,22 +81,25 @@ def out_of_reach(state: State, analysis: object) -> OutOfReach:
 
 
 def reach_of(analysis: object) -> Reach | None:
-    """The reach of the method that made an analysis, by what the analysis holds; None if it holds nothing known."""
+    """The reach of the method that made an analysis, by the attributes of the analysis; None if it has none of these.
+
+    `start` holds layers, `base` and `ranked` another analysis, `filters` channel groups, `order` and `scores` blocks,
+    `analyses()` those of schemes.
+    """
+    if isinstance(analysis, Plan):
+        return Reach(frozenset(_weight(name) for name in analysis.details)) if analysis.details else None
+    held = vars(analysis) if hasattr(analysis, "__dict__") else {}
     found: Reach | None = None
-    if isinstance(analysis, _OfLayers):
-        found = Reach(frozenset(_weight(name) for name in analysis.start.layers))
-    elif isinstance(analysis, _OfRanks):
-        found = reach_of(analysis.base)
-    elif isinstance(analysis, _OfRankedChannels):
-        found = reach_of(analysis.ranked)
-    elif isinstance(analysis, _OfChannels):
-        found = _of_channels(analysis.filters.groups)
-    elif isinstance(analysis, _OfBlocks):
-        found = Reach(frozenset(name for name, _ in analysis.state.network.named_parameters()))
-    elif isinstance(analysis, _OfSchemes):
-        found = _of_schemes(analysis)
-    elif isinstance(analysis, Plan) and analysis.details:
-        found = Reach(frozenset(_weight(name) for name in analysis.details))
+    if "start" in held:
+        found = Reach(frozenset(_weight(name) for name in held["start"].layers))
+    elif "base" in held or "ranked" in held:
+        found = reach_of(held["base"] if "base" in held else held["ranked"])
+    elif "filters" in held:
+        found = _of_channels(held["filters"].groups)
+    elif {"order", "scores", "state"} <= held.keys():
+        found = Reach(frozenset(name for name, _ in held["state"].network.named_parameters()))
+    elif hasattr(analysis, "analyses"):
+        found = _of_schemes(analysis.analyses())
     return found
 
 
@@ -107,9 +109,7 @@ def _of_channels(groups: Sequence[ChannelGroup]) -> Reach:
     return Reach(frozenset(free), reasons)
 
 
-def _of_schemes(chain: Any) -> Reach | None:
-    analyses = [applied.analysis for applied in (*chain.done, *(a for latest in chain.latest for a in latest))]
-    analyses += [chain.waiting[1]] if chain.waiting is not None else []
+def _of_schemes(analyses: Sequence[object]) -> Reach | None:
     known = [reach for analysis in analyses if (reach := reach_of(analysis)) is not None]
     if not known:
         return None
@@ -119,38 +119,3 @@ def _of_schemes(chain: Any) -> Reach | None:
 
 def _weight(layer: str) -> str:
     return f"{layer}.weight" if layer else "weight"
-
-
-@runtime_checkable
-class _OfLayers(Protocol):
-    start: Any
-
-
-@runtime_checkable
-class _OfRanks(Protocol):
-    base: Any
-
-
-@runtime_checkable
-class _OfRankedChannels(Protocol):
-    ranked: Any
-    rings: Any
-
-
-@runtime_checkable
-class _OfChannels(Protocol):
-    filters: Any
-
-
-@runtime_checkable
-class _OfBlocks(Protocol):
-    order: Collection[str]
-    scores: Mapping[str, float]
-    state: State
-
-
-@runtime_checkable
-class _OfSchemes(Protocol):
-    done: Any
-    waiting: Any
-    latest: Any

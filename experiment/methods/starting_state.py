@@ -1,4 +1,4 @@
-"""A starting state as methods look at it: the layers that may be compressed, what is left of them, what all costs."""
+"""The starting state of a method: the layers that may be compressed, their remaining weights, and all costs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from experiment.methods.base import Budget, Quantity
 
 @dataclass(frozen=True)
 class Start:
-    """What a state still has.
+    """What is left in a state.
 
     Attributes:
-        state: the state itself, of the original shapes.
-        network: the state's network with the channels that are gone cut out; the same object where none are.
+        state: the state itself, in the original shapes.
+        network: the state's network without the removed channels; the same object if there are none.
         masks: the state's masks, in the shapes of `network`.
         layers: the layers of `network` that the method may compress.
-        count: what the state costs, masks and cut channels taken into account.
+        count: the size of the state, with masks and without removed channels.
     """
 
     state: State
@@ -44,11 +44,11 @@ class Start:
         return layer.parameters if quantity == "parameters" else layer.flops_unmasked
 
     def allows(self, budget: Budget) -> bool:
-        """Whether the state fits the budget as it is, so that nothing needs to change."""
+        """Whether the state meets the budget without any change."""
         return self.cost(budget.quantity) <= budget.limit
 
     def unchanged(self, details: Mapping[str, Mapping[str, Detail]] | None = None) -> Plan:
-        """The plan that takes nothing away: masks and channels stay as the state has them."""
+        """The plan that keeps the masks and channels of the state."""
         return Plan(
             masks=dict(self.state.masks),
             kept=dict(self.state.kept),
@@ -61,9 +61,9 @@ def start_of(state: State, *, masked: bool = False) -> Start:
     """Trace and count a state.
 
     Args:
-        masked: for methods that judge single weights: the layers are all whose weights can be masked, grouped and
-            transposed convolutions and those of one and three dimensions, too.
-    Raises: CompressionError: a layer's weight is NaN or infinite, or computed from something else.
+        masked: for methods that mask weights: include all layers whose weights can be masked, such as grouped,
+            transposed, 1-d and 3-d convolutions.
+    Raises: CompressionError: a layer's weight is NaN or infinite, or not a parameter.
     """
     network = sliced_copy(state.network, state.kept)
     layers = (maskable_layers if masked else compressible_layers)(network, state.example)
@@ -79,19 +79,19 @@ def start_of(state: State, *, masked: bool = False) -> Start:
 
 
 def parameter_name(layer: str, parameter: str = "weight") -> str:
-    """The dotted name of a layer's parameter; the layer may be the network itself, named ''."""
+    """The dotted name of a layer's parameter; the name of the network itself as a layer is ''."""
     return f"{layer}.{parameter}" if layer else parameter
 
 
 def live_weight(network: nn.Module, masks: Mapping[str, Tensor], layer: str) -> Tensor:
-    """A layer's weight, masked places at zero."""
+    """A layer's weight with masked elements at zero."""
     weight = network.get_submodule(layer).get_parameter("weight").detach()
     mask = masks.get(parameter_name(layer))
     return weight if mask is None else weight * mask.to(weight.device)
 
 
 def factored_layers(state: State, plan: Plan) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """Every layer that becomes factors, with the channels that are gone cut out: name, module and live weight."""
+    """Name, module and live weight of every layer that becomes factors, without the removed channels."""
     network = sliced_copy(state.network, plan.kept)
     masks = {name: slice_mask(mask, plan.kept, name) for name, mask in state.masks.items()}
     for name in plan.factors:
@@ -102,12 +102,12 @@ def _check_weight(name: str, layer: nn.Module) -> None:
     weight = dict(layer.named_parameters(recurse=False)).get("weight")
     if weight is None:
         raise CompressionError(
-            f"layer '{name}': expected a weight of its own, found one that a hook computes. Remove the hook, and make "
-            f"the weight a parameter: layer.weight = torch.nn.Parameter(layer.weight.detach())."
+            f"layer '{name}': expected the weight to be a parameter. Got one that a hook computes. Remove the hook and "
+            f"make it a parameter: layer.weight = torch.nn.Parameter(layer.weight.detach())."
         )
     bad = int((~torch.isfinite(weight)).sum())
     if bad:
         raise CompressionError(
-            f"layer '{name}': weights must be finite. {bad:,} of {weight.numel():,} are NaN or infinite: the network "
-            f"diverged in training, or its file is damaged. Train or load it again."
+            f"layer '{name}': weights must be finite. Got {bad:,} of {weight.numel():,} that are NaN or infinite: the "
+            f"network diverged in training, or its file is damaged. Train or load it again."
         )

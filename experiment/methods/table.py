@@ -1,4 +1,4 @@
-"""What a method did to every layer, as rows of a table."""
+"""The effect of a method on every layer, as rows of a table."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from experiment.layers.unreachable import Unreached
 from experiment.measure import Count
 from experiment.methods.base import Compressed
 
-UNREACHABLE = "unreachable"  # the kind of what the method leaves alone, because it must
+UNREACHABLE = "unreachable"  # the kind of modules that the method cannot compress
 
 
 def layer_rows(original: Count, compressed: Compressed) -> list[dict[str, Detail]]:
-    """One row a layer of the original network, in its order, with the same keys in every row.
+    """One row per layer of the original network, in its order, with the same keys in every row.
 
-    A decomposed layer counts with its factors, a layer that is gone with zeros. What the method leaves alone because it
-    must is of kind `unreachable`. Where the network multiplies outside its layers too (attention's products, recurrent
-    layers), a row `(other)` has that, and all parameters that are in no other row.
+    A decomposed layer counts with its factors, a removed layer with zeros. Modules that the method cannot compress are
+    of kind `unreachable`. If the network also multiplies outside its layers (attention products, recurrent layers), a
+    row `(other)` has these multiply-adds, and all parameters that are in no other row.
     """
     details = compressed.plan.details
     extra = list(dict.fromkeys(key for detail in details.values() for key in detail))
@@ -53,7 +53,7 @@ def layer_rows(original: Count, compressed: Compressed) -> list[dict[str, Detail
 def _with_unreachable(
     rows: list[dict[str, Detail]], modules: Sequence[Unreached], extra: Sequence[str]
 ) -> list[dict[str, Detail]]:
-    """The rows, those of layers out of reach named so; what is out of reach and no layer gets a row at the end."""
+    """The rows with unreachable layers marked, and further rows for unreachable modules that are not layers."""
     names, there = {module.name for module in modules}, {row["layer"] for row in rows}
     marked = [row | {"kind": UNREACHABLE} if row["layer"] in names else row for row in rows]
     others: list[dict[str, Detail]] = [

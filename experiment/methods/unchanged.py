@@ -1,4 +1,4 @@
-"""Networks that are not compressed: the reference, and the one that is retrained like the compressed ones."""
+"""Networks that are not compressed: the reference network, and the control that is retrained like the others."""
 
 from __future__ import annotations
 
@@ -16,23 +16,20 @@ from experiment.methods.settings import FakeSettings, ReferenceSettings
 
 @dataclass(frozen=True)
 class Unchanged:
-    """The network as it is, whatever the budget: it is the measure of the others, and exceeds budgets on purpose.
+    """The network as it is, whatever the budget: the baseline for the compressed networks.
 
-    Retrained (`Fake`), it is the control for what more epochs alone would gain.
+    As `Fake` it is retrained like the compressed networks, as a control for the effect of more epochs.
     """
 
     settings: ReferenceSettings | FakeSettings
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Plan:
-        """The one plan that there is: all that the state still has stays."""
         support = Plan(masks=dict(state.masks), kept=dict(state.kept))
         parameters = count(build(state.network, support), state.example).parameters
         return Plan(masks=support.masks, kept=support.kept, parameters=parameters)
 
     def plan(self, analysis: Plan, budget: Budget) -> Plan:
-        """The same plan for every budget."""
         return analysis
 
     def fill(self, built: nn.Module, state: State, analysis: Plan, plan: Plan) -> None:
-        """Write the state's weights into `built`, in place."""
         write_whole(built, state.network, plan)

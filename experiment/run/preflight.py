@@ -18,10 +18,8 @@ from experiment.layers.plan import State
 from experiment.measure import count, example_input
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
-from experiment.methods.configure import is_fixed_size, make_settings, stages_of
+from experiment.methods.configure import configure
 from experiment.methods.filters.settings import StructurePruneSettings
-from experiment.methods.find import find_method
-from experiment.methods.settings import ComposeSettings
 from experiment.random_streams import seeded
 from experiment.run.cell.data import Data, transforms_of
 from experiment.run.cell.reference import new_network, penalty_spec, train_settings
@@ -179,20 +177,20 @@ def _check_patterns(file: ParameterFile, p: Parameters, network: nn.Module) -> I
 def _check_own_sizes(file: ParameterFile, p: Parameters, network: nn.Module, example: Tensor) -> Iterator[str]:
     """Whether methods with a size of their own, which need no data to choose, can be applied to such a network."""
     for i, ref in enumerate(p.experiments.methods):
-        entry = find_method(ref.name)
-        if isinstance(entry, str) or entry not in METHODS.values():
+        spec = configure(ref.name, ref.settings)
+        if spec.entry not in METHODS.values():
             continue
-        settings = make_settings(entry, ref.settings)
-        if isinstance(settings, ComposeSettings):  # what comes after the first scheme starts from what that one leaves
-            first = stages_of(settings)[0]
-            entry, settings = first.entry, first.settings
-        if not is_fixed_size(settings):
+        spec = spec.schemes[0] if spec.schemes else spec  # the other schemes start from what the first one leaves
+        settings = spec.settings
+        if not spec.fixed_size:
             continue
         if isinstance(settings, StructurePruneSettings):
             settings = replace(settings, fold="none", refit=False)
         try:
             state = State(network.eval(), example)
-            Compressor(make_method(entry, settings), state, count(network, example), None, torch.Generator()).plan(1.0)
+            Compressor(make_method(spec.entry, settings), state, count(network, example), None, torch.Generator()).plan(
+                1.0
+            )
         except ExperimentError as error:
             yield f"{file.where('experiments', 'methods', i)}: experiments.methods[{i}]: {error}"
 

@@ -27,7 +27,7 @@ from experiment.layers.plan import State
 from experiment.measure import count, example_input
 from experiment.methods import METHODS
 from experiment.methods.base import Budget, Calibration, Compressor, make_method
-from experiment.methods.configure import make_settings
+from experiment.methods.configure import configure
 from experiment.networks.make_network import make_network
 from experiment.random_streams import generator, seeded
 
@@ -82,7 +82,7 @@ def measure(network: str, label: str, keeps: int, threads: int) -> Row:
         state = State(make_network(network, {}, shape, classes).eval(), example_input(shape))
     inputs = torch.randn(num_inputs, *shape, generator=generator("inputs"))
     targets = torch.randint(0, classes, (num_inputs,), generator=generator("targets"))
-    method = make_method(METHODS[label], make_settings(METHODS[label], {}))
+    method = make_method(METHODS[label], configure(METHODS[label], {}).settings)
     original = count(state.network, state.example)
     row: Row = {"network": network, "method": label, "threads": threads, "keeps": keeps}
     seconds = dict.fromkeys(PHASES, 0.0)

@@ -27,7 +27,7 @@ from experiment.layers.plan import Factors, State
 from experiment.measure import count, example_input
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
-from experiment.methods.configure import make_settings
+from experiment.methods.configure import configure
 from experiment.networks.make_network import make_network
 from experiment.random_streams import generator, seeded
 
@@ -77,7 +77,7 @@ def networks(a: argparse.Namespace) -> Iterator[Row]:
         dense[batch, threads] = float(times["ms"])
         yield {**plain, "batch": batch, "threads": threads, **times, "x_latency": 1.0}
     for label, round_to in product(a.methods, a.round_to):
-        method = make_method(METHODS[label], make_settings(METHODS[label], {"round_to": round_to}))
+        method = make_method(METHODS[label], configure(METHODS[label], {"round_to": round_to}).settings)
         made = Compressor(method, state, original, None, generator("benchmark"))
         for keep, quantity in product(a.keeps, a.quantities):
             about = {"method": label, "keep": keep, "budget": quantity, "round_to": round_to}

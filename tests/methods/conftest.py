@@ -81,7 +81,7 @@ def state(request: pytest.FixtureRequest) -> State:
     return make_state(request.param)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def state_of() -> Callable[[str], State]:
     """The same by name."""
     return make_state

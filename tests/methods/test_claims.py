@@ -17,7 +17,7 @@ from experiment.layers.plan import Factors, State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Compressed, Compressor, make_method
-from experiment.methods.configure import make_settings
+from experiment.methods.configure import configure
 from experiment.methods.lowrank.layer_options import divisors, nearest_divisor
 from experiment.methods.table import layer_rows
 from experiment.random_streams import generator, seeded
@@ -27,7 +27,7 @@ KEEPS = (0.8, 0.6, 0.45)
 
 def compressor(label: str, state: State, **settings: object) -> Compressor:
     entry = METHODS[label]
-    method = make_method(entry, make_settings(entry, settings))
+    method = make_method(entry, configure(entry, settings).settings)
     return Compressor(method, state, count(state.network, state.example), None, generator("test_claims"))
 
 

@@ -20,7 +20,7 @@ from experiment.layers.plan import Plan, State
 from experiment.measure import count, count_bytes
 from experiment.methods import METHODS
 from experiment.methods.base import Compressed, Compressor, make_method
-from experiment.methods.configure import is_fixed_size, make_settings, setting_faults
+from experiment.methods.configure import configure, spec_or_faults
 from experiment.networks.make_network import make_network
 from experiment.random_streams import generator, seeded
 
@@ -76,7 +76,7 @@ def listed(schemes: Schemes) -> list[dict[str, Any]]:
 
 def compressor(state: State, schemes: Schemes, seed: int = 0) -> Compressor:
     entry = METHODS["Compose"]
-    method = make_method(entry, make_settings(entry, {"schemes": listed(schemes)}))
+    method = make_method(entry, configure(entry, {"schemes": listed(schemes)}).settings)
     return Compressor(method, state, count(state.network, state.example), None, generator("test_compose", seed))
 
 
@@ -88,7 +88,7 @@ def by_hand(state: State, schemes: Schemes) -> nn.Module:
     """Every scheme on what the one before has left, by the public steps alone."""
     here, original = state, count(state.network, state.example)
     for name, settings in schemes:
-        method = make_method(METHODS[name], make_settings(METHODS[name], settings))
+        method = make_method(METHODS[name], configure(METHODS[name], settings).settings)
         made = Compressor(method, here, original, None, generator("x")).compress(1.0)
         here = expand(made.network, state.network, made.plan, state.example)
     return made.network
@@ -210,8 +210,8 @@ FIXED = {"density": 0.5}
         ([("WT", {}), ("Prune", {"density": 2.0})], ("schemes", 1, "settings", "density"), "must be"),
         ([("nowhere:ENTRY", {})], ("schemes", 0, "name"), "cannot import 'nowhere'"),
         ([("Compose", {"schemes": listed([("WT", {})])})], ("schemes", 0, "name"), "a Compose within a Compose"),
-        ([("Fake", {}), ("WT", {})], ("schemes", 0, "name"), "has no effect: Fake leaves the network as it is"),
-        ([("WT", {}), ("FT", {})], ("schemes", 1), "FT takes the keep ratio, and so does WT"),
+        ([("Fake", {}), ("WT", {})], ("schemes", 0, "name"), "has no effect: Fake does not change the network"),
+        ([("WT", {}), ("FT", {})], ("schemes", 1), "both WT and FT take their size"),
         ([("SVD", {}), ("Prune", FIXED)], ("schemes", 0), "SVD cannot be followed by Prune"),
         ([("SVD", {}), ("FilterPrune", FIXED)], ("schemes", 0), "SVD cannot be followed by FilterPrune"),
         ([("Prune", FIXED), ("SVD", {})], ("schemes", 1), "SVD cannot follow Prune: the factors are dense"),
@@ -223,35 +223,35 @@ FIXED = {"density": 0.5}
 def test_what_cannot_be_chained_is_said_before_anything_is_computed(
     schemes: Schemes, path: tuple[str | int, ...], text: str
 ) -> None:
-    ((found, told),) = setting_faults(METHODS["Compose"], {"schemes": listed(schemes)})
+    ((found, told),) = spec_or_faults(METHODS["Compose"], {"schemes": listed(schemes)})
     assert found == path
     assert text in told
 
 
 def test_unknown_keys_of_a_scheme_are_refused() -> None:
-    (fault,) = setting_faults(METHODS["Compose"], {"schemes": [{"name": "WT", "setings": {}}]})
+    (fault,) = spec_or_faults(METHODS["Compose"], {"schemes": [{"name": "WT", "setings": {}}]})
     text = "unknown key. Did you mean 'settings'? Known here: name, settings."
     assert fault == (("schemes", 0, "setings"), text)
-    (fault,) = setting_faults(METHODS["Prune"], {"layers": {"fc*": {"density": 0.1, "align": 2}}})
+    (fault,) = spec_or_faults(METHODS["Prune"], {"layers": {"fc*": {"density": 0.1, "align": 2}}})
     assert fault == (("layers", "fc*", "align"), "unknown key. Known here: density.")
 
 
 def test_what_is_missing_and_what_is_no_mapping_is_said_in_plain_words() -> None:
-    assert setting_faults(METHODS["Compose"], {}) == [(("schemes",), "is required and missing.")]
-    (fault,) = setting_faults(METHODS["Prune"], {"layers": {"fc*": 0.2}})
+    assert spec_or_faults(METHODS["Compose"], {}) == [(("schemes",), "is required and missing.")]
+    (fault,) = spec_or_faults(METHODS["Prune"], {"layers": {"fc*": 0.2}})
     assert fault == (("layers", "fc*"), "must be a mapping (key: value). Got 0.2.")
 
 
 def test_a_scheme_may_be_a_bare_name() -> None:
     entry = METHODS["Compose"]
     bare, whole = ({"schemes": ["WT", "Quantize"]}, {"schemes": [{"name": "WT"}, {"name": "Quantize"}]})
-    assert make_settings(entry, bare) == make_settings(entry, whole)
+    assert configure(entry, bare).settings == configure(entry, whole).settings
 
 
 def test_no_scheme_with_the_keep_ratio_means_a_size_of_its_own(bits: str) -> None:
     entry = METHODS["Compose"]
     sizes = [
-        is_fixed_size(make_settings(entry, {"schemes": listed(schemes)}))
+        configure(entry, {"schemes": listed(schemes)}).fixed_size
         for schemes in ([("Prune", FIXED), (bits, {})], [("Prune", {}), (bits, {})])
     ]
     assert sizes == [True, False]

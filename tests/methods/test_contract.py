@@ -1,8 +1,9 @@
-"""What every method promises, over all methods, several keep ratios and small networks."""
+"""What every method promises, over all methods or one per implementation, several keep ratios and small networks."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
@@ -22,39 +23,71 @@ from experiment.layers.plan import Plan, State
 from experiment.measure import Count, count
 from experiment.methods import METHODS
 from experiment.methods.base import Budget, Calibration, Compressed, Compressor, Quantity, make_method
-from experiment.methods.configure import make_settings
+from experiment.methods.configure import configure
 from experiment.random_streams import generator, seeded
 
-SETTINGS = {  # of methods that need some
+SETTINGS = {  # required ones
     "BlockPrune": {"block_size": (2, 2)},
     "Compose": {"schemes": [{"name": "Prune", "settings": {"density": 1.0}}, {"name": "FT"}]},
 }
-# one label a target: presets differ in settings alone, which ALDS+ shows best
-ALL = [*{METHODS[label].target: label for label in reversed(METHODS)}.values(), "ALDS+"]
-LINEAR_ONLY = ("BlockPrune", "NeuronPrune")
+NETWORKS = ("cnn", "residual", "sequences", "mixed")
+# one label per target, because presets differ in settings only; ALDS+ has all foldings; Blocks needs other networks
+ALL = [*{METHODS[label].target: label for label in reversed(METHODS) if label != "Blocks"}.values(), "ALDS+"]
 FIXED = [label for label in ALL if getattr(METHODS[label].settings, "fixed_size", False) is True]
-COMPRESSING = [label for label in ALL if METHODS[label].kind != "none" and label not in FIXED]
+# one label per class that builds and fills networks; two where its code has two branches
+IMPLEMENTATIONS = (
+    "Reference", "SVD", "ALDS+", "ALDS-K", "KLDS", "RSVD", "PCA", "Messi3", "WT", "Uniform", "SiPPRand", "SiPPHybrid",
+    "TorchPrune", "Prune", "BlockPrune", "FT", "ThiNet", "StructurePrune", "PFP (rand)", "PFP (partial)", "Compose",
+    "Quantize",
+)  # fmt: skip
 QUANTITIES: tuple[Quantity, ...] = ("parameters", "flops")
 KEEPS = (0.9, 0.6, 0.35)
 SAMPLED_FILTERS = ("Uniform", "l1", "l2", "(l1+l2)/2")  # masking methods that leave every filter a weight
+
+StateOf = Callable[[str], State]
+MadeOf = Callable[[str, str], Compressor]
+CompressedOf = Callable[[str, str, float, Quantity], Compressed]
+
+
+def applies(label: str, network: str) -> bool:
+    """Whether the network has enough of what a method removes."""
+    convolutions = network != "sequences"
+    return {"BlockPrune": not convolutions, "NeuronPrune": not convolutions}.get(
+        label, convolutions or label not in ("FilterPrune", "Slimming")
+    )
+
+
+def over(labels: tuple[str, ...] | list[str], networks: tuple[str, ...] = NETWORKS) -> pytest.MarkDecorator:
+    pairs = [(label, network) for label in labels for network in networks if applies(label, network)]
+    return pytest.mark.parametrize(("label", "network"), pairs)
+
+
+every_label = over(ALL)
+every_implementation = over(IMPLEMENTATIONS)
+compressing = over([label for label in ALL if METHODS[label].kind != "none" and label not in FIXED])
 
 
 def compressor(
     label: str, state: State, original: Count | None = None, *, recalibrated: bool = False, **settings: object
 ) -> Compressor:
-    entry = METHODS[label]
-    if label == "Slimming" and not any(isinstance(module, nn.BatchNorm2d) for module in state.network.modules()):
-        pytest.skip("it ranks by BatchNorm scales, and this network has none")
-    if label == "Blocks":
-        pytest.skip("these networks have no residual block with the identity as its shortcut; see test_blocks.py")
-    convolutions = any(isinstance(module, nn.Conv2d) for module in state.network.modules())
-    if (label in LINEAR_ONLY and convolutions) or (label == "FilterPrune" and not convolutions):
-        pytest.skip("what it removes is too little of this network, or nothing")
     inputs = torch.randn(8, *state.example.shape[1:], generator=generator("test_contract"))
     calibration = Calibration(inputs, torch.zeros(8, dtype=torch.int64))
     original = original or count(state.network, state.example)
-    method = make_method(entry, make_settings(entry, {**SETTINGS.get(label, {}), **settings}))
+    spec = configure(label, {**SETTINGS.get(label, {}), **settings})
+    method = make_method(spec.entry, spec.settings)
     return Compressor(method, state, original, calibration, generator("test_contract", 1), recalibrated=recalibrated)
+
+
+@pytest.fixture(scope="module")
+def made_of(state_of: StateOf) -> MadeOf:
+    """The compressor of a label and network, analysed once for all tests."""
+    return functools.cache(lambda label, network: compressor(label, state_of(network)))
+
+
+@pytest.fixture(scope="module")
+def compressed_of(made_of: MadeOf) -> CompressedOf:
+    """The same compressor's network at a keep ratio; tests must not change it."""
+    return functools.cache(lambda label, network, keep, quantity: shrink(made_of(label, network), keep, quantity))
 
 
 def shrink(made: Compressor, keep: float, quantity: Quantity = "parameters") -> Compressed:
@@ -78,62 +111,40 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(tensor, b[name]) for name, tensor in a.items())
 
 
-@pytest.fixture(params=["cnn", "residual", "sequences", "mixed"])
-def state(request: pytest.FixtureRequest, state_of: Callable[[str], State]) -> State:
-    return state_of(request.param)
-
-
-@pytest.fixture(params=ALL)
-def any_label(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(params=COMPRESSING)
-def label(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-def test_input_network_is_unchanged(any_label: str, state: State) -> None:
-    before, state_modes = tensors(state.network), [m.training for m in state.network.modules()]
-    compressed = compressor(any_label, state).compress(0.5)
+@every_label
+def test_seed_alone_decides_and_the_input_network_is_unchanged(
+    label: str, network: str, state_of: StateOf, made_of: MadeOf, compressed_of: CompressedOf
+) -> None:
+    """A network in training mode, compressed to one keep ratio, gives what one in eval mode gives after two others."""
+    fresh = state_of(network)
+    training = State(copy.deepcopy(fresh.network).train(), fresh.example)
+    alone = shrink(compressor(label, training), KEEPS[-1])
+    *_, last = (compressed_of(label, network, keep, "parameters") for keep in KEEPS)
+    assert alone.plan.to_data() == last.plan.to_data()
+    assert same(tensors(alone.network), tensors(last.network))
+    assert not any(m.training for m in alone.network.modules())
     with torch.no_grad():
-        for parameter in compressed.network.parameters():
+        for parameter in alone.network.parameters():
             parameter.add_(1)
-    assert same(before, tensors(state.network))
-    assert state_modes == [m.training for m in state.network.modules()]
-    assert not named_masks(state.network)
-
-
-def test_network_in_training_mode_is_taken_as_well(any_label: str, state: State) -> None:
-    training = State(copy.deepcopy(state.network).train(), state.example)
-    before = tensors(training.network)
-    compressed = compressor(any_label, training).compress(0.5)
-    assert same(before, tensors(training.network))
-    assert all(m.training for m in training.network.modules())
-    assert not any(m.training for m in compressed.network.modules())
-    assert same(tensors(compressed.network), tensors(compressor(any_label, state).compress(0.5).network))
+    for used, mode in ((training.network, True), (made_of(label, network).state.network, False)):
+        assert same(tensors(used), tensors(fresh.network))
+        assert all(m.training is mode for m in used.modules())
+        assert not named_masks(used)
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
-def test_planned_is_counted_and_within_the_budget(label: str, state: State, quantity: Quantity) -> None:
-    made = compressor(label, state)
-    for keep in KEEPS:
-        try:
-            compressed = made.compress(keep, quantity)
-        except InfeasibleBudget:  # refused: what is refused, and what is not, has a test of its own
-            assert keep < 0.5
-            continue
-        assert compressed.plan.parameters == compressed.count.parameters
-        assert achieved(compressed.count, quantity) <= keep * achieved(made.original, quantity)
-
-
-@pytest.mark.parametrize("quantity", QUANTITIES)
-def test_budget_is_used_up_to_one_step(label: str, state: State, quantity: Quantity) -> None:
+@compressing
+def test_planned_is_counted_and_uses_the_budget_up_to_one_step(
+    label: str, network: str, quantity: Quantity, made_of: MadeOf, compressed_of: CompressedOf
+) -> None:
     """One weight, rank or channel more, of the largest ones that there are, and the network exceeds the budget."""
-    made = compressor(label, state)
-    for keep in KEEPS[:2]:
-        compressed = made.compress(keep, quantity)
+    made = made_of(label, network)
+    for keep in KEEPS:
+        compressed = compressed_of(label, network, keep, quantity)
         used, limit = achieved(compressed.count, quantity), int(keep * achieved(made.original, quantity))
+        assert compressed.plan.parameters == compressed.count.parameters
+        if keep == KEEPS[-1]:  # may be refused; the smallest budgets have a test of their own
+            continue
         assert used <= limit
         if label in (*SAMPLED_FILTERS, "Messi3"):  # steps of one weight in many filters, or of one subspace
             larger = [achieved(made.compress(keep * (1 + k / 50), quantity).count, quantity) for k in range(1, 6)]
@@ -221,17 +232,19 @@ def channels_more(state: State, plan: Plan) -> Iterator[Plan]:
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
-def test_less_budget_gives_less_network(label: str, state: State, quantity: Quantity) -> None:
-    made = compressor(label, state)
-    sizes = [achieved(shrink(made, keep, quantity).count, quantity) for keep in (1.0, *KEEPS)]
+@compressing
+def test_less_budget_gives_less_network(
+    label: str, network: str, quantity: Quantity, compressed_of: CompressedOf
+) -> None:
+    sizes = [achieved(compressed_of(label, network, keep, quantity).count, quantity) for keep in (1.0, *KEEPS)]
     assert sizes == sorted(set(sizes), reverse=True)
 
 
-@pytest.mark.parametrize(
-    "own", [name for name, e in METHODS.items() if "density" in {f.name for f in fields(e.settings)}]
-)
-def test_a_size_of_its_own_is_the_same_under_every_budget_that_it_fits(own: str, state: State) -> None:
-    made = compressor(own, state, density=0.5)
+@over([name for name, e in METHODS.items() if "density" in {f.name for f in fields(e.settings)}])
+def test_a_size_of_its_own_is_the_same_under_every_budget_that_it_fits(
+    label: str, network: str, state_of: StateOf
+) -> None:
+    made = compressor(label, state_of(network), density=0.5)
     size = made.compress(1.0).count
     assert made.compress(size.parameters / made.original.parameters).count == size
     assert made.compress(1.0, "flops").count == size
@@ -241,18 +254,26 @@ def test_a_size_of_its_own_is_the_same_under_every_budget_that_it_fits(own: str,
         assert caught.value.smallest == achieved(size, quantity)
 
 
-def test_outputs_have_the_same_shape_and_are_finite(any_label: str, state: State) -> None:
-    made, batch = compressor(any_label, state), torch.cat([state.example, -state.example])
+@every_label
+def test_outputs_have_the_same_shape_and_are_finite(
+    label: str, network: str, state_of: StateOf, compressed_of: CompressedOf
+) -> None:
+    state = state_of(network)
+    batch = torch.cat([state.example, -state.example])
     expected = state.network(batch)
     for keep in KEEPS:
-        output = shrink(made, keep).network(batch)
+        output = compressed_of(label, network, keep, "parameters").network(batch)
         assert output.shape == expected.shape
         assert torch.isfinite(output).all()
 
 
-def test_plan_and_state_dict_rebuild_the_network(any_label: str, state: State) -> None:
-    for keep in KEEPS:
-        compressed = shrink(compressor(any_label, state), keep)
+@every_implementation
+def test_plan_and_state_dict_rebuild_the_network(
+    label: str, network: str, state_of: StateOf, compressed_of: CompressedOf
+) -> None:
+    state = state_of(network)
+    for keep in KEEPS[::2]:
+        compressed = compressed_of(label, network, keep, "parameters")
         data = json.loads(json.dumps(compressed.plan.to_data()))
         rebuilt = build(state.network, Plan.from_data(data, state.network)).eval()
         rebuilt.load_state_dict(compressed.network.state_dict())
@@ -260,54 +281,48 @@ def test_plan_and_state_dict_rebuild_the_network(any_label: str, state: State) -
         assert count(rebuilt, state.example) == compressed.count
 
 
-def test_same_seed_gives_the_same_network(any_label: str, state: State) -> None:
-    one, other = (compressor(any_label, state).compress(0.5) for _ in range(2))
-    assert one.plan.to_data() == other.plan.to_data()
-    assert same(tensors(one.network), tensors(other.network))
-
-
-def test_order_of_keep_ratios_does_not_matter(any_label: str, state: State) -> None:
-    downwards, alone = compressor(any_label, state), compressor(any_label, state)
-    networks = [shrink(downwards, keep).network for keep in KEEPS]
-    assert same(tensors(networks[-1]), tensors(shrink(alone, KEEPS[-1]).network))
-    assert same(tensors(networks[0]), tensors(shrink(alone, KEEPS[0]).network))
-
-
-def test_training_keeps_the_structure(any_label: str, state: State) -> None:
-    compressed = compressor(any_label, state).compress(0.5)
-    network = compressed.network.train()
-    before = {name: mask.clone() for name, mask in named_masks(network).items()}
-    weights = {name: tensor.clone() for name, tensor in network.named_parameters()}
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+@every_implementation
+def test_training_keeps_the_structure(label: str, network: str, state_of: StateOf) -> None:
+    state = state_of(network)
+    compressed = compressor(label, state).compress(0.5)
+    trained = compressed.network.train()
+    before = {name: mask.clone() for name, mask in named_masks(trained).items()}
+    weights = {name: tensor.clone() for name, tensor in trained.named_parameters()}
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     for _ in range(2):
         optimizer.zero_grad()
-        network(torch.cat([state.example, -state.example])).square().mean().backward()
+        trained(torch.cat([state.example, -state.example])).square().mean().backward()
         optimizer.step()
-    assert all(p.grad is not None and torch.isfinite(p).all() for p in network.parameters())
-    assert all(not torch.equal(p, weights[name]) for name, p in network.named_parameters())  # everything trains
-    plain = bake_masks(network)
-    for name, mask in named_masks(network).items():
+    assert all(p.grad is not None and torch.isfinite(p).all() for p in trained.parameters())
+    assert all(not torch.equal(p, weights[name]) for name, p in trained.named_parameters())  # everything trains
+    plain = bake_masks(trained)
+    for name, mask in named_masks(trained).items():
         assert torch.equal(mask, before[name])
         assert not plain.get_parameter(name)[~mask].any()
-    assert count(network, state.example) == compressed.count
+    assert count(trained, state.example) == compressed.count
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
-def test_keeping_everything_changes_nothing(any_label: str, state: State, quantity: Quantity) -> None:
-    if any_label in FIXED:
-        pytest.skip("it does what its settings say, whatever the budget")
-    made = compressor(any_label, state)
-    compressed = made.compress(1.0, quantity)
-    assert same(tensors(compressed.network), tensors(state.network))
+@over([label for label in ALL if label not in FIXED])
+def test_keeping_everything_changes_nothing(
+    label: str, network: str, quantity: Quantity, state_of: StateOf, made_of: MadeOf, compressed_of: CompressedOf
+) -> None:
+    made, whole = made_of(label, network), tensors(state_of(network).network)
+    compressed = compressed_of(label, network, 1.0, quantity)
+    assert same(tensors(compressed.network), whole)
     assert compressed.count == made.original
     limit = 10 * achieved(made.original, quantity)
     plan = made.method.plan(made.analysis, Budget(quantity, limit, achieved(made.original, quantity)))
-    assert same(tensors(made.instantiate(plan)), tensors(state.network))
+    assert same(tensors(made.instantiate(plan)), whole)
 
 
-def test_expanded_network_computes_the_same(any_label: str, state: State) -> None:
-    for keep in KEEPS:
-        compressed = shrink(compressor(any_label, state), keep)
+@every_implementation
+def test_expanded_network_computes_the_same(
+    label: str, network: str, state_of: StateOf, compressed_of: CompressedOf
+) -> None:
+    state = state_of(network)
+    for keep in KEEPS[::2]:
+        compressed = compressed_of(label, network, keep, "parameters")
         expanded = expand(compressed.network, state.network, compressed.plan, state.example)
         gained = {f"{name}.bias" for name in expanded.biases}  # some factors have a bias where the layer had none
         assert tensors(expanded.network).keys() == tensors(state.network).keys() | gained
@@ -315,10 +330,13 @@ def test_expanded_network_computes_the_same(any_label: str, state: State) -> Non
         torch.testing.assert_close(expanded.network(state.example), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("quantity", QUANTITIES)
-def test_cascade_goes_on_from_what_is_left(label: str, state: State, quantity: Quantity) -> None:
-    made = compressor(label, state)
-    first = shrink(made, 0.7, quantity)
+@over([label for label in ALL if METHODS[label].kind != "none" and label not in FIXED], NETWORKS[1:])
+def test_cascade_goes_on_from_what_is_left(
+    label: str, network: str, state_of: StateOf, made_of: MadeOf, compressed_of: CompressedOf
+) -> None:
+    state, made = state_of(network), made_of(label, network)
+    quantity: Quantity = "parameters" if network == "residual" else "flops"
+    first = compressed_of(label, network, 0.6, quantity)
     middle = expand(first.network, state.network, first.plan, state.example)
     second = compressor(label, middle, made.original).compress(0.5, quantity)
     assert achieved(second.count, quantity) <= 0.5 * achieved(made.original, quantity)
@@ -330,18 +348,21 @@ def test_cascade_goes_on_from_what_is_left(label: str, state: State, quantity: Q
             assert before is None or (after is not None and set(after) <= set(before))
 
 
-def test_rewinding_fills_the_plan_from_other_weights(any_label: str, state: State) -> None:
+@every_implementation
+def test_rewinding_fills_the_plan_from_other_weights(
+    label: str, network: str, state_of: StateOf, made_of: MadeOf, compressed_of: CompressedOf
+) -> None:
     """The plan is that of the analysed state, the weights are the other state's, as if they had been analysed."""
-    made = compressor(any_label, state)
-    compressed = shrink(made, 0.5)
-    other = State(copy.deepcopy(state.network), state.example)
+    made, compressed = made_of(label, network), compressed_of(label, network, 0.6, "parameters")
+    state = made.state
+    other = state_of(network)
     with torch.no_grad():
         for parameter in other.network.parameters():
             parameter.mul_(2)
     rewound = made.instantiate(compressed.plan, other)
     assert count(rewound, state.example) == compressed.count
-    if any_label == "ThiNet":  # its least squares follow the other state's responses, which are not twice these ones
-        expected = compressor(any_label, other).instantiate(compressed.plan)
+    if label == "ThiNet":  # its least squares follow the other state's responses, which are not twice these ones
+        expected = compressor(label, other).instantiate(compressed.plan)
         assert same(tensors(rewound), tensors(expected))
         return
     doubled = expand(rewound, state.network, compressed.plan, state.example).network
@@ -352,8 +373,12 @@ def test_rewinding_fills_the_plan_from_other_weights(any_label: str, state: Stat
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
-def test_impossible_budget_names_the_smallest_possible_one(label: str, state: State, quantity: Quantity) -> None:
-    made = compressor(label, state)
+@compressing
+def test_impossible_budget_names_the_smallest_possible_one(
+    label: str, network: str, quantity: Quantity, made_of: MadeOf
+) -> None:
+    made = made_of(label, network)
+    state = made.state
     all_may_go = METHODS[label].kind == "weight" and label not in SAMPLED_FILTERS
     masked = (compressible_layers if label.startswith("SiPP") else maskable_layers)(state.network, state.example)
     rest = made.original.flops - sum(made.original.layers[name].flops for name in masked)
@@ -379,33 +404,37 @@ def compress_within(made: Compressor, limit: int, quantity: Quantity) -> Compres
     return Compressed(network, plan, count(network, made.state.example))
 
 
-def test_recalibration_keeps_the_counts_and_changes_batch_norm_statistics_alone(any_label: str, state: State) -> None:
+@over(IMPLEMENTATIONS, ("residual", "mixed"))
+def test_recalibration_keeps_the_counts_and_changes_batch_norm_statistics_alone(
+    label: str, network: str, state_of: StateOf, made_of: MadeOf
+) -> None:
+    state = state_of(network)
     statistics = {
         f"{name}.{what}"
         for name, module in state.network.named_modules()
         if isinstance(module, nn.BatchNorm2d)
         for what in ("running_mean", "running_var")
     }
-    if not statistics:
-        with pytest.raises(CompressionError, match="recalibrate has no effect"):
-            compressor(any_label, state, recalibrated=True)
-        return
-    plain = shrink(compressor(any_label, state), 0.1)
-    made = shrink(compressor(any_label, state, recalibrated=True), 0.1)
+    plain = shrink(made_of(label, network), 0.1)
+    made = shrink(compressor(label, state, recalibrated=True), 0.1)
     assert made.count == plain.count
     assert made.plan.to_data() == plain.plan.to_data()
     before, after = tensors(plain.network), tensors(made.network)
     assert before.keys() == after.keys()
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert changed <= statistics
-    assert bool(changed) == (METHODS[any_label].kind != "none")
+    assert bool(changed) == (METHODS[label].kind != "none")
 
 
-def test_layers_of_the_plan_are_told(label: str, state: State) -> None:
-    compressed: Compressed = compressor(label, state).compress(0.5)
-    modules = dict(state.network.named_modules())
-    assert compressed.plan.details
-    assert all(
-        isinstance(modules[name], nn.Conv2d | nn.Linear | nn.ConvTranspose2d) for name in compressed.plan.details
-    )
-    assert len({tuple(detail) for detail in compressed.plan.details.values()}) == 1  # the same columns in every row
+def test_recalibration_without_batch_norm_is_refused(state_of: StateOf) -> None:
+    with pytest.raises(CompressionError, match="recalibrate has no effect"):
+        compressor("SVD", state_of("sequences"), recalibrated=True)
+
+
+@compressing
+def test_layers_of_the_plan_are_told(label: str, network: str, state_of: StateOf, compressed_of: CompressedOf) -> None:
+    details = compressed_of(label, network, 0.6, "parameters").plan.details
+    modules = dict(state_of(network).network.named_modules())
+    assert details
+    assert all(isinstance(modules[name], nn.Conv2d | nn.Linear | nn.ConvTranspose2d) for name in details)
+    assert len({tuple(detail) for detail in details.values()}) == 1  # the same columns in every row

@@ -13,7 +13,7 @@ from experiment.layers.plan import State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Calibration, Compressor, make_method
-from experiment.methods.configure import make_settings
+from experiment.methods.configure import configure
 from experiment.random_streams import generator, seeded
 from experiment.run.grid.keys import settings_without_defaults
 
@@ -27,7 +27,7 @@ def compressor(label: str, **settings: object) -> Compressor:
     with seeded("inputs"):
         calibration = Calibration(torch.randn(64, 30), torch.randint(6, (64,)))
     entry = METHODS[label]
-    method = make_method(entry, make_settings(entry, settings))
+    method = make_method(entry, configure(entry, settings).settings)
     return Compressor(method, state, count(network, state.example), calibration, generator("test_layers_setting"))
 
 

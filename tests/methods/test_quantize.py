@@ -18,7 +18,7 @@ from experiment.layers.quantized_weights import named_dtypes, round_to
 from experiment.measure import count, count_bytes
 from experiment.methods import METHODS
 from experiment.methods.base import Budget, Calibration, Compressor, make_method
-from experiment.methods.configure import make_settings
+from experiment.methods.configure import configure
 from experiment.methods.quantize import Quantize
 from experiment.methods.settings import QuantizeSettings
 from experiment.random_streams import generator
@@ -29,7 +29,7 @@ StateOf = Callable[[str], State]
 def compressor(state: State, label: str = "Quantize", **settings: Any) -> Compressor:
     entry = METHODS[label]
     inputs = torch.randn(8, *state.example.shape[1:], generator=generator("test_quantize"))
-    method = make_method(entry, make_settings(entry, settings))
+    method = make_method(entry, configure(entry, settings).settings)
     return Compressor(
         method, state, count(state.network, state.example), Calibration(inputs), generator("test_quantize", 1)
     )
@@ -57,7 +57,7 @@ def test_patterns_choose_the_layers(state_of: StateOf) -> None:
     assert plan.details["fc"] == plan.details["stem.0"] == {"dtype": "float32"}
     assert plan.details["conv2"] == {"dtype": "bfloat16"}
     settings["layers"] = {"con*": "bfloat16", "conv1": "float16"}  # keys of results do not know their order
-    with pytest.raises(ConfigError, match="Quantize.layers.conv1: names 'conv1', which another pattern names too"):
+    with pytest.raises(ConfigError, match="Quantize.layers.conv1: matches 'conv1', which another pattern matches too"):
         compressor(state, **settings)
 
 
@@ -69,7 +69,7 @@ def test_a_pattern_that_names_nothing_is_refused(state_of: StateOf, settings: di
 
 def test_other_dtypes_are_refused() -> None:
     with pytest.raises(ConfigError, match="dtype"):
-        make_settings(METHODS["Quantize"], {"dtype": "int4"})
+        configure("Quantize", {"dtype": "int4"})
 
 
 @pytest.mark.parametrize("first", ["WT", "FT", "ALDS", "PCA"])

@@ -1,8 +1,8 @@
-"""How much a change of each layer's weight changes the network's output, to second order, from calibration data.
+"""The Kronecker-factored Fisher matrix: the effect of each layer's weight on the network's output, to second order.
 
-For a small change E of a layer's weight the divergence KL(p || q) of the outputs is about 1/2 tr(G E C E^T), with C the
-mean of x x^T over the layer's inputs and G the sum over positions of g g^T, g the gradient of log p(y) at the layer's
-output for a label y drawn from the network's own p: the Kronecker-factored Fisher matrix.
+For a small change E of a layer's weight, the divergence KL(p || q) of the outputs is about 1/2 tr(G E C E^T), with C
+the mean of x x^T over the layer's inputs and G the sum over positions of g g^T, g the gradient of log p(y) at the
+layer's output for a label y drawn from the network's own prediction p.
 
 Source: Martens and Grosse 2015, https://arxiv.org/abs/1503.05671
 Suffixes: F = filters (output features), G = groups, I = channels of a group, K = kernel elements of the encoder, D = of
@@ -29,17 +29,17 @@ from experiment.progress import progress
 
 SAMPLES = 16  # in one pass
 PLACES = 4096  # of each layer, from which C is estimated
-DAMPING = 0.5  # of G's mean eigenvalue: less makes oblique projections, far larger than the weight, that do not train
+DAMPING = 0.5  # of G's mean eigenvalue; with less, projections are oblique and factors too large to train
 
 
 @dataclass
 class LayerMoments:
-    """Of one layer, summed while batches pass.
+    """Second moments of one layer, accumulated over batches.
 
     Attributes:
         gradient: G (F, F), the sum over samples and positions.
-        grams: slicing -> (G, S, S): of the slices' responses where R <= N, else of their inputs; sums over places.
-        places: slicing -> how many there were.
+        grams: slicing -> (G, S, S), sums over places: of the slices' responses if R <= N, else of their inputs.
+        places: slicing -> the number of places.
     """
 
     gradient: Tensor
@@ -50,15 +50,15 @@ class LayerMoments:
 def gather(
     network: nn.Module, layers: Mapping[str, Sequence[Slicing]], inputs: Tensor, generator: torch.Generator
 ) -> dict[str, LayerMoments]:
-    """The moments of the layers' inputs and of the gradients at their outputs, in one pass of all inputs.
+    """The moments of the layers' inputs and of the gradients at their outputs, from one pass in eval mode.
 
     Args:
-        network: not modified; in eval mode while it computes.
-        layers: layer name -> the slicings to take moments for.
-        inputs: (B, ...), on the network's device; they go through the network in parts.
-        generator: what labels and places are drawn from.
-    Raises: CompressionError: the network's outputs are no tensor of class scores, or not finite, or a layer's inputs
-        or gradients are not, or there are none.
+        network: not modified.
+        layers: layer name -> the slicings to compute moments for.
+        inputs: (B, ...), on the network's device; they are passed through the network in parts.
+        generator: draws labels and places.
+    Raises: CompressionError: the network's outputs are not a tensor of class scores, or outputs, inputs of a layer or
+        gradients are not finite, or a layer gets no inputs.
     """
     network = copy.deepcopy(network)
     for parameter in network.parameters():  # so that outputs have gradients whatever was frozen
@@ -85,9 +85,9 @@ def gather(
 
 
 def log_probabilities(outputs: object) -> Tensor:
-    """The network's outputs as log-probabilities of classes, one row a prediction.
+    """The network's outputs as log-probabilities of classes, one row per prediction.
 
-    Raises: CompressionError: they are no tensor, or there is only one class.
+    Raises: CompressionError: they are not a tensor, or there is only one class.
     """
     if not isinstance(outputs, Tensor):
         raise CompressionError(
@@ -109,7 +109,7 @@ def _zeros(layer: nn.Module) -> Tensor:
 
 
 def _gradients(surprise: Tensor, answers: Sequence[Tensor]) -> list[Tensor | None]:
-    """Those at the layers' outputs; None where nothing leads from there to the network's output."""
+    """The gradients at the layers' outputs; None for outputs that the network's output does not depend on."""
     wanted = [y for y in answers if y.requires_grad]
     if not (wanted and surprise.requires_grad):
         return [None] * len(answers)
@@ -168,7 +168,7 @@ def _add(
 def _encoder_inputs(
     layer: nn.Module, x: Tensor, y: Tensor, folding: int, most: int, generator: torch.Generator
 ) -> Tensor:
-    """What an encoder of this folding would see, at places of its own grid: (C, K, P)."""
+    """The inputs of an encoder of this folding, at places of its own grid: (C, K, P)."""
     if folding == 0:
         return input_patches(x, layer, y.shape, draw_places(num_positions(y, layer), most, generator))
     encoder = make_layer(layer, Factors(1, 1, folding)).get_submodule("encoder")

@@ -1,4 +1,4 @@
-"""What layers answer to calibration data: the moments of their responses, gathered batch by batch and never stored.
+"""Moments of the layers' responses to calibration data, accumulated batch by batch.
 
 Shape suffixes: F = filters (output features), P = positions of all samples in a batch.
 """
@@ -20,13 +20,13 @@ POSITIONS = 4096  # in float64 at a time
 
 @dataclass(frozen=True)
 class Responses:
-    """One layer's, at all positions of all samples and, where it is used several times, of all uses.
+    """Moments of one layer's responses, over all positions of all samples and all uses of the layer.
 
     Attributes:
-        covariance: (F, F), around the mean response, over the number of responses.
-        rounding: a variance that may be nothing but the responses' rounding.
-        inputs: the mean input of every shape that the layer was given, without the batch dimension, and the number of
-            inputs that it stands for. A linear layer's inputs have the shape (features,).
+        covariance: (F, F), around the mean response, divided by the number of responses.
+        rounding: the variance that rounding of the responses alone may cause.
+        inputs: for every shape of inputs, without the batch dimension, their number and mean. The inputs of a linear
+            layer have the shape (features,).
     """
 
     covariance: Tensor
@@ -34,9 +34,9 @@ class Responses:
     inputs: tuple[tuple[int, Tensor], ...]
 
     def mean_response(self, layer: nn.Module, weight: Tensor) -> Tensor:
-        """m, the layer's mean response to the inputs that were seen, with this weight in the place of its own: (F,).
+        """m, the layer's mean response to its inputs with this weight instead of its own: (F,).
 
-        The layer is affine, so that its mean response is the response to the mean input, averaged over positions.
+        The layer is affine, so its mean response is the response to the mean input, averaged over positions.
         """
         parameters = {n: precise(p) for n, p in layer.named_parameters()} | {"weight": precise(weight)}
         responses = [
@@ -49,11 +49,11 @@ class Responses:
 
 
 def gather(network: nn.Module, layers: Iterable[str], inputs: Tensor) -> dict[str, Responses]:
-    """The moments of the layers' responses, bias included, in one forward pass of all inputs, in eval mode.
+    """The moments of the layers' responses, bias included, from one forward pass of all inputs in eval mode.
 
     Args:
-        layers: names of convolutions and linear layers; a linear layer's features are the last dimension.
-        inputs: a batch of any size; it goes through the network in parts.
+        layers: names of convolutions and linear layers; the features of a linear layer are the last dimension.
+        inputs: a batch of any size; it is passed through the network in parts.
     Raises: CompressionError: there are no inputs, a layer is not used, or a response is NaN or infinite.
     """
     sums = {name: _Sums() for name in layers}
@@ -68,7 +68,7 @@ def precise(tensor: Tensor) -> Tensor:
 
 
 class _Sums:
-    """What one layer has been seen to do so far."""
+    """Running sums of one layer's inputs and responses."""
 
     def __init__(self) -> None:
         self.count, self.epsilon = 0, 0.0
@@ -89,7 +89,7 @@ class _Sums:
         self.inputs[total.shape] = (count + len(x), before + total)
 
     def _add_responses(self, y_PF: Tensor) -> None:
-        """Merge the mean and the scatter around it, which loses no digits to a mean far from zero.
+        """Merge the mean and the scatter around it, which stays accurate for means far from zero.
 
         Source: Chan, Golub and LeVeque 1983, Algorithms for computing the sample variance
         """
@@ -119,10 +119,10 @@ class _Sums:
 
 
 def _dimensions(layer: nn.Module) -> int:
-    """Of one input or response of the layer: (C, X, Y) or (C,)."""
+    """The number of dimensions of one input or response: those of (C, X, Y) or (C,)."""
     return 3 if isinstance(layer, nn.Conv2d) else 1
 
 
 def _rows(layer: nn.Module, response: Tensor) -> Tensor:
-    """Responses as rows, one a position: (P, F)."""
+    """Responses as rows, one per position: (P, F)."""
     return response.movedim(-_dimensions(layer), -1).flatten(0, -2)

@@ -1,11 +1,12 @@
-"""How much single weights and channels matter to what a layer answers: relative sensitivities, measured on data.
+"""Relative sensitivities: the largest share that a weight or channel has in a layer's responses on given data.
 
-For one filter g, one input a at one place, the weights w_i of each sign share its response,
+For a filter g and an input a at one position, the sensitivity of weight w_i is its share of the response of the weights
+with the same sign,
 
     s_gi = w+_i a_i / sum_m w+_m a_m   or   w-_i a_i / sum_m w-_m a_m,   w+ = max(w, 0), w- = max(-w, 0),
 
-whichever sign w_i has; bias aside, and 0 where the denominator is not above float32's epsilon. Inputs must not be
-negative for that, so where some are, max(a, 0) and max(-a, 0) are inputs of their own.
+without the bias, and 0 if the denominator is at most float32's epsilon. This needs non-negative inputs; if some are
+negative, max(a, 0) and max(-a, 0) are treated as separate inputs.
 
 Source: Baykal et al. 2019, SiPPing Neural Networks, https://arxiv.org/abs/1910.05422, and Liebenwein et al. 2020,
 Provable Filter Pruning, https://arxiv.org/abs/1911.07412
@@ -49,14 +50,14 @@ def weight_sensitivities(
     reduction: Reduction = "max",
     positions: int | None = None,
 ) -> dict[str, Tensor]:
-    """The sensitivity of every weight: over a sample's positions reduced, then the largest of all samples.
+    """The sensitivity of every weight: reduced over the positions of each sample, then the largest over samples.
 
     Args:
-        weights: layer name -> its weight, masked places at zero; convolutions without groups, and linear layers.
-        inputs: calibration data (B, ...); they go through the network in parts, in eval mode.
-        reduction: of the positions of one sample: the largest, or the mean. Of a linear layer on more than one
-            dimension, the first one tells samples apart.
-        positions: look at no more than so many of each sample, drawn anew for every part of the data; None: all.
+        weights: layer name -> its weight with masked elements at zero; convolutions without groups, and linear layers.
+        inputs: calibration data (B, ...); they are passed through the network in parts, in eval mode.
+        reduction: over the positions of a sample: the largest, or the mean. The first dimension of a linear layer's
+            inputs separates the samples.
+        positions: positions used per sample, drawn anew for every part of the data; None for all.
     Returns: tensors of the weights' shapes, in [0, 1], float64.
     Raises: CompressionError: a layer gets no inputs, or some that are NaN or infinite.
     """
@@ -72,9 +73,9 @@ def channel_sensitivities(sensitivities: Tensor) -> Tensor:
 
 
 def union_bound(layer: LayerInfo) -> float:
-    """2 C ln(8 (eta + 1) kappa / delta): what sums of sensitivities are multiplied by, to get numbers of samples.
+    """2 C ln(8 (eta + 1) kappa / delta), the factor between sums of sensitivities and numbers of samples.
 
-    eta positions, kappa kernel elements; with probability 1 - delta the errors that follow hold at all of them.
+    With eta positions and kappa kernel elements, the resulting errors hold at all of them with probability 1 - delta.
     """
     height, width = layer.kernel
     return 2 * C * math.log(8 * (layer.positions + 1) * height * width / DELTA)
@@ -91,10 +92,10 @@ def given_inputs(calibration: Calibration | None, state: State, label: str) -> T
 
 
 class _Largest:
-    """Of one layer, the largest a_i / sum_m w_m a_m so far, for every filter and sign: w_i itself is the same always.
+    """For one layer, the largest a_i / sum_m w_m a_m so far, for every filter and sign; w_i itself is constant.
 
-    So the maximum over places is a product of two matrices, places by inputs and places by filters and signs, with
-    maxima in the place of sums; the mean is an ordinary one.
+    The maximum over places is a product of two matrices, places by inputs and places by filters and signs, with maxima
+    instead of sums; for the mean it is an ordinary product.
     """
 
     def __init__(self, name: str, weight: Tensor, reduction: Reduction, positions: int | None) -> None:
@@ -126,7 +127,7 @@ class _Largest:
                 torch.maximum(here_RI, ratios_RI, out=here_RI)
 
     def _add_mean(self, inputs_at: Look, places_BP: Tensor) -> None:
-        """As many samples at once as memory allows, or one in parts."""
+        """Process as many samples at once as memory allows, or one in parts."""
         num_places = places_BP.shape[1]
         num_samples = min(self.chunk // num_places, MOST_PRODUCTS // self.ratios_RI.numel())
         for samples_BP in torch.split(places_BP, max(1, num_samples)):
@@ -176,7 +177,7 @@ def _num_samples(layer: nn.Module, y: Tensor) -> int:
 
 
 def _drawn(most: int | None, random: torch.Generator, num_samples: int, num_places: int) -> Tensor:
-    """The places that are looked at: (samples, places of one), the same ones in all samples."""
+    """The places to use, the same ones in all samples: (samples, places per sample)."""
     each = num_places // max(num_samples, 1)
     first = draw_places(each, each if most is None else most, random)
     return torch.arange(num_samples)[:, None] * each + first

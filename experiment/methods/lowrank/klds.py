@@ -1,4 +1,4 @@
-"""KLDS: groups, folding and rank of every layer, chosen by how far the network's output moves away.
+"""KLDS: groups, folding and rank of every layer, chosen by their effect on the network's output.
 
 Shape suffixes as in `experiment.methods.data.fisher`; J = rank.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,36 +23,36 @@ from experiment.layers.masks import stored, write_parameter
 from experiment.layers.plan import Factors, Plan, State
 from experiment.layers.refit import refit
 from experiment.methods.allocate import front, minimise_sum
-from experiment.methods.base import Budget, Calibration
+from experiment.methods.base import Budget, Calibration, calibration_inputs
 from experiment.methods.data.fisher import SAMPLES, gather, log_probabilities
 from experiment.methods.data.responses import precise
-from experiment.methods.lowrank import layer_options
+from experiment.methods.lowrank.base import LowRankLayers, lowrank_layers
 from experiment.methods.lowrank.klds_factors import LayerDirections
-from experiment.methods.lowrank.layer_options import LowRank, Options, group_numbers, slicings
+from experiment.methods.lowrank.layer_options import LayerOptions, group_numbers, slicings
 from experiment.methods.lowrank.settings import KLDSSettings
 from experiment.methods.lowrank.spectra import LayerSpectra
 from experiment.methods.starting_state import factored_layers
 from experiment.progress import progress
 
 Floats = NDArray[np.float64]
-LEAST = 1e-9  # a divergence below this is rounding
-LEAST_SHARE = 1e-12  # of a layer's largest prediction: one below this is
+LEAST = 1e-9  # a smaller divergence is rounding
+LEAST_SHARE = 1e-12  # of a layer's largest prediction: a smaller one is rounding
 
 
 @dataclass(frozen=True)
-class Analysis:
-    """What is known of every layer's options.
+class KLDSAnalysis:
+    """The estimated effect of every layer's options on the output.
 
     Attributes:
         network: the starting state as plain layers, masked weights at zero.
         directions: layer name -> its factors under any option.
         losses: for every layer (number of options,): the estimated divergence of the network's output.
-        errors: for every layer (number of options,): the root of the share of the predicted divergence that is lost.
+        errors: for every layer (number of options,): the root of the predicted divergence over that of removing it all.
         inputs: the calibration data.
-        seed: of what `refit` draws.
+        seed: seeds the sampling in `refit`.
     """
 
-    base: LowRank
+    base: LowRankLayers
     network: nn.Module
     directions: Mapping[str, LayerDirections]
     losses: Sequence[Floats]
@@ -62,48 +63,44 @@ class Analysis:
 
 @dataclass(frozen=True)
 class KLDS:
-    """Layer-wise decomposition selected by the Kullback-Leibler divergence of the network's output.
+    """Layer-wise decomposition selector based on the Kullback-Leibler divergence of the network's output.
 
-        min over (scheme_l, k_l, j_l) of sum_l KL_l(scheme_l, k_l, j_l)   subject to   sum_l size_l <= budget
+        min over (folding_l, k_l, j_l) of sum_l KL_l(folding_l, k_l, j_l)   subject to   sum_l size_l <= budget
 
-    with KL_l the mean of KL(p || q) on calibration images, p the dense network's prediction and q that of the network
-    in which layer l alone is decomposed. It is measured at a few options of every layer; between them the second-order
-    prediction 1/2 tr(G E C E^T) (`experiment.methods.data.fisher`) is scaled to what was measured. The factors of a
-    slice W_i are those that minimise that prediction: with U the first eigenvectors of G^1/2 W_i C_i W_i^T G^1/2,
-    W_i becomes (G^-1/2 U) (U^T G^1/2 W_i). With the options chosen, the decoders are fitted in the order of the
-    network to what the dense layers compute (`experiment.layers.refit`). Labels are not used.
+    with KL_l the mean of KL(p || q) over calibration inputs, p the prediction of the dense network and q that of the
+    network in which only layer l is decomposed. It is measured for a few options of every layer; for the others, the
+    second-order prediction 1/2 tr(G E C E^T) (`experiment.methods.data.fisher`) is scaled to the measured values. The
+    factors of a slice W_i minimise that prediction: with U the first eigenvectors of G^1/2 W_i C_i W_i^T G^1/2,
+    W_i becomes (G^-1/2 U) (U^T G^1/2 W_i). Once the options are chosen, the decoders are fitted, layer after layer, to
+    the outputs of the dense layers (`experiment.layers.refit`). Labels are not used.
 
     Other weights than those analysed (rewinding) are encoded along the same directions and keep the fitted decoders.
 
-    Source: ours; the options are those of ALDS (Liebenwein et al. 2021, https://arxiv.org/abs/2107.11442).
+    Source: this project; the options are those of ALDS (Liebenwein et al. 2021, https://arxiv.org/abs/2107.11442).
     """
 
     settings: KLDSSettings
 
-    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Analysis:
-        """Second-order prediction for all options, and measured divergence of some.
+    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> KLDSAnalysis:
+        """The second-order prediction for all options, and the measured divergence of some.
 
-        Raises: CompressionError: there are no calibration data, or the outputs are no class scores, or not finite, or
-            the targets are those of a regression.
+        Raises: CompressionError: there are no calibration data, the outputs are not class scores or not finite, or the
+            targets are those of a regression.
         """
-        if calibration is None or len(calibration.inputs) == 0:
-            raise CompressionError(
-                "KLDS needs calibration data, inputs that the network is meant for, and got none. Give some: "
-                "compress(..., data=inputs), a tensor, a pair (inputs, targets) or a loader of such pairs."
-            )
-        targets = calibration.targets
+        inputs = calibration_inputs(calibration, state, "KLDS")
+        targets = calibration.targets if calibration else None
         if targets is not None and targets.is_floating_point() and targets.dim() == 1:
             raise CompressionError(
-                "KLDS takes the network's outputs for class scores, and compares their softmax. The targets are real "
-                "numbers, as of a regression: take a method that looks at layers, such as PCA or ALDS."
+                "KLDS compares the softmax of class scores. The targets are real numbers, as in a regression. Use a "
+                "method that compares layers instead, such as PCA or ALDS."
             )
-        base = layer_options.analyse(
+        base = lowrank_layers(
             state,
             lambda info: slicings(info, group_numbers(info, self.settings.min_group_width), self.settings.foldings),
             self.settings.round_to,
             layers=self.settings.layers,
         )
-        network, inputs = _plain(base), calibration.inputs.to(state.example)
+        network = _plain(base)
         seed = int(torch.randint(2**62, (), generator=generator))
         moments = gather(network, {n: o.slicings() for n, o in base.options.items()}, inputs, generator)
         directions = {
@@ -113,27 +110,21 @@ class KLDS:
         predicted = [_per_option(options, directions[name]) for name, options in base.options.items()]
         losses = _measure(network, base, directions, predicted, inputs[: self.settings.images], self.settings.points)
         errors = [np.sqrt(p / (directions[n].total or 1.0)) for n, p in zip(base.options, predicted, strict=True)]
-        return Analysis(base, network, directions, losses, errors, inputs, seed)
+        return KLDSAnalysis(base, network, directions, losses, errors, inputs, seed)
 
-    def plan(self, analysis: Analysis, budget: Budget) -> Plan:
-        """The options of the smallest estimated sum of divergences within the budget.
-
-        Raises: InfeasibleBudget: the smallest options are still too much.
-        """
+    def plan(self, analysis: KLDSAnalysis, budget: Budget) -> Plan:
+        """The options with the smallest estimated sum of divergences within the budget."""
         base = analysis.base
-        if base.start.allows(budget):
-            return layer_options.unchanged(base)
-        chosen = minimise_sum(analysis.losses, base.costs(budget.quantity), base.limit(budget))
+        chosen = base.choose(budget, partial(minimise_sum, analysis.losses))
 
         def exact_error(name: str, factors: Factors) -> float:
             weight = analysis.network.get_submodule(name).get_parameter("weight")
             left = precise(weight) - analysis.directions[name].product(factors)
             return LayerSpectra(left).norm(factors.folding) / (LayerSpectra(weight).norm(factors.folding) or 1.0)
 
-        return layer_options.make_plan(base, chosen, analysis.errors, exact_error)
+        return base.plan(chosen, analysis.errors, exact_error)
 
-    def fill(self, built: nn.Module, state: State, analysis: Analysis, plan: Plan) -> None:
-        """Write the state's weights into `built`, in place."""
+    def fill(self, built: nn.Module, state: State, analysis: KLDSAnalysis, plan: Plan) -> None:
         start = analysis.base.start
         write_whole(built, start.state.network, plan)
         for name, factors in plan.factors.items():
@@ -147,7 +138,7 @@ class KLDS:
             balance(built.get_submodule(name), factors.folding)
 
 
-def _rewind(built: nn.Module, state: State, analysis: Analysis, plan: Plan) -> None:
+def _rewind(built: nn.Module, state: State, analysis: KLDSAnalysis, plan: Plan) -> None:
     decoders = {n: stored(built.get_submodule(n).get_submodule("decoder"), "weight").clone() for n in plan.factors}
     write_whole(built, state.network, plan)
     for name, _, weight in factored_layers(state, plan):
@@ -157,7 +148,7 @@ def _rewind(built: nn.Module, state: State, analysis: Analysis, plan: Plan) -> N
         write_parameter(layer.get_submodule("decoder"), "weight", decoders[name])
 
 
-def _plain(base: LowRank) -> nn.Module:
+def _plain(base: LowRankLayers) -> nn.Module:
     network = copy.deepcopy(base.start.network)
     for name, mask in base.start.masks.items():
         parameter = network.get_parameter(name).detach()
@@ -165,7 +156,7 @@ def _plain(base: LowRank) -> nn.Module:
     return network.eval()
 
 
-def _per_option(options: Options, directions: LayerDirections) -> Floats:
+def _per_option(options: LayerOptions, directions: LayerDirections) -> Floats:
     """The predicted divergence of every option, 0 for the layer itself."""
     values = np.zeros(len(options.ranks))
     for slicing in options.slicings():
@@ -176,13 +167,13 @@ def _per_option(options: Options, directions: LayerDirections) -> Floats:
 
 def _measure(
     network: nn.Module,
-    base: LowRank,
+    base: LowRankLayers,
     directions: Mapping[str, LayerDirections],
     predicted: Sequence[Floats],
     images: Tensor,
     points: int,
 ) -> list[Floats]:
-    """For every layer (number of options,): the divergence, measured at some options and interpolated at the others."""
+    """For every layer (number of options,): the divergence, measured for some options, interpolated for the others."""
     dense, losses = _predictions(network, images), []
     pairs = list(zip(base.options.items(), predicted, strict=True))
     for (name, options), prediction in progress(pairs, "output divergence, by layer"):
@@ -204,7 +195,7 @@ def _predictions(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def _spread(prediction: Floats, cost: NDArray[np.int64], points: int) -> list[int]:
-    """Options on the front of prediction and cost, evenly spread over the cost's logarithm; not the layer itself."""
+    """Options on the Pareto front of prediction and cost, spread evenly in log cost, without the layer itself."""
     best = front(prediction, cost)
     best = best[best != len(cost) - 1]
     if not len(best):
@@ -215,7 +206,7 @@ def _spread(prediction: Floats, cost: NDArray[np.int64], points: int) -> list[in
 
 
 def _interpolated(prediction: Floats, at: Floats, measured: Floats) -> Floats:
-    """All predictions, each times measured / predicted, interpolated between the logarithms of neighbours."""
+    """All predictions, scaled by measured / predicted, which is interpolated linearly in log-log."""
     losses = np.zeros(len(prediction))
     if len(at):
         least = LEAST_SHARE * prediction.max() or 1.0
@@ -229,8 +220,8 @@ def _divergence(name: str, dense: Tensor, compressed: Tensor) -> float:
     value = float((dense.exp() * (dense - compressed)).sum(1).mean())
     if not np.isfinite(value):
         raise CompressionError(
-            f"layer '{name}': once it is decomposed, the network's outputs on the calibration data are NaN or "
-            f"infinite. Are the data transformed like the training data? Otherwise choose a method that does not "
-            f"compare outputs, such as ALDS."
+            f"layer '{name}': when it is decomposed, the network's outputs on the calibration data are NaN or "
+            f"infinite. Check that the data are transformed as for training, or use a method that does not compare "
+            f"outputs, such as ALDS."
         )
     return value

@@ -1,4 +1,4 @@
-"""Factors of one layer's slices that change the network's output least, to second order.
+"""Factors of one layer's slices that change the network's output the least, to second order.
 
 Shape suffixes as in `experiment.methods.data.fisher`; J = rank.
 """
@@ -16,8 +16,8 @@ from experiment.methods.data.fisher import DAMPING, LayerMoments
 from experiment.methods.data.responses import precise
 
 Floats = NDArray[np.float64]
-UNSEEN = 1e-6  # of the mean square of the inputs: what directions are worth that the data do not have
-SHORTEST = 1e-12  # of the longest component: one that is shorter, or zero, is not made equally long in both factors
+UNSEEN = 1e-6  # of the mean square of the inputs: the weight of directions that do not occur in the data
+SHORTEST = 1e-12  # of the longest component: shorter ones are not balanced between the factors
 
 
 class LayerDirections:
@@ -28,9 +28,9 @@ class LayerDirections:
         moments: of the layer's inputs and of the gradients at its outputs.
 
     Attributes:
-        tails: slicing -> (S,): sum over slices of the squared singular values beyond rank 1, 2, ...: the predicted
-            divergence.
-        total: the largest of the sums of all of them.
+        tails: slicing -> (S,): the predicted divergence at rank 1, 2, ...: squared singular values beyond the rank,
+            summed over slices.
+        total: the predicted divergence without the layer, the largest over slicings.
     """
 
     def __init__(self, weight: Tensor, moments: LayerMoments) -> None:
@@ -44,10 +44,10 @@ class LayerDirections:
             self._decompose(slicing, fold(weighted, *slicing), gram / moments.places[slicing])
 
     def factors(self, factors: Factors, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """U (G, R, J) and V (G, J, N) in float64, equally long for every component.
+        """U (G, R, J) and V (G, J, N) in float64, with equal norms for every component.
 
         Args:
-            weight: other weights than those that the directions are from, encoded along the same ones with the same U.
+            weight: other weights, encoded along the same directions with the same U.
         """
         slicing = (factors.groups, factors.folding)
         W_GRN = fold(self._weighted(self._weight), *slicing)
@@ -61,7 +61,7 @@ class LayerDirections:
         return U_GRJ * root_G1J, V_GJN / root_G1J.mT
 
     def product(self, factors: Factors) -> Tensor:
-        """The dense weight that the factors stand for, in float64."""
+        """The dense weight that the factors represent, in float64."""
         U_GRJ, V_GJN = self.factors(factors)
         return unfold(U_GRJ @ V_GJN, self._weight.shape, factors.folding)
 
@@ -91,7 +91,7 @@ def _from_responses(W_GRN: Tensor, gram_GRR: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _from_inputs(W_GRN: Tensor, gram_GNN: Tensor) -> tuple[Tensor, Tensor]:
-    """The same from C_i, with C_i^1/2 times the right vectors, (G, N, N), in the place of the left ones."""
+    """The same from C_i, with C_i^1/2 times the right vectors, (G, N, N), instead of the left ones."""
     values, axes_GNN = torch.linalg.eigh(gram_GNN)
     mean = float(values.mean())
     root_GNN = axes_GNN * (values.clamp_min(0) + UNSEEN * (mean or 1.0)).sqrt()[:, None]
@@ -101,16 +101,16 @@ def _from_inputs(W_GRN: Tensor, gram_GNN: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _left(W_GRN: Tensor, basis: Tensor) -> Tensor:
-    """The left vectors that belong to the first columns of a basis, largest singular value first: (G, R, J)."""
+    """The left vectors of the first columns of a basis, largest singular value first: (G, R, J)."""
     if basis.shape[1] == W_GRN.shape[1]:
         return basis
-    # QR, because W x over its length is far from orthogonal to the others where that length is next to nothing
+    # QR, because W x / |W x| is far from orthogonal to the others where |W x| is tiny
     left_GRJ: Tensor = torch.linalg.qr(W_GRN @ basis)[0]
     return left_GRJ
 
 
 def _roots(gradient_FF: Tensor) -> tuple[Tensor, Tensor]:
-    """G^1/2 and its inverse; the identity where no gradient arrives."""
+    """G^1/2 and its inverse; identities without gradients."""
     values, vectors = torch.linalg.eigh(gradient_FF)
     mean = float(values.clamp_min(0).mean())
     values = (values.clamp_min(0) + DAMPING * mean) if mean > 0 else torch.ones_like(values)
@@ -118,7 +118,7 @@ def _roots(gradient_FF: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _apply(matrix_FF: Tensor, A_GRN: Tensor) -> Tensor:
-    """The matrix on the filters of every row, of which there are D a filter, filter-major."""
+    """The matrix applied over filters; the rows are filter-major, D per filter."""
     features = matrix_FF.shape[0]
     groups, rows, columns = A_GRN.shape
     return (matrix_FF @ A_GRN.reshape(groups, features, -1)).reshape(groups, rows, columns)

@@ -1,13 +1,14 @@
-"""Messi: several subspaces a layer, among which the weights of its inputs are shared out, each to the nearest.
+"""Messi: the columns of every layer's weight, assigned to the nearest of several subspaces.
 
-Shape suffixes: N = columns of the folded weight, one an input weight (the points), F = filters (where they lie), K =
+Shape suffixes: N = columns of the folded weight (the points), F = filters (the dimensions of the points), K =
 subspaces, J = dimensions of each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,8 +22,7 @@ from experiment.layers.plan import Factors, Plan, State
 from experiment.methods.allocate import common_threshold
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.data.responses import precise
-from experiment.methods.lowrank import layer_options
-from experiment.methods.lowrank.layer_options import LowRank
+from experiment.methods.lowrank.base import LowRankLayers, lowrank_layers
 from experiment.methods.lowrank.settings import MessiSettings
 from experiment.methods.lowrank.spectra import LayerSpectra
 from experiment.methods.lowrank.svd import shares_left
@@ -46,30 +46,50 @@ class Clustering:
     exact_error: float
 
 
-@dataclass(frozen=True)
-class Analysis:
-    """What ranks follow from, and the clusterings found so far.
+class MessiAnalysis:
+    """The thresholds of the ranks, which do not depend on the weights, and a cache of clusterings.
 
     Attributes:
-        thresholds: for every layer one value an option, 0 for the last one, the layer as it is.
-        seed: of all random partitions, with the layer's name and rank.
-        found: (layer name, rank) -> its clustering, made when first asked for.
+        thresholds: one value per option of every layer, 0 for the last option, the unchanged layer.
+        clusterings: (layer name, rank) -> its clustering, computed by `clustering` when first needed.
     """
 
-    base: LowRank
-    thresholds: Sequence[Floats]
-    seed: int
-    found: dict[tuple[str, int], Clustering] = field(default_factory=dict)
+    def __init__(self, base: LowRankLayers, thresholds: Sequence[Floats], settings: MessiSettings, seed: int) -> None:
+        self.base, self.thresholds = base, thresholds
+        self.clusterings: dict[tuple[str, int], Clustering] = {}
+        self._settings, self._seed = settings, seed
+
+    def clustering(self, name: str, rank: int) -> Clustering:
+        """A layer's clustering into subspaces of this rank."""
+        if (name, rank) not in self.clusterings:
+            weight = live_weight(self.base.start.network, self.base.start.masks, name)
+            stream = random_streams.generator("messi", self._seed, name, rank)
+            A_NF, groups = fold(precise(weight))[0].T, self._settings.groups
+            owner_N = assign_columns(A_NF, groups, rank, stream, self._settings.starts, self._settings.alternations)
+            members_KN = owner_N == torch.arange(groups, device=owner_N.device)[:, None]
+            U_FKJ, V_KJN = subspace_factors(A_NF.T, members_KN, rank)
+            residual = A_NF.T - U_FKJ.flatten(1) @ V_KJN.flatten(0, 1)
+            self.clusterings[name, rank] = Clustering(
+                members_KN,
+                float(residual.norm()) / (float(A_NF.norm()) or 1.0),
+                LayerSpectra(residual).norm() / (LayerSpectra(A_NF.T).norm() or 1.0),
+            )
+        return self.clusterings[name, rank]
+
+    def encoder_mask(self, name: str, rank: int) -> Tensor:
+        """Which weights of the encoder exist, J in every column: (K * J, C, X, Y) or (K * J, C)."""
+        shape = self.base.start.network.get_submodule(name).get_parameter("weight").shape
+        return self.clustering(name, rank).members.repeat_interleave(rank, dim=0).reshape(-1, *shape[1:])
 
 
 @dataclass(frozen=True)
 class Messi:
-    """The N columns of W become points of K subspaces of J dimensions: W = [.. U_z V_z ..] up to a permutation.
+    """The N columns of W become points in K subspaces of J dimensions: W = [.. U_z V_z ..] up to a permutation.
 
     min over subspaces z of sum_n min_z ||w_n - P_z w_n||^2, by alternating between the assignment of columns and the
     subspaces' truncated SVDs, from several random partitions. Whatever the partition, this error is at most that of
-    one truncated SVD of rank J. A column of the encoder has J weights, those of its subspace, and the others are
-    masked: J (N + K F) weights in all, as for K groups of channels, but the groups are any columns.
+    one truncated SVD of rank J. A column of the encoder has J weights, those of its subspace; the others are masked.
+    That makes J (N + K F) weights in all, as with K groups of channels, but the groups are arbitrary columns.
 
     The rank of every layer is round(t * full), at least 1, with full = min(F, N / K) and the largest t that the budget
     allows. `relative_error` is in the Frobenius norm.
@@ -79,79 +99,49 @@ class Messi:
 
     settings: MessiSettings
 
-    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Analysis:
-        """The layers' options; what depends on ranks is left to `plan`."""
-        base = layer_options.analyse(state, lambda info: [(self.settings.groups, 0)], layers=self.settings.layers)
+    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> MessiAnalysis:
+        base = lowrank_layers(state, lambda info: [(self.settings.groups, 0)], layers=self.settings.layers)
         thresholds = [
             np.append(shares_left(max_rank(info, self.settings.groups))[options.ranks[:-1] - 1], 0.0)
             for info, options in base.pairs()
         ]
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        return Analysis(base, thresholds, seed)
+        return MessiAnalysis(base, thresholds, self.settings, seed)
 
-    def plan(self, analysis: Analysis, budget: Budget) -> Plan:
-        """The largest t that the budget allows; the columns are shared out here, for the ranks that it gives.
-
-        Raises: InfeasibleBudget: the smallest rank everywhere is still too much.
-        """
+    def plan(self, analysis: MessiAnalysis, budget: Budget) -> Plan:
+        """The ranks under the largest t that the budget allows; the columns are assigned here, for these ranks."""
         base = analysis.base
-        if base.start.allows(budget):
-            return layer_options.unchanged(base)
-        chosen = common_threshold(analysis.thresholds, base.costs(budget.quantity), base.limit(budget))
+        chosen = base.choose(budget, partial(common_threshold, analysis.thresholds))
+        if chosen is None:
+            return base.plan(None, [])
         errors = [np.zeros(len(options.ranks)) for options in base.options.values()]
         for (name, options), index, error in zip(base.options.items(), chosen, errors, strict=True):
             if options.ranks[index]:
-                error[index] = self._clustering(analysis, name, int(options.ranks[index])).error
-        grouped = layer_options.make_plan(
-            base, chosen, errors, lambda name, factors: self._clustering(analysis, name, factors.rank).exact_error
-        )
-        masks = {
-            _encoder_weight(name): self._mask(analysis, name, factors.rank) for name, factors in grouped.factors.items()
-        }
+                error[index] = analysis.clustering(name, int(options.ranks[index])).error
+        grouped = base.plan(chosen, errors, lambda name, f: analysis.clustering(name, f.rank).exact_error)
+        masks = {_encoder_weight(name): analysis.encoder_mask(name, f.rank) for name, f in grouped.factors.items()}
         stitched = {name: Factors(f.groups * f.rank, 1, 0, f.bias) for name, f in grouped.factors.items()}
         return replace(grouped, factors=stitched, masks={**grouped.masks, **masks})
 
-    def fill(self, built: nn.Module, state: State, analysis: Analysis, plan: Plan) -> None:
-        """Write the state's weights into `built`, in place: the truncated SVDs of the columns that share a subspace."""
+    def fill(self, built: nn.Module, state: State, analysis: MessiAnalysis, plan: Plan) -> None:
+        """Write the truncated SVDs of the columns of each subspace into `built`, in place."""
         write_whole(built, state.network, plan)
         for name, _, weight in factored_layers(state, plan):
             num = plan.factors[name].rank // self.settings.groups
             members_KN = plan.masks[_encoder_weight(name)].flatten(1)[::num]
-            U_FKJ, V_KJN = stitch(fold(precise(weight))[0], members_KN, num)
+            U_FKJ, V_KJN = subspace_factors(fold(precise(weight))[0], members_KN, num)
             write_factors(built.get_submodule(name), U_FKJ.flatten(1)[None], V_KJN.flatten(0, 1)[None])
 
-    def _clustering(self, analysis: Analysis, name: str, rank: int) -> Clustering:
-        if (name, rank) not in analysis.found:
-            weight = live_weight(analysis.base.start.network, analysis.base.start.masks, name)
-            stream = random_streams.generator("messi", analysis.seed, name, rank)
-            A_NF, settings = fold(precise(weight))[0].T, self.settings
-            owner_N = share_out(A_NF, settings.groups, rank, stream, settings.starts, settings.alternations)
-            members_KN = owner_N == torch.arange(settings.groups, device=owner_N.device)[:, None]
-            U_FKJ, V_KJN = stitch(A_NF.T, members_KN, rank)
-            residual = A_NF.T - U_FKJ.flatten(1) @ V_KJN.flatten(0, 1)
-            analysis.found[name, rank] = Clustering(
-                members_KN,
-                float(residual.norm()) / (float(A_NF.norm()) or 1.0),
-                LayerSpectra(residual).norm() / (LayerSpectra(A_NF.T).norm() or 1.0),
-            )
-        return analysis.found[name, rank]
 
-    def _mask(self, analysis: Analysis, name: str, rank: int) -> Tensor:
-        """The encoder's weights that are there: (K * J, C, X, Y) or (K * J, C), J in every column."""
-        members_KN = self._clustering(analysis, name, rank).members
-        shape = analysis.base.start.network.get_submodule(name).get_parameter("weight").shape
-        return members_KN.repeat_interleave(rank, dim=0).reshape(-1, *shape[1:])
-
-
-def share_out(
+def assign_columns(
     A_NF: Tensor, num_subspaces: int, rank: int, generator: torch.Generator, starts: int = 5, alternations: int = 5
 ) -> Tensor:
-    """The subspace of every point, such that subspaces of this rank through the origin come close to their points.
+    """The subspace of every point, so that subspaces of this rank through the origin are close to their points.
 
     Args:
         A_NF: points, float64.
-        generator: of the random partitions, on the CPU.
-    Returns: (N,), the number of the subspace, from 0 on; one may have no points.
+        generator: draws the random partitions, on the CPU.
+    Returns: (N,), the index of the subspace; a subspace may have no points.
     """
     best_N, most = torch.zeros(len(A_NF), dtype=torch.int64, device=A_NF.device), -1.0
     for _ in range(starts):
@@ -168,10 +158,10 @@ def share_out(
     return best_N
 
 
-def stitch(W_FN: Tensor, members_KN: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Every subspace's truncated SVD of its own columns, with zeros at the columns of others.
+def subspace_factors(W_FN: Tensor, members_KN: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The truncated SVD of each subspace's columns, with zeros at the columns of the others.
 
-    Returns: U (F, K, J) and V (K, J, N); a subspace of fewer than J columns has zeros for what is missing.
+    Returns: U (F, K, J) and V (K, J, N), zero-padded for subspaces with fewer than J columns.
     """
     U_FKJ = W_FN.new_zeros(len(W_FN), len(members_KN), rank)
     V_KJN = W_FN.new_zeros(len(members_KN), rank, W_FN.shape[1])
@@ -184,7 +174,7 @@ def stitch(W_FN: Tensor, members_KN: Tensor, rank: int) -> tuple[Tensor, Tensor]
 
 
 def _fit(A_NF: Tensor, owner_N: Tensor, bases: Sequence[Tensor], rank: int) -> tuple[list[Tensor], float]:
-    """The subspaces nearest to their points, the old ones where they have none, and the sum of squares that they hold.
+    """The best subspaces for their points (unchanged without points), and the sum of squares that they capture.
 
     The basis of a subspace is (at most J, F), orthonormal: the first right singular vectors of its points.
     """
@@ -204,7 +194,7 @@ def _fit(A_NF: Tensor, owner_N: Tensor, bases: Sequence[Tensor], rank: int) -> t
 
 
 def _nearest(A_NF: Tensor, bases: Sequence[Tensor]) -> Tensor:
-    """The subspace of least ||a||^2 - ||V_z a||^2 for every point: (N,)."""
+    """The subspace with the smallest ||a||^2 - ||V_z a||^2 for every point: (N,)."""
     return torch.stack([(A_NF @ V_JF.T).square().sum(1) for V_JF in bases]).argmax(0)
 
 

@@ -1,7 +1,7 @@
 """The largest singular values of one layer's slices by randomised SVD, for layers of many thousand features.
 
-An exact decomposition costs the cube of a slice's smaller side; this costs its area times the number of values wanted.
-Everything is computed in float64, as exact spectra are, so that the two agree wherever singular values fall.
+The time of an exact decomposition is proportional to the cube of a slice's smaller side; here it is its area times the
+number of values. Everything is computed in float64, as for exact spectra.
 
 Shape suffixes as in `experiment.layers.factored_layers`: G = groups, R = rows, N = columns of a slice, J = rank,
 S = min(R, N), K = known singular values.
@@ -33,9 +33,9 @@ from experiment.random_streams import generator
 
 @dataclass(frozen=True)
 class Sketches:
-    """What all ranks of one weight and seed share: sketches by slicing and columns, operator norms by folding.
+    """A cache for all ranks of one weight and seed: sketches by slicing and columns, operator norms by folding.
 
-    The columns are powers of two, so that a sweep over ranks makes few sketches, and the same ones in any order.
+    The numbers of columns are powers of two, so a sweep over ranks makes few sketches, and the same ones in any order.
     """
 
     made: dict[tuple[Slicing, int], Sketch] = field(default_factory=dict)
@@ -43,15 +43,16 @@ class Sketches:
 
 
 class RandomisedSpectra:
-    """As `LayerSpectra`, for ranks up to `max_rank`; slices whose smaller side is no larger are decomposed exactly.
+    """Like `LayerSpectra`, for ranks up to `max_rank`; slices whose smaller side is not longer are decomposed exactly.
 
-    `values` holds one more than `max_rank`, for what the largest rank leaves.
+    `values` has one more than `max_rank`, which gives the error at the largest rank.
 
     Args:
         weight: (F, C, X, Y) or (F, C), finite; it must not change while this object is used.
-        seed: of all Gaussians; those of one slicing do not depend on which others are asked for.
-        oversampling: at least 1. power_iterations: see `randomised_svd`.
-        sketches: shared with objects of the same weight, seed and power iterations and other ranks.
+        seed: seeds all Gaussians; those of a slicing do not depend on other slicings.
+        oversampling: columns of the sketch in addition to the rank, at least 1.
+        power_iterations: see `range_finder`.
+        sketches: shared by objects with the same weight, seed and power iterations and different ranks.
     """
 
     def __init__(
@@ -78,11 +79,11 @@ class RandomisedSpectra:
         self._residual: tuple[tuple[int, int, int], Tensor] | None = None
 
     def full_rank(self, groups: int = 1, folding: int = 0) -> int:
-        """S, the most that a slice's rank can be; there are factors up to `top_rank` only."""
+        """S, the largest possible rank of a slice; there are factors up to `top_rank` only."""
         return self._exact.full_rank(groups, folding)
 
     def top_rank(self, groups: int = 1, folding: int = 0) -> int:
-        """The largest rank that is known: `max_rank`, or S."""
+        """The largest known rank: `max_rank`, or S."""
         return min(self._max_rank, self.full_rank(groups, folding))
 
     def values(self, groups: int = 1, folding: int = 0) -> Floats:
@@ -90,7 +91,7 @@ class RandomisedSpectra:
         if self._is_narrow(groups, folding):
             return self._exact.values(groups, folding)
         slicing = (groups, folding)
-        if slicing not in self._values:  # the vectors are many times larger: kept for slicings that are chosen only
+        if slicing not in self._values:  # vectors are much larger, and kept for chosen slicings only
             found = self._triplets.get(slicing) or self._decompose(groups, folding)
             self._values[slicing] = found.S.cpu().numpy() * self._scale
         return self._values[slicing]
@@ -100,9 +101,9 @@ class RandomisedSpectra:
         self._exact.prepare([groups for groups in all_groups if self._is_narrow(groups, folding)], folding)
 
     def unseen_energy(self, groups: int = 1, folding: int = 0) -> float:
-        """The squared singular values beyond `values`, summed: what they leave of ||W||_F^2.
+        """The sum of the squared singular values that are missing in `values`: ||W||_F^2 minus those of `values`.
 
-        For the factors of `factors` this is no estimate: ||A - Q B_J||_F^2 = ||A||_F^2 - ||B_J||_F^2, Q orthonormal.
+        For the factors of `factors` this is exact: ||A - Q B_J||_F^2 = ||A||_F^2 - ||B_J||_F^2, Q orthonormal.
         """
         if self._is_narrow(groups, folding):
             return 0.0
@@ -117,9 +118,9 @@ class RandomisedSpectra:
         return self._norms[folding]
 
     def factors(self, rank: int, groups: int = 1, folding: int = 0) -> tuple[Tensor, Tensor]:
-        """Factors of every slice, A_g ~ U_g V_g, with the singular values shared equally between them.
+        """Near-optimal factors of every slice, A_g ~ U_g V_g, with the singular values shared equally between them.
 
-        Returns: U (G, R, J) and V (G, J, N) in float64: U = L S^1/2, V = S^1/2 R^T; nearly the best ones of their rank.
+        Returns: U (G, R, J) and V (G, J, N) in float64: U = L S^1/2, V = S^1/2 R^T.
         """
         if self._is_narrow(groups, folding):
             return self._exact.factors(rank, groups, folding)
@@ -135,7 +136,7 @@ class RandomisedSpectra:
         return float(self.exact_bounds(rank, groups, folding)[rank - 1])
 
     def exact_bounds(self, rank: int, groups: int = 1, folding: int = 0) -> Floats:
-        """The measured error at `rank`, and what it tells about the errors at all other ranks.
+        """The measured error at `rank`, and lower bounds of the errors at all other ranks.
 
         With v the residual's first left singular vector at `rank`, the error at any rank is at least
         ||v^T (W - What)|| / ||W||_2, and equal to it at `rank`.
@@ -159,13 +160,13 @@ class RandomisedSpectra:
         return self._errors[key]
 
     def error_bound(self, rank: int, groups: int = 1, folding: int = 0) -> float:
-        """A bound of `exact_error` from products of the residual with ten random vectors (`norm_bound`)."""
+        """An upper bound of `exact_error` from products of the residual with ten random vectors (`norm_bound`)."""
         residual_GRN = self._left(rank, groups, folding)
         bound = norm_bound(_side_by_side(residual_GRN), self._stream("probes", groups, folding))
         return bound / (self.norm(folding) or 1.0)
 
     def _left(self, rank: int, groups: int, folding: int) -> Tensor:
-        """What factors of this rank leave of the slices (G, R, N); the last one is kept, for the other error."""
+        """The residual of the slices at this rank: (G, R, N); the latest one is cached."""
         key = (rank, groups, folding)
         if self._residual is None or self._residual[0] != key:
             U_GRJ, V_GJN = self.factors(rank, groups, folding)

@@ -1,7 +1,7 @@
-"""What truncated SVDs leave of slices that stand side by side: how much of it lies along its largest direction.
+"""The operator norm of the residual that truncated SVDs leave of slices side by side.
 
-Slice g is A_g = L_g S_g R_g^T. Cut to rank J, what is left of [A_1 ... A_G] has the Gram matrix D D^T, where D holds
-the columns of all L_g S_g beyond rank J: no residual is formed, and no matrix is larger than the smaller side.
+Slice g is A_g = L_g S_g R_g^T. Cut to rank J, the residual of [A_1 ... A_G] has the Gram matrix D D^T, where D consists
+of the columns of all L_g S_g beyond rank J: the residual is never formed, and no matrix exceeds the smaller side.
 
 Shape suffixes as in `experiment.methods.lowrank.spectra`; D = the columns beyond rank J.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-DENSE = 256  # up to this size all eigenvectors cost less than one by iteration
+DENSE = 256  # up to this size all eigenvectors are cheaper than one by iteration
 STEPS, EVERY = 160, 8
 TOLERANCE = 1e-8
 _TINY = 1e-300
@@ -72,8 +72,8 @@ class Residual:
 def first_eigenvector(M_NN: Tensor) -> Tensor:
     """The unit eigenvector of the largest eigenvalue of a symmetric positive semidefinite matrix, in float64.
 
-    Lanczos from a fixed random vector, every new direction made orthogonal to all earlier ones, until the Ritz pair's
-    residual ||M v - theta v|| is at most TOLERANCE theta: theta's error is smaller still, residual^2 / gap.
+    Lanczos with full reorthogonalisation from a fixed random vector, until the residual ||M v - theta v|| of the Ritz
+    pair is at most TOLERANCE theta. The error of theta is even smaller, residual^2 / gap.
     """
     size = len(M_NN)
     if size > DENSE:
@@ -82,7 +82,7 @@ def first_eigenvector(M_NN: Tensor) -> Tensor:
         Q_KN[0] = start / start.norm()
         for k in range(STEPS):
             y_N, earlier = M_NN @ Q_KN[k], Q_KN[: k + 1]
-            for _ in range(2):  # once leaves rounding errors behind that grow
+            for _ in range(2):  # a single pass leaves rounding errors that grow
                 share_K = earlier @ y_N
                 y_N = y_N - share_K @ earlier
                 T_KK[k, : k + 1] += share_K

@@ -1,9 +1,10 @@
-"""RSVD: the ranks of SVD, with factors from randomised SVD, so that nothing is ever decomposed whole."""
+"""RSVD: the ranks of SVD, with factors from randomised SVD, so that no layer is ever decomposed as a whole."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,8 +15,8 @@ from experiment.layers.factored_layers import max_rank
 from experiment.layers.plan import Plan, State
 from experiment.methods.allocate import common_threshold
 from experiment.methods.base import Budget, Calibration
-from experiment.methods.lowrank import layer_options
-from experiment.methods.lowrank.layer_options import LowRank, nearest_divisor, slicings
+from experiment.methods.lowrank.base import LowRankLayers, lowrank_layers
+from experiment.methods.lowrank.layer_options import nearest_divisor, slicings
 from experiment.methods.lowrank.randomised_spectra import RandomisedSpectra, Sketches
 from experiment.methods.lowrank.settings import RSVDSettings
 from experiment.methods.lowrank.svd import shares_left
@@ -25,46 +26,71 @@ from experiment.random_streams import seed_of
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """The analysis: what the ranks follow from, which the weights' values have no part in.
+class RSVDAnalysis:
+    """The thresholds of the ranks, which do not depend on the weights, and a cache of decompositions.
 
     Attributes:
-        thresholds: for every layer one value an option, 0 for the last one, the layer as it is.
-        seed: of all Gaussians, with the layer's name.
-        sketches: of every layer, in a few sizes, from which the factors of all ranks follow.
-        chosen: the decompositions of the plan made last, for `fill`: another plan's are computed again, and equal.
+        thresholds: one value per option of every layer, 0 for the last option, the unchanged layer.
     """
 
-    base: LowRank
-    thresholds: Sequence[Floats]
-    seed: int
-    sketches: dict[str, Sketches] = field(default_factory=dict)
-    chosen: dict[tuple[str, int], RandomisedSpectra] = field(default_factory=dict)
+    def __init__(self, base: LowRankLayers, thresholds: Sequence[Floats], settings: RSVDSettings, seed: int) -> None:
+        self.base, self.thresholds = base, thresholds
+        self._settings, self._seed = settings, seed
+        self._sketches: dict[str, Sketches] = {}  # of every layer; the factors of all ranks follow from them
+        self._decomposed: dict[tuple[str, int], RandomisedSpectra] = {}  # of the latest plan, by layer and rank
+
+    def forget(self) -> None:
+        """Drop the decompositions of the latest plan; those of another plan would not fit into memory with them."""
+        self._decomposed.clear()
+
+    def of_ranks(self, ranks: Mapping[str, int]) -> LowRankLayers:
+        """The layers with randomised spectra of the given ranks only; layers of rank 0 stay as they are."""
+        base = self.base
+
+        def spectra_of(name: str, weight: Tensor, sketches: Sketches | None = None) -> RandomisedSpectra:
+            return RandomisedSpectra(
+                weight,
+                ranks[name],
+                seed_of(self._seed, name),
+                oversampling=self._settings.oversampling,
+                power_iterations=self._settings.power_iterations,
+                sketches=sketches or Sketches(),
+            )
+
+        for name, rank in ranks.items():
+            if rank and (name, rank) not in self._decomposed:
+                weight = live_weight(base.start.network, base.start.masks, name)
+                sketches = self._sketches.setdefault(name, Sketches())
+                self._decomposed[name, rank] = spectra_of(name, weight, sketches)
+        spectra = {name: self._decomposed[name, rank] for name, rank in ranks.items() if rank}
+        return replace(base, spectra=spectra, spectra_of=spectra_of)
+
+    def error_bound(self, name: str, rank: int, groups: int, folding: int) -> float:
+        """The bound of a layer's relative operator-norm error at a rank of the latest plan."""
+        return self._decomposed[name, rank].error_bound(rank, groups, folding)
 
 
 @dataclass(frozen=True)
 class RSVD:
-    """The same share of the full rank in every layer, as SVD, and factors from a sketch of the layer's range.
+    """The same fraction of the full rank in every layer, as in SVD, and factors from a sketch of the layer's range.
 
-    W, folded, is multiplied with rank + oversampling Gaussian vectors; the SVD of what W leaves in their span, cut to
-    the rank, gives balanced factors. Time goes with the weights times the rank, not with the cube of the features.
+    W, folded, is multiplied by rank + oversampling Gaussian vectors; the SVD of W projected onto their span, cut to the
+    rank, gives balanced factors. The time is proportional to the weights times the rank, not to the cube of the
+    features.
 
-    `relative_error` is a bound of the relative operator-norm error that fails with probability 1e-10 and is loose by a
-    factor of up to about 8 sqrt(full rank - rank); `relative_error_exact` is the same error measured.
+    `relative_error` is an upper bound of the relative operator-norm error that fails with probability 1e-10 and is
+    loose by a factor of up to about 8 sqrt(full rank - rank); `relative_error_exact` is the measured error.
 
     Source: Halko, Martinsson and Tropp 2011, https://arxiv.org/abs/0909.4061
     """
 
     settings: RSVDSettings
 
-    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Ranks:
-        """The layers' options; no weight is decomposed."""
-        base = layer_options.analyse(
+    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> RSVDAnalysis:
+        groups, folding = self.settings.groups, self.settings.folding
+        base = lowrank_layers(
             state,
-            lambda info: slicings(
-                info, (nearest_divisor(info.in_features, self.settings.groups),), (self.settings.folding,)
-            ),
+            lambda info: slicings(info, (nearest_divisor(info.in_features, groups),), (folding,)),
             self.settings.round_to,
             layers=self.settings.layers,
         )
@@ -72,46 +98,26 @@ class RSVD:
         for info, options in base.pairs():
             curves = [shares_left(max_rank(info, *slicing))[options.ranks[:-1] - 1] for slicing in options.slicings()]
             thresholds.append(np.append(np.concatenate([np.zeros(0), *curves]), 0.0))  # one slicing, or no option
-        return Ranks(base, thresholds, int(torch.randint(2**62, (), generator=generator)))
+        return RSVDAnalysis(base, thresholds, self.settings, int(torch.randint(2**62, (), generator=generator)))
 
-    def plan(self, analysis: Ranks, budget: Budget) -> Plan:
-        """The largest share that the budget allows; the chosen ranks are decomposed here, for the errors to tell.
-
-        Raises: InfeasibleBudget: the smallest rank everywhere is still too much.
-        """
+    def plan(self, analysis: RSVDAnalysis, budget: Budget) -> Plan:
+        """The ranks under the largest share that the budget allows; they are decomposed here, to report the errors."""
         base = analysis.base
-        if base.start.allows(budget):
-            return layer_options.unchanged(base)
-        chosen = common_threshold(analysis.thresholds, base.costs(budget.quantity), base.limit(budget))
-        pairs = list(zip(base.options.items(), chosen, strict=True))
-        analysis.chosen.clear()
-        ranks = {name: int(options.ranks[i]) for (name, options), i in pairs}
-        base = self._sketched(analysis, ranks)
-        errors = [np.zeros(len(options.ranks)) for options in base.options.values()]
-        for (name, options), i, error in zip(base.options.items(), chosen, errors, strict=True):
+        chosen = base.choose(budget, partial(common_threshold, analysis.thresholds))
+        if chosen is None:
+            return base.plan(None, [])
+        indices = dict(zip(base.options, chosen, strict=True))
+        ranks = {name: int(options.ranks[indices[name]]) for name, options in base.options.items()}
+        analysis.forget()
+        base = analysis.of_ranks(ranks)
+        errors = []
+        for name, options in base.options.items():
+            error, i = np.zeros(len(options.ranks)), indices[name]
             if ranks[name]:
-                spectra = analysis.chosen[name, ranks[name]]
-                error[i] = spectra.error_bound(ranks[name], int(options.groups[i]), int(options.foldings[i]))
-        return layer_options.make_plan(base, chosen, errors)
+                error[i] = analysis.error_bound(name, ranks[name], int(options.groups[i]), int(options.foldings[i]))
+            errors.append(error)
+        return base.plan(chosen, errors)
 
-    def fill(self, built: nn.Module, state: State, analysis: Ranks, plan: Plan) -> None:
-        """Write the state's weights into `built`, in place."""
+    def fill(self, built: nn.Module, state: State, analysis: RSVDAnalysis, plan: Plan) -> None:
         ranks = {name: factors.rank for name, factors in plan.factors.items()}
-        layer_options.fill(built, state, self._sketched(analysis, ranks), plan)
-
-    def _sketched(self, analysis: Ranks, ranks: Mapping[str, int]) -> LowRank:
-        """The analysis with randomised spectra of just these ranks; rank 0 is a layer that stays."""
-        base = analysis.base
-
-        def spectra_of(name: str, weight: Tensor, sketches: Sketches | None = None) -> RandomisedSpectra:
-            return RandomisedSpectra(
-                weight, ranks[name], seed_of(analysis.seed, name), oversampling=self.settings.oversampling,
-                power_iterations=self.settings.power_iterations, sketches=sketches or Sketches(),
-            )  # fmt: skip
-
-        for name, rank in ranks.items():
-            if rank and (name, rank) not in analysis.chosen:
-                weight = live_weight(base.start.network, base.start.masks, name)
-                analysis.chosen[name, rank] = spectra_of(name, weight, analysis.sketches.setdefault(name, Sketches()))
-        spectra = {name: analysis.chosen[name, rank] for name, rank in ranks.items() if rank}
-        return replace(base, spectra=spectra, spectra_of=spectra_of)
+        analysis.of_ranks(ranks).fill(built, state, plan)

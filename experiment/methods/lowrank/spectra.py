@@ -1,9 +1,9 @@
 """Singular values and vectors of one layer's weight, cut into groups of input channels, each computed once.
 
-They come from Gram matrices in float64, A A^T or A^T A, whichever is smaller: the smaller side's eigenvectors are
-orthonormal to machine precision and the other factor is a projection of A onto them, so that products are exact to
-about 1e-15 and singular values to about 1e-8 of the largest one, which is what relative errors are measured by. Gram
-matrices of some numbers of groups tell those of others. This is 10 to 60 times faster than an SVD of wide slices.
+They come from Gram matrices in float64, A A^T or A^T A, whichever is smaller. The eigenvectors of the smaller side are
+orthonormal to machine precision and the other factor is a projection of A onto them, so products are exact to about
+1e-15 and singular values to about 1e-8 of the largest one. Gram matrices of some numbers of groups give those of
+others. This is 10 to 60 times faster than an SVD of wide slices.
 
 Shape suffixes as in `experiment.layers.factored_layers`: G = groups, R = rows, N = columns of a slice, J = rank,
 S = min(R, N).
@@ -28,9 +28,9 @@ Floats = NDArray[np.float64]
 
 
 class Spectra(Protocol):
-    """What allocation needs to know of one layer's slices: see `LayerSpectra`, where all of it is exact.
+    """What allocation needs of one layer's slices; see `LayerSpectra`, where everything is exact.
 
-    Others may know the largest K of the S singular values of a slice only, and factors up to `top_rank`.
+    Other implementations may have only the K largest of a slice's S singular values, and factors up to `top_rank`.
     """
 
     def full_rank(self, groups: int = 1, folding: int = 0) -> int: ...
@@ -45,7 +45,7 @@ class Spectra(Protocol):
 
 
 class LayerSpectra:
-    """What the truncated SVDs of one layer's slices need, for every number of groups and every folding asked for.
+    """Exact spectra and truncated SVDs of one layer's slices, cached for every number of groups and every folding.
 
     Args:
         weight: (F, C, X, Y) or (F, C), finite; it must not change while this object is used.
@@ -59,30 +59,30 @@ class LayerSpectra:
         self._bases: dict[Slicing, Tensor] = {}
         self._grams: dict[int, Tensor] = {}
         self._exact: dict[tuple[int, int, int], Floats] = {}
-        # as large as the weight, so only of the slicing that was asked for last
+        # as large as the weight, so only those of the latest slicing
         self._projections: dict[Slicing, Tensor] = {}
         self._residuals: dict[Slicing, Residual] = {}
 
     def full_rank(self, groups: int = 1, folding: int = 0) -> int:
-        """S, the most that a slice's rank can be."""
+        """S, the largest possible rank of a slice."""
         return min(self._shape(groups, folding))
 
     def top_rank(self, groups: int = 1, folding: int = 0) -> int:
-        """The largest rank that is known: all are."""
+        """The largest known rank, here the full rank."""
         return self.full_rank(groups, folding)
 
     def unseen_energy(self, groups: int = 1, folding: int = 0) -> float:
-        """The squared singular values beyond `values`, summed: there are none."""
+        """The sum of the squared singular values that are missing in `values`: 0."""
         return 0.0
 
     def values(self, groups: int = 1, folding: int = 0) -> Floats:
-        """Singular values of every slice: (G, S), falling."""
+        """Singular values of every slice in falling order: (G, S)."""
         if (groups, folding) not in self._values:
             self.prepare((groups,), folding)
         return self._values[groups, folding]
 
     def prepare(self, all_groups: Sequence[int], folding: int = 0) -> None:
-        """Compute `values` for several numbers of groups together, which shares the Gram matrices."""
+        """Compute `values` for several numbers of groups together, sharing the Gram matrices."""
         missing = [groups for groups in set(all_groups) if (groups, folding) not in self._values]
         grams: dict[int, Tensor] = {}
         # wide slices from the finest on, whose Gram matrices are summed; then the others from the coarsest on
@@ -118,12 +118,12 @@ class LayerSpectra:
         return float(self.exact_bounds(rank, groups, folding)[rank - 1])
 
     def exact_bounds(self, rank: int, groups: int = 1, folding: int = 0) -> Floats:
-        """The exact error at `rank`, and what it tells about the errors at all other ranks.
+        """The exact error at `rank`, and lower bounds of the errors at all other ranks.
 
         With v the residual's first left singular vector at `rank`, the error at any rank is at least
         ||v^T (W - What)|| / ||W||_2, and equal to it at `rank`.
 
-        Returns: lower bounds for ranks 1 to S: (S,), falling to 0.
+        Returns: the bounds for ranks 1 to S: (S,), falling to 0.
         """
         values, norm = self.values(groups, folding), self.norm(folding)
         key = (rank, groups, folding)
@@ -158,9 +158,9 @@ class LayerSpectra:
         return A_GRN @ A_GRN.mT if self._is_wide(groups, folding) else A_GRN.mT @ A_GRN
 
     def _related_gram(self, groups: int, folding: int, grams: Mapping[int, Tensor]) -> Tensor:
-        """`_small_gram`, from those of other numbers of groups where they tell it.
+        """`_small_gram`, derived from those of other numbers of groups where possible.
 
-        A A^T of a slice is the sum over the slices that it is made of; their A^T A are blocks on its diagonal.
+        A A^T of a slice is the sum over its finer slices; A^T A of a finer slice is a block on its diagonal.
         """
         wide = self._is_wide(groups, folding)
         alike = [g for g in grams if self._is_wide(g, folding) == wide]
@@ -175,7 +175,7 @@ class LayerSpectra:
         return self._small_gram(groups, folding)
 
     def _basis(self, groups: int, folding: int) -> Tensor:
-        """Singular vectors of the slices' smaller side, (G, S, S), by falling singular value."""
+        """Singular vectors of the slices' smaller side by falling singular value: (G, S, S)."""
         slicing = (groups, folding)
         if slicing not in self._bases:
             self._bases[slicing] = torch.linalg.eigh(self._small_gram(groups, folding))[1].flip(-1)
@@ -206,7 +206,7 @@ class LayerSpectra:
         return self._residuals[slicing]
 
 
-_TINY = 1e-150  # a root of a singular value below this is zero, and so is what it divides
+_TINY = 1e-150  # avoids division by zero; smaller roots of singular values are zero
 
 
 def reference_errors(spectra: Spectra, groups: int, folding: int = 0) -> Floats:
@@ -234,14 +234,14 @@ def energy_errors(spectra: Spectra, groups: int = 1, folding: int = 0) -> Floats
 def nuclear_errors(spectra: Spectra, groups: int = 1, folding: int = 0) -> Floats:
     """Share of the slices' singular values beyond rank j, for ranks j = 1 to S: (S,), falling to 0.
 
-    Raises: CompressionError: not all singular values are known. With ||W||_F those that are tell the sum of the squares
-        of the others, but their sum only within a factor of sqrt(S).
+    Raises: CompressionError: not all singular values are known. ||W||_F gives the sum of squares of the others, but
+        their sum only within a factor of sqrt(S).
     """
     values, full = spectra.values(groups, folding), spectra.full_rank(groups, folding)
     if values.shape[1] < full:
         raise CompressionError(
-            f"the nuclear norm needs all {full:,} singular values of a slice. Randomised SVD found the largest "
-            f"{values.shape[1]:,} only. Leave randomised_above out, or allocate by energy (SVD-Energy)."
+            f"the nuclear norm needs all {full:,} singular values of a slice. Got the {values.shape[1]:,} largest from "
+            f"randomised SVD. Remove randomised_above, or use SVD-Energy."
         )
     return _tail_shares(values)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -19,8 +20,8 @@ from experiment.layers.factored_layers import flops
 from experiment.layers.plan import Plan, State
 from experiment.methods.allocate import common_threshold
 from experiment.methods.base import Budget, Calibration
-from experiment.methods.lowrank import layer_options
-from experiment.methods.lowrank.layer_options import LowRank, nearest_divisor, slicings
+from experiment.methods.lowrank.base import LowRankLayers, lowrank_layers
+from experiment.methods.lowrank.layer_options import nearest_divisor, slicings
 from experiment.methods.lowrank.settings import LRankSettings, SlicedSettings, SVDSettings
 from experiment.methods.lowrank.spectra import Spectra, energy_errors, nuclear_errors, reference_errors
 
@@ -42,7 +43,7 @@ class ThresholdAnalysis:
         errors: what is reported as relative error.
     """
 
-    base: LowRank
+    base: LowRankLayers
     thresholds: Sequence[Floats]
     errors: Sequence[Floats]
 
@@ -63,9 +64,8 @@ class CommonThreshold:
     per_flop: bool = False
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> ThresholdAnalysis:
-        """Compute the spectra of all layers."""
         groups, folding = self.settings.groups, self.settings.folding
-        base = layer_options.analyse(
+        base = lowrank_layers(
             state,
             lambda info: slicings(info, (nearest_divisor(info.in_features, groups),), (folding,)),
             self.settings.round_to,
@@ -81,20 +81,12 @@ class CommonThreshold:
         return ThresholdAnalysis(base, thresholds, errors)
 
     def plan(self, analysis: ThresholdAnalysis, budget: Budget) -> Plan:
-        """Choose the lowest t that the budget allows.
-
-        Raises: InfeasibleBudget: rank 1 in every layer exceeds the budget.
-        """
-        return layer_options.plan_within(
-            budget,
-            analysis.base,
-            lambda costs, limit: common_threshold(analysis.thresholds, costs, limit),
-            analysis.errors,
-        )
+        """The ranks under the lowest t that the budget allows."""
+        chosen = analysis.base.choose(budget, partial(common_threshold, analysis.thresholds))
+        return analysis.base.plan(chosen, analysis.errors)
 
     def fill(self, built: nn.Module, state: State, analysis: ThresholdAnalysis, plan: Plan) -> None:
-        """Write the state's weights into `built`, in place."""
-        layer_options.fill(built, state, analysis.base, plan)
+        analysis.base.fill(built, state, plan)
 
 
 def svd(settings: SVDSettings) -> CommonThreshold:

@@ -17,9 +17,9 @@ from experiment.lc.optimizer import LCOptimizer
 from experiment.lc.projection import MethodProjection, condensed_weights, weights_of
 from experiment.lc.settings import LCSettings
 from experiment.methods.base import Calibration, Compressed, Method
+from experiment.methods.configure import MethodSpec
 from experiment.run.cell.events import Advanced, Report, epoch_callbacks
 from experiment.run.cell.reference import Context, Reference, train_settings
-from experiment.run.grid.lookup import MethodSpec
 from experiment.run.grid.plan import Cell
 from experiment.training.checkpoint import EpochRecord
 

@@ -18,8 +18,7 @@ from experiment.datasets.transform_names import TRANSFORMS
 from experiment.errors import ConfigError, described
 from experiment.escaping import FORMULA, is_number, look
 from experiment.methods import METHODS, TORCHPRUNE_NAMES
-from experiment.methods.configure import default_label, is_fixed_size, make_settings, setting_faults, stages_of
-from experiment.methods.find import find_method
+from experiment.methods.configure import MethodSpec, configure, find_method, spec_or_faults
 from experiment.methods.settings import ComposeSettings
 from experiment.networks import NETWORKS
 from experiment.registry import NAMES_CODE, MethodEntry, is_import_path, no_such_argument, suggestion
@@ -56,25 +55,6 @@ class Fault:
         """The full error, with file and line: those of the customization, where that sets the key."""
         dotted = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in self.key).lstrip(".")
         return f"{file.where(*self.key, variant=variant)}: {dotted}: {self.text}"
-
-
-@dataclass(frozen=True)
-class MethodSpec:
-    """A method of the file: its registered label or import path, its entry, its settings and the label on plots.
-
-    `recalibrate` says whether BatchNorm statistics are re-estimated after it.
-    """
-
-    name: str
-    label: str
-    entry: MethodEntry
-    settings: object
-    recalibrate: bool = False
-
-    @property
-    def fixed_size(self) -> bool:
-        """Whether the settings decide the size, so that there is one cell in the place of a grid."""
-        return is_fixed_size(self.settings)
 
 
 @dataclass(frozen=True)
@@ -165,9 +145,8 @@ def recalibration_fault(entry: MethodEntry) -> str | None:
 def method_key(spec: MethodSpec) -> dict[str, Any]:
     """How a method enters the key of a cell: by what it is and does, not by its label on plots."""
     settings = {} if spec.settings is None else settings_without_defaults(spec.settings)
-    if isinstance(spec.settings, ComposeSettings):
-        stages = stages_of(spec.settings)
-        settings["schemes"] = [method_key(MethodSpec(s.name, s.entry.label, s.entry, s.settings)) for s in stages]
+    if spec.schemes:
+        settings["schemes"] = [method_key(scheme) for scheme in spec.schemes]
     key = named(spec.name, spec.entry.version, settings)
     if is_import_path(spec.name):  # the algorithm may lie in another module than the entry
         algorithm = spec.entry.target.partition(":")[0]
@@ -269,11 +248,11 @@ def _method_faults(methods: list[Any]) -> Iterator[Fault]:
             entry = find_method(ref["name"])
             if isinstance(entry, MethodEntry):
                 settings = _mapping(ref, "settings")
-                wrong = setting_faults(entry, settings)
+                made = spec_or_faults(entry, settings)
+                wrong = made if isinstance(made, list) else ()
                 yield from (Fault((*key, "settings", *path), text, fatal=True) for path, text in wrong)
                 yield from _code_faults((*key, "settings"), entry, settings)
-                own = entry.label if wrong else default_label(entry, make_settings(entry, settings))
-                label = ref.get("label") or own
+                label = ref.get("label") or (made.label if isinstance(made, MethodSpec) else entry.label)
                 if ref.get("recalibrate") is True and (text := recalibration_fault(entry)):
                     yield Fault((*key, "recalibrate"), text, fatal=True)
             else:
@@ -342,7 +321,7 @@ def _sizes(ref: Mapping[str, Any], unknown: bool) -> Iterator[bool]:
         if isinstance(entry, str):
             yield False
         elif entry.label != "Reference":
-            yield is_fixed_size(make_settings(entry, _mapping(ref, "settings")))
+            yield configure(entry, _mapping(ref, "settings")).fixed_size
     except ConfigError:  # told where methods are checked
         yield unknown
 
@@ -365,7 +344,6 @@ def _spec(ref: MethodRef) -> MethodSpec:
     entry = find_method(ref.name)
     if isinstance(entry, str):
         label = ref.label or TORCHPRUNE_NAMES.get(ref.name, ref.name)
-        return MethodSpec(ref.name, label, MethodEntry(label, object, "", "none"), None, ref.recalibrate)
-    name = ref.name if is_import_path(ref.name) else entry.label
-    made = make_settings(entry, ref.settings)
-    return MethodSpec(name, ref.label or default_label(entry, made), entry, made, ref.recalibrate)
+        return MethodSpec(ref.name, label, MethodEntry(label, object, "", "none"), None, recalibrate=ref.recalibrate)
+    spec = configure(ref.name, ref.settings)
+    return replace(spec, label=ref.label or spec.label, recalibrate=ref.recalibrate)

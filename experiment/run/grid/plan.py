@@ -18,10 +18,11 @@ from experiment.config import (
     with_rewinding,
 )
 from experiment.files import safe_name
+from experiment.methods.configure import MethodSpec
 from experiment.run.grid.data_facts import remembered_stamps
 from experiment.run.grid.data_stamps import Stamps
 from experiment.run.grid.keys import FORMAT_VERSION, cell_key, digest
-from experiment.run.grid.lookup import MethodSpec, Names, method_key, resolve_names
+from experiment.run.grid.lookup import Names, method_key, resolve_names
 from experiment.run.grid.resolved import Precision, mode_key, planned_epochs, retraining_key, search_key, training_key
 from experiment.run.grid.weights_file import DATASETS_FOLDER, GivenWeights
 

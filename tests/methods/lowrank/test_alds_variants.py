@@ -11,13 +11,13 @@ from experiment.layers.plan import Factors, State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Compressed, Compressor, make_method
-from experiment.methods.configure import make_settings
+from experiment.methods.configure import configure
 from experiment.methods.lowrank.layer_options import nearest_divisor
 from experiment.random_streams import generator
 
 
 def compressor(label: str, state: State) -> Compressor:
-    method = make_method(METHODS[label], make_settings(METHODS[label], {}))
+    method = make_method(METHODS[label], configure(METHODS[label], {}).settings)
     return Compressor(method, state, count(state.network, state.example), None, generator("test_alds_variants"))
 
 

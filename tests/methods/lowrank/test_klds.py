@@ -282,7 +282,7 @@ def test_a_regression_is_refused() -> None:
     network, x = torch.nn.Linear(6, 5), torch.randn(4, 6)
     made = make_method(METHODS["KLDS"], METHODS["KLDS"].settings())
     state = State(network, x[:1])
-    with pytest.raises(CompressionError, match="targets are real numbers, as of a regression"):
+    with pytest.raises(CompressionError, match="targets are real numbers, as in a regression"):
         Compressor(made, state, count(network, x[:1]), Calibration(x, torch.randn(4)), generator("klds"))
 
 
@@ -290,5 +290,5 @@ def test_outputs_that_are_not_finite_once_decomposed_are_told(
     state_of: StateOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(klds.LayerDirections, "product", lambda self, factors: torch.tensor(torch.nan))
-    with pytest.raises(CompressionError, match="layer '0': once it is decomposed.*choose a method"):
+    with pytest.raises(CompressionError, match="layer '0': when it is decomposed.*use a method"):
         compressor(state_of("cnn"))

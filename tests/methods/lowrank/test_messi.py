@@ -18,8 +18,8 @@ from experiment.layers.plan import State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
-from experiment.methods.configure import make_settings
-from experiment.methods.lowrank.messi import share_out, stitch
+from experiment.methods.configure import configure
+from experiment.methods.lowrank.messi import assign_columns, subspace_factors
 from experiment.random_streams import generator, seeded
 
 StateOf = Callable[[str], State]
@@ -28,7 +28,7 @@ StateOf = Callable[[str], State]
 def compressor(state: State, label: str = "Messi3", seed: int = 0, **settings: int) -> Compressor:
     entry = METHODS[label]
     original = count(state.network, state.example)
-    method = make_method(entry, make_settings(entry, settings))
+    method = make_method(entry, configure(entry, settings).settings)
     return Compressor(method, state, original, None, generator("test_messi", seed))
 
 
@@ -47,7 +47,7 @@ def test_planted_subspaces_are_found(num: int, rank: int, features: int) -> None
     points = torch.cat([normal(12, rank, seed=z) @ normal(rank, features, seed=z) for z in range(num)])
     shuffle = torch.randperm(len(points), generator=generator("shuffle"))
     planted = torch.arange(num).repeat_interleave(12)[shuffle]
-    found = share_out(points[shuffle], num, rank, generator("planted"), starts=20, alternations=20)
+    found = assign_columns(points[shuffle], num, rank, generator("planted"), starts=20, alternations=20)
     assert len({(int(a), int(b)) for a, b in zip(planted, found, strict=True)}) == num  # one to one
     assert squared_error(points[shuffle].numpy(), found.numpy(), rank) < 1e-20
 
@@ -56,7 +56,7 @@ def test_planted_subspaces_are_found(num: int, rank: int, features: int) -> None
 def test_never_worse_than_one_subspace_of_that_rank(shape: tuple[int, int]) -> None:
     points = normal(*shape)
     for num, rank in itertools.product((2, 3, 5), (1, 2, 3)):
-        owner = share_out(points, num, rank, generator("one"))
+        owner = assign_columns(points, num, rank, generator("one"))
         assert owner.shape == (len(points),)
         one = float((np.linalg.svd(points.numpy(), compute_uv=False)[rank:] ** 2).sum())
         assert squared_error(points.numpy(), owner.numpy(), rank) <= one + 1e-9
@@ -64,7 +64,7 @@ def test_never_worse_than_one_subspace_of_that_rank(shape: tuple[int, int]) -> N
 
 def test_every_point_ends_in_its_nearest_subspace() -> None:
     points = normal(50, 7).numpy()
-    owner = share_out(normal(50, 7), 3, 2, generator("nearest"), alternations=1000).numpy()
+    owner = assign_columns(normal(50, 7), 3, 2, generator("nearest"), alternations=1000).numpy()
     projections = [np.linalg.svd(points[owner == z])[2][:2] for z in range(3)]
     distances = [np.linalg.norm(points - points @ V.T @ V, axis=1) for V in projections]
     assert (np.argmin(distances, axis=0) == owner).all()
@@ -74,9 +74,9 @@ def test_more_searching_never_finds_less() -> None:
     points = normal(40, 12)
     for starts, alternations in ((1, 0), (1, 2), (1, 5)):
         more = [(starts + 3, alternations), (starts, alternations + 3)]
-        few = share_out(points, 3, 3, generator("more"), starts, alternations)
+        few = assign_columns(points, 3, 3, generator("more"), starts, alternations)
         for many in more[1:] if alternations == 0 else more:
-            found = share_out(points, 3, 3, generator("more"), *many)
+            found = assign_columns(points, 3, 3, generator("more"), *many)
             bound = squared_error(points.numpy(), few.numpy(), 3)
             assert squared_error(points.numpy(), found.numpy(), 3) <= bound + 1e-9
 
@@ -88,8 +88,8 @@ def test_more_searching_never_finds_less() -> None:
 )
 def test_subspaces_without_points_do_no_harm(points: Tensor) -> None:
     points = points.double()
-    owner = share_out(points, 3, 2, generator("empty"))
-    U_FKJ, V_KJN = stitch(points.T, owner == torch.arange(3)[:, None], 2)
+    owner = assign_columns(points, 3, 2, generator("empty"))
+    U_FKJ, V_KJN = subspace_factors(points.T, owner == torch.arange(3)[:, None], 2)
     assert U_FKJ.shape == (points.shape[1], 3, 2)
     assert V_KJN.shape == (3, 2, len(points))
     assert torch.isfinite(U_FKJ).all()
@@ -219,8 +219,8 @@ def test_networks_depend_on_the_seed_alone(state_of: StateOf) -> None:
 def test_same_rank_is_clustered_once(state_of: StateOf) -> None:
     made = compressor(state_of("cnn"))
     plan = made.compress(0.5).plan
-    found = dict(made.analysis.found)
+    found = dict(made.analysis.clusterings)
     made.compress(0.5)
     assert {(n, d["rank"]) for n, d in plan.details.items() if d["rank"]} == found.keys()
-    assert all(made.analysis.found[key] is clustering for key, clustering in found.items())
+    assert all(made.analysis.clusterings[key] is clustering for key, clustering in found.items())
     assert math.isfinite(sum(clustering.error for clustering in found.values()))

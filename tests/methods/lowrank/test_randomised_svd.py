@@ -15,14 +15,13 @@ from experiment.layers.plan import State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
-from experiment.methods.configure import make_settings
+from experiment.methods.configure import configure
 from experiment.methods.lowrank.layer_options import find_options
 from experiment.methods.lowrank.randomised_spectra import RandomisedSpectra
 from experiment.methods.lowrank.randomised_svd import (
     leading_pair,
     norm_bound,
     operator_norm,
-    randomised_svd,
     range_finder,
     sketch,
 )
@@ -91,7 +90,7 @@ def test_basis_of_impossible_size_is_refused(size: int) -> None:
 @pytest.mark.parametrize("shape", [(60, 90), (90, 60)])
 def test_with_all_columns_it_is_the_exact_svd(shape: tuple[int, int]) -> None:
     A = np.stack([matrix(SPECTRA["slow"], *shape), matrix(SPECTRA["fast"], *shape)])
-    U, S, Vt = randomised_svd(torch.from_numpy(A), 55, generator("test_randomised"))  # 55 + 10 is capped at 60
+    U, S, Vt = sketch(torch.from_numpy(A), 60, 2, generator("test_randomised")).svd(60, 55)
     L, sigma, Rt = np.linalg.svd(A, full_matrices=False)
     assert S.numpy() == pytest.approx(sigma[:, :55], abs=1e-12)
     expected = (L[:, :, :55] * sigma[:, None, :55]) @ Rt[:, :55]
@@ -101,7 +100,7 @@ def test_with_all_columns_it_is_the_exact_svd(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("decay", SPECTRA)
 def test_truncated_svd_is_near_the_best_one_and_never_above_it(decay: str) -> None:
     A, sigma = matrix(SPECTRA[decay]), SPECTRA[decay]
-    U, S, Vt = (t[0].numpy() for t in randomised_svd(torch.from_numpy(A)[None], 8, generator("test_randomised")))
+    U, S, Vt = (t[0].numpy() for t in sketch(torch.from_numpy(A)[None], 18, 2, generator("test_randomised")).svd(18, 8))
     np.testing.assert_allclose(U.T @ U, np.eye(8), atol=1e-12)
     np.testing.assert_allclose(Vt @ Vt.T, np.eye(8), atol=1e-12)
     assert (sigma[:8] + 1e-12 >= S).all()
@@ -114,7 +113,7 @@ def test_truncated_svd_is_near_the_best_one_and_never_above_it(decay: str) -> No
 
 def test_same_seed_gives_the_same_and_another_one_another() -> None:
     A = torch.from_numpy(matrix(SPECTRA["slow"]))[None]
-    one, same, other = (randomised_svd(A, 5, generator("test_randomised", seed)).U for seed in (0, 0, 1))
+    one, same, other = (sketch(A, 15, 2, generator("test_randomised", seed)).Q for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.allclose(one, other)
 
@@ -262,7 +261,7 @@ def net() -> State:
 
 def compressor(label: str, state: State, **settings: object) -> Compressor:
     entry = METHODS[label]
-    method = make_method(entry, make_settings(entry, settings))
+    method = make_method(entry, configure(entry, settings).settings)
     return Compressor(method, state, count(state.network, state.example), None, generator("test_randomised"))
 
 

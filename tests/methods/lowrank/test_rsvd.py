@@ -13,13 +13,13 @@ from experiment.layers.plan import State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
-from experiment.methods.configure import make_settings
+from experiment.methods.configure import configure
 from experiment.random_streams import generator, seeded
 
 
 def compressor(state: State, label: str = "RSVD", seed: int = 0, **settings: object) -> Compressor:
     entry = METHODS[label]
-    method = make_method(entry, make_settings(entry, settings))
+    method = make_method(entry, configure(entry, settings).settings)
     return Compressor(method, state, count(state.network, state.example), None, generator("test_rsvd", seed))
 
 
@@ -115,4 +115,4 @@ def test_seed_decides_the_factors_and_the_order_of_keep_ratios_does_not() -> Non
 def test_registered_as_random_with_checked_settings() -> None:
     for wrong in ({"oversampling": 0}, {"power_iterations": -1}):
         with pytest.raises(ConfigError, match="must be at least"):
-            make_settings(METHODS["RSVD"], wrong)
+            configure("RSVD", wrong)

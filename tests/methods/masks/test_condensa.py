@@ -16,7 +16,7 @@ from experiment.layers.plan import State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
-from experiment.methods.configure import make_settings
+from experiment.methods.configure import configure
 from experiment.random_streams import generator, seeded
 
 LAYERS = ("0", "3", "5")
@@ -156,8 +156,8 @@ def test_layers_that_blocks_do_not_divide_may_be_exempt(net: nn.Module, x: Tenso
     [
         ({"ignore": ["fc*"]}, "Prune.ignore: no layer is called 'fc*'. The layers are 0, 3, 5."),
         ({"layers": {"fc": {"density": 0.5}}}, "Prune.layers: no layer is called 'fc'."),
-        ({"layers": {"3": {"density": 0.5}}, "ignore": ["3"]}, "names '3', which `ignore` leaves alone"),
-        ({"layers": {"3": {"density": 0.5}, "[35]": {"density": 0.5}}}, "names '3', which another pattern names too"),
+        ({"layers": {"3": {"density": 0.5}}, "ignore": ["3"]}, "matches '3', which `ignore` matches too"),
+        ({"layers": {"3": {"density": 0.5}, "[35]": {"density": 0.5}}}, "which another pattern matches too"),
         ({"layers": {"3": {"densty": 0.5}}}, "layers.3.densty"),
         ({"density": 1.5}, "density: must be"),
         ({"density": 0.0}, "density: must be"),
@@ -178,7 +178,7 @@ def test_a_keep_ratio_beside_a_density_is_refused_and_needed_without_one(net: nn
 
 def test_a_budget_below_the_density_cannot_be_met(net: nn.Module, x: Tensor) -> None:
     entry = METHODS["Prune"]
-    method = make_method(entry, make_settings(entry, {"density": 0.5}))
+    method = make_method(entry, configure(entry, {"density": 0.5}).settings)
     made = Compressor(method, State(net, x), count(net, x), None, generator("x"))
     with pytest.raises(InfeasibleBudget) as caught:
         made.compress(0.4)
@@ -190,7 +190,7 @@ def test_what_is_masked_stays_masked_and_the_density_is_of_the_original(net: nn.
     state = State(net, x, masks=dict(first.plan.masks))
     for density, number in ((0.1, 91), (0.5, int(0.2 * 912))):
         entry = METHODS["Prune"]
-        method = make_method(entry, make_settings(entry, {"density": density}))
+        method = make_method(entry, configure(entry, {"density": density}).settings)
         made = Compressor(method, state, count(net, x), None, generator("x")).compress(1.0)
         found, before = kept(made.network), kept(first.network)
         assert sum(int(mask.sum()) for mask in found.values()) == number

@@ -18,7 +18,7 @@ from experiment.layers.plan import Plan, State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor
-from experiment.methods.configure import make_settings as settings_from
+from experiment.methods.configure import configure
 from experiment.methods.masks.settings import TorchPruneSettings
 from experiment.methods.masks.torch_prune import torch_prune
 from experiment.random_streams import generator
@@ -220,6 +220,6 @@ def test_arguments_that_do_not_fit_are_named(
 
 def test_settings_from_a_file() -> None:
     entry = METHODS["TorchPrune"]
-    made = settings_from(entry, {"method": f"{TORCH}:LnStructured", "kwargs": {"n": 2, "dim": 0}})
+    made = configure(entry, {"method": f"{TORCH}:LnStructured", "kwargs": {"n": 2, "dim": 0}}).settings
     assert made == TorchPruneSettings(f"{TORCH}:LnStructured", {"n": 2, "dim": 0})
-    assert settings_from(entry, {}) == TorchPruneSettings()
+    assert configure(entry, {}).settings == TorchPruneSettings()

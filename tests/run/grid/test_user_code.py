@@ -14,10 +14,10 @@ import pytest
 from experiment.config import load
 from experiment.errors import ConfigError
 from experiment.methods import METHODS
-from experiment.methods.configure import make_settings
+from experiment.methods.configure import MethodSpec, configure
 from experiment.registry import MethodEntry, resolve
 from experiment.run.grid.keys import named
-from experiment.run.grid.lookup import MethodSpec, method_key, resolve_names
+from experiment.run.grid.lookup import method_key, resolve_names
 from experiment.user_code import code_in, source_hash, sources_of
 
 PACKAGE = {  # which of these files `pack.net` depends on: those that say so
@@ -93,7 +93,7 @@ def test_what_runs_is_what_keys_were_made_of(package: Path, write: Any, small: d
 
 def key_of(method: str) -> dict[str, object]:
     entry = METHODS["TorchPrune"]
-    return method_key(MethodSpec("TorchPrune", "TorchPrune", entry, make_settings(entry, {"method": method})))
+    return method_key(MethodSpec("TorchPrune", "TorchPrune", entry, configure(entry, {"method": method}).settings))
 
 
 def test_changed_code_is_another_method(package: Path) -> None:

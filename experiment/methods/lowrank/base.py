@@ -1,0 +1,197 @@
+"""What the low-rank methods share: the layers with their options and spectra, plans from a choice, and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from experiment.layers.build import slice_mask, sliced_copy, write_whole
+from experiment.layers.compressible import LayerInfo
+from experiment.layers.factored_layers import Slicing, max_rank, write_factors
+from experiment.layers.plan import Detail, Factors, Plan, State
+from experiment.methods.allocate import smallest
+from experiment.methods.base import Budget
+from experiment.methods.budget_search import check_smallest
+from experiment.methods.layer_patterns import matching
+from experiment.methods.lowrank.layer_options import Integers, LayerOptions, find_options
+from experiment.methods.lowrank.randomised_spectra import RandomisedSpectra
+from experiment.methods.lowrank.spectra import LayerSpectra, Spectra
+from experiment.methods.starting_state import Start, live_weight, start_of
+from experiment.progress import progress
+from experiment.random_streams import seed_of
+
+FASTER = "the setting randomised_above: 512 is faster"
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LowRankLayers:
+    """The layers of a starting state that may become factors, with their options and spectra.
+
+    Attributes:
+        spectra_of: from a layer's name and weight to spectra of the same kind, for the weights of other states.
+        hint: a faster alternative, shown when the spectra take long.
+    """
+
+    start: Start
+    spectra: Mapping[str, Spectra]
+    options: Mapping[str, LayerOptions]
+    spectra_of: Callable[[str, Tensor], Spectra]
+    hint: str = ""
+
+    def pairs(self) -> list[tuple[LayerInfo, LayerOptions]]:
+        """Every layer with its options."""
+        return [(self.start.layers[name], options) for name, options in self.options.items()]
+
+    def curves(self, curve: Callable[[Spectra, int, int], Floats]) -> list[Floats]:
+        """A curve's value for every option of every layer, 0 for the layer itself: (number of options,) per layer.
+
+        Args:
+            curve: from spectra, groups and folding to one value per rank, from rank 1 to at least `top_rank`.
+        """
+        found = []
+        for name, options in progress(self.options.items(), "singular values, by layer", self.hint):
+            values = np.zeros(len(options.ranks))
+            spectra = self.spectra[name]
+            for folding in np.unique(options.foldings).tolist():
+                spectra.prepare([k for k, f in options.slicings() if f == folding], folding)
+            for groups, folding in options.slicings():
+                here = options.of((groups, folding))
+                values[here] = curve(spectra, groups, folding)[options.ranks[here] - 1]
+            found.append(values)
+        return found
+
+    def choose(self, budget: Budget, rule: Callable[[list[Integers], int], list[int]]) -> list[int] | None:
+        """The index of every layer's option within a budget; None if the state fits the budget as it is.
+
+        Args:
+            rule: from the costs of every layer's options and a limit on their sum to the indices.
+        Raises: InfeasibleBudget: the cheapest options exceed the budget.
+        """
+        if self.start.allows(budget):
+            return None
+        costs = [options.costs[budget.quantity] for options in self.options.values()]
+        layers = sum(self.start.layer_cost(name, budget.quantity) for name in self.options)
+        fixed = self.start.cost(budget.quantity) - layers
+        check_smallest(fixed + smallest(costs), budget)
+        return rule(costs, budget.limit - fixed)
+
+    def plan(
+        self,
+        chosen: Sequence[int] | None,
+        errors: Sequence[Floats],
+        exact_error: Callable[[str, Factors], float] | None = None,
+    ) -> Plan:
+        """The plan that gives every layer its chosen option.
+
+        Args:
+            chosen: the index of every layer's option; None to change nothing.
+            errors: for every layer the relative error of every option, in the method's own criterion.
+            exact_error: from a layer and its factors to ||W - What||_2 / ||W||_2; default: that of truncated SVDs.
+        """
+        start = self.start
+        if chosen is None:
+            return start.unchanged({name: _detail(None, 0.0, 0.0) for name in self.options})
+        factors: dict[str, Factors] = {}
+        details: dict[str, Mapping[str, Detail]] = {}
+        total = start.count.parameters
+        for (name, options), index, error in zip(self.options.items(), chosen, errors, strict=True):
+            rank, groups, folding = (int(a[index]) for a in (options.ranks, options.groups, options.foldings))
+            if rank == 0:
+                details[name] = _detail(None, 0.0, 0.0)
+                continue
+            factors[name] = Factors(rank, groups, folding, bias=options.bias)
+            total += int(options.costs["parameters"][index]) - start.layer_cost(name, "parameters")
+            if exact_error is None:
+                exact = self.spectra[name].exact_error(rank, groups, folding)
+            else:
+                exact = exact_error(name, factors[name])
+            details[name] = _detail(factors[name], float(error[index]), exact)
+        masks = {n: mask for n, mask in start.state.masks.items() if n.rpartition(".")[0] not in factors}
+        return Plan(factors, masks, dict(start.state.kept), parameters=total, details=details)
+
+    def fill(self, built: nn.Module, state: State, plan: Plan) -> None:
+        """Write a state's weights into `built`, in place: truncated SVDs into factors, the rest as it is.
+
+        The spectra serve the analysed state; the weights of another one are decomposed again.
+        """
+        write_whole(built, state.network, plan)
+        analysed = state.network is self.start.state.network
+        network = self.start.network if analysed else sliced_copy(state.network, plan.kept)
+        masks = {name: slice_mask(mask, plan.kept, name) for name, mask in state.masks.items()}
+        for name, factors in progress(plan.factors.items(), "factors, by layer"):
+            spectra = self.spectra[name] if analysed else self.spectra_of(name, live_weight(network, masks, name))
+            U_GRJ, V_GJN = spectra.factors(factors.rank, factors.groups, factors.folding)
+            write_factors(built.get_submodule(name), U_GRJ, V_GJN, factors.folding)
+
+
+def lowrank_layers(
+    state: State,
+    slicings_of: Callable[[LayerInfo], Sequence[Slicing]],
+    round_to: int = 1,
+    *,
+    layers: Sequence[str] | None = None,
+    with_bias: bool = False,
+    randomised_above: int | None = None,
+    generator: torch.Generator | None = None,
+) -> LowRankLayers:
+    """The layers of a state that may become factors; their spectra are computed when first needed.
+
+    Args:
+        slicings_of: from a layer to the slicings to consider; see `slicings`.
+        round_to: ranks are multiples of this.
+        layers: name patterns of the layers that may become factors; None for all.
+        with_bias: give the factors a bias even if the layer has none.
+        randomised_above: singular values to compute, by randomised SVD, of slices that have more; None for all.
+        generator: seeds the randomised SVD.
+    Raises: CompressionError: a layer's weights are NaN or infinite. ConfigError: a pattern matches no layer.
+    """
+    start = start_of(state)
+    chosen = set(start.layers) if layers is None else matching(layers, start.layers, "settings", setting="layers")
+    pairs = {name: slicings_of(info) for name, info in start.layers.items() if name in chosen}
+    spectra_of: Callable[[str, Tensor], Spectra] = _exact_spectra
+    if randomised_above is not None:
+        assert generator is not None
+        spectra_of = _randomised_spectra(start, pairs, randomised_above, generator)
+    return LowRankLayers(
+        start=start,
+        spectra={name: spectra_of(name, live_weight(start.network, start.masks, name)) for name in pairs},
+        options={
+            name: find_options(start, start.layers[name], own, round_to, randomised_above, with_bias=with_bias)
+            for name, own in pairs.items()
+        },
+        spectra_of=spectra_of,
+        hint=FASTER if generator is not None and randomised_above is None else "",
+    )
+
+
+def _exact_spectra(name: str, weight: Tensor) -> Spectra:
+    return LayerSpectra(weight)
+
+
+def _randomised_spectra(
+    start: Start, pairs: Mapping[str, Sequence[Slicing]], above: int, generator: torch.Generator
+) -> Callable[[str, Tensor], Spectra]:
+    """Randomised spectra for layers with larger slices, exact ones for the others."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    large = {name for name, own in pairs.items() if any(max_rank(start.layers[name], *pair) > above for pair in own)}
+
+    def spectra_of(name: str, weight: Tensor) -> Spectra:
+        return RandomisedSpectra(weight, above, seed_of(seed, name)) if name in large else LayerSpectra(weight)
+
+    return spectra_of
+
+
+def _detail(factors: Factors | None, error: float, exact: float) -> dict[str, Detail]:
+    return {
+        "rank": factors.rank if factors else None,
+        "groups": factors.groups if factors else None,
+        "folding": factors.folding if factors else None,
+        "relative_error": error,
+        "relative_error_exact": exact,
+    }
