@@ -295,3 +295,11 @@ def test_a_result_that_is_none_is_set_aside_or_read(finished: Path, content: str
     found = Store(RESULTS).read(place)
     assert found is None or found["status"] == "failed"
     assert place.exists() == (found is not None)
+
+
+@pytest.mark.parametrize("name", ["..evil", "evil..", "a b;c", "-rf", "…", ".hidden"])
+def test_an_experiments_name_stays_below_the_results(write: Any, small: dict[str, Any], name: str) -> None:
+    plan = plan_experiment(load(write(small, f"param/{name}/{name}.yaml")), Machine("cpu"))
+    place = (Path("data/results") / plan.name).resolve()
+    assert place.is_relative_to(Path("data/results").resolve())
+    assert len(place.relative_to(Path("data/results").resolve()).parts) == 2
