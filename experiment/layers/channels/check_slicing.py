@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiment.layers.channels.groups import ChannelGroup, kept_of
+from experiment.layers.channels.group_data import ChannelGroup, kept_of
 from experiment.layers.channels.slicing import is_sliceable, mask_channels, slice_channels
 from experiment.layers.deterministic_forward import fixed_draws
 from experiment.layers.plan import Kept

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from experiment.layers.channels.check_slicing import Run, alike, randomised, tried
-from experiment.layers.channels.follow import GIVES_OUTPUT, follow
-from experiment.layers.channels.follower import Follower
-from experiment.layers.channels.groups import ChannelGroup, Member
+from experiment.layers.channels.collect_labels import Follower
+from experiment.layers.channels.group_data import ChannelGroup, Member
 from experiment.layers.channels.labels import Key, Labels, Places
+from experiment.layers.channels.propagate_labels import GIVES_OUTPUT, follow
 from experiment.layers.channels.slicing import channel_counts
 from experiment.layers.deterministic_forward import fixed_draws
 from experiment.layers.forward_pass import evaluating, observing

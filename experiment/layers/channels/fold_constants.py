@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from experiment.layers.channels.groups import ChannelGroup, Member, alive_channels
+from experiment.layers.channels.group_data import ChannelGroup, Member, alive_channels
 from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.masks import stored
 from experiment.layers.plan import Kept

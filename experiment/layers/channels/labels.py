@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from experiment.layers.channels.groups import Side
+from experiment.layers.channels.group_data import Side
 
 Key = tuple[str, Side]
 Places = dict[Key, list[int]]

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 from torch import nn
 
-from experiment.layers.channels.groups import ChannelGroup, Member, alive_channels, kept_of, sizes_of
+from experiment.layers.channels.group_data import ChannelGroup, Member, alive_channels, kept_of, sizes_of
 from experiment.layers.channels.labels import Labels
 from experiment.layers.channels.slicing import slice_channels
 from experiment.layers.plan import Kept
