@@ -246,16 +246,20 @@ def test_an_interrupt_stops_the_workers_and_exits_130(cluster: Any, write: Any, 
     process = subprocess.Popen(
         [sys.executable, "-m", "experiment.main", path, "--executor", "ray"], text=True, start_new_session=True,
         env=os.environ | {"RAY_ADDRESS": cluster.address}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it for background jobs
     )  # fmt: skip
-    until(nodes_seen)
-    (pid,) = (int(Path(name).read_text()) for name in nodes_seen())
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    assert (
-        "last checkpoint of every running training are kept; the same command continues"
-        in process.communicate(timeout=SECONDS)[1]
-    )
-    assert process.returncode == 130
-    until(lambda: not Path(f"/proc/{pid}").exists())
+    try:
+        until(nodes_seen)
+        (pid,) = (int(Path(name).read_text()) for name in nodes_seen())
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert (
+            "last checkpoint of every running training are kept; the same command continues"
+            in process.communicate(timeout=SECONDS)[1]
+        )
+        assert process.returncode == 130
+        until(lambda: not Path(f"/proc/{pid}").exists())
+    finally:
+        process.kill()  # otherwise it would occupy the cluster of the tests that follow
 
 
 @pytest.mark.usefixtures("no_plots")
