@@ -83,6 +83,7 @@ def test_what_was_set_aside_is_no_cell_any_more(finished: Path, caplog: pytest.L
     assert caplog.text.count("is damaged") == 1
     assert place.with_name(f"{place.name}.damaged").is_dir()
     assert place.is_dir()
+    assert len(Store(RESULTS).cell_folders()) == len(table())
 
 
 def test_truncated_or_changed_weights_are_refused_or_unharmed(finished: Path) -> None:
