@@ -1,4 +1,4 @@
-"""How many dimensions a layer uses: effective, stable and nuclear rank of its weight, however the layer is stored."""
+"""Effective, stable and nuclear rank of layers' weights, also of masked and decomposed layers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LayerRank:
-    """The ranks of one layer's weight as a matrix, filters by the rest (folding 0); NaN where it is not finite.
+    """The ranks of one layer's weight as a matrix with one row per filter (folding 0); NaN if it is not finite.
 
     Attributes:
-        full_rank: the smaller side, which none of the others exceeds.
+        full_rank: the smaller side, an upper bound of the others.
     """
 
     layer: str
@@ -38,7 +38,7 @@ def effective_rank(singular_values: ArrayLike) -> float:
     sigma = _checked(singular_values)
     if not sigma.any():
         return 0.0
-    p = sigma / sigma.max()  # the sum of very large ones would overflow
+    p = sigma / sigma.max()  # the sum of very large values would overflow
     p = p[p > 0] / p.sum()
     p = p[p > 0]
     return float(np.exp(-(p * np.log(p)).sum()))
@@ -59,10 +59,10 @@ def nuclear_rank(singular_values: ArrayLike) -> float:
 def layer_ranks(network: nn.Module) -> list[LayerRank]:
     """The ranks of every Conv2d and Linear layer, in module order.
 
-    An encoder and decoder are the one layer that they stand for, masked weights are the zeros that they compute with.
+    An encoder and decoder count as the layer that they replace; masked weights are zeros.
 
     Args:
-        network: compressed or not, on any device; it is left as it is.
+        network: compressed or not, on any device; not modified.
     """
     if named_masks(network):
         network = bake_masks(network)

@@ -152,7 +152,7 @@ def _run(options: argparse.Namespace, launch: Launch | None) -> int:
     if not options.quiet and is_watched():
         say("starting: importing torch takes a few seconds", sys.stderr)
     from experiment.report import write_report
-    from experiment.run.session import Options, run_session
+    from experiment.run.run_experiments import Options, run_session
 
     how = Options(
         workers=options.jobs,

@@ -151,7 +151,7 @@ def test_everything_that_is_written_passes_here() -> None:
     )  # JSON is hashed, or has file names as is
     root = Path(escaping.__file__).parent
     for path in root.rglob("*.py"):
-        source = path.read_text()
+        source = re.sub(r'"""(.|\n)*?"""', "", path.read_text())  # docstrings have examples
         if path.name not in ("escaping.py", *hashed):
             own = re.search(r"(?<![\w.\"])print\(.*|json\.dumps?\(.*|csv\.(Dict)?[wW]riter\(.*|\.to_csv\(.*", source)
             assert own is None, f"{path}: {own}"

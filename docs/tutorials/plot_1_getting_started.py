@@ -41,7 +41,9 @@ command = f"""
 def experiment(*options):
     """Run the command as a terminal would: python -m experiment.main ..."""
     arguments = [*shlex.split(command), *options]
-    print(subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, check=True).stdout)
+    print(
+        subprocess.run([sys.executable, *arguments], cwd=results, stdout=subprocess.PIPE, text=True, check=True).stdout
+    )
 
 
 experiment("--plan")

@@ -73,7 +73,7 @@ experiments:
 file = work / "my_images.yaml"
 file.write_text(text)
 command = ["-m", "experiment.main", str(file), "--results", str(work / "results"), "--data", str(work), "-j", "1"]
-print(subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, check=True).stdout)
+print(subprocess.run([sys.executable, *command], cwd=work, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 # %%
 # The results

@@ -38,7 +38,7 @@ experiments:
   spacing: [{type: manual, values: [0.4, 0.2, 0.1]}]
 """)
 command = shlex.split(f"-m experiment.main {file} --results {work / 'results'} -q -j 1")
-print(subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, check=True).stdout)
+print(subprocess.run([sys.executable, *command], cwd=work, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 # %%
 # The columns

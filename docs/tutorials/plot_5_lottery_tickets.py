@@ -44,7 +44,7 @@ customizations:
   - {key: [experiments, rewind], value: random}
 """)
 command = ["-m", "experiment.main", str(file), "--results", str(work / "results"), "-q", "-j", "1"]
-print(subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, check=True).stdout)
+print(subprocess.run([sys.executable, *command], cwd=work, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 # %%
 # Tickets against random weights

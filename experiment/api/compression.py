@@ -27,8 +27,8 @@ from experiment.methods.base import (
     shortfall,
 )
 from experiment.methods.configure import configure
-from experiment.methods.reach import OutOfReach
-from experiment.methods.table import layer_rows
+from experiment.methods.layer_table import layer_rows
+from experiment.methods.out_of_reach import OutOfReach
 from experiment.progress import bars, showing
 from experiment.random_streams import generator
 from experiment.registry import MethodEntry

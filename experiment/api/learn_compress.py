@@ -26,7 +26,7 @@ from experiment.methods.base import Calibration, Quantity, keep_ratio, make_meth
 from experiment.methods.configure import configure
 from experiment.progress import bars, showing
 from experiment.run.cell.training_settings import lc_settings
-from experiment.training.check import check_training
+from experiment.training.check_settings import check_training
 from experiment.training.settings import Precision, TrainSettings
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
+from experiment.config.keep_ratios import SPACINGS
 from experiment.config.schema.training import CONFLICT
 from experiment.config.setting_paths import description, suggested_key, unknown_key
-from experiment.config.spacing import SPACINGS
 from experiment.config.value_tree import KeyPath, Node, Problem, nearest
 from experiment.registry import suggestion
 

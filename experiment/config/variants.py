@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from experiment.config.keep_ratios import chunks
 from experiment.config.schema.parameter_file import Experiments, Parameters
-from experiment.config.spacing import chunks
 from experiment.config.value_tree import KeyPath, Node, Place, Problem, dotted, plain
 
 NOT_COMPUTED = ("customizations", "directories", "network_names", "network_colors", "description")

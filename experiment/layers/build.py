@@ -1,6 +1,6 @@
-"""From a plan to the structure it describes, and from a compressed network back to dense weights, whatever the method.
+"""From a plan to the structure that it describes, and from a compressed network back to dense weights.
 
-Parts of a plan compose in one order: biases, channels, factors of what is left of a layer, masks, and bits last.
+The parts of a plan are applied in one order: biases, channels, factors, masks, quantization.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from experiment.layers.residual_blocks import inside, silence
 
 
 def build(network: nn.Module, plan: Plan) -> nn.Module:
-    """The compressed structure, on the network's device (`meta` too); what the plan leaves whole keeps its weights.
+    """The compressed structure, on the network's device (`meta` included); layers left whole keep their weights.
 
     Args:
-        network: the original network; it is copied, never modified.
+        network: the original network; not modified.
 
     Raises: CompressionError: the plan contradicts itself or does not belong to this network.
     """
     _check(network, plan)
     modules = dict(network.named_modules())
-    # deepcopy puts what its memo holds in the place of the original: factors stand at once wherever the layer stood,
-    # and the dense weight that they replace is never copied
+    # deepcopy takes replacements from its memo: factors appear wherever the layer does, without a copy of its weight
     memo: dict[int, object] = {
         id(modules[name]): make_layer(modules[name], factors)
         for name, factors in plan.factors.items()
@@ -42,7 +41,7 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
     _add_biases(built, plan.biases)
     slice_channels(built, plan.kept)
     sliced = {name: built.get_submodule(name) for name in plan.factors if name in plan.kept}
-    if sliced:  # one copy for all of them, which puts factors in wherever such a layer stands
+    if sliced:  # one copy replaces all of them
         built = copy.deepcopy(
             built, {id(layer): make_layer(layer, plan.factors[name]) for name, layer in sliced.items()}
         )
@@ -53,10 +52,10 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
 
 
 def write_whole(built: nn.Module, network: nn.Module, plan: Plan) -> None:
-    """Write into `built`, in place, all weights and buffers of `network` but those of layers that became factors.
+    """Write all weights and buffers of `network` into `built`, in place, except those of decomposed layers.
 
-    Sliced layers take what is left of theirs, masked ones what their masks leave, times the plan's scales; a factored
-    layer takes its bias, or zeros where `network` has none.
+    Sliced and masked layers take the part that is left, times the plan's scales. A decomposed layer takes its bias, or
+    zeros where `network` has none.
     """
     targets = dict(built.named_modules())
     with torch.no_grad():
@@ -70,16 +69,15 @@ def write_whole(built: nn.Module, network: nn.Module, plan: Plan) -> None:
 
 
 def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Tensor) -> State:
-    """A compressed network's weights back on the original architecture, computing the same outputs.
+    """The inverse of `build`: a compressed network's weights on the original architecture, with the same outputs.
 
-    Rounded weights stay rounded, factors become their product, removed channels and skipped blocks zeros; masks,
-    channels and blocks go into the state's support. A layer that computes with a bias gets one where the original has
-    none.
+    Rounded weights stay rounded, factors become their product, removed channels and skipped blocks become zeros. Masks,
+    channels and blocks become part of the state. A layer gains a bias if it has one only in the compressed network.
 
     Args:
-        compressed: a network that `build(original, plan)` made, trained or not; not modified.
-        original: gives the architecture; not modified.
-        plan: what the compressed network was built from.
+        compressed: a network made by `build(original, plan)`, trained or not; not modified.
+        original: the original architecture; not modified.
+        plan: the plan of the compressed network.
         example: a batch of one input.
     """
     plain = bake_masks(compressed) if plan.masks or plan.quantized else compressed
@@ -109,7 +107,7 @@ def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Tens
 
 
 def sliced_copy(network: nn.Module, kept: Mapping[str, Kept]) -> nn.Module:
-    """A copy without the channels that are gone; the network itself where all are there."""
+    """A copy without the removed channels; the network itself if there are none."""
     if not kept:
         return network
     sliced = copy.deepcopy(network)
@@ -118,14 +116,14 @@ def sliced_copy(network: nn.Module, kept: Mapping[str, Kept]) -> nn.Module:
 
 
 def slice_mask(mask: Tensor, kept: Mapping[str, Kept], name: str) -> Tensor:
-    """The part of a parameter's mask that is left when its module's channels are cut; `name` is the parameter's."""
+    """The part of a parameter's mask that is left when its module is sliced; `name` is the parameter's."""
     for dim, indices in _cuts(kept, name, mask.shape):
         mask = mask.index_select(dim, torch.tensor(indices, device=mask.device))
     return mask
 
 
 def unslice_mask(mask: Tensor, shape: torch.Size, kept: Mapping[str, Kept], name: str) -> Tensor:
-    """The inverse of `slice_mask`: a mask, or scales, of the original shape, False or zero where channels are gone."""
+    """The inverse of `slice_mask`: a mask, or scales, of the original shape, False or zero for removed channels."""
     for dim, indices in _cuts(kept, name, shape):
         size = [*mask.shape[:dim], shape[dim], *mask.shape[dim + 1 :]]
         gone = torch.zeros(size, dtype=mask.dtype, device=mask.device)
@@ -134,7 +132,7 @@ def unslice_mask(mask: Tensor, shape: torch.Size, kept: Mapping[str, Kept], name
 
 
 def _cuts(kept: Mapping[str, Kept], name: str, shape: torch.Size) -> list[tuple[int, tuple[int, ...]]]:
-    """The dimensions that lose indices. A grouped layer's columns are those of one group, and stay with their group."""
+    """The dimensions that lose indices; a grouped layer's columns are those of one group and stay with it."""
     sides = kept.get(name.rpartition(".")[0], Kept())
     pairs = ((0, sides.out), (1, sides.inputs))
     return [(dim, i) for dim, i in pairs if i is not None and dim < len(shape) and i[-1] < shape[dim]]
@@ -150,20 +148,18 @@ def _check(network: nn.Module, plan: Plan) -> None:
     both = [name for name in plan.masks if name.rpartition(".")[0] in plan.factors]
     if both:
         raise CompressionError(
-            f"{', '.join(both)}: a layer cannot both be masked and become factors. Its factors can be masked."
+            f"{', '.join(both)}: a layer cannot be both masked and decomposed. Mask its factors instead."
         )
     gone = [name for name in named if inside(name, plan.skipped)]
     if gone:
-        raise CompressionError(f"{', '.join(gone)}: nothing can be said about a layer of a block that is skipped.")
+        raise CompressionError(f"{', '.join(gone)}: the plan skips the block that contains this layer.")
     twice = [name for name in plan.biases if name in plan.factors]
     if twice:
-        raise CompressionError(
-            f"{', '.join(twice)}: the bias of a layer that becomes factors is said with the factors."
-        )
+        raise CompressionError(f"{', '.join(twice)}: the bias of a decomposed layer is part of its factors.")
 
 
 def _add_biases(network: nn.Module, layers: Sequence[str]) -> None:
-    """Give these layers a bias of zeros, in place, where they have none."""
+    """Give these layers a bias of zeros if they have none, in place."""
     for name in layers:
         layer = network.get_submodule(name)
         if not isinstance(layer, nn.Conv2d | nn.Linear):
@@ -174,7 +170,7 @@ def _add_biases(network: nn.Module, layers: Sequence[str]) -> None:
 
 
 def _gained_biases(original: nn.Module, sources: Mapping[str, nn.Module], plan: Plan) -> tuple[str, ...]:
-    """The layers that have a bias in the compressed network, at their decoder if need be, and none in the original."""
+    """The layers that have a bias only in the compressed network, possibly at their decoder."""
     gained = []
     for name, module in original.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is None and not inside(name, plan.skipped):
@@ -185,9 +181,9 @@ def _gained_biases(original: nn.Module, sources: Mapping[str, nn.Module], plan: 
 
 
 def _leave_fast_path(built: nn.Module, plan: Plan) -> None:
-    """Keep torch's transformer layers from reading `linear1.weight` past the module, where there are factors now.
+    """Keep torch's transformer layers from reading the weights of decomposed layers directly.
 
-    In eval mode they hand their weights to one fused kernel, unless their activation is unknown to it.
+    In eval mode they pass their weights to a fused kernel, unless it does not know their activation.
     """
     for name, module in built.named_modules():
         prefix = f"{name}." if name else ""
@@ -196,7 +192,7 @@ def _leave_fast_path(built: nn.Module, plan: Plan) -> None:
 
 
 def _scaled(tensors: dict[str, Tensor], module: str, plan: Plan) -> dict[str, Tensor]:
-    """A sliced module's tensors, those that have scales multiplied by what is left of them."""
+    """A sliced module's tensors, multiplied by the plan's scales."""
     prefix = f"{module}." if module else ""
     return {
         key: tensor * slice_mask(plan.scales[prefix + key], plan.kept, prefix + key).to(tensor.device)

@@ -1,4 +1,4 @@
-"""Forward passes without chance: random operations give fixed numbers, whatever the shape of what they fill."""
+"""Deterministic forward passes: random operations return fixed numbers, whatever the shape of their output."""
 
 from __future__ import annotations
 
@@ -15,18 +15,15 @@ from torch.utils._pytree import tree_map
 
 from experiment.random_streams import seed_of, seeded
 
-_PERMUTING = frozenset(
-    {"randperm", "multinomial", "randint", "randint_like"}
-)  # they draw indices: one number will not do
+_PERMUTING = frozenset({"randperm", "multinomial", "randint", "randint_like"})  # draw indices
 
 
 @contextmanager
 def fixed_draws() -> Iterator[None]:
-    """Let random operations inside give numbers that do not depend on shapes; all random states are restored.
+    """Make random operations inside return numbers that do not depend on shapes; all random states are restored.
 
-    A network and its sliced copy then draw alike: a random operation fills its output with one number, another one at
-    every call, and dropout lets everything pass. Python's and numpy's global generators are seeded, as is torch's for
-    what draws indices.
+    A network and its sliced copy then draw the same: a random operation fills its output with one number, a different
+    one at every call, and dropout keeps everything. The global generators of Python, numpy and torch are seeded.
     """
     python, numpy = random.getstate(), np.random.get_state()
     random.seed(seed_of("draws"))
@@ -52,7 +49,7 @@ class _Fixed(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **(kwargs or {}))
         if name == "native_dropout":
             return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
-        for argument, value in (("dropout_p", 0.0), ("training", False)):  # attention drops nothing, nor does RReLU
+        for argument, value in (("dropout_p", 0.0), ("training", False)):  # for attention and RReLU
             args, kwargs, found = _replaced(func, args, kwargs or {}, argument, value)
             if found:
                 return func(*args, **kwargs)
@@ -66,7 +63,7 @@ class _Fixed(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _replaced(
     func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], argument: str, value: object
 ) -> tuple[tuple[Any, ...], Mapping[str, Any], bool]:
-    """The arguments of a call with another value for one of them, and whether the operation has it."""
+    """The arguments of a call with one of them replaced, and whether the operation has it."""
     names = [a.name for a in func._schema.arguments]
     if argument not in names:
         return args, kwargs, False

@@ -1,7 +1,7 @@
-"""Zeros that stay: a mask buffer behind a parametrization of the weight.
+"""Masks: a buffer behind a parametrization of the weight, which holds weights at zero.
 
-`weight = original * mask` is computed at every use, so gradient, momentum and weight decay alike leave a masked weight
-at zero, whatever optimizer trains the network, and the mask travels with deepcopy and state_dict.
+`weight = original * mask` is computed at every use. So masked weights stay zero with any optimizer, momentum and weight
+decay included, and the mask is part of deepcopy and state_dict.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from experiment.layers.quantized_weights import Quantized, named_dtypes, own_cla
 
 
 class Mask(nn.Module):
-    """Multiplies a weight by a 0/1 mask of its shape, of which it keeps a copy."""
+    """Multiplies a weight by a 0/1 mask of its shape, which is copied."""
 
     mask: Tensor
 
@@ -31,10 +31,10 @@ class Mask(nn.Module):
 
 
 def add_masks(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Hold the False places of every named parameter at zero, in place; what stood there is overwritten with zero.
+    """Set the False places of every named parameter to zero and hold them there, in place.
 
-    A parameter that is masked already keeps zeros at the False places of both masks.
-    Raises: CompressionError: a mask has not the shape of its parameter.
+    If a parameter is masked already, both masks apply.
+    Raises: CompressionError: a mask does not have the shape of its parameter.
     """
     for name, mask in masks.items():
         module_name, _, parameter_name = name.rpartition(".")
@@ -56,7 +56,7 @@ def add_masks(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
 
 def named_masks(network: nn.Module) -> dict[str, Tensor]:
-    """Parameter name (as on the plain network) -> its mask, for every mask in the network."""
+    """Parameter name (as in the plain network) -> its mask."""
     return {
         f"{name}.{parameter_name}" if name else parameter_name: link.mask
         for name, module in network.named_modules()
@@ -65,7 +65,7 @@ def named_masks(network: nn.Module) -> dict[str, Tensor]:
 
 
 def same_support(network: nn.Module, other: nn.Module) -> bool:
-    """Whether two compressed forms of one network have the same tensors, unmasked places in them, and bits."""
+    """Whether two compressed forms of one network have the same shapes, masks and dtypes."""
     shapes, other_shapes = (
         {plain_name(name): parameter.shape for name, parameter in n.named_parameters()} for n in (network, other)
     )
@@ -80,12 +80,12 @@ def same_support(network: nn.Module, other: nn.Module) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """The name of a parameter without the parametrization that masks or rounds it."""
+    """The name of a parameter without those of its parametrizations."""
     return name.replace("parametrizations.", "").removesuffix(".original")
 
 
 def stored(module: nn.Module, name: str) -> nn.Parameter:
-    """A module's parameter: itself, or what stands behind its mask or rounding."""
+    """A module's parameter, or the original one behind its mask or rounding."""
     return module.get_parameter(_original(name) if name in _links_of(module) else name)
 
 
@@ -97,7 +97,7 @@ def write_parameter(module: nn.Module, name: str, value: Tensor) -> None:
 
 
 def bake_masks(network: nn.Module) -> nn.Module:
-    """A copy of plain torch layers: masked weights are ordinary zeros, rounded ones rounded. Not for training."""
+    """A copy of plain torch layers with masks and rounding applied to the weights. Not for training."""
     baked = copy.deepcopy(network)
     for module in list(baked.modules()):
         for parameter_name in _links_of(module):
@@ -113,7 +113,7 @@ def _masks_of(module: nn.Module) -> dict[str, Mask]:
 
 
 def _links_of(module: nn.Module) -> dict[str, list[Mask | Quantized]]:
-    """Parameter name -> what it passes through before it is used, for the parameters of this module alone."""
+    """Parameter name -> its masks and rounding, for the parameters of this module alone."""
     if not parametrize.is_parametrized(module):
         return {}
     chains = module.parametrizations
@@ -123,5 +123,5 @@ def _links_of(module: nn.Module) -> dict[str, list[Mask | Quantized]]:
 
 
 def _original(parameter_name: str) -> str:
-    """Where torch keeps the parameter behind a parametrization, from its module on."""
+    """The name of the parameter behind a parametrization, relative to its module."""
     return f"parametrizations.{parameter_name}.original"

@@ -1,12 +1,12 @@
-"""Networks as others hand them in, made plain: wrappers taken off, weights that something computes made parameters.
+"""Makes users' networks plain: removes wrappers, and turns computed weights into parameters.
 
-| handed in | what happens |
+| input | result |
 |---|---|
-| `torch.compile`, `module.compile()`, DataParallel, DistributedDataParallel, of the whole or of parts | taken off |
-| masks of this program and of `torch.nn.utils.prune` | weights are zero there; the masks are told |
+| `torch.compile`, `module.compile()`, DataParallel, DistributedDataParallel, of the whole or of parts | removed |
+| masks of this program and of `torch.nn.utils.prune` | weights are zero there; the masks are returned |
 | weight_norm, spectral_norm (both kinds), other parametrizations, rounded weights | computed once, in eval mode |
-| `torch.fx` graphs of modules | taken as they are |
-| lazy or quantized layers, FSDP and fully_shard, TorchScript, graphs of operators | refused, with the way out |
+| `torch.fx` graphs of modules | unchanged |
+| lazy or quantized layers, FSDP and fully_shard, TorchScript, graphs of operators | an error that says what to do |
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Prepared:
     """A plain network.
 
     Attributes:
-        network: the one that was given where nothing had to be done; else a copy, or what a wrapper holds.
+        network: the given one if nothing had to be done, otherwise a copy, or what a wrapper contains.
         masks: parameter name -> bool tensor, False where a mask held the weight at zero.
     """
 
@@ -49,11 +49,9 @@ class Prepared:
 
 
 def prepared(network: nn.Module) -> Prepared:
-    """A network whose layers hold their weights and are called by its forward pass; `network` is not changed.
+    """A network that computes the same in eval mode, whose layers hold their weights; `network` is not changed.
 
-    What it computes in eval mode stays.
-
-    Raises: CompressionError: it is of a kind that cannot be compressed; the message says what can be done.
+    Raises: CompressionError: it is of a kind that cannot be compressed; the message says what to do.
     """
     network = unwrapped(network)
     check_kind(network)
@@ -72,7 +70,7 @@ def prepared(network: nn.Module) -> Prepared:
 
 
 def plain_copy(network: nn.Module) -> nn.Module:
-    """A copy of plain layers that computes the same in eval mode, masked weights being ordinary zeros.
+    """A copy of plain layers that computes the same in eval mode; masked weights are zeros.
 
     Raises: CompressionError: as `prepared`.
     """
@@ -83,7 +81,7 @@ def plain_copy(network: nn.Module) -> nn.Module:
 def unwrapped(network: nn.Module) -> nn.Module:
     """The network inside `torch.compile`, DataParallel or DistributedDataParallel; a copy where parts are wrapped.
 
-    Compiled code and replicas run without the hooks by which layers are found.
+    Compiled code and replicas ignore the hooks that find layers.
 
     Raises: CompressionError: it is no network.
     """
@@ -103,7 +101,7 @@ def require_module(network: object) -> None:
 
 
 def without_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state_dict with the names that the plain network has: wrappers' prefixes removed, on every level."""
+    """A state_dict with the names of the plain network, without the prefixes of wrappers on any level."""
     for prefix in PREFIXES:
         if state and all(name.startswith(prefix) for name in state):
             return without_prefixes({name.removeprefix(prefix): value for name, value in state.items()})
@@ -111,44 +109,47 @@ def without_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def copied(network: nn.Module) -> nn.Module:
-    """A deep copy, of networks too whose hooks have left computed tensors behind, which deepcopy refuses."""
+    """A deep copy, also of networks whose hooks have left computed tensors, which deepcopy refuses."""
     return copy.deepcopy(network, _computed_tensors(network))
 
 
 def check_kind(network: nn.Module) -> None:
-    """Raises: CompressionError: layers without weights, or that are none any more, or weights in several processes."""
+    """Check that the layers have weights, in this process.
+
+    Raises: CompressionError: they have not; the message says what to do.
+    """
     for name, module in network.named_modules():
         where = f"'{name}' ({type(module).__name__})" if name else f"the network ({type(module).__name__})"
         if isinstance(module, torch.jit.ScriptModule):
             raise CompressionError(
-                f"{where} is TorchScript, which cannot be changed. Compress the module that was scripted or traced, "
+                f"{where} is TorchScript, which cannot be modified. Compress the module that was scripted or traced, "
                 "with these weights: net.load_state_dict(scripted.state_dict())."
             )
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         if type(module).__module__.startswith(_QUANTIZED) or any(type(t).__module__.startswith("torchao") for t in own):
             raise CompressionError(
-                f"{where} is quantized already. Compress the float network, then quantize the result: "
+                f"{where} is already quantized. Compress the float network, then quantize the result: "
                 "experiment.quantize_int8(result.network)."
             )
         if _is_operators(module):
             raise CompressionError(
-                f"{where} is a graph of operators without layers, as torch.export makes it. Compress the network that "
+                f"{where} is a graph of operators without layers, made by torch.export. Compress the network that "
                 "was exported, with these weights: net.load_state_dict(exported.state_dict())."
             )
         if any(is_lazy(tensor) for tensor in own):
             raise CompressionError(
-                f"{where} is lazy and has no weights yet. Run the network once before it is compressed: net(example)."
+                f"{where} is lazy and has no weights yet. Run the network once before compressing it: net(example)."
             )
         if _is_sharded(module, own):
             raise CompressionError(
-                f"{where}: its weights are spread over processes. Gather them and compress a network of one process: "
+                f"{where}: its weights are distributed over processes. Gather them and compress in one process: "
                 "state = torch.distributed.checkpoint.state_dict.get_model_state_dict(net, "
                 "options=StateDictOptions(full_state_dict=True)); plain_net.load_state_dict(state)."
             )
 
 
 def computed_weights(network: nn.Module) -> list[str]:
-    """The parameters that masks, parametrizations or torch's older hooks compute at every use, by their names."""
+    """The names of parameters that masks, parametrizations or torch's older hooks compute at every use."""
     return [f"{name}.{parameter}" if name else parameter for name, _, parameter, _ in _computed(network)]
 
 
@@ -169,7 +170,7 @@ def _inside(module: nn.Module) -> nn.Module | None:
 
 
 def _class(module: str, name: str) -> type | None:
-    """A class of torch's, None where nobody has imported its module yet, so that there are no objects of it."""
+    """A class of torch's; None if its module is not imported, so there are no objects of it."""
     loaded = sys.modules.get(module)
     found: type | None = vars(loaded).get(name) if loaded is not None else None
     return found
@@ -194,7 +195,7 @@ def _is_operators(module: nn.Module) -> bool:
 
 
 def _computed(network: nn.Module) -> Iterator[tuple[str, nn.Module, str, object]]:
-    """Every parameter that something computes: module name, module, parameter name, and the hook, if one does it."""
+    """Every computed parameter: module name, module, parameter name, and the hook, if a hook computes it."""
     for name, module in network.named_modules():
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, prune.BasePruningMethod):
@@ -221,7 +222,7 @@ def _make_parameter(module: nn.Module, name: str, how: object) -> None:
         assert isinstance(chains, nn.ModuleDict)
         originals = list(chains[name].parameters(recurse=False))
         parametrize.remove_parametrizations(module, name)
-        if originals and name in module._buffers:  # made of several ones, torch leaves no parameter without gradients
+        if originals and name in module._buffers:  # torch leaves a buffer if it was made of several parameters
             value = module.get_buffer(name).detach().clone()
             delattr(module, name)
             setattr(module, name, nn.Parameter(value, requires_grad=any(p.requires_grad for p in originals)))
@@ -229,7 +230,7 @@ def _make_parameter(module: nn.Module, name: str, how: object) -> None:
 
 def _without_wrapped_parts(network: nn.Module) -> nn.Module:
     memo = _computed_tensors(network)
-    for module in reversed(list(network.modules())):  # what lies inside first
+    for module in reversed(list(network.modules())):  # inner modules first
         inner = _inside(module)
         if inner is not None:
             memo[id(module)] = copy.deepcopy(inner, memo)

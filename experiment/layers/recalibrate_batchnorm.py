@@ -1,10 +1,10 @@
-"""BatchNorm statistics of a compressed network, measured anew with the dense network as control variate.
+"""Re-estimates a compressed network's BatchNorm statistics, with the dense network as control variate.
 
-Compression shifts what arrives at a BatchNorm, and its running statistics no longer belong to it. Those of a few images
-in their stead are too noisy: they cost a mildly compressed network more than they mend. So the dense network sees the
-same images, and only the change from its batch statistics (m_d, v_d) to those of the compressed network (m_c, v_c) is
-applied to the running statistics, which come from the whole training data. What the sample misjudges, it misjudges in
-both networks alike, and the difference is free of it: an unchanged network keeps its statistics.
+Compression shifts the input of a BatchNorm, so that its running statistics no longer match. Statistics of a few images
+alone are too noisy: they harm a mildly compressed network. Therefore the dense network processes the same images, and
+only the change from its batch statistics (m_d, v_d) to those of the compressed network (m_c, v_c) is applied to the
+running statistics, which come from all training data. Sampling errors that both networks share cancel: an unchanged
+network keeps its statistics.
 
     mean <- mean + (m_c - m_d)
     var + eps <- (var + eps) (v_c + eps) / (v_d + eps)
@@ -24,14 +24,14 @@ from experiment.errors import CompressionError
 from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.plan import Kept
 
-MOST_VALUES = 2**26  # that the largest input of a BatchNorm may have, all images together: 256 MiB in float32
+MOST_VALUES = 2**26  # elements of a BatchNorm's input for all images: 256 MiB in float32
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and variance of a BatchNorm's input, of a batch and as remembered from training: (C,), float64."""
+    """Mean and variance of a BatchNorm's input in a batch, and its running statistics: (C,), float64."""
 
     mean: Tensor
     var: Tensor
@@ -39,7 +39,7 @@ class Moments:
     running_var: Tensor
 
     def of(self, kept: Kept | None) -> Moments:
-        """Those of the channels that stay."""
+        """The moments of the channels that stay."""
         indices = None if kept is None else kept.inputs if kept.out is None else kept.out
         if indices is None:
             return self
@@ -50,10 +50,10 @@ class Moments:
 
 @dataclass(frozen=True)
 class DenseMoments:
-    """What `recalibrate` compares a compressed network with.
+    """The dense network's moments, with which `recalibrate` compares those of a compressed network.
 
     Attributes:
-        inputs: the images that both networks see, at once: as many of those given as memory bears.
+        inputs: the images that both networks process in one batch: as many as fit into memory.
         layers: BatchNorm name -> its moments in the dense network.
     """
 
@@ -64,14 +64,13 @@ class DenseMoments:
 def dense_moments(network: nn.Module, inputs: Tensor) -> DenseMoments:
     """The moments of every BatchNorm's input in the dense network.
 
-    Left out are layers without running statistics and those that one forward pass calls more than once, or never. All
-    images pass at once, which keeps `recalibrate` a single pass; so their number is limited where they are large, and
-    of those given the first ones are taken.
+    Layers without running statistics, and those that a forward pass does not call exactly once, are left out. All
+    images pass in one batch, so that `recalibrate` is a single pass; if they are large, only the first ones are used.
 
     Args:
-        network: with the running statistics that are to be corrected; not modified.
+        network: with the running statistics to correct; not modified.
         inputs: images (N, ...), on its device.
-    Raises: CompressionError: there is nothing to re-estimate, or the network gives NaN or infinite values.
+    Raises: CompressionError: there is nothing to re-estimate, or the network computes NaN or infinite values.
     """
     calls = dict[str, int]()
     sizes = [1]
@@ -85,7 +84,7 @@ def dense_moments(network: nn.Module, inputs: Tensor) -> DenseMoments:
     if not once:
         raise CompressionError(
             "recalibrate has no effect: the network has no BatchNorm layer with running statistics that a forward pass "
-            "calls once. Leave it out."
+            "calls once. Remove this setting."
         )
     inputs = inputs[: max(1, MOST_VALUES // max(sizes))]
     moments = dict[str, Moments]()
@@ -99,16 +98,15 @@ def dense_moments(network: nn.Module, inputs: Tensor) -> DenseMoments:
 
 
 def recalibrate(compressed: nn.Module, dense: DenseMoments, kept: Mapping[str, Kept]) -> None:
-    """Correct the running statistics of a compressed network, in place, for what its BatchNorms are now given.
+    """Correct the running statistics of a compressed network for the new inputs of its BatchNorms, in place.
 
-    Each layer's statistics are taken with those of all layers before it already corrected. Weights, biases and what
-    `dense` leaves out stay as they are.
+    Each layer is measured after all layers before it are corrected. Everything else stays unchanged.
 
     Args:
-        compressed: has the names of the dense network's modules.
-        dense: of the network that was compressed, with its weights and statistics.
+        compressed: with the module names of the dense network.
+        dense: the moments of the network that was compressed.
         kept: module name -> the channels that stay, as in the plan.
-    Raises: CompressionError: the compressed network gives NaN or infinite values.
+    Raises: CompressionError: the compressed network computes NaN or infinite values.
     """
 
     def correct(call: Call) -> None:

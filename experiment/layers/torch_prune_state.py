@@ -1,4 +1,4 @@
-"""State_dicts of torch.nn.utils.prune, with `weight_orig` and `weight_mask`, into masks of ours and out of them."""
+"""Converts state_dicts of torch.nn.utils.prune (`weight_orig`, `weight_mask`) to and from masked networks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ ORIGINAL, MASK = "_orig", "_mask"  # what torch adds to a pruned parameter's nam
 
 
 def load_pruned_state(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a network with the weights of a state_dict, and masks where torch.nn.utils.prune left its own.
+    """A copy of a network with the weights and masks of a network pruned with torch.nn.utils.prune.
 
-    What stands in masked places of `weight_orig` is dropped. Parameters that are not pruned have their plain names.
+    Values at masked places of `weight_orig` are dropped. Parameters that are not pruned have their plain names.
 
     Args:
         network: plain layers of the same names and shapes; not modified.
         state: the state_dict of a network that was pruned with torch.nn.utils.prune.
-    Raises: CompressionError: names or shapes are not this network's, or a mask holds other than zeros and ones.
+    Raises: CompressionError: names or shapes are not this network's, or a mask has values other than zero and one.
     """
     owners = [name.removesuffix(ORIGINAL) for name in state if name.endswith(ORIGINAL)]
     masks = {owner: state[owner + MASK] for owner in owners if owner + MASK in state}
@@ -31,7 +31,7 @@ def load_pruned_state(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Mod
         owner = name.removesuffix(ORIGINAL)
         if name.endswith(ORIGINAL) and owner in masks:
             if masks[owner].shape != tensor.shape or not ((masks[owner] == 0) | (masks[owner] == 1)).all():
-                raise CompressionError(f"{owner}{MASK}: a mask has the shape of its weight, and zeros and ones in it.")
+                raise CompressionError(f"{owner}{MASK}: expected a mask of the weight's shape with zeros and ones.")
             plain[owner] = tensor.masked_fill(masks[owner] == 0, 0)
         elif not (name.endswith(MASK) and name.removesuffix(MASK) in masks):
             plain[name] = tensor
@@ -43,7 +43,7 @@ def load_pruned_state(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Mod
     parameters = dict(loaded.named_parameters(remove_duplicate=False))
     strange = [name for name in masks if name not in parameters]
     if strange:
-        raise CompressionError(f"{', '.join(strange)}: only parameters are masked, and these are buffers.")
+        raise CompressionError(f"{', '.join(strange)}: only parameters can be masked. These are buffers.")
     add_masks(loaded, {name: mask.to(torch.bool) for name, mask in masks.items()})
     return loaded
 
@@ -51,7 +51,7 @@ def load_pruned_state(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Mod
 def pruned_state(network: nn.Module) -> dict[str, Tensor]:
     """A network's state_dict as torch.nn.utils.prune names it: `weight_orig` and `weight_mask` of masked parameters.
 
-    A network pruned with it in the same places (`prune.custom_from_mask`, say) loads it, and computes the same.
+    A network that is pruned in the same places (with `prune.custom_from_mask`, for example) can load it.
     """
     masks, state = named_masks(network), dict[str, Tensor]()
     for name, tensor in bake_masks(network).state_dict().items():

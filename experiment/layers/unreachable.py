@@ -1,4 +1,4 @@
-"""What of a network a method cannot touch: matrices outside its reach, by module, with the reason."""
+"""Finds the parts of a network that a method cannot compress, with the reasons."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from experiment.layers.compressible import PLAIN_FORWARDS, holders
 from experiment.layers.forward_pass import observed_pass
 
 NOT_CALLED = "not called for the example"
-READ_ONLY = "never called, its weight is read"
+READ_ONLY = "not called, only its weight is read"
 
 
 @dataclass(frozen=True)
 class Unreached:
-    """A module, or a bare parameter, that stays as it is.
+    """A module, or a bare parameter, that cannot be compressed.
 
     Attributes:
-        name: dotted name; '' where the network itself is the layer.
+        name: dotted name; '' if the network itself is the layer.
         kind: the class of the module, or `Parameter`.
-        parameters: elements, biases and what lies inside the module included.
-        reason: why, where the kind alone does not say it.
+        parameters: number of elements, including biases and inner modules.
+        reason: why, unless the kind says it.
     """
 
     name: str
@@ -42,15 +42,15 @@ class Unreached:
 def unreached(
     network: nn.Module, example: Tensor, reached: Collection[str], reasons: Mapping[str, str] | None = None
 ) -> tuple[Unreached, ...]:
-    """Everything with a matrix (a parameter of two or more dimensions, no vector) that is not reached, in module order.
+    """Everything with a matrix (a parameter with two or more dimensions above 1) that is not reached, in module order.
 
-    What lies in a fused module of torch's goes with it (attention's out_proj), and what the example never calls is one
-    entry for the outermost module of which nothing is called. Shared parameters count once.
+    Parts of a fused torch module (attention's out_proj) belong to it. Modules that the example does not call are one
+    entry for the outermost of them. Shared parameters count once.
 
     Args:
         example: an input batch, for one forward pass.
         reached: names of parameters.
-        reasons: module name -> why, where the method knows better.
+        reasons: module name -> the method's own reason.
     """
     held, modules = holders(network), dict(network.named_modules())
     called, read = _used(network, example)
@@ -79,7 +79,7 @@ def unreached(
 
 
 def _owner(name: str, modules: Mapping[str, nn.Module], called: Collection[str], found: Collection[str]) -> str:
-    """The module that a parameter's module is listed with: one around it, or itself."""
+    """The module with which a parameter's module is listed: an outer one, or itself."""
     parts = name.split(".")
     around = [".".join(parts[:i]) for i in range(1, len(parts))]
     for outer in around:
@@ -108,12 +108,12 @@ def _reason(
     if getattr(module, "groups", 1) != 1:
         return "grouped"
     if isinstance(module, nn.Conv2d | nn.Linear) and type(module).forward not in PLAIN_FORWARDS:
-        return "computes in its own way"
+        return "has a forward pass of its own"
     return ""
 
 
 class _Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The storages of all tensors that operations read."""
+    """Records the storages of all tensors that operations read."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -16,7 +16,7 @@ from experiment.layers.build import build
 from experiment.layers.plan import Plan, State
 from experiment.layers.recalibrate_batchnorm import DenseMoments, dense_moments, recalibrate
 from experiment.measure import Count, count
-from experiment.methods.reach import EVERYTHING, OutOfReach, out_of_reach
+from experiment.methods.out_of_reach import EVERYTHING, OutOfReach, out_of_reach
 from experiment.progress import working
 from experiment.registry import MethodEntry, resolve
 

@@ -1,4 +1,4 @@
-"""The same share of every group's channels: how many each keeps, so that the network is the largest under a budget."""
+"""Searches for the largest network under a budget by channel counts, such as the same share of every group."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def largest_share(
     With `round_to` r, n' is the nearest multiple of r, at least r, or n itself if that is nearer or n is smaller.
 
     As rho grows, the counts grow in steps of one channel, a group's k-th at rho = (k - 1/2) / n; groups of equal n step
-    together. Of the first step that does not fit as a whole, groups take theirs one after the other as long as it fits.
-    So no group could take its part of that step in addition, and a larger budget never gives a smaller network.
+    together. If a step does not fit as a whole, groups take it one after the other as long as it fits. So a larger
+    budget never gives a smaller network.
 
     Args:
-        alive: n, the channels that each group has left.
-        free: whether a group may lose any; one that may not keeps all that it has.
+        alive: n, the number of channels that each group has left.
+        free: whether a group may lose channels.
         size: the network's size for given counts, in the budget's quantity; never falling in any count.
-        round_to: counts are multiples of this, but for groups that lose nothing.
-    Raises: InfeasibleBudget: one channel a group is already more than the budget.
+        round_to: counts are multiples of this, except for groups that lose nothing.
+    Raises: InfeasibleBudget: one channel per group already exceeds the budget.
     """
     ladders = [ladder(n, round_to) if may else [n] for n, may in zip(alive, free, strict=True)]
     steps = sorted(
@@ -69,14 +69,14 @@ def affordable_steps(
     Args:
         growing: the group that takes each step.
         size: the network's size for given counts, in the budget's quantity; never falling in any count.
-    Raises: InfeasibleBudget: the smallest network is already more than the budget.
+    Raises: InfeasibleBudget: the smallest network already exceeds the budget.
     """
     check_smallest(size(counts_after(ladders, ())), budget)
     return longest(len(growing), lambda num_steps: size(counts_after(ladders, growing[:num_steps])) <= budget.limit)
 
 
 def check_smallest(smallest: int, budget: Budget) -> None:
-    """Raises: InfeasibleBudget: the smallest network is already more than the budget."""
+    """Raises: InfeasibleBudget: the smallest network already exceeds the budget."""
     if smallest > budget.limit:
         raise InfeasibleBudget(
             limit=budget.limit, smallest=smallest, original=budget.original, quantity=budget.quantity
@@ -84,7 +84,7 @@ def check_smallest(smallest: int, budget: Budget) -> None:
 
 
 def longest(number: int, fits: Callable[[int], bool]) -> int:
-    """The largest of 0 ... number that fits, where 0 does and nothing beyond one that does not."""
+    """The largest of 0, ..., number that fits, by bisection; 0 is assumed to fit."""
     known, too_many = 0, number + 1
     while too_many - known > 1:
         middle = (known + too_many) // 2

@@ -32,7 +32,7 @@ from experiment.run.grid.hardware import Machine
 from experiment.run.grid.names import Fault
 from experiment.run.grid.plan import ExperimentPlan
 from experiment.run.grid.weights_file import GivenWeights
-from experiment.training.check import check_training
+from experiment.training.check_settings import check_training
 from experiment.training.distributed import Team
 from experiment.training.penalty import unmatched
 

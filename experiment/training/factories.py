@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from experiment.errors import ConfigError, first_line
 from experiment.registry import no_such_argument, suggestion
-from experiment.training.names import LOSSES, OPTIMIZERS, REFUSED
+from experiment.training.allowed_names import LOSSES, OPTIMIZERS, REFUSED
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, PolynomialLR, ReduceLROnPlateau
 
 from experiment.errors import ConfigError, first_line
+from experiment.training.allowed_names import SCHEDULERS
 from experiment.training.factories import construct, find, make_optimizer
-from experiment.training.names import SCHEDULERS
 from experiment.training.settings import SchedulerSpec, TrainSettings
 
 _S = TypeVar("_S")

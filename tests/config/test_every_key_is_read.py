@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 import experiment
-from experiment.config import spacing
+from experiment.config import keep_ratios
 from experiment.config.load import ParameterFile
 from experiment.config.schema import parameter_file, training
 from experiment.config.schema.training import Block
 from experiment.registry import DatasetEntry, MethodEntry, NetworkEntry
 
 FOLDER = Path(experiment.__file__).parent
-SCHEMAS = (parameter_file, training, spacing)
+SCHEMAS = (parameter_file, training, keep_ratios)
 READ_ELSEWHERE = {"customizations"}  # each makes a file of its own: `config.variants` reads them from the tree
 
 

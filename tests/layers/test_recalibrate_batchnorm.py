@@ -14,7 +14,7 @@ from experiment.errors import CompressionError
 from experiment.layers import recalibrate_batchnorm as module
 from experiment.layers.build import build, write_whole
 from experiment.layers.channels.find_groups import channel_groups
-from experiment.layers.channels.groups import kept_of
+from experiment.layers.channels.group_data import kept_of
 from experiment.layers.plan import Kept, Plan
 from experiment.layers.recalibrate_batchnorm import dense_moments, recalibrate
 from experiment.random_streams import generator, seeded

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from experiment.layers.channels.find_groups import channel_groups
 from experiment.layers.channels.fold_constants import Folded, fold_means
-from experiment.layers.channels.groups import kept_of
+from experiment.layers.channels.group_data import kept_of
 from experiment.layers.channels.slicing import slice_channels
 from experiment.layers.plan import Kept
 from experiment.layers.refit import RIDGE, RIDGE_OF_FEW, refit

@@ -18,8 +18,8 @@ from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Compressed, Compressor, make_method
 from experiment.methods.configure import configure
+from experiment.methods.layer_table import layer_rows
 from experiment.methods.lowrank.layer_options import divisors, nearest_divisor
-from experiment.methods.table import layer_rows
 from experiment.random_streams import generator, seeded
 
 KEEPS = (0.8, 0.6, 0.45)

@@ -260,7 +260,7 @@ def test_no_scheme_with_the_keep_ratio_means_a_size_of_its_own(bits: str) -> Non
 def test_a_keep_ratio_that_nothing_takes_is_refused(state_of: Any) -> None:
     state = state_of("cnn")
     x: Tensor = state.example
-    with pytest.raises(ConfigError, match="keep has no effect: the settings of Compose decide the size"):
+    with pytest.raises(ConfigError, match="keep has no effect: the settings of Compose determine the size"):
         compress(state.network, "Compose", keep=0.5, example=x, schemes=listed(CHAINS[0]))
 
 

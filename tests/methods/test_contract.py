@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from experiment.errors import CompressionError, InfeasibleBudget
 from experiment.layers.build import build, expand
 from experiment.layers.channels.find_groups import channel_groups
-from experiment.layers.channels.groups import alive_channels, kept_of
+from experiment.layers.channels.group_data import alive_channels, kept_of
 from experiment.layers.compressible import compressible_layers, maskable_layers
 from experiment.layers.factored_layers import flops, parameters
 from experiment.layers.masks import bake_masks, named_masks

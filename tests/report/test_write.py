@@ -276,9 +276,9 @@ def test_a_foreign_folder_and_damaged_files_are_named(synthetic: Any, tmp_path: 
         ("results.csv", "a,b\n1,2\n", "column network is missing"),
         ("results.csv", "", "is not a table"),
         ("parameters.yaml", "a: [\n...\n", "not valid YAML"),
-        ("parameters.yaml", "a: [", "cut off"),
+        ("parameters.yaml", "a: [", "not valid YAML"),
         ("parameters.yaml", "a: 1\n...\n", "does not hold the resolved settings"),
-        ("environment.json", "{", "does not hold JSON"),
+        ("environment.json", "{", "is not valid JSON"),
         ("environment.json", "[]", "must hold a mapping"),
     ):
         folder = synthetic.write_experiment(tmp_path / "e", [])

@@ -89,6 +89,7 @@ def tell_devices(connection: Connection, contexts: Any) -> None:
         connection.send({name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")})
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_a_replaced_worker_gets_the_gpu_of_the_one_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7,9")
     monkeypatch.delenv("HIP_VISIBLE_DEVICES", raising=False)

@@ -1,6 +1,6 @@
 """The same numbers, whatever the way: by workers, in shares, through Ray, interrupted, in another order.
 
-(Killed and continued: test_run_session.py, and tests/benchmark/kill.py for as often as one likes.)
+(Killed and continued: workers/test_stopping.py, and tests/benchmark/kill.py for as often as one likes.)
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def test_the_viewer_goes_on_behind_a_damaged_experiment(run: Any, synthetic: Any
     for name in ("a", "b"):
         synthetic.write_experiment(tmp_path / "data" / "results" / name, [synthetic.reference_row(0)])
     (tmp_path / "data" / "results" / "a" / "environment.json").write_text("{")
-    with pytest.raises(SystemExit, match=r"environment.json: is damaged: it does not hold JSON"):
+    with pytest.raises(SystemExit, match=r"environment.json: is damaged: it is not valid JSON"):
         run("results_viewer")
     assert (tmp_path / "data" / "results" / "b" / "report.md").is_file()
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from experiment.config.keep_ratios import Spacing, ratio_conflicts
 from experiment.config.schema.training import Block, Conflict, Name, Number, Retraining, Training, Whole, refuse
-from experiment.config.spacing import Spacing, ratio_conflicts
 
 FIRST_STEP = 5  # the first L-step is this many times as long as the others, unless iterationsFirst is set
 DECAY, MILESTONE_DECAY = 0.98, 0.1

@@ -1,4 +1,4 @@
-"""Trying out whether groups of channels can be cut: the sliced network must compute what the masked one does."""
+"""Checks which groups of channels can be removed: the sliced network must compute what the masked one computes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiment.layers.channels.groups import ChannelGroup, kept_of
+from experiment.layers.channels.group_data import ChannelGroup, kept_of
 from experiment.layers.channels.slicing import is_sliceable, mask_channels, slice_channels
 from experiment.layers.deterministic_forward import fixed_draws
 from experiment.layers.plan import Kept
 from experiment.random_streams import generator
 
-# of the largest output: far above what another order of summation does in float32, far below what a wrong channel does
+# of the largest output: far above rounding in float32, far below the effect of a wrong channel
 TOLERANCE = 1e-3
 
 
 def randomised(network: nn.Module) -> nn.Module:
-    """A copy in eval mode in which every channel is alive and no two are alike, so that no mistake is hidden."""
+    """A copy in eval mode with random weights: every channel is live and no two are alike, so no error is hidden."""
     probe = copy.deepcopy(network).eval().requires_grad_(True)
     with torch.no_grad():
         for name, module in probe.named_modules():
@@ -48,10 +48,10 @@ class Run:
     training: bool = False
 
     def of(self, network: nn.Module, watching: AbstractContextManager[object] | None = None) -> object:
-        """The network's output; chance plays no part in it. BatchNorms use what they have learnt in both modes.
+        """The network's output, without randomness. BatchNorms use their running statistics in both modes.
 
         Args:
-            watching: entered around the forward pass.
+            watching: a context for the forward pass.
         """
         network.train(self.training)
         for module in network.modules():
@@ -62,7 +62,7 @@ class Run:
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """What torch computes, operation by operation."""
+    """The operations that torch executes."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -77,7 +77,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def alike(probe: nn.Module, runs: Sequence[Run]) -> bool:
     """Whether all runs are the same operations with the same outputs, bit by bit, with gradients and without."""
-    network = copy.deepcopy(probe)  # running statistics and the like may change
+    network = copy.deepcopy(probe)  # buffers may change
     for grad in (True, False):
         first: tuple[list[object], list[Tensor]] | None = None
         for run in runs:
@@ -93,19 +93,19 @@ def alike(probe: nn.Module, runs: Sequence[Run]) -> bool:
 def tried(
     probe: nn.Module, runs: Sequence[Run], groups: Sequence[ChannelGroup], lost: Mapping[str, str]
 ) -> list[ChannelGroup]:
-    """The same groups, those exempted for which cutting some of their channels is not what zeroing them is.
+    """The same groups, exempting those for which removing channels differs from setting them to zero.
 
-    Groups are cut all at once; where that fails, halves of them, down to the single ones that fail.
+    All groups are tried at once; if that fails, halves of them, down to the single ones that fail.
 
     Args:
-        probe: what `randomised` made of the network.
-        lost: layer -> the operation behind which its channels could not be followed, for the reason.
+        probe: the randomised network.
+        lost: layer -> the operation through which its channels could not be followed, for the reason.
     """
     for counts in _designs(groups):
         if _fault(probe, runs, _cut(groups, counts)) is None:
             continue
         if _is_random(probe, runs):
-            random = "the forward pass is random, so that no two passes can be compared"
+            random = "the forward pass is random, so no two passes can be compared"
             return [replace(group, exempt=group.exempt or random) for group in groups]
         free = [i for i, group in enumerate(groups) if group.exempt is None]
         failing = _failing(probe, runs, groups, counts, [], free)
@@ -123,7 +123,7 @@ def _failing(
     passed: Sequence[int],
     among: Sequence[int],
 ) -> dict[int, str]:
-    """Of some groups those that cannot be cut to these counts together with `passed` and those before them: why."""
+    """The groups among these that cannot be reduced to their counts together with `passed`, with the reason."""
     cut = {*passed, *among}
     why = _fault(probe, runs, _cut(groups, [counts[i] if i in cut else g.size for i, g in enumerate(groups)]))
     if why is None:
@@ -150,10 +150,10 @@ def flat(output: object) -> list[Tensor]:
 
 
 def _designs(groups: Sequence[ChannelGroup]) -> list[list[int]]:
-    """How many channels every group keeps in each trial: half, and then numbers that tell groups of one size apart.
+    """How many channels every group keeps in each trial: half, then numbers that differ among groups of one size.
 
-    A layer that halves its input, say, goes wrong only where two groups of one size keep different numbers. The numbers
-    of the j-th group of size n are the digits of j to the base n - 1, one a trial.
+    Some errors, such as those of a layer that halves its input, show only when two groups of one size keep different
+    numbers. Those of the j-th group of size n are the digits of j to the base n - 1, one per trial.
     """
     free = [group.exempt is None and group.size > 1 for group in groups]
     alike: dict[int, int] = {}
@@ -175,7 +175,7 @@ def _designs(groups: Sequence[ChannelGroup]) -> list[list[int]]:
 
 
 def _cut(groups: Sequence[ChannelGroup], counts: Sequence[int]) -> dict[str, Kept]:
-    """What stays when every group keeps so many channels, drawn at random."""
+    """What stays when every group keeps this number of random channels."""
     chosen: list[list[int]] = []
     for i, (group, count) in enumerate(zip(groups, counts, strict=True)):
         chosen.append(torch.randperm(group.size, generator=generator("trial", i))[:count].tolist())
@@ -183,7 +183,7 @@ def _cut(groups: Sequence[ChannelGroup], counts: Sequence[int]) -> dict[str, Kep
 
 
 def _fault(probe: nn.Module, runs: Sequence[Run], kept: Mapping[str, Kept]) -> str | None:
-    """Why the sliced network is not the masked one; None if it runs and computes the same, however it is run."""
+    """Why the sliced network differs from the masked one; None if it computes the same in all runs."""
     sliced = copy.deepcopy(probe)
     slice_channels(sliced, kept)
     with torch.no_grad():
@@ -191,7 +191,7 @@ def _fault(probe: nn.Module, runs: Sequence[Run], kept: Mapping[str, Kept]) -> s
         for run in runs:
             try:
                 outputs.append(flat(run.of(sliced)))
-            except Exception:  # shapes that do not meet raise whatever the network's own code raises: the answer is no
+            except Exception:  # whatever the network's own code raises for mismatched shapes
                 return "the network does not run when some of them are removed"
         masked = copy.deepcopy(probe)
         mask_channels(masked, kept)
@@ -202,7 +202,7 @@ def _fault(probe: nn.Module, runs: Sequence[Run], kept: Mapping[str, Kept]) -> s
 
 
 def _is_random(probe: nn.Module, runs: Sequence[Run]) -> bool:
-    """Whether equal networks give different outputs: they draw numbers that no seed reaches."""
+    """Whether equal networks give different outputs, from random numbers that no seed controls."""
     with torch.no_grad():
         return any(not _same(*(flat(run.of(copy.deepcopy(probe))) for _ in range(2))) for run in runs)
 

@@ -1,8 +1,7 @@
-"""Which channels of a network can only go together, found by following them and tried out.
+"""Finds which channels of a network can only be removed together, by following them, and checks the result.
 
-Both are done on a copy with random weights. So no channel looks dead because training killed it, and the answer depends
-on the structure alone. Channels are followed in eval and in training mode, and over several inputs where these take
-different paths.
+Both use a copy with random weights, so that the result depends on the structure alone. Channels are followed in eval
+and in training mode, and with several inputs if these take different paths through the network.
 """
 
 from __future__ import annotations
@@ -17,39 +16,39 @@ import torch
 from torch import Tensor, nn
 
 from experiment.layers.channels.check_slicing import Run, alike, randomised, tried
-from experiment.layers.channels.follow import GIVES_OUTPUT, follow
-from experiment.layers.channels.follower import Follower
-from experiment.layers.channels.groups import ChannelGroup, Member
+from experiment.layers.channels.collect_labels import Follower
+from experiment.layers.channels.group_data import ChannelGroup, Member
 from experiment.layers.channels.labels import Key, Labels, Places
+from experiment.layers.channels.propagate_labels import GIVES_OUTPUT, follow
 from experiment.layers.channels.slicing import channel_counts
 from experiment.layers.deterministic_forward import fixed_draws
 from experiment.layers.forward_pass import evaluating, observing
 
 _log = logging.getLogger("experiment")
 
-SAMPLES = 16  # that are tried for other paths through the network
+SAMPLES = 16  # inputs that are tried for other paths through the network
 NAMES = 3  # in one message
-MESSAGES = 6  # about layers that stay whole
+MESSAGES = 6  # warnings about layers that stay whole
 
 
 def channel_groups(network: nn.Module, example: Tensor, samples: Sequence[Tensor] = ()) -> list[ChannelGroup]:
-    """The groups of channels that can only be removed together, in the order of the layers that make them.
+    """The groups of channels that can only be removed together, in the order of the layers that produce them.
 
-    Sums tie the layers that feed them, concatenations shift indices, Flatten multiplies them, depthwise layers follow.
-    Groups whose channels cannot go are there too, with the reason; it is logged as a warning, but for those that give
-    the network's output.
+    Sums tie the layers that feed them, concatenations shift indices, Flatten multiplies them, depthwise layers follow
+    their input. Groups that cannot be removed are included with the reason, which is logged as a warning except for
+    those that compute the network's output.
 
     Args:
         network: not modified.
         example: an input batch that the network takes, on its device.
-        samples: batches of more inputs, of which some may take other paths through the network.
+        samples: batches of further inputs, which may take other paths through the network.
     """
     probe = randomised(network)
     if example.dtype in (torch.float16, torch.bfloat16):
-        probe, example = probe.float(), example.float()  # their rounding would look like a wrong channel
+        probe, example = probe.float(), example.float()  # their rounding would look like an error
     samples = [batch[:SAMPLES].to(example) for batch in samples if len(batch)]
     with fixed_draws(), evaluating(probe):
-        probe(example)  # a network that does not run fails here, in its own words
+        probe(example)  # a network that does not run fails here, with its own message
     modules, follower = dict(probe.named_modules()), Follower(copy.deepcopy(probe))
     runs = _followed(follower, probe, example, samples)
     for name, module in modules.items():
@@ -61,8 +60,10 @@ def channel_groups(network: nn.Module, example: Tensor, samples: Sequence[Tensor
 
 
 def _followed(follower: Follower, probe: nn.Module, example: Tensor, samples: Sequence[Tensor]) -> list[Run]:
-    """Follow the channels in the runs that show all of the network: where inputs differ in the layers that they call,
-    several of them; each in eval and, where that is not the same, in training mode. These runs."""
+    """Follow the channels in eval and, if it differs, training mode, with several inputs if they call different layers.
+
+    Returns: the runs.
+    """
     runs = [Run(example)]
     follow(follower, runs[0])
     if samples and any(name not in follower.called for name, _ in _holders(probe)):
@@ -78,7 +79,7 @@ def _followed(follower: Follower, probe: nn.Module, example: Tensor, samples: Se
         training = [run for run, plain in zip(training, runs, strict=True) if not alike(probe, [plain, run])]
         for run in training:
             follow(follower, run)
-    except Exception as error:  # whatever the network's own code raises, for want of targets, say
+    except Exception as error:  # whatever the network's own code raises, such as missing targets
         _log.warning(
             "The network does not run in training mode on the example (%s), so its channels are followed in eval mode "
             "only.", type(error).__name__,
@@ -104,7 +105,7 @@ def _called(probe: nn.Module, run: Run) -> frozenset[str]:
 
 
 def _tie_groups(labels: Labels, name: str, module: nn.Module) -> None:
-    """A grouped layer loses whole groups only: the channels of a group are one, those of both sides."""
+    """Tie the channels of each group of a grouped layer, on both sides: it loses whole groups only."""
     keys: list[Key] = []
     if isinstance(module, nn.Conv2d) and module.groups > 1:
         groups, keys = module.groups, [(name, "out"), (name, "in")]
@@ -117,11 +118,11 @@ def _tie_groups(labels: Labels, name: str, module: nn.Module) -> None:
         known = here[here >= 0].tolist()
         labels.tie(known)
         if len(known) < len(here):
-            labels.flag(known, f"'{name}' is grouped and reads channels that cannot go")
+            labels.flag(known, f"'{name}' is grouped and reads channels that cannot be removed")
 
 
 def _collected(follower: Follower, modules: Mapping[str, nn.Module]) -> tuple[list[ChannelGroup], dict[str, str]]:
-    """Channels that run through the same sides become one group; with the operations where groups were lost."""
+    """One group for all channels that occupy the same sides, and the operations where channels were lost."""
     order = {name: i for i, name in enumerate(modules)}
     alike: dict[tuple[tuple[tuple[Key, int], ...], str | None], list[Places]] = {}
     lost: dict[str, str] = {}
@@ -153,7 +154,7 @@ def _member(key: Key, channels: Sequence[Places], modules: Mapping[str, nn.Modul
 def _out_of_unseen(
     groups: Sequence[ChannelGroup], follower: Follower, modules: Mapping[str, nn.Module]
 ) -> list[ChannelGroup]:
-    """Exempt what a module may read that no pass has called: it would not be cut along."""
+    """Exempt channels that a module may read which no pass has called: it would not be sliced with them."""
     widths = {
         name: {size for p in module.parameters(recurse=False) for size in (p.shape[1:2] if p.dim() > 1 else p.shape)}
         for name, module in modules.items()
@@ -163,13 +164,13 @@ def _out_of_unseen(
     for group in groups:
         here = {member.size for member in group.members}.union(*(follower.widths[name] for name in group.producers))
         name = next((name for name, reads in widths.items() if group.size > 1 and not here.isdisjoint(reads)), None)
-        reason = None if name is None else f"'{name}' may read them, and no forward pass on the inputs at hand calls it"
+        reason = None if name is None else f"'{name}' may read them, and no forward pass on the given inputs calls it"
         told.append(replace(group, exempt=group.exempt or reason))
     return told
 
 
 def _tell(groups: Iterable[ChannelGroup]) -> None:
-    """Warn of the layers that stay whole, the reasons in a few messages."""
+    """Warn about layers that stay whole, in a few messages."""
     layers: dict[str, list[str]] = {}
     for group in groups:
         if group.exempt not in (None, GIVES_OUTPUT) and group.size > 1:

@@ -1,8 +1,7 @@
-"""Cutting channels out of a network's layers, putting them back as zeros, and the masked twin of the cut network.
+"""Removes channels from a network's layers, restores them as zeros, and masks instead of removing.
 
-Masked means: of a removed channel the filter, bias and normalisation are zero (running mean 0, variance 1), and so are
-the columns that would read it. Then the sliced network computes what the masked one does, whatever activation stands
-between, be it zero at zero or not.
+Masked means: the filter, bias and normalisation of a removed channel are zero (running mean 0, variance 1), and so are
+the columns that would read it. The sliced network computes what the masked one does, whatever the activation.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ _TENSORS = frozenset({"weight", "bias", "running_mean", "running_var"})
 
 
 def is_sliceable(module: nn.Module) -> bool:
-    """Whether channels can be cut out of a module: a plain convolution, linear, normalisation or PReLU layer.
+    """Whether channels can be removed from a module: a plain convolution, linear, normalisation or PReLU layer.
 
-    LayerNorm is not one of them: its statistics run over the channels, so removing one changes the others.
+    LayerNorm is none: its statistics are taken over the channels, so removing one changes the others.
     """
     known = isinstance(module, (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.PReLU, *_NORMS))
     own = {n for n, _ in module.named_parameters()} <= _TENSORS  # a subclass or parametrization may hold more
@@ -53,12 +52,12 @@ def channel_counts(module: nn.Module) -> tuple[int, int]:
 def slice_channels(network: nn.Module, kept: Mapping[str, Kept]) -> None:
     """Shrink every named module, in place, to the channels that stay: weights, biases and buffers alike.
 
-    Works on every device, `meta` included. The module objects stay, so hooks and modules under several names survive.
+    Works on every device, `meta` included. The module objects stay, so hooks and shared modules survive.
 
     Args:
         kept: module name -> indices that stay. A layer with channel groups (grouped convolution, GroupNorm) loses whole
-            groups only; a module with one channel dimension (BatchNorm, PReLU) goes by `out`.
-    Raises: CompressionError: a module cannot be sliced, or not so.
+            groups only; a module with one channel dimension (BatchNorm, PReLU) uses `out`.
+    Raises: CompressionError: a module cannot be sliced, or not to these channels.
     """
     for name, sides in kept.items():
         module = _module(network, name)
@@ -73,11 +72,9 @@ def slice_channels(network: nn.Module, kept: Mapping[str, Kept]) -> None:
 
 
 def unslice(compressed: nn.Module, network: nn.Module, kept: Mapping[str, Kept]) -> None:
-    """Write every named module of a sliced network into `network`, of the original shapes, in place; zero elsewhere.
+    """Write the sliced modules into `network`, which has the original shapes, in place; zero elsewhere.
 
-    The output equals that of `compressed`. Modules that `kept` does not name are left alone.
-
-    Raises: CompressionError: a module cannot be sliced, or not so.
+    Raises: CompressionError: a module cannot be sliced, or not to these channels.
     """
     for name, sides in kept.items():
         module = _module(network, name)
@@ -91,9 +88,9 @@ def unslice(compressed: nn.Module, network: nn.Module, kept: Mapping[str, Kept])
 
 
 def mask_channels(network: nn.Module, kept: Mapping[str, Kept]) -> None:
-    """Turn a network, in place, into the masked twin of the sliced one: the original shapes, removed channels at zero.
+    """Set the removed channels of a network to zero, in place, instead of slicing it.
 
-    Raises: CompressionError: a module cannot be sliced, or not so.
+    Raises: CompressionError: a module cannot be sliced, or not to these channels.
     """
     for name, sides in kept.items():
         module = _module(network, name)
@@ -125,12 +122,12 @@ class _Selection:
             return
         if not indices or indices[0] < 0 or indices[-1] >= size or not _rises(indices):
             raise CompressionError(
-                f"{self.name}: the {side} channels that stay must be rising indices below {size}, at least one. "
+                f"{self.name}: the {side} channels that stay must be increasing indices below {size}, at least one. "
                 f"Got {_shortened(indices)}."
             )
 
     def _whole_groups(self, outputs: int, inputs: int) -> None:
-        """Count the groups that stay; from then on only rows are cut, for a group's columns are its own."""
+        """Count the groups that stay; only rows are selected, since a group's columns are its own."""
         stay = _groups_of(self.rows, outputs, self.groups)
         if isinstance(self.module, nn.Conv2d) and stay != _groups_of(self.columns, inputs, self.groups):
             stay = None
@@ -149,14 +146,14 @@ class _Selection:
         return tensor
 
     def clear(self, tensor: Tensor, value: float) -> None:
-        """Put `value` in the place of the part that goes."""
+        """Set the removed part to `value`."""
         for dim, indices in ((0, self.rows), (1, self.columns)):
             if indices is not None and tensor.dim() > dim:
                 gone = sorted(set(range(tensor.shape[dim])) - set(indices))
                 tensor.index_fill_(dim, torch.tensor(gone, dtype=torch.long, device=tensor.device), value)
 
     def embed(self, part: Tensor, tensor: Tensor, value: float) -> None:
-        """Fill `tensor` with `part` where it belongs and `value` elsewhere."""
+        """Write `part` to its places in `tensor` and `value` elsewhere."""
         ways = [
             torch.arange(size, device=tensor.device) if indices is None else torch.tensor(indices, device=tensor.device)
             for indices, size in zip((self.rows, self.columns), tensor.shape, strict=False)
@@ -165,7 +162,7 @@ class _Selection:
         tensor[torch.meshgrid(*ways, indexing="ij")] = part
 
     def resize(self) -> None:
-        """Let the module's own numbers agree with its tensors."""
+        """Update the module's own numbers."""
         module = self.module
         if isinstance(module, nn.Conv2d):
             module.out_channels = module.weight.shape[0]
@@ -186,7 +183,7 @@ def _module(network: nn.Module, name: str) -> nn.Module:
     module = network.get_submodule(name)
     if not is_sliceable(module):
         raise CompressionError(
-            f"{name}: channels cannot be cut out of a {type(module).__name__}. Expected a plain convolution, linear, "
+            f"{name}: channels cannot be removed from a {type(module).__name__}. Expected a plain convolution, linear, "
             f"batch, instance or group normalisation, or PReLU layer."
         )
     return module
@@ -208,7 +205,7 @@ def _same(name: str, kept: Kept) -> Indices:
 
 
 def _groups_of(indices: Indices, size: int, groups: int) -> list[int] | None:
-    """The groups that `indices` are made of; None if one of them is torn apart."""
+    """The groups that `indices` consist of; None if one of them is incomplete."""
     if indices is None:
         return list(range(groups))
     width = size // groups

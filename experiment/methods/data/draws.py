@@ -1,9 +1,9 @@
-"""Sampling with replacement, row by row: how many draws it takes, which items they hit, and how often.
+"""Sampling with replacement, row by row: the number of draws, the items that they hit, and how often.
 
-Of N draws from probabilities p, item i is hit at all with probability 1 - (1 - p_i)^N, and count_i / (N p_i) is 1 on
-average: weights that are multiplied by it sum up, on average, to what they summed up to before.
+N draws from probabilities p hit item i with probability 1 - (1 - p_i)^N, and count_i / (N p_i) is 1 on average: weights
+that are multiplied by it keep their sum on average.
 
-Rows are independent and are worked on together. Suffixes: R = rows, C = columns (items of a row). All in float64.
+Rows are independent. Suffixes: R = rows, C = columns (items of a row). All in float64.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MOST_DRAWS = 2.0**53  # beyond, float64 has no next integer
+MOST_DRAWS = 2.0**53  # float64 does not have all integers above
 
 
 def draws_for(p_RC: Tensor, wanted_R: Tensor, *, more: bool = False) -> Tensor:
     """The smallest N that hits at least `wanted` items on average, sum_i 1 - (1 - p_i)^N, for each row.
 
-    The average is concave in N, so that Newton's steps from below, rounded down to integers, never leap over the
-    answer. They begin at what equal probabilities, the most favourable ones, would need.
+    The average is concave in N, so that Newton's steps from below, rounded down to integers, never pass the
+    solution. They begin at the solution for equal probabilities, a lower bound.
 
     Args:
         p_RC: probabilities, zero for items that are never drawn; a row sums up to 1.
@@ -26,7 +26,7 @@ def draws_for(p_RC: Tensor, wanted_R: Tensor, *, more: bool = False) -> Tensor:
         more: whether N must hit more than `wanted` items on average.
     Returns: integers, at most 2^53.
     """
-    logs_RC = torch.log1p(-p_RC).clamp(min=-1e100)  # not infinite where rounding makes p one
+    logs_RC = torch.log1p(-p_RC).clamp(min=-1e100)  # finite where p rounds to one
     possible_R = (p_RC > 0).sum(1).double()
     simple_R = wanted_R <= 1
     draws_R = torch.where(simple_R, wanted_R.double(), uniform_draws(possible_R, wanted_R))
@@ -53,9 +53,9 @@ def uniform_draws(possible_R: Tensor, wanted_R: Tensor) -> Tensor:
 def first_draws(p_RC: Tensor, generator: torch.Generator) -> Tensor:
     """The number of the draw, from 1, that hits each item for the first time; infinite where p is zero.
 
-    Items are hit for the first time in the order in which clocks of rates p_i ring, and while those hit so far have
-    probability P together, the wait for the next one is geometric: of k draws or more with probability P^(k-1).
-    So any number of draws costs the same, and more of them hit the same items and others.
+    The order of first hits is that of independent exponential times of rates p_i. While the items hit so far have total
+    probability P, the wait for the next one is geometric: k draws or more with probability P^(k-1). So any number of
+    draws costs the same, and more draws hit the same items and further ones.
     """
     clocks_RC = torch.empty_like(p_RC).exponential_(generator=generator) / p_RC  # infinite where p is zero
     order_RC = torch.argsort(clocks_RC, dim=1, stable=True)
@@ -70,12 +70,12 @@ def first_draws(p_RC: Tensor, generator: torch.Generator) -> Tensor:
 def counts_of(p_RC: Tensor, first_RC: Tensor, draws_R: Tensor, generator: torch.Generator) -> Tensor:
     """How often N draws hit each item, given the draws that hit them first.
 
-    Between the first hits of items k and k + 1 (in this order) all draws repeat one of the first k. So, from the last
-    item backwards, the k-th gets a binomial share, p_k / (p_1 + ... + p_k), of the repeats since its own turn that no
-    later item took.
+    Between the first hits of items k and k + 1 (in this order) every draw repeats one of the first k. From the last
+    item backwards, the k-th therefore gets a binomial share, p_k / (p_1 + ... + p_k), of the repeats since its first
+    hit that later items have not taken.
 
     Args:
-        first_RC: what `first_draws` gave.
+        first_RC: from `first_draws`.
         draws_R: N.
     Returns: (R, C); a row sums up to N.
     """

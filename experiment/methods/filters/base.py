@@ -18,7 +18,7 @@ from experiment.errors import CompressionError
 from experiment.layers.build import build, slice_mask, write_whole
 from experiment.layers.channels.find_groups import channel_groups
 from experiment.layers.channels.fold_constants import Folded, fold_constants, fold_means
-from experiment.layers.channels.groups import (
+from experiment.layers.channels.group_data import (
     ChannelGroup,
     Integers,
     Sizes,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from experiment.errors import CompressionError
-from experiment.layers.channels.groups import Member
+from experiment.layers.channels.group_data import Member
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import affordable_steps, counts_after, ladder
 from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, by_filter, finite_parameter

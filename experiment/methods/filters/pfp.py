@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from experiment.layers.channels.groups import ChannelGroup, Member
+from experiment.layers.channels.group_data import ChannelGroup, Member
 from experiment.layers.compressible import trace_layers
 from experiment.layers.plan import Plan, State
 from experiment.methods.base import Budget, Calibration

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.layers.channels.groups import ChannelGroup, Member
+from experiment.layers.channels.group_data import ChannelGroup, Member
 from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.plan import Kept
 from experiment.layers.sampled_patches import input_patches, num_positions

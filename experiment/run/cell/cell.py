@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from experiment.errors import InfeasibleBudget
-from experiment.methods.table import layer_rows
+from experiment.methods.layer_table import layer_rows
 from experiment.run.cell.cell_network import make_cell_network
 from experiment.run.cell.chain_compression import ChainCompression
 from experiment.run.cell.events import ReportEvent

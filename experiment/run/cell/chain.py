@@ -11,7 +11,7 @@ from experiment.escaping import lines, reason
 from experiment.files import write_whole
 from experiment.layers.plan import Plan
 from experiment.methods.base import Compressed
-from experiment.methods.table import layer_rows
+from experiment.methods.layer_table import layer_rows
 from experiment.run.cell.cell import compute_cell
 from experiment.run.cell.chain_compression import ChainCompression
 from experiment.run.cell.context import Context

@@ -85,7 +85,7 @@ def save_weights(
     dtypes = named_dtypes(network)
     coded, quantized = encode_state(state, {n: dtypes[plain_name(n)] for n in state if plain_name(n) in dtypes})
     whole, masked = pack(coded)
-    packed = PackedWeights.model_construct(state_dict=whole, masked=masked, quantized=quantized)
+    packed = PackedWeights.model_construct(state_dict=whole, masked=masked, rounded=quantized)
     buffer = io.BytesIO()
     torch.save({"specification": specification, **packed.model_dump(exclude_none=True)}, buffer)
     write_whole(path, buffer.getvalue())
@@ -124,7 +124,7 @@ class PackedWeights(BaseModel):
 
     state_dict: dict[Name, InstanceOf[Tensor]]
     masked: dict[Name, MaskedWeight]
-    quantized: dict[Name, QuantizedWeight]
+    rounded: dict[Name, QuantizedWeight]
 
     def shapes(self) -> dict[str, torch.Size]:
         """Name -> shape in the state_dict that `unpacked` returns."""
@@ -138,7 +138,7 @@ class PackedWeights(BaseModel):
 
         Raises: ValueError, KeyError: the stored parts are inconsistent.
         """
-        return decode_state(unpack(self.state_dict, self.masked), self.quantized)
+        return decode_state(unpack(self.state_dict, self.masked), self.rounded)
 
 
 def _require_plain(value: object) -> None:

@@ -18,7 +18,7 @@ from experiment.errors import ConfigError
 from experiment.networks import NETWORKS
 from experiment.registry import is_import_path, suggestion
 from experiment.run.grid.weights_file import datasets_folder, find_given, missing_text
-from experiment.training.names import LOSSES, OPTIMIZERS, SCHEDULERS
+from experiment.training.allowed_names import LOSSES, OPTIMIZERS, SCHEDULERS
 from experiment.user_code import source_hash
 
 

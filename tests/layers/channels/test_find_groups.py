@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from experiment.layers.channels.find_groups import GIVES_OUTPUT, channel_groups
-from experiment.layers.channels.groups import ChannelGroup, Member, kept_of, sizes_of
+from experiment.layers.channels.group_data import ChannelGroup, Member, kept_of, sizes_of
 from experiment.layers.channels.slicing import mask_channels, slice_channels
 from experiment.layers.grouped_linear import GroupedLinear
 from experiment.measure import count, example_input

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from experiment.layers.channels.find_groups import channel_groups
 from experiment.layers.channels.fold_constants import Folded, fold_means
-from experiment.layers.channels.groups import ChannelGroup, kept_of
+from experiment.layers.channels.group_data import ChannelGroup, kept_of
 from experiment.layers.channels.slicing import slice_channels
 from experiment.layers.plan import Kept
 from experiment.random_streams import generator, seeded

@@ -128,15 +128,3 @@ def test_counts_have_the_probabilities_of_a_multinomial() -> None:
             ways = math.factorial(3) / (math.factorial(a) * math.factorial(b) * math.factorial(c))
             expected = num * ways * p[0] ** a * p[1] ** b * p[2] ** c
             assert abs(found.get((a, b, c), 0) - expected) < 5 * math.sqrt(expected) + 3
-
-
-def test_reweighting_is_unbiased() -> None:
-    """w count / (N p) is w on average: 10,000 draws of one row, five standard errors."""
-    w = torch.randn(12, generator=generator("w"), dtype=torch.float64)
-    p, num = w.abs() / w.abs().sum(), 10_000
-    p_RC = p.expand(num, -1).contiguous()
-    draws = draws_for(p[None], torch.tensor([5]))
-    counts_RC = counts_of(p_RC, first_draws(p_RC, generator("f")), draws.expand(num).contiguous(), generator("c"))
-    estimates_RC = w * counts_RC / (draws * p)
-    error = estimates_RC.std(0) / math.sqrt(num)
-    assert ((estimates_RC.mean(0) - w).abs() < 5 * error).all()

@@ -15,7 +15,7 @@ from experiment.measure import Count, count
 from experiment.methods.base import Calibration, Compressor, Quantity
 from experiment.methods.filters.blocks import Blocks
 from experiment.methods.filters.settings import BlocksSettings
-from experiment.methods.table import layer_rows
+from experiment.methods.layer_table import layer_rows
 from experiment.networks.make_network import make_network
 from experiment.random_streams import generator, seeded
 

@@ -170,7 +170,7 @@ def test_wrong_settings_are_named(net: nn.Module, x: Tensor, settings: dict[str,
 
 
 def test_a_keep_ratio_beside_a_density_is_refused_and_needed_without_one(net: nn.Module, x: Tensor) -> None:
-    with pytest.raises(ConfigError, match="keep has no effect: the settings of Prune decide the size"):
+    with pytest.raises(ConfigError, match="keep has no effect: the settings of Prune determine the size"):
         compress(net, "Prune", example=x, keep=0.5, density=0.5)
     with pytest.raises(ConfigError, match="Prune needs keep"):
         compress(net, "Prune", example=x)

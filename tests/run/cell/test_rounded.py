@@ -107,7 +107,7 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path, part: str
     save_weights(tmp_path / "network.pt", build(network(), plan), plan, None)
     content = torch.load(tmp_path / "network.pt", weights_only=True)
     broken = copy.deepcopy(content)
-    broken["quantized"]["3.parametrizations.weight.original"][part] = value
+    broken["rounded"]["3.parametrizations.weight.original"][part] = value
     buffer = io.BytesIO()
     torch.save(broken, buffer)
     (tmp_path / "network.pt").write_bytes(buffer.getvalue())

@@ -22,6 +22,7 @@ from experiment import load_network
 from experiment.config import Search, load
 from experiment.errors import ConfigError, InfeasibleBudget, TrainingDiverged
 from experiment.main import main
+from experiment.report.plots import gallery
 from experiment.run.cell.events import Advanced
 from experiment.run.cell.search import CellSearch, SearchResult
 from experiment.run.grid.plan import Cell, Machine, plan_experiment
@@ -194,7 +195,7 @@ def test_workers_give_the_same(write: Any, small: dict[str, Any], whole: Any) ->
 def test_a_run_with_report_beside_a_method_of_its_own_size(
     write: Any, small: dict[str, Any], capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiment.report.plots.gallery._wanted", lambda *_, **__: iter(()))  # trade-offs take long
+    monkeypatch.setattr(gallery, "GALLERY", ())  # trade-offs take long
     prune = {"name": "Prune", "settings": {"density": 0.2}}
     small["experiments"] |= {"methods": ["WT", prune]}
     path = write(small)

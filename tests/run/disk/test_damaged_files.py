@@ -353,3 +353,10 @@ def test_a_file_in_the_place_of_a_folder(
     assert occupied in process.said
     assert "Traceback" not in process.said
     assert (in_tmp / occupied).read_text() == "a file"
+
+
+def test_a_place_where_nothing_can_be_created(write: Any, small: dict[str, Any], capsys: Any) -> None:
+    assert main([str(write(small)), "-q", "--results", "/proc/results"]) == 2
+    error = capsys.readouterr().err
+    assert "/proc/results" in error
+    assert "choose another folder with --results" in error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import experiment
 from experiment import load_network
 from experiment.errors import ConfigError, Damaged, ExperimentError, StoreError
 from experiment.files import read_file, read_json
@@ -167,3 +169,17 @@ def test_a_bytearray_of_a_promised_size_is_not_made(tmp_path: Path) -> None:
             new.writestr(name, pickled if name.endswith("data.pkl") else data)
     with pytest.raises(Damaged, match="a bytearray"):
         load_network(path)
+
+
+def test_readers_of_files_need_no_assertions() -> None:
+    """`python -O` removes them: what a file holds is checked by statements that stay."""
+    folder = Path(experiment.__file__).parent
+    readers = [
+        folder / "files.py",
+        folder / "tensor_file.py",
+        folder / "layers/plan.py",
+        folder / "training/checkpoint.py",
+    ]
+    for path in (*readers, *(folder / "run/disk").glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)], path

@@ -117,7 +117,7 @@ def test_no_label_and_no_variant_leaves_the_folder_of_cells(write: Any, small: d
                 plan_experiment(load(write(small)), Machine("cpu"))
             continue
         if name.startswith("-"):
-            with pytest.raises(ConfigError, match="as formulas of spreadsheets do"):
+            with pytest.raises(ConfigError, match="like a spreadsheet formula"):
                 plan_experiment(load(write(small)), Machine("cpu"))
             del small["experiments"]["methods"][0]["label"]
         plan = plan_experiment(load(write(small)), Machine("cpu"))
@@ -145,8 +145,8 @@ def test_what_is_no_text_is_refused_with_its_place(in_tmp: Path, text: str, show
         path.write_text(f"seed: 0\n{line}\n")
         with pytest.raises(ConfigError) as refused:
             load(path)
-        (problem,) = [problem for problem in refused.value.problems if "holds" in problem]
-        assert re.match(r"odd\.yaml:2: .*holds ", problem)
+        (problem,) = [problem for problem in refused.value.problems if "contains" in problem]
+        assert re.match(r"odd\.yaml:2: .*contains ", problem)
         assert shown in problem
 
 
@@ -295,3 +295,11 @@ def test_a_result_that_is_none_is_set_aside_or_read(finished: Path, content: str
     found = Store(RESULTS).read(place)
     assert found is None or found["status"] == "failed"
     assert place.exists() == (found is not None)
+
+
+@pytest.mark.parametrize("name", ["..evil", "evil..", "a b;c", "-rf", "…", ".hidden"])
+def test_an_experiments_name_stays_below_the_results(write: Any, small: dict[str, Any], name: str) -> None:
+    plan = plan_experiment(load(write(small, f"param/{name}/{name}.yaml")), Machine("cpu"))
+    place = (Path("data/results") / plan.name).resolve()
+    assert place.is_relative_to(Path("data/results").resolve())
+    assert len(place.relative_to(Path("data/results").resolve()).parts) == 2

@@ -12,7 +12,7 @@ from experiment.run.cell.context import Context
 from experiment.run.disk.store import Directories, Store
 from experiment.run.grid.hardware import Machine, Resources, resources_of
 from experiment.run.grid.plan import Chain
-from experiment.run.session import Options, _announcement, _num_workers
+from experiment.run.run_experiments import Options, _announcement, _num_workers
 from experiment.run.workers.queue import Work
 
 
@@ -69,7 +69,7 @@ def test_what_a_cell_takes_up(
 def test_workers_on_this_machine(
     monkeypatch: pytest.MonkeyPatch, resources: Resources, device: str, asked: int | None, workers: int
 ) -> None:
-    monkeypatch.setattr("experiment.run.session.usable_cores", lambda: 12)
+    monkeypatch.setattr("experiment.run.run_experiments.usable_cores", lambda: 12)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     assert (
         _num_workers(Options(workers=asked), [resources, Resources(1, resources.gpus)], Machine(device), 20) == workers
@@ -78,7 +78,7 @@ def test_workers_on_this_machine(
 
 @pytest.mark.parametrize(("cores", "warned"), [(1, True), (2, False)])
 def test_more_threads_than_cores_are_announced(monkeypatch: pytest.MonkeyPatch, cores: int, warned: bool) -> None:
-    monkeypatch.setattr("experiment.run.session.usable_cores", lambda: cores)
+    monkeypatch.setattr("experiment.run.run_experiments.usable_cores", lambda: cores)
     folders = Directories(Path("results"), Path("networks"), Path("datasets"))
     context = Context(Store(Path("small")), folders, Machine("cpu"), 1, Resources(1, 0))
     lines = list(_announcement([Work(0, "0-a", cast(Chain, None), None, 1, ())], 2, [context]))

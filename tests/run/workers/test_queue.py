@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,25 +61,23 @@ def test_cascades_stay_whole(write: Any, small: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_a_cell_that_somebody_else_computes_is_left_to_him(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
+def test_a_cell_that_another_process_computes_is_left_to_it(
+    write: Any, small: dict[str, Any], in_tmp: Path, forked: Any
+) -> None:
     """The others are computed meanwhile; the command ends when that one is there too."""
     small["experiments"] |= {"methods": ["WT"], "numNets": 1}
     path = write(small)
     cell = plan_experiment(load(path), Machine("cpu")).chains[0].cells[0]
     folder = in_tmp / "data/results/small"
     (folder / ".locks").mkdir(parents=True)
+    others = len(plan_experiment(load(path), Machine("cpu")).cells) - 1
     with FileLock(folder / ".locks" / f"{cell.key}.lock"):
-        call = [sys.executable, "-m", "experiment.main", str(path), "-j", "1"]
-        process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        others = len(list(plan_experiment(load(path), Machine("cpu")).cells)) - 1
-        done = [next(line for line in process.stdout if line.startswith("[")) for _ in range(others)]
+        process = forked(lambda: main([str(path), "-j", "1"]))
+        process.until(lambda: process.said.count(": top-1 ") == others)
         assert not [p for p in (folder / "cells").iterdir() if p.name.endswith(cell.key)]
         assert not Store(folder).is_free(cell.key)
     assert Store(folder).is_free("another")
-    said = process.communicate(timeout=300)[1]
-    assert process.returncode == 0, said
-    assert len(done) == others
+    assert process.wait() == 0, process.said
     assert [p for p in (folder / "cells").iterdir() if p.name.endswith(cell.key)]
 
 

@@ -251,7 +251,7 @@ def test_an_interrupt_stops_the_workers_and_exits_130(cluster: Any, write: Any, 
     (pid,) = (int(Path(name).read_text()) for name in nodes_seen())
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert (
-        "last checkpoint of every training under way are kept; the same command continues"
+        "last checkpoint of every running training are kept; the same command continues"
         in process.communicate(timeout=SECONDS)[1]
     )
     assert process.returncode == 130

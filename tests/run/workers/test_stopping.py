@@ -108,7 +108,7 @@ def test_told_to_stop_it_keeps_the_last_finished_epoch(
     (file,) = tmp_path.glob("data/trained_networks/.partial-*/checkpoint.pt")
     told, kept = last_epoch(process.said), epochs_in(file)
     assert told <= kept <= told + 1, "an epoch that was told of is on the disk"
-    assert process.said.count("the last finished epoch of every training under way are kept") == 1
+    assert process.said.count("the last finished epoch of every running training are kept") == 1
     assert "Traceback" not in process.said
     again = forked(lambda: main([path, "-j", "1", "-v"]))
     assert again.wait() == 0

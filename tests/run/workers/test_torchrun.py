@@ -32,7 +32,7 @@ EXACT = ["parameters", "flops", "keep_parameters", "epochs", "status", "label", 
 # forks: a request a line, answered by the process ids and, when the processes have ended, by their statuses.
 FORKING = """
 import json, os, signal, sys
-import experiment.report, experiment.run.session
+import experiment.report, experiment.run.run_experiments
 import experiment.run.cell.torchrun_group, experiment.run.workers.torchrun_worker
 from experiment.main import main
 experiment.report.write_report = lambda f: experiment.report.Report([], f / "report.md", f / "report.html", f / "t.tex")

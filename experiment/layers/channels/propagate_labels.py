@@ -18,7 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from experiment.layers.channels.check_slicing import Run, flat
-from experiment.layers.channels.follower import CHANNEL_MAKERS, Follower, channels_in, compact, distinct, storage_key
+from experiment.layers.channels.collect_labels import (
+    CHANNEL_MAKERS,
+    Follower,
+    channels_in,
+    compact,
+    distinct,
+    storage_key,
+)
 from experiment.layers.channels.slicing import is_sliceable
 from experiment.layers.forward_pass import Call, observing
 

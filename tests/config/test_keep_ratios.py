@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiment.config import Experiments, keep_steps
-from experiment.config.spacing import chunks, harmonic, interval
+from experiment.config.keep_ratios import chunks, harmonic, interval
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiment.training.check import check_training
+from experiment.training.check_settings import check_training
 from experiment.training.settings import SchedulerSpec, TrainSettings
 
 GOOD: dict[str, object] = {"num_epochs": 10, "batch_size": 8, "optimizer_kwargs": {"lr": 0.1, "momentum": 0.9}}

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 from torch import nn
 
-from experiment.layers.channels.groups import ChannelGroup, Member, alive_channels, kept_of, sizes_of
+from experiment.layers.channels.group_data import ChannelGroup, Member, alive_channels, kept_of, sizes_of
 from experiment.layers.channels.labels import Labels
 from experiment.layers.channels.slicing import slice_channels
 from experiment.layers.plan import Kept
@@ -82,7 +82,7 @@ def test_labels_join_channels_that_meet() -> None:
 
     found = {str(places): reason for places, reason, _ in labels.channels()}
 
-    other = "'sum' reads something else there, too"
+    other = "'sum' also reads something else there"
     assert found == {
         str({("a", "out"): [0], ("b", "out"): [2], ("sum", "in"): [0]}): None,
         str({("a", "out"): [1], ("b", "out"): [1], ("sum", "in"): [1]}): None,

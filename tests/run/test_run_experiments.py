@@ -184,3 +184,12 @@ def _plan_json(path: str, capsys: Any) -> list[dict[str, Any]]:
     capsys.readouterr()
     assert main([path, "--plan=json"]) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_diverging_reference_fails_its_cells(write: Any, small: dict[str, Any], in_tmp: Path) -> None:
+    small["training"]["optimizerKwargs"] = {"lr": 1e20}
+    assert main([str(write(small)), "-j", "1", "-q"]) == 1
+    frame = table(in_tmp)
+    assert set(frame["status"]) == {"failed"}
+    assert frame["error"].iloc[1].startswith("the reference network failed")

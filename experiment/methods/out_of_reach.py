@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from experiment.layers.channels.groups import ChannelGroup
+from experiment.layers.channels.group_data import ChannelGroup
 from experiment.layers.plan import Plan, State
 from experiment.layers.unreachable import Unreached, unreached
 

@@ -1,4 +1,4 @@
-"""Channels that can only go together, as plain data, and what a network costs when some of them are gone."""
+"""Groups of channels as plain data, and the size of a network as a function of their channel counts."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Member:
 
     Attributes:
         module: dotted name; side: `out` (rows of the weight; also the one side of BatchNorm, PReLU) or `in` (columns).
-        size: how many channels that side has in all.
-        positions: channel of the group -> the indices that it occupies there. Several where Flatten multiplies a
-            channel by the grid, or where a grouped layer loses whole groups only; all channels occupy equally many.
-        norm: of an `in` side, the BatchNorm that alone reads the layer's output, directly behind it.
+        size: number of channels of that side.
+        positions: channel of the group -> the indices that it occupies there: several where Flatten multiplies a
+            channel by the grid, or where a grouped layer loses whole groups only. Equally many for all channels.
+        norm: for an `in` side, the BatchNorm that directly and alone reads the layer's output.
     """
 
     module: str
@@ -38,14 +38,14 @@ class Member:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels that run through the same sides of the same modules: each of them can go, from all of these at once.
+    """Channels that occupy the same sides of the same modules: each can be removed, from all of these at once.
 
     Attributes:
         name: the first layer that produces the channels.
         size: number of channels (where a grouped layer takes part: of its groups).
-        members: every side of every module that they run through.
-        producers: the convolutions and linear layers whose filters make them, in module order.
-        exempt: why none of them may go; None if they may.
+        members: every side of every module that they occupy.
+        producers: the convolutions and linear layers whose filters compute them, in module order.
+        exempt: why they cannot be removed; None if they can.
     """
 
     name: str
@@ -56,7 +56,7 @@ class ChannelGroup:
 
 
 def kept_of(groups: Sequence[ChannelGroup], chosen: Sequence[Collection[int]]) -> dict[str, Kept]:
-    """What stays of every module when of each group only the `chosen` channels do; whole modules are not named."""
+    """What stays of every module when each group keeps only the `chosen` channels; whole modules are not named."""
     stays: dict[tuple[str, Side], npt.NDArray[np.bool_]] = {}
     for group, channels in zip(groups, chosen, strict=True):
         gone = sorted(set(range(group.size)) - set(channels))
@@ -70,7 +70,7 @@ def kept_of(groups: Sequence[ChannelGroup], chosen: Sequence[Collection[int]]) -
 
 
 def alive_channels(groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]) -> list[tuple[int, ...]]:
-    """Of each group the channels that are left whole where modules already lost some."""
+    """For each group the channels that are left where modules have already lost some."""
     alive = []
     for group in groups:
         left = set(range(group.size))
@@ -97,11 +97,12 @@ class Sizes:
     activations, such as attention's, of which channels are dimensions.
 
     Attributes:
-        out_fixed, in_fixed: (L,) rows and columns that belong to no group. out_by_group, in_by_group: (L, G) those that
-            a channel of a group takes.
-        weight: (L,) weights a row and column. extra: (L,) other parameters a row. positions: (L,) outputs a sample.
-        constant_parameters, constant_flops: of everything that no group touches.
-        power, beside: (P, G) how many dimensions of a product consist of a group's channels, and of how many more.
+        out_fixed, in_fixed: (L,) rows and columns that belong to no group. out_by_group, in_by_group: (L, G) those per
+            channel of a group.
+        weight: (L,) weights per row and column. extra: (L,) other parameters per row. positions: (L,) outputs per
+            sample.
+        constant_parameters, constant_flops: of everything that does not depend on any group.
+        power, beside: (P, G) number of dimensions of a product that are a group's channels, and their other elements.
         each: (P,) the product of the other dimensions.
     """
 
@@ -134,10 +135,10 @@ class Sizes:
         return self.each * _channel_products(counts, self.power, self.beside)
 
     def with_products(self, counts: Sequence[int], flops: Integers, power: Integers, beside: Integers) -> Sizes:
-        """The same with products, part of the constant so far, that shrink with the channels of groups.
+        """The same with products, until now part of the constant, that shrink with the channels of groups.
 
         Args:
-            counts, flops: channels of every group, and (P,) the multiply-adds of every product with these channels.
+            counts, flops: channels of every group, and (P,) multiply-adds of every product with these counts.
             power, beside: (P, G).
         """
         each = flops // _channel_products(counts, power, beside)
@@ -156,11 +157,11 @@ def _channel_products(counts: Sequence[int], power: Integers, beside: Integers) 
 
 
 def sizes_of(network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup], flops: int) -> Sizes:
-    """The arithmetic of a network's size.
+    """A network's size as a function of channel counts.
 
     Args:
         groups: what `channel_groups(network, example)` gave.
-        flops: multiply-adds of the whole network, those of layers that no channel is cut out of too.
+        flops: multiply-adds of the whole network.
     """
     modules = dict(network.named_modules())
     layers = trace_layers(network, example)
@@ -186,7 +187,7 @@ def sizes_of(network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup]
 
 
 def _shape(module: nn.Module) -> tuple[int, int, int, int]:
-    """Rows, columns, weights a row and column, and further parameters a row; columns are those of one filter."""
+    """Rows, columns of one filter, weights per row and column, and other parameters per row."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         rows, columns = module.weight.shape[:2]
         return rows, columns, module.weight[0, 0].numel(), 0 if module.bias is None else 1

@@ -19,7 +19,7 @@ from torchvision.models.swin_transformer import SwinTransformer
 from experiment import compress
 from experiment.layers.channels.check_slicing import Run, alike
 from experiment.layers.channels.find_groups import channel_groups
-from experiment.layers.channels.groups import ChannelGroup, kept_of
+from experiment.layers.channels.group_data import ChannelGroup, kept_of
 from experiment.layers.channels.slicing import mask_channels, slice_channels
 from experiment.layers.deterministic_forward import fixed_draws
 from experiment.random_streams import generator, seeded

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
+from experiment.training.allowed_names import LOSSES, OPTIMIZERS, REFUSED, SCHEDULERS
 from experiment.training.factories import make_loss, make_optimizer
-from experiment.training.names import LOSSES, OPTIMIZERS, REFUSED, SCHEDULERS
 from experiment.training.schedule import Schedule
 from experiment.training.settings import SchedulerSpec, TrainSettings
 
@@ -79,6 +79,6 @@ def test_lists_are_sorted_and_unique() -> None:
 
 
 def test_lists_need_no_torch() -> None:
-    code = "import sys, experiment.training.names; print('torch' in sys.modules)"
+    code = "import sys, experiment.training.allowed_names; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
