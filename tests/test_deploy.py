@@ -110,12 +110,23 @@ def test_static_folds_batch_norm_takes_any_batch_and_is_copied() -> None:
         ("static", None, "'static' needs calibration data"),
         ("static", torch.zeros(1, 1, 28, 28), "at least two inputs"),
         ("dynamic", torch.zeros(4, 1, 28, 28), "no effect in mode 'dynamic'"),
+        ("static", [1, 2], "calibration must be a tensor of inputs. Got a list"),
+        ("static", torch.tensor(1.0), "at least two inputs"),
+        ("static", torch.full((4, 1, 28, 28), torch.nan), "inputs must be finite. Got NaN"),
+        ("static", torch.zeros(4, 3, 28, 28), r"fails on its first two samples, a tensor of shape \(2, 3, 28, 28\)"),
         ("qat", None, "mode must be 'dynamic' or 'static'. Got 'qat'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(mode: Any, calibration: Tensor | None, match: str) -> None:
     with pytest.raises(CompressionError, match=match):
         quantize_int8(lenet(), mode, calibration=calibration)
+
+
+@needs_torchao
+def test_a_result_in_place_of_its_network_is_told() -> None:
+    result = compress(lenet(), "WT", keep=0.5, example=torch.zeros(1, 1, 28, 28))
+    with pytest.raises(CompressionError, match="Got a CompressionResult. Pass its attribute `network`"):
+        quantize_int8(result)  # type: ignore[arg-type]
 
 
 @needs_torchao

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,8 @@ from experiment.config import Parameters, load
 from experiment.datasets.calibration import calibration
 from experiment.errors import ConfigError, Damaged, StoreError
 from experiment.files import RUN_AGAIN
-from experiment.layers.prepare_network import copied
+from experiment.layers.prepare_network import copied, require_module
+from experiment.methods.base import keep_ratio
 from experiment.methods.configure import find_method
 from experiment.registry import is_import_path
 from experiment.run.cell.data import Data, transforms_of
@@ -94,10 +96,13 @@ def load_network(
     Raises:
         StoreError: there is no such cell, or its file is damaged.
         ConfigError: several cells match, or none.
+        CompressionError: `keep` is not a number in (0, 1], or `network` is no network.
     """
     path = Path(path_or_param)
     if path.suffix == ".pt":
         return _rebuilt(path, network, tuple)
+    if keep is not None:
+        keep = keep_ratio(keep)
     folder = _experiment_folder(path_or_param, results)
     rows = load_results(folder)
     done = rows[rows["status"] == "done"]
@@ -158,7 +163,9 @@ def evaluate(
     Raises:
         DataError: the dataset is missing or damaged.
         ConfigError: there is no such variant, or several to choose from.
+        CompressionError: `network` is no network.
     """
+    require_module(network)
     p = _parameters(path_or_param, variant)
     images = Data(Path(data or p.directories.training_data or DATASETS_FOLDER), device).test(p)
     metrics = evaluate_network(
@@ -180,7 +187,10 @@ def calibration_inputs(
         path_or_param, data, variant: as for `evaluate`.
         size: number of inputs, at most.
     Returns: a tensor (size, channels, height, width) after the test transforms, on the CPU.
+    Raises: ConfigError: `size` is not a whole number above 0.
     """
+    if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
+        raise ConfigError(f"size must be a whole number of at least 1. Got {size!r}.")
     p = _parameters(path_or_param, variant)
     valid = Data(Path(data or p.directories.training_data or DATASETS_FOLDER), "cpu").splits(p, p.training).valid
     return calibration(valid, min(size, len(valid)), ("calibration_inputs", p.seed))[0]

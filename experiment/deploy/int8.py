@@ -41,8 +41,8 @@ def quantize_int8(
         mode: `dynamic` or `static`, see above.
         calibration: inputs (N, ...) as the network expects them, for `static`: a few hundred, at least 2.
     Returns: a copy in eval mode, for batches of any size.
-    Raises: CompressionError: torchao is not installed, there is nothing to quantize, or calibration data are missing
-        or have no effect.
+    Raises: CompressionError: torchao is not installed, there is nothing to quantize, or calibration data are missing,
+        unsuitable, or have no effect.
     """
     _require_torchao()
     plain = plain_copy(network).cpu().eval()
@@ -52,12 +52,16 @@ def quantize_int8(
         return _dynamic(plain)
     if mode != "static":
         raise CompressionError(f"mode must be 'dynamic' or 'static'. Got {mode!r}.")
-    if calibration is None or len(calibration) < 2:
+    if not isinstance(calibration, Tensor | None):
+        raise CompressionError(f"calibration must be a tensor of inputs. Got a {type(calibration).__name__}.")
+    if calibration is None or calibration.dim() == 0 or len(calibration) < 2:
         raise CompressionError(
             "mode 'static' needs calibration data, at least two inputs, normalised as for training. Pass them: "
             "quantize_int8(network, 'static', calibration=inputs)."
         )
-    return _static(plain, calibration.detach().cpu())
+    calibration = calibration.detach().cpu()
+    _check_calibration(plain, calibration)
+    return _static(plain, calibration)
 
 
 class ExportedNetwork(nn.Module):
@@ -90,6 +94,23 @@ def _require_torchao() -> None:
     except ImportError as error:
         raise CompressionError(
             "int8 on the CPU needs torchao, which is not installed: python -m pip install 'experiment[torchao]'."
+        ) from error
+
+
+def _check_calibration(plain: nn.Module, inputs: Tensor) -> None:
+    """Raises: CompressionError: the inputs are not finite, or the network fails on them."""
+    if not torch.isfinite(inputs).all():
+        raise CompressionError(
+            "calibration: inputs must be finite. Got NaN or infinity: are they scaled as in training?"
+        )
+    try:
+        with torch.no_grad():
+            plain(inputs[:2])
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CompressionError(
+            f"calibration: the network fails on its first two samples, a tensor of shape {tuple(inputs[:2].shape)}: "
+            f"{reason}. Pass a batch of inputs in the form that the network expects."
         ) from error
 
 

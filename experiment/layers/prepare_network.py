@@ -82,11 +82,22 @@ def unwrapped(network: nn.Module) -> nn.Module:
     """The network inside `torch.compile`, DataParallel or DistributedDataParallel; a copy where parts are wrapped.
 
     Compiled code and replicas ignore the hooks that find layers.
+
+    Raises: CompressionError: it is no network.
     """
+    require_module(network)
     while (inner := _inside(network)) is not None:
         network = inner
     parts = any(_inside(m) is not None or m._compiled_call_impl is not None for m in network.modules())
     return _without_wrapped_parts(network) if parts else network
+
+
+def require_module(network: object) -> None:
+    """Raises: CompressionError: it is not a torch.nn.Module, but a CompressionResult, say."""
+    if not isinstance(network, nn.Module):
+        inside = " Pass its attribute `network`." if isinstance(getattr(network, "network", None), nn.Module) else ""
+        what = f"the class {network.__name__}" if isinstance(network, type) else f"a {type(network).__name__}"
+        raise CompressionError(f"the network must be a torch.nn.Module. Got {what}.{inside}")
 
 
 def without_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:

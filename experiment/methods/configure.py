@@ -52,7 +52,9 @@ def find_method(name: str) -> MethodEntry | str:
     """
     if is_import_path(name):
         entry = resolve(name)
-        return entry if isinstance(entry, MethodEntry) else f"'{name}' is not an experiment.registry.MethodEntry."
+        came = type(entry).__name__
+        told = f"'{name}' must be an experiment.registry.MethodEntry, which names the method. Got a {came}."
+        return entry if isinstance(entry, MethodEntry) else told
     label = TORCHPRUNE_NAMES.get(name, name)
     return METHODS.get(label) or f"unknown method '{name}'.{suggestion(name, [*METHODS, *TORCHPRUNE_NAMES])}"
 

@@ -42,7 +42,9 @@ def summarise(
     say(f"{plan.name}: " + ", ".join(f"{number} {name}" for name, number in sorted(status.items())) + " cells")
     folders = store.cell_folders()
     if without := _without_ranks(plan, results, folders):
-        say(f"  {plural(without, 'cell')} without ranks.csv: computed before measure: [rank] was set, and kept")
+        lc = plan.file.parameters.experiments.mode == "lc"
+        why = "mode lc records reference networks only" if lc else "computed before measure: [rank] was set, and kept"
+        say(f"  {plural(without, 'cell')} without ranks.csv: {why}")
     for cell in plan.cells:
         if results.get(cell.key, {}).get("status") == "failed":
             say(f"  failed: {cell.label} net {cell.net} {cell.size}: {results[cell.key].get('error')}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -378,6 +379,13 @@ def test_json_schema_speaks_the_files_language() -> None:
     assert "required" not in schema
     assert definitions["NamedSettings"]["anyOf"][0]["type"] == "string"
     assert definitions["Interval"]["required"] == ["type", "numIntervals", "maxVal", "minVal"]
+
+
+def test_json_schema_bounds_numbers_in_words_that_editors_know() -> None:
+    network = json_schema()["$defs"]["Network"]["properties"]
+    assert network["outputSize"]["minimum"] == 1
+    text = json.dumps(json_schema())
+    assert not [word for word in ("ge", "gt", "le", "lt") if f'"{word}":' in text]
 
 
 def test_json_schema_describes_every_key() -> None:

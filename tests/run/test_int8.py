@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from experiment import calibration_inputs, evaluate, load_network, quantize_int8, serialized_bytes
-from experiment.errors import DataError
+from experiment.errors import CompressionError, ConfigError, DataError
 from experiment.main import main
 
 
@@ -40,6 +40,11 @@ def test_calibration_inputs_are_validation_images_as_the_network_sees_them(write
     assert images.min() == pytest.approx((0 - 0.3) / 0.3, rel=1e-5)
     assert torch.equal(images, calibration_inputs(path, size=20))
     assert len(calibration_inputs(path, size=10**6)) < 1797 / 5
+    for size in (0, -1, 2.5, True):
+        with pytest.raises(ConfigError, match="size must be a whole number of at least 1"):
+            calibration_inputs(path, size=size)  # type: ignore[arg-type]
+    with pytest.raises(CompressionError, match="network must be a torch.nn.Module. Got a NoneType"):
+        evaluate(path, None)  # type: ignore[arg-type]
 
 
 def test_calibration_inputs_need_the_dataset(write: Any, small: dict[str, Any], in_tmp: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def test_variants_that_rewind_to_other_epochs_share_an_untouched_reference(
 
 def test_a_network_is_loaded_by_its_keep_ratio(finished: Path) -> None:
     from experiment import load_network
-    from experiment.errors import ConfigError
+    from experiment.errors import CompressionError, ConfigError
     from experiment.measure import count, example_input
 
     rows = table(finished).set_index(["method", "keep_target"])
@@ -156,6 +157,9 @@ def test_a_network_is_loaded_by_its_keep_ratio(finished: Path) -> None:
         load_network(PARAM, method="WT")
     with pytest.raises(ConfigError, match=r"0 finished cells match FT.*Choose between: Reference"):
         load_network(PARAM, method="FT", keep=0.5)
+    for keep in (math.nan, 0, 2, "0.5"):
+        with pytest.raises(CompressionError, match=r"keep must be a number in \(0, 1\]"):
+            load_network(PARAM, method="WT", keep=keep)  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("no_plots")

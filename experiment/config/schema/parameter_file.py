@@ -299,6 +299,7 @@ class Parameters(Block):
 _INCLUDE = {"type": "string", "description": "YAML file to include; the keys given here override those in it."}
 _INCLUDABLE = ("Network", "Training", "Retraining", "Experiments", "Coresets", "Directories")
 _SHORT = ("NamedSettings", "MethodRef")
+_BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 
 
 def json_schema() -> dict[str, Any]:
@@ -312,4 +313,14 @@ def json_schema() -> dict[str, Any]:
     for name in _SHORT:
         full = definitions[name]
         definitions[name] = {"description": full["description"], "anyOf": [{"type": "string", "minLength": 1}, full]}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_with_bounds(schema)}
+
+
+def _with_bounds(schema: Any) -> Any:
+    """A schema with JSON schema's words for the bounds of numbers, which pydantic knows behind no validator."""
+    if isinstance(schema, list):
+        return [_with_bounds(element) for element in schema]
+    if not isinstance(schema, dict):
+        return schema
+    number = schema.get("type") in ("integer", "number")
+    return {_BOUNDS.get(key, key) if number else key: _with_bounds(value) for key, value in schema.items()}

@@ -187,8 +187,19 @@ def _ranked(values: Tensor, alive: Tensor) -> Tensor:
 
 
 def _check(start: Start, scores: WeightScores) -> None:
+    if not isinstance(scores, Mapping):
+        raise CompressionError(
+            f"the scores of weights must be a mapping from layers to tensors. Got a {type(scores).__name__}."
+        )
     for name in start.layers:
-        if not scores[name][alive_weights(start, name)].isfinite().all():
+        alive = alive_weights(start, name)
+        score = scores.get(name)
+        if not isinstance(score, Tensor) or score.shape != alive.shape:
+            came = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else f"a {type(score).__name__}"
+            raise CompressionError(
+                f"layer '{name}': the scores of its weights must be a tensor of shape {tuple(alive.shape)}. Got {came}."
+            )
+        if not score[alive].isfinite().all():
             raise CompressionError(
                 f"layer '{name}': the scores of its weights must be finite. Got NaN or infinity: are the calibration "
                 f"data finite, and transformed like the training data?"

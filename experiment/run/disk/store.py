@@ -90,11 +90,15 @@ class Store:
         return self.folder / "cells"
 
     def cell_folders(self) -> dict[str, Path]:
-        """Key -> folder of every cell with a result. The key alone identifies a cell: its label may change."""
+        """Key -> folder of every cell with a result. The key alone identifies a cell: its label may change.
+
+        Folders that were set aside as damaged are no cells.
+        """
         if not self.cells_folder.is_dir():
             return {}
         with os.scandir(self.cells_folder) as entries:
-            return {e.name.rpartition("-")[2]: Path(e.path) for e in entries if not e.name.startswith(".")}
+            found = {e.name.rpartition("-")[2]: Path(e.path) for e in entries if not e.name.startswith(".")}
+        return {key: folder for key, folder in found.items() if "." not in key}
 
     def find(self, cell: Cell) -> Path | None:
         """The folder of one cell. All folders are listed only if there is none under the cell's present label."""

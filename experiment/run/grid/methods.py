@@ -65,6 +65,8 @@ def _look_up(key: KeyPath, ref: Mapping[str, Any]) -> tuple[MethodSpec | None, s
         entry = find_method(name)
     except ConfigError as error:
         return None, "", [Fault(key, problem, fatal=True) for problem in error.problems]
+    if isinstance(entry, str) and is_import_path(name):
+        return None, "", [Fault(key, entry, fatal=True)]
     if isinstance(entry, str):
         label = str(given or TORCHPRUNE_NAMES.get(name, name))
         return MethodSpec(name, label, MethodEntry(label, object, "", "none"), None), label, [Fault(key, entry, label)]

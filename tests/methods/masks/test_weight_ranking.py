@@ -76,6 +76,22 @@ def test_scores_that_are_not_finite_are_named(order: Callable[..., object]) -> N
         order(start_of(state), scored(state, {"0": [1.0, 1.0, 1.0, 1.0], "1": [0.0, torch.nan]}))
 
 
+@pytest.mark.parametrize(
+    ("scores", "told"),
+    [
+        (None, "must be a mapping from layers to tensors. Got a NoneType"),
+        ({}, r"layer '0': .* must be a tensor of shape \(2, 2\). Got a NoneType"),
+        ({"0": torch.ones(3)}, r"layer '0': .* must be a tensor of shape \(2, 2\). Got shape \(3,\)"),
+        ({"0": torch.ones(2, 2), "1": [1.0, 2.0]}, r"layer '1': .* must be a tensor of shape \(1, 2\). Got a list"),
+    ],
+)
+@pytest.mark.parametrize("order", [rank_weights, rank_within_layers])
+def test_scores_of_another_form_are_told(order: Callable[..., object], scores: object, told: str) -> None:
+    """Users write their own."""
+    with pytest.raises(CompressionError, match=told):
+        order(start_of(chain((2, 2), (1, 2))), scores)
+
+
 def by_hand(sizes: list[int], num_kept: int) -> list[int]:
     """How many weights every layer keeps: steps (k - 1/2) / n, in order, ties in layer order."""
     steps = sorted(((k - 0.5) / n, layer) for layer, n in enumerate(sizes) for k in range(1, n + 1))

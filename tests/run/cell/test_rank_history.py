@@ -85,6 +85,18 @@ def test_nothing_is_measured_or_renamed_where_nobody_asks(
 
 
 @pytest.mark.usefixtures("no_plots")
+def test_in_mode_lc_only_references_have_ranks_and_it_is_said(
+    write: Any, asking: dict[str, Any], in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asking["experiments"] |= {"methods": ["WT"], "mode": "lc"}
+    asking["training"]["numEpochs"] = asking["retraining"]["numEpochs"] = 1
+    asking["lc"] = {"steps": 2, "iterations": 1}
+    assert main([str(write(asking)), "-j", "1", "-q"]) == 0
+    assert [name.partition("-")[0] for name in ranks(in_tmp / "data/results")] == ["Reference"]
+    assert "2 cells without ranks.csv: mode lc records reference networks only" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_plots")
 def test_without_retraining_there_is_the_state_after_compression(
     write: Any, asking: dict[str, Any], in_tmp: Path
 ) -> None:

@@ -76,6 +76,16 @@ def test_a_truncated_file_of_a_cell_is_detected(finished: Path, file: str, caplo
         shutil.copytree(aside, place)
 
 
+def test_what_was_set_aside_is_no_cell_any_more(finished: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place = cell("WT-n0-r0-0.5")
+    (place / "network.pt").write_bytes(b"")
+    assert main([PARAM, "-j", "1", "-q"]) == 0
+    assert caplog.text.count("is damaged") == 1
+    assert place.with_name(f"{place.name}.damaged").is_dir()
+    assert place.is_dir()
+    assert len(Store(RESULTS).cell_folders()) == len(table())
+
+
 def test_truncated_or_changed_weights_are_refused_or_unharmed(finished: Path) -> None:
     path = cell("WT-n0-r0-0.1") / "network.pt"
     content, whole = path.read_bytes(), read_weights(path)[1].unpacked()

@@ -149,6 +149,15 @@ def test_code_that_a_setting_must_name_and_that_is_not_there(write: Any, small: 
     ]
 
 
+@pytest.mark.parametrize("name", ["collections:OrderedDict", "os.path:join"])
+def test_what_is_no_method_entry_is_named(write: Any, small: dict[str, Any], name: str) -> None:
+    small["experiments"]["methods"] = ["WT", name]
+    with pytest.raises(
+        ConfigError, match=rf"methods\[1\]: '{name}' must be an experiment.registry.MethodEntry.* Got a "
+    ):
+        plan_experiment(load(write(small)), Machine("cpu"))
+
+
 def test_the_installed_command_finds_modules_of_the_working_directory(
     package: Path, write: Any, small: dict[str, Any]
 ) -> None:
