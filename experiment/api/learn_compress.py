@@ -149,9 +149,7 @@ class LC:
             raise CompressionError("there is no result yet. Call run() first.")
         compressed = self._optimizer.best.compressed
         if compressed is None:
-            raise CompressionError(
-                "your functions compressed the network: only run() returns it, since it has no plan."
-            )
+            raise CompressionError("there is no result for a pair of functions. Use the network that run() returns.")
         return result_of(self._label, self._original, compressed)
 
     @property
@@ -183,7 +181,7 @@ def _projection(
     """The compression, and what identifies it."""
     if not isinstance(scheme, str):
         if keep is not None or settings:
-            raise ConfigError("keep and settings: have no effect on a pair of functions. Remove them.")
+            raise ConfigError("keep and settings: have no effect with a pair of functions. Remove them.")
         shrink, restore = scheme
         return FunctionProjection(shrink, restore), ()
     spec = configure(scheme, settings)

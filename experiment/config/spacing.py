@@ -47,7 +47,7 @@ class Harmonic(Block):
     type: Literal["harmonic"]
     """Spacing of the keep ratios."""
     num_intervals: Annotated[Number, Field(gt=0)]
-    """Number of steps until the keep ratio is 0.5. Need not be whole."""
+    """Number of steps until the keep ratio is 0.5. May be fractional."""
     min_val: Keep
     """Approximate smallest keep ratio: the last one may lie just below."""
 
@@ -68,7 +68,7 @@ class Harmonic(Block):
 
 
 class Manual(Block):
-    """Keep ratios one by one."""
+    """A list of keep ratios."""
 
     type: Literal["manual"]
     """Spacing of the keep ratios."""

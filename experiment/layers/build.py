@@ -150,16 +150,14 @@ def _check(network: nn.Module, plan: Plan) -> None:
     both = [name for name in plan.masks if name.rpartition(".")[0] in plan.factors]
     if both:
         raise CompressionError(
-            f"{', '.join(both)}: a layer cannot both be masked and become factors. Its factors can be masked."
+            f"{', '.join(both)}: a layer cannot be both masked and decomposed. Mask its factors instead."
         )
     gone = [name for name in named if inside(name, plan.skipped)]
     if gone:
-        raise CompressionError(f"{', '.join(gone)}: nothing can be said about a layer of a block that is skipped.")
+        raise CompressionError(f"{', '.join(gone)}: layers of a skipped block cannot be compressed.")
     twice = [name for name in plan.biases if name in plan.factors]
     if twice:
-        raise CompressionError(
-            f"{', '.join(twice)}: the bias of a layer that becomes factors is said with the factors."
-        )
+        raise CompressionError(f"{', '.join(twice)}: the bias of a decomposed layer must be set in its factors.")
 
 
 def _add_biases(network: nn.Module, layers: Sequence[str]) -> None:

@@ -121,8 +121,8 @@ def check_kind(network: nn.Module) -> None:
             )
         if _is_operators(module):
             raise CompressionError(
-                f"{where} is a graph of operators without layers, as torch.export makes it. Compress the network that "
-                "was exported, with these weights: net.load_state_dict(exported.state_dict())."
+                f"{where} is a graph of operators without layers, as torch.export produces it. Compress the exported "
+                "network, with these weights: net.load_state_dict(exported.state_dict())."
             )
         if any(is_lazy(tensor) for tensor in own):
             raise CompressionError(
@@ -130,7 +130,7 @@ def check_kind(network: nn.Module) -> None:
             )
         if _is_sharded(module, own):
             raise CompressionError(
-                f"{where}: its weights are spread over processes. Gather them and compress a network of one process: "
+                f"{where}: its weights are sharded over processes. Gather them and compress a network of one process: "
                 "state = torch.distributed.checkpoint.state_dict.get_model_state_dict(net, "
                 "options=StateDictOptions(full_state_dict=True)); plain_net.load_state_dict(state)."
             )

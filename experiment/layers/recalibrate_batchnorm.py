@@ -85,7 +85,7 @@ def dense_moments(network: nn.Module, inputs: Tensor) -> DenseMoments:
     if not once:
         raise CompressionError(
             "recalibrate has no effect: the network has no BatchNorm layer with running statistics that a forward pass "
-            "calls once. Leave it out."
+            "calls once. Remove it."
         )
     inputs = inputs[: max(1, MOST_VALUES // max(sizes))]
     moments = dict[str, Moments]()

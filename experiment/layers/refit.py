@@ -108,7 +108,7 @@ def _fit(call: Call, target: _Target, folded: Folded | None, intercept: bool) ->
     H_NP = input_patches(h, layer, target.shape, target.places).flatten(0, 1)
     if not torch.isfinite(H_NP).all():
         raise CompressionError(
-            f"layer '{call.name}': once compressed, its values on the calibration data are NaN or infinite. Are the "
+            f"layer '{call.name}': its inputs in the compressed network are NaN or infinite. Are the calibration "
             f"data finite, and transformed like the training data?"
         )
     H_NP, left_FP, U_FN = _single(H_NP), _single(target.Y_FP), _single(weight.flatten(1))

@@ -31,7 +31,9 @@ def load_pruned_state(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Mod
         owner = name.removesuffix(ORIGINAL)
         if name.endswith(ORIGINAL) and owner in masks:
             if masks[owner].shape != tensor.shape or not ((masks[owner] == 0) | (masks[owner] == 1)).all():
-                raise CompressionError(f"{owner}{MASK}: a mask has the shape of its weight, and zeros and ones in it.")
+                raise CompressionError(
+                    f"{owner}{MASK}: a mask must have the shape of its weight and contain only zeros and ones."
+                )
             plain[owner] = tensor.masked_fill(masks[owner] == 0, 0)
         elif not (name.endswith(MASK) and name.removesuffix(MASK) in masks):
             plain[name] = tensor
@@ -39,11 +41,11 @@ def load_pruned_state(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Mod
     try:
         loaded.load_state_dict(plain)
     except RuntimeError as error:
-        raise CompressionError(f"the state_dict is not of this network: {error}") from error
+        raise CompressionError(f"the state_dict does not fit this network: {error}") from error
     parameters = dict(loaded.named_parameters(remove_duplicate=False))
     strange = [name for name in masks if name not in parameters]
     if strange:
-        raise CompressionError(f"{', '.join(strange)}: only parameters are masked, and these are buffers.")
+        raise CompressionError(f"{', '.join(strange)}: only parameters can be masked. These are buffers.")
     add_masks(loaded, {name: mask.to(torch.bool) for name, mask in masks.items()})
     return loaded
 

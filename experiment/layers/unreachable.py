@@ -108,7 +108,7 @@ def _reason(
     if getattr(module, "groups", 1) != 1:
         return "grouped"
     if isinstance(module, nn.Conv2d | nn.Linear) and type(module).forward not in PLAIN_FORWARDS:
-        return "computes in its own way"
+        return "has a forward pass of its own"
     return ""
 
 

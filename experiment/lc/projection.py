@@ -113,8 +113,7 @@ def weights_of(dense: nn.Module, like: dict[str, nn.Parameter]) -> dict[str, Ten
         if not isinstance(other, Tensor) or other.shape != weight.shape:
             came = "none" if not isinstance(other, Tensor) else f"one of shape {tuple(other.shape)}"
             raise CompressionError(
-                f"decompress must give layer '{name}' a weight of shape {tuple(weight.shape)}, as in the network. "
-                f"Got {came}."
+                f"decompress must return layer '{name}' with a weight of shape {tuple(weight.shape)}. Got {came}."
             )
         found[name] = other.detach().to(weight).clone()
     return found

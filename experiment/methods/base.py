@@ -135,7 +135,7 @@ class Compressor:
 
         Raises: InfeasibleBudget, CompressionError.
         """
-        with working(f"{self._name}: choosing what stays"):
+        with working(f"{self._name}: choosing what to keep"):
             plan = self.plan(keep, quantity)
         with working(f"{self._name}: building"):
             network = self.instantiate(plan)

@@ -162,7 +162,9 @@ def _why_not(scheme: MethodSpec, before: Sequence[MethodSpec], after: Sequence[M
             "neurons before it instead, or leave out one of the two."
         )
     if scheme.entry.target == METHODS["Blocks"].target and compressing:
-        return f"{label} cannot be followed by {compressing[0]}, which cannot leave out blocks. Put {label} last."
+        return (
+            f"{label} cannot be followed by {compressing[0]}, which does not support removed blocks. Put {label} last."
+        )
     return None
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 EXIT_INTERRUPTED = 130
-STOPPING = "stopping: saving the last finished epoch of every training (Ctrl-C again: stop at once)"
+STOPPING = "stopping: saving the last finished epoch of every training (Ctrl-C again: stop immediately)"
 
 _stopped = threading.Event()
 

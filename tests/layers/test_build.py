@@ -208,7 +208,7 @@ def test_plan_of_another_network_is_refused() -> None:
 
 def test_layer_is_masked_or_factored_not_both() -> None:
     plan = Plan(factors={"6": Factors(1)}, masks={"6.weight": torch.ones(10, 72, dtype=torch.bool)})
-    with pytest.raises(CompressionError, match=r"6\.weight: a layer cannot both be masked and become factors"):
+    with pytest.raises(CompressionError, match=r"6\.weight: a layer cannot be both masked and decomposed"):
         build(chain(), plan)
 
 

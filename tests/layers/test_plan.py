@@ -155,7 +155,7 @@ def test_masked_factors_are_counted_without_their_zeros() -> None:
         (Plan(masks={"3.encoder.weight": torch.ones(1)}), "no '3.encoder'"),
         (
             Plan(factors={"3": Factors(1)}, masks={"3.weight": torch.ones(1)}),
-            "cannot both be masked and become factors",
+            "cannot be both masked and decomposed",
         ),
     ],
 )

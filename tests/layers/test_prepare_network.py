@@ -207,7 +207,7 @@ def test_distributed_networks(one_process: None) -> None:
     mesh = init_device_mesh("cpu", (1,))
     sharded = [fully_shard(plain(), mesh=mesh), FullyShardedDataParallel(plain(), device_id=torch.device("cpu"))]
     for network in sharded:
-        with pytest.raises(CompressionError, match="spread over processes"):
+        with pytest.raises(CompressionError, match="sharded over processes"):
             compress(network, "WT", keep=0.7, example=batch())
         state = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True))
         helped = plain()

@@ -137,7 +137,7 @@ def test_a_plan_with_blocks_and_channels_goes_through_json() -> None:
 
 def test_a_plan_that_contradicts_itself_is_refused() -> None:
     network = network_of("resnet20")
-    with pytest.raises(CompressionError, match="layer2.1.conv1: nothing can be said about a layer of a block"):
+    with pytest.raises(CompressionError, match="layer2.1.conv1: layers of a skipped block"):
         build(network, Plan(skipped=("layer2.1",), kept={"layer2.1.conv1": Kept((0,))}))
     with pytest.raises(CompressionError, match="another network: this one has no 'layer9'"):
         build(network, Plan(skipped=("layer9",)))

@@ -105,7 +105,7 @@ def tried(
         if _fault(probe, runs, _cut(groups, counts)) is None:
             continue
         if _is_random(probe, runs):
-            random = "the forward pass is random, so that no two passes can be compared"
+            random = "the forward pass is random, so two passes cannot be compared"
             return [replace(group, exempt=group.exempt or random) for group in groups]
         free = [i for i, group in enumerate(groups) if group.exempt is None]
         failing = _failing(probe, runs, groups, counts, [], free)

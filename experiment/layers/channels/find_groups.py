@@ -117,7 +117,7 @@ def _tie_groups(labels: Labels, name: str, module: nn.Module) -> None:
         known = here[here >= 0].tolist()
         labels.tie(known)
         if len(known) < len(here):
-            labels.flag(known, f"'{name}' is grouped and reads channels that cannot go")
+            labels.flag(known, f"'{name}' is grouped and reads channels that cannot be removed")
 
 
 def _collected(follower: Follower, modules: Mapping[str, nn.Module]) -> tuple[list[ChannelGroup], dict[str, str]]:
@@ -163,7 +163,7 @@ def _out_of_unseen(
     for group in groups:
         here = {member.size for member in group.members}.union(*(follower.widths[name] for name in group.producers))
         name = next((name for name, reads in widths.items() if group.size > 1 and not here.isdisjoint(reads)), None)
-        reason = None if name is None else f"'{name}' may read them, and no forward pass on the inputs at hand calls it"
+        reason = None if name is None else f"'{name}' may read them, but no forward pass on the given inputs calls it"
         told.append(replace(group, exempt=group.exempt or reason))
     return told
 
@@ -176,9 +176,9 @@ def _tell(groups: Iterable[ChannelGroup]) -> None:
             layers.setdefault(str(group.exempt), []).extend(group.producers)
     told = sorted(layers.items(), key=lambda item: -len(item[1]))
     for reason, names in told[:MESSAGES]:
-        _log.warning("All channels of %s stay: %s.", _listed(list(dict.fromkeys(names))), reason)
+        _log.warning("All channels of %s are kept: %s.", _listed(list(dict.fromkeys(names))), reason)
     if more := sum(len(names) for _, names in told[MESSAGES:]):
-        _log.warning("All channels of %d more layers stay, for reasons of the same kinds.", more)
+        _log.warning("All channels of %d more layers are kept, for similar reasons.", more)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -22,8 +22,8 @@ from experiment.layers.channels.follower import CHANNEL_MAKERS, Follower, channe
 from experiment.layers.channels.slicing import is_sliceable
 from experiment.layers.forward_pass import Call, observing
 
-GIVES_OUTPUT = "they give the network's output"
-MEETS_INPUT = "they meet the network's input"
+GIVES_OUTPUT = "they compute the network's output"
+MEETS_INPUT = "they are combined with the network's input"
 
 # operations that move data without computing: they move labels in the same way
 _MOVES = frozenset({

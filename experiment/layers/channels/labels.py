@@ -72,7 +72,7 @@ class Labels:
         """Every channel: where it stands, why it may not go (None: it may), and where it was lost sight of."""
         for (name, side), closed in self._closed.items():
             here = self._at[name, side]
-            self.flag([int(here[p]) for p in closed if here[p] >= 0], f"'{name}' reads something else there, too")
+            self.flag([int(here[p]) for p in closed if here[p] >= 0], f"'{name}' also reads something else there")
         reasons, notes = self._by_root(self._reasons), self._by_root(self._notes)
         found: dict[int, Places] = {}
         for key, here in self._at.items():

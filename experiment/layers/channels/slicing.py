@@ -125,7 +125,7 @@ class _Selection:
             return
         if not indices or indices[0] < 0 or indices[-1] >= size or not _rises(indices):
             raise CompressionError(
-                f"{self.name}: the {side} channels that stay must be rising indices below {size}, at least one. "
+                f"{self.name}: the {side} channels to keep must be increasing indices below {size}, at least one. "
                 f"Got {_shortened(indices)}."
             )
 

@@ -110,7 +110,7 @@ class _CountUnits:
         for name, own in densities.items():
             if found.setdefault(members[name], own.density) != own.density:
                 tied = ", ".join(filters.groups[members[name]].producers)
-                raise CompressionError(f"{self.label}.layers: {tied} are tied by a sum and must have one density.")
+                raise CompressionError(f"{self.label}.layers: {tied} are tied by a sum and must have the same density.")
         return {g: self._number(density, filters, g) for g, density in found.items()}
 
     def _number(self, density: float, filters: Channels, g: int) -> int:

@@ -16,7 +16,7 @@ from experiment.methods.settings import NoSettings
 from experiment.methods.starting_state import Start, live_weight
 
 SAMPLES = 16  # in one pass
-GIVE_TARGETS = "Give some: compress(..., data=(inputs, targets)), or a loader of such pairs."
+GIVE_TARGETS = "Pass them: compress(..., data=(inputs, targets)), or a loader of such pairs."
 
 
 def snip(settings: NoSettings) -> WeightMethod:
@@ -92,7 +92,7 @@ def _checked(calibration: Calibration | None, start: Start) -> tuple[Tensor, Ten
     if calibration is None or not len(calibration.inputs):
         raise CompressionError(f"SNIP needs calibration data with targets, a few hundred samples. {GIVE_TARGETS}")
     if calibration.targets is None:
-        raise CompressionError(f"SNIP needs the targets of the calibration data. Got inputs alone. {GIVE_TARGETS}")
+        raise CompressionError(f"SNIP needs the targets of the calibration data. Got only inputs. {GIVE_TARGETS}")
     inputs, targets = calibration.inputs, calibration.targets
     if len(inputs) != len(targets) or targets.is_floating_point():
         raise CompressionError(

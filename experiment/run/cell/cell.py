@@ -32,7 +32,7 @@ from experiment.run.machine import instructions
 def compute_cell(cell: Cell, compression: ChainCompression, report: ReportEvent) -> dict[str, Any]:
     """Compute and store a cell; returns its result.
 
-    Raises: Inherited: the cell before it in the cascade failed. TrainingDiverged, CompressionError, StoreError.
+    Raises: Inherited: the previous cell of the cascade failed. TrainingDiverged, CompressionError, StoreError.
     """
     if compression.previous_failure is not None:
         raise compression.previous_failure

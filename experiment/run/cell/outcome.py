@@ -109,7 +109,7 @@ def read_history(path: Path) -> list[EpochRecord]:
                 values = {k: None if v == "" else int(v) if k in integers else float(v) for k, v in row.items()}
                 records.append(EpochRecord(**values))  # type: ignore[arg-type]
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise StoreError(f"{path}: is not the history of a training.") from error
+        raise StoreError(f"{path}: is not a training history.") from error
     return records
 
 

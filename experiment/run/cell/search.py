@@ -178,7 +178,7 @@ class CellSearch:
                 "or samples, or retrain for more epochs."
             )
         if diverged := [sample.error for sample in samples if sample.status == "diverged"]:
-            raise TrainingDiverged(f"every sample of the search that can be made diverged. The last: {diverged[-1]}")
+            raise TrainingDiverged(f"all feasible samples of the search diverged. The last: {diverged[-1]}")
         return f"none of {len(samples)} networks can be that small. The last: {samples[-1].error} Or increase samples."
 
 

@@ -109,7 +109,7 @@ class Crew:
             failures = {rank: self._store.get(keys[rank]).decode() for rank in ranks if self._store.check([keys[rank]])}
             lost = self._store.check(["lost"])
         if lost or not everywhere or len({text.partition(":")[0] for text in failures.values()}) > 1:
-            said = {rank: f"failed: {failures[rank]}" if rank in failures else "does not answer" for rank in ranks}
+            said = {rank: f"failed: {failures[rank]}" if rank in failures else "does not respond" for rank in ranks}
             self.give_up("; ".join(f"process {rank} {text}" for rank, text in said.items()))
         self._make_group()  # the old one has unfinished operations
 
@@ -218,7 +218,7 @@ def wait_for_all() -> None:
             if step == "printed" or rank == 0:  # which may host the store
                 store.wait([f"{step}/{other}" for other in range(size)], timedelta(seconds=SECONDS_TO_LEAVE))
     except dist.DistError:
-        log.warning("the other processes of torchrun do not answer")
+        log.warning("the other processes of torchrun do not respond")
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> Any:

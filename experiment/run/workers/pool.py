@@ -208,7 +208,7 @@ class _Deaths:
         rest = [cell for cell in work.cells if cell not in lost]
         left = store_failures(lost, error, context, report, locked=locked)
         if locked and rest:  # a cascade: the next cell starts from the lost one
-            error = Inherited(f"the cell before it in the cascade failed ({error})", key)
+            error = Inherited(f"the previous cell of the cascade failed ({error})", key)
             left += store_failures(rest, error, context, report, locked=locked)
         else:
             left += rest

@@ -47,7 +47,7 @@ def _take_part(job: Job, crew: Crew, machine: Machine, data: Data) -> None:
     try:
         splits, network, teacher = _prepared(job, data)
     except Exception as error:  # the first process has succeeded in this
-        crew.give_up(f"process {crew.team.rank} cannot take part: {type(error).__name__}: {error}")
+        crew.give_up(f"process {crew.team.rank} cannot join: {type(error).__name__}: {error}")
     try:
         TrainingLoop(
             network, splits.train, train_settings(job.training, machine), valid=splits.valid, stream=job.stream,

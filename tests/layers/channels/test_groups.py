@@ -82,7 +82,7 @@ def test_labels_join_channels_that_meet() -> None:
 
     found = {str(places): reason for places, reason, _ in labels.channels()}
 
-    other = "'sum' reads something else there, too"
+    other = "'sum' also reads something else there"
     assert found == {
         str({("a", "out"): [0], ("b", "out"): [2], ("sum", "in"): [0]}): None,
         str({("a", "out"): [1], ("b", "out"): [1], ("sum", "in"): [1]}): None,
