@@ -1,6 +1,6 @@
-"""From a plan to the structure it describes, and from a compressed network back to dense weights, whatever the method.
+"""Builds the structure that a plan describes, and converts compressed networks back to dense weights, for all methods.
 
-Parts of a plan compose in one order: biases, channels, factors of what is left of a layer, masks, and bits last.
+The parts of a plan are applied in this order: biases, channels, factors of the sliced layers, masks, quantization.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from experiment.layers.residual_blocks import inside, silence
 
 
 def build(network: nn.Module, plan: Plan) -> nn.Module:
-    """The compressed structure, on the network's device (`meta` too); what the plan leaves whole keeps its weights.
+    """The compressed structure, on the network's device (`meta` too); unaffected layers keep their weights.
 
     Args:
-        network: the original network; it is copied, never modified.
+        network: the original network; not modified.
 
     Raises: CompressionError: the plan contradicts itself or does not belong to this network.
     """
     _check(network, plan)
     modules = dict(network.named_modules())
-    # deepcopy puts what its memo holds in the place of the original: factors stand at once wherever the layer stood,
-    # and the dense weight that they replace is never copied
+    # deepcopy uses the memo's entry instead of the original: factors replace the layer wherever it occurs, and the
+    # dense weight is never copied
     memo: dict[int, object] = {
         id(modules[name]): make_layer(modules[name], factors)
         for name, factors in plan.factors.items()
@@ -42,7 +42,7 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
     _add_biases(built, plan.biases)
     slice_channels(built, plan.kept)
     sliced = {name: built.get_submodule(name) for name in plan.factors if name in plan.kept}
-    if sliced:  # one copy for all of them, which puts factors in wherever such a layer stands
+    if sliced:  # a single deepcopy, which inserts the factors wherever such a layer occurs
         built = copy.deepcopy(
             built, {id(layer): make_layer(layer, plan.factors[name]) for name, layer in sliced.items()}
         )
@@ -53,10 +53,10 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
 
 
 def write_whole(built: nn.Module, network: nn.Module, plan: Plan) -> None:
-    """Write into `built`, in place, all weights and buffers of `network` but those of layers that became factors.
+    """Write all weights and buffers of `network`, except those of decomposed layers, into `built`, in place.
 
-    Sliced layers take what is left of theirs, masked ones what their masks leave, times the plan's scales; a factored
-    layer takes its bias, or zeros where `network` has none.
+    Sliced layers receive their remaining channels, masked ones their unmasked weights times the plan's scales. A
+    decomposed layer receives its bias, or zeros if `network` has none.
     """
     targets = dict(built.named_modules())
     with torch.no_grad():
@@ -70,16 +70,15 @@ def write_whole(built: nn.Module, network: nn.Module, plan: Plan) -> None:
 
 
 def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Tensor) -> State:
-    """A compressed network's weights back on the original architecture, computing the same outputs.
+    """Convert a compressed network to dense weights on the original architecture, with the same outputs.
 
-    Rounded weights stay rounded, factors become their product, removed channels and skipped blocks zeros; masks,
-    channels and blocks go into the state's support. A layer that computes with a bias gets one where the original has
-    none.
+    Quantized weights remain rounded, factors are multiplied, removed channels and skipped blocks become zeros. The
+    state records masks, channels and blocks. A layer that gained a bias keeps it.
 
     Args:
         compressed: a network that `build(original, plan)` made, trained or not; not modified.
-        original: gives the architecture; not modified.
-        plan: what the compressed network was built from.
+        original: the original architecture; not modified.
+        plan: the plan of the compressed network.
         example: a batch of one input.
     """
     plain = bake_masks(compressed) if plan.masks or plan.quantized else compressed
@@ -109,7 +108,7 @@ def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Tens
 
 
 def sliced_copy(network: nn.Module, kept: Mapping[str, Kept]) -> nn.Module:
-    """A copy without the channels that are gone; the network itself where all are there."""
+    """A copy without the removed channels; the network itself if none is removed."""
     if not kept:
         return network
     sliced = copy.deepcopy(network)
@@ -118,14 +117,14 @@ def sliced_copy(network: nn.Module, kept: Mapping[str, Kept]) -> nn.Module:
 
 
 def slice_mask(mask: Tensor, kept: Mapping[str, Kept], name: str) -> Tensor:
-    """The part of a parameter's mask that is left when its module's channels are cut; `name` is the parameter's."""
+    """A parameter's mask after its module's channels are removed; `name` is the parameter's."""
     for dim, indices in _cuts(kept, name, mask.shape):
         mask = mask.index_select(dim, torch.tensor(indices, device=mask.device))
     return mask
 
 
 def unslice_mask(mask: Tensor, shape: torch.Size, kept: Mapping[str, Kept], name: str) -> Tensor:
-    """The inverse of `slice_mask`: a mask, or scales, of the original shape, False or zero where channels are gone."""
+    """The inverse of `slice_mask`: a mask, or scales, of the original shape, False or zero for removed channels."""
     for dim, indices in _cuts(kept, name, shape):
         size = [*mask.shape[:dim], shape[dim], *mask.shape[dim + 1 :]]
         gone = torch.zeros(size, dtype=mask.dtype, device=mask.device)
@@ -134,7 +133,7 @@ def unslice_mask(mask: Tensor, shape: torch.Size, kept: Mapping[str, Kept], name
 
 
 def _cuts(kept: Mapping[str, Kept], name: str, shape: torch.Size) -> list[tuple[int, tuple[int, ...]]]:
-    """The dimensions that lose indices. A grouped layer's columns are those of one group, and stay with their group."""
+    """The dimensions that lose indices. The columns of a grouped layer belong to one group and are kept."""
     sides = kept.get(name.rpartition(".")[0], Kept())
     pairs = ((0, sides.out), (1, sides.inputs))
     return [(dim, i) for dim, i in pairs if i is not None and dim < len(shape) and i[-1] < shape[dim]]
@@ -161,7 +160,7 @@ def _check(network: nn.Module, plan: Plan) -> None:
 
 
 def _add_biases(network: nn.Module, layers: Sequence[str]) -> None:
-    """Give these layers a bias of zeros, in place, where they have none."""
+    """Add a bias of zeros, in place, to these layers if they have none."""
     for name in layers:
         layer = network.get_submodule(name)
         if not isinstance(layer, nn.Conv2d | nn.Linear):
@@ -172,7 +171,7 @@ def _add_biases(network: nn.Module, layers: Sequence[str]) -> None:
 
 
 def _gained_biases(original: nn.Module, sources: Mapping[str, nn.Module], plan: Plan) -> tuple[str, ...]:
-    """The layers that have a bias in the compressed network, at their decoder if need be, and none in the original."""
+    """The layers that have a bias in the compressed network (possibly of the decoder) but not in the original."""
     gained = []
     for name, module in original.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is None and not inside(name, plan.skipped):
@@ -183,9 +182,9 @@ def _gained_biases(original: nn.Module, sources: Mapping[str, nn.Module], plan: 
 
 
 def _leave_fast_path(built: nn.Module, plan: Plan) -> None:
-    """Keep torch's transformer layers from reading `linear1.weight` past the module, where there are factors now.
+    """Keep torch's transformer layers from reading `linear1.weight` directly when the layer is decomposed.
 
-    In eval mode they hand their weights to one fused kernel, unless their activation is unknown to it.
+    In eval mode they pass their weights to a fused kernel, unless it does not support their activation.
     """
     for name, module in built.named_modules():
         prefix = f"{name}." if name else ""
@@ -194,7 +193,7 @@ def _leave_fast_path(built: nn.Module, plan: Plan) -> None:
 
 
 def _scaled(tensors: dict[str, Tensor], module: str, plan: Plan) -> dict[str, Tensor]:
-    """A sliced module's tensors, those that have scales multiplied by what is left of them."""
+    """A sliced module's tensors, multiplied by their sliced scales if they have any."""
     prefix = f"{module}." if module else ""
     return {
         key: tensor * slice_mask(plan.scales[prefix + key], plan.kept, prefix + key).to(tensor.device)

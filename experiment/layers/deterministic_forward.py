@@ -1,4 +1,4 @@
-"""Forward passes without chance: random operations give fixed numbers, whatever the shape of what they fill."""
+"""Forward passes without randomness: random operations give fixed numbers, independent of shapes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ from torch.utils._pytree import tree_map
 
 from experiment.random_streams import seed_of, seeded
 
-_PERMUTING = frozenset(
-    {"randperm", "multinomial", "randint", "randint_like"}
-)  # they draw indices: one number will not do
+_PERMUTING = frozenset({"randperm", "multinomial", "randint", "randint_like"})  # they draw indices, which must differ
 
 
 @contextmanager
 def fixed_draws() -> Iterator[None]:
-    """Let random operations inside give numbers that do not depend on shapes; all random states are restored.
+    """Make random operations give numbers that do not depend on shapes; all random states are restored.
 
-    A network and its sliced copy then draw alike: a random operation fills its output with one number, another one at
-    every call, and dropout lets everything pass. Python's and numpy's global generators are seeded, as is torch's for
-    what draws indices.
+    A network and its sliced copy then draw the same numbers: a random operation fills its output with one number, a
+    different one in every call, and dropout is the identity. Python's, numpy's and torch's
+    global generators are seeded, for operations that draw indices.
     """
     python, numpy = random.getstate(), np.random.get_state()
     random.seed(seed_of("draws"))

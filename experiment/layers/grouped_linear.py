@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class GroupedLinear(nn.Module):
     """y_g = W_g x_g for `groups` contiguous blocks of features; no bias.
 
-    Shape suffixes: G = groups, O = outputs a group, I = inputs a group. `weight` is (G * O, I), laid out as a grouped
-    convolution's.
+    Shape suffixes: G = groups, O = outputs per group, I = inputs per group. `weight` is (G * O, I), as in a grouped
+    convolution.
     """
 
     def __init__(self, in_features: int, out_features: int, groups: int) -> None:

@@ -1,7 +1,7 @@
-"""Zeros that stay: a mask buffer behind a parametrization of the weight.
+"""Permanent zeros: a parametrization of the weight with a mask buffer.
 
-`weight = original * mask` is computed at every use, so gradient, momentum and weight decay alike leave a masked weight
-at zero, whatever optimizer trains the network, and the mask travels with deepcopy and state_dict.
+`weight = original * mask` is computed at every use, so masked weights remain zero under any optimizer, with momentum
+and weight decay, and deepcopy and state_dict include the mask.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from experiment.layers.quantized_weights import Quantized, named_dtypes, own_cla
 
 
 class Mask(nn.Module):
-    """Multiplies a weight by a 0/1 mask of its shape, of which it keeps a copy."""
+    """Multiplies a weight by a copy of a 0/1 mask of its shape."""
 
     mask: Tensor
 
@@ -31,10 +31,10 @@ class Mask(nn.Module):
 
 
 def add_masks(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Hold the False places of every named parameter at zero, in place; what stood there is overwritten with zero.
+    """Mask every named parameter, in place: elements where its mask is False are set to zero and remain zero.
 
-    A parameter that is masked already keeps zeros at the False places of both masks.
-    Raises: CompressionError: a mask has not the shape of its parameter.
+    For a parameter that is already masked, both masks apply.
+    Raises: CompressionError: a mask does not have the shape of its parameter.
     """
     for name, mask in masks.items():
         module_name, _, parameter_name = name.rpartition(".")
@@ -65,7 +65,7 @@ def named_masks(network: nn.Module) -> dict[str, Tensor]:
 
 
 def same_support(network: nn.Module, other: nn.Module) -> bool:
-    """Whether two compressed forms of one network have the same tensors, unmasked places in them, and bits."""
+    """Whether two compressed forms of one network have the same tensors, unmasked elements and dtypes."""
     shapes, other_shapes = (
         {plain_name(name): parameter.shape for name, parameter in n.named_parameters()} for n in (network, other)
     )
@@ -85,12 +85,12 @@ def plain_name(name: str) -> str:
 
 
 def stored(module: nn.Module, name: str) -> nn.Parameter:
-    """A module's parameter: itself, or what stands behind its mask or rounding."""
+    """A module's parameter, or the original parameter if it is masked or rounded."""
     return module.get_parameter(_original(name) if name in _links_of(module) else name)
 
 
 def write_parameter(module: nn.Module, name: str, value: Tensor) -> None:
-    """Write into a module's parameter, in place; masked places become zero."""
+    """Write into a module's parameter, in place; masked elements become zero."""
     link = _masks_of(module).get(name)
     with torch.no_grad():
         stored(module, name).copy_(value if link is None else value * link.mask.to(value.device))
@@ -113,7 +113,7 @@ def _masks_of(module: nn.Module) -> dict[str, Mask]:
 
 
 def _links_of(module: nn.Module) -> dict[str, list[Mask | Quantized]]:
-    """Parameter name -> what it passes through before it is used, for the parameters of this module alone."""
+    """Parameter name -> its parametrizations, for the parameters of this module alone."""
     if not parametrize.is_parametrized(module):
         return {}
     chains = module.parametrizations
@@ -123,5 +123,5 @@ def _links_of(module: nn.Module) -> dict[str, list[Mask | Quantized]]:
 
 
 def _original(parameter_name: str) -> str:
-    """Where torch keeps the parameter behind a parametrization, from its module on."""
+    """The name, relative to the module, of the original parameter of a parametrization."""
     return f"parametrizations.{parameter_name}.original"

@@ -1,12 +1,12 @@
-"""Networks as others hand them in, made plain: wrappers taken off, weights that something computes made parameters.
+"""Makes users' networks plain: wrappers are removed, and computed weights become parameters.
 
-| handed in | what happens |
+| input | handling |
 |---|---|
-| `torch.compile`, `module.compile()`, DataParallel, DistributedDataParallel, of the whole or of parts | taken off |
-| masks of this program and of `torch.nn.utils.prune` | weights are zero there; the masks are told |
+| `torch.compile`, `module.compile()`, DataParallel, DistributedDataParallel, of the whole or of parts | removed |
+| masks of this program and of `torch.nn.utils.prune` | masked weights become zero; the masks are returned |
 | weight_norm, spectral_norm (both kinds), other parametrizations, rounded weights | computed once, in eval mode |
-| `torch.fx` graphs of modules | taken as they are |
-| lazy or quantized layers, FSDP and fully_shard, TorchScript, graphs of operators | refused, with the way out |
+| `torch.fx` graphs of modules | used unchanged |
+| lazy or quantized layers, FSDP and fully_shard, TorchScript, graphs of operators | refused with instructions |
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Prepared:
     """A plain network.
 
     Attributes:
-        network: the one that was given where nothing had to be done; else a copy, or what a wrapper holds.
-        masks: parameter name -> bool tensor, False where a mask held the weight at zero.
+        network: the given network if it is plain; else a copy, or the wrapped network.
+        masks: parameter name -> bool tensor, False for masked weights.
     """
 
     network: nn.Module
@@ -49,11 +49,11 @@ class Prepared:
 
 
 def prepared(network: nn.Module) -> Prepared:
-    """A network whose layers hold their weights and are called by its forward pass; `network` is not changed.
+    """A network whose layers own their weights and are called by its forward pass, with the same outputs in eval mode.
 
-    What it computes in eval mode stays.
+    `network` is not modified.
 
-    Raises: CompressionError: it is of a kind that cannot be compressed; the message says what can be done.
+    Raises: CompressionError: this kind of network cannot be compressed; the message says what to do instead.
     """
     network = unwrapped(network)
     check_kind(network)
@@ -72,7 +72,7 @@ def prepared(network: nn.Module) -> Prepared:
 
 
 def plain_copy(network: nn.Module) -> nn.Module:
-    """A copy of plain layers that computes the same in eval mode, masked weights being ordinary zeros.
+    """A copy with plain layers and the same outputs in eval mode; masked weights become ordinary zeros.
 
     Raises: CompressionError: as `prepared`.
     """
@@ -100,12 +100,12 @@ def without_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def copied(network: nn.Module) -> nn.Module:
-    """A deep copy, of networks too whose hooks have left computed tensors behind, which deepcopy refuses."""
+    """A deep copy that also supports computed tensors left by hooks, which deepcopy refuses."""
     return copy.deepcopy(network, _computed_tensors(network))
 
 
 def check_kind(network: nn.Module) -> None:
-    """Raises: CompressionError: layers without weights, or that are none any more, or weights in several processes."""
+    """Raises: CompressionError: lazy, quantized or scripted layers, or weights sharded over processes."""
     for name, module in network.named_modules():
         where = f"'{name}' ({type(module).__name__})" if name else f"the network ({type(module).__name__})"
         if isinstance(module, torch.jit.ScriptModule):
@@ -137,7 +137,7 @@ def check_kind(network: nn.Module) -> None:
 
 
 def computed_weights(network: nn.Module) -> list[str]:
-    """The parameters that masks, parametrizations or torch's older hooks compute at every use, by their names."""
+    """The names of the parameters that masks, parametrizations or torch's older hooks compute at every use."""
     return [f"{name}.{parameter}" if name else parameter for name, _, parameter, _ in _computed(network)]
 
 
@@ -158,7 +158,7 @@ def _inside(module: nn.Module) -> nn.Module | None:
 
 
 def _class(module: str, name: str) -> type | None:
-    """A class of torch's, None where nobody has imported its module yet, so that there are no objects of it."""
+    """A class of torch; None if its module has not been imported, so that it has no objects."""
     loaded = sys.modules.get(module)
     found: type | None = vars(loaded).get(name) if loaded is not None else None
     return found
@@ -183,7 +183,7 @@ def _is_operators(module: nn.Module) -> bool:
 
 
 def _computed(network: nn.Module) -> Iterator[tuple[str, nn.Module, str, object]]:
-    """Every parameter that something computes: module name, module, parameter name, and the hook, if one does it."""
+    """Every computed parameter: module name, module, parameter name, and the hook if there is one."""
     for name, module in network.named_modules():
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, prune.BasePruningMethod):
@@ -210,7 +210,9 @@ def _make_parameter(module: nn.Module, name: str, how: object) -> None:
         assert isinstance(chains, nn.ModuleDict)
         originals = list(chains[name].parameters(recurse=False))
         parametrize.remove_parametrizations(module, name)
-        if originals and name in module._buffers:  # made of several ones, torch leaves no parameter without gradients
+        if (
+            originals and name in module._buffers
+        ):  # computed from several tensors: torch leaves no parameter without gradients
             value = module.get_buffer(name).detach().clone()
             delattr(module, name)
             setattr(module, name, nn.Parameter(value, requires_grad=any(p.requires_grad for p in originals)))
@@ -218,7 +220,7 @@ def _make_parameter(module: nn.Module, name: str, how: object) -> None:
 
 def _without_wrapped_parts(network: nn.Module) -> nn.Module:
     memo = _computed_tensors(network)
-    for module in reversed(list(network.modules())):  # what lies inside first
+    for module in reversed(list(network.modules())):  # inner modules first
         inner = _inside(module)
         if inner is not None:
             memo[id(module)] = copy.deepcopy(inner, memo)

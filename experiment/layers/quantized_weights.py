@@ -1,7 +1,7 @@
-"""Weights in fewer bits: rounded to float16, bfloat16 or int8 from a float32 master, which is what trains.
+"""Quantized weights: rounded to float16, bfloat16 or int8 from a float32 master copy, which is trained.
 
 `weight = round(original)` is computed at every use, after a mask if there is one, and passes gradients straight through
-to the master, so that a quantized network retrains as any other and what it computes with is always on the grid.
+to the master, so a quantized network can be retrained and always computes with rounded weights.
 
 Source: Jacob et al. 2018, https://arxiv.org/abs/1712.05877 (simulated quantization in training); Bengio et al. 2013,
 https://arxiv.org/abs/1308.3432 (straight-through gradient).
@@ -25,11 +25,11 @@ _CUT_BITS = 7  # of a scale's mantissa: what is left, times a code of 7 bits, is
 _SMALLEST = torch.finfo(torch.float32).tiny
 
 Codes = tuple[Tensor, Tensor | None]
-"""A weight in few bits, and with int8 the scales of its output channels."""
+"""A quantized weight, and for int8 the scales of its output channels."""
 
 
 class Quantized(nn.Module):
-    """Rounds a weight to what `dtype` can hold; gradients pass straight through. What is not finite becomes NaN."""
+    """Rounds a weight to `dtype`; gradients pass straight through. Non-finite values become NaN."""
 
     def __init__(self, dtype: str) -> None:
         super().__init__()
@@ -44,14 +44,13 @@ class Quantized(nn.Module):
 
 
 def add_quantized(network: nn.Module, dtypes: Mapping[str, str]) -> None:
-    """Compute with rounded weights, in place; the parameters stay behind as float32 masters.
+    """Make layers compute with rounded weights, in place; the parameters remain as float32 masters.
 
-    float16 and bfloat16 take a layer's weight and its bias, as Condensa has it; int8 the weight alone, the bias staying
-    float32.
+    float16 and bfloat16 take a layer's weight and its bias, as in Condensa; int8 applies to the weight only.
 
     Args:
-        dtypes: layer name -> float16, bfloat16 or int8; a layer that became factors has them in both.
-    Raises: CompressionError: something that is no convolution or linear layer, or another dtype.
+        dtypes: layer name -> float16, bfloat16 or int8; in a decomposed layer it applies to both factors.
+    Raises: CompressionError: not a convolution or linear layer, or an unknown dtype.
     """
     for name, dtype in dtypes.items():
         if dtype not in DTYPES:
@@ -67,15 +66,15 @@ def add_quantized(network: nn.Module, dtypes: Mapping[str, str]) -> None:
 
 
 def round_to(weight: Tensor, dtype: str) -> Tensor:
-    """A weight as `dtype` holds it, in float32. Arguments as of `encode`."""
+    """A weight rounded to `dtype`, in float32. Arguments as for `encode`."""
     return decode(*encode(weight, dtype))
 
 
 def encode(weight: Tensor, dtype: str) -> Codes:
-    """A weight in few bits.
+    """Quantize a weight.
 
     float16, bfloat16: rounded to nearest; finite values beyond the range become the largest finite one. int8: symmetric
-    with one scale an output channel, round(w / s) with s = max|w| / 127 over the channel. A scale has 17 bits of
+    with one scale per output channel, round(w / s) with s = max|w| / 127 over the channel. A scale has 17 bits of
     mantissa, so that codes times scale are exact, and rounding once more changes nothing, on any device. Channels of
     zeros stay zeros, and so do those below 1.5e-36; one that holds NaN or infinity becomes NaN.
 
@@ -117,10 +116,10 @@ def named_dtypes(network: nn.Module) -> dict[str, str]:
 
 
 def own_class(module: nn.Module) -> None:
-    """Part a parametrized module from its deep copies.
+    """Separate a parametrized module from its deep copies.
 
-    Torch notes on the module's class which tensors are parametrized, and deepcopy shares that class: without this, to
-    mask, quantize or bake a copy changes what it was copied from.
+    Torch stores on the module's class which tensors are parametrized, and deepcopy shares that class. Without this,
+    masking, quantizing or baking a copy would change the original.
     """
     shared = type(module)
     module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
@@ -135,9 +134,11 @@ def _quantize(layer: nn.Module, dtype: str) -> None:
 
 
 def _scales(weight: Tensor) -> Tensor:
-    """One scale an output channel, (F,): zero for zeros, NaN where not all is finite."""
+    """One scale per output channel, (F,): zero for zeros, NaN for non-finite weights."""
     largest = weight.float().flatten(1).abs().amax(1)
-    levels = torch.full_like(largest, LEVELS)  # by a number, GPUs multiply by its inverse: the last bit would differ
+    levels = torch.full_like(
+        largest, LEVELS
+    )  # GPUs divide by a number as multiplication by its inverse: the last bit would differ
     exact = torch.where(largest.isfinite(), largest, torch.nan) / levels
     half = 1 << (_CUT_BITS - 1)
     cut = ((exact.view(torch.int32) + half) & -(1 << _CUT_BITS)).view(torch.float32)  # to nearest, carry included

@@ -1,10 +1,10 @@
-"""BatchNorm statistics of a compressed network, measured anew with the dense network as control variate.
+"""BatchNorm statistics of a compressed network, re-estimated with the dense network as control variate.
 
-Compression shifts what arrives at a BatchNorm, and its running statistics no longer belong to it. Those of a few images
-in their stead are too noisy: they cost a mildly compressed network more than they mend. So the dense network sees the
-same images, and only the change from its batch statistics (m_d, v_d) to those of the compressed network (m_c, v_c) is
-applied to the running statistics, which come from the whole training data. What the sample misjudges, it misjudges in
-both networks alike, and the difference is free of it: an unchanged network keeps its statistics.
+Compression shifts the inputs of a BatchNorm, so its running statistics no longer match. Statistics of a few images are
+too noisy to replace them: for a mildly compressed network they do more harm than good. Therefore the dense network
+processes the same images, and only the change from its batch statistics (m_d, v_d) to those of the compressed network
+(m_c, v_c) is applied to the running statistics, which come from all training data. Sampling errors common to both
+networks cancel: an unchanged network keeps its statistics.
 
     mean <- mean + (m_c - m_d)
     var + eps <- (var + eps) (v_c + eps) / (v_d + eps)
@@ -24,14 +24,14 @@ from experiment.errors import CompressionError
 from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.plan import Kept
 
-MOST_VALUES = 2**26  # that the largest input of a BatchNorm may have, all images together: 256 MiB in float32
+MOST_VALUES = 2**26  # of the largest BatchNorm input, over all images: 256 MiB in float32
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and variance of a BatchNorm's input, of a batch and as remembered from training: (C,), float64."""
+    """Mean and variance of a BatchNorm's input, of a batch and from training: (C,), float64."""
 
     mean: Tensor
     var: Tensor
@@ -39,7 +39,7 @@ class Moments:
     running_var: Tensor
 
     def of(self, kept: Kept | None) -> Moments:
-        """Those of the channels that stay."""
+        """The moments of the remaining channels."""
         indices = None if kept is None else kept.inputs if kept.out is None else kept.out
         if indices is None:
             return self
@@ -50,10 +50,10 @@ class Moments:
 
 @dataclass(frozen=True)
 class DenseMoments:
-    """What `recalibrate` compares a compressed network with.
+    """The reference for `recalibrate`.
 
     Attributes:
-        inputs: the images that both networks see, at once: as many of those given as memory bears.
+        inputs: the images for both networks, in one batch: as many of the given ones as fit into memory.
         layers: BatchNorm name -> its moments in the dense network.
     """
 
@@ -64,14 +64,13 @@ class DenseMoments:
 def dense_moments(network: nn.Module, inputs: Tensor) -> DenseMoments:
     """The moments of every BatchNorm's input in the dense network.
 
-    Left out are layers without running statistics and those that one forward pass calls more than once, or never. All
-    images pass at once, which keeps `recalibrate` a single pass; so their number is limited where they are large, and
-    of those given the first ones are taken.
+    Layers without running statistics, and those not called exactly once per forward pass, are omitted. All images form
+    one batch, so that `recalibrate` needs a single pass; if they are large, only the first ones are used.
 
     Args:
-        network: with the running statistics that are to be corrected; not modified.
+        network: the network with the running statistics to correct; not modified.
         inputs: images (N, ...), on its device.
-    Raises: CompressionError: there is nothing to re-estimate, or the network gives NaN or infinite values.
+    Raises: CompressionError: there is nothing to re-estimate, or values are NaN or infinite.
     """
     calls = dict[str, int]()
     sizes = [1]
@@ -99,16 +98,16 @@ def dense_moments(network: nn.Module, inputs: Tensor) -> DenseMoments:
 
 
 def recalibrate(compressed: nn.Module, dense: DenseMoments, kept: Mapping[str, Kept]) -> None:
-    """Correct the running statistics of a compressed network, in place, for what its BatchNorms are now given.
+    """Correct the running statistics of a compressed network, in place, for the changed inputs of its BatchNorms.
 
-    Each layer's statistics are taken with those of all layers before it already corrected. Weights, biases and what
-    `dense` leaves out stay as they are.
+    Each layer is measured after all layers before it have been corrected. Weights, biases and layers that `dense`
+    omits are unchanged.
 
     Args:
-        compressed: has the names of the dense network's modules.
+        compressed: a network with the module names of the dense network.
         dense: of the network that was compressed, with its weights and statistics.
         kept: module name -> the channels that stay, as in the plan.
-    Raises: CompressionError: the compressed network gives NaN or infinite values.
+    Raises: CompressionError: values in the compressed network are NaN or infinite.
     """
 
     def correct(call: Call) -> None:
@@ -119,14 +118,14 @@ def recalibrate(compressed: nn.Module, dense: DenseMoments, kept: Mapping[str, K
         mean_C, var_C = _batch_moments(call)
         change_C = (var_C + norm.eps) / (d.var + norm.eps)
         norm.get_buffer("running_mean").copy_(d.running_mean + (mean_C - d.mean))
-        # eps on both sides: a channel that was constant in training has a variance of 0, which no factor could change
+        # eps on both sides: a factor could not change the variance 0 of a channel that was constant in training
         norm.get_buffer("running_var").copy_(((d.running_var + norm.eps) * change_C - norm.eps).clamp_min(0))
 
     _pass(compressed, dense.inputs, correct)
 
 
 def _pass(network: nn.Module, inputs: Tensor, before: Callable[[Call], None]) -> None:
-    """One forward pass in eval mode, in which `before` sees the input of each BatchNorm before that computes."""
+    """One forward pass in eval mode, in which `before` receives the input of each BatchNorm before it computes."""
     norms = {n: m for n, m in network.named_modules() if isinstance(m, Norm) and m.running_mean is not None}
     observed_pass(network, norms, inputs, before=before, keeping_buffers=False)
 

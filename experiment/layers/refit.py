@@ -1,13 +1,12 @@
-"""Layers of a compressed network fitted anew by least squares, one after the other, to what the dense network computes.
+"""Fits layers of a compressed network by least squares, one after the other, to the outputs of the dense network.
 
-A layer is given what the compressed layers before it make of the data, h: a decoder what its encoder makes of that,
-V x_hat, a layer that lost input channels those that are left. It should answer what the dense layer answers, y = W x.
-So its weight becomes
+The input h of a layer is computed by the compressed layers before it: for a decoder the encoder's output V x_hat, for a
+layer that lost input channels the remaining ones. The target is the dense layer's output y = W x. The weight becomes
 
     U <- argmin over U of ||Y - b - U H||_F^2 + lambda ||U - U_before||_F^2,
 
 with H and Y at the same places of the calibration data: one forward pass, in which every layer is fitted before it
-computes, so that later ones see what the fitted ones answer. Errors of the groups of one layer compensate each other,
+computes, so later layers receive the outputs of the fitted ones. Errors of the groups of a layer compensate each other,
 and so do those of successive layers.
 
 Source: He et al. 2017, https://arxiv.org/abs/1707.06168 (least squares after pruning channels) and Zhang et al. 2015,
@@ -31,11 +30,11 @@ from experiment.layers.masks import stored, write_parameter
 from experiment.layers.plan import Kept
 from experiment.layers.sampled_patches import draw_places, input_patches, num_positions, outputs_at
 
-PLACES = 4096  # at least, where there are as many
+PLACES = 4096  # at least, if available
 PLACES_AN_UNKNOWN = 4
 RIDGE = 1e-3  # of the mean square of h
-RIDGE_OF_FEW = 0.05  # of it, times unknowns per place: with few images there is little to learn, and much to overfit
-MOST_VALUES = 2**26  # that the largest response may have, all samples together: 256 MiB in float32
+RIDGE_OF_FEW = 0.05  # of it, times unknowns per place: stronger with few images, against overfitting
+MOST_VALUES = 2**26  # of the largest response, over all samples: 256 MiB in float32
 
 
 def refit(
@@ -49,17 +48,17 @@ def refit(
     folded: Mapping[str, Folded] | None = None,
     intercepts: bool = False,
 ) -> None:
-    """Fit the decoders of decomposed layers and the weights of whole ones, in place.
+    """Fit the decoders of decomposed layers and the weights of other layers, in place.
 
-    Layers used more than once in a forward pass, or on other samples than in the dense network, stay as they are.
+    Layers used more than once in a forward pass, or on other samples than in the dense network, are unchanged.
 
     Args:
         compressed: the network whose layers `names` are pairs `encoder`, `decoder`, or ungrouped and without masks.
         dense: the network that was compressed; not modified.
-        inputs: calibration data (B, ...) on the networks' device; of many large ones, the first.
-        seed: of the places that are looked at.
-        kept: module name -> the channels that stay of the dense layers: of the answers, those are aimed at.
-        folded: where constants of these layers' answers went.
+        inputs: calibration data (B, ...) on the networks' device; if they are large, only the first ones are used.
+        seed: seed of the sampled places.
+        kept: module name -> the remaining channels of the dense layers, whose outputs are the targets.
+        folded: where constant offsets of these layers were added.
         intercepts: whether these constants are fitted together with the weights.
     Raises: CompressionError: the compressed network's responses are not finite.
     """
@@ -87,7 +86,7 @@ def refit(
 
 @dataclass(frozen=True)
 class _Target:
-    """What the dense layer answers, at which places of which shape of outputs: (F, P)."""
+    """The dense layer's outputs (F, P), their places, and the shape of all outputs."""
 
     places: Tensor
     shape: torch.Size
@@ -126,10 +125,10 @@ def _fit(call: Call, target: _Target, folded: Folded | None, intercept: bool) ->
 
 
 def _ridge(H_NP: Tensor, left_FP: Tensor) -> Tensor:
-    """The change D of the weight that minimises ||E - D H||_F^2 + lambda ||D||_F^2 for what is left to explain, E."""
+    """The change D of the weight that minimises ||E - D H||_F^2 + lambda ||D||_F^2 for the residual E."""
     unknowns, num_places = H_NP.shape
     strength = float(H_NP.square().sum() / unknowns) * (RIDGE + RIDGE_OF_FEW * unknowns / num_places)
-    if not 0 < strength < math.inf:  # nothing arrives that anything can be learned from
+    if not 0 < strength < math.inf:  # the inputs are zero
         return _double(left_FP.new_zeros(len(left_FP), unknowns))
     wide = unknowns > num_places
     # E H^T (H H^T + lambda)^-1 = E (H^T H + lambda)^-1 H^T: the smaller one is solved

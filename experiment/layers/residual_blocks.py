@@ -1,4 +1,4 @@
-"""Residual blocks that can be left out whole: y = x + f(x), with or without a ReLU behind; the shortcut is x itself."""
+"""Residual blocks that can be removed: y = x + f(x), optionally followed by a ReLU; the shortcut is the identity."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from experiment.layers.channels.check_slicing import randomised
 from experiment.layers.forward_pass import Call, evaluating, observed_pass
 from experiment.random_streams import generator
 
-SAMPLES = 4  # that a block is tried out with
+SAMPLES = 4  # to test a block with
 
 
 def residual_blocks(network: nn.Module, example: Tensor) -> list[str]:
-    """The innermost modules that pass their input on unchanged once all their parameters are zero, in module order.
+    """The innermost modules that return their input if all their parameters are zero, in module order.
 
-    Found by trying out, whatever the modules are called: in a copy with random weights, every module with a convolution
-    or linear layer in it that a forward pass calls once, with one tensor, is given its input again with zero
-    parameters. A ReLU behind the sum passes what an earlier one gave; a shortcut with weights of its own passes
-    nothing. A module that shares parameters with what lies outside is none.
+    They are found by testing, not by name: in a copy with random weights, every module with a convolution or linear
+    layer that a forward pass calls once, with one tensor, is called again with zero parameters. A ReLU behind the sum
+    does not change the output of an earlier ReLU; a shortcut with weights gives zero. Modules that share parameters
+    with others are excluded.
 
     Args:
         network: not modified.
@@ -43,7 +43,7 @@ def residual_blocks(network: nn.Module, example: Tensor) -> list[str]:
 
 
 def silence(module: nn.Module) -> None:
-    """Put everything in a module at zero, in place, so that a branch of it gives zero: y = x + f(x) becomes x."""
+    """Set all parameters of a module to zero, in place, so that y = x + f(x) becomes x."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.zero_()
@@ -55,12 +55,12 @@ def silence(module: nn.Module) -> None:
 
 
 def inside(name: str, modules: Collection[str]) -> bool:
-    """Whether a module, or a parameter, is or lies in one of these modules."""
+    """Whether a module or parameter is in one of these modules, or is one of them."""
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def _inputs(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """What every module that may be a block is given."""
+    """The input of every module that may be a block."""
     everywhere: dict[int, list[str]] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
         everywhere.setdefault(id(parameter), []).append(name)

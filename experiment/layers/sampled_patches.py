@@ -1,4 +1,4 @@
-"""What a layer sees and answers at some of its output positions: as many as an estimate needs, not all of them.
+"""Inputs and outputs of a layer at a sample of its output positions.
 
 Places are indices into all output positions of a batch, sample by sample. Suffixes: B = samples, C = input channels,
 K = kernel elements, P = places, F = filters (output features).
@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 
 def draw_places(num_positions: int, most: int, generator: torch.Generator) -> Tensor:
-    """At most `most` of the positions, without replacement, in rising order: (P,), on the CPU."""
+    """At most `most` of the positions, without replacement, in increasing order: (P,), on the CPU."""
     if num_positions <= most:
         return torch.arange(num_positions)
     return torch.randperm(num_positions, generator=generator)[:most].sort().values
@@ -27,8 +27,8 @@ def input_patches(x: Tensor, layer: nn.Module, y_shape: torch.Size, places: Tens
     """The inputs that the layer's outputs at these places are computed from: (C, K, P).
 
     Args:
-        x: what the layer is given: (B, C, height, width), one sample without B too, or (..., C) of a linear layer.
-        y_shape: the shape of what it answers.
+        x: the layer's input: (B, C, height, width), or (C, height, width), or (..., C) for a linear layer.
+        y_shape: the shape of its output.
     """
     places = places.to(x.device)
     if not isinstance(layer, nn.Conv2d):
@@ -44,7 +44,7 @@ def input_patches(x: Tensor, layer: nn.Module, y_shape: torch.Size, places: Tens
 
 
 def outputs_at(y: Tensor, layer: nn.Module, places: Tensor) -> Tensor:
-    """What the layer answers at these places: (F, P)."""
+    """The layer's outputs at these places: (F, P)."""
     places = places.to(y.device)
     if not isinstance(layer, nn.Conv2d):
         return y.reshape(-1, y.shape[-1])[places].T
@@ -53,7 +53,7 @@ def outputs_at(y: Tensor, layer: nn.Module, places: Tensor) -> Tensor:
 
 
 def all_outputs(y: Tensor, layer: nn.Module) -> Tensor:
-    """What the layer answers at all places, in their order: (F, P)."""
+    """The layer's outputs at all places, in order: (F, P)."""
     return y.movedim(-3 if isinstance(layer, nn.Conv2d) else -1, 0).flatten(1) if y.dim() > 1 else y[:, None]
 
 

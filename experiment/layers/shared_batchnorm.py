@@ -1,4 +1,4 @@
-"""BatchNorm whose statistics are those of a whole batch that several processes share."""
+"""BatchNorm with the statistics of a batch that is split among processes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @contextmanager
 def sharing_statistics(network: nn.Module) -> Iterator[None]:
-    """Inside, the network's BatchNorm layers are replaced by ones that normalise by the statistics of all processes.
+    """Replace the network's BatchNorm layers by ones that normalise with the statistics of all processes.
 
-    They hold the same parameters and buffers under the same names; outside the layers themselves are back.
+    They have the same parameters and buffers under the same names; the original layers are restored on exit.
     """
     replaced = [
         (network.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], child)
@@ -34,7 +34,7 @@ def sharing_statistics(network: nn.Module) -> Iterator[None]:
 
 
 def shared_form(layer: _BatchNorm) -> _BatchNorm:
-    """The layer with the same tensors that shares its statistics: torch's own on a GPU, which has none for the CPU."""
+    """A layer with the same tensors and shared statistics: SyncBatchNorm on a GPU, which does not support CPUs."""
     tensors = [*layer.parameters(), *layer.buffers()]
     make = nn.SyncBatchNorm if tensors and tensors[0].is_cuda else SharedBatchNorm
     shared = make(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
@@ -48,7 +48,7 @@ def shared_form(layer: _BatchNorm) -> _BatchNorm:
 class SharedBatchNorm(_BatchNorm):
     """BatchNorm over the images of all processes of torch's default group, for any device.
 
-    y = (x - m) / sqrt(v + eps) * weight + bias, with m and v of the whole batch; each process has part of it.
+    y = (x - m) / sqrt(v + eps) * weight + bias, with m and v of the whole batch, of which each process has a part.
     """
 
     def _check_input_dim(self, x: Tensor) -> None:

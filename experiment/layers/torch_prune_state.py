@@ -1,4 +1,4 @@
-"""State_dicts of torch.nn.utils.prune, with `weight_orig` and `weight_mask`, into masks of ours and out of them."""
+"""Converts state_dicts of torch.nn.utils.prune, with `weight_orig` and `weight_mask`, to masks and back."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ ORIGINAL, MASK = "_orig", "_mask"  # what torch adds to a pruned parameter's nam
 
 
 def load_pruned_state(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a network with the weights of a state_dict, and masks where torch.nn.utils.prune left its own.
+    """Load the weights and masks of a network pruned with torch.nn.utils.prune into a copy of `network`.
 
-    What stands in masked places of `weight_orig` is dropped. Parameters that are not pruned have their plain names.
+        network = load_pruned_state(Net(), torch.load("pruned.pt"))
+
+    Masked elements of `weight_orig` are discarded.
 
     Args:
-        network: plain layers of the same names and shapes; not modified.
-        state: the state_dict of a network that was pruned with torch.nn.utils.prune.
-    Raises: CompressionError: names or shapes are not this network's, or a mask holds other than zeros and ones.
+        network: a network with the same layers, not pruned; not modified.
+        state: the state_dict of the pruned network.
+    Returns: the copy, with masks that keep pruned weights at zero.
+    Raises: CompressionError: names or shapes do not match, or a mask contains values other than 0 and 1.
     """
     owners = [name.removesuffix(ORIGINAL) for name in state if name.endswith(ORIGINAL)]
     masks = {owner: state[owner + MASK] for owner in owners if owner + MASK in state}
@@ -51,9 +54,11 @@ def load_pruned_state(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Mod
 
 
 def pruned_state(network: nn.Module) -> dict[str, Tensor]:
-    """A network's state_dict as torch.nn.utils.prune names it: `weight_orig` and `weight_mask` of masked parameters.
+    """The state_dict that torch.nn.utils.prune would give: `weight_orig` and `weight_mask` for masked parameters.
 
-    A network pruned with it in the same places (`prune.custom_from_mask`, say) loads it, and computes the same.
+        torch.save(pruned_state(result.network), "pruned.pt")
+
+    A network whose same parameters are pruned, for instance by `prune.custom_from_mask`, can load it.
     """
     masks, state = named_masks(network), dict[str, Tensor]()
     for name, tensor in bake_masks(network).state_dict().items():

@@ -1,4 +1,4 @@
-"""What of a network a method cannot touch: matrices outside its reach, by module, with the reason."""
+"""The matrices of a network that a method cannot compress, by module, with the reason."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ READ_ONLY = "never called, its weight is read"
 
 @dataclass(frozen=True)
 class Unreached:
-    """A module, or a bare parameter, that stays as it is.
+    """A module or parameter that is not compressed.
 
     Attributes:
-        name: dotted name; '' where the network itself is the layer.
+        name: dotted name; '' if the network itself is the layer.
         kind: the class of the module, or `Parameter`.
-        parameters: elements, biases and what lies inside the module included.
-        reason: why, where the kind alone does not say it.
+        parameters: elements, including biases and submodules.
+        reason: why it is not compressed, if the kind does not tell.
     """
 
     name: str
@@ -42,15 +42,15 @@ class Unreached:
 def unreached(
     network: nn.Module, example: Tensor, reached: Collection[str], reasons: Mapping[str, str] | None = None
 ) -> tuple[Unreached, ...]:
-    """Everything with a matrix (a parameter of two or more dimensions, no vector) that is not reached, in module order.
+    """Modules and parameters with a matrix (two or more dimensions, no vector) that are not reached, in module order.
 
-    What lies in a fused module of torch's goes with it (attention's out_proj), and what the example never calls is one
-    entry for the outermost module of which nothing is called. Shared parameters count once.
+    A fused torch module includes its submodules (attention's out_proj). Modules that the example never calls are listed
+    as their outermost uncalled module. Shared parameters count once.
 
     Args:
         example: an input batch, for one forward pass.
         reached: names of parameters.
-        reasons: module name -> why, where the method knows better.
+        reasons: module name -> a more specific reason from the method.
     """
     held, modules = holders(network), dict(network.named_modules())
     called, read = _used(network, example)
@@ -65,7 +65,7 @@ def unreached(
             owner = _owner(name, modules, called, found)
             if owner in found or (owner != name and parameter in counted):
                 continue
-            if owner == name and _is_container(module):  # a bare parameter of the user's own module
+            if owner == name and _is_container(module):  # a parameter of a user-defined module
                 full = f"{name}.{key}" if name else key
                 found[full] = Unreached(full, "Parameter", parameter.numel())
                 counted.add(parameter)
@@ -79,7 +79,7 @@ def unreached(
 
 
 def _owner(name: str, modules: Mapping[str, nn.Module], called: Collection[str], found: Collection[str]) -> str:
-    """The module that a parameter's module is listed with: one around it, or itself."""
+    """The module under which a parameter's module is listed: an enclosing one, or itself."""
     parts = name.split(".")
     around = [".".join(parts[:i]) for i in range(1, len(parts))]
     for outer in around:

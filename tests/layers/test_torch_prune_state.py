@@ -85,8 +85,8 @@ def test_a_plain_state_dict_is_one_without_masks() -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"fc1.weight_mask": torch.full((120, 400), 0.5)}, r"fc1\.weight_mask: a mask has"),
-        ({"fc1.weight_mask": torch.ones(3)}, r"fc1\.weight_mask: a mask has"),
+        ({"fc1.weight_mask": torch.full((120, 400), 0.5)}, r"fc1\.weight_mask: a mask must have"),
+        ({"fc1.weight_mask": torch.ones(3)}, r"fc1\.weight_mask: a mask must have"),
         ({"fc1.weight_orig": None}, "does not fit this network.*fc1.weight"),
         ({"fc4.weight": torch.ones(3)}, "does not fit this network.*fc4.weight"),
     ],

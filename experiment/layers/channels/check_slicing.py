@@ -1,4 +1,4 @@
-"""Trying out whether groups of channels can be cut: the sliced network must compute what the masked one does."""
+"""Tests that groups of channels can be removed: the sliced network must compute what the masked one does."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from experiment.layers.deterministic_forward import fixed_draws
 from experiment.layers.plan import Kept
 from experiment.random_streams import generator
 
-# of the largest output: far above what another order of summation does in float32, far below what a wrong channel does
+# of the largest output: far above float32 rounding, far below the effect of a wrong channel
 TOLERANCE = 1e-3
 
 
 def randomised(network: nn.Module) -> nn.Module:
-    """A copy in eval mode in which every channel is alive and no two are alike, so that no mistake is hidden."""
+    """A copy in eval mode whose channels are all nonzero and all different, so that no mistake is hidden."""
     probe = copy.deepcopy(network).eval().requires_grad_(True)
     with torch.no_grad():
         for name, module in probe.named_modules():
@@ -33,7 +33,7 @@ def randomised(network: nn.Module) -> nn.Module:
             ranges = {"weight": (0.5, 1.5), "bias": (0.5, 1.0), "running_mean": (-0.2, 0.2), "running_var": (0.5, 1.5)}
             if isinstance(module, nn.Conv2d | nn.Linear):
                 bound = (3 / module.weight[0].numel()) ** 0.5  # a variance of 1 / fan-in keeps the scale
-                ranges["weight"] = (-bound, bound)  # and biases above zero get through ReLUs
+                ranges["weight"] = (-bound, bound)  # and positive biases pass through ReLUs
             tensors: dict[str, Tensor] = dict(module.named_parameters()) | dict(module.named_buffers())
             for key in ranges.keys() & tensors.keys():
                 tensors[key].uniform_(*ranges[key], generator=generator("trial", name, key, device=tensors[key].device))
@@ -42,13 +42,13 @@ def randomised(network: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Run:
-    """One way to run a network: on which inputs, and in which mode."""
+    """The inputs and the mode of a forward pass."""
 
     inputs: Tensor
     training: bool = False
 
     def of(self, network: nn.Module, watching: AbstractContextManager[object] | None = None) -> object:
-        """The network's output; chance plays no part in it. BatchNorms use what they have learnt in both modes.
+        """The network's output, without randomness. BatchNorms use their running statistics in both modes.
 
         Args:
             watching: entered around the forward pass.
@@ -62,7 +62,7 @@ class Run:
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """What torch computes, operation by operation."""
+    """The sequence of torch operations."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -93,13 +93,13 @@ def alike(probe: nn.Module, runs: Sequence[Run]) -> bool:
 def tried(
     probe: nn.Module, runs: Sequence[Run], groups: Sequence[ChannelGroup], lost: Mapping[str, str]
 ) -> list[ChannelGroup]:
-    """The same groups, those exempted for which cutting some of their channels is not what zeroing them is.
+    """The same groups; those for which removing channels differs from zeroing them are exempted.
 
-    Groups are cut all at once; where that fails, halves of them, down to the single ones that fail.
+    All groups are sliced at once; on failure they are bisected down to the single groups that fail.
 
     Args:
-        probe: what `randomised` made of the network.
-        lost: layer -> the operation behind which its channels could not be followed, for the reason.
+        probe: the network returned by `randomised`.
+        lost: layer -> the operation beyond which its channels could not be followed; used in the reason.
     """
     for counts in _designs(groups):
         if _fault(probe, runs, _cut(groups, counts)) is None:
@@ -123,7 +123,7 @@ def _failing(
     passed: Sequence[int],
     among: Sequence[int],
 ) -> dict[int, str]:
-    """Of some groups those that cannot be cut to these counts together with `passed` and those before them: why."""
+    """The groups that cannot be sliced to these counts together with `passed` and earlier groups, with the reason."""
     cut = {*passed, *among}
     why = _fault(probe, runs, _cut(groups, [counts[i] if i in cut else g.size for i, g in enumerate(groups)]))
     if why is None:
@@ -137,7 +137,7 @@ def _failing(
 
 
 def flat(output: object) -> list[Tensor]:
-    """The tensors in a network's output: one, or any nesting of dictionaries, lists, tuples and dataclasses of them."""
+    """The tensors in a network's output: one tensor, or nested dictionaries, lists, tuples and dataclasses."""
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, Mapping):
@@ -150,10 +150,10 @@ def flat(output: object) -> list[Tensor]:
 
 
 def _designs(groups: Sequence[ChannelGroup]) -> list[list[int]]:
-    """How many channels every group keeps in each trial: half, and then numbers that tell groups of one size apart.
+    """How many channels every group keeps in each trial: half, then numbers that distinguish groups of equal size.
 
-    A layer that halves its input, say, goes wrong only where two groups of one size keep different numbers. The numbers
-    of the j-th group of size n are the digits of j to the base n - 1, one a trial.
+    For instance, a layer that halves its input fails only if two groups of equal size keep different numbers. The
+    numbers of the j-th group of size n are the digits of j in base n - 1, one per trial.
     """
     free = [group.exempt is None and group.size > 1 for group in groups]
     alike: dict[int, int] = {}
@@ -169,13 +169,13 @@ def _designs(groups: Sequence[ChannelGroup]) -> list[list[int]]:
             if free[i]:
                 base = max(group.size - 1, 2)
                 numbers[i], digit = divmod(numbers[i], base)
-                counts[i] = 1 + (digit + base // 2) % base  # the first of a size keeps about half
+                counts[i] = 1 + (digit + base // 2) % base  # the first of each size keeps about half
         designs.append(counts)
     return designs
 
 
 def _cut(groups: Sequence[ChannelGroup], counts: Sequence[int]) -> dict[str, Kept]:
-    """What stays when every group keeps so many channels, drawn at random."""
+    """Random channels to keep, with this number per group."""
     chosen: list[list[int]] = []
     for i, (group, count) in enumerate(zip(groups, counts, strict=True)):
         chosen.append(torch.randperm(group.size, generator=generator("trial", i))[:count].tolist())
@@ -183,7 +183,7 @@ def _cut(groups: Sequence[ChannelGroup], counts: Sequence[int]) -> dict[str, Kep
 
 
 def _fault(probe: nn.Module, runs: Sequence[Run], kept: Mapping[str, Kept]) -> str | None:
-    """Why the sliced network is not the masked one; None if it runs and computes the same, however it is run."""
+    """Why the sliced network differs from the masked one; None if both compute the same in all runs."""
     sliced = copy.deepcopy(probe)
     slice_channels(sliced, kept)
     with torch.no_grad():
@@ -191,7 +191,7 @@ def _fault(probe: nn.Module, runs: Sequence[Run], kept: Mapping[str, Kept]) -> s
         for run in runs:
             try:
                 outputs.append(flat(run.of(sliced)))
-            except Exception:  # shapes that do not meet raise whatever the network's own code raises: the answer is no
+            except Exception:  # mismatched shapes may raise any exception in the network's code
                 return "the network does not run when some of them are removed"
         masked = copy.deepcopy(probe)
         mask_channels(masked, kept)
@@ -202,7 +202,7 @@ def _fault(probe: nn.Module, runs: Sequence[Run], kept: Mapping[str, Kept]) -> s
 
 
 def _is_random(probe: nn.Module, runs: Sequence[Run]) -> bool:
-    """Whether equal networks give different outputs: they draw numbers that no seed reaches."""
+    """Whether equal networks give different outputs, because they draw random numbers that no seed controls."""
     with torch.no_grad():
         return any(not _same(*(flat(run.of(copy.deepcopy(probe))) for _ in range(2))) for run in runs)
 

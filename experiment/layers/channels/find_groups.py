@@ -1,8 +1,7 @@
-"""Which channels of a network can only go together, found by following them and tried out.
+"""Finds the channels of a network that can only be removed together, by following them and testing the result.
 
-Both are done on a copy with random weights. So no channel looks dead because training killed it, and the answer depends
-on the structure alone. Channels are followed in eval and in training mode, and over several inputs where these take
-different paths.
+Both use a copy with random weights, so that no channel is dead and the result depends only on the structure.
+Channels are followed in eval and in training mode, and for several inputs if these take different paths.
 """
 
 from __future__ import annotations
@@ -27,29 +26,29 @@ from experiment.layers.forward_pass import evaluating, observing
 
 _log = logging.getLogger("experiment")
 
-SAMPLES = 16  # that are tried for other paths through the network
+SAMPLES = 16  # tried for other paths through the network
 NAMES = 3  # in one message
-MESSAGES = 6  # about layers that stay whole
+MESSAGES = 6  # about layers that are kept whole
 
 
 def channel_groups(network: nn.Module, example: Tensor, samples: Sequence[Tensor] = ()) -> list[ChannelGroup]:
-    """The groups of channels that can only be removed together, in the order of the layers that make them.
+    """The groups of channels that can only be removed together, in the order of the layers that produce them.
 
     Sums tie the layers that feed them, concatenations shift indices, Flatten multiplies them, depthwise layers follow.
-    Groups whose channels cannot go are there too, with the reason; it is logged as a warning, but for those that give
-    the network's output.
+    Groups whose channels cannot be removed are included with the reason, which is logged as a warning except for those
+    that compute the network's output.
 
     Args:
         network: not modified.
         example: an input batch that the network takes, on its device.
-        samples: batches of more inputs, of which some may take other paths through the network.
+        samples: batches of further inputs, some of which may take other paths through the network.
     """
     probe = randomised(network)
     if example.dtype in (torch.float16, torch.bfloat16):
-        probe, example = probe.float(), example.float()  # their rounding would look like a wrong channel
+        probe, example = probe.float(), example.float()  # rounding would look like a wrong channel
     samples = [batch[:SAMPLES].to(example) for batch in samples if len(batch)]
     with fixed_draws(), evaluating(probe):
-        probe(example)  # a network that does not run fails here, in its own words
+        probe(example)  # a network that does not run raises its own error here
     modules, follower = dict(probe.named_modules()), Follower(copy.deepcopy(probe))
     runs = _followed(follower, probe, example, samples)
     for name, module in modules.items():
@@ -78,7 +77,7 @@ def _followed(follower: Follower, probe: nn.Module, example: Tensor, samples: Se
         training = [run for run, plain in zip(training, runs, strict=True) if not alike(probe, [plain, run])]
         for run in training:
             follow(follower, run)
-    except Exception as error:  # whatever the network's own code raises, for want of targets, say
+    except Exception as error:  # any error of the network's code, such as missing targets
         _log.warning(
             "The network does not run in training mode on the example (%s), so its channels are followed in eval mode "
             "only.", type(error).__name__,
@@ -88,7 +87,7 @@ def _followed(follower: Follower, probe: nn.Module, example: Tensor, samples: Se
 
 
 def _holders(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules with parameters of their own."""
+    """The modules that own parameters."""
     for name, module in network.named_modules():
         if next(module.parameters(recurse=False), None) is not None:
             yield name, module
@@ -104,7 +103,7 @@ def _called(probe: nn.Module, run: Run) -> frozenset[str]:
 
 
 def _tie_groups(labels: Labels, name: str, module: nn.Module) -> None:
-    """A grouped layer loses whole groups only: the channels of a group are one, those of both sides."""
+    """A grouped layer loses whole groups only: all input and output channels of a group become one channel."""
     keys: list[Key] = []
     if isinstance(module, nn.Conv2d) and module.groups > 1:
         groups, keys = module.groups, [(name, "out"), (name, "in")]
@@ -121,7 +120,7 @@ def _tie_groups(labels: Labels, name: str, module: nn.Module) -> None:
 
 
 def _collected(follower: Follower, modules: Mapping[str, nn.Module]) -> tuple[list[ChannelGroup], dict[str, str]]:
-    """Channels that run through the same sides become one group; with the operations where groups were lost."""
+    """Group the channels that pass through the same sides; also returns where groups were lost."""
     order = {name: i for i, name in enumerate(modules)}
     alike: dict[tuple[tuple[tuple[Key, int], ...], str | None], list[Places]] = {}
     lost: dict[str, str] = {}
@@ -153,7 +152,7 @@ def _member(key: Key, channels: Sequence[Places], modules: Mapping[str, nn.Modul
 def _out_of_unseen(
     groups: Sequence[ChannelGroup], follower: Follower, modules: Mapping[str, nn.Module]
 ) -> list[ChannelGroup]:
-    """Exempt what a module may read that no pass has called: it would not be cut along."""
+    """Exempt channels that uncalled modules may read, since these modules would not be sliced."""
     widths = {
         name: {size for p in module.parameters(recurse=False) for size in (p.shape[1:2] if p.dim() > 1 else p.shape)}
         for name, module in modules.items()
@@ -169,7 +168,7 @@ def _out_of_unseen(
 
 
 def _tell(groups: Iterable[ChannelGroup]) -> None:
-    """Warn of the layers that stay whole, the reasons in a few messages."""
+    """Warn about the layers that are kept whole, with the reasons in a few messages."""
     layers: dict[str, list[str]] = {}
     for group in groups:
         if group.exempt not in (None, GIVES_OUTPUT) and group.size > 1:

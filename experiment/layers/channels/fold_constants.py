@@ -1,4 +1,4 @@
-"""What removed channels emitted, on average or without their filters, folded into the layers that read it."""
+"""Folds the outputs of removed channels, on average or without their filters, into the layers that read them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from experiment.layers.plan import Kept
 SAMPLES = 32  # in one forward pass
 
 Readers = dict[str, tuple[Member, list[int]]]
-"""Layer name -> its side that reads removed channels, and where on it these are."""
+"""Layer name -> its side that reads removed channels, and their positions there."""
 
 
 @dataclass(frozen=True)
 class Folded:
-    """Where a constant went that a layer's answer is to be larger by.
+    """Where a constant offset of a layer's output was added.
 
     Attributes:
-        place: the layer's bias or the running mean of the BatchNorm behind it, one value a filter that stays.
-        sign: +1 for a bias, from which the answer grows, -1 for a running mean.
-        behind: what the answer lacks because it stands behind the layer; zero for a bias.
+        place: the layer's bias or the running mean of the BatchNorm behind it, one value per remaining filter.
+        sign: +1 for a bias, which is added to the output, -1 for a running mean.
+        behind: the part of the offset that is applied behind the layer; zero for a bias.
     """
 
     place: Tensor
@@ -38,18 +38,18 @@ class Folded:
 def fold_constants(
     sliced: nn.Module, network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]
 ) -> dict[str, Folded]:
-    """Let `sliced`, in place, stand for the network in which only the filters of the removed channels are zero.
+    """Make `sliced`, in place, equivalent to the network in which only the filters of removed channels are zero.
 
-    Such a channel q still emits a constant v_q: act(bias), behind BatchNorm act(beta - gamma mean / std), which may be
-    far from what it emitted when its filter was there. What a reader makes of it, sum_{u,v} W[:, q, u, v] v_q, is taken
-    from the running mean of the BatchNorm that alone reads the reader's output or, where there is none, added to the
-    reader's bias; a reader without either loses it. Without zero padding the output is exactly that network's. With
-    padding the response falls off at the borders, and its mean over the positions stands for it.
+    Such a channel q still emits a constant v_q: act(bias), behind BatchNorm act(beta - gamma mean / std), which may
+    differ from its output with the filter. A reader's response to it, sum_{u,v} W[:, q, u, v] v_q, is subtracted from
+    the running mean of the BatchNorm that alone reads the reader's output or, without one, added to the reader's bias;
+    a reader without either loses it. Without zero padding the outputs are exactly equal. With padding the response
+    decreases at the borders and is replaced by its mean over positions.
 
     Args:
         sliced: `network` without the channels that `kept` leaves out, holding its weights.
         network: the original network; not modified.
-        example: the constants are measured while this batch passes.
+        example: the batch on which the constants are measured.
     Returns: layer name -> where its constant went.
     """
     ghost = copy.deepcopy(network)
@@ -65,11 +65,11 @@ def fold_constants(
 def fold_means(
     sliced: nn.Module, network: nn.Module, inputs: Tensor, groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]
 ) -> dict[str, Folded]:
-    """Let the readers in `sliced`, in place, answer on average as if the removed channels were still there.
+    """Adjust the readers in `sliced`, in place, so that their mean output is as with the removed channels.
 
-    What a reader makes of the removed channels q in the original network, sum_{q,u,v} W[:, q, u, v] a_q, is averaged
-    over data and positions, and goes where `fold_constants` puts its constants. This is exact for channels that are
-    constant on the data, zero padding aside.
+    A reader's response to the removed channels q in the original network, sum_{q,u,v} W[:, q, u, v] a_q, is averaged
+    over data and positions and added where `fold_constants` adds its constants. Except for zero padding, this is exact
+    for channels that are constant on the data.
 
     Args:
         sliced: `network` without the channels that `kept` leaves out, holding its weights.
@@ -82,7 +82,7 @@ def fold_means(
 
 
 def _gone(groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]) -> list[tuple[ChannelGroup, list[int]]]:
-    """The groups that lost channels, with these."""
+    """The groups that lost channels, with the removed channels."""
     pairs = zip(groups, alive_channels(groups, kept), strict=True)
     return [(group, sorted(set(range(group.size)) - set(alive))) for group, alive in pairs if len(alive) < group.size]
 
@@ -92,7 +92,7 @@ def _places(member: Member, channels: Sequence[int]) -> list[int]:
 
 
 def _readers(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]) -> Readers:
-    """The layers that read removed channels; of a grouped one the filters that would read them are gone as well."""
+    """The layers that read removed channels; in grouped layers the filters that read them are removed as well."""
     readers: Readers = {}
     for group, gone in _gone(groups, kept):
         for member in group.members:
@@ -103,12 +103,12 @@ def _readers(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[s
 
 
 def _responses(network: nn.Module, inputs: Tensor, readers: Readers) -> dict[str, Tensor]:
-    """What every reader makes of the removed channels alone, bias aside: (out,), mean over samples and positions.
+    """Every reader's response to the removed channels, without bias: (out,), mean over samples and positions.
 
-    A layer is affine, so that the response to the mean of all samples is enough.
+    A layer is affine, so the response to the mean of all samples suffices.
     """
     layers = {name: network.get_submodule(name) for name in readers}
-    sums: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in readers}  # outputs a filter has, and their sum
+    sums: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in readers}  # outputs per filter, and their sum
 
     def record(call: Call) -> None:
         module, x, y = call.module, call.input, call.output

@@ -1,4 +1,4 @@
-"""Channels that can only go together, as plain data, and what a network costs when some of them are gone."""
+"""Groups of channels that can only be removed together, and the network's cost as a function of their sizes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Member:
-    """One side of one module that a group of channels runs through.
+    """One side of a module through which a group of channels passes.
 
     Attributes:
         module: dotted name; side: `out` (rows of the weight; also the one side of BatchNorm, PReLU) or `in` (columns).
-        size: how many channels that side has in all.
-        positions: channel of the group -> the indices that it occupies there. Several where Flatten multiplies a
-            channel by the grid, or where a grouped layer loses whole groups only; all channels occupy equally many.
+        size: number of channels of that side.
+        positions: channel of the group -> its indices there, equally many for all channels. Several if Flatten
+            multiplies a channel by the grid, or if a grouped layer loses whole groups only.
         norm: of an `in` side, the BatchNorm that alone reads the layer's output, directly behind it.
     """
 
@@ -38,14 +38,14 @@ class Member:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels that run through the same sides of the same modules: each of them can go, from all of these at once.
+    """Channels that pass through the same sides of the same modules; each can be removed from all of them at once.
 
     Attributes:
         name: the first layer that produces the channels.
-        size: number of channels (where a grouped layer takes part: of its groups).
-        members: every side of every module that they run through.
-        producers: the convolutions and linear layers whose filters make them, in module order.
-        exempt: why none of them may go; None if they may.
+        size: number of channels; with a grouped layer, number of its groups.
+        members: every side of every module through which they pass.
+        producers: the convolutions and linear layers that produce them, in module order.
+        exempt: why none of them may be removed; None if they may.
     """
 
     name: str
@@ -56,7 +56,7 @@ class ChannelGroup:
 
 
 def kept_of(groups: Sequence[ChannelGroup], chosen: Sequence[Collection[int]]) -> dict[str, Kept]:
-    """What stays of every module when of each group only the `chosen` channels do; whole modules are not named."""
+    """The channels that every module keeps if each group keeps its `chosen` channels; whole modules are omitted."""
     stays: dict[tuple[str, Side], npt.NDArray[np.bool_]] = {}
     for group, channels in zip(groups, chosen, strict=True):
         gone = sorted(set(range(group.size)) - set(channels))
@@ -70,7 +70,7 @@ def kept_of(groups: Sequence[ChannelGroup], chosen: Sequence[Collection[int]]) -
 
 
 def alive_channels(groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]) -> list[tuple[int, ...]]:
-    """Of each group the channels that are left whole where modules already lost some."""
+    """The channels of each group that no module has lost."""
     alive = []
     for group in groups:
         left = set(range(group.size))
@@ -86,7 +86,7 @@ def alive_channels(groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]) -> 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters and multiply-adds as arithmetic on the number of channels that every group keeps.
+    """Parameters and multiply-adds as functions of the number of channels that every group keeps.
 
     With n_G kept channels, layer l has out_l = out_fixed_l + (out_by_group n_G)_l rows, and in_l columns likewise, so
 
@@ -99,8 +99,8 @@ class Sizes:
     Attributes:
         out_fixed, in_fixed: (L,) rows and columns that belong to no group. out_by_group, in_by_group: (L, G) those that
             a channel of a group takes.
-        weight: (L,) weights a row and column. extra: (L,) other parameters a row. positions: (L,) outputs a sample.
-        constant_parameters, constant_flops: of everything that no group touches.
+        weight: (L,) weights per row and column. extra: (L,) other parameters per row. positions: (L,) per sample.
+        constant_parameters, constant_flops: of everything outside the groups.
         power, beside: (P, G) how many dimensions of a product consist of a group's channels, and of how many more.
         each: (P,) the product of the other dimensions.
     """
@@ -150,7 +150,7 @@ class Sizes:
 
 
 def _channel_products(counts: Sequence[int], power: Integers, beside: Integers) -> Integers:
-    """Of every product the dimensions that are channels, multiplied: (P,)."""
+    """For every product, the product of its channel dimensions: (P,)."""
     found: Integers = np.prod((np.asarray(counts, np.int64) + beside) ** power, axis=1)
     return found
 
@@ -159,8 +159,8 @@ def sizes_of(network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup]
     """The arithmetic of a network's size.
 
     Args:
-        groups: what `channel_groups(network, example)` gave.
-        flops: multiply-adds of the whole network, those of layers that no channel is cut out of too.
+        groups: returned by `channel_groups(network, example)`.
+        flops: multiply-adds of the whole network, including layers that lose no channels.
     """
     modules = dict(network.named_modules())
     layers = trace_layers(network, example)
@@ -186,7 +186,7 @@ def sizes_of(network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup]
 
 
 def _shape(module: nn.Module) -> tuple[int, int, int, int]:
-    """Rows, columns, weights a row and column, and further parameters a row; columns are those of one filter."""
+    """Rows, columns of one filter, weights per row and column, and further parameters per row."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         rows, columns = module.weight.shape[:2]
         return rows, columns, module.weight[0, 0].numel(), 0 if module.bias is None else 1

@@ -1,4 +1,4 @@
-"""Book-keeping of the channel graph: which places, in which modules, belong to the same channel."""
+"""Bookkeeping of the channel graph: which indices of which modules belong to the same channel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Integers = npt.NDArray[np.int64]
 
 
 class Labels:
-    """A union-find over channels, with the channel that stands at every place of every (module, side)."""
+    """A union-find over channels, with the channel at every index of every (module, side)."""
 
     def __init__(self) -> None:
         self._parents: list[int] = []
@@ -25,24 +25,24 @@ class Labels:
         self._at: dict[Key, Integers] = {}
 
     def new(self, count: int) -> Integers:
-        """So many channels that are not known to be the same as others."""
+        """This number of new channels."""
         start = len(self._parents)
         self._parents.extend(range(start, start + count))
         return np.arange(start, start + count)
 
     def at(self, key: Key, size: int) -> Integers:
-        """The channel at every place of a side with `size` places; -1 where none is known to be."""
+        """The channel at every index of a side with `size` indices; -1 if unknown."""
         return self._at.setdefault(key, np.full(size, -1, np.int64))
 
     def made(self, key: Key, size: int) -> Integers:
-        """The labels (channel + 1) at every place of a side that makes channels: the same ones at every call."""
+        """The labels (channel + 1) of a side that produces channels: the same ones in every call."""
         here = self.at(key, size)
         unknown = here < 0
         here[unknown] = self.new(int(unknown.sum()))
         return here + 1
 
     def read(self, key: Key, size: int, labels: Integers) -> None:
-        """A side reads these labels; below 1: something that cannot go. What stood there before is the same channel."""
+        """Record that a side reads these labels, and merge them with those read before; below 1: not removable."""
         here = self.at(key, size)
         for place, label in enumerate(labels.tolist()):
             if label > 0 and here[place] >= 0:
@@ -53,23 +53,23 @@ class Labels:
                 self._closed.setdefault(key, set()).add(place)
 
     def tie(self, channels: Iterable[int]) -> None:
-        """All of these are one channel from now on."""
+        """Merge these channels."""
         known = list(channels)
         for channel in known[1:]:
             self._unite(known[0], channel)
 
     def flag(self, channels: Iterable[int], reason: str) -> None:
-        """None of these may go, for this reason; the first reason counts."""
+        """Exempt these channels; the first reason counts."""
         for channel in channels:
             self._reasons.setdefault(int(channel), reason)
 
     def note(self, channels: Iterable[int], operation: str) -> None:
-        """These run through an operation behind which they cannot be followed; the first one counts."""
+        """Record the operation beyond which these channels cannot be followed; the first one counts."""
         for channel in channels:
             self._notes.setdefault(int(channel), operation)
 
     def channels(self) -> Iterator[tuple[Places, str | None, str | None]]:
-        """Every channel: where it stands, why it may not go (None: it may), and where it was lost sight of."""
+        """For every channel: its indices, why it may not be removed (None: it may), and where it was lost."""
         for (name, side), closed in self._closed.items():
             here = self._at[name, side]
             self.flag([int(here[p]) for p in closed if here[p] >= 0], f"'{name}' also reads something else there")

@@ -1,8 +1,7 @@
-"""Cutting channels out of a network's layers, putting them back as zeros, and the masked twin of the cut network.
+"""Removes channels from a network's layers, restores them as zeros, and makes the masked twin of a sliced network.
 
-Masked means: of a removed channel the filter, bias and normalisation are zero (running mean 0, variance 1), and so are
-the columns that would read it. Then the sliced network computes what the masked one does, whatever activation stands
-between, be it zero at zero or not.
+In the masked twin, a removed channel's filter, bias and normalisation (running mean 0, variance 1) and the columns that
+read it are zero. The sliced network then computes the same as the masked one, whatever the activations in between.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def is_sliceable(module: nn.Module) -> bool:
 
 
 def channel_counts(module: nn.Module) -> tuple[int, int]:
-    """How many output and input channels a sliceable module has; equally many where it has one channel dimension."""
+    """How many output and input channels a sliceable module has; equal if it has one channel dimension."""
     if isinstance(module, nn.Conv2d):
         return module.out_channels, module.in_channels
     if isinstance(module, nn.Linear):
@@ -51,14 +50,14 @@ def channel_counts(module: nn.Module) -> tuple[int, int]:
 
 
 def slice_channels(network: nn.Module, kept: Mapping[str, Kept]) -> None:
-    """Shrink every named module, in place, to the channels that stay: weights, biases and buffers alike.
+    """Shrink the weights, biases and buffers of every named module, in place, to the channels to keep.
 
-    Works on every device, `meta` included. The module objects stay, so hooks and modules under several names survive.
+    Works on every device, `meta` included. Module objects are not replaced, so hooks and shared modules survive.
 
     Args:
-        kept: module name -> indices that stay. A layer with channel groups (grouped convolution, GroupNorm) loses whole
+        kept: module name -> indices to keep. A layer with channel groups (grouped convolution, GroupNorm) loses whole
             groups only; a module with one channel dimension (BatchNorm, PReLU) goes by `out`.
-    Raises: CompressionError: a module cannot be sliced, or not so.
+    Raises: CompressionError: a module cannot be sliced in this way.
     """
     for name, sides in kept.items():
         module = _module(network, name)
@@ -77,7 +76,7 @@ def unslice(compressed: nn.Module, network: nn.Module, kept: Mapping[str, Kept])
 
     The output equals that of `compressed`. Modules that `kept` does not name are left alone.
 
-    Raises: CompressionError: a module cannot be sliced, or not so.
+    Raises: CompressionError: a module cannot be sliced in this way.
     """
     for name, sides in kept.items():
         module = _module(network, name)
@@ -93,7 +92,7 @@ def unslice(compressed: nn.Module, network: nn.Module, kept: Mapping[str, Kept])
 def mask_channels(network: nn.Module, kept: Mapping[str, Kept]) -> None:
     """Turn a network, in place, into the masked twin of the sliced one: the original shapes, removed channels at zero.
 
-    Raises: CompressionError: a module cannot be sliced, or not so.
+    Raises: CompressionError: a module cannot be sliced in this way.
     """
     for name, sides in kept.items():
         module = _module(network, name)
@@ -104,7 +103,7 @@ def mask_channels(network: nn.Module, kept: Mapping[str, Kept]) -> None:
 
 
 class _Selection:
-    """The rows (output channels) and columns (input channels) of one module's tensors that stay; None: all."""
+    """The rows (output channels) and columns (input channels) of one module's tensors to keep; None: all."""
 
     def __init__(self, name: str, module: nn.Module, kept: Kept) -> None:
         self.name, self.module = name, module
@@ -130,7 +129,7 @@ class _Selection:
             )
 
     def _whole_groups(self, outputs: int, inputs: int) -> None:
-        """Count the groups that stay; from then on only rows are cut, for a group's columns are its own."""
+        """Set the number of groups; after this only rows are removed, since columns belong to their group."""
         stay = _groups_of(self.rows, outputs, self.groups)
         if isinstance(self.module, nn.Conv2d) and stay != _groups_of(self.columns, inputs, self.groups):
             stay = None
@@ -142,21 +141,21 @@ class _Selection:
         self.groups, self.columns = len(stay), None
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The part of a weight, bias or buffer that stays."""
+        """The remaining part of a weight, bias or buffer."""
         for dim, indices in ((0, self.rows), (1, self.columns)):
             if indices is not None and tensor.dim() > dim:
                 tensor = tensor.index_select(dim, torch.tensor(indices, device=tensor.device))
         return tensor
 
     def clear(self, tensor: Tensor, value: float) -> None:
-        """Put `value` in the place of the part that goes."""
+        """Fill the removed part with `value`."""
         for dim, indices in ((0, self.rows), (1, self.columns)):
             if indices is not None and tensor.dim() > dim:
                 gone = sorted(set(range(tensor.shape[dim])) - set(indices))
                 tensor.index_fill_(dim, torch.tensor(gone, dtype=torch.long, device=tensor.device), value)
 
     def embed(self, part: Tensor, tensor: Tensor, value: float) -> None:
-        """Fill `tensor` with `part` where it belongs and `value` elsewhere."""
+        """Write `part` into the kept part of `tensor` and `value` elsewhere."""
         ways = [
             torch.arange(size, device=tensor.device) if indices is None else torch.tensor(indices, device=tensor.device)
             for indices, size in zip((self.rows, self.columns), tensor.shape, strict=False)
@@ -165,7 +164,7 @@ class _Selection:
         tensor[torch.meshgrid(*ways, indexing="ij")] = part
 
     def resize(self) -> None:
-        """Let the module's own numbers agree with its tensors."""
+        """Update the module's size attributes."""
         module = self.module
         if isinstance(module, nn.Conv2d):
             module.out_channels = module.weight.shape[0]
@@ -193,7 +192,7 @@ def _module(network: nn.Module, name: str) -> nn.Module:
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
-    """A module's own parameters and buffers, those of its children left out."""
+    """A module's own parameters and buffers, without those of its children."""
     return {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
 
 
@@ -208,7 +207,7 @@ def _same(name: str, kept: Kept) -> Indices:
 
 
 def _groups_of(indices: Indices, size: int, groups: int) -> list[int] | None:
-    """The groups that `indices` are made of; None if one of them is torn apart."""
+    """The groups that `indices` consist of; None if a group is incomplete."""
     if indices is None:
         return list(range(groups))
     width = size // groups
