@@ -1,4 +1,4 @@
-"""How many dimensions a layer uses: effective, stable and nuclear rank of its weight, however the layer is stored."""
+"""Effective, stable and nuclear rank of a layer's weight, for plain, masked and decomposed layers."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def nuclear_rank(singular_values: ArrayLike) -> float:
 def layer_ranks(network: nn.Module) -> list[LayerRank]:
     """The ranks of every Conv2d and Linear layer, in module order.
 
-    An encoder and decoder are the one layer that they stand for, masked weights are the zeros that they compute with.
+    An encoder and decoder count as the layer that they replace, and masked weights as zeros.
 
     Args:
-        network: compressed or not, on any device; it is left as it is.
+        network: compressed or not, on any device; not modified.
     """
     if named_masks(network):
         network = bake_masks(network)

@@ -26,7 +26,7 @@ MAX_JSON_BYTES = 2**22
 RUN_AGAIN = "Run the experiment again to rewrite it."
 
 MOST_LETTERS = 60  # of a text in the name of a file
-SECONDS_BEFORE_NOTE = 3.0  # of waiting for a lock
+SECONDS_BEFORE_NOTE = 3.0  # waiting for a lock
 
 log = logging.getLogger("experiment")
 
@@ -84,7 +84,7 @@ def locked(path: Path, doing: str) -> Iterator[None]:
     """Hold a lock file inside the block.
 
     Args:
-        doing: what the holder of the lock does, for the note to others who wait long: "writes results.csv".
+        doing: what the holder of the lock does, shown to processes that wait for long: "writes results.csv".
     Raises: CannotWrite: its folder cannot be created.
     """
     lock = FileLock(make_lock_file(path))

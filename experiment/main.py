@@ -40,7 +40,7 @@ continues an interrupted run. Exit status: 0 all cells done, 1 some cells failed
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    Only ExperimentError becomes a message. Any other exception is a bug and shows its traceback.
+    Only ExperimentError becomes a message. Any other exception is a bug and is raised.
     """
     require_streams()
     options = _parser().parse_args(arguments)
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept = f"finished cells and the {last} of every running training are kept"
         say(f"interrupted: {kept}; the same command continues from here", sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `... --plan | head`: the reader has ended
+    except BrokenPipeError:  # `... --plan | head`: the reader has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE if options.plan or options.schema else EXIT_INTERRUPTED
 

@@ -45,7 +45,7 @@ def read_tensors(path: Path) -> Any:
         if (is_archive or zipfile.is_zipfile(path)) and not is_whole_archive(path):  # torch does not verify checksums
             raise Damaged(f"{path}: is damaged: its checksums do not match its content.")
         _require_small(path)
-        with warnings.catch_warnings():  # torch warns of pickles that are refused
+        with warnings.catch_warnings():  # torch warns about pickles that it refuses
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
         _require_true_sizes(content, size)

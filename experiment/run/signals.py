@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM: the first signal stops the work and saves checkpoints, a second Ctrl-C ends it at once.
 
 The handlers raise KeyboardInterrupt. Python discards exceptions that are raised in destructors and callbacks of weak
-references, and some libraries catch them, so the handlers also set a flag. Whoever reports progress calls
+references, and some libraries catch them, so the handlers also set a flag. Code that reports progress calls
 `raise_if_stopped`, which raises the exception again. Signals concern the whole process, and so does the flag.
 """
 

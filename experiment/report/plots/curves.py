@@ -1,4 +1,4 @@
-"""What plots draw in their panels: curves of labels and keep ratios, the reference line, and ticks."""
+"""The elements of plots: curves of labels and keep ratios, the reference line, and ticks."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def log_ticks(axis: Axis) -> None:
 
 
 def plain_ticks(axes: Axes, write: Callable[[float], str] = "{:g}".format) -> None:
-    """Label the ticks of the x axis with plain numbers; where labels would overlap, the rounder number stays."""
+    """Label the ticks of the x axis with plain numbers; where labels would overlap, the rounder number is kept."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     def shown(value: float, _: object) -> str:

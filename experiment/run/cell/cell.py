@@ -1,4 +1,4 @@
-"""The computation of a cell: its network is made or searched, tested before and after retraining, and stored."""
+"""The computation of a cell: make or search its network, test it before and after retraining, store it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading a state_dict into a network, in place, whoever wrote the file. Nothing in a file is executed."""
+"""Loading a state_dict into a network, in place, from any source. Nothing in a file is executed."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class FileMethods:
 
     Attributes:
         specs: one per entry of `experiments.methods`; None for an invalid entry. Unknown methods have a placeholder.
-        faults: everything that is wrong with them.
+        faults: all errors in them.
     """
 
     specs: tuple[MethodSpec | None, ...]
@@ -121,7 +121,7 @@ def _label_fault(label: str, spec: MethodSpec | None, other: str | None) -> str 
 
 
 def _code_faults(key: KeyPath, entry: MethodEntry, settings: Mapping[str, Any]) -> Iterator[Fault]:
-    """Settings that must name code and do not, including those of the schemes of a composition."""
+    """Settings that must be import paths and are not, including those of the schemes of a composition."""
     schemes = settings.get("schemes") if entry.settings is ComposeSettings else None
     for i, scheme in enumerate(schemes if isinstance(schemes, list) else []):
         name = scheme.get("name") if isinstance(scheme, Mapping) else None
