@@ -71,7 +71,7 @@ class Method(Protocol):
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Any:
         """Compute spectra, scores or statistics of the state.
 
-        Returns: whatever `plan` and `fill` need. They may cache results in it, but must not change what it means.
+        Returns: whatever `plan` and `fill` need. They may use it as a cache, but must not change its meaning.
         Raises: CompressionError: calibration data are needed and missing, or unsuitable.
         """
 
@@ -96,7 +96,7 @@ def make_method(entry: MethodEntry, settings: object) -> Method:
 
 @dataclass(frozen=True)
 class Compressed:
-    """A compressed network with its plan, its size, and what the method could not compress."""
+    """A compressed network with its plan, its size, and the parameters that the method cannot compress."""
 
     network: nn.Module
     plan: Plan
@@ -131,7 +131,7 @@ class Compressor:
             self.analysis = method.analyse(state, calibration, generator)
 
     def compress(self, keep: float, quantity: Quantity = "parameters") -> Compressed:
-        """The compressed network for one keep ratio, in eval mode; the state stays as it is.
+        """The compressed network for one keep ratio, in eval mode; the state is not modified.
 
         Raises: InfeasibleBudget, CompressionError.
         """

@@ -1,4 +1,4 @@
-"""The same share of every group's channels: how many each keeps, so that the network is the largest under a budget."""
+"""Channel counts with the same share of every group, for the largest network within a budget."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def largest_share(
     With `round_to` r, n' is the nearest multiple of r, at least r, or n itself if that is nearer or n is smaller.
 
     As rho grows, the counts grow in steps of one channel, a group's k-th at rho = (k - 1/2) / n; groups of equal n step
-    together. Of the first step that does not fit as a whole, groups take theirs one after the other as long as it fits.
-    So no group could take its part of that step in addition, and a larger budget never gives a smaller network.
+    together. If a step does not fit as a whole, groups take it one after the other as long as it fits. So no further
+    group could take this step, and a larger budget never gives a smaller network.
 
     Args:
-        alive: n, the channels that each group has left.
-        free: whether a group may lose any; one that may not keeps all that it has.
-        size: the network's size for given counts, in the budget's quantity; never falling in any count.
-        round_to: counts are multiples of this, but for groups that lose nothing.
-    Raises: InfeasibleBudget: one channel a group is already more than the budget.
+        alive: n, the remaining channels of each group.
+        free: whether a group may lose channels; otherwise it keeps all of them.
+        size: the network's size for given counts, in the budget's quantity; non-decreasing in every count.
+        round_to: counts are multiples of this, except in groups that lose nothing.
+    Raises: InfeasibleBudget: one channel per group already exceeds the budget.
     """
     ladders = [ladder(n, round_to) if may else [n] for n, may in zip(alive, free, strict=True)]
     steps = sorted(
@@ -51,12 +51,12 @@ def largest_share(
 
 
 def ladder(n: int, round_to: int) -> list[int]:
-    """The counts that a group of n channels may have, rising; the last one is n."""
+    """The counts that a group of n channels may have, increasing; the last one is n."""
     return [*range(min(round_to, n), n, round_to), n] if n else [0]
 
 
 def counts_after(ladders: Sequence[Sequence[int]], growing: Sequence[int]) -> list[int]:
-    """The counts after these groups, one after the other, have each taken a step on their ladder."""
+    """The counts after these groups have each taken one step on their ladder, in order."""
     taken = Counter(growing)
     return [rungs[taken[group]] for group, rungs in enumerate(ladders)]
 
@@ -64,19 +64,19 @@ def counts_after(ladders: Sequence[Sequence[int]], growing: Sequence[int]) -> li
 def affordable_steps(
     ladders: Sequence[Sequence[int]], growing: Sequence[int], size: Callable[[list[int]], int], budget: Budget
 ) -> int:
-    """How many of these steps, in their order, the budget allows.
+    """The number of these steps, in order, that the budget allows.
 
     Args:
         growing: the group that takes each step.
-        size: the network's size for given counts, in the budget's quantity; never falling in any count.
-    Raises: InfeasibleBudget: the smallest network is already more than the budget.
+        size: the network's size for given counts, in the budget's quantity; non-decreasing in every count.
+    Raises: InfeasibleBudget: the smallest network already exceeds the budget.
     """
     check_smallest(size(counts_after(ladders, ())), budget)
     return longest(len(growing), lambda num_steps: size(counts_after(ladders, growing[:num_steps])) <= budget.limit)
 
 
 def check_smallest(smallest: int, budget: Budget) -> None:
-    """Raises: InfeasibleBudget: the smallest network is already more than the budget."""
+    """Raises: InfeasibleBudget: the smallest network already exceeds the budget."""
     if smallest > budget.limit:
         raise InfeasibleBudget(
             limit=budget.limit, smallest=smallest, original=budget.original, quantity=budget.quantity
@@ -84,7 +84,7 @@ def check_smallest(smallest: int, budget: Budget) -> None:
 
 
 def longest(number: int, fits: Callable[[int], bool]) -> int:
-    """The largest of 0 ... number that fits, where 0 does and nothing beyond one that does not."""
+    """The largest of 0, ..., number that fits; 0 fits, and nothing beyond a number that does not."""
     known, too_many = 0, number + 1
     while too_many - known > 1:
         middle = (known + too_many) // 2

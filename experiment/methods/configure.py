@@ -73,7 +73,7 @@ def configure(method: str | MethodEntry, values: Mapping[str, object]) -> Method
 
 
 def spec_or_faults(entry: MethodEntry, values: Mapping[str, object], name: str = "") -> MethodSpec | list[SettingFault]:
-    """The spec of an entry's method, or everything that is wrong with its settings.
+    """The spec of an entry's method, or all errors in its settings.
 
     Args:
         name: the name that was looked up; it matters for import paths only.
@@ -105,7 +105,7 @@ def spec_or_faults(entry: MethodEntry, values: Mapping[str, object], name: str =
 
 
 def configure_schemes(settings: ComposeSettings) -> tuple[tuple[MethodSpec, ...], list[SettingFault]]:
-    """The methods of a composition, and what is wrong with each or, if nothing is, with their order."""
+    """The methods of a composition, and the errors in each or, if there are none, in their order."""
     if not settings.schemes:
         return (), [(("schemes",), "must not be empty. Expected the methods to apply, in order.")]
     made = [_configure_scheme(scheme) for scheme in settings.schemes]
@@ -148,7 +148,7 @@ def _order_faults(schemes: Sequence[MethodSpec]) -> Iterator[SettingFault]:
 
 
 def _why_not(scheme: MethodSpec, before: Sequence[MethodSpec], after: Sequence[MethodSpec]) -> str | None:
-    """Why a scheme cannot stand between those before and after it; None if it can."""
+    """Why a scheme cannot be applied between those before and after it; None if it can."""
     label, kind = scheme.entry.label, scheme.entry.kind
     masking = [s.entry.label for s in before if s.entry.kind == "weight"]
     compressing = [s.entry.label for s in after if s.entry.kind != QUANTIZATION]

@@ -1,9 +1,9 @@
-"""Sampling with replacement, row by row: how many draws it takes, which items they hit, and how often.
+"""Sampling with replacement, row by row: the required number of draws, the items that they hit, and how often.
 
-Of N draws from probabilities p, item i is hit at all with probability 1 - (1 - p_i)^N, and count_i / (N p_i) is 1 on
-average: weights that are multiplied by it sum up, on average, to what they summed up to before.
+N draws from probabilities p hit item i with probability 1 - (1 - p_i)^N, and count_i / (N p_i) is 1 on average, so
+multiplying weights by it preserves the expectation of their sum.
 
-Rows are independent and are worked on together. Suffixes: R = rows, C = columns (items of a row). All in float64.
+Rows are independent and processed together. Suffixes: R = rows, C = columns (items of a row). All in float64.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ MOST_DRAWS = 2.0**53  # beyond, float64 has no next integer
 def draws_for(p_RC: Tensor, wanted_R: Tensor, *, more: bool = False) -> Tensor:
     """The smallest N that hits at least `wanted` items on average, sum_i 1 - (1 - p_i)^N, for each row.
 
-    The average is concave in N, so that Newton's steps from below, rounded down to integers, never leap over the
-    answer. They begin at what equal probabilities, the most favourable ones, would need.
+    The average is concave in N, so Newton's steps from below, rounded down to integers, never overshoot. They start at
+    the number for equal probabilities, which is the smallest.
 
     Args:
         p_RC: probabilities, zero for items that are never drawn; a row sums up to 1.
@@ -53,29 +53,29 @@ def uniform_draws(possible_R: Tensor, wanted_R: Tensor) -> Tensor:
 def first_draws(p_RC: Tensor, generator: torch.Generator) -> Tensor:
     """The number of the draw, from 1, that hits each item for the first time; infinite where p is zero.
 
-    Items are hit for the first time in the order in which clocks of rates p_i ring, and while those hit so far have
-    probability P together, the wait for the next one is geometric: of k draws or more with probability P^(k-1).
-    So any number of draws costs the same, and more of them hit the same items and others.
+    Items are first hit in the order in which clocks of rates p_i ring. If those hit so far have total probability P,
+    the wait for the next one is geometric: at least k draws with probability P^(k-1). So the cost does not depend
+    on the number of draws, and more draws hit the same items and further ones.
     """
     clocks_RC = torch.empty_like(p_RC).exponential_(generator=generator) / p_RC  # infinite where p is zero
     order_RC = torch.argsort(clocks_RC, dim=1, stable=True)
     sorted_RC = p_RC.gather(1, order_RC)
     left_RC = sorted_RC.flip(1).cumsum(1).flip(1).clamp(max=1)  # 1 - P before each item's turn
-    left_RC[:, :1] = 1  # the first draw hits something
+    left_RC[:, :1] = 1  # the first draw always hits
     waits_RC = torch.empty_like(p_RC).exponential_(generator=generator) / -torch.log1p(-left_RC)
     numbers_RC = (1 + waits_RC.floor()).cumsum(1).masked_fill(sorted_RC == 0, torch.inf)
     return torch.empty_like(p_RC).scatter_(1, order_RC, numbers_RC)
 
 
 def counts_of(p_RC: Tensor, first_RC: Tensor, draws_R: Tensor, generator: torch.Generator) -> Tensor:
-    """How often N draws hit each item, given the draws that hit them first.
+    """The number of times that N draws hit each item, given the draws that hit them first.
 
     Between the first hits of items k and k + 1 (in this order) all draws repeat one of the first k. So, from the last
     item backwards, the k-th gets a binomial share, p_k / (p_1 + ... + p_k), of the repeats since its own turn that no
     later item took.
 
     Args:
-        first_RC: what `first_draws` gave.
+        first_RC: returned by `first_draws`.
         draws_R: N.
     Returns: (R, C); a row sums up to N.
     """

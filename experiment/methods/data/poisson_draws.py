@@ -1,9 +1,9 @@
-"""Sampling in continuous time: how often every item is drawn until a time N, and the factors that keep sums unbiased.
+"""Sampling in continuous time: the draws of every item until a time N, and the factors that keep sums unbiased.
 
 Item i is drawn at the rings of a clock of rate p_i, independently of the others: for the first time at E_i / p_i, E_i
-exponential, and N p_i times on average until time N. That is drawing with replacement from p, but for a total number of
-draws that is Poisson-distributed around N. An item that is there at time N is multiplied by count_i / (N p_i), and one
-that is not is zero: on average each is what it was. This holds too if N is the time at which one item too many comes.
+exponential, and N p_i times on average until time N. This equals drawing with replacement from p, except that the total
+number of draws is Poisson-distributed around N. An item drawn by time N is multiplied by count_i / (N p_i), any other
+becomes zero: the expectation of each is unchanged. This also holds if N is the time at which one item too many arrives.
 
 Source: Duffield, Lund and Thorup 2007, Priority sampling for estimation of arbitrary subset sums
 """
@@ -17,12 +17,12 @@ MANY = 1e6  # draws, of which the actual number differs from the expected one by
 
 
 def first_rings(p: Tensor, generator: torch.Generator) -> Tensor:
-    """The time at which every item comes, E_i / p_i; infinite where p is zero. On the CPU, float64."""
+    """The time at which every item is first drawn, E_i / p_i; infinite where p is zero. On the CPU, float64."""
     return torch.empty(p.shape, dtype=torch.float64).exponential_(generator=generator) / p.cpu().double()
 
 
 def factors(p: Tensor, rings: Tensor, until: Tensor, generator: torch.Generator) -> Tensor:
-    """count_i / (N p_i) at the time N, `until`, for items that are there by then: the first draw, and those since.
+    """count_i / (N p_i) at the time N, `until`, for items drawn by then, counting the first draw and later ones.
 
     All arguments have one shape.
     """

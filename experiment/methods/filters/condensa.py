@@ -1,6 +1,6 @@
 """Condensa's structured schemes: neurons of linear layers, filters of convolutions, or both in one ranking.
 
-They shrink the network physically: the bias of a removed unit, its BatchNorm and the weights that read it go too.
+Units are removed, not masked, together with their bias, their BatchNorm and the weights that read them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the low-rank methods share: the layers with their options and spectra, plans from a choice, and weights."""
+"""Common parts of the low-rank methods: layers with options and spectra, plans of chosen options, and weights."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class LowRankLayers:
         return Plan(factors, masks, dict(start.state.kept), parameters=total, details=details)
 
     def fill(self, built: nn.Module, state: State, plan: Plan) -> None:
-        """Write a state's weights into `built`, in place: truncated SVDs into factors, the rest as it is.
+        """Write a state's weights into `built`, in place: truncated SVDs into factors, all others unchanged.
 
         The spectra serve the analysed state; the weights of another one are decomposed again.
         """

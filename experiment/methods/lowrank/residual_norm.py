@@ -53,7 +53,7 @@ class Residual:
         return along_GS.square().sum(0)
 
     def _left_gram(self, rank: int, full: int) -> Tensor:
-        """D D^T, or the whole less what is kept, whichever has fewer columns to multiply."""
+        """D D^T, directly or as the whole minus the kept part, whichever multiplies fewer columns."""
         if rank > full // 2:
             D = self._parts(rank, full)
             return D @ D.mT

@@ -25,9 +25,9 @@ from experiment.methods.starting_state import Start, start_of
 class UnitMethod:
     """Masks the last units of one ranking of all layers; biases and BatchNorm are never pruned.
 
-    Of the n units of the original network's eligible layers, int(density * n) stay, whatever the keep ratio, or without
-    a density as many as the budget allows. Equal ones go by network order. A layer with a density of its own is ranked
-    by itself, and pruned first.
+    Of the n units of the original network's eligible layers, int(density * n) are kept, for any keep ratio; without a
+    density, as many as the budget allows. Ties are in network order. A layer with its own density is ranked separately
+    and pruned first.
 
     Args:
         settings: density, ignored layers, layers with a density of their own.
@@ -70,7 +70,7 @@ class UnitMethod:
         return rank_units(start, rest, self.shape, self.norm, self.align)
 
     def plan(self, analysis: UnitRanking, budget: Budget) -> Plan:
-        """Mask what the density or the budget does not keep.
+        """Mask the units that the density or the budget does not keep.
 
         Raises: InfeasibleBudget: the density leaves more than the budget, or what is never pruned exceeds it.
             CompressionError: the density keeps nothing.

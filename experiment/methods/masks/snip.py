@@ -47,7 +47,7 @@ def sensitivities(start: Start, calibration: Calibration | None) -> dict[str, Te
         parameter.requires_grad_(False)
     weights = {name: network.get_submodule(name).get_parameter("weight") for name in start.layers}
     for name, weight in weights.items():
-        weight.copy_(live_weight(start.network, start.masks, name))  # without what masked places hold
+        weight.copy_(live_weight(start.network, start.masks, name))  # without the values of masked elements
         weight.requires_grad_(True)
     sums = {name: torch.zeros_like(weight, dtype=_precise(weight)) for name, weight in weights.items()}
     predictions = 0

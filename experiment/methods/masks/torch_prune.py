@@ -1,4 +1,4 @@
-"""Masks from any class of torch.nn.utils.prune, your own included: the same share of every layer."""
+"""Masks from any class of torch.nn.utils.prune or a subclass of your own: the same share of every layer."""
 
 from __future__ import annotations
 
@@ -131,11 +131,11 @@ class TorchPrune:
             if alive.all():
                 mask: Tensor = method.compute_mask(weight, default_mask=alive.to(weight.dtype))
                 return mask
-            method._tensor_name = "weight"  # what the container asks its methods for
+            method._tensor_name = "weight"  # the attributes that the container reads
             container: Any = prune.PruningContainer(method)
             left: Tensor = container.compute_mask(weight, alive.to(weight.dtype))
             return left
-        except Exception as error:  # whatever the user's method raises
+        except Exception as error:  # any error of the user's method
             raise CompressionError(
                 f"layer '{layer}': {self.method.__name__}.compute_mask fails with amount={amount:g}, the fraction to "
                 f"remove, on a weight of shape {tuple(weight.shape)}: {type(error).__name__}: {error}"

@@ -36,7 +36,7 @@ class LayerDraws:
     alive: Tensor
 
     def wanted(self, share: float) -> Tensor:
-        """How many different weights each row wants: m = max(1, int(share C)). Returns: (R,)."""
+        """The wanted number of different weights per row: m = max(1, int(share C)). Returns: (R,)."""
         rows, columns = self.p.shape
         return torch.full((rows,), max(1, int(share * columns + 1e-9)))  # shares are rounded fractions: k / C gives k
 
@@ -78,7 +78,7 @@ class NetworkDraws:
     seed: int
 
     def cost(self, share: float, budget: Budget) -> int:
-        """What the network costs at a share, in the budget's quantity; it never falls as the share grows."""
+        """The network's cost at a share, in the budget's quantity; non-decreasing in the share."""
         costs = weight_costs(self.start, budget)
         kept = {name: int(layer.kept(share)[0].sum()) for name, layer in self.layers.items()}
         return unpruned_cost(self.start, budget) + sum(costs[name] * n for name, n in kept.items())
@@ -162,7 +162,7 @@ def _shares(worth_RC: Tensor) -> Tensor:
 
 
 def _largest_share(draws: NetworkDraws, budget: Budget) -> float:
-    """Of all shares at which a row keeps one weight more, the largest whose weights fit.
+    """Of all shares at which a row keeps one more weight, the largest whose weights fit.
 
     Raises: InfeasibleBudget: none does.
     """
