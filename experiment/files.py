@@ -163,7 +163,7 @@ def read_json(path: Path) -> Any:
 
 
 def remove_all(paths: Iterable[Path]) -> None:
-    """Remove files and whole folders; those that cannot be removed stay."""
+    """Remove files and whole folders; those that cannot be removed are left."""
     for path in paths:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

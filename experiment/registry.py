@@ -101,7 +101,7 @@ def resolve(target: str) -> object:
         raise ConfigError(
             f"cannot import '{module_name}' for '{target}': {error}. Is it installed, or in the working directory?"
         ) from error
-    except Exception as error:  # whatever the user's module does when it is imported
+    except Exception as error:  # any error of the user's module
         raise ConfigError(f"'{module_name}' of '{target}' fails on import: {type(error).__name__}: {error}.") from error
     if attribute not in vars(module):
         raise ConfigError(f"module '{module_name}' has no '{attribute}'.{suggestion(attribute, vars(module))}")

@@ -16,7 +16,7 @@ Found = Iterator[tuple[KeyPath, str]]
 def inconsistencies(values: Mapping[str, Any]) -> Found:
     """Settings that contradict each other, each with the key to blame.
 
-    A setting that is invalid by itself is ignored, so that no error hides another.
+    Settings that are invalid on their own are ignored, so that no error hides another.
 
     Args:
         values: plain values of a whole file, retraining merged with training.

@@ -214,7 +214,7 @@ def read_factors(layer: nn.Module, folding: int = 0) -> tuple[Tensor, Tensor]:
 def balance(layer: nn.Module, folding: int = 0) -> None:
     """Split the singular values of the slices' products equally between encoder and decoder, in place.
 
-    The product stays the same. Of all factors with this product, these have the smallest norm.
+    The product does not change. Of all factors with this product, these have the smallest norm.
     """
     U_GRJ, V_GJN = read_factors(layer, folding)
     Q_GRJ, left_GJJ = torch.linalg.qr(U_GRJ)

@@ -106,7 +106,7 @@ def recalibrate(compressed: nn.Module, dense: DenseMoments, kept: Mapping[str, K
     Args:
         compressed: a network with the module names of the dense network.
         dense: of the network that was compressed, with its weights and statistics.
-        kept: module name -> the channels that stay, as in the plan.
+        kept: module name -> the remaining channels, as in the plan.
     Raises: CompressionError: values in the compressed network are NaN or infinite.
     """
 

@@ -26,7 +26,7 @@ class Unreached:
         name: dotted name; '' if the network itself is the layer.
         kind: the class of the module, or `Parameter`.
         parameters: elements, including biases and submodules.
-        reason: why it is not compressed, if the kind does not tell.
+        reason: why it is not compressed, if the kind does not explain it.
     """
 
     name: str

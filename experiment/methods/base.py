@@ -71,7 +71,7 @@ class Method(Protocol):
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Any:
         """Compute spectra, scores or statistics of the state.
 
-        Returns: whatever `plan` and `fill` need. They may use it as a cache, but must not change its meaning.
+        Returns: the data that `plan` and `fill` need. They may use it as a cache, but must not change its meaning.
         Raises: CompressionError: calibration data are needed and missing, or unsuitable.
         """
 

@@ -27,7 +27,7 @@ class Quantize:
 
     Source: Joseph et al. 2020, Condensa, https://arxiv.org/abs/1911.02497 (float16 of a layer's weight and bias);
     Jacob et al. 2018, https://arxiv.org/abs/1712.05877 (int8).
-    Differs: int8 is symmetric with one scale per output channel, and activations stay in float32;
+    Differs: int8 is symmetric with one scale per output channel, and activations are float32;
     `experiment.quantize_int8` quantizes the activations of a finished network.
     """
 

@@ -100,7 +100,7 @@ class DensitySettings:
 
     Attributes:
         density: share of the units of all layers of the original network to keep, in (0, 1]: int(density * number) of
-            them, whatever the keep ratio. Default: as many as the keep ratio allows.
+            them, for any keep ratio. Default: as many as the keep ratio allows.
         ignore: name patterns (fnmatch) of layers that are not pruned and do not count.
         layers: name pattern (fnmatch) -> {density: ...}, for layers with a density of their own; the others share
             `density`. Two patterns may not match the same layer.

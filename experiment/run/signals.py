@@ -24,7 +24,7 @@ _stopped = threading.Event()
 
 @contextmanager
 def stopping_cleanly() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM (which batch systems send) raise KeyboardInterrupt once. Ignored ones stay ignored.
+    """Inside, SIGINT and SIGTERM (which batch systems send) raise KeyboardInterrupt once. Ignored signals stay ignored.
 
     A second SIGINT ends this process and its workers at once. A second SIGTERM is ignored: some programs send it to
     the process and to its group, which must not interrupt the saving.

@@ -149,7 +149,7 @@ class LabelledPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if op.name == "_to_copy":
             given, named, func = given[:1], {}, torch.ops.aten.clone.default
         if written and storage_key(written[0]) in self._follower.fixed:
-            return  # a buffer that stores its input; it stays fixed
+            return  # a buffer that stores its input; it remains fixed
         if written:
             self._own(written[0])
             given = (self._labels(written[0]), *given[1:3])  # the summands have one label all the same

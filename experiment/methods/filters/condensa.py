@@ -23,7 +23,7 @@ Kinds = tuple[type[nn.Module], ...]
 
 
 def neuron_prune(settings: StructurePruneSettings) -> FilterMethod:
-    """The int(density * number) neurons of highest score in one ranking of all linear layers stay.
+    """Keeps the int(density * number) neurons of highest score in one ranking of all linear layers.
 
     The score is a norm of the neuron's row of weights (`criteria`), not normalised for its length. Layers that compute
     the network's output are exempt. Where sums tie layers together, a channel is several rows: its score is their mean,
@@ -98,7 +98,7 @@ class _CountUnits:
             kinds = " or ".join("neurons" if kind is nn.Linear else "filters" for kind in self.kinds)
             raise CompressionError(
                 f"{self.label}: no layer of this network has {kinds} that can be removed. Those that compute the "
-                "network's output, and those that `ignore` names, stay."
+                "network's output, and those that `ignore` matches, are kept."
             )
         return free
 

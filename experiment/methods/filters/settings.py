@@ -18,8 +18,8 @@ class FilterSettings:
         fold: what is added to the biases of the layers that read a removed channel, or to the running means of the
             BatchNorms behind them: `constant`, its output with a zero filter (bias, BatchNorm shift);
             `mean`, its mean on the calibration data; `none`, nothing.
-        ignore: name patterns (fnmatch) of layers whose filters are all kept. Those that compute the network's output are
-            always kept.
+        ignore: name patterns (fnmatch) of layers whose filters are kept. Those that compute the network's output always
+            are.
         round_to: channel counts are multiples of this, at least 1; many devices are faster with 8 or 16.
         refit: fit the layers that read removed channels, layer after layer, to what the network before compression
             computes on the calibration data; with `fold: mean`, their biases too.

@@ -67,7 +67,7 @@ class LowRankLayers:
         return found
 
     def choose(self, budget: Budget, rule: Callable[[list[Integers], int], list[int]]) -> list[int] | None:
-        """The index of every layer's option within a budget; None if the state fits the budget as it is.
+        """The index of every layer's option within a budget; None if the unchanged state fits the budget.
 
         Args:
             rule: from the costs of every layer's options and a limit on their sum to the indices.

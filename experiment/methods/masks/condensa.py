@@ -112,10 +112,10 @@ class UnitMethod:
 
 
 def prune(settings: PruneSettings) -> UnitMethod:
-    """Global magnitude pruning: of the |w| of all eligible layers, the int(density * number) largest stay.
+    """Global magnitude pruning: keeps the int(density * number) largest |w| of all eligible layers.
 
     Source: Joseph et al. 2020, https://arxiv.org/abs/1911.02497
-    Differs: exactly that number stays, equal ones in network order; a threshold keeps all that equal it.
+    Differs: keeps exactly that number, ties in network order; a threshold would keep all ties.
     """
     return UnitMethod(settings, "Prune", UnitShape(), lambda units: units[:, 0])
 

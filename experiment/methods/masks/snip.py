@@ -20,7 +20,7 @@ GIVE_TARGETS = "Pass them: compress(..., data=(inputs, targets)), or a loader of
 
 
 def snip(settings: NoSettings) -> WeightMethod:
-    """The weights of largest connection sensitivity |w dL/dw| in the whole network stay; L is the mean cross entropy.
+    """Keeps the weights of largest connection sensitivity |w dL/dw| in the whole network; L is the mean cross entropy.
 
     dL/dw is the mean gradient over the calibration data, in eval mode, so that gradients of opposite sign cancel.
 

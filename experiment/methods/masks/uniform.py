@@ -48,7 +48,7 @@ class LayerDraws:
         return draws_R
 
     def kept(self, share: float) -> tuple[Tensor, Tensor]:
-        """Which weights stay, (R, C), and after how many draws, (R,); infinite where a row is exact.
+        """Which weights are kept, (R, C), and after how many draws, (R,); infinite where a row is exact.
 
         A row is exact if it has no more live weights than it wants, or if all weights of non-zero probability are hit.
         """
@@ -86,11 +86,10 @@ class NetworkDraws:
 
 @dataclass(frozen=True)
 class SampledWeights:
-    """Of every filter's C weights about max(1, rho C) stay, drawn with replacement and reweighted by count / (N p).
+    """Keeps about max(1, rho C) of every filter's C weights, drawn with replacement and reweighted by count / (N p).
 
-    N is the smallest number of draws that hit this many different weights on average; those that are hit stay. On
-    average the filter therefore computes what it did before. A filter that sampling would not shrink stays exact. rho
-    is the largest share whose weights fit; a larger rho repeats the same draws and adds more.
+    N is the smallest number of draws that hit this many different weights on average; those that are hit are kept. The
+    expectation of the filter is unchanged. A filter that sampling would not shrink remains exact. rho is the largest share whose weights fit; a larger rho repeats the same draws and adds more.
 
     Source: Achlioptas et al. 2013, Near-optimal Entrywise Sampling for Data Matrices, https://arxiv.org/abs/1311.4643;
     as baselines of pruning in Baykal et al. 2019, https://arxiv.org/abs/1910.05422.

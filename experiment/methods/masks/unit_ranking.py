@@ -96,7 +96,7 @@ class UnitRanking:
         return unpruned_cost(self.start, budget, self.layers) + self._cost(counts, budget)
 
     def masks(self, counts: Sequence[int]) -> dict[str, Tensor]:
-        """Layer name -> which of its weights stay, in the shape of the weight in `Start.network`."""
+        """Layer name -> which of its weights are kept, in the shape of the weight in `Start.network`."""
         found = {}
         for name, ranked, count in zip(self.layers, self.ranked, counts, strict=True):
             alive = alive_weights(self.start, name)

@@ -131,9 +131,9 @@ def plan_masked(start: Start, masks: Mapping[str, Tensor], scales: Mapping[str, 
     """The plan that keeps these weights; without masks, the plan that changes nothing.
 
     Args:
-        masks: layer name -> which of its weights stay, in the shape of the weight in `Start.network`; none that the
+        masks: layer name -> which of its weights are kept, in the shape of the weight in `Start.network`; none that the
             state masks.
-        scales: layer name -> factors for the weights that stay, in the same shape.
+        scales: layer name -> factors for the kept weights, in the same shape.
     """
     original = {}
     for name, mask in masks.items():

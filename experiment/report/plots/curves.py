@@ -51,7 +51,7 @@ def draw_keep_ratios(
 ) -> dict[float, Any]:
     """Draw the mean of column `y`, times `unit`, against column `x`: one line per keep ratio.
 
-    Returns: keep ratio -> line; NaN stands for cells without a keep ratio.
+    Returns: keep ratio -> line; NaN for cells without a keep ratio.
     """
     lines: dict[float, Any] = {}
     for keep, curve in rows.groupby("keep_target", dropna=False):

@@ -74,7 +74,7 @@ def compute_task(work: bytes, contexts: bytes, driver: Driver, mailbox: Any) -> 
 
 @lru_cache(maxsize=1)
 def _prepared(contexts: bytes, driver: Driver) -> Callable[[Work, ReportEvent], bool]:
-    """Prepare this process once. Data stay loaded for the next pieces of work."""
+    """Prepare this process once. Data remain loaded for later work."""
     try:
         os.chdir(driver.folder)
     except OSError as error:
