@@ -89,7 +89,8 @@ class SampledWeights:
     """Keeps about max(1, rho C) of every filter's C weights, drawn with replacement and reweighted by count / (N p).
 
     N is the smallest number of draws that hit this many different weights on average; those that are hit are kept. The
-    expectation of the filter is unchanged. A filter that sampling would not shrink remains exact. rho is the largest share whose weights fit; a larger rho repeats the same draws and adds more.
+    expectation of the filter is unchanged. A filter that sampling would not shrink remains exact. rho is the
+    largest share whose weights fit; a larger rho repeats the same draws and adds more.
 
     Source: Achlioptas et al. 2013, Near-optimal Entrywise Sampling for Data Matrices, https://arxiv.org/abs/1311.4643;
     as baselines of pruning in Baykal et al. 2019, https://arxiv.org/abs/1910.05422.

@@ -76,7 +76,7 @@ class ChainCompression:
         if result["status"] == "done":
             self._previous, self.previous_failure = cell, None
         elif result["status"] == "failed":
-            why = f"the previous cell of the cascade failed ({result.get('error')}), and it starts from there."
+            why = f"the previous cell of the cascade failed ({result.get('error')})."
             self.previous_failure = Inherited(why, cell.key)
 
     def _compress(self, cell: Cell) -> tuple[Compressor, Compressed]:
