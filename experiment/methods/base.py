@@ -30,7 +30,7 @@ class Budget:
     """The size limit of a compressed network.
 
     Attributes:
-        quantity: what is limited, parameters or multiply-adds; masked weights do not count.
+        quantity: the limited quantity, parameters or multiply-adds, without masked weights.
         limit: the largest value for the whole network.
         original: the value of the uncompressed network.
     """

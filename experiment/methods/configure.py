@@ -18,7 +18,7 @@ from experiment.methods import METHODS, TORCHPRUNE_NAMES
 from experiment.methods.settings import ComposeSettings, Scheme
 from experiment.registry import MethodEntry, is_import_path, resolve, suggestion
 
-SettingFault = tuple[KeyPath, str]  # the path in a method's settings, and what is wrong there
+SettingFault = tuple[KeyPath, str]  # the path in a method's settings, and the error there
 QUANTIZATION = "quantization"  # the kind of methods that change no plan except for the bits of its weights
 UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")  # pydantic's error types
 

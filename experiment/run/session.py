@@ -223,7 +223,7 @@ def _num_workers(options: Options, resources: Sequence[Resources], machine: Mach
 
 
 def _describe(plan: ExperimentPlan, store: Store, workers: int | None = 1, *, environment: bool = False) -> None:
-    """Write the parameters of an experiment, what is known about its data and, if it is missing, its environment.
+    """Write the parameters of an experiment, the facts about its data and, if it is missing, its environment.
 
     Args:
         environment: whether the environment is written in any case.

@@ -79,7 +79,7 @@ class SampledPFP:
     """Channels drawn with replacement until each group has as many different ones as PFP keeps.
 
     The columns that read a channel are multiplied by count_c / (N p_c), where N is the time at which the first channel
-    that is not kept is drawn. On average, layers then compute what they did before.
+    that is not kept is drawn. This preserves the expected outputs of layers.
 
     Source: Liebenwein et al. 2020, https://arxiv.org/abs/1911.07412. Differs: as for PFP; the number of channels is
     exact and the number of draws random (theirs draws a fixed number, which hits a random number of channels).

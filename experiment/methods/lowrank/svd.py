@@ -40,7 +40,7 @@ class ThresholdAnalysis:
 
     Attributes:
         thresholds: what the common threshold is compared with; non-increasing.
-        errors: what is reported as relative error.
+        errors: reported as relative error.
     """
 
     base: LowRankLayers

@@ -179,7 +179,7 @@ class CellSearch:
             )
         if diverged := [sample.error for sample in samples if sample.status == "diverged"]:
             raise TrainingDiverged(f"all feasible samples of the search diverged. The last: {diverged[-1]}")
-        return f"none of {len(samples)} networks can be that small. The last: {samples[-1].error} Or increase samples."
+        return f"none of {len(samples)} keep ratios is feasible. The last: {samples[-1].error} Or increase samples."
 
 
 def _read_samples(path: Path) -> list[SearchSample]:

@@ -59,7 +59,7 @@ def look_up_methods(methods: object) -> FileMethods:
 
 
 def _look_up(key: KeyPath, ref: Mapping[str, Any]) -> tuple[MethodSpec | None, str, list[Fault]]:
-    """The method of one entry, its label (empty if unknown), and what is wrong with it."""
+    """The method of one entry, its label (empty if unknown), and its errors."""
     name, given = ref["name"], ref.get("label")
     try:
         entry = find_method(name)
