@@ -33,7 +33,7 @@ class Residual:
             self._inner = every_RN.mT @ every_RN
 
     def squares(self, rank: int) -> Tensor:
-        """For every j the sum over g of <v, column j of L_g S_g>^2; v is the first left vector of the residual at `rank`.
+        """For every j the sum over g of <v, column j of L_g S_g>^2; v: first left vector of the residual at `rank`.
 
         Summed over j >= rank: ||residual||_2^2. Over j >= i: ||v^T residual at rank i||^2, a lower bound of its norm.
 
