@@ -109,7 +109,7 @@ class Inherited(ExperimentError):
     """A cell cannot be computed because another one failed, or cannot be used.
 
     Args:
-        cause: the key of the other cell. Once it is no longer failed, this cell is computed again.
+        cause: the key of the other cell. Once it has not failed, this cell is computed again.
     """
 
     def __init__(self, text: str, cause: str) -> None:
@@ -152,7 +152,7 @@ def shortened(text: str, most: int = MOST_OF_A_VALUE) -> str:
 
 
 def described(value: object) -> str:
-    """A value in an error: numbers and shortened texts, and the type of anything else, whose repr may be anything."""
+    """A value in an error: numbers and shortened texts, and only the type of anything else, whose repr is unbounded."""
     if value is None or type(value) in (bool, float) or (type(value) is int and value.bit_length() <= 128):
         return str(value)
     if type(value) is str:
@@ -166,7 +166,7 @@ def first_line(error: Exception) -> str:
 
 
 def raised_at(error: BaseException) -> str:
-    """` (file:line)` of the innermost code of the user: neither of this nor of an installed package; else empty."""
+    """` (file:line)` of the innermost user code, in neither this nor an installed package; else empty."""
     ours = os.path.dirname(__file__)
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "site-packages" not in frame.filename and not frame.filename.startswith(ours)]

@@ -26,7 +26,7 @@ MAX_JSON_BYTES = 2**22
 RUN_AGAIN = "Run the experiment again to rewrite it."
 
 MOST_LETTERS = 60  # of a text in the name of a file
-SECONDS_BEFORE_NOTE = 3.0  # of waiting for a lock
+SECONDS_BEFORE_NOTE = 3.0  # waiting for a lock
 
 log = logging.getLogger("experiment")
 
@@ -84,7 +84,7 @@ def locked(path: Path, doing: str) -> Iterator[None]:
     """Hold a lock file inside the block.
 
     Args:
-        doing: what the holder of the lock does, for the note to others who wait long: "writes results.csv".
+        doing: what the holder of the lock does, shown to processes that wait for long: "writes results.csv".
     Raises: CannotWrite: its folder cannot be created.
     """
     lock = FileLock(make_lock_file(path))
@@ -163,7 +163,7 @@ def read_json(path: Path) -> Any:
 
 
 def remove_all(paths: Iterable[Path]) -> None:
-    """Remove files and whole folders; those that cannot be removed stay."""
+    """Remove files and whole folders; those that cannot be removed are left."""
     for path in paths:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

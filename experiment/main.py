@@ -40,7 +40,7 @@ continues an interrupted run. Exit status: 0 all cells done, 1 some cells failed
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    Only ExperimentError becomes a message. Any other exception is a bug and shows its traceback.
+    Only ExperimentError becomes a message. Any other exception is a bug and is raised.
     """
     require_streams()
     options = _parser().parse_args(arguments)
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept = f"finished cells and the {last} of every running training are kept"
         say(f"interrupted: {kept}; the same command continues from here", sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `... --plan | head`: the reader has ended
+    except BrokenPipeError:  # `... --plan | head`: the reader has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE if options.plan or options.schema else EXIT_INTERRUPTED
 
@@ -110,10 +110,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="override a setting: training.numEpochs=2",
     )
-    add("--results", type=Path, metavar="DIR", help="folder of results (default: data/results)")
-    add("--data", type=Path, metavar="DIR", help="folder of datasets (default: data/datasets)")
+    add("--results", type=Path, metavar="DIR", help="results folder (default: data/results)")
+    add("--data", type=Path, metavar="DIR", help="dataset folder (default: data/datasets)")
     add("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)")
-    add("-j", dest="jobs", type=int, metavar="N", help="number of worker processes (default: what cores or GPUs allow)")
+    add(
+        "-j",
+        dest="jobs",
+        type=int,
+        metavar="N",
+        help="number of worker processes (default: as many as cores or GPUs allow)",
+    )
     add("-i", dest="share", type=int, metavar="K", help="with -j N: run share K (0 to N-1) of N, for job arrays")
     add("--executor", choices=("serial", "processes", "ray"), help="where cells run (default: processes if N > 1)")
     add("--retry-failed", action="store_true", help="run failed cells again")

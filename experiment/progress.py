@@ -1,4 +1,4 @@
-"""Progress of long work: the code that computes counts its steps, and the caller decides how they are shown.
+"""Progress of long computations, which count their steps; the caller decides how to show them.
 
 for layer in progress(layers, "singular values"):
     ...

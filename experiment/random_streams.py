@@ -1,4 +1,4 @@
-"""Random streams: every seed is a hash of what the random numbers are used for.
+"""Random streams: every seed is a hash of the purpose of its random numbers.
 
 No global seed is changed, so results do not depend on the order of cells, on workers or on interruptions.
 """

@@ -1,4 +1,4 @@
-"""How a name in a parameter file becomes an object: dictionaries of lazy entries, and import paths of the user's own.
+"""How a name in a parameter file becomes an object: dictionaries of lazy entries, and import paths of user code.
 
 The dictionaries themselves (`METHODS`, `NETWORKS`, `DATASETS`) live in their packages' `__init__`, without torch:
 an entry names where its code is, and only `resolve` imports it.
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from experiment.errors import ConfigError
 from experiment.user_code import find_own_code
 
-NAMES_CODE = "names code"  # in the metadata of a field of settings whose business it is to hold an import path
+NAMES_CODE = "names code"  # in the metadata of a settings field that holds an import path
 
 
 class InputShape(tuple[int, ...]):
@@ -35,7 +35,7 @@ class InputShape(tuple[int, ...]):
 class NetworkEntry:
     """A network: `target` is a factory `(input_shape, output_size, **settings) -> nn.Module`.
 
-    `version` rises whenever the network made from the same settings changes; it enters the keys of results.
+    `version` enters the keys of results; raise it when the network made from the same settings changes.
     """
 
     name: str
@@ -48,8 +48,8 @@ class DatasetEntry:
     """A dataset: `target` is a loader (see `experiment.datasets`).
 
     `num_classes`, `input_shape` (channels, height, width) and `num_train` (images of the training part, before the
-    validation part is taken from it) are None where only the user's files tell. `files` is a function that lists what a
-    part is read from (see `experiment.datasets.file_stamp`), empty where the content cannot change.
+    validation part is taken from it) are None if the user's files set them. `files` is a function that lists what a
+    part is read from (see `experiment.datasets.file_stamp`), empty if the content cannot change.
     """
 
     name: str
@@ -101,7 +101,7 @@ def resolve(target: str) -> object:
         raise ConfigError(
             f"cannot import '{module_name}' for '{target}': {error}. Is it installed, or in the working directory?"
         ) from error
-    except Exception as error:  # whatever the user's module does when it is imported
+    except Exception as error:  # any error of the user's module
         raise ConfigError(f"'{module_name}' of '{target}' fails on import: {type(error).__name__}: {error}.") from error
     if attribute not in vars(module):
         raise ConfigError(f"module '{module_name}' has no '{attribute}'.{suggestion(attribute, vars(module))}")
@@ -127,6 +127,6 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def no_such_argument(name: str, argument: str, known: Sequence[str]) -> str:
-    """What is wrong with an argument that `name` does not take, in one sentence, and which ones it takes."""
+    """An error about an argument that `name` does not take, with the ones that it takes."""
     takes = f"takes {', '.join(known)}" if known else "takes no arguments"
     return f"{name} has no such argument.{suggestion(argument, known)} It {takes}."

@@ -45,7 +45,7 @@ def read_tensors(path: Path) -> Any:
         if (is_archive or zipfile.is_zipfile(path)) and not is_whole_archive(path):  # torch does not verify checksums
             raise Damaged(f"{path}: is damaged: its checksums do not match its content.")
         _require_small(path)
-        with warnings.catch_warnings():  # torch warns of pickles that are refused
+        with warnings.catch_warnings():  # torch warns about pickles that it refuses
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
         _require_true_sizes(content, size)
@@ -79,7 +79,7 @@ def tensors_in(content: object) -> Iterator[Tensor]:
 
 def _reason(path: Path, error: Exception) -> str:
     reason = shortened(one_line(str(error).strip().partition("\n")[0]) or type(error).__name__)
-    return f"{path}: is not a file of weights, is damaged, or contains more than plain data ({reason})."
+    return f"{path}: is not a weights file, is damaged, or contains more than plain data ({reason})."
 
 
 def _require_small(path: Path) -> None:
@@ -97,7 +97,7 @@ def _require_small(path: Path) -> None:
         for _ in range(pickles_in_it):
             for opcode, argument, _place in pickletools.genops(pickled):
                 if isinstance(argument, str) and opcode.name != "BINUNICODE" and "bytearray" in argument:
-                    raise ValueError("a bytearray, which no file of weights has")
+                    raise ValueError("a bytearray, which weights never contain")
 
 
 def _require_true_sizes(content: object, size: int) -> None:

@@ -32,39 +32,39 @@ from experiment.training.settings import Precision, TrainSettings
 if TYPE_CHECKING:
     import pandas as pd
 
-COMPARED = 256  # samples that identify the data of a checkpoint
+COMPARED = 256  # samples that identify a checkpoint's data
 CALIBRATION = 256  # validation images for methods that look at data
 Pair = tuple[Callable[[nn.Module], nn.Module], Callable[[nn.Module], nn.Module]]
 
 
 class LC:
-    """Learning and compression in turn: the weights of a trained network are drawn to compressed ones.
+    """Alternate learning and compression steps, which pull a trained network's weights towards compressed ones.
 
         lc = LC(net, "WT", keep=0.05, train=train_set, valid=valid_set, optimizer_kwargs={"lr": 0.01, "momentum": 0.9})
-        small = lc.run()          # the compressed network of smallest validation loss; `net` is unchanged
+        small = lc.run()          # the compressed network with the smallest validation loss; `net` is unchanged
         lc.statistics             # one row per step
         save_network(lc.result, "small.pt")
 
     Args:
         network: the trained network.
         scheme: label of a method, or a pair of functions: compress(module) -> compressed module, and
-            decompress(compressed) -> module with the layers of the network under their names. Both are given copies
+            decompress(compressed) -> module with the layers of the network under their names. Both receive copies
             and must be deterministic.
         train, valid: datasets (with len and indexing) of (input, class number), or pairs of tensors (inputs, targets);
-            the second one chooses the best network. Random transforms draw from torch's generators.
-        keep, budget, settings: of a method, as for `compress`.
+            `valid` selects the best network. Random transforms draw from torch's generators.
+        keep, budget, settings: as in `compress`.
         steps, iterations, iterations_first, mu_init, mu_multiplier, mu_cap, lr_decay, lr_milestones, lr_end: as in the
             block `lc` of parameter files.
-        batch_size, optimizer, optimizer_kwargs, loss, loss_kwargs, precision: of the L-steps.
+        batch_size, optimizer, optimizer_kwargs, loss, loss_kwargs, precision: training settings of the L-steps.
         device: cpu or cuda.
-        seed: of all random draws.
-        checkpoint: file that is written after every step. The same call continues from it: with the same settings,
-            network, data (256 samples are compared) and compression.
+        seed: seed of all random numbers.
+        checkpoint: file written after every step. The same call continues from it: with the same settings,
+            network, data (256 samples are compared) and method.
         progress: whether `run` shows a progress bar, on a terminal and in notebooks.
 
     Raises:
         ConfigError: unknown method, or wrong settings.
-        DataError: too few samples, or a class that the network does not have.
+        DataError: too few samples, or a target that is not a class of the network.
     """
 
     def __init__(
@@ -127,14 +127,14 @@ class LC:
         )  # fmt: skip
 
     def run(self) -> nn.Module:
-        """Make the steps that are left.
+        """Run the remaining steps.
 
-        Returns: the compressed network of smallest validation loss, in eval mode.
+        Returns: the compressed network with the smallest validation loss, in eval mode.
 
         Raises:
             TrainingDiverged: loss or weights became NaN or infinite.
             CompressionError: the compression failed (InfeasibleBudget: it cannot reach the size).
-            StoreError: the file `checkpoint` belongs to something else.
+            StoreError: the checkpoint belongs to another run.
         """
         with showing(bars(self._show_progress)):
             return self._optimizer.run().network
@@ -149,9 +149,7 @@ class LC:
             raise CompressionError("there is no result yet. Call run() first.")
         compressed = self._optimizer.best.compressed
         if compressed is None:
-            raise CompressionError(
-                "your functions compressed the network: only run() returns it, since it has no plan."
-            )
+            raise CompressionError("there is no result for a pair of functions. Use the network that run() returns.")
         return result_of(self._label, self._original, compressed)
 
     @property
@@ -180,10 +178,10 @@ def _projection(
     example: Tensor,
     seed: int,
 ) -> tuple[Projection, tuple[object, ...]]:
-    """The compression, and what identifies it."""
+    """The compression, and the values that identify it."""
     if not isinstance(scheme, str):
         if keep is not None or settings:
-            raise ConfigError("keep and settings: have no effect on a pair of functions. Remove them.")
+            raise ConfigError("keep and settings: have no effect with a pair of functions. Remove them.")
         shrink, restore = scheme
         return FunctionProjection(shrink, restore), ()
     spec = configure(scheme, settings)
@@ -245,7 +243,7 @@ def _check_targets(samples: Mapping[str, Batch], network: nn.Module, training: T
 
 
 def _results_of(project: Projection, network: nn.Module) -> tuple[str, ...]:
-    """What identifies a pair of functions, whose code is unknown: their results."""
+    """The identity of a pair of functions, given by their results since their code is unknown."""
     if not isinstance(project, FunctionProjection):
         return ()
     first = project(network)

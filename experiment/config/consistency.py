@@ -16,7 +16,7 @@ Found = Iterator[tuple[KeyPath, str]]
 def inconsistencies(values: Mapping[str, Any]) -> Found:
     """Settings that contradict each other, each with the key to blame.
 
-    A setting that is invalid by itself is ignored, so that no error hides another.
+    Settings that are invalid on their own are ignored, so that no error hides another.
 
     Args:
         values: plain values of a whole file, retraining merged with training.
@@ -40,7 +40,7 @@ def inconsistencies(values: Mapping[str, Any]) -> Found:
 
 
 def _epoch_to_rewind_to(values: Mapping[str, Any], mode: str, rewind: str) -> Found:
-    """Weights of the reference's training are needed to rewind to, and for the tickets of a random control."""
+    """Rewinding, and the tickets of a random control, need weights from the reference's training."""
     start, trained = _whole(values, "retraining", "startEpoch") or 0, _whole(values, "training", "numEpochs")
     goes_back = mode != "train" and (rewind == "weights" or (rewind == "random" and mode.startswith("cascade")))
     last = _whole(values, "retraining", "numEpochs")

@@ -1,4 +1,4 @@
-"""Limits on the size of a grid, checked before it is made: a typo in a number costs neither time nor memory."""
+"""Limits on the size of a grid, checked before it is expanded, so that a typo in a number costs no time or memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_ENTRIES = {("customizations",): 1_000, ("experiments", "methods"): 1_000}
 
 
 def lists_too_long(root: Node) -> Iterator[tuple[KeyPath, str]]:
-    """Lists whose entries are too many to be checked one by one."""
+    """Lists with too many entries to check."""
     for path, most in MOST_ENTRIES.items():
         node = find(root, path)
         if node is not None and isinstance(node.value, list) and len(node.value) > most:

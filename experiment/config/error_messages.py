@@ -43,7 +43,7 @@ _NAME_OR_MAPPING = ("dataset", "datasetTest", "methods")
 def problems(errors: list[ErrorDetails], root: Node) -> Iterator[Problem]:
     """Each error as a problem of the file.
 
-    Skips errors about values that were refused while reading, and about missing keys that are present but misspelt.
+    Skips errors about values that were rejected while reading, and about missing keys that are present but misspelt.
     """
     located = [(_path(error, root), error) for error in errors]
     misspelt = {(*path[:-1], suggested_key(path)) for path, error in located if error["type"] == "extra_forbidden"}
@@ -62,7 +62,7 @@ def problems(errors: list[ErrorDetails], root: Node) -> Iterator[Problem]:
 
 
 def expectation(error: ErrorDetails) -> str:
-    """What was expected of a value and what came, in one sentence."""
+    """The expected and the actual value, in one sentence."""
     context, got = error.get("ctx", {}), error["input"]
     if error["type"] == CONFLICT:
         return error["msg"]

@@ -42,12 +42,12 @@ class Interval(Block):
 
 
 class Harmonic(Block):
-    """Keep ratios that fall like a power of 1/i."""
+    """Keep ratios that decrease as a power of 1/i."""
 
     type: Literal["harmonic"]
     """Spacing of the keep ratios."""
     num_intervals: Annotated[Number, Field(gt=0)]
-    """Number of steps until the keep ratio is 0.5. Need not be whole."""
+    """Number of steps until the keep ratio is 0.5. May be fractional."""
     min_val: Keep
     """Approximate smallest keep ratio: the last one may lie just below."""
 
@@ -68,7 +68,7 @@ class Harmonic(Block):
 
 
 class Manual(Block):
-    """Keep ratios one by one."""
+    """A list of keep ratios."""
 
     type: Literal["manual"]
     """Spacing of the keep ratios."""
@@ -93,7 +93,7 @@ def ratio_conflicts(blocks: Sequence[Interval | Harmonic | Manual], falling: boo
         return
     for i, block in enumerate(blocks):
         for ratio in block.ratios():
-            shown = f"{ratio:.6g}"  # as in the names of results: two ratios that look alike there are one
+            shown = f"{ratio:.6g}"  # as shown in results: ratios that look the same there are equal
             what = ""
             if not 0 < ratio <= 1:
                 what = f"gives a keep ratio outside (0, 1]: {ratio}."
@@ -138,7 +138,7 @@ def harmonic(num_to_half: float, smallest: float) -> list[float]:
     """r_i = (i + 1)^(-a) for i = 1, ..., max(1, floor(smallest^(-1/a))), with a = ln 2 / ln(1 + num_to_half).
 
     Args:
-        num_to_half: number of steps until the ratio is 0.5; need not be whole.
+        num_to_half: number of steps until the ratio is 0.5; may be fractional.
     """
     a = math.log(2) / math.log1p(num_to_half)
     count = max(1, int(smallest ** (-1 / a)))

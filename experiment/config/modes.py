@@ -24,7 +24,7 @@ def base_mode(experiments: Experiments) -> str:
 
 
 def rewinding(experiments: Experiments) -> Rewinding:
-    """Which weights are retrained: `rewind` if it is set, else as the mode says.
+    """Which weights are retrained: `rewind` if it is set, else as the mode determines.
 
     weights: those of the reference network at the start of epoch retraining.startEpoch; random: new random weights;
     none: those left by the compression.

@@ -22,9 +22,9 @@ def description(path: KeyPath) -> str:
 
 
 def unknown_key(parent: KeyPath, key: str) -> str:
-    """The error about a key that does not exist in its block: what may be meant, or which keys exist."""
+    """The error about a key that does not exist in its block: a suggestion, or the keys that exist."""
     known = _known(parent)
-    if key in known:  # of another block that may stand here
+    if key in known:  # of another block that is allowed here
         return "does not apply to this type. Remove it."
     if near := suggestion(key, known):
         return f"unknown key.{near}"
@@ -54,7 +54,7 @@ def _homes() -> dict[str, list[str]]:
 
 
 def _keys_at(path: KeyPath) -> list[dict[str, FieldInfo]]:
-    """The keys of every block that the value at a path may be; a list is searched through to its items."""
+    """The keys of every block that the value at a path may be; for a list, of its items."""
     blocks: list[type[Block]] = [Parameters]
     for key in path:
         if isinstance(key, str):

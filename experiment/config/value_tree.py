@@ -13,7 +13,7 @@ KeyPath = tuple["str | int", ...]
 
 MAX_NODES = 100_000  # a file that aliases or includes expand beyond this is a mistake or an attack
 
-# A key whose value decides the meaning of a mapping beside it: Adam's arguments are not merged into SGD's.
+# Key whose value determines the meaning of a neighboring mapping: Adam's arguments are not merged into SGD's.
 CHOSEN_BY = {"optimizerKwargs": "optimizer", "lossKwargs": "loss", "settings": "name"}
 
 
@@ -33,7 +33,7 @@ class Node:
 
     Attributes:
         bare: the text of an unquoted scalar, else None.
-        broken: the value was refused while reading: no further errors are reported about it.
+        broken: the value was rejected while reading: no further errors are reported about it.
     """
 
     value: Scalar | dict[str, Node] | list[Node]

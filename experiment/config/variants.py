@@ -107,7 +107,7 @@ def _clashes(customs: Sequence[Customized], overridden: Sequence[KeyPath]) -> It
 
 
 def changed_for_all(base: Mapping[str, Any], variant: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
-    """What a variant changes although it must be the same for all variants, so that their curves are comparable."""
+    """Changes of settings that must be the same in all variants, so that their curves are comparable."""
     before, after = ({k: _key_of_all(k, v) for k in _SAME} for v in (base, variant))
     for key in _SAME:
         if before[key] != after[key]:

@@ -19,7 +19,7 @@ from experiment.escaping import unfit
 
 MAX_DEPTH = 100
 MAX_BYTES = 4_000_000
-MAX_SHOWN = 40  # characters of a file that is no parameter file, in an error message
+MAX_SHOWN = 40  # characters in an error message about a file that is not a parameter file
 NO_TEXT = "Use printable text without control characters."
 
 _NULL = {"", "~", "null", "Null", "NULL"}
@@ -125,7 +125,7 @@ class _Loader(yaml.BaseLoader):
 
 
 class _Converter:
-    """Converts PyYAML's nodes to ours, in which aliases are expanded."""
+    """Converts PyYAML's nodes to value trees, with aliases expanded."""
 
     def __init__(self, shown: str, problems: list[Problem]) -> None:
         self.shown, self.problems = shown, problems

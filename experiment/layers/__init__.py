@@ -1,1 +1,1 @@
-"""What compressed networks are made of: plans, masks, factors and channels."""
+"""The parts of compressed networks: plans, masks, factors and channels."""

@@ -1,4 +1,4 @@
-"""Which layers of a network can be compressed, and on which grids they compute."""
+"""The layers of a network that can be compressed, and their grids."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ PLAIN_FORWARDS = {kind.forward for kind in WEIGHT_LAYERS}
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """A convolution or linear layer as one forward pass of one sample uses it.
+    """A convolution or linear layer, with its use in the forward pass of one sample.
 
     Attributes:
-        name: dotted module name (the first one, where a module has several).
+        name: dotted module name (the first one, if it has several).
         kind: `conv` or `linear`.
         out_features, in_features: f and c; kernel: (k1, k2), (1, 1) for a linear layer.
         groups: of the layer itself; only layers with 1 are compressible.
         positions: output positions per sample, summed over the calls of one forward pass.
         input_positions: input positions per sample, likewise.
-        calls: how often one forward pass uses the layer.
+        calls: number of calls per forward pass.
         input_grids, output_grids: (height, width) of every call. A linear layer on n positions has (n, 1). The grids of
             n images that the network folds into the batch (frames, tiles) stack up to one of (n * height, width).
     """
@@ -67,11 +67,11 @@ def trace_layers(
 ) -> dict[str, LayerInfo]:
     """Every layer of these kinds that a forward pass of `example` calls, grouped ones included, in module order.
 
-    A convolution of one or three dimensions, or a transposed one, has one kernel axis and one grid axis; a transposed
-    one has its inputs as positions, so that a weight takes part in one multiply-add per position.
+    A convolution of one or three dimensions, or a transposed one, has one kernel axis and one grid axis; the
+    positions of a transposed one are its inputs, so that there is one multiply-add per weight and position.
 
     Args:
-        network: its modes, weights and buffers stay as they are.
+        network: not modified.
         example: an input batch of any size; grids are those of one sample.
         kinds: Conv2d and linear layers, or `WEIGHT_LAYERS`, which has every convolution.
     """
@@ -95,7 +95,7 @@ def compressible_layers(network: nn.Module, example: Tensor) -> dict[str, LayerI
 
 
 def maskable_layers(network: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
-    """The layers whose single weights may be masked: as `compressible_layers`, and grouped and other convolutions."""
+    """The layers whose weights may be masked: `compressible_layers` and grouped, transposed, 1d and 3d convolutions."""
     return _with_own_weights(network, trace_layers(network, example, WEIGHT_LAYERS))
 
 
@@ -118,7 +118,7 @@ def _with_own_weights(network: nn.Module, layers: Mapping[str, LayerInfo]) -> di
 
 
 def _grids(call: Call, batch_size: int) -> tuple[Grid, Grid]:
-    """Input and output grid of one sample, whichever dimensions the network has folded into the batch."""
+    """Input and output grid of one sample, without dimensions that the network folds into the batch."""
     layer, x, y = call.module, call.input, call.output
     if isinstance(layer, OTHER_CONVOLUTIONS):
         before = (x.numel() // layer.in_channels // batch_size, 1)

@@ -28,7 +28,7 @@ MOST_OF_FACTORS = 16  # times the layer's weight; far above any useful rank, it 
 class FactoredLayer(nn.Sequential):
     """An encoder and a decoder, with the attributes of the layer that they replace.
 
-    A forward pass may read `weight`, `bias` and the numbers that the layer was made with, besides calling it. The
+    A forward pass may also read `weight`, `bias` and the layer's size attributes. The
     parameters, and their names in the state_dict, are those of `encoder` and `decoder` alone.
     """
 
@@ -65,7 +65,7 @@ class FactoredLinear(FactoredLayer):
 
 
 class FactoredConv2d(FactoredLayer):
-    """Two convolutions that replace an `nn.Conv2d`; one of them has its kernel, stride and padding along each axis."""
+    """Two convolutions that replace an `nn.Conv2d`; along each axis one of them has its kernel, stride and padding."""
 
     __jit_unused_properties__ = (*FactoredLayer.__jit_unused_properties__, "in_channels", "out_channels")
 
@@ -85,7 +85,7 @@ class FactoredConv2d(FactoredLayer):
 
 
 def split_kernel(kernel: tuple[int, int], folding: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The kernels of encoder and decoder: an axis belongs to one of them, the other has 1 there."""
+    """The kernels of encoder and decoder: each axis belongs to one of them, and the other has size 1."""
     (height, width), (own_height, own_width) = kernel, ENCODER_AXES[folding]
     encoder = (height if own_height else 1, width if own_width else 1)
     return encoder, (height // encoder[0], width // encoder[1])
@@ -214,7 +214,7 @@ def read_factors(layer: nn.Module, folding: int = 0) -> tuple[Tensor, Tensor]:
 def balance(layer: nn.Module, folding: int = 0) -> None:
     """Split the singular values of the slices' products equally between encoder and decoder, in place.
 
-    The product stays the same. Of all factors with this product, these have the smallest norm.
+    The product does not change. Of all factors with this product, these have the smallest norm.
     """
     U_GRJ, V_GJN = read_factors(layer, folding)
     Q_GRJ, left_GJJ = torch.linalg.qr(U_GRJ)

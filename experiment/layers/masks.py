@@ -90,7 +90,7 @@ def stored(module: nn.Module, name: str) -> nn.Parameter:
 
 
 def write_parameter(module: nn.Module, name: str, value: Tensor) -> None:
-    """Write into a module's parameter, in place; masked places become zero."""
+    """Write into a module's parameter, in place; masked elements become zero."""
     link = _masks_of(module).get(name)
     with torch.no_grad():
         stored(module, name).copy_(value if link is None else value * link.mask.to(value.device))

@@ -1,4 +1,4 @@
-"""What a method decided, as plain data: enough to rebuild the compressed structure from the original network.
+"""The decisions of a method, as plain data from which the compressed structure can be rebuilt.
 
 A plan always refers to the *original* architecture, also in a cascade. It contains no code: `network.pt` stores it as
 plain values, and `experiment.layers.build` makes the structure from it without knowing the method.
@@ -52,7 +52,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class Kept:
-    """The indices of a module's output and input channels that stay, in order; None where all do."""
+    """The output and input channels of a module to keep, in order; None for all."""
 
     out: Side = None
     inputs: Side = None
@@ -60,18 +60,18 @@ class Kept:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which weights, channels and ranks stay.
+    """The weights, channels and ranks to keep.
 
     Attributes:
         factors: layer name -> its decomposition.
-        masks: parameter name -> bool tensor of its shape, True where the weight stays. The parameter is one of the
+        masks: parameter name -> bool tensor of its shape, True for weights to keep. The parameter is one of the
             original network or of a layer's factors (`conv1.encoder.weight`).
-        kept: module name -> the channels that stay.
+        kept: module name -> the channels to keep.
         parameters: number of elements of the whole compressed network, as planned.
         details: layer name -> values to report (rank, relative_error, ...); not stored.
         biases: undecomposed layers that gain a bias.
         scales: parameter name -> factors for its weights when they are written, in the original network's shape; not
-            stored, and not applied to other weights than the analysed ones.
+            stored, and applied only to the analysed weights.
         stages: the plans of several methods applied in sequence; needed to write weights, not stored.
         skipped: modules that are replaced by the identity.
         quantized: layer name -> float16, bfloat16 or int8, to which its weights, or those of its factors, are rounded.
@@ -105,7 +105,7 @@ class Plan:
     def from_data(data: Mapping[str, object] | PlanData, original: nn.Module) -> Plan:
         """Read a stored plan. Its masks are all True, and take no memory, until a state_dict fills them.
 
-        Raises: ValueError: the values are not those of a plan. CompressionError: they are those of another network's.
+        Raises: ValueError: the values are not those of a plan. CompressionError: they belong to another network's plan.
         """
         data = PlanData.model_validate(data)
         parameters = dict(original.named_parameters(remove_duplicate=False))
@@ -130,7 +130,7 @@ class Plan:
         return factor in ("encoder", "decoder") and layer in self.factors
 
     def keeping_biases(self, state: State) -> Plan:
-        """The plan, with the biases that the state's layers have gained and the plan keeps as layers."""
+        """The plan, with biases that the state's layers have gained and that the plan does not decompose."""
         blocks = tuple(f"{name}." for name in self.skipped)
         biases = tuple(n for n in state.biases if n not in self.factors and not f"{n}.".startswith(blocks))
         return self if biases == self.biases else replace(self, biases=biases)
@@ -174,7 +174,7 @@ class PlanData(BaseModel):
 
 
 def first_fault(error: ValidationError) -> str:
-    """Where in plain values the first fault is, and what was expected; not the value, which may be anything."""
+    """The location of the first error in plain values and what was expected there, without the value."""
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(shortened(str(part), 60) for part in fault["loc"] if part != "[key]")
     return f"{place}: {fault['msg']}" if place else fault["msg"]

@@ -21,7 +21,7 @@ from experiment.layers.grouped_linear import GroupedLinear
 FLOATS: Mapping[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 DTYPES = (*FLOATS, "int8")
 LEVELS = 127  # of int8, to either side of zero
-_CUT_BITS = 7  # of a scale's mantissa: what is left, times a code of 7 bits, is exact in float32
+_CUT_BITS = 7  # of a scale's mantissa: the rest times a code of 7 bits is exact in float32
 _SMALLEST = torch.finfo(torch.float32).tiny
 
 Codes = tuple[Tensor, Tensor | None]

@@ -117,14 +117,14 @@ def recalibrate(compressed: nn.Module, dense: DenseMoments, kept: Mapping[str, K
         mean_C, var_C = _batch_moments(call)
         change_C = (var_C + norm.eps) / (d.var + norm.eps)
         norm.get_buffer("running_mean").copy_(d.running_mean + (mean_C - d.mean))
-        # eps on both sides: a channel that was constant in training has a variance of 0, which no factor could change
+        # eps on both sides: a factor could not change the variance 0 of a channel that was constant in training
         norm.get_buffer("running_var").copy_(((d.running_var + norm.eps) * change_C - norm.eps).clamp_min(0))
 
     _pass(compressed, dense.inputs, correct)
 
 
 def _pass(network: nn.Module, inputs: Tensor, before: Callable[[Call], None]) -> None:
-    """One forward pass in eval mode, in which `before` sees the input of each BatchNorm before that computes."""
+    """One forward pass in eval mode, in which `before` receives the input of each BatchNorm before it computes."""
     norms = {n: m for n, m in network.named_modules() if isinstance(m, Norm) and m.running_mean is not None}
     observed_pass(network, norms, inputs, before=before, keeping_buffers=False)
 

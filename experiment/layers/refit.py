@@ -29,7 +29,7 @@ from experiment.layers.masks import stored, write_parameter
 from experiment.layers.plan import Kept
 from experiment.layers.sampled_patches import draw_places, input_patches, num_positions, outputs_at
 
-PLACES = 4096  # at least, where there are as many
+PLACES = 4096  # at least, if available
 PLACES_AN_UNKNOWN = 4
 RIDGE = 1e-3  # of the mean square of h
 RIDGE_OF_FEW = 0.05  # of it, times unknowns per place: few images overfit
@@ -47,7 +47,7 @@ def refit(
     folded: Mapping[str, Folded] | None = None,
     intercepts: bool = False,
 ) -> None:
-    """Fit the decoders of decomposed layers and the weights of whole ones, in place.
+    """Fit the decoders of decomposed layers and the weights of other layers, in place.
 
     Layers that are used more than once in a forward pass, or on other samples than in the dense network, stay.
 
@@ -106,7 +106,7 @@ def _fit(call: Call, target: _Target, folded: Folded | None, intercept: bool) ->
     H_NP = input_patches(h, layer, target.shape, target.places).flatten(0, 1)
     if not torch.isfinite(H_NP).all():
         raise CompressionError(
-            f"layer '{call.name}': once compressed, its values on the calibration data are NaN or infinite. Are the "
+            f"layer '{call.name}': its inputs in the compressed network are NaN or infinite. Are the calibration "
             f"data finite, and transformed like the training data?"
         )
     H_NP, left_FP, U_FN = _single(H_NP), _single(target.Y_FP), _single(weight.flatten(1))

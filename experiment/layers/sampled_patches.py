@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 
 def draw_places(num_positions: int, most: int, generator: torch.Generator) -> Tensor:
-    """At most `most` of the positions, without replacement, in rising order: (P,), on the CPU."""
+    """At most `most` of the positions, without replacement, in increasing order: (P,), on the CPU."""
     if num_positions <= most:
         return torch.arange(num_positions)
     return torch.randperm(num_positions, generator=generator)[:most].sort().values

@@ -34,7 +34,7 @@ def sharing_statistics(network: nn.Module) -> Iterator[None]:
 
 
 def shared_form(layer: _BatchNorm) -> _BatchNorm:
-    """The layer with the same tensors that shares its statistics: torch's own on a GPU, which has none for the CPU."""
+    """A layer with the same tensors and shared statistics: SyncBatchNorm on a GPU, which does not support CPUs."""
     tensors = [*layer.parameters(), *layer.buffers()]
     make = nn.SyncBatchNorm if tensors and tensors[0].is_cuda else SharedBatchNorm
     shared = make(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)

@@ -39,7 +39,7 @@ def load_pruned_state(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Mod
     try:
         loaded.load_state_dict(plain)
     except RuntimeError as error:
-        raise CompressionError(f"the state_dict is not of this network: {error}") from error
+        raise CompressionError(f"the state_dict does not fit this network: {error}") from error
     parameters = dict(loaded.named_parameters(remove_duplicate=False))
     strange = [name for name in masks if name not in parameters]
     if strange:
@@ -49,7 +49,7 @@ def load_pruned_state(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Mod
 
 
 def pruned_state(network: nn.Module) -> dict[str, Tensor]:
-    """A network's state_dict as torch.nn.utils.prune names it: `weight_orig` and `weight_mask` of masked parameters.
+    """The state_dict that torch.nn.utils.prune would give: `weight_orig` and `weight_mask` for masked parameters.
 
     A network that is pruned in the same places (with `prune.custom_from_mask`, for example) can load it.
     """

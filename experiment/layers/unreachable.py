@@ -65,7 +65,7 @@ def unreached(
             owner = _owner(name, modules, called, found)
             if owner in found or (owner != name and parameter in counted):
                 continue
-            if owner == name and _is_container(module):  # a bare parameter of the user's own module
+            if owner == name and _is_container(module):  # a parameter of a user-defined module
                 full = f"{name}.{key}" if name else key
                 found[full] = Unreached(full, "Parameter", parameter.numel())
                 counted.add(parameter)

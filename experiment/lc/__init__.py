@@ -1,1 +1,1 @@
-"""The L-C optimizer: learning and compression in turn."""
+"""The L-C optimizer: alternating learning and compression steps."""

@@ -1,7 +1,7 @@
 """The search for the smallest keep ratio within a loss of accuracy.
 
 Bisection of the keep ratio, in logarithms: accuracy falls as less is kept, so the keep ratios within the loss are an
-interval. Ten networks find its end between 0.001 and 1 up to 1.4 %.
+interval. Ten networks locate its end between 0.001 and 1 to within 1.4 %.
 
 Source: Joseph et al. 2019, https://arxiv.org/abs/1911.02497. Differs: bisection instead of Bayesian optimization.
 """
@@ -19,7 +19,7 @@ ROUNDING = 1e-9  # far below one image, far above the error of 0.9 - 0.005
 
 @dataclass(frozen=True)
 class KeepSample:
-    """A keep ratio that was tried; `top1` is None if no network can be that small."""
+    """A keep ratio that was tried; `top1` is None if it is infeasible."""
 
     keep: float
     top1: float | None
@@ -48,17 +48,17 @@ def search_keep(
     smallest: float = 1e-3,
     precision: float = 0.01,
 ) -> KeepSearchResult:
-    """Find the smallest keep ratio whose network is within a loss of accuracy.
+    """Find the smallest keep ratio whose loss of accuracy is at most `accuracy_loss`.
 
-        found = search_keep(top1, reference=0.992)
-        found.keep
+    >>> search_keep(lambda keep: 0.99 if keep >= 0.2 else 0.9, reference=0.992).keep
+    0.2007864378
 
     Args:
-        top1: makes the network of a keep ratio and returns its accuracy, a fraction, on validation data; raises
-            InfeasibleBudget if a network cannot be that small.
+        top1: compresses a network to a keep ratio and returns its validation accuracy, a fraction; raises
+            InfeasibleBudget if no network is that small.
         reference: accuracy of the uncompressed network on the same data.
         accuracy_loss: maximum loss of accuracy, a fraction.
-        samples: maximum number of networks.
+        samples: maximum number of keep ratios to try.
         smallest: smallest keep ratio to try.
         precision: relative precision of the keep ratio at which the search ends.
     Returns: the keep ratio, and all samples.
@@ -90,7 +90,7 @@ def _sample(top1: Callable[[float], float], keep: float, reference: float, accur
     except InfeasibleBudget:
         return KeepSample(keep, None, False)
     try:
-        accuracy = float(returned)  # also of numpy or torch
+        accuracy = float(returned)  # also from numpy or torch
     except (TypeError, ValueError):
         accuracy = math.inf
     if accuracy > 1:  # NaN: training diverged

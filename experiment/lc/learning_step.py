@@ -1,4 +1,4 @@
-"""The L-step: a training counted in minibatches, which stops and continues anywhere in an epoch."""
+"""The L-step: training for a number of minibatches, which may stop and resume anywhere in an epoch."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class MinibatchTraining:
     """Trains a network in place on consecutive minibatches, with a new optimizer for each L-step.
 
     Each epoch draws data order and augmentation from (stream, epoch), as in a `TrainingLoop`. Dropout draws from
-    (stream, first minibatch of the L-step). A training that continues between two L-steps ends with the same weights.
+    (stream, first minibatch of the L-step). Training resumed between two L-steps ends with the same weights.
 
     Args:
-        settings: those that all L-steps share.
-        done: number of minibatches that are already done.
+        settings: shared by all L-steps.
+        done: number of minibatches already processed.
         teacher: the trained network for `settings.distillation`.
     Raises: DataError: there are too few images.
     """

@@ -47,14 +47,14 @@ class LCOptimizer:
     Args:
         network: the trained network, on the device to compute on; copied, not modified.
         project: the compression.
-        train, valid: images to learn from, and to choose the best compressed network by; never the test part.
+        train, valid: training images, and images that select the best compressed network; never the test part.
         settings: of the optimizer.
         training: optimizer, batch size, loss, precision, penalties and distillation of the L-steps, with `network` as
             teacher; number of epochs and schedulers are ignored.
         example: a batch of one input.
         stream: of data order, augmentation and dropout.
         checkpoint: file to continue from, written after every step.
-        about: anything else that identifies the optimization of the checkpoint.
+        about: further values that identify the checkpoint.
         replaces: whether a checkpoint that is damaged or of another optimization is renamed and replaced.
     """
 
@@ -87,11 +87,11 @@ class LCOptimizer:
 
     @property
     def records(self) -> list[LCRecord]:
-        """The steps until now, including those before an interruption."""
+        """The steps so far, including those before an interruption."""
         return self._state.records
 
     def steps(self) -> Iterator[LCRecord]:
-        """Make the steps that are left; yields the record of each.
+        """Run the remaining steps; yields the record of each.
 
         Raises:
             TrainingDiverged: loss or weights became NaN or infinite.
@@ -112,16 +112,16 @@ class LCOptimizer:
             yield record
 
     def run(self) -> Projected:
-        """Make all steps that are left; returns the best compressed network."""
+        """Run all remaining steps; returns the best compressed network."""
         for _ in self.steps():
             pass
         return self.best
 
     @property
     def best(self) -> Projected:
-        """The compressed network of smallest validation loss.
+        """The compressed network with the smallest validation loss.
 
-        Raises: TrainingDiverged: the loss of every one is NaN.
+        Raises: TrainingDiverged: the loss of every network is NaN.
         """
         if self._state.best_weights is None:
             raise TrainingDiverged("the validation loss of every compressed network is NaN. Try a smaller muInit.")

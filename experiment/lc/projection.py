@@ -44,7 +44,7 @@ class MethodProjection:
     Args:
         example: a batch of one input.
         original: count of the uncompressed network.
-        stream: of the random draws of the method, which are the same in each call.
+        stream: random stream of the method; every call draws the same numbers.
     """
 
     method: Method
@@ -69,11 +69,12 @@ class MethodProjection:
 
 @dataclass(frozen=True)
 class FunctionProjection:
-    """A pair of functions of the user.
+    """A user-defined pair of functions.
 
     Args:
         shrink: module -> compressed module; may modify its argument, a copy.
-        restore: compressed module -> module with the layers of the original under their names; likewise.
+        restore: compressed module -> module with the original's layers under their names; may modify its
+            argument, too.
     """
 
     shrink: Callable[[nn.Module], nn.Module]
@@ -113,8 +114,7 @@ def weights_of(dense: nn.Module, like: dict[str, nn.Parameter]) -> dict[str, Ten
         if not isinstance(other, Tensor) or other.shape != weight.shape:
             came = "none" if not isinstance(other, Tensor) else f"one of shape {tuple(other.shape)}"
             raise CompressionError(
-                f"decompress must give layer '{name}' a weight of shape {tuple(weight.shape)}, as in the network. "
-                f"Got {came}."
+                f"decompress must return layer '{name}' with a weight of shape {tuple(weight.shape)}. Got {came}."
             )
         found[name] = other.detach().to(weight).clone()
     return found

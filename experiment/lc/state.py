@@ -22,7 +22,7 @@ class LCRecord:
         loss, top1: of w on the augmented training batches of the L-step.
         valid_loss, valid_top1, valid_top5: of the compressed network on the validation part.
         distance, relative_distance: ||w - Delta(theta)|| over all constrained weights, and divided by ||w||.
-        images: number of training images used in this step.
+        images: number of training images processed in this step.
         seconds: of the whole step.
     """
 
@@ -44,11 +44,11 @@ class LCRecord:
 
 @dataclasses.dataclass
 class LCState:
-    """What the next step starts from, beside the weights w.
+    """The state from which the next step starts, except the weights w.
 
     Attributes:
-        theta: layer name -> Delta(theta), the weight to which w is drawn; without layers that the compression did not
-            change.
+        theta: layer name -> Delta(theta), the weight towards which w is pulled; layers that the compression did
+            not change are omitted.
         multipliers: layer name -> lambda, of the layers in theta.
         mu: of the next step.
         best_loss, best_weights: the smallest validation loss, and the state_dict whose compression has it.

@@ -38,7 +38,7 @@ def minimise_maximum(errors: Sequence[Floats], costs: Sequence[Integers], limit:
     for layer, increase in zip(steps.layer[taken:].tolist(), steps.increase[taken:].tolist(), strict=True):
         if stuck[layer]:
             continue
-        if increase > slack:  # this layer stays; others may still improve
+        if increase > slack:  # this layer is unchanged; others may still improve
             stuck[layer] = True
         else:
             slack -= increase

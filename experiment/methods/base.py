@@ -30,7 +30,7 @@ class Budget:
     """The size limit of a compressed network.
 
     Attributes:
-        quantity: what is limited, parameters or multiply-adds; masked weights do not count.
+        quantity: the limited quantity, parameters or multiply-adds, without masked weights.
         limit: the largest value for the whole network.
         original: the value of the uncompressed network.
     """
@@ -71,7 +71,7 @@ class Method(Protocol):
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Any:
         """Compute spectra, scores or statistics of the state.
 
-        Returns: whatever `plan` and `fill` need. They may cache results in it, but must not change what it means.
+        Returns: the data that `plan` and `fill` need. They may use it as a cache, but must not change its meaning.
         Raises: CompressionError: calibration data are needed and missing, or unsuitable.
         """
 
@@ -96,7 +96,7 @@ def make_method(entry: MethodEntry, settings: object) -> Method:
 
 @dataclass(frozen=True)
 class Compressed:
-    """A compressed network with its plan, its size, and what the method could not compress."""
+    """A compressed network with its plan, its size, and the parameters that the method cannot compress."""
 
     network: nn.Module
     plan: Plan
@@ -131,11 +131,11 @@ class Compressor:
             self.analysis = method.analyse(state, calibration, generator)
 
     def compress(self, keep: float, quantity: Quantity = "parameters") -> Compressed:
-        """The compressed network for one keep ratio, in eval mode; the state stays as it is.
+        """The compressed network for one keep ratio, in eval mode; the state is not modified.
 
         Raises: InfeasibleBudget, CompressionError.
         """
-        with working(f"{self._name}: choosing what stays"):
+        with working(f"{self._name}: choosing what to keep"):
             plan = self.plan(keep, quantity)
         with working(f"{self._name}: building"):
             network = self.instantiate(plan)

@@ -51,12 +51,12 @@ def largest_share(
 
 
 def ladder(n: int, round_to: int) -> list[int]:
-    """The counts that a group of n channels may have, rising; the last one is n."""
+    """The counts that a group of n channels may have, increasing; the last one is n."""
     return [*range(min(round_to, n), n, round_to), n] if n else [0]
 
 
 def counts_after(ladders: Sequence[Sequence[int]], growing: Sequence[int]) -> list[int]:
-    """The counts after these groups, one after the other, have each taken a step on their ladder."""
+    """The counts after these groups have each taken one step on their ladder, in order."""
     taken = Counter(growing)
     return [rungs[taken[group]] for group, rungs in enumerate(ladders)]
 
@@ -64,7 +64,7 @@ def counts_after(ladders: Sequence[Sequence[int]], growing: Sequence[int]) -> li
 def affordable_steps(
     ladders: Sequence[Sequence[int]], growing: Sequence[int], size: Callable[[list[int]], int], budget: Budget
 ) -> int:
-    """How many of these steps, in their order, the budget allows.
+    """The number of these steps, in order, that the budget allows.
 
     Args:
         growing: the group that takes each step.

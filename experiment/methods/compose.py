@@ -1,8 +1,8 @@
-"""Several methods in sequence: each analyses, and plans from, what the previous one leaves.
+"""Several methods in sequence: each analyses the result of the previous one and plans from it.
 
-A plan is relative to the original architecture and a state carries the remaining support, so the last scheme's plan
-contains the decisions of all schemes: masks and channels only shrink from one to the next. A quantizing scheme adds
-dtypes to that plan, whatever it is.
+A plan is relative to the original architecture, and a state contains the remaining weights and channels, so the last
+scheme's plan contains the decisions of all schemes: masks and channels only shrink from one to the next. A quantizing
+scheme adds dtypes to any plan.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Finisher(Protocol):
     """A method that can extend the plan of any other method, such as quantization."""
 
     def finish(self, plan: Plan, network: nn.Module) -> Plan:
-        """The plan with what this method adds; `network` is the original one."""
+        """The plan extended by this method; `network` is the original one."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class AppliedScheme:
 
 
 class ComposeAnalysis:
-    """The schemes applied as far as they do not depend on the budget, and a cache of those of the latest plan.
+    """The applied schemes that do not depend on the budget, and a cache of those of the latest plan.
 
     Attributes:
         done: the schemes before the one that takes the budget; all of them if none does.
@@ -87,7 +87,7 @@ class ComposeAnalysis:
         return again
 
     def analyses(self) -> list[Any]:
-        """The analyses of the schemes, as far as there are any."""
+        """The analyses of the schemes that have one."""
         waiting = [] if self.waiting is None else [self.waiting[1]]
         return [applied.analysis for applied in (*self.done, *self._latest)] + waiting
 
@@ -121,7 +121,7 @@ class Compose:
         return ComposeAnalysis(self, state, calibration, generator)
 
     def plan(self, analysis: ComposeAnalysis, budget: Budget) -> Plan:
-        """The last scheme's plan, with what the finisher adds and, for `fill`, the plans of all schemes.
+        """The last scheme's plan, extended by the finisher and, for `fill`, with the plans of all schemes.
 
         Raises: InfeasibleBudget: the scheme that takes the budget cannot meet it, or fixed sizes exceed it.
         """
@@ -147,7 +147,7 @@ class Compose:
 
 
 def compose(settings: ComposeSettings) -> Compose:
-    """Several methods in sequence, each applied to what the previous one leaves.
+    """Several methods in sequence, each applied to the result of the previous one.
 
     At most one of them takes the keep ratio; the others need settings that fix their size.
 
@@ -168,7 +168,7 @@ def compose(settings: ComposeSettings) -> Compose:
 
 
 def _state_after(scheme: AppliedScheme, start: State) -> State:
-    """What a scheme leaves, as a state of the original architecture."""
+    """The result of a scheme, as a state of the original architecture."""
     built = build(scheme.state.network, scheme.plan)
     scheme.method.fill(built, scheme.state, scheme.analysis, scheme.plan)
     left = expand(built.eval(), start.network, scheme.plan, start.example)

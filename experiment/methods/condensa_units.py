@@ -1,4 +1,4 @@
-"""What Condensa's schemes share, whether they mask weights or remove filters: norms of units and aligned counts."""
+"""Common parts of Condensa's schemes that mask weights or remove filters: norms of units and aligned counts."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ CRITERIA: Mapping[str, Norm] = {
 
 
 def aligned(count: int, left: int, align: int) -> int:
-    """A count rounded down to a multiple of `align`, but never from something to nothing; at most `left`."""
+    """A count rounded down to a multiple of `align`, but a positive count never to 0; at most `left`."""
     return count // align * align or (min(align, left) if count else 0)

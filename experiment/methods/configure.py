@@ -18,7 +18,7 @@ from experiment.methods import METHODS, TORCHPRUNE_NAMES
 from experiment.methods.settings import ComposeSettings, Scheme
 from experiment.registry import MethodEntry, is_import_path, resolve, suggestion
 
-SettingFault = tuple[KeyPath, str]  # the path in a method's settings, and what is wrong there
+SettingFault = tuple[KeyPath, str]  # the path in a method's settings, and the error there
 QUANTIZATION = "quantization"  # the kind of methods that change no plan except for the bits of its weights
 UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")  # pydantic's error types
 
@@ -75,7 +75,7 @@ def configure(method: str | MethodEntry, values: Mapping[str, object]) -> Method
 
 
 def spec_or_faults(entry: MethodEntry, values: Mapping[str, object], name: str = "") -> MethodSpec | list[SettingFault]:
-    """The spec of an entry's method, or everything that is wrong with its settings.
+    """The spec of an entry's method, or all errors in its settings.
 
     Args:
         name: the name that was looked up; it matters for import paths only.
@@ -107,7 +107,7 @@ def spec_or_faults(entry: MethodEntry, values: Mapping[str, object], name: str =
 
 
 def configure_schemes(settings: ComposeSettings) -> tuple[tuple[MethodSpec, ...], list[SettingFault]]:
-    """The methods of a composition, and what is wrong with each or, if nothing is, with their order."""
+    """The methods of a composition, and the errors in each or, if there are none, in their order."""
     if not settings.schemes:
         return (), [(("schemes",), "must not be empty. Expected the methods to apply, in order.")]
     made = [_configure_scheme(scheme) for scheme in settings.schemes]
@@ -150,7 +150,7 @@ def _order_faults(schemes: Sequence[MethodSpec]) -> Iterator[SettingFault]:
 
 
 def _why_not(scheme: MethodSpec, before: Sequence[MethodSpec], after: Sequence[MethodSpec]) -> str | None:
-    """Why a scheme cannot stand between those before and after it; None if it can."""
+    """Why a scheme cannot be applied between those before and after it; None if it can."""
     label, kind = scheme.entry.label, scheme.entry.kind
     masking = [s.entry.label for s in before if s.entry.kind == "weight"]
     compressing = [s.entry.label for s in after if s.entry.kind != QUANTIZATION]
@@ -164,7 +164,9 @@ def _why_not(scheme: MethodSpec, before: Sequence[MethodSpec], after: Sequence[M
             "neurons before it instead, or leave out one of the two."
         )
     if scheme.entry.target == METHODS["Blocks"].target and compressing:
-        return f"{label} cannot be followed by {compressing[0]}, which cannot leave out blocks. Put {label} last."
+        return (
+            f"{label} cannot be followed by {compressing[0]}, which does not support removed blocks. Put {label} last."
+        )
     return None
 
 

@@ -1,4 +1,4 @@
-"""Which parameters a method can compress, derived from its analysis, and what is reported about the others."""
+"""The parameters that a method can compress, derived from its analysis, and the report about the others."""
 
 from __future__ import annotations
 

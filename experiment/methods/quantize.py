@@ -1,4 +1,4 @@
-"""Quantization as a method: all weights stay, in fewer bits."""
+"""Quantization as a method: all weights are kept in fewer bits."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ WHOLE = "float32"  # the dtype of layers that are not quantized, in tables
 class Quantize:
     """Weights rounded to float16, bfloat16 or int8 whenever they are used; training updates float32 master weights.
 
-    Nothing is removed, so the keep ratio has no effect. Masks and removed channels of the state stay as they are.
+    Nothing is removed, so the keep ratio has no effect. Masks and removed channels of the state are unchanged.
 
     Source: Joseph et al. 2020, Condensa, https://arxiv.org/abs/1911.02497 (float16 of a layer's weight and bias);
     Jacob et al. 2018, https://arxiv.org/abs/1712.05877 (int8).
-    Differs: int8 is symmetric with one scale per output channel, and activations stay in float32;
+    Differs: int8 is symmetric with one scale per output channel, and activations are float32;
     `experiment.quantize_int8` quantizes the activations of a finished network.
     """
 

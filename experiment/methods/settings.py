@@ -1,6 +1,6 @@
 """Settings that belong to no family of methods, or to several (Condensa's schemes); without torch.
 
-The settings of a family lie beside its methods: `lowrank/settings.py`, `masks/settings.py`, `filters/settings.py`. They
+Families have their own settings: `lowrank/settings.py`, `masks/settings.py`, `filters/settings.py`. All settings
 are frozen dataclasses in modules that do not import torch, so that planning and result keys do not need it. A field at
 its default does not enter a key: give a new field the default that reproduces the previous behaviour.
 """
@@ -36,14 +36,14 @@ class FakeSettings:
 
 @dataclass(frozen=True)
 class QuantizeSettings:
-    """Weights of all convolutions and linear layers in fewer bits.
+    """Quantized weights of all convolutions and linear layers.
 
     Nothing is removed, so the keep ratio has no effect.
 
     Attributes:
         dtype: `float16` and `bfloat16` round weights and biases. `int8` rounds weights, symmetrically with one scale
             per output channel, and leaves biases in float32.
-        ignore: name patterns (fnmatch) of layers that stay in float32.
+        ignore: name patterns (fnmatch) of layers to keep in float32.
         layers: name pattern (fnmatch) -> dtype for the layers that it matches, instead of `dtype`. Two patterns may not
             match the same layer.
     """
@@ -67,7 +67,7 @@ class Scheme:
 
 @dataclass(frozen=True)
 class ComposeSettings:
-    """Several methods in sequence, each applied to what the previous one leaves.
+    """Several methods in sequence, each applied to the result of the previous one.
 
     Source: Joseph et al. 2020, A Programmable Approach to Neural Network Compression, https://arxiv.org/abs/1911.02497
 
@@ -94,14 +94,14 @@ class LayerDensity:
 
 @dataclass(frozen=True, kw_only=True)
 class DensitySettings:
-    """What Condensa's schemes have. Their units are weights, blocks, neurons or filters.
+    """Settings of all Condensa schemes. Their units are weights, blocks, neurons or filters.
 
     Source: Joseph et al. 2020, A Programmable Approach to Neural Network Compression, https://arxiv.org/abs/1911.02497
 
     Attributes:
         density: share of the units of all layers of the original network to keep, in (0, 1]: int(density * number) of
-            them, whatever the keep ratio. Default: as many as the keep ratio allows.
-        ignore: name patterns (fnmatch) of layers that stay whole and do not count.
+            them, for any keep ratio. Default: as many as the keep ratio allows.
+        ignore: name patterns (fnmatch) of layers that are not pruned and do not count.
         layers: name pattern (fnmatch) -> {density: ...}, for layers with a density of their own; the others share
             `density`. Two patterns may not match the same layer.
     """
@@ -118,7 +118,7 @@ class DensitySettings:
 
 @dataclass(frozen=True, kw_only=True)
 class UnitSettings(DensitySettings):
-    """What Condensa's schemes have whose units are several weights.
+    """Settings of Condensa schemes whose units are several weights.
 
     Attributes:
         criteria: the importance of a unit from the magnitudes of its weights: `l2norm` (the root of the sum of

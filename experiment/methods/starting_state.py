@@ -18,7 +18,7 @@ from experiment.methods.base import Budget, Quantity
 
 @dataclass(frozen=True)
 class Start:
-    """What is left in a state.
+    """The remaining layers and weights of a state.
 
     Attributes:
         state: the state itself, in the original shapes.

@@ -16,7 +16,7 @@ from experiment.methods.settings import FakeSettings, ReferenceSettings
 
 @dataclass(frozen=True)
 class Unchanged:
-    """The network as it is, whatever the budget: the baseline for the compressed networks.
+    """The unchanged network, for any budget: the baseline for the compressed networks.
 
     As `Fake` it is retrained like the compressed networks, as a control for the effect of more epochs.
     """

@@ -1,4 +1,4 @@
-"""The registry of networks. It needs no torch: an entry names the factory that makes the network."""
+"""The registry of networks. Does not import torch: an entry names the factory of the network."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-_MIN_SIDE = 63  # pixels; smaller images vanish in the pooling layers
+_MIN_SIDE = 63  # pixels; smaller images do not survive the pooling layers
 
 
 class AlexNetBN(nn.Module):

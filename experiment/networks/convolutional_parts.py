@@ -1,4 +1,4 @@
-"""What the convolutional networks for small images share: depth, 3x3 convolutions, pooling, initialization."""
+"""Common parts of the convolutional networks for small images: depth, 3x3 convolutions, pooling, initialization."""
 
 from __future__ import annotations
 

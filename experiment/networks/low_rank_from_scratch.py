@@ -23,7 +23,7 @@ from experiment.layers.plan import Factors, Plan
 
 @dataclass(frozen=True)
 class Factoring:
-    """Settings of low-rank form, given among the settings of the network.
+    """Settings of the low-rank form, part of the network's settings.
 
     Attributes:
         rank: rank J of every factored layer.

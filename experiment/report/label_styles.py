@@ -58,7 +58,7 @@ class LabelStyles:
         return label if "$" in name else name
 
     def latex(self, label: str) -> str:
-        """The name to show in LaTeX, where plain formulas of the parameter file stay formulas."""
+        """The name to show in LaTeX, in which plain formulas of the parameter file are kept."""
         name = self.name(label)
         formulas = escaping.latex_formulas(name) if name != label else None
         return escaping.latex(name) if formulas is None else formulas

@@ -27,7 +27,7 @@ def show_pictures(paths: Iterable[Path]) -> None:
 
 
 def stop(text: str) -> NoReturn:
-    """End a script with a message and exit status 1; in a notebook, raise an error, and the kernel stays."""
+    """End a script with a message and exit status 1; in a notebook, raise an error, which keeps the kernel."""
     if in_notebook():
         raise ExperimentError(text)
     sys.exit(text)

@@ -87,7 +87,7 @@ def reference_rows(results: DataFrame) -> DataFrame:
 def references(results: DataFrame) -> DataFrame:
     """One row per (setting, net): loss, top1, top5 and size of the reference network.
 
-    Taken from the rows of method Reference. If such a row is missing, other rows provide what they state about it.
+    Taken from the rows of method Reference. If such a row is missing, its values are taken from other rows.
     """
     import pandas as pd
 

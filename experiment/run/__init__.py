@@ -1,1 +1,1 @@
-"""Running experiments: the grid of cells, what one cell does, who computes it, and what lies on disk."""
+"""Running experiments: the grid of cells, what one cell does, who computes it, and the files on disk."""

@@ -38,7 +38,7 @@ def measure_deployed(plan: ExperimentPlan, store: Store, results: Mapping[str, M
 
 
 def _measure_latency(plan: ExperimentPlan, finished: Mapping[str, Path], say: Say) -> bool:
-    """Measure what is missing. Only latencies of one machine are compared, so those of another are repeated."""
+    """Make the missing measurements, and repeat latencies of other machines, which are not comparable."""
     here, settings = device_in_words(plan.machine), requested(plan, "latency")
     threads_of = {variant.name: variant.parameters.threads for variant in plan.file.variants}
     batches: dict[str, set[int]] = {}

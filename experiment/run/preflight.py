@@ -36,7 +36,7 @@ from experiment.training.check_settings import check_training
 from experiment.training.distributed import Team
 from experiment.training.penalty import unmatched
 
-Found = Iterator[tuple[KeyPath, str]]  # the key to blame, and what is wrong
+Found = Iterator[tuple[KeyPath, str]]  # the key to blame, and the error
 
 
 @dataclass(frozen=True)

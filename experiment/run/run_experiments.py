@@ -1,4 +1,4 @@
-"""One call of the command: prepares experiments, has their open work done, and writes their tables and reports."""
+"""One call of the command: prepares experiments, runs their open work, and writes their tables and reports."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def _run_on_ray(queue: Queue, contexts: Sequence[Context], listener: _Listener, 
 
 
 class _Listener:
-    """Shows events, and rewrites the tables of the experiments now and then while cells finish."""
+    """Shows events, and periodically rewrites the tables of the experiments."""
 
     def __init__(self, bar: ProgressBar, plans: Sequence[ExperimentPlan], stores: Sequence[Store]) -> None:
         self.bar, self._plans, self._stores = bar, plans, stores
@@ -223,7 +223,7 @@ def _num_workers(options: Options, resources: Sequence[Resources], machine: Mach
 
 
 def _describe(plan: ExperimentPlan, store: Store, workers: int | None = 1, *, environment: bool = False) -> None:
-    """Write the parameters of an experiment, what is known about its data and, if it is missing, its environment.
+    """Write the parameters of an experiment, the facts about its data and, if it is missing, its environment.
 
     Args:
         environment: whether the environment is written in any case.

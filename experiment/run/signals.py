@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM: the first signal stops the work and saves checkpoints, a second Ctrl-C ends it at once.
 
 The handlers raise KeyboardInterrupt. Python discards exceptions that are raised in destructors and callbacks of weak
-references, and some libraries catch them, so the handlers also set a flag. Whoever reports progress calls
+references, and some libraries catch them, so the handlers also set a flag. Code that reports progress calls
 `raise_if_stopped`, which raises the exception again. Signals concern the whole process, and so does the flag.
 """
 
@@ -17,14 +17,14 @@ from contextlib import contextmanager
 from types import FrameType
 
 EXIT_INTERRUPTED = 130
-STOPPING = "stopping: saving the last finished epoch of every training (Ctrl-C again: stop at once)"
+STOPPING = "stopping: saving the last finished epoch of every training (Ctrl-C again: stop immediately)"
 
 _stopped = threading.Event()
 
 
 @contextmanager
 def stopping_cleanly() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM (which batch systems send) raise KeyboardInterrupt once. Ignored ones stay ignored.
+    """Inside, SIGINT and SIGTERM (which batch systems send) raise KeyboardInterrupt once. Ignored signals stay ignored.
 
     A second SIGINT ends this process and its workers at once. A second SIGTERM is ignored: some programs send it to
     the process and to its group, which must not interrupt the saving.

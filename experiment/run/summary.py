@@ -1,4 +1,4 @@
-"""What the command says at the end of an experiment: how its cells ended, and where the results are."""
+"""The summary at the end of an experiment: how its cells ended, and where the results are."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def summarise(
     *,
     debug: bool,
 ) -> None:
-    """Say how the cells ended, and where the results are."""
+    """Print how the cells ended, and where the results are."""
     status = Counter(str(results[cell.key]["status"]) if cell.key in results else "pending" for cell in plan.cells)
     say(f"{plan.name}: " + ", ".join(f"{number} {name}" for name, number in sorted(status.items())) + " cells")
     folders = store.cell_folders()

@@ -39,7 +39,7 @@ LOSSES: tuple[str, ...] = ("CrossEntropyLoss", "MultiMarginLoss", "NLLLoss")
 REFUSED: dict[str, str] = {
     "LBFGS": "it evaluates the loss several times per step",
     "Muon": "it optimizes matrices only, not convolutions or biases",
-    "SparseAdam": "it takes sparse gradients only",
+    "SparseAdam": "it supports only sparse gradients",
     "LambdaLR": "it takes a function, which YAML cannot express",
     "MultiplicativeLR": "it takes a function, which YAML cannot express",
     "ChainedScheduler": "it takes schedulers. List them under lrSchedulers: they multiply",

@@ -15,7 +15,7 @@ from experiment.training.settings import TrainSettings
 
 
 def check_training(settings: TrainSettings) -> list[str]:
-    """What is wrong with the settings, as lines `setting: problem`.
+    """The problems of the settings, as lines `setting: problem`.
 
     Optimizer and loss are used on dummy tensors, and the schedulers run through all epochs.
     """

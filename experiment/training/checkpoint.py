@@ -1,4 +1,4 @@
-"""Checkpoint files: a computation that is killed continues from its last one."""
+"""Checkpoint files: a killed computation continues from its last one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Checkpoint:
         return None
 
     def save(self, state: Mapping[str, object], *, optional: bool = False) -> None:
-        """Write the file, whole or not at all.
+        """Write the file atomically.
 
         Args:
             optional: keep a copy in memory instead if the last file is too recent for the time that writing takes.
@@ -81,7 +81,7 @@ class Checkpoint:
 
 
 def save_tensors(path: Path, state: Mapping[str, object]) -> None:
-    """Write tensors and plain values for `torch.load(weights_only=True)`, whole or not at all."""
+    """Write tensors and plain values for `torch.load(weights_only=True)`, atomically."""
     buffer = io.BytesIO()  # torch reports a full disk as RuntimeError if it writes the file itself
     torch.save(state, buffer)
     write_whole(path, buffer.getbuffer())

@@ -1,4 +1,4 @@
-"""One training in several processes: each computes a part of every batch, and all make the same step.
+"""Training in several processes: each computes a part of every batch, and all take the same step.
 
 All processes hold the same weights. Each computes the logits of its images; these are gathered, so each process has
 the loss of the whole batch. DistributedDataParallel averages the gradients, and BatchNorm uses the statistics of the
@@ -65,7 +65,7 @@ class Team:
 
     @contextmanager
     def training(self, network: nn.Module) -> Iterator[nn.Module]:
-        """The module to call instead of the network in training; inside, BatchNorm layers share their statistics."""
+        """The module to call instead of the network in training; its BatchNorm layers share their statistics."""
         if self.size == 1:
             yield network
             return

@@ -65,7 +65,7 @@ class TrainingLoop:
     Args:
         network: moved to the device; in eval mode after the last epoch.
         valid: images for early stopping and ReduceLROnPlateau; never the test part.
-        stream: of all random draws.
+        stream: random stream of all draws.
         checkpoint: file to continue from, written by `save_checkpoint`.
         team: the processes that train this network together. Each of them makes a loop with the same data and
             settings and a network of the same structure; weights and checkpoint are those of the first process.
@@ -133,11 +133,11 @@ class TrainingLoop:
 
     @property
     def next_epoch(self) -> int:
-        """The epoch at whose start the training stands, also while `epochs` yields the record of the one before."""
+        """The next epoch to train, also while `epochs` yields the record of the previous one."""
         return self._settings.start_epoch + len(self.records)
 
     def epochs(self, until: int | None = None) -> Iterator[EpochRecord]:
-        """Run the epochs that are left; yields the record of each.
+        """Run the remaining epochs; yields the record of each.
 
         Args:
             until: stop at the start of this epoch of the same schedule, without early stopping.
@@ -155,7 +155,7 @@ class TrainingLoop:
         self._network.eval()
 
     def run(self, until: int | None = None) -> list[EpochRecord]:
-        """Run all epochs that are left; returns the records of all, including those before an interruption.
+        """Run all remaining epochs; returns the records of all epochs, including those before an interruption.
 
         Args:
             until: see `epochs`.
@@ -182,7 +182,7 @@ class TrainingLoop:
         stream = (*self._stream, "epoch", epoch)
         size, count = settings.batch_size, len(self._images)
         self._network.train()
-        with seeded(*self._team.own(stream), device=self._device):  # for dropout, which takes no generator
+        with seeded(*self._team.own(stream), device=self._device):  # for dropout, which does not accept a generator
             batches = self._images.batches(
                 size, stream=stream, channels_last=settings.channels_last, share=self._team.share
             )

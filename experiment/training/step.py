@@ -159,6 +159,6 @@ def _require_finite_loss(loss_sum: Tensor, epoch: int, rate: float) -> None:
     if not math.isfinite(value):
         raise TrainingDiverged(
             f"training diverged in epoch {epoch} (counted from 0): the loss became {value} at learning rate {rate:g}. "
-            "Try a smaller learning rate, a longer warmup, or precision: fp32. Images with values that are not finite "
-            "have the same effect."
+            "Try a smaller learning rate, a longer warmup, or precision: fp32. Images with NaN or "
+            "infinite values also cause this."
         )

@@ -235,6 +235,6 @@ def test_values_that_are_not_finite_are_named() -> None:
     dense, compressed = cnn(), decomposed(cnn(), all_factors())
     with torch.no_grad():
         compressed[2].encoder.weight[0] = torch.inf
-    with pytest.raises(CompressionError, match="layer '2': once compressed"):
+    with pytest.raises(CompressionError, match="layer '2': its inputs in the compressed network"):
         refit(compressed, dense, list(all_factors()), randn(5, 4, 8, 8), seed=0)
     assert not any(m._forward_pre_hooks for m in compressed.modules())

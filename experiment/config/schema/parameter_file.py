@@ -28,7 +28,7 @@ class NamedSettings(Block):
 
 
 class MethodRef(NamedSettings):
-    """A compression method: its label, torchprune's class name, or `package.module:entry`. The name alone will do."""
+    """A compression method: its label, torchprune's class name, or `package.module:entry`. The name alone is enough."""
 
     label: Name | None = None
     """Name of the method in plots, tables and results. Default: the method's own label."""
@@ -48,7 +48,7 @@ class Network(Block):
     settings: dict[str, Any] = {}
     """Keyword arguments of the network's factory."""
     weights: Name | None = None
-    """File with trained weights (a state_dict) to start from. With training.numEpochs: 0 they are used as they are."""
+    """File with trained weights (a state_dict) to start from. With training.numEpochs: 0 they are used unchanged."""
 
 
 Mode = Literal["train", "retrain", "retrain-rewind", "cascade", "cascade-rewind", "lc"]
@@ -238,7 +238,7 @@ class Coresets(Block):
     """Size of the calibration set, for methods that look at data."""
 
     delta_s: Annotated[Number, Field(gt=0)] = 1e-16
-    """Failure probability from which the number of calibration images follows."""
+    """Failure probability that determines the number of calibration images."""
 
 
 class Directories(Block):

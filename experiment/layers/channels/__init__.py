@@ -1,1 +1,1 @@
-"""Channels: which go together, and how they are cut out of a network."""
+"""Groups of dependent channels, and how they are removed from a network."""

@@ -33,7 +33,7 @@ def randomised(network: nn.Module) -> nn.Module:
             ranges = {"weight": (0.5, 1.5), "bias": (0.5, 1.0), "running_mean": (-0.2, 0.2), "running_var": (0.5, 1.5)}
             if isinstance(module, nn.Conv2d | nn.Linear):
                 bound = (3 / module.weight[0].numel()) ** 0.5  # a variance of 1 / fan-in keeps the scale
-                ranges["weight"] = (-bound, bound)  # and biases above zero get through ReLUs
+                ranges["weight"] = (-bound, bound)  # and positive biases pass through ReLUs
             tensors: dict[str, Tensor] = dict(module.named_parameters()) | dict(module.named_buffers())
             for key in ranges.keys() & tensors.keys():
                 tensors[key].uniform_(*ranges[key], generator=generator("trial", name, key, device=tensors[key].device))
@@ -42,7 +42,7 @@ def randomised(network: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Run:
-    """One way to run a network: on which inputs, and in which mode."""
+    """The inputs and the mode of a forward pass."""
 
     inputs: Tensor
     training: bool = False
@@ -137,7 +137,7 @@ def _failing(
 
 
 def flat(output: object) -> list[Tensor]:
-    """The tensors in a network's output: one, or any nesting of dictionaries, lists, tuples and dataclasses of them."""
+    """The tensors in a network's output: one tensor, or nested dictionaries, lists, tuples and dataclasses."""
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, Mapping):
@@ -169,7 +169,7 @@ def _designs(groups: Sequence[ChannelGroup]) -> list[list[int]]:
             if free[i]:
                 base = max(group.size - 1, 2)
                 numbers[i], digit = divmod(numbers[i], base)
-                counts[i] = 1 + (digit + base // 2) % base  # the first of a size keeps about half
+                counts[i] = 1 + (digit + base // 2) % base  # the first of each size keeps about half
         designs.append(counts)
     return designs
 

@@ -1,7 +1,7 @@
 """Labels of channels, collected over forward passes: where layers read channels and make new ones.
 
-Every tensor carries, element by element, a label: a channel plus one, zero for nothing known, or below zero what is
-fixed and may not be removed, such as the network's input.
+Every tensor element has a label: channel + 1, zero if unknown, or negative if it is fixed and cannot be removed, such
+as the network's input.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Follower:
 
     Attributes:
         labels: the channels and their places.
-        called: modules with parameters of their own that some pass called or read.
+        called: modules with own parameters that some pass called or read.
         widths: layer -> number of values per sample of its output, which may be flattened.
         norms: layer -> the BatchNorm that alone reads its output, directly, in each pass; None if there is none.
     """
@@ -44,17 +44,17 @@ class Follower:
                 self.fixed[storage_key(tensor)] = (self.reason(_why_fixed(module, name, own)), name)
 
     def reason(self, text: str) -> int:
-        """The label of what is fixed for this reason, below zero."""
+        """The negative label of elements that are fixed for this reason."""
         if text not in self._reasons:
             self._reasons.append(text)
         return -1 - self._reasons.index(text)
 
     def flag(self, here: Iterable[int], label: int) -> None:
-        """Exempt channels that meet something fixed."""
+        """Exempt channels that are combined with something fixed."""
         self.labels.flag(here, self._reasons[-1 - label])
 
     def layer(self, module: nn.Module, x: Tensor, read: Tensor, y: Tensor) -> Tensor:
-        """The labels of a layer's output (broadcastable to it), from those of what it reads.
+        """The labels of a layer's output (broadcastable to it), from those of its input.
 
         Args:
             x, y: its input and output. read: the labels of x.
@@ -82,7 +82,7 @@ class Follower:
         return torch.from_numpy(made.astype(np.float32)).to(y.device).reshape(shape)
 
     def _one_a_channel(self, read: Tensor, dim: int) -> Integers:
-        """The label at every place of a channel dimension; labels that share a place become one channel."""
+        """The label at every index of a channel dimension; labels that share an index are merged."""
         rows = compact(read).movedim(dim, 0).flatten(1).cpu().numpy().astype(np.int64)
         first = rows[:, 0].copy()
         for place in np.flatnonzero((rows != first[:, None]).any(1)):
@@ -90,7 +90,7 @@ class Follower:
         return np.broadcast_to(first, (read.shape[dim],)).copy()
 
     def one(self, labels: Sequence[int]) -> int:
-        """Make these labels one; if one of them is fixed, none of the channels may be removed."""
+        """Merge these labels; if one of them is fixed, none of the channels may be removed."""
         live, fixed = [label for label in labels if label > 0], [label for label in labels if label < 0]
         self.labels.tie(label - 1 for label in live)
         if fixed:
@@ -98,7 +98,7 @@ class Follower:
         return (live or fixed or [0])[0]
 
     def combined(self, parts: Sequence[Tensor]) -> Tensor:
-        """The labels of an elementwise operation's output, broadcastable to it; channels at one place become one.
+        """The labels of an elementwise operation's output, broadcastable to it; channels at the same index are merged.
 
         Operands that are broadcast along the channels, such as a mask of one channel, do not matter.
         """
@@ -147,7 +147,7 @@ def compact(labels: Tensor) -> Tensor:
 
 
 def _why_fixed(module: nn.Module, name: str, own: str) -> str:
-    """Why channels must stay that meet a module's parameter or buffer outside of a sliceable layer's call."""
+    """Why channels combined with a parameter or buffer outside a sliceable layer's call must be kept."""
     if is_sliceable(module):
         return f"'{name}' is used outside its own call"
     if type(module).__module__.startswith("torch.nn") or parametrize.is_parametrized(module):

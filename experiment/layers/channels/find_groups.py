@@ -89,7 +89,7 @@ def _followed(follower: Follower, probe: nn.Module, example: Tensor, samples: Se
 
 
 def _holders(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules with parameters of their own."""
+    """The modules that own parameters."""
     for name, module in network.named_modules():
         if next(module.parameters(recurse=False), None) is not None:
             yield name, module
@@ -177,9 +177,9 @@ def _tell(groups: Iterable[ChannelGroup]) -> None:
             layers.setdefault(str(group.exempt), []).extend(group.producers)
     told = sorted(layers.items(), key=lambda item: -len(item[1]))
     for reason, names in told[:MESSAGES]:
-        _log.warning("All channels of %s stay: %s.", _listed(list(dict.fromkeys(names))), reason)
+        _log.warning("All channels of %s are kept: %s.", _listed(list(dict.fromkeys(names))), reason)
     if more := sum(len(names) for _, names in told[MESSAGES:]):
-        _log.warning("All channels of %d more layers stay, for reasons of the same kinds.", more)
+        _log.warning("All channels of %d more layers are kept, for similar reasons.", more)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from experiment.layers.plan import Kept
 SAMPLES = 32  # in one forward pass
 
 Readers = dict[str, tuple[Member, list[int]]]
-"""Layer name -> its side that reads removed channels, and where on it these are."""
+"""Layer name -> its side that reads removed channels, and their positions there."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _responses(network: nn.Module, inputs: Tensor, readers: Readers) -> dict[str
     A layer is affine, so its response to the mean of all samples suffices.
     """
     layers = {name: network.get_submodule(name) for name in readers}
-    sums: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in readers}  # outputs a filter has, and their sum
+    sums: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in readers}  # outputs per filter, and their sum
 
     def record(call: Call) -> None:
         module, x, y = call.module, call.input, call.output

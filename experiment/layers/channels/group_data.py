@@ -19,7 +19,7 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Member:
-    """One side of one module that a group of channels runs through.
+    """One side of a module through which a group of channels passes.
 
     Attributes:
         module: dotted name; side: `out` (rows of the weight; also the one side of BatchNorm, PReLU) or `in` (columns).
@@ -86,7 +86,7 @@ def alive_channels(groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]) -> 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters and multiply-adds as arithmetic on the number of channels that every group keeps.
+    """Parameters and multiply-adds as functions of the number of channels that every group keeps.
 
     With n_G kept channels, layer l has out_l = out_fixed_l + (out_by_group n_G)_l rows, and in_l columns likewise, so
 
@@ -151,7 +151,7 @@ class Sizes:
 
 
 def _channel_products(counts: Sequence[int], power: Integers, beside: Integers) -> Integers:
-    """Of every product the dimensions that are channels, multiplied: (P,)."""
+    """For every product, the product of its channel dimensions: (P,)."""
     found: Integers = np.prod((np.asarray(counts, np.int64) + beside) ** power, axis=1)
     return found
 

@@ -1,9 +1,8 @@
 """Following channels through a forward pass: every operation moves, combines or ends the labels of its operands.
 
-Operations that move data move the labels likewise, such as a view, a concatenation, a shuffle or a window partition.
-Elementwise ones make the channels that they combine one. The work is that of a few forward passes, whatever the
-network. Channels are not followed through operations that mix them; these are noted, and whether such channels can be
-removed is tried afterwards.
+Operations that move data, such as views, concatenations, shuffles or window partitions, move the labels likewise.
+Elementwise operations merge the channels that they combine. The cost is that of a few forward passes. Channels are not
+followed through operations that mix them; these are recorded, and removal of such channels is tested afterwards.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ from experiment.layers.channels.collect_labels import (
 from experiment.layers.channels.slicing import is_sliceable
 from experiment.layers.forward_pass import Call, observing
 
-GIVES_OUTPUT = "they give the network's output"
-MEETS_INPUT = "they meet the network's input"
+GIVES_OUTPUT = "they compute the network's output"
+MEETS_INPUT = "they are combined with the network's input"
 
-# operations that move data without computing: they move labels in the same way
+# operations that only move data: they move labels in the same way
 _MOVES = frozenset({
     "cat", "stack", "clone", "_to_copy", "copy_", "index", "index_select", "gather", "take", "roll", "flip", "repeat",
     "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "slice_scatter", "select_scatter",
     "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d", "im2col", "repeat_interleave",
     "index_put_", "index_copy_", "scatter_", "masked_select", "split_with_sizes_copy", "tril", "triu",
 })  # fmt: skip
-_PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}  # where their two factors stand among the arguments
+_PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}  # positions of the two factors among the arguments
 
 
 def follow(follower: Follower, run: Run) -> None:
@@ -52,7 +51,7 @@ def follow(follower: Follower, run: Run) -> None:
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of torch: its arguments, and the tensors that it wrote into or made."""
+    """One operation of torch: its arguments, and the tensors that it wrote or returned."""
 
     func: Any
     args: tuple[Any, ...]
@@ -72,13 +71,13 @@ class Operation:
 
 
 class LabelledPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The labels of one forward pass, one a place of every storage, so that views of a tensor share its labels."""
+    """The labels of one forward pass, one per storage element, so that views of a tensor share its labels."""
 
     def __init__(self, follower: Follower, inputs: Tensor, label: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._follower = follower
-        self._held: dict[int, tuple[object, Tensor]] = {}  # the storage is held, so that its key stays its own
-        self._inside = 0  # of layers, whose operations do not matter
+        self._held: dict[int, tuple[object, Tensor]] = {}  # keeps the storage alive, so that its key is not reused
+        self._inside = 0  # in layers, whose operations do not matter
         self._makers: dict[int, tuple[str, torch.Size]] = {}  # storage -> the layer whose output it is, its shape
         self._readers: dict[str, list[str | None]] = {}  # layer -> who reads its output; None: not a module
         self._sources: dict[str, list[str | None]] = {}  # BatchNorm -> what it reads
@@ -116,17 +115,17 @@ class LabelledPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
             try:
                 self._follow(operation)
             except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
-                # an operation that takes numbers but no labels, or is none of those known here
+                # an operation that does not accept labels, or is unknown
                 for tensor in tensors:
                     channels = channels_in(self._labels(tensor))
                     self._follower.labels.flag(channels, f"'{operation.name}' cannot be followed")
         return out
 
     def _follow(self, op: Operation) -> None:
-        """Label what an operation made or wrote."""
+        """Label the results of an operation."""
         name, made = op.name, (*op.written, *op.fresh)
         if name.endswith("_like") or name.startswith("new_"):
-            return  # has a tensor's shape and none of its values
+            return  # has a tensor's shape but no values
         parts = [self._labels(x) for x in op.tensors]
         if not any(x.is_floating_point() for x in made) or not any(part.any() for part in parts):
             return
@@ -157,10 +156,10 @@ class LabelledPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if op.name == "_to_copy":
             given, named, func = given[:1], {}, torch.ops.aten.clone.default
         if written and storage_key(written[0]) in self._follower.fixed:
-            return  # a buffer that keeps what it is given; it stays fixed
+            return  # a buffer that stores its input; it remains fixed
         if written:
             self._own(written[0])
-            given = (self._labels(written[0]), *given[1:3])  # what is added up has one label all the same
+            given = (self._labels(written[0]), *given[1:3])  # the summands have one label all the same
         labels = func(*given, **named)
         if not written:
             for made, label in zip(op.fresh, [x for x in tree_leaves(labels) if isinstance(x, Tensor)], strict=True):
@@ -176,7 +175,7 @@ class LabelledPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._lost(part, name)
         left = torch.zeros_like(_first(a, -1)) if varied[0] else _first(a, -1)
         right = torch.zeros_like(_first(b, -2)) if varied[1] else _first(b, -2)
-        if (left > 0).any() and (right > 0).any():  # channels by channels: a place belongs to two of them
+        if (left > 0).any() and (right > 0).any():  # channels by channels: each element belongs to two of them
             self._lost(left, name)
             self._lost(right, name)
             return torch.zeros(())
@@ -263,7 +262,7 @@ class LabelledPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return torch.full((), float(label), device=tensor.device).expand(tensor.shape)
 
     def _own(self, tensor: Tensor) -> None:
-        """Room for labels of a tensor's storage."""
+        """The label array of a tensor's storage."""
         if storage_key(tensor) not in self._held:
             storage = tensor.untyped_storage()
             room = torch.zeros(storage.nbytes() // tensor.element_size(), device=tensor.device)
@@ -277,11 +276,11 @@ class LabelledPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         self._own(tensor)
         with torch.no_grad():
-            self._labels(tensor).copy_(labels.clone())  # they may be a view of what is written
+            self._labels(tensor).copy_(labels.clone())  # they may be a view of the target
 
 
 def _extent(tensor: Tensor) -> int:
-    """How many places of its storage a tensor reaches over."""
+    """The number of storage elements that a tensor spans."""
     steps = zip(tensor.shape, tensor.stride(), strict=True)
     return int(tensor.storage_offset() + sum((n - 1) * step for n, step in steps) + 1) if tensor.numel() else 0
 
@@ -296,5 +295,5 @@ def _is_written(func: Any, i: int) -> bool:
 
 
 def _holds_data(x: object, dtype: torch.dtype) -> bool:
-    """Whether a tensor among an operation's arguments is what it moves, rather than says where to."""
+    """Whether a tensor argument holds the data to move, rather than indices."""
     return isinstance(x, Tensor) and (x.dtype == dtype or x.is_floating_point())

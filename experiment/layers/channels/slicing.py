@@ -36,7 +36,7 @@ def is_sliceable(module: nn.Module) -> bool:
 
 
 def channel_counts(module: nn.Module) -> tuple[int, int]:
-    """How many output and input channels a sliceable module has; equally many where it has one channel dimension."""
+    """How many output and input channels a sliceable module has; equal if it has one channel dimension."""
     if isinstance(module, nn.Conv2d):
         return module.out_channels, module.in_channels
     if isinstance(module, nn.Linear):
@@ -50,7 +50,7 @@ def channel_counts(module: nn.Module) -> tuple[int, int]:
 
 
 def slice_channels(network: nn.Module, kept: Mapping[str, Kept]) -> None:
-    """Shrink every named module, in place, to the channels that stay: weights, biases and buffers alike.
+    """Shrink the weights, biases and buffers of every named module, in place, to the channels to keep.
 
     Works on every device, `meta` included. The module objects stay, so hooks and shared modules survive.
 
@@ -101,7 +101,7 @@ def mask_channels(network: nn.Module, kept: Mapping[str, Kept]) -> None:
 
 
 class _Selection:
-    """The rows (output channels) and columns (input channels) of one module's tensors that stay; None: all."""
+    """The rows (output channels) and columns (input channels) of one module's tensors to keep; None: all."""
 
     def __init__(self, name: str, module: nn.Module, kept: Kept) -> None:
         self.name, self.module = name, module
@@ -139,7 +139,7 @@ class _Selection:
         self.groups, self.columns = len(stay), None
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The part of a weight, bias or buffer that stays."""
+        """The remaining part of a weight, bias or buffer."""
         for dim, indices in ((0, self.rows), (1, self.columns)):
             if indices is not None and tensor.dim() > dim:
                 tensor = tensor.index_select(dim, torch.tensor(indices, device=tensor.device))
@@ -190,7 +190,7 @@ def _module(network: nn.Module, name: str) -> nn.Module:
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
-    """A module's own parameters and buffers, those of its children left out."""
+    """A module's own parameters and buffers, without those of its children."""
     return {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
 
 

@@ -1,1 +1,1 @@
-"""What methods measure on calibration data: sensitivities, curvature, moments of responses."""
+"""Measurements on calibration data: sensitivities, curvature, moments of responses."""

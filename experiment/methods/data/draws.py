@@ -61,14 +61,14 @@ def first_draws(p_RC: Tensor, generator: torch.Generator) -> Tensor:
     order_RC = torch.argsort(clocks_RC, dim=1, stable=True)
     sorted_RC = p_RC.gather(1, order_RC)
     left_RC = sorted_RC.flip(1).cumsum(1).flip(1).clamp(max=1)  # 1 - P before each item's turn
-    left_RC[:, :1] = 1  # the first draw hits something
+    left_RC[:, :1] = 1  # the first draw always hits
     waits_RC = torch.empty_like(p_RC).exponential_(generator=generator) / -torch.log1p(-left_RC)
     numbers_RC = (1 + waits_RC.floor()).cumsum(1).masked_fill(sorted_RC == 0, torch.inf)
     return torch.empty_like(p_RC).scatter_(1, order_RC, numbers_RC)
 
 
 def counts_of(p_RC: Tensor, first_RC: Tensor, draws_R: Tensor, generator: torch.Generator) -> Tensor:
-    """How often N draws hit each item, given the draws that hit them first.
+    """The number of times that N draws hit each item, given the draws that hit them first.
 
     Between the first hits of items k and k + 1 (in this order) every draw repeats one of the first k. From the last
     item backwards, the k-th therefore gets a binomial share, p_k / (p_1 + ... + p_k), of the repeats since its first

@@ -61,7 +61,7 @@ def gather(
         gradients are not finite, or a layer gets no inputs.
     """
     network = copy.deepcopy(network)
-    for parameter in network.parameters():  # so that outputs have gradients whatever was frozen
+    for parameter in network.parameters():  # so that outputs have gradients even if all parameters are frozen
         parameter.requires_grad_(parameter.is_floating_point())
     moments = {name: LayerMoments(_zeros(network.get_submodule(name))) for name in layers}
     calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
@@ -69,7 +69,7 @@ def gather(
     def record(call: Call) -> Tensor:
         y: Tensor = call.output
         calls.append((call.name, call.module, call.input.detach(), y))
-        return y.clone()  # what follows may work in place; the gradient is wanted before that
+        return y.clone()  # later operations may work in place; the gradient is that of the original output
 
     modules = {name: network.get_submodule(name) for name in layers}
     with observing(modules, after=record), evaluating(network), torch.enable_grad():

@@ -36,7 +36,7 @@ Reduction = Literal["max", "mean"]
 Look = Callable[[Tensor], Tensor]  # from places to the inputs there, (I, P)
 
 SAMPLES = 8  # in one forward pass
-PRODUCTS = {"cpu": 2**19}  # elements at a time, a thread: 2 MiB, which caches hold; elsewhere:
+PRODUCTS = {"cpu": 2**19}  # elements at a time per thread: 2 MiB, which fits into caches; elsewhere:
 MOST_PRODUCTS = 2**24  # 64 MiB
 PLACES = 512  # of these, so that a row is long enough to be fast
 C, DELTA = 3.0, 1e-16
@@ -57,7 +57,7 @@ def weight_sensitivities(
         inputs: calibration data (B, ...); they are passed through the network in parts, in eval mode.
         reduction: over the positions of a sample: the largest, or the mean. The first dimension of a linear layer's
             inputs separates the samples.
-        positions: positions used per sample, drawn anew for every part of the data; None for all.
+        positions: positions used per sample, drawn separately for every part of the data; None for all.
     Returns: tensors of the weights' shapes, in [0, 1], float64.
     Raises: CompressionError: a layer gets no inputs, or some that are NaN or infinite.
     """
@@ -154,7 +154,7 @@ class _Largest:
                 f"data scaled as in training, and did the network's training converge?"
             )
         positive_FI, negative_FI = (precise(self.W_RI) * precise(self.ratios_RI)).chunk(2)
-        return (positive_FI + negative_FI).clamp(max=1).reshape(self.shape)  # but for rounding none is larger
+        return (positive_FI + negative_FI).clamp(max=1).reshape(self.shape)  # larger only by rounding
 
 
 def largest_products(b_RP: Tensor, a_IP: Tensor) -> Iterator[tuple[Tensor, int]]:

@@ -1,4 +1,4 @@
-"""The common part of all methods that remove filters: which channels may go, what a network then costs, and the plan.
+"""The common part of methods that remove filters: removable channels, the network's cost without them, and plans.
 
 A method is a score for every channel (`ScoreChannels`) and a rule that turns scores and a budget into the number of
 channels that each group keeps (`CountChannels`). Each group keeps its channels of largest score.
@@ -45,7 +45,7 @@ class Channels:
         state: the starting state.
         groups: the channels that can only be removed together.
         free: whether a group may lose channels.
-        alive: for each group the channels that are left, in order.
+        alive: for each group the remaining channels, in order.
         sizes: the size of the network as a function of the groups' channel counts.
         layers: layer name -> number of its output channels in the original network.
         work: name of a layer's weight -> multiply-adds per sample of each of its elements.
@@ -60,7 +60,7 @@ class Channels:
     work: Mapping[str, int]
 
     def size(self, chosen: Sequence[Sequence[int]], quantity: Quantity) -> int:
-        """Unmasked parameters or multiply-adds of the network whose groups keep the `chosen` channels."""
+        """Unmasked parameters or multiply-adds of the network if groups keep the `chosen` channels."""
         counts, flops = [len(channels) for channels in chosen], quantity == "flops"
         masked = 0
         if self.state.masks:
@@ -71,7 +71,7 @@ class Channels:
         return (self.sizes.flops_of(counts) if flops else self.sizes.parameters_of(counts)) - masked
 
     def orders(self, scores: Sequence[Tensor]) -> list[tuple[int, ...]]:
-        """For each group the channels that are left, the largest score first, equal ones in order."""
+        """For each group the remaining channels by decreasing score, ties in order."""
         pairs = zip(self.alive, [(-s).tolist() for s in scores], strict=True)
         return [tuple(sorted(alive, key=negated.__getitem__)) for alive, negated in pairs]
 
@@ -97,7 +97,7 @@ CountChannels = Callable[[Channels, ChannelScores, Budget, int], list[int]]
 
 @dataclass(frozen=True)
 class ChannelRanking:
-    """The analysis: for each group the channels that are left, the largest score first, with all scores."""
+    """The analysis: for each group the remaining channels by decreasing score, with all scores."""
 
     filters: Channels
     scores: ChannelScores
@@ -107,9 +107,9 @@ class ChannelRanking:
 
 @dataclass(frozen=True)
 class FilterMethod:
-    """Removes filters together with everything that belongs to them: biases, BatchNorm, and the weights that read them.
+    """Removes filters with their biases, BatchNorm and the weights that read them.
 
-    Channels that compute the network's output or read its input stay, and those of layers that `ignore` names.
+    Channels of the network's input and output, and of layers that `ignore` matches, are kept.
 
     Args:
         label: the method's name in messages.
@@ -178,7 +178,7 @@ def finite_parameter(network: nn.Module, layer: str) -> Tensor:
 
 
 def _readers(built: nn.Module, plan: Plan) -> list[str]:
-    """The layers that lost input channels and can be fitted: neither grouped nor masked."""
+    """The layers that lost input channels and can be fitted, that is, are neither grouped nor masked."""
     names = [name for name, sides in plan.kept.items() if sides.inputs is not None]
     layers = {name: built.get_submodule(name) for name in names if parameter_name(name) not in plan.masks}
     return [n for n, m in layers.items() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)]
@@ -241,7 +241,7 @@ def _sizes(state: State, groups: Sequence[ChannelGroup], whole: Count) -> Sizes:
 
 
 def _dimensions(few: int, n: int, less: int, all_: int) -> tuple[int, int]:
-    """How many dimensions of a product are n channels, and how many others, b, each has, from its size with `few`.
+    """The number of dimensions of a product that are n channels, and of b others in each, from its size with `few`.
 
     With a dimension of n + b, less / all = (few + b) / (n + b).
     """

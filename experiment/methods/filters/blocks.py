@@ -23,7 +23,7 @@ from experiment.methods.layer_patterns import matching
 
 @dataclass(frozen=True)
 class BlockOrder:
-    """The analysis: the removable blocks, the first to remove first, with their scores, and the names of all layers."""
+    """The analysis: the removable blocks in the order of removal, with scores, and the names of all layers."""
 
     state: State
     order: Sequence[str]
@@ -31,7 +31,7 @@ class BlockOrder:
     layers: Sequence[str]
 
     def plan(self, num_gone: int) -> tuple[Plan, Count]:
-        """The plan that removes this many more blocks, and what the network then costs."""
+        """The plan that removes this many more blocks, and the cost of the network."""
         skipped = (*self.state.skipped, *self.order[:num_gone])
         plan = Plan(
             masks={name: mask for name, mask in self.state.masks.items() if not inside(name, skipped)},
@@ -47,7 +47,7 @@ class Blocks:
     """Depth pruning: y = x + f(x) becomes x, for as few blocks as the budget requires.
 
     A block's score is the mean of the l1 norms of its filters; those of lowest score are removed first. Blocks that
-    change width or grid, and so have weights on their shortcut, stay (`experiment.layers.residual_blocks`).
+    change width or grid, and so have weights on their shortcut, are kept (`experiment.layers.residual_blocks`).
 
     Source: the score of Li et al. 2017, https://arxiv.org/abs/1608.08710, applied to blocks; Veit et al. 2016,
     https://arxiv.org/abs/1605.06431, show that residual networks tolerate the removal of blocks.
@@ -73,7 +73,7 @@ class Blocks:
         return BlockOrder(state, sorted(free, key=scores.__getitem__), scores, list(layers))
 
     def plan(self, analysis: BlockOrder, budget: Budget) -> Plan:
-        """Remove the fewest blocks, in their order, so that the rest fits.
+        """Remove the fewest blocks, in order, so that the rest fits.
 
         Raises: InfeasibleBudget: the network without all these blocks is still too large.
         """

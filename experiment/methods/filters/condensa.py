@@ -1,6 +1,6 @@
 """Condensa's structured schemes: neurons of linear layers, filters of convolutions, or both in one ranking.
 
-They shrink the network physically: the bias of a removed unit, its BatchNorm and the weights that read it go too.
+Units are removed, not masked, together with their bias, their BatchNorm and the weights that read them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Kinds = tuple[type[nn.Module], ...]
 
 
 def neuron_prune(settings: StructurePruneSettings) -> FilterMethod:
-    """The int(density * number) neurons of highest score in one ranking of all linear layers stay.
+    """Keeps the int(density * number) neurons of highest score in one ranking of all linear layers.
 
     The score is a norm of the neuron's row of weights (`criteria`), not normalised for its length. Layers that compute
     the network's output are exempt. Where sums tie layers together, a channel is several rows: its score is their mean,
@@ -98,7 +98,7 @@ class _CountUnits:
             kinds = " or ".join("neurons" if kind is nn.Linear else "filters" for kind in self.kinds)
             raise CompressionError(
                 f"{self.label}: no layer of this network has {kinds} that can be removed. Those that compute the "
-                "network's output, and those that `ignore` names, stay."
+                "network's output, and those that `ignore` matches, are kept."
             )
         return free
 
@@ -110,7 +110,7 @@ class _CountUnits:
         for name, own in densities.items():
             if found.setdefault(members[name], own.density) != own.density:
                 tied = ", ".join(filters.groups[members[name]].producers)
-                raise CompressionError(f"{self.label}.layers: {tied} are tied by a sum and must have one density.")
+                raise CompressionError(f"{self.label}.layers: {tied} are tied by a sum and must have the same density.")
         return {g: self._number(density, filters, g) for g, density in found.items()}
 
     def _number(self, density: float, filters: Channels, g: int) -> int:

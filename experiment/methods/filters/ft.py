@@ -14,7 +14,7 @@ from experiment.methods.filters.settings import FilterSettings
 
 
 def ft(settings: FilterSettings) -> FilterMethod:
-    """Filter thresholding: n' = max(1, round(rho n)) channels of every group stay, those of largest l1 norm.
+    """Filter thresholding: keeps the n' = max(1, round(rho n)) channels of largest l1 norm in every group.
 
     The score of a channel is the sum of |w| over its filters: usually one, or those of all layers that a sum ties
     together (depthwise ones included). rho is the largest share that the budget allows (`largest_share`).

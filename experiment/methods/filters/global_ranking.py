@@ -22,7 +22,7 @@ _log = logging.getLogger("experiment")
 
 
 def global_filters(settings: GlobalFiltersSettings) -> FilterMethod:
-    """The channels of largest norm in the whole network stay, as many as fit (`longest_prefix`).
+    """Keeps the channels of largest norm in the whole network, as many as fit (`longest_prefix`).
 
     The norm of a filter w of n weights is (sum |w|^p / n)^(1/p), p = 2 or 1; without n, large filters would win. The
     score of a channel is the mean over its filters: usually one, or one per layer where a sum ties several.
@@ -40,15 +40,15 @@ def global_filters(settings: GlobalFiltersSettings) -> FilterMethod:
 
 
 def slimming(settings: FilterSettings) -> FilterMethod:
-    """Network slimming: the channels of largest BatchNorm scale in the whole network stay, as many as fit.
+    """Network slimming: keeps the channels of largest BatchNorm scale in the whole network, as many as fit.
 
     The score of a channel is |gamma|, averaged over all BatchNorm layers that it passes through. Channels that pass
-    through none stay, with a warning; a network without BatchNorm is an error. The score is most meaningful for
+    through none are kept, with a warning; a network without BatchNorm is an error. The score is most meaningful for
     networks trained with an l1 penalty on these scales.
 
     Source: Liu et al. 2017, Learning Efficient Convolutional Networks through Network Slimming,
     https://arxiv.org/abs/1708.06519.
-    Differs: the training loss is unchanged; at least one channel of every layer stays; a channel is removed from all
+    Differs: the training loss is unchanged; every layer keeps at least one channel; a channel is removed from all
     layers that read it (theirs lets each reader of a concatenation or sum select its own).
     """
     return FilterMethod(settings, "Slimming", _scales, _by_scale)

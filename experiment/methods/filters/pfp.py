@@ -38,7 +38,7 @@ Choose = Callable[[int, int], Sequence[int]]
 
 
 def pfp(settings: PFPSettings) -> FilterMethod:
-    """The channels of largest sensitivity stay; one relative error eps for all layers decides how many of each group.
+    """Keeps the channels of largest sensitivity; one relative error eps for all layers decides how many of each group.
 
     A channel's sensitivity is the maximum over its weights in all layers that read it, positions and samples. With p_c
     its share of the group's sum S, a group needs m = ceil(K (6 + 2 eps) alpha S / eps^2) samples, K = 3 and
@@ -50,18 +50,18 @@ def pfp(settings: PFPSettings) -> FilterMethod:
 
     Source: Liebenwein et al. 2020, https://arxiv.org/abs/1911.07412. Differs: sensitivities and alpha of a group that
     several layers read are the maximum of theirs; biases and BatchNorm of removed channels are removed too; channels of
-    the network's input stay (torchprune may remove a colour).
+    the network's input are kept (torchprune may remove a colour).
     """
     return FilterMethod(settings, "PFP", _score(settings, "PFP"), same_error)
 
 
 def pfp_rand(settings: PFPSettings) -> SampledPFP:
-    """PFP that samples the channels that stay with probabilities p, and rescales the weights that read them."""
+    """PFP that samples the channels to keep with probabilities p, and rescales the weights that read them."""
     return SampledPFP(settings, "PFP (rand)", partial=False)
 
 
 def pfp_partial(settings: PFPSettings) -> SampledPFP:
-    """PFP (rand) in which channels that N draws hit at least once on average always stay, unscaled."""
+    """PFP (rand) that always keeps, unscaled, the channels that N draws hit at least once on average."""
     return SampledPFP(settings, "PFP (partial)", partial=True)
 
 
@@ -79,7 +79,7 @@ class SampledPFP:
     """Channels drawn with replacement until each group has as many different ones as PFP keeps.
 
     The columns that read a channel are multiplied by count_c / (N p_c), where N is the time at which the first channel
-    that is not kept is drawn. On average, layers then compute what they did before.
+    that is not kept is drawn. This preserves the expected outputs of layers.
 
     Source: Liebenwein et al. 2020, https://arxiv.org/abs/1911.07412. Differs: as for PFP; the number of channels is
     exact and the number of draws random (theirs draws a fixed number, which hits a random number of channels).
@@ -129,7 +129,7 @@ class SampledPFP:
         return FilterMethod(self.settings, self.label, _score(self.settings, self.label), same_error)
 
     def _sure(self, analysis: DrawnChannels, group: int, number: int) -> Sequence[int]:
-        """Those of `number` channels that stay without being drawn."""
+        """Those of `number` channels that are kept without being drawn."""
         ranked = analysis.ranked
         alive = ranked.filters.alive[group]
         p_C = probabilities(ranked.scores[group], alive)
@@ -236,7 +236,7 @@ def readers(network: nn.Module, group: ChannelGroup) -> list[Member]:
 
 
 def probabilities(s_C: Tensor, alive: Sequence[int]) -> Tensor:
-    """The live channels' shares of the total sensitivity; zeros where there is none."""
+    """The live channels' shares of the total sensitivity; zeros without any."""
     p_C = torch.zeros_like(s_C)
     p_C[list(alive)] = s_C[list(alive)]
     return p_C / p_C.sum().clamp(min=torch.finfo(p_C.dtype).tiny)

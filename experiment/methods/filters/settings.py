@@ -12,14 +12,14 @@ Fold = Literal["none", "constant", "mean"]
 
 @dataclass(frozen=True, kw_only=True)
 class FilterSettings:
-    """What methods have that remove filters.
+    """Settings of methods that remove filters.
 
     Attributes:
         fold: what is added to the biases of the layers that read a removed channel, or to the running means of the
-            BatchNorms behind them: `constant`, what the channel emits with its filter at zero (bias, BatchNorm shift);
+            BatchNorms behind them: `constant`, its output with a zero filter (bias, BatchNorm shift);
             `mean`, its mean on the calibration data; `none`, nothing.
-        ignore: name patterns (fnmatch) of layers whose filters all stay. Those that compute the network's output always
-            do.
+        ignore: name patterns (fnmatch) of layers whose filters are kept. Those that compute the network's output always
+            are.
         round_to: channel counts are multiples of this, at least 1; many devices are faster with 8 or 16.
         refit: fit the layers that read removed channels, layer after layer, to what the network before compression
             computes on the calibration data; with `fold: mean`, their biases too.
@@ -70,10 +70,10 @@ class StructurePruneSettings(UnitSettings):
     """The most important neurons of linear layers, filters of convolutions, or both in one ranking.
 
     Attributes:
-        prune_bias: remove the biases of removed units too; if false, what they still emit with weights of zero is added
-            to the layers that read them, as with `fold: constant`.
+        prune_bias: also remove the biases of removed units; if false, their output with zero weights is added to the
+            layers that read them, as with `fold: constant`.
         fold: what is added to the biases of the layers that read a removed channel; see `FilterSettings`: `constant`,
-            what the channel emits with its filter at zero; `mean`, its mean on the calibration data; `none`, nothing.
+            its output with a zero filter; `mean`, its mean on the calibration data; `none`, nothing.
         refit: fit the layers that read removed channels to what the network before compression computes on the
             calibration data.
     """
@@ -88,7 +88,7 @@ class BlocksSettings:
     """The residual blocks with the largest filters.
 
     Attributes:
-        ignore: name patterns (fnmatch) of blocks that stay.
+        ignore: name patterns (fnmatch) of blocks to keep.
     """
 
     ignore: tuple[str, ...] = ()

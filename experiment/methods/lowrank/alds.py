@@ -33,7 +33,7 @@ class ALDSAnalysis:
         self._settled = [(options.groups == 1) | (error != "exact") for options in base.options.values()]
 
     def settle(self, chosen: list[int]) -> bool:
-        """Compute the exact errors of the chosen options where only bounds are known.
+        """Compute the exact errors of chosen options with known bounds only.
 
         Returns: whether there were any.
         """
@@ -62,8 +62,8 @@ class ALDS:
         min over (k_l, j_l) of max_l eps_l(k_l, j_l)   subject to   sum_l size_l(k_l, j_l) <= budget,
 
     with eps the relative operator-norm error, or a bound of it (setting `error`), and k any divisor of the number of
-    channels. With several `foldings`, as in ALDS+, the folding of every layer is chosen too. A layer may also stay as
-    it is. A maximum under a limit on a sum is separable, so the global optimum is found exactly.
+    channels. With several `foldings`, as in ALDS+, the folding of every layer is chosen too. A layer may also remain
+    unchanged. A maximum under a limit on a sum is separable, so the global optimum is found exactly.
 
     Source: Liebenwein et al. 2021, https://arxiv.org/abs/2107.11442
     Differs: the paper alternates between ranks and groups from random starts, which may end in a local optimum.

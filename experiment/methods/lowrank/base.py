@@ -1,4 +1,4 @@
-"""What the low-rank methods share: the layers with their options and spectra, plans from a choice, and weights."""
+"""Common parts of the low-rank methods: layers with options and spectra, plans of chosen options, and weights."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class LowRankLayers:
         return found
 
     def choose(self, budget: Budget, rule: Callable[[list[Integers], int], list[int]]) -> list[int] | None:
-        """The index of every layer's option within a budget; None if the state fits the budget as it is.
+        """The index of every layer's option within a budget; None if the unchanged state fits the budget.
 
         Args:
             rule: from the costs of every layer's options and a limit on their sum to the indices.
@@ -116,7 +116,7 @@ class LowRankLayers:
         return Plan(factors, masks, dict(start.state.kept), parameters=total, details=details)
 
     def fill(self, built: nn.Module, state: State, plan: Plan) -> None:
-        """Write a state's weights into `built`, in place: truncated SVDs into factors, the rest as it is.
+        """Write a state's weights into `built`, in place: truncated SVDs into factors, all others unchanged.
 
         The spectra serve the analysed state; the weights of another one are decomposed again.
         """

@@ -1,4 +1,4 @@
-"""What one layer may become: pairs of factors for every number of groups, folding and rank, or itself."""
+"""The options of a layer: pairs of factors for every number of groups, folding and rank, or the layer itself."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class PCA:
 
     The objective is the product over layers of the sums of kept eigenvalues. Direction j increases its layer's sum by
     the fraction lambda_j / sum_{a<=j} lambda_a; divided by the multiply-adds of one rank, that is its score. Directions
-    with a score above t stay, at least one per layer, with one t for all layers, as low as the budget allows. Scores
+    with a score above t are kept, at least one per layer, with one t for all layers as low as the budget allows. Scores
     never increase with j.
 
     Other weights than those analysed (rewinding) are projected onto the same U, and m is their response to the analysed

@@ -33,7 +33,7 @@ class Residual:
             self._inner = every_RN.mT @ every_RN
 
     def squares(self, rank: int) -> Tensor:
-        """For every j the sum over g of <v, column j of L_g S_g>^2; v is the first left vector of what `rank` leaves.
+        """For every j the sum over g of <v, column j of L_g S_g>^2; v: first left vector of the residual at `rank`.
 
         Summed over j >= rank: ||residual||_2^2. Over j >= i: ||v^T residual at rank i||^2, a lower bound of its norm.
 
@@ -53,7 +53,7 @@ class Residual:
         return along_GS.square().sum(0)
 
     def _left_gram(self, rank: int, full: int) -> Tensor:
-        """D D^T, or the whole less what is kept, whichever has fewer columns to multiply."""
+        """D D^T, directly or as the whole minus the kept part, whichever multiplies fewer columns."""
         if rank > full // 2:
             D = self._parts(rank, full)
             return D @ D.mT

@@ -44,7 +44,7 @@ class RSVDAnalysis:
         self._decomposed.clear()
 
     def of_ranks(self, ranks: Mapping[str, int]) -> LowRankLayers:
-        """The layers with randomised spectra of the given ranks only; layers of rank 0 stay as they are."""
+        """The layers with randomised spectra of the given ranks only; layers of rank 0 are unchanged."""
         base = self.base
 
         def spectra_of(name: str, weight: Tensor, sketches: Sketches | None = None) -> RandomisedSpectra:

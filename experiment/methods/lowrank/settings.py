@@ -16,7 +16,7 @@ Patterns = Annotated[tuple[str, ...], MinLen(1)]
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSettings:
-    """What all low-rank methods have.
+    """Settings of all low-rank methods.
 
     Attributes:
         layers: name patterns (fnmatch) of the layers that may be decomposed; default: all. With a single layer, a grid
@@ -28,11 +28,11 @@ class LayerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RankSettings(LayerSettings):
-    """What methods have that choose ranks.
+    """Settings of methods that choose ranks.
 
     Attributes:
-        round_to: ranks are multiples of this, at least 1; many devices are faster with 8 or 16. Layers that have no
-            such rank are left as they are.
+        round_to: ranks are multiples of this, at least 1; many devices are faster with 8 or 16. Layers without such
+            a rank are unchanged.
     """
 
     round_to: Positive = 1
@@ -45,7 +45,7 @@ class PCASettings(RankSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class SlicedSettings(RankSettings):
-    """What methods have that slice and fold all layers in the same way.
+    """Settings of methods that slice and fold all layers in the same way.
 
     Attributes:
         groups: number of equal slices of the input channels, at least 1, each decomposed on its own. In a layer whose
@@ -103,13 +103,13 @@ class LRankSettings(RankSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class SelectorSettings(RankSettings):
-    """What methods have that choose the number of groups and the folding of every layer, too.
+    """Settings of methods that also choose the number of groups and the folding of every layer.
 
     Attributes:
         foldings: the foldings to choose from, layer by layer: how a kernel (filters, channels, height, width) becomes a
             matrix. 0 is filters by the rest; 1 and 2 are filters and one kernel axis by channels and the other axis; 3
             is filters and both kernel axes by channels.
-        min_group_width: input channels that a group has at least, 1 or more. Encoders of many narrow groups cost few
+        min_group_width: minimum input channels per group, at least 1. Encoders of many narrow groups cost few
             multiply-adds but run slowly: with 8 or 16, fewer multiply-adds also take less time.
     """
 
@@ -150,8 +150,8 @@ class KLDSSettings(SelectorSettings):
     """Folding, number of groups and rank of every layer, jointly, by their effect on the network's output.
 
     Attributes:
-        points: options of every layer that are tried in the network, at least 2; the others are interpolated.
-        images: calibration inputs that they are tried on, at least 1.
+        points: options per layer that are evaluated in the network, at least 2; the others are interpolated.
+        images: calibration inputs for this evaluation, at least 1.
         refit: fit the decoders, layer after layer, to what the original network computes on the calibration data.
     """
 

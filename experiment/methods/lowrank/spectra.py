@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 
 
 class Spectra(Protocol):
-    """What allocation needs of one layer's slices; see `LayerSpectra`, where everything is exact.
+    """The spectra of one layer's slices that allocation needs; see `LayerSpectra`, where all are exact.
 
     Other implementations may have only the K largest of a slice's S singular values, and factors up to `top_rank`.
     """

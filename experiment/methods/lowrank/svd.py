@@ -40,7 +40,7 @@ class ThresholdAnalysis:
 
     Attributes:
         thresholds: what the common threshold is compared with; non-increasing.
-        errors: what is reported as relative error.
+        errors: reported as relative error.
     """
 
     base: LowRankLayers
@@ -130,7 +130,7 @@ def l_rank(settings: LRankSettings) -> CommonThreshold:
     """The singular values of the whole network that are largest relative to the multiply-adds they cost.
 
     min over ranks J_l of sum_l (lambda C_l(J_l) + sum_{i>J_l} sigma_{l,i}^2), C_l(J) the multiply-adds of rank J. C is
-    linear in J, so sigma_{l,i} stays iff sigma_{l,i}^2 > lambda C_l(1): a common threshold on squared singular values
+    linear in J, so sigma_{l,i} is kept iff sigma_{l,i}^2 > lambda C_l(1): a common threshold on squared singular values
     per multiply-add. `relative_error` is that of SVD-Energy.
 
     Source: Idelbayev and Carreira-Perpinan 2020, "Low-rank compression of neural nets: learning the rank of each layer"

@@ -25,9 +25,9 @@ from experiment.methods.starting_state import Start, start_of
 class UnitMethod:
     """Masks the last units of one ranking of all layers; biases and BatchNorm are never pruned.
 
-    Of the n units of the original network's eligible layers, int(density * n) stay, whatever the keep ratio, or without
-    a density as many as the budget allows. Equal ones go by network order. A layer with a density of its own is ranked
-    by itself, and pruned first.
+    Of the n units of the original network's eligible layers, int(density * n) are kept, for any keep ratio; without a
+    density, as many as the budget allows. Ties are in network order. A layer with its own density is ranked separately
+    and pruned first.
 
     Args:
         settings: density, ignored layers, layers with a density of their own.
@@ -70,7 +70,7 @@ class UnitMethod:
         return rank_units(start, rest, self.shape, self.norm, self.align)
 
     def plan(self, analysis: UnitRanking, budget: Budget) -> Plan:
-        """Mask what the density or the budget does not keep.
+        """Mask the units that the density or the budget does not keep.
 
         Raises: InfeasibleBudget: the density leaves more than the budget, or what is never pruned exceeds it.
             CompressionError: the density keeps nothing.
@@ -112,10 +112,10 @@ class UnitMethod:
 
 
 def prune(settings: PruneSettings) -> UnitMethod:
-    """Global magnitude pruning: of the |w| of all eligible layers, the int(density * number) largest stay.
+    """Global magnitude pruning: keeps the int(density * number) largest |w| of all eligible layers.
 
     Source: Joseph et al. 2020, https://arxiv.org/abs/1911.02497
-    Differs: exactly that number stays, equal ones in network order; a threshold keeps all that equal it.
+    Differs: keeps exactly that number, ties in network order; a threshold would keep all ties.
     """
     return UnitMethod(settings, "Prune", UnitShape(), lambda units: units[:, 0])
 

@@ -11,7 +11,7 @@ from experiment.methods.starting_state import Start, live_weight
 
 
 def wt(settings: NoSettings) -> WeightMethod:
-    """Global magnitude pruning: the largest |w| of all convolutions and linear layers stay.
+    """Global magnitude pruning: keeps the largest |w| of all convolutions and linear layers.
 
     Source: Han et al. 2015, https://arxiv.org/abs/1506.02626
     """
@@ -19,7 +19,7 @@ def wt(settings: NoSettings) -> WeightMethod:
 
 
 def wt_layer(settings: NoSettings) -> WeightMethod:
-    """Layer-wise magnitude pruning: the same share of every layer's weights stays, the largest ones.
+    """Layer-wise magnitude pruning: keeps the same share of every layer's weights, the largest ones.
 
     Source: Han et al. 2015, https://arxiv.org/abs/1506.02626. Differs: one share for all layers, found from the budget;
     they choose a threshold per layer from its sensitivity.

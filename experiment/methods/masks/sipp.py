@@ -32,7 +32,7 @@ from experiment.random_streams import generator as stream
 
 
 def sipp(settings: SiPPSettings) -> WeightMethod:
-    """The weights of largest sensitivity in the whole network stay, unchanged.
+    """Keeps the weights of largest sensitivity in the whole network, unchanged.
 
     A weight's sensitivity is the mean over the positions of a sample, and the maximum over samples.
 
@@ -46,7 +46,7 @@ def sipp(settings: SiPPSettings) -> WeightMethod:
 
 
 def sipp_rand(settings: SiPPSettings) -> SampledSiPP:
-    """SiPP that samples all weights that stay."""
+    """SiPP that samples all weights to keep."""
     return SampledSiPP(settings, "SiPPRand", hybrid=False)
 
 
@@ -79,7 +79,7 @@ class SampledSiPP:
     A row consists of the weights of one sign of one filter. One multiplier nu shares the budget among rows, see
     `experiment.methods.masks.sipp_rows`. As nu falls, the number m of different weights grows in every row, and with it
     the number N of draws that produce m of them on average. Weights are added one by one until the budget is used up. A
-    row that would keep more than all weights but one stays whole and unscaled.
+    row that would keep more than all weights but one is kept whole and unscaled.
 
     Source: Baykal et al. 2019, https://arxiv.org/abs/1910.05422
     Differs: the number of draws is random with mean N, so that weights are drawn independently of each other; m, which
@@ -136,7 +136,7 @@ class SampledSiPP:
 def _rescale(
     scales_W: Tensor, analysis: DrawnWeights, stay: Tensor, drawn_R: Tensor, slope_R: Tensor, first_out: Tensor
 ) -> None:
-    """Write the factors of the weights that stay into `scales_W`, in place.
+    """Write the factors of the kept weights into `scales_W`, in place.
 
     Args:
         slope_R: -err'(m) of every row at the multiplier that would add `first_out`, the first weight that is left out.

@@ -16,11 +16,11 @@ from experiment.methods.settings import NoSettings
 from experiment.methods.starting_state import Start, live_weight
 
 SAMPLES = 16  # in one pass
-GIVE_TARGETS = "Give some: compress(..., data=(inputs, targets)), or a loader of such pairs."
+GIVE_TARGETS = "Pass them: compress(..., data=(inputs, targets)), or a loader of such pairs."
 
 
 def snip(settings: NoSettings) -> WeightMethod:
-    """The weights of largest connection sensitivity |w dL/dw| in the whole network stay; L is the mean cross entropy.
+    """Keeps the weights of largest connection sensitivity |w dL/dw| in the whole network; L is the mean cross entropy.
 
     dL/dw is the mean gradient over the calibration data, in eval mode, so that gradients of opposite sign cancel.
 
@@ -47,7 +47,7 @@ def sensitivities(start: Start, calibration: Calibration | None) -> dict[str, Te
         parameter.requires_grad_(False)
     weights = {name: network.get_submodule(name).get_parameter("weight") for name in start.layers}
     for name, weight in weights.items():
-        weight.copy_(live_weight(start.network, start.masks, name))  # without what masked places hold
+        weight.copy_(live_weight(start.network, start.masks, name))  # without the values of masked elements
         weight.requires_grad_(True)
     sums = {name: torch.zeros_like(weight, dtype=_precise(weight)) for name, weight in weights.items()}
     predictions = 0
@@ -92,7 +92,7 @@ def _checked(calibration: Calibration | None, start: Start) -> tuple[Tensor, Ten
     if calibration is None or not len(calibration.inputs):
         raise CompressionError(f"SNIP needs calibration data with targets, a few hundred samples. {GIVE_TARGETS}")
     if calibration.targets is None:
-        raise CompressionError(f"SNIP needs the targets of the calibration data. Got inputs alone. {GIVE_TARGETS}")
+        raise CompressionError(f"SNIP needs the targets of the calibration data. Got only inputs. {GIVE_TARGETS}")
     inputs, targets = calibration.inputs, calibration.targets
     if len(inputs) != len(targets) or targets.is_floating_point():
         raise CompressionError(

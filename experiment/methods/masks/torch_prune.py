@@ -1,4 +1,4 @@
-"""Masks from any class of torch.nn.utils.prune, your own included: the same share of every layer."""
+"""Masks from any class of torch.nn.utils.prune or a subclass of your own: the same share of every layer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class UnitOrder:
     masks: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def removed(self, num_kept: int) -> dict[str, int]:
-        """How many units every layer loses when the first `num_kept` of the order stay."""
+        """The number of units that every layer loses if the first `num_kept` of the order are kept."""
         kept = torch.bincount(self.order[:num_kept], minlength=len(self.units)).tolist()
         return {name: total - n for (name, total), n in zip(self.units.items(), kept, strict=True)}
 
@@ -50,7 +50,7 @@ class TorchPrune:
 
     Units are weights or, for PRUNING_TYPE 'structured', the channels along `dim`. Every layer keeps the largest share
     rho of its n units that fits, round(rho n); the layers take the last step one after the other. The amount is the
-    fraction of the n units that is removed, a float in [0, 1]. What is masked already stays masked, and the amount is a
+    fraction of the n units that is removed, a float in [0, 1]. Masked units remain masked, and the amount is a
     fraction of the rest, as in torch's PruningContainer. Structured masks leave the layers' shapes unchanged.
 
     Args:
@@ -131,11 +131,11 @@ class TorchPrune:
             if alive.all():
                 mask: Tensor = method.compute_mask(weight, default_mask=alive.to(weight.dtype))
                 return mask
-            method._tensor_name = "weight"  # what the container asks its methods for
+            method._tensor_name = "weight"  # the attributes that the container reads
             container: Any = prune.PruningContainer(method)
             left: Tensor = container.compute_mask(weight, alive.to(weight.dtype))
             return left
-        except Exception as error:  # whatever the user's method raises
+        except Exception as error:  # any error of the user's method
             raise CompressionError(
                 f"layer '{layer}': {self.method.__name__}.compute_mask fails with amount={amount:g}, the fraction to "
                 f"remove, on a weight of shape {tuple(weight.shape)}: {type(error).__name__}: {error}"

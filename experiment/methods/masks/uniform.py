@@ -36,7 +36,7 @@ class LayerDraws:
     alive: Tensor
 
     def wanted(self, share: float) -> Tensor:
-        """How many different weights each row wants: m = max(1, int(share C)). Returns: (R,)."""
+        """The wanted number of different weights per row: m = max(1, int(share C)). Returns: (R,)."""
         rows, columns = self.p.shape
         return torch.full((rows,), max(1, int(share * columns + 1e-9)))  # shares are rounded fractions: k / C gives k
 
@@ -48,7 +48,7 @@ class LayerDraws:
         return draws_R
 
     def kept(self, share: float) -> tuple[Tensor, Tensor]:
-        """Which weights stay, (R, C), and after how many draws, (R,); infinite where a row is exact.
+        """Which weights are kept, (R, C), and after how many draws, (R,); infinite where a row is exact.
 
         A row is exact if it has no more live weights than it wants, or if all weights of non-zero probability are hit.
         """
@@ -78,7 +78,7 @@ class NetworkDraws:
     seed: int
 
     def cost(self, share: float, budget: Budget) -> int:
-        """What the network costs at a share, in the budget's quantity; it never falls as the share grows."""
+        """The network's cost at a share, in the budget's quantity; non-decreasing in the share."""
         costs = weight_costs(self.start, budget)
         kept = {name: int(layer.kept(share)[0].sum()) for name, layer in self.layers.items()}
         return unpruned_cost(self.start, budget) + sum(costs[name] * n for name, n in kept.items())
@@ -86,11 +86,11 @@ class NetworkDraws:
 
 @dataclass(frozen=True)
 class SampledWeights:
-    """Of every filter's C weights about max(1, rho C) stay, drawn with replacement and reweighted by count / (N p).
+    """Keeps about max(1, rho C) of every filter's C weights, drawn with replacement and reweighted by count / (N p).
 
-    N is the smallest number of draws that hit this many different weights on average; those that are hit stay. On
-    average the filter therefore computes what it did before. A filter that sampling would not shrink stays exact. rho
-    is the largest share whose weights fit; a larger rho repeats the same draws and adds more.
+    N is the smallest number of draws that hit this many different weights on average; those that are hit are kept. The
+    expectation of the filter is unchanged. A filter that sampling would not shrink remains exact. rho is the
+    largest share whose weights fit; a larger rho repeats the same draws and adds more.
 
     Source: Achlioptas et al. 2013, Near-optimal Entrywise Sampling for Data Matrices, https://arxiv.org/abs/1311.4643;
     as baselines of pruning in Baykal et al. 2019, https://arxiv.org/abs/1910.05422.
@@ -162,7 +162,7 @@ def _shares(worth_RC: Tensor) -> Tensor:
 
 
 def _largest_share(draws: NetworkDraws, budget: Budget) -> float:
-    """Of all shares at which a row keeps one weight more, the largest whose weights fit.
+    """Of all shares at which a row keeps one more weight, the largest whose weights fit.
 
     Raises: InfeasibleBudget: none does.
     """

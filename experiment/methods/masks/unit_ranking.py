@@ -1,4 +1,4 @@
-"""One ranking of the weights, or blocks of weights, of several layers: what a density or a budget keeps of it.
+"""One ranking of the weights, or blocks of weights, of several layers: the part that a density or a budget keeps.
 
 Shape suffixes: N = rows, M = columns of a linear layer's weight; A, B = rows and columns of a block; U = units.
 """
@@ -21,7 +21,7 @@ from experiment.methods.starting_state import Start, live_weight
 
 @dataclass(frozen=True)
 class UnitShape:
-    """What a unit is: a block of a matrix or, without a size, a single weight."""
+    """The kind of units: blocks of a matrix or, without a size, single weights."""
 
     block: tuple[int, int] | None = None
 
@@ -92,11 +92,11 @@ class UnitRanking:
         return self._counts(most)
 
     def cost(self, counts: Sequence[int], budget: Budget) -> int:
-        """What the whole network costs when each layer keeps this number of units."""
+        """The cost of the whole network if each layer keeps this number of units."""
         return unpruned_cost(self.start, budget, self.layers) + self._cost(counts, budget)
 
     def masks(self, counts: Sequence[int]) -> dict[str, Tensor]:
-        """Layer name -> which of its weights stay, in the shape of the weight in `Start.network`."""
+        """Layer name -> which of its weights are kept, in the shape of the weight in `Start.network`."""
         found = {}
         for name, ranked, count in zip(self.layers, self.ranked, counts, strict=True):
             alive = alive_weights(self.start, name)

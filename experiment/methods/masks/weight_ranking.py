@@ -131,9 +131,9 @@ def plan_masked(start: Start, masks: Mapping[str, Tensor], scales: Mapping[str, 
     """The plan that keeps these weights; without masks, the plan that changes nothing.
 
     Args:
-        masks: layer name -> which of its weights stay, in the shape of the weight in `Start.network`; none that the
+        masks: layer name -> which of its weights are kept, in the shape of the weight in `Start.network`; none that the
             state masks.
-        scales: layer name -> factors for the weights that stay, in the same shape.
+        scales: layer name -> factors for the kept weights, in the same shape.
     """
     original = {}
     for name, mask in masks.items():
@@ -158,12 +158,12 @@ def alive_weights(start: Start, layer: str) -> Tensor:
 
 
 def weight_costs(start: Start, budget: Budget) -> dict[str, int]:
-    """What each weight of a layer costs: 1 or, under a budget of FLOPs, the layer's output positions."""
+    """The cost of each weight of a layer: 1 or, under a budget of FLOPs, the layer's output positions."""
     return {name: info.positions if budget.quantity == "flops" else 1 for name, info in start.layers.items()}
 
 
 def unpruned_cost(start: Start, budget: Budget, layers: Collection[str] | None = None) -> int:
-    """What the network costs without the live weights of these layers (by default, of all compressible ones)."""
+    """The network's cost without the live weights of these layers (by default, of all compressible ones)."""
     costs = weight_costs(start, budget)
     pruned = start.layers if layers is None else layers
     weights = sum(int(alive_weights(start, name).sum()) * costs[name] for name in pruned)

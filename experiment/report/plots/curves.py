@@ -1,4 +1,4 @@
-"""What plots draw in their panels: curves of labels and keep ratios, the reference line, and ticks."""
+"""The elements of plots: curves of labels and keep ratios, the reference line, and ticks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def draw_keep_ratios(
 ) -> dict[float, Any]:
     """Draw the mean of column `y`, times `unit`, against column `x`: one line per keep ratio.
 
-    Returns: keep ratio -> line; NaN stands for cells without a keep ratio.
+    Returns: keep ratio -> line; NaN for cells without a keep ratio.
     """
     lines: dict[float, Any] = {}
     for keep, curve in rows.groupby("keep_target", dropna=False):
@@ -86,7 +86,7 @@ def log_ticks(axis: Axis) -> None:
 
 
 def plain_ticks(axes: Axes, write: Callable[[float], str] = "{:g}".format) -> None:
-    """Label the ticks of the x axis with plain numbers; where labels would overlap, the rounder number stays."""
+    """Label the ticks of the x axis with plain numbers; where labels would overlap, the rounder number is kept."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     def shown(value: float, _: object) -> str:

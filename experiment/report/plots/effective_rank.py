@@ -20,7 +20,7 @@ CELL = ["label", "net", "repetition", "keep_target"]
 def with_shares(ranks: DataFrame) -> DataFrame:
     """Ranks with a column `share`: effective rank divided by the largest full rank of the layer in any network.
 
-    A layer that lost filters is thus compared with the whole layer.
+    So a layer that lost filters is compared with the whole layer.
 
     Args:
         ranks: rows of ranks.csv, as returned by `read_cells`.

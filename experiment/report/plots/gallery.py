@@ -210,7 +210,7 @@ def _typical(rows: DataFrame, count: int) -> DataFrame:
 
 
 def _limits(source: Source) -> tuple[float | None, float | None]:
-    """The keep ratios that the parameter file wants to see."""
+    """The range of keep ratios that the parameter file sets."""
     plotting = source.parameters.experiments.plotting
     return (None, None) if plotting is None else (plotting.min_val, plotting.max_val)
 

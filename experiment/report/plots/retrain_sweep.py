@@ -104,7 +104,7 @@ def plot_retrain_sweep(
 
 
 def _retraining_axis(axes: Axes, amounts: Sequence[float]) -> None:
-    """A logarithmic axis on which 0 lies one step left of the smallest positive amount."""
+    """A logarithmic axis on which 0 is one step left of the smallest positive amount."""
     from matplotlib.ticker import FixedLocator
 
     positive = [amount for amount in amounts if amount > 0]
@@ -112,7 +112,7 @@ def _retraining_axis(axes: Axes, amounts: Sequence[float]) -> None:
     axes.set_xscale("symlog", linthresh=smallest, linscale=0.6)
     axes.set_xlim(-0.05 * smallest if amounts and amounts[0] <= 0 else 0.9 * smallest, max([smallest, *amounts]) * 1.1)
     ticks = list(amounts)
-    while len(ticks) > MOST_TICKS:  # the first and the last stay
+    while len(ticks) > MOST_TICKS:  # keeps the first and the last
         ticks = [*ticks[:-1][::2], ticks[-1]]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     plain_ticks(axes, lambda value: f"{value:.0f}" if value >= 10 else f"{value:.2g}")

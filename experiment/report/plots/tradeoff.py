@@ -194,7 +194,7 @@ def _legend_title(results: DataFrame, points: DataFrame) -> str:
 def _explain(
     figure: Figure, axes: Axes, results: DataFrame, quantity: str, styles: LabelStyles, points: DataFrame
 ) -> None:
-    """State below the plot what it does not show: labels without a curve, and points that average fewer networks."""
+    """Note below the plot what it does not show: labels without a curve, and points that average fewer networks."""
     drawn, finished = set(points["label"]), set(compressed(results)["label"])
     labels = [label for label in labels_of(results) if label not in drawn]
     unmoved = [styles.name(label) for label in labels if label in finished]

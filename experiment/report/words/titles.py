@@ -1,4 +1,4 @@
-"""What titles, axes and captions call an experiment, its mode, its variants and its quantities."""
+"""Names of experiments, modes, variants and quantities in titles, axes and captions."""
 
 from __future__ import annotations
 
@@ -83,5 +83,5 @@ def joined(*parts: str) -> str:
 
 
 def capitalized(text: str) -> str:
-    """The text with its first letter in upper case; the others stay as they are."""
+    """The text with its first letter in upper case and the rest unchanged."""
     return text[:1].upper() + text[1:]

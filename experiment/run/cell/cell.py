@@ -1,4 +1,4 @@
-"""The computation of a cell: its network is made or searched, tested before and after retraining, and stored."""
+"""The computation of a cell: make or search its network, test it before and after retraining, store it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from experiment.run.machine import instructions
 def compute_cell(cell: Cell, compression: ChainCompression, report: ReportEvent) -> dict[str, Any]:
     """Compute and store a cell; returns its result.
 
-    Raises: Inherited: the cell before it in the cascade failed. TrainingDiverged, CompressionError, StoreError.
+    Raises: Inherited: the previous cell of the cascade failed. TrainingDiverged, CompressionError, StoreError.
     """
     if compression.previous_failure is not None:
         raise compression.previous_failure

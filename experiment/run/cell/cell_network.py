@@ -1,4 +1,4 @@
-"""The network of a cell: compressed and retrained, or learned and compressed in turn."""
+"""The network of a cell: compressed and retrained, or made by the L-C optimizer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_cell_network(cell: Cell, compression: ChainCompression, folder: Path, r
     """Make the network of a cell.
 
     Args:
-        folder: for the checkpoint and what else an interrupted computation continues from.
+        folder: for the checkpoint and other files from which an interrupted computation continues.
     Raises: InfeasibleBudget, CompressionError, TrainingDiverged.
     """
     if compression.parameters.experiments.mode != "lc":

@@ -40,7 +40,7 @@ def run_reference(task: ReferenceTask, context: Context, report: ReportEvent) ->
         result = _store_reference(task, reference, context)
     except ENDS_THE_RUN:
         raise
-    except Exception as error:  # whatever breaks one network must not stop the others
+    except Exception as error:  # no error of one network may stop the others
         _store_failure(task.cell, error, context, report)
     else:
         report(Advanced(1))

@@ -48,7 +48,7 @@ class ChainCompression:
     def compress(self, cell: Cell, report: ReportEvent) -> tuple[Compressor, Compressed]:
         """Compress the network that a cell starts from to the size of the cell.
 
-        Raises: InfeasibleBudget: it cannot be that small.
+        Raises: InfeasibleBudget: no network is that small.
         """
         with showing(partial(ProgressText, lambda text: report(Busy(cell_name(cell), text)))):
             compressor, compressed = self._compress(cell)
@@ -60,7 +60,7 @@ class ChainCompression:
         return compressor, compressed
 
     def calibration(self) -> Calibration:
-        """The images that methods which look at data are given, from the validation part."""
+        """Images of the validation part for methods that need data."""
         p, example = self.parameters, self.reference.state.example
         valid = self.context.data.splits(p, p.training).valid
         layers = trace_layers(self.reference.network, example).values()
@@ -76,7 +76,7 @@ class ChainCompression:
         if result["status"] == "done":
             self._previous, self.previous_failure = cell, None
         elif result["status"] == "failed":
-            why = f"the cell before it in the cascade failed ({result.get('error')}), and it starts from there."
+            why = f"the previous cell of the cascade failed ({result.get('error')})."
             self.previous_failure = Inherited(why, cell.key)
 
     def _compress(self, cell: Cell) -> tuple[Compressor, Compressed]:
@@ -88,7 +88,7 @@ class ChainCompression:
             step = compressor.compress(keep, budget)
             dense = expand(step.network, self.reference.network, step.plan, self.reference.state.example)
             compressor = self._analyse(dense)
-        self._compressor = None if cell.between else compressor  # after steps between, it starts elsewhere
+        self._compressor = None if cell.between else compressor  # after intermediate steps, it starts elsewhere
         return compressor, compressor.compress(cell.keep, budget)
 
     def _start(self) -> State:

@@ -1,4 +1,4 @@
-"""What the computation of cells needs to know about its experiment. Does not import torch."""
+"""The facts about an experiment that its cells need. Does not import torch."""
 
 from __future__ import annotations
 

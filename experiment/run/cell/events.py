@@ -19,14 +19,14 @@ class Started:
 
 @dataclass(frozen=True)
 class Advanced:
-    """So many units of the work under way are done (an epoch is one, compressing and testing a cell another)."""
+    """Units of the current work are done: one per epoch, and one for compressing and testing a cell."""
 
     units: float
 
 
 @dataclass(frozen=True)
 class Busy:
-    """What a long analysis of `name` is at, in words."""
+    """The progress of a long analysis of `name`, in words."""
 
     name: str
     text: str

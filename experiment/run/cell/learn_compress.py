@@ -22,7 +22,7 @@ from experiment.run.grid.plan import Cell
 
 
 def learn_compress(cell: Cell, compression: ChainCompression, folder: Path, report: ReportEvent) -> CellNetwork:
-    """Make the network of a cell; it has no records if compression removes nothing, since nothing is learned then.
+    """Make the network of a cell; it has no records if compression removes nothing, since there is no L-step then.
 
     Raises: InfeasibleBudget, CompressionError, TrainingDiverged.
     """

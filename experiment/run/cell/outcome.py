@@ -57,7 +57,7 @@ def measure_network(network: nn.Module, p: Parameters, data: Data) -> dict[str, 
 
 
 def valid_top1(network: nn.Module, p: Parameters, data: Data) -> float:
-    """Top-1 on the validation data, by which choices are made."""
+    """Top-1 on the validation data, for selection."""
     return evaluate(
         network, data.splits(p, p.training).valid, loss=p.training.loss, loss_kwargs=dict(p.training.loss_kwargs),
         device=data.device, precision="fp32", batch_size=p.training.test_batch_size,
@@ -109,7 +109,7 @@ def read_history(path: Path) -> list[EpochRecord]:
                 values = {k: None if v == "" else int(v) if k in integers else float(v) for k, v in row.items()}
                 records.append(EpochRecord(**values))  # type: ignore[arg-type]
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise StoreError(f"{path}: is not the history of a training.") from error
+        raise StoreError(f"{path}: is not a training history.") from error
     return records
 
 

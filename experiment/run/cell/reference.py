@@ -74,7 +74,7 @@ def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, repor
 
     One process trains; others that need the same network wait, and take over if it dies.
 
-    Raises: TrainingDiverged, DataError, and whatever the network or its data raise.
+    Raises: TrainingDiverged, DataError, and any error of the network or its data.
     """
     folder = reference_folder(context.directories, spec)
     input_shape = context.data.splits(p, p.training).input_shape
@@ -143,7 +143,7 @@ def copy_history(trained: Path, folder: Path) -> None:
 
 
 def _set_aside_damaged(folder: Path) -> None:
-    """Set aside what is damaged beside a trained network; its own file says by itself whether it is whole."""
+    """Set aside damaged files next to a trained network, whose own file has checksums."""
     files = {n: record for n, record in read_manifest(folder / MANIFEST).items() if record.crc32 is not None}
     while (path := damaged_file(folder, files)) is not None:
         log.warning("%s is damaged: set aside as %s. The network beside it is kept.", path, set_aside(path).name)

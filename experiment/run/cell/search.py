@@ -44,7 +44,7 @@ class SearchSample:
 
     Attributes:
         parameters, valid_top1: of its network; None if there is none.
-        needed: the least validation top-1: that of the reference network less the loss.
+        needed: the required validation top-1: that of the reference network minus the loss.
         within: whether `valid_top1` reaches it.
         epochs: of retraining.
         seconds: of compression, retraining and validation.
@@ -68,7 +68,7 @@ _SAMPLES = TypeAdapter(list[SearchSample])
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The samples of a search, and the smallest keep ratio within the loss; None with the reason if there is none."""
+    """The samples of a search, and the smallest keep ratio within the loss, or the reason if there is none."""
 
     samples: Sequence[SearchSample]
     keep: float | None
@@ -113,7 +113,7 @@ class CellSearch:
     def run(self, report: ReportEvent) -> SearchResult:
         """Make samples until the search ends.
 
-        Raises: TrainingDiverged: every network that can be made diverged.
+        Raises: TrainingDiverged: all feasible networks diverged.
         """
         samples: list[SearchSample] = []
         counted = _CountedReport(report)
@@ -156,7 +156,7 @@ class CellSearch:
         return SearchSample(keep, size, top1, needed, within, made.facts["epochs"], seconds, "done", "")
 
     def _record(self, sample: SearchSample) -> None:
-        """Write down a sample, and remove the checkpoints that are not needed any more."""
+        """Record a sample, and remove checkpoints that are no longer needed."""
         others = list(self._recorded) if sample.within else [sample.keep]
         self._recorded[sample.keep] = sample
         rows = [asdict(row) for row in self._recorded.values()]
@@ -178,8 +178,8 @@ class CellSearch:
                 "or samples, or retrain for more epochs."
             )
         if diverged := [sample.error for sample in samples if sample.status == "diverged"]:
-            raise TrainingDiverged(f"every sample of the search that can be made diverged. The last: {diverged[-1]}")
-        return f"none of {len(samples)} networks can be that small. The last: {samples[-1].error} Or increase samples."
+            raise TrainingDiverged(f"all feasible samples of the search diverged. The last: {diverged[-1]}")
+        return f"none of {len(samples)} keep ratios is feasible. The last: {samples[-1].error} Or increase samples."
 
 
 def _read_samples(path: Path) -> list[SearchSample]:
@@ -204,6 +204,6 @@ class _CountedReport:
         self._report(event)
 
     def fill_up_to(self, units: float) -> None:
-        """ReportEvent the work that samples did not need: they stopped early, or were recorded."""
+        """Report the work that samples did not need: they stopped early, or were already recorded."""
         if units > self._units:
             self(Advanced(units - self._units))

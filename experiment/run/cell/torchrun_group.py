@@ -1,4 +1,4 @@
-"""The processes of torchrun: the first runs the experiment, the others take part in each training that it announces.
+"""The processes of torchrun: the first runs the experiment, the others join each training that it announces.
 
 Announcements go through torch's store, in which a process may wait for hours, tensors through its process group. A
 training that fails in the same way in all processes is an ordinary failure of its cell. If only some processes fail,
@@ -32,7 +32,7 @@ from experiment.training.distributed import ALONE, Team
 
 log = logging.getLogger("experiment")
 
-LONGEST_STEP = timedelta(minutes=30)  # for which processes wait for each other, as while one reads its data
+LONGEST_STEP = timedelta(minutes=30)  # that processes wait for each other, for instance while one reads its data
 SECONDS_TO_AGREE = 10.0  # for the other processes to fail, too
 SECONDS_TO_LEAVE = 30.0
 FAILED = 1  # exit status
@@ -40,7 +40,7 @@ FAILED = 1  # exit status
 
 @dataclass(frozen=True)
 class Job:
-    """A training to take part in.
+    """A training to join.
 
     Attributes:
         parameters: of its variant.
@@ -81,7 +81,7 @@ class Crew:
         self._make_group()
 
     def send(self, message: Job | Stop) -> None:
-        """In the first process: tell the others what comes next."""
+        """In the first process: send the next message to the others."""
         with _store_at_hand():
             self._store.set(self._next_key(), pickle.dumps(message))
 
@@ -97,7 +97,7 @@ class Crew:
             return pickle.loads(self._store.get(key))  # type: ignore[no-any-return]
 
     def agree_on_failure(self, error: Exception) -> None:
-        """Return if the training has failed in the same way in all processes, so that the next one can start.
+        """Return if the training failed in the same way in all processes, so that the next one can start.
 
         Raises: CrewLost: it has not.
         """
@@ -109,7 +109,7 @@ class Crew:
             failures = {rank: self._store.get(keys[rank]).decode() for rank in ranks if self._store.check([keys[rank]])}
             lost = self._store.check(["lost"])
         if lost or not everywhere or len({text.partition(":")[0] for text in failures.values()}) > 1:
-            said = {rank: f"failed: {failures[rank]}" if rank in failures else "does not answer" for rank in ranks}
+            said = {rank: f"failed: {failures[rank]}" if rank in failures else "does not respond" for rank in ranks}
             self.give_up("; ".join(f"process {rank} {text}" for rank, text in said.items()))
         self._make_group()  # the old one has unfinished operations
 
@@ -218,7 +218,7 @@ def wait_for_all() -> None:
             if step == "printed" or rank == 0:  # which may host the store
                 store.wait([f"{step}/{other}" for other in range(size)], timedelta(seconds=SECONDS_TO_LEAVE))
     except dist.DistError:
-        log.warning("the other processes of torchrun do not answer")
+        log.warning("the other processes of torchrun do not respond")
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> Any:

@@ -1,4 +1,4 @@
-"""Loading a state_dict into a network, in place, whoever wrote the file. Nothing in a file is executed."""
+"""Loading a state_dict into a network, in place, from any source. Nothing in a file is executed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read_plain(path: Path) -> Any:
     try:
         return read_tensors(path)
     except FileNotFoundError as error:
-        raise StoreError(f"{path}: there is no such file.") from error
+        raise StoreError(f"{path}: no such file.") from error
 
 
 def load_given(network: nn.Module, given: GivenWeights) -> None:
@@ -80,7 +80,7 @@ def require_shapes(network: nn.Module, shapes: Mapping[str, torch.Size], path: P
     if any(differences.values()):
         listed = "; ".join(f"{kind}: {first_names(names)}" for kind, names in differences.items() if names)
         raise StoreError(
-            f"{path}: its weights are not those of this network: {listed}. Expected a network of the same name, "
+            f"{path}: its weights do not fit this network: {listed}. Expected a network of the same name, "
             "settings and outputSize."
         )
 

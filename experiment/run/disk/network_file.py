@@ -228,7 +228,7 @@ def rebuild(original: nn.Module, specification: Specification, packed: PackedWei
         network = build(original, Plan.from_data(specification.plan, original))
     except _MISFITS as error:
         raise StoreError(
-            f"{path}: does not fit this network, which is another one than was compressed: "
+            f"{path}: does not fit this network, which is not the one that was compressed: "
             f"{shortened(str(error).strip(), MAX_REASON)} {PASS_THE_ORIGINAL}"
         ) from error
     try:

@@ -130,7 +130,7 @@ def _mask(name: str, packed: MaskedWeight) -> Tensor:
         gaps = gaps.long()
         # bounded one by one first, so that the sum cannot overflow
         if not valid or (len(gaps) and (gaps.min() < 1 or gaps.max() > elements or gaps.sum() > elements)):
-            raise ValueError(f"{name}: its gaps lead out of its {elements} elements")
+            raise ValueError(f"{name}: its gaps exceed its {elements} elements")
         mask = torch.zeros(elements, dtype=torch.bool)
         mask[gaps.cumsum(0) - 1] = True
         return mask

@@ -46,7 +46,7 @@ class VariantSettings:
 
     Attributes:
         name: as in results.csv, such as `retraining.startEpoch=91`; empty for the file itself.
-        sets: block -> key -> value, where the variant differs from the file; a key without a block stands by itself.
+        sets: block -> key -> value, where the variant differs from the file; top-level keys have no block.
         parameters: all settings of the variant.
     """
 

@@ -1,4 +1,4 @@
-"""Reading CSV tables of results with pandas, whatever is in the file."""
+"""Reading CSV tables of results with pandas, from files of any content."""
 
 from __future__ import annotations
 

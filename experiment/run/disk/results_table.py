@@ -1,6 +1,6 @@
 """results.csv: one row per finished cell, with the latency and bytes of deployed networks where they were measured.
 
-Measurements of deployed networks lie beside a cell's result in files of their own. They are not part of any key, so
+Measurements of deployed networks are separate files next to a cell's result. They are not part of any key, so
 they can be requested later. Does not import torch.
 """
 

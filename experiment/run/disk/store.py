@@ -174,7 +174,7 @@ class Store:
 
     @contextmanager
     def try_lock(self, name: str | None) -> Iterator[bool]:
-        """Hold a lock if it is free; yields whether it is. None stands for no lock, which is always free."""
+        """Hold a lock if it is free; yields whether it is. None means no lock, which is always free."""
         if name is None:
             yield True
             return

@@ -1,4 +1,4 @@
-"""Stamps of an experiment's data: hashes of content, by which results know what they were computed on.
+"""Stamps of an experiment's data: hashes of the content that results were computed on.
 
 The stamp of the training data is part of the keys of reference networks, and so of all cells; the stamp of the test
 data is part of the keys of cells. Stamps are computed from the dataset's files (`experiment.datasets.file_stamp`).

@@ -56,7 +56,7 @@ class Resources:
     gpus: float
 
     def fit(self, cpus: float, gpus: float) -> int:
-        """Number of cells that run at once on this many cores and GPUs. A cell uses one GPU at most."""
+        """Number of cells that run at once on this many cores and GPUs. A cell uses at most one GPU."""
         by_cores = int(cpus // self.cpus)
         return by_cores if self.gpus == 0 else min(by_cores, self.fit_gpus(int(gpus)))
 

@@ -1,7 +1,7 @@
 """Keys of results: content hashes of everything that determines an outcome.
 
-What only displays or places results (labels, test batch sizes, paths) is left out, and so are values equal to their
-defaults: a new setting does not change existing keys.
+Settings that only affect display or storage (labels, test batch sizes, paths) are omitted, and so are values equal to
+their defaults: a new setting does not change existing keys.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from experiment.run.grid.weights_file import GivenWeights
 from experiment.user_code import code_in, forget_changed, source_hash
 
 FORMAT_VERSION = 1  # of every file that this package writes
-SEARCH_VERSION = 1  # raise it when a search would try or accept other networks
+SEARCH_VERSION = 1  # raise it when a search tries or accepts other networks
 RECALIBRATION_VERSION = 1  # raise it when the outcome of experiment.layers.recalibrate_batchnorm changes
 MADE = 10  # leading digits of a cell's key that identify its network; the others identify the test data
 
@@ -50,7 +50,7 @@ def digest(payload: object) -> str:
 
 @dataclass(frozen=True)
 class DataKeys:
-    """The parts of keys for the training data and for the test data; the latter is None if nothing needs to be said."""
+    """The parts of keys for the training data and for the test data; the latter is None if it is constant."""
 
     training: dict[str, Any]
     test: dict[str, Any] | None

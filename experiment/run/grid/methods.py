@@ -26,7 +26,7 @@ class FileMethods:
 
     Attributes:
         specs: one per entry of `experiments.methods`; None for an invalid entry. Unknown methods have a placeholder.
-        faults: everything that is wrong with them.
+        faults: all errors in them.
     """
 
     specs: tuple[MethodSpec | None, ...]
@@ -59,7 +59,7 @@ def look_up_methods(methods: object) -> FileMethods:
 
 
 def _look_up(key: KeyPath, ref: Mapping[str, Any]) -> tuple[MethodSpec | None, str, list[Fault]]:
-    """The method of one entry, its label (empty if unknown), and what is wrong with it."""
+    """The method of one entry, its label (empty if unknown), and its errors."""
     name, given = ref["name"], ref.get("label")
     try:
         entry = find_method(name)
@@ -123,7 +123,7 @@ def _label_fault(label: str, spec: MethodSpec | None, other: str | None) -> str 
 
 
 def _code_faults(key: KeyPath, entry: MethodEntry, settings: Mapping[str, Any]) -> Iterator[Fault]:
-    """Settings that must name code and do not, including those of the schemes of a composition."""
+    """Settings that must be import paths and are not, including those of the schemes of a composition."""
     schemes = settings.get("schemes") if entry.settings is ComposeSettings else None
     for i, scheme in enumerate(schemes if isinstance(schemes, list) else []):
         name = scheme.get("name") if isinstance(scheme, Mapping) else None

@@ -1,1 +1,1 @@
-"""Who computes the cells: this process, worker processes, Ray or torchrun; queue and progress."""
+"""The executors of cells: this process, worker processes, Ray or torchrun; queue and progress."""

@@ -1,4 +1,4 @@
-"""Doing the open work, in this process or with a pool of workers. A worker that dies costs one retry."""
+"""Runs the open work in this process or with a pool of workers. Work of a worker that dies is retried."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def run_in_pool(pool: Pool, queue: Queue, contexts: Contexts, listen: Listener) 
                 else:
                     deaths.note(work, message)
                     listen(work, message)
-    except (KeyboardInterrupt, CannotWrite):  # a full disk of one worker need not cost the others their training
+    except (KeyboardInterrupt, CannotWrite):  # a full disk of one worker does not lose the training of the others
         pool.let_save()
         raise
     finally:
@@ -172,7 +172,7 @@ def _note_waiting(queue: Queue, held: Collection[str], noted: set[str], listen: 
 
 @dataclass
 class _Deaths:
-    """Counts the deaths of workers at each cell, and gives a cell up after `MAX_DEATHS`."""
+    """Counts the deaths of workers at each cell, and gives up a cell after `MAX_DEATHS`."""
 
     contexts: Contexts
     cell_of: dict[str, str] = field(default_factory=dict)  # name of the work -> key of the cell under way
@@ -208,7 +208,7 @@ class _Deaths:
         rest = [cell for cell in work.cells if cell not in lost]
         left = store_failures(lost, error, context, report, locked=locked)
         if locked and rest:  # a cascade: the next cell starts from the lost one
-            error = Inherited(f"the cell before it in the cascade failed ({error})", key)
+            error = Inherited(f"the previous cell of the cascade failed ({error})", key)
             left += store_failures(rest, error, context, report, locked=locked)
         else:
             left += rest

@@ -138,7 +138,7 @@ class Processes:
 def no_main_module() -> Iterator[None]:
     """Keep processes that are started inside from running the caller's script, which would start the experiment again.
 
-    `spawn` runs the script in each new process; it can only be told not to by hiding the script's name.
+    `spawn` runs the script in each new process; hiding the script's name is the only way to prevent this.
     """
     script = sys.modules["__main__"]
     hidden: dict[str, Any] = {name: vars(script)[name] for name in ("__spec__", "__file__") if name in vars(script)}
@@ -163,7 +163,7 @@ def _work(connection: Connection, contexts: Contexts) -> None:
     def send(message: Event | bool | WorkerLost) -> None:
         try:
             connection.send(message)
-        except OSError:  # the parent is gone, which is not a failure of the cell
+        except OSError:  # the parent has exited, which is not a failure of the cell
             raise SystemExit(1) from None
 
     while True:

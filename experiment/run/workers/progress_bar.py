@@ -1,4 +1,4 @@
-"""What is shown while work runs: finished cells, a progress bar on terminals, and long analyses in log files."""
+"""The output while work runs: finished cells, a progress bar on terminals, and long analyses in log files."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Work:
         return self.of(self.cells[:first]), self.of(self.cells[first:])
 
     def of(self, cells: tuple[Cell, ...]) -> Work:
-        """A part of a chain as work of its own."""
+        """A part of a chain as separate work."""
         assert isinstance(self.task, Chain)
         task = replace(self.task, cells=cells)
         return replace(self, name=_chain_name(self.experiment, task), task=task, units=_units(cells), cells=cells)

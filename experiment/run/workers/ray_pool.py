@@ -120,7 +120,7 @@ class RayTasks:
         return messages
 
     def let_save(self) -> None:
-        """Ray has no reliable way to ask a task to end. Checkpoints stay as they are."""
+        """Ray has no reliable way to ask a task to end. Existing checkpoints are kept."""
 
     def stop(self) -> None:
         for task in self.tasks:

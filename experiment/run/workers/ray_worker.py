@@ -1,6 +1,6 @@
-"""What runs in the processes of Ray: a task, and the mailbox for its events.
+"""Code that runs in the processes of Ray: a task, and the mailbox for its events.
 
-Work and contexts travel as bytes. A process sets the number of threads and the paths of the user's own modules before
+Work and contexts travel as bytes. A process sets the number of threads and the paths of user modules before
 it unpickles them and imports torch.
 """
 
@@ -69,12 +69,12 @@ def compute_task(work: bytes, contexts: bytes, driver: Driver, mailbox: Any) -> 
         return compute(item, report)
     finally:
         if last is not None:
-            ray.get(last)  # letters of one sender arrive in order
+            ray.get(last)  # messages of one sender arrive in order
 
 
 @lru_cache(maxsize=1)
 def _prepared(contexts: bytes, driver: Driver) -> Callable[[Work, ReportEvent], bool]:
-    """Prepare this process once. Data stay loaded for the next pieces of work."""
+    """Prepare this process once. Data remain loaded for later work."""
     try:
         os.chdir(driver.folder)
     except OSError as error:

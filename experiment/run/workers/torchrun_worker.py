@@ -1,4 +1,4 @@
-"""The processes of torchrun other than the first: they take part in each training that it announces."""
+"""The processes of torchrun other than the first: they join each training that it announces."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from experiment.training.loop import TrainingLoop
 
 
 def serve(machine: Machine) -> int:
-    """Take part in trainings until the first process says stop; returns the exit status.
+    """Join trainings until the first process sends a stop message; returns the exit status.
 
     Nothing is written here, so Ctrl-C may end the process at once.
     """
@@ -47,7 +47,7 @@ def _take_part(job: Job, crew: Crew, machine: Machine, data: Data) -> None:
     try:
         splits, network, teacher = _prepared(job, data)
     except Exception as error:  # the first process has succeeded in this
-        crew.give_up(f"process {crew.team.rank} cannot take part: {type(error).__name__}: {error}")
+        crew.give_up(f"process {crew.team.rank} cannot join: {type(error).__name__}: {error}")
     try:
         TrainingLoop(
             network, splits.train, train_settings(job.training, machine), valid=splits.valid, stream=job.stream,

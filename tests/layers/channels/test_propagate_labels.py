@@ -142,7 +142,7 @@ def test_what_nothing_calls_keeps_what_it_may_read(caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.WARNING, logger="experiment"):
         groups = channel_groups(Experts(), inputs(1, 8))
     assert not free(groups)
-    assert "All channels of 'trunk' stay: 'experts." in caplog.text
+    assert "All channels of 'trunk' are kept: 'experts." in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,8 @@ def test_reasons_are_told_in_few_words(caplog: pytest.LogCaptureFixture) -> None
 
     with caplog.at_level(logging.WARNING, logger="experiment"):
         channel_groups(Sums(), inputs(1, 4))
-    told = "All channels of 'parts.0', 'parts.1', 'parts.2' and 5 more layers stay: they meet the network's input."
+    layers = "'parts.0', 'parts.1', 'parts.2' and 5 more layers"
+    told = f"All channels of {layers} are kept: they are combined with the network's input."
     assert [record.getMessage() for record in caplog.records] == [told]
 
 

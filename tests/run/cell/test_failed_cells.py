@@ -57,7 +57,7 @@ def test_a_cell_that_breaks_is_told_with_its_reason_and_can_be_tried_again(
         named = f"traceback: data/results/small/cells/{folder.name}/traceback.txt" in told.out
         assert named == (folder / "traceback.txt").exists()
     if mode == "cascade":
-        assert rows.loc[("raise", 0.001), "error"].startswith("the cell before it in the cascade failed (RuntimeErr")
+        assert rows.loc[("raise", 0.001), "error"].startswith("the previous cell of the cascade failed (RuntimeErr")
     before = stamps()
     assert main([path, "-j", "1", "-q"]) == 1
     assert stamps() == before, "failed cells stay failed until asked for"

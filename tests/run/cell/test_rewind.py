@@ -198,4 +198,4 @@ def test_a_ticket_that_fails_stops_the_controls_after_it(write: Any, small: dict
     frame = rows(in_tmp)
     control = frame[(frame["variant"] == "experiments.rewind=random") & (frame["method"] == "WT")]
     assert set(control["status"]) == {"failed"}
-    assert control["error"].iloc[1].startswith("the cell before it in the cascade failed")
+    assert control["error"].iloc[1].startswith("the previous cell of the cascade failed")

@@ -238,9 +238,7 @@ def test_nothing_within_the_loss_is_infeasible(write: Any, small: dict[str, Any]
     assert f"{lost} {tried['keep'][best]:.4g}." in row["error"]
     small["experiments"]["search"]["samples"] = 1
     assert run(write(small)) == 0
-    assert (
-        "none of 1 networks can be that small. The last: budget of 266 parameters cannot be met" in table()["error"][1]
-    )
+    assert "none of 1 keep ratios is feasible. The last: budget of 266 parameters cannot be met" in table()["error"][1]
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -248,7 +246,7 @@ def test_a_search_in_which_everything_diverges_fails(write: Any, small: dict[str
     small["experiments"] |= {"methods": ["WT"], "search": {"samples": 2}}
     small["retraining"] |= {"optimizerKwargs": {"lr": 1e9}}
     assert run(write(small)) == 1
-    assert "every sample of the search that can be made diverged" in table()["error"][1]
+    assert "all feasible samples of the search diverged" in table()["error"][1]
 
 
 class Fake:

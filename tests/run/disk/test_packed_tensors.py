@@ -81,7 +81,7 @@ def test_gaps_where_they_are_shorter_than_bits(gap: int, dtype: torch.dtype) -> 
 def test_gaps_that_lead_out_of_the_weight_are_refused(gaps: list[int]) -> None:
     positions = torch.tensor(gaps, dtype=torch.int32)
     parts = MaskedWeight(mask="m", shape=[3, 100], gaps=positions, values=torch.ones(2))
-    with pytest.raises(ValueError, match="its gaps lead out of its 300 elements"):
+    with pytest.raises(ValueError, match="its gaps exceed its 300 elements"):
         unpack({}, {"w": parts})
 
 

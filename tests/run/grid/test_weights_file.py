@@ -140,7 +140,7 @@ def test_weights_of_another_network_are_refused_before_the_first_epoch(
         ({"epoch": 3, "best": 0.5}, "a dict of epoch, best"),
         ({"specification": {"plan": {"masks": ["0.weight"]}}, "state_dict": {}}, "holds a compressed network"),
         (nn.Linear(2, 2), "more than plain data"),
-        (b"not a file of torch", "not a file of weights"),
+        (b"not a file of torch", "not a weights file"),
     ],
 )
 def test_what_is_no_state_dict_is_said_to_be_none(tmp_path: Path, content: object, what: str) -> None:

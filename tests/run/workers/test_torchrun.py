@@ -127,7 +127,7 @@ def test_killed_and_interrupted_two_processes_give_what_one_gives(
     assert "the same command continues" in said
     (first, _, said), (second, *_) = run_two(path, "--results", "two", during=kill_second, agree=1.0)
     assert (first, second) == (1, -signal.SIGKILL)
-    assert "process 1 does not answer" in said
+    assert "process 1 does not respond" in said
     assert not list(Path("two/small/cells").glob("[!.]*")), "what was broken off has not failed"
     command = [*TORCHRUN, "-m", "experiment.main", path, "--device", "cpu", "--results", "two"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -211,7 +211,7 @@ def test_what_breaks_in_one_process_alone_ends_all_and_fails_no_cell(
     first, second = run_two(str(write(small)), "--results", "r")
     assert (first[0], second[0]) == (1, 1)
     for _, _, said in (first, second):
-        assert "process 1 cannot take part" in said
+        assert "process 1 cannot join" in said
         assert "no data on this machine" in said
         assert "Traceback" not in said
     assert not list(Path("r/small/cells").glob("[!.]*"))
