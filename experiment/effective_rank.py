@@ -1,4 +1,4 @@
-"""Effective, stable and nuclear rank of layers' weights, also of masked and decomposed layers."""
+"""Effective and stable rank of layers' weights, also of masked and decomposed layers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ class LayerRank:
     layer: str
     effective_rank: float
     stable_rank: float
-    nuclear_rank: float
     full_rank: int
 
 
@@ -48,12 +47,6 @@ def stable_rank(singular_values: ArrayLike) -> float:
     """||W||_F^2 / ||W||_2^2 = sum_i sigma_i^2 / sigma_1^2: from 1 to the rank, 0 for a zero matrix."""
     sigma = _checked(singular_values)
     return float(np.square(sigma / sigma.max()).sum()) if sigma.any() else 0.0
-
-
-def nuclear_rank(singular_values: ArrayLike) -> float:
-    """||W||_* / ||W||_2 = sum_i sigma_i / sigma_1: from the stable rank to the rank, 0 for a zero matrix."""
-    sigma = _checked(singular_values)
-    return float((sigma / sigma.max()).sum()) if sigma.any() else 0.0
 
 
 def layer_ranks(network: nn.Module) -> list[LayerRank]:
@@ -81,9 +74,9 @@ def _ranks(name: str, weight: Tensor) -> LayerRank:
     W_RN = (weight.cpu() if weight.device.type == "mps" else weight).double().flatten(1)  # mps has no float64
     full = min(W_RN.shape)
     if not bool(torch.isfinite(W_RN).all()):
-        return LayerRank(name, float("nan"), float("nan"), float("nan"), full)
+        return LayerRank(name, float("nan"), float("nan"), full)
     sigma = torch.linalg.svdvals(W_RN).cpu().numpy()
-    return LayerRank(name, effective_rank(sigma), stable_rank(sigma), nuclear_rank(sigma), full)
+    return LayerRank(name, effective_rank(sigma), stable_rank(sigma), full)
 
 
 def _checked(singular_values: ArrayLike) -> Floats:

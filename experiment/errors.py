@@ -160,6 +160,14 @@ def described(value: object) -> str:
     return "a very large number" if type(value) is int else f"a value of type {shortened(type(value).__name__)}"
 
 
+def kind_of(value: object) -> str:
+    """The type of a value with its article: `an int`, `the class Linear`."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOaeiou' else 'a'} {name}"
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error of other code; torch lists signatures below it."""
     return str(error).partition("\n")[0]

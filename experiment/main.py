@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a setting: training.numEpochs=2",
+        help="override a setting: experiments.numNets=1",
     )
     add("--results", type=Path, metavar="DIR", help="results folder (default: data/results)")
     add("--data", type=Path, metavar="DIR", help="dataset folder (default: data/datasets)")

@@ -222,9 +222,9 @@ def test_a_size_far_below_what_was_asked_is_said(monkeypatch: pytest.MonkeyPatch
 def test_arguments_of_another_type_are_told() -> None:
     network, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 8)
     wrong: list[tuple[Any, Any, Any, Any, str]] = [
-        (network.state_dict(), "SVD", [0.5], x, "net must be a torch.nn.Module. Got a OrderedDict."),
+        (network.state_dict(), "SVD", [0.5], x, "net must be a torch.nn.Module. Got an OrderedDict."),
         (nn.Linear, "SVD", [0.5], x, "net must be a torch.nn.Module. Got the class Linear."),
-        (network, 5, [0.5], x, "method must be text: a label or an import path. Got a int."),
+        (network, 5, [0.5], x, "method must be text: a label or an import path. Got an int."),
         (network, "SVD", 0.5, x, "keeps must be a list of keep ratios. Got a float."),
         (network, "SVD", [0.5], x[:0], "example must be a tensor with at least one input. Got an empty one."),
         (network, "SVD", [0.5], (2, 8), "example must be a tensor with at least one input. Got a tuple."),

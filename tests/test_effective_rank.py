@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from experiment.effective_rank import effective_rank, layer_ranks, nuclear_rank, stable_rank
+from experiment.effective_rank import effective_rank, layer_ranks, stable_rank
 from experiment.layers.build import build
 from experiment.layers.masks import add_masks
 from experiment.layers.plan import Factors, Plan
 from experiment.random_streams import generator, seeded
 
-RANKS = (effective_rank, stable_rank, nuclear_rank)
+RANKS = (effective_rank, stable_rank)
 
 
 @pytest.mark.parametrize("rank", RANKS)
@@ -33,7 +33,6 @@ def test_closed_forms(rank: object) -> None:
 def test_two_values_by_hand() -> None:
     assert effective_rank([3.0, 1.0]) == pytest.approx((3 / 4) ** (-3 / 4) * (1 / 4) ** (-1 / 4))
     assert stable_rank([3.0, 1.0]) == pytest.approx(10 / 9)
-    assert nuclear_rank([3.0, 1.0]) == pytest.approx(4 / 3)
 
 
 def test_effective_rank_is_the_exponential_of_the_entropy_and_lies_between_the_others() -> None:
@@ -42,7 +41,7 @@ def test_effective_rank_is_the_exponential_of_the_entropy_and_lies_between_the_o
         sigma = np.sort(draw.exponential(size=30) ** 3)[::-1]
         p = sigma / sigma.sum()
         assert effective_rank(sigma) == pytest.approx(np.prod(p**-p))
-        assert 1 <= stable_rank(sigma) <= nuclear_rank(sigma) <= effective_rank(sigma) <= 30
+        assert 1 <= stable_rank(sigma) <= effective_rank(sigma) <= 30
 
 
 @pytest.mark.parametrize("rank", RANKS)
@@ -140,4 +139,4 @@ def test_weights_that_are_not_finite_have_no_rank_and_zeros_rank_zero() -> None:
     nn.init.zeros_(network[5].weight)
     first, _, last = layer_ranks(network)
     assert math.isnan(first.effective_rank)
-    assert (last.effective_rank, last.stable_rank, last.nuclear_rank) == (0, 0, 0)
+    assert (last.effective_rank, last.stable_rank) == (0, 0)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from experiment.api.calibration_data import calibration_of
-from experiment.errors import CompressionError, ConfigError
+from experiment.errors import CompressionError, ConfigError, kind_of
 from experiment.layers.build import build
 from experiment.layers.forward_pass import evaluating
 from experiment.layers.plan import Plan, State
@@ -272,8 +272,7 @@ def save_network(result: CompressionResult, path: str | Path) -> None:
     Raises: CompressionError: `result` is something else.
     """
     if not isinstance(result, CompressionResult):
-        came = type(result).__name__
-        raise CompressionError(f"save_network takes what compress returned, or the result of an LC. Got a {came}.")
+        raise CompressionError(f"expected what compress returned, or the result of an LC. Got {kind_of(result)}.")
     save_weights(Path(path), result.network, result.plan, None)
 
 
@@ -294,7 +293,7 @@ def _check_call(net: object, method: object, keeps: object, example: object) -> 
 
 
 def _named(value: object) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+    return kind_of(value)
 
 
 def _check_keeps(label: str, keeps: Sequence[float | None], *, fixed: bool) -> None:

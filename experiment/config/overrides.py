@@ -21,7 +21,7 @@ def apply_overrides(root: Node, overrides: Sequence[str], problems: list[Problem
         key = key.strip()
         place = Place(f"--set {key}")
         if not equals or not _PATH.fullmatch(key):
-            text = "expected KEY=VALUE, for instance training.numEpochs=2."
+            text = "expected KEY=VALUE, for instance experiments.numNets=1."
             problems.append(Problem(Place(f"--set {override}"), (), text))
             continue
         path = tuple(int(part[1:-1]) if part.startswith("[") else part for part in _PART.findall(key))

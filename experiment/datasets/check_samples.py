@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiment.errors import DataError
+from experiment.errors import DataError, kind_of
 
 SUPPORTED = "Supported is classification: (input, class number) per sample, a tensor or PIL image and a whole number"
 
@@ -67,4 +67,4 @@ def described(value: object) -> str:
         return f"the text {value[:40]!r}"
     if isinstance(value, int | float):
         return f"the {type(value).__name__} {value:g}"
-    return "None" if value is None else f"a {type(value).__name__}"
+    return "None" if value is None else kind_of(value)

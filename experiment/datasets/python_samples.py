@@ -10,7 +10,7 @@ from torch import Tensor
 
 from experiment.datasets.check_samples import as_pair, check_map_style
 from experiment.datasets.image_data import EVALUATION, Batch, Share, epoch_order
-from experiment.errors import DataError
+from experiment.errors import DataError, kind_of
 from experiment.random_streams import Part, seeded
 from experiment.registry import InputShape
 
@@ -68,7 +68,7 @@ class PairData:
             x, label = as_pair(f"{self.name}: sample {i}", sample)
             if not isinstance(x, Tensor):
                 raise DataError(
-                    f"{self.name}: expected tensors as inputs (use transform=ToTensor()). Got a {type(x).__name__}."
+                    f"{self.name}: expected tensors as inputs (use transform=ToTensor()). Got {kind_of(x)}."
                 )
             inputs.append(x)
             labels.append(label)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import CompressionError
+from experiment.errors import CompressionError, kind_of
 from experiment.layers.prepare_network import plain_copy
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def quantize_int8(
     if mode != "static":
         raise CompressionError(f"mode must be 'dynamic' or 'static'. Got {mode!r}.")
     if not isinstance(calibration, Tensor | None):
-        raise CompressionError(f"calibration must be a tensor of inputs. Got a {type(calibration).__name__}.")
+        raise CompressionError(f"calibration must be a tensor of inputs. Got {kind_of(calibration)}.")
     if calibration is None or calibration.dim() == 0 or len(calibration) < 2:
         raise CompressionError(
             "mode 'static' needs calibration data, at least two inputs, normalised as for training. Pass them: "

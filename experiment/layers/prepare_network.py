@@ -24,7 +24,7 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from experiment.errors import CompressionError
+from experiment.errors import CompressionError, kind_of
 from experiment.layers.forward_pass import evaluating
 from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import named_masks
@@ -96,7 +96,7 @@ def require_module(network: object) -> None:
     """Raises: CompressionError: it is not a torch.nn.Module, but a CompressionResult, say."""
     if not isinstance(network, nn.Module):
         inside = " Pass its attribute `network`." if isinstance(getattr(network, "network", None), nn.Module) else ""
-        what = f"the class {network.__name__}" if isinstance(network, type) else f"a {type(network).__name__}"
+        what = kind_of(network)
         raise CompressionError(f"the network must be a torch.nn.Module. Got {what}.{inside}")
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from experiment.errors import CompressionError
+from experiment.errors import CompressionError, kind_of
 from experiment.layers.grouped_linear import GroupedLinear
 
 FLOATS: Mapping[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -60,7 +60,7 @@ def add_quantized(network: nn.Module, dtypes: Mapping[str, str]) -> None:
         for part in factors or [layer]:
             if not isinstance(part, nn.Conv2d | nn.Linear | GroupedLinear):
                 raise CompressionError(
-                    f"{name}: only convolutions and linear layers can be quantized. Got a {type(part).__name__}."
+                    f"{name}: only convolutions and linear layers can be quantized. Got {kind_of(part)}."
                 )
             _quantize(part, dtype)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import CompressionError
+from experiment.errors import CompressionError, kind_of
 from experiment.layers.build import expand
 from experiment.layers.compressible import WEIGHT_LAYERS, trace_layers
 from experiment.layers.plan import State
@@ -87,7 +87,7 @@ class FunctionProjection:
             dense = self.restore(copy.deepcopy(small)) if isinstance(small, nn.Module) else None
         for name, made in (("compress", small), ("decompress", dense)):
             if not isinstance(made, nn.Module):
-                raise CompressionError(f"{name} must return a torch.nn.Module. Got a {type(made).__name__}.")
+                raise CompressionError(f"{name} must return a torch.nn.Module. Got {kind_of(made)}.")
         assert dense is not None
         return Projected(small.eval(), dense)
 

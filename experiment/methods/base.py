@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import CompressionError, ConfigError, InfeasibleBudget, described
+from experiment.errors import CompressionError, ConfigError, InfeasibleBudget, described, kind_of
 from experiment.layers.build import build
 from experiment.layers.plan import Plan, State
 from experiment.layers.recalibrate_batchnorm import DenseMoments, dense_moments, recalibrate
@@ -193,7 +193,7 @@ def keep_ratio(keep: object) -> float:
     number = isinstance(keep, Real) and not isinstance(keep, bool)
     if isinstance(keep, Real) and number and 0 < float(keep) <= 1:
         return float(keep)
-    raise CompressionError(f"keep must be a number in (0, 1]. Got {keep if number else f'a {type(keep).__name__}'}.")
+    raise CompressionError(f"keep must be a number in (0, 1]. Got {keep if number else kind_of(keep)}.")
 
 
 def shortfall(keep: float, reached: float, quantity: Quantity) -> str | None:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from experiment.config.error_messages import expectation
 from experiment.config.value_tree import KeyPath, dotted
-from experiment.errors import ConfigError
+from experiment.errors import ConfigError, kind_of
 from experiment.methods import METHODS, TORCHPRUNE_NAMES
 from experiment.methods.settings import ComposeSettings, Scheme
 from experiment.registry import MethodEntry, is_import_path, resolve, suggestion
@@ -52,8 +52,7 @@ def find_method(name: str) -> MethodEntry | str:
     """
     if is_import_path(name):
         entry = resolve(name)
-        came = type(entry).__name__
-        told = f"'{name}' must be an experiment.registry.MethodEntry, which names the method. Got a {came}."
+        told = f"'{name}' must be an experiment.registry.MethodEntry, which names the method. Got {kind_of(entry)}."
         return entry if isinstance(entry, MethodEntry) else told
     label = TORCHPRUNE_NAMES.get(name, name)
     return METHODS.get(label) or f"unknown method '{name}'.{suggestion(name, [*METHODS, *TORCHPRUNE_NAMES])}"

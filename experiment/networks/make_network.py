@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import CompressionError, ConfigError, ExperimentError, described, raised_at
+from experiment.errors import CompressionError, ConfigError, ExperimentError, described, kind_of, raised_at
 from experiment.layers.forward_pass import evaluating
 from experiment.layers.prepare_network import check_kind, computed_weights, unwrapped
 from experiment.networks import NETWORKS
@@ -130,7 +130,7 @@ def _check_fit(name: str, network: nn.Module, input_shape: tuple[int, ...], outp
             f"network '{name}': fails for inputs {_shape(input_shape)}: {type(error).__name__}: {error}"
             f"{raised_at(error)}. Choose another network, or change the inputs (transformsTrain, transformsTest)."
         ) from error
-    got, hint = f"a {type(output).__name__}", ""
+    got, hint = kind_of(output), ""
     if isinstance(output, torch.Tensor):
         got, hint = _shape(output.shape), " Does it use its output_size?"
     if not isinstance(output, torch.Tensor) or output.shape != (2, output_size):

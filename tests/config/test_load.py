@@ -216,8 +216,8 @@ traning.numEpochs=2 >> traning.numEpochs: traning: unknown key. Did you mean 'tr
 numNets=2 >> numNets: unknown key. It belongs in experiments.
 lr=2 >> lr: unknown key. It belongs in training.optimizerKwargs.
 training.numEpochs.x=2 >> training.numEpochs.x: training.numEpochs: must be a whole number. Got a mapping (x).
-training.numEpochs >> training.numEpochs: expected KEY=VALUE, for instance training.numEpochs=2.
-training..x=1 >> training..x=1: expected KEY=VALUE, for instance training.numEpochs=2.
+training.numEpochs >> training.numEpochs: expected KEY=VALUE, for instance experiments.numNets=1.
+training..x=1 >> training..x=1: expected KEY=VALUE, for instance experiments.numNets=1.
 training.numEpochs= >> training.numEpochs: has no value. Write KEY=null for no value
 training.numEpochs=x >> training.numEpochs: must be a whole number. Got 'x'.
 training.numEpochs=[1 >> training.numEpochs: not valid YAML
@@ -225,7 +225,7 @@ training.numEpochs=!!python/name:os >> training.numEpochs: the tag !!python/name
 training.file=x.yaml >> training.file: unknown key. A file can only be included from within
 experiments.methods[7]=FT >> experiments.methods[7]: the list has 2 items, counted from 0.
 experiments.methods.x=FT >> experiments.methods.x: experiments.methods: must be a list. Got a mapping (x).
-retraining.startEpoch=13 >> retraining.startEpoch: must be at most numEpochs (12)
+retraining.startEpoch=13 >> retraining.startEpoch: must be at most numEpochs, which is 12
 """
 
 

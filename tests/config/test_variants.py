@@ -63,7 +63,7 @@ REFUSED = """
 {key: [startEpoch], value: 1} >> .key: startEpoch: unknown key. It belongs in training.
 {key: [training, lrSchedulers, gamma], value: 1} >> .key: training.lrSchedulers: must be a list. Got a mapping (
 {key: [training, numEpochs, x], value: 1} >> .key: training.numEpochs: must be a whole number. Got a mapping (x)
-{key: [retraining, startEpoch], value: 13} >> .value: must be at most numEpochs (12)
+{key: [retraining, startEpoch], value: 13} >> .value: must be at most numEpochs, which is 12
 {key: [training, batchSize], value: x} >> .value: must be a whole number. Got 'x'.
 {key: [training, optimizerKwargs, nesterov], value: no} >> .value: 'no' is ambiguous. Write false
 {key: [training], value: {batchSize: 3}} >> .value.numEpochs: is required and missing

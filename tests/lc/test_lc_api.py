@@ -170,11 +170,11 @@ def test_the_result_can_be_saved(network: nn.Sequential, sets: dict[str, Any], t
     x = sets["valid"][0]
     with torch.no_grad():
         torch.testing.assert_close(load_network(tmp_path / "small.pt", network=network)(x), small(x))
-    with pytest.raises(CompressionError, match="save_network takes what compress returned"):
+    with pytest.raises(CompressionError, match="expected what compress returned"):
         save_network(small, tmp_path / "small.pt")  # type: ignore[arg-type]
     own = LC(network, (same, same), **sets, **SHORT)
     own.run()
-    with pytest.raises(CompressionError, match="your functions"):
+    with pytest.raises(CompressionError, match="pair of functions"):
         _ = own.result
 
 

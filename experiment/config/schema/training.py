@@ -206,9 +206,8 @@ class Training(Block):
     def _within_schedule(cls, start: int, info: ValidationInfo) -> int:
         last = info.data.get("num_epochs")
         if last is not None and start > last:
-            refuse(
-                start, [((), f"must be at most numEpochs ({last}): epochs startEpoch to numEpochs run. Got {start}.")]
-            )
+            text = f"must be at most numEpochs, which is {last}: epochs startEpoch to numEpochs run. Got {start}."
+            refuse(start, [((), text)])
         return start
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from experiment.errors import CompressionError, ConfigError
+from experiment.errors import CompressionError, ConfigError, kind_of
 from experiment.layers.build import write_whole
 from experiment.layers.plan import Plan, State
 from experiment.methods.base import Budget, Calibration
@@ -159,7 +159,7 @@ def torch_prune(settings: TorchPruneSettings) -> TorchPrune:
     """
     method = resolve(settings.method)
     if not isinstance(method, type) or not issubclass(method, prune.BasePruningMethod):
-        kind = "another class" if isinstance(method, type) else f"a {type(method).__name__}"
+        kind = "another class" if isinstance(method, type) else kind_of(method)
         raise ConfigError(
             f"TorchPrune.method: must be a subclass of torch.nn.utils.prune.BasePruningMethod. Got {settings.method}, "
             f"{kind}."

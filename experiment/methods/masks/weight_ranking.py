@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import CompressionError
+from experiment.errors import CompressionError, kind_of
 from experiment.layers.build import unslice_mask, write_whole
 from experiment.layers.plan import Detail, Plan, State
 from experiment.methods.base import Budget, Calibration
@@ -189,13 +189,13 @@ def _ranked(values: Tensor, alive: Tensor) -> Tensor:
 def _check(start: Start, scores: WeightScores) -> None:
     if not isinstance(scores, Mapping):
         raise CompressionError(
-            f"the scores of weights must be a mapping from layers to tensors. Got a {type(scores).__name__}."
+            f"the scores of weights must be a mapping from layers to tensors. Got {kind_of(scores)}."
         )
     for name in start.layers:
         alive = alive_weights(start, name)
         score = scores.get(name)
         if not isinstance(score, Tensor) or score.shape != alive.shape:
-            came = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else f"a {type(score).__name__}"
+            came = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else kind_of(score)
             raise CompressionError(
                 f"layer '{name}': the scores of its weights must be a tensor of shape {tuple(alive.shape)}. Got {came}."
             )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import Damaged, StoreError, described, shortened
+from experiment.errors import Damaged, StoreError, described, kind_of, shortened
 from experiment.layers.prepare_network import without_prefixes
 from experiment.run.grid.weights_file import GivenWeights, content_hash
 from experiment.tensor_file import read_tensors
@@ -116,7 +116,7 @@ def _described(content: object) -> str:
     names = []
     if isinstance(content, dict):
         names = [name if isinstance(name, str) else described(name) for name in content]
-    return f"a {type(content).__name__}" + (f" of {first_names(names)}" if names else "")
+    return kind_of(content) + (f" of {first_names(names)}" if names else "")
 
 
 def _kind(dtype: torch.dtype) -> str:
