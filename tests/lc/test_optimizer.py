@@ -333,7 +333,7 @@ def test_functions_of_ones_own(network: nn.Sequential, data: dict[str, Any]) -> 
     [
         (lambda n: None, lambda n: n, "compress must return a torch.nn.Module. Got a NoneType"),
         (lambda n: n, lambda n: 3, "decompress must return a torch.nn.Module. Got a int"),
-        (lambda n: n, lambda n: n[0], "layer '0' a weight of shape (16, 6)"),
+        (lambda n: n, lambda n: n[0], "layer '0' with a weight of shape (16, 6)"),
     ],
 )
 def test_functions_that_return_something_else(
