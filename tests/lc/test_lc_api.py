@@ -174,7 +174,7 @@ def test_the_result_can_be_saved(network: nn.Sequential, sets: dict[str, Any], t
         save_network(small, tmp_path / "small.pt")  # type: ignore[arg-type]
     own = LC(network, (same, same), **sets, **SHORT)
     own.run()
-    with pytest.raises(CompressionError, match="pair of functions"):
+    with pytest.raises(CompressionError, match="a pair of functions"):
         _ = own.result
 
 
