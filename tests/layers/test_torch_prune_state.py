@@ -87,8 +87,8 @@ def test_a_plain_state_dict_is_one_without_masks() -> None:
     [
         ({"fc1.weight_mask": torch.full((120, 400), 0.5)}, r"fc1\.weight_mask: expected a mask"),
         ({"fc1.weight_mask": torch.ones(3)}, r"fc1\.weight_mask: expected a mask"),
-        ({"fc1.weight_orig": None}, "not of this network.*fc1.weight"),
-        ({"fc4.weight": torch.ones(3)}, "not of this network.*fc4.weight"),
+        ({"fc1.weight_orig": None}, "not fit this network.*fc1.weight"),
+        ({"fc4.weight": torch.ones(3)}, "not fit this network.*fc4.weight"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Tensor | None], match: str) -> None:
