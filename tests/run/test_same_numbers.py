@@ -122,9 +122,9 @@ def test_ray_on_a_cluster_of_its_own(serially: Tables, tmp_path: Path, monkeypat
     same(compute(tmp_path / "run", ["--executor", "ray"]), serially)
 
 
-def test_interrupted_ten_times(serially: Tables, tmp_path: Path, forked: Any) -> None:
+def test_interrupted_five_times(serially: Tables, tmp_path: Path, forked: Any) -> None:
     with at_work(tmp_path / "run"):
-        for _ in range(10):
+        for _ in range(5):
             process = forked(lambda: main([*FILES, "-j", "1"]))
             process.until(lambda: process.said.count("top-1") >= 4)  # noqa: B023 - it is over before the next one
             process.send(signal.SIGINT)
