@@ -18,7 +18,7 @@ from experiment.files import RUN_AGAIN
 from experiment.layers.prepare_network import copied, require_module
 from experiment.methods.base import keep_ratio
 from experiment.methods.configure import find_method
-from experiment.registry import is_import_path
+from experiment.registry import is_import_path, suggestion
 from experiment.run.cell.data import Data, transforms_of
 from experiment.run.disk.network_file import original_of, read_weights, rebuild
 from experiment.run.disk.parameters_file import owner_of, read_parameters, require_own
@@ -103,42 +103,50 @@ def load_network(
         return _rebuilt(path, network, tuple)
     if keep is not None:
         keep = keep_ratio(keep)
+    name = method or label
+    if name is None:
+        raise ConfigError("load_network needs a method or a label, such as method='ALDS' or method='Reference'.")
     folder = _experiment_folder(path_or_param, results)
     rows = load_results(folder)
     done = rows[rows["status"] == "done"]
     rows = done[(done["net"] == net) & (done["repetition"] == repetition)]
-    if method is not None:  # what plots and tables show is the label
+    if method is not None:  # plots and tables show the label
         by_label = rows[rows["label"] == method]
         rows = by_label if len(by_label) else rows[rows["method"] == _method_name(method)]
     for column, value in (("label", label), ("variant", variant)):
         if value is not None:
             rows = rows[rows[column] == value]
-    if method is None and label is None:
-        raise ConfigError("load_network needs a method or a label, such as method='ALDS' or method='Reference'.")
-    there = rows
-    if keep is not None:
-        rows = rows[rows["keep_target"].notna()]
-    if keep is not None and len(rows):
-        distance = (rows["keep_target"] - keep).abs()
-        rows = rows[distance == distance.min()]
-        nearest = float(rows["keep_target"].iloc[0])
-        if abs(nearest - keep) > ROUNDING * keep:
-            warnings.warn(f"no cell has keep ratio {keep:g}: the nearest, {nearest:g}, is loaded", stacklevel=2)
-    rows = rows.drop_duplicates("cell")  # variants that only retrain otherwise share their references
-    if len(rows) != 1:
-        choice = rows if len(rows) else there if len(there) else done
-        found = ", ".join(f"{r.label} keep {r.keep_target:.4g} {r.variant}".strip() for r in choice.itertuples())
-        found = found.replace(" keep nan", "")  # a size of its own
+    found = rows if keep is None else _nearest(rows, keep)
+    found = found.drop_duplicates("cell")  # variants that differ in retraining only share their references
+    if len(found) != 1:
+        hint = (
+            _hint(found if len(found) else rows) if len(rows) else suggestion(name, {*done["label"], *done["method"]})
+        )
         raise ConfigError(
-            f"{folder}: {len(rows)} finished cells match {method or label}, keep {keep}, net {net}, repetition "
-            f"{repetition}, variant {variant!r}; expected one. {f'Choose between: {found}.' if found else ''}".rstrip()
+            f"{folder}: {len(found)} finished cells match {name}, keep {keep}, net {net}, repetition "
+            f"{repetition}, variant {variant!r}; expected one.{hint or _hint(done)}"
         )
-    cell = Store(folder).cell_folders().get(rows.iloc[0]["cell"])
+    cell = Store(folder).cell_folders().get(found.iloc[0]["cell"])
     if cell is None:
-        raise StoreError(
-            f"{folder}: results.csv names cell {rows.iloc[0]['cell']}, but its folder is gone. Run it again."
-        )
+        raise StoreError(f"{folder}: the folder of cell {found.iloc[0]['cell']} is missing. Run the experiment again.")
     return _rebuilt(cell / "network.pt", network, lambda: _network_names(path_or_param))
+
+
+def _nearest(rows: pd.DataFrame, keep: float) -> pd.DataFrame:
+    """The rows with the nearest keep ratio. Warns: UserWarning: it differs."""
+    rows = rows[rows["keep_target"].notna()]
+    distance = (rows["keep_target"] - keep).abs()
+    rows = rows[distance == distance.min()]
+    if len(rows) and distance.min() > ROUNDING * keep:
+        nearest = rows["keep_target"].iloc[0]
+        warnings.warn(f"no cell has keep ratio {keep:g}: the nearest, {nearest:g}, is loaded", stacklevel=3)
+    return rows
+
+
+def _hint(choice: pd.DataFrame) -> str:
+    cells = (f"{r.label} keep {r.keep_target:.4g} {r.variant}".strip() for r in choice.itertuples())
+    found = ", ".join(cells).replace(" keep nan", "")  # methods that determine their size
+    return f" Choose between: {found}." if found else ""
 
 
 def evaluate(

@@ -155,6 +155,8 @@ def test_a_network_is_loaded_by_its_keep_ratio(finished: Path) -> None:
     assert count(network, example).parameters == rows.loc[("WT", 0.1), "parameters"]
     with pytest.raises(ConfigError, match=r"2 finished cells .*WT keep 0\.5, WT keep 0\.1"):
         load_network(PARAM, method="WT")
+    with pytest.raises(ConfigError, match=r"expected one. Did you mean 'WT'"):
+        load_network(finished / "data/results/small", method="WTT", keep=0.5)
     with pytest.raises(ConfigError, match=r"0 finished cells match FT.*Choose between: Reference"):
         load_network(PARAM, method="FT", keep=0.5)
     for keep in (math.nan, 0, 2, "0.5"):
