@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from experiment.datasets.check_samples import as_pair
-from experiment.datasets.image_data import EVALUATION, Batch, Share, epoch_order
+from experiment.datasets.image_data import EVALUATION, Batch, Share, Stream, epoch_order
 from experiment.datasets.raw_images import Items, check_labels
 from experiment.datasets.transforms import Pipeline
 from experiment.errors import DataError, ExperimentError, raised_at
@@ -57,12 +57,7 @@ class WorkerImages:
         return len(self._indices)
 
     def batches(
-        self,
-        batch_size: int,
-        *,
-        stream: tuple[Part, ...] | None,
-        channels_last: bool = False,
-        share: Share | None = None,
+        self, batch_size: int, *, stream: Stream, channels_last: bool = False, share: Share | None = None
     ) -> Iterator[Batch]:
         order, _, batch_size = epoch_order(len(self), batch_size, stream, share)
         batches = torch.split(order, batch_size) if len(order) else ()

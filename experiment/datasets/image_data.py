@@ -14,6 +14,7 @@ from experiment.registry import InputShape
 
 Batch = tuple[Tensor, Tensor]
 Step = tuple[str, Mapping[str, object]]
+Stream = tuple[Part, ...] | None  # of order and augmentation; None: fixed order, test transforms
 Share = tuple[int, int]  # (K, N): process K of N that work on the same images
 
 EVALUATION: tuple[Part, ...] = ("evaluation",)  # seeds random test transforms, the same way every time
@@ -44,12 +45,7 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def batches(
-        self,
-        batch_size: int,
-        *,
-        stream: tuple[Part, ...] | None,
-        channels_last: bool = False,
-        share: Share | None = None,
+        self, batch_size: int, *, stream: Stream, channels_last: bool = False, share: Share | None = None
     ) -> Iterator[Batch]:
         """All images once: x (N, C, H, W) float and y (N,) int64, both on the device.
 
@@ -88,9 +84,7 @@ def count_batches(num_images: int, batch_size: int, *, training: bool) -> int:
     return full + (rest > 1 if training else rest > 0)
 
 
-def epoch_order(
-    num_images: int, batch_size: int, stream: tuple[Part, ...] | None, share: Share | None
-) -> tuple[Tensor, Tensor, int]:
+def epoch_order(num_images: int, batch_size: int, stream: Stream, share: Share | None) -> tuple[Tensor, Tensor, int]:
     """The order of images in one pass (see `Images.batches`).
 
     Returns: positions of this process's images in the fixed order; the place of each in this pass; and the number of

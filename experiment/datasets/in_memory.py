@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from experiment.datasets.batch_transforms import Operation, Shape, compile_steps, split_once
-from experiment.datasets.image_data import EVALUATION, Batch, Share, Step, epoch_order
+from experiment.datasets.image_data import EVALUATION, Batch, Share, Step, Stream, epoch_order
 from experiment.datasets.raw_images import Pixels, fits_in_memory
 from experiment.datasets.transforms import make_transform
 from experiment.random_streams import Part, generator
@@ -58,12 +58,7 @@ class MemoryImages:
         return len(self._indices)
 
     def batches(
-        self,
-        batch_size: int,
-        *,
-        stream: tuple[Part, ...] | None,
-        channels_last: bool = False,
-        share: Share | None = None,
+        self, batch_size: int, *, stream: Stream, channels_last: bool = False, share: Share | None = None
     ) -> Iterator[Batch]:
         prepared = self._test if stream is None else self._train
         order, places, batch_size = epoch_order(len(self), batch_size, stream, share)

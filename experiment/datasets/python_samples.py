@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from experiment.datasets.check_samples import as_pair, check_map_style
-from experiment.datasets.image_data import EVALUATION, Batch, Share, epoch_order
+from experiment.datasets.image_data import EVALUATION, Batch, Share, Stream, epoch_order
 from experiment.errors import DataError, kind_of
-from experiment.random_streams import Part, seeded
+from experiment.random_streams import seeded
 from experiment.registry import InputShape
 
 
@@ -48,12 +48,7 @@ class PairData:
         return len(self._data)
 
     def batches(
-        self,
-        batch_size: int,
-        *,
-        stream: tuple[Part, ...] | None,
-        channels_last: bool = False,
-        share: Share | None = None,
+        self, batch_size: int, *, stream: Stream, channels_last: bool = False, share: Share | None = None
     ) -> Iterator[Batch]:
         order, _, batch_size = epoch_order(len(self), batch_size, stream, share)
         for i, indices in enumerate(torch.split(order, batch_size) if len(order) else ()):

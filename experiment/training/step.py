@@ -10,9 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from experiment.datasets.image_data import Batch, Share
+from experiment.datasets.image_data import Batch, Share, Stream
 from experiment.errors import TrainingDiverged
-from experiment.random_streams import Part
 from experiment.training.distil import Teacher, mixed_loss
 from experiment.training.distributed import ALONE, Team
 from experiment.training.evaluation import forward_precision
@@ -30,12 +29,7 @@ class TrainingImages(Protocol):
     def __len__(self) -> int: ...
 
     def batches(
-        self,
-        batch_size: int,
-        *,
-        stream: tuple[Part, ...] | None,
-        channels_last: bool = False,
-        share: Share | None = None,
+        self, batch_size: int, *, stream: Stream, channels_last: bool = False, share: Share | None = None
     ) -> Iterator[Batch]:
         """See `Images.batches`."""
 

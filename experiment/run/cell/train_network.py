@@ -9,8 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from experiment.datasets.image_data import Batch, Images, Share, count_batches
-from experiment.random_streams import Part
+from experiment.datasets.image_data import Batch, Images, Share, Stream, count_batches
 from experiment.run.cell.context import Context
 from experiment.run.cell.events import Advanced, ReportEvent
 from experiment.run.cell.torchrun_group import Job, together
@@ -53,12 +52,7 @@ class ReportedImages:
         return len(self._images)
 
     def batches(
-        self,
-        batch_size: int,
-        *,
-        stream: tuple[Part, ...] | None,
-        channels_last: bool = False,
-        share: Share | None = None,
+        self, batch_size: int, *, stream: Stream, channels_last: bool = False, share: Share | None = None
     ) -> Iterator[Batch]:
         """See `Images.batches`."""
         total, used = count_batches(len(self), batch_size, training=True), 0
