@@ -29,7 +29,6 @@ class LayerInfo:
         out_features, in_features: f and c; kernel: (k1, k2), (1, 1) for a linear layer.
         groups: of the layer itself; only layers with 1 are compressible.
         positions: output positions per sample, summed over the calls of one forward pass.
-        input_positions: input positions per sample, likewise.
         calls: number of calls per forward pass.
         input_grids, output_grids: (height, width) of every call. A linear layer on n positions has (n, 1). The grids of
             n images that the network folds into the batch (frames, tiles) stack up to one of (n * height, width).
@@ -52,10 +51,6 @@ class LayerInfo:
     @property
     def positions(self) -> int:
         return sum(h * w for h, w in self.output_grids)
-
-    @property
-    def input_positions(self) -> int:
-        return sum(h * w for h, w in self.input_grids)
 
     @property
     def weight_numel(self) -> int:

@@ -37,7 +37,7 @@ def test_layers_and_grids() -> None:
         "conv", "conv", 4, 4, (3, 1), 1, True, input_grids=((12, 5), (6, 5)), output_grids=((6, 5), (3, 5))
     )
     conv = layers["conv"]
-    assert (conv.calls, conv.positions, conv.input_positions, conv.weight_numel) == (2, 45, 90, 48)
+    assert (conv.calls, conv.positions, conv.weight_numel) == (2, 45, 48)
     assert layers["depthwise"].groups == 4
     assert layers["depthwise"].weight_numel == 36
     assert not layers["depthwise"].bias
