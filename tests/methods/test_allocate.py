@@ -9,7 +9,7 @@ import pytest
 
 from experiment.methods.allocate import common_threshold, minimise_maximum, minimise_sum, smallest
 
-SEEDS = range(20)
+SEEDS = range(8)
 
 
 def random_options(seed: int, num_layers: int = 4) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -31,24 +31,17 @@ def worst_first(errors: list[np.ndarray], choice: tuple[int, ...] | list[int]) -
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_largest_error_then_the_next_are_the_smallest_possible(seed: int) -> None:
+def test_largest_errors_are_the_smallest_possible(seed: int) -> None:
+    """The largest one, and if all errors differ, the next ones too."""
     errors, costs = random_options(seed)
+    rounded = [np.round(error, 1) for error in errors]
     for limit in range(smallest(costs), sum(int(c.max()) for c in costs) + 5, 3):
-        chosen = minimise_maximum(errors, costs, limit)
-        assert sum(int(c[i]) for c, i in zip(costs, chosen, strict=True)) <= limit
-        best = min(worst_first(errors, choice) for choice in all_choices(costs, limit))
-        assert worst_first(errors, chosen) == best
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_largest_error_is_optimal_with_equal_errors_too(seed: int) -> None:
-    errors, costs = random_options(seed)
-    errors = [np.round(error, 1) for error in errors]
-    for limit in range(smallest(costs), sum(int(c.max()) for c in costs) + 5, 3):
-        chosen = minimise_maximum(errors, costs, limit)
-        assert sum(int(c[i]) for c, i in zip(costs, chosen, strict=True)) <= limit
-        best = min(worst_first(errors, choice)[0] for choice in all_choices(costs, limit))
-        assert worst_first(errors, chosen)[0] == best
+        choices = all_choices(costs, limit)
+        for values, compared in ((errors, len(errors)), (rounded, 1)):
+            chosen = minimise_maximum(values, costs, limit)
+            assert sum(int(c[i]) for c, i in zip(costs, chosen, strict=True)) <= limit
+            best = min(worst_first(values, choice)[:compared] for choice in choices)
+            assert worst_first(values, chosen)[:compared] == best
 
 
 def test_less_budget_never_gives_a_smaller_largest_error() -> None:

@@ -26,9 +26,7 @@ from torch import Tensor, nn
 from experiment.errors import CompressionError
 from experiment.layers.compressible import LayerInfo
 from experiment.layers.forward_pass import Call, observed_pass
-from experiment.layers.plan import State
 from experiment.layers.sampled_patches import draw_places, input_patches, num_positions
-from experiment.methods.base import GIVE_DATA, Calibration
 from experiment.methods.data.responses import precise
 from experiment.random_streams import generator
 
@@ -79,16 +77,6 @@ def union_bound(layer: LayerInfo) -> float:
     """
     height, width = layer.kernel
     return 2 * C * math.log(8 * (layer.positions + 1) * height * width / DELTA)
-
-
-def given_inputs(calibration: Calibration | None, state: State, label: str) -> Tensor:
-    """The calibration inputs, of the type that the network takes.
-
-    Raises: CompressionError: there are none.
-    """
-    if calibration is None or not len(calibration.inputs):
-        raise CompressionError(f"{label} needs calibration data, a few hundred inputs. {GIVE_DATA}")
-    return calibration.inputs.to(state.example)
 
 
 class _Largest:

@@ -16,16 +16,11 @@ from torch import Tensor, nn
 from experiment.layers.channels.group_data import ChannelGroup, Member
 from experiment.layers.compressible import trace_layers
 from experiment.layers.plan import Plan, State
-from experiment.methods.base import Budget, Calibration
+from experiment.methods.base import Budget, Calibration, calibration_inputs
 from experiment.methods.budget_search import affordable_steps, counts_after, ladder
 from experiment.methods.data.draws import draws_for
 from experiment.methods.data.poisson_draws import factors, first_rings
-from experiment.methods.data.sensitivity import (
-    channel_sensitivities,
-    given_inputs,
-    union_bound,
-    weight_sensitivities,
-)
+from experiment.methods.data.sensitivity import channel_sensitivities, union_bound, weight_sensitivities
 from experiment.methods.filters.base import ChannelRanking, Channels, ChannelScores, FilterMethod, ScoreChannels
 from experiment.methods.filters.settings import PFPSettings
 from experiment.methods.starting_state import live_weight, parameter_name
@@ -246,7 +241,7 @@ def _score(settings: PFPSettings, label: str) -> ScoreChannels:
     """The score of a channel: the maximum sensitivity of all weights that read it."""
 
     def score(filters: Channels, calibration: Calibration | None, generator: torch.Generator) -> ChannelScores:
-        inputs, network = given_inputs(calibration, filters.state, label), filters.state.network
+        inputs, network = calibration_inputs(calibration, filters.state, label), filters.state.network
         weights = {
             member.module: live_weight(network, filters.state.masks, member.module)
             for group, free in zip(filters.groups, filters.free, strict=True)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from experiment.layers.build import write_whole
 from experiment.layers.plan import Plan, State
-from experiment.methods.base import Budget, Calibration
+from experiment.methods.base import Budget, Calibration, calibration_inputs
 from experiment.methods.data.poisson_draws import factors, first_rings
-from experiment.methods.data.sensitivity import Reduction, given_inputs, union_bound, weight_sensitivities
+from experiment.methods.data.sensitivity import Reduction, union_bound, weight_sensitivities
 from experiment.methods.masks.settings import SiPPSettings
 from experiment.methods.masks.sipp_rows import Rows, multiplier, num_samples, rows_of
 from experiment.methods.masks.weight_ranking import (
@@ -193,6 +193,6 @@ def _rows(start: Start, sensitivities: Mapping[str, Tensor]) -> tuple[Rows, dict
 def _sensitivities(
     start: Start, calibration: Calibration | None, settings: SiPPSettings, reduction: Reduction, label: str
 ) -> dict[str, Tensor]:
-    inputs = given_inputs(calibration, start.state, label)
+    inputs = calibration_inputs(calibration, start.state, label)
     weights = {name: live_weight(start.network, start.masks, name) for name in start.layers}
     return weight_sensitivities(start.network, weights, inputs, reduction, settings.positions)

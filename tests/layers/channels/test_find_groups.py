@@ -16,7 +16,6 @@ from experiment.layers.channels.group_data import ChannelGroup, Member, kept_of,
 from experiment.layers.channels.slicing import mask_channels, slice_channels
 from experiment.layers.grouped_linear import GroupedLinear
 from experiment.measure import count, example_input
-from experiment.networks import NETWORKS
 from experiment.networks.make_network import make_network
 from experiment.random_streams import generator, seeded
 
@@ -365,26 +364,16 @@ def test_sliced_is_masked_whatever_the_activation_is_at_zero(activation: nn.Modu
     assert_sliced_is_masked(randomised(toy), example_input((3, 8, 8)))
 
 
-# of their kind a smaller one is tried always
-HUGE = {"wide_resnet50_2", "wrn28_10", "resnet34", "resnet101", "resnet110", "alexnet", "alexnet_bn"}
-LARGE_INPUT = {
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "wide_resnet50_2",
-    "mobilenet_v2",
-    "alexnet",
-    "alexnet_bn",
-}
-GREY = {"lenet300_100", "lenet5", "lenet5_small", "mnist_fc"}
+GREY, SMALL, LARGE = (1, 28, 28), (3, 32, 32), (3, 64, 64)
+FAMILIES = {  # the smallest network of each kind, and the deepest one
+    "lenet300_100": GREY, "lenet5": GREY, "cnn5": SMALL, "vgg16_bn": SMALL, "resnet20": SMALL, "resnet110": (3, 8, 8),
+    "densenet22": SMALL, "wrn28_2": (3, 8, 8), "resnet18": SMALL, "resnet50": SMALL, "mobilenet_v2": SMALL,
+    "alexnet_bn": LARGE,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in HUGE else name for name in NETWORKS]
-)
-def test_sliced_is_masked_on_every_network(name: str) -> None:
-    shape = (1, 28, 28) if name in GREY else (3, 64, 64) if name in LARGE_INPUT else (3, 32, 32)
+@pytest.mark.parametrize(("name", "shape"), FAMILIES.items(), ids=FAMILIES)
+def test_sliced_is_masked_on_every_kind_of_network(name: str, shape: tuple[int, int, int]) -> None:
     with seeded("test_surgery", name):
         network = randomised(make_network(name, {}, shape, 10))
 

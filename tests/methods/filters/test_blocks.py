@@ -12,14 +12,14 @@ from experiment.errors import CompressionError, ConfigError, InfeasibleBudget
 from experiment.layers.build import expand
 from experiment.layers.plan import State
 from experiment.measure import Count, count
-from experiment.methods.base import Calibration, Compressor, Quantity
+from experiment.methods.base import Budget, Calibration, Compressor, Quantity
 from experiment.methods.filters.blocks import Blocks
 from experiment.methods.filters.settings import BlocksSettings
 from experiment.methods.layer_table import layer_rows
 from experiment.networks.make_network import make_network
 from experiment.random_streams import generator, seeded
 
-EXAMPLE = torch.randn(1, 3, 32, 32, generator=generator("test_blocks"))
+EXAMPLE = torch.randn(1, 3, 8, 8, generator=generator("test_blocks"))
 ALL = ("layer1.0", "layer1.1", "layer1.2", "layer2.1", "layer2.2", "layer3.1", "layer3.2")
 
 
@@ -53,6 +53,7 @@ def in_order(network: nn.Module) -> list[str]:
 
 @pytest.mark.parametrize("quantity", ["parameters", "flops"])
 def test_as_few_blocks_go_as_the_budget_needs_in_the_order_of_their_norms(quantity: Quantity) -> None:
+    """Each size is enough for its network, and one less is not."""
     network = resnet()
     made, order = compressor(State(network, EXAMPLE)), in_order(network)
     whole = count(network, EXAMPLE)
@@ -63,18 +64,20 @@ def test_as_few_blocks_go_as_the_budget_needs_in_the_order_of_their_norms(quanti
         parameters = sum(p.numel() for p in network.get_submodule(name).parameters())
         sizes.append(sizes[-1] - (parameters if quantity == "parameters" else sum(b.flops for b in block.values())))
     for num_gone, size in enumerate(sizes):
-        for limit in (size, min(size + 1, total)):
-            compressed = made.compress(limit / total, quantity)
-            assert compressed.plan.skipped == tuple(order[:num_gone])
-            assert compressed.plan.parameters == compressed.count.parameters
-            assert (compressed.count.parameters if quantity == "parameters" else compressed.count.flops) == size
+        if num_gone:
+            larger = made.method.plan(made.analysis, Budget(quantity, sizes[num_gone - 1] - 1, total))
+            assert larger.skipped == tuple(order[:num_gone])
+        compressed = made.compress(size / total, quantity)
+        assert compressed.plan.skipped == tuple(order[:num_gone])
+        assert compressed.plan.parameters == compressed.count.parameters
+        assert (compressed.count.parameters if quantity == "parameters" else compressed.count.flops) == size
     with pytest.raises(InfeasibleBudget) as caught:
         made.compress((sizes[-1] - 1) / total, quantity)
     assert caught.value.smallest == sizes[-1]
 
 
 def test_the_network_computes_without_the_blocks() -> None:
-    network, x = resnet(), torch.randn(3, 3, 32, 32, generator=generator("test_blocks", 2))
+    network, x = resnet(), torch.randn(3, 3, 8, 8, generator=generator("test_blocks", 2))
     before = copy.deepcopy(network.state_dict())
     compressed = compressor(State(network, EXAMPLE)).compress(0.5)
     expected = copy.deepcopy(network)
@@ -116,10 +119,11 @@ def test_a_plan_is_filled_from_another_state() -> None:
 
 
 def test_ignored_blocks_stay() -> None:
-    made = compressor(State(resnet(), EXAMPLE), ignore=("layer3.*",))
+    state = State(resnet(), EXAMPLE)
+    made = compressor(state, ignore=("layer3.*",))
     assert all(not name.startswith("layer3") for name in made.compress(0.85).plan.skipped)
     with pytest.raises(ConfigError, match="no block is called 'conv1'. The blocks are layer1.0"):
-        compressor(State(resnet(), EXAMPLE), ignore=("conv1",))
+        compressor(state, ignore=("conv1",))
 
 
 def test_layers_that_are_gone_are_told() -> None:
@@ -132,7 +136,7 @@ def test_layers_that_are_gone_are_told() -> None:
 
 
 def test_it_trains_and_recalibrates() -> None:
-    network, x = resnet(), torch.randn(8, 3, 32, 32, generator=generator("test_blocks", 3))
+    network, x = resnet(), torch.randn(8, 3, 8, 8, generator=generator("test_blocks", 3))
     made = Compressor(
         Blocks(BlocksSettings()), State(network, EXAMPLE), count(network, EXAMPLE), Calibration(x),
         generator("test_blocks"), recalibrated=True,

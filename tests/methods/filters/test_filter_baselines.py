@@ -21,6 +21,8 @@ from experiment.methods.filters.settings import FilterSettings, GlobalFiltersSet
 from experiment.networks.make_network import make_network
 from experiment.random_streams import generator, seeded
 
+SHAPE = (3, 16, 16)
+
 
 def compressor(method: FilterMethod, network: nn.Module, example: Tensor, seed: int = 0) -> Compressor:
     return Compressor(method, State(network, example), count(network, example), None, generator("baselines", seed))
@@ -28,12 +30,12 @@ def compressor(method: FilterMethod, network: nn.Module, example: Tensor, seed: 
 
 def known(name: str) -> tuple[nn.Module, Tensor]:
     with seeded("test_filter_baselines", name):
-        network = make_network(name, {}, (3, 32, 32), 10)
+        network = make_network(name, {}, SHAPE, 10)
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
                     nn.init.uniform_(tensor, 0.2, 1.5)
-    return network.eval(), example_input((3, 32, 32))
+    return network.eval(), example_input(SHAPE)
 
 
 def small() -> nn.Module:
@@ -98,17 +100,18 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("quantity", ["parameters", "flops"])
 @pytest.mark.parametrize("network_name", ["resnet20", "densenet22"])
 @pytest.mark.parametrize("label", METHODS)
-def test_the_next_step_of_the_order_would_not_fit(label: str, network_name: str, quantity: Quantity) -> None:
+def test_the_next_step_of_the_order_would_not_fit(label: str, network_name: str) -> None:
     """The step that comes next is the best one of those that are left, and it exceeds the budget."""
     network, example = known(network_name)
-    method, whole = METHODS[label], count(network, example)
+    method = METHODS[label]
     made = compressor(method, network, example)
+    whole = made.original
     filters, scores, step = made.analysis.filters, made.analysis.scores, method.settings.round_to
-    total = whole.parameters if quantity == "parameters" else whole.flops
-    for keep in (0.9, 0.5, 0.3):
+    cases: list[tuple[Quantity, float]] = [("parameters", 0.9), ("parameters", 0.3), ("flops", 0.5)]
+    for quantity, keep in cases:
+        total = whole.parameters if quantity == "parameters" else whole.flops
         limit = int(keep * total)
         counts = method.rule(filters, scores, Budget(quantity, limit, total), step)
         chosen = [list(order[:n]) for order, n in zip(made.analysis.order, counts, strict=True)]
@@ -216,8 +219,8 @@ def test_what_data_are_for_is_said() -> None:
 @pytest.mark.parametrize("settings", [{"fold": "mean"}, {"refit": True}, {"fold": "mean", "refit": True}], ids=str)
 def test_correcting_readers_brings_the_outputs_nearer_and_costs_nothing(settings: dict[str, object]) -> None:
     network, example = known("resnet20")
-    x = torch.randn(40, 3, 32, 32, generator=generator("test_filter_baselines", "images"))
-    others = torch.randn(20, 3, 32, 32, generator=generator("test_filter_baselines", "others"))
+    x = torch.randn(40, *SHAPE, generator=generator("test_filter_baselines", "images"))
+    others = torch.randn(20, *SHAPE, generator=generator("test_filter_baselines", "others"))
     plain, better = (
         Compressor(
             ft(FilterSettings(**values)),
@@ -237,7 +240,7 @@ def test_correcting_readers_brings_the_outputs_nearer_and_costs_nothing(settings
 def test_a_step_that_removes_nothing_changes_nothing() -> None:
     """Also with everything that corrects readers switched on, after an earlier step that removed channels."""
     network, example = known("resnet20")
-    data = Calibration(torch.randn(16, 3, 32, 32, generator=generator("test_filter_baselines", "images")))
+    data = Calibration(torch.randn(16, *SHAPE, generator=generator("test_filter_baselines", "images")))
     method, original = ft(FilterSettings(fold="mean", refit=True)), count(network, example)
     first = Compressor(method, State(network, example), original, data, generator("b")).compress(0.5)
     state = expand(first.network, network, first.plan, example)

@@ -139,7 +139,7 @@ def test_layers_answer_the_same_on_average() -> None:
     x = torch.rand(8, 3, generator=generator("test_pfp", "average")) + 0.2
     for label in ("PFP (rand)", "PFP (partial)"):
         made, runs = compressor(label, net, x), list[Tensor]()
-        for i in range(150):
+        for i in range(80):
             rings = [first_rings(probabilities(s, range(len(s))), generator(i)) for s in made.analysis.ranked.scores]
             plan = made.method.plan(replace(made.analysis, rings=rings, seed=i), Budget("parameters", 24, 38))
             runs.append(made.instantiate(plan)(x).detach())

@@ -42,12 +42,11 @@ def curve(label: str, sigma: np.ndarray) -> np.ndarray:
     return np.maximum(1 - (np.arange(1, len(sigma) + 1) + 0.5) / len(sigma), 0)
 
 
-def size_at(label: str, state: State, threshold: float) -> int:
+def size_at(state: State, curves: dict[str, np.ndarray], threshold: float, total: int) -> int:
     """Parameters of the whole network with the first rank of every layer whose curve is at most the threshold."""
-    total = count(state.network, state.example).parameters
-    for name, sigma in spectra(state).items():
+    for name, values in curves.items():
         weight = state.network.get_submodule(name).weight
-        rank = int(np.argmax(curve(label, sigma) <= threshold)) + 1
+        rank = int(np.argmax(values <= threshold)) + 1
         total += min(rank * (weight.shape[0] + weight[0].numel()), weight.numel()) - weight.numel()
     return total
 
@@ -57,8 +56,9 @@ def size_at(label: str, state: State, threshold: float) -> int:
 def test_lowest_threshold_that_fits(label: str, keep: float, state: State) -> None:
     made = compressor(label, state)
     planned, limit = made.compress(keep).count.parameters, int(keep * made.original.parameters)
-    values = np.concatenate([curve(label, sigma) for sigma in spectra(state).values()])
-    sizes = [size_at(label, state, threshold + 1e-6) for threshold in np.sort(values)]
+    curves = {name: curve(label, sigma) for name, sigma in spectra(state).items()}
+    values = np.concatenate(list(curves.values()))
+    sizes = [size_at(state, curves, threshold + 1e-6, made.original.parameters) for threshold in values]
     largest = max(size for size in sizes if size <= limit)
     following = min(size for size in sizes if size > limit)
     assert largest <= planned <= limit

@@ -118,7 +118,7 @@ def test_sampling_is_right_on_average() -> None:
         nn.init.uniform_(net[0].weight, 0.5, 1.5)
         net[0].weight.data[:, ::2] *= -1
     x = torch.rand(20, 8, generator=generator("test_sipp", "average")) + 0.5
-    W, runs, made, drawn = net[0].weight.detach(), 500, compressor("SiPPRand", net, x), list[Tensor]()
+    W, runs, made, drawn = net[0].weight.detach(), 250, compressor("SiPPRand", net, x), list[Tensor]()
     for i in range(runs):
         rings = first_rings(made.analysis.rows.p, generator("test_sipp", "rings", i))
         plan = made.method.plan(replace(made.analysis, rings=rings, seed=i), Budget("parameters", 26, 54))

@@ -40,6 +40,12 @@ def label(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture
+def state(state_of: Callable[[str], State]) -> State:
+    """One network, with convolutions and linear layers."""
+    return state_of("cnn")
+
+
 def test_probabilities() -> None:
     state = linear([[1, -2, 0, 1], [3, 0, 0, 0]])
     expected = {
@@ -111,8 +117,7 @@ def share_of(urns: NetworkDraws, plan: Plan) -> float:
     return fitting[-1]
 
 
-def test_no_larger_share_fits(label: str, state_of: Callable[[str], State]) -> None:
-    state = state_of("cnn")
+def test_no_larger_share_fits(label: str, state: State) -> None:
     made = compressor(label, state)
     shares = sorted({k / urn.p.shape[1] for urn in made.analysis.layers.values() for k in range(1, urn.p.shape[1] + 1)})
     for quantity in ("parameters", "flops"):
@@ -170,8 +175,7 @@ def test_a_filter_of_zeros_keeps_nothing(label: str) -> None:
     assert kept[0] == 0 or label == "Uniform"
 
 
-def test_one_weight_a_filter_is_the_least(label: str, state_of: Callable[[str], State]) -> None:
-    state = state_of("cnn")
+def test_one_weight_a_filter_is_the_least(label: str, state: State) -> None:
     made = compressor(label, state)
     filters, weights = 8 + 12 + 20 + 10, 3 * 8 * 9 + 8 * 12 * 9 + 48 * 20 + 200
     with pytest.raises(InfeasibleBudget, match=f"{made.original.parameters - weights + filters:,}"):
