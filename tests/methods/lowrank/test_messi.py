@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.layers.build import expand
-from experiment.layers.factored_layers import product
-from experiment.layers.masks import bake_masks, named_masks
+from experiment.layers.masks import named_masks
 from experiment.layers.plan import State
 from experiment.measure import count
 from experiment.methods import METHODS
@@ -156,29 +155,6 @@ def test_layer_too_small_for_the_subspaces_stays() -> None:
     network = nn.Sequential(nn.Linear(4, 40), nn.Linear(40, 40))
     compressed = compressor(State(network, torch.ones(1, 4)), "Messi5").compress(0.7)
     assert list(compressed.plan.factors) == ["1"]
-
-
-@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
-def test_zeros_of_the_encoder_survive_training(state_of: StateOf, make: type[torch.optim.Optimizer]) -> None:
-    state = state_of("cnn")
-    compressed = compressor(state).compress(0.5)
-    network, plan = compressed.network.train(), compressed.plan
-    options = {"momentum": 0.9} if make is torch.optim.SGD else {}
-    optimizer = make(network.parameters(), lr=0.1, weight_decay=0.1, **options)
-    for _ in range(3):
-        optimizer.zero_grad()
-        network(torch.cat([state.example, -state.example])).square().mean().backward()
-        optimizer.step()
-    plain = bake_masks(network)
-    for name in plan.factors:
-        weight, mask = plain.get_parameter(f"{name}.encoder.weight"), plan.masks[f"{name}.encoder.weight"]
-        assert not weight[~mask].any()
-        assert weight[mask].all()
-    assert count(network, state.example) == compressed.count
-    expanded = expand(network, state.network, plan, state.example)
-    assert not expanded.masks
-    name = next(iter(plan.factors))
-    torch.testing.assert_close(expanded.network.get_submodule(name).weight, product(plain.get_submodule(name)).float())
 
 
 def test_other_weights_keep_the_partition(state_of: StateOf) -> None:

@@ -121,15 +121,6 @@ def test_layers_keep_their_largest_magnitudes(state: State, keep: float) -> None
         assert magnitudes[mask].min() >= magnitudes[~mask].max()
 
 
-def test_budget_of_flops_is_met_within_one_weight(state: State) -> None:
-    made = compressor("WT (layer)", state)
-    prices = [info.positions for info in compressible_layers(state.network, state.example).values()]
-    for keep in (0.7, 0.2):
-        compressed = made.compress(keep, "flops")
-        slack = keep * made.original.flops - compressed.count.flops_unmasked
-        assert 0 <= slack < max(prices)
-
-
 def test_a_cascade_takes_the_same_share_of_what_is_left() -> None:
     state = chain((20, 10), (10, 20))
     masks = {"0.weight": torch.rand(20, 10, generator=generator("m")) < 0.5}
@@ -150,15 +141,15 @@ def test_random_weights_come_from_the_seed_alone(state: State, label: str) -> No
 
 
 def test_random_weights_are_kept_equally_often() -> None:
-    """A quarter of 400 weights, whatever their layer, value or place: 200 draws, four standard errors."""
+    """A quarter of 400 weights, whatever their layer, value or place: 100 draws, four standard errors."""
     state, kept = chain((10, 20), (20, 10)), np.zeros(400)
-    for seed in range(200):
+    for seed in range(100):
         masks = masks_of(compressor("Random", state, seed).compress(0.25).network, state)
         kept += np.concatenate([mask.ravel() for mask in masks.values()])
-    assert kept.sum() == 200 * 100
-    assert abs(kept[:200].sum() / 200 - 50) < 4 * np.sqrt(400 * 0.25 * 0.75 / 4 / 200)
+    assert kept.sum() == 100 * 100
+    assert abs(kept[:200].sum() / 100 - 50) < 4 * np.sqrt(400 * 0.25 * 0.75 / 4 / 100)
     assert kept.min() > 0
-    assert ((kept - 50) ** 2).mean() == pytest.approx(200 * 0.25 * 0.75, rel=0.3)
+    assert ((kept - 25) ** 2).mean() == pytest.approx(100 * 0.25 * 0.75, rel=0.3)
 
 
 def test_scales_are_of_the_original_shape_and_multiply_what_is_written(state_of: Callable[[str], State]) -> None:
