@@ -153,7 +153,7 @@ def test_code_that_a_setting_must_name_and_that_is_not_there(write: Any, small: 
 def test_what_is_no_method_entry_is_named(write: Any, small: dict[str, Any], name: str) -> None:
     small["experiments"]["methods"] = ["WT", name]
     with pytest.raises(
-        ConfigError, match=rf"methods\[1\]: '{name}' must be an experiment.registry.MethodEntry.* Got a "
+        ConfigError, match=rf"methods\[1\]: '{name}' must be an experiment.registry.MethodEntry.* Got (a|the class) "
     ):
         plan_experiment(load(write(small)), Machine("cpu"))
 
