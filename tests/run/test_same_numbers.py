@@ -118,6 +118,7 @@ def test_shares_of_a_job_array(serially: Tables, tmp_path: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is an extra: pip install 'experiment[ray]'")
 def test_ray_on_a_cluster_of_its_own(serially: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # it ends workers when others use up the memory
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # or else it leaves a file in the home folder
     same(compute(tmp_path / "run", ["--executor", "ray"]), serially)
 
