@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
-import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +21,47 @@ from experiment.training.distributed import Team
 from experiment.training.loop import TrainingLoop
 from experiment.training.settings import TrainSettings
 
-SCRIPT = Path(__file__).with_name("two_ranks.py")
 Outcomes = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
+SECONDS = 600.0  # until a test gives up waiting for a process
+
+
+def be_one_of(folder: Path, environment: dict[str, str]) -> None:
+    """What a process does: all scenarios, alone or as one of two."""
+    os.environ.update(environment)
+    sys.path.insert(0, str(Path(__file__).parent))
+    import two_ranks
+
+    two_ranks.main(folder)
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
-    """What one process found alone, and what the first and second of two found together."""
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcomes]:
+    """What one process found alone, and what the first and second of two found together.
+
+    The processes are forked from this one, so that they need not import torch again.
+    """
     folder = tmp_path_factory.mktemp("outcomes")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     (folder / "alone").mkdir()
-    processes = [
-        subprocess.Popen([sys.executable, "-W", "error", str(SCRIPT), str(place)], env={**os.environ, **more})
-        for place, more in (
-            (folder / "alone", {}),
-            (folder, together | {"RANK": "0"}),
-            (folder, together | {"RANK": "1"}),
-        )
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
-    alone, first, second = (torch.load(folder / name) for name in ("alone/1-0.pt", "2-0.pt", "2-1.pt"))
-    return alone, first, second
+    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    fork = multiprocessing.get_context("fork")
+    calls = [(folder / "alone", {}), *((folder, together | {"RANK": rank}) for rank in "01")]
+    processes = [fork.Process(target=be_one_of, args=call, daemon=True) for call in calls]
+    try:
+        with warnings.catch_warnings():  # newer Pythons warn of threads, of which this process has none that matter
+            warnings.simplefilter("ignore", DeprecationWarning)
+            for process in processes:
+                process.start()
+        for process in processes:
+            process.join(SECONDS)
+        assert [process.exitcode for process in processes] == [0, 0, 0]
+        alone, first, second = (torch.load(folder / name) for name in ("alone/1-0.pt", "2-0.pt", "2-1.pt"))
+        yield alone, first, second
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def close(a: dict[str, Tensor], b: dict[str, Tensor], **tolerance: float) -> None:

@@ -1,13 +1,9 @@
-"""One of the processes of test_distributed.py: runs every scenario, and writes what came out.
-
-python two_ranks.py FOLDER        alone, or with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as one of several
-"""
+"""One of the processes of test_distributed.py: runs every scenario, and writes what came out."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -199,16 +195,12 @@ SCENARIOS = (
 )  # fmt: skip
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    folder, size, rank = Path(sys.argv[1]), int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+def main(folder: Path) -> None:
+    """Alone, or with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment as one of several."""
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if size > 1:
         dist.init_process_group("gloo")
     team = Team(rank, size)
     torch.save({scenario.__name__: scenario(team, folder) for scenario in SCENARIOS}, folder / f"{size}-{rank}.pt")
     if size > 1:
         dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
