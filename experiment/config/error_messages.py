@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from experiment.config.keep_ratios import SPACINGS
 from experiment.config.schema.training import CONFLICT
-from experiment.config.setting_paths import description, suggested_key, unknown_key
+from experiment.config.setting_paths import description, keys_by_block, known_keys, suggested_key
 from experiment.config.value_tree import KeyPath, Node, Problem, nearest
 from experiment.registry import suggestion
 
@@ -89,13 +89,28 @@ def _path(error: ErrorDetails, root: Node) -> KeyPath:
     return (*path, "type") if error["type"] == "union_tag_invalid" else tuple(path)
 
 
+def _unknown_key(parent: KeyPath, key: str) -> str:
+    """The error about a key that does not exist in its block: a suggestion, or the keys that exist."""
+    known = known_keys(parent)
+    if key in known:  # of another block that is allowed here
+        return "does not apply to this type. Remove it."
+    if near := suggestion(key, known):
+        return f"unknown key.{near}"
+    homes = [name for name, keys in keys_by_block().items() if key in keys and (name,) != parent]
+    if homes:
+        return f"unknown key. It belongs in {' or '.join(homes)}."
+    if key == "file":
+        return "unknown key. A file can only be included from within a parameter file."
+    return f"unknown key. Known keys: {', '.join(known)}."
+
+
 def _sentence(error: ErrorDetails, path: KeyPath, node: Node) -> str:
     kind, context, got = error["type"], error.get("ctx", {}), error["input"]
     if kind == "missing":
         what = description(path).removesuffix(".")
         return f"is required and missing ({what})." if what else "is required and missing."
     if kind == "extra_forbidden":
-        return unknown_key(path[:-1], str(path[-1]))
+        return _unknown_key(path[:-1], str(path[-1]))
     if kind == "union_tag_invalid":
         return _choice(context["expected_tags"], context["tag"])
     if kind == "union_tag_not_found":

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from experiment.config.schema.parameter_file import Parameters
 from experiment.config.schema.training import Block
 from experiment.config.value_tree import KeyPath
-from experiment.registry import near_miss, suggestion
+from experiment.registry import near_miss
 
 _OPTIMIZER_ARGUMENTS = ["lr", "momentum", "weight_decay", "nesterov", "betas"]
 
@@ -21,34 +21,20 @@ def description(path: KeyPath) -> str:
     return (info.description if info is not None else None) or ""
 
 
-def unknown_key(parent: KeyPath, key: str) -> str:
-    """The error about a key that does not exist in its block: a suggestion, or the keys that exist."""
-    known = _known(parent)
-    if key in known:  # of another block that is allowed here
-        return "does not apply to this type. Remove it."
-    if near := suggestion(key, known):
-        return f"unknown key.{near}"
-    homes = [name for name, keys in _homes().items() if key in keys and (name,) != parent]
-    if homes:
-        return f"unknown key. It belongs in {' or '.join(homes)}."
-    if key == "file":
-        return "unknown key. A file can only be included from within a parameter file."
-    return f"unknown key. Known keys: {', '.join(known)}."
-
-
 def suggested_key(path: KeyPath) -> str:
     """The existing key that a misspelt one is close to; empty if there is none."""
-    return near_miss(str(path[-1]), _known(path[:-1])) or ""
+    return near_miss(str(path[-1]), known_keys(path[:-1])) or ""
 
 
-def _known(parent: KeyPath) -> list[str]:
+def known_keys(parent: KeyPath) -> list[str]:
+    """The keys of the block at a path."""
     return list(dict.fromkeys(name for keys in _keys_at(parent) for name in keys))
 
 
 @lru_cache(maxsize=1)
-def _homes() -> dict[str, list[str]]:
+def keys_by_block() -> dict[str, list[str]]:
     """Top-level block -> its keys."""
-    found = {name: _known((name,)) for name in _known(())}
+    found = {name: known_keys((name,)) for name in known_keys(())}
     found["retraining"] = [key for key in found["retraining"] if key not in found["training"]]
     return {**found, "training.optimizerKwargs": _OPTIMIZER_ARGUMENTS}
 

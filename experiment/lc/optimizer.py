@@ -31,7 +31,7 @@ from experiment.datasets.image_data import Images
 from experiment.errors import TrainingDiverged
 from experiment.lc.learning_step import MinibatchTraining
 from experiment.lc.projection import Projected, Projection, condensed_weights, weights_of
-from experiment.lc.settings import LCSettings
+from experiment.lc.schedule import LCSettings
 from experiment.lc.state import LCRecord, LCState, restored
 from experiment.progress import progress
 from experiment.random_streams import Part

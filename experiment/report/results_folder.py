@@ -11,7 +11,7 @@ from experiment.config import Parameters
 from experiment.errors import Damaged, StoreError, described
 from experiment.files import RUN_AGAIN, read_json
 from experiment.report.results_table import read_results
-from experiment.run.disk.manifest import intact_file, warn_of_damage
+from experiment.run.disk.damaged_files import intact_file, warn_of_damage
 from experiment.run.disk.parameters_file import PARAMETERS, VariantSettings, read_parameters
 from experiment.run.disk.store import Store
 from experiment.run.grid.data_facts import DataFacts, read_data_record

@@ -18,7 +18,7 @@ from experiment.errors import CompressionError, TrainingDiverged
 from experiment.lc import optimizer as module
 from experiment.lc.optimizer import LCOptimizer
 from experiment.lc.projection import FunctionProjection, MethodProjection
-from experiment.lc.settings import LCSettings
+from experiment.lc.schedule import LCSettings
 from experiment.lc.state import LCRecord
 from experiment.measure import count
 from experiment.methods import METHODS

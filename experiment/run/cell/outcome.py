@@ -19,7 +19,7 @@ from experiment.lc.state import LCRecord
 from experiment.measure import count_bytes
 from experiment.methods.base import Compressed
 from experiment.run.cell.data import Data
-from experiment.run.disk.manifest import RESULT, manifest_of
+from experiment.run.disk.damaged_files import RESULT, manifest_of
 from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.training.evaluation import evaluate
 from experiment.training.loop import EpochRecord

@@ -26,8 +26,8 @@ from experiment.run.cell.outcome import write_history
 from experiment.run.cell.rank_history import rank_log
 from experiment.run.cell.torchrun_group import Job
 from experiment.run.cell.train_network import training_loop
+from experiment.run.disk.damaged_files import MANIFEST, damaged_file, read_manifest, write_manifest
 from experiment.run.disk.load_weights import load_given
-from experiment.run.disk.manifest import MANIFEST, damaged_file, read_manifest, write_manifest
 from experiment.run.disk.network_file import load_packed, read_weights, save_weights
 from experiment.run.disk.store import log, reference_folder, sync_folder
 from experiment.run.grid.plan import ReferenceSpec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from experiment.config import LearnCompress, Penalty, Retraining, Training
-from experiment.lc.settings import LCSettings
+from experiment.lc.schedule import LCSettings
 from experiment.run.grid.hardware import Machine, resolved_channels_last, resolved_precision
 from experiment.training.settings import DistillationSpec, PenaltySpec, SchedulerSpec, TrainSettings
 

@@ -16,7 +16,7 @@ from experiment.config import Experiments
 from experiment.errors import Damaged
 from experiment.escaping import csv_table, reason
 from experiment.files import read_json, remove_all, write_whole
-from experiment.run.disk.manifest import Count
+from experiment.run.disk.damaged_files import Count
 from experiment.run.disk.store import Store
 from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.run.grid.plan import ExperimentPlan

@@ -29,7 +29,7 @@ from experiment.files import (
     set_aside,
     writing_to,
 )
-from experiment.run.disk.manifest import RESULT, Count, FileRecord, damaged_file
+from experiment.run.disk.damaged_files import RESULT, Count, FileRecord, damaged_file
 from experiment.run.grid.keys import FORMAT_VERSION, MADE
 from experiment.run.grid.plan import Cell, ReferenceSpec
 

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from experiment.lc.settings import LCSettings
+from experiment.lc.schedule import LCSettings
 from experiment.training.schedule import Schedule
 from experiment.training.settings import TrainSettings
 
