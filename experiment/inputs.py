@@ -142,7 +142,7 @@ def same_form(inputs: Inputs, others: Inputs) -> bool:
 
 
 def attended(inputs: Inputs) -> Tensor | None:
-    """Which tokens of a batch are no padding: (B, N) bool, from the `attention_mask` among keywords; None without it."""
+    """Which tokens of a batch are no padding, from `attention_mask` among keywords: (B, N) bool; None without it."""
     mask = inputs.get(ATTENTION_MASK) if isinstance(inputs, Mapping) else None
     return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
