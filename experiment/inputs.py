@@ -51,7 +51,7 @@ def as_inputs(value: object, argument: str = "example") -> Inputs:
     return plain
 
 
-def call(network: nn.Module | Callable[..., Any], inputs: Inputs) -> Any:
+def call_network(network: nn.Module | Callable[..., Any], inputs: Inputs) -> Any:
     """What the network returns for these inputs."""
     if isinstance(inputs, Mapping):
         return network(**inputs)
