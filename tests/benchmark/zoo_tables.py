@@ -34,17 +34,25 @@ def _cell(value: str | None) -> str:
 def summary(rows: Sequence[Row]) -> str:
     """Verdicts and reach by method, and every row that is not in order."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    faults = [row for row in rows if row["verdict"] != "ok"]
-    short = [row for row in rows if _below_goal(row)]
+    faults = _joined([row for row in rows if row["verdict"] != "ok"], ("network", "verdict", "reason"))
+    short = _joined([row for row in rows if _below_goal(row)], ("network", "reach", "verdict"))
     parts = [
         f"{len({row['network'] for row in rows})} networks, {len(methods)} methods",
         of_rows([_of_method(method, [row for row in rows if row["method"] == method]) for method in methods], _METHOD),
     ]
     if faults:
-        parts += ["Refused or wrong", of_rows(faults, ("network", "method", "verdict", "reason"))]
+        parts += ["Refused or wrong", of_rows(faults, ("network", "verdict", "method", "reason"))]
     if short:
         parts += ["Within reach below the goal", of_rows(short, ("network", "method", "reach", "verdict"))]
     return "\n\n".join(parts)
+
+
+def _joined(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
+    """One row for all methods of which these columns say the same."""
+    methods: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        methods.setdefault(tuple(row.get(name, "") for name in columns), []).append(row["method"])
+    return [{**dict(zip(columns, key, strict=True)), "method": " ".join(found)} for key, found in methods.items()]
 
 
 _METHOD = ("method", "ok", "refused", "wrong", "timeout", "crash", "mean reach", "least reach", "goal", "reached by")

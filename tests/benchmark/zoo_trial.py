@@ -23,6 +23,7 @@ from experiment.measure import count
 from experiment.methods import METHODS
 
 KEEP = 0.5
+WITHOUT_DATA = ("WT", "ALDS", "SVD", "FT", "Quantize")
 FINE = "yes"
 
 Row = dict[str, Any]
@@ -79,7 +80,8 @@ def reloaded(specimen: Specimen, folder: Path, labels: list[str]) -> dict[str, s
 
 def _compressed(network: nn.Module, inputs: Any, label: str, keep: float) -> CompressionResult:
     settings = {} if METHODS[label].kind == "quantization" else {"keep": keep}
-    data = [(part, torch.zeros(batch_size(part), dtype=torch.int64)) for part in split(inputs, 1)]
+    parts = () if label in WITHOUT_DATA else split(inputs, 1)
+    data = [(part, torch.zeros(batch_size(part), dtype=torch.int64)) for part in parts] or None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return compress(network, label, example=inputs, data=data, progress=False, **settings)
@@ -119,12 +121,12 @@ def _elements(network: nn.Module) -> int:
 
 
 def _trained(result: CompressionResult, inputs: Any, train: bool) -> str:
-    """One step of SGD on the sum of squared outputs keeps shapes, masks and ties."""
+    """One step of SGD on a sum of squares of the outputs keeps shapes, masks and ties."""
     network = result.network
     before = _structure(network)
     network.train(train)
     try:
-        loss = sum(t.square().sum() for t in output_tensors(call_network(network, inputs)) if t.requires_grad)
+        loss = sum((t + 1).square().sum() for t in output_tensors(call_network(network, inputs)) if t.requires_grad)
         assert isinstance(loss, Tensor), "no output depends on the parameters"
         optimizer = torch.optim.SGD(network.parameters(), lr=1e-6)
         loss.backward()
