@@ -139,7 +139,8 @@ def messages(
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
         lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=forward, args=(process, lines), daemon=True).start()
+        reader = threading.Thread(target=forward, args=(process, lines), daemon=True)
+        reader.start()
         try:
             for i, method in enumerate(methods):
                 try:
@@ -154,14 +155,16 @@ def messages(
         finally:
             process.kill()
             process.wait()
+            reader.join()
 
 
 def forward(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
     """Put a process's lines that are for us into a queue, and None at their end."""
     assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(SAID):
-            lines.put(line.removeprefix(SAID))
+    with process.stdout:
+        for line in process.stdout:
+            if line.startswith(SAID):
+                lines.put(line.removeprefix(SAID))
     lines.put(None)
 
 
