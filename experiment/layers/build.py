@@ -1,6 +1,6 @@
 """From a plan to the structure that it describes, and from a compressed network back to dense weights.
 
-The parts of a plan are applied in one order: biases, channels, factors, masks, quantization.
+The parts of a plan are applied in one order: unfused modules, biases, channels, factors, masks, quantization.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from experiment.layers.masks import add_masks, bake_masks, stored, write_paramet
 from experiment.layers.plan import Kept, Plan, State
 from experiment.layers.quantized_weights import add_quantized
 from experiment.layers.residual_blocks import inside, silence
+from experiment.layers.unfused.replace import unfused
 
 
 def build(network: nn.Module, plan: Plan) -> nn.Module:
     """The compressed structure, on the network's device (`meta` included); layers left whole keep their weights.
 
     Args:
-        network: the original network; not modified.
+        network: the original network, or the same with the plan's modules unfused; not modified.
 
     Raises: CompressionError: the plan contradicts itself or does not belong to this network.
     """
+    network = unfused(network, plan.unfused)
     _check(network, plan)
     modules = dict(network.named_modules())
     # deepcopy takes replacements from its memo: factors appear wherever the layer does, without a copy of its weight
@@ -49,7 +51,6 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
         )
     add_masks(built, {name: slice_mask(mask, plan.kept, name) for name, mask in plan.masks.items()})
     add_quantized(built, plan.quantized)
-    _leave_fast_path(built, plan)
     return built
 
 
@@ -71,7 +72,7 @@ def write_whole(built: nn.Module, network: nn.Module, plan: Plan) -> None:
 
 
 def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Inputs) -> State:
-    """The inverse of `build`: a compressed network's weights on the original architecture, with the same outputs.
+    """The inverse of `build`: a compressed network's weights on the original architecture, unfused, with equal outputs.
 
     Rounded weights stay rounded, factors become their product, removed channels and skipped blocks become zeros. Masks,
     channels and blocks become part of the state. A layer gains a bias if it has one only in the compressed network.
@@ -84,7 +85,7 @@ def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Inpu
     """
     plain = bake_masks(compressed) if plan.masks or plan.quantized else compressed
     sources = dict(plain.named_modules())
-    network = copy.deepcopy(original)
+    network = copy.deepcopy(unfused(original, plan.unfused))
     biases = _gained_biases(network, sources, plan)
     _add_biases(network, biases)
     dense = sliced_copy(network, plan.kept)
@@ -102,7 +103,7 @@ def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Inpu
         for name in plan.skipped:
             silence(network.get_submodule(name))
     masks = {name: mask for name, mask in plan.masks.items() if not plan.masks_factor(name)}
-    return State(network.eval(), example, masks, dict(plan.kept), biases, plan.skipped)
+    return State(network.eval(), example, masks, dict(plan.kept), biases, plan.skipped, unfused=plan.unfused)
 
 
 def sliced_copy(network: nn.Module, kept: Mapping[str, Kept]) -> nn.Module:
@@ -185,17 +186,6 @@ def _gained_biases(original: nn.Module, sources: Mapping[str, nn.Module], plan: 
             if "bias" in _tensors(source):
                 gained.append(name)
     return tuple(gained)
-
-
-def _leave_fast_path(built: nn.Module, plan: Plan) -> None:
-    """Keep torch's transformer layers from reading the weights of decomposed layers directly.
-
-    In eval mode they pass their weights to a fused kernel, unless it does not know their activation.
-    """
-    for name, module in built.named_modules():
-        prefix = f"{name}." if name else ""
-        if isinstance(module, nn.TransformerEncoderLayer) and any(n.startswith(prefix) for n in plan.factors):
-            module.activation_relu_or_gelu = 0
 
 
 def _scaled(tensors: dict[str, Tensor], module: str, plan: Plan) -> dict[str, Tensor]:
