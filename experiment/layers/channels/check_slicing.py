@@ -131,8 +131,38 @@ def tried(
         failing = _failing(probe, runs, groups, counts, [], free)
         for i, why in failing.items():
             failing[i] = f"{why} (see '{lost[groups[i].name]}')" if groups[i].name in lost else why
-        return tried(probe, runs, [replace(g, exempt=failing.get(i, g.exempt)) for i, g in enumerate(groups)], lost)
+        united = _united(probe, runs, groups, list(failing))
+        if len(united) == len(groups):
+            united = [replace(g, exempt=failing.get(i, g.exempt)) for i, g in enumerate(groups)]
+        return tried(probe, runs, united, lost)
     return list(groups)
+
+
+def _united(
+    probe: nn.Module, runs: Sequence[Run], groups: Sequence[ChannelGroup], failing: Sequence[int]
+) -> list[ChannelGroup]:
+    """The same groups, uniting those of heads that fail alone and can lose the same heads.
+
+    The number of heads ties them where layers exchange something that depends on it alone, as T5's cross-attention.
+    """
+    alike: dict[int, list[int]] = {}
+    for i in failing:
+        if groups[i].has_heads:
+            alike.setdefault(groups[i].size, []).append(i)
+    united = list(groups)
+    for several in alike.values():
+        first, *others = (united[i] for i in several)
+        one = replace(
+            first,
+            members=sum((group.members for group in others), first.members),
+            producers=sum((group.producers for group in others), first.producers),
+            numbers=sum((group.numbers for group in others), first.numbers),
+        )
+        trial = [one if i == several[0] else group for i, group in enumerate(united) if i not in several[1:]]
+        counts = [(group.size + 1) // 2 if group is one else group.size for group in trial]
+        if others and fault(probe, runs, cut(trial, counts)) is None:
+            return trial  # further ones are found when it is tried
+    return united
 
 
 def _failing(

@@ -31,7 +31,8 @@ class Member:
     """One side of a module through which a group of channels passes.
 
     Attributes:
-        module: dotted name, or that of a bare parameter, which has one side, `out`. side: `out` (rows of the weight; also the one side of BatchNorm, PReLU) or `in` (columns).
+        module: dotted name, or that of a bare parameter, which has one side, `out`.
+        side: `out` (rows of the weight; also the one side of BatchNorm, PReLU) or `in` (columns).
         size: number of channels of that side.
         positions: channel of the group -> the indices that it occupies there: several where Flatten multiplies a
             channel by the grid, or where a grouped layer loses whole groups only. Equally many for all channels.
