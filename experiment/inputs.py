@@ -38,16 +38,16 @@ def as_inputs(value: object, argument: str = "example") -> Inputs:
     if not parts:
         raise CompressionError(
             f"{argument}: expected a tensor with a batch dimension, or a tuple or dictionary of such tensors. "
-            f"Got {_described(plain) if tensors(plain) else kind_of(value)}."
+            f"Got {described(plain) if tensors(plain) else kind_of(value)}."
         )
     sizes = {len(tensor) for tensor in parts}
     if len(sizes) > 1:
         raise CompressionError(
             f"{argument}: the first dimension of every tensor is the batch, so it must have one size. "
-            f"Got {_described(plain)}."
+            f"Got {described(plain)}."
         )
     if sizes == {0}:
-        raise CompressionError(f"{argument}: expected at least one input. Got an empty batch, {_described(plain)}.")
+        raise CompressionError(f"{argument}: expected at least one input. Got an empty batch, {described(plain)}.")
     return plain
 
 
@@ -72,7 +72,7 @@ def batch_size(inputs: Inputs) -> int:
 
 def take(inputs: Inputs, index: slice | Tensor | Sequence[int]) -> Inputs:
     """The samples at these indices, as a batch."""
-    return _over_samples(inputs, lambda tensor: tensor[index])
+    return over_samples(inputs, lambda tensor: tensor[index])
 
 
 def first(inputs: Inputs, number: int = 1) -> Inputs:
@@ -185,7 +185,8 @@ def scored(output: object) -> Tensor:
     return every[0]
 
 
-def _over_samples(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+def over_samples(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    """The inputs with every tensor that has a batch dimension changed."""
     return mapped(inputs, lambda tensor: change(tensor) if tensor.dim() else tensor)
 
 

@@ -226,8 +226,20 @@ def test_arguments_of_another_type_are_told() -> None:
         (nn.Linear, "SVD", [0.5], x, "net must be a torch.nn.Module. Got the class Linear."),
         (network, 5, [0.5], x, "method must be text: a label or an import path. Got an int."),
         (network, "SVD", 0.5, x, "keeps must be a list of keep ratios. Got a float."),
-        (network, "SVD", [0.5], x[:0], "example must be a tensor with at least one input. Got an empty one."),
-        (network, "SVD", [0.5], (2, 8), "example must be a tensor with at least one input. Got a tuple."),
+        (
+            network,
+            "SVD",
+            [0.5],
+            x[:0],
+            "example: expected at least one input. Got an empty batch, a tensor of shape (0, 8).",
+        ),
+        (
+            network,
+            "SVD",
+            [0.5],
+            (2, 8),
+            "example: expected a tensor with a batch dimension, or a tuple or dictionary of such tensors. Got a tuple.",
+        ),
     ]
     for net, method, keeps, example, told in wrong:
         with pytest.raises(ConfigError) as caught:

@@ -13,6 +13,18 @@ from torch import Tensor, nn
 
 from experiment.api.calibration_data import calibration_of
 from experiment.errors import CompressionError, ConfigError, kind_of
+from experiment.inputs import (
+    Inputs,
+    as_inputs,
+    batch_size,
+    call_network,
+    described,
+    device_of,
+    first,
+    mapped,
+    moved_like,
+    take,
+)
 from experiment.layers.build import build
 from experiment.layers.forward_pass import evaluating
 from experiment.layers.plan import Plan, State
@@ -86,8 +98,8 @@ def compress(
     /,
     *,
     keep: float | None = None,
-    example: Tensor,
-    data: Iterable[Any] | Tensor | None = None,
+    example: Inputs,
+    data: Iterable[Any] | Inputs | None = None,
     budget: Quantity = "parameters",
     seed: int = 0,
     recalibrate: bool = False,
@@ -109,9 +121,9 @@ def compress(
         method: a label (`ALDS`), one of torchprune's class names (`ALDSNet`) or the import path of your own method.
         keep: share to keep of what `budget` counts, in (0, 1]; never exceeded. Omit it if the settings determine the
             size, for example by a density.
-        example: a batch of inputs. Its first sample is used to trace the network and to count FLOPs.
-        data: calibration data for methods that need them: a tensor of inputs, a pair (inputs, targets), or a loader of
-            such pairs.
+        example: a batch of inputs: a tensor, a tuple of positional arguments or a dictionary of keyword arguments, such
+            as a tokenizer's output. Its first sample is used to trace the network and to count FLOPs.
+        data: calibration data for methods that need them: inputs, a pair (inputs, targets), or a loader of such pairs.
         budget: what `keep` limits, `parameters` or `flops`.
         seed: of the method's own random draws.
         recalibrate: re-estimate BatchNorm statistics on `data` after compression, which helps a network that is not
@@ -140,8 +152,8 @@ def compress_many(
     /,
     *,
     keeps: Sequence[float | None],
-    example: Tensor,
-    data: Iterable[Any] | Tensor | None = None,
+    example: Inputs,
+    data: Iterable[Any] | Inputs | None = None,
     budget: Quantity = "parameters",
     seed: int = 0,
     recalibrate: bool = False,
@@ -170,13 +182,13 @@ def compress_many(
     ratios = [None if keep is None else keep_ratio(keep) for keep in keeps]
     made = make_method(entry, spec.settings)
     whole = prepared(net)
-    example = example.detach()
-    others = example[1:] if len(example) > 1 else None
-    state = State(whole.network, example[:1], whole.masks, samples=others)
+    example = mapped(as_inputs(example), Tensor.detach)
+    others = take(example, slice(1, None)) if batch_size(example) > 1 else None
+    state = State(whole.network, first(example), whole.masks, samples=others)
     original = _count_original(state)
     calibration = calibration_of(data)
     if calibration is not None:
-        _check_inputs("data", state.network, calibration.inputs[:1].to(example))
+        _check_inputs("data", state.network, moved_like(first(calibration.inputs), example))
 
     def results() -> Iterator[CompressionResult]:
         with showing(bars(progress)):
@@ -247,16 +259,16 @@ def _count_original(state: State) -> Count:
     return original
 
 
-def _check_inputs(argument: str, net: nn.Module, sample: Tensor) -> None:
+def _check_inputs(argument: str, net: nn.Module, sample: Inputs) -> None:
     """Raises: CompressionError: the network fails on the first sample of an argument."""
     try:
         with evaluating(net):
-            net(sample)
+            call_network(net, sample)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = str(error).partition("\n")[0]
         raise CompressionError(
-            f"{argument}: the network fails on its first sample, a tensor of shape {tuple(sample.shape)} on "
-            f"{sample.device}: {reason}. Pass a batch of inputs in the form that the network expects."
+            f"{argument}: the network fails on its first sample, {described(sample)} on "
+            f"{device_of(sample)}: {reason}. Pass a batch of inputs in the form that the network expects."
         ) from error
 
 
@@ -285,9 +297,10 @@ def _check_call(net: object, method: object, keeps: object, example: object) -> 
         problems.append(f"method must be text: a label or an import path. Got {_named(method)}.")
     if not isinstance(keeps, Sequence) or isinstance(keeps, str):
         problems.append(f"keeps must be a list of keep ratios. Got {_named(keeps)}.")
-    if not isinstance(example, Tensor) or not len(example):
-        what = "an empty one" if isinstance(example, Tensor) else _named(example)
-        problems.append(f"example must be a tensor with at least one input. Got {what}.")
+    try:
+        as_inputs(example)
+    except CompressionError as error:
+        problems.append(str(error))
     if problems:
         raise ConfigError(problems)
 

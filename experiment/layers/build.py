@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
+from experiment.inputs import Inputs
 from experiment.layers.channels.slicing import slice_channels, unslice
 from experiment.layers.factored_layers import make_layer, product
 from experiment.layers.masks import add_masks, bake_masks, stored, write_parameter
@@ -68,7 +69,7 @@ def write_whole(built: nn.Module, network: nn.Module, plan: Plan) -> None:
                 _write(targets[name], _scaled(_tensors(module), name, plan))
 
 
-def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Tensor) -> State:
+def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Inputs) -> State:
     """The inverse of `build`: a compressed network's weights on the original architecture, with the same outputs.
 
     Rounded weights stay rounded, factors become their product, removed channels and skipped blocks become zeros. Masks,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from experiment.inputs import Inputs, batch_size
 from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.grouped_linear import GroupedLinear
 
@@ -58,7 +59,7 @@ class LayerInfo:
 
 
 def trace_layers(
-    network: nn.Module, example: Tensor, kinds: tuple[type[nn.Module], ...] = MATRIX_LAYERS
+    network: nn.Module, example: Inputs, kinds: tuple[type[nn.Module], ...] = MATRIX_LAYERS
 ) -> dict[str, LayerInfo]:
     """Every layer of these kinds that a forward pass of `example` calls, grouped ones included, in module order.
 
@@ -74,13 +75,13 @@ def trace_layers(
     grids: dict[str, list[tuple[Grid, Grid]]] = {}
 
     def record(call: Call) -> None:
-        grids.setdefault(call.name, []).append(_grids(call, len(example)))
+        grids.setdefault(call.name, []).append(_grids(call, batch_size(example)))
 
     observed_pass(network, modules, example, after=record)
     return {name: _info(name, module, grids[name]) for name, module in modules.items() if name in grids}
 
 
-def compressible_layers(network: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
+def compressible_layers(network: nn.Module, example: Inputs) -> dict[str, LayerInfo]:
     """The layers that methods may compress: used by the forward pass, not grouped, parameters shared with no other.
 
     Subclasses with a forward pass of their own are left out: plain layers cannot replace them.
@@ -89,7 +90,7 @@ def compressible_layers(network: nn.Module, example: Tensor) -> dict[str, LayerI
     return _with_own_weights(network, {name: info for name, info in found.items() if info.groups == 1})
 
 
-def maskable_layers(network: nn.Module, example: Tensor) -> dict[str, LayerInfo]:
+def maskable_layers(network: nn.Module, example: Inputs) -> dict[str, LayerInfo]:
     """The layers whose weights may be masked: `compressible_layers` and grouped, transposed, 1d and 3d convolutions."""
     return _with_own_weights(network, trace_layers(network, example, WEIGHT_LAYERS))
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experiment.inputs import Inputs, call_network, split
+
 
 @dataclass(frozen=True)
 class Call:
@@ -86,7 +88,7 @@ def observing(
 def observed_pass(
     network: nn.Module,
     modules: Mapping[str, nn.Module],
-    inputs: Tensor,
+    inputs: Inputs,
     *,
     batch_size: int | None = None,
     before: Callable[[Call], None] | None = None,
@@ -96,14 +98,14 @@ def observed_pass(
     """Pass all inputs through a network in eval mode without gradients, observing some of its modules.
 
     Args:
-        inputs: (B, ...), on the network's device.
+        inputs: of any number of samples, on the network's device.
         batch_size: number of inputs per forward pass; None passes all of them at once.
         before, after: as for `observing`.
         keeping_buffers: as for `evaluating`.
     """
     with evaluating(network, keeping_buffers=keeping_buffers), observing(modules, before=before, after=after):
-        for batch in torch.split(inputs, batch_size or max(1, len(inputs))):
-            network(batch)
+        for batch in [inputs] if batch_size is None else split(inputs, batch_size):
+            call_network(network, batch)
 
 
 def _before(name: str, observer: Callable[[Call], None]) -> Callable[..., None]:

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, S
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError, shortened
+from experiment.inputs import Inputs
 
 Detail = str | int | float | bool | None
 MOST_LETTERS = 1000  # of a layer's name
@@ -151,12 +152,12 @@ class State:
     """
 
     network: nn.Module
-    example: Tensor
+    example: Inputs
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     kept: Mapping[str, Kept] = field(default_factory=dict)
     biases: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
-    samples: Tensor | None = None
+    samples: Inputs | None = None
 
 
 class PlanData(BaseModel):

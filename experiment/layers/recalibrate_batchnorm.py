@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
+from experiment.inputs import Inputs, first
 from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.plan import Kept
 
@@ -57,11 +58,11 @@ class DenseMoments:
         layers: BatchNorm name -> its moments in the dense network.
     """
 
-    inputs: Tensor
+    inputs: Inputs
     layers: Mapping[str, Moments]
 
 
-def dense_moments(network: nn.Module, inputs: Tensor) -> DenseMoments:
+def dense_moments(network: nn.Module, inputs: Inputs) -> DenseMoments:
     """The moments of every BatchNorm's input in the dense network.
 
     Layers without running statistics, and those that a forward pass does not call exactly once, are left out. All
@@ -79,14 +80,14 @@ def dense_moments(network: nn.Module, inputs: Tensor) -> DenseMoments:
         calls[call.name] = calls.get(call.name, 0) + 1
         sizes.append(call.input.numel())
 
-    _pass(network, inputs[:1], look)
+    _pass(network, first(inputs), look)
     once = {name for name, number in calls.items() if number == 1}
     if not once:
         raise CompressionError(
             "recalibrate has no effect: the network has no BatchNorm layer with running statistics that a forward pass "
             "calls once. Remove this setting."
         )
-    inputs = inputs[: max(1, MOST_VALUES // max(sizes))]
+    inputs = first(inputs, max(1, MOST_VALUES // max(sizes)))
     moments = dict[str, Moments]()
 
     def record(call: Call) -> None:
@@ -123,7 +124,7 @@ def recalibrate(compressed: nn.Module, dense: DenseMoments, kept: Mapping[str, K
     _pass(compressed, dense.inputs, correct)
 
 
-def _pass(network: nn.Module, inputs: Tensor, before: Callable[[Call], None]) -> None:
+def _pass(network: nn.Module, inputs: Inputs, before: Callable[[Call], None]) -> None:
     """One forward pass in eval mode, in which `before` receives the input of each BatchNorm before it computes."""
     norms = {n: m for n, m in network.named_modules() if isinstance(m, Norm) and m.running_mean is not None}
     observed_pass(network, norms, inputs, before=before, keeping_buffers=False)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
+from experiment.inputs import Inputs, first
 from experiment.layers.channels.fold_constants import Folded
 from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.masks import stored, write_parameter
@@ -40,7 +41,7 @@ def refit(
     compressed: nn.Module,
     dense: nn.Module,
     names: Collection[str],
-    inputs: Tensor,
+    inputs: Inputs,
     seed: int,
     *,
     kept: Mapping[str, Kept] | None = None,
@@ -146,7 +147,7 @@ def _double(tensor: Tensor) -> Tensor:
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
-def _fitting(dense: nn.Module, names: Collection[str], inputs: Tensor) -> tuple[Tensor, list[str]]:
+def _fitting(dense: nn.Module, names: Collection[str], inputs: Inputs) -> tuple[Inputs, list[str]]:
     """The first inputs, as many as fit into memory at once, and the layers that are used exactly once."""
     largest, uses = 1, dict.fromkeys(names, 0)
 
@@ -157,5 +158,5 @@ def _fitting(dense: nn.Module, names: Collection[str], inputs: Tensor) -> tuple[
             uses[call.name] += 1
 
     layers = {n: m for n, m in dense.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    observed_pass(dense, layers, inputs[:1], after=record, keeping_buffers=False)
-    return inputs[: max(1, MOST_VALUES // largest)], [name for name, number in uses.items() if number == 1]
+    observed_pass(dense, layers, first(inputs), after=record, keeping_buffers=False)
+    return first(inputs, max(1, MOST_VALUES // largest)), [name for name, number in uses.items() if number == 1]

@@ -7,6 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from experiment.inputs import Inputs, over_samples
 from experiment.layers.channels.check_slicing import randomised
 from experiment.layers.forward_pass import Call, evaluating, observed_pass
 from experiment.random_streams import generator
@@ -14,7 +15,7 @@ from experiment.random_streams import generator
 SAMPLES = 4  # inputs that a block is tried with
 
 
-def residual_blocks(network: nn.Module, example: Tensor) -> list[str]:
+def residual_blocks(network: nn.Module, example: Inputs) -> list[str]:
     """The innermost modules that return their input unchanged if all their parameters are zero, in module order.
 
     In a copy with random weights, every module that contains a convolution or linear layer, and that a forward pass
@@ -26,9 +27,14 @@ def residual_blocks(network: nn.Module, example: Tensor) -> list[str]:
         example: an input batch that the network takes, on its device.
     """
     probe = randomised(network)
-    shape, found = (SAMPLES, *example.shape[1:]), list[str]()
-    x = torch.randn(shape, generator=generator("blocks")).to(example) if example.is_floating_point() else example
-    inputs = _inputs(probe, x)
+    found, random = list[str](), generator("blocks")
+
+    def drawn(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor[:1].expand(SAMPLES, *tensor.shape[1:])
+        return torch.randn((SAMPLES, *tensor.shape[1:]), generator=random).to(tensor)
+
+    inputs = _inputs(probe, over_samples(example, drawn))
     with evaluating(probe):
         for name, given in inputs.items():
             module = probe.get_submodule(name)
@@ -58,7 +64,7 @@ def inside(name: str, modules: Collection[str]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
-def _inputs(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
+def _inputs(network: nn.Module, x: Inputs) -> dict[str, Tensor]:
     """The input of every module that may be a block."""
     everywhere: dict[int, list[str]] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):

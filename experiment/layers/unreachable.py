@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from experiment.inputs import Inputs
 from experiment.layers.compressible import PLAIN_FORWARDS, holders
 from experiment.layers.forward_pass import observed_pass
 
@@ -40,7 +41,7 @@ class Unreached:
 
 
 def unreached(
-    network: nn.Module, example: Tensor, reached: Collection[str], reasons: Mapping[str, str] | None = None
+    network: nn.Module, example: Inputs, reached: Collection[str], reasons: Mapping[str, str] | None = None
 ) -> tuple[Unreached, ...]:
     """Everything with a matrix (a parameter with two or more dimensions above 1) that is not reached, in module order.
 
@@ -128,7 +129,7 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
 
 
-def _used(network: nn.Module, example: Tensor) -> tuple[set[str], set[nn.Parameter]]:
+def _used(network: nn.Module, example: Inputs) -> tuple[set[str], set[nn.Parameter]]:
     """The modules that a forward pass calls, and the parameters that it reads."""
     called: set[str] = set()
     storages = _Storages()

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from experiment.datasets.image_data import Images
 from experiment.errors import TrainingDiverged
+from experiment.inputs import Inputs
 from experiment.lc.learning_step import MinibatchTraining
 from experiment.lc.projection import Projected, Projection, condensed_weights, weights_of
 from experiment.lc.schedule import LCSettings
@@ -67,7 +68,7 @@ class LCOptimizer:
         settings: LCSettings,
         training: TrainSettings,
         *,
-        example: Tensor,
+        example: Inputs,
         stream: tuple[Part, ...],
         checkpoint: Path | None = None,
         about: object = None,

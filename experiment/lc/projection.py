@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError, kind_of
+from experiment.inputs import Inputs
 from experiment.layers.build import expand
 from experiment.layers.compressible import WEIGHT_LAYERS, trace_layers
 from experiment.layers.plan import State
@@ -50,7 +51,7 @@ class MethodProjection:
     method: Method
     keep: float
     budget: Quantity
-    example: Tensor
+    example: Inputs
     original: Count
     calibration: Calibration | None
     stream: tuple[Part, ...]
@@ -92,7 +93,7 @@ class FunctionProjection:
         return Projected(small.eval(), dense)
 
 
-def condensed_weights(network: nn.Module, example: Tensor) -> dict[str, nn.Parameter]:
+def condensed_weights(network: nn.Module, example: Inputs) -> dict[str, nn.Parameter]:
     """Layer name -> weight of each convolution and linear layer in use: the weights that compression may change."""
     found = {}
     for name in trace_layers(network, example, WEIGHT_LAYERS):

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from experiment.inputs import Inputs, call_network, first
 from experiment.layers.forward_pass import Call, evaluating, observing
 from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import named_masks, plain_name
@@ -71,7 +72,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTra
 _LAYERS = (*_CONVOLUTIONS, nn.Linear, GroupedLinear)
 
 
-def count(network: nn.Module, example: Tensor) -> Count:
+def count(network: nn.Module, example: Inputs) -> Count:
     """Count the parameters of a network and the multiply-adds of a forward pass of one sample.
 
     Multiply-adds are those of `torch.utils.flop_counter`: matrix products, convolutions and scaled dot products, in
@@ -85,7 +86,7 @@ def count(network: nn.Module, example: Tensor) -> Count:
     """
     network = unwrapped(network)
     masks = named_masks(network)
-    layer_flops, products = _count_flops(network, example[:1])
+    layer_flops, products = _count_flops(network, first(example))
     layers, seen = {}, set[nn.Parameter]()
     for name, module in network.named_modules():
         if module in layer_flops:
@@ -109,7 +110,7 @@ def _unmasked(parameter: nn.Parameter, mask: Tensor | None) -> int:
     return parameter.numel() if mask is None else int(mask.sum())
 
 
-def _count_flops(network: nn.Module, inputs: Tensor) -> tuple[dict[nn.Module, int], tuple[int, ...]]:
+def _count_flops(network: nn.Module, inputs: Inputs) -> tuple[dict[nn.Module, int], tuple[int, ...]]:
     """Multiply-adds of a forward pass: within each layer, and of each operation outside layers."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -144,7 +145,7 @@ def _count_flops(network: nn.Module, inputs: Tensor) -> tuple[dict[nn.Module, in
             for name in cast(nn.ModuleDict, module.parametrizations):
                 getattr(module, name)  # now: what computes a weight is no work of the forward pass
         with counter, operations:
-            network(inputs)
+            call_network(network, inputs)
     return layers, tuple(products)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError, ConfigError, InfeasibleBudget, described, kind_of
+from experiment.inputs import Inputs, batch_size, moved_like
 from experiment.layers.build import build
 from experiment.layers.plan import Plan, State
 from experiment.layers.recalibrate_batchnorm import DenseMoments, dense_moments, recalibrate
@@ -42,22 +43,22 @@ class Budget:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Inputs (N, ...) and targets (N,) from the validation part, on the network's device."""
+    """Inputs and targets (N, ...) from the validation part, on the network's device."""
 
-    inputs: Tensor
+    inputs: Inputs
     targets: Tensor | None = None
 
 
-def calibration_inputs(calibration: Calibration | None, state: State, what: str) -> Tensor:
+def calibration_inputs(calibration: Calibration | None, state: State, what: str) -> Inputs:
     """The calibration inputs, in the dtype and on the device of the state's example.
 
     Args:
         what: the method, or the setting, that needs them: the subject of the error.
     Raises: CompressionError: there are none.
     """
-    if calibration is None or not len(calibration.inputs):
+    if calibration is None or not batch_size(calibration.inputs):
         raise CompressionError(f"{what} needs calibration data, a few hundred inputs. {GIVE_DATA}")
-    return calibration.inputs.to(state.example)
+    return moved_like(calibration.inputs, state.example)
 
 
 class Method(Protocol):

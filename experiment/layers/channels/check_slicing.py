@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from experiment.inputs import Inputs, call_network, output_tensors
 from experiment.layers.channels.group_data import ChannelGroup, kept_of
 from experiment.layers.channels.slicing import is_sliceable, mask_channels, slice_channels
 from experiment.layers.deterministic_forward import fixed_draws
@@ -44,7 +45,7 @@ def randomised(network: nn.Module) -> nn.Module:
 class Run:
     """The inputs and the mode of a forward pass."""
 
-    inputs: Tensor
+    inputs: Inputs
     training: bool = False
 
     def of(self, network: nn.Module, watching: AbstractContextManager[object] | None = None) -> object:
@@ -58,7 +59,7 @@ class Run:
             if isinstance(module, _BatchNorm):
                 module.eval()
         with fixed_draws(), watching or nullcontext():
-            return network(self.inputs)
+            return call_network(network, self.inputs)
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -83,7 +84,7 @@ def alike(probe: nn.Module, runs: Sequence[Run]) -> bool:
         for run in runs:
             operations = _Operations()
             with torch.set_grad_enabled(grad):
-                outputs = flat(run.of(network, operations))
+                outputs = output_tensors(run.of(network, operations))
             seen, expected = first = first or (operations.seen, outputs)
             if operations.seen != seen or len(outputs) != len(expected) or not all(map(torch.equal, outputs, expected)):
                 return False
@@ -136,19 +137,6 @@ def _failing(
     return failing | _failing(probe, runs, groups, counts, passed, second)
 
 
-def flat(output: object) -> list[Tensor]:
-    """The tensors in a network's output: one tensor, or nested dictionaries, lists, tuples and dataclasses."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        return [tensor for value in output.values() for tensor in flat(value)]
-    if isinstance(output, list | tuple):
-        return [tensor for value in output for tensor in flat(value)]
-    if is_dataclass(output) and not isinstance(output, type):
-        return [tensor for field in fields(output) for tensor in flat(getattr(output, field.name))]
-    return []
-
-
 def _designs(groups: Sequence[ChannelGroup]) -> list[list[int]]:
     """How many channels every group keeps in each trial: half, then numbers that differ among groups of one size.
 
@@ -190,13 +178,13 @@ def _fault(probe: nn.Module, runs: Sequence[Run], kept: Mapping[str, Kept]) -> s
         outputs = []
         for run in runs:
             try:
-                outputs.append(flat(run.of(sliced)))
+                outputs.append(output_tensors(run.of(sliced)))
             except Exception:  # whatever the network's own code raises for mismatched shapes
                 return "the network does not run when some of them are removed"
         masked = copy.deepcopy(probe)
         mask_channels(masked, kept)
         for run, found in zip(runs, outputs, strict=True):
-            if not _same(found, flat(run.of(masked))):
+            if not _same(found, output_tensors(run.of(masked))):
                 return "removing some of them is not the same as setting them to zero"
     return None
 
@@ -204,7 +192,7 @@ def _fault(probe: nn.Module, runs: Sequence[Run], kept: Mapping[str, Kept]) -> s
 def _is_random(probe: nn.Module, runs: Sequence[Run]) -> bool:
     """Whether equal networks give different outputs, from random numbers that no seed controls."""
     with torch.no_grad():
-        return any(not _same(*(flat(run.of(copy.deepcopy(probe))) for _ in range(2))) for run in runs)
+        return any(not _same(*(output_tensors(run.of(copy.deepcopy(probe))) for _ in range(2))) for run in runs)
 
 
 def _same(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:

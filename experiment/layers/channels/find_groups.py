@@ -13,8 +13,19 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from experiment.inputs import (
+    Inputs,
+    batch_size,
+    call_network,
+    device_of,
+    first,
+    floating_dtype,
+    moved,
+    moved_like,
+    split,
+)
 from experiment.layers.channels.check_slicing import Run, alike, randomised, tried
 from experiment.layers.channels.collect_labels import Follower
 from experiment.layers.channels.group_data import ChannelGroup, Member
@@ -31,7 +42,7 @@ NAMES = 3  # in one message
 MESSAGES = 6  # warnings about layers that stay whole
 
 
-def channel_groups(network: nn.Module, example: Tensor, samples: Sequence[Tensor] = ()) -> list[ChannelGroup]:
+def channel_groups(network: nn.Module, example: Inputs, samples: Sequence[Inputs] = ()) -> list[ChannelGroup]:
     """The groups of channels that can only be removed together, in the order of the layers that produce them.
 
     Sums tie the layers that feed them, concatenations shift indices, Flatten multiplies them, depthwise layers follow
@@ -44,11 +55,11 @@ def channel_groups(network: nn.Module, example: Tensor, samples: Sequence[Tensor
         samples: batches of further inputs, which may take other paths through the network.
     """
     probe = randomised(network)
-    if example.dtype in (torch.float16, torch.bfloat16):
-        probe, example = probe.float(), example.float()  # their rounding would look like an error
-    samples = [batch[:SAMPLES].to(example) for batch in samples if len(batch)]
+    if floating_dtype(example) in (torch.float16, torch.bfloat16):  # their rounding would look like an error
+        probe, example = probe.float(), moved(example, device_of(example), torch.float32)
+    samples = [moved_like(first(batch, SAMPLES), example) for batch in samples if batch_size(batch)]
     with fixed_draws(), evaluating(probe):
-        probe(example)  # a network that does not run fails here, with its own message
+        call_network(probe, example)  # a network that does not run fails here, with its own message
     modules, follower = dict(probe.named_modules()), Follower(copy.deepcopy(probe))
     runs = _followed(follower, probe, example, samples)
     for name, module in modules.items():
@@ -59,7 +70,7 @@ def channel_groups(network: nn.Module, example: Tensor, samples: Sequence[Tensor
     return groups
 
 
-def _followed(follower: Follower, probe: nn.Module, example: Tensor, samples: Sequence[Tensor]) -> list[Run]:
+def _followed(follower: Follower, probe: nn.Module, example: Inputs, samples: Sequence[Inputs]) -> list[Run]:
     """Follow the channels in eval and, if it differs, training mode, with several inputs if they call different layers.
 
     Returns: the runs.
@@ -68,7 +79,7 @@ def _followed(follower: Follower, probe: nn.Module, example: Tensor, samples: Se
     follow(follower, runs[0])
     if samples and any(name not in follower.called for name, _ in _holders(probe)):
         seen = {_called(probe, runs[0])}
-        for inputs in (*samples, *(one for batch in samples for one in torch.split(batch, 1))):
+        for inputs in (*samples, *(one for batch in samples for one in split(batch, 1))):
             called = _called(probe, Run(inputs))
             if called not in seen:
                 seen.add(called)

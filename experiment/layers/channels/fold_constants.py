@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from experiment.inputs import Inputs
 from experiment.layers.channels.group_data import ChannelGroup, Member, alive_channels
 from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.masks import stored
@@ -36,7 +37,7 @@ class Folded:
 
 
 def fold_constants(
-    sliced: nn.Module, network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]
+    sliced: nn.Module, network: nn.Module, example: Inputs, groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]
 ) -> dict[str, Folded]:
     """Make `sliced`, in place, compute what the network computes when only the filters of removed channels are zero.
 
@@ -63,7 +64,7 @@ def fold_constants(
 
 
 def fold_means(
-    sliced: nn.Module, network: nn.Module, inputs: Tensor, groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]
+    sliced: nn.Module, network: nn.Module, inputs: Inputs, groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]
 ) -> dict[str, Folded]:
     """Make the readers in `sliced`, in place, compute on average what they computed with the removed channels.
 
@@ -74,7 +75,7 @@ def fold_means(
     Args:
         sliced: `network` without the channels that `kept` leaves out, holding its weights.
         network: the original network; not modified.
-        inputs: calibration data (N, ...) on the network's device.
+        inputs: calibration data on the network's device.
     Returns: layer name -> where its constant went.
     """
     readers = _readers(network, groups, kept)
@@ -102,7 +103,7 @@ def _readers(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[s
     return readers
 
 
-def _responses(network: nn.Module, inputs: Tensor, readers: Readers) -> dict[str, Tensor]:
+def _responses(network: nn.Module, inputs: Inputs, readers: Readers) -> dict[str, Tensor]:
     """Every reader's response to the removed channels alone, without bias: (out,), mean over samples and positions.
 
     A layer is affine, so its response to the mean of all samples suffices.

@@ -8,8 +8,9 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor, nn
+from torch import nn
 
+from experiment.inputs import Inputs
 from experiment.layers.compressible import trace_layers
 from experiment.layers.plan import Kept
 
@@ -156,7 +157,7 @@ def _channel_products(counts: Sequence[int], power: Integers, beside: Integers) 
     return found
 
 
-def sizes_of(network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup], flops: int) -> Sizes:
+def sizes_of(network: nn.Module, example: Inputs, groups: Sequence[ChannelGroup], flops: int) -> Sizes:
     """A network's size as a function of channel counts.
 
     Args:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from experiment.layers.channels.check_slicing import Run, flat
+from experiment.inputs import Inputs, output_tensors, tensors
+from experiment.layers.channels.check_slicing import Run
 from experiment.layers.channels.collect_labels import (
     CHANNEL_MAKERS,
     Follower,
@@ -73,7 +74,7 @@ class Operation:
 class LabelledPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The labels of one forward pass, one per storage element, so that views of a tensor share its labels."""
 
-    def __init__(self, follower: Follower, inputs: Tensor, label: int) -> None:
+    def __init__(self, follower: Follower, inputs: Inputs, label: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._follower = follower
         self._held: dict[int, tuple[object, Tensor]] = {}  # keeps the storage alive, so that its key is not reused
@@ -82,11 +83,12 @@ class LabelledPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._readers: dict[str, list[str | None]] = {}  # layer -> who reads its output; None: not a module
         self._sources: dict[str, list[str | None]] = {}  # BatchNorm -> what it reads
         self._calls: dict[str, int] = {}
-        self._write(inputs, torch.full((1,) * inputs.dim(), float(label), device=inputs.device))
+        for tensor in tensors(inputs):
+            self._write(tensor, torch.full((1,) * tensor.dim(), float(label), device=tensor.device))
 
     def end(self, output: object) -> None:
         """Exempt the channels that compute the output, and note which BatchNorm alone reads each layer."""
-        for tensor in flat(output):
+        for tensor in output_tensors(output):
             self._reads(tensor, None)
             self._follower.labels.flag(channels_in(self._labels(tensor)), GIVES_OUTPUT)
         for name in self._calls:

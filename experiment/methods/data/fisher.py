@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
+from experiment.inputs import batch_size, call_network, scored, split
 from experiment.layers.factored_layers import Slicing, fold, make_layer
 from experiment.layers.forward_pass import Call, evaluating, observing
 from experiment.layers.plan import Factors
@@ -73,10 +74,10 @@ def gather(
 
     modules = {name: network.get_submodule(name) for name in layers}
     with observing(modules, after=record), evaluating(network), torch.enable_grad():
-        for batch in progress(torch.split(inputs, SAMPLES), "second moments, by batch"):
+        for batch in progress(list(split(inputs, SAMPLES)), "second moments, by batch"):
             calls.clear()
-            surprise = _surprise(network(batch), generator)
-            most, seen = math.ceil(PLACES * len(batch) / len(inputs)), list(calls)
+            surprise = _surprise(call_network(network, batch), generator)
+            most, seen = math.ceil(PLACES * batch_size(batch) / batch_size(inputs)), list(calls)
             for (name, module, x, y), g in zip(seen, _gradients(surprise, [y for *_, y in seen]), strict=True):
                 _add(moments[name], module, x, y.detach(), g, layers[name], most, generator)
     for name, own in moments.items():
@@ -87,13 +88,9 @@ def gather(
 def log_probabilities(outputs: object) -> Tensor:
     """The network's outputs as log-probabilities of classes, one row per prediction.
 
-    Raises: CompressionError: they are not a tensor, or there is only one class.
+    Raises: CompressionError: they have no tensor, or there is only one class.
     """
-    if not isinstance(outputs, Tensor):
-        raise CompressionError(
-            f"the network's output must be a tensor of class scores. Got {type(outputs).__name__}: choose a method "
-            f"that does not compare outputs, such as ALDS."
-        )
+    outputs = scored(outputs)
     dim = 1 if outputs.dim() in (2, 4) else -1
     if outputs.dim() < 2 or outputs.shape[dim] < 2:
         raise CompressionError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
+from experiment.inputs import Inputs
 from experiment.layers.forward_pass import Call, observed_pass
 
 SAMPLES = 8  # in one forward pass
@@ -48,7 +49,7 @@ class Responses:
         return mean_F
 
 
-def gather(network: nn.Module, layers: Iterable[str], inputs: Tensor) -> dict[str, Responses]:
+def gather(network: nn.Module, layers: Iterable[str], inputs: Inputs) -> dict[str, Responses]:
     """The moments of the layers' responses, bias included, from one forward pass of all inputs in eval mode.
 
     Args:

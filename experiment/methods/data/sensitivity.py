@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
+from experiment.inputs import Inputs
 from experiment.layers.compressible import LayerInfo
 from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.sampled_patches import draw_places, input_patches, num_positions
@@ -44,7 +45,7 @@ EPSILON = torch.finfo(torch.float32).eps
 def weight_sensitivities(
     network: nn.Module,
     weights: Mapping[str, Tensor],
-    inputs: Tensor,
+    inputs: Inputs,
     reduction: Reduction = "max",
     positions: int | None = None,
 ) -> dict[str, Tensor]:
@@ -52,7 +53,7 @@ def weight_sensitivities(
 
     Args:
         weights: layer name -> its weight with masked elements at zero; convolutions without groups, and linear layers.
-        inputs: calibration data (B, ...); they are passed through the network in parts, in eval mode.
+        inputs: calibration data; they are passed through the network in parts, in eval mode.
         reduction: over the positions of a sample: the largest, or the mean. The first dimension of a linear layer's
             inputs separates the samples.
         positions: positions used per sample, drawn separately for every part of the data; None for all.

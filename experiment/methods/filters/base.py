@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
+from experiment.inputs import Inputs, batch_size, moved_like, same_form
 from experiment.layers.build import build, slice_mask, write_whole
 from experiment.layers.channels.find_groups import channel_groups
 from experiment.layers.channels.fold_constants import Folded, fold_constants, fold_means
@@ -102,7 +103,7 @@ class ChannelRanking:
     filters: Channels
     scores: ChannelScores
     order: Sequence[tuple[int, ...]]
-    inputs: Tensor | None = None
+    inputs: Inputs | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class FilterMethod:
             what = "fold 'mean'" if self.settings.fold == "mean" else "refit"
             raise CompressionError(f"{self.label} with {what} needs calibration data. {GIVE_DATA}")
         scores = self.score(channels, calibration, generator)
-        inputs = calibration.inputs.to(state.example) if has_data(calibration) else None
+        inputs = moved_like(calibration.inputs, state.example) if has_data(calibration) else None
         return ChannelRanking(channels, scores, channels.orders(scores), inputs)
 
     def plan(self, analysis: ChannelRanking, budget: Budget) -> Plan:
@@ -163,7 +164,7 @@ class FilterMethod:
 
 def has_data(calibration: Calibration | None) -> TypeGuard[Calibration]:
     """Whether there are calibration inputs."""
-    return calibration is not None and len(calibration.inputs) > 0
+    return calibration is not None and batch_size(calibration.inputs) > 0
 
 
 def finite_parameter(network: nn.Module, layer: str) -> Tensor:
@@ -190,8 +191,8 @@ def trace_channels(state: State, ignore: Sequence[str], label: str, calibration:
     Raises: ConfigError: a pattern of `ignore` names no layer.
     """
     more = [] if state.samples is None else [state.samples]
-    if has_data(calibration) and calibration.inputs.shape[1:] == state.example.shape[1:]:
-        more.append(calibration.inputs.to(state.example))
+    if has_data(calibration) and same_form(calibration.inputs, state.example):
+        more.append(moved_like(calibration.inputs, state.example))
     groups = channel_groups(state.network, state.example, more)
     layers = trace_layers(state.network, state.example)
     ignored = matching(ignore, layers, label)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
+from experiment.inputs import Inputs, batch_size, moved_like
 from experiment.layers.channels.group_data import ChannelGroup, Member
 from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.plan import Kept
@@ -42,7 +43,7 @@ def thinet(settings: ThiNetSettings) -> FilterMethod:
     def score(filters: Channels, calibration: Calibration | None, generator: torch.Generator) -> ChannelScores:
         if not has_data(calibration):
             raise CompressionError(f"ThiNet needs calibration data. {GIVE_DATA}")
-        inputs = calibration.inputs.to(filters.state.example)
+        inputs = moved_like(calibration.inputs, filters.state.example)
         sampled = _contributions(filters, inputs, settings.samples, generator)
         return [_importance(_relative(group, sampled)) for group in filters.groups]
 
@@ -82,7 +83,7 @@ def _readers(group: ChannelGroup, sampled: Mapping[str, Tensor]) -> Iterator[Mem
     return (member for member in group.members if member.side == "in" and member.module in sampled)
 
 
-def _contributions(filters: Channels, inputs: Tensor, samples: int, generator: torch.Generator) -> dict[str, Tensor]:
+def _contributions(filters: Channels, inputs: Inputs, samples: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Layer name -> x for each layer that reads removable channels: input channels by sampled outputs, float64, CPU.
 
     Grouped layers are not readers: their filters are removed with their channels, and their own readers count.
@@ -93,7 +94,7 @@ def _contributions(filters: Channels, inputs: Tensor, samples: int, generator: t
             module = network.get_submodule(member.module)
             if member.side == "in" and not (isinstance(module, nn.Conv2d) and module.groups > 1):
                 found[member.module] = []
-    num_batches = -(-len(inputs) // SAMPLES)
+    num_batches = -(-batch_size(inputs) // SAMPLES)
     each = -(-samples // num_batches)
 
     def record(call: Call) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
+from experiment.inputs import Inputs, call_network, first, split
 from experiment.layers.build import write_whole
 from experiment.layers.factored_layers import balance, write_factors
 from experiment.layers.forward_pass import evaluating
@@ -108,7 +109,9 @@ class KLDS:
             for name in base.options
         }
         predicted = [_per_option(options, directions[name]) for name, options in base.options.items()]
-        losses = _measure(network, base, directions, predicted, inputs[: self.settings.images], self.settings.points)
+        losses = _measure(
+            network, base, directions, predicted, first(inputs, self.settings.images), self.settings.points
+        )
         errors = [np.sqrt(p / (directions[n].total or 1.0)) for n, p in zip(base.options, predicted, strict=True)]
         return KLDSAnalysis(base, network, directions, losses, errors, inputs, seed)
 
@@ -170,7 +173,7 @@ def _measure(
     base: LowRankLayers,
     directions: Mapping[str, LayerDirections],
     predicted: Sequence[Floats],
-    images: Tensor,
+    images: Inputs,
     points: int,
 ) -> list[Floats]:
     """For every layer (number of options,): the divergence, measured for some options, interpolated for the others."""
@@ -189,9 +192,9 @@ def _measure(
     return losses
 
 
-def _predictions(network: nn.Module, images: Tensor) -> Tensor:
+def _predictions(network: nn.Module, images: Inputs) -> Tensor:
     with evaluating(network):
-        return torch.cat([log_probabilities(network(batch)) for batch in torch.split(images, SAMPLES)])
+        return torch.cat([log_probabilities(call_network(network, batch)) for batch in split(images, SAMPLES)])
 
 
 def _spread(prediction: Floats, cost: NDArray[np.int64], points: int) -> list[int]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
+from experiment.inputs import Inputs, batch_size, call_network, device_of, moved_like, split
 from experiment.layers.forward_pass import evaluating
 from experiment.methods.base import Calibration
 from experiment.methods.data.fisher import log_probabilities
@@ -52,7 +53,7 @@ def sensitivities(start: Start, calibration: Calibration | None) -> dict[str, Te
     sums = {name: torch.zeros_like(weight, dtype=_precise(weight)) for name, weight in weights.items()}
     predictions = 0
     with evaluating(network), torch.enable_grad():
-        for batch, labels in zip(torch.split(inputs, SAMPLES), torch.split(targets, SAMPLES), strict=True):
+        for batch, labels in zip(split(inputs, SAMPLES), torch.split(targets, SAMPLES), strict=True):
             losses = _losses(network, batch, labels)
             predictions += len(losses)
             gradients = torch.autograd.grad(losses.sum(), list(weights.values()), allow_unused=True)
@@ -66,19 +67,19 @@ def _precise(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _losses(network: nn.Module, batch: Tensor, labels: Tensor) -> Tensor:
+def _losses(network: nn.Module, batch: Inputs, labels: Tensor) -> Tensor:
     """The cross entropy of every prediction.
 
     Raises: CompressionError: outputs are no class scores, or labels are out of range.
     """
-    scores = log_probabilities(network(batch))
+    scores = log_probabilities(call_network(network, batch))
     if labels.dim() == 1:
-        labels = labels.repeat_interleave(len(scores) // len(batch))  # one label for all positions of its sample
+        labels = labels.repeat_interleave(len(scores) // batch_size(batch))  # one label for all positions of its sample
     labels = labels.flatten()
     if len(labels) != len(scores):
         raise CompressionError(
             f"SNIP: targets must be one class index per sample, or one per prediction. Got {len(labels)} targets for "
-            f"{len(scores)} predictions of {len(batch)} samples."
+            f"{len(scores)} predictions of {batch_size(batch)} samples."
         )
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < scores.shape[1]:
         raise CompressionError(
@@ -88,16 +89,16 @@ def _losses(network: nn.Module, batch: Tensor, labels: Tensor) -> Tensor:
     return nn.functional.nll_loss(scores, labels, reduction="none")
 
 
-def _checked(calibration: Calibration | None, start: Start) -> tuple[Tensor, Tensor]:
-    if calibration is None or not len(calibration.inputs):
+def _checked(calibration: Calibration | None, start: Start) -> tuple[Inputs, Tensor]:
+    if calibration is None or not batch_size(calibration.inputs):
         raise CompressionError(f"SNIP needs calibration data with targets, a few hundred samples. {GIVE_TARGETS}")
     if calibration.targets is None:
         raise CompressionError(f"SNIP needs the targets of the calibration data. Got only inputs. {GIVE_TARGETS}")
     inputs, targets = calibration.inputs, calibration.targets
-    if len(inputs) != len(targets) or targets.is_floating_point():
+    if batch_size(inputs) != len(targets) or targets.is_floating_point():
         raise CompressionError(
-            f"SNIP: targets must be one integer class index per sample. Got {len(inputs)} inputs and targets of shape "
-            f"{tuple(targets.shape)}, {targets.dtype}. {GIVE_TARGETS}"
+            f"SNIP: targets must be one integer class index per sample. Got {batch_size(inputs)} inputs and targets of "
+            f"shape {tuple(targets.shape)}, {targets.dtype}. {GIVE_TARGETS}"
         )
-    device = start.state.example.device
-    return inputs.to(start.state.example), targets.to(device, torch.int64)
+    example = start.state.example
+    return moved_like(inputs, example), targets.to(device_of(example), torch.int64)

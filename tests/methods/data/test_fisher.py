@@ -192,13 +192,13 @@ class Gives(nn.Module):
         y = self.fc(x)
         if self.what == "root":  # finite, with a derivative that is not
             return (y * 0).abs().sqrt()
-        return {"dict": {"out": y}, "vector": y[:, 0]}.get(self.what, y)
+        return {"text": "scores", "vector": y[:, 0]}.get(self.what, y)
 
 
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("dict", "must be a tensor of class scores. Got dict: choose a method"),
+        ("text", "the network must return tensors. It returned a str"),
         ("one", r"at least two classes. Got shape \(6, 1\): choose a method"),
         ("vector", r"at least two classes. Got shape \(6,\): choose a method"),
         ("root", "layer 'fc': its inputs, responses or gradients .* are NaN or infinite"),

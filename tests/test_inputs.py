@@ -1,0 +1,117 @@
+"""Inputs as pytrees: how a network is called with them, and how batches are taken apart."""
+
+from __future__ import annotations
+
+from collections import UserDict
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from experiment import compress
+from experiment.errors import CompressionError
+from experiment.inputs import (
+    as_inputs,
+    attended,
+    batch_size,
+    call_network,
+    described,
+    first,
+    join,
+    moved,
+    output_tensors,
+    same_form,
+    scored,
+    split,
+)
+
+TOKENS = torch.arange(12).reshape(4, 3)
+FORMS: dict[str, Any] = {
+    "tensor": torch.arange(12.0).reshape(4, 3),
+    "tuple": (torch.arange(12.0).reshape(4, 3), TOKENS, None, torch.tensor(2.0)),
+    "dict": {"input_ids": TOKENS, "attention_mask": TOKENS > 2, "use_cache": False},
+    "nested": {"pair": (TOKENS, {"deep": torch.ones(4)})},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_batches_are_taken_apart_and_joined(form: str) -> None:
+    inputs = as_inputs(FORMS[form])
+    assert batch_size(inputs) == 4
+    parts = list(split(inputs, 3))
+    assert [batch_size(part) for part in parts] == [3, 1]
+    whole = join(parts)
+    assert same_form(whole, inputs)
+    assert same_form(first(inputs), parts[1])
+    torch.testing.assert_close(whole, inputs)
+
+
+def test_a_network_is_called_with_positions_or_keywords() -> None:
+    def network(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
+        return scale * (a - b)
+
+    a, b = torch.ones(2), torch.full((2,), 3.0)
+    assert call_network(network, as_inputs([a, b, 2.0])).tolist() == [-4, -4]
+    assert call_network(network, as_inputs(UserDict(b=a, a=b))).tolist() == [2, 2]
+    assert call_network(torch.neg, a).tolist() == [-1, -1]
+
+
+def test_integers_keep_their_dtype() -> None:
+    found = moved(FORMS["tuple"], "cpu", torch.float64)
+    assert [x.dtype for x in (found[0], found[1], found[3])] == [torch.float64, torch.int64, torch.float64]
+    assert attended(FORMS["dict"]).sum() == 9
+    assert attended(FORMS["tuple"]) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("text", "example: expected a tensor with a batch dimension, .* Got a str"),
+        (torch.tensor(1.0), r"example: expected a tensor with a batch dimension, .* Got a tensor of shape \(\)"),
+        ((torch.ones(2, 3), torch.ones(3)), r"the batch, so it must have one size\. Got \(\(2, 3\), \(3,\)\)"),
+        ({"x": torch.ones(0, 3)}, r"at least one input\. Got an empty batch, {x: \(0, 3\)}"),
+    ],
+)
+def test_what_is_no_batch_is_told(value: object, message: str) -> None:
+    with pytest.raises(CompressionError, match=message):
+        as_inputs(value)
+
+
+def test_outputs_of_any_form_are_read() -> None:
+    logits, other = torch.ones(2), torch.zeros(3)
+    assert scored({"hidden": other, "logits": logits}) is logits
+    assert scored((other, logits)) is other
+    assert [len(x) for x in output_tensors({"a": [logits, (other,)], "b": None})] == [2, 3]
+    with pytest.raises(CompressionError, match="It returned a str"):
+        scored("scores")
+    assert described({"ids": TOKENS, "n": 1}) == "{ids: (4, 3) int64, n: 1}"
+
+
+class TextAndImage(nn.Module):
+    """Reads token ids with a mask, and an image; returns a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.up, self.down = nn.Embedding(20, 12), nn.Linear(12, 24), nn.Linear(24, 12)
+        self.conv, self.head = nn.Conv2d(3, 12, 3), nn.Linear(12, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor, image: Tensor) -> dict[str, Tensor]:
+        x = self.embedding(ids)
+        x = x + self.down(self.up(x).relu())
+        text = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return {"hidden": x, "logits": self.head(text + self.conv(image).relu().mean((2, 3)))}
+
+
+@pytest.mark.parametrize("method", ["WT", "ALDS", "FT"])
+def test_methods_take_dictionaries_of_inputs(method: str) -> None:
+    torch.manual_seed(0)
+    inputs = {
+        "ids": torch.randint(0, 20, (6, 5)),
+        "mask": torch.tensor([1, 1, 1, 1, 0]).repeat(6, 1),
+        "image": torch.randn(6, 3, 5, 5),
+    }
+    network = TextAndImage()
+    result = compress(network, method, keep=0.8, example=inputs, progress=False)
+    assert result.parameters <= 0.8 * result.parameters_before
+    assert call_network(result.network, inputs)["logits"].shape == (6, 3)
