@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from experiment import compress_many
+from experiment.errors import InfeasibleBudget
 from experiment.report.label_styles import LabelStyles
 from experiment.report.plots.curves import REFERENCE_NAME, draw_curve, draw_reference, log_ticks
 from experiment.report.plots.figure import new_figure, place_legend, save_figure, set_title
@@ -33,7 +34,8 @@ from experiment.report.plots.figure import new_figure, place_legend, save_figure
 METHODS = ("KLDS", "ALDS", "SVD", "PCA", "WT", "FT", "Random")
 KEEPS = (0.9, 0.7, 0.5, 0.35, 0.2)
 CALIBRATION = {"gpt": 64, "vit": 256}  # samples
-RETRAINING = {"gpt": 60, "vit": 100}  # steps
+RETRAINING = {"gpt": 45, "vit": 60}  # steps
+SETTINGS: dict[tuple[str, str], Row] = {("gpt", "KLDS"): {"images": 16}}  # texts, of 128 predictions each
 RATE = 1e-3
 TITLES = {
     "gpt": "GPT, 1 M parameters, on Python's help topics",
@@ -84,12 +86,17 @@ def points(method: str, network: nn.Module, task: Task, arguments: argparse.Name
         return
     calibration = [tuple(part[: CALIBRATION[arguments.network]] for part in task.valid)]
     started = time.perf_counter()
+    settings = SETTINGS.get((arguments.network, method), {}) | arguments.settings
     results = compress_many(
-        network, method, keeps=keeps, example=task.valid[0][:1], data=calibration, settings=arguments.settings
+        network, method, keeps=keeps, example=task.valid[0][:1], data=calibration, settings=settings
     )
     for keep in keeps:
-        result = next(results)
-        row: Row = {"method": name, "keep": keep, "retrained": 0, "settings": json.dumps(arguments.settings)}
+        try:
+            result = next(results)
+        except InfeasibleBudget as error:
+            print(f"{name}: {error}", flush=True)
+            return
+        row: Row = {"method": name, "keep": keep, "retrained": 0, "settings": json.dumps(settings)}
         size: Row = {"parameters": result.parameters, "keep_parameters": round(result.keep_parameters, 4)}
         spent = {"seconds": round(time.perf_counter() - started, 1)}
         if (name, keep, 0) not in done:
