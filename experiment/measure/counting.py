@@ -14,12 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiment.inputs import Inputs, call_network, first
+from experiment.inputs import Inputs, as_form, call_network, example_of, first
 from experiment.layers.forward_pass import Call, evaluating, observing
 from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import named_masks, plain_name
 from experiment.layers.prepare_network import unwrapped
-from experiment.registry import InputShape
+from experiment.registry import InputForm, InputShape
 
 if TYPE_CHECKING:
     pass
@@ -167,8 +167,17 @@ def _unfused(network: nn.Module) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def example_input(input_shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
-    """A batch of one deterministic input of the given shape, such as (channels, height, width)."""
-    if isinstance(input_shape, InputShape) and input_shape.tokens:
-        return torch.zeros(1, *input_shape, dtype=torch.int64, device=device)
-    return torch.linspace(-1, 1, int(torch.Size(input_shape).numel()), device=device).reshape(1, *input_shape)
+def example_input(form: InputForm | tuple[int, ...], device: torch.device | str = "cpu", batch: int = 1) -> Inputs:
+    """A batch of equal, deterministic inputs of the given shape, such as (channels, height, width), or form."""
+
+    form = as_form(form)
+    middle = 0.0 if isinstance(form, InputShape) else 2.0  # one of several may be a mask, which must not sum up to zero
+
+    def make(shape: InputShape) -> Tensor:
+        if shape.tokens:
+            return torch.zeros(batch, *shape, dtype=torch.int64, device=device)
+        size = int(torch.Size(shape).numel())
+        one = torch.linspace(middle - 1, middle + 1, size, device=device).reshape(1, *shape)
+        return one.expand(batch, *shape).contiguous()
+
+    return example_of(form, make)
