@@ -33,6 +33,7 @@ from experiment.layers.unfused.linear import CONV1D
 from experiment.layers.unfused.multihead_attention import UnfusedAttention
 from experiment.layers.unfused.replace import join_state, split_state
 from experiment.measure import count
+from experiment.networks.low_rank_from_scratch import Factoring, factor
 
 E, H, B, L, S = 8, 2, 3, 5, 6
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 4e-2}
@@ -392,6 +393,14 @@ def test_a_compressed_network_is_exported_and_compressed_again() -> None:
     again = compress(first, "WT", keep=0.5, example=x)
     assert again.plan.unfused == {}
     assert again.keep_parameters <= 0.5
+
+
+def test_attention_is_trained_as_factors_from_scratch() -> None:
+    network, x = encoder(), torch.randn(2, 6, 16)
+    factored = factor(network, x, Factoring(rank=3)).eval()
+    with torch.no_grad():
+        assert factored(x).shape == x.shape
+    assert isinstance(factored.get_submodule("layers.1.self_attn.v_proj"), nn.Sequential)
 
 
 def test_lc(tmp_path: Path) -> None:
