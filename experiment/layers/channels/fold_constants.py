@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from experiment.inputs import Inputs
 from experiment.layers.channels.group_data import ChannelGroup, Member, alive_channels
+from experiment.layers.compressible import channel_dim
 from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.masks import stored
 from experiment.layers.plan import Kept
@@ -113,8 +114,8 @@ def _responses(network: nn.Module, inputs: Inputs, readers: Readers) -> dict[str
 
     def record(call: Call) -> None:
         module, x, y = call.module, call.input, call.output
-        dim, dims = (-3, 3) if isinstance(module, nn.Conv2d) else (-1, 1)
-        mean = x.reshape(-1, *x.shape[-dims:]).mean(0, keepdim=True)
+        dim = channel_dim(module)
+        mean = x.reshape(-1, *x.shape[dim:]).mean(0, keepdim=True)
         places = torch.tensor(readers[call.name][1], device=x.device)
         alone = torch.zeros_like(mean).index_copy(dim, places, mean.index_select(dim, places))
         response = module.forward(alone) - module.forward(torch.zeros_like(alone))

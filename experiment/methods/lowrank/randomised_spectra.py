@@ -48,7 +48,8 @@ class RandomisedSpectra:
     `values` has one more than `max_rank`, which gives the error at the largest rank.
 
     Args:
-        weight: (F, C, X, Y) or (F, C), finite; it must not change while this object is used.
+        weight: the filters (F, C, *kernel) of a layer without groups, finite; they must not change while this object is
+            used.
         seed: seeds all Gaussians; those of a slicing do not depend on other slicings.
         oversampling: columns of the sketch in addition to the rank, at least 1.
         power_iterations: see `range_finder`.

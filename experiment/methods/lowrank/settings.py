@@ -9,7 +9,7 @@ from annotated_types import Ge, Le, MinLen
 
 from experiment.methods.settings import Positive
 
-Folding = Annotated[int, Ge(0), Le(3)]
+Folding = Annotated[int, Ge(0), Le(7)]
 Foldings = Annotated[tuple[Folding, ...], MinLen(1)]
 Patterns = Annotated[tuple[str, ...], MinLen(1)]
 
