@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from experiment.errors import CompressionError
 from experiment.inputs import Inputs, batch_size, moved_like

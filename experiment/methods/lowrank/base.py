@@ -26,6 +26,7 @@ from experiment.progress import progress
 from experiment.random_streams import seed_of
 
 FASTER = "the setting randomised_above: 512 is faster"
+CACHED = 2**23  # elements in float64, at least: 64 MiB
 Floats = NDArray[np.float64]
 
 
@@ -63,6 +64,7 @@ class LowRankLayers:
             for groups, folding in options.slicings():
                 here = options.of((groups, folding))
                 values[here] = curve(spectra, groups, folding)[options.ranks[here] - 1]
+            self._release(name)
             found.append(values)
         return found
 
@@ -110,6 +112,7 @@ class LowRankLayers:
             total += int(options.costs["parameters"][index]) - start.layer_cost(name, "parameters")
             if exact_error is None:
                 exact = self.spectra[name].exact_error(rank, groups, folding)
+                self._release(name)
             else:
                 exact = exact_error(name, factors[name])
             details[name] = _detail(factors[name], float(error[index]), exact)
@@ -130,6 +133,14 @@ class LowRankLayers:
             spectra = self.spectra[name] if analysed else self.spectra_of(name, live_filters(network, masks, name))
             U_GRJ, V_GJN = spectra.factors(factors.rank, factors.groups, factors.folding)
             write_factors(built.get_submodule(name), U_GRJ, V_GJN, factors.folding)
+            if analysed:
+                self._release(name)
+
+    def _release(self, name: str) -> None:
+        """Drop the matrices of a layer's spectra if those of all layers take half of the network's memory."""
+        most = max(CACHED, sum(p.numel() for p in self.start.network.parameters()) // 4)
+        if sum(spectra.held() for spectra in self.spectra.values()) > most:
+            self.spectra[name].forget()
 
 
 def lowrank_layers(

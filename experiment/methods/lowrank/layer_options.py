@@ -14,6 +14,7 @@ from experiment.methods.base import Quantity
 from experiment.methods.starting_state import Start
 
 Integers = NDArray[np.int64]
+MOST_WORK = 5 * 10**11  # of a layer's numbers of groups; AlexNet's largest layer, 4096 x 9216, takes 4.0e11
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,19 @@ def slicings(info: LayerInfo, all_groups: Sequence[int], foldings: Sequence[int]
 
 
 def group_numbers(info: LayerInfo, min_width: int = 1) -> list[int]:
-    """1, and all numbers of groups with at least `min_width` input channels each."""
-    return [k for k in divisors(channels_to_split(info)) if k == 1 or channels_to_split(info) // k >= min_width]
+    """1, and all numbers of groups with at least `min_width` input channels each.
+
+    The eigenvalues of k Gram matrices of side S take about k S^3 multiply-adds. Of a layer whose numbers take more than
+    MOST_WORK together, those with the least work are kept as far as it reaches, and 1.
+    """
+    width, chosen, work = channels_to_split(info), [1], max_rank(info) ** 3
+    others = [k for k in divisors(width) if k > 1 and width // k >= min_width]
+    for k in sorted(others, key=lambda k: k * max_rank(info, k) ** 3):
+        work += k * max_rank(info, k) ** 3
+        if work > MOST_WORK:
+            break
+        chosen.append(k)
+    return sorted(chosen)
 
 
 def channels_to_split(info: LayerInfo) -> int:

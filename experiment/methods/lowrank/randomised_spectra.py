@@ -160,6 +160,15 @@ class RandomisedSpectra:
             self._errors[key] = squares_J.clamp_min(0).sqrt().cpu().numpy() / norm
         return self._errors[key]
 
+    def held(self) -> int:
+        """Elements of the matrices that are cached and can be computed again soon."""
+        return self._exact.held() + (0 if self._residual is None else self._residual[1].numel())
+
+    def forget(self) -> None:
+        """Drop them."""
+        self._exact.forget()
+        self._residual = None
+
     def error_bound(self, rank: int, groups: int = 1, folding: int = 0) -> float:
         """An upper bound of `exact_error` from products of the residual with ten random vectors (`norm_bound`)."""
         residual_GRN = self._left(rank, groups, folding)

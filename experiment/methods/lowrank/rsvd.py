@@ -128,5 +128,5 @@ class RSVD:
         return base.plan(chosen, errors)
 
     def fill(self, built: nn.Module, state: State, analysis: RSVDAnalysis, plan: Plan) -> None:
-        ranks = {name: factors.rank for name, factors in plan.factors.items()}
+        ranks = {name: factors.rank for name, factors in plan.factors.items() if name in analysis.base.options}
         analysis.of_ranks(ranks).fill(built, state, plan)

@@ -43,6 +43,8 @@ class Spectra(Protocol):
     def factors(self, rank: int, groups: int = 1, folding: int = 0) -> tuple[Tensor, Tensor]: ...
     def exact_error(self, rank: int, groups: int = 1, folding: int = 0) -> float: ...
     def exact_bounds(self, rank: int, groups: int = 1, folding: int = 0) -> Floats: ...
+    def held(self) -> int: ...
+    def forget(self) -> None: ...
 
 
 class LayerSpectra:
@@ -136,6 +138,16 @@ class LayerSpectra:
             beyond_J = squares_OJ.flip(1).cumsum(1).flip(1).amax(0).cpu().numpy()
             self._exact[key] = np.sqrt(np.append(beyond_J[1:], 0.0)) * (self._scale / norm)
         return self._exact[key]
+
+    def held(self) -> int:
+        """Elements of the matrices that are cached."""
+        caches = (self._bases, self._grams, self._projections)
+        return sum(matrix.numel() for cache in caches for matrix in cache.values())
+
+    def forget(self) -> None:
+        """Drop the matrices; they are computed again when needed. Singular values stay."""
+        for cache in (self._bases, self._grams, self._projections, self._residuals):
+            cache.clear()
 
     def _shape(self, groups: int, folding: int) -> tuple[int, int]:
         """R and N of a slice."""
