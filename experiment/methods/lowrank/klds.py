@@ -37,6 +37,7 @@ from experiment.methods.starting_state import factored_layers, live_filters
 from experiment.progress import progress
 
 Floats = NDArray[np.float64]
+SCORES = 2**25  # of all predictions that are compared: 128 MiB
 LEAST = 1e-9  # a smaller divergence is rounding
 LEAST_SHARE = 1e-12  # of a layer's largest prediction: a smaller one is rounding
 
@@ -109,9 +110,8 @@ class KLDS:
             name: LayerDirections(live_filters(network, {}, name), moments.pop(name)) for name in base.options
         }
         predicted = [_per_option(options, directions[name]) for name, options in base.options.items()]
-        losses = _measure(
-            network, base, directions, predicted, first(inputs, self.settings.images), self.settings.points
-        )
+        images = _as_fit(network, inputs, self.settings.images)
+        losses = _measure(network, base, directions, predicted, images, self.settings.points)
         errors = [np.sqrt(p / (directions[n].total or 1.0)) for n, p in zip(base.options, predicted, strict=True)]
         return KLDSAnalysis(base, network, directions, losses, errors, inputs, seed)
 
@@ -197,6 +197,12 @@ def _measure(
             weight.copy_(before)  # the directions read it
         losses.append(_interpolated(prediction, prediction[tried], np.array(measured)))
     return losses
+
+
+def _as_fit(network: nn.Module, inputs: Inputs, most: int) -> Inputs:
+    """The first inputs, whose predictions fit into memory: a language model has one for every token."""
+    each = _predictions(network, first(inputs)).numel()
+    return first(inputs, max(1, min(most, SCORES // max(1, each))))
 
 
 def _predictions(network: nn.Module, images: Inputs) -> Tensor:

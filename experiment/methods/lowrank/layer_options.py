@@ -14,7 +14,8 @@ from experiment.methods.base import Quantity
 from experiment.methods.starting_state import Start
 
 Integers = NDArray[np.int64]
-MOST_WORK = 5 * 10**11  # of a layer's numbers of groups; AlexNet's largest layer, 4096 x 9216, takes 4.0e11
+MUCH_WORK = 5e11  # of a layer's numbers of groups: minutes; AlexNet's largest layer, 4096 x 9216, takes 4.0e11
+LESS_WORK = 1.5e11
 
 
 @dataclass(frozen=True)
@@ -96,16 +97,15 @@ def group_numbers(info: LayerInfo, min_width: int = 1) -> list[int]:
     """1, and all numbers of groups with at least `min_width` input channels each.
 
     The eigenvalues of k Gram matrices of side S take about k S^3 multiply-adds. Of a layer whose numbers take more than
-    MOST_WORK together, those with the least work are kept as far as it reaches, and 1.
+    MUCH_WORK together, 1 and those with the least work are kept, LESS_WORK together.
     """
-    width, chosen, work = channels_to_split(info), [1], max_rank(info) ** 3
-    others = [k for k in divisors(width) if k > 1 and width // k >= min_width]
-    for k in sorted(others, key=lambda k: k * max_rank(info, k) ** 3):
-        work += k * max_rank(info, k) ** 3
-        if work > MOST_WORK:
-            break
-        chosen.append(k)
-    return sorted(chosen)
+    width = channels_to_split(info)
+    work = {k: k * max_rank(info, k) ** 3 for k in divisors(width) if k == 1 or width // k >= min_width}
+    if sum(work.values()) <= MUCH_WORK:
+        return list(work)
+    rising = [1, *sorted(set(work) - {1}, key=work.__getitem__)]
+    total = np.cumsum([work[k] for k in rising], dtype=np.float64)
+    return sorted(k for k, sum_k in zip(rising, total, strict=True) if k == 1 or sum_k <= LESS_WORK)
 
 
 def channels_to_split(info: LayerInfo) -> int:

@@ -128,8 +128,8 @@ class PCA:
 
 
 def _parts(base: LowRankLayers) -> Iterator[dict[str, tuple[LayerInfo, LayerOptions]]]:
-    """The layers in parts, so that the covariances of one take no more memory than the network, or 64 MiB."""
-    most = max(COVARIANCES, sum(p.numel() for p in base.start.network.parameters()) // 2)
+    """The layers in parts, so that the covariances of one take a quarter of the network's memory, or 64 MiB."""
+    most = max(COVARIANCES, sum(p.numel() for p in base.start.network.parameters()) // 8)
     part, size = dict[str, tuple[LayerInfo, LayerOptions]](), 0
     for info, options in base.pairs():
         if part and size + info.out_features**2 > most:
