@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from experiment import random_streams
 from experiment.layers.build import write_whole
-from experiment.layers.compressible import filters_of, groups_of
+from experiment.layers.compressible import filters_of, groups_of, weight_of
 from experiment.layers.factored_layers import fold, max_rank, write_factors
 from experiment.layers.plan import Factors, Plan, State
 from experiment.methods.allocate import common_threshold
@@ -87,7 +87,7 @@ class MessiAnalysis:
         layer = self.base.start.network.get_submodule(name)
         shape = filters_of(layer, layer.get_parameter("weight")).shape
         members = self.clustering(name, rank).members.repeat_interleave(rank, dim=1).reshape(-1, *shape[1:])
-        return _encoder_layout(layer, members)
+        return weight_of(layer, members)  # an encoder has the layout of its layer
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Messi:
         for name, layer, filters in factored_layers(state, plan):
             num = plan.factors[name].rank // self.settings.groups
             W_OFN = fold(precise(filters), blocks=groups_of(layer))
-            members = _encoder_layout(layer, plan.masks[_encoder_weight(name)]).flatten(1)[::num]
+            members = filters_of(layer, plan.masks[_encoder_weight(name)]).flatten(1)[::num]
             pairs = zip(W_OFN, torch.split(members, self.settings.groups), strict=True)
             factors = [subspace_factors(W_FN, members_KN, num) for W_FN, members_KN in pairs]
             U_OFL, V_OLN = (
@@ -211,11 +211,6 @@ def _fit(A_NF: Tensor, owner_N: Tensor, bases: Sequence[Tensor], rank: int) -> t
 def _nearest(A_NF: Tensor, bases: Sequence[Tensor]) -> Tensor:
     """The subspace with the smallest ||a||^2 - ||V_z a||^2 for every point: (N,)."""
     return torch.stack([(A_NF @ V_JF.T).square().sum(1) for V_JF in bases]).argmax(0)
-
-
-def _encoder_layout(layer: nn.Module, filters: Tensor) -> Tensor:
-    """Filters of a layer's encoder in the layout of its weight, or the reverse."""
-    return filters_of(layer, filters)  # which does not depend on the number of filters
 
 
 def _encoder_weight(layer: str) -> str:

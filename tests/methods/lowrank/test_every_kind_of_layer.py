@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from experiment.inputs import batch_size, take
 from experiment.layers.build import build, expand
+from experiment.layers.compressible import trace_layers
 from experiment.layers.factored_layers import FactoredEmbedding
 from experiment.layers.plan import Plan, State
 from experiment.measure import count
@@ -21,7 +23,9 @@ from experiment.methods.configure import configure
 from experiment.methods.data.fisher import gather as gather_moments
 from experiment.methods.data.responses import gather
 from experiment.methods.data.sensitivity import weight_sensitivities
+from experiment.methods.lowrank.layer_options import LESS_WORK, divisors, group_numbers
 from experiment.random_streams import generator, seeded
+from experiment.run.disk.load_weights import load_state
 
 LABELS = [label for label, entry in METHODS.items() if entry.kind == "lowrank"]
 VOCABULARY, WIDTH, LENGTH = 40, 16, 10
@@ -158,3 +162,28 @@ def test_padding_counts_in_no_statistic() -> None:
     for name in slicings:
         torch.testing.assert_close(means[name], torch.stack([own[name] for own in alone]).amax(0))
     assert batch_size(take(padded, slice(2))) == 2
+
+
+def test_tied_factors_stay_tied_when_a_network_on_meta_takes_the_tensors_of_a_file(tmp_path: Path) -> None:
+    state = make_state()
+    compressed = compressor("SVD", state, layers=["tokens"]).compress(0.96)
+    with torch.device("meta"):
+        loaded = build(Model(), compressed.plan).eval()
+    load_state(loaded, compressed.network.state_dict(), tmp_path)
+    assert loaded.head.decoder.weight is loaded.tokens.encoder.weight
+    assert loaded.head.encoder.weight is loaded.tokens.decoder.weight
+    assert torch.equal(loaded.head.weight, compressed.network.head.weight)
+
+
+def test_a_layer_with_too_many_numbers_of_groups_keeps_the_cheap_ones() -> None:
+    def numbers(outputs: int, inputs: int) -> list[int]:
+        with torch.device("meta"):
+            layer = nn.Linear(inputs, outputs)
+            return group_numbers(trace_layers(layer, torch.zeros(1, inputs))[""])
+
+    assert numbers(4096, 9216) == divisors(9216)
+    kept = numbers(4096, 25088)  # VGG's
+    assert kept[0] == 1
+    assert kept[-1] == 25088
+    assert len(kept) < len(divisors(25088))
+    assert sum(k * min(4096, 25088 // k) ** 3 for k in kept) <= LESS_WORK
