@@ -42,13 +42,13 @@ class Factors:
     """One layer as encoder V (`groups` blocks, `groups * rank` outputs) and decoder U: y = U(Vx) + b.
 
     Attributes:
-        folding: 0 to 3, see `experiment.layers.factored_layers.fold`.
+        folding: the kernel axes of the decoder as bits, see `experiment.layers.factored_layers`.
         bias: whether the decoder has one, even if the layer had none.
     """
 
     rank: Size
     groups: Size = 1
-    folding: Annotated[StrictInt, Field(ge=0, le=3)] = 0
+    folding: Annotated[StrictInt, Field(ge=0, le=7)] = 0
     bias: StrictBool = False
 
 

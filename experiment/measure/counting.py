@@ -15,8 +15,8 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiment.inputs import Inputs, as_form, call_network, example_of, first
+from experiment.layers.compressible import WEIGHT_LAYERS, kind_of_layer
 from experiment.layers.forward_pass import Call, evaluating, observing
-from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import named_masks, plain_name
 from experiment.layers.prepare_network import unwrapped
 from experiment.registry import InputForm, InputShape
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerCount:
-    """One convolution or linear layer.
+    """One convolution, linear layer or embedding.
 
     Attributes:
-        kind: `conv` or `linear`.
+        kind: `conv`, `linear` or `embedding`.
         parameters: unmasked elements, bias included. Elements shared with an earlier layer count there only, so that
             layers add up to the network.
         flops: multiply-adds of one sample.
@@ -51,7 +51,7 @@ class Count:
         parameters: unmasked elements of all parameters, including BatchNorm and biases; shared ones count once.
         flops: multiply-adds of one sample's forward pass.
         flops_unmasked: the same without masked weights of layers.
-        layers: the convolutions and linear layers that the forward pass calls, in module order.
+        layers: the convolutions, linear layers and embeddings that the forward pass calls, in module order.
         products: multiply-adds of each operation outside these layers, in the order of computation, such as products
             of activations in attention, recurrent layers and `F.linear`.
     """
@@ -66,10 +66,6 @@ class Count:
     def other_flops(self) -> int:
         """Multiply-adds outside the layers."""
         return sum(self.products)
-
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_LAYERS = (*_CONVOLUTIONS, nn.Linear, GroupedLinear)
 
 
 def count(network: nn.Module, example: Inputs) -> Count:
@@ -95,8 +91,7 @@ def count(network: nn.Module, example: Inputs) -> Count:
             parameters = sum(_unmasked(p, masks.get(plain_name(n))) for n, p in own.items())
             mask, work = masks.get(f"{name}.weight" if name else "weight"), layer_flops[module]
             unmasked = work if mask is None else work * int(mask.sum()) // max(1, mask.numel())
-            kind = "conv" if isinstance(module, _CONVOLUTIONS) else "linear"
-            layers[name] = LayerCount(kind, parameters, work, unmasked)
+            layers[name] = LayerCount(kind_of_layer(module), parameters, work, unmasked)
     return Count(
         parameters=sum(_unmasked(p, masks.get(plain_name(n))) for n, p in network.named_parameters()),
         flops=sum(layer.flops for layer in layers.values()) + sum(products),
@@ -138,7 +133,7 @@ def _count_flops(network: nn.Module, inputs: Inputs) -> tuple[dict[nn.Module, in
     def leave(call: Call) -> None:
         within.pop()
 
-    modules = {name: module for name, module in network.named_modules() if isinstance(module, _LAYERS)}
+    modules = {name: module for name, module in network.named_modules() if isinstance(module, WEIGHT_LAYERS)}
     counter, operations = FlopCounterMode(display=False), Operations()  # type: ignore[no-untyped-call]
     with observing(modules, before=enter, after=leave), evaluating(network), _unfused(network), parametrize.cached():
         for module in filter(parametrize.is_parametrized, network.modules()):

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError
 from experiment.layers.build import build, slice_mask, sliced_copy
-from experiment.layers.compressible import LayerInfo, compressible_layers, maskable_layers
+from experiment.layers.compressible import (
+    LayerInfo,
+    compressible_layers,
+    filters_of,
+    leaders,
+    maskable_layers,
+)
 from experiment.layers.plan import Detail, Plan, State
 from experiment.measure import Count, count
 from experiment.methods.base import Budget, Quantity
@@ -39,9 +45,10 @@ class Start:
         return self.count.parameters if quantity == "parameters" else self.count.flops_unmasked
 
     def layer_cost(self, name: str, quantity: Quantity) -> int:
-        """A layer's unmasked parameters, bias included, or unmasked multiply-adds."""
-        layer = self.count.layers[name]
-        return layer.parameters if quantity == "parameters" else layer.flops_unmasked
+        """A layer's unmasked parameters, bias included, or unmasked multiply-adds; with those of its tied layers."""
+        names = [name, *(tied.name for tied in self.layers[name].tied)] if name in self.layers else [name]
+        layers = [self.count.layers[n] for n in names if n in self.count.layers]
+        return sum(n.parameters if quantity == "parameters" else n.flops_unmasked for n in layers)
 
     def allows(self, budget: Budget) -> bool:
         """Whether the state meets the budget without any change."""
@@ -90,12 +97,21 @@ def live_weight(network: nn.Module, masks: Mapping[str, Tensor], layer: str) -> 
     return weight if mask is None else weight * mask.to(weight.device)
 
 
+def live_filters(network: nn.Module, masks: Mapping[str, Tensor], layer: str) -> Tensor:
+    """The same as filters: (F, C / groups, *kernel)."""
+    return filters_of(network.get_submodule(layer), live_weight(network, masks, layer))
+
+
 def factored_layers(state: State, plan: Plan) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """Name, module and live weight of every layer that becomes factors, without the removed channels."""
+    """Name, module and live filters of every layer that becomes factors, without the removed channels.
+
+    Layers that use the factors of another one are left out.
+    """
     network = sliced_copy(state.network, plan.kept)
     masks = {name: slice_mask(mask, plan.kept, name) for name, mask in state.masks.items()}
-    for name in plan.factors:
-        yield name, network.get_submodule(name), live_weight(network, masks, name)
+    for name, leader in leaders(network, plan.factors).items():
+        if name == leader:
+            yield name, network.get_submodule(name), live_filters(network, masks, name)
 
 
 def _check_weight(name: str, layer: nn.Module) -> None:

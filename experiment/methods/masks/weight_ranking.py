@@ -44,19 +44,17 @@ class WeightMethod:
     Args:
         score: computes the scores of all weights.
         rank: `rank_weights`, in which all layers compete, or `rank_within_layers`.
-        every_layer: whether the score supports grouped, transposed, 1d and 3d convolutions.
     """
 
     score: ScoreWeights
     rank: Callable[[Start, WeightScores], WeightRanking]
-    every_layer: bool = True
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> WeightRanking:
         """Score and rank all weights that the state's masks leave.
 
         Raises: CompressionError: a weight or score is NaN or infinite, or calibration data are missing.
         """
-        start = start_of(state, masked=self.every_layer)
+        start = start_of(state, masked=True)
         return self.rank(start, self.score(start, calibration, generator))
 
     def plan(self, analysis: WeightRanking, budget: Budget) -> Plan:
