@@ -15,6 +15,7 @@ from experiment.errors import CompressionError
 from experiment.inputs import Inputs
 from experiment.layers.channels.channel_axes import parameter_dim
 from experiment.layers.channels.slicing import slice_channels, unslice
+from experiment.layers.channels.streams import CONSTANTS, move_streams
 from experiment.layers.compressible import CONVOLUTIONS, features_of, leaders, weight_of
 from experiment.layers.factored_layers import FactoredEmbedding, FactoredLayer, make_layer, product
 from experiment.layers.masks import add_masks, bake_masks, stored, write_parameter
@@ -61,6 +62,7 @@ def write_whole(built: nn.Module, network: nn.Module, plan: Plan) -> None:
                 continue
             if name in plan.factors:
                 _write_bias(targets[name].get_submodule("decoder"), module)
+                _write_constants(targets[name], module)
             else:
                 _write(targets[name], _scaled(_tensors(module), name, plan))
 
@@ -89,6 +91,7 @@ def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Inpu
                 continue
             if name in plan.factors:
                 _write_product(module, sources[name])
+                _write_constants(module, sources[name])
             else:
                 _write(module, _tensors(sources[name]))
         if plan.kept:
@@ -165,6 +168,7 @@ def _replacements(network: nn.Module, factors: Mapping[str, Factors]) -> dict[in
     for name, own in factors.items():
         module = network.get_submodule(name)
         layer = made[name] = make_layer(module, own, made.get(first[name]))
+        move_streams(module, layer)
         memo[id(module)] = layer
         if layer.bias is not None and (bias := getattr(module, "bias", None)) is not None:
             memo[id(bias)] = layer.bias
@@ -222,6 +226,12 @@ def _write_bias(module: nn.Module, source: nn.Module) -> None:
     bias = dict(source.named_parameters(recurse=False)).get("bias")
     if module.bias is not None:
         write_parameter(module, "bias", torch.zeros_like(stored(module, "bias")) if bias is None else bias)
+
+
+def _write_constants(module: nn.Module, source: nn.Module) -> None:
+    """Write the constants of a layer in a stream, if it has some."""
+    own = _tensors(module)
+    _write(module, {name: tensor for name, tensor in _tensors(source).items() if name == CONSTANTS and name in own})
 
 
 def _write(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -81,7 +81,9 @@ def observing(
         if before is not None:
             handles.append(module.register_forward_pre_hook(_before(name, before, inputs_now), with_kwargs=True))
         if after is not None:
-            handles.append(module.register_forward_hook(_after(name, after, inputs_now), with_kwargs=True))
+            # before hooks of the network's own, so that it sees what the module itself computed
+            hook = _after(name, after, inputs_now)
+            handles.append(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
     try:
         yield
     finally:

@@ -61,19 +61,30 @@ class Kept:
     Attributes:
         swapped: whether the weight holds output channels along dimension 1: embeddings, transposed convolutions.
         numbers: the module's own numbers that change, such as `num_heads`.
+        made: the channels of the tensor that the module gives, if these are more than `out`, which are put in their
+            places; what is added to it has the others.
+        taken: the channels of the tensor that the module takes, if it reads only some of them.
+        constants: whether the other channels of `made` are a learned constant each, instead of zero.
     """
 
     out: Side = None
     inputs: Side = None
     swapped: StrictBool = False
     numbers: Mapping[Name, Size] = field(default_factory=dict)
+    made: Side = None
+    taken: Side = None
+    constants: StrictBool = False
+
+    @property
+    def num_constants(self) -> int:
+        """How many channels of the module's output are a learned constant."""
+        return len(self.made) - len(self.out) if self.constants and self.made and self.out else 0
 
     def to_data(self) -> dict[str, object]:
         """Plain values, without what is default."""
-        more: dict[str, object] = {"swapped": True} if self.swapped else {}
-        return (
-            {"out": self.out, "inputs": self.inputs} | more | ({"numbers": dict(self.numbers)} if self.numbers else {})
-        )
+        values = {name: getattr(self, name) for name in ("swapped", "made", "taken", "constants")}
+        more = {"numbers": dict(self.numbers)} if self.numbers else {}
+        return {"out": self.out, "inputs": self.inputs, **{n: v for n, v in values.items() if v}, **more}
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,7 @@ def _united(
             members=sum((group.members for group in others), first.members),
             producers=sum((group.producers for group in others), first.producers),
             numbers=sum((group.numbers for group in others), first.numbers),
+            streams=sum((group.streams for group in others), first.streams),
         )
         trial = [one if i == several[0] else group for i, group in enumerate(united) if i not in several[1:]]
         counts = [(group.size + 1) // 2 if group is one else group.size for group in trial]

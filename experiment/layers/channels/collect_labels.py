@@ -35,8 +35,8 @@ class Follower:
         norms: layer -> the BatchNorm that alone reads its output, directly, in each pass; None if there is none.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self.labels = Labels()
+    def __init__(self, network: nn.Module, labels: Labels | None = None) -> None:
+        self.labels = labels or Labels()
         self.names = {module: name for name, module in network.named_modules()}
         self.called: set[str] = set()
         self.widths: dict[str, set[int]] = {}
@@ -59,6 +59,7 @@ class Follower:
         dim = parameter_dim(parameter.shape)
         assert dim is not None
         made = self.labels.made((name, "out"), parameter.shape[dim])
+        self.labels.bare((name, "out"), made)
         shape = [1] * parameter.dim()
         shape[dim] = -1
         return torch.from_numpy(made.astype(np.float32)).to(parameter.device).reshape(shape)
@@ -93,9 +94,9 @@ class Follower:
             reads = self._one_a_channel(read, dim)
             self.labels.read((name, "out" if pointwise else "in"), inputs, reads)
         if pointwise:
-            made = reads
+            made = self.labels.passed((name, "out"), reads)
         else:
-            made = self.labels.made((name, "out"), outputs)
+            made = self.labels.filtered((name, "out"), outputs, reads, getattr(module, "groups", 1))
             self.widths.setdefault(name, set()).add(y.numel() // max(len(x), 1))
         reason = None if is_sliceable(module) else f"channels cannot be removed from '{name}' ({type(module).__name__})"
         if pointwise and y.shape != x.shape:
@@ -154,10 +155,13 @@ class Follower:
             self.flag((label - 1 for label in live), fixed[0])
         return (live or fixed or [0])[0]
 
-    def combined(self, parts: Sequence[Tensor]) -> Tensor:
+    def combined(self, parts: Sequence[Tensor], *, added: bool = False) -> Tensor:
         """The labels of an elementwise operation's output, broadcastable to it; channels at the same index are merged.
 
         Operands that are broadcast along the channels, such as a mask of one channel, do not matter.
+
+        Args:
+            added: whether the operation is a sum.
         """
         dims = max(part.dim() for part in parts)
         parts = [part.reshape([1] * (dims - part.dim()) + list(part.shape)) for part in parts]
@@ -173,9 +177,12 @@ class Follower:
             other = part.expand(whole)
             differ = (result != other) & (result != 0) & (other != 0)
             pairs = torch.stack([result[differ], other[differ]]).cpu().numpy().astype(np.int64)
+            merged = torch.where(result > 0, result, torch.where((other > 0) | (result == 0), other, result))
             for pair in np.unique(pairs, axis=1).T.tolist():
-                self.one(pair)
-            result = torch.where(result > 0, result, torch.where((other > 0) | (result == 0), other, result))
+                one = self.labels.added(*pair) if added and min(pair) > 0 else self.one(pair)
+                if one not in pair:
+                    merged[(result == pair[0]) & (other == pair[1])] = one
+            result = merged
         return result
 
 

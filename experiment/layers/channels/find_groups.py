@@ -30,9 +30,10 @@ from experiment.layers.channels.channel_axes import CHANNEL_MAKERS, CONVOLUTIONS
 from experiment.layers.channels.check_slicing import Run, alike, randomised, tried
 from experiment.layers.channels.collect_labels import Follower
 from experiment.layers.channels.find_numbers import with_numbers
-from experiment.layers.channels.group_data import ChannelGroup, Member
+from experiment.layers.channels.group_data import SIDES, ChannelGroup, Member
 from experiment.layers.channels.labels import Key, Labels, Places
 from experiment.layers.channels.propagate_labels import GIVES_OUTPUT, follow
+from experiment.layers.channels.uncoupled import UncoupledLabels
 from experiment.layers.deterministic_forward import fixed_draws
 from experiment.layers.forward_pass import evaluating, observing
 
@@ -43,7 +44,9 @@ NAMES = 3  # in one message
 MESSAGES = 6  # warnings about layers that stay whole
 
 
-def channel_groups(network: nn.Module, example: Inputs, samples: Sequence[Inputs] = ()) -> list[ChannelGroup]:
+def channel_groups(
+    network: nn.Module, example: Inputs, samples: Sequence[Inputs] = (), *, coupled: bool = True
+) -> list[ChannelGroup]:
     """The groups of channels that can only be removed together, in the order of the layers that produce them.
 
     Sums tie the layers that feed them, concatenations shift indices, Flatten multiplies them, depthwise layers follow
@@ -54,6 +57,7 @@ def channel_groups(network: nn.Module, example: Inputs, samples: Sequence[Inputs
         network: not modified.
         example: an input batch that the network takes, on its device.
         samples: batches of further inputs, which may take other paths through the network.
+        coupled: whether sums tie the layers that feed them; if not, each can lose channels alone.
     """
     probe = randomised(network)
     if floating_dtype(example) in (torch.float16, torch.bfloat16):  # their rounding would look like an error
@@ -62,7 +66,10 @@ def channel_groups(network: nn.Module, example: Inputs, samples: Sequence[Inputs
     with fixed_draws(), evaluating(probe):
         call_network(probe, example)  # a network that does not run fails here, with its own message
     example = _one(probe, example)
-    modules, follower = dict(probe.named_modules()), Follower(copy.deepcopy(probe))
+    modules, follower = (
+        dict(probe.named_modules()),
+        Follower(copy.deepcopy(probe), Labels() if coupled else UncoupledLabels()),
+    )
     runs = _followed(follower, probe, example, samples)
     for name, module in modules.items():
         _tie_groups(follower.labels, name, module)
@@ -140,7 +147,7 @@ def _tie_groups(labels: Labels, name: str, module: nn.Module) -> None:
     sides = [labels.at(key, size).reshape(groups, -1) for key, size in zip(keys, channel_counts(module), strict=False)]
     for here in np.concatenate(sides, axis=1):
         known = here[here >= 0].tolist()
-        labels.tie(known)
+        labels.tie_group(known)
         if len(known) < len(here):
             labels.flag(known, f"'{name}' is grouped and reads channels that cannot be removed")
 
@@ -152,8 +159,8 @@ def _collected(follower: Follower, modules: Mapping[str, nn.Module]) -> tuple[li
     alike: dict[tuple[tuple[tuple[Key, int], ...], str | None], list[Places]] = {}
     lost: dict[str, str] = {}
     for places, reason, operation in follower.labels.channels():
-        keys = sorted(places, key=lambda key: (order[key[0]], key[1] == "in"))
-        if not any(_makes(key, modules) for key in keys):
+        keys = sorted(places, key=lambda key: (order[key[0]], SIDES.index(key[1])))
+        if not any(_makes(key, modules, follower) for key in keys):
             continue  # only bare parameters
         alike.setdefault((tuple((key, len(places[key])) for key in keys), reason), []).append(places)
         if operation is not None:
@@ -161,28 +168,31 @@ def _collected(follower: Follower, modules: Mapping[str, nn.Module]) -> tuple[li
     groups = []
     for (signature, reason), channels in alike.items():
         keys = [key for key, _ in signature]
-        producers = tuple(key[0] for key in keys if _makes(key, modules))
+        producers = tuple(key[0] for key in keys if _makes(key, modules, follower))
         first: Key = (producers[0], "out")
         channels.sort(key=lambda places: places[first])
-        members = tuple(_member(key, channels, modules, follower) for key in keys)
-        group = ChannelGroup(producers[0], len(channels), members, producers, reason)
+        sides = [_member(key, channels, modules, follower) for key in keys]
+        members, streams = ([s for s in sides if (s.side in ("out", "in")) == own] for own in (True, False))
+        group = ChannelGroup(producers[0], len(channels), tuple(members), producers, reason, streams=tuple(streams))
         groups.append(((order[producers[0]], channels[0][first]), group))
     return [group for _, group in sorted(groups, key=lambda pair: pair[0])], lost
 
 
-def _makes(key: Key, modules: Mapping[str, nn.Module]) -> bool:
-    return key[1] == "out" and isinstance(modules.get(key[0]), CHANNEL_MAKERS)
+def _makes(key: Key, modules: Mapping[str, nn.Module], follower: Follower) -> bool:
+    makes = key[1] == "out" and isinstance(modules.get(key[0]), CHANNEL_MAKERS)
+    return makes and not follower.labels.shared(key)
 
 
 def _member(key: Key, channels: Sequence[Places], modules: Mapping[str, nn.Module], follower: Follower) -> Member:
     name, side = key
     positions = tuple(tuple(places[key]) for places in channels)
     if name in follower.bare:
-        return Member(name, side, follower.bare[name][1].numel(), positions)
+        return Member(name, side, follower.bare[name][1].numel(), positions, shared=follower.labels.shared(key))
     norms = follower.norms[name] if side == "in" and name in follower.norms else {None}
     norm = next(iter(norms)) if len(norms) == 1 else None
-    size = channel_counts(modules[name])[side == "in"]
-    return Member(name, side, size, positions, norm, isinstance(modules[name], SWAPPED))
+    size = channel_counts(modules[name])[side in ("in", "taken")]
+    shared = side in ("made", "taken") or follower.labels.shared(key)
+    return Member(name, side, size, positions, norm, isinstance(modules[name], SWAPPED), shared)
 
 
 def _out_of_unseen(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from experiment.inputs import Inputs
 from experiment.layers.channels.channel_axes import channel_dim
 from experiment.layers.channels.group_data import ChannelGroup, Member, alive_channels
+from experiment.layers.channels.streams import constants_of
 from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.masks import stored
 from experiment.layers.plan import Kept
@@ -62,6 +63,7 @@ def fold_constants(
                     weight = ghost.get_submodule(member.module).get_parameter("weight")
                     weight.transpose(0, 1 if member.swapped else 0)[_places(member, gone)] = 0
     readers = _readers(ghost, groups, kept)
+    _set_constants(sliced, ghost, example, kept)
     return _fold(sliced, readers, _responses(ghost, example, readers), kept)
 
 
@@ -81,6 +83,7 @@ def fold_means(
     Returns: layer name -> where its constant went.
     """
     readers = _readers(network, groups, kept)
+    _set_constants(sliced, network, inputs, kept)
     return _fold(sliced, readers, _responses(network, inputs, readers), kept)
 
 
@@ -100,8 +103,35 @@ def _readers(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[s
     for group, gone in _gone(groups, kept):
         for member in group.members:
             if member.side == "in" and getattr(network.get_submodule(member.module), "groups", 1) == 1:
-                readers.setdefault(member.module, (member, []))[1].extend(_places(member, gone))
-    return readers
+                inputs = kept.get(member.module, Kept()).inputs
+                places = [] if inputs is None else sorted(set(_places(member, gone)) - set(inputs))
+                others = readers.get(member.module, (member, []))[1]
+                readers[member.module] = (member, sorted({*others, *places}))
+    return {name: (member, places) for name, (member, places) in readers.items() if places}
+
+
+def readers_of_removed(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]) -> list[str]:
+    """The layers that read channels, or sums of channels, that some layer lost."""
+    names = (m.module for group, _ in _gone(groups, kept) for m in group.members if m.side == "in")
+    return list(dict.fromkeys(names))
+
+
+def _set_constants(sliced: nn.Module, network: nn.Module, inputs: Inputs, kept: Mapping[str, Kept]) -> None:
+    """Set what removed channels leave in a sum to their mean in this network, in place."""
+    held = {name: (channels, constants) for name, channels, constants in constants_of(sliced, kept)}
+    sums = {name: [0, torch.zeros_like(constants)] for name, (_, constants) in held.items()}
+
+    def record(call: Call) -> None:
+        y = call.output.movedim(channel_dim(call.module, call.output), 0).flatten(1)[held[call.name][0]]
+        sums[call.name] = [sums[call.name][0] + y.shape[1], sums[call.name][1] + y.sum(1)]
+
+    layers = {name: network.get_submodule(name) for name in held}
+    if layers:
+        observed_pass(network, layers, inputs, batch_size=SAMPLES, after=record)
+    with torch.no_grad():
+        for name, (_, constants) in held.items():
+            number, total = sums[name]
+            constants.copy_(total / max(number, 1))
 
 
 def _responses(network: nn.Module, inputs: Inputs, readers: Readers) -> dict[str, Tensor]:

@@ -22,8 +22,10 @@ from experiment.layers.channels.module_numbers import Number
 from experiment.layers.compressible import WEIGHT_LAYERS, trace_layers
 from experiment.layers.plan import Kept
 
-Side = Literal["out", "in"]
+Side = Literal["out", "in", "made", "taken"]
+SIDES: tuple[Side, ...] = ("out", "in", "made", "taken")
 Integers = npt.NDArray[np.int64]
+Indices = tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,14 @@ class Member:
 
     Attributes:
         module: dotted name, or that of a bare parameter, which has one side, `out`.
-        side: `out` (rows of the weight; also the one side of BatchNorm, PReLU) or `in` (columns).
+        side: `out` (rows of the weight; also the one side of BatchNorm, PReLU) or `in` (columns); in a stream, `made`
+            and `taken`: the channels of the tensor behind, or before, the module.
         size: number of channels of that side.
         positions: channel of the group -> the indices that it occupies there: several where Flatten multiplies a
             channel by the grid, or where a grouped layer loses whole groups only. Equally many for all channels.
         norm: for an `in` side, the BatchNorm that directly and alone reads the layer's output.
         swapped: whether the module's weight holds output channels along dimension 1.
+        shared: whether other groups may occupy the same indices, which are there as long as one of their channels is.
     """
 
     module: str
@@ -46,6 +50,7 @@ class Member:
     positions: tuple[tuple[int, ...], ...]
     norm: str | None = None
     swapped: bool = False
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class ChannelGroup:
         producers: the convolutions and linear layers whose filters compute them, in module order.
         exempt: why they cannot be removed; None if they can.
         numbers: of modules and configs, which are proportional to the channels.
+        streams: the sides `made` and `taken`, where a tensor may have more channels than the module.
     """
 
     name: str
@@ -67,6 +73,7 @@ class ChannelGroup:
     producers: tuple[str, ...]
     exempt: str | None = None
     numbers: tuple[Number, ...] = ()
+    streams: tuple[Member, ...] = ()
 
     @property
     def has_heads(self) -> bool:
@@ -77,21 +84,46 @@ class ChannelGroup:
 
 def kept_of(groups: Sequence[ChannelGroup], chosen: Sequence[Collection[int]]) -> dict[str, Kept]:
     """What stays of every module when each group keeps only the `chosen` channels; whole modules are not named."""
-    stays: dict[tuple[str, Side], npt.NDArray[np.bool_]] = {}
-    for group, channels in zip(groups, chosen, strict=True):
-        gone = sorted(set(range(group.size)) - set(channels))
-        if gone:
-            for member in group.members:
-                alive = stays.setdefault((member.module, member.side), np.ones(member.size, bool))
-                alive[[p for channel in gone for p in member.positions[channel]]] = False
-    sides = {key: tuple(np.flatnonzero(alive).tolist()) for key, alive in stays.items()}
+    stays = _stays(groups, chosen)
+    sides = {key: tuple(np.flatnonzero(alive).tolist()) for key, alive in stays.items() if not alive.all()}
     numbers = _numbers_of(groups, stays)
     swapped = {member.module for group in groups for member in group.members if member.swapped}
-    names = dict.fromkeys((*(name for name, _ in sides), *numbers))
-    return {
-        name: Kept(sides.get((name, "out")), sides.get((name, "in")), name in swapped, numbers.get(name, {}))
-        for name in names
-    }
+    names = dict.fromkeys((*(name for name, side in sides if side in ("out", "in")), *numbers))
+    streams = {(side.module, side.side): range(side.size) for group in groups for side in group.streams}
+    two_sided = {member.module for group in groups for member in group.members if member.side == "in"}
+
+    def stream(name: str, side: Side, own: Indices) -> Indices:
+        wide = sides.get((name, side), tuple(streams.get((name, side), ())))
+        return None if own is None or not wide or len(wide) == len(own) else wide
+
+    found = {}
+    for name in names:
+        out, inputs = sides.get((name, "out")), sides.get((name, "in"))
+        taken = stream(name, "taken", inputs if name in two_sided else out)
+        found[name] = Kept(out, inputs, name in swapped, numbers.get(name, {}), stream(name, "made", out), taken)
+    return found
+
+
+def _stays(
+    groups: Sequence[ChannelGroup], chosen: Sequence[Collection[int]]
+) -> dict[tuple[str, Side], npt.NDArray[np.bool_]]:
+    """What stays of the sides that lose something."""
+    stays: dict[tuple[str, Side], npt.NDArray[np.bool_]] = {}
+    needed: dict[tuple[str, Side], Integers] = {}  # by how many groups' channels, where several may meet
+    lost = [sorted(set(range(group.size)) - set(channels)) for group, channels in zip(groups, chosen, strict=True)]
+    for group, gone in zip(groups, lost, strict=True):
+        for member in (*group.members, *group.streams) if gone else ():
+            key = (member.module, member.side)
+            alive = stays.setdefault(key, np.ones(member.size, bool))
+            alive[[p for channel in gone for p in member.positions[channel]]] = False
+            if member.shared:
+                needed.setdefault(key, np.zeros(member.size, np.int64))
+    for group, gone in zip(groups, lost, strict=True) if needed else ():
+        left = sorted(set(range(group.size)) - set(gone))
+        for member in (*group.members, *group.streams):
+            if (key := (member.module, member.side)) in needed:
+                needed[key][[p for channel in left for p in member.positions[channel]]] += 1
+    return {key: alive | (needed[key] > 0) if key in needed else alive for key, alive in stays.items()}
 
 
 def _numbers_of(
@@ -138,7 +170,11 @@ class Sizes:
     which is exactly what counting the sliced network gives. Shape suffixes: L = layers, G = groups, P = products of
     activations, such as attention's, of which channels are dimensions.
 
+    Where groups share sides, what stays must be known (`kept`), since counts do not tell how many of them meet.
+
     Attributes:
+        layers: (L,) their names. grouped: those whose columns are one group's and stay.
+        out_whole, in_whole: (L,) rows and columns of the whole layers.
         out_fixed, in_fixed: (L,) rows and columns that belong to no group. out_by_group, in_by_group: (L, G) those per
             channel of a group.
         weight: (L,) weights per row and column. extra: (L,) other parameters per row. positions: (L,) outputs per
@@ -160,15 +196,19 @@ class Sizes:
     power: Integers = field(default_factory=lambda: np.zeros((0, 1), np.int64))
     beside: Integers = field(default_factory=lambda: np.zeros((0, 1), np.int64))
     each: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
+    layers: tuple[str, ...] = ()
+    grouped: frozenset[str] = frozenset()
+    out_whole: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
+    in_whole: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
 
-    def parameters_of(self, counts: Sequence[int]) -> int:
+    def parameters_of(self, counts: Sequence[int], kept: Mapping[str, Kept] | None = None) -> int:
         """Elements of all parameters of the network whose groups keep `counts` channels."""
-        out_L, in_L = self._extents(counts)
+        out_L, in_L = self._extents(counts, kept)
         return self.constant_parameters + int((out_L * (self.weight * in_L + self.extra)).sum())
 
-    def flops_of(self, counts: Sequence[int]) -> int:
+    def flops_of(self, counts: Sequence[int], kept: Mapping[str, Kept] | None = None) -> int:
         """Multiply-adds of one sample's forward pass of that network."""
-        out_L, in_L = self._extents(counts)
+        out_L, in_L = self._extents(counts, kept)
         layers = int((out_L * self.weight * in_L * self.positions).sum())
         return self.constant_flops + layers + int(self.products_of(counts).sum())
 
@@ -187,7 +227,13 @@ class Sizes:
         constant = self.constant_flops - int(flops.sum())
         return replace(self, constant_flops=constant, power=power, beside=beside, each=each)
 
-    def _extents(self, counts: Sequence[int]) -> tuple[Integers, Integers]:
+    def _extents(self, counts: Sequence[int], kept: Mapping[str, Kept] | None) -> tuple[Integers, Integers]:
+        if kept is not None:
+            out_L, in_L = self.out_whole.copy(), self.in_whole.copy()
+            for i, sides in ((i, kept[name]) for i, name in enumerate(self.layers) if name in kept):
+                out_L[i] = out_L[i] if sides.out is None else len(sides.out)
+                in_L[i] = in_L[i] if sides.inputs is None or self.layers[i] in self.grouped else len(sides.inputs)
+            return out_L, in_L
         counts_G = np.asarray(counts, np.int64)
         return self.out_fixed + self.out_by_group @ counts_G, self.in_fixed + self.in_by_group @ counts_G
 
@@ -219,7 +265,11 @@ def sizes_of(network: nn.Module, example: Inputs, groups: Sequence[ChannelGroup]
             elif not _is_grouped(modules[member.module]):  # a filter of a grouped layer keeps all of its columns
                 in_LG[rows[member.module], g] = len(member.positions[0])
     counts_G = np.array([group.size for group in groups], np.int64)
-    sizes = Sizes(out_L - out_LG @ counts_G, out_LG, in_L - in_LG @ counts_G, in_LG, weight_L, extra_L, positions_L)
+    sizes = Sizes(
+        out_L - out_LG @ counts_G, out_LG, in_L - in_LG @ counts_G, in_LG, weight_L, extra_L, positions_L,
+        layers=tuple(rows), grouped=frozenset(name for name in rows if _is_grouped(modules.get(name))),
+        out_whole=out_L, in_whole=in_L,
+    )  # fmt: skip
     parameters = sum(p.numel() for p in network.parameters())
     return replace(
         sizes,
@@ -246,5 +296,5 @@ def _shape(network: nn.Module, modules: Mapping[str, nn.Module], name: str) -> t
     return channel_counts(module)[0], 0, 0, len(list(module.parameters(recurse=False)))
 
 
-def _is_grouped(module: nn.Module) -> bool:
+def _is_grouped(module: nn.Module | None) -> bool:
     return isinstance(module, CONVOLUTIONS) and module.groups > 1

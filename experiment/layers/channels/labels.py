@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,30 @@ class Labels:
             else:
                 self._closed.setdefault(key, set()).add(place)
 
+    def passed(self, key: Key, labels: Integers) -> Integers:
+        """The labels behind a side that treats each channel separately, such as BatchNorm's."""
+        return labels
+
+    def filtered(self, key: Key, size: int, labels: Integers, groups: int) -> Integers:
+        """The labels that a layer makes from those that it reads."""
+        return self.made(key, size)
+
+    def added(self, first: int, second: int) -> int:
+        """The label of the sum of two channels, which are united."""
+        self._unite(first - 1, second - 1)
+        return first
+
+    def tie_group(self, channels: Collection[int]) -> None:
+        """Unite the channels of one group of a grouped layer."""
+        self.tie(channels)
+
+    def bare(self, key: Key, labels: Integers) -> None:
+        """Mark labels as those of a bare parameter."""
+
+    def shared(self, key: Key) -> bool:
+        """Whether several channels meet on a side."""
+        return False
+
     def tie(self, channels: Iterable[int]) -> None:
         """Unite all of these."""
         known = list(channels)
@@ -76,9 +100,7 @@ class Labels:
 
     def channels(self) -> Iterator[tuple[Places, str | None, str | None]]:
         """Every channel: its places, why it cannot be removed (None if it can), and the operation where it was lost."""
-        for (name, side), closed in self._closed.items():
-            here = self._at[name, side]
-            self.flag([int(here[p]) for p in closed if here[p] >= 0], f"'{name}' also reads something else there")
+        self._flag_closed()
         reasons, notes = self._by_root(self._reasons), self._by_root(self._notes)
         found: dict[int, Places] = {}
         for key, here in self._at.items():
@@ -87,6 +109,11 @@ class Labels:
                     found.setdefault(self._root(channel), {}).setdefault(key, []).append(position)
         for root, places in found.items():
             yield places, reasons.get(root), notes.get(root)
+
+    def _flag_closed(self) -> None:
+        for (name, side), closed in self._closed.items():
+            here = self._at[name, side]
+            self.flag([int(here[p]) for p in closed if here[p] >= 0], f"'{name}' also reads something else there")
 
     def _by_root(self, texts: dict[int, str]) -> dict[int, str]:
         found: dict[int, str] = {}

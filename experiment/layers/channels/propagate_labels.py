@@ -38,6 +38,7 @@ _MOVES = frozenset({
     "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d", "im2col", "repeat_interleave",
     "index_put_", "index_copy_", "scatter_", "masked_select", "split_with_sizes_copy", "tril", "triu",
 })  # fmt: skip
+_SUMS = frozenset({"add", "sub", "rsub"})
 _PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}  # positions of the two factors among the arguments
 
 
@@ -142,7 +143,7 @@ class LabelledPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._write(op.written[0], torch.zeros_like(parts[0]))
         elif torch.Tag.pointwise in op.func.tags or (op.written and name.endswith("_")):
             for tensor in made:
-                self._write(tensor, self._follower.combined(parts))
+                self._write(tensor, self._follower.combined(parts, added=name.rstrip("_") in _SUMS))
         else:
             self._other(op, parts)
 

@@ -28,6 +28,7 @@ from experiment.layers.channels.channel_axes import (
 )
 from experiment.layers.channels.masked_norms import normalise_over, normalise_over_all
 from experiment.layers.channels.module_numbers import set_numbers
+from experiment.layers.channels.streams import constants_of, join_streams
 from experiment.layers.plan import Kept
 
 Indices = tuple[int, ...] | None
@@ -44,12 +45,14 @@ def slice_channels(network: nn.Module, kept: Mapping[str, Kept]) -> None:
     Args:
         kept: module name -> indices that stay, and the module's own numbers that change. A layer with channel groups
             (grouped convolution, GroupNorm) loses whole groups only; a module with one channel dimension (BatchNorm,
-            PReLU) uses `out`, and so does a bare parameter, under its own name.
+            PReLU) uses `out`, and so does a bare parameter, under its own name. `made` and `taken` join it to streams.
     Raises: CompressionError: a module cannot be sliced, or not to these channels.
     """
     shared: dict[tuple[int, Cuts], Tensor] = {}
+    selections = list(_selections(network, kept))
+    join_streams(network, kept)
     with torch.no_grad():
-        for selection in _selections(network, kept):
+        for selection in selections:
             for name, tensor in selection.tensors.items():
                 key = (id(tensor), selection.cuts(tensor))
                 if not key[1]:
@@ -81,6 +84,8 @@ def unslice(compressed: nn.Module, network: nn.Module, kept: Mapping[str, Kept])
                     _embed(source[own], tensor, cuts[id(module), own], _fill_value(own))
                 else:
                     tensor.copy_(source[own])
+        for name, channels, constants in constants_of(compressed, kept):
+            network.get_submodule(name).get_parameter("bias")[channels] = constants
     _normalise_over_kept(network, kept)
 
 

@@ -7,7 +7,7 @@ channels that each group keeps (`CountChannels`). Each group keeps its channels 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 import numpy as np
@@ -19,7 +19,7 @@ from experiment.inputs import Inputs, batch_size, moved_like, same_form
 from experiment.layers.build import build, slice_mask, write_whole
 from experiment.layers.channels.channel_axes import filters_of
 from experiment.layers.channels.find_groups import channel_groups
-from experiment.layers.channels.fold_constants import Folded, fold_constants, fold_means
+from experiment.layers.channels.fold_constants import Folded, fold_constants, fold_means, readers_of_removed
 from experiment.layers.channels.group_data import (
     ChannelGroup,
     Integers,
@@ -51,6 +51,7 @@ class Channels:
         sizes: the size of the network as a function of the groups' channel counts.
         layers: layer name -> number of its output channels in the original network.
         work: name of a layer's weight -> multiply-adds per sample of each of its elements.
+        constant: modules of which channels that are removed from a sum leave a constant.
     """
 
     state: State
@@ -60,17 +61,27 @@ class Channels:
     sizes: Sizes
     layers: Mapping[str, int]
     work: Mapping[str, int]
+    constant: frozenset[str] = frozenset()
+
+    def kept(self, chosen: Sequence[Sequence[int]]) -> dict[str, Kept]:
+        """What stays of every module if groups keep the `chosen` channels."""
+        kept = kept_of(self.groups, chosen)
+        constant = {name for name in self.constant & kept.keys() if kept[name].made is not None}
+        return kept | {name: replace(kept[name], constants=True) for name in constant}
 
     def size(self, chosen: Sequence[Sequence[int]], quantity: Quantity) -> int:
         """Unmasked parameters or multiply-adds of the network if groups keep the `chosen` channels."""
         counts, flops = [len(channels) for channels in chosen], quantity == "flops"
+        shared = any(group.streams for group in self.groups)  # then counts do not tell which channels meet
+        kept = self.kept(chosen) if shared or self.state.masks else {}
         masked = 0
-        if self.state.masks:
-            kept = kept_of(self.groups, chosen)
-            for name, mask in self.state.masks.items():
-                each = self.work.get(name, 0) if flops else 1
-                masked += each * int((~slice_mask(mask, kept, name)).sum())
-        return (self.sizes.flops_of(counts) if flops else self.sizes.parameters_of(counts)) - masked
+        for name, mask in self.state.masks.items():
+            each = self.work.get(name, 0) if flops else 1
+            masked += each * int((~slice_mask(mask, kept, name)).sum())
+        if flops:
+            return self.sizes.flops_of(counts, kept if shared else None) - masked
+        constants = sum(sides.num_constants for sides in kept.values())
+        return self.sizes.parameters_of(counts, kept if shared else None) + constants - masked
 
     def orders(self, scores: Sequence[Tensor]) -> list[tuple[int, ...]]:
         """For each group the remaining channels by decreasing score, ties in order."""
@@ -79,7 +90,7 @@ class Channels:
 
     def plan(self, chosen: Sequence[Sequence[int]]) -> Plan:
         """The plan that keeps these channels of every group."""
-        kept = kept_of(self.groups, chosen)
+        kept = self.kept(chosen)
         details: dict[str, dict[str, Detail]] = {}
         for name, channels in self.layers.items():
             out = kept.get(name, Kept()).out
@@ -130,7 +141,7 @@ class FilterMethod:
         Raises: ConfigError: a pattern of `ignore` names no layer. CompressionError: the network cannot be traced, or
             the calibration data that the method or `fold` needs are missing.
         """
-        channels = trace_channels(state, self.settings.ignore, self.label, calibration)
+        channels = trace_channels(state, self.settings, self.label, calibration)
         if (self.settings.fold == "mean" or self.settings.refit) and not has_data(calibration):
             what = "fold 'mean'" if self.settings.fold == "mean" else "refit"
             raise CompressionError(f"{self.label} with {what} needs calibration data. {GIVE_DATA}")
@@ -158,7 +169,7 @@ class FilterMethod:
         if self.settings.refit and plan.kept != analysis.filters.state.kept:
             assert inputs is not None
             refit(
-                built, state.network, _readers(built, plan), inputs, seed=0,
+                built, state.network, _readers(built, plan, groups), inputs, seed=0,
                 kept=plan.kept, folded=folded, intercepts=self.settings.fold == "mean",
             )  # fmt: skip
 
@@ -179,9 +190,9 @@ def finite_parameter(network: nn.Module, layer: str) -> Tensor:
     return weight.cpu().double()
 
 
-def _readers(built: nn.Module, plan: Plan) -> list[str]:
-    """The layers that lost input channels and can be fitted, that is, are neither grouped nor masked."""
-    names = [name for name, sides in plan.kept.items() if sides.inputs is not None]
+def _readers(built: nn.Module, plan: Plan, groups: Sequence[ChannelGroup]) -> list[str]:
+    """The layers whose inputs lost channels and can be fitted, that is, are neither grouped nor masked."""
+    names = readers_of_removed(built, groups, plan.kept)
     layers = {name: built.get_submodule(name) for name in names if parameter_name(name) not in plan.masks}
     return [name for name, layer in layers.items() if is_matrix(layer)]
 
@@ -191,17 +202,22 @@ def is_matrix(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
 
 
-def trace_channels(state: State, ignore: Sequence[str], label: str, calibration: Calibration | None = None) -> Channels:
+def trace_channels(
+    state: State, settings: FilterSettings, label: str, calibration: Calibration | None = None
+) -> Channels:
     """Trace a state's channels, also on calibration inputs of the example's shape.
+
+    Layers of a sum that have once lost channels alone are never coupled again.
 
     Raises: ConfigError: a pattern of `ignore` names no layer.
     """
+    apart = any(sides.made is not None or sides.taken is not None for sides in state.kept.values())
     more = [] if state.samples is None else [state.samples]
     if has_data(calibration) and same_form(calibration.inputs, state.example):
         more.append(moved_like(calibration.inputs, state.example))
-    groups = channel_groups(state.network, state.example, more)
+    groups = channel_groups(state.network, state.example, more, coupled=settings.coupled and not apart)
     layers = trace_layers(state.network, state.example, WEIGHT_LAYERS)
-    ignored = matching(ignore, layers, label)
+    ignored = matching(settings.ignore, layers, label)
     counted = count(state.network, state.example)
     return Channels(
         state,
@@ -214,7 +230,16 @@ def trace_channels(state: State, ignore: Sequence[str], label: str, calibration:
             parameter_name(name): layer.flops // stored(state.network.get_submodule(name), "weight").numel()
             for name, layer in counted.layers.items()
         },
+        _constant(state, groups, settings),
     )
+
+
+def _constant(state: State, groups: Sequence[ChannelGroup], settings: FilterSettings) -> frozenset[str]:
+    """The modules of which channels that are removed from a sum leave a constant: with a bias, which `fold` sets."""
+    ends = {side.module for group in groups for side in group.streams if side.side == "made"}
+    biased = {name for name in ends if getattr(state.network.get_submodule(name), "bias", None) is not None}
+    before = {name for name, sides in state.kept.items() if sides.constants}
+    return frozenset(biased if settings.fold != "none" else biased & before)
 
 
 def _sizes(state: State, groups: Sequence[ChannelGroup], whole: Count) -> Sizes:

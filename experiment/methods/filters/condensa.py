@@ -51,7 +51,9 @@ def structure_prune(settings: StructurePruneSettings) -> FilterMethod:
 
 def _method(settings: StructurePruneSettings, label: str, kinds: Kinds) -> FilterMethod:
     fold: Fold = "constant" if settings.fold == "none" and not settings.prune_bias else settings.fold
-    filters = FilterSettings(fold=fold, ignore=settings.ignore, round_to=settings.align, refit=settings.refit)
+    filters = FilterSettings(
+        fold=fold, ignore=settings.ignore, round_to=settings.align, refit=settings.refit, coupled=settings.coupled
+    )
     return FilterMethod(filters, label, _score(settings.criteria), _CountUnits(settings, label, kinds).counts)
 
 

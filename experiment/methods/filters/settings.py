@@ -23,12 +23,18 @@ class FilterSettings:
         round_to: channel counts are multiples of this, at least 1; many devices are faster with 8 or 16.
         refit: fit the layers that read removed channels, layer after layer, to what the network before compression
             computes on the calibration data; with `fold: mean`, their biases too.
+        coupled: whether layers that are added, such as those at the end of residual blocks, only lose the same
+            channels together. If false, each loses filters alone: it computes those that are left and puts them in
+            their places in the sum; a layer that reads the sum loses a channel when all layers that feed it have. Then
+            `fold` also keeps the constant (`constant`, `mean`) that a removed filter added to the sum: one parameter
+            for each. Several layers that feed one channel rank it alike where only its readers count (PFP, ThiNet).
     """
 
     fold: Fold = "none"
     ignore: tuple[str, ...] = ()
     round_to: Positive = 1
     refit: bool = False
+    coupled: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +82,13 @@ class StructurePruneSettings(UnitSettings):
             its output with a zero filter; `mean`, its mean on the calibration data; `none`, nothing.
         refit: fit the layers that read removed channels to what the network before compression computes on the
             calibration data.
+        coupled: whether layers that are added only lose the same channels together; see `FilterSettings`.
     """
 
     prune_bias: bool = True
     fold: Fold = "none"
     refit: bool = False
+    coupled: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,7 +144,7 @@ def test_every_prefix_of_a_small_order() -> None:
         nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)),
         torch.ones(1, 2),
     )
-    filters = trace_channels(State(network, example), (), "test")
+    filters = trace_channels(State(network, example), FilterSettings(), "test")
     scores = [torch.tensor([5.0, 1, 9, 3, 7]), torch.tensor([8.0, 2, 6, 4]), torch.zeros(2)]
     join = [(0, 7.0), (1, 6.0), (0, 5.0), (1, 4.0), (0, 3.0), (1, 2.0), (0, 1.0)]  # after the best of each: 9 and 8
     prefixes = [[1 + sum(g == group for g, _ in join[:k]) for group in (0, 1)] + [2] for k in range(len(join) + 1)]
@@ -161,7 +161,7 @@ def test_equal_steps_join_in_the_order_of_the_network() -> None:
     network = nn.Sequential(
         nn.Linear(1, 3, bias=False), nn.ReLU(), nn.Linear(3, 3, bias=False), nn.ReLU(), nn.Linear(3, 1)
     )
-    filters = trace_channels(State(network, torch.ones(1, 1)), (), "test")
+    filters = trace_channels(State(network, torch.ones(1, 1)), FilterSettings(), "test")
     scores = [torch.full((n,), 0.1) for n in (3, 3, 1)]  # whose means in steps differ by rounding
     sizes = {counts: counts[0] + counts[0] * counts[1] + counts[1] + 1 for counts in itertools.product((2, 3), (2, 3))}
     counts = longest_prefix(filters, scores, Budget("parameters", sizes[(3, 2)], 16), 2)

@@ -1,0 +1,164 @@
+"""Layers in a stream: what a layer makes is put in its places among more channels, and it takes some of them only.
+
+The tensors of a stream, such as a residual one, have all channels that any of the layers that are added to it makes.
+Both are hooks of the layer itself, so that it keeps its name and its class, and observers of the layer see its own
+channels alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from experiment.errors import CompressionError
+from experiment.layers.channels.channel_axes import CHANNEL_MAKERS, LAYER_NORMS, PLAIN_NORMS, channel_dim
+from experiment.layers.plan import Kept
+
+PLACES, READS, CONSTANTS = "stream_places", "stream_reads", "stream_constants"  # buffers, and a parameter
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Which dimension of a module's input or output is its channels.
+
+    Args:
+        width: their number there. dim: the dimension; None: 1 if it has that many elements, else the last one.
+    """
+
+    width: int
+    dim: int | None
+
+    def of(self, x: Tensor) -> int:
+        """The dimension, from 0."""
+        if self.dim is not None:
+            return self.dim % x.dim()
+        return 1 if x.shape[1] == self.width and (x.dim() == 4 or x.shape[-1] != self.width) else x.dim() - 1
+
+
+@dataclass(frozen=True)
+class PutInPlaces:
+    """A forward hook: the module's channels at their places among those of the stream; zeros, or constants, elsewhere.
+
+    Args:
+        axis: where the channels are.
+    """
+
+    axis: Axis
+
+    def __call__(self, module: nn.Module, args: object, output: Tensor) -> Tensor:
+        """The tensor of the stream's width. A place is an index into the channels and, behind them, the others."""
+        constants: Tensor | None = getattr(module, CONSTANTS, None)
+        dim = self.axis.of(output)
+        if constants is None:
+            wide = functional.pad(output, [0, 0] * (output.dim() - 1 - dim) + [0, 1])
+        else:
+            shape, single = list(output.shape), [1] * output.dim()
+            shape[dim] = single[dim] = len(constants)
+            wide = torch.cat([output, constants.to(output.dtype).view(single).expand(shape)], dim)
+        return wide.index_select(dim, _indices(module, PLACES, output))
+
+
+@dataclass(frozen=True)
+class Take:
+    """A forward pre-hook: the channels of a stream that the module reads."""
+
+    axis: Axis
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The arguments, with the first one narrowed."""
+        name = next(iter(named), "")
+        x = args[0] if args else named[name]
+        part = x.index_select(self.axis.of(x), _indices(module, READS, x))
+        return ((part, *args[1:]), named) if args else (args, {**named, name: part})
+
+
+def join_streams(network: nn.Module, kept: Mapping[str, Kept]) -> None:
+    """Make sliced modules, in place, put channels in their places and take those that they read, as `kept` says.
+
+    The constants are the modules' present biases.
+
+    Raises: CompressionError: the tensor of a stream lacks channels of the module, or it has no bias for constants.
+    """
+    for name, sides in kept.items():
+        if sides.made is None and sides.taken is None:
+            continue
+        module = network.get_submodule(name)
+        dim = _dim(module)
+        if sides.made is not None:
+            own = _within(name, sides.out, sides.made)
+            others = [place for place in range(len(sides.made)) if place not in set(own)]
+            if sides.constants:
+                _add_constants(name, module, [sides.made[place] for place in others])
+            order = [0] * len(sides.made)
+            for i, place in enumerate([*own, *others]):
+                order[place] = i if sides.constants else min(i, len(own))
+            _set_indices(module, PLACES, order)
+            module.register_forward_hook(PutInPlaces(Axis(len(own), dim)))
+        if sides.taken is not None:
+            read = _within(name, sides.out if sides.inputs is None else sides.inputs, sides.taken)
+            _set_indices(module, READS, read)
+            module.register_forward_pre_hook(Take(Axis(len(sides.taken), dim)), with_kwargs=True)
+
+
+def move_streams(layer: nn.Module, replacement: nn.Module) -> None:
+    """Make what replaces a layer join the same streams, in place."""
+    for own in (PLACES, READS):
+        if own in layer._buffers:
+            replacement.register_buffer(own, layer.get_buffer(own), persistent=False)
+    if CONSTANTS in layer._parameters:
+        replacement.register_parameter(CONSTANTS, layer.get_parameter(CONSTANTS))
+    for hook in layer._forward_hooks.values():
+        if isinstance(hook, PutInPlaces):
+            replacement.register_forward_hook(hook)
+    for before in layer._forward_pre_hooks.values():
+        if isinstance(before, Take):
+            replacement.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def constants_of(network: nn.Module, kept: Mapping[str, Kept]) -> Iterator[tuple[str, list[int], Tensor]]:
+    """The layers with constants: name, the channels in their places in the whole layer, the constants."""
+    for name, sides in kept.items():
+        if sides.num_constants:
+            others = sorted(set(sides.made or ()) - set(sides.out or ()))
+            yield name, others, network.get_submodule(name).get_parameter(CONSTANTS)
+
+
+def _add_constants(name: str, module: nn.Module, channels: Sequence[int]) -> None:
+    """Keep what the removed `channels` of a module, which is about to be sliced, have as a bias."""
+    bias = getattr(module, "bias", None)
+    if not isinstance(bias, Tensor):
+        raise CompressionError(f"{name}: its removed channels cannot be constants, since it has no bias.")
+    with torch.no_grad():
+        values = bias.detach()[torch.tensor(channels, device=bias.device)]
+    module.register_parameter(CONSTANTS, nn.Parameter(values, requires_grad=bias.requires_grad))
+
+
+def _within(name: str, own: Sequence[int] | None, stream: Sequence[int]) -> list[int]:
+    """The places of a module's channels among those of the stream."""
+    places = {channel: place for place, channel in enumerate(stream)}
+    if own is None or not places.keys() > set(own):
+        raise CompressionError(f"{name}: the channels of its stream must contain those that stay, and more.")
+    return [places[channel] for channel in own]
+
+
+def _set_indices(module: nn.Module, name: str, indices: Sequence[int]) -> None:
+    """Hold indices with the module: not in the state_dict, but real even while the weights are on `meta`."""
+    device = next((p.device for p in module.parameters() if not p.is_meta), torch.device("cpu"))
+    module.register_buffer(name, torch.tensor(indices, device=device), persistent=False)
+
+
+def _indices(module: nn.Module, name: str, x: Tensor) -> Tensor:
+    indices = module.get_buffer(name)
+    return indices if indices.device == x.device else indices.to(x.device)
+
+
+def _dim(module: nn.Module) -> int | None:
+    """The dimension of channels; None where it depends on the input."""
+    if isinstance(module, (*CHANNEL_MAKERS, *PLAIN_NORMS, nn.GroupNorm, nn.PReLU)) or type(module) in LAYER_NORMS:
+        return channel_dim(module, torch.empty(0))
+    return None
