@@ -20,6 +20,7 @@ from experiment.layers.masks import add_masks, bake_masks, stored, write_paramet
 from experiment.layers.plan import Kept, Plan, State
 from experiment.layers.quantized_weights import add_quantized
 from experiment.layers.residual_blocks import inside, silence
+from experiment.layers.skipped_blocks import Skipped, ZeroBranch
 from experiment.layers.unfused.replace import unfused
 
 
@@ -40,7 +41,9 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
         for name, factors in plan.factors.items()
         if name not in plan.kept
     }
-    memo |= {id(modules[name]): nn.Identity() for name in plan.skipped}
+    for name in plan.skipped:
+        block = modules[name]
+        memo[id(block)] = ZeroBranch(block, plan.branches[name]) if name in plan.branches else Skipped(block)
     built = copy.deepcopy(network, memo)
     _add_biases(built, plan.biases)
     slice_channels(built, plan.kept)
@@ -103,7 +106,9 @@ def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Inpu
         for name in plan.skipped:
             silence(network.get_submodule(name))
     masks = {name: mask for name, mask in plan.masks.items() if not plan.masks_factor(name)}
-    return State(network.eval(), example, masks, dict(plan.kept), biases, plan.skipped, unfused=plan.unfused)
+    return State(
+        network.eval(), example, masks, dict(plan.kept), biases, plan.skipped, plan.branches, unfused=plan.unfused
+    )
 
 
 def sliced_copy(network: nn.Module, kept: Mapping[str, Kept]) -> nn.Module:
