@@ -139,7 +139,7 @@ def unslice_mask(mask: Tensor, shape: torch.Size, kept: Mapping[str, Kept], name
 def _cuts(kept: Mapping[str, Kept], name: str, shape: torch.Size) -> list[tuple[int, tuple[int, ...]]]:
     """The dimensions that lose indices; a grouped layer's columns are those of one group and stay with it."""
     if name in kept:  # a bare parameter
-        pairs = ((parameter_dim(shape), kept[name].out),)
+        pairs: Sequence[tuple[int | None, tuple[int, ...] | None]] = ((parameter_dim(shape), kept[name].out),)
     else:
         sides = kept.get(name.rpartition(".")[0], Kept())
         swapped = sides.swapped and len(shape) > 1
