@@ -132,8 +132,8 @@ def _check_fit(name: str, network: nn.Module, input_shape: tuple[int, ...], outp
         raise
     except Exception as error:  # as above
         raise ConfigError(
-            f"network '{name}': fails for inputs {_shape(input_shape)}: {type(error).__name__}: {error}"
-            f"{raised_at(error)}. Choose another network, or change the inputs (transformsTrain, transformsTest)."
+            f"network '{name}': fails for inputs {_shape(input_shape)}: {type(error).__name__}: "
+            f"{str(error).rstrip('.')}{raised_at(error)}. Choose another network, or change the inputs (transformsTrain, transformsTest)."
         ) from error
     output = scored(returned) if output_tensors(returned) else None
     if output is None or output.shape != (2, output_size):

@@ -61,6 +61,9 @@ def main() -> int:
     if options.list:
         print("\n".join(names))
         return 0
+    if not names:
+        print(f"no network matches {' '.join(options.only)}; --list names them", file=sys.stderr)
+        return 2
     done = read(options.csv)
     rows = list(done.values())
     with ThreadPoolExecutor(options.jobs) as pool:
