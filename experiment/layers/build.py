@@ -21,6 +21,7 @@ from experiment.layers.masks import add_masks, bake_masks, stored, write_paramet
 from experiment.layers.plan import Factors, Kept, Plan, State
 from experiment.layers.quantized_weights import add_quantized
 from experiment.layers.residual_blocks import inside, silence
+from experiment.layers.skipped_blocks import Skipped, ZeroBranch
 from experiment.layers.unfused.replace import unfused
 
 
@@ -36,7 +37,9 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
     _check(network, plan)
     # deepcopy takes replacements from its memo: factors appear wherever the layer does, without a copy of its weight
     memo = _replacements(network, {n: factors for n, factors in plan.factors.items() if n not in plan.kept})
-    memo |= {id(network.get_submodule(name)): nn.Identity() for name in plan.skipped}
+    for name in plan.skipped:
+        block = network.get_submodule(name)
+        memo[id(block)] = ZeroBranch(block, plan.branches[name]) if name in plan.branches else Skipped(block)
     built = copy.deepcopy(network, memo)
     _add_biases(built, plan.biases)
     slice_channels(built, plan.kept)
@@ -96,7 +99,9 @@ def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Inpu
         for name in plan.skipped:
             silence(network.get_submodule(name))
     masks = {name: mask for name, mask in plan.masks.items() if not plan.masks_factor(name)}
-    return State(network.eval(), example, masks, dict(plan.kept), biases, plan.skipped, unfused=plan.unfused)
+    return State(
+        network.eval(), example, masks, dict(plan.kept), biases, plan.skipped, plan.branches, unfused=plan.unfused
+    )
 
 
 def sliced_copy(network: nn.Module, kept: Mapping[str, Kept]) -> nn.Module:
@@ -127,7 +132,7 @@ def unslice_mask(mask: Tensor, shape: torch.Size, kept: Mapping[str, Kept], name
 def _cuts(kept: Mapping[str, Kept], name: str, shape: torch.Size) -> list[tuple[int, tuple[int, ...]]]:
     """The dimensions that lose indices; a grouped layer's columns are those of one group and stay with it."""
     if name in kept:  # a bare parameter
-        pairs: tuple[tuple[int | None, tuple[int, ...] | None], ...] = ((parameter_dim(shape), kept[name].out),)
+        pairs: Sequence[tuple[int | None, tuple[int, ...] | None]] = ((parameter_dim(shape), kept[name].out),)
     else:
         sides = kept.get(name.rpartition(".")[0], Kept())
         swapped = sides.swapped and len(shape) > 1
