@@ -46,7 +46,7 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
         built = copy.deepcopy(
             built, {id(layer): make_layer(layer, plan.factors[name]) for name, layer in sliced.items()}
         )
-    add_masks(built, {name: slice_mask(mask, plan.kept, name) for name, mask in plan.masks.items()})
+    add_masks(built, {name: slice_mask(mask, plan.kept, name) for name, mask in plan.masks.items()}, copied=False)
     add_quantized(built, plan.quantized)
     _leave_fast_path(built, plan)
     return built

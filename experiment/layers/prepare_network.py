@@ -28,7 +28,8 @@ from experiment.errors import CompressionError, kind_of
 from experiment.layers.forward_pass import evaluating
 from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import named_masks
-from experiment.layers.quantized_weights import own_class
+from experiment.layers.quantized_weights import make_plain
+from experiment.layers.read_parameters import is_matrix
 
 PREFIXES = ("_orig_mod.", "module.")  # what wrappers put before the names in a state_dict
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
@@ -65,7 +66,7 @@ def prepared(network: nn.Module) -> Prepared:
                 masks[f"{name}.{parameter}" if name else parameter] = module.get_buffer(f"{parameter}_mask") != 0
             _make_parameter(module, parameter, how)
     modules = dict(plain.named_modules())
-    masks = {name: mask for name, mask in masks.items() if isinstance(modules[name.rpartition(".")[0]], _MASKABLE)}
+    masks = {n: m for n, m in masks.items() if is_matrix(m) or isinstance(modules[n.rpartition(".")[0]], _MASKABLE)}
     return Prepared(plain, masks)
 
 
@@ -217,11 +218,10 @@ def _make_parameter(module: nn.Module, name: str, how: object) -> None:
     elif isinstance(how, SpectralNorm):
         remove_spectral_norm(module, name)
     else:
-        own_class(module)
         chains = module.parametrizations
         assert isinstance(chains, nn.ModuleDict)
         originals = list(chains[name].parameters(recurse=False))
-        parametrize.remove_parametrizations(module, name)
+        make_plain(module, name)
         if originals and name in module._buffers:  # torch leaves a buffer if it was made of several parameters
             value = module.get_buffer(name).detach().clone()
             delattr(module, name)

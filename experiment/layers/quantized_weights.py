@@ -125,6 +125,14 @@ def own_class(module: nn.Module) -> None:
     module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
 
 
+def make_plain(module: nn.Module, name: str) -> None:
+    """Make a parametrized tensor a parameter of its present value, in place."""
+    own_class(module)
+    parametrize.remove_parametrizations(module, name)
+    if isinstance(module, nn.RNNBase) and not parametrize.is_parametrized(module):
+        module._init_flat_weights()  # the list that it computes with
+
+
 def _quantize(layer: nn.Module, dtype: str) -> None:
     if parametrize.is_parametrized(layer):
         own_class(layer)
