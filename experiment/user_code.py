@@ -33,9 +33,17 @@ from experiment.errors import ConfigError
 
 IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 OURS = __name__.partition(".")[0]
+EXTRAS = {"transformers": "hf", "tokenizers": "hf", "safetensors": "hf", "timm": "timm"}  # module -> extra that has it
 
 _KINDS = ((SourceFileLoader, SOURCE_SUFFIXES), (ExtensionFileLoader, EXTENSION_SUFFIXES))
 _imported: dict[str, str] = {}  # module -> hash of its source when this process imported it
+
+
+def missing_module(module: str) -> str:
+    """The error about a module that cannot be found."""
+    if module.partition(".")[0] in EXTRAS:
+        return f"'{module}' is not installed: pip install '{OURS}[{EXTRAS[module.partition('.')[0]]}]'."
+    return f"cannot find the module '{module}'. Is it installed, or in the working directory?"
 
 
 def find_own_code() -> None:
@@ -64,7 +72,7 @@ def sources_of(module: str) -> dict[str, Path]:
     importlib.invalidate_caches()  # a file may be new
     own = _file(module)
     if own is None:
-        raise ConfigError(f"cannot find the module '{module}'. Is it installed, or in the working directory?")
+        raise ConfigError(missing_module(module))
     top, home = module.partition(".")[0], _home(module)
     found = {module: own} if home is None else {}
     waiting = [] if home is None else list(_with_parents(module))

@@ -184,7 +184,7 @@ def compress_many(
     whole = prepared(net)
     example = mapped(as_inputs(example), Tensor.detach)
     others = take(example, slice(1, None)) if batch_size(example) > 1 else None
-    state = State(whole.network, first(example), whole.masks, samples=others)
+    state = State(whole.network, first(example), whole.masks, samples=others, unfused=whole.unfused)
     original = _count_original(state)
     calibration = calibration_of(data)
     if calibration is not None:

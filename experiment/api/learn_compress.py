@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from experiment.config.error_messages import expectation
 from experiment.datasets.image_data import Batch, count_batches
 from experiment.datasets.python_samples import PairData
 from experiment.errors import CompressionError, ConfigError, DataError
-from experiment.layers.prepare_network import plain_copy
+from experiment.layers.prepare_network import prepared, with_parameters
 from experiment.lc.optimizer import LCOptimizer, digest
 from experiment.lc.projection import FunctionProjection, MethodProjection, Projection
 from experiment.measure import count
@@ -111,10 +112,13 @@ class LC:
         train_data = PairData("train", train, torch.device(device))
         valid_data = PairData("valid", valid, torch.device(device))
         example = valid_data.first(1)[0]
-        network = plain_copy(network).to(device).eval()
+        plain = with_parameters(network) if not isinstance(scheme, str) else prepared(network)
+        network = copy.deepcopy(plain.network).to(device).eval()  # a pair of functions knows the modules as they are
         samples = {part.name: part.some(COMPARED) for part in (train_data, valid_data)}
         _check_targets(samples, network, training)
-        project, about = _projection(network, scheme, keep, budget, dict(settings or {}), valid_data, example, seed)
+        project, about = _projection(
+            network, scheme, keep, budget, dict(settings or {}), valid_data, example, seed, plain.unfused
+        )  # fmt: skip
         if checkpoint is not None:
             about += (*(digest({"x": x, "y": y}) for x, y in samples.values()), *_results_of(project, network))
         self._show_progress, self._label = progress, scheme if isinstance(scheme, str) else "your functions"
@@ -177,6 +181,7 @@ def _projection(
     valid: PairData,
     example: Tensor,
     seed: int,
+    unfused: Mapping[str, str],
 ) -> tuple[Projection, tuple[object, ...]]:
     """The compression, and the values that identify it."""
     if not isinstance(scheme, str):
@@ -199,6 +204,7 @@ def _projection(
         count(network, example),
         calibration,
         ("method", seed),
+        unfused=unfused,
     )
     return projection, (spec.entry.label, spec.entry.version, spec.settings, keep, budget)
 

@@ -1,6 +1,6 @@
 """From a plan to the structure that it describes, and from a compressed network back to dense weights.
 
-The parts of a plan are applied in one order: biases, channels, factors, masks, quantization.
+The parts of a plan are applied in one order: unfused modules, biases, channels, factors, masks, quantization.
 """
 
 from __future__ import annotations
@@ -13,22 +13,25 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError
 from experiment.inputs import Inputs
+from experiment.layers.channels.channel_axes import parameter_dim
 from experiment.layers.channels.slicing import slice_channels, unslice
 from experiment.layers.factored_layers import make_layer, product
 from experiment.layers.masks import add_masks, bake_masks, stored, write_parameter
 from experiment.layers.plan import Kept, Plan, State
 from experiment.layers.quantized_weights import add_quantized
 from experiment.layers.residual_blocks import inside, silence
+from experiment.layers.unfused.replace import unfused
 
 
 def build(network: nn.Module, plan: Plan) -> nn.Module:
     """The compressed structure, on the network's device (`meta` included); layers left whole keep their weights.
 
     Args:
-        network: the original network; not modified.
+        network: the original network, or the same with the plan's modules unfused; not modified.
 
     Raises: CompressionError: the plan contradicts itself or does not belong to this network.
     """
+    network = unfused(network, plan.unfused)
     _check(network, plan)
     modules = dict(network.named_modules())
     # deepcopy takes replacements from its memo: factors appear wherever the layer does, without a copy of its weight
@@ -48,7 +51,6 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
         )
     add_masks(built, {name: slice_mask(mask, plan.kept, name) for name, mask in plan.masks.items()}, copied=False)
     add_quantized(built, plan.quantized)
-    _leave_fast_path(built, plan)
     return built
 
 
@@ -70,7 +72,7 @@ def write_whole(built: nn.Module, network: nn.Module, plan: Plan) -> None:
 
 
 def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Inputs) -> State:
-    """The inverse of `build`: a compressed network's weights on the original architecture, with the same outputs.
+    """The inverse of `build`: a compressed network's weights on the original architecture, unfused, with equal outputs.
 
     Rounded weights stay rounded, factors become their product, removed channels and skipped blocks become zeros. Masks,
     channels and blocks become part of the state. A layer gains a bias if it has one only in the compressed network.
@@ -83,7 +85,7 @@ def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Inpu
     """
     plain = bake_masks(compressed) if plan.masks or plan.quantized else compressed
     sources = dict(plain.named_modules())
-    network = copy.deepcopy(original)
+    network = copy.deepcopy(unfused(original, plan.unfused))
     biases = _gained_biases(network, sources, plan)
     _add_biases(network, biases)
     dense = sliced_copy(network, plan.kept)
@@ -97,14 +99,11 @@ def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Inpu
             else:
                 _write(module, _tensors(sources[name]))
         if plan.kept:
-            whole = {n: m for n, m in network.named_modules() if n not in plan.kept}
-            for name, module in whole.items():
-                _write(module, _tensors(dense.get_submodule(name)))
             unslice(dense, network, plan.kept)
         for name in plan.skipped:
             silence(network.get_submodule(name))
     masks = {name: mask for name, mask in plan.masks.items() if not plan.masks_factor(name)}
-    return State(network.eval(), example, masks, dict(plan.kept), biases, plan.skipped)
+    return State(network.eval(), example, masks, dict(plan.kept), biases, plan.skipped, unfused=plan.unfused)
 
 
 def sliced_copy(network: nn.Module, kept: Mapping[str, Kept]) -> nn.Module:
@@ -134,15 +133,23 @@ def unslice_mask(mask: Tensor, shape: torch.Size, kept: Mapping[str, Kept], name
 
 def _cuts(kept: Mapping[str, Kept], name: str, shape: torch.Size) -> list[tuple[int, tuple[int, ...]]]:
     """The dimensions that lose indices; a grouped layer's columns are those of one group and stay with it."""
-    sides = kept.get(name.rpartition(".")[0], Kept())
-    pairs = ((0, sides.out), (1, sides.inputs))
-    return [(dim, i) for dim, i in pairs if i is not None and dim < len(shape) and i[-1] < shape[dim]]
+    if name in kept:  # a bare parameter
+        pairs = ((parameter_dim(shape), kept[name].out),)
+    else:
+        sides = kept.get(name.rpartition(".")[0], Kept())
+        swapped = sides.swapped and len(shape) > 1
+        pairs = ((1, sides.out), (0, sides.inputs)) if swapped else ((0, sides.out), (1, sides.inputs))
+    return [
+        (dim, i) for dim, i in pairs if dim is not None and i is not None and dim < len(shape) and i[-1] < shape[dim]
+    ]
 
 
 def _check(network: nn.Module, plan: Plan) -> None:
     modules = dict(network.named_modules())
+    parameters = dict(network.named_parameters(remove_duplicate=False))
     masked = [name.rpartition(".")[0] for name in plan.masks if not plan.masks_factor(name)]
-    named = (*plan.factors, *plan.kept, *plan.biases, *plan.quantized, *masked)
+    channels = [name for name in plan.kept if name not in parameters]
+    named = (*plan.factors, *channels, *plan.biases, *plan.quantized, *masked)
     unknown = [name for name in (*named, *plan.skipped) if name not in modules]
     if unknown:
         raise CompressionError(f"the plan belongs to another network: this one has no {', '.join(map(repr, unknown))}.")
@@ -179,17 +186,6 @@ def _gained_biases(original: nn.Module, sources: Mapping[str, nn.Module], plan: 
             if "bias" in _tensors(source):
                 gained.append(name)
     return tuple(gained)
-
-
-def _leave_fast_path(built: nn.Module, plan: Plan) -> None:
-    """Keep torch's transformer layers from reading the weights of decomposed layers directly.
-
-    In eval mode they pass their weights to a fused kernel, unless it does not know their activation.
-    """
-    for name, module in built.named_modules():
-        prefix = f"{name}." if name else ""
-        if isinstance(module, nn.TransformerEncoderLayer) and any(n.startswith(prefix) for n in plan.factors):
-            module.activation_relu_or_gelu = 0
 
 
 def _scaled(tensors: dict[str, Tensor], module: str, plan: Plan) -> dict[str, Tensor]:

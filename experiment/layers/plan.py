@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError, shortened
 from experiment.inputs import Inputs
+from experiment.layers.unfused.replace import unfused
 
 Detail = str | int | float | bool | None
 MOST_LETTERS = 1000  # of a layer's name
@@ -53,10 +54,26 @@ class Factors:
 
 @dataclass(frozen=True)
 class Kept:
-    """The output and input channels of a module to keep, in order; None for all."""
+    """The output and input channels of a module to keep, in order; None for all.
+
+    Under the name of a bare parameter, `out` are the indices of its channel dimension.
+
+    Attributes:
+        swapped: whether the weight holds output channels along dimension 1: embeddings, transposed convolutions.
+        numbers: the module's own numbers that change, such as `num_heads`.
+    """
 
     out: Side = None
     inputs: Side = None
+    swapped: StrictBool = False
+    numbers: Mapping[Name, Size] = field(default_factory=dict)
+
+    def to_data(self) -> dict[str, object]:
+        """Plain values, without what is default."""
+        more: dict[str, object] = {"swapped": True} if self.swapped else {}
+        return (
+            {"out": self.out, "inputs": self.inputs} | more | ({"numbers": dict(self.numbers)} if self.numbers else {})
+        )
 
 
 @dataclass(frozen=True)
@@ -76,6 +93,8 @@ class Plan:
         stages: the plans of several methods applied in sequence; needed to write weights, not stored.
         skipped: modules that are replaced by the identity.
         quantized: layer name -> float16, bfloat16 or int8, to which its weights, or those of its factors, are rounded.
+        unfused: module name -> family in `experiment.layers.unfused`, for modules of the original network that plain
+            layers replace first. All other names are those of the unfused network.
     """
 
     factors: Mapping[str, Factors] = field(default_factory=dict)
@@ -88,6 +107,7 @@ class Plan:
     stages: tuple[Plan, ...] = ()
     skipped: tuple[str, ...] = ()
     quantized: Mapping[str, str] = field(default_factory=dict)
+    unfused: Mapping[str, str] = field(default_factory=dict)
 
     def to_data(self) -> dict[str, object]:
         """Plain values for `network.pt`, without the bits of masks, which are buffers of the state_dict."""
@@ -96,10 +116,11 @@ class Plan:
             "factors": {name: asdict(factors) for name, factors in self.factors.items()},
             "masks": sorted(self.masks.keys() - of_factors),
             "factor_masks": {name: list(self.masks[name].shape) for name in sorted(of_factors)},
-            "kept": {name: {"out": sides.out, "inputs": sides.inputs} for name, sides in self.kept.items()},
+            "kept": {name: sides.to_data() for name, sides in self.kept.items()},
             "biases": list(self.biases),
             "skipped": list(self.skipped),
             "quantized": dict(self.quantized),
+            **({"unfused": dict(self.unfused)} if self.unfused else {}),
         }
 
     @staticmethod
@@ -109,7 +130,7 @@ class Plan:
         Raises: ValueError: the values are not those of a plan. CompressionError: they belong to another network's plan.
         """
         data = PlanData.model_validate(data)
-        parameters = dict(original.named_parameters(remove_duplicate=False))
+        parameters = dict(unfused(original, data.unfused).named_parameters(remove_duplicate=False))
         unknown = [name for name in data.masks if name not in parameters]
         if unknown:
             raise CompressionError(f"the plan belongs to another network: this one has no '{shortened(unknown[0])}'.")
@@ -122,6 +143,7 @@ class Plan:
             biases=data.biases,
             skipped=data.skipped,
             quantized=data.quantized,
+            unfused=data.unfused,
         )
 
     def masks_factor(self, name: str) -> bool:
@@ -130,11 +152,13 @@ class Plan:
         layer, _, factor = module.rpartition(".")
         return factor in ("encoder", "decoder") and layer in self.factors
 
-    def keeping_biases(self, state: State) -> Plan:
-        """The plan, with biases that the state's layers have gained and that the plan does not decompose."""
+    def starting_from(self, state: State) -> Plan:
+        """The plan, with the state's unfused modules, and biases that it gained and the plan does not decompose."""
         blocks = tuple(f"{name}." for name in self.skipped)
         biases = tuple(n for n in state.biases if n not in self.factors and not f"{n}.".startswith(blocks))
-        return self if biases == self.biases else replace(self, biases=biases)
+        if (biases, state.unfused) == (self.biases, self.unfused):
+            return self
+        return replace(self, biases=biases, unfused=state.unfused)
 
 
 @dataclass(frozen=True)
@@ -142,13 +166,14 @@ class State:
     """Dense weights on the original architecture, with the support that is left.
 
     Attributes:
-        network: the original architecture with these weights, in eval mode; never to be modified.
+        network: the original architecture, unfused, with these weights, in eval mode; never to be modified.
         example: a batch of one input, on the network's device, for tracing and counting.
         masks: parameter name -> bool tensor, True where a weight is live; parameters without a mask are whole.
         kept: module name -> channels that are left; modules that are not named are whole.
         biases: layers that have a bias in `network` and none in the original network.
         skipped: modules that are replaced by the identity; their parameters are zero.
         samples: further inputs, which may take other paths through the network than `example`.
+        unfused: the modules of the original network that plain layers replace, as in a plan.
     """
 
     network: nn.Module
@@ -158,6 +183,7 @@ class State:
     biases: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     samples: Inputs | None = None
+    unfused: Mapping[str, str] = field(default_factory=dict)
 
 
 class PlanData(BaseModel):
@@ -172,6 +198,7 @@ class PlanData(BaseModel):
     biases: tuple[Name, ...]
     skipped: tuple[Name, ...]
     quantized: dict[Name, Literal["float16", "bfloat16", "int8"]]
+    unfused: dict[Name, Name] = {}
 
 
 def first_fault(error: ValidationError) -> str:

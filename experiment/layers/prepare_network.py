@@ -5,6 +5,7 @@
 | `torch.compile`, `module.compile()`, DataParallel, DistributedDataParallel, of the whole or of parts | removed |
 | masks of this program and of `torch.nn.utils.prune` | weights are zero there; the masks are returned |
 | weight_norm, spectral_norm (both kinds), other parametrizations, rounded weights | computed once, in eval mode |
+| `nn.MultiheadAttention` and other fused modules | replaced by plain layers (`experiment.layers.unfused`) |
 | `torch.fx` graphs of modules | unchanged |
 | lazy or quantized layers, FSDP and fully_shard, TorchScript, graphs of operators | an error that says what to do |
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import named_masks
 from experiment.layers.quantized_weights import make_plain
 from experiment.layers.read_parameters import is_matrix
+from experiment.layers.unfused.replace import fused_modules, split_state, unfused
 
 PREFIXES = ("_orig_mod.", "module.")  # what wrappers put before the names in a state_dict
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
@@ -43,16 +45,38 @@ class Prepared:
     Attributes:
         network: the given one if nothing had to be done, otherwise a copy, or what a wrapper contains.
         masks: parameter name -> bool tensor, False where a mask held the weight at zero.
+        unfused: name -> family of the modules that plain layers have replaced.
     """
 
     network: nn.Module
     masks: Mapping[str, Tensor]
+    unfused: Mapping[str, str] = field(default_factory=dict)
 
 
 def prepared(network: nn.Module) -> Prepared:
-    """A network that computes the same in eval mode, whose layers hold their weights; `network` is not changed.
+    """A network of plain layers that computes the same in eval mode; `network` is not changed.
+
+    It shares the parameters of `network`, or views them, unless they are computed.
 
     Raises: CompressionError: it is of a kind that cannot be compressed; the message says what to do.
+    """
+    made = with_parameters(network)
+    families = fused_modules(made.network)
+    network, modules = unfused(made.network, families), {}
+    if made.masks:
+        modules = dict(network.named_modules())
+    masks = {
+        name: mask
+        for name, mask in split_state(made.masks, families).items()
+        if is_matrix(mask) or isinstance(modules[name.rpartition(".")[0]], _MASKABLE)
+    }
+    return Prepared(network, masks, families)
+
+
+def with_parameters(network: nn.Module) -> Prepared:
+    """A network without wrappers, whose layers hold their weights; its modules are still those of `network`.
+
+    Raises: CompressionError: as `prepared`.
     """
     network = unwrapped(network)
     check_kind(network)
@@ -65,17 +89,15 @@ def prepared(network: nn.Module) -> Prepared:
             if isinstance(how, prune.BasePruningMethod):
                 masks[f"{name}.{parameter}" if name else parameter] = module.get_buffer(f"{parameter}_mask") != 0
             _make_parameter(module, parameter, how)
-    modules = dict(plain.named_modules())
-    masks = {n: m for n, m in masks.items() if is_matrix(m) or isinstance(modules[n.rpartition(".")[0]], _MASKABLE)}
     return Prepared(plain, masks)
 
 
 def plain_copy(network: nn.Module) -> nn.Module:
-    """A copy of plain layers that computes the same in eval mode; masked weights are zeros.
+    """A copy of the same modules, whose layers hold their weights; masked weights are zeros.
 
     Raises: CompressionError: as `prepared`.
     """
-    made = prepared(network).network
+    made = with_parameters(network).network
     return copy.deepcopy(made) if made is unwrapped(network) else made
 
 

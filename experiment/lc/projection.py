@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,7 @@ class MethodProjection:
         example: a batch of one input.
         original: count of the uncompressed network.
         stream: random stream of the method; every call draws the same numbers.
+        unfused: the network's unfused modules, as in its state.
     """
 
     method: Method
@@ -56,13 +57,14 @@ class MethodProjection:
     calibration: Calibration | None
     stream: tuple[Part, ...]
     recalibrated: bool = False
+    unfused: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, network: nn.Module) -> Projected:
         """Raises: InfeasibleBudget, CompressionError."""
+        state = State(network, self.example, unfused=self.unfused)
         compressor = Compressor(
-            self.method, State(network, self.example), self.original, self.calibration, generator(*self.stream),
-            recalibrated=self.recalibrated,
-        )  # fmt: skip
+            self.method, state, self.original, self.calibration, generator(*self.stream), recalibrated=self.recalibrated
+        )
         compressed = compressor.compress(self.keep, self.budget)
         dense = expand(compressed.network, network, compressed.plan, self.example).network
         return Projected(compressed.network, dense, compressed)

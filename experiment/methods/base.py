@@ -161,7 +161,7 @@ class Compressor:
         total = {"parameters": self.original.parameters, "flops": self.original.flops}[quantity]
         budget = Budget(quantity, math.floor(keep * total + 1e-6), total)
         try:
-            return self.method.plan(self.analysis, budget).keeping_biases(self.state)
+            return self.method.plan(self.analysis, budget).starting_from(self.state)
         except InfeasibleBudget as error:
             raise error.because(self.out_of_reach.text()) from error
 

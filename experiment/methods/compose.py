@@ -100,7 +100,7 @@ class ComposeAnalysis:
     def _apply(self, i: int, start: State, analysis: Any, budget: Budget | None = None) -> AppliedScheme:
         method = self._compose.methods[i]
         plan = method.plan(analysis, _unlimited(start) if budget is None else budget)
-        return AppliedScheme(method, start, analysis, plan.keeping_biases(start))
+        return AppliedScheme(method, start, analysis, plan.starting_from(start))
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError, ConfigError, ExperimentError, described, kind_of, raised_at
+from experiment.inputs import call_network, output_tensors, scored
 from experiment.layers.forward_pass import evaluating
 from experiment.layers.prepare_network import check_kind, computed_weights, unwrapped
 from experiment.networks import NETWORKS
+from experiment.networks.library_networks import library_factory
 from experiment.networks.low_rank_from_scratch import NAMES, Factoring, factor, make_factoring
 from experiment.registry import InputShape, is_import_path, resolve, suggestion
 
@@ -24,7 +26,8 @@ def make_network(
     Weights are drawn from torch's default generator: call under `experiment.random_streams.seeded`.
 
     Args:
-        name: a registered network, or the user's own factory as `package.module:factory`.
+        name: a registered network, the user's own factory as `package.module:factory`, or one of transformers or timm
+            (see `experiment.networks.library_networks`).
         settings: further keyword arguments of the factory. Those of `low_rank_from_scratch.Factoring` apply to every
             network whose factory has no arguments of these names.
         input_shape: (channels, height, width) of one input.
@@ -76,6 +79,8 @@ def _plain(name: str, network: nn.Module) -> nn.Module:
 
 
 def _factory(name: str) -> Callable[..., object]:
+    if (of_library := library_factory(name)) is not None:
+        return of_library
     if is_import_path(name):
         target = name
     elif name in NETWORKS:
@@ -83,7 +88,7 @@ def _factory(name: str) -> Callable[..., object]:
     else:
         raise ConfigError(
             f"unknown network '{name}'.{suggestion(name, NETWORKS)} Known: {', '.join(NETWORKS)}; "
-            f"or your own as package.module:factory."
+            "your own as package.module:factory; or transformers:ClassName, timm:name."
         )
     factory = resolve(target)
     if not callable(factory):
@@ -122,21 +127,20 @@ def _check_arguments(name: str, factory: Callable[..., object], settings: Mappin
 def _check_fit(name: str, network: nn.Module, input_shape: tuple[int, ...], output_size: int) -> None:
     try:
         with evaluating(network):
-            output = network(_example(network, input_shape))
+            returned = call_network(network, _example(network, input_shape))
     except ExperimentError:
         raise
     except Exception as error:  # as above
         raise ConfigError(
-            f"network '{name}': fails for inputs {_shape(input_shape)}: {type(error).__name__}: {error}"
-            f"{raised_at(error)}. Choose another network, or change the inputs (transformsTrain, transformsTest)."
+            f"network '{name}': fails for inputs {_shape(input_shape)}: {type(error).__name__}: "
+            f"{str(error).rstrip('.')}{raised_at(error)}. Choose another network, or change the inputs (transformsTrain, transformsTest)."
         ) from error
-    got, hint = kind_of(output), ""
-    if isinstance(output, torch.Tensor):
-        got, hint = _shape(output.shape), " Does it use its output_size?"
-    if not isinstance(output, torch.Tensor) or output.shape != (2, output_size):
+    output = scored(returned) if output_tensors(returned) else None
+    if output is None or output.shape != (2, output_size):
+        got = f"{kind_of(returned)}." if output is None else f"{_shape(output.shape)}. Does it use its output_size?"
         raise ConfigError(
             f"network '{name}': must return a tensor of shape 2 x {output_size} (2 x outputSize) for a batch of 2 "
-            f"inputs {_shape(input_shape)}. It returns {got}.{hint}"
+            f"inputs {_shape(input_shape)}. It returns {got}"
         )
     if not output.is_meta and not bool(torch.isfinite(output).all()):
         raise ConfigError(f"network '{name}': returns NaN or infinity for zero inputs, before any training.")

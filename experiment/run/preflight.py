@@ -16,6 +16,7 @@ from experiment.datasets.transforms import check_transforms
 from experiment.errors import ConfigError, DataError, ExperimentError, StoreError
 from experiment.layers.forward_pass import Call, observing
 from experiment.layers.plan import State
+from experiment.layers.prepare_network import prepared
 from experiment.measure import count, example_input
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
@@ -195,10 +196,11 @@ def _check_fixed_sizes(methods: tuple[MethodSpec | None, ...], network: nn.Modul
         settings = spec.settings
         if isinstance(settings, StructurePruneSettings):
             settings = replace(settings, fold="none", refit=False)
-        state = State(network.eval(), example)
+        plain = prepared(network.eval())
+        state = State(plain.network, example, unfused=plain.unfused)
         try:
             made = make_method(spec.entry, settings)
-            Compressor(made, state, count(network, example), None, torch.Generator()).plan(1.0)
+            Compressor(made, state, count(state.network, example), None, torch.Generator()).plan(1.0)
         except ExperimentError as error:
             yield ("experiments", "methods", i), str(error)
 

@@ -188,10 +188,10 @@ def test_network_that_is_one_layer() -> None:
 
 
 def test_torch_transformer_layer_keeps_working_in_eval_mode() -> None:
-    """Its fused eval path reads `linear1.weight` directly, which factors do not have."""
+    """Its fast path reads `linear1.weight` directly, which factors do not have."""
     network = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
     x = torch.randn(2, 5, 16, generator=generator("test_build"))
-    plan = Plan(factors={"linear1": Factors(16, 1, 0, True)})
+    plan = Plan(factors={"linear1": Factors(16, 1, 0, True)}, unfused={"": "switch"})
     compressed = build(network, plan)
     U, S, Vh = torch.linalg.svd(network.linear1.weight.detach(), full_matrices=False)
     write_factors(compressed.linear1, (U * S)[None], Vh[None])

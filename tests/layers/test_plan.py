@@ -97,13 +97,13 @@ def test_state_knows_its_own_biases_and_only_its_own_masks(plan: Plan) -> None:
 
 def test_gained_bias_is_paid_and_named_by_what_leaves_the_layer_whole(plan: Plan) -> None:
     state = expand(trained(plan), chain(), plan, EXAMPLE)
-    left = Plan(masks=state.masks, kept=state.kept).keeping_biases(state)
+    left = Plan(masks=state.masks, kept=state.kept).starting_from(state)
     assert set(left.biases) == set(state.biases)
     features = {"0": 3 if "0" in plan.kept else 6, "3": 8, "6": 10}
     without = count(build(chain(), Plan(masks=state.masks, kept=state.kept)), EXAMPLE).parameters
     counted = count(build(chain(), left), EXAMPLE).parameters
     assert counted == without + sum(features[name] for name in state.biases)
-    factored = Plan(factors={name: Factors(1, bias=True) for name in state.biases}).keeping_biases(state)
+    factored = Plan(factors={name: Factors(1, bias=True) for name in state.biases}).starting_from(state)
     assert factored.biases == ()
 
 

@@ -22,6 +22,7 @@ class Many(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.attn = nn.MultiheadAttention(8, 2, batch_first=True)  # 64 * 4 + 32 = 288
+        self.attn.forward = self.attn.forward  # replaced, as by a faster kernel: plain layers cannot take its place
         self.position = nn.Parameter(torch.randn(1, 6, 8))  # 48
         self.tied, self.again = nn.Linear(8, 8), nn.Linear(8, 8)  # 64 + 8 + 8
         self.again.weight = self.tied.weight

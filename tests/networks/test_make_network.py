@@ -37,6 +37,10 @@ class Features(Own):
     def forward(self, x):
         return {"logits": super().forward(x)}
 
+class Nothing(Own):
+    def forward(self, x):
+        return {"logits": None}
+
 def forgets_to_return(input_shape, output_size):
     nn.Flatten()
 
@@ -131,7 +135,9 @@ def test_users_mistakes(user_module: str) -> None:
     text = problem(f"{user_module}:ignores_outputs", {})
     assert "shape 2 x 10" in text
     assert "It returns 2 x 1000" in text
-    assert problem(f"{user_module}:Features", {}).endswith("It returns a dict.")
+    assert problem(f"{user_module}:Nothing", {}).endswith("It returns a dict.")
+    with random_streams.seeded("init"):
+        make_network(f"{user_module}:Features", {}, CIFAR, 10)
     line = 1 + USER_MODULE.split("\n").index('        raise RuntimeError("boom")')
     assert "RuntimeError: boom (" in (text := problem(f"{user_module}:Broken", {}))
     assert f"{user_module}.py:{line})" in text

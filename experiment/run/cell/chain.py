@@ -48,7 +48,7 @@ def run_reference(task: ReferenceTask, context: Context, report: ReportEvent) ->
 
 
 def _store_reference(task: ReferenceTask, reference: Reference, context: Context) -> dict[str, Any]:
-    p, network = task.variant.parameters, reference.network
+    p, network = task.variant.parameters, reference.original
     measured = measure_network(network, p, context.data)
     require_finite(measured)
     unchanged = Compressed(network, Plan(), reference.count)

@@ -30,7 +30,7 @@ def learn_compress(cell: Cell, compression: ChainCompression, folder: Path, repo
     stream = ("method", p.seed, cell.net, cell.repetition)
     project = MethodProjection(
         compression.method, cell.keep, p.experiments.budget, reference.state.example, reference.count,
-        compression.calibration(), stream, chain.method.recalibrate,
+        compression.calibration(), stream, chain.method.recalibrate, reference.state.unfused,
     )  # fmt: skip
     started = time.perf_counter()
     direct = best = project(reference.network)

@@ -16,6 +16,7 @@ from experiment.config import Parameters
 from experiment.errors import OtherVersion, StoreError
 from experiment.files import is_whole_archive, make_folder, make_lock_file, remove_all, set_aside, writing_to
 from experiment.layers.plan import Plan, State
+from experiment.layers.prepare_network import prepared
 from experiment.measure import Count, count, example_input
 from experiment.networks.make_network import make_network
 from experiment.random_streams import seeded
@@ -45,12 +46,14 @@ class Reference:
     Attributes:
         folder: where it is stored among the trained networks.
         architecture: what a weights file says about it, so that it can be made again.
+        original: the network whose modules the state's network has unfused; it shares its weights.
     """
 
     state: State
     count: Count
     folder: Path
     architecture: dict[str, object]
+    original: nn.Module
 
     @property
     def network(self) -> nn.Module:
@@ -91,8 +94,9 @@ def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, repor
     example = example_input(input_shape)
     device = torch.device(context.machine.device)
     network = network.to(device).eval()
-    state = State(network, example.to(device))
-    return Reference(state, count(network, state.example), folder, _architecture(p, input_shape))
+    plain = prepared(network)
+    state = State(plain.network, example.to(device), unfused=plain.unfused)
+    return Reference(state, count(plain.network, state.example), folder, _architecture(p, input_shape), network)
 
 
 def _architecture(p: Parameters, input_shape: InputShape) -> dict[str, object]:

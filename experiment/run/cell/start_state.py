@@ -13,6 +13,8 @@ from experiment.files import set_aside
 from experiment.layers.build import expand
 from experiment.layers.masks import named_masks
 from experiment.layers.plan import Plan, State
+from experiment.layers.prepare_network import prepared
+from experiment.layers.unfused.replace import split_state
 from experiment.random_streams import seeded
 from experiment.registry import InputShape
 from experiment.run.cell.reference import Reference, rewind_file
@@ -59,12 +61,12 @@ def rewound_state(reference: Reference, spec: ReferenceSpec) -> State:
         content = read_plain(path)
         if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
             raise StoreError(f"{path}: is not a state_dict.")
-        load_state(network, content, path)
+        load_state(network, split_state(content, reference.state.unfused), path)
     except StoreError as error:
         if path.exists():
             set_aside(path)
         raise StartLost(f"{error} It is computed again.") from error
-    return State(network, reference.state.example)
+    return replace(reference.state, network=network)
 
 
 def random_state(reference: Reference, p: Parameters, net: int, repetition: int) -> State:
@@ -73,4 +75,5 @@ def random_state(reference: Reference, p: Parameters, net: int, repetition: int)
     shape = InputShape(example.shape[1:], tokens=not example.is_floating_point())
     with seeded("reinitialisation", p.seed, net, repetition):
         network = untrained_network(p.network.name, p.network.settings, shape, p.network.output_size)
-    return State(network.to(example.device).eval(), example)
+    plain = prepared(network.to(example.device).eval())
+    return State(plain.network, example, unfused=plain.unfused)

@@ -39,7 +39,7 @@ from experiment.files import write_whole
 from experiment.layers.build import build
 from experiment.layers.masks import plain_name
 from experiment.layers.plan import MOST_DIMS, Name, Plan, PlanData, Size, first_fault
-from experiment.layers.prepare_network import prepared
+from experiment.layers.prepare_network import with_parameters
 from experiment.layers.quantized_weights import named_dtypes
 from experiment.networks import NETWORKS
 from experiment.networks.make_network import make_network
@@ -223,7 +223,7 @@ def rebuild(original: nn.Module, specification: Specification, packed: PackedWei
     Raises: StoreError: the plan or the weights do not fit the original network. CompressionError: the original cannot
         be compressed.
     """
-    original = prepared(original).network
+    original = with_parameters(original).network
     try:
         network = build(original, Plan.from_data(specification.plan, original))
     except _MISFITS as error:

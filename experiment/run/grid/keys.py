@@ -31,7 +31,7 @@ from experiment.networks import NETWORKS
 from experiment.registry import DatasetEntry, NetworkEntry, is_import_path
 from experiment.run.grid.data_stamps import Stamps
 from experiment.run.grid.hardware import Machine, resolved_channels_last, resolved_precision
-from experiment.run.grid.weights_file import GivenWeights
+from experiment.run.grid.weights_file import GivenWeights, folder_hash
 from experiment.user_code import code_in, forget_changed, source_hash
 
 FORMAT_VERSION = 1  # of every file that this package writes
@@ -71,6 +71,8 @@ class DataKeys:
 def reference_key(p: Parameters, net: int, machine: Machine, data: DataKeys, weights: GivenWeights | None) -> str:
     """The key of a trained reference network."""
     content = {} if p.network.weights is None else {"weights": weights and weights.content}
+    if (folder := folder_hash(p.network.settings)) is not None:
+        content["folder"] = folder
     dataset = DATASETS.get(p.network.dataset.name)
     shape = {"output_size": p.network.output_size, "input_shape": dataset.input_shape if dataset else None}
     payload = {

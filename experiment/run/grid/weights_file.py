@@ -1,4 +1,4 @@
-"""The file of `network.weights`: where it is, and the hash of its content. Without torch."""
+"""The files that a network starts from: where they are, and the hash of their content. Without torch."""
 
 from __future__ import annotations
 
@@ -29,6 +29,15 @@ def find_given(name: str, datasets: Path) -> GivenWeights | None:
         if os.path.isfile(path):  # False for names that no file can have
             return GivenWeights(path.resolve(), content_hash(path))
     return None
+
+
+def folder_hash(settings: Mapping[str, Any]) -> str | None:
+    """The hash of the folder that `network.settings.config` names, written by transformers; None without one."""
+    folder = settings.get("config")
+    if not isinstance(folder, str) or not os.path.isdir(folder):
+        return None
+    files = sorted(path for path in Path(folder).iterdir() if path.suffix in (".json", ".safetensors"))
+    return hashlib.sha256("\n".join(f"{path.name} {content_hash(path)}" for path in files).encode()).hexdigest()[:16]
 
 
 def datasets_folder(values: Mapping[str, Any], command_line: Path | None) -> Path:

@@ -1,0 +1,42 @@
+"""Modules that either read the weights of their layers or call them, by an attribute of their own.
+
+| module | what it does when switched |
+|---|---|
+| `nn.TransformerEncoderLayer` | leaves its fast path, which passes all weights to a fused kernel |
+| `nn.TransformerEncoder` | leaves its fast path, which also packs padded batches into nested tensors |
+| timm's attention with biases of its own (EVA, BEiT, Swin V2) | calls `qkv` and adds the bias afterwards |
+
+The fast paths are taken in eval mode without gradients only, and set the outputs at padded positions to zero. Without
+them, these have the values that they have in training mode.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from experiment.layers.unfused.family import Family
+
+
+def _switch(module: nn.Module) -> tuple[str, object] | None:
+    """The attribute and the value at which layers are called; None if the module has no such attribute."""
+    if isinstance(module, nn.TransformerEncoderLayer):
+        return "activation_relu_or_gelu", 0  # the kernel knows no other activation
+    if isinstance(module, nn.TransformerEncoder):
+        return "use_nested_tensor", False
+    if type(module).__module__.startswith("timm.") and module._parameters.get("q_bias") is not None:
+        return "qkv_bias_separate", True
+    return None
+
+
+def _is_fused(module: nn.Module) -> bool:
+    switch = _switch(module)
+    return switch is not None and vars(module).get(switch[0], switch[1]) != switch[1]
+
+
+def _unfuse(module: nn.Module) -> None:
+    switch = _switch(module)
+    assert switch is not None
+    setattr(module, *switch)
+
+
+FAMILY = Family(is_fused=_is_fused, is_unfused=lambda module: _switch(module) is not None, unfuse=_unfuse)
