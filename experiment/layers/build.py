@@ -49,7 +49,7 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
         built = copy.deepcopy(
             built, {id(layer): make_layer(layer, plan.factors[name]) for name, layer in sliced.items()}
         )
-    add_masks(built, {name: slice_mask(mask, plan.kept, name) for name, mask in plan.masks.items()}, copied=False)
+    add_masks(built, {name: slice_mask(mask, plan.kept, name) for name, mask in plan.masks.items()}, unfilled=True)
     add_quantized(built, plan.quantized)
     return built
 

@@ -35,13 +35,14 @@ class Mask(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
 
-def add_masks(network: nn.Module, masks: Mapping[str, Tensor], *, copied: bool = True) -> None:
+def add_masks(network: nn.Module, masks: Mapping[str, Tensor], *, unfilled: bool = False) -> None:
     """Set the False places of every named parameter to zero and hold them there, in place.
 
     If a parameter is masked already, both masks apply. A parameter that several modules share is masked in all of them.
 
     Args:
-        copied: whether the network gets copies of the masks; otherwise the caller must not change them.
+        unfilled: whether the weights are still to be written. Then masked ones keep their values until they are, and
+            the masks are not copied: the caller must not change them.
     Raises: CompressionError: a mask does not have the shape of its parameter.
     """
     sharing = _shared(network) if masks else {}
@@ -54,12 +55,12 @@ def add_masks(network: nn.Module, masks: Mapping[str, Tensor], *, copied: bool =
             shapes = f"{tuple(parameter.shape)}, its mask {tuple(mask.shape)}"
             raise CompressionError(f"{name}: has shape {shapes}. Expected a mask of the parameter's shape.")
         mask = mask.to(parameter.device, torch.bool)
-        with torch.no_grad():
-            parameter.masked_fill_(~mask, 0)
+        if not unfilled:
+            parameter.detach().masked_fill_(~mask, 0)
         if earlier is not None:
             earlier.mask = earlier.mask & mask
             continue
-        link = Mask(mask.clone() if copied else mask)
+        link = Mask(mask if unfilled else mask.clone())
         for holder, key in sharing.get(parameter, [(module, parameter_name)]):
             if parametrize.is_parametrized(holder):
                 own_class(holder)

@@ -136,6 +136,7 @@ class Compressor:
 
         Raises: InfeasibleBudget, CompressionError.
         """
+        rest = self.out_of_reach  # before the new network takes memory, too
         with working(f"{self._name}: choosing what to keep"):
             plan = self.plan(keep, quantity)
         with working(f"{self._name}: building"):
@@ -145,7 +146,7 @@ class Compressor:
         assert plan.parameters is None or plan.parameters == counted.parameters, (
             f"planned {plan.parameters} parameters, counted {counted.parameters}"
         )
-        return Compressed(network, plan, counted, self.out_of_reach)
+        return Compressed(network, plan, counted, rest)
 
     @cached_property
     def out_of_reach(self) -> OutOfReach:

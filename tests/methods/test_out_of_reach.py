@@ -61,9 +61,7 @@ def test_the_rest_is_named_once(method: str, caplog: pytest.LogCaptureFixture) -
     total = sum(p.numel() for p in network.parameters())
     rest = sum(expected.values())
     (text,) = [record.getMessage() for record in caplog.records]
-    assert text.startswith(
-        f"{method}: {rest} of {total} parameters ({rest / total:.0%}) cannot be compressed: a"
-    )
+    assert text.startswith(f"{method}: {rest} of {total} parameters ({rest / total:.0%}) cannot be compressed: a")
     assert "aux (Sequential, not called for the example)" in text
     assert ("tied (Linear, shares parameters with again)" in text) == (len(expected) > 1)
     assert text.endswith(f"Of the rest, keep 0.97 leaves {(0.97 * total - rest) / (total - rest):.1%}.")
@@ -128,6 +126,53 @@ class Recurrent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.other(self.shared(self.lstm(x)[0]))
         return y
+
+
+class Language(nn.Module):
+    """An embedding tied to the head, positions, a recurrent layer, a layer with a forward pass of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.lstm = nn.Embedding(12, 8), nn.LSTM(8, 6, proj_size=4, batch_first=True)
+        self.position, self.scale = nn.Parameter(torch.randn(1, 5, 8)), nn.Parameter(torch.ones(1, 1, 4))
+        self.table = nn.Parameter(torch.ones(3, 3, dtype=torch.int64), requires_grad=False)
+        self.own, self.head = Own(4, 8), nn.Linear(8, 12, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+        x = self.lstm(self.embedding(tokens) + self.position)[0] * self.scale + self.table.sum()
+        return {"logits": self.head(self.own(x)).mean(1)}
+
+
+class Own(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.abs(), self.bias)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("method", ["WT", "WT (layer)", "Random", "SNIP", "Prune", "TorchPrune", "l2"])
+def test_every_matrix_is_masked(method: str, tmp_path: Any) -> None:
+    """Under a budget of FLOPs only where a mask saves some."""
+    torch.manual_seed(3)
+    network, x = Language().eval(), torch.randint(0, 12, (8, 5))
+    recurrent = {"lstm.weight_ih_l0": 24 * 8, "lstm.weight_hh_l0": 24 * 4, "lstm.weight_hr_l0": 4 * 6}
+    sizes = {"embedding.weight": 96, "position": 40, **recurrent, "own.weight": 32}
+    whole, data = count(network, x), (x, torch.arange(8) % 12)
+    assert {name: whole.read[name] for name in recurrent} == {name: 5 * n for name, n in recurrent.items()}
+    result = compress(network, method, keep=0.5, example=x, data=data)
+    masks = named_masks(result.network)
+    assert {name for name, mask in masks.items() if not mask.all()} == {*sizes, "head.weight"}
+    rows = result.layers.set_index("layer")
+    total = sum(p.numel() for p in network.parameters())
+    assert rows.loc["lstm.weight_hh_l0", "parameters"] == int(masks["lstm.weight_hh_l0"].sum())
+    assert rows.loc["head", "kept"] == pytest.approx(int(masks["head.weight"].sum()) / 96)
+    assert rows.loc["table", "kind"] == "unreachable"
+    assert 0.4 * total < result.parameters == count(result.network, x).parameters <= 0.5 * total
+    save_network(result, tmp_path / "n.pt")
+    torch.testing.assert_close(load_network(tmp_path / "n.pt", network=network)(x), result.network(x))
+    fewer = compress(network, method, keep=0.5, example=x, data=data, budget="flops")
+    assert "position" not in named_masks(fewer.network)
+    assert 0.3 * whole.flops < count(fewer.network, x).flops_unmasked <= 0.5 * whole.flops
 
 
 CONVOLUTIONS: dict[str, tuple[Any, tuple[int, ...]]] = {

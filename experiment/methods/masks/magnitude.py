@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from experiment.methods.base import Calibration
-from experiment.methods.masks.selection import Chunks, Part, in_chunks
+from experiment.methods.masks.selection import Chunks, Part, elementwise, in_chunks
 from experiment.methods.masks.weight_ranking import WeightMethod, WeightScores, rank_weights, rank_within_layers
 from experiment.methods.settings import NoSettings
 from experiment.methods.starting_state import Start
@@ -46,13 +46,13 @@ def random_layer(settings: NoSettings) -> WeightMethod:
 
 def _magnitudes(start: Start, calibration: Calibration | None, generator: torch.Generator) -> WeightScores:
     weights = {name: start.network.get_parameter(name) for name in start.weights}
-    return {name: Part(in_chunks(w, torch.abs), w.shape, w.dtype) for name, w in weights.items()}
+    return {name: elementwise(weight, torch.abs) for name, weight in weights.items()}
 
 
 def _draws(start: Start, calibration: Calibration | None, generator: torch.Generator) -> WeightScores:
     """Uniform in [0, 1), in float64, so that ties (which network order would decide) hardly occur."""
     weights = {name: start.network.get_parameter(name) for name in start.weights}
-    return {name: Part(_uniform(w, generator), w.shape, torch.float64) for name, w in weights.items()}
+    return {name: Part(_uniform(w, generator), w.shape, torch.float64, w.device) for name, w in weights.items()}
 
 
 def _uniform(weight: Tensor, generator: torch.Generator) -> Chunks:

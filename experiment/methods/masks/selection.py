@@ -32,13 +32,14 @@ class Part:
 
     Attributes:
         chunks: computes them, flattened and in parts, so that they take no memory; called once for each pass.
-        shape, dtype: of all scores, as one tensor.
+        shape, dtype, device: of all scores, as one tensor.
         alive: bool, in this shape, where scores count; None for all.
     """
 
     chunks: Chunks
     shape: torch.Size
     dtype: torch.dtype
+    device: torch.device
     alive: Tensor | None = None
 
     def scores(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor, Tensor | None]]:
@@ -63,6 +64,11 @@ def in_chunks(tensor: Tensor, change: Callable[[Tensor], Tensor] | None = None) 
             yield chunk if change is None else change(chunk)
 
     return chunks
+
+
+def elementwise(tensor: Tensor, change: Callable[[Tensor], Tensor] | None = None, alive: Tensor | None = None) -> Part:
+    """The elements of a tensor as scores, changed one by one."""
+    return Part(in_chunks(tensor, change), tensor.shape, tensor.dtype, tensor.device, alive)
 
 
 def common_dtype(parts: Sequence[Part]) -> torch.dtype:
@@ -158,9 +164,11 @@ def _kept(
     """All scores from `high` on, and those from `low` on that the limit pays for; `equal` ones in order."""
     masks, places, open_scores = [], [], []
     for part, cost in zip(parts, costs, strict=True):
-        pieces, own = [], []
+        mask, own = torch.empty(part.shape.numel(), dtype=torch.bool, device=part.device), []
         for start, scores, alive in part.scores(dtype):
-            piece = scores >= low if alive is None else (scores >= low) & alive
+            piece = torch.ge(scores, low, out=mask[start : start + len(scores)])
+            if alive is not None:
+                piece &= alive
             at = (piece & (scores < high)).nonzero().flatten()
             if equal:
                 number = min(len(at), limit // cost)
@@ -169,8 +177,7 @@ def _kept(
             else:
                 own.append((at + start).cpu())
                 open_scores.append(scores[at].cpu())
-            pieces.append(piece)
-        masks.append(torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.bool))
+        masks.append(mask)
         places.append(torch.cat(own) if own else torch.zeros(0, dtype=torch.int64))
     if not equal:
         each = torch.repeat_interleave(torch.tensor(costs), torch.tensor([len(own) for own in places]))
@@ -185,7 +192,7 @@ def _kept(
 def _whole(part: Part) -> Tensor:
     if part.alive is not None:
         return part.alive
-    return torch.ones(part.shape, dtype=torch.bool, device=next(iter(part.chunks())).device)
+    return torch.ones(part.shape, dtype=torch.bool, device=part.device)
 
 
 def _bits(dtype: torch.dtype) -> int:

@@ -17,7 +17,7 @@ from experiment.layers.read_parameters import shown
 from experiment.methods.base import Budget
 from experiment.methods.budget_search import check_smallest, longest
 from experiment.methods.condensa_units import Norm, aligned
-from experiment.methods.masks.selection import Part, in_chunks
+from experiment.methods.masks.selection import elementwise
 from experiment.methods.masks.weight_ranking import WeightRanking, rank_weights, unpruned_cost, weight_costs
 from experiment.methods.starting_state import Start
 
@@ -113,7 +113,7 @@ class Blocks:
 def rank_single(start: Start, parameters: Sequence[str]) -> SingleWeights:
     """Rank all live weights of these parameters by magnitude."""
     found = {name: start.network.get_parameter(name) for name in parameters}
-    scores = {name: Part(in_chunks(w, torch.abs), w.shape, w.dtype) for name, w in found.items()}
+    scores = {name: elementwise(weight, torch.abs) for name, weight in found.items()}
     return SingleWeights(start, rank_weights(start, scores, parameters))
 
 

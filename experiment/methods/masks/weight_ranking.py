@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -19,8 +19,8 @@ from experiment.methods.masks.selection import (
     Histograms,
     Part,
     common_dtype,
+    elementwise,
     histograms,
-    in_chunks,
     longest_prefix,
     same_shares,
 )
@@ -215,8 +215,8 @@ def _checked(start: Start, scores: WeightScores, only: Collection[str] | None = 
                 f"Got {came}."
             )
         alive = start.alive(name) if name in start.masks else None
-        chunks = score.chunks if isinstance(score, Part) else in_chunks(score)
-        parts[name] = Part(chunks, shape, score.dtype, alive)
+        part = score if isinstance(score, Part) else elementwise(score)
+        parts[name] = replace(part, alive=alive)
         if not all(bool(chunk.isfinite().all()) for chunk in parts[name].live()):
             raise CompressionError(
                 f"layer '{shown(name)}': the scores of its weights must be finite. Got NaN or infinity: are the "

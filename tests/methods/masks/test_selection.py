@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from experiment.methods.masks import selection
-from experiment.methods.masks.selection import Part, common_dtype, histograms, in_chunks, longest_prefix, same_shares
+from experiment.methods.masks.selection import common_dtype, elementwise, histograms, longest_prefix, same_shares
 from experiment.random_streams import generator
 
 DTYPES = {
@@ -54,7 +54,7 @@ def test_the_longest_prefix_is_that_of_a_stable_sort(
         alive = [
             torch.rand(size, generator=random) < 0.7 if masked and i != 3 else None for i, size in enumerate(SIZES)
         ]
-        parts = [Part(in_chunks(v), v.shape, v.dtype, a) for v, a in zip(values, alive, strict=True)]
+        parts = [elementwise(v, alive=a) for v, a in zip(values, alive, strict=True)]
         live = torch.cat(
             [torch.ones(n, dtype=torch.bool) if a is None else a for a, n in zip(alive, SIZES, strict=True)]
         )
@@ -70,7 +70,7 @@ def test_the_longest_prefix_is_that_of_a_stable_sort(
 def test_scores_are_computed_in_parts() -> None:
     """Of 2^22 equal scores, in the order of the network: no list of the ties."""
     ones = torch.ones(2**11, 2**11)
-    parts = [Part(in_chunks(ones, torch.neg), ones.shape, ones.dtype)] * 2
+    parts = [elementwise(ones, torch.neg)] * 2
     leading = histograms(parts, [1, 1], torch.float32)
     kept = longest_prefix(parts, [1, 1], 2**22 + 12345, torch.float32, leading)
     assert kept[0].all()
