@@ -149,7 +149,8 @@ def _check(network: nn.Module, plan: Plan) -> None:
     parameters = dict(network.named_parameters(remove_duplicate=False))
     masked = [name.rpartition(".")[0] for name in plan.masks if not plan.masks_factor(name)]
     channels = [name for name in plan.kept if name not in parameters]
-    named = (*plan.factors, *channels, *plan.biases, *plan.quantized, *masked)
+    rounded = [name for name in plan.quantized if name not in parameters]
+    named = (*plan.factors, *channels, *plan.biases, *rounded, *masked)
     unknown = [name for name in (*named, *plan.skipped) if name not in modules]
     if unknown:
         raise CompressionError(f"the plan belongs to another network: this one has no {', '.join(map(repr, unknown))}.")

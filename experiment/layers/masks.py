@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from experiment.errors import CompressionError
-from experiment.layers.quantized_weights import Quantized, make_plain, named_dtypes, own_class
+from experiment.layers.quantized_weights import Quantized, attach, make_plain, named_dtypes
 
 
 class Mask(nn.Module):
@@ -62,11 +62,7 @@ def add_masks(network: nn.Module, masks: Mapping[str, Tensor], *, unfilled: bool
             continue
         link = Mask(mask if unfilled else mask.clone())
         for holder, key in sharing.get(parameter, [(module, parameter_name)]):
-            if parametrize.is_parametrized(holder):
-                own_class(holder)
-            parametrize.register_parametrization(holder, key, link, unsafe=True)
-            if isinstance(holder, nn.RNNBase):
-                _read_when_used(holder)
+            attach(holder, key, link)
 
 
 def named_masks(network: nn.Module) -> dict[str, Tensor]:
@@ -132,19 +128,6 @@ def _shared(network: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Module, str]
                 if parameter is not None:
                     held.setdefault(parameter, []).append((module, name))
     return held
-
-
-def _read_when_used(module: nn.RNNBase) -> None:
-    """Let a recurrent layer compute with its weights as they are now, instead of a list that it made before."""
-
-    def now(self: nn.RNNBase) -> list[Tensor | None]:
-        return [getattr(self, name, None) for name in self._flat_weights_names]
-
-    def ignore(self: nn.RNNBase, value: object) -> None:
-        pass
-
-    vars(module).pop("_flat_weights", None)
-    type(module)._flat_weights = property(now, ignore)  # type: ignore[assignment]  # a class of its own
 
 
 def _masks_of(module: nn.Module) -> dict[str, Mask]:

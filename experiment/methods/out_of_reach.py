@@ -91,7 +91,8 @@ def reach_of(analysis: object) -> Reach | None:
     channel groups, `order` and `scores` blocks, `analyses()` those of schemes.
     """
     if isinstance(analysis, Plan):
-        return Reach(frozenset(_weight(name) for name in analysis.details)) if analysis.details else None
+        names = [*analysis.details, *map(_weight, analysis.details)]  # of parameters, and of layers
+        return Reach(frozenset(names)) if names else None
     held = vars(analysis) if hasattr(analysis, "__dict__") else {}
     found: Reach | None = None
     if "parts" in held:
