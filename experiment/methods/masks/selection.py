@@ -18,7 +18,8 @@ from torch import Tensor
 CHUNK = {"cpu": 2**18}  # scores at a time: 1 MiB, which fits into caches; elsewhere:
 MOST = 2**24
 DIGIT = 16  # bits
-FEW = 2**20  # scores that are sorted
+HELD = 2**20  # scores that are copied
+FEW = 2**12  # scores that are sorted
 INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 Chunks = Callable[[], Iterable[Tensor]]
@@ -82,15 +83,22 @@ def histograms(parts: Sequence[Part], costs: Sequence[int], dtype: torch.dtype) 
 
 
 def longest_prefix(
-    parts: Sequence[Part], costs: Sequence[int], limit: int, dtype: torch.dtype, leading: Histograms
+    parts: Sequence[Part],
+    costs: Sequence[int],
+    limit: int,
+    dtype: torch.dtype,
+    leading: Histograms,
+    few: int | None = None,
 ) -> list[Tensor]:
     """Which scores are kept if the largest are, as long as their costs add up to at most `limit`.
 
     Args:
         costs: of each score of a part, at least 1.
         leading: the histograms of the leading digits.
+        few: the number of scores in question that are copied; by default `HELD`.
     Returns: bool tensors of the parts' shapes, on the devices of the scores.
     """
+    few = HELD if few is None else few
     shift, low, counts = _bits(dtype) - DIGIT, -(1 << (_bits(dtype) - 1)), leading
     while True:
         sums = sum((cost * count for cost, count in counts.items()), torch.zeros(1 << DIGIT, dtype=torch.int64))
@@ -102,7 +110,7 @@ def longest_prefix(
         limit -= int(spent[above - 1]) if above else 0
         low += digit << shift
         number = sum(int(count[digit]) for count in counts.values())
-        if number <= FEW or not shift:
+        if number <= few or not shift:
             high = low + (1 << shift)
             return _kept(parts, costs, limit, _value(low, dtype), _value(high, dtype), dtype, not shift)
         shift -= DIGIT
@@ -162,9 +170,10 @@ def _kept(
     parts: Sequence[Part], costs: Sequence[int], limit: int, low: float, high: float, dtype: torch.dtype, equal: bool
 ) -> list[Tensor]:
     """All scores from `high` on, and those from `low` on that the limit pays for; `equal` ones in order."""
-    masks, places, open_scores = [], [], []
+    masks, places, questions = [], [], []
     for part, cost in zip(parts, costs, strict=True):
-        mask, own = torch.empty(part.shape.numel(), dtype=torch.bool, device=part.device), []
+        mask = torch.empty(part.shape.numel(), dtype=torch.bool, device=part.device)
+        own, held = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=dtype)]
         for start, scores, alive in part.scores(dtype):
             piece = torch.ge(scores, low, out=mask[start : start + len(scores)])
             if alive is not None:
@@ -174,19 +183,29 @@ def _kept(
                 number = min(len(at), limit // cost)
                 piece[at[number:]] = False
                 limit = limit - number * cost if number == len(at) else 0  # the first that is too much is the last
-            else:
+            elif len(at):
                 own.append((at + start).cpu())
-                open_scores.append(scores[at].cpu())
+                held.append(scores[at].cpu())
         masks.append(mask)
-        places.append(torch.cat(own) if own else torch.zeros(0, dtype=torch.int64))
+        places.append(torch.cat(own))
+        questions.append(torch.cat(held))
     if not equal:
-        each = torch.repeat_interleave(torch.tensor(costs), torch.tensor([len(own) for own in places]))
-        order = torch.argsort(torch.cat(open_scores), descending=True, stable=True)
-        out = torch.zeros(len(order), dtype=torch.bool)
-        out[order[int(torch.searchsorted(each[order].cumsum(0), limit, right=True)) :]] = True
-        for mask, at, gone in zip(masks, places, torch.split(out, [len(own) for own in places]), strict=True):
-            mask[at[gone].to(mask.device)] = False
+        for mask, at, kept in zip(masks, places, _answers(questions, costs, limit, dtype), strict=True):
+            mask[at[~kept].to(mask.device)] = False
     return [mask.reshape(part.shape) for mask, part in zip(masks, parts, strict=True)]
+
+
+def _answers(scores: Sequence[Tensor], costs: Sequence[int], limit: int, dtype: torch.dtype) -> list[Tensor]:
+    """Which of these scores are kept."""
+    sizes = [len(own) for own in scores]
+    if sum(sizes) > FEW:
+        parts = [elementwise(own) for own in scores]
+        return longest_prefix(parts, costs, limit, dtype, histograms(parts, costs, dtype), FEW)
+    each = torch.repeat_interleave(torch.tensor(costs), torch.tensor(sizes))
+    order = torch.argsort(torch.cat(list(scores)), descending=True, stable=True)
+    kept = torch.zeros(len(order), dtype=torch.bool)
+    kept[order[: int(torch.searchsorted(each[order].cumsum(0), limit, right=True))]] = True
+    return list(torch.split(kept, sizes))
 
 
 def _whole(part: Part) -> Tensor:

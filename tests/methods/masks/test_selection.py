@@ -39,11 +39,12 @@ def sorted_first(scores: Tensor, alive: Tensor, costs: Tensor, limit: int) -> Te
 
 @pytest.mark.parametrize("dtypes", DTYPES)
 @pytest.mark.parametrize("budget", COSTS)
-@pytest.mark.parametrize(("few", "chunk"), [(2**20, 2**18), (0, 50), (5, 64)])
+@pytest.mark.parametrize(("held", "few", "chunk"), [(2**20, 2**12, 2**18), (0, 0, 50), (60, 5, 64)])
 def test_the_longest_prefix_is_that_of_a_stable_sort(
-    dtypes: str, budget: str, few: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+    dtypes: str, budget: str, held: int, few: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the bin's scores sorted, or counted digit by digit down to equal ones."""
+    monkeypatch.setattr(selection, "HELD", held)
     monkeypatch.setattr(selection, "FEW", few)
     monkeypatch.setattr(selection, "CHUNK", {"cpu": chunk})
     random, costs = generator("test_selection", dtypes, budget, few), COSTS[budget]
