@@ -210,8 +210,8 @@ def compress_many(
 
 
 def _warn_of_rest(entry: MethodEntry, rest: OutOfReach, keeps: Sequence[float | None]) -> None:
-    if rest.modules:
-        _log.warning("%s: %s", entry.label, rest.told(entry.kind) + rest.rest(keeps))
+    if text := rest.told(entry.kind):
+        _log.warning("%s: %s", entry.label, text + rest.rest(keeps))
 
 
 def _merged(settings: object, more: Mapping[str, Any]) -> dict[str, Any]:

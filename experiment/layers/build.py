@@ -46,7 +46,7 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
     sliced = {name: factors for name, factors in plan.factors.items() if name in plan.kept}
     if sliced:  # one copy replaces all of them
         built = copy.deepcopy(built, _replacements(built, sliced))
-    add_masks(built, {name: slice_mask(mask, plan.kept, name) for name, mask in plan.masks.items()})
+    add_masks(built, {name: slice_mask(mask, plan.kept, name) for name, mask in plan.masks.items()}, unfilled=True)
     add_quantized(built, plan.quantized)
     return built
 
@@ -147,7 +147,8 @@ def _check(network: nn.Module, plan: Plan) -> None:
     parameters = dict(network.named_parameters(remove_duplicate=False))
     masked = [name.rpartition(".")[0] for name in plan.masks if not plan.masks_factor(name)]
     channels = [name for name in plan.kept if name not in parameters]
-    named = (*plan.factors, *channels, *plan.biases, *plan.quantized, *masked)
+    rounded = [name for name in plan.quantized if name not in parameters]
+    named = (*plan.factors, *channels, *plan.biases, *rounded, *masked)
     unknown = [name for name in (*named, *plan.skipped) if name not in modules]
     if unknown:
         raise CompressionError(f"the plan belongs to another network: this one has no {', '.join(map(repr, unknown))}.")
