@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError
 from experiment.inputs import Inputs
+from experiment.layers.channels.channel_axes import parameter_dim
 from experiment.layers.channels.slicing import slice_channels, unslice
 from experiment.layers.factored_layers import make_layer, product
 from experiment.layers.masks import add_masks, bake_masks, stored, write_parameter
@@ -98,9 +99,6 @@ def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Inpu
             else:
                 _write(module, _tensors(sources[name]))
         if plan.kept:
-            whole = {n: m for n, m in network.named_modules() if n not in plan.kept}
-            for name, module in whole.items():
-                _write(module, _tensors(dense.get_submodule(name)))
             unslice(dense, network, plan.kept)
         for name in plan.skipped:
             silence(network.get_submodule(name))
@@ -135,15 +133,23 @@ def unslice_mask(mask: Tensor, shape: torch.Size, kept: Mapping[str, Kept], name
 
 def _cuts(kept: Mapping[str, Kept], name: str, shape: torch.Size) -> list[tuple[int, tuple[int, ...]]]:
     """The dimensions that lose indices; a grouped layer's columns are those of one group and stay with it."""
-    sides = kept.get(name.rpartition(".")[0], Kept())
-    pairs = ((0, sides.out), (1, sides.inputs))
-    return [(dim, i) for dim, i in pairs if i is not None and dim < len(shape) and i[-1] < shape[dim]]
+    if name in kept:  # a bare parameter
+        pairs = ((parameter_dim(shape), kept[name].out),)
+    else:
+        sides = kept.get(name.rpartition(".")[0], Kept())
+        swapped = sides.swapped and len(shape) > 1
+        pairs = ((1, sides.out), (0, sides.inputs)) if swapped else ((0, sides.out), (1, sides.inputs))
+    return [
+        (dim, i) for dim, i in pairs if dim is not None and i is not None and dim < len(shape) and i[-1] < shape[dim]
+    ]
 
 
 def _check(network: nn.Module, plan: Plan) -> None:
     modules = dict(network.named_modules())
+    parameters = dict(network.named_parameters(remove_duplicate=False))
     masked = [name.rpartition(".")[0] for name in plan.masks if not plan.masks_factor(name)]
-    named = (*plan.factors, *plan.kept, *plan.biases, *plan.quantized, *masked)
+    channels = [name for name in plan.kept if name not in parameters]
+    named = (*plan.factors, *channels, *plan.biases, *plan.quantized, *masked)
     unknown = [name for name in (*named, *plan.skipped) if name not in modules]
     if unknown:
         raise CompressionError(f"the plan belongs to another network: this one has no {', '.join(map(repr, unknown))}.")

@@ -54,10 +54,26 @@ class Factors:
 
 @dataclass(frozen=True)
 class Kept:
-    """The output and input channels of a module to keep, in order; None for all."""
+    """The output and input channels of a module to keep, in order; None for all.
+
+    Under the name of a bare parameter, `out` are the indices of its channel dimension.
+
+    Attributes:
+        swapped: whether the weight holds output channels along dimension 1: embeddings, transposed convolutions.
+        numbers: the module's own numbers that change, such as `num_heads`.
+    """
 
     out: Side = None
     inputs: Side = None
+    swapped: StrictBool = False
+    numbers: Mapping[Name, Size] = field(default_factory=dict)
+
+    def to_data(self) -> dict[str, object]:
+        """Plain values, without what is default."""
+        more: dict[str, object] = {"swapped": True} if self.swapped else {}
+        return (
+            {"out": self.out, "inputs": self.inputs} | more | ({"numbers": dict(self.numbers)} if self.numbers else {})
+        )
 
 
 @dataclass(frozen=True)
@@ -100,7 +116,7 @@ class Plan:
             "factors": {name: asdict(factors) for name, factors in self.factors.items()},
             "masks": sorted(self.masks.keys() - of_factors),
             "factor_masks": {name: list(self.masks[name].shape) for name in sorted(of_factors)},
-            "kept": {name: {"out": sides.out, "inputs": sides.inputs} for name, sides in self.kept.items()},
+            "kept": {name: sides.to_data() for name, sides in self.kept.items()},
             "biases": list(self.biases),
             "skipped": list(self.skipped),
             "quantized": dict(self.quantized),

@@ -104,7 +104,8 @@ def reach_of(analysis: object) -> Reach | None:
 
 
 def _of_channels(groups: Sequence[ChannelGroup]) -> Reach:
-    free = {_weight(member.module) for group in groups if group.exempt is None for member in group.members}
+    members = [member.module for group in groups if group.exempt is None for member in group.members]
+    free = {*members, *map(_weight, members)}  # bare parameters are members too
     reasons = {name: group.exempt for group in groups if group.exempt is not None for name in group.producers}
     return Reach(frozenset(free), reasons)
 

@@ -14,8 +14,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiment.inputs import Inputs, call_network, output_tensors
+from experiment.layers.channels.channel_axes import (
+    CHANNEL_MAKERS,
+    bare_parameters,
+    filters_of,
+    is_sliceable,
+    tensors_of,
+)
 from experiment.layers.channels.group_data import ChannelGroup, kept_of
-from experiment.layers.channels.slicing import is_sliceable, mask_channels, slice_channels
+from experiment.layers.channels.slicing import mask_channels, slice_channels
 from experiment.layers.deterministic_forward import fixed_draws
 from experiment.layers.plan import Kept
 from experiment.random_streams import generator
@@ -31,13 +38,15 @@ def randomised(network: nn.Module) -> nn.Module:
         for name, module in probe.named_modules():
             if not is_sliceable(module) or isinstance(module, nn.PReLU):
                 continue
-            ranges = {"weight": (0.5, 1.5), "bias": (0.5, 1.0), "running_mean": (-0.2, 0.2), "running_var": (0.5, 1.5)}
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                bound = (3 / module.weight[0].numel()) ** 0.5  # a variance of 1 / fan-in keeps the scale
-                ranges["weight"] = (-bound, bound)  # and positive biases pass through ReLUs
-            tensors: dict[str, Tensor] = dict(module.named_parameters()) | dict(module.named_buffers())
-            for key in ranges.keys() & tensors.keys():
-                tensors[key].uniform_(*ranges[key], generator=generator("trial", name, key, device=tensors[key].device))
+            ranges = {"bias": (0.5, 1.0), "running_mean": (-0.2, 0.2), "running_var": (0.5, 1.5)}
+            if isinstance(module, CHANNEL_MAKERS):  # a variance of 1 / fan-in keeps the scale
+                fan_in = 1 if isinstance(module, nn.Embedding) else filters_of(module, module.weight)[0].numel()
+                ranges["weight"] = (-((3 / fan_in) ** 0.5), (3 / fan_in) ** 0.5)  # positive biases pass through ReLUs
+            for key, tensor in tensors_of(module).items():
+                random = generator("trial", name, key, device=tensor.device)
+                tensor.uniform_(*ranges.get(key, (0.5, 1.5)), generator=random)
+        for name, parameter in bare_parameters(probe).items():
+            parameter.uniform_(0.5, 1.5, generator=generator("trial", name, device=parameter.device))
     return probe
 
 
@@ -62,6 +71,16 @@ class Run:
             return call_network(network, self.inputs)
 
 
+def results(output: object) -> list[Tensor]:
+    """The tensors of an output that must not change: its logits, if it names some, else all of them.
+
+    What else a mapping with logits holds, such as the encoder's last hidden state, may become narrower.
+    """
+    if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
+        return [output["logits"]]
+    return output_tensors(output)
+
+
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The operations that torch executes."""
 
@@ -84,7 +103,7 @@ def alike(probe: nn.Module, runs: Sequence[Run]) -> bool:
         for run in runs:
             operations = _Operations()
             with torch.set_grad_enabled(grad):
-                outputs = output_tensors(run.of(network, operations))
+                outputs = results(run.of(network, operations))
             seen, expected = first = first or (operations.seen, outputs)
             if operations.seen != seen or len(outputs) != len(expected) or not all(map(torch.equal, outputs, expected)):
                 return False
@@ -103,7 +122,7 @@ def tried(
         lost: layer -> the operation through which its channels could not be followed, for the reason.
     """
     for counts in _designs(groups):
-        if _fault(probe, runs, _cut(groups, counts)) is None:
+        if fault(probe, runs, cut(groups, counts)) is None:
             continue
         if _is_random(probe, runs):
             random = "the forward pass is random, so no two passes can be compared"
@@ -112,8 +131,38 @@ def tried(
         failing = _failing(probe, runs, groups, counts, [], free)
         for i, why in failing.items():
             failing[i] = f"{why} (see '{lost[groups[i].name]}')" if groups[i].name in lost else why
-        return tried(probe, runs, [replace(g, exempt=failing.get(i, g.exempt)) for i, g in enumerate(groups)], lost)
+        united = _united(probe, runs, groups, list(failing))
+        if len(united) == len(groups):
+            united = [replace(g, exempt=failing.get(i, g.exempt)) for i, g in enumerate(groups)]
+        return tried(probe, runs, united, lost)
     return list(groups)
+
+
+def _united(
+    probe: nn.Module, runs: Sequence[Run], groups: Sequence[ChannelGroup], failing: Sequence[int]
+) -> list[ChannelGroup]:
+    """The same groups, uniting those of heads that fail alone and can lose the same heads.
+
+    The number of heads ties them where layers exchange something that depends on it alone, as T5's cross-attention.
+    """
+    alike: dict[int, list[int]] = {}
+    for i in failing:
+        if groups[i].has_heads:
+            alike.setdefault(groups[i].size, []).append(i)
+    united = list(groups)
+    for several in alike.values():
+        first, *others = (united[i] for i in several)
+        one = replace(
+            first,
+            members=sum((group.members for group in others), first.members),
+            producers=sum((group.producers for group in others), first.producers),
+            numbers=sum((group.numbers for group in others), first.numbers),
+        )
+        trial = [one if i == several[0] else group for i, group in enumerate(united) if i not in several[1:]]
+        counts = [(group.size + 1) // 2 if group is one else group.size for group in trial]
+        if others and fault(probe, runs, cut(trial, counts)) is None:
+            return trial  # further ones are found when it is tried
+    return united
 
 
 def _failing(
@@ -125,8 +174,8 @@ def _failing(
     among: Sequence[int],
 ) -> dict[int, str]:
     """The groups among these that cannot be reduced to their counts together with `passed`, with the reason."""
-    cut = {*passed, *among}
-    why = _fault(probe, runs, _cut(groups, [counts[i] if i in cut else g.size for i, g in enumerate(groups)]))
+    fewer = {*passed, *among}
+    why = fault(probe, runs, cut(groups, [counts[i] if i in fewer else g.size for i, g in enumerate(groups)]))
     if why is None:
         return {}
     if len(among) == 1:
@@ -162,7 +211,7 @@ def _designs(groups: Sequence[ChannelGroup]) -> list[list[int]]:
     return designs
 
 
-def _cut(groups: Sequence[ChannelGroup], counts: Sequence[int]) -> dict[str, Kept]:
+def cut(groups: Sequence[ChannelGroup], counts: Sequence[int]) -> dict[str, Kept]:
     """What stays when every group keeps this number of random channels."""
     chosen: list[list[int]] = []
     for i, (group, count) in enumerate(zip(groups, counts, strict=True)):
@@ -170,7 +219,7 @@ def _cut(groups: Sequence[ChannelGroup], counts: Sequence[int]) -> dict[str, Kep
     return kept_of(groups, chosen)
 
 
-def _fault(probe: nn.Module, runs: Sequence[Run], kept: Mapping[str, Kept]) -> str | None:
+def fault(probe: nn.Module, runs: Sequence[Run], kept: Mapping[str, Kept]) -> str | None:
     """Why the sliced network differs from the masked one; None if it computes the same in all runs."""
     sliced = copy.deepcopy(probe)
     slice_channels(sliced, kept)
@@ -178,13 +227,13 @@ def _fault(probe: nn.Module, runs: Sequence[Run], kept: Mapping[str, Kept]) -> s
         outputs = []
         for run in runs:
             try:
-                outputs.append(output_tensors(run.of(sliced)))
+                outputs.append(results(run.of(sliced)))
             except Exception:  # whatever the network's own code raises for mismatched shapes
                 return "the network does not run when some of them are removed"
         masked = copy.deepcopy(probe)
         mask_channels(masked, kept)
         for run, found in zip(runs, outputs, strict=True):
-            if not _same(found, output_tensors(run.of(masked))):
+            if not _same(found, results(run.of(masked))):
                 return "removing some of them is not the same as setting them to zero"
     return None
 
@@ -192,7 +241,7 @@ def _fault(probe: nn.Module, runs: Sequence[Run], kept: Mapping[str, Kept]) -> s
 def _is_random(probe: nn.Module, runs: Sequence[Run]) -> bool:
     """Whether equal networks give different outputs, from random numbers that no seed controls."""
     with torch.no_grad():
-        return any(not _same(*(output_tensors(run.of(copy.deepcopy(probe))) for _ in range(2))) for run in runs)
+        return any(not _same(*(results(run.of(copy.deepcopy(probe))) for _ in range(2))) for run in runs)
 
 
 def _same(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:

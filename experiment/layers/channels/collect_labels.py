@@ -6,17 +6,23 @@ as the network's input.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from experiment.layers.channels.channel_axes import (
+    CHANNEL_MAKERS,
+    bare_parameters,
+    channel_counts,
+    channel_dim,
+    is_sliceable,
+    normalises_channels,
+    parameter_dim,
+)
 from experiment.layers.channels.labels import Integers, Labels
-from experiment.layers.channels.slicing import channel_counts, is_sliceable
-
-CHANNEL_MAKERS = (nn.Conv2d, nn.Linear)
 
 
 class Follower:
@@ -42,6 +48,20 @@ class Follower:
         for module, name in self.names.items():
             for own, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
                 self.fixed[storage_key(tensor)] = (self.reason(_why_fixed(module, name, own)), name)
+        self.bare = {  # their labels are written before every pass
+            name: (parameter, self._made_by(name, parameter)) for name, parameter in bare_parameters(network).items()
+        }
+        self.bare_reasons = {key: self.fixed.pop(key) for key in {storage_key(p) for p, _ in self.bare.values()}}
+        _tie_embeddings(network, self.names, self.labels)
+
+    def _made_by(self, name: str, parameter: Tensor) -> Tensor:
+        """The labels of a bare parameter's channels, broadcastable to it."""
+        dim = parameter_dim(parameter.shape)
+        assert dim is not None
+        made = self.labels.made((name, "out"), parameter.shape[dim])
+        shape = [1] * parameter.dim()
+        shape[dim] = -1
+        return torch.from_numpy(made.astype(np.float32)).to(parameter.device).reshape(shape)
 
     def reason(self, text: str) -> int:
         """The negative label of elements that are fixed for this reason."""
@@ -64,22 +84,59 @@ class Follower:
         if isinstance(module, nn.PReLU) and outputs == 1:
             return read
         pointwise = not isinstance(module, CHANNEL_MAKERS)
-        dim = -1 if isinstance(module, nn.Linear) else -3 if isinstance(module, nn.Conv2d) else 1
-        reads = self._one_a_channel(read, dim)
-        self.labels.read((name, "out" if pointwise else "in"), inputs, reads)
+        dim = channel_dim(module, y)
+        if isinstance(module, nn.Embedding):
+            reads = np.zeros(0, np.int64)  # indices
+        elif normalises_channels(module) and self._has_heads(read, dim):
+            return self.merged([read], [dim % y.dim() - y.dim()])  # one norm for every head
+        else:
+            reads = self._one_a_channel(read, dim)
+            self.labels.read((name, "out" if pointwise else "in"), inputs, reads)
         if pointwise:
             made = reads
         else:
             made = self.labels.made((name, "out"), outputs)
             self.widths.setdefault(name, set()).add(y.numel() // max(len(x), 1))
         reason = None if is_sliceable(module) else f"channels cannot be removed from '{name}' ({type(module).__name__})"
+        if pointwise and y.shape != x.shape:
+            reason = f"'{name}' returns another shape than it takes"
+        flagged = [*made, *reads]
         if module in self._tied:
             reason = f"'{name}' shares its parameters with another layer"
+            flagged = flagged if self._tied[module] else list(made)
         if reason is not None:
-            self.labels.flag([label - 1 for label in (*made, *reads) if label > 0], reason)
+            self.labels.flag([label - 1 for label in flagged if label > 0], reason)
         shape = [1] * y.dim()
         shape[dim] = -1
         return torch.from_numpy(made.astype(np.float32)).to(y.device).reshape(shape)
+
+    def _has_heads(self, labels: Tensor, dim: int) -> bool:
+        """Whether different channels of one layer share an index of a dimension, as those of heads do."""
+        rows = compact(labels).movedim(dim, 0).flatten(1).cpu().numpy().astype(np.int64)
+        sharing = (np.unique(row[row > 0]).tolist() for row in rows)
+        several = next((row for row in sharing if len(row) > 1), None)
+        return several is not None and self.labels.made_by_one(several)
+
+    def merged(self, parts: Sequence[Tensor], dims: Sequence[int]) -> Tensor:
+        """One label for each index of the other dimensions, of which all labels are merged, such as those of a head.
+
+        Args:
+            parts: labels, broadcastable to each other but for these dimensions.
+            dims: the dimensions to merge, counted from the end.
+        """
+        most = max(part.dim() for part in parts)
+        rows = [compact(part.reshape([1] * (most - part.dim()) + list(part.shape))) for part in parts]
+        whole = list(
+            np.broadcast_shapes(*([1 if d - most in dims else n for d, n in enumerate(p.shape)] for p in rows))
+        )
+        found = []
+        for part in rows:
+            part = part.expand([part.shape[d] if d - most in dims else n for d, n in enumerate(whole)])
+            found.append(part.movedim(list(dims), list(range(-len(dims), 0))).flatten(-len(dims)))
+        table = torch.cat([part.reshape(-1, part.shape[-1]) for part in found], 1).cpu().numpy().astype(np.int64)
+        different, inverse = np.unique(table, axis=0, return_inverse=True)
+        one = np.array([self.one(np.unique(row[row != 0]).tolist()) for row in different], np.float32)
+        return torch.from_numpy(one[inverse.reshape(-1)]).to(parts[0].device).reshape(whole)
 
     def _one_a_channel(self, read: Tensor, dim: int) -> Integers:
         """The label at every index of a channel dimension; labels that share an index are merged."""
@@ -146,6 +203,19 @@ def compact(labels: Tensor) -> Tensor:
     return labels
 
 
+def _tie_embeddings(network: nn.Module, names: Mapping[nn.Module, str], labels: Labels) -> None:
+    """Unite the channels of embeddings with those that layers with the same weight read."""
+    for holders in _holders(network).values():
+        layers = [m for m in holders if isinstance(m, nn.Embedding | nn.Linear) and is_sliceable(m)]
+        embeddings = [m for m in layers if isinstance(m, nn.Embedding)]
+        made = [labels.made((names[m], "out"), m.embedding_dim) for m in embeddings if len(layers) > 1]
+        for pair in zip(*made, strict=True):
+            labels.tie(int(label) - 1 for label in pair)
+        for module in layers if made else ():
+            if isinstance(module, nn.Linear):
+                labels.read((names[module], "in"), module.in_features, made[0])
+
+
 def _why_fixed(module: nn.Module, name: str, own: str) -> str:
     """Why channels combined with a parameter or buffer outside a sliceable layer's call must be kept."""
     if is_sliceable(module):
@@ -156,9 +226,19 @@ def _why_fixed(module: nn.Module, name: str, own: str) -> str:
     return f"they meet the bare {kind} '{f'{name}.{own}' if name else own}'"
 
 
-def _tied(network: nn.Module) -> set[nn.Module]:
-    holders: dict[int, list[nn.Module]] = {}
+def _tied(network: nn.Module) -> dict[nn.Module, bool]:
+    """The layers that share parameters, unless an embedding takes part, and whether it is more than the bias."""
+    tied: dict[nn.Module, bool] = {}
+    for parameter, holders in _holders(network).items():
+        if len(holders) > 1 and not any(isinstance(m, nn.Embedding) and is_sliceable(m) for m in holders):
+            for module in holders:
+                tied[module] = tied.get(module, False) or parameter.dim() > 1
+    return tied
+
+
+def _holders(network: nn.Module) -> dict[nn.Parameter, list[nn.Module]]:
+    holders: dict[nn.Parameter, list[nn.Module]] = {}
     for module in network.modules():
         for parameter in module.parameters(recurse=False):
-            holders.setdefault(id(parameter), []).append(module)
-    return {module for sharing in holders.values() if len(sharing) > 1 for module in sharing}
+            holders.setdefault(parameter, []).append(module)
+    return holders

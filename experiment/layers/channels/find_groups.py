@@ -26,12 +26,13 @@ from experiment.inputs import (
     moved_like,
     split,
 )
+from experiment.layers.channels.channel_axes import CHANNEL_MAKERS, CONVOLUTIONS, SWAPPED, channel_counts
 from experiment.layers.channels.check_slicing import Run, alike, randomised, tried
 from experiment.layers.channels.collect_labels import Follower
+from experiment.layers.channels.find_numbers import with_numbers
 from experiment.layers.channels.group_data import ChannelGroup, Member
 from experiment.layers.channels.labels import Key, Labels, Places
 from experiment.layers.channels.propagate_labels import GIVES_OUTPUT, follow
-from experiment.layers.channels.slicing import channel_counts
 from experiment.layers.deterministic_forward import fixed_draws
 from experiment.layers.forward_pass import evaluating, observing
 
@@ -60,14 +61,26 @@ def channel_groups(network: nn.Module, example: Inputs, samples: Sequence[Inputs
     samples = [moved_like(first(batch, SAMPLES), example) for batch in samples if batch_size(batch)]
     with fixed_draws(), evaluating(probe):
         call_network(probe, example)  # a network that does not run fails here, with its own message
+    example = _one(probe, example)
     modules, follower = dict(probe.named_modules()), Follower(copy.deepcopy(probe))
     runs = _followed(follower, probe, example, samples)
     for name, module in modules.items():
         _tie_groups(follower.labels, name, module)
     groups, lost = _collected(follower, modules)
-    groups = tried(probe, runs, _out_of_unseen(groups, follower, modules), lost)
+    groups = with_numbers(probe, runs, _out_of_unseen(groups, follower, modules))
+    groups = tried(probe, runs, groups, lost)
     _tell(groups)
     return groups
+
+
+def _one(probe: nn.Module, example: Inputs) -> Inputs:
+    """The first input alone if the network takes it, to save time."""
+    try:
+        with fixed_draws(), evaluating(probe):
+            call_network(probe, first(example))
+    except Exception:  # whatever the network's own code raises for a batch of another size
+        return example
+    return first(example)
 
 
 def _followed(follower: Follower, probe: nn.Module, example: Inputs, samples: Sequence[Inputs]) -> list[Run]:
@@ -118,7 +131,7 @@ def _called(probe: nn.Module, run: Run) -> frozenset[str]:
 def _tie_groups(labels: Labels, name: str, module: nn.Module) -> None:
     """Tie the channels of each group of a grouped layer, on both sides: it loses whole groups only."""
     keys: list[Key] = []
-    if isinstance(module, nn.Conv2d) and module.groups > 1:
+    if isinstance(module, CONVOLUTIONS) and module.groups > 1:
         groups, keys = module.groups, [(name, "out"), (name, "in")]
     elif isinstance(module, nn.GroupNorm):
         groups, keys = module.num_groups, [(name, "out")]
@@ -134,18 +147,21 @@ def _tie_groups(labels: Labels, name: str, module: nn.Module) -> None:
 
 def _collected(follower: Follower, modules: Mapping[str, nn.Module]) -> tuple[list[ChannelGroup], dict[str, str]]:
     """One group for all channels that occupy the same sides, and the operations where channels were lost."""
-    order = {name: i for i, name in enumerate(modules)}
+    order: dict[str, int] = {name: i for i, name in enumerate(modules)}
+    order |= {name: order[name.rpartition(".")[0]] for name in follower.bare}
     alike: dict[tuple[tuple[tuple[Key, int], ...], str | None], list[Places]] = {}
     lost: dict[str, str] = {}
     for places, reason, operation in follower.labels.channels():
         keys = sorted(places, key=lambda key: (order[key[0]], key[1] == "in"))
+        if not any(_makes(key, modules) for key in keys):
+            continue  # only bare parameters
         alike.setdefault((tuple((key, len(places[key])) for key in keys), reason), []).append(places)
         if operation is not None:
             lost.update(dict.fromkeys((name for name, side in keys if side == "out"), operation))
     groups = []
     for (signature, reason), channels in alike.items():
         keys = [key for key, _ in signature]
-        producers = tuple(n for n, side in keys if side == "out" and isinstance(modules[n], nn.Conv2d | nn.Linear))
+        producers = tuple(key[0] for key in keys if _makes(key, modules))
         first: Key = (producers[0], "out")
         channels.sort(key=lambda places: places[first])
         members = tuple(_member(key, channels, modules, follower) for key in keys)
@@ -154,26 +170,39 @@ def _collected(follower: Follower, modules: Mapping[str, nn.Module]) -> tuple[li
     return [group for _, group in sorted(groups, key=lambda pair: pair[0])], lost
 
 
+def _makes(key: Key, modules: Mapping[str, nn.Module]) -> bool:
+    return key[1] == "out" and isinstance(modules.get(key[0]), CHANNEL_MAKERS)
+
+
 def _member(key: Key, channels: Sequence[Places], modules: Mapping[str, nn.Module], follower: Follower) -> Member:
     name, side = key
-    norms = follower.norms[name] if side == "in" else {None}
+    positions = tuple(tuple(places[key]) for places in channels)
+    if name in follower.bare:
+        return Member(name, side, follower.bare[name][1].numel(), positions)
+    norms = follower.norms[name] if side == "in" and name in follower.norms else {None}
     norm = next(iter(norms)) if len(norms) == 1 else None
     size = channel_counts(modules[name])[side == "in"]
-    return Member(name, side, size, tuple(tuple(places[key]) for places in channels), norm)
+    return Member(name, side, size, positions, norm, isinstance(modules[name], SWAPPED))
 
 
 def _out_of_unseen(
     groups: Sequence[ChannelGroup], follower: Follower, modules: Mapping[str, nn.Module]
 ) -> list[ChannelGroup]:
     """Exempt channels that a module may read which no pass has called: it would not be sliced with them."""
-    widths = {
-        name: {size for p in module.parameters(recurse=False) for size in (p.shape[1:2] if p.dim() > 1 else p.shape)}
+    seen = {p for name in follower.called for p in modules[name].parameters(recurse=False)}
+    unseen = {
+        name: [p for p in module.parameters(recurse=False) if p not in seen]
         for name, module in modules.items()
         if name not in follower.called
     }
+    widths = {
+        name: {size for p in own for size in (p.shape[1:2] if p.dim() > 1 else p.shape)} for name, own in unseen.items()
+    }
     told = []
     for group in groups:
-        here = {member.size for member in group.members}.union(*(follower.widths[name] for name in group.producers))
+        here = {member.size for member in group.members}.union(
+            *(follower.widths.get(name, set()) for name in group.producers)
+        )
         name = next((name for name, reads in widths.items() if group.size > 1 and not here.isdisjoint(reads)), None)
         reason = None if name is None else f"'{name}' may read them, and no forward pass on the given inputs calls it"
         told.append(replace(group, exempt=group.exempt or reason))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.inputs import Inputs
+from experiment.layers.channels.channel_axes import channel_dim
 from experiment.layers.channels.group_data import ChannelGroup, Member, alive_channels
 from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.masks import stored
@@ -58,7 +59,8 @@ def fold_constants(
         for member in group.members:
             if member.side == "out" and member.module in group.producers:
                 with torch.no_grad():
-                    ghost.get_submodule(member.module).get_parameter("weight")[_places(member, gone)] = 0
+                    weight = ghost.get_submodule(member.module).get_parameter("weight")
+                    weight.transpose(0, 1 if member.swapped else 0)[_places(member, gone)] = 0
     readers = _readers(ghost, groups, kept)
     return _fold(sliced, readers, _responses(ghost, example, readers), kept)
 
@@ -97,8 +99,7 @@ def _readers(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[s
     readers: Readers = {}
     for group, gone in _gone(groups, kept):
         for member in group.members:
-            module = network.get_submodule(member.module)
-            if member.side == "in" and not (isinstance(module, nn.Conv2d) and module.groups > 1):
+            if member.side == "in" and getattr(network.get_submodule(member.module), "groups", 1) == 1:
                 readers.setdefault(member.module, (member, []))[1].extend(_places(member, gone))
     return readers
 
@@ -113,8 +114,8 @@ def _responses(network: nn.Module, inputs: Inputs, readers: Readers) -> dict[str
 
     def record(call: Call) -> None:
         module, x, y = call.module, call.input, call.output
-        dim, dims = (-3, 3) if isinstance(module, nn.Conv2d) else (-1, 1)
-        mean = x.reshape(-1, *x.shape[-dims:]).mean(0, keepdim=True)
+        dim = channel_dim(module, x)
+        mean = x.reshape(-1, *x.shape[dim:]).mean(0, keepdim=True)
         places = torch.tensor(readers[call.name][1], device=x.device)
         alone = torch.zeros_like(mean).index_copy(dim, places, mean.index_select(dim, places))
         response = module.forward(alone) - module.forward(torch.zeros_like(alone))

@@ -8,10 +8,18 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+from torch import Tensor, nn
 
 from experiment.inputs import Inputs
-from experiment.layers.compressible import trace_layers
+from experiment.layers.channels.channel_axes import (
+    CHANNEL_MAKERS,
+    CONVOLUTIONS,
+    TRANSPOSED,
+    channel_counts,
+    parameter_dim,
+)
+from experiment.layers.channels.module_numbers import Number
+from experiment.layers.compressible import WEIGHT_LAYERS, trace_layers
 from experiment.layers.plan import Kept
 
 Side = Literal["out", "in"]
@@ -23,11 +31,13 @@ class Member:
     """One side of a module through which a group of channels passes.
 
     Attributes:
-        module: dotted name; side: `out` (rows of the weight; also the one side of BatchNorm, PReLU) or `in` (columns).
+        module: dotted name, or that of a bare parameter, which has one side, `out`.
+        side: `out` (rows of the weight; also the one side of BatchNorm, PReLU) or `in` (columns).
         size: number of channels of that side.
         positions: channel of the group -> the indices that it occupies there: several where Flatten multiplies a
             channel by the grid, or where a grouped layer loses whole groups only. Equally many for all channels.
         norm: for an `in` side, the BatchNorm that directly and alone reads the layer's output.
+        swapped: whether the module's weight holds output channels along dimension 1.
     """
 
     module: str
@@ -35,6 +45,7 @@ class Member:
     size: int
     positions: tuple[tuple[int, ...], ...]
     norm: str | None = None
+    swapped: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,7 @@ class ChannelGroup:
         members: every side of every module that they occupy.
         producers: the convolutions and linear layers whose filters compute them, in module order.
         exempt: why they cannot be removed; None if they can.
+        numbers: of modules and configs, which are proportional to the channels.
     """
 
     name: str
@@ -54,6 +66,13 @@ class ChannelGroup:
     members: tuple[Member, ...]
     producers: tuple[str, ...]
     exempt: str | None = None
+    numbers: tuple[Number, ...] = ()
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether a channel takes several places in a layer that makes it, as an attention head does."""
+        made = [len(m.positions[0]) for m in self.members if m.side == "out" and m.module in self.producers]
+        return max(made, default=1) > 1
 
 
 def kept_of(groups: Sequence[ChannelGroup], chosen: Sequence[Collection[int]]) -> dict[str, Kept]:
@@ -66,8 +85,30 @@ def kept_of(groups: Sequence[ChannelGroup], chosen: Sequence[Collection[int]]) -
                 alive = stays.setdefault((member.module, member.side), np.ones(member.size, bool))
                 alive[[p for channel in gone for p in member.positions[channel]]] = False
     sides = {key: tuple(np.flatnonzero(alive).tolist()) for key, alive in stays.items()}
-    names = dict.fromkeys(name for name, _ in sides)
-    return {name: Kept(sides.get((name, "out")), sides.get((name, "in"))) for name in names}
+    numbers = _numbers_of(groups, stays)
+    swapped = {member.module for group in groups for member in group.members if member.swapped}
+    names = dict.fromkeys((*(name for name, _ in sides), *numbers))
+    return {
+        name: Kept(sides.get((name, "out")), sides.get((name, "in")), name in swapped, numbers.get(name, {}))
+        for name in names
+    }
+
+
+def _numbers_of(
+    groups: Sequence[ChannelGroup], stays: Mapping[tuple[str, Side], npt.NDArray[np.bool_]]
+) -> dict[str, dict[str, int]]:
+    """The numbers that change; one that several layers contradict, such as those of a config, stays."""
+    values: dict[tuple[str, str], set[tuple[int, int]]] = {}
+    for number in (number for group in groups for number in group.numbers):
+        alive = stays.get((number.layer, number.side))
+        value, rest = (number.value, 0) if alive is None else divmod(number.value * int(alive.sum()), len(alive))
+        values.setdefault((number.module, number.attribute), set()).add((number.value if rest else value, number.value))
+    found: dict[str, dict[str, int]] = {}
+    for (name, attribute), options in values.items():
+        value, before = next(iter(options))
+        if len(options) == 1 and value != before:
+            found.setdefault(name, {})[attribute] = value
+    return found
 
 
 def alive_channels(groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]) -> list[tuple[int, ...]]:
@@ -164,10 +205,10 @@ def sizes_of(network: nn.Module, example: Inputs, groups: Sequence[ChannelGroup]
         groups: what `channel_groups(network, example)` gave.
         flops: multiply-adds of the whole network.
     """
-    modules = dict(network.named_modules())
-    layers = trace_layers(network, example)
+    layers = trace_layers(network, example, WEIGHT_LAYERS)
     rows = {name: row for row, name in enumerate(dict.fromkeys(m.module for group in groups for m in group.members))}
-    shapes = np.array([_shape(modules[name]) for name in rows], np.int64).reshape(len(rows), 4)
+    modules = dict(network.named_modules())
+    shapes = np.array([_shape(network, modules, name) for name in rows], np.int64).reshape(len(rows), 4)
     out_L, in_L, weight_L, extra_L = shapes.T
     positions_L = np.array([layers[name].positions if name in layers else 0 for name in rows], np.int64)
     out_LG, in_LG = np.zeros((2, len(rows), len(groups)), np.int64)
@@ -187,14 +228,23 @@ def sizes_of(network: nn.Module, example: Inputs, groups: Sequence[ChannelGroup]
     )
 
 
-def _shape(module: nn.Module) -> tuple[int, int, int, int]:
+def _shape(network: nn.Module, modules: Mapping[str, nn.Module], name: str) -> tuple[int, int, int, int]:
     """Rows, columns of one filter, weights per row and column, and other parameters per row."""
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        rows, columns = module.weight.shape[:2]
-        return rows, columns, module.weight[0, 0].numel(), 0 if module.bias is None else 1
-    parameters = list(module.parameters(recurse=False))
-    return parameters[0].shape[0] if parameters else 0, 0, 0, len(parameters)
+    if name not in modules:
+        parameter = network.get_parameter(name)
+        rows = parameter.shape[parameter_dim(parameter.shape) or 0]
+        return rows, 0, 0, parameter.numel() // rows
+    module = modules[name]
+    if isinstance(module, nn.Embedding):
+        counted = any(m.weight is module.weight for m in modules.values() if isinstance(m, nn.Linear))
+        first = next(m for m in modules.values() if isinstance(m, nn.Embedding) and m.weight is module.weight)
+        return module.embedding_dim, 0, 0, 0 if counted or first is not module else module.num_embeddings
+    if isinstance(module, CHANNEL_MAKERS):
+        weight: Tensor = module.weight
+        rows, columns = weight.shape[:2] if not isinstance(module, TRANSPOSED) else reversed(weight.shape[:2])
+        return rows, columns, weight[0, 0].numel(), 0 if module.bias is None else 1
+    return channel_counts(module)[0], 0, 0, len(list(module.parameters(recurse=False)))
 
 
 def _is_grouped(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.groups > 1
+    return isinstance(module, CONVOLUTIONS) and module.groups > 1

@@ -23,11 +23,13 @@ class Labels:
         self._notes: dict[int, str] = {}
         self._closed: dict[Key, set[int]] = {}
         self._at: dict[Key, Integers] = {}
+        self._makers: list[Key | None] = []
 
-    def new(self, count: int) -> Integers:
-        """Add `count` new channels."""
+    def new(self, count: int, maker: Key | None = None) -> Integers:
+        """Add `count` new channels, which a side produces."""
         start = len(self._parents)
         self._parents.extend(range(start, start + count))
+        self._makers.extend([maker] * count)
         return np.arange(start, start + count)
 
     def at(self, key: Key, size: int) -> Integers:
@@ -38,8 +40,12 @@ class Labels:
         """The labels (channel + 1) at every place of a side that produces channels: the same ones at every call."""
         here = self.at(key, size)
         unknown = here < 0
-        here[unknown] = self.new(int(unknown.sum()))
+        here[unknown] = self.new(int(unknown.sum()), key)
         return here + 1
+
+    def made_by_one(self, labels: Iterable[int]) -> bool:
+        """Whether one side produced all of these channels."""
+        return len({self._makers[label - 1] for label in labels}) == 1
 
     def read(self, key: Key, size: int, labels: Integers) -> None:
         """Unite the channels that a side reads with those that it read before; labels below 1 cannot be removed."""

@@ -16,17 +16,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from experiment.inputs import Inputs, output_tensors, tensors
-from experiment.layers.channels.check_slicing import Run
+from experiment.inputs import Inputs, tensors
+from experiment.layers.channels.channel_axes import CHANNEL_MAKERS, is_sliceable
+from experiment.layers.channels.check_slicing import Run, results
 from experiment.layers.channels.collect_labels import (
-    CHANNEL_MAKERS,
     Follower,
     channels_in,
     compact,
     distinct,
     storage_key,
 )
-from experiment.layers.channels.slicing import is_sliceable
 from experiment.layers.forward_pass import Call, observing
 
 GIVES_OUTPUT = "they compute the network's output"
@@ -85,10 +84,12 @@ class LabelledPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._calls: dict[str, int] = {}
         for tensor in tensors(inputs):
             self._write(tensor, torch.full((1,) * tensor.dim(), float(label), device=tensor.device))
+        for parameter, labels in follower.bare.values():
+            self._write(parameter, labels)
 
     def end(self, output: object) -> None:
         """Exempt the channels that compute the output, and note which BatchNorm alone reads each layer."""
-        for tensor in output_tensors(output):
+        for tensor in results(output):
             self._reads(tensor, None)
             self._follower.labels.flag(channels_in(self._labels(tensor)), GIVES_OUTPUT)
         for name in self._calls:
@@ -134,11 +135,9 @@ class LabelledPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _MOVES or name == "constant_pad_nd":
             self._move(op)
         elif name in _PRODUCTS:
-            first, second = op.args[_PRODUCTS[name] :][:2]
-            self._write(op.fresh[0], self._product(self._labels(first), self._labels(second), name))
+            self._write(op.fresh[0], self._product(*op.args[_PRODUCTS[name] :][:2], name))
         elif "scaled_dot_product" in name:
-            self._follower.combined([_first(self._labels(x), -2) for x in op.args[:2]])
-            self._write(op.fresh[0], _first(self._labels(op.args[2]), -2))
+            self._write(op.fresh[0], self._attention(op))
         elif name in ("zero_", "fill_"):
             self._write(op.written[0], torch.zeros_like(parts[0]))
         elif torch.Tag.pointwise in op.func.tags or (op.written and name.endswith("_")):
@@ -167,25 +166,54 @@ class LabelledPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for made, label in zip(op.fresh, [x for x in tree_leaves(labels) if isinstance(x, Tensor)], strict=True):
                 self._write(made, label)
 
-    def _product(self, a: Tensor, b: Tensor, name: str) -> Tensor:
-        """The labels of a @ b: those of rows of a and of columns of b; channels that are summed over end here."""
+    def _attention(self, op: Operation) -> Tensor:
+        """The labels of scaled dot-product attention's output: one for each head, of which all channels are tied."""
+        bias = op.named.get("attn_mask", op.named.get("attn_bias"))
+        q, k, v = (self._labels(x) for x in op.args[:3])
+        if all(compact(x).shape[:-2].numel() == 1 for x in (q, k, v)):
+            self._follower.combined([_first(q, -2), _first(k, -2)])
+            return _first(v, -2)
+        parts = [q]
+        for part in (k, v):
+            queries = q.shape[-3] // part.shape[-3]  # of one group
+            parts.append(part if queries == 1 else part.repeat_interleave(queries, -3))
+        if isinstance(bias, Tensor) and bool((self._labels(bias) > 0).any()):
+            parts.append(self._labels(bias))
+        return self._follower.merged(parts, [-2, -1])
+
+    def _product(self, first: Tensor, second: Tensor, name: str) -> Tensor:
+        """The labels of a @ b: those of rows of a and of columns of b; channels that are summed over end here.
+
+        In a batch of products with channels of their own, such as those of heads, all channels of each one are tied.
+        """
+        a, b = self._labels(first), self._labels(second)
         varied = [compact(a).shape[-1] > 1, compact(b).shape[-2] > 1]
+        left = torch.zeros_like(_first(a, -1)) if varied[0] else _first(a, -1)
+        right = torch.zeros_like(_first(b, -2)) if varied[1] else _first(b, -2)
+        crossing = bool((left > 0).any()) and bool((right > 0).any())
+        if max(compact(x).shape[:-2].numel() for x in (a, b)) > 1 and (any(varied) or crossing):
+            return self._follower.merged([a, b], [-2, -1])
         if any(varied):
             self._follower.combined([_first(a, -2).transpose(-1, -2), _first(b, -1)])
         for part, sums in zip((a, b), varied, strict=True):
             if sums:
                 self._lost(part, name)
-        left = torch.zeros_like(_first(a, -1)) if varied[0] else _first(a, -1)
-        right = torch.zeros_like(_first(b, -2)) if varied[1] else _first(b, -2)
-        if (left > 0).any() and (right > 0).any():  # channels by channels: each element belongs to two of them
+        if crossing:  # channels by channels: each element belongs to two of them
             self._lost(left, name)
             self._lost(right, name)
             return torch.zeros(())
+        bare = self._follower.bare_reasons.get(storage_key(second))
+        if varied[1] and bare is not None:  # a weight whose rows are no known channels
+            return torch.full((1,) * a.dim(), float(bare[0]), device=a.device)
         return self._follower.combined([left, right])
 
     def _other(self, op: Operation, parts: Sequence[Tensor]) -> None:
         """Reductions end the channels that they reduce; other operations are assumed to treat each one separately."""
         live = [part for part in parts if (part > 0).any()]
+        bare = [b for x in op.tensors if (b := self._follower.bare_reasons.get(storage_key(x))) is not None]
+        if bare and len(live) > 1:
+            for part in live:
+                self._follower.flag(channels_in(part), bare[0][0])
         fixed = sorted({label for part in parts for label in distinct(part) if label < 0})
         varied = [part for part in parts if part.numel() > 1 and (part < 0).any()]
         if live and fixed and varied:
@@ -233,7 +261,7 @@ class LabelledPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Label the output of a layer."""
         self._inside -= 1
         x, y, name = call.input, call.output, call.name
-        if self._inside or not isinstance(y, Tensor):
+        if self._inside or not isinstance(y, Tensor) or not isinstance(x, Tensor):
             return
         if isinstance(call.module, nn.BatchNorm1d | nn.BatchNorm2d):
             maker, shape = self._makers.get(storage_key(x), (None, None))
@@ -250,8 +278,9 @@ class LabelledPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key = storage_key(tensor)
         if key in self._makers:
             self._readers.setdefault(self._makers[key][0], []).append(reader)
-        if key in self._follower.fixed:
-            self._follower.called.add(self._follower.fixed[key][1])
+        owned = self._follower.fixed.get(key) or self._follower.bare_reasons.get(key)
+        if owned is not None:
+            self._follower.called.add(owned[1])
 
     def _labels(self, tensor: Tensor) -> Tensor:
         """The labels of a tensor, in its shape: a view of those of its storage."""

@@ -1,90 +1,87 @@
 """Removes channels from a network's layers, restores them as zeros, and masks instead of removing.
 
 Masked means: the filter, bias and normalisation of a removed channel are zero (running mean 0, variance 1), and so are
-the columns that would read it. The sliced network computes what the masked one does, whatever the activation.
+the columns that would read it; LayerNorm and the like normalise over the channels that are left. The sliced network
+computes what the masked one does, whatever the activation.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from experiment.errors import CompressionError
+from experiment.layers.channels.channel_axes import (
+    CONVOLUTIONS,
+    LAYER_NORMS,
+    PLAIN_NORMS,
+    TRANSPOSED,
+    axes_of,
+    channel_counts,
+    is_sliceable,
+    normalises_channels,
+    parameter_dim,
+    tensors_of,
+)
+from experiment.layers.channels.masked_norms import normalise_over, normalise_over_all
+from experiment.layers.channels.module_numbers import set_numbers
 from experiment.layers.plan import Kept
 
 Indices = tuple[int, ...] | None
-
-_NORMS = (
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
-    nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
-)  # fmt: skip
-_TENSORS = frozenset({"weight", "bias", "running_mean", "running_var"})
-
-
-def is_sliceable(module: nn.Module) -> bool:
-    """Whether channels can be removed from a module: a plain convolution, linear, normalisation or PReLU layer.
-
-    LayerNorm is none: its statistics are taken over the channels, so removing one changes the others.
-    """
-    known = isinstance(module, (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.PReLU, *_NORMS))
-    own = {n for n, _ in module.named_parameters()} <= _TENSORS  # a subclass or parametrization may hold more
-    return known and own and not parametrize.is_parametrized(module)
-
-
-def channel_counts(module: nn.Module) -> tuple[int, int]:
-    """How many output and input channels a sliceable module has; equal if it has one channel dimension."""
-    if isinstance(module, nn.Conv2d):
-        return module.out_channels, module.in_channels
-    if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
-    if isinstance(module, nn.GroupNorm):
-        return module.num_channels, module.num_channels
-    if isinstance(module, nn.PReLU):
-        return module.num_parameters, module.num_parameters
-    assert isinstance(module, _NORMS), type(module)
-    return module.num_features, module.num_features
+Cuts = tuple[tuple[int, tuple[int, ...]], ...]
+"""Dimensions of a tensor and the indices to keep there."""
 
 
 def slice_channels(network: nn.Module, kept: Mapping[str, Kept]) -> None:
     """Shrink the weights, biases and buffers of every named module, in place, to the channels to keep.
 
-    Works on every device, `meta` included. The module objects stay, so hooks and shared modules survive.
+    Works on every device, `meta` included. The module objects stay, so hooks and shared modules survive, and parameters
+    that modules share stay shared.
 
     Args:
-        kept: module name -> indices that stay. A layer with channel groups (grouped convolution, GroupNorm) loses whole
-            groups only; a module with one channel dimension (BatchNorm, PReLU) uses `out`.
+        kept: module name -> indices that stay, and the module's own numbers that change. A layer with channel groups
+            (grouped convolution, GroupNorm) loses whole groups only; a module with one channel dimension (BatchNorm,
+            PReLU) uses `out`, and so does a bare parameter, under its own name.
     Raises: CompressionError: a module cannot be sliced, or not to these channels.
     """
-    for name, sides in kept.items():
-        module = _module(network, name)
-        selection = _Selection(name, module, sides)
-        with torch.no_grad():
-            for tensor_name, tensor in _tensors(module).items():
-                sliced = selection.of(tensor)
-                if isinstance(tensor, nn.Parameter):
-                    sliced = nn.Parameter(sliced, requires_grad=tensor.requires_grad)
-                setattr(module, tensor_name, sliced)
-        selection.resize()
+    shared: dict[tuple[int, Cuts], Tensor] = {}
+    with torch.no_grad():
+        for selection in _selections(network, kept):
+            for name, tensor in selection.tensors.items():
+                key = (id(tensor), selection.cuts(tensor))
+                if not key[1]:
+                    continue
+                if key not in shared:
+                    part = _part(tensor, key[1])
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    shared[key] = nn.Parameter(part, requires_grad=tensor.requires_grad) if is_parameter else part
+                setattr(selection.module, name, shared[key])
+            selection.resize()
+    set_numbers(network, {name: sides.numbers for name, sides in kept.items() if sides.numbers})
 
 
 def unslice(compressed: nn.Module, network: nn.Module, kept: Mapping[str, Kept]) -> None:
-    """Write the sliced modules into `network`, which has the original shapes, in place; zero elsewhere.
+    """Write a network without these channels into `network`, which has the original shapes, in place; zero elsewhere.
 
     Raises: CompressionError: a module cannot be sliced, or not to these channels.
     """
-    for name, sides in kept.items():
-        module = _module(network, name)
-        selection, source = _Selection(name, module, sides), _state(compressed.get_submodule(name))
-        with torch.no_grad():
-            for tensor_name, tensor in _state(module).items():
-                if tensor_name in _TENSORS:
-                    selection.embed(source[tensor_name], tensor, _fill_value(tensor_name))
-                else:  # num_batches_tracked
-                    tensor.copy_(source[tensor_name])
+    cuts = {
+        (id(selection.module), name): selection.cuts(tensor)
+        for selection in _selections(network, kept)
+        for name, tensor in selection.tensors.items()
+    }
+    with torch.no_grad():
+        for name, module in network.named_modules():
+            source = _state(compressed.get_submodule(name))
+            for own, tensor in _state(module).items():
+                if (id(module), own) in cuts:
+                    _embed(source[own], tensor, cuts[id(module), own], _fill_value(own))
+                else:
+                    tensor.copy_(source[own])
+    _normalise_over_kept(network, kept)
 
 
 def mask_channels(network: nn.Module, kept: Mapping[str, Kept]) -> None:
@@ -92,24 +89,51 @@ def mask_channels(network: nn.Module, kept: Mapping[str, Kept]) -> None:
 
     Raises: CompressionError: a module cannot be sliced, or not to these channels.
     """
+    with torch.no_grad():
+        for selection in _selections(network, kept):
+            for name, tensor in selection.tensors.items():
+                _clear(tensor, selection.cuts(tensor), _fill_value(name))
+    _normalise_over_kept(network, kept)
+
+
+def _normalise_over_kept(network: nn.Module, kept: Mapping[str, Kept]) -> None:
+    for selection in _selections(network, kept):
+        if selection.rows is not None and not selection.bare and normalises_channels(selection.module):
+            normalise_over(selection.module, selection.rows)
+
+
+def _selections(network: nn.Module, kept: Mapping[str, Kept]) -> Iterator[_Selection]:
+    """What stays of every module and bare parameter, leaving out those of which only numbers change."""
+    modules = dict(network.named_modules())
     for name, sides in kept.items():
-        module = _module(network, name)
-        selection = _Selection(name, module, sides)
-        with torch.no_grad():
-            for tensor_name, tensor in _tensors(module).items():
-                selection.clear(tensor, _fill_value(tensor_name))
+        owner, _, own = name.rpartition(".")
+        if name not in modules and own in dict(modules[owner].named_parameters(recurse=False)):
+            yield _Selection(name, modules[owner], sides, own)
+        elif sides.out is not None or sides.inputs is not None:
+            yield _Selection(name, _module(network, name), sides)
 
 
 class _Selection:
-    """The rows (output channels) and columns (input channels) of one module's tensors to keep; None: all."""
+    """The rows (output channels) and columns (input channels) of one module's tensors to keep; None: all.
 
-    def __init__(self, name: str, module: nn.Module, kept: Kept) -> None:
-        self.name, self.module = name, module
+    Args:
+        own: for a bare parameter, its name in its module.
+    """
+
+    def __init__(self, name: str, module: nn.Module, kept: Kept, own: str | None = None) -> None:
+        self.name, self.module, self.bare = name, module, own is not None
         self.rows, self.columns, self.groups = kept.out, kept.inputs, 1
+        if own is not None:
+            parameter = module.get_parameter(own)
+            self.tensors: dict[str, Tensor] = {own: parameter}
+            dim = parameter_dim(parameter.shape)
+            self._check(self.rows, 1 if dim is None else parameter.shape[dim], "output")
+            return
+        self.tensors = tensors_of(module)
         outputs, inputs = channel_counts(module)
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, CONVOLUTIONS):
             self.groups = module.groups
-        elif not isinstance(module, nn.Linear):
+        elif not isinstance(module, (nn.Linear, nn.Embedding, *TRANSPOSED)):
             self.groups = module.num_groups if isinstance(module, nn.GroupNorm) else 1
             self.rows, self.columns = _same(name, kept), None
         self._check(self.rows, outputs, "output")
@@ -129,7 +153,7 @@ class _Selection:
     def _whole_groups(self, outputs: int, inputs: int) -> None:
         """Count the groups that stay; only rows are selected, since a group's columns are its own."""
         stay = _groups_of(self.rows, outputs, self.groups)
-        if isinstance(self.module, nn.Conv2d) and stay != _groups_of(self.columns, inputs, self.groups):
+        if isinstance(self.module, CONVOLUTIONS) and stay != _groups_of(self.columns, inputs, self.groups):
             stay = None
         if stay is None:
             raise CompressionError(
@@ -138,45 +162,59 @@ class _Selection:
             )
         self.groups, self.columns = len(stay), None
 
-    def of(self, tensor: Tensor) -> Tensor:
-        """The remaining part of a weight, bias or buffer."""
-        for dim, indices in ((0, self.rows), (1, self.columns)):
-            if indices is not None and tensor.dim() > dim:
-                tensor = tensor.index_select(dim, torch.tensor(indices, device=tensor.device))
-        return tensor
-
-    def clear(self, tensor: Tensor, value: float) -> None:
-        """Set the removed part to `value`."""
-        for dim, indices in ((0, self.rows), (1, self.columns)):
-            if indices is not None and tensor.dim() > dim:
-                gone = sorted(set(range(tensor.shape[dim])) - set(indices))
-                tensor.index_fill_(dim, torch.tensor(gone, dtype=torch.long, device=tensor.device), value)
-
-    def embed(self, part: Tensor, tensor: Tensor, value: float) -> None:
-        """Write `part` to its places in `tensor` and `value` elsewhere."""
-        ways = [
-            torch.arange(size, device=tensor.device) if indices is None else torch.tensor(indices, device=tensor.device)
-            for indices, size in zip((self.rows, self.columns), tensor.shape, strict=False)
-        ]
-        tensor.fill_(value)
-        tensor[torch.meshgrid(*ways, indexing="ij")] = part
+    def cuts(self, tensor: Tensor) -> Cuts:
+        """The dimensions of one of the tensors that lose channels."""
+        axes = (parameter_dim(tensor.shape), None) if self.bare else axes_of(self.module, tensor)
+        pairs = zip(axes, (self.rows, self.columns), strict=True)
+        return tuple((dim, indices) for dim, indices in pairs if dim is not None and indices is not None)
 
     def resize(self) -> None:
         """Update the module's own numbers."""
         module = self.module
-        if isinstance(module, nn.Conv2d):
+        if self.bare:
+            return
+        if isinstance(module, CONVOLUTIONS):
             module.out_channels = module.weight.shape[0]
             module.groups = self.groups
             module.in_channels = module.weight.shape[1] * self.groups
+        elif isinstance(module, TRANSPOSED):
+            module.in_channels, module.out_channels = module.weight.shape[:2]
         elif isinstance(module, nn.Linear):
             module.out_features, module.in_features = module.weight.shape
+        elif isinstance(module, nn.Embedding):
+            module.embedding_dim = module.weight.shape[1]
         elif self.rows is not None:
+            normalise_over_all(module)
             if isinstance(module, nn.GroupNorm):
                 module.num_channels, module.num_groups = len(self.rows), self.groups
             elif isinstance(module, nn.PReLU):
                 module.num_parameters = module.weight.numel()
-            elif isinstance(module, _NORMS):
+            elif isinstance(module, LAYER_NORMS):
+                module.normalized_shape = (len(self.rows),)
+            elif isinstance(module, PLAIN_NORMS):
                 module.num_features = len(self.rows)
+
+
+def _part(tensor: Tensor, cuts: Cuts) -> Tensor:
+    """The remaining part of a weight, bias or buffer."""
+    for dim, indices in cuts:
+        tensor = tensor.index_select(dim, torch.tensor(indices, device=tensor.device))
+    return tensor
+
+
+def _clear(tensor: Tensor, cuts: Cuts, value: float) -> None:
+    """Set the removed part to `value`."""
+    for dim, indices in cuts:
+        gone = sorted(set(range(tensor.shape[dim])) - set(indices))
+        tensor.index_fill_(dim, torch.tensor(gone, dtype=torch.long, device=tensor.device), value)
+
+
+def _embed(part: Tensor, tensor: Tensor, cuts: Cuts, value: float) -> None:
+    """Write `part` to its places in `tensor` and `value` elsewhere."""
+    stay = dict(cuts)
+    ways = [torch.tensor(stay.get(dim, range(size)), device=tensor.device) for dim, size in enumerate(tensor.shape)]
+    tensor.fill_(value)
+    tensor[torch.meshgrid(*ways, indexing="ij")] = part
 
 
 def _module(network: nn.Module, name: str) -> nn.Module:
@@ -184,7 +222,7 @@ def _module(network: nn.Module, name: str) -> nn.Module:
     if not is_sliceable(module):
         raise CompressionError(
             f"{name}: channels cannot be removed from a {type(module).__name__}. Expected a plain convolution, linear, "
-            f"batch, instance or group normalisation, or PReLU layer."
+            f"embedding, normalisation or PReLU layer."
         )
     return module
 
@@ -192,10 +230,6 @@ def _module(network: nn.Module, name: str) -> nn.Module:
 def _state(module: nn.Module) -> dict[str, Tensor]:
     """A module's own parameters and buffers, without those of its children."""
     return {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in _state(module).items() if name in _TENSORS}
 
 
 def _same(name: str, kept: Kept) -> Indices:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from experiment.errors import CompressionError
 from experiment.inputs import Inputs, batch_size, moved_like, same_form
 from experiment.layers.build import build, slice_mask, write_whole
+from experiment.layers.channels.channel_axes import filters_of
 from experiment.layers.channels.find_groups import channel_groups
 from experiment.layers.channels.fold_constants import Folded, fold_constants, fold_means
 from experiment.layers.channels.group_data import (
@@ -27,7 +28,7 @@ from experiment.layers.channels.group_data import (
     kept_of,
     sizes_of,
 )
-from experiment.layers.compressible import trace_layers
+from experiment.layers.compressible import WEIGHT_LAYERS, trace_layers
 from experiment.layers.masks import stored
 from experiment.layers.plan import Detail, Kept, Plan, State
 from experiment.layers.refit import refit
@@ -182,7 +183,12 @@ def _readers(built: nn.Module, plan: Plan) -> list[str]:
     """The layers that lost input channels and can be fitted, that is, are neither grouped nor masked."""
     names = [name for name, sides in plan.kept.items() if sides.inputs is not None]
     layers = {name: built.get_submodule(name) for name in names if parameter_name(name) not in plan.masks}
-    return [n for n, m in layers.items() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)]
+    return [name for name, layer in layers.items() if is_matrix(layer)]
+
+
+def is_matrix(layer: nn.Module) -> bool:
+    """Whether a layer is one matrix of patches, so that it can be sampled and fitted: not a grouped convolution."""
+    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
 
 
 def trace_channels(state: State, ignore: Sequence[str], label: str, calibration: Calibration | None = None) -> Channels:
@@ -194,7 +200,7 @@ def trace_channels(state: State, ignore: Sequence[str], label: str, calibration:
     if has_data(calibration) and same_form(calibration.inputs, state.example):
         more.append(moved_like(calibration.inputs, state.example))
     groups = channel_groups(state.network, state.example, more)
-    layers = trace_layers(state.network, state.example)
+    layers = trace_layers(state.network, state.example, WEIGHT_LAYERS)
     ignored = matching(ignore, layers, label)
     counted = count(state.network, state.example)
     return Channels(
@@ -267,7 +273,8 @@ def by_filter(channels: Channels, norm: Callable[[Tensor], Tensor], *, average: 
         scores, num_filters = torch.zeros(group.size, dtype=torch.float64), 0
         for member in group.members if group.exempt is None else ():
             if member.side == "out" and member.module in group.producers:
-                norms = norm(finite_parameter(channels.state.network, member.module).flatten(1))
+                layer = channels.state.network.get_submodule(member.module)
+                norms = norm(filters_of(layer, finite_parameter(channels.state.network, member.module)))
                 scores += norms[torch.tensor(member.positions)].sum(1)
                 num_filters += len(member.positions[0])
         found.append(scores / max(num_filters, 1) if average else scores)

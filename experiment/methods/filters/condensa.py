@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from experiment.errors import CompressionError
+from experiment.layers.channels.channel_axes import CONVOLUTIONS, TRANSPOSED
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import check_smallest
 from experiment.methods.condensa_units import CRITERIA, aligned
@@ -20,6 +21,8 @@ from experiment.methods.filters.settings import FilterSettings, Fold, StructureP
 from experiment.methods.layer_patterns import own_values
 
 Kinds = tuple[type[nn.Module], ...]
+NEURONS: Kinds = (nn.Linear, nn.Embedding)
+FILTERS: Kinds = (*CONVOLUTIONS, *TRANSPOSED)
 
 
 def neuron_prune(settings: StructurePruneSettings) -> FilterMethod:
@@ -33,17 +36,17 @@ def neuron_prune(settings: StructurePruneSettings) -> FilterMethod:
     Differs: neurons are removed, not masked; the classifier is exempt without being named; a layer keeps at least one
     neuron, or `align` if it has that many (theirs may lose all); equal ones are kept in network order.
     """
-    return _method(settings, "NeuronPrune", (nn.Linear,))
+    return _method(settings, "NeuronPrune", NEURONS)
 
 
 def filter_prune(settings: StructurePruneSettings) -> FilterMethod:
     """Like NeuronPrune, for the filters of all convolutions; depthwise ones are tied to those they follow."""
-    return _method(settings, "FilterPrune", (nn.Conv2d,))
+    return _method(settings, "FilterPrune", FILTERS)
 
 
 def structure_prune(settings: StructurePruneSettings) -> FilterMethod:
     """Like NeuronPrune, for neurons and filters in one ranking."""
-    return _method(settings, "StructurePrune", (nn.Linear, nn.Conv2d))
+    return _method(settings, "StructurePrune", (*NEURONS, *FILTERS))
 
 
 def _method(settings: StructurePruneSettings, label: str, kinds: Kinds) -> FilterMethod:
@@ -95,7 +98,7 @@ class _CountUnits:
             for group, may in zip(filters.groups, filters.free, strict=True)
         ]
         if not any(free):
-            kinds = " or ".join("neurons" if kind is nn.Linear else "filters" for kind in self.kinds)
+            kinds = " or ".join(dict.fromkeys("filters" if kind in FILTERS else "neurons" for kind in self.kinds))
             raise CompressionError(
                 f"{self.label}: no layer of this network has {kinds} that can be removed. Those that compute the "
                 "network's output, and those that `ignore` matches, are kept."

@@ -108,10 +108,10 @@ def _normed(filters: Channels) -> list[list[Member]]:
     """For each group that may lose channels the BatchNorm layers with scales that they pass through."""
     modules = dict(filters.state.network.named_modules())
     return [
-        [member for member in group.members if _scaled(modules[member.module])] if free else []
+        [member for member in group.members if _scaled(modules.get(member.module))] if free else []
         for group, free in zip(filters.groups, filters.free, strict=True)
     ]
 
 
-def _scaled(module: nn.Module) -> bool:
+def _scaled(module: nn.Module | None) -> bool:
     return isinstance(module, _BatchNorm) and module.weight is not None

@@ -21,7 +21,14 @@ from experiment.methods.budget_search import affordable_steps, counts_after, lad
 from experiment.methods.data.draws import draws_for
 from experiment.methods.data.poisson_draws import factors, first_rings
 from experiment.methods.data.sensitivity import channel_sensitivities, union_bound, weight_sensitivities
-from experiment.methods.filters.base import ChannelRanking, Channels, ChannelScores, FilterMethod, ScoreChannels
+from experiment.methods.filters.base import (
+    ChannelRanking,
+    Channels,
+    ChannelScores,
+    FilterMethod,
+    ScoreChannels,
+    is_matrix,
+)
 from experiment.methods.filters.settings import PFPSettings
 from experiment.methods.starting_state import live_weight, parameter_name
 from experiment.random_streams import generator as stream
@@ -224,9 +231,7 @@ def draws_beyond(p_C: Tensor) -> Tensor:
 def readers(network: nn.Module, group: ChannelGroup) -> list[Member]:
     """The layers that mix a group's channels; grouped convolutions keep them apart."""
     return [
-        member
-        for member in group.members
-        if member.side == "in" and getattr(network.get_submodule(member.module), "groups", 1) == 1
+        member for member in group.members if member.side == "in" and is_matrix(network.get_submodule(member.module))
     ]
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.layers.channels.slicing import is_sliceable, mask_channels, slice_channels, unslice
+from experiment.layers.channels.channel_axes import is_sliceable
+from experiment.layers.channels.slicing import mask_channels, slice_channels, unslice
 from experiment.layers.plan import Kept
 from experiment.random_streams import generator, seeded
 
@@ -127,7 +128,8 @@ def test_group_normalisation_loses_whole_groups() -> None:
         (nn.Linear(4, 4), Kept((0, 4)), "increasing indices below 4"),
         (nn.Linear(4, 4), Kept(None, ()), "at least one"),
         (nn.BatchNorm1d(4), Kept((0,), (1,)), "one channel dimension"),
-        (nn.LayerNorm(4), Kept((0,)), "LayerNorm"),
+        (nn.LayerNorm((4, 4)), Kept((0,)), "LayerNorm"),
+        (nn.ConvTranspose1d(4, 4, 3, groups=2), Kept((0, 1)), "ConvTranspose1d"),
         (nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), Kept((0,)), "Parametrized"),
     ],
 )
@@ -137,12 +139,11 @@ def test_what_cannot_be_sliced_is_refused_by_name(layer: nn.Module, kept: Kept, 
         slice_channels(network, {"0": kept})
 
 
-def test_only_layers_whose_channels_are_independent_are_sliceable() -> None:
-    assert is_sliceable(nn.Conv2d(3, 3, 1))
-    assert is_sliceable(nn.BatchNorm2d(3))
-    assert not is_sliceable(nn.LayerNorm(3))
-    assert not is_sliceable(nn.Sequential())
-    assert not is_sliceable(nn.ConvTranspose2d(3, 3, 1))
+def test_layers_with_a_dimension_for_channels_are_sliceable() -> None:
+    for layer in (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.LayerNorm(3), nn.ConvTranspose2d(3, 3, 1)):
+        assert is_sliceable(layer)
+    for other in (nn.Sequential(), nn.LayerNorm((3, 3)), nn.LSTM(3, 3), nn.Embedding(3, 3, max_norm=1.0)):
+        assert not is_sliceable(other)
 
 
 def test_the_sliced_network_equals_the_masked_one() -> None:
