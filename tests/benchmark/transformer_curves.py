@@ -108,13 +108,13 @@ def points(method: str, network: nn.Module, task: Task, arguments: argparse.Name
 
 
 def retrain(network: nn.Module, task: Task, steps: int) -> None:
-    """Train on the first batches of the training, with all tokens."""
+    """Train on the first batches of the training."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.01)
     network.train()
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = RATE * min((step + 1) / max(1, steps // 10), 1 - step / steps)
         optimizer.zero_grad()
-        task.loss(network, step, 1.0).backward()
+        task.loss(network, step).backward()
         optimizer.step()
     network.eval()
 
