@@ -96,12 +96,13 @@ class Start:
         )
 
 
-def start_of(state: State, *, masked: bool = False) -> Start:
+def start_of(state: State, *, masked: bool = False, only_layers: bool = False) -> Start:
     """Trace and count a state.
 
     Args:
         masked: for methods that mask weights: include all layers whose weights can be masked, such as grouped,
             transposed, 1-d and 3-d convolutions, and in `weights` every matrix that the forward pass reads.
+        only_layers: for methods that need a layer's inputs: leave out matrices that belong to no layer.
     Raises: CompressionError: a layer's weight is NaN or infinite, or not a parameter.
     """
     network = sliced_copy(state.network, state.kept)
@@ -111,7 +112,7 @@ def start_of(state: State, *, masked: bool = False) -> Start:
     masks = {name: slice_mask(mask, state.kept, name) for name, mask in state.masks.items()}
     counted = count(network, state.example, masks)
     weights = {parameter_name(name): 0 if info.kind == "embedding" else info.positions for name, info in layers.items()}
-    if masked:
+    if masked and not only_layers:
         weights = _with_matrices(network, weights, counted)
     for name in weights:
         _check_values(shown(name), network.get_parameter(name))

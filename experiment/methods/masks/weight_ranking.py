@@ -96,17 +96,19 @@ class WeightMethod:
         score: computes scores, of the weights of all layers in `Start.layers` at least; other parameters of
             `Start.weights` are pruned if they have scores.
         rank: `rank_weights`, in which all layers compete, or `rank_within_layers`.
+        only_layers: whether the score needs a layer's inputs, so that no other matrix is pruned.
     """
 
     score: ScoreWeights
     rank: Callable[[Start, WeightScores], WeightRanking]
+    only_layers: bool = False
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> WeightRanking:
         """Score all weights that the state's masks leave.
 
         Raises: CompressionError: a weight or score is NaN or infinite, or calibration data are missing.
         """
-        start = start_of(state, masked=True)
+        start = start_of(state, masked=True, only_layers=self.only_layers)
         return self.rank(start, self.score(start, calibration, generator))
 
     def plan(self, analysis: WeightRanking, budget: Budget) -> Plan:
