@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from experiment.errors import CompressionError, kind_of
+from experiment.registry import InputForm, InputShape
 
 Inputs = Any
 """A pytree of tensors with one leading batch dimension: Tensor | tuple[Inputs, ...] | dict[str, Inputs] | other."""
@@ -101,13 +102,67 @@ def join(batches: Sequence[Inputs]) -> Inputs:
     return tree_unflatten(joined, structures[0])
 
 
-def moved(inputs: Inputs, device: torch.device | str, dtype: torch.dtype | None = None) -> Inputs:
+def stack(samples: Sequence[Inputs]) -> Inputs:
+    """A batch of samples without a batch dimension.
+
+    Raises: ValueError: their structures or shapes differ; the message says how.
+    """
+    flat, structures = zip(*(tree_flatten(sample) for sample in samples), strict=True)
+    parts = list(zip(*flat, strict=False))
+    same = all(structure == structures[0] for structure in structures)
+    if not same or any(len({x.shape for x in leaves if isinstance(x, Tensor)}) > 1 for leaves in parts):
+        raise ValueError(", ".join(sorted({_described(sample) for sample in samples})[:3]))
+    stacked = [torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0] for leaves in parts]
+    return tree_unflatten(stacked, structures[0])
+
+
+def form_of(inputs: Inputs) -> InputForm:
+    """The form of one sample of a batch.
+
+    Raises: CompressionError: the inputs hold something else than tensors.
+    """
+    if isinstance(inputs, Tensor):
+        return InputShape(inputs.shape[1:], tokens=not inputs.is_floating_point())
+    if isinstance(inputs, Mapping):
+        return {key: form_of(value) for key, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return tuple(form_of(value) for value in inputs)
+    raise CompressionError(f"inputs of a dataset must be tensors, in tuples or dictionaries. Got {kind_of(inputs)}.")
+
+
+def as_form(shape: InputForm | tuple[int, ...]) -> InputForm:
+    """A form from a shape that may be a plain tuple of integers."""
+    if isinstance(shape, tuple) and not isinstance(shape, InputShape) and all(isinstance(side, int) for side in shape):
+        return InputShape(cast(tuple[int, ...], shape))
+    return cast(InputForm, shape)
+
+
+def example_of(form: InputForm, make: Callable[[InputShape], Tensor]) -> Inputs:
+    """Inputs of a form, each tensor made from its shape, or of ones where its keyword says that it is a mask."""
+    if isinstance(form, InputShape):
+        return make(form)
+    if isinstance(form, Mapping):
+        made = {key: example_of(value, make) for key, value in form.items()}
+        return {key: torch.ones_like(x) if "mask" in key and isinstance(x, Tensor) else x for key, x in made.items()}
+    return tuple(example_of(value, make) for value in form)
+
+
+def arranged(inputs: Inputs, *, channels_last: bool) -> Inputs:
+    """The inputs with images, tensors of four dimensions, in channels-last memory format if it is asked for."""
+    if not channels_last:
+        return inputs
+    return mapped(inputs, lambda x: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
+
+
+def moved(
+    inputs: Inputs, device: torch.device | str, dtype: torch.dtype | None = None, *, non_blocking: bool = False
+) -> Inputs:
     """The inputs on a device; floating-point ones in this dtype. Integers keep theirs."""
 
     def move(leaf: object) -> object:
         if not isinstance(leaf, Tensor):
             return leaf
-        return leaf.to(device, dtype if leaf.is_floating_point() else None)
+        return leaf.to(device, dtype if leaf.is_floating_point() else None, non_blocking=non_blocking)
 
     return tree_map(move, inputs)
 

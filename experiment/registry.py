@@ -10,6 +10,7 @@ import difflib
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from experiment.errors import ConfigError
 from experiment.user_code import find_own_code
@@ -29,6 +30,10 @@ class InputShape(tuple[int, ...]):
 
     def __getnewargs_ex__(self) -> tuple[tuple[tuple[int, ...]], dict[str, bool]]:
         return (tuple(self),), {"tokens": self.tokens}
+
+
+InputForm: TypeAlias = "InputShape | dict[str, InputForm] | tuple[InputForm, ...]"
+"""What one sample of a network's inputs looks like: a shape, or several by keyword or position."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment import compress
+from experiment.api.calibration_data import calibration_of
 from experiment.errors import CompressionError
 from experiment.inputs import (
     as_inputs,
@@ -103,7 +104,7 @@ class TextAndImage(nn.Module):
         return {"hidden": x, "logits": self.head(text + self.conv(image).relu().mean((2, 3)))}
 
 
-@pytest.mark.parametrize("method", ["WT", "ALDS", "FT"])
+@pytest.mark.parametrize("method", ["WT", "ALDS", "KLDS", "PCA", "SNIP", "SiPP", "ThiNet", "PFP"])
 def test_methods_take_dictionaries_of_inputs(method: str) -> None:
     torch.manual_seed(0)
     inputs = {
@@ -112,6 +113,24 @@ def test_methods_take_dictionaries_of_inputs(method: str) -> None:
         "image": torch.randn(6, 3, 5, 5),
     }
     network = TextAndImage()
-    result = compress(network, method, keep=0.8, example=inputs, progress=False)
+    targets = torch.randint(0, 3, (6,))
+    result = compress(network, method, keep=0.8, example=inputs, data=(inputs, targets), progress=False)
     assert result.parameters <= 0.8 * result.parameters_before
     assert call_network(result.network, inputs)["logits"].shape == (6, 3)
+
+
+def test_calibration_data_in_every_form() -> None:
+    ids, image, y = torch.arange(12).reshape(4, 3), torch.ones(4, 2), torch.arange(4)
+    forms: list[tuple[Any, Any, bool]] = [
+        ({"ids": ids}, {"ids": ids}, False),
+        ({"ids": ids, "labels": y}, {"ids": ids}, True),
+        (((ids, image), y), (ids, image), True),
+        ([((ids[:3], image[:3]), y[:3]), ((ids[3:], image[3:]), y[3:])], (ids, image), True),
+        ([{"ids": ids[:1], "labels": y[:1]}, {"ids": ids[1:], "labels": y[1:]}], {"ids": ids}, True),
+    ]
+    for data, inputs, has_targets in forms:
+        found = calibration_of(data)
+        assert found is not None
+        torch.testing.assert_close(found.inputs, inputs)
+        assert (found.targets is not None) == has_targets
+        assert found.targets is None or torch.equal(found.targets, y)

@@ -11,53 +11,96 @@ from torch.utils.data import Dataset
 
 from experiment.datasets.check_samples import described
 from experiment.errors import CompressionError
+from experiment.inputs import Inputs, as_inputs, batch_size, join, same_form, tensors
 from experiment.methods.base import Calibration
 
-_DATA = "a tensor of inputs, a pair of tensors (inputs, targets), or a loader of such batches"
+LABELS = "labels"  # the keyword of Hugging Face's datasets
+_DATA = (
+    "inputs (a tensor, or a dictionary of tensors), a pair (inputs, targets), or a loader of such batches; "
+    "inputs may also be a tuple in a pair"
+)
 
 
-def calibration_of(data: Iterable[Any] | Tensor | None) -> Calibration | None:
+def calibration_of(data: Iterable[Any] | Inputs | None) -> Calibration | None:
     """Calibration data in one of the forms that `compress` accepts.
+
+    A dictionary, such as a tokenizer's output, holds inputs by keyword; its `labels` are the targets.
 
     Raises: CompressionError: they have another form, are empty, or their shapes differ.
     """
     if data is None:
         return None
-    if isinstance(data, Tensor):
-        return _checked(data, None)
     if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         batches_of_one_kind = data[0].dim() > 1 and data[0].shape[1:] == data[1].shape[1:]
         return _checked(torch.cat(list(data))) if batches_of_one_kind else _checked(data[0], data[1])
+    if _is_batch(data) and not (isinstance(data, list) and _is_batch(data[0])):
+        return _checked(*_parts(data))
     if not isinstance(data, Iterable) or isinstance(data, Dataset | Mapping) or hasattr(data, "__array__"):
         raise CompressionError(f"data: expected {_DATA}. Got {described(data)}.")
-    batches = [batch if isinstance(batch, tuple | list) else (batch,) for batch in data]
+    return _joined(list(data))
+
+
+def _is_batch(value: object) -> bool:
+    """Whether a value is inputs, or a pair of inputs and targets, rather than a loader."""
+    if isinstance(value, tuple | list) and len(value) == 2 and isinstance(value[1], Tensor):
+        return _is_inputs(value[0])
+    return isinstance(value, Tensor | Mapping) and _is_inputs(value)
+
+
+def _is_inputs(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return bool(value) and all(isinstance(part, Tensor) or part is None or _is_inputs(part) for part in value)
+    if isinstance(value, Mapping):
+        return any(isinstance(part, Tensor) for part in value.values())
+    return isinstance(value, Tensor)
+
+
+def _parts(batch: Any) -> tuple[Any, Tensor | None]:
+    """Inputs and targets of one batch."""
+    if isinstance(batch, Mapping):
+        targets = batch.get(LABELS)
+        inputs = {key: value for key, value in batch.items() if key != LABELS}
+        return (inputs, targets) if isinstance(targets, Tensor) else (dict(batch), None)
+    if isinstance(batch, tuple | list):
+        return (batch[0], batch[1]) if len(batch) == 2 else (batch[0], None)
+    return batch, None
+
+
+def _joined(batches: list[Any]) -> Calibration:
+    """The batches of a loader as one."""
     if not batches:
         raise CompressionError("data: the loader gave no batch.")
     for i, batch in enumerate(batches):
-        if not 1 <= len(batch) <= 2 or len(batch) != len(batches[0]) or not all(isinstance(p, Tensor) for p in batch):
-            came = described(batch[0]) if len(batch) == 1 else f"({', '.join(described(part) for part in batch[:4])})"
+        alone = isinstance(batch, tuple | list) and len(batch) == 1 and _is_inputs(batch[0])
+        if not (alone or _is_batch(batch)):
+            came = described(batch)
+            if isinstance(batch, tuple | list):
+                came = f"({', '.join(described(part) for part in batch[:4])})"
             raise CompressionError(f"data: expected {_DATA}. Batch {i} of the loader is {came}.")
-        if any(p.shape[1:] != q.shape[1:] or not p.dim() for p, q in zip(batch, batches[0], strict=True)):
+    pairs = [_parts(batch) for batch in batches]
+    for i, pair in enumerate(pairs):
+        if not same_form(pair, pairs[0]) or not all(tensor.dim() for tensor in tensors(pair)):
+            texts = [" and ".join(described(part) for part in p if part is not None) for p in (pair, pairs[0])]
             raise CompressionError(
-                f"data: expected inputs of one shape and one target per sample. Batch {i} is "
-                f"{' and '.join(described(part) for part in batch)}, the first one "
-                f"{' and '.join(described(part) for part in batches[0])}. Resize or pad them."
+                f"data: expected inputs of one shape and one target per sample. Batch {i} is {texts[0]}, the first "
+                f"one {texts[1]}. Resize or pad them."
             )
-    inputs, *targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    return _checked(inputs, *targets)
+    return _checked(*join(pairs))
 
 
-def _checked(inputs: Tensor, targets: Tensor | None = None) -> Calibration:
+def _checked(inputs: Any, targets: Tensor | None = None) -> Calibration:
     """Raises: CompressionError: there are no samples, targets do not belong to the inputs, or inputs are raw pixels."""
-    if not inputs.dim() or not len(inputs):
+    if not tensors(inputs) or not batch_size(inputs):
         raise CompressionError(f"data: expected {_DATA}, with at least one sample. Got {described(inputs)}.")
-    if inputs.dtype in (torch.uint8, torch.uint16):
+    inputs = as_inputs(inputs, "data")
+    for tensor in tensors(inputs):
+        if tensor.dtype in (torch.uint8, torch.uint16):
+            raise CompressionError(
+                "data: expected inputs as the network takes them, floats normalised as for training. Got "
+                f"{tensor.dtype} pixels. Pass data.float() / 255, normalised as for training."
+            )
+    if targets is not None and (not targets.dim() or len(targets) != batch_size(inputs)):
         raise CompressionError(
-            f"data: expected inputs as the network takes them, floats normalised as for training. Got {inputs.dtype} "
-            "pixels. Pass data.float() / 255, normalised as for training."
-        )
-    if targets is not None and (not targets.dim() or len(targets) != len(inputs)):
-        raise CompressionError(
-            f"data: expected one target per sample, for {len(inputs)} inputs. Got {described(targets)}."
+            f"data: expected one target per sample, for {batch_size(inputs)} inputs. Got {described(targets)}."
         )
     return Calibration(inputs, targets)

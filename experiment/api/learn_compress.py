@@ -19,6 +19,7 @@ from experiment.config.error_messages import expectation
 from experiment.datasets.image_data import Batch, count_batches
 from experiment.datasets.python_samples import PairData
 from experiment.errors import CompressionError, ConfigError, DataError
+from experiment.inputs import Inputs, call_network, first, scored, tensors
 from experiment.layers.prepare_network import prepared, with_parameters
 from experiment.lc.optimizer import LCOptimizer, digest
 from experiment.lc.projection import FunctionProjection, MethodProjection, Projection
@@ -120,7 +121,7 @@ class LC:
             network, scheme, keep, budget, dict(settings or {}), valid_data, example, seed, plain.unfused
         )  # fmt: skip
         if checkpoint is not None:
-            about += (*(digest({"x": x, "y": y}) for x, y in samples.values()), *_results_of(project, network))
+            about += (*(digest({**_named(x), "y": y}) for x, y in samples.values()), *_results_of(project, network))
         self._show_progress, self._label = progress, scheme if isinstance(scheme, str) else "your functions"
         self._original = count(network, example)
         self._optimizer = LCOptimizer(
@@ -179,7 +180,7 @@ def _projection(
     budget: Quantity,
     settings: Mapping[str, Any],
     valid: PairData,
-    example: Tensor,
+    example: Inputs,
     seed: int,
     unfused: Mapping[str, str],
 ) -> tuple[Projection, tuple[object, ...]]:
@@ -238,11 +239,15 @@ def _lc_block(**values: Any) -> LearnCompress:
         raise ConfigError(problems) from error
 
 
+def _named(x: Inputs) -> dict[str, Tensor]:
+    return {"x": x} if isinstance(x, Tensor) else {f"x{i}": tensor for i, tensor in enumerate(tensors(x))}
+
+
 def _check_targets(samples: Mapping[str, Batch], network: nn.Module, training: TrainSettings) -> None:
     """Raises: DataError: a sample is of a class that the network does not have."""
     for name, (x, y) in samples.items():
         with torch.no_grad():
-            classes = network(x[:1]).shape[-1]
+            classes = scored(call_network(network, first(x))).shape[-1]
         unknown = y[(y < 0) | (y >= classes)]
         if len(unknown) and "ignore_index" not in training.loss_kwargs:
             raise DataError(f"{name}: expected class numbers from 0 to {classes - 1}. Got {int(unknown[0])}.")

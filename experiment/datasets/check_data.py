@@ -16,6 +16,7 @@ from experiment.datasets.image_folder import FolderItems
 from experiment.datasets.loading import split
 from experiment.datasets.raw_images import Items, Pixels, Source
 from experiment.errors import DataError, ExperimentError, raised_at
+from experiment.inputs import Inputs, tensors
 from experiment.random_streams import seeded
 
 INSPECTED = 100  # inputs per part, evenly spread, since classes may be sorted
@@ -47,8 +48,8 @@ def check_data(
     for part, images, source, rows in parts:
         x, y = images.take(_spread(len(images)))
         _require_finite(x, f"{part} inputs")
-        warnings += _constant(part, x)
-        scales += _scale("" if part == "training" else f"{part} ", x)
+        warnings += _constant(part, _rows(x))
+        scales += [text for tensor in tensors(x) for text in _scale("" if part == "training" else f"{part} ", tensor)]
         every = _labels(source.items)
         warnings += _classes(part, y if every is None else every[rows], len(images), splits.num_classes, source.classes)
     augmented = next(splits.train.batches(min(INSPECTED, len(splits.train)), stream=("check",)))[0]
@@ -60,7 +61,13 @@ def _spread(length: int) -> Tensor:
     return torch.linspace(0, length - 1, min(INSPECTED, length), dtype=torch.float64).round().long()
 
 
-def _require_finite(x: Tensor, what: str) -> None:
+def _rows(x: Inputs) -> Tensor:
+    """All values of every input: one tensor as it is, several side by side."""
+    return x if isinstance(x, Tensor) else torch.cat([part.reshape(len(part), -1).double() for part in tensors(x)], 1)
+
+
+def _require_finite(inputs: Inputs, what: str) -> None:
+    x = _rows(inputs)
     bad = ~x.isfinite().reshape(len(x), -1).all(dim=1)
     if bad.any():
         raise DataError(

@@ -11,7 +11,11 @@ from torch import Tensor
 
 from experiment.errors import DataError, kind_of
 
-SUPPORTED = "Supported is classification: (input, class number) per sample, a tensor or PIL image and a whole number"
+SUPPORTED = (
+    "Supported is classification: (input, class number) per sample, a tensor or PIL image and a whole number. "
+    "The input may also be a tuple or dictionary of tensors, which may hold the class number as 'labels'"
+)
+LABELS = "labels"  # the keyword of Hugging Face's datasets
 
 
 def check_map_style(items: object) -> None:
@@ -36,10 +40,14 @@ def as_pair(where: str, sample: object) -> tuple[object, int]:
 
     Raises: DataError: the sample has another form.
     """
+    if isinstance(sample, Mapping) and LABELS in sample:
+        sample = {key: value for key, value in sample.items() if key != LABELS}, sample[LABELS]
     if not isinstance(sample, tuple | list) or len(sample) != 2:
         raise DataError(f"{where}: expected (input, class number). Got {described(sample)}. {SUPPORTED}.")
     x, label = sample
-    if not isinstance(x, Tensor | Image.Image):
+    if isinstance(x, Mapping | tuple | list):
+        x = _tree(where, x)
+    elif not isinstance(x, Tensor | Image.Image):
         raise DataError(f"{where}: expected a tensor or a PIL image as input. Got {described(x)}. {SUPPORTED}.")
     value: object = label
     if isinstance(value, Tensor) or hasattr(value, "__array__"):
@@ -49,6 +57,21 @@ def as_pair(where: str, sample: object) -> tuple[object, int]:
     if not whole:
         raise DataError(f"{where}: expected one class number as target. Got {described(label)}. {SUPPORTED}.")
     return x, int(value)  # type: ignore[call-overload]
+
+
+def _tree(where: str, x: object) -> object:
+    """Inputs in plain dictionaries and tuples.
+
+    Raises: DataError: there is something else than tensors in them.
+    """
+    if isinstance(x, Mapping) and x:
+        return {key: _tree(where, value) for key, value in x.items()}
+    if isinstance(x, tuple | list) and x and not isinstance(x[0], int | float | str):
+        return tuple(_tree(where, value) for value in x)
+    if not isinstance(x, Tensor):
+        hint = " Make it a tensor, for example by dataset.with_format('torch')." if isinstance(x, list) else ""
+        raise DataError(f"{where}: expected tensors in the input. Got {described(x)}.{hint} {SUPPORTED}.")
+    return x
 
 
 def described(value: object) -> str:

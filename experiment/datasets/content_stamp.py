@@ -74,6 +74,13 @@ def _add(found: hashlib._Hash, value: object) -> None:
         found.update(f"{value.dtype} {tuple(value.shape)}\n".encode() + value.flatten().view(torch.uint8).numpy().data)
     elif isinstance(value, np.ndarray | np.generic):
         found.update(f"{value.dtype} {value.shape}\n".encode() + value.tobytes())
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            _add(found, str(key))
+            _add(found, part)
+    elif isinstance(value, tuple | list):
+        for part in value:
+            _add(found, part)
     else:
         told = repr(value) if isinstance(value, int | float | str | bytes) else type(value).__name__
         found.update(f"{told}\n".encode(errors="surrogatepass"))

@@ -18,8 +18,9 @@ from experiment.datasets.image_data import EVALUATION, Batch, Share, Stream, epo
 from experiment.datasets.raw_images import Items, check_labels
 from experiment.datasets.transforms import Pipeline
 from experiment.errors import DataError, ExperimentError, raised_at
+from experiment.inputs import Inputs, arranged, form_of, moved, stack
 from experiment.random_streams import Part, generator, seeded
-from experiment.registry import InputShape
+from experiment.registry import InputForm
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -45,12 +46,11 @@ class WorkerImages:
     ) -> None:
         self._name, self._readers, self._num_classes, self._device = name, readers, num_classes, device
         self._indices = torch.arange(len(readers.samples.items)) if indices is None else indices.cpu()
-        first = self.first(1)[0]
-        self._input_shape = InputShape(first.shape[1:], tokens=not first.is_floating_point())
+        self._input_shape = form_of(self.first(1)[0])
         self._gather(torch.tensor([0]), EVALUATION, training=True)  # a bad crop fails at once
 
     @property
-    def input_shape(self) -> InputShape:
+    def input_shape(self) -> InputForm:
         return self._input_shape
 
     def __len__(self) -> int:
@@ -86,8 +86,8 @@ class WorkerImages:
             raise DataError(f"{self._name}: {batch.message}")
         x, y = batch
         check_labels(self._name, y, self._num_classes)
-        x, y = x.to(self._device, non_blocking=True), y.to(self._device, non_blocking=True)
-        return (x.contiguous(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x), y
+        x, y = moved(x, self._device, non_blocking=True), y.to(self._device, non_blocking=True)
+        return arranged(x, channels_last=channels_last), y
 
 
 class _Place(NamedTuple):
@@ -98,13 +98,13 @@ class _Place(NamedTuple):
     seed: tuple[Part, ...]
 
 
-class _Samples(Dataset[tuple[Tensor, int] | _Failure]):
+class _Samples(Dataset[tuple[Inputs, int] | _Failure]):
     """Items, each transformed under its own seed."""
 
     def __init__(self, items: Items, train: Pipeline, test: Pipeline) -> None:
         self.items, self.train, self.test = items, train, test
 
-    def __getitem__(self, place: _Place) -> tuple[Tensor, int] | _Failure:
+    def __getitem__(self, place: _Place) -> tuple[Inputs, int] | _Failure:
         pipeline = self.train if place.training else self.test
         try:
             with seeded(*place.seed):
@@ -129,7 +129,7 @@ class Readers:
     def __init__(self, items: Items, train: Pipeline, test: Pipeline, workers: int) -> None:
         self.samples, self.workers = _Samples(items, train, test), workers
         self._order = _Order()
-        self._loader: DataLoader[tuple[Tensor, int] | _Failure] | None = None
+        self._loader: DataLoader[tuple[Inputs, int] | _Failure] | None = None
         self._at_work = False
 
     def read(self, places: Iterable[list[_Place]], *, pin_memory: bool) -> Iterator[Batch | _Failure]:
@@ -148,7 +148,7 @@ class Readers:
         finally:
             self._at_work = False
 
-    def _make(self, order: _Order, pin_memory: bool, *, persistent: bool) -> DataLoader[tuple[Tensor, int] | _Failure]:
+    def _make(self, order: _Order, pin_memory: bool, *, persistent: bool) -> DataLoader[tuple[Inputs, int] | _Failure]:
         return DataLoader(
             self.samples,
             batch_sampler=order,
@@ -177,17 +177,17 @@ class _Order(Sampler[list[_Place]]):
         return iter(self.places)
 
 
-def _collate(samples: list[tuple[Tensor, int] | _Failure]) -> Batch | _Failure:
+def _collate(samples: list[tuple[Inputs, int] | _Failure]) -> Batch | _Failure:
     images, labels = [], []
     for sample in samples:
         if isinstance(sample, _Failure):
             return sample
         images.append(sample[0])
         labels.append(sample[1])
-    shapes = {tuple(image.shape) for image in images}
-    if len(shapes) > 1:
-        return _Failure(
-            f"images of different shapes after the transforms: {', '.join(map(str, sorted(shapes)[:3]))}. Add Resize "
-            "and CenterCrop to transformsTest, RandomResizedCrop to transformsTrain."
-        )
-    return torch.stack(images), torch.tensor(labels)
+    try:
+        return stack(images), torch.tensor(labels)
+    except ValueError as error:
+        what, how = "images", "Add Resize and CenterCrop to transformsTest, RandomResizedCrop to transformsTrain."
+        if any(not isinstance(image, Tensor) for image in images):
+            what, how = "inputs", "Pad them in the dataset, and give every sample the same keys."
+        return _Failure(f"{what} of different shapes after the transforms: {error}. {how}")

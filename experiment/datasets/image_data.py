@@ -9,10 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from experiment.inputs import Inputs
 from experiment.random_streams import Part, generator
-from experiment.registry import InputShape
+from experiment.registry import InputForm
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Inputs, Tensor]
 Step = tuple[str, Mapping[str, object]]
 Stream = tuple[Part, ...] | None  # of order and augmentation; None: fixed order, test transforms
 Share = tuple[int, int]  # (K, N): process K of N that work on the same images
@@ -39,8 +40,8 @@ class Images(Protocol):
     """Images of one part of a dataset, ready for a network."""
 
     @property
-    def input_shape(self) -> InputShape:
-        """The shape of one input after the test transforms: (channels, height, width) of an image."""
+    def input_shape(self) -> InputForm:
+        """The shape of one input after the test transforms, (channels, height, width) of an image, or several."""
 
     def __len__(self) -> int: ...
 
@@ -75,7 +76,7 @@ class Splits:
     valid: Images
     test: Images
     num_classes: int
-    input_shape: InputShape
+    input_shape: InputForm
 
 
 def count_batches(num_images: int, batch_size: int, *, training: bool) -> int:

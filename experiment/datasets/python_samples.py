@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,8 +11,29 @@ from torch import Tensor
 from experiment.datasets.check_samples import as_pair, check_map_style
 from experiment.datasets.image_data import EVALUATION, Batch, Share, Stream, epoch_order
 from experiment.errors import DataError, kind_of
+from experiment.inputs import Inputs, arranged, as_inputs, batch_size, form_of, moved, over_samples, stack, tensors
 from experiment.random_streams import seeded
-from experiment.registry import InputShape
+from experiment.registry import InputForm
+
+
+class _Samples:
+    """A batch of inputs and its targets, by index."""
+
+    def __init__(self, inputs: Inputs, targets: Tensor) -> None:
+        self._inputs, self._targets = inputs, targets
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def __getitem__(self, index: int) -> tuple[Inputs, Tensor]:
+        return over_samples(self._inputs, lambda tensor: tensor[index]), self._targets[index]
+
+
+def _is_batch(inputs: object, targets: object) -> bool:
+    """Whether these are inputs of several tensors, with one target per sample."""
+    if not isinstance(targets, Tensor) or targets.dim() != 1 or not isinstance(inputs, Mapping | tuple | list):
+        return False
+    return bool(tensors(inputs)) and batch_size(inputs) == len(targets)
 
 
 class PairData:
@@ -22,7 +43,7 @@ class PairData:
 
     Args:
         name: of the data in error messages.
-        data: a dataset with a length and (input tensor, class number) by index, or tensors (inputs, targets).
+        data: a dataset with a length and (input, class number) by index, or a pair (inputs, targets) of batches.
         device: of the batches.
     Raises: DataError: `data` is neither, or empty.
     """
@@ -32,6 +53,8 @@ class PairData:
             if len(data[0]) != len(data[1]):
                 raise DataError(f"{name}: expected as many targets as inputs ({len(data[0])}). Got {len(data[1])}.")
             data = torch.utils.data.TensorDataset(*data)
+        elif isinstance(data, tuple | list) and len(data) == 2 and _is_batch(*data):
+            data = _Samples(as_inputs(data[0], name), data[1])
         try:
             check_map_style(data)
         except DataError as error:
@@ -39,10 +62,9 @@ class PairData:
         self.name, self._data, self._device = name, data, device
 
     @property
-    def input_shape(self) -> InputShape:
+    def input_shape(self) -> InputForm:
         """The shape of one input."""
-        x = self.first(1)[0]
-        return InputShape(x.shape[1:], tokens=not x.is_floating_point())
+        return form_of(self.first(1)[0])
 
     def __len__(self) -> int:
         return len(self._data)
@@ -54,24 +76,26 @@ class PairData:
         for i, indices in enumerate(torch.split(order, batch_size) if len(order) else ()):
             with seeded(*(stream or EVALUATION), "batch", i):
                 x, y = self.take(indices)
-            yield (x.contiguous(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x), y
+            yield arranged(x, channels_last=channels_last), y
 
     def take(self, indices: Tensor) -> Batch:
         samples = [self._data[i] for i in indices.tolist()]
         inputs, labels = [], []
         for i, sample in zip(indices.tolist(), samples, strict=True):
             x, label = as_pair(f"{self.name}: sample {i}", sample)
-            if not isinstance(x, Tensor):
+            if not tensors(x):
                 raise DataError(
                     f"{self.name}: expected tensors as inputs (use transform=ToTensor()). Got {kind_of(x)}."
                 )
             inputs.append(x)
             labels.append(label)
-        shapes = {tuple(x.shape) for x in inputs}
-        if len(shapes) > 1:
-            came = ", ".join(map(str, sorted(shapes)[:3]))
-            raise DataError(f"{self.name}: expected inputs of one shape. Got {came}. Resize, crop or pad them.")
-        return torch.stack(inputs).to(self._device), torch.tensor(labels).to(self._device)
+        try:
+            batch = stack(inputs)
+        except ValueError as error:
+            raise DataError(
+                f"{self.name}: expected inputs of one shape. Got {error}. Resize, crop or pad them."
+            ) from None
+        return moved(batch, self._device), torch.tensor(labels).to(self._device)
 
     def some(self, n: int) -> Batch:
         """At most `n` samples, evenly spread, the same in every call."""

@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional
 from experiment.datasets.image_data import Step, Transforms
 from experiment.datasets.transform_names import TRANSFORMS
 from experiment.errors import ConfigError, first_line
+from experiment.inputs import Inputs, mapped
 from experiment.registry import no_such_argument, suggestion
 
 Transform = Callable[[object], object]
@@ -27,16 +28,27 @@ _INTERPOLATIONS = {mode.value: mode for mode in InterpolationMode}
 class Pipeline:
     """The transforms in order, from an image (PIL or tensor) to a float tensor (C, H, W).
 
-    A result that still has an integer type is scaled to [0, 1], as by ToTensor.
+    A result that still has an integer type is scaled to [0, 1], as by ToTensor. Of inputs that consist of several
+    tensors, only the images, of three dimensions, are transformed.
     """
 
     transforms: tuple[Transform, ...]
 
-    def __call__(self, image: object) -> Tensor:
+    def __call__(self, inputs: object) -> Inputs:
+        if isinstance(inputs, dict | tuple):
+            return mapped(inputs, self._one_of_several)
+        return self._image(inputs)
+
+    def _image(self, image: object) -> Tensor:
         for transform in self.transforms:
             image = transform(image)
         tensor = image if isinstance(image, Tensor) else functional.pil_to_tensor(image)
         return as_float(tensor.as_subclass(Tensor))
+
+    def _one_of_several(self, tensor: Tensor) -> Tensor:
+        if tensor.dim() == 3 and tensor.dtype not in _IDS:
+            return self._image(tensor)
+        return tensor if tensor.dtype == torch.bool else as_float(tensor)
 
 
 class _ToTensor:

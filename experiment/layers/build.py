@@ -15,11 +15,13 @@ from experiment.errors import CompressionError
 from experiment.inputs import Inputs
 from experiment.layers.channels.channel_axes import parameter_dim
 from experiment.layers.channels.slicing import slice_channels, unslice
-from experiment.layers.factored_layers import make_layer, product
+from experiment.layers.compressible import CONVOLUTIONS, features_of, leaders, weight_of
+from experiment.layers.factored_layers import FactoredEmbedding, FactoredLayer, make_layer, product
 from experiment.layers.masks import add_masks, bake_masks, stored, write_parameter
-from experiment.layers.plan import Kept, Plan, State
+from experiment.layers.plan import Factors, Kept, Plan, State
 from experiment.layers.quantized_weights import add_quantized
 from experiment.layers.residual_blocks import inside, silence
+from experiment.layers.skipped_blocks import Skipped, ZeroBranch
 from experiment.layers.unfused.replace import unfused
 
 
@@ -33,22 +35,17 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
     """
     network = unfused(network, plan.unfused)
     _check(network, plan)
-    modules = dict(network.named_modules())
     # deepcopy takes replacements from its memo: factors appear wherever the layer does, without a copy of its weight
-    memo: dict[int, object] = {
-        id(modules[name]): make_layer(modules[name], factors)
-        for name, factors in plan.factors.items()
-        if name not in plan.kept
-    }
-    memo |= {id(modules[name]): nn.Identity() for name in plan.skipped}
+    memo = _replacements(network, {n: factors for n, factors in plan.factors.items() if n not in plan.kept})
+    for name in plan.skipped:
+        block = network.get_submodule(name)
+        memo[id(block)] = ZeroBranch(block, plan.branches[name]) if name in plan.branches else Skipped(block)
     built = copy.deepcopy(network, memo)
     _add_biases(built, plan.biases)
     slice_channels(built, plan.kept)
-    sliced = {name: built.get_submodule(name) for name in plan.factors if name in plan.kept}
+    sliced = {name: factors for name, factors in plan.factors.items() if name in plan.kept}
     if sliced:  # one copy replaces all of them
-        built = copy.deepcopy(
-            built, {id(layer): make_layer(layer, plan.factors[name]) for name, layer in sliced.items()}
-        )
+        built = copy.deepcopy(built, _replacements(built, sliced))
     add_masks(built, {name: slice_mask(mask, plan.kept, name) for name, mask in plan.masks.items()}, unfilled=True)
     add_quantized(built, plan.quantized)
     return built
@@ -94,8 +91,7 @@ def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Inpu
             if inside(name, plan.skipped):
                 continue
             if name in plan.factors:
-                module.get_parameter("weight").copy_(product(sources[name]))
-                _write_bias(module, sources[name].get_submodule("decoder"))
+                _write_product(module, sources[name])
             else:
                 _write(module, _tensors(sources[name]))
         if plan.kept:
@@ -103,7 +99,9 @@ def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Inpu
         for name in plan.skipped:
             silence(network.get_submodule(name))
     masks = {name: mask for name, mask in plan.masks.items() if not plan.masks_factor(name)}
-    return State(network.eval(), example, masks, dict(plan.kept), biases, plan.skipped, unfused=plan.unfused)
+    return State(
+        network.eval(), example, masks, dict(plan.kept), biases, plan.skipped, plan.branches, unfused=plan.unfused
+    )
 
 
 def sliced_copy(network: nn.Module, kept: Mapping[str, Kept]) -> nn.Module:
@@ -134,7 +132,7 @@ def unslice_mask(mask: Tensor, shape: torch.Size, kept: Mapping[str, Kept], name
 def _cuts(kept: Mapping[str, Kept], name: str, shape: torch.Size) -> list[tuple[int, tuple[int, ...]]]:
     """The dimensions that lose indices; a grouped layer's columns are those of one group and stay with it."""
     if name in kept:  # a bare parameter
-        pairs = ((parameter_dim(shape), kept[name].out),)
+        pairs: Sequence[tuple[int | None, tuple[int, ...] | None]] = ((parameter_dim(shape), kept[name].out),)
     else:
         sides = kept.get(name.rpartition(".")[0], Kept())
         swapped = sides.swapped and len(shape) > 1
@@ -167,14 +165,26 @@ def _check(network: nn.Module, plan: Plan) -> None:
         raise CompressionError(f"{', '.join(twice)}: the bias of a decomposed layer is part of its factors.")
 
 
+def _replacements(network: nn.Module, factors: Mapping[str, Factors]) -> dict[int, object]:
+    """The factors of layers by the layers' identity; also biases, which modules without factors may share."""
+    first, made, memo = leaders(network, factors), dict[str, FactoredLayer](), dict[int, object]()
+    for name, own in factors.items():
+        module = network.get_submodule(name)
+        layer = made[name] = make_layer(module, own, made.get(first[name]))
+        memo[id(module)] = layer
+        if layer.bias is not None and (bias := getattr(module, "bias", None)) is not None:
+            memo[id(bias)] = layer.bias
+    return memo
+
+
 def _add_biases(network: nn.Module, layers: Sequence[str]) -> None:
     """Give these layers a bias of zeros if they have none, in place."""
     for name in layers:
         layer = network.get_submodule(name)
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
+        if not isinstance(layer, (*CONVOLUTIONS, nn.Linear)):
             raise CompressionError(f"{name}: a {type(layer).__name__} cannot be given a bias.")
         if layer.bias is None:
-            zeros = layer.weight.detach().new_zeros(layer.weight.shape[0])
+            zeros = layer.weight.detach().new_zeros(features_of(layer)[0])
             layer.bias = nn.Parameter(zeros, requires_grad=layer.weight.requires_grad)
 
 
@@ -182,7 +192,7 @@ def _gained_biases(original: nn.Module, sources: Mapping[str, nn.Module], plan: 
     """The layers that have a bias only in the compressed network, possibly at their decoder."""
     gained = []
     for name, module in original.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is None and not inside(name, plan.skipped):
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear)) and module.bias is None and not inside(name, plan.skipped):
             source = sources[name].get_submodule("decoder") if name in plan.factors else sources[name]
             if "bias" in _tensors(source):
                 gained.append(name)
@@ -202,6 +212,16 @@ def _scaled(tensors: dict[str, Tensor], module: str, plan: Plan) -> dict[str, Te
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+
+
+def _write_product(module: nn.Module, source: nn.Module) -> None:
+    """Write the weight and bias that factors represent; an embedding takes the bias into its rows."""
+    weight = weight_of(module, product(source))
+    if isinstance(source, FactoredEmbedding) and source.bias is not None:
+        weight = weight + source.bias
+    write_parameter(module, "weight", weight)
+    if not isinstance(module, nn.Embedding):
+        _write_bias(module, source.get_submodule("decoder"))
 
 
 def _write_bias(module: nn.Module, source: nn.Module) -> None:

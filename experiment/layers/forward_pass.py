@@ -21,6 +21,7 @@ class Call:
         name: the module's name, as `observing` was given it.
         args, named: positional and keyword arguments.
         output: what the module returned; None before it has computed.
+        inputs: the network's inputs in this forward pass, where the observer was given them.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Call:
     args: tuple[Any, ...]
     named: Mapping[str, Any]
     output: Any = None
+    inputs: Inputs = None
 
     @property
     def input(self) -> Any:
@@ -65,19 +67,21 @@ def observing(
     *,
     before: Callable[[Call], None] | None = None,
     after: Callable[[Call], Tensor | None] | None = None,
+    inputs_now: Callable[[], Inputs] = lambda: None,
 ) -> Iterator[None]:
     """Report every call of these modules inside.
 
     Args:
         before: called before a module computes.
         after: called when it has; a tensor that it returns replaces the module's output.
+        inputs_now: returns the network's inputs in the current forward pass.
     """
     handles = []
     for name, module in modules.items():
         if before is not None:
-            handles.append(module.register_forward_pre_hook(_before(name, before), with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(_before(name, before, inputs_now), with_kwargs=True))
         if after is not None:
-            handles.append(module.register_forward_hook(_after(name, after), with_kwargs=True))
+            handles.append(module.register_forward_hook(_after(name, after, inputs_now), with_kwargs=True))
     try:
         yield
     finally:
@@ -103,20 +107,24 @@ def observed_pass(
         before, after: as for `observing`.
         keeping_buffers: as for `evaluating`.
     """
-    with evaluating(network, keeping_buffers=keeping_buffers), observing(modules, before=before, after=after):
-        for batch in [inputs] if batch_size is None else split(inputs, batch_size):
-            call_network(network, batch)
+    now: list[Inputs] = [None]
+    observers = observing(modules, before=before, after=after, inputs_now=lambda: now[0])
+    with evaluating(network, keeping_buffers=keeping_buffers), observers:
+        for now[0] in [inputs] if batch_size is None else split(inputs, batch_size):
+            call_network(network, now[0])
 
 
-def _before(name: str, observer: Callable[[Call], None]) -> Callable[..., None]:
+def _before(name: str, observer: Callable[[Call], None], inputs_now: Callable[[], Inputs]) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        observer(Call(name, module, args, named))
+        observer(Call(name, module, args, named, None, inputs_now()))
 
     return hook
 
 
-def _after(name: str, observer: Callable[[Call], Tensor | None]) -> Callable[..., Tensor | None]:
+def _after(
+    name: str, observer: Callable[[Call], Tensor | None], inputs_now: Callable[[], Inputs]
+) -> Callable[..., Tensor | None]:
     def hook(module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> Tensor | None:
-        return observer(Call(name, module, args, named, output))
+        return observer(Call(name, module, args, named, output, inputs_now()))
 
     return hook

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +30,7 @@ from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import named_masks
 from experiment.layers.quantized_weights import make_plain
 from experiment.layers.read_parameters import is_matrix
+from experiment.layers.unfused.family import class_in
 from experiment.layers.unfused.replace import fused_modules, split_state, unfused
 
 PREFIXES = ("_orig_mod.", "module.")  # what wrappers put before the names in a state_dict
@@ -62,14 +62,9 @@ def prepared(network: nn.Module) -> Prepared:
     """
     made = with_parameters(network)
     families = fused_modules(made.network)
-    network, modules = unfused(made.network, families), {}
-    if made.masks:
-        modules = dict(network.named_modules())
-    masks = {
-        name: mask
-        for name, mask in split_state(made.masks, families).items()
-        if is_matrix(mask) or isinstance(modules[name.rpartition(".")[0]], _MASKABLE)
-    }
+    network = unfused(made.network, families)
+    modules, masks = dict(network.named_modules()), split_state(made.masks, families)
+    masks = {n: m for n, m in masks.items() if is_matrix(m) or isinstance(modules[n.rpartition(".")[0]], _MASKABLE)}
     return Prepared(network, masks, families)
 
 
@@ -184,7 +179,7 @@ def _computed_tensors(network: nn.Module) -> dict[int, Any]:
 
 def _inside(module: nn.Module) -> nn.Module | None:
     inner: nn.Module | None = None
-    compiled = _class("torch._dynamo.eval_frame", "OptimizedModule")
+    compiled = class_in("torch._dynamo.eval_frame", "OptimizedModule")
     if compiled is not None and isinstance(module, compiled):
         inner = module.get_submodule("_orig_mod")
     elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -192,16 +187,9 @@ def _inside(module: nn.Module) -> nn.Module | None:
     return inner
 
 
-def _class(module: str, name: str) -> type | None:
-    """A class of torch's; None if its module is not imported, so there are no objects of it."""
-    loaded = sys.modules.get(module)
-    found: type | None = vars(loaded).get(name) if loaded is not None else None
-    return found
-
-
 def _is_sharded(module: nn.Module, tensors: list[Tensor]) -> bool:
-    distributed = _class("torch.distributed.tensor", "DTensor")
-    wrapper = _class("torch.distributed.fsdp", "FullyShardedDataParallel")
+    distributed = class_in("torch.distributed.tensor", "DTensor")
+    wrapper = class_in("torch.distributed.fsdp", "FullyShardedDataParallel")
     if wrapper is not None and isinstance(module, wrapper):
         return True
     return distributed is not None and any(isinstance(tensor, distributed) for tensor in tensors)
@@ -210,7 +198,7 @@ def _is_sharded(module: nn.Module, tensors: list[Tensor]) -> bool:
 def _is_operators(module: nn.Module) -> bool:
     if type(module).__module__ == "torch.export.unflatten":
         return True
-    graph_module = _class("torch.fx.graph_module", "GraphModule")
+    graph_module = class_in("torch.fx.graph_module", "GraphModule")
     if graph_module is None or not isinstance(module, graph_module):
         return False
     graph: Any = module.graph

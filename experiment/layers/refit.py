@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.inputs import Inputs, first
+from experiment.inputs import Inputs, attended, first
 from experiment.layers.channels.fold_constants import Folded
+from experiment.layers.compressible import WEIGHT_LAYERS, channel_dim, filters_of, groups_of, weight_of
 from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.masks import stored, write_parameter
 from experiment.layers.plan import Kept
-from experiment.layers.sampled_patches import draw_places, input_patches, num_positions, outputs_at
+from experiment.layers.sampled_patches import counted_places, draw_places, input_patches, num_positions, outputs_at
 
 PLACES = 4096  # at least, if available
 PLACES_AN_UNKNOWN = 4
@@ -53,7 +54,7 @@ def refit(
     Layers that are used more than once in a forward pass, or on other samples than in the dense network, stay.
 
     Args:
-        compressed: the network whose layers `names` are pairs `encoder`, `decoder`, or ungrouped and without masks.
+        compressed: the network whose layers `names` are pairs `encoder`, `decoder`, or layers without masks.
         dense: the network that was compressed; not modified.
         inputs: calibration data (B, ...) on the networks' device; only the first are used if they are large.
         seed: for the sampled places.
@@ -70,8 +71,9 @@ def refit(
 
     def look(call: Call) -> None:
         name, layer, y = call.name, call.module, call.output
-        unknowns = stored(fitted[name], "weight")[0].numel()
+        unknowns = filters_of(fitted[name], stored(fitted[name], "weight"))[0].numel()
         places = draw_places(num_positions(y, layer), max(PLACES, PLACES_AN_UNKNOWN * unknowns), generator)
+        places = counted_places(places, y, layer, attended(call.inputs))
         rows, Y_FP = kept.get(name, Kept()).out, outputs_at(y, layer, places)
         targets[name] = _Target(places, y.shape, Y_FP if rows is None else Y_FP[list(rows)])
 
@@ -95,14 +97,13 @@ class _Target:
 
 def _fitted(compressed: nn.Module, name: str) -> nn.Module:
     layer = compressed.get_submodule(name)
-    return layer if isinstance(layer, nn.Conv2d | nn.Linear) else layer.get_submodule("decoder")
+    return layer if isinstance(layer, WEIGHT_LAYERS) else layer.get_submodule("decoder")
 
 
 def _fit(call: Call, target: _Target, folded: Folded | None, intercept: bool) -> None:
-    layer, h = call.module, call.input
-    weight, bias = stored(layer, "weight"), None if layer.bias is None else stored(layer, "bias")
-    dimensions = 3 if isinstance(layer, nn.Conv2d) else 1  # of one sample
-    if h.shape[:-dimensions] != target.shape[:-dimensions]:
+    layer, h, dim = call.module, call.input, channel_dim(call.module)
+    filters, bias = filters_of(layer, stored(layer, "weight")), None if layer.bias is None else stored(layer, "bias")
+    if h.shape[:dim] != target.shape[:dim] or not target.Y_FP.numel():
         return
     H_NP = input_patches(h, layer, target.shape, target.places).flatten(0, 1)
     if not torch.isfinite(H_NP).all():
@@ -110,9 +111,15 @@ def _fit(call: Call, target: _Target, folded: Folded | None, intercept: bool) ->
             f"layer '{call.name}': its inputs in the compressed network are NaN or infinite. Are the calibration "
             f"data finite, and transformed like the training data?"
         )
-    H_NP, left_FP, U_FN = _single(H_NP), _single(target.Y_FP), _single(weight.flatten(1))
+    H_NP, left_FP, U_FN = _single(H_NP), _single(target.Y_FP), _single(filters.flatten(1))
     left_FP = left_FP if bias is None else left_FP - bias[:, None]
     left_FP = left_FP if folded is None else left_FP - folded.behind.to(left_FP)[:, None]
+    blocks = groups_of(layer)
+    if blocks > 1:  # every group on its own; constants are folded into other layers only
+        pairs = zip(*(torch.tensor_split(part, blocks) for part in (H_NP, left_FP, U_FN)), strict=True)
+        fitted = [_double(U) + _ridge(H, left - U @ H) for H, left, U in pairs]
+        write_parameter(layer, "weight", weight_of(layer, torch.cat(fitted).reshape(filters.shape)))
+        return
     left_FP = left_FP - U_FN @ H_NP
     if folded is None or not intercept:
         change_FN = _ridge(H_NP, left_FP)
@@ -121,7 +128,7 @@ def _fit(call: Call, target: _Target, folded: Folded | None, intercept: bool) ->
         change_FN = _ridge(H_NP - mean_N[:, None], left_FP - rest_F[:, None])
         shift_F = _double(rest_F) - change_FN @ _double(mean_N)
         folded.place.add_(folded.sign * shift_F.to(folded.place))
-    write_parameter(layer, "weight", (_double(U_FN) + change_FN).reshape(weight.shape))
+    write_parameter(layer, "weight", weight_of(layer, (_double(U_FN) + change_FN).reshape(filters.shape)))
 
 
 def _ridge(H_NP: Tensor, left_FP: Tensor) -> Tensor:
@@ -157,6 +164,6 @@ def _fitting(dense: nn.Module, names: Collection[str], inputs: Inputs) -> tuple[
         if call.name in uses:
             uses[call.name] += 1
 
-    layers = {n: m for n, m in dense.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    layers = {n: m for n, m in dense.named_modules() if isinstance(m, WEIGHT_LAYERS)}
     observed_pass(dense, layers, first(inputs), after=record, keeping_buffers=False)
     return first(inputs, max(1, MOST_VALUES // largest)), [name for name, number in uses.items() if number == 1]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from experiment.datasets.image_data import Batch, count_batches
 from experiment.errors import DataError
+from experiment.inputs import Inputs
 from experiment.progress import progress
 from experiment.random_streams import Part, seeded
 from experiment.training.distil import make_teacher
@@ -82,7 +83,7 @@ class MinibatchTraining:
         self._network.eval()
         return metrics
 
-    def _take(self, count: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+    def _take(self, count: int) -> Iterator[tuple[Inputs, Tensor, int]]:
         for _ in progress(range(count), "learning, by batch"):
             x, y = self._next()
             yield x, y, len(y)

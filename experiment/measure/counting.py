@@ -14,13 +14,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiment.inputs import Inputs, call_network, first
+from experiment.inputs import Inputs, as_form, call_network, example_of, first
+from experiment.layers.compressible import WEIGHT_LAYERS, kind_of_layer
 from experiment.layers.forward_pass import Call, evaluating, observing
-from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import named_masks, plain_name
 from experiment.layers.prepare_network import unwrapped
 from experiment.layers.read_parameters import Sources, is_matrix
-from experiment.registry import InputShape
+from experiment.registry import InputForm, InputShape
 
 if TYPE_CHECKING:
     pass
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerCount:
-    """One convolution or linear layer.
+    """One convolution, linear layer or embedding.
 
     Attributes:
-        kind: `conv` or `linear`.
+        kind: `conv`, `linear` or `embedding`.
         parameters: unmasked elements, bias included. Elements shared with an earlier layer count there only, so that
             layers add up to the network.
         flops: multiply-adds of one sample.
@@ -52,7 +52,7 @@ class Count:
         parameters: unmasked elements of all parameters, including BatchNorm and biases; shared ones count once.
         flops: multiply-adds of one sample's forward pass.
         flops_unmasked: the same without masked weights of layers.
-        layers: the convolutions and linear layers that the forward pass calls, in module order.
+        layers: the convolutions, linear layers and embeddings that the forward pass calls, in module order.
         products: multiply-adds of each operation outside these layers, in the order of computation, such as products
             of activations in attention, recurrent layers and `F.linear`.
         read: name of every parameter that operations outside these layers read -> those of `products` that multiply by
@@ -72,10 +72,6 @@ class Count:
     def other_flops(self) -> int:
         """Multiply-adds outside the layers."""
         return sum(self.products)
-
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_LAYERS = (*_CONVOLUTIONS, nn.Linear, GroupedLinear)
 
 
 def count(network: nn.Module, example: Inputs, masks: Mapping[str, Tensor] | None = None) -> Count:
@@ -124,9 +120,8 @@ def _counted(network: nn.Module, masks: Mapping[str, Tensor], work: _Work) -> Co
         module = network.get_submodule(name)
         own = [p for p in module.parameters() if p not in seen]
         seen.update(own)
-        kind = "conv" if isinstance(module, _CONVOLUTIONS) else "linear"
         weight = f"{name}.weight" if name else "weight"
-        layers[name] = LayerCount(kind, sum(sizes[p] for p in own), flops, unmasked(flops, weight))
+        layers[name] = LayerCount(kind_of_layer(module), sum(sizes[p] for p in own), flops, unmasked(flops, weight))
     outside = sum(work.products)
     gone = sum(flops - unmasked(flops, name) for name, flops in work.read.items())
     return Count(
@@ -170,7 +165,7 @@ def _work_of(network: nn.Module, inputs: Inputs) -> _Work:
     def leave(call: Call) -> None:
         within.pop()
 
-    modules = {name: module for name, module in network.named_modules() if isinstance(module, _LAYERS)}
+    modules = {name: module for name, module in network.named_modules() if isinstance(module, WEIGHT_LAYERS)}
     counter, operations = FlopCounterMode(display=False), Operations()  # type: ignore[no-untyped-call]
     with observing(modules, before=enter, after=leave), evaluating(network), _unfused(network), parametrize.cached():
         sources = Sources({plain_name(name): p for name, p in network.named_parameters()})
@@ -201,8 +196,17 @@ def _unfused(network: nn.Module) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def example_input(input_shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
-    """A batch of one deterministic input of the given shape, such as (channels, height, width)."""
-    if isinstance(input_shape, InputShape) and input_shape.tokens:
-        return torch.zeros(1, *input_shape, dtype=torch.int64, device=device)
-    return torch.linspace(-1, 1, int(torch.Size(input_shape).numel()), device=device).reshape(1, *input_shape)
+def example_input(form: InputForm | tuple[int, ...], device: torch.device | str = "cpu", batch: int = 1) -> Inputs:
+    """A batch of equal, deterministic inputs of the given shape, such as (channels, height, width), or form."""
+
+    form = as_form(form)
+    middle = 0.0 if isinstance(form, InputShape) else 2.0  # one of several may be a mask, which must not sum up to zero
+
+    def make(shape: InputShape) -> Tensor:
+        if shape.tokens:
+            return torch.zeros(batch, *shape, dtype=torch.int64, device=device)
+        size = int(torch.Size(shape).numel())
+        one = torch.linspace(middle - 1, middle + 1, size, device=device).reshape(1, *shape)
+        return one.expand(batch, *shape).contiguous()
+
+    return example_of(form, make)

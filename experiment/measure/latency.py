@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from torch.utils.benchmark import Timer
 
 
+from experiment.inputs import Inputs, call_network
 from experiment.measure.counting import example_input
+from experiment.registry import InputForm
 
 Layout = Literal["contiguous", "channels_last"]
 
@@ -36,7 +38,7 @@ class Latency:
 
 
 def measure_latency(
-    network: nn.Module, input_shape: tuple[int, ...], batch: int, threads: int, seconds: float = 0.5
+    network: nn.Module, input_shape: InputForm | tuple[int, ...], batch: int, threads: int, seconds: float = 0.5
 ) -> Latency:
     """Time forward passes of a network on its device, in float32 and inference mode.
 
@@ -45,25 +47,27 @@ def measure_latency(
 
     Args:
         network: in eval mode; it is unchanged. Masks that are not baked in are applied in every pass.
-        input_shape: of one sample.
+        input_shape: of one sample, or the shapes of several tensors by keyword or position.
         batch: samples per batch.
         threads: CPU threads.
         seconds: how long to measure in each layout.
     Returns: the time in the faster layout.
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    x = example_input(input_shape, device).expand(batch, *input_shape).contiguous()
+    x = example_input(input_shape, device, batch)
     times = [_timed(network, x, batch, threads, seconds, "contiguous")]
-    if x.dim() == 4 and any(p.dim() == 4 for p in network.parameters()):
+    if isinstance(x, Tensor) and x.dim() == 4 and any(p.dim() == 4 for p in network.parameters()):
         turned = copy.deepcopy(network).to(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last)
         times.append(_timed(turned, x, batch, threads, seconds, "channels_last"))
     return min(times, key=lambda latency: latency.median_ms)
 
 
-def _timed(network: nn.Module, x: Tensor, batch: int, threads: int, seconds: float, layout: Layout) -> Latency:
+def _timed(network: nn.Module, x: Inputs, batch: int, threads: int, seconds: float, layout: Layout) -> Latency:
     with torch.inference_mode():
-        timer = _timer()("network(x)", globals={"network": network, "x": x}, num_threads=threads)
+        timer = _timer()(
+            "call(network, x)", globals={"call": call_network, "network": network, "x": x}, num_threads=threads
+        )
         measured = timer.blocked_autorange(min_run_time=seconds)
     return Latency(batch, round(measured.median * 1e3, 5), round(measured.iqr * 1e3, 5), layout)
 

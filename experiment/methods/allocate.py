@@ -51,7 +51,7 @@ def common_threshold(curves: Sequence[Floats], costs: Sequence[Integers], limit:
 
     With threshold t, layer l takes its first option whose curve value is at most t. The total cost is a step function
     of t whose breakpoints are the curve values: they are sorted, and the longest affordable prefix is taken, with ties
-    in layer order.
+    in layer order. A layer whose options all cost the same takes the last one.
 
     Args:
         curves: for every layer (number of options,), non-increasing.
@@ -60,6 +60,8 @@ def common_threshold(curves: Sequence[Floats], costs: Sequence[Integers], limit:
 
     Returns: for every layer the index of its option.
     """
+    free = [len(cost) > 1 and cost[0] == cost[-1] for cost in costs]
+    curves = [np.full(len(c), np.inf) if same else c for c, same in zip(curves, free, strict=True)]
     steps = _Steps(curves, costs)
     return steps.positions(steps.longest_prefix(limit))
 

@@ -44,7 +44,7 @@ class Quantize:
             the same layer.
         """
         start_of(state, masked=True)  # which refuses weights that are not finite
-        support = Plan(masks=dict(state.masks), kept=dict(state.kept), skipped=state.skipped)
+        support = Plan(masks=dict(state.masks), kept=dict(state.kept), skipped=state.skipped, branches=state.branches)
         parameters = count(build(state.network, support), state.example).parameters
         return self.finish(replace(support, parameters=parameters), state.network)
 

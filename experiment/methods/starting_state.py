@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError
 from experiment.layers.build import slice_mask, sliced_copy
-from experiment.layers.compressible import LayerInfo, compressible_layers, maskable_layers
+from experiment.layers.compressible import LayerInfo, compressible_layers, filters_of, leaders, maskable_layers
 from experiment.layers.plan import Detail, Plan, State
 from experiment.layers.read_parameters import is_matrix, shown
 from experiment.measure import Count, count
@@ -38,6 +38,10 @@ class Start:
     layers: Mapping[str, LayerInfo]
     count: Count
     weights: Mapping[str, int]
+
+    def of(self, parameters: Collection[str]) -> Start:
+        """The same, for a method that may mask these parameters alone."""
+        return replace(self, weights={name: flops for name, flops in self.weights.items() if name in parameters})
 
     def live(self, parameter: str) -> Tensor:
         """A parameter's values, with masked elements at zero."""
@@ -71,9 +75,10 @@ class Start:
         return self.count.parameters if quantity == "parameters" else self.count.flops_unmasked
 
     def layer_cost(self, name: str, quantity: Quantity) -> int:
-        """A layer's unmasked parameters, bias included, or unmasked multiply-adds."""
-        layer = self.count.layers[name]
-        return layer.parameters if quantity == "parameters" else layer.flops_unmasked
+        """A layer's unmasked parameters, bias included, or unmasked multiply-adds; with those of its tied layers."""
+        names = [name, *(tied.name for tied in self.layers[name].tied)] if name in self.layers else [name]
+        layers = [self.count.layers[n] for n in names if n in self.count.layers]
+        return sum(n.parameters if quantity == "parameters" else n.flops_unmasked for n in layers)
 
     def allows(self, budget: Budget) -> bool:
         """Whether the state meets the budget without any change."""
@@ -103,7 +108,7 @@ def start_of(state: State, *, masked: bool = False) -> Start:
         _check_parameter(name, network.get_submodule(name))
     masks = {name: slice_mask(mask, state.kept, name) for name, mask in state.masks.items()}
     counted = count(network, state.example, masks)
-    weights = {parameter_name(name): info.positions for name, info in layers.items()}
+    weights = {parameter_name(n): 0 if info.kind == "embedding" else info.positions for n, info in layers.items()}
     if masked:
         weights = _with_matrices(network, weights, counted)
     for name in weights:
@@ -139,12 +144,21 @@ def live_weight(network: nn.Module, masks: Mapping[str, Tensor], layer: str) -> 
     return weight if mask is None else weight * mask.to(weight.device)
 
 
+def live_filters(network: nn.Module, masks: Mapping[str, Tensor], layer: str) -> Tensor:
+    """The same as filters: (F, C / groups, *kernel)."""
+    return filters_of(network.get_submodule(layer), live_weight(network, masks, layer))
+
+
 def factored_layers(state: State, plan: Plan) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """Name, module and live weight of every layer that becomes factors, without the removed channels."""
+    """Name, module and live filters of every layer that becomes factors, without the removed channels.
+
+    Layers that use the factors of another one are left out.
+    """
     network = sliced_copy(state.network, plan.kept)
     masks = {name: slice_mask(mask, plan.kept, name) for name, mask in state.masks.items()}
-    for name in plan.factors:
-        yield name, network.get_submodule(name), live_weight(network, masks, name)
+    for name, leader in leaders(network, plan.factors).items():
+        if name == leader:
+            yield name, network.get_submodule(name), live_filters(network, masks, name)
 
 
 def _check_parameter(name: str, layer: nn.Module) -> None:

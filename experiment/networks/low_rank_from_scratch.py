@@ -19,6 +19,7 @@ from experiment.layers.build import build, write_whole
 from experiment.layers.compressible import LayerInfo, compressible_layers
 from experiment.layers.factored_layers import fold, max_rank, parameters, write_factors
 from experiment.layers.plan import Factors, Plan
+from experiment.layers.prepare_network import prepared
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def make_factoring(settings: Mapping[str, object]) -> Factoring | None:
 def factor(network: nn.Module, example: Tensor, settings: Factoring) -> nn.Module:
     """A copy of a network whose layers consist of an encoder V and a decoder U (linear layers or convolutions).
 
+    Fused modules, such as attention, are replaced by plain layers first.
+
     Both factors have the same norm, so that one learning rate fits both; weight decay on such factors penalizes the
     nuclear norm of the product. Biases and all other layers keep their values.
 
@@ -77,6 +80,7 @@ def factor(network: nn.Module, example: Tensor, settings: Factoring) -> nn.Modul
     Raises: ConfigError: a pattern matches no layer, the rank exceeds a layer's full rank, or no layer gets smaller.
     Source: Khodak et al. 2021, https://arxiv.org/abs/2105.01029 (spectral initialization)
     """
+    network = prepared(network).network
     layers = _chosen(compressible_layers(network, example), settings)
     plan = Plan({name: Factors(settings.rank, bias=info.bias) for name, info in layers.items()})
     built = build(network, plan)

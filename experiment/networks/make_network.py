@@ -9,18 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError, ConfigError, ExperimentError, described, kind_of, raised_at
-from experiment.inputs import call_network, output_tensors, scored
+from experiment.inputs import Inputs, as_form, call_network, example_of, output_tensors, scored
 from experiment.layers.forward_pass import evaluating
 from experiment.layers.prepare_network import check_kind, computed_weights, unwrapped
 from experiment.networks import NETWORKS
 from experiment.networks.library_networks import library_factory
 from experiment.networks.low_rank_from_scratch import NAMES, Factoring, factor, make_factoring
-from experiment.registry import InputShape, is_import_path, resolve, suggestion
+from experiment.registry import InputForm, InputShape, is_import_path, resolve, suggestion
 
 
-def make_network(
-    name: str, settings: Mapping[str, object], input_shape: tuple[int, ...], output_size: int
-) -> nn.Module:
+def make_network(name: str, settings: Mapping[str, object], input_shape: InputForm, output_size: int) -> nn.Module:
     """Make a network and check that it accepts the dataset's inputs and returns as many outputs as there are classes.
 
     Weights are drawn from torch's default generator: call under `experiment.random_streams.seeded`.
@@ -30,7 +28,7 @@ def make_network(
             (see `experiment.networks.library_networks`).
         settings: further keyword arguments of the factory. Those of `low_rank_from_scratch.Factoring` apply to every
             network whose factory has no arguments of these names.
-        input_shape: (channels, height, width) of one input.
+        input_shape: (channels, height, width) of one input, or the shapes of several by keyword or position.
         output_size: number of outputs, such as classes.
 
     Returns: the network in training mode; it maps (N, channels, height, width) to (N, output_size).
@@ -124,7 +122,7 @@ def _check_arguments(name: str, factory: Callable[..., object], settings: Mappin
         ) from error
 
 
-def _check_fit(name: str, network: nn.Module, input_shape: tuple[int, ...], output_size: int) -> None:
+def _check_fit(name: str, network: nn.Module, input_shape: InputForm, output_size: int) -> None:
     try:
         with evaluating(network):
             returned = call_network(network, _example(network, input_shape))
@@ -133,7 +131,8 @@ def _check_fit(name: str, network: nn.Module, input_shape: tuple[int, ...], outp
     except Exception as error:  # as above
         raise ConfigError(
             f"network '{name}': fails for inputs {_shape(input_shape)}: {type(error).__name__}: "
-            f"{str(error).rstrip('.')}{raised_at(error)}. Choose another network, or change the inputs (transformsTrain, transformsTest)."
+            f"{str(error).rstrip('.')}{raised_at(error)}. Choose another network, or change the inputs "
+            "(transformsTrain, transformsTest)."
         ) from error
     output = scored(returned) if output_tensors(returned) else None
     if output is None or output.shape != (2, output_size):
@@ -146,17 +145,29 @@ def _check_fit(name: str, network: nn.Module, input_shape: tuple[int, ...], outp
         raise ConfigError(f"network '{name}': returns NaN or infinity for zero inputs, before any training.")
 
 
-def _example(network: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
-    """A batch of two zero inputs on the network's device."""
+def _example(network: nn.Module, input_shape: InputForm) -> Inputs:
+    """A batch of two zero inputs on the network's device; ones where one of several may be a mask."""
     parameter = next(network.parameters(), None)
-    tokens = isinstance(input_shape, InputShape) and input_shape.tokens
     device = None if parameter is None else parameter.device
-    return torch.zeros(2, *input_shape, dtype=torch.int64 if tokens else None, device=device)
+
+    form = as_form(input_shape)
+    fill = 0.0 if isinstance(form, InputShape) else 1.0
+
+    def make(shape: InputShape) -> Tensor:
+        if shape.tokens:
+            return torch.zeros(2, *shape, dtype=torch.int64, device=device)
+        return torch.full((2, *shape), fill, device=device)
+
+    return example_of(form, make)
 
 
 def _shown(settings: Mapping[str, object]) -> str:
     return "{" + ", ".join(f"{described(key)}: {described(value)}" for key, value in settings.items()) + "}"
 
 
-def _shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
+def _shape(form: InputForm | tuple[int, ...]) -> str:
+    if isinstance(form, dict):
+        return "{" + ", ".join(f"{key}: {_shape(part)}" for key, part in form.items()) + "}"
+    if form and not isinstance(form[0], int):
+        return f"({', '.join(_shape(part) for part in form)})"
+    return " x ".join(map(str, form))

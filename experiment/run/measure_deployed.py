@@ -12,6 +12,7 @@ from typing import Any
 from experiment.errors import StoreError
 from experiment.escaping import json_text
 from experiment.files import write_whole
+from experiment.registry import InputForm
 from experiment.run.disk.results_table import BYTES, LATENCY, read_measurement, requested
 from experiment.run.disk.store import Store
 from experiment.run.grid.keys import FORMAT_VERSION
@@ -105,8 +106,8 @@ def _measure(path: Path, measurement: Callable[[], Mapping[str, Any]], say: Say)
     write_whole(path, json_text(content, indent=1) + "\n")
 
 
-def _load(folder: Path, plan: ExperimentPlan) -> tuple[Any, tuple[int, ...]]:
-    """The network of a cell, and the shape of one input."""
+def _load(folder: Path, plan: ExperimentPlan) -> tuple[Any, InputForm]:
+    """The network of a cell, and the form of one input."""
     from experiment.run.disk.network_file import original_of, read_weights, rebuild
 
     path = folder / "network.pt"

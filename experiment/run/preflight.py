@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from experiment.config import Parameters, Variant
 from experiment.config.value_tree import KeyPath
 from experiment.datasets.transforms import check_transforms
 from experiment.errors import ConfigError, DataError, ExperimentError, StoreError
+from experiment.inputs import Inputs, call_network, first
 from experiment.layers.forward_pass import Call, observing
 from experiment.layers.plan import State
 from experiment.layers.prepare_network import prepared
@@ -135,7 +136,7 @@ def _check_data(p: Parameters, data: Data, facts: dict[str, DataFacts]) -> Found
             return
 
 
-def _check_batch_norm(p: Parameters, network: nn.Module, example: Tensor) -> Found:
+def _check_batch_norm(p: Parameters, network: nn.Module, example: Inputs) -> Found:
     """Whether BatchNorm gets more than one value per channel if batches hold a single input."""
     blocks = [b for b, training in (("training", p.training), ("retraining", p.retraining)) if training.batch_size == 1]
     if not blocks:
@@ -149,7 +150,7 @@ def _check_batch_norm(p: Parameters, network: nn.Module, example: Tensor) -> Fou
 
     norms = {n: m for n, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
     with torch.no_grad(), seeded("check"), observing(norms, before=note_single_value):
-        network.train()(example[:1])
+        call_network(network.train(), first(example))
     if single:
         text = f"'{single[0]}' is a BatchNorm with one value per channel and input: it cannot train on batches of 1."
         yield (blocks[0], "batchSize"), f"{text} Use a batchSize of at least 2."
@@ -185,7 +186,7 @@ def _patterns(spec: MethodSpec) -> Found:
         yield from ((("schemes", i, "settings", *path), pattern) for path, pattern in _patterns(scheme))
 
 
-def _check_fixed_sizes(methods: tuple[MethodSpec | None, ...], network: nn.Module, example: Tensor) -> Found:
+def _check_fixed_sizes(methods: tuple[MethodSpec | None, ...], network: nn.Module, example: Inputs) -> Found:
     """Whether methods of a fixed size, which need no data for their choice, can be applied to the network."""
     for i, method in enumerate(methods):
         if method is None or method.entry not in METHODS.values():

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
+from experiment.inputs import Inputs, call_network, scored
 from experiment.training.distributed import Team
 from experiment.training.evaluation import forward_precision
 from experiment.training.settings import DistillationSpec, TrainSettings
 
-Teacher = Callable[[Tensor], Tensor]
+Teacher = Callable[[Inputs], Tensor]
 
 
 def make_teacher(network: nn.Module, settings: TrainSettings, device: torch.device, team: Team) -> Teacher:
@@ -39,9 +40,9 @@ def make_teacher(network: nn.Module, settings: TrainSettings, device: torch.devi
         teacher.load_state_dict(team.first_state(dict(teacher.state_dict()), device))
     forward = torch.compile(teacher, dynamic=None) if settings.compiled else teacher
 
-    def logits_of(x: Tensor) -> Tensor:
+    def logits_of(x: Inputs) -> Tensor:
         with torch.no_grad(), forward_precision(device, settings.precision):
-            logits: Tensor = forward(x)
+            logits = scored(call_network(forward, x))
         return logits.float()
 
     return logits_of

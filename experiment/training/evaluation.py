@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from experiment.datasets.image_data import Batch, Images
 from experiment.errors import ConfigError, DataError
+from experiment.inputs import call_network, scored
 from experiment.layers.forward_pass import evaluating
 from experiment.training.distributed import ALONE, Team
 from experiment.training.factories import Loss, loss_weight, make_loss, mean_loss, summed
@@ -84,7 +85,7 @@ def _sum_over(
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for x, y in batches:
         with forward_precision(device, precision):
-            logits = network(x)
+            logits = scored(call_network(network, x))
         logits = logits.float()
         weight = loss_weight(criterion, y)
         sums += torch.stack([summed(criterion, criterion(logits, y), weight), weight, *_hits(logits, y)])

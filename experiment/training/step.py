@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from experiment.datasets.image_data import Batch, Share, Stream
 from experiment.errors import TrainingDiverged
+from experiment.inputs import Inputs, call_network, scored
 from experiment.training.distil import Teacher, mixed_loss
 from experiment.training.distributed import ALONE, Team
 from experiment.training.evaluation import forward_precision
@@ -60,7 +61,7 @@ class TrainingStep:
         schedule: Schedule,
         device: torch.device,
         *,
-        model: Callable[[Tensor], Tensor],
+        model: Callable[..., Any],
         team: Team = ALONE,
         teacher: Teacher | None = None,
         adjust_gradients: Callable[[], None] | None = None,
@@ -72,18 +73,18 @@ class TrainingStep:
         self._model, self._teacher, self._adjust_gradients = model, teacher, adjust_gradients
         self._penalties = make_penalties(network, settings.penalties)
 
-    def __call__(self, x: Tensor, y: Tensor, num_images: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, x: Inputs, y: Tensor, num_images: int) -> tuple[Tensor, Tensor, Tensor]:
         """Make one step.
 
         Args:
-            x, y: the images and labels of the batch that this process computes; all of them if it trains alone.
+            x, y: the inputs and labels of the batch that this process computes; all of them if it trains alone.
             num_images: N, the size of the whole batch.
         Returns: loss, logits (N, classes), detached, and labels (N,) of the whole batch, on the device.
         """
         self.schedule.write(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         with forward_precision(self.device, self.settings.precision):
-            logits = self._model(x)
+            logits = scored(call_network(self._model, x))
         logits, labels = self.team.whole(logits.float(), y, num_images)
         loss = self.loss(logits, labels)
         if self._teacher is not None and self.settings.distillation is not None:
@@ -109,7 +110,7 @@ class TrainingStep:
             self._penalties.shrink(rate, decay)
 
 
-def run_steps(step: TrainingStep, batches: Iterable[tuple[Tensor, Tensor, int]], epoch: int) -> TrainMetrics:
+def run_steps(step: TrainingStep, batches: Iterable[tuple[Inputs, Tensor, int]], epoch: int) -> TrainMetrics:
     """Make a step on each batch (see `TrainingStep.__call__`).
 
     Args:
@@ -133,7 +134,7 @@ def run_steps(step: TrainingStep, batches: Iterable[tuple[Tensor, Tensor, int]],
     return TrainMetrics(rate, mean_loss(loss_sum, weight_sum), int(hits) / max(images, 1), images)
 
 
-def compiled(model: nn.Module, settings: TrainSettings) -> Callable[[Tensor], Tensor]:
+def compiled(model: nn.Module, settings: TrainSettings) -> Callable[..., Any]:
     """The forward pass, compiled if the settings ask for it; parameters and buffers remain those of the network."""
     return torch.compile(model, dynamic=None) if settings.compiled else model  # None: the last batch may be smaller
 

@@ -92,8 +92,8 @@ def test_a_sequence_of_integers_holds_token_ids() -> None:
 @pytest.mark.parametrize(
     ("data", "text"),
     [
-        ({"x": X}, "a mapping with the keys x"),
-        ([{"x": X}], "Batch 0 of the loader is a mapping"),
+        ({"x": "text"}, "a mapping with the keys x"),
+        ([{"x": "text"}], "Batch 0 of the loader is a mapping"),
         ([1, 2], "Batch 0 of the loader is the int 1"),
         ([(X, X, X)], "Batch 0"),
         ([], "gave no batch"),

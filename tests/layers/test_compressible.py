@@ -41,14 +41,14 @@ def test_layers_and_grids() -> None:
     assert layers["depthwise"].groups == 4
     assert layers["depthwise"].weight_numel == 36
     assert not layers["depthwise"].bias
-    grouped = LayerInfo("grouped", "linear", 2, 4, (1, 1), 2, False, input_grids=((1, 1),), output_grids=((1, 1),))
+    grouped = LayerInfo("grouped", "linear", 2, 4, (), 2, False, input_grids=((1,),), output_grids=((1,),))
     assert layers["grouped"] == grouped
     assert layers["grouped"].weight_numel == 4
     assert layers["fc"].positions == 1
 
 
 def test_compressible_layers() -> None:
-    assert list(compressible_layers(Mixed(), torch.zeros(1, 4, 12, 5))) == ["conv", "fc"]
+    assert list(compressible_layers(Mixed(), torch.zeros(1, 4, 12, 5))) == ["conv", "depthwise", "fc"]
 
 
 @pytest.mark.parametrize("shared", ["weight", "bias"])
@@ -69,7 +69,7 @@ def test_one_module_under_two_names_is_one_compressible_layer() -> None:
 def test_masked_layers_are_still_found() -> None:
     network = Mixed()
     add_masks(network, {"fc.weight": torch.ones(5, 2, dtype=torch.bool)})
-    assert list(compressible_layers(network, torch.zeros(1, 4, 12, 5))) == ["conv", "fc"]
+    assert list(compressible_layers(network, torch.zeros(1, 4, 12, 5))) == ["conv", "depthwise", "fc"]
 
 
 def test_network_that_is_one_layer() -> None:
@@ -79,7 +79,7 @@ def test_network_that_is_one_layer() -> None:
 @pytest.mark.parametrize(("shape", "positions"), [((1, 3), 1), ((6, 3), 1), ((1, 7, 3), 7), ((2, 7, 5, 3), 35)])
 def test_linear_positions(shape: tuple[int, ...], positions: int) -> None:
     info = trace_layers(nn.Linear(3, 2), torch.zeros(shape))[""]
-    assert info.output_grids == info.input_grids == ((positions, 1),)
+    assert info.output_grids == info.input_grids == ((positions,),)
 
 
 def test_layer_that_ignores_the_batch_counts_whole() -> None:

@@ -206,7 +206,7 @@ def test_impossible_factors_are_refused(factors: Factors) -> None:
 def test_linear_layers_have_one_folding_and_others_none() -> None:
     with pytest.raises(CompressionError, match=r"folding one of \[0\]"):
         make_layer(nn.Linear(6, 5), Factors(1, 1, 1))
-    with pytest.raises(CompressionError, match="Got BatchNorm2d"):
+    with pytest.raises(CompressionError, match="Got a BatchNorm2d"):
         make_layer(nn.BatchNorm2d(6), Factors(1))
 
 

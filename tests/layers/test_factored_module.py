@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from experiment import compress, load_network, save_network
-from experiment.layers.factored_layers import FactoredConv2d, FactoredLayer, FactoredLinear, make_layer, write_factors
+from experiment.layers.factored_layers import FactoredConv, FactoredLayer, FactoredLinear, make_layer, write_factors
 from experiment.layers.masks import bake_masks
 from experiment.layers.plan import Factors
 from experiment.random_streams import generator
@@ -110,7 +110,7 @@ def test_a_convolution_pair_answers_for_its_layer(folding: int, padding: Any) ->
     stride = 1 if padding == "same" else (2, 3)
     layer = nn.Conv2d(4, 6, (3, 5), stride, padding, dilation=(1, 2), padding_mode="reflect", bias=False)
     pair = make_layer(layer, Factors(3, 2, folding))
-    assert isinstance(pair, FactoredConv2d)
+    assert isinstance(pair, FactoredConv)
     for p in pair.parameters():
         nn.init.normal_(p, generator=generator("test", folding))
     assert {name: getattr(pair, name) for name in CONV} == {name: getattr(layer, name) for name in CONV}

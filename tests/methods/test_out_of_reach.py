@@ -45,7 +45,7 @@ def many() -> tuple[nn.Module, Tensor]:
     return Many().eval(), torch.randn(2, 6, 8)
 
 
-LOWRANK = {"attn": 288, "position": 48, "tied": 72, "again": 8, "aux": 56, "signal": 114, "depthwise": 24}
+LOWRANK = {"attn": 288, "position": 48, "tied": 72, "again": 8, "aux": 56}
 REST = {"WT": {"aux": 56}, "Prune": {"aux": 56}, "SiPP": LOWRANK, "ALDS": LOWRANK}
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 Tensors = Mapping[str, Tensor]
-_CALLS = {"__call__", "__getattr__"}
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Family:
     reshapes: bool = False
 
 
-def class_in(module: str, name: str) -> type[nn.Module] | None:
+def class_in(module: str, name: str) -> type[Any] | None:
     """A class of a library; None if its module is not imported, so that there are no objects of it."""
-    found = vars(sys.modules[module]).get(name) if module in sys.modules else None
-    return found if isinstance(found, type) else None
+    found: type[Any] | None = vars(sys.modules[module]).get(name) if module in sys.modules else None
+    return found
 
 
 def computes_as(module: nn.Module, kind: type[nn.Module] | None) -> bool:
@@ -46,7 +46,7 @@ def computes_as(module: nn.Module, kind: type[nn.Module] | None) -> bool:
         return False
     order = type(module).__mro__
     own = {name for subclass in order[: order.index(kind)] for name in vars(subclass)}
-    return not any(name in _CALLS or not name.startswith("__") for name in own)
+    return not any(name in ("__call__", "__getattr__") or not name.startswith("__") for name in own)
 
 
 def split_parameters(module: nn.Module, family: Family) -> dict[str, nn.Parameter]:
@@ -59,10 +59,9 @@ def split_parameters(module: nn.Module, family: Family) -> dict[str, nn.Paramete
     }
 
 
-def make_linear(weight: nn.Parameter, bias: nn.Parameter | None, *, training: bool) -> nn.Linear:
+def make_linear(weight: nn.Parameter, bias: nn.Parameter | None, training: bool) -> nn.Linear:
     """A linear layer of these parameters."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta").train(training)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta").train(training)
     layer.weight = weight
-    if bias is not None:
-        layer.bias = bias
+    layer.register_parameter("bias", bias)
     return layer

@@ -16,15 +16,11 @@ def _transposed(tensors: Tensors) -> dict[str, Tensor]:
 
 def _from_conv1d(module: nn.Module) -> None:
     weight = split_parameters(module, CONV1D)["weight"]
-    vars(module).pop("nf"), vars(module).pop("nx")
+    del module.nf, module.nx
     module.__class__ = nn.Linear
     assert isinstance(module, nn.Linear)
     module.out_features, module.in_features = weight.shape
     module.weight = weight
-
-
-def _from_linear(module: nn.Module) -> None:
-    module.__class__ = nn.Linear
 
 
 CONV1D = Family(
@@ -38,5 +34,5 @@ CONV1D = Family(
 LINEAR = Family(
     is_fused=lambda module: computes_as(module, class_in("timm.layers.linear", "Linear")),
     is_unfused=lambda module: type(module) is nn.Linear,
-    unfuse=_from_linear,
+    unfuse=lambda module: setattr(module, "__class__", nn.Linear),
 )

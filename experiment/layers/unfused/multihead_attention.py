@@ -15,23 +15,16 @@ _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
 class UnfusedAttention(nn.Module):
-    """Multi-head attention, called as `nn.MultiheadAttention` is; nested tensors are not supported.
+    """Multi-head attention, called as `nn.MultiheadAttention` is, whose attributes and hooks it keeps.
 
-    It is made from an `nn.MultiheadAttention`, whose attributes and hooks it keeps. Inside, only `num_heads`,
-    `head_dim` and `scale` are read, so that heads can be removed together with their rows and columns.
-
-    Attributes:
-        q_proj, k_proj, v_proj, out_proj: linear layers.
-        scale: factor of the products of queries and keys.
-        bias_k, bias_v: a further key and value of every sequence, (1, 1, embed_dim); None without.
-        add_zero_attn: whether every sequence gains a key and value of zeros.
+    It computes from `num_heads`, `head_dim` and `scale`, the factor of the products of queries and keys, so that heads
+    can be removed together with their rows and columns. Nested tensors are not supported.
     """
 
     q_proj: nn.Module
     k_proj: nn.Module
     v_proj: nn.Module
     out_proj: nn.Module
-    embed_dim: int
     num_heads: int
     head_dim: int
     scale: float
@@ -41,15 +34,8 @@ class UnfusedAttention(nn.Module):
     bias_k: nn.Parameter | None
     bias_v: nn.Parameter | None
 
-    @property
-    def in_proj_weight(self) -> Tensor | None:
-        """The weights of q, k and v as one matrix, for modules that read them instead of calling this one."""
-        return self._joined("weight")
-
-    @property
-    def in_proj_bias(self) -> Tensor | None:
-        """Their biases as one vector."""
-        return self._joined("bias")
+    in_proj_weight = property(lambda self: self._joined("weight"))  # for modules that read it without a call
+    in_proj_bias = property(lambda self: self._joined("bias"))
 
     def forward(
         self,
@@ -62,18 +48,15 @@ class UnfusedAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Arguments and results are those of `nn.MultiheadAttention`.
-
-        Raises: ValueError: `is_causal` without the mask that it describes.
-        """
+        """Raises: ValueError: `is_causal` without the mask that it describes."""
         if is_causal and attn_mask is None:
             raise ValueError("is_causal=True says that attn_mask is causal. Expected attn_mask, too. Got None.")
         batched = query.dim() == 3
         if not batched:
-            query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
+            query, key, value = (x.unsqueeze(0) for x in (query, key, value))
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
         elif not self.batch_first:
-            query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
+            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         q, k, v = self._heads(self.q_proj(query)), *self._keys_and_values(key, value)
         causal = is_causal and key_padding_mask is None and not need_weights
         mask = self._mask(None if causal else attn_mask, key_padding_mask, q.dtype, k.shape[2] - key.shape[1])
@@ -110,21 +93,16 @@ class UnfusedAttention(nn.Module):
 
     def _mask(self, attn: Tensor | None, padding: Tensor | None, dtype: torch.dtype, num_added: int) -> Tensor | None:
         """Both masks as one to add to the scores, which broadcasts to (batch, heads, queries, keys)."""
-        masks = []
-        if attn is not None:
-            mask = _additive(attn, dtype)
-            masks.append(mask[None, None] if mask.dim() == 2 else mask.view(-1, self.num_heads, *mask.shape[1:]))
-        if padding is not None:
-            masks.append(_additive(padding, dtype)[:, None, None])
+        if attn is not None and attn.dim() == 3:
+            attn = attn.view(-1, self.num_heads, *attn.shape[1:])
+        masks = [mask for mask in (attn, None if padding is None else padding[:, None, None]) if mask is not None]
         if not masks:
             return None
-        return pad(masks[0] if len(masks) == 1 else masks[0] + masks[1], (0, num_added))
-
-
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    if mask.dtype != torch.bool:
-        return mask.to(dtype)
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
+        masks = [
+            torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else mask
+            for mask in masks
+        ]
+        return pad(sum(masks[1:], masks[0]), (0, num_added))
 
 
 def _unfuse(module: nn.Module) -> None:
@@ -133,8 +111,7 @@ def _unfuse(module: nn.Module) -> None:
         module._parameters.pop(name, None)
     del module._modules["out_proj"]
     for name in (*_PROJECTIONS, "out_proj"):
-        layer = make_linear(parts[f"{name}.weight"], parts.get(f"{name}.bias"), training=module.training)
-        module.add_module(name, layer)
+        module.add_module(name, make_linear(parts[f"{name}.weight"], parts.get(f"{name}.bias"), module.training))
     module.__class__ = UnfusedAttention
     assert isinstance(module, UnfusedAttention)
     module.scale = module.head_dim**-0.5

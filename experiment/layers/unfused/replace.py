@@ -7,7 +7,7 @@ torchvision's MaxViT, the attention of Hugging Face's transformers. A low-rank o
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -30,16 +30,13 @@ def fused_modules(network: nn.Module) -> dict[str, str]:
 
     Subclasses with code of their own are left out, and modules that share reshaped parameters with others.
     """
-    found = {}
-    for name, module in network.named_modules():
-        family = next((key for key, family in FAMILIES.items() if family.is_fused(module)), None)
-        if family is not None:
-            found[name] = family
-    held = holders(network) if any(FAMILIES[family].reshapes for family in found.values()) else {}
+    held = holders(network)
     return {
-        name: family
-        for name, family in found.items()
-        if not FAMILIES[family].reshapes or all(len(held[p]) == 1 for p in network.get_submodule(name).parameters())
+        name: key
+        for name, module in network.named_modules()
+        for key, family in FAMILIES.items()
+        if family.is_fused(module)
+        and not (family.reshapes and any(len(held[parameter]) > 1 for parameter in module.parameters()))
     }
 
 
@@ -67,7 +64,8 @@ def unfused(network: nn.Module, families: Mapping[str, str]) -> nn.Module:
             todo.append((name, family))
     if not todo:
         return network
-    made = copy.deepcopy(network, {id(tensor): tensor for tensor in _tensors(network)})
+    values = (v for m in modules.values() for held in (m._parameters, m._buffers, vars(m)) for v in held.values())
+    made = copy.deepcopy(network, {id(value): value for value in values if isinstance(value, Tensor)})
     for name, family in todo:
         family.unfuse(made.get_submodule(name))
     return made
@@ -78,28 +76,18 @@ def split_state(state: Tensors, families: Mapping[str, str]) -> dict[str, Tensor
 
     Tensors of another shape than a fused module has keep their names, for the error of `load_state_dict`.
     """
-    return _converted(state, families, lambda family: family.split)
+    return _converted(state, {name: FAMILIES[key].split for name, key in families.items()})
 
 
 def join_state(state: Tensors, families: Mapping[str, str]) -> dict[str, Tensor]:
     """The inverse of `split_state`: a state_dict of the unfused network for the original one."""
-    return _converted(state, families, lambda family: family.join)
+    return _converted(state, {name: FAMILIES[key].join for name, key in families.items()})
 
 
-def _converted(
-    state: Tensors, families: Mapping[str, str], how: Callable[[Family], Callable[[Tensors], dict[str, Tensor]]]
-) -> dict[str, Tensor]:
+def _converted(state: Tensors, changes: Mapping[str, Callable[[Tensors], dict[str, Tensor]]]) -> dict[str, Tensor]:
     found = dict(state)
-    for name, key in families.items():
+    for name, change in changes.items():
         prefix = f"{name}." if name else ""
         own = {full.removeprefix(prefix): found.pop(full) for full in list(found) if full.startswith(prefix)}
-        found |= {prefix + inner: tensor for inner, tensor in how(FAMILIES[key])(own).items()}
+        found |= {prefix + inner: tensor for inner, tensor in change(own).items()}
     return found
-
-
-def _tensors(network: nn.Module) -> Iterator[Tensor]:
-    """All tensors that modules hold, in whatever way."""
-    yield from network.parameters()
-    yield from network.buffers()
-    for module in network.modules():
-        yield from (value for value in vars(module).values() if isinstance(value, Tensor))

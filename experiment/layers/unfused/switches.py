@@ -1,13 +1,8 @@
-"""Modules that either read the weights of their layers or call them, by an attribute of their own.
+"""Modules that read the weights of their layers, or call them if an attribute says so.
 
-| module | what it does when switched |
-|---|---|
-| `nn.TransformerEncoderLayer` | leaves its fast path, which passes all weights to a fused kernel |
-| `nn.TransformerEncoder` | leaves its fast path, which also packs padded batches into nested tensors |
-| timm's attention with biases of its own (EVA, BEiT, Swin V2) | calls `qkv` and adds the bias afterwards |
-
-The fast paths are taken in eval mode without gradients only, and set the outputs at padded positions to zero. Without
-them, these have the values that they have in training mode.
+`nn.TransformerEncoder` and its layers have a fast path in eval mode: it passes all weights to a fused kernel and sets
+outputs at padded positions to zero. Without it, these have the values that they have in training mode.
+timm's attention with biases of its own (EVA, BEiT, Swin V2) can call `qkv` and add the bias afterwards.
 """
 
 from __future__ import annotations

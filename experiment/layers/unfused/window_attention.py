@@ -19,20 +19,14 @@ from experiment.layers.unfused.family import Family, Tensors, class_in, computes
 
 _OTHER_WINDOW = -100.0  # added to the scores of tokens that are neighbours only because the image was rolled
 _LARGEST_SCALE = math.log(100.0)
-_KINDS = (
-    ("torchvision.models.swin_transformer", "ShiftedWindowAttention"),
-    ("torchvision.models.swin_transformer", "ShiftedWindowAttentionV2"),
-    ("torchvision.models.video.swin_transformer", "ShiftedWindowAttention3d"),
-)
+_MODULES = {"": "swin_transformer", "V2": "swin_transformer", "3d": "video.swin_transformer"}
 
 
 class UnfusedWindowAttention(nn.Module):
     """Attention within shifted windows of an image or a video, with the attributes of torchvision's module.
 
-    Attributes:
-        qkv: queries, keys and values of all heads, in this order. It has no bias in Swin V2.
-        qkv_bias: the bias of `qkv` in Swin V2, whose part for the keys is not used; None otherwise.
-        num_heads, head_dim, scale: as in `UnfusedAttention`.
+    `num_heads`, `head_dim` and `scale` are as in `UnfusedAttention`. In Swin V2, `qkv` has no bias: `qkv_bias` is added
+    to its output, without the part for the keys.
     """
 
     qkv: nn.Module
@@ -100,8 +94,7 @@ class UnfusedWindowAttention(nn.Module):
 
 def _to_windows(x: Tensor, window: Sequence[int]) -> Tensor:
     """(B, *sizes, C) -> (B, W, N, C)."""
-    parts = [size for n, w in zip(x.shape[1:-1], window, strict=True) for size in (n // w, w)]
-    d = len(window)
+    parts, d = [size for n, w in zip(x.shape[1:-1], window, strict=True) for size in (n // w, w)], len(window)
     order = (*range(1, 2 * d, 2), *range(2, 2 * d + 1, 2))  # numbers of windows, then places in them
     x = x.reshape(x.shape[0], *parts, x.shape[-1]).permute(0, *order, 2 * d + 1)
     return x.reshape(x.shape[0], math.prod(parts[::2]), math.prod(window), x.shape[-1])
@@ -136,7 +129,10 @@ def _join(unfused: Tensors) -> dict[str, Tensor]:
 
 
 FAMILY = Family(
-    is_fused=lambda module: any(computes_as(module, class_in(*kind)) for kind in _KINDS),
+    is_fused=lambda module: any(
+        computes_as(module, class_in(f"torchvision.models.{place}", f"ShiftedWindowAttention{kind}"))
+        for kind, place in _MODULES.items()
+    ),
     is_unfused=lambda module: isinstance(module, UnfusedWindowAttention),
     unfuse=_unfuse,
     split=_split,

@@ -5,26 +5,29 @@ the mean of x x^T over the layer's inputs and G the sum over positions of g g^T,
 layer's output for a label y drawn from the network's own prediction p.
 
 Source: Martens and Grosse 2015, https://arxiv.org/abs/1503.05671
-Suffixes: F = filters (output features), G = groups, I = channels of a group, K = kernel elements of the encoder, D = of
-the decoder, N = I * K, R = F * D, P = places, S = the smaller one of R and N.
+In a grouped layer E has no elements between groups, and gradients of two groups are taken as uncorrelated: G is one
+matrix for each of its groups, here called blocks.
+Suffixes: O = blocks, F = filters (output features), H = F / O, G = slices, I = channels of a slice, K = kernel elements
+of the encoder, D = of the decoder, N = I * K, R = H * D, P = places, S = the smaller one of R and N.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from experiment.errors import CompressionError
-from experiment.inputs import batch_size, call_network, scored, split
+from experiment.inputs import attended, batch_size, call_network, scored, split
+from experiment.layers.compressible import features_of, filters_of, groups_of
 from experiment.layers.factored_layers import Slicing, fold, make_layer
 from experiment.layers.forward_pass import Call, evaluating, observing
 from experiment.layers.plan import Factors
-from experiment.layers.sampled_patches import all_outputs, draw_places, input_patches, num_positions
+from experiment.layers.sampled_patches import all_outputs, counted_places, draw_places, input_patches, num_positions
 from experiment.methods.data.responses import precise
 from experiment.progress import progress
 
@@ -38,7 +41,7 @@ class LayerMoments:
     """Second moments of one layer, accumulated over batches.
 
     Attributes:
-        gradient: G (F, F), the sum over samples and positions.
+        gradient: G (O, H, H), the sum over samples and positions.
         grams: slicing -> (G, S, S), sums over places: of the slices' responses if R <= N, else of their inputs.
         places: slicing -> the number of places.
     """
@@ -61,14 +64,13 @@ def gather(
     Raises: CompressionError: the network's outputs are not a tensor of class scores, or outputs, inputs of a layer or
         gradients are not finite, or a layer gets no inputs.
     """
-    network = copy.deepcopy(network)
-    for parameter in network.parameters():  # so that outputs have gradients even if all parameters are frozen
-        parameter.requires_grad_(parameter.is_floating_point())
     moments = {name: LayerMoments(_zeros(network.get_submodule(name))) for name in layers}
     calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
 
     def record(call: Call) -> Tensor:
         y: Tensor = call.output
+        if torch.is_grad_enabled() and not y.requires_grad:  # the parameters are frozen
+            y = y.detach().requires_grad_()
         calls.append((call.name, call.module, call.input.detach(), y))
         return y.clone()  # later operations may work in place; the gradient is that of the original output
 
@@ -76,18 +78,32 @@ def gather(
     with observing(modules, after=record), evaluating(network), torch.enable_grad():
         for batch in progress(list(split(inputs, SAMPLES)), "second moments, by batch"):
             calls.clear()
-            surprise = _surprise(call_network(network, batch), generator)
+            mask = attended(batch)
+            surprise = _surprise(call_network(network, batch), mask, generator)
             most, seen = math.ceil(PLACES * batch_size(batch) / batch_size(inputs)), list(calls)
             for (name, module, x, y), g in zip(seen, _gradients(surprise, [y for *_, y in seen]), strict=True):
-                _add(moments[name], module, x, y.detach(), g, layers[name], most, generator)
+                _add(moments[name], _Seen(module, x, y.detach(), g, mask), layers[name], most, generator)
     for name, own in moments.items():
         _check(name, own, layers[name])
     return moments
 
 
-def log_probabilities(outputs: object) -> Tensor:
+@dataclass(frozen=True)
+class _Seen:
+    """A call of a layer, the gradient at its output, and which tokens of the batch are no padding."""
+
+    layer: nn.Module
+    x: Tensor
+    y: Tensor
+    gradient: Tensor | None
+    mask: Tensor | None
+
+
+def log_probabilities(outputs: object, mask: Tensor | None = None) -> Tensor:
     """The network's outputs as log-probabilities of classes, one row per prediction.
 
+    Args:
+        mask: (B, N), False for padding: of predictions for every token (B, N, classes) the others are left out.
     Raises: CompressionError: they have no tensor, or there is only one class.
     """
     outputs = scored(outputs)
@@ -97,12 +113,15 @@ def log_probabilities(outputs: object) -> Tensor:
             f"the network's outputs must be scores of at least two classes. Got shape {tuple(outputs.shape)}: choose a "
             f"method that does not compare outputs, such as ALDS."
         )
-    return outputs.movedim(dim, -1).flatten(0, -2).float().log_softmax(1)
+    scores = outputs.movedim(dim, -1)
+    scores = scores[mask] if mask is not None and scores.shape[:-1] == mask.shape else scores.flatten(0, -2)
+    return scores.float().log_softmax(1)
 
 
 def _zeros(layer: nn.Module) -> Tensor:
-    weight = layer.get_parameter("weight")
-    return weight.new_zeros(2 * [weight.shape[0]], dtype=torch.promote_types(weight.dtype, torch.float32))
+    weight, blocks = layer.get_parameter("weight"), groups_of(layer)
+    sides = 2 * [features_of(layer)[0] // blocks]
+    return weight.new_zeros(blocks, *sides, dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
 def _gradients(surprise: Tensor, answers: Sequence[Tensor]) -> list[Tensor | None]:
@@ -124,9 +143,9 @@ def _check(name: str, moments: LayerMoments, slicings: Sequence[Slicing]) -> Non
         )
 
 
-def _surprise(outputs: object, generator: torch.Generator) -> Tensor:
+def _surprise(outputs: object, mask: Tensor | None, generator: torch.Generator) -> Tensor:
     """-log p(y), summed, for labels drawn from the network's own predictions."""
-    logarithms = log_probabilities(outputs)
+    logarithms = log_probabilities(outputs, mask)
     if not torch.isfinite(logarithms).all():
         raise CompressionError(
             "the network's outputs on the calibration data are NaN or infinite. Are the data finite, and transformed "
@@ -137,43 +156,49 @@ def _surprise(outputs: object, generator: torch.Generator) -> Tensor:
 
 
 def _add(
-    moments: LayerMoments,
-    layer: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    gradient: Tensor | None,
-    slicings: Sequence[Slicing],
-    most: int,
-    generator: torch.Generator,
+    moments: LayerMoments, seen: _Seen, slicings: Sequence[Slicing], most: int, generator: torch.Generator
 ) -> None:
-    if gradient is not None:
-        g_FP = all_outputs(gradient, layer).to(moments.gradient)
-        moments.gradient += g_FP @ g_FP.T
-    weight, x = layer.get_parameter("weight").detach().to(moments.gradient), x.to(moments.gradient)
+    layer, blocks = seen.layer, groups_of(seen.layer)
+    if seen.gradient is not None:
+        g_FP = all_outputs(seen.gradient, layer).to(moments.gradient)
+        if seen.mask is not None:
+            g_FP = g_FP[:, counted_places(torch.arange(g_FP.shape[1]), seen.y, layer, seen.mask).to(g_FP.device)]
+        moments.gradient += torch.stack([g_HP @ g_HP.T for g_HP in torch.tensor_split(g_FP, blocks)])
+    filters = filters_of(layer, layer.get_parameter("weight").detach().to(moments.gradient))
     patches: dict[int, Tensor] = {}
     for groups, folding in slicings:
+        A_GRN = fold(filters, groups, folding, blocks)
         if folding not in patches:
-            patches[folding] = _encoder_inputs(layer, x, y, folding, most, generator)
-        X_GNP = _sliced(patches[folding], groups, folding)
-        A_GRN = fold(weight, groups, folding)
-        response = A_GRN @ X_GNP if A_GRN.shape[1] <= A_GRN.shape[2] else X_GNP
-        gram = precise(response @ response.mT)
+            patches[folding] = _encoder_inputs(seen, folding, most, generator)
+        inputs = patches[folding]
+        wide = A_GRN.shape[1] <= A_GRN.shape[2]
+        if isinstance(layer, nn.Embedding):  # tokens
+            inputs_GNP = A_GRN[:, :, inputs] if wide else one_hot(inputs, A_GRN.shape[2]).T[None].to(A_GRN)
+            gram = _gram(inputs_GNP)
+        else:
+            inputs_GNP = _sliced(inputs.to(A_GRN), len(A_GRN), folding)
+            gram = _gram(A_GRN @ inputs_GNP if wide else inputs_GNP)
+        gram = precise(gram)
         moments.grams[groups, folding] = moments.grams.get((groups, folding), torch.zeros_like(gram)) + gram
-        moments.places[groups, folding] = moments.places.get((groups, folding), 0) + X_GNP.shape[2]
+        moments.places[groups, folding] = moments.places.get((groups, folding), 0) + inputs_GNP.shape[2]
 
 
-def _encoder_inputs(
-    layer: nn.Module, x: Tensor, y: Tensor, folding: int, most: int, generator: torch.Generator
-) -> Tensor:
-    """The inputs of an encoder of this folding, at places of its own grid: (C, K, P)."""
-    if folding == 0:
-        return input_patches(x, layer, y.shape, draw_places(num_positions(y, layer), most, generator))
-    encoder = make_layer(layer, Factors(1, 1, folding)).get_submodule("encoder")
-    answered = encoder.to("meta", x.dtype)(x.to("meta"))
-    return input_patches(x, encoder, answered.shape, draw_places(num_positions(answered, encoder), most, generator))
+def _gram(A_GRP: Tensor) -> Tensor:
+    return A_GRP @ A_GRP.mT
 
 
-def _sliced(patches_CKP: Tensor, groups: int, folding: int) -> Tensor:
+def _encoder_inputs(seen: _Seen, folding: int, most: int, generator: torch.Generator) -> Tensor:
+    """The inputs of an encoder of this folding, at places of its own grid: (C, K, P); tokens (P,) of an embedding."""
+    layer, x, y = seen.layer, seen.x, seen.y
+    if folding:
+        layer = make_layer(layer, Factors(1, 1, folding)).get_submodule("encoder")
+        y = layer.to("meta", x.dtype)(x.to("meta"))
+    places = draw_places(num_positions(y, layer), most, generator)
+    places = counted_places(places, y, layer, seen.mask)
+    return x.flatten()[places] if isinstance(layer, nn.Embedding) else input_patches(x, layer, y.shape, places)
+
+
+def _sliced(patches_CKP: Tensor, slices: int, folding: int) -> Tensor:
     """Rows in the order of the columns of `fold`: (G, N, P)."""
-    X_GIKP = patches_CKP.reshape(groups, -1, *patches_CKP.shape[1:])
+    X_GIKP = patches_CKP.reshape(slices, -1, *patches_CKP.shape[1:])
     return (X_GIKP if folding == 0 else X_GIKP.transpose(1, 2)).flatten(1, 2)

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.inputs import Inputs
+from experiment.inputs import Inputs, attended
+from experiment.layers.compressible import channel_dim, weight_of
 from experiment.layers.forward_pass import Call, observed_pass
+from experiment.layers.sampled_patches import counted_places
 
 SAMPLES = 8  # in one forward pass
 POSITIONS = 4096  # in float64 at a time
@@ -25,25 +27,31 @@ class Responses:
 
     Attributes:
         covariance: (F, F), around the mean response, divided by the number of responses.
+        mean: (F,), the mean response.
         rounding: the variance that rounding of the responses alone may cause.
         inputs: for every shape of inputs, without the batch dimension, their number and mean. The inputs of a linear
-            layer have the shape (features,).
+            layer have the shape (features,), those of an embedding are frequencies (tokens,).
     """
 
     covariance: Tensor
+    mean: Tensor
     rounding: float
     inputs: tuple[tuple[int, Tensor], ...]
 
-    def mean_response(self, layer: nn.Module, weight: Tensor) -> Tensor:
-        """m, the layer's mean response to its inputs with this weight instead of its own: (F,).
+    def mean_response(self, layer: nn.Module, filters: Tensor) -> Tensor:
+        """m, the layer's mean response to its inputs with these filters instead of its own: (F,).
 
         The layer is affine, so its mean response is the response to the mean input, averaged over positions.
         """
-        parameters = {n: precise(p) for n, p in layer.named_parameters()} | {"weight": precise(weight)}
-        responses = [
-            (count, _rows(layer, torch.func.functional_call(layer, parameters, (mean[None],))))
-            for count, mean in self.inputs
-        ]
+        weight = precise(weight_of(layer, filters))
+        parameters = {n: precise(p) for n, p in layer.named_parameters()} | {"weight": weight}
+
+        def respond(mean: Tensor) -> Tensor:
+            if isinstance(layer, nn.Embedding):
+                return mean[None] @ weight
+            return _rows(layer, torch.func.functional_call(layer, parameters, (mean[None],)))
+
+        responses = [(count, respond(mean)) for count, mean in self.inputs]
         total = sum(count * len(y_PF) for count, y_PF in responses)
         mean_F: Tensor = torch.stack([count * y_PF.sum(0) for count, y_PF in responses]).sum(0) / total
         return mean_F
@@ -53,8 +61,9 @@ def gather(network: nn.Module, layers: Iterable[str], inputs: Inputs) -> dict[st
     """The moments of the layers' responses, bias included, from one forward pass of all inputs in eval mode.
 
     Args:
-        layers: names of convolutions and linear layers; the features of a linear layer are the last dimension.
-        inputs: a batch of any size; it is passed through the network in parts.
+        layers: names of convolutions, linear layers and embeddings; the features of the latter two are the last
+            dimension.
+        inputs: a batch of any size; it is passed through the network in parts. Padding does not count.
     Raises: CompressionError: there are no inputs, a layer is not used, or a response is NaN or infinite.
     """
     sums = {name: _Sums() for name in layers}
@@ -77,15 +86,23 @@ class _Sums:
         self.inputs: dict[torch.Size, tuple[int, Tensor]] = {}
 
     def record(self, call: Call) -> None:
-        layer, response = call.module, call.output
-        self._add_inputs(layer, call.input)
+        layer, response, mask = call.module, call.output, attended(call.inputs)
+        rows, x = _rows(layer, response.detach()), call.input.detach()
+        x = x.flatten() if isinstance(layer, nn.Embedding) else x.reshape(-1, *x.shape[channel_dim(layer) :])
+        if mask is not None:
+            places = counted_places(torch.arange(len(rows)), response, layer, mask).to(rows.device)
+            x = x[places] if len(x) == len(rows) else x
+            rows = rows[places]
+        self._add_inputs(layer, x)
         self.epsilon = torch.finfo(response.dtype).eps
-        for y_PF in torch.split(_rows(layer, response.detach()), POSITIONS):
+        for y_PF in torch.split(rows, POSITIONS) if len(rows) else ():
             self._add_responses(precise(y_PF))
 
     def _add_inputs(self, layer: nn.Module, x: Tensor) -> None:
-        x = x.detach().reshape(-1, *x.shape[-_dimensions(layer) :])
-        total = (x.cpu() if x.device.type == "mps" else x).sum(0, dtype=torch.float64)
+        if isinstance(layer, nn.Embedding):
+            total = precise(torch.bincount(x, minlength=layer.num_embeddings))
+        else:
+            total = (x.cpu() if x.device.type == "mps" else x).sum(0, dtype=torch.float64)
         count, before = self.inputs.get(total.shape, (0, torch.zeros_like(total)))
         self.inputs[total.shape] = (count + len(x), before + total)
 
@@ -116,14 +133,9 @@ class _Sums:
         covariance = self.scatter_FF / self.count
         square = float(covariance.trace()) + float(self.mean_F.square().sum())
         means = tuple((count, total / count) for count, total in self.inputs.values())
-        return Responses(covariance, self.epsilon**2 * square, means)
-
-
-def _dimensions(layer: nn.Module) -> int:
-    """The number of dimensions of one input or response: those of (C, X, Y) or (C,)."""
-    return 3 if isinstance(layer, nn.Conv2d) else 1
+        return Responses(covariance, self.mean_F, self.epsilon**2 * square, means)
 
 
 def _rows(layer: nn.Module, response: Tensor) -> Tensor:
     """Responses as rows, one per position: (P, F)."""
-    return response.movedim(-_dimensions(layer), -1).flatten(0, -2)
+    return response.movedim(channel_dim(layer), -1).flatten(0, -2)

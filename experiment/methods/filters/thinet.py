@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from experiment.errors import CompressionError
 from experiment.inputs import Inputs, batch_size, moved_like
 from experiment.layers.channels.group_data import ChannelGroup, Member
+from experiment.layers.compressible import channel_dim
 from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.plan import Kept
 from experiment.layers.sampled_patches import input_patches, num_positions
@@ -98,7 +99,7 @@ def _contributions(filters: Channels, inputs: Inputs, samples: int, generator: t
 
     def record(call: Call) -> None:
         name, module, y = call.name, call.module, call.output
-        rows = filters.state.kept.get(name, Kept()).out or range(y.shape[-3 if isinstance(module, nn.Conv2d) else -1])
+        rows = filters.state.kept.get(name, Kept()).out or range(y.shape[channel_dim(module)])
         places = torch.randint(num_positions(y, module), (each,), generator=generator)
         chosen = torch.tensor(rows)[torch.randint(len(rows), (each,), generator=generator)]
         patches_CKP = input_patches(call.input, module, y.shape, places)

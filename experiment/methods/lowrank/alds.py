@@ -109,7 +109,9 @@ class ALDSK:
         def choose(costs: list[Integers], limit: int) -> list[int]:
             fronts = [front(error, cost) for error, cost in zip(analysis.errors, costs, strict=True)]
             rising = [cost[best] for cost, best in zip(costs, fronts, strict=True)]
-            until = [-np.append(cost[1:], cost[-1]) / cost[-1] for cost in rising]  # -t at which the next option fits
+            until = [
+                -np.append(cost[1:], cost[-1]) / max(1, cost[-1]) for cost in rising
+            ]  # -t at which the next option fits
             chosen = common_threshold(until, rising, limit)
             return [int(best[i]) for best, i in zip(fronts, chosen, strict=True)]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from experiment.layers.build import slice_mask, sliced_copy, write_whole
-from experiment.layers.compressible import LayerInfo
+from experiment.layers.compressible import LayerInfo, groups_of
 from experiment.layers.factored_layers import Slicing, max_rank, write_factors
 from experiment.layers.plan import Detail, Factors, Plan, State
 from experiment.methods.allocate import smallest
@@ -21,11 +21,12 @@ from experiment.methods.layer_patterns import matching
 from experiment.methods.lowrank.layer_options import Integers, LayerOptions, find_options
 from experiment.methods.lowrank.randomised_spectra import RandomisedSpectra
 from experiment.methods.lowrank.spectra import LayerSpectra, Spectra
-from experiment.methods.starting_state import Start, live_weight, start_of
+from experiment.methods.starting_state import Start, live_filters, start_of
 from experiment.progress import progress
 from experiment.random_streams import seed_of
 
 FASTER = "the setting randomised_above: 512 is faster"
+CACHED = 2**23  # elements in float64, at least: 64 MiB
 Floats = NDArray[np.float64]
 
 
@@ -63,6 +64,7 @@ class LowRankLayers:
             for groups, folding in options.slicings():
                 here = options.of((groups, folding))
                 values[here] = curve(spectra, groups, folding)[options.ranks[here] - 1]
+            self._release(name)
             found.append(values)
         return found
 
@@ -75,7 +77,7 @@ class LowRankLayers:
         """
         if self.start.allows(budget):
             return None
-        costs = [options.costs[budget.quantity] for options in self.options.values()]
+        costs = [_worthwhile(options.costs[budget.quantity]) for options in self.options.values()]
         layers = sum(self.start.layer_cost(name, budget.quantity) for name in self.options)
         fixed = self.start.cost(budget.quantity) - layers
         check_smallest(fixed + smallest(costs), budget)
@@ -106,9 +108,11 @@ class LowRankLayers:
                 details[name] = _detail(None, 0.0, 0.0)
                 continue
             factors[name] = Factors(rank, groups, folding, bias=options.bias)
+            factors |= {tied.name: Factors(rank, bias=tied.bias) for tied in start.layers[name].tied}
             total += int(options.costs["parameters"][index]) - start.layer_cost(name, "parameters")
             if exact_error is None:
                 exact = self.spectra[name].exact_error(rank, groups, folding)
+                self._release(name)
             else:
                 exact = exact_error(name, factors[name])
             details[name] = _detail(factors[name], float(error[index]), exact)
@@ -124,10 +128,19 @@ class LowRankLayers:
         analysed = state.network is self.start.state.network
         network = self.start.network if analysed else sliced_copy(state.network, plan.kept)
         masks = {name: slice_mask(mask, plan.kept, name) for name, mask in state.masks.items()}
-        for name, factors in progress(plan.factors.items(), "factors, by layer"):
-            spectra = self.spectra[name] if analysed else self.spectra_of(name, live_weight(network, masks, name))
+        own = {name: factors for name, factors in plan.factors.items() if name in self.options}  # not of tied layers
+        for name, factors in progress(own.items(), "factors, by layer"):
+            spectra = self.spectra[name] if analysed else self.spectra_of(name, live_filters(network, masks, name))
             U_GRJ, V_GJN = spectra.factors(factors.rank, factors.groups, factors.folding)
             write_factors(built.get_submodule(name), U_GRJ, V_GJN, factors.folding)
+            if analysed:
+                self._release(name)
+
+    def _release(self, name: str) -> None:
+        """Drop the matrices of a layer's spectra if those of all layers take half of the network's memory."""
+        most = max(CACHED, sum(p.numel() for p in self.start.network.parameters()) // 4)
+        if sum(spectra.held() for spectra in self.spectra.values()) > most:
+            self.spectra[name].forget()
 
 
 def lowrank_layers(
@@ -154,13 +167,13 @@ def lowrank_layers(
     start = start_of(state)
     chosen = set(start.layers) if layers is None else matching(layers, start.layers, "settings", setting="layers")
     pairs = {name: slicings_of(info) for name, info in start.layers.items() if name in chosen}
-    spectra_of: Callable[[str, Tensor], Spectra] = _exact_spectra
+    spectra_of: Callable[[str, Tensor], Spectra] = _exact_spectra(start)
     if randomised_above is not None:
         assert generator is not None
         spectra_of = _randomised_spectra(start, pairs, randomised_above, generator)
     return LowRankLayers(
         start=start,
-        spectra={name: spectra_of(name, live_weight(start.network, start.masks, name)) for name in pairs},
+        spectra={name: spectra_of(name, live_filters(start.network, start.masks, name)) for name in pairs},
         options={
             name: find_options(start, start.layers[name], own, round_to, randomised_above, with_bias=with_bias)
             for name, own in pairs.items()
@@ -170,8 +183,13 @@ def lowrank_layers(
     )
 
 
-def _exact_spectra(name: str, weight: Tensor) -> Spectra:
-    return LayerSpectra(weight)
+def _worthwhile(costs: Integers) -> Integers:
+    """The costs of a layer's options; where none is below that of the layer itself, the last, that one for all."""
+    return costs if costs.min() < costs[-1] else np.full_like(costs, costs[-1])
+
+
+def _exact_spectra(start: Start) -> Callable[[str, Tensor], Spectra]:
+    return lambda name, weight: LayerSpectra(weight, groups_of(start.network.get_submodule(name)))
 
 
 def _randomised_spectra(
@@ -179,10 +197,15 @@ def _randomised_spectra(
 ) -> Callable[[str, Tensor], Spectra]:
     """Randomised spectra for layers with larger slices, exact ones for the others."""
     seed = int(torch.randint(2**62, (), generator=generator))
-    large = {name for name, own in pairs.items() if any(max_rank(start.layers[name], *pair) > above for pair in own)}
+    exact = _exact_spectra(start)
+
+    def is_large(info: LayerInfo, own: Sequence[Slicing]) -> bool:
+        return info.groups == 1 and any(max_rank(info, *pair) > above for pair in own)
+
+    large = {name for name, own in pairs.items() if is_large(start.layers[name], own)}
 
     def spectra_of(name: str, weight: Tensor) -> Spectra:
-        return RandomisedSpectra(weight, above, seed_of(seed, name)) if name in large else LayerSpectra(weight)
+        return RandomisedSpectra(weight, above, seed_of(seed, name)) if name in large else exact(name, weight)
 
     return spectra_of
 

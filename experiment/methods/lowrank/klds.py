@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.inputs import Inputs, call_network, first, split
+from experiment.inputs import Inputs, attended, call_network, first, split
 from experiment.layers.build import write_whole
+from experiment.layers.compressible import weight_of
 from experiment.layers.factored_layers import balance, write_factors
 from experiment.layers.forward_pass import evaluating
 from experiment.layers.masks import stored, write_parameter
@@ -32,10 +33,11 @@ from experiment.methods.lowrank.klds_factors import LayerDirections
 from experiment.methods.lowrank.layer_options import LayerOptions, group_numbers, slicings
 from experiment.methods.lowrank.settings import KLDSSettings
 from experiment.methods.lowrank.spectra import LayerSpectra
-from experiment.methods.starting_state import factored_layers
+from experiment.methods.starting_state import factored_layers, live_filters
 from experiment.progress import progress
 
 Floats = NDArray[np.float64]
+SCORES = 2**25  # of all predictions that are compared: 128 MiB
 LEAST = 1e-9  # a smaller divergence is rounding
 LEAST_SHARE = 1e-12  # of a layer's largest prediction: a smaller one is rounding
 
@@ -105,13 +107,11 @@ class KLDS:
         seed = int(torch.randint(2**62, (), generator=generator))
         moments = gather(network, {n: o.slicings() for n, o in base.options.items()}, inputs, generator)
         directions = {
-            name: LayerDirections(network.get_submodule(name).get_parameter("weight"), moments.pop(name))
-            for name in base.options
+            name: LayerDirections(live_filters(network, {}, name), moments.pop(name)) for name in base.options
         }
         predicted = [_per_option(options, directions[name]) for name, options in base.options.items()]
-        losses = _measure(
-            network, base, directions, predicted, first(inputs, self.settings.images), self.settings.points
-        )
+        images = _as_fit(network, inputs, self.settings.images)
+        losses = _measure(network, base, directions, predicted, images, self.settings.points)
         errors = [np.sqrt(p / (directions[n].total or 1.0)) for n, p in zip(base.options, predicted, strict=True)]
         return KLDSAnalysis(base, network, directions, losses, errors, inputs, seed)
 
@@ -121,28 +121,34 @@ class KLDS:
         chosen = base.choose(budget, partial(minimise_sum, analysis.losses))
 
         def exact_error(name: str, factors: Factors) -> float:
-            weight = analysis.network.get_submodule(name).get_parameter("weight")
-            left = precise(weight) - analysis.directions[name].product(factors)
-            return LayerSpectra(left).norm(factors.folding) / (LayerSpectra(weight).norm(factors.folding) or 1.0)
+            filters, blocks = live_filters(analysis.network, {}, name), base.start.layers[name].groups
+            left = precise(filters) - analysis.directions[name].product(factors)
+            norm = LayerSpectra(filters, blocks).norm(factors.folding)
+            return LayerSpectra(left, blocks).norm(factors.folding) / (norm or 1.0)
 
         return base.plan(chosen, analysis.errors, exact_error)
 
     def fill(self, built: nn.Module, state: State, analysis: KLDSAnalysis, plan: Plan) -> None:
         start = analysis.base.start
         write_whole(built, start.state.network, plan)
-        for name, factors in plan.factors.items():
+        own = {name: factors for name, factors in plan.factors.items() if name in analysis.directions}
+        for name, factors in own.items():
             U_GRJ, V_GJN = analysis.directions[name].factors(factors)
             write_factors(built.get_submodule(name), U_GRJ, V_GJN, factors.folding)
-        if self.settings.refit and plan.factors:
-            refit(built, analysis.network, list(plan.factors), analysis.inputs, analysis.seed)
+        untied = [name for name in own if not start.layers[name].tied]
+        if self.settings.refit and untied:
+            refit(built, analysis.network, untied, analysis.inputs, analysis.seed)
         if state.network is not start.state.network:
             _rewind(built, state, analysis, plan)
-        for name, factors in plan.factors.items():
+        for name, factors in own.items():
             balance(built.get_submodule(name), factors.folding)
 
 
 def _rewind(built: nn.Module, state: State, analysis: KLDSAnalysis, plan: Plan) -> None:
-    decoders = {n: stored(built.get_submodule(n).get_submodule("decoder"), "weight").clone() for n in plan.factors}
+    decoders = {
+        name: stored(built.get_submodule(name).get_submodule("decoder"), "weight").clone()
+        for name in analysis.directions.keys() & plan.factors.keys()
+    }
     write_whole(built, state.network, plan)
     for name, _, weight in factored_layers(state, plan):
         factors, layer = plan.factors[name], built.get_submodule(name)
@@ -180,21 +186,30 @@ def _measure(
     dense, losses = _predictions(network, images), []
     pairs = list(zip(base.options.items(), predicted, strict=True))
     for (name, options), prediction in progress(pairs, "output divergence, by layer"):
-        weight = network.get_submodule(name).get_parameter("weight").detach()
+        layer = network.get_submodule(name)
+        weight = layer.get_parameter("weight").detach()
         before, tried = weight.clone(), _spread(prediction, options.costs["parameters"], points)
         measured = []
         for i in tried:
             factors = Factors(int(options.ranks[i]), int(options.groups[i]), int(options.foldings[i]))
-            weight.copy_(directions[name].product(factors))
+            weight.copy_(weight_of(layer, directions[name].product(factors)))
             measured.append(_divergence(name, dense, _predictions(network, images)))
-        weight.copy_(before)
+            weight.copy_(before)  # the directions read it
         losses.append(_interpolated(prediction, prediction[tried], np.array(measured)))
     return losses
 
 
+def _as_fit(network: nn.Module, inputs: Inputs, most: int) -> Inputs:
+    """The first inputs, whose predictions fit into memory: a language model has one for every token."""
+    each = _predictions(network, first(inputs)).numel()
+    return first(inputs, max(1, min(most, SCORES // max(1, each))))
+
+
 def _predictions(network: nn.Module, images: Inputs) -> Tensor:
     with evaluating(network):
-        return torch.cat([log_probabilities(call_network(network, batch)) for batch in split(images, SAMPLES)])
+        return torch.cat(
+            [log_probabilities(call_network(network, batch), attended(batch)) for batch in split(images, SAMPLES)]
+        )
 
 
 def _spread(prediction: Floats, cost: NDArray[np.int64], points: int) -> list[int]:

@@ -24,7 +24,7 @@ class LayerDirections:
     """The singular vectors of every slice W_i in the metric of outputs and inputs, G^1/2 W_i C_i^1/2.
 
     Args:
-        weight: (F, C, X, Y) or (F, C).
+        weight: the layer's filters (F, C / blocks, *kernel); they must not change while this object is used.
         moments: of the layer's inputs and of the gradients at its outputs.
 
     Attributes:
@@ -34,14 +34,14 @@ class LayerDirections:
     """
 
     def __init__(self, weight: Tensor, moments: LayerMoments) -> None:
-        self._weight = weight.detach().clone()  # networks in which weights are tried out may share the tensor
-        self._root_FF, self._inverse_FF = _roots(precise(moments.gradient))
+        self._weight, self._blocks = weight.detach(), len(moments.gradient)
+        self._root_OHH, self._inverse_OHH = _roots(precise(moments.gradient))
         self._bases: dict[Slicing, Tensor] = {}  # in float32, and of tall slices (G, N, N): (G, R, N) take too much
         self.tails: dict[Slicing, Floats] = {}
         self.total = 0.0
         weighted = self._weighted(weight)
         for slicing, gram in moments.grams.items():
-            self._decompose(slicing, fold(weighted, *slicing), gram / moments.places[slicing])
+            self._decompose(slicing, self._fold(weighted, slicing), gram / moments.places[slicing])
 
     def factors(self, factors: Factors, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """U (G, R, J) and V (G, J, N) in float64, with equal norms for every component.
@@ -50,29 +50,34 @@ class LayerDirections:
             weight: other weights, encoded along the same directions with the same U.
         """
         slicing = (factors.groups, factors.folding)
-        W_GRN = fold(self._weighted(self._weight), *slicing)
+        W_GRN = self._fold(self._weighted(self._weight), slicing)
         u_GRJ = _left(W_GRN, precise(self._bases[slicing][:, :, : factors.rank]))
-        U_GRJ, V_GJN = _apply(self._inverse_FF, u_GRJ), u_GRJ.mT @ W_GRN
+        U_GRJ, V_GJN = _apply(self._inverse_OHH, u_GRJ), u_GRJ.mT @ W_GRN
         lengths_GJ = V_GJN.norm(dim=2) / U_GRJ.norm(dim=1)  # no column of U is zero, for those of u are of length 1
         longest = float(lengths_GJ.max()) or 1.0
         root_G1J = lengths_GJ.clamp_min(longest * SHORTEST).sqrt()[:, None]
         if weight is not None:
-            V_GJN = u_GRJ.mT @ fold(self._weighted(weight), *slicing)
+            V_GJN = u_GRJ.mT @ self._fold(self._weighted(weight), slicing)
         return U_GRJ * root_G1J, V_GJN / root_G1J.mT
 
     def product(self, factors: Factors) -> Tensor:
-        """The dense weight that the factors represent, in float64."""
+        """The filters that the factors represent, in float64."""
         U_GRJ, V_GJN = self.factors(factors)
-        return unfold(U_GRJ @ V_GJN, self._weight.shape, factors.folding)
+        return unfold(U_GRJ @ V_GJN, self._weight.shape, factors.folding, self._blocks)
 
     def _weighted(self, weight: Tensor) -> Tensor:
         """G^1/2 W, in the weight's shape."""
         W = precise(weight)
-        return (self._root_FF @ W.flatten(1)).reshape(W.shape)
+        blocks = torch.split(W.flatten(1), len(W) // self._blocks)
+        parts = [root_HH @ W_HN for root_HH, W_HN in zip(self._root_OHH, blocks, strict=True)]
+        return torch.cat(parts).reshape(W.shape)
+
+    def _fold(self, weight: Tensor, slicing: Slicing) -> Tensor:
+        return fold(weight, *slicing, self._blocks)
 
     def _decompose(self, slicing: Slicing, W_GRN: Tensor, gram_GSS: Tensor) -> None:
         if W_GRN.shape[1] <= W_GRN.shape[2]:
-            squares, basis = _from_responses(W_GRN, _apply(self._root_FF, _apply(self._root_FF, gram_GSS).mT))
+            squares, basis = _from_responses(W_GRN, _apply(self._root_OHH, _apply(self._root_OHH, gram_GSS).mT))
         else:
             squares, basis = _from_inputs(W_GRN, gram_GSS)
         summed = squares.flip(-1).clamp_min(0).sum(0).cpu().numpy()
@@ -109,16 +114,20 @@ def _left(W_GRN: Tensor, basis: Tensor) -> Tensor:
     return left_GRJ
 
 
-def _roots(gradient_FF: Tensor) -> tuple[Tensor, Tensor]:
+def _roots(gradient_OHH: Tensor) -> tuple[Tensor, Tensor]:
     """G^1/2 and its inverse; identities without gradients."""
-    values, vectors = torch.linalg.eigh(gradient_FF)
+    values, vectors = torch.linalg.eigh(gradient_OHH)
     mean = float(values.clamp_min(0).mean())
     values = (values.clamp_min(0) + DAMPING * mean) if mean > 0 else torch.ones_like(values)
-    return (vectors * values.sqrt()) @ vectors.T, (vectors / values.sqrt()) @ vectors.T
+    blocks = [(v_H.sqrt(), basis_HH) for v_H, basis_HH in zip(values, vectors, strict=True)]
+    roots = torch.stack([(basis_HH * root_H) @ basis_HH.T for root_H, basis_HH in blocks])
+    return roots, torch.stack([(basis_HH / root_H) @ basis_HH.T for root_H, basis_HH in blocks])
 
 
-def _apply(matrix_FF: Tensor, A_GRN: Tensor) -> Tensor:
-    """The matrix applied over filters; the rows are filter-major, D per filter."""
-    features = matrix_FF.shape[0]
-    groups, rows, columns = A_GRN.shape
-    return (matrix_FF @ A_GRN.reshape(groups, features, -1)).reshape(groups, rows, columns)
+def _apply(matrix_OHH: Tensor, A_GRN: Tensor) -> Tensor:
+    """The matrices applied over filters; the rows are filter-major, D per filter."""
+    blocks, features, _ = matrix_OHH.shape
+    rows, columns = A_GRN.shape[1:]
+    parts = torch.split(A_GRN, len(A_GRN) // blocks)
+    applied = [m_HH @ A.reshape(len(A), features, -1) for m_HH, A in zip(matrix_OHH, parts, strict=True)]
+    return torch.cat(applied).reshape(-1, rows, columns)

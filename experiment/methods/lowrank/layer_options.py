@@ -14,6 +14,8 @@ from experiment.methods.base import Quantity
 from experiment.methods.starting_state import Start
 
 Integers = NDArray[np.int64]
+MUCH_WORK = 5e11  # of a layer's numbers of groups: minutes; AlexNet's largest layer, 4096 x 9216, takes 4.0e11
+LESS_WORK = 1.5e11
 
 
 @dataclass(frozen=True)
@@ -55,37 +57,60 @@ def find_options(
 ) -> LayerOptions:
     """For every slicing all ranks that make the layer smaller and do not add multiply-adds; then the layer itself.
 
+    Embeddings have no multiply-adds: their factors only make them smaller.
+
     Args:
         round_to: ranks are multiples of this.
         most: the largest rank; default: no limit.
         with_bias: give the factors a bias even if the layer has none.
     """
     dense, work = start.layer_cost(info.name, "parameters"), start.layer_cost(info.name, "flops")
-    bias = info.out_features if info.bias or with_bias else 0
+    with_bias = info.bias or (with_bias and not info.tied)
+    bias = (info.out_features if with_bias else 0) + sum(tied.out_features for tied in info.tied if tied.bias)
     choices: list[tuple[int, int, int, int, int]] = []
     for k, folding in all_slicings:
         size, multiplications = parameters(info, 1, k, folding), flops(info, 1, k, folding)
-        top = min(max_rank(info, k, folding), (dense - bias - 1) // size, work // multiplications)
+        top = min(max_rank(info, k, folding), (dense - bias - 1) // size)
+        top = min(top, work // multiplications) if work and multiplications else top
         top = top if most is None else min(top, most)
         ranks = range(round_to, top + 1, round_to)
         choices += [(j, k, folding, j * size + bias, j * multiplications) for j in ranks]
     js, groups, foldings, sizes, works = np.array([*choices, (0, 1, 0, dense, work)], dtype=np.int64).T
-    return LayerOptions(js, groups, foldings, {"parameters": sizes, "flops": works}, info.bias or with_bias)
+    return LayerOptions(js, groups, foldings, {"parameters": sizes, "flops": works}, with_bias)
 
 
 def slicings(info: LayerInfo, all_groups: Sequence[int], foldings: Sequence[int] = (0,)) -> list[Slicing]:
-    """All distinct pairs of a number of groups and a folding; foldings that the layer does not have become 0."""
-    distinct: dict[tuple[int, int], int] = {}
+    """All distinct pairs of a number of groups and a folding; kernel axes that the layer does not have are ignored.
+
+    The slices of a depthwise layer are kernels: where the encoder would own all of it, the decoder takes one axis.
+    """
+    distinct: dict[tuple[int, ...], int] = {}
     for folding in foldings:
-        own = folding if info.kind == "conv" else 0
+        own = folding & (2 ** len(info.kernel) - 1)
+        own = own or int(info.groups == info.out_features > 1 and len(info.kernel) > 1)
         encoder = split_kernel(info.kernel, own)[0]
         distinct.setdefault(encoder, 0 if encoder == info.kernel else own)
     return [(groups, folding) for folding in distinct.values() for groups in all_groups]
 
 
 def group_numbers(info: LayerInfo, min_width: int = 1) -> list[int]:
-    """1, and all numbers of groups with at least `min_width` input channels each."""
-    return [k for k in divisors(info.in_features) if k == 1 or info.in_features // k >= min_width]
+    """1, and all numbers of groups with at least `min_width` input channels each.
+
+    The eigenvalues of k Gram matrices of side S take about k S^3 multiply-adds. Of a layer whose numbers take more than
+    MUCH_WORK together, 1 and those with the least work are kept, LESS_WORK together.
+    """
+    width = channels_to_split(info)
+    work = {k: k * max_rank(info, k) ** 3 for k in divisors(width) if k == 1 or width // k >= min_width}
+    if sum(work.values()) <= MUCH_WORK:
+        return list(work)
+    rising = [1, *sorted(set(work) - {1}, key=work.__getitem__)]
+    total = np.cumsum([work[k] for k in rising], dtype=np.float64)
+    return sorted(k for k, sum_k in zip(rising, total, strict=True) if k == 1 or sum_k <= LESS_WORK)
+
+
+def channels_to_split(info: LayerInfo) -> int:
+    """The input channels, in each of the layer's own groups, that can be split into groups; 1 for an embedding."""
+    return 1 if info.kind == "embedding" else info.in_features // info.groups
 
 
 def nearest_divisor(number: int, wanted: int) -> int:

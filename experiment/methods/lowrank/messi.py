@@ -1,7 +1,7 @@
 """Messi: the columns of every layer's weight, assigned to the nearest of several subspaces.
 
 Shape suffixes: N = columns of the folded weight (the points), F = filters (the dimensions of the points), K =
-subspaces, J = dimensions of each.
+subspaces, J = dimensions of each, O = groups of the layer itself, each with points and subspaces of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from experiment import random_streams
 from experiment.layers.build import write_whole
+from experiment.layers.compressible import filters_of, groups_of, weight_of
 from experiment.layers.factored_layers import fold, max_rank, write_factors
 from experiment.layers.plan import Factors, Plan, State
 from experiment.methods.allocate import common_threshold
@@ -26,7 +27,7 @@ from experiment.methods.lowrank.base import LowRankLayers, lowrank_layers
 from experiment.methods.lowrank.settings import MessiSettings
 from experiment.methods.lowrank.spectra import LayerSpectra
 from experiment.methods.lowrank.svd import shares_left
-from experiment.methods.starting_state import factored_layers, live_weight, parameter_name
+from experiment.methods.starting_state import factored_layers, live_filters, parameter_name
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +37,7 @@ class Clustering:
     """Which columns of a layer's folded weight share a subspace.
 
     Attributes:
-        members: (K, N), True where a column belongs to a subspace; each belongs to one.
+        members: (O, K, N), True where a column belongs to a subspace; each belongs to one.
         error: ||W - What||_F / ||W||_F.
         exact_error: ||W - What||_2 / ||W||_2.
     """
@@ -62,24 +63,31 @@ class MessiAnalysis:
     def clustering(self, name: str, rank: int) -> Clustering:
         """A layer's clustering into subspaces of this rank."""
         if (name, rank) not in self.clusterings:
-            weight = live_weight(self.base.start.network, self.base.start.masks, name)
+            filters = live_filters(self.base.start.network, self.base.start.masks, name)
             stream = random_streams.generator("messi", self._seed, name, rank)
-            A_NF, groups = fold(precise(weight))[0].T, self._settings.groups
-            owner_N = assign_columns(A_NF, groups, rank, stream, self._settings.starts, self._settings.alternations)
-            members_KN = owner_N == torch.arange(groups, device=owner_N.device)[:, None]
-            U_FKJ, V_KJN = subspace_factors(A_NF.T, members_KN, rank)
-            residual = A_NF.T - U_FKJ.flatten(1) @ V_KJN.flatten(0, 1)
+            W_OFN = fold(precise(filters), blocks=self.base.start.layers[name].groups)
+            members, residuals, groups = [], [], self._settings.groups
+            for W_FN in W_OFN:
+                owner_N = assign_columns(
+                    W_FN.T, groups, rank, stream, self._settings.starts, self._settings.alternations
+                )
+                members.append(owner_N == torch.arange(groups, device=owner_N.device)[:, None])
+                U_FKJ, V_KJN = subspace_factors(W_FN, members[-1], rank)
+                residuals.append(W_FN - U_FKJ.flatten(1) @ V_KJN.flatten(0, 1))
+            residual, weight, blocks = torch.cat(residuals), W_OFN.flatten(0, 1), len(W_OFN)
             self.clusterings[name, rank] = Clustering(
-                members_KN,
-                float(residual.norm()) / (float(A_NF.norm()) or 1.0),
-                LayerSpectra(residual).norm() / (LayerSpectra(A_NF.T).norm() or 1.0),
+                torch.stack(members),
+                float(residual.norm()) / (float(weight.norm()) or 1.0),
+                LayerSpectra(residual, blocks).norm() / (LayerSpectra(weight, blocks).norm() or 1.0),
             )
         return self.clusterings[name, rank]
 
     def encoder_mask(self, name: str, rank: int) -> Tensor:
-        """Which weights of the encoder exist, J in every column: (K * J, C, X, Y) or (K * J, C)."""
-        shape = self.base.start.network.get_submodule(name).get_parameter("weight").shape
-        return self.clustering(name, rank).members.repeat_interleave(rank, dim=0).reshape(-1, *shape[1:])
+        """Which weights of the encoder exist, J in every column, in the shape of its weight."""
+        layer = self.base.start.network.get_submodule(name)
+        shape = filters_of(layer, layer.get_parameter("weight")).shape
+        members = self.clustering(name, rank).members.repeat_interleave(rank, dim=1).reshape(-1, *shape[1:])
+        return weight_of(layer, members)  # an encoder has the layout of its layer
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,8 @@ class Messi:
     settings: MessiSettings
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> MessiAnalysis:
-        base = lowrank_layers(state, lambda info: [(self.settings.groups, 0)], layers=self.settings.layers)
+        groups = self.settings.groups  # tied layers would need one mask in two layouts
+        base = lowrank_layers(state, lambda info: [] if info.tied else [(groups, 0)], layers=self.settings.layers)
         thresholds = [
             np.append(shares_left(max_rank(info, self.settings.groups))[options.ranks[:-1] - 1], 0.0)
             for info, options in base.pairs()
@@ -126,11 +135,17 @@ class Messi:
     def fill(self, built: nn.Module, state: State, analysis: MessiAnalysis, plan: Plan) -> None:
         """Write the truncated SVDs of the columns of each subspace into `built`, in place."""
         write_whole(built, state.network, plan)
-        for name, _, weight in factored_layers(state, plan):
+        for name, layer, filters in factored_layers(state, plan):
             num = plan.factors[name].rank // self.settings.groups
-            members_KN = plan.masks[_encoder_weight(name)].flatten(1)[::num]
-            U_FKJ, V_KJN = subspace_factors(fold(precise(weight))[0], members_KN, num)
-            write_factors(built.get_submodule(name), U_FKJ.flatten(1)[None], V_KJN.flatten(0, 1)[None])
+            W_OFN = fold(precise(filters), blocks=groups_of(layer))
+            members = filters_of(layer, plan.masks[_encoder_weight(name)]).flatten(1)[::num]
+            pairs = zip(W_OFN, torch.split(members, self.settings.groups), strict=True)
+            factors = [subspace_factors(W_FN, members_KN, num) for W_FN, members_KN in pairs]
+            U_OFL, V_OLN = (
+                torch.stack([U.flatten(1) for U, _ in factors]),
+                torch.stack([V.flatten(0, 1) for _, V in factors]),
+            )
+            write_factors(built.get_submodule(name), U_OFL, V_OLN)
 
 
 def assign_columns(

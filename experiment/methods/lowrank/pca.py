@@ -1,12 +1,13 @@
 """PCA: every layer's responses, projected onto the directions of largest variance.
 
-Shape suffixes: F = filters (output features), N = columns of the folded weight, J = rank.
+Shape suffixes: O = groups of the layer itself, F = filters (output features), H = F / O, N = columns of the folded
+weight, J = rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from experiment.layers.build import write_whole
+from experiment.layers.compressible import LayerInfo
 from experiment.layers.factored_layers import flops, fold, write_factors
 from experiment.layers.masks import write_parameter
 from experiment.layers.plan import Factors, Plan, State
@@ -22,11 +24,13 @@ from experiment.methods.allocate import common_threshold
 from experiment.methods.base import Budget, Calibration, calibration_inputs
 from experiment.methods.data.responses import Responses, gather, precise
 from experiment.methods.lowrank.base import LowRankLayers, lowrank_layers
+from experiment.methods.lowrank.layer_options import LayerOptions
 from experiment.methods.lowrank.settings import PCASettings
 from experiment.methods.lowrank.spectra import LayerSpectra
-from experiment.methods.starting_state import factored_layers, live_weight
+from experiment.methods.starting_state import factored_layers, live_filters
 
 Floats = NDArray[np.float64]
+COVARIANCES = 2**23  # elements in float64 at a time, at least
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,9 @@ class PCAAnalysis:
     """The layers' responses to the calibration data.
 
     Attributes:
-        responses: layer name -> the moments of its responses.
-        directions: layer name -> U (F, F), eigenvectors of the responses' covariance, the largest variance first.
+        responses: layer name -> the moments of its responses, without the covariance.
+        directions: layer name -> U (O, H, J), eigenvectors of the responses' covariance in every group of filters, the
+            largest variance first, as many as the largest rank of an option.
         thresholds, errors: one value per option of every layer, 0 for the last option, the unchanged layer.
     """
 
@@ -59,6 +64,9 @@ class PCA:
     with a score above t are kept, at least one per layer, with one t for all layers as low as the budget allows. Scores
     never increase with j.
 
+    Filters of a grouped layer have directions of their own in every group, J each. An embedding with tied layers keeps
+    its responses' second moments instead of their covariance, and gains no bias: an output layer reads the same weight.
+
     Other weights than those analysed (rewinding) are projected onto the same U, and m is their response to the analysed
     network's mean inputs.
 
@@ -77,16 +85,18 @@ class PCA:
         base = lowrank_layers(
             state, lambda info: [(1, 0)], self.settings.round_to, layers=self.settings.layers, with_bias=True
         )
-        responses = gather(base.start.network, base.options, inputs)
-        directions, thresholds, errors = {}, [], []
-        for (name, options), (info, _) in zip(base.options.items(), base.pairs(), strict=True):
-            values, vectors = torch.linalg.eigh(responses[name].covariance)
-            directions[name] = vectors.flip(-1)
-            variances = values.flip(-1).cpu().numpy()
-            variances = np.where(variances > responses[name].rounding, variances, 0.0)
-            ranks = options.ranks[:-1]
-            thresholds.append(np.append(next_scores(variances)[ranks - 1] / flops(info, 1), 0.0))
-            errors.append(np.append(discarded(variances)[ranks - 1], 0.0))
+        responses, directions, thresholds, errors = dict[str, Responses](), dict[str, Tensor](), [], []
+        for part in _parts(base):
+            found = gather(base.start.network, part, inputs)
+            for info, options in part.values():
+                own, ranks = found.pop(info.name), options.ranks[:-1]
+                values_OH, vectors_OHH = torch.linalg.eigh(_covariance(own, info))
+                directions[info.name] = vectors_OHH.flip(-1)[:, :, : options.ranks.max()].clone()
+                variances = values_OH.flip(-1).cpu().numpy()
+                variances = np.where(variances > own.rounding, variances, 0.0).sum(0)
+                thresholds.append(np.append(next_scores(variances)[ranks - 1] / flops(info, 1), 0.0))
+                errors.append(np.append(discarded(variances)[ranks - 1], 0.0))
+                responses[info.name] = replace(own, covariance=torch.zeros(0))
         return PCAAnalysis(base, responses, directions, thresholds, errors)
 
     def plan(self, analysis: PCAAnalysis, budget: Budget) -> Plan:
@@ -94,24 +104,49 @@ class PCA:
         base = analysis.base
 
         def exact_error(name: str, factors: Factors) -> float:
-            weight = precise(live_weight(base.start.network, base.start.masks, name))
-            left_out = analysis.directions[name][:, factors.rank :].T @ fold(weight)[0]
-            return LayerSpectra(left_out).norm() / (LayerSpectra(weight).norm() or 1.0)
+            filters = precise(live_filters(base.start.network, base.start.masks, name))
+            U_OHJ, blocks = analysis.directions[name][:, :, : factors.rank], base.start.layers[name].groups
+            W_OHN = fold(filters, blocks=blocks)
+            left_FN = (W_OHN - U_OHJ @ (U_OHJ.mT @ W_OHN)).flatten(0, 1)
+            return LayerSpectra(left_FN, blocks).norm() / (LayerSpectra(filters, blocks).norm() or 1.0)
 
         chosen = base.choose(budget, partial(common_threshold, analysis.thresholds))
         return base.plan(chosen, analysis.errors, exact_error)
 
     def fill(self, built: nn.Module, state: State, analysis: PCAAnalysis, plan: Plan) -> None:
         write_whole(built, state.network, plan)
-        for name, layer, weight in factored_layers(state, plan):
-            U_FJ = analysis.directions[name][:, : plan.factors[name].rank]
-            m_F = analysis.responses[name].mean_response(layer, weight)
+        for name, layer, filters in factored_layers(state, plan):
+            U_OHJ, target = analysis.directions[name][:, :, : plan.factors[name].rank], built.get_submodule(name)
+            write_factors(target, U_OHJ, U_OHJ.mT @ fold(precise(filters), blocks=len(U_OHJ)))
+            if not plan.factors[name].bias:
+                continue
+            m_F = analysis.responses[name].mean_response(layer, filters)
             bias = dict(layer.named_parameters()).get("bias")
-            b_F = torch.zeros_like(m_F) if bias is None else precise(bias)
-            W_FN = fold(precise(weight))[0]
-            target = built.get_submodule(name)
-            write_factors(target, U_FJ[None], (U_FJ.T @ W_FN)[None])
-            write_parameter(target.get_submodule("decoder"), "bias", m_F + U_FJ @ (U_FJ.T @ (b_F - m_F)))
+            left_OH1 = ((torch.zeros_like(m_F) if bias is None else precise(bias)) - m_F).reshape(len(U_OHJ), -1, 1)
+            b_F = m_F + (U_OHJ @ (U_OHJ.mT @ left_OH1)).flatten()
+            write_parameter(target.get_submodule("decoder"), "bias", b_F)
+
+
+def _parts(base: LowRankLayers) -> Iterator[dict[str, tuple[LayerInfo, LayerOptions]]]:
+    """The layers in parts, so that the covariances of one take a quarter of the network's memory, or 64 MiB."""
+    most = max(COVARIANCES, sum(p.numel() for p in base.start.network.parameters()) // 8)
+    part, size = dict[str, tuple[LayerInfo, LayerOptions]](), 0
+    for info, options in base.pairs():
+        if part and size + info.out_features**2 > most:
+            yield part
+            part, size = {}, 0
+        part[info.name] = info, options
+        size += info.out_features**2
+    yield part
+
+
+def _covariance(responses: Responses, info: LayerInfo) -> Tensor:
+    """That of every group of filters: (O, H, H); around zero for layers whose factors gain no bias."""
+    covariance, features = responses.covariance, info.out_features // info.groups
+    if info.tied:
+        covariance = covariance + torch.outer(responses.mean, responses.mean)
+    blocks = covariance.reshape(info.groups, features, info.groups, features).diagonal(dim1=0, dim2=2)
+    return blocks.movedim(-1, 0)
 
 
 def next_scores(variances: Floats) -> Floats:

@@ -48,7 +48,8 @@ class RandomisedSpectra:
     `values` has one more than `max_rank`, which gives the error at the largest rank.
 
     Args:
-        weight: (F, C, X, Y) or (F, C), finite; it must not change while this object is used.
+        weight: the filters (F, C, *kernel) of a layer without groups, finite; they must not change while this object is
+            used.
         seed: seeds all Gaussians; those of a slicing do not depend on other slicings.
         oversampling: columns of the sketch in addition to the rank, at least 1.
         power_iterations: see `range_finder`.
@@ -158,6 +159,15 @@ class RandomisedSpectra:
             squares_J = seen_GN.square().sum() + added_GJ.sum(0).cumsum(0)
             self._errors[key] = squares_J.clamp_min(0).sqrt().cpu().numpy() / norm
         return self._errors[key]
+
+    def held(self) -> int:
+        """Elements of the matrices that are cached and can be computed again soon."""
+        return self._exact.held() + (0 if self._residual is None else self._residual[1].numel())
+
+    def forget(self) -> None:
+        """Drop them."""
+        self._exact.forget()
+        self._residual = None
 
     def error_bound(self, rank: int, groups: int = 1, folding: int = 0) -> float:
         """An upper bound of `exact_error` from products of the residual with ten random vectors (`norm_bound`)."""

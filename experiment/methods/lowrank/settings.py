@@ -9,7 +9,7 @@ from annotated_types import Ge, Le, MinLen
 
 from experiment.methods.settings import Positive
 
-Folding = Annotated[int, Ge(0), Le(3)]
+Folding = Annotated[int, Ge(0), Le(7)]
 Foldings = Annotated[tuple[Folding, ...], MinLen(1)]
 Patterns = Annotated[tuple[str, ...], MinLen(1)]
 
@@ -52,7 +52,8 @@ class SlicedSettings(RankSettings):
             channels it does not divide, the nearest divisor is used.
         folding: how a kernel (filters, channels, height, width) becomes a matrix, 0 to 3: 0 is filters by the rest; 1
             and 2 are filters and one kernel axis by channels and the other axis; 3 is filters and both kernel axes by
-            channels. Linear layers and 1x1 kernels always use 0.
+            channels. Linear layers and 1x1 kernels always use 0, depthwise layers 1 instead of 0. Kernels of three
+            axes have 0 to 7, one bit per axis that goes to the filters.
     """
 
     groups: Positive = 1
@@ -108,7 +109,8 @@ class SelectorSettings(RankSettings):
     Attributes:
         foldings: the foldings to choose from, layer by layer: how a kernel (filters, channels, height, width) becomes a
             matrix. 0 is filters by the rest; 1 and 2 are filters and one kernel axis by channels and the other axis; 3
-            is filters and both kernel axes by channels.
+            is filters and both kernel axes by channels. Kernels of three axes have 0 to 7, one bit per axis that goes
+            to the filters.
         min_group_width: minimum input channels per group, at least 1. Encoders of many narrow groups cost few
             multiply-adds but run slowly: with 8 or 16, fewer multiply-adds also take less time.
     """

@@ -1,4 +1,4 @@
-"""Singular values and vectors of one layer's weight, cut into groups of input channels, each computed once.
+"""Singular values and vectors of one layer's filters, cut into groups of input channels, each computed once.
 
 They come from Gram matrices in float64, A A^T or A^T A, whichever is smaller. The eigenvectors of the smaller side are
 orthonormal to machine precision and the other factor is a projection of A onto them, so products are exact to about
@@ -11,6 +11,7 @@ S = min(R, N).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -42,17 +43,20 @@ class Spectra(Protocol):
     def factors(self, rank: int, groups: int = 1, folding: int = 0) -> tuple[Tensor, Tensor]: ...
     def exact_error(self, rank: int, groups: int = 1, folding: int = 0) -> float: ...
     def exact_bounds(self, rank: int, groups: int = 1, folding: int = 0) -> Floats: ...
+    def held(self) -> int: ...
+    def forget(self) -> None: ...
 
 
 class LayerSpectra:
     """Exact spectra and truncated SVDs of one layer's slices, cached for every number of groups and every folding.
 
     Args:
-        weight: (F, C, X, Y) or (F, C), finite; it must not change while this object is used.
+        weight: the layer's filters (F, C / blocks, *kernel), finite; they must not change while this object is used.
+        blocks: groups of the layer itself.
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        self._weight = weight.detach()
+    def __init__(self, weight: Tensor, blocks: int = 1) -> None:
+        self._weight, self._blocks = weight.detach(), blocks
         largest = float(self._weight.abs().max()) if weight.numel() else 0.0
         self._scale = largest or 1.0  # squares of scaled weights neither overflow nor vanish
         self._values: dict[Slicing, Floats] = {}
@@ -61,7 +65,7 @@ class LayerSpectra:
         self._exact: dict[tuple[int, int, int], Floats] = {}
         # as large as the weight, so only those of the latest slicing
         self._projections: dict[Slicing, Tensor] = {}
-        self._residuals: dict[Slicing, Residual] = {}
+        self._residuals: dict[Slicing, list[Residual]] = {}
 
     def full_rank(self, groups: int = 1, folding: int = 0) -> int:
         """S, the largest possible rank of a slice."""
@@ -76,7 +80,7 @@ class LayerSpectra:
         return 0.0
 
     def values(self, groups: int = 1, folding: int = 0) -> Floats:
-        """Singular values of every slice in falling order: (G, S)."""
+        """Singular values of every slice, those of one block after the other, in falling order: (G, S)."""
         if (groups, folding) not in self._values:
             self.prepare((groups,), folding)
         return self._values[groups, folding]
@@ -96,7 +100,7 @@ class LayerSpectra:
 
     def norm(self, folding: int = 0) -> float:
         """The operator norm of the whole folded weight."""
-        return float(self.values(1, folding)[0, 0])
+        return float(self.values(1, folding)[:, 0].max())
 
     def factors(self, rank: int, groups: int = 1, folding: int = 0) -> tuple[Tensor, Tensor]:
         """The best factors of every slice, A_g = U_g V_g, with the singular values shared equally between them.
@@ -130,17 +134,26 @@ class LayerSpectra:
         if groups == 1 or norm == 0 or rank >= values.shape[1]:
             return reference_errors(self, groups, folding)
         if key not in self._exact:
-            squares_J = self._residual(groups, folding).squares(rank)
-            beyond_J = squares_J.flip(0).cumsum(0).flip(0).cpu().numpy()
+            squares_OJ = torch.stack([own.squares(rank) for own in self._residual(groups, folding)])
+            beyond_J = squares_OJ.flip(1).cumsum(1).flip(1).amax(0).cpu().numpy()
             self._exact[key] = np.sqrt(np.append(beyond_J[1:], 0.0)) * (self._scale / norm)
         return self._exact[key]
+
+    def held(self) -> int:
+        """Elements of the matrices that are cached."""
+        caches = (self._bases, self._grams, self._projections)
+        return sum(matrix.numel() for cache in caches for matrix in cache.values())
+
+    def forget(self) -> None:
+        """Drop the matrices; they are computed again when needed. Singular values stay."""
+        for cache in (self._bases, self._grams, self._projections, self._residuals):
+            cache.clear()
 
     def _shape(self, groups: int, folding: int) -> tuple[int, int]:
         """R and N of a slice."""
         features, channels, *kernel = self._weight.shape
-        height, width = kernel or (1, 1)
-        encoder, decoder = split_kernel((height, width), folding)
-        return features * decoder[0] * decoder[1], channels // groups * encoder[0] * encoder[1]
+        encoder, decoder = split_kernel(tuple(kernel), folding)
+        return features // self._blocks * math.prod(decoder), channels // groups * math.prod(encoder)
 
     def _is_wide(self, groups: int, folding: int) -> bool:
         rows, columns = self._shape(groups, folding)
@@ -148,7 +161,7 @@ class LayerSpectra:
 
     def _slices(self, groups: int, folding: int) -> Tensor:
         weight = self._weight.cpu() if self._weight.device.type == "mps" else self._weight  # mps has no float64
-        return fold(weight.double() / self._scale, groups, folding)
+        return fold(weight.double() / self._scale, groups, folding, self._blocks)
 
     def _small_gram(self, groups: int, folding: int) -> Tensor:
         """A A^T of every slice, or A^T A where that is smaller: (G, S, S)."""
@@ -165,13 +178,13 @@ class LayerSpectra:
         wide = self._is_wide(groups, folding)
         alike = [g for g in grams if self._is_wide(g, folding) == wide]
         if wide and (finer := min((g for g in alike if g % groups == 0), default=None)):
-            return grams[finer].reshape(groups, finer // groups, *grams[finer].shape[1:]).sum(1)
+            return grams[finer].reshape(-1, finer // groups, *grams[finer].shape[1:]).sum(1)
         if not wide and (coarser := max((g for g in alike if groups % g == 0), default=None)):
             parts, side = groups // coarser, grams[coarser].shape[1]
-            height, width = (*self._weight.shape, 1, 1)[2:4]
-            outer = {1: width, 2: height}.get(folding, 1)  # `fold` puts the encoder's kernel axis before the channels
-            blocks = grams[coarser].reshape(coarser, *2 * [outer, parts, side // (outer * parts)])
-            return blocks.diagonal(dim1=2, dim2=5).movedim(-1, 1).reshape(groups, *2 * [side // parts])
+            # `fold` puts the encoder's kernel axes before the channels
+            outer = math.prod(split_kernel(tuple(self._weight.shape[2:]), folding)[0]) if folding else 1
+            squares = grams[coarser].reshape(-1, *2 * [outer, parts, side // (outer * parts)])
+            return squares.diagonal(dim1=2, dim2=5).movedim(-1, 1).reshape(-1, *2 * [side // parts])
         return self._small_gram(groups, folding)
 
     def _basis(self, groups: int, folding: int) -> Tensor:
@@ -189,20 +202,19 @@ class LayerSpectra:
             self._projections = {slicing: B_GSS.mT @ A_GRN if self._is_wide(groups, folding) else A_GRN @ B_GSS}
         return self._projections[slicing]
 
-    def _residual(self, groups: int, folding: int) -> Residual:
+    def _residual(self, groups: int, folding: int) -> list[Residual]:
+        """The residual of every block."""
         slicing = (groups, folding)
         if slicing not in self._residuals:
-            gram = None
+            grams: Sequence[Tensor | None] = [None] * self._blocks
             if self._is_wide(1, folding):
                 self._grams[folding] = self._small_gram(1, folding)
-                gram = self._grams[folding][0]
-            if self._is_wide(groups, folding):
-                values = torch.from_numpy(self._values[slicing] / self._scale)
-                basis = self._basis(groups, folding)
-                residual = Residual(basis, values.to(basis), gram)
-            else:
-                residual = Residual(self._projection(groups, folding), None, gram)
-            self._residuals = {slicing: residual}
+                grams = list(self._grams[folding])
+            wide = self._is_wide(groups, folding)
+            vectors = self._basis(groups, folding) if wide else self._projection(groups, folding)
+            values = torch.from_numpy(self._values[slicing] / self._scale).to(vectors)
+            pairs = zip(torch.split(vectors, groups), torch.split(values, groups), grams, strict=True)
+            self._residuals = {slicing: [Residual(own, s if wide else None, gram) for own, s, gram in pairs]}
         return self._residuals[slicing]
 
 

@@ -21,7 +21,7 @@ from experiment.layers.plan import Plan, State
 from experiment.methods.allocate import common_threshold
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.lowrank.base import LowRankLayers, lowrank_layers
-from experiment.methods.lowrank.layer_options import nearest_divisor, slicings
+from experiment.methods.lowrank.layer_options import channels_to_split, nearest_divisor, slicings
 from experiment.methods.lowrank.settings import LRankSettings, SlicedSettings, SVDSettings
 from experiment.methods.lowrank.spectra import Spectra, energy_errors, nuclear_errors, reference_errors
 
@@ -67,7 +67,7 @@ class CommonThreshold:
         groups, folding = self.settings.groups, self.settings.folding
         base = lowrank_layers(
             state,
-            lambda info: slicings(info, (nearest_divisor(info.in_features, groups),), (folding,)),
+            lambda info: slicings(info, (nearest_divisor(channels_to_split(info), groups),), (folding,)),
             self.settings.round_to,
             layers=self.settings.layers,
             randomised_above=self.settings.randomised_above,

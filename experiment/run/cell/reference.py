@@ -15,12 +15,13 @@ from torch import nn
 from experiment.config import Parameters
 from experiment.errors import OtherVersion, StoreError
 from experiment.files import is_whole_archive, make_folder, make_lock_file, remove_all, set_aside, writing_to
+from experiment.inputs import moved
 from experiment.layers.plan import Plan, State
 from experiment.layers.prepare_network import prepared
 from experiment.measure import Count, count, example_input
 from experiment.networks.make_network import make_network
 from experiment.random_streams import seeded
-from experiment.registry import InputShape
+from experiment.registry import InputForm
 from experiment.run.cell.context import Context
 from experiment.run.cell.events import EpochDone, Note, ReportEvent
 from experiment.run.cell.outcome import write_history
@@ -29,7 +30,7 @@ from experiment.run.cell.torchrun_group import Job
 from experiment.run.cell.train_network import training_loop
 from experiment.run.disk.damaged_files import MANIFEST, damaged_file, read_manifest, write_manifest
 from experiment.run.disk.load_weights import load_given
-from experiment.run.disk.network_file import load_packed, read_weights, save_weights
+from experiment.run.disk.network_file import form_data, load_packed, read_weights, save_weights
 from experiment.run.disk.store import log, reference_folder, sync_folder
 from experiment.run.grid.plan import ReferenceSpec
 from experiment.run.grid.weights_file import GivenWeights
@@ -60,7 +61,7 @@ class Reference:
         return self.state.network
 
 
-def new_network(p: Parameters, net: int, input_shape: InputShape, given: GivenWeights | None = None) -> nn.Module:
+def new_network(p: Parameters, net: int, input_shape: InputForm, given: GivenWeights | None = None) -> nn.Module:
     """Network number `net` before training: with the given weights, else random ones of the seed and the number.
 
     Raises: StoreError: the given weights do not fit.
@@ -95,17 +96,16 @@ def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, repor
     device = torch.device(context.machine.device)
     network = network.to(device).eval()
     plain = prepared(network)
-    state = State(plain.network, example.to(device), unfused=plain.unfused)
+    state = State(plain.network, moved(example, device), unfused=plain.unfused)
     return Reference(state, count(plain.network, state.example), folder, _architecture(p, input_shape), network)
 
 
-def _architecture(p: Parameters, input_shape: InputShape) -> dict[str, object]:
+def _architecture(p: Parameters, input_shape: InputForm) -> dict[str, object]:
     return {
         "name": p.network.name,
         "settings": dict(p.network.settings),
         "output_size": p.network.output_size,
-        "input_shape": list(input_shape),
-        **({"tokens": True} if input_shape.tokens else {}),
+        **form_data(input_shape),
     }
 
 
@@ -122,7 +122,7 @@ def _acquired(lock: FileLock, spec: ReferenceSpec, report: ReportEvent) -> Acqui
         return lock.acquire()
 
 
-def _loaded(folder: Path, p: Parameters, spec: ReferenceSpec, input_shape: InputShape) -> nn.Module | None:
+def _loaded(folder: Path, p: Parameters, spec: ReferenceSpec, input_shape: InputForm) -> nn.Module | None:
     """The trained network; None if there is none, or it is damaged, and then it is renamed."""
     if not folder.is_dir():
         return None

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from experiment.config import Parameters
 from experiment.errors import OtherVersion, StoreError
 from experiment.files import set_aside
+from experiment.inputs import device_of, form_of
 from experiment.layers.build import expand
 from experiment.layers.masks import named_masks
 from experiment.layers.plan import Plan, State
 from experiment.layers.prepare_network import prepared
 from experiment.layers.unfused.replace import split_state
 from experiment.random_streams import seeded
-from experiment.registry import InputShape
 from experiment.run.cell.reference import Reference, rewind_file
 from experiment.run.disk.load_weights import load_state, read_plain
 from experiment.run.disk.network_file import read_weights, rebuild, untrained_network
@@ -72,8 +72,7 @@ def rewound_state(reference: Reference, spec: ReferenceSpec) -> State:
 def random_state(reference: Reference, p: Parameters, net: int, repetition: int) -> State:
     """The original network with new random weights, the same for all methods and keep ratios."""
     example = reference.state.example
-    shape = InputShape(example.shape[1:], tokens=not example.is_floating_point())
     with seeded("reinitialisation", p.seed, net, repetition):
-        network = untrained_network(p.network.name, p.network.settings, shape, p.network.output_size)
-    plain = prepared(network.to(example.device).eval())
+        network = untrained_network(p.network.name, p.network.settings, form_of(example), p.network.output_size)
+    plain = prepared(network.to(device_of(example)).eval())
     return State(plain.network, example, unfused=plain.unfused)

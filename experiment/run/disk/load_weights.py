@@ -59,7 +59,13 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
         raise Damaged(f"{path}: contains values that cannot be weights: {first_names(problems)}.")
     if any(tensor.is_meta for tensor in own.values()):
         contiguous = torch.contiguous_format
-        copies = {n: t.to(own[n].dtype).clone(memory_format=contiguous) for n, t in state.items()}
+        tensors, copies = network.state_dict(keep_vars=True), dict[str, Tensor]()
+        shared: dict[int, Tensor] = {}  # one tensor for all names of a parameter, so that tied layers stay tied
+        for name, tensor in state.items():
+            copy = tensor.to(own[name].dtype).clone(memory_format=contiguous)
+            held = tensors[name]
+            made = nn.Parameter(copy, held.requires_grad) if isinstance(held, nn.Parameter) else copy
+            copies[name] = shared.setdefault(id(held), made)
         network.load_state_dict(copies, assign=True)
     else:
         network.load_state_dict(dict(state))

@@ -43,7 +43,7 @@ from experiment.layers.prepare_network import with_parameters
 from experiment.layers.quantized_weights import named_dtypes
 from experiment.networks import NETWORKS
 from experiment.networks.make_network import make_network
-from experiment.registry import InputShape, is_import_path
+from experiment.registry import InputForm, InputShape, is_import_path
 from experiment.run.disk.load_weights import load_state, read_plain, require_shapes
 from experiment.run.disk.packed_tensors import (
     MaskedWeight,
@@ -58,6 +58,7 @@ from experiment.run.grid.keys import FORMAT_VERSION
 MAX_REASON = 1000  # characters of torch's list of differences
 MAX_INPUTS = 2**24  # elements of one input
 MAX_VALUES, MAX_DEPTH = 10_000, 10  # of a network's settings
+MOST_INPUTS = 100  # tensors of one sample, on each level
 PASS_THE_ORIGINAL = (
     "Pass the network that was given to `compress`, of the same sizes: for a network that was compressed twice, the "
     "first result."
@@ -92,6 +93,46 @@ def save_weights(
     return buffer.tell()
 
 
+class InputTree(BaseModel):
+    """The form of inputs that consist of several tensors: one of the three is set."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    keywords: Annotated[dict[Name, InputTree], Field(min_length=1, max_length=MOST_INPUTS)] | None = None
+    positions: Annotated[list[InputTree], Field(min_length=1, max_length=MOST_INPUTS)] | None = None
+    shape: Annotated[list[Size], Field(max_length=MOST_DIMS)] | None = None
+    tokens: StrictBool = False
+
+    @property
+    def form(self) -> InputForm:
+        if self.keywords is not None:
+            return {key: part.form for key, part in self.keywords.items()}
+        if self.positions is not None:
+            return tuple(part.form for part in self.positions)
+        return InputShape(self.shape or (), tokens=self.tokens)
+
+
+def form_data(form: InputForm) -> dict[str, Any]:
+    """The form of one input as plain values of an architecture."""
+    if isinstance(form, InputShape) and form:
+        return {"input_shape": list(form), **({"tokens": True} if form.tokens else {})}
+    return {"input_shape": _tree_data(form)}
+
+
+def _tree_data(form: InputForm) -> dict[str, Any]:
+    if isinstance(form, InputShape):
+        return {"shape": list(form), **({"tokens": True} if form.tokens else {})}
+    if isinstance(form, dict):
+        return {"keywords": {key: _tree_data(part) for key, part in form.items()}}
+    return {"positions": [_tree_data(part) for part in form]}
+
+
+def _elements(form: InputForm) -> int:
+    if isinstance(form, InputShape):
+        return math.prod(form)
+    return sum(_elements(part) for part in (form.values() if isinstance(form, dict) else form))
+
+
 class Architecture(BaseModel):
     """How to construct the original network. The limits bound the memory of an input and its outputs."""
 
@@ -100,15 +141,22 @@ class Architecture(BaseModel):
     name: Name
     settings: dict[Name, Any]
     output_size: Annotated[StrictInt, Field(ge=1, le=1_000_000)]
-    input_shape: Annotated[list[Size], Field(min_length=1, max_length=MOST_DIMS)]
+    input_shape: Annotated[list[Size], Field(min_length=1, max_length=MOST_DIMS)] | InputTree
     tokens: StrictBool = False
 
     @model_validator(mode="after")
     def _is_bounded(self) -> Architecture:
-        if math.prod(self.input_shape) > MAX_INPUTS:
+        if _elements(self.form) > MAX_INPUTS:
             raise ValueError(f"inputs of more than {MAX_INPUTS:,} elements are not read")
         _require_plain(self.settings)
         return self
+
+    @property
+    def form(self) -> InputForm:
+        """The form of one input."""
+        if isinstance(self.input_shape, list):
+            return InputShape(self.input_shape, tokens=self.tokens)
+        return self.input_shape.form
 
 
 class Specification(BaseModel):
@@ -181,7 +229,7 @@ def read_weights(path: Path) -> tuple[Specification, PackedWeights]:
 
 def original_of(
     specification: Specification, path: Path, own_names: Callable[[], Collection[str]]
-) -> tuple[nn.Module, InputShape]:
+) -> tuple[nn.Module, InputForm]:
     """The original network from which a file's network was made, and the shape of one input.
 
     A registered network is constructed on the `meta` device: sizes that a file claims cost no memory before they are
@@ -201,7 +249,7 @@ def original_of(
             f"{path}: its network is made by code, '{shortened(made.name)}', which no parameter file beside it names. "
             "For safety it is not imported. Pass the original network: load_network(path, network=net)."
         )
-    shape = InputShape(made.input_shape, tokens=made.tokens)
+    shape = made.form
     try:
         with torch.device("meta") if made.name in NETWORKS else nullcontext():
             return untrained_network(made.name, made.settings, shape, made.output_size), shape
@@ -209,9 +257,7 @@ def original_of(
         raise StoreError(f"{path}: its description of the original network is wrong: {error}") from error
 
 
-def untrained_network(
-    name: str, settings: Mapping[str, Any], input_shape: tuple[int, ...], output_size: int
-) -> nn.Module:
+def untrained_network(name: str, settings: Mapping[str, Any], input_shape: InputForm, output_size: int) -> nn.Module:
     """A network without the published weights that the settings of a registered one may request."""
     settings = {key: value for key, value in settings.items() if key != "pretrained" or name not in NETWORKS}
     return make_network(name, settings, input_shape, output_size)

@@ -164,7 +164,7 @@ def test_prediction_is_the_divergence_of_a_small_change(name: str, monkeypatch: 
         network = nn.Sequential(nn.Linear(3, 7), nn.Tanh(), nn.Linear(7, 8), nn.Tanh(), nn.Linear(8, 4)).double()
     x, draws, layer = randn(1, 3).double(), 20_000, network.get_submodule(name)
     moments = gather(network, {name: [(1, 0)]}, x.expand(draws, -1), generator("labels"))[name]
-    G_FF, C_NN = moments.gradient / draws, moments.grams[1, 0][0] / moments.places[1, 0]
+    G_FF, C_NN = moments.gradient[0] / draws, moments.grams[1, 0][0] / moments.places[1, 0]
     torch.testing.assert_close(C_NN.trace(), encoder_inputs(network, name, x)[0].square().sum())
 
     E_FN = 1e-3 * randn(*layer.weight.shape, name="E").double()

@@ -281,7 +281,7 @@ def test_rounding_is_no_variance() -> None:
         network[0].weight.fill_(0.1).mul_(1 + 1e-7 * torch.arange(6)[:, None])
     x = (1 + torch.rand(40, 1, generator=generator("last")) * 1e-7).expand(40, 8)
     found = compressor(State(network, x[:1]), x).analysis
-    assert found.responses["0"].covariance.any()
+    assert gather(network, ["0"], x)["0"].covariance.any()
     assert not found.thresholds[0].any()
 
 
