@@ -250,6 +250,11 @@ def result_of(label: str, original: Count, compressed: Compressed) -> Compressio
 
 def _count_original(state: State) -> Count:
     net, example = state.network, state.example
+    if empty := [name for name, parameter in net.named_parameters() if parameter.is_meta]:
+        raise CompressionError(
+            f"the network is on the device meta, without values: '{empty[0]}' and {len(empty) - 1} more parameters. "
+            "Materialise it first: net.to_empty(device='cpu'); net.load_state_dict(state)."
+        )
     _check_inputs("example", net, example)
     original = count(build(net, Plan(masks=state.masks)) if state.masks else net, example)
     if original.flops == original.other_flops:

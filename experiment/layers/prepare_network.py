@@ -62,14 +62,9 @@ def prepared(network: nn.Module) -> Prepared:
     """
     made = with_parameters(network)
     families = fused_modules(made.network)
-    network, modules = unfused(made.network, families), {}
-    if made.masks:
-        modules = dict(network.named_modules())
-    masks = {
-        name: mask
-        for name, mask in split_state(made.masks, families).items()
-        if is_matrix(mask) or isinstance(modules[name.rpartition(".")[0]], _MASKABLE)
-    }
+    network = unfused(made.network, families)
+    modules, masks = dict(network.named_modules()), split_state(made.masks, families)
+    masks = {n: m for n, m in masks.items() if is_matrix(m) or isinstance(modules[n.rpartition(".")[0]], _MASKABLE)}
     return Prepared(network, masks, families)
 
 

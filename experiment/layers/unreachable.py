@@ -91,7 +91,9 @@ def _owner(name: str, modules: Mapping[str, nn.Module], called: Collection[str],
 
 
 def _is_container(module: nn.Module) -> bool:
-    return any(True for _ in module.children()) and not type(module).__module__.startswith("torch.nn.")
+    home = type(module).__module__
+    fused = home.startswith("torch.nn.") and home != nn.Sequential.__module__
+    return any(True for _ in module.children()) and not fused
 
 
 def _reason_of_bare(parameter: nn.Parameter, read: Collection[nn.Parameter]) -> str:

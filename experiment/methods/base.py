@@ -141,7 +141,7 @@ class Compressor:
             plan = self.plan(keep, quantity)
         with working(f"{self._name}: building"):
             network = self.instantiate(plan)
-        masked = not (plan.factors or plan.kept or plan.skipped or plan.biases)
+        masked = not (plan.factors or plan.kept or plan.skipped or plan.biases or plan.branches)
         counted = recount(network, self.original) if masked else count(network, self.state.example)
         assert plan.parameters is None or plan.parameters == counted.parameters, (
             f"planned {plan.parameters} parameters, counted {counted.parameters}"

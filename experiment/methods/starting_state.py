@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -11,13 +11,7 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError
 from experiment.layers.build import slice_mask, sliced_copy
-from experiment.layers.compressible import (
-    LayerInfo,
-    compressible_layers,
-    filters_of,
-    leaders,
-    maskable_layers,
-)
+from experiment.layers.compressible import LayerInfo, compressible_layers, filters_of, leaders, maskable_layers
 from experiment.layers.plan import Detail, Plan, State
 from experiment.layers.read_parameters import is_matrix, shown
 from experiment.measure import Count, count
@@ -44,6 +38,10 @@ class Start:
     layers: Mapping[str, LayerInfo]
     count: Count
     weights: Mapping[str, int]
+
+    def of(self, parameters: Collection[str]) -> Start:
+        """The same, for a method that may mask these parameters alone."""
+        return replace(self, weights={name: flops for name, flops in self.weights.items() if name in parameters})
 
     def live(self, parameter: str) -> Tensor:
         """A parameter's values, with masked elements at zero."""
@@ -96,13 +94,12 @@ class Start:
         )
 
 
-def start_of(state: State, *, masked: bool = False, only_layers: bool = False) -> Start:
+def start_of(state: State, *, masked: bool = False) -> Start:
     """Trace and count a state.
 
     Args:
         masked: for methods that mask weights: include all layers whose weights can be masked, such as grouped,
             transposed, 1-d and 3-d convolutions, and in `weights` every matrix that the forward pass reads.
-        only_layers: for methods that need a layer's inputs: leave out matrices that belong to no layer.
     Raises: CompressionError: a layer's weight is NaN or infinite, or not a parameter.
     """
     network = sliced_copy(state.network, state.kept)
@@ -111,8 +108,8 @@ def start_of(state: State, *, masked: bool = False, only_layers: bool = False) -
         _check_parameter(name, network.get_submodule(name))
     masks = {name: slice_mask(mask, state.kept, name) for name, mask in state.masks.items()}
     counted = count(network, state.example, masks)
-    weights = {parameter_name(name): 0 if info.kind == "embedding" else info.positions for name, info in layers.items()}
-    if masked and not only_layers:
+    weights = {parameter_name(n): 0 if info.kind == "embedding" else info.positions for n, info in layers.items()}
+    if masked:
         weights = _with_matrices(network, weights, counted)
     for name in weights:
         _check_values(shown(name), network.get_parameter(name))

@@ -41,7 +41,7 @@ def sipp(settings: SiPPSettings) -> WeightMethod:
     def score(start: Start, calibration: Calibration | None, generator: torch.Generator) -> WeightScores:
         return _sensitivities(start, calibration, settings, "mean", "SiPP")
 
-    return WeightMethod(score, rank_weights, only_layers=True)
+    return WeightMethod(score, rank_weights)
 
 
 def sipp_rand(settings: SiPPSettings) -> SampledSiPP:
@@ -97,7 +97,8 @@ class SampledSiPP:
 
         Raises: CompressionError: calibration data are missing, or layers receive NaN or infinity.
         """
-        start = start_of(state, masked=True, only_layers=True)
+        start = start_of(state, masked=True)
+        start = start.of([parameter_name(name) for name in start.layers])
         rows, places = _rows(start, _sensitivities(start, calibration, self.settings, "max", self.label))
         seed = int(torch.randint(2**62, (), generator=generator))
         return DrawnWeights(start, rows, places, first_rings(rows.p, generator), seed)

@@ -96,19 +96,17 @@ class WeightMethod:
         score: computes scores, of the weights of all layers in `Start.layers` at least; other parameters of
             `Start.weights` are pruned if they have scores.
         rank: `rank_weights`, in which all layers compete, or `rank_within_layers`.
-        only_layers: whether the score needs a layer's inputs, so that no other matrix is pruned.
     """
 
     score: ScoreWeights
     rank: Callable[[Start, WeightScores], WeightRanking]
-    only_layers: bool = False
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> WeightRanking:
         """Score all weights that the state's masks leave.
 
         Raises: CompressionError: a weight or score is NaN or infinite, or calibration data are missing.
         """
-        start = start_of(state, masked=True, only_layers=self.only_layers)
+        start = start_of(state, masked=True)
         return self.rank(start, self.score(start, calibration, generator))
 
     def plan(self, analysis: WeightRanking, budget: Budget) -> Plan:
@@ -131,7 +129,8 @@ def rank_weights(start: Start, scores: WeightScores, only: Collection[str] | Non
         only: names of the parameters to rank; None for all that have scores.
     Raises: CompressionError: scores of a layer are missing, or the score of a live weight is NaN or infinite.
     """
-    return WeightRanking(start, _checked(start, scores, only))
+    parts = _checked(start, scores, only)
+    return WeightRanking(start.of(parts), parts)
 
 
 def rank_within_layers(start: Start, scores: WeightScores) -> WeightRanking:
@@ -139,7 +138,8 @@ def rank_within_layers(start: Start, scores: WeightScores) -> WeightRanking:
 
     Arguments and errors as for `rank_weights`; see `same_shares`.
     """
-    return WeightRanking(start, _checked(start, scores), within=True)
+    parts = _checked(start, scores)
+    return WeightRanking(start.of(parts), parts, within=True)
 
 
 def plan_prefix(ranking: WeightRanking, budget: Budget) -> Plan:
