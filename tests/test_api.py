@@ -305,10 +305,21 @@ class _Subclass(nn.Parameter):
     pass
 
 
-def _bare(value: Tensor) -> nn.Module:
-    network = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
-    kind = type(value) if isinstance(value, nn.Parameter) else nn.Parameter
-    network.register_parameter("bare", kind(value.detach(), requires_grad=value.is_floating_point()))
+class _Bare(nn.Module):
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        kind = type(value) if isinstance(value, nn.Parameter) else nn.Parameter
+        self.bare = kind(value.detach(), requires_grad=value.is_floating_point())
+        self.more, self.last = nn.ParameterList([torch.ones(3, 3)]), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(x) * (self.bare.sum() + sum(p.sum() for p in self.more))
+        return y
+
+
+def _hooked_container() -> nn.Module:
+    network = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    network.register_parameter("bare", nn.Parameter(torch.ones(3, 3)))
     network.register_forward_hook(lambda module, inputs, output: output * module.bare.sum())
     return network
 
@@ -319,10 +330,11 @@ def _bare(value: Tensor) -> nn.Module:
     [
         (lambda: nn.Linear(9, 4), "example: the network fails on its first sample"),
         (lambda: nn.Linear(8, 4).to("meta"), "the network is on the device meta, without values: 'weight' and 1 more"),
-        (lambda: _bare(torch.full((3, 3), torch.nan)), "layer 'bare': weights must be finite. Got 9 of 9 that are NaN"),
+        (lambda: _Bare(torch.full((3, 3), torch.nan)), "layer 'bare': weights must be finite. Got 9 of 9 that are NaN"),
         (lambda: nn.LazyLinear(4), "is lazy and has no weights yet"),
-        (lambda: _bare(torch.ones(3, 3, dtype=torch.int64)), None),
-        (lambda: _bare(_Subclass(torch.ones(3, 3))), None),
+        (lambda: _Bare(torch.ones(3, 3, dtype=torch.int64)), None),
+        (lambda: _Bare(_Subclass(torch.ones(3, 3))), None),
+        (_hooked_container, None),
         (lambda: nn.DataParallel(nn.Linear(8, 4)), None),
     ],
 )

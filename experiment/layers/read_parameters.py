@@ -20,6 +20,15 @@ def shown(parameter: str) -> str:
     return "" if parameter == "weight" else parameter.removesuffix(".weight")
 
 
+def may_be_computed(network: nn.Module, parameter: str) -> bool:
+    """Whether a mask or rounding can be attached to a parameter of this name.
+
+    It is a module inside the holder, and containers such as Sequential would call it as one of theirs.
+    """
+    holder = network.get_submodule(parameter.rpartition(".")[0])
+    return not isinstance(holder, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+
+
 class Sources:
     """The places in memory of a network's parameters.
 

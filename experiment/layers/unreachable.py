@@ -12,11 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from experiment.inputs import Inputs
 from experiment.layers.compressible import PLAIN_FORWARDS, holders
 from experiment.layers.forward_pass import observed_pass
-from experiment.layers.read_parameters import Sources, is_matrix
+from experiment.layers.read_parameters import Sources, is_matrix, may_be_computed
 
 NOT_CALLED = "not called for the example"
 NOT_READ = "not used for the example"
 INTEGERS = "not floating-point"
+IN_CONTAINER = "held by a container of modules"
 READ_ONLY = "not called, only its weight is read"
 
 
@@ -69,7 +70,9 @@ def unreached(
                 continue
             if owner == name and _is_container(module):  # a parameter of a user-defined module
                 full = f"{name}.{key}" if name else key
-                found[full] = Unreached(full, "Parameter", parameter.numel(), _reason_of_bare(parameter, read))
+                found[full] = Unreached(
+                    full, "Parameter", parameter.numel(), _reason_of_bare(network, full, parameter, read)
+                )
                 counted.add(parameter)
             else:
                 inside = [p for p in modules[owner].parameters() if p not in touched and p not in counted]
@@ -96,10 +99,12 @@ def _is_container(module: nn.Module) -> bool:
     return any(True for _ in module.children()) and not fused
 
 
-def _reason_of_bare(parameter: nn.Parameter, read: Collection[nn.Parameter]) -> str:
+def _reason_of_bare(network: nn.Module, name: str, parameter: nn.Parameter, read: Collection[nn.Parameter]) -> str:
     if not parameter.is_floating_point():
         return INTEGERS
-    return "" if parameter in read else NOT_READ
+    if parameter not in read:
+        return NOT_READ
+    return "" if may_be_computed(network, name) else IN_CONTAINER
 
 
 def _reason(

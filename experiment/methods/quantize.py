@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from experiment.layers.build import build, write_whole
 from experiment.layers.plan import Plan, State
-from experiment.layers.read_parameters import is_matrix, shown
+from experiment.layers.read_parameters import is_matrix, may_be_computed, shown
 from experiment.layers.residual_blocks import inside
 from experiment.measure import count
 from experiment.methods.base import Budget, Calibration
@@ -80,4 +80,4 @@ def _may_be_rounded(network: nn.Module, name: str, parameter: Tensor) -> bool:
     """Whether it is a matrix, or the weight of a layer."""
     module, _, key = name.rpartition(".")
     weight = key == "weight" and isinstance(network.get_submodule(module), nn.Conv2d | nn.Linear)
-    return parameter.is_floating_point() and (weight or is_matrix(parameter))
+    return parameter.is_floating_point() and (weight or is_matrix(parameter)) and may_be_computed(network, name)

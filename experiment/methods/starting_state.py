@@ -13,7 +13,7 @@ from experiment.errors import CompressionError
 from experiment.layers.build import slice_mask, sliced_copy
 from experiment.layers.compressible import LayerInfo, compressible_layers, filters_of, leaders, maskable_layers
 from experiment.layers.plan import Detail, Plan, State
-from experiment.layers.read_parameters import is_matrix, shown
+from experiment.layers.read_parameters import is_matrix, may_be_computed, shown
 from experiment.measure import Count, count
 from experiment.methods.base import Budget, Quantity
 
@@ -123,11 +123,13 @@ def _with_matrices(network: nn.Module, weights: Mapping[str, int], counted: Coun
         own = network.get_submodule(name)._parameters.get("weight")
         if own is not None:
             flops[own] = flops.get(own, 0) + layer.flops
+    every = network.named_parameters(remove_duplicate=False)
+    fixed = {p for n, p in every if not (is_matrix(p) and p.is_floating_point() and may_be_computed(network, n))}
     found = {}
     for name, parameter in network.named_parameters():
         if name in weights:
             found[name] = weights[name]
-        elif parameter in flops and is_matrix(parameter) and parameter.is_floating_point():
+        elif parameter in flops and parameter not in fixed:
             found[name] = flops[parameter] // parameter.numel()
     return found
 

@@ -6,6 +6,7 @@ channels that each group keeps (`CountChannels`). Each group keeps its channels 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
@@ -72,6 +73,10 @@ class Channels:
                 each = self.work.get(name, 0) if flops else 1
                 masked += each * int((~slice_mask(mask, kept, name)).sum())
         return (self.sizes.flops_of(counts) if flops else self.sizes.parameters_of(counts)) - masked
+
+    def steps(self, round_to: int) -> list[int]:
+        """For each group the number of channels whose filters are a multiple of `round_to`: a head has many."""
+        return [round_to // math.gcd(round_to, _filters_a_channel(group)) for group in self.groups]
 
     def orders(self, scores: Sequence[Tensor]) -> list[tuple[int, ...]]:
         """For each group the remaining channels by decreasing score, ties in order."""
@@ -162,6 +167,10 @@ class FilterMethod:
                 built, state.network, _readers(built, plan), inputs, seed=0,
                 kept=plan.kept, folded=folded, intercepts=self.settings.fold == "mean",
             )  # fmt: skip
+
+
+def _filters_a_channel(group: ChannelGroup) -> int:
+    return next(len(m.positions[0]) for m in group.members if m.side == "out" and m.module == group.name)
 
 
 def has_data(calibration: Calibration | None) -> TypeGuard[Calibration]:
