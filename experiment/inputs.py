@@ -182,7 +182,7 @@ def floating_dtype(inputs: Inputs) -> torch.dtype | None:
     return next((tensor.dtype for tensor in tensors(inputs) if tensor.is_floating_point()), None)
 
 
-def mapped(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+def mapped(inputs: Inputs, change: Callable[[Tensor], Any]) -> Any:
     """The inputs with every tensor changed."""
     return tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, inputs)
 

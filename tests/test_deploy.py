@@ -110,10 +110,10 @@ def test_static_folds_batch_norm_takes_any_batch_and_is_copied() -> None:
         ("static", None, "'static' needs calibration data"),
         ("static", torch.zeros(1, 1, 28, 28), "at least two inputs"),
         ("dynamic", torch.zeros(4, 1, 28, 28), "no effect in mode 'dynamic'"),
-        ("static", [1, 2], "calibration must be a tensor of inputs. Got a list"),
-        ("static", torch.tensor(1.0), "at least two inputs"),
+        ("static", [1, 2], "calibration: expected a tensor with a batch dimension, or a tuple .* Got a list"),
+        ("static", torch.tensor(1.0), "calibration: expected a tensor with a batch dimension"),
         ("static", torch.full((4, 1, 28, 28), torch.nan), "inputs must be finite. Got NaN"),
-        ("static", torch.zeros(4, 3, 28, 28), r"fails on its first two samples, a tensor of shape \(2, 3, 28, 28\)"),
+        ("static", torch.zeros(4, 3, 28, 28), r"fails on its first 2 samples, a tensor of shape \(2, 3, 28, 28\)"),
         ("qat", None, "mode must be 'dynamic' or 'static'. Got 'qat'"),
     ],
 )

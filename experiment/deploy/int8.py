@@ -24,13 +24,13 @@ from experiment.inputs import (
     as_inputs,
     batch_size,
     call_network,
-    described,
     first,
     mapped,
     moved,
     split,
     tensors,
 )
+from experiment.layers.forward_pass import forward_of
 from experiment.layers.prepare_network import plain_copy
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def quantize_int8(
     Args:
         network: compressed or not; masks and rounding are applied first. It is unchanged.
         mode: `dynamic` or `static`, see above.
-        calibration: inputs as the network expects them, for `static`: a few hundred, at least 2, in a tensor (N, ...), or
-            a tuple or dictionary of tensors.
+        calibration: inputs as the network expects them, a tensor (N, ...) or several, for `static`: a few hundred, at
+            least 2.
     Returns: a copy in eval mode, for batches of any size.
     Raises: CompressionError: torchao is not installed, there is nothing to quantize, or calibration data are missing,
         unsuitable, or have no effect.
@@ -114,15 +114,7 @@ def _check_calibration(plain: nn.Module, inputs: Inputs) -> None:
         raise CompressionError(
             "calibration: inputs must be finite. Got NaN or infinity: are they scaled as in training?"
         )
-    try:
-        with torch.no_grad():
-            call_network(plain, first(inputs, 2))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CompressionError(
-            f"calibration: the network fails on its first two samples, {described(first(inputs, 2))}: "
-            f"{reason}. Pass a batch of inputs in the form that the network expects."
-        ) from error
+    forward_of("calibration", plain, first(inputs, 2))
 
 
 def _dynamic(plain: nn.Module) -> nn.Module:
