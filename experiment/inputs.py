@@ -107,6 +107,8 @@ def stack(samples: Sequence[Inputs]) -> Inputs:
 
     Raises: ValueError: their structures or shapes differ; the message says how.
     """
+    if all(isinstance(sample, Tensor) and sample.shape == samples[0].shape for sample in samples):
+        return torch.stack(tuple(samples))
     flat, structures = zip(*(tree_flatten(sample) for sample in samples), strict=True)
     parts = list(zip(*flat, strict=False))
     same = all(structure == structures[0] for structure in structures)

@@ -76,6 +76,8 @@ def test_compress_leaves_the_network_as_it_was_and_keeps_the_budget(
 @pytest.mark.parametrize("method", COMPRESSING)
 def test_a_saved_network_of_the_users_own_comes_back(own: Own, x: Tensor, method: str, tmp_path: Path) -> None:
     result = compress(own, method, keep=0.5, example=x, data=(x, TARGETS))
+    with pytest.raises(CompressionError, match="is a folder. Expected the file to write, such as .*small.pt"):
+        save_network(result, tmp_path)
     save_network(result, tmp_path / "own.pt")
     loaded = load_network(tmp_path / "own.pt", network=Own())
     assert torch.equal(loaded(x), result.network.eval()(x))
