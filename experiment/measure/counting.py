@@ -173,9 +173,22 @@ def _work_of(network: nn.Module, inputs: Inputs) -> _Work:
             for name, chain in cast(nn.ModuleDict, module.parametrizations).items():
                 value = getattr(module, name)  # now: what computes a weight is no work of the forward pass
                 sources.add(value, list(chain.parameters(recurse=False)))
-        with counter, operations:
+        with counter, operations, _without_gradients(network):
             call_network(network, inputs)
     return _Work({name: work.layers[name] for name in modules if name in work.layers}, work.products, work.read)
+
+
+@contextmanager
+def _without_gradients(network: nn.Module) -> Iterator[None]:
+    """Parameters that require no gradients: the counter fails on views of others that modules receive in tuples."""
+    learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in learned:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
