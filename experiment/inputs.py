@@ -107,6 +107,8 @@ def stack(samples: Sequence[Inputs]) -> Inputs:
 
     Raises: ValueError: their structures or shapes differ; the message says how.
     """
+    if all(isinstance(sample, Tensor) and sample.shape == samples[0].shape for sample in samples):
+        return torch.stack(tuple(samples))
     flat, structures = zip(*(tree_flatten(sample) for sample in samples), strict=True)
     parts = list(zip(*flat, strict=False))
     same = all(structure == structures[0] for structure in structures)
@@ -182,7 +184,7 @@ def floating_dtype(inputs: Inputs) -> torch.dtype | None:
     return next((tensor.dtype for tensor in tensors(inputs) if tensor.is_floating_point()), None)
 
 
-def mapped(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+def mapped(inputs: Inputs, change: Callable[[Tensor], Any]) -> Any:
     """The inputs with every tensor changed."""
     return tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, inputs)
 

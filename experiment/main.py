@@ -110,7 +110,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="override a setting: experiments.numNets=1",
     )
-    add("--results", type=Path, metavar="DIR", help="results folder (default: data/results)")
+    add(
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="results folder (default: data/results); trained networks stay in directories.trained_networks",
+    )
     add("--data", type=Path, metavar="DIR", help="dataset folder (default: data/datasets)")
     add("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)")
     add(

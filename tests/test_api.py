@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def test_compress_leaves_the_network_as_it_was_and_keeps_the_budget(
 @pytest.mark.parametrize("method", COMPRESSING)
 def test_a_saved_network_of_the_users_own_comes_back(own: Own, x: Tensor, method: str, tmp_path: Path) -> None:
     result = compress(own, method, keep=0.5, example=x, data=(x, TARGETS))
+    with pytest.raises(CompressionError, match="is a folder. Expected the file to write, such as .*small.pt"):
+        save_network(result, tmp_path)
     save_network(result, tmp_path / "own.pt")
     loaded = load_network(tmp_path / "own.pt", network=Own())
     assert torch.equal(loaded(x), result.network.eval()(x))
@@ -298,3 +301,52 @@ def test_two_batches_are_batches() -> None:
     whole = compress(network, "PCA", keep=0.5, example=x, data=x)
     parts = compress(network, "PCA", keep=0.5, example=x, data=[x[:32], x[32:]])
     torch.testing.assert_close(parts.network(x), whole.network(x))
+
+
+class _Subclass(nn.Parameter):
+    pass
+
+
+class _Bare(nn.Module):
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        kind = type(value) if isinstance(value, nn.Parameter) else nn.Parameter
+        self.bare = kind(value.detach(), requires_grad=value.is_floating_point())
+        self.more, self.last = nn.ParameterList([torch.ones(3, 3)]), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(x) * (self.bare.sum() + sum(p.sum() for p in self.more))
+        return y
+
+
+def _hooked_container() -> nn.Module:
+    network = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    network.register_parameter("bare", nn.Parameter(torch.ones(3, 3)))
+    network.register_forward_hook(lambda module, inputs, output: output * module.bare.sum())
+    return network
+
+
+@pytest.mark.parametrize("method", ["WT", "SNIP", "Quantize"])
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: nn.Linear(9, 4), "example: the network fails on its first sample"),
+        (lambda: nn.Linear(8, 4).to("meta"), "the network is on the device meta, without values: 'weight' and 1 more"),
+        (lambda: _Bare(torch.full((3, 3), torch.nan)), "layer 'bare': weights must be finite. Got 9 of 9 that are NaN"),
+        (lambda: nn.LazyLinear(4), "is lazy and has no weights yet"),
+        (lambda: _Bare(torch.ones(3, 3, dtype=torch.int64)), None),
+        (lambda: _Bare(_Subclass(torch.ones(3, 3))), None),
+        (_hooked_container, None),
+        (lambda: nn.DataParallel(nn.Linear(8, 4)), None),
+    ],
+)
+def test_unusual_networks_are_compressed_or_refused(
+    method: str, make: Callable[[], nn.Module], told: str | None
+) -> None:
+    call: dict[str, Any] = {"example": torch.randn(2, 8), "data": (torch.randn(8, 8), torch.arange(8) % 4)}
+    call |= {} if method == "Quantize" else {"keep": 0.6}
+    if told is None:
+        assert compress(make(), method, **call).network(call["example"]).isfinite().all()
+    else:
+        with pytest.raises(CompressionError, match=told):
+            compress(make(), method, **call)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from experiment import compress, quantize_int8, serialized_bytes
 from experiment.errors import CompressionError
+from experiment.inputs import call_network, first
 from experiment.layers.masks import named_masks
 from experiment.layers.quantized_weights import encode
 from experiment.networks.lenet import lenet5_small
@@ -75,6 +76,33 @@ def test_outputs_are_close_and_files_small(mode: Any, method: str | None) -> Non
         assert parameters < serialized_bytes(int8) < parameters + conv + 16_000 < serialized_bytes(network) / 2.8
 
 
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.hidden, self.head = nn.Embedding(30, 16), nn.Linear(16, 32), nn.Linear(32, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        hidden = self.hidden(self.embedding(ids)).relu()
+        return {"logits": self.head((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))}
+
+
+@needs_torchao
+@OWN_WARNINGS
+@pytest.mark.parametrize("mode", ["dynamic", "static"])
+@pytest.mark.parametrize("keywords", [True, False])
+def test_inputs_of_several_tensors(mode: Any, keywords: bool) -> None:
+    with seeded("tokens"):
+        network, ids = Tokens().eval(), torch.randint(30, (70, 7))
+    mask = (torch.arange(7) < torch.arange(70)[:, None] % 4 + 3).long()
+    inputs: Any = {"ids": ids, "mask": mask} if keywords else (ids, mask)
+    int8 = quantize_int8(network, mode, calibration=inputs if mode == "static" else None)
+    for n in (1, 9):
+        with torch.inference_mode():
+            expected = call_network(network, first(inputs, n))["logits"]
+            error = (call_network(int8, first(inputs, n))["logits"] - expected).norm() / expected.norm()
+        assert 0 < error < 0.05
+
+
 @needs_torchao
 @OWN_WARNINGS
 def test_weights_are_really_integers() -> None:
@@ -110,10 +138,10 @@ def test_static_folds_batch_norm_takes_any_batch_and_is_copied() -> None:
         ("static", None, "'static' needs calibration data"),
         ("static", torch.zeros(1, 1, 28, 28), "at least two inputs"),
         ("dynamic", torch.zeros(4, 1, 28, 28), "no effect in mode 'dynamic'"),
-        ("static", [1, 2], "calibration must be a tensor of inputs. Got a list"),
-        ("static", torch.tensor(1.0), "at least two inputs"),
+        ("static", [1, 2], "calibration: expected a tensor with a batch dimension, or a tuple .* Got a list"),
+        ("static", torch.tensor(1.0), "calibration: expected a tensor with a batch dimension"),
         ("static", torch.full((4, 1, 28, 28), torch.nan), "inputs must be finite. Got NaN"),
-        ("static", torch.zeros(4, 3, 28, 28), r"fails on its first two samples, a tensor of shape \(2, 3, 28, 28\)"),
+        ("static", torch.zeros(4, 3, 28, 28), r"fails on its first 2 samples, a tensor of shape \(2, 3, 28, 28\)"),
         ("qat", None, "mode must be 'dynamic' or 'static'. Got 'qat'"),
     ],
 )

@@ -26,6 +26,7 @@ DEMO = str(ROOT / "param/digits/prune/lenet5.yaml")
         ([DEMO, "-j", "2", "-i", "2"], "-i: must be from 0 to N-1"),
         ([DEMO, "--set", "training.numEpoch=3"], "numEpochs"),
         ([DEMO, "--set", "training"], "KEY=VALUE"),
+        ([DEMO, "--set", "network.name=lenet55"], "--set network.name: unknown network 'lenet55'"),
         ([DEMO, "--device", "tpu"], "--device"),
         ([DEMO, "--device", "cuda:1", "--executor", "ray"], "--device cuda:1: Ray assigns GPUs itself"),
         ([DEMO, "--executor", "ray"], "Ray is not installed. Use: python -m pip install 'experiment[ray]'"),

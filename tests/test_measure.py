@@ -479,3 +479,21 @@ def test_latency_is_that_of_the_faster_layout(monkeypatch: pytest.MonkeyPatch, f
     assert (found.layout, found.median_ms) == (faster, 1.0)
     assert seen == ["contiguous", "channels_last"]
     assert network[0].weight.is_contiguous()
+
+
+class Pairwise(nn.Module):
+    """Passes a view of a parameter to an inner module in a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.inner, self.fc = nn.Parameter(torch.randn(1, 4)), nn.Identity(), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, token = self.inner((x, self.token.expand(len(x), -1)))
+        return self.fc(x + token)
+
+
+def test_views_of_parameters_in_tuples_are_counted() -> None:
+    network = Pairwise()
+    assert count(network, torch.randn(2, 4)).flops == 12
+    assert all(parameter.requires_grad for parameter in network.parameters())

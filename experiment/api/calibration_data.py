@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from experiment.datasets.check_samples import described
+from experiment.datasets.check_samples import LABELS, described, without_labels
 from experiment.errors import CompressionError
 from experiment.inputs import Inputs, as_inputs, batch_size, join, same_form, tensors
 from experiment.methods.base import Calibration
 
-LABELS = "labels"  # the keyword of Hugging Face's datasets
 _DATA = (
     "inputs (a tensor, or a dictionary of tensors), a pair (inputs, targets), or a loader of such batches; "
     "inputs may also be a tuple in a pair"
@@ -58,9 +57,7 @@ def _is_inputs(value: object) -> bool:
 def _parts(batch: Any) -> tuple[Any, Tensor | None]:
     """Inputs and targets of one batch."""
     if isinstance(batch, Mapping):
-        targets = batch.get(LABELS)
-        inputs = {key: value for key, value in batch.items() if key != LABELS}
-        return (inputs, targets) if isinstance(targets, Tensor) else (dict(batch), None)
+        return without_labels(batch) if isinstance(batch.get(LABELS), Tensor) else (dict(batch), None)
     if isinstance(batch, tuple | list):
         return (batch[0], batch[1]) if len(batch) == 2 else (batch[0], None)
     return batch, None

@@ -17,16 +17,13 @@ from experiment.inputs import (
     Inputs,
     as_inputs,
     batch_size,
-    call_network,
-    described,
-    device_of,
     first,
     mapped,
     moved_like,
     take,
 )
 from experiment.layers.build import build
-from experiment.layers.forward_pass import evaluating
+from experiment.layers.forward_pass import forward_of
 from experiment.layers.plan import Plan, State
 from experiment.layers.prepare_network import prepared
 from experiment.measure import Count, count
@@ -188,7 +185,7 @@ def compress_many(
     original = _count_original(state)
     calibration = calibration_of(data)
     if calibration is not None:
-        _check_inputs("data", state.network, moved_like(first(calibration.inputs), example))
+        forward_of("data", state.network, moved_like(first(calibration.inputs), example))
 
     def results() -> Iterator[CompressionResult]:
         with showing(bars(progress)):
@@ -210,8 +207,8 @@ def compress_many(
 
 
 def _warn_of_rest(entry: MethodEntry, rest: OutOfReach, keeps: Sequence[float | None]) -> None:
-    if rest.modules:
-        _log.warning("%s: %s", entry.label, rest.told(entry.kind) + rest.rest(keeps))
+    if text := rest.told(entry.kind):
+        _log.warning("%s: %s", entry.label, text + rest.rest(keeps))
 
 
 def _merged(settings: object, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,26 +247,18 @@ def result_of(label: str, original: Count, compressed: Compressed) -> Compressio
 
 def _count_original(state: State) -> Count:
     net, example = state.network, state.example
-    _check_inputs("example", net, example)
+    if empty := [name for name, parameter in net.named_parameters() if parameter.is_meta]:
+        raise CompressionError(
+            f"the network is on the device meta, without values: '{empty[0]}' and {len(empty) - 1} more parameters. "
+            "Materialise it first: net.to_empty(device='cpu'); net.load_state_dict(state)."
+        )
+    forward_of("example", net, example)
     original = count(build(net, Plan(masks=state.masks)) if state.masks else net, example)
     if original.flops == original.other_flops:
         raise CompressionError(
             "there is nothing to compress: `example` does not pass through any convolution or linear layer."
         )
     return original
-
-
-def _check_inputs(argument: str, net: nn.Module, sample: Inputs) -> None:
-    """Raises: CompressionError: the network fails on the first sample of an argument."""
-    try:
-        with evaluating(net):
-            call_network(net, sample)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CompressionError(
-            f"{argument}: the network fails on its first sample, {described(sample)} on "
-            f"{device_of(sample)}: {reason}. Pass a batch of inputs in the form that the network expects."
-        ) from error
 
 
 def save_network(result: CompressionResult, path: str | Path) -> None:
@@ -281,8 +270,10 @@ def save_network(result: CompressionResult, path: str | Path) -> None:
     Args:
         result: what `compress` returned, or `LC.result`.
         path: the file to write.
-    Raises: CompressionError: `result` is something else.
+    Raises: CompressionError: `result` is something else, or `path` is a folder.
     """
+    if Path(path).is_dir():
+        raise CompressionError(f"{path}: is a folder. Expected the file to write, such as {Path(path) / 'small.pt'}.")
     if not isinstance(result, CompressionResult):
         raise CompressionError(f"expected what compress returned, or the result of an LC. Got {kind_of(result)}.")
     save_weights(Path(path), result.network, result.plan, None)

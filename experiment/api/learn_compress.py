@@ -19,7 +19,8 @@ from experiment.config.error_messages import expectation
 from experiment.datasets.image_data import Batch, count_batches
 from experiment.datasets.python_samples import PairData
 from experiment.errors import CompressionError, ConfigError, DataError
-from experiment.inputs import Inputs, call_network, first, scored, tensors
+from experiment.inputs import Inputs, first, scored, tensors
+from experiment.layers.forward_pass import forward_of
 from experiment.layers.prepare_network import prepared, with_parameters
 from experiment.lc.optimizer import LCOptimizer, digest
 from experiment.lc.projection import FunctionProjection, MethodProjection, Projection
@@ -244,10 +245,9 @@ def _named(x: Inputs) -> dict[str, Tensor]:
 
 
 def _check_targets(samples: Mapping[str, Batch], network: nn.Module, training: TrainSettings) -> None:
-    """Raises: DataError: a sample is of a class that the network does not have."""
+    """Raises: CompressionError: the network fails on a sample. DataError: it has no such class."""
     for name, (x, y) in samples.items():
-        with torch.no_grad():
-            classes = scored(call_network(network, first(x))).shape[-1]
+        classes = scored(forward_of(name, network, first(x))).shape[-1]
         unknown = y[(y < 0) | (y >= classes)]
         if len(unknown) and "ignore_index" not in training.loss_kwargs:
             raise DataError(f"{name}: expected class numbers from 0 to {classes - 1}. Got {int(unknown[0])}.")

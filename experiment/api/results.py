@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from experiment.config import Parameters, load
 from experiment.datasets.calibration import calibration
-from experiment.errors import ConfigError, Damaged, StoreError
+from experiment.datasets.image_data import Images
+from experiment.errors import CompressionError, ConfigError, Damaged, StoreError
 from experiment.files import RUN_AGAIN
+from experiment.inputs import Inputs, scored
+from experiment.layers.forward_pass import forward_of
 from experiment.layers.prepare_network import copied, require_module
 from experiment.methods.base import keep_ratio
 from experiment.methods.configure import find_method
@@ -171,21 +174,35 @@ def evaluate(
     Raises:
         DataError: the dataset is missing or damaged.
         ConfigError: there is no such variant, or several to choose from.
-        CompressionError: `network` is no network.
+        CompressionError: `network` is no network, or does not fit the data.
     """
     require_module(network)
     p = _parameters(path_or_param, variant)
     images = Data(Path(data or p.directories.training_data or DATASETS_FOLDER), device).test(p)
+    copy = copied(network).to(device)
+    _require_fit(copy, images, p)
     metrics = evaluate_network(
-        copied(network).to(device), images, loss=p.training.loss, loss_kwargs=dict(p.training.loss_kwargs),
+        copy, images, loss=p.training.loss, loss_kwargs=dict(p.training.loss_kwargs),
         device=torch.device(device), precision="fp32",
     )  # fmt: skip
     return {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5}
 
 
+def _require_fit(network: nn.Module, images: Images, p: Parameters) -> None:
+    """Raises: CompressionError: the network fails on a test input, or has fewer outputs than there are classes."""
+    dataset, wanted = (p.experiments.dataset_test or p.network.dataset).name, p.network.output_size
+    advice = "Pass a network for these inputs."
+    output = scored(forward_of(f"dataset {dataset}", network, images.first(1)[0], advice))
+    if output.dim() != 2 or output.shape[1] < wanted:
+        raise CompressionError(
+            f"dataset {dataset}: expected {wanted} outputs of the network for one input. Got shape "
+            f"{tuple(output.shape)}."
+        )
+
+
 def calibration_inputs(
     path_or_param: str | Path, data: str | Path | None = None, *, size: int = 256, variant: str | None = None
-) -> Tensor:
+) -> Inputs:
     """Inputs from the validation part of an experiment's dataset, never from its test part.
 
         x = calibration_inputs("param/digits/prune/lenet5.yaml", size=64)
@@ -194,7 +211,7 @@ def calibration_inputs(
     Args:
         path_or_param, data, variant: as for `evaluate`.
         size: number of inputs, at most.
-    Returns: a tensor (size, channels, height, width) after the test transforms, on the CPU.
+    Returns: a tensor (size, channels, height, width), or several, after the test transforms, on the CPU.
     Raises: ConfigError: `size` is not a whole number above 0.
     """
     if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from PIL import Image
@@ -41,9 +42,10 @@ def as_pair(where: str, sample: object) -> tuple[object, int]:
     Raises: DataError: the sample has another form.
     """
     if isinstance(sample, Mapping) and LABELS in sample:
-        sample = {key: value for key, value in sample.items() if key != LABELS}, sample[LABELS]
+        sample = without_labels(sample)
     if not isinstance(sample, tuple | list) or len(sample) != 2:
-        raise DataError(f"{where}: expected (input, class number). Got {described(sample)}. {SUPPORTED}.")
+        hint = " Rename 'label' to 'labels'." if isinstance(sample, Mapping) and "label" in sample else ""
+        raise DataError(f"{where}: expected (input, class number). Got {described(sample)}.{hint} {SUPPORTED}.")
     x, label = sample
     if isinstance(x, Mapping | tuple | list):
         x = _tree(where, x)
@@ -59,18 +61,23 @@ def as_pair(where: str, sample: object) -> tuple[object, int]:
     return x, int(value)  # type: ignore[call-overload]
 
 
+def without_labels(sample: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The inputs and the targets of a sample or batch of Hugging Face's."""
+    return {key: value for key, value in sample.items() if key != LABELS}, sample[LABELS]
+
+
 def _tree(where: str, x: object) -> object:
     """Inputs in plain dictionaries and tuples.
 
     Raises: DataError: there is something else than tensors in them.
     """
     if isinstance(x, Mapping) and x:
-        return {key: _tree(where, value) for key, value in x.items()}
+        return {str(key): _tree(f"{where}, '{key}'", value) for key, value in x.items()}
     if isinstance(x, tuple | list) and x and not isinstance(x[0], int | float | str):
         return tuple(_tree(where, value) for value in x)
     if not isinstance(x, Tensor):
-        hint = " Make it a tensor, for example by dataset.with_format('torch')." if isinstance(x, list) else ""
-        raise DataError(f"{where}: expected tensors in the input. Got {described(x)}.{hint} {SUPPORTED}.")
+        advice = "Remove it, or make it a tensor, for example by dataset.with_format('torch')"
+        raise DataError(f"{where}: expected tensors in the input. Got {described(x)}. {advice}. {SUPPORTED}.")
     return x
 
 

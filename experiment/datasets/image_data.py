@@ -11,7 +11,7 @@ from torch import Tensor
 
 from experiment.inputs import Inputs
 from experiment.random_streams import Part, generator
-from experiment.registry import InputForm
+from experiment.registry import InputForm, InputShape
 
 Batch = tuple[Inputs, Tensor]
 Step = tuple[str, Mapping[str, object]]
@@ -77,6 +77,11 @@ class Splits:
     test: Images
     num_classes: int
     input_shape: InputForm
+
+    @property
+    def example(self) -> Inputs | None:
+        """The first two training inputs if they consist of several tensors, whose values may depend on each other."""
+        return None if isinstance(self.input_shape, InputShape) else self.train.first(2)[0]
 
 
 def count_batches(num_images: int, batch_size: int, *, training: bool) -> int:

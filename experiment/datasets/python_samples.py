@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiment.datasets.check_samples import as_pair, check_map_style
+from experiment.datasets.check_samples import LABELS, as_pair, check_map_style, without_labels
 from experiment.datasets.image_data import EVALUATION, Batch, Share, Stream, epoch_order
 from experiment.errors import DataError, kind_of
 from experiment.inputs import Inputs, arranged, as_inputs, batch_size, form_of, moved, over_samples, stack, tensors
@@ -30,10 +30,10 @@ class _Samples:
 
 
 def _is_batch(inputs: object, targets: object) -> bool:
-    """Whether these are inputs of several tensors, with one target per sample."""
-    if not isinstance(targets, Tensor) or targets.dim() != 1 or not isinstance(inputs, Mapping | tuple | list):
+    """Whether these are the inputs and targets of a batch, rather than two samples."""
+    if not isinstance(targets, Tensor) or not targets.dim():
         return False
-    return bool(tensors(inputs)) and batch_size(inputs) == len(targets)
+    return isinstance(inputs, Tensor | Mapping) or (isinstance(inputs, tuple | list) and bool(tensors(inputs)))
 
 
 class PairData:
@@ -49,12 +49,14 @@ class PairData:
     """
 
     def __init__(self, name: str, data: Any, device: torch.device) -> None:
-        if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-            if len(data[0]) != len(data[1]):
-                raise DataError(f"{name}: expected as many targets as inputs ({len(data[0])}). Got {len(data[1])}.")
-            data = torch.utils.data.TensorDataset(*data)
-        elif isinstance(data, tuple | list) and len(data) == 2 and _is_batch(*data):
-            data = _Samples(as_inputs(data[0], name), data[1])
+        if isinstance(data, Mapping):  # such as a tokenizer's output
+            data = without_labels(data) if LABELS in data else data
+        if isinstance(data, tuple | list) and len(data) == 2 and _is_batch(*data):
+            inputs, targets = data if isinstance(data[0], Tensor) else (as_inputs(data[0], name), data[1])
+            if batch_size(inputs) != len(targets):
+                got = f"{batch_size(inputs)}). Got {len(targets)}."
+                raise DataError(f"{name}: expected as many targets as inputs ({got}")
+            data = torch.utils.data.TensorDataset(inputs, targets) if inputs is data[0] else _Samples(inputs, targets)
         try:
             check_map_style(data)
         except DataError as error:
@@ -83,7 +85,7 @@ class PairData:
         inputs, labels = [], []
         for i, sample in zip(indices.tolist(), samples, strict=True):
             x, label = as_pair(f"{self.name}: sample {i}", sample)
-            if not tensors(x):
+            if not isinstance(x, Tensor) and not tensors(x):
                 raise DataError(
                     f"{self.name}: expected tensors as inputs (use transform=ToTensor()). Got {kind_of(x)}."
                 )

@@ -13,12 +13,24 @@ X86InductorQuantizer.
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import CompressionError, kind_of
+from experiment.errors import CompressionError
+from experiment.inputs import (
+    Inputs,
+    as_inputs,
+    batch_size,
+    call_network,
+    first,
+    mapped,
+    moved,
+    split,
+    tensors,
+)
+from experiment.layers.forward_pass import forward_of
 from experiment.layers.prepare_network import plain_copy
 
 if TYPE_CHECKING:
@@ -28,7 +40,7 @@ CALIBRATED_AT_ONCE = 64  # inputs in one forward pass
 
 
 def quantize_int8(
-    network: nn.Module, mode: Literal["dynamic", "static"] = "dynamic", *, calibration: Tensor | None = None
+    network: nn.Module, mode: Literal["dynamic", "static"] = "dynamic", *, calibration: Inputs | None = None
 ) -> nn.Module:
     """Quantize a network to int8 for the CPU.
 
@@ -39,7 +51,8 @@ def quantize_int8(
     Args:
         network: compressed or not; masks and rounding are applied first. It is unchanged.
         mode: `dynamic` or `static`, see above.
-        calibration: inputs (N, ...) as the network expects them, for `static`: a few hundred, at least 2.
+        calibration: inputs as the network expects them, a tensor (N, ...) or several, for `static`: a few hundred, at
+            least 2.
     Returns: a copy in eval mode, for batches of any size.
     Raises: CompressionError: torchao is not installed, there is nothing to quantize, or calibration data are missing,
         unsuitable, or have no effect.
@@ -52,16 +65,15 @@ def quantize_int8(
         return _dynamic(plain)
     if mode != "static":
         raise CompressionError(f"mode must be 'dynamic' or 'static'. Got {mode!r}.")
-    if not isinstance(calibration, Tensor | None):
-        raise CompressionError(f"calibration must be a tensor of inputs. Got {kind_of(calibration)}.")
-    if calibration is None or calibration.dim() == 0 or len(calibration) < 2:
+    inputs = None if calibration is None else mapped(as_inputs(calibration, "calibration"), Tensor.detach)
+    if inputs is None or batch_size(inputs) < 2:
         raise CompressionError(
             "mode 'static' needs calibration data, at least two inputs, normalised as for training. Pass them: "
             "quantize_int8(network, 'static', calibration=inputs)."
         )
-    calibration = calibration.detach().cpu()
-    _check_calibration(plain, calibration)
-    return _static(plain, calibration)
+    inputs = moved(inputs, "cpu")
+    _check_calibration(plain, inputs)
+    return _static(plain, inputs)
 
 
 class ExportedNetwork(nn.Module):
@@ -72,9 +84,8 @@ class ExportedNetwork(nn.Module):
         self.graph = graph
         self.training = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.graph(x)
-        return y
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self.graph(*inputs, **named)
 
     def train(self, mode: bool = True) -> ExportedNetwork:
         """Does nothing: there is only one mode."""
@@ -97,21 +108,13 @@ def _require_torchao() -> None:
         ) from error
 
 
-def _check_calibration(plain: nn.Module, inputs: Tensor) -> None:
+def _check_calibration(plain: nn.Module, inputs: Inputs) -> None:
     """Raises: CompressionError: the inputs are not finite, or the network fails on them."""
-    if not torch.isfinite(inputs).all():
+    if not all(torch.isfinite(tensor).all() for tensor in tensors(inputs)):
         raise CompressionError(
             "calibration: inputs must be finite. Got NaN or infinity: are they scaled as in training?"
         )
-    try:
-        with torch.no_grad():
-            plain(inputs[:2])
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CompressionError(
-            f"calibration: the network fails on its first two samples, a tensor of shape {tuple(inputs[:2].shape)}: "
-            f"{reason}. Pass a batch of inputs in the form that the network expects."
-        ) from error
+    forward_of("calibration", plain, first(inputs, 2))
 
 
 def _dynamic(plain: nn.Module) -> nn.Module:
@@ -130,7 +133,7 @@ def _is_wide(module: nn.Module, name: str) -> bool:
     return isinstance(module, nn.Linear) and module.in_features > 1
 
 
-def _static(plain: nn.Module, inputs: Tensor) -> nn.Module:
+def _static(plain: nn.Module, inputs: Inputs) -> nn.Module:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
         X86InductorQuantizer,
@@ -138,12 +141,16 @@ def _static(plain: nn.Module, inputs: Tensor) -> nn.Module:
     )
 
     batch = torch.export.Dim("batch", min=1)
-    graph = torch.export.export(plain, (inputs[:2],), dynamic_shapes=({0: batch},)).module()
+    example = first(inputs, 2)
+    named = example if isinstance(example, dict) else {}
+    positional = () if named else example if isinstance(example, tuple) else (example,)
+    shapes = mapped(named or positional, lambda tensor: {0: batch} if tensor.dim() else {})
+    graph = torch.export.export(plain, positional, named, dynamic_shapes=shapes).module()
     quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
     prepared = prepare_pt2e(graph, quantizer)
     with torch.no_grad():
-        for part in torch.split(inputs, CALIBRATED_AT_ONCE):
-            prepared(part)
+        for part in split(inputs, CALIBRATED_AT_ONCE):
+            call_network(prepared, part)
     converted = convert_pt2e(prepared)
     _drop_unused(converted)
     return ExportedNetwork(converted)

@@ -22,6 +22,7 @@ from experiment.layers.masks import add_masks, bake_masks, stored, write_paramet
 from experiment.layers.plan import Factors, Kept, Plan, State
 from experiment.layers.quantized_weights import add_quantized
 from experiment.layers.residual_blocks import inside, silence
+from experiment.layers.skipped_blocks import Skipped, ZeroBranch
 from experiment.layers.unfused.replace import unfused
 
 
@@ -37,14 +38,16 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
     _check(network, plan)
     # deepcopy takes replacements from its memo: factors appear wherever the layer does, without a copy of its weight
     memo = _replacements(network, {n: factors for n, factors in plan.factors.items() if n not in plan.kept})
-    memo |= {id(network.get_submodule(name)): nn.Identity() for name in plan.skipped}
+    for name in plan.skipped:
+        block = network.get_submodule(name)
+        memo[id(block)] = ZeroBranch(block, plan.branches[name]) if name in plan.branches else Skipped(block)
     built = copy.deepcopy(network, memo)
     _add_biases(built, plan.biases)
     slice_channels(built, plan.kept)
     sliced = {name: factors for name, factors in plan.factors.items() if name in plan.kept}
     if sliced:  # one copy replaces all of them
         built = copy.deepcopy(built, _replacements(built, sliced))
-    add_masks(built, {name: slice_mask(mask, plan.kept, name) for name, mask in plan.masks.items()})
+    add_masks(built, {name: slice_mask(mask, plan.kept, name) for name, mask in plan.masks.items()}, unfilled=True)
     add_quantized(built, plan.quantized)
     return built
 
@@ -99,7 +102,9 @@ def expand(compressed: nn.Module, original: nn.Module, plan: Plan, example: Inpu
         for name in plan.skipped:
             silence(network.get_submodule(name))
     masks = {name: mask for name, mask in plan.masks.items() if not plan.masks_factor(name)}
-    return State(network.eval(), example, masks, dict(plan.kept), biases, plan.skipped, unfused=plan.unfused)
+    return State(
+        network.eval(), example, masks, dict(plan.kept), biases, plan.skipped, plan.branches, unfused=plan.unfused
+    )
 
 
 def sliced_copy(network: nn.Module, kept: Mapping[str, Kept]) -> nn.Module:
@@ -130,7 +135,7 @@ def unslice_mask(mask: Tensor, shape: torch.Size, kept: Mapping[str, Kept], name
 def _cuts(kept: Mapping[str, Kept], name: str, shape: torch.Size) -> list[tuple[int, tuple[int, ...]]]:
     """The dimensions that lose indices; a grouped layer's columns are those of one group and stay with it."""
     if name in kept:  # a bare parameter
-        pairs: tuple[tuple[int | None, tuple[int, ...] | None], ...] = ((parameter_dim(shape), kept[name].out),)
+        pairs: Sequence[tuple[int | None, tuple[int, ...] | None]] = ((parameter_dim(shape), kept[name].out),)
     else:
         sides = kept.get(name.rpartition(".")[0], Kept())
         swapped = sides.swapped and len(shape) > 1
@@ -145,7 +150,8 @@ def _check(network: nn.Module, plan: Plan) -> None:
     parameters = dict(network.named_parameters(remove_duplicate=False))
     masked = [name.rpartition(".")[0] for name in plan.masks if not plan.masks_factor(name)]
     channels = [name for name in plan.kept if name not in parameters]
-    named = (*plan.factors, *channels, *plan.biases, *plan.quantized, *masked)
+    rounded = [name for name in plan.quantized if name not in parameters]
+    named = (*plan.factors, *channels, *plan.biases, *rounded, *masked)
     unknown = [name for name in (*named, *plan.skipped) if name not in modules]
     if unknown:
         raise CompressionError(f"the plan belongs to another network: this one has no {', '.join(map(repr, unknown))}.")

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiment.inputs import Inputs, call_network, split
+from experiment.errors import CompressionError
+from experiment.inputs import Inputs, batch_size, call_network, described, device_of, split
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,25 @@ class Call:
     def input(self) -> Any:
         """The first argument, which layers also accept as the keyword `input`."""
         return self.args[0] if self.args else self.named.get("input")
+
+
+def forward_of(what: str, network: nn.Module, inputs: Inputs, advice: str = "") -> Any:
+    """What a network returns for the first samples of data, in eval mode.
+
+    Args:
+        what: the name of the data, for the error.
+        advice: what to do about the error.
+    Raises: CompressionError: the network fails on them.
+    """
+    try:
+        with evaluating(network):
+            return call_network(network, inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+        reason, n = str(error).partition("\n")[0].rstrip("."), batch_size(inputs)
+        raise CompressionError(
+            f"{what}: the network fails on its first {'sample' if n == 1 else f'{n} samples'}, {described(inputs)} on "
+            f"{device_of(inputs)}: {reason}. {advice or 'Pass a batch of inputs in the form that the network expects.'}"
+        ) from error
 
 
 @contextmanager

@@ -8,51 +8,61 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from experiment.errors import CompressionError
-from experiment.layers.quantized_weights import Quantized, named_dtypes, own_class
+from experiment.layers.quantized_weights import Quantized, attach, make_plain, named_dtypes
 
 
 class Mask(nn.Module):
-    """Multiplies a weight by a 0/1 mask of its shape, which is copied."""
+    """Multiplies a weight by a 0/1 mask of its shape, which is never written to: a file brings a new one."""
 
     mask: Tensor
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
-        self.register_buffer("mask", mask.to(torch.bool, copy=True))
+        self.register_buffer("mask", mask.to(torch.bool).contiguous())
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.mask
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.mask = torch.empty_like(self.mask)
+        super()._load_from_state_dict(*args, **kwargs)
 
-def add_masks(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
+
+def add_masks(network: nn.Module, masks: Mapping[str, Tensor], *, unfilled: bool = False) -> None:
     """Set the False places of every named parameter to zero and hold them there, in place.
 
-    If a parameter is masked already, both masks apply.
+    If a parameter is masked already, both masks apply. A parameter that several modules share is masked in all of them.
+
+    Args:
+        unfilled: whether the weights are still to be written. Then masked ones keep their values until they are, and
+            the masks are not copied: the caller must not change them.
     Raises: CompressionError: a mask does not have the shape of its parameter.
     """
+    sharing = _shared(network) if masks else {}
     for name, mask in masks.items():
         module_name, _, parameter_name = name.rpartition(".")
         module = network.get_submodule(module_name)
-        if parametrize.is_parametrized(module):
-            own_class(module)
-        earlier = _masks_of(module).get(parameter_name)
         parameter = stored(module, parameter_name)
+        earlier = _masks_of(module).get(parameter_name)
         if mask.shape != parameter.shape:
             shapes = f"{tuple(parameter.shape)}, its mask {tuple(mask.shape)}"
             raise CompressionError(f"{name}: has shape {shapes}. Expected a mask of the parameter's shape.")
         mask = mask.to(parameter.device, torch.bool)
-        with torch.no_grad():
-            parameter.masked_fill_(~mask, 0)
-        if earlier is None:
-            parametrize.register_parametrization(module, parameter_name, Mask(mask), unsafe=True)
-        else:
-            earlier.mask &= mask
+        if not unfilled:
+            parameter.detach().masked_fill_(~mask, 0)
+        if earlier is not None:
+            earlier.mask = earlier.mask & mask
+            continue
+        link = Mask(mask if unfilled else mask.clone())
+        for holder, key in sharing.get(parameter, [(module, parameter_name)]):
+            attach(holder, key, link)
 
 
 def named_masks(network: nn.Module) -> dict[str, Tensor]:
@@ -93,7 +103,11 @@ def write_parameter(module: nn.Module, name: str, value: Tensor) -> None:
     """Write into a module's parameter, in place; masked elements become zero."""
     link = _masks_of(module).get(name)
     with torch.no_grad():
-        stored(module, name).copy_(value if link is None else value * link.mask.to(value.device))
+        own = stored(module, name)
+        if link is not None and value.device == own.device == link.mask.device and value.dtype == own.dtype:
+            torch.mul(value, link.mask, out=own.detach())
+        else:
+            own.copy_(value if link is None else value * link.mask.to(value.device))
 
 
 def bake_masks(network: nn.Module) -> nn.Module:
@@ -101,9 +115,19 @@ def bake_masks(network: nn.Module) -> nn.Module:
     baked = copy.deepcopy(network)
     for module in list(baked.modules()):
         for parameter_name in _links_of(module):
-            own_class(module)
-            parametrize.remove_parametrizations(module, parameter_name)
+            make_plain(module, parameter_name)
     return baked
+
+
+def _shared(network: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]:
+    """Every parameter that is not behind a parametrization -> the modules that hold it, and its name there."""
+    held: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for module in network.modules():
+        if not isinstance(module, parametrize.ParametrizationList):
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    held.setdefault(parameter, []).append((module, name))
+    return held
 
 
 def _masks_of(module: nn.Module) -> dict[str, Mask]:

@@ -102,7 +102,8 @@ class Plan:
         scales: parameter name -> factors for its weights when they are written, in the original network's shape; not
             stored, and applied only to the analysed weights.
         stages: the plans of several methods applied in sequence; needed to write weights, not stored.
-        skipped: modules that are replaced by the identity.
+        skipped: modules that are replaced by the identity, or by zeros if they are branches.
+        branches: those of them whose output is added to something -> 0 if it is a tensor, or the length of a tuple.
         quantized: layer name -> float16, bfloat16 or int8, to which its weights, or those of its factors, are rounded.
         unfused: module name -> family in `experiment.layers.unfused`, for modules of the original network that plain
             layers replace first. All other names are those of the unfused network.
@@ -117,6 +118,7 @@ class Plan:
     scales: Mapping[str, Tensor] = field(default_factory=dict)
     stages: tuple[Plan, ...] = ()
     skipped: tuple[str, ...] = ()
+    branches: Mapping[str, int] = field(default_factory=dict)
     quantized: Mapping[str, str] = field(default_factory=dict)
     unfused: Mapping[str, str] = field(default_factory=dict)
 
@@ -130,6 +132,7 @@ class Plan:
             "kept": {name: sides.to_data() for name, sides in self.kept.items()},
             "biases": list(self.biases),
             "skipped": list(self.skipped),
+            **({"branches": dict(self.branches)} if self.branches else {}),
             "quantized": dict(self.quantized),
             **({"unfused": dict(self.unfused)} if self.unfused else {}),
         }
@@ -153,6 +156,7 @@ class Plan:
             kept=data.kept,
             biases=data.biases,
             skipped=data.skipped,
+            branches=data.branches,
             quantized=data.quantized,
             unfused=data.unfused,
         )
@@ -182,7 +186,8 @@ class State:
         masks: parameter name -> bool tensor, True where a weight is live; parameters without a mask are whole.
         kept: module name -> channels that are left; modules that are not named are whole.
         biases: layers that have a bias in `network` and none in the original network.
-        skipped: modules that are replaced by the identity; their parameters are zero.
+        skipped: modules that are replaced by the identity, or by zeros if they are `branches`, as in a plan; their
+            parameters are zero.
         samples: further inputs, which may take other paths through the network than `example`.
         unfused: the modules of the original network that plain layers replace, as in a plan.
     """
@@ -193,6 +198,7 @@ class State:
     kept: Mapping[str, Kept] = field(default_factory=dict)
     biases: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    branches: Mapping[str, int] = field(default_factory=dict)
     samples: Inputs | None = None
     unfused: Mapping[str, str] = field(default_factory=dict)
 
@@ -208,6 +214,7 @@ class PlanData(BaseModel):
     kept: dict[Name, Kept]
     biases: tuple[Name, ...]
     skipped: tuple[Name, ...]
+    branches: dict[Name, Annotated[StrictInt, Field(ge=0, le=MOST_DIMS)]] = Field(default_factory=dict)
     quantized: dict[Name, Literal["float16", "bfloat16", "int8"]]
     unfused: dict[Name, Name] = {}
 

@@ -28,7 +28,8 @@ from experiment.errors import CompressionError, kind_of
 from experiment.layers.forward_pass import evaluating
 from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import named_masks
-from experiment.layers.quantized_weights import own_class
+from experiment.layers.quantized_weights import make_plain
+from experiment.layers.read_parameters import is_matrix
 from experiment.layers.unfused.family import class_in
 from experiment.layers.unfused.replace import fused_modules, split_state, unfused
 
@@ -63,7 +64,7 @@ def prepared(network: nn.Module) -> Prepared:
     families = fused_modules(made.network)
     network = unfused(made.network, families)
     modules, masks = dict(network.named_modules()), split_state(made.masks, families)
-    masks = {name: mask for name, mask in masks.items() if isinstance(modules[name.rpartition(".")[0]], _MASKABLE)}
+    masks = {n: m for n, m in masks.items() if is_matrix(m) or isinstance(modules[n.rpartition(".")[0]], _MASKABLE)}
     return Prepared(network, masks, families)
 
 
@@ -227,11 +228,10 @@ def _make_parameter(module: nn.Module, name: str, how: object) -> None:
     elif isinstance(how, SpectralNorm):
         remove_spectral_norm(module, name)
     else:
-        own_class(module)
         chains = module.parametrizations
         assert isinstance(chains, nn.ModuleDict)
         originals = list(chains[name].parameters(recurse=False))
-        parametrize.remove_parametrizations(module, name)
+        make_plain(module, name)
         if originals and name in module._buffers:  # torch leaves a buffer if it was made of several parameters
             value = module.get_buffer(name).detach().clone()
             delattr(module, name)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from experiment.errors import CompressionError, kind_of
-from experiment.layers.grouped_linear import GroupedLinear
 
 FLOATS: Mapping[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 DTYPES = (*FLOATS, "int8")
@@ -49,19 +48,23 @@ def add_quantized(network: nn.Module, dtypes: Mapping[str, str]) -> None:
     float16 and bfloat16 round a layer's weight and bias, as in Condensa; int8 rounds only the weight.
 
     Args:
-        dtypes: layer name -> float16, bfloat16 or int8, for both factors of a decomposed layer.
-    Raises: CompressionError: a layer is no convolution or linear layer, or the dtype is another one.
+        dtypes: name of a layer, or of a single parameter -> float16, bfloat16 or int8, for both factors of a decomposed
+            layer.
+    Raises: CompressionError: a module has no matrix `weight`, or the dtype is another one.
     """
+    modules = dict(network.named_modules())
     for name, dtype in dtypes.items():
         if dtype not in DTYPES:
             raise CompressionError(f"{name}: dtype must be one of {', '.join(DTYPES)}. Got {dtype!r}.")
-        layer = network.get_submodule(name)
-        factors = [part for n, part in layer.named_children() if n in ("encoder", "decoder")]
-        for part in factors or [layer]:
-            if not isinstance(part, nn.Conv2d | nn.Linear | GroupedLinear):
-                raise CompressionError(
-                    f"{name}: only convolutions and linear layers can be quantized. Got {kind_of(part)}."
-                )
+        if name not in modules:
+            module, _, parameter = name.rpartition(".")
+            attach(modules[module], parameter, Quantized(dtype))
+            continue
+        factors = [part for n, part in modules[name].named_children() if n in ("encoder", "decoder")]
+        for part in factors or [modules[name]]:
+            weight = getattr(part, "weight", None)
+            if not isinstance(weight, Tensor) or weight.dim() < 2:
+                raise CompressionError(f"{name}: only matrices can be quantized. Got {kind_of(part)}.")
             _quantize(part, dtype)
 
 
@@ -74,7 +77,8 @@ def encode(weight: Tensor, dtype: str) -> Codes:
     """Quantize a weight.
 
     float16, bfloat16: rounded to nearest; finite values beyond the range become the largest finite one. int8: symmetric
-    with one scale per output channel, round(w / s) with s = max|w| / 127 over the channel. A scale has 17 bits of
+    with one scale per output channel (index of the first dimension: of a transposed convolution an input channel, of an
+    embedding a token), round(w / s) with s = max|w| / 127 over the channel. A scale has 17 bits of
     mantissa, so that code times scale is exact and rounding again changes nothing, on any device. Channels of zeros, or
     of values below 1.5e-36, become zeros; channels with NaN or infinity become NaN.
 
@@ -125,12 +129,36 @@ def own_class(module: nn.Module) -> None:
     module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
 
 
+def make_plain(module: nn.Module, name: str) -> None:
+    """Make a parametrized tensor a parameter of its present value, in place."""
+    own_class(module)
+    parametrize.remove_parametrizations(module, name)
+    if isinstance(module, nn.RNNBase) and not parametrize.is_parametrized(module):
+        module._init_flat_weights()  # the list that it computes with
+
+
+def attach(module: nn.Module, name: str, link: nn.Module) -> None:
+    """Add a parametrization to a parameter, in place, which recurrent layers notice, too."""
+    if parametrize.is_parametrized(module):
+        own_class(module)
+    parametrize.register_parametrization(module, name, link, unsafe=True)
+    if isinstance(module, nn.RNNBase):
+        vars(module).pop("_flat_weights", None)  # a list that torch makes once, of weights as they are then
+        type(module)._flat_weights = property(_weights_now, _ignore)  # type: ignore[assignment]
+
+
+def _weights_now(module: nn.RNNBase) -> list[Tensor | None]:
+    return [getattr(module, name, None) for name in module._flat_weights_names]
+
+
+def _ignore(module: nn.RNNBase, value: object) -> None:
+    """What torch assigns to `_flat_weights`."""
+
+
 def _quantize(layer: nn.Module, dtype: str) -> None:
-    if parametrize.is_parametrized(layer):
-        own_class(layer)
-    parametrize.register_parametrization(layer, "weight", Quantized(dtype), unsafe=True)
+    attach(layer, "weight", Quantized(dtype))
     if dtype in FLOATS and getattr(layer, "bias", None) is not None:
-        parametrize.register_parametrization(layer, "bias", Quantized(dtype), unsafe=True)
+        attach(layer, "bias", Quantized(dtype))
 
 
 def _scales(weight: Tensor) -> Tensor:

@@ -6,16 +6,18 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from experiment.inputs import Inputs
 from experiment.layers.compressible import PLAIN_FORWARDS, holders
 from experiment.layers.forward_pass import observed_pass
+from experiment.layers.read_parameters import Sources, is_matrix, may_be_computed
 
 NOT_CALLED = "not called for the example"
+NOT_READ = "not used for the example"
+INTEGERS = "not floating-point"
+IN_CONTAINER = "held by a container of modules"
 READ_ONLY = "not called, only its weight is read"
 
 
@@ -61,14 +63,16 @@ def unreached(
     counted: set[nn.Parameter] = set()
     for name, module in modules.items():
         for key, parameter in module.named_parameters(recurse=False):
-            if parameter in touched or max(parameter.shape, default=1) == parameter.numel():
+            if parameter in touched or not is_matrix(parameter):
                 continue
             owner = _owner(name, modules, called, found)
             if owner in found or (owner != name and parameter in counted):
                 continue
             if owner == name and _is_container(module):  # a parameter of a user-defined module
                 full = f"{name}.{key}" if name else key
-                found[full] = Unreached(full, "Parameter", parameter.numel())
+                found[full] = Unreached(
+                    full, "Parameter", parameter.numel(), _reason_of_bare(network, full, parameter, read)
+                )
                 counted.add(parameter)
             else:
                 inside = [p for p in modules[owner].parameters() if p not in touched and p not in counted]
@@ -90,7 +94,17 @@ def _owner(name: str, modules: Mapping[str, nn.Module], called: Collection[str],
 
 
 def _is_container(module: nn.Module) -> bool:
-    return any(True for _ in module.children()) and not type(module).__module__.startswith("torch.nn.")
+    home = type(module).__module__
+    fused = home.startswith("torch.nn.") and home != nn.Sequential.__module__
+    return any(True for _ in module.children()) and not fused
+
+
+def _reason_of_bare(network: nn.Module, name: str, parameter: nn.Parameter, read: Collection[nn.Parameter]) -> str:
+    if not parameter.is_floating_point():
+        return INTEGERS
+    if parameter not in read:
+        return NOT_READ
+    return "" if may_be_computed(network, name) else IN_CONTAINER
 
 
 def _reason(
@@ -113,26 +127,22 @@ def _reason(
     return ""
 
 
-class _Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records the storages of all tensors that operations read."""
+class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records the names of all parameters that operations read."""
 
-    def __init__(self) -> None:
+    def __init__(self, sources: Sources) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.seen: set[int] = set()
+        self.sources, self.names = sources, set[str]()
 
     def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
-        self.seen.update(_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+        self.names.update(self.sources.of(args, kwargs))
         return func(*args, **(kwargs or {}))
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
 
 
 def _used(network: nn.Module, example: Inputs) -> tuple[set[str], set[nn.Parameter]]:
     """The modules that a forward pass calls, and the parameters that it reads."""
     called: set[str] = set()
-    storages = _Storages()
-    with storages:
+    parameters = dict(network.named_parameters())
+    with _Reads(Sources(parameters)) as reads:
         observed_pass(network, dict(network.named_modules()), example, after=lambda call: called.add(call.name))
-    return called, {parameter for parameter in network.parameters() if _storage(parameter) in storages.seen}
+    return called, {parameters[name] for name in reads.names}

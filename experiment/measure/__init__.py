@@ -1,6 +1,6 @@
 """What a network costs: parameters, multiply-adds, bytes and milliseconds, measured on the deployed network."""
 
-from experiment.measure.counting import Count, LayerCount, count, example_input
+from experiment.measure.counting import Count, LayerCount, count, example_input, recount
 from experiment.measure.latency import Latency, measure_latency
 from experiment.measure.storage import Bytes, SparseBytes, count_bytes, count_sparse_bytes
 
@@ -15,4 +15,5 @@ __all__ = [
     "count_sparse_bytes",
     "example_input",
     "measure_latency",
+    "recount",
 ]

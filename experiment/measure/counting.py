@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -19,6 +19,7 @@ from experiment.layers.compressible import WEIGHT_LAYERS, kind_of_layer
 from experiment.layers.forward_pass import Call, evaluating, observing
 from experiment.layers.masks import named_masks, plain_name
 from experiment.layers.prepare_network import unwrapped
+from experiment.layers.read_parameters import Sources, is_matrix
 from experiment.registry import InputForm, InputShape
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ class Count:
         layers: the convolutions, linear layers and embeddings that the forward pass calls, in module order.
         products: multiply-adds of each operation outside these layers, in the order of computation, such as products
             of activations in attention, recurrent layers and `F.linear`.
+        read: name of every parameter that operations outside these layers read -> those of `products` that multiply by
+            it: none for an embedding, all steps for a recurrent weight. Shared parameters have their first name.
+        others: unmasked elements of every parameter in `read` that has a matrix and is in no layer.
     """
 
     parameters: int
@@ -61,6 +65,8 @@ class Count:
     flops_unmasked: int
     layers: Mapping[str, LayerCount]
     products: tuple[int, ...] = ()
+    read: Mapping[str, int] = field(default_factory=dict)
+    others: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def other_flops(self) -> int:
@@ -68,7 +74,7 @@ class Count:
         return sum(self.products)
 
 
-def count(network: nn.Module, example: Inputs) -> Count:
+def count(network: nn.Module, example: Inputs, masks: Mapping[str, Tensor] | None = None) -> Count:
     """Count the parameters of a network and the multiply-adds of a forward pass of one sample.
 
     Multiply-adds are those of `torch.utils.flop_counter`: matrix products, convolutions and scaled dot products, in
@@ -79,39 +85,62 @@ def count(network: nn.Module, example: Inputs) -> Count:
     Args:
         network: any network, compressed or not; it is unchanged. `torch.compile` and similar wrappers are removed.
         example: a batch of inputs on the network's device; its first sample is used, its values do not matter.
+        masks: parameter name -> mask, for a plain network that is to be counted with them.
     """
     network = unwrapped(network)
-    masks = named_masks(network)
-    layer_flops, products = _count_flops(network, first(example))
+    return _counted(network, masks or named_masks(network), _work_of(network, first(example)))
+
+
+def recount(network: nn.Module, before: Count) -> Count:
+    """The count of a network that differs from one counted before by its masks alone: no forward pass."""
+    flops = {name: layer.flops for name, layer in before.layers.items()}
+    return _counted(network, named_masks(network), _Work(flops, list(before.products), dict(before.read)))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Multiply-adds: of layers by name, of each operation outside them, and of these by the parameter they read."""
+
+    layers: dict[str, int]
+    products: list[int]
+    read: dict[str, int]
+
+
+def _counted(network: nn.Module, masks: Mapping[str, Tensor], work: _Work) -> Count:
+    names = {plain_name(name): p for name, p in network.named_parameters(remove_duplicate=False)}
+    masked = {names[name]: int(torch.count_nonzero(mask)) for name, mask in masks.items()}
+    sizes = {p: masked.get(p, p.numel()) for p in names.values()}
+
+    def unmasked(flops: int, name: str) -> int:
+        parameter = names.get(name)  # none if several parameters make the weight
+        return flops if parameter is None else flops * sizes[parameter] // max(1, parameter.numel())
+
     layers, seen = {}, set[nn.Parameter]()
-    for name, module in network.named_modules():
-        if module in layer_flops:
-            own = {f"{name}.{n}" if name else n: p for n, p in module.named_parameters() if p not in seen}
-            seen.update(own.values())
-            parameters = sum(_unmasked(p, masks.get(plain_name(n))) for n, p in own.items())
-            mask, work = masks.get(f"{name}.weight" if name else "weight"), layer_flops[module]
-            unmasked = work if mask is None else work * int(mask.sum()) // max(1, mask.numel())
-            layers[name] = LayerCount(kind_of_layer(module), parameters, work, unmasked)
+    for name, flops in work.layers.items():
+        module = network.get_submodule(name)
+        own = [p for p in module.parameters() if p not in seen]
+        seen.update(own)
+        weight = f"{name}.weight" if name else "weight"
+        layers[name] = LayerCount(kind_of_layer(module), sum(sizes[p] for p in own), flops, unmasked(flops, weight))
+    outside = sum(work.products)
+    gone = sum(flops - unmasked(flops, name) for name, flops in work.read.items())
     return Count(
-        parameters=sum(_unmasked(p, masks.get(plain_name(n))) for n, p in network.named_parameters()),
-        flops=sum(layer.flops for layer in layers.values()) + sum(products),
-        flops_unmasked=sum(layer.flops_unmasked for layer in layers.values()) + sum(products),
+        parameters=sum(sizes.values()),
+        flops=sum(layer.flops for layer in layers.values()) + outside,
+        flops_unmasked=sum(layer.flops_unmasked for layer in layers.values()) + outside - gone,
         layers=layers,
-        products=products,
+        products=tuple(work.products),
+        read=work.read,
+        others={n: sizes[names[n]] for n in work.read if names[n] not in seen and is_matrix(names[n])},
     )
 
 
-def _unmasked(parameter: nn.Parameter, mask: Tensor | None) -> int:
-    return parameter.numel() if mask is None else int(mask.sum())
-
-
-def _count_flops(network: nn.Module, inputs: Inputs) -> tuple[dict[nn.Module, int], tuple[int, ...]]:
-    """Multiply-adds of a forward pass: within each layer, and of each operation outside layers."""
+def _work_of(network: nn.Module, inputs: Inputs) -> _Work:
+    """The multiply-adds of a forward pass."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    layers: dict[nn.Module, int] = {}
-    products: list[int] = []
-    within: list[nn.Module] = []  # the layers that are being called
+    work = _Work({}, [], {})
+    within: list[str] = []  # the layers that are being called
 
     class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(
@@ -119,16 +148,19 @@ def _count_flops(network: nn.Module, inputs: Inputs) -> tuple[dict[nn.Module, in
         ) -> object:
             before = counter.get_total_flops()
             output = func(*args, **(kwargs or {}))
-            if work := (counter.get_total_flops() - before) // 2:
-                if within:
-                    layers[within[-1]] += work
-                else:
-                    products.append(work)
+            flops = (counter.get_total_flops() - before) // 2
+            if within:
+                work.layers[within[-1]] += flops
+                return output
+            if flops:
+                work.products.append(flops)
+            for name in sources.of(args, kwargs):  # all by the largest: not the bias, and only one of two factors
+                work.read[name], flops = work.read.get(name, 0) + flops, 0
             return output
 
     def enter(call: Call) -> None:
-        layers.setdefault(call.module, 0)
-        within.append(call.module)
+        work.layers.setdefault(call.name, 0)
+        within.append(call.name)
 
     def leave(call: Call) -> None:
         within.pop()
@@ -136,12 +168,27 @@ def _count_flops(network: nn.Module, inputs: Inputs) -> tuple[dict[nn.Module, in
     modules = {name: module for name, module in network.named_modules() if isinstance(module, WEIGHT_LAYERS)}
     counter, operations = FlopCounterMode(display=False), Operations()  # type: ignore[no-untyped-call]
     with observing(modules, before=enter, after=leave), evaluating(network), _unfused(network), parametrize.cached():
+        sources = Sources({plain_name(name): p for name, p in network.named_parameters()})
         for module in filter(parametrize.is_parametrized, network.modules()):
-            for name in cast(nn.ModuleDict, module.parametrizations):
-                getattr(module, name)  # now: what computes a weight is no work of the forward pass
-        with counter, operations:
+            for name, chain in cast(nn.ModuleDict, module.parametrizations).items():
+                value = getattr(module, name)  # now: what computes a weight is no work of the forward pass
+                sources.add(value, list(chain.parameters(recurse=False)))
+        with counter, operations, _without_gradients(network):
             call_network(network, inputs)
-    return layers, tuple(products)
+    return _Work({name: work.layers[name] for name in modules if name in work.layers}, work.products, work.read)
+
+
+@contextmanager
+def _without_gradients(network: nn.Module) -> Iterator[None]:
+    """Parameters that require no gradients: the counter fails on views of others that modules receive in tuples."""
+    learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in learned:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch.utils.benchmark import Timer
 
 
-from experiment.inputs import Inputs, call_network
+from experiment.inputs import Inputs, call_network, moved, take, tensors
 from experiment.measure.counting import example_input
 from experiment.registry import InputForm
 
@@ -38,7 +38,11 @@ class Latency:
 
 
 def measure_latency(
-    network: nn.Module, input_shape: InputForm | tuple[int, ...], batch: int, threads: int, seconds: float = 0.5
+    network: nn.Module,
+    inputs: Inputs | InputForm | tuple[int, ...],
+    batch: int,
+    threads: int,
+    seconds: float = 0.5,
 ) -> Latency:
     """Time forward passes of a network on its device, in float32 and inference mode.
 
@@ -47,14 +51,15 @@ def measure_latency(
 
     Args:
         network: in eval mode; it is unchanged. Masks that are not baked in are applied in every pass.
-        input_shape: of one sample, or the shapes of several tensors by keyword or position.
+        inputs: a batch of inputs, whose first sample is repeated, or the shape of one sample.
         batch: samples per batch.
         threads: CPU threads.
         seconds: how long to measure in each layout.
     Returns: the time in the faster layout.
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    x = example_input(input_shape, device, batch)
+    given = tensors(inputs)
+    x = moved(take(inputs, [0] * batch), device) if given else example_input(inputs, device, batch)
     times = [_timed(network, x, batch, threads, seconds, "contiguous")]
     if isinstance(x, Tensor) and x.dim() == 4 and any(p.dim() == 4 for p in network.parameters()):
         turned = copy.deepcopy(network).to(memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ from experiment.inputs import Inputs, batch_size, moved_like
 from experiment.layers.build import build
 from experiment.layers.plan import Plan, State
 from experiment.layers.recalibrate_batchnorm import DenseMoments, dense_moments, recalibrate
-from experiment.measure import Count, count
+from experiment.measure import Count, count, recount
 from experiment.methods.out_of_reach import EVERYTHING, OutOfReach, out_of_reach
 from experiment.progress import working
 from experiment.registry import MethodEntry, resolve
@@ -136,15 +136,17 @@ class Compressor:
 
         Raises: InfeasibleBudget, CompressionError.
         """
+        rest = self.out_of_reach  # before the new network takes memory, too
         with working(f"{self._name}: choosing what to keep"):
             plan = self.plan(keep, quantity)
         with working(f"{self._name}: building"):
             network = self.instantiate(plan)
-        counted = count(network, self.state.example)
+        masked = not (plan.factors or plan.kept or plan.skipped or plan.biases or plan.branches)
+        counted = recount(network, self.original) if masked else count(network, self.state.example)
         assert plan.parameters is None or plan.parameters == counted.parameters, (
             f"planned {plan.parameters} parameters, counted {counted.parameters}"
         )
-        return Compressed(network, plan, counted, self.out_of_reach)
+        return Compressed(network, plan, counted, rest)
 
     @cached_property
     def out_of_reach(self) -> OutOfReach:

@@ -14,7 +14,7 @@ def largest_share(
     free: Sequence[bool],
     size: Callable[[list[int]], int],
     budget: Budget,
-    round_to: int = 1,
+    round_to: int | Sequence[int] = 1,
 ) -> list[int]:
     """Counts n' = max(1, round(rho n)) of one share rho for all groups, the largest whose size fits.
 
@@ -28,10 +28,11 @@ def largest_share(
         alive: n, the number of channels that each group has left.
         free: whether a group may lose channels.
         size: the network's size for given counts, in the budget's quantity; never falling in any count.
-        round_to: counts are multiples of this, except for groups that lose nothing.
+        round_to: counts are multiples of this, or of one number for each group, except for groups that lose nothing.
     Raises: InfeasibleBudget: one channel per group already exceeds the budget.
     """
-    ladders = [ladder(n, round_to) if may else [n] for n, may in zip(alive, free, strict=True)]
+    each = [round_to] * len(alive) if isinstance(round_to, int) else round_to
+    ladders = [ladder(n, r) if may else [n] for n, may, r in zip(alive, free, each, strict=True)]
     steps = sorted(
         ((rungs[k - 1] + rungs[k]) / (2 * n), group)
         for group, (n, rungs) in enumerate(zip(alive, ladders, strict=True))

@@ -10,6 +10,7 @@ from experiment.layers.plan import Plan, State
 from experiment.layers.unreachable import Unreached, unreached
 
 MOST_NAMES = 8
+MOST_UNSAID = 0.05  # of all parameters: less is in the table of layers alone
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,11 @@ class OutOfReach:
         return f"there is nothing to compress: {share}" if self.nothing else share
 
     def told(self, kind: str) -> str:
-        """The sentence for a method of this kind (`MethodEntry.kind`); empty for `none`, which compresses nothing."""
-        if kind == "none":
+        """The warning for a method of this kind (`MethodEntry.kind`).
+
+        Empty for `none`, which compresses nothing, and where it is about less than a twentieth of the parameters.
+        """
+        if kind == "none" or not (self.nothing or self.parameters > MOST_UNSAID * self.total):
             return ""
         return self.text("stay in float32" if kind == "quantization" else "cannot be compressed")
 
@@ -83,15 +87,18 @@ def out_of_reach(state: State, analysis: object) -> OutOfReach:
 def reach_of(analysis: object) -> Reach | None:
     """The reach of the method that made an analysis, by the attributes of the analysis; None if it has none of these.
 
-    `start` holds layers, `base` and `ranked` another analysis, `filters` channel groups, `order` and `scores` blocks,
-    `analyses()` those of schemes.
+    `parts` are ranked parameters, `start` holds all that can be, `base` and `ranked` another analysis, `filters`
+    channel groups, `order` and `scores` blocks, `analyses()` those of schemes.
     """
     if isinstance(analysis, Plan):
-        return Reach(frozenset(_weight(name) for name in analysis.details)) if analysis.details else None
+        names = [*analysis.details, *map(_weight, analysis.details)]  # of parameters, and of layers
+        return Reach(frozenset(names)) if names else None
     held = vars(analysis) if hasattr(analysis, "__dict__") else {}
     found: Reach | None = None
-    if "start" in held:
-        found = Reach(frozenset(_weight(name) for name in held["start"].layers))
+    if "parts" in held:
+        found = Reach(frozenset(held["parts"]))
+    elif "start" in held:
+        found = Reach(frozenset(held["start"].weights))
     elif "base" in held or "ranked" in held:
         found = reach_of(held["base"] if "base" in held else held["ranked"])
     elif "filters" in held:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from experiment.layers.build import build, write_whole
 from experiment.layers.plan import Plan, State
+from experiment.layers.read_parameters import is_matrix, may_be_computed, shown
 from experiment.layers.residual_blocks import inside
 from experiment.measure import count
 from experiment.methods.base import Budget, Calibration
@@ -22,6 +23,9 @@ WHOLE = "float32"  # the dtype of layers that are not quantized, in tables
 @dataclass(frozen=True)
 class Quantize:
     """Weights rounded to float16, bfloat16 or int8 whenever they are used; training updates float32 master weights.
+
+    Those of layers, with biases in float16 and bfloat16, and all other matrices: embeddings, recurrent weights, raw
+    parameters.
 
     Nothing is removed, so the keep ratio has no effect. Masks and removed channels of the state are unchanged.
 
@@ -39,8 +43,8 @@ class Quantize:
         Raises: CompressionError: a weight is NaN or infinite. ConfigError: a pattern matches no layer, or two patterns
             the same layer.
         """
-        start_of(state)  # which refuses weights that are not finite
-        support = Plan(masks=dict(state.masks), kept=dict(state.kept), skipped=state.skipped)
+        start_of(state, masked=True)  # which refuses weights that are not finite
+        support = Plan(masks=dict(state.masks), kept=dict(state.kept), skipped=state.skipped, branches=state.branches)
         parameters = count(build(state.network, support), state.example).parameters
         return self.finish(replace(support, parameters=parameters), state.network)
 
@@ -58,9 +62,9 @@ class Quantize:
         Raises: ConfigError: a pattern matches no layer, or two patterns the same layer.
         """
         layers = [
-            name
-            for name, module in network.named_modules()
-            if isinstance(module, nn.Conv2d | nn.Linear) and not inside(name, plan.skipped)
+            shown(name)
+            for name, parameter in network.named_parameters(remove_duplicate=False)
+            if _may_be_rounded(network, name, parameter) and not inside(shown(name), plan.skipped)
         ]
         dtypes = self._dtypes(layers)
         details = {name: {**plan.details.get(name, {}), "dtype": dtypes.get(name, WHOLE)} for name in layers}
@@ -70,3 +74,10 @@ class Quantize:
         ignored = matching(self.settings.ignore, layers, "Quantize")
         own = own_values(self.settings.layers, layers, ignored, "Quantize")
         return {name: own.get(name, self.settings.dtype) for name in layers if name not in ignored}
+
+
+def _may_be_rounded(network: nn.Module, name: str, parameter: Tensor) -> bool:
+    """Whether it is a matrix, or the weight of a layer."""
+    module, _, key = name.rpartition(".")
+    weight = key == "weight" and isinstance(network.get_submodule(module), nn.Conv2d | nn.Linear)
+    return parameter.is_floating_point() and (weight or is_matrix(parameter)) and may_be_computed(network, name)

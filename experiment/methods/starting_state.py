@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.layers.build import build, slice_mask, sliced_copy
-from experiment.layers.compressible import (
-    LayerInfo,
-    compressible_layers,
-    filters_of,
-    leaders,
-    maskable_layers,
-)
+from experiment.layers.build import slice_mask, sliced_copy
+from experiment.layers.compressible import LayerInfo, compressible_layers, filters_of, leaders, maskable_layers
 from experiment.layers.plan import Detail, Plan, State
+from experiment.layers.read_parameters import is_matrix, may_be_computed, shown
 from experiment.measure import Count, count
 from experiment.methods.base import Budget, Quantity
 
@@ -32,6 +28,8 @@ class Start:
         masks: the state's masks, in the shapes of `network`.
         layers: the layers of `network` that the method may compress.
         count: the size of the state, with masks and without removed channels.
+        weights: name of every parameter of `network` that the method may mask -> multiply-adds of each of its elements,
+            in network order. One that several modules share has its first name.
     """
 
     state: State
@@ -39,6 +37,38 @@ class Start:
     masks: Mapping[str, Tensor]
     layers: Mapping[str, LayerInfo]
     count: Count
+    weights: Mapping[str, int]
+
+    def of(self, parameters: Collection[str]) -> Start:
+        """The same, for a method that may mask these parameters alone."""
+        return replace(self, weights={name: flops for name, flops in self.weights.items() if name in parameters})
+
+    def live(self, parameter: str) -> Tensor:
+        """A parameter's values, with masked elements at zero."""
+        values = self.network.get_parameter(parameter).detach()
+        mask = self.masks.get(parameter)
+        return values if mask is None else values * mask.to(values.device)
+
+    def alive(self, parameter: str) -> Tensor:
+        """Which elements of a parameter the state's masks leave, on its device."""
+        values, mask = self.network.get_parameter(parameter), self.masks.get(parameter)
+        return torch.ones_like(values, dtype=torch.bool) if mask is None else mask.to(values.device)
+
+    @cached_property
+    def alive_numbers(self) -> Mapping[str, int]:
+        """Name of every parameter in `weights` -> how many of its elements the masks leave."""
+        return {
+            name: int(self.masks[name].sum()) if name in self.masks else self.network.get_parameter(name).numel()
+            for name in self.weights
+        }
+
+    @cached_property
+    def all_names(self) -> Mapping[str, Sequence[str]]:
+        """Name of every parameter in `weights` -> its names in all modules that share it."""
+        names: dict[nn.Parameter, list[str]] = {}
+        for name, parameter in self.network.named_parameters(remove_duplicate=False):
+            names.setdefault(parameter, []).append(name)
+        return {name: names[self.network.get_parameter(name)] for name in self.weights}
 
     def cost(self, quantity: Quantity) -> int:
         """The whole state's unmasked parameters or multiply-adds."""
@@ -69,20 +99,39 @@ def start_of(state: State, *, masked: bool = False) -> Start:
 
     Args:
         masked: for methods that mask weights: include all layers whose weights can be masked, such as grouped,
-            transposed, 1-d and 3-d convolutions.
+            transposed, 1-d and 3-d convolutions, and in `weights` every matrix that the forward pass reads.
     Raises: CompressionError: a layer's weight is NaN or infinite, or not a parameter.
     """
     network = sliced_copy(state.network, state.kept)
     layers = (maskable_layers if masked else compressible_layers)(network, state.example)
     for name in layers:
-        _check_weight(name, network.get_submodule(name))
-    return Start(
-        state=state,
-        network=network,
-        masks={name: slice_mask(mask, state.kept, name) for name, mask in state.masks.items()},
-        layers=layers,
-        count=count(build(state.network, Plan(masks=state.masks, kept=state.kept)), state.example),
-    )
+        _check_parameter(name, network.get_submodule(name))
+    masks = {name: slice_mask(mask, state.kept, name) for name, mask in state.masks.items()}
+    counted = count(network, state.example, masks)
+    weights = {parameter_name(n): 0 if info.kind == "embedding" else info.positions for n, info in layers.items()}
+    if masked:
+        weights = _with_matrices(network, weights, counted)
+    for name in weights:
+        _check_values(shown(name), network.get_parameter(name))
+    return Start(state, network, masks, layers, counted, weights)
+
+
+def _with_matrices(network: nn.Module, weights: Mapping[str, int], counted: Count) -> dict[str, int]:
+    """These weights, and all other floating-point matrices that a forward pass reads, in network order."""
+    flops = {network.get_parameter(name): work for name, work in counted.read.items()}
+    for name, layer in counted.layers.items():
+        own = network.get_submodule(name)._parameters.get("weight")
+        if own is not None:
+            flops[own] = flops.get(own, 0) + layer.flops
+    every = network.named_parameters(remove_duplicate=False)
+    fixed = {p for n, p in every if not (is_matrix(p) and p.is_floating_point() and may_be_computed(network, n))}
+    found = {}
+    for name, parameter in network.named_parameters():
+        if name in weights:
+            found[name] = weights[name]
+        elif parameter in flops and parameter not in fixed:
+            found[name] = flops[parameter] // parameter.numel()
+    return found
 
 
 def parameter_name(layer: str, parameter: str = "weight") -> str:
@@ -114,14 +163,16 @@ def factored_layers(state: State, plan: Plan) -> Iterator[tuple[str, nn.Module, 
             yield name, network.get_submodule(name), live_filters(network, masks, name)
 
 
-def _check_weight(name: str, layer: nn.Module) -> None:
-    weight = dict(layer.named_parameters(recurse=False)).get("weight")
-    if weight is None:
+def _check_parameter(name: str, layer: nn.Module) -> None:
+    if "weight" not in dict(layer.named_parameters(recurse=False)):
         raise CompressionError(
             f"layer '{name}': expected the weight to be a parameter. Got one that a hook computes. Remove the hook and "
             f"make it a parameter: layer.weight = torch.nn.Parameter(layer.weight.detach())."
         )
-    bad = int((~torch.isfinite(weight)).sum())
+
+
+def _check_values(name: str, weight: Tensor) -> None:
+    bad = sum(int((~part.isfinite()).sum()) for part in torch.split(weight.detach().reshape(-1), 2**24))
     if bad:
         raise CompressionError(
             f"layer '{name}': weights must be finite. Got {bad:,} of {weight.numel():,} that are NaN or infinite: the "

@@ -81,7 +81,7 @@ def _of_config(transformers: Any, made: Any, config: object, output_size: int) -
                 f"Got {shortened(repr(model_type))}.{near}"
             )
         kind = known[model_type]
-    allowed = {*kind().to_dict(), *kind.attribute_map}
+    allowed = {*kind().to_dict(), *kind.attribute_map, "decoder_start_token_id"}  # read by T5, which does not list it
     for key in fields:
         if key not in allowed:  # transformers would keep it without an effect
             raise ConfigError(f"config.{key}: {kind.__name__} has no such field.{suggestion(key, allowed)}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError, ConfigError, ExperimentError, described, kind_of, raised_at
-from experiment.inputs import Inputs, as_form, call_network, example_of, output_tensors, scored
+from experiment.inputs import Inputs, as_form, batch_size, call_network, example_of, moved, output_tensors, scored
 from experiment.layers.forward_pass import evaluating
 from experiment.layers.prepare_network import check_kind, computed_weights, unwrapped
 from experiment.networks import NETWORKS
@@ -18,7 +18,14 @@ from experiment.networks.low_rank_from_scratch import NAMES, Factoring, factor, 
 from experiment.registry import InputForm, InputShape, is_import_path, resolve, suggestion
 
 
-def make_network(name: str, settings: Mapping[str, object], input_shape: InputForm, output_size: int) -> nn.Module:
+def make_network(
+    name: str,
+    settings: Mapping[str, object],
+    input_shape: InputForm,
+    output_size: int,
+    *,
+    example: Inputs | None = None,
+) -> nn.Module:
     """Make a network and check that it accepts the dataset's inputs and returns as many outputs as there are classes.
 
     Weights are drawn from torch's default generator: call under `experiment.random_streams.seeded`.
@@ -30,6 +37,7 @@ def make_network(name: str, settings: Mapping[str, object], input_shape: InputFo
             network whose factory has no arguments of these names.
         input_shape: (channels, height, width) of one input, or the shapes of several by keyword or position.
         output_size: number of outputs, such as classes.
+        example: a batch of inputs. Without it, one tensor per input is checked with zeros, several are not.
 
     Returns: the network in training mode; it maps (N, channels, height, width) to (N, output_size).
     Raises: ConfigError: unknown name, unknown settings, or a network that does not fit.
@@ -51,9 +59,11 @@ def make_network(name: str, settings: Mapping[str, object], input_shape: InputFo
             f"network '{name}': the factory must return a torch.nn.Module. It returned {type(network).__name__}."
         )
     network = _plain(name, network)
-    _check_fit(name, network, input_shape, output_size)
+    inputs = _example(network, input_shape) if example is None else moved(example, _device(network))
+    if example is not None or isinstance(as_form(input_shape), InputShape):
+        _check_fit(name, network, inputs, _shape(input_shape), output_size)
     if factoring is not None:
-        network = factor(network, _example(network, input_shape), factoring)
+        network = factor(network, inputs, factoring)
     return network.train()
 
 
@@ -122,35 +132,35 @@ def _check_arguments(name: str, factory: Callable[..., object], settings: Mappin
         ) from error
 
 
-def _check_fit(name: str, network: nn.Module, input_shape: InputForm, output_size: int) -> None:
+def _check_fit(name: str, network: nn.Module, inputs: Inputs, shape: str, output_size: int) -> None:
     try:
         with evaluating(network):
-            returned = call_network(network, _example(network, input_shape))
+            returned = call_network(network, inputs)
     except ExperimentError:
         raise
     except Exception as error:  # as above
+        where = "(transformsTrain, transformsTest)"
+        if not isinstance(inputs, Tensor):
+            where = "in the dataset: keys are passed as keyword arguments, parts of a tuple by position"
         raise ConfigError(
-            f"network '{name}': fails for inputs {_shape(input_shape)}: {type(error).__name__}: "
-            f"{str(error).rstrip('.')}{raised_at(error)}. Choose another network, or change the inputs "
-            "(transformsTrain, transformsTest)."
+            f"network '{name}': fails for inputs {shape}: {type(error).__name__}: "
+            f"{str(error).rstrip('.')}{raised_at(error)}. Choose another network, or change the inputs {where}."
         ) from error
     output = scored(returned) if output_tensors(returned) else None
-    if output is None or output.shape != (2, output_size):
+    n = batch_size(inputs)
+    if output is None or output.shape != (n, output_size):
         got = f"{kind_of(returned)}." if output is None else f"{_shape(output.shape)}. Does it use its output_size?"
         raise ConfigError(
-            f"network '{name}': must return a tensor of shape 2 x {output_size} (2 x outputSize) for a batch of 2 "
-            f"inputs {_shape(input_shape)}. It returns {got}"
+            f"network '{name}': must return a tensor of shape {n} x {output_size} ({n} x outputSize) for a batch of "
+            f"{n} inputs {shape}. It returns {got}"
         )
     if not output.is_meta and not bool(torch.isfinite(output).all()):
-        raise ConfigError(f"network '{name}': returns NaN or infinity for zero inputs, before any training.")
+        raise ConfigError(f"network '{name}': returns NaN or infinity before any training, for inputs {shape}.")
 
 
 def _example(network: nn.Module, input_shape: InputForm) -> Inputs:
     """A batch of two zero inputs on the network's device; ones where one of several may be a mask."""
-    parameter = next(network.parameters(), None)
-    device = None if parameter is None else parameter.device
-
-    form = as_form(input_shape)
+    device, form = _device(network), as_form(input_shape)
     fill = 0.0 if isinstance(form, InputShape) else 1.0
 
     def make(shape: InputShape) -> Tensor:
@@ -159,6 +169,10 @@ def _example(network: nn.Module, input_shape: InputForm) -> Inputs:
         return torch.full((2, *shape), fill, device=device)
 
     return example_of(form, make)
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in network.parameters()), torch.get_default_device())
 
 
 def _shown(settings: Mapping[str, object]) -> str:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiment.errors import StoreError
+from experiment.config import Parameters
+from experiment.errors import DataError, StoreError
 from experiment.escaping import json_text
 from experiment.files import write_whole
-from experiment.registry import InputForm
+from experiment.registry import InputForm, InputShape
 from experiment.run.disk.results_table import BYTES, LATENCY, read_measurement, requested
 from experiment.run.disk.store import Store
 from experiment.run.grid.keys import FORMAT_VERSION
@@ -22,11 +23,15 @@ from experiment.run.machine import device_in_words
 Say = Callable[[str], None]
 
 
-def measure_deployed(plan: ExperimentPlan, store: Store, results: Mapping[str, Mapping[str, Any]], say: Say) -> bool:
+def measure_deployed(
+    plan: ExperimentPlan, store: Store, results: Mapping[str, Mapping[str, Any]], datasets: Path, say: Say
+) -> bool:
     """Write latency.json and bytes.json into the folders of finished cells that lack them.
 
     Torch is imported only if something is to be measured. A network whose file is damaged is reported and skipped.
 
+    Args:
+        datasets: their folder, read for inputs that consist of several tensors.
     Returns: whether anything was measured.
     """
     if not (requested(plan, "latency") or requested(plan, "bytes")):
@@ -34,24 +39,28 @@ def measure_deployed(plan: ExperimentPlan, store: Store, results: Mapping[str, M
     with store.lock("measure", "measures finished networks"):
         folders = store.cell_folders()
         finished = {key: folders[key] for key, r in results.items() if r["status"] == "done" and key in folders}
-        measured = _measure_latency(plan, finished, say)
+        measured = _measure_latency(plan, finished, datasets, say)
         return _measure_bytes(plan, finished, say) or measured
 
 
-def _measure_latency(plan: ExperimentPlan, finished: Mapping[str, Path], say: Say) -> bool:
+def _measure_latency(plan: ExperimentPlan, finished: Mapping[str, Path], datasets: Path, say: Say) -> bool:
     """Make the missing measurements, and repeat latencies of other machines, which are not comparable."""
     here, settings = device_in_words(plan.machine), requested(plan, "latency")
-    threads_of = {variant.name: variant.parameters.threads for variant in plan.file.variants}
+    variants = {variant.name: variant.parameters for variant in plan.file.variants}
     batches: dict[str, set[int]] = {}
-    threads: dict[str, int] = {}
+    parameters: dict[str, Parameters] = {}
     for cell in plan.cells:  # several variants may share a network and request different batches
         if cell.key in finished and cell.variant in settings:
             batches.setdefault(cell.key, set()).update(settings[cell.variant].latency_batches)
-            threads[cell.key] = threads_of[cell.variant]
+            parameters[cell.key] = variants[cell.variant]
     devices = {}  # of the cells whose measurement is complete
     for key in batches:
         found = read_measurement(finished[key] / LATENCY)
-        if found and found["threads"] == threads[key] and {row["batch"] for row in found["batches"]} >= batches[key]:
+        if (
+            found
+            and found["threads"] == parameters[key].threads
+            and {row["batch"] for row in found["batches"]} >= batches[key]
+        ):
             devices[key] = found["device"]
     if len(devices) == len(batches) and len(set(devices.values())) <= 1:
         return False
@@ -59,23 +68,29 @@ def _measure_latency(plan: ExperimentPlan, finished: Mapping[str, Path], say: Sa
     say(f"measuring the latency of {len(missing)} networks, one at a time, on {here}")
 
     def latency_of(key: str) -> dict[str, Any]:
-        rows = _latencies(finished[key], sorted(batches[key]), threads[key], plan)
-        return {"device": here, "threads": threads[key], "batches": rows}
+        p = parameters[key]
+        rows = _latencies(finished[key], sorted(batches[key]), p, plan, datasets)
+        return {"device": here, "threads": p.threads, "batches": rows}
 
     for key in missing:
         _measure(finished[key] / LATENCY, lambda key=key: latency_of(key), say)  # type: ignore[misc]
     return bool(missing)
 
 
-def _latencies(folder: Path, batches: Sequence[int], threads: int, plan: ExperimentPlan) -> list[dict[str, Any]]:
+def _latencies(
+    folder: Path, batches: Sequence[int], p: Parameters, plan: ExperimentPlan, datasets: Path
+) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
     from experiment.layers.masks import bake_masks
     from experiment.measure import measure_latency
+    from experiment.run.cell.data import Data
 
-    network, input_shape = _load(folder, plan)
+    network, shape = _load(folder, plan)
+    several = not isinstance(shape, InputShape)
+    inputs = Data(datasets, "cpu", readers=0).splits(p, p.training).example if several else shape
     deployed = bake_masks(network).to(plan.machine.device).eval()
-    return [asdict(measure_latency(deployed, input_shape, batch, threads)) for batch in batches]
+    return [asdict(measure_latency(deployed, inputs, batch, p.threads)) for batch in batches]
 
 
 def _measure_bytes(plan: ExperimentPlan, finished: Mapping[str, Path], say: Say) -> bool:
@@ -100,7 +115,7 @@ def _measure(path: Path, measurement: Callable[[], Mapping[str, Any]], say: Say)
         say(f"{path} is damaged or of another version and is measured again.")
     try:
         content = {"format": FORMAT_VERSION, **measurement()}
-    except StoreError as error:
+    except (StoreError, DataError) as error:
         say(f"  not measured: {error}")
         return
     write_whole(path, json_text(content, indent=1) + "\n")

@@ -14,17 +14,17 @@ from experiment.config import Parameters, Variant
 from experiment.config.value_tree import KeyPath
 from experiment.datasets.transforms import check_transforms
 from experiment.errors import ConfigError, DataError, ExperimentError, StoreError
-from experiment.inputs import Inputs, call_network, first
+from experiment.inputs import Inputs, call_network, first, moved
 from experiment.layers.forward_pass import Call, observing
 from experiment.layers.plan import State
 from experiment.layers.prepare_network import prepared
-from experiment.measure import count, example_input
+from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
 from experiment.methods.configure import MethodSpec
 from experiment.methods.filters.settings import StructurePruneSettings
 from experiment.random_streams import seeded
-from experiment.run.cell.data import Data, transforms_of
+from experiment.run.cell.data import Data, traced_input, transforms_of
 from experiment.run.cell.reference import new_network
 from experiment.run.cell.training_settings import penalty_spec, train_settings
 from experiment.run.disk.load_weights import load_given
@@ -98,12 +98,13 @@ def _check_network(
     name: KeyPath = ("network", "name")
     try:
         splits = data.splits(p, p.training)
+        example = moved(traced_input(splits), "cpu")
         data.test(p)
     except (DataError, ConfigError) as error:
         yield ("network", "dataset"), str(error)
         return
     try:
-        network = new_network(p, 0, splits.input_shape)
+        network = new_network(p, 0, splits)
     except ConfigError as error:
         for problem in error.problems:
             key, text = _key_and_text(problem)
@@ -113,7 +114,6 @@ def _check_network(
     except Exception as error:  # of the user's own factory
         yield name, f"'{p.network.name}' raised {type(error).__name__}: {error}"
     else:
-        example = example_input(splits.input_shape)
         yield from _check_penalties(p, network)
         unmatched_patterns = list(_check_patterns(methods, network))
         yield from unmatched_patterns or _check_fixed_sizes(methods, network, example)

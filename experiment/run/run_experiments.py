@@ -78,12 +78,12 @@ def run_session(
     if work:
         _compute(plans, stores, directories, work, options)
     status = 0
-    for plan, store in zip(plans, stores, strict=True):
+    for plan, store, place in zip(plans, stores, directories, strict=True):
         _describe(plan, store)
         results = write_results_table(store, plan)
         if options.share is None or not open_work(0, plan, results):  # one machine measures everything
             note = _note if options.verbosity >= 0 else _ignore
-            if measure_deployed(plan, store, results, note):
+            if measure_deployed(plan, store, results, place.datasets, note):
                 results = write_results_table(store, plan)
         report = write_report(store.folder)
         summarise(plan, results, store, report, say, debug=options.debug)

@@ -1,6 +1,10 @@
 """Seconds and memory that compression methods take for twenty keep ratios of one network, phase by phase.
 
     python tests/benchmark/compression_speed.py --networks resnet20 resnet18 --methods ALDS WT --threads 2 --csv out.csv
+    python tests/benchmark/compression_speed.py --networks vit_b_16 --methods WT
+
+`kth_s` is one torch.kthvalue over all parameters of the network, in the same process: `analyse_s + plan_s` of WT, which
+select the weights of all keep ratios, should take at most three times as long.
 
 The weights are random, the keep ratios 20 between .97 and .2, evenly spaced in their logarithms. Every pair of network
 and method runs in a process of its own, so that its peak memory is its own: that of the whole process, torch included;
@@ -21,6 +25,8 @@ from pathlib import Path
 
 import torch
 from rows import Row, show
+from torch import nn
+from torchvision.models import vit_b_16
 
 from experiment.errors import InfeasibleBudget
 from experiment.layers.plan import State
@@ -32,7 +38,7 @@ from experiment.networks.make_network import make_network
 from experiment.random_streams import generator, seeded
 
 CIFAR, IMAGENET = ((3, 32, 32), 10, 183), ((3, 224, 224), 1000, 32)  # input shape, classes, calibration inputs
-SHAPES = {"resnet20": CIFAR, "vgg16_bn": CIFAR, "resnet18": IMAGENET, "resnet50": IMAGENET}
+SHAPES = {"resnet20": CIFAR, "vgg16_bn": CIFAR, "resnet18": IMAGENET, "resnet50": IMAGENET, "vit_b_16": IMAGENET}
 LABELS = [
     label
     for label, entry in METHODS.items()
@@ -79,7 +85,8 @@ def measure(network: str, label: str, keeps: int, threads: int) -> Row:
     torch.set_num_threads(threads)
     shape, classes, num_inputs = SHAPES[network]
     with seeded("benchmark"):
-        state = State(make_network(network, {}, shape, classes).eval(), example_input(shape))
+        made_network = vit_b_16() if network == "vit_b_16" else make_network(network, {}, shape, classes)
+    state = State(made_network.eval(), example_input(shape))
     inputs = torch.randn(num_inputs, *shape, generator=generator("inputs"))
     targets = torch.randint(0, classes, (num_inputs,), generator=generator("targets"))
     method = make_method(METHODS[label], configure(METHODS[label], {}).settings)
@@ -107,7 +114,16 @@ def measure(network: str, label: str, keeps: int, threads: int) -> Row:
     cpu = time.process_time() - cpu
     row |= {f"{phase}_s": round(seconds[phase], 3) for phase in PHASES}
     row |= {"wall_s": round(sum(seconds.values()), 3), "cpu_s": round(cpu, 3)}
-    return row | {"peak_mib": peak_mib(), "before_mib": before_mib, "infeasible": infeasible}
+    row |= {"peak_mib": peak_mib(), "before_mib": before_mib, "infeasible": infeasible}
+    return row | {"kth_s": round(kth_seconds(state.network), 3)}
+
+
+def kth_seconds(network: nn.Module) -> float:
+    """What the median of all magnitudes takes."""
+    magnitudes = torch.cat([p.detach().flatten().abs() for p in network.parameters()])
+    started = time.perf_counter()
+    torch.kthvalue(magnitudes, len(magnitudes) // 2)
+    return time.perf_counter() - started
 
 
 @contextmanager

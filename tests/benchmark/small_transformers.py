@@ -5,7 +5,6 @@ Shape suffixes: B = batch, N = tokens, D = width, H = heads, V = characters.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch.nn import functional
 from experiment.random_streams import generator
 
 HELD_OUT = 2500  # images of the training set that no network is trained on
+ALL_TOKENS = 2800  # steps after which a vision transformer is trained on all tokens, before on half of them
 TESTED = 2000  # images of the test set that all networks are tested on
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -109,18 +109,25 @@ class Task:
     """A network with its data.
 
     Attributes:
-        make: the network with its first weights.
-        batch: step, share of the steps done -> the loss of the network on that step's batch.
+        make: makes the network with its first weights.
+        loss: network, step -> the loss of the network on that step's batch.
         valid, test: inputs and targets (integers), as the network takes them.
-        steps, lr: training steps; the learning rate of the matrices.
+        steps: of the training.
+        cooldown: T and t: after 0.4 T steps the learning rate falls linearly to 0 at T, or from full in t steps to 0 at
+            the end, whichever is less.
     """
 
     make: Callable[[], nn.Module]
-    loss: Callable[[nn.Module, int, float], Tensor]
+    loss: Callable[[nn.Module, int], Tensor]
     valid: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
     steps: int
-    lr: float
+    cooldown: tuple[int, int]
+
+    def rate(self, step: int) -> float:
+        """The factor on the learning rate, in (0, 1]."""
+        total, last = self.cooldown
+        return min(1.0, (step + 1) / 100, (1 - step / total) / 0.6, (self.steps - step) / last)
 
 
 def python_topics(context: int = 128) -> tuple[list[str], dict[str, Tensor]]:
@@ -146,7 +153,7 @@ def windows(tokens: Tensor, context: int) -> tuple[Tensor, Tensor]:
 def gpt_task(batch: int = 32, context: int = 128, steps: int = 900) -> Task:
     characters, parts = python_topics()
 
-    def loss(network: nn.Module, step: int, done: float) -> Tensor:
+    def loss(network: nn.Module, step: int) -> Tensor:
         starts = torch.randint(len(parts["train"]) - context, (batch,), generator=generator("benchmark", "gpt", step))
         cut = torch.stack([parts["train"][i : i + context + 1] for i in starts.tolist()])
         return functional.cross_entropy(network(cut[:, :-1]).flatten(0, -2), cut[:, 1:].flatten())
@@ -157,20 +164,20 @@ def gpt_task(batch: int = 32, context: int = 128, steps: int = 900) -> Task:
         windows(parts["valid"], context),
         windows(parts["test"], context),
         steps,
-        0.02,
+        (steps, 1),
     )
 
 
-def vit_task(data: Path, cache: Path, batch: int = 64, steps: int = 4000) -> Task:
+def vit_task(data: Path, cache: Path, batch: int = 64) -> Task:
     images, labels = images_of(data / "CIFAR10-jpeg" / "train", cache / "train.pt")
     order = torch.randperm(len(images), generator=generator("benchmark", "held out"))
     held, train = order[:HELD_OUT], order[HELD_OUT:]
 
-    def loss(network: nn.Module, step: int, done: float) -> Tensor:
+    def loss(network: nn.Module, step: int) -> Tensor:
         made = generator("benchmark", "vit", step)
         chosen = train[torch.randint(len(train), (batch,), generator=made)]
-        kept = torch.randperm(64, generator=made)[: 32 if done < 0.7 else 64].sort().values
-        scores = network(augmented(images[chosen], made), *([kept] if done < 0.7 else []))
+        half = torch.randperm(64, generator=made)[:32].sort().values
+        scores = network(augmented(images[chosen], made), *([half] if step < ALL_TOKENS else []))
         return functional.cross_entropy(scores, labels[chosen])
 
     test_images, test_labels = images_of(data / "CIFAR10-jpeg" / "test", cache / "test.pt")
@@ -180,8 +187,8 @@ def vit_task(data: Path, cache: Path, batch: int = 64, steps: int = 4000) -> Tas
         loss,
         (normalised(images[held]), labels[held]),
         (normalised(test_images[some]), test_labels[some]),
-        steps,
-        0.02,
+        3250,
+        (4000, 600),
     )
 
 
@@ -212,7 +219,7 @@ def augmented(images: Tensor, made: torch.Generator) -> Tensor:
     return torch.where(mirrored[:, None, None, None], cut.flip(3), cut)
 
 
-def optimizers_of(network: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+def optimizers_of(network: nn.Module, lr: float = 0.02) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for all else."""
     matrices = [p for n, p in network.named_parameters() if p.dim() == 2 and "blocks" in n]
     inside = {id(p) for p in matrices}
@@ -223,9 +230,9 @@ def optimizers_of(network: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     ]
 
 
-def train(task: Task, network: nn.Module, folder: Path, every: int = 100, until: float = math.inf) -> None:
+def train(task: Task, network: nn.Module, folder: Path, every: int = 50) -> None:
     """Train to the end, or continue from the checkpoint in `folder`; the outcome is the same."""
-    optimizers, first, path = optimizers_of(network, task.lr), 0, folder / "checkpoint.pt"
+    optimizers, first, path = optimizers_of(network), 0, folder / "checkpoint.pt"
     base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     if path.exists():
         saved = torch.load(path, weights_only=True)
@@ -235,11 +242,10 @@ def train(task: Task, network: nn.Module, folder: Path, every: int = 100, until:
         first = saved["step"]
     network.train()
     for step in range(first, task.steps):
-        done = step / task.steps
         for optimizer, rates in zip(optimizers, base, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * min(1.0, (step + 1) / 100, (1 - done) / 0.6)
-        loss = task.loss(network, step, done)
+                group["lr"] = rate * task.rate(step)
+        loss = task.loss(network, step)
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()

@@ -108,13 +108,13 @@ def points(method: str, network: nn.Module, task: Task, arguments: argparse.Name
 
 
 def retrain(network: nn.Module, task: Task, steps: int) -> None:
-    """Train on the first batches of the training, with all tokens."""
+    """Train on the first batches of the training."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.01)
     network.train()
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = RATE * min((step + 1) / max(1, steps // 10), 1 - step / steps)
         optimizer.zero_grad()
-        task.loss(network, step, 1.0).backward()
+        task.loss(network, step).backward()
         optimizer.step()
     network.eval()
 
@@ -197,15 +197,17 @@ def show(table: Path, network: str) -> None:
 
 
 def draw(table: Path, network: str) -> None:
-    """One curve a method, dashed without retraining."""
+    """One curve a method, in a panel for each number of retraining steps."""
     rows = read(table)
     methods = [method for method in dict.fromkeys(row["method"] for row in rows) if method != "Reference"]
     looks, entries = LabelStyles().looks(methods), {}
-    retrained = max(int(row["retrained"]) for row in rows)
-    figure, (before, after) = new_figure(2)
-    for axes, steps in ((before, 0), (after, retrained)):
+    all_steps = sorted({int(row["retrained"]) for row in rows})
+    figure, panels = new_figure(len(all_steps))
+    for axes, steps in zip(panels, all_steps, strict=True):
         for method in methods:
             curve = [row for row in rows if row["method"] == method and int(row["retrained"]) == steps]
+            if not curve:
+                continue
             curve.sort(key=lambda row: -float(row["keep_parameters"]))
             x = [100 * float(row["keep_parameters"]) for row in curve]
             entries[method] = draw_curve(axes, x, [value_of(row, network) for row in curve], looks[method])
@@ -217,7 +219,7 @@ def draw(table: Path, network: str) -> None:
         if network == "gpt":
             axes.set_yscale("log")
             log_ticks(axes.yaxis)
-    before.set_ylabel("Perplexity of a character" if network == "gpt" else "Top-1 error (%)")
+    panels[0].set_ylabel("Perplexity of a character" if network == "gpt" else "Top-1 error (%)")
     set_title(figure, TITLES[network])
     place_legend(figure, [(line, name) for name, line in entries.items()])
     for file in save_figure(figure, table.with_suffix("")):

@@ -256,3 +256,78 @@ def test_masks_follow_the_network() -> None:
     assert all(m.dtype == torch.bool for m in named_masks(half).values())
     assert not half[0].weight[~masks["0.weight"]].any()
     assert all(m.device.type == "meta" for m in named_masks(copy.deepcopy(network).to("meta")).values())
+
+
+class EveryKind(nn.Module):
+    """Recurrent layers and cells, a bilinear layer, a raw parameter, attention, and an embedding tied to the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        self.lstm = nn.LSTM(8, 6, 2, bidirectional=True, proj_size=3, batch_first=True)
+        self.gru, self.cell, self.bilinear = nn.GRU(6, 8, batch_first=True), nn.LSTMCell(8, 8), nn.Bilinear(8, 8, 8)
+        self.position = nn.Parameter(torch.randn(1, 5, 8))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 20, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.gru(self.lstm(self.embedding(tokens) + self.position)[0])[0]
+        x = self.bilinear(x, x)
+        x = self.attention(x, x, x, need_weights=False)[0]
+        return self.head(x + self.cell(x[:, 0])[0][:, None])
+
+
+def every_kind() -> tuple[EveryKind, Tensor, dict[str, Tensor]]:
+    with random_streams.seeded("every kind"):
+        network, tokens = EveryKind().eval(), torch.randint(0, 20, (3, 5))
+        masks = {name: torch.rand(p.shape) < 0.5 for name, p in network.named_parameters() if p.dim() > 1}
+    return network, tokens, masks
+
+
+def trained(network: nn.Module, tokens: Tensor) -> nn.Module:
+    optimizer = AdamW(network.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        network(tokens).square().sum().backward()
+        optimizer.step()
+    return network.eval()
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections", "ignore:The tensor attributes")  # of any LSTM's export
+def test_matrices_of_every_kind_stay_at_zero() -> None:
+    """In training, copies, files and plain layers, where torch keeps lists of recurrent weights, and shares them."""
+    network, tokens, masks = every_kind()
+    reference, masked = copy.deepcopy(network), copy.deepcopy(network)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            reference.get_parameter(name).mul_(mask)
+    add_masks(masked, masks)
+    torch.testing.assert_close(masked(tokens), reference(tokens))
+    for each in (trained(masked, tokens), trained(copy.deepcopy(masked), tokens)):
+        baked = bake_masks(each)
+        torch.testing.assert_close(baked(tokens), each(tokens))
+        assert type(baked.lstm) is nn.LSTM
+        assert baked.head.weight is baked.embedding.weight
+        for name, mask in masks.items():
+            assert not baked.get_parameter(name)[~mask].any(), name
+            assert baked.get_parameter(name)[mask].all(), name
+        assert copy.deepcopy(each).double()(tokens).dtype == torch.float64
+        torch.testing.assert_close(torch.export.export(baked, (tokens,)).module()(tokens), each(tokens))
+    loaded = copy.deepcopy(network)
+    add_masks(loaded, {name: torch.ones_like(mask) for name, mask in masks.items()})
+    loaded.load_state_dict(masked.state_dict())
+    torch.testing.assert_close(loaded(tokens), masked(tokens))
+    assert all(torch.equal(named_masks(loaded)[name], mask) for name, mask in masks.items())
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_a_file_does_not_write_into_the_masks_that_were_given() -> None:
+    network, tokens, masks = every_kind()
+    ones = {name: torch.ones_like(mask) for name, mask in masks.items()}
+    given, other = copy.deepcopy(network), copy.deepcopy(network)
+    add_masks(given, ones, unfilled=True)
+    add_masks(other, masks)
+    given.load_state_dict(other.state_dict())
+    assert all(mask.all() for mask in ones.values())
+    assert torch.equal(given(tokens), other(tokens))

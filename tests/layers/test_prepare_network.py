@@ -124,12 +124,14 @@ def test_pruned_networks_are_stored_and_loaded(tmp_path: object) -> None:
 
 
 def test_only_masks_that_hold_are_told() -> None:
-    """A recurrent layer's masks are baked in: it reads its weights past the parametrization."""
+    """Those of matrices, in recurrent layers too; masks of biases outside layers are baked in."""
     network = nn.LSTM(3, 4)
     prune.l1_unstructured(network, "weight_hh_l0", 0.5)
+    prune.l1_unstructured(network, "bias_hh_l0", 0.5)
     made = prepared(network)
-    assert not made.masks
+    assert {name: int(mask.sum()) for name, mask in made.masks.items()} == {"weight_hh_l0": 32}
     assert int((made.network.weight_hh_l0 == 0).sum()) == 32
+    assert int((made.network.bias_hh_l0 == 0).sum()) == 8
 
 
 def lazy() -> tuple[nn.Module, nn.Module]:

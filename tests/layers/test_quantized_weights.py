@@ -248,7 +248,7 @@ def test_other_bits_are_another_support() -> None:
 @pytest.mark.parametrize(
     ("quantized", "match"),
     [
-        ({"1": "int8"}, "1: only convolutions and linear layers can be quantized. Got a BatchNorm2d"),
+        ({"1": "int8"}, "1: only matrices can be quantized. Got a BatchNorm2d"),
         ({"0": "int4"}, "0: dtype must be one of float16, bfloat16, int8. Got 'int4'"),
         ({"7": "int8"}, "this one has no '7'"),
     ],

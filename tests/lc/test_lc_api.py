@@ -158,6 +158,29 @@ def test_a_file_that_is_no_checkpoint_stays_as_it_is(
     assert [*tmp_path.iterdir()] == [path]
 
 
+class Keywords(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.body(torch.cat([left, right], dim=1))}
+
+
+def test_inputs_by_keyword_are_learnt_and_compressed_as_the_one_tensor(
+    network: nn.Sequential, make_pairs: Make, tmp_path: Path
+) -> None:
+    pairs = {"train": make_pairs(70), "valid": make_pairs(40, "valid")}
+    cut = {name: {"left": x[:, :2], "right": x[:, 2:], "labels": y} for name, (x, y) in pairs.items()}
+    whole = LC(network, "PCA", keep=0.7, **pairs, **SHORT)
+    named = LC(Keywords(network), "PCA", keep=0.7, checkpoint=tmp_path / "lc.pt", **cut, **SHORT)
+    small, x = whole.run(), pairs["valid"][0]
+    assert torch.equal(named.run()(x[:, :2], x[:, 2:])["logits"], small(x))
+    assert named.statistics["valid_loss"].tolist() == whole.statistics["valid_loss"].tolist()
+    with pytest.raises(CompressionError, match=r"train: the network fails on its first sample, .*shape \(1, 6\).*: "):
+        LC(Keywords(network), "WT", keep=0.4, **pairs, **SHORT)
+
+
 def test_the_result_can_be_saved(network: nn.Sequential, sets: dict[str, Any], tmp_path: Path) -> None:
     lc = LC(network, "SVD", keep=0.7, **sets, **SHORT)
     with pytest.raises(CompressionError, match="no result yet"):

@@ -42,11 +42,11 @@ def test_names_of_torchprune_find_the_method_and_are_unique() -> None:
 
 def test_all_wrong_settings_come_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        configure("SVD", {"folding": 4, "grups": 2})
+        configure("SVD", {"folding": 8, "grups": 2})
     assert list(caught.value.problems) == [
         "grups: SVD has no such setting. Did you mean 'groups'? It has folding, groups, layers, randomised_above, "
         "round_to.",
-        "folding: must be at most 3. Got 4.",
+        "folding: must be at most 7. Got 8.",
     ]
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiment import load_network, load_results
+from experiment import calibration_inputs, evaluate, load_network, load_results
+from experiment.errors import CompressionError
 from experiment.main import main
 
 MODULE = """
@@ -46,7 +47,7 @@ class Pairs(Texts):
 class Uneven(Texts):
     def __getitem__(self, i):
         sample = super().__getitem__(i)
-        return {**sample, "ids": sample["ids"][: 8 - i % 3]}
+        return {key: value if key == "labels" else value[: 8 - i % 3] for key, value in sample.items()}
 
 
 class TooMany(Texts):
@@ -57,6 +58,29 @@ class TooMany(Texts):
 class Lists(Texts):
     def __getitem__(self, i):
         return {**super().__getitem__(i), "ids": [1, 2, 3]}
+
+
+class Words(Texts):
+    def __getitem__(self, i):
+        return {**super().__getitem__(i), "text": "a word"}
+
+
+class OtherKeys(Texts):
+    def __getitem__(self, i):
+        sample = super().__getitem__(i)
+        return {("tokens" if i % 2 and key == "ids" else key): value for key, value in sample.items()}
+
+
+class Label(Texts):
+    def __getitem__(self, i):
+        sample = super().__getitem__(i)
+        return {**{key: value for key, value in sample.items() if key != "labels"}, "label": sample["labels"]}
+
+
+class TwoRanks(Texts):
+    def __getitem__(self, i):
+        sample = super().__getitem__(i)
+        return {**sample, "attention_mask": sample["attention_mask"][None]}
 
 
 def texts(root, train, kind="Texts"):
@@ -70,6 +94,7 @@ class Net(nn.Module):
         self.head = nn.Linear(12, outputs)
 
     def forward(self, ids, attention_mask):
+        assert ids.max() > 19, "no token tells the class: zeros are no inputs of this network"
         x = self.embedding(ids)
         x = x + self.down(self.up(x).relu())
         mask = attention_mask[..., None].float()
@@ -88,7 +113,7 @@ network:
 training: {{numEpochs: 6, batchSize: 16, optimizer: Adam, optimizerKwargs: {{lr: 0.02}}}}
 retraining: {{numEpochs: 1, distillation: {{alpha: 0.5}}}}
 experiments:
-  methods: [WT, ALDS, KLDS, FT]
+  methods: {methods}
   mode: retrain
   numNets: 1
   spacing: [{{type: geometric, numIntervals: 1, maxVal: 0.7, minVal: 0.7}}]
@@ -96,24 +121,32 @@ experiments:
 """
 
 
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> int:
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, methods: str = "[WT, ALDS, KLDS, FT]") -> int:
     (folder / "several_inputs.py").write_text(MODULE)
-    (folder / "own.yaml").write_text(FILE.format(kind=kind))
+    (folder / "own.yaml").write_text(FILE.format(kind=kind, methods=methods))
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delitem(sys.modules, "several_inputs", raising=False)
     return main(["own.yaml", "-j", "1"])
 
 
-@pytest.mark.parametrize("kind", ["Texts", "Pairs"])
-def test_a_whole_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    assert run(tmp_path, monkeypatch, kind) == 0
-    table = load_results("own.yaml")
-    assert len(table) == 5
+@pytest.mark.usefixtures("no_plots")
+@pytest.mark.parametrize(("kind", "methods"), [("Texts", "[WT, ALDS, KLDS, FT]"), ("Pairs", "[FT]")])
+def test_a_whole_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, methods: str) -> None:
+    """Trained, compressed, retrained by distillation, tested, timed; loaded and tested again in Python."""
+    assert run(tmp_path, monkeypatch, kind, methods) == 0
+    table = load_results("own.yaml").set_index("method")
+    assert len(table) == 1 + methods.count(",") + 1
     assert (table.top1 > 0.8).all()
-    network = load_network("own.yaml", method="ALDS", keep=0.7)
-    ids, mask = torch.randint(0, 20, (2, 8)), torch.ones(2, 8)
-    assert network(ids, mask)["logits"].shape == (2, 3)
+    assert (table.latency_ms_b64 > 0).all()
+    network = load_network("own.yaml", method="FT", keep=0.7)
+    assert evaluate("own.yaml", network)["loss"] == pytest.approx(table.loss["FT"], abs=1e-5)
+    inputs = calibration_inputs("own.yaml", size=5)
+    assert [x.shape for x in (inputs.values() if kind == "Texts" else inputs)] == [(5, 8), (5, 8)]
+    with pytest.raises(CompressionError, match=r"dataset several_inputs:texts: the network fails on its first sample"):
+        evaluate("own.yaml", torch.nn.Linear(2, 3))
+    with pytest.raises(CompressionError, match=r"expected 3 outputs of the network for one input. Got shape \(1, 2\)"):
+        evaluate("own.yaml", sys.modules["several_inputs"].Net(2))
 
 
 @pytest.mark.parametrize(
@@ -121,10 +154,11 @@ def test_a_whole_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kin
     [
         ("Uneven", "inputs of different shapes after the transforms: .*ids: .*Pad them in the dataset"),
         ("TooMany", "unexpected keyword argument 'token_type_ids'"),
-        (
-            "Lists",
-            "expected tensors in the input. Got a list of 3. Make it a tensor, for example by dataset.with_format",
-        ),
+        ("Lists", "sample 0, 'ids': expected tensors in the input. Got a list of 3. Remove it, or make it a tensor"),
+        ("Words", "sample 0, 'text': expected tensors in the input. Got the text 'a word'. Remove it"),
+        ("OtherKeys", "inputs of different shapes after the transforms: .*tokens: .*give every sample the same keys"),
+        ("Label", "Got a mapping with the keys ids, attention_mask, label. Rename 'label' to 'labels'"),
+        ("TwoRanks", "batch of 2 inputs {ids: 8, attention_mask: 1 x 8}. It returns 2 x 8 x 3"),
     ],
 )
 def test_inputs_that_do_not_fit_are_told(

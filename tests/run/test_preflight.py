@@ -58,7 +58,9 @@ def test_methods_with_a_size_of_their_own_that_do_not_fit(
     assert main([str(write(small)), "-j", "1", "-q"]) == 2
     said = [line.partition(": experiments.methods")[2] for line in capsys.readouterr().err.splitlines()]
     divide = "BlockPrune: block_size (7, 7) must divide the weights of all layers. It does not divide those of 'fc1'"
-    nothing = "Prune: the network has no convolution or linear layer to prune that `ignore` does not exclude."
+    nothing = (
+        "Prune: the network has no convolution, linear layer or other matrix to prune that `ignore` does not exclude."
+    )
     assert said[0] == f"[0]: {nothing}"
     assert said[1].startswith(f"[1]: {divide}")
     assert said[2].startswith(f"[2]: {divide}")

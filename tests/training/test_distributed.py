@@ -71,7 +71,7 @@ def close(a: dict[str, Tensor], b: dict[str, Tensor], **tolerance: float) -> Non
 
 
 @pytest.mark.parametrize(
-    "scenario", ["batchnorm", "routed", "masked", "weighted", "continued", "distilled", "penalised"]
+    "scenario", ["batchnorm", "routed", "masked", "weighted", "continued", "distilled", "keywords", "penalised"]
 )
 def test_two_processes_end_where_one_does(outcomes: Outcomes, scenario: str) -> None:
     """The last batch has 11 images; early stopping and ReduceLROnPlateau decide by what both found."""

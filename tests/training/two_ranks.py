@@ -12,6 +12,7 @@ import torch.distributed as dist
 from conftest import make_images
 from torch import Tensor, nn
 
+from experiment.datasets.python_samples import PairData
 from experiment.errors import TrainingDiverged
 from experiment.layers.masks import add_masks
 from experiment.layers.shared_batchnorm import shared_form
@@ -21,6 +22,7 @@ from experiment.training.evaluation import evaluate
 from experiment.training.loop import TrainingLoop
 from experiment.training.settings import DistillationSpec, PenaltySpec, SchedulerSpec, TrainSettings
 
+CPU = torch.device("cpu")
 SETTINGS = TrainSettings(
     num_epochs=3,
     batch_size=16,
@@ -44,10 +46,15 @@ def make_network(team: Team) -> nn.Sequential:
 
 
 def outcome(
-    team: Team, network: nn.Module, settings: TrainSettings = SETTINGS, until: int | None = None, **more: Any
+    team: Team,
+    network: nn.Module,
+    settings: TrainSettings = SETTINGS,
+    until: int | None = None,
+    data: tuple[Any, Any] = (IMAGES, VALID),
+    **more: Any,
 ) -> dict[str, Any]:
     layers = [type(module) for module in network.modules()]
-    loop = TrainingLoop(network, IMAGES, settings, valid=VALID, stream=("t",), device="cpu", team=team, **more)
+    loop = TrainingLoop(network, data[0], settings, valid=data[1], stream=("t",), device="cpu", team=team, **more)
     records = loop.run(until)
     assert [type(module) for module in network.modules()] == layers, "plain torch layers again"
     told = [{k: v for k, v in dataclasses.asdict(r).items() if k != "seconds"} for r in records]
@@ -91,6 +98,27 @@ def distilled(team: Team, folder: Path) -> dict[str, Any]:
         for parameter in teacher.parameters():
             nn.init.normal_(parameter, std=0.5)
     return outcome(team, make_network(team), settings, teacher=teacher)
+
+
+class Keywords(nn.Module):
+    def __init__(self, team: Team) -> None:
+        super().__init__()
+        self.body = make_network(team)
+
+    def forward(self, pixels: Tensor, factor: Tensor) -> dict[str, Any]:
+        return {"unused": pixels, "logits": self.body(pixels * factor[:, None, None, None])}
+
+
+def keywords(team: Team, folder: Path) -> dict[str, Any]:
+    """Inputs by keyword, outputs in a dictionary, with a teacher."""
+
+    def of_two(images: Any) -> PairData:
+        x, y = images.first(len(images))
+        return PairData("keywords", {"pixels": x, "factor": torch.linspace(0.5, 2, len(y)), "labels": y}, CPU)
+
+    settings = dataclasses.replace(SETTINGS, distillation=DistillationSpec(3.0, 0.6))
+    data = of_two(IMAGES), of_two(VALID)
+    return outcome(team, Keywords(team), settings, data=data, teacher=Keywords(team))
 
 
 def penalised(team: Team, folder: Path) -> dict[str, Any]:
@@ -190,8 +218,8 @@ def routed(team: Team, folder: Path) -> dict[str, Any]:
 
 
 SCENARIOS = (
-    batchnorm, routed, masked, weighted, low_precision, continued, distilled, penalised, diverging, dropout, layers,
-    gradients, evaluated,
+    batchnorm, routed, masked, weighted, low_precision, continued, distilled, keywords, penalised, diverging, dropout,
+    layers, gradients, evaluated,
 )  # fmt: skip
 
 

@@ -136,7 +136,8 @@ class LabelledPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _MOVES or name == "constant_pad_nd":
             self._move(op)
         elif name in _PRODUCTS:
-            self._write(op.fresh[0], self._product(*op.args[_PRODUCTS[name] :][:2], name))
+            first, second = op.args[_PRODUCTS[name] :][:2]
+            self._write(op.fresh[0], self._product(first, second, name))
         elif "scaled_dot_product" in name:
             self._write(op.fresh[0], self._attention(op))
         elif name in ("zero_", "fill_"):

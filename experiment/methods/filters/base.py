@@ -6,11 +6,13 @@ channels that each group keeps (`CountChannels`). Each group keeps its channels 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -82,6 +84,10 @@ class Channels:
             return self.sizes.flops_of(counts, kept if shared else None) - masked
         constants = sum(sides.num_constants for sides in kept.values())
         return self.sizes.parameters_of(counts, kept if shared else None) + constants - masked
+
+    def steps(self, round_to: int) -> list[int]:
+        """For each group the number of channels whose filters are a multiple of `round_to`: a head has many."""
+        return [round_to // math.gcd(round_to, _filters_a_channel(group)) for group in self.groups]
 
     def orders(self, scores: Sequence[Tensor]) -> list[tuple[int, ...]]:
         """For each group the remaining channels by decreasing score, ties in order."""
@@ -174,6 +180,10 @@ class FilterMethod:
             )  # fmt: skip
 
 
+def _filters_a_channel(group: ChannelGroup) -> int:
+    return next(len(m.positions[0]) for m in group.members if m.side == "out" and m.module == group.name)
+
+
 def has_data(calibration: Calibration | None) -> TypeGuard[Calibration]:
     """Whether there are calibration inputs."""
     return calibration is not None and batch_size(calibration.inputs) > 0
@@ -245,8 +255,8 @@ def _constant(state: State, groups: Sequence[ChannelGroup], settings: FilterSett
 def _sizes(state: State, groups: Sequence[ChannelGroup], whole: Count) -> Sizes:
     """The network's size as a function of channel counts, including products of activations such as attention's.
 
-    Which dimensions of a product are channels is found by counting the network with half the channels of each group,
-    and verified with a quarter of all. Other products count as if all channels stayed: the network then has fewer
+    Which dimensions of a product are channels is found by counting networks with half the channels of some groups, and
+    verified with a quarter of all. Other products count as if all channels stayed: the network then has fewer
     multiply-adds than planned, never more.
     """
     sizes = sizes_of(state.network, state.example, groups, whole.flops)
@@ -262,14 +272,41 @@ def _sizes(state: State, groups: Sequence[ChannelGroup], whole: Count) -> Sizes:
     full, fewest = np.array(whole.products, np.int64), products(part(4)) if whole.products else None
     if fewest is None or len(fewest) != len(full) or (fewest == full).all():
         return sizes
+    halves = part(2)
+    codes = {g: i + 1 for i, g in enumerate(g for g, n in enumerate(numbers) if halves[g] < n)}
+    trials: list[tuple[set[int], Integers]] = []  # groups with half their channels, and the products
+
+    def tried(some: set[int]) -> Integers:
+        found = products([halves[g] if g in some else n for g, n in enumerate(numbers)])
+        trials.append((some, found))
+        return found
+
     power, beside = np.zeros((2, len(full), len(groups)), np.int64)
-    for g, (few, n) in enumerate(zip(part(2), numbers, strict=True)):
-        found = products([*numbers[:g], few, *numbers[g + 1 :]]) if few < n else full
-        for p, (less, all_) in enumerate(zip(found.tolist(), full.tolist(), strict=True)):
-            power[p, g], beside[p, g] = _dimensions(few, n, less, all_)
-    followed = sizes.with_products(numbers, full, power, beside)
-    exact = (followed.products_of(numbers) == full) & (followed.products_of(part(4)) == fewest)
-    return sizes.with_products(numbers, full, np.where(exact[:, None], power, 0), beside)
+    # one trial for every binary digit: those in which a product shrinks spell the number of the group in it
+    digits = range(len(codes).bit_length())
+    shrinks = [tried({g for g, code in codes.items() if code >> digit & 1}) != full for digit in digits]
+    spelled = sum((shrunk.astype(np.int64) << digit for digit, shrunk in enumerate(shrinks)), np.zeros_like(full))
+    for g, code in codes.items():
+        for p in np.flatnonzero(spelled == code):
+            found = next(found for some, found in trials if g in some)
+            power[p, g], beside[p, g] = _dimensions(halves[g], numbers[g], int(found[p]), int(full[p]))
+
+    def exact() -> npt.NDArray[np.bool_]:
+        followed = sizes.with_products(numbers, full, power, beside)
+        cases = [([halves[g] if g in some else n for g, n in enumerate(numbers)], found) for some, found in trials]
+        cases.append((part(4), fewest))
+        same: npt.NDArray[np.bool_] = np.array([followed.products_of(counts) == found for counts, found in cases])
+        return np.asarray(same.all(0))
+
+    several = np.flatnonzero(~exact())  # products with channels of several groups
+    power[several] = 0
+    for g, code in codes.items():
+        among = [p for p in several if code & ~spelled[p] == 0]
+        found = tried({g}) if among else full
+        for p in among:
+            power[p, g], beside[p, g] = _dimensions(halves[g], numbers[g], int(found[p]), int(full[p]))
+    power[~exact()] = 0
+    return sizes.with_products(numbers, full, power, beside)
 
 
 def _dimensions(few: int, n: int, less: int, all_: int) -> tuple[int, int]:

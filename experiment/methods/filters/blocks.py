@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from experiment.errors import CompressionError
 from experiment.layers.build import build, write_whole
 from experiment.layers.compressible import trace_layers
 from experiment.layers.plan import Plan, State
-from experiment.layers.residual_blocks import inside, residual_blocks
+from experiment.layers.residual_blocks import block_branches, inside, residual_blocks
 from experiment.measure import Count, count
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import check_smallest, longest
@@ -23,21 +23,30 @@ from experiment.methods.layer_patterns import matching
 
 @dataclass(frozen=True)
 class BlockOrder:
-    """The analysis: the removable blocks in the order of removal, with scores, and the names of all layers."""
+    """The analysis: the removable blocks and branches in the order of removal, with scores, and all layers' names.
+
+    Attributes:
+        branches: block -> its branches, which go apart -> their form, as in `Plan.branches`.
+    """
 
     state: State
     order: Sequence[str]
     scores: Mapping[str, float]
     layers: Sequence[str]
+    branches: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def plan(self, num_gone: int) -> tuple[Plan, Count]:
         """The plan that removes this many more blocks, and the cost of the network."""
-        skipped = (*self.state.skipped, *self.order[:num_gone])
+        gone = (*self.state.skipped, *self.order[:num_gone])
+        whole = [block for block, parts in self.branches.items() if set(gone).issuperset(parts)]  # with its norms
+        skipped = (*(name for name in gone if not inside(name, whole)), *whole)
+        forms = dict(self.state.branches) | {n: form for parts in self.branches.values() for n, form in parts.items()}
         plan = Plan(
             masks={name: mask for name, mask in self.state.masks.items() if not inside(name, skipped)},
             kept={name: sides for name, sides in self.state.kept.items() if not inside(name, skipped)},
             biases=tuple(name for name in self.state.biases if not inside(name, skipped)),
             skipped=skipped,
+            branches={name: form for name, form in forms.items() if name in skipped},
         )
         return plan, count(build(self.state.network, plan), self.state.example)
 
@@ -46,7 +55,8 @@ class BlockOrder:
 class Blocks:
     """Depth pruning: y = x + f(x) becomes x, for as few blocks as the budget requires.
 
-    A block's score is the mean of the l1 norms of its filters; those of lowest score are removed first. Blocks that
+    Where a block has several branches, x + f(x) + g(x + f(x)), such as attention and feed-forward, they go apart. A
+    block's score is the mean of the l1 norms of its filters; those of lowest score are removed first. Blocks that
     change width or grid, and so have weights on their shortcut, are kept (`experiment.layers.residual_blocks`).
 
     Source: the score of Li et al. 2017, https://arxiv.org/abs/1608.08710, applied to blocks; Veit et al. 2016,
@@ -66,11 +76,13 @@ class Blocks:
                 "Blocks removes residual blocks with an identity shortcut, modules that compute x + f(x). This network "
                 "has none. Use a method that removes filters, such as FT."
             )
-        ignored = matching(self.settings.ignore, blocks, "Blocks", "block")
+        branches = block_branches(state.network, state.example, blocks)
+        parts = [part for block in blocks for part in branches.get(block, [block])]
+        ignored = matching(self.settings.ignore, list(dict.fromkeys([*blocks, *parts])), "Blocks", "block")
         layers = trace_layers(state.network, state.example)
-        free = [name for name in blocks if name not in ignored and name not in state.skipped]
+        free = [name for name in parts if not inside(name, {*ignored, *state.skipped})]
         scores = {name: _score(state.network, [n for n in layers if inside(n, [name])]) for name in free}
-        return BlockOrder(state, sorted(free, key=scores.__getitem__), scores, list(layers))
+        return BlockOrder(state, sorted(free, key=scores.__getitem__), scores, list(layers), branches)
 
     def plan(self, analysis: BlockOrder, budget: Budget) -> Plan:
         """Remove the fewest blocks, in order, so that the rest fits.

@@ -58,4 +58,4 @@ def same_share(filters: Channels, scores: ChannelScores, budget: Budget, round_t
     def size(counts: list[int]) -> int:
         return filters.size([order[:n] for order, n in zip(orders, counts, strict=True)], budget.quantity)
 
-    return largest_share([len(alive) for alive in filters.alive], filters.free, size, budget, round_to)
+    return largest_share([len(alive) for alive in filters.alive], filters.free, size, budget, filters.steps(round_to))

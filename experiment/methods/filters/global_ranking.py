@@ -63,7 +63,8 @@ def longest_prefix(filters: Channels, scores: ChannelScores, budget: Budget, rou
     Raises: InfeasibleBudget: the channels that the groups start with already exceed the budget.
     """
     orders = filters.orders(scores)
-    ladders = [ladder(len(o), round_to) if may else [len(o)] for o, may in zip(orders, filters.free, strict=True)]
+    each = zip(orders, filters.free, filters.steps(round_to), strict=True)
+    ladders = [ladder(len(order), step) if may else [len(order)] for order, may, step in each]
     steps = []
     for group, (order, rungs) in enumerate(zip(orders, ladders, strict=True)):
         worth = float("inf")

@@ -187,9 +187,9 @@ def _counts(filters: Channels, scores: ChannelScores, choose: Choose, budget: Bu
     """
     state = filters.state
     layers = trace_layers(state.network, state.example)
-    ladders, steps = [], list[tuple[float, float, int]]()
+    ladders, steps, steps_of = [], list[tuple[float, float, int]](), filters.steps(round_to)
     for g, (group, alive) in enumerate(zip(filters.groups, filters.alive, strict=True)):
-        rungs = ladder(len(alive), round_to) if filters.free[g] else [len(alive)]
+        rungs = ladder(len(alive), steps_of[g]) if filters.free[g] else [len(alive)]
         bounds = [union_bound(layers[m.module]) for m in readers(state.network, group) if m.module in layers]
         largest = errors(scores[g][list(alive)], max(bounds, default=1.0))
         for before, after in itertools.pairwise(rungs):

@@ -20,7 +20,8 @@ class FilterSettings:
             `mean`, its mean on the calibration data; `none`, nothing.
         ignore: name patterns (fnmatch) of layers whose filters are kept. Those that compute the network's output always
             are.
-        round_to: channel counts are multiples of this, at least 1; many devices are faster with 8 or 16.
+        round_to: channel counts are multiples of this, at least 1; many devices are faster with 8 or 16. A head counts
+            with all of its channels.
         refit: fit the layers that read removed channels, layer after layer, to what the network before compression
             computes on the calibration data; with `fold: mean`, their biases too.
         coupled: whether layers that are added, such as those at the end of residual blocks, only lose the same

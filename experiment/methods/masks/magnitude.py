@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+from torch import Tensor
 
 from experiment.methods.base import Calibration
+from experiment.methods.masks.selection import Chunks, Part, elementwise, in_chunks
 from experiment.methods.masks.weight_ranking import WeightMethod, WeightScores, rank_weights, rank_within_layers
 from experiment.methods.settings import NoSettings
-from experiment.methods.starting_state import Start, live_weight
+from experiment.methods.starting_state import Start
 
 
 def wt(settings: NoSettings) -> WeightMethod:
-    """Global magnitude pruning: keeps the largest |w| of all convolutions and linear layers.
+    """Global magnitude pruning: keeps the largest |w| of all matrices: layers, embeddings, raw parameters.
 
     Source: Han et al. 2015, https://arxiv.org/abs/1506.02626
     """
@@ -41,12 +45,24 @@ def random_layer(settings: NoSettings) -> WeightMethod:
 
 
 def _magnitudes(start: Start, calibration: Calibration | None, generator: torch.Generator) -> WeightScores:
-    return {name: live_weight(start.network, start.masks, name).abs() for name in start.layers}
+    weights = {name: start.network.get_parameter(name) for name in start.weights}
+    return {name: elementwise(weight, torch.abs) for name, weight in weights.items()}
 
 
 def _draws(start: Start, calibration: Calibration | None, generator: torch.Generator) -> WeightScores:
     """Uniform in [0, 1), in float64, so that ties (which network order would decide) hardly occur."""
-    weights = {name: start.network.get_submodule(name).get_parameter("weight") for name in start.layers}
-    return {
-        name: torch.rand(w.shape, generator=generator, dtype=torch.float64).to(w.device) for name, w in weights.items()
-    }
+    weights = {name: start.network.get_parameter(name) for name in start.weights}
+    return {name: Part(_uniform(w, generator), w.shape, torch.float64, w.device) for name, w in weights.items()}
+
+
+def _uniform(weight: Tensor, generator: torch.Generator) -> Chunks:
+    """The generator's next numbers, drawn again whenever they are asked for, so that they take no memory."""
+    before, sizes = generator.get_state(), [len(chunk) for chunk in in_chunks(weight)()]
+
+    def draws(generator: torch.Generator) -> Iterator[Tensor]:
+        for size in sizes:
+            yield torch.rand(size, generator=generator, dtype=torch.float64).to(weight.device)
+
+    for _ in draws(generator):  # so that the next weight takes the numbers that follow
+        pass
+    return lambda: draws(torch.Generator().set_state(before))

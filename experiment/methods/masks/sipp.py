@@ -21,13 +21,12 @@ from experiment.methods.masks.sipp_rows import Rows, multiplier, num_samples, ro
 from experiment.methods.masks.weight_ranking import (
     WeightMethod,
     WeightScores,
-    alive_weights,
     plan_masked,
     plan_prefix,
     rank_weights,
     unpruned_cost,
 )
-from experiment.methods.starting_state import Start, live_weight, start_of
+from experiment.methods.starting_state import Start, live_weight, parameter_name, start_of
 from experiment.random_streams import generator as stream
 
 
@@ -99,6 +98,7 @@ class SampledSiPP:
         Raises: CompressionError: calibration data are missing, or layers receive NaN or infinity.
         """
         start = start_of(state, masked=True)
+        start = start.of([parameter_name(name) for name in start.layers])
         rows, places = _rows(start, _sensitivities(start, calibration, self.settings, "max", self.label))
         seed = int(torch.randint(2**62, (), generator=generator))
         return DrawnWeights(start, rows, places, first_rings(rows.p, generator), seed)
@@ -125,7 +125,8 @@ class SampledSiPP:
         if len(out):
             multipliers = float(nu_W[out[0]]) * rows.filters * costs_R
             _rescale(scales_W, analysis, stay, drawn_R, multipliers, out[0])
-        return replace(plan, scales=plan_masked(start, {}, _spread(analysis, scales_W, 1.0)).scales)
+        scales = {parameter_name(name): scale for name, scale in _spread(analysis, scales_W, 1.0).items()}
+        return replace(plan, scales=plan_masked(start, {}, scales).scales)
 
     def fill(self, built: nn.Module, state: State, analysis: DrawnWeights, plan: Plan) -> None:
         """Write the state's weights into `built`, in place, scaled only if they are the ones that were sampled."""
@@ -154,8 +155,7 @@ def _rescale(
 
 def _num_kept(start: Start, plan: Plan) -> int:
     assert plan.parameters is not None
-    alive = sum(int(alive_weights(start, name).sum()) for name in start.layers)
-    return alive - (start.count.parameters - plan.parameters)
+    return sum(start.alive_numbers.values()) - (start.count.parameters - plan.parameters)
 
 
 def _spread(analysis: DrawnWeights, values_W: Tensor, other: float) -> dict[str, Tensor]:

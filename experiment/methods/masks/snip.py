@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from experiment.methods.base import Calibration
 from experiment.methods.data.fisher import log_probabilities
 from experiment.methods.masks.weight_ranking import WeightMethod, WeightScores, rank_weights
 from experiment.methods.settings import NoSettings
-from experiment.methods.starting_state import Start, live_weight
+from experiment.methods.starting_state import Start
 
 SAMPLES = 16  # in one pass
 GIVE_TARGETS = "Pass them: compress(..., data=(inputs, targets)), or a loader of such pairs."
@@ -32,42 +34,48 @@ def snip(settings: NoSettings) -> WeightMethod:
 
 
 def _scores(start: Start, calibration: Calibration | None, generator: torch.Generator) -> WeightScores:
-    return sensitivities(start, calibration) if start.layers else {}
+    return sensitivities(start, calibration) if start.weights else {}
 
 
 def sensitivities(start: Start, calibration: Calibration | None) -> dict[str, Tensor]:
-    """|mean over all predictions of w dL/dw| of every compressible layer's weight, in one pass over the data.
+    """|mean over all predictions of w dL/dw| of every parameter in `Start.weights`, in one pass over the data.
 
     Args:
         calibration: targets are class indices, one per sample or one per prediction (position) of the network.
     Raises: CompressionError: data or targets are missing or do not match, or the network returns no class scores.
     """
     inputs, targets = _checked(calibration, start)
-    network = copy.deepcopy(start.network)
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
-    weights = {name: network.get_submodule(name).get_parameter("weight") for name in start.layers}
-    for name, weight in weights.items():
-        weight.copy_(live_weight(start.network, start.masks, name))  # without the values of masked elements
-        weight.requires_grad_(True)
+    weights = {name: start.live(name).detach().requires_grad_() for name in start.weights}  # the network's own memory
+    fixed = {name: p.detach() for name, p in start.network.named_parameters() if name not in weights}
     sums = {name: torch.zeros_like(weight, dtype=_precise(weight)) for name, weight in weights.items()}
+
+    def call(*args: Any, **named: Any) -> Any:
+        return torch.func.functional_call(start.network, {**fixed, **weights}, args, named)
+
+    for name, weight in weights.items():
+        weight.register_post_accumulate_grad_hook(partial(_add, sums[name]))  # type: ignore[no-untyped-call]
     predictions = 0
-    with evaluating(network), torch.enable_grad():
+    with evaluating(start.network), torch.enable_grad():
         for batch, labels in zip(split(inputs, SAMPLES), torch.split(targets, SAMPLES), strict=True):
-            losses = _losses(network, batch, labels)
+            losses = _losses(call, batch, labels)
             predictions += len(losses)
-            gradients = torch.autograd.grad(losses.sum(), list(weights.values()), allow_unused=True)
-            for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
-                if gradient is not None:
-                    sums[name] += gradient.to(sums[name]) * weight.detach()
-    return {name: (total / predictions).abs() for name, total in sums.items()}
+            if losses.requires_grad:
+                losses.sum().backward(inputs=list(weights.values()))  # type: ignore[no-untyped-call]
+    return {name: total.div_(predictions).abs_() for name, total in sums.items()}
+
+
+def _add(total: Tensor, weight: Tensor) -> None:
+    """Add w dL/dw to a sum, and forget the gradient."""
+    if weight.grad is not None:
+        total += weight.grad.to(total) * weight.detach()
+        weight.grad = None
 
 
 def _precise(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _losses(network: nn.Module, batch: Inputs, labels: Tensor) -> Tensor:
+def _losses(network: Callable[..., Any], batch: Inputs, labels: Tensor) -> Tensor:
     """The cross entropy of every prediction.
 
     Raises: CompressionError: outputs are no class scores, or labels are out of range.

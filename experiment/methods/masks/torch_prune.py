@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,34 +13,34 @@ from torch.nn.utils import prune
 from experiment.errors import CompressionError, ConfigError, kind_of
 from experiment.layers.build import write_whole
 from experiment.layers.plan import Plan, State
+from experiment.layers.read_parameters import shown
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import check_smallest, longest
+from experiment.methods.masks.selection import same_shares
 from experiment.methods.masks.settings import TorchPruneSettings
-from experiment.methods.masks.weight_ranking import alive_weights, plan_masked, unpruned_cost, weight_costs
-from experiment.methods.starting_state import Start, live_weight, start_of
+from experiment.methods.masks.weight_ranking import plan_masked, unpruned_cost, weight_costs
+from experiment.methods.starting_state import Start, start_of
 from experiment.random_streams import seeded
 from experiment.registry import resolve
 
 
 @dataclass(frozen=True)
 class UnitOrder:
-    """The analysis: in which order the layers' units (weights or channels) are kept as the share grows.
+    """The analysis: how many units (weights or channels) there are, of which all parameters keep the same share.
 
     Attributes:
-        units: layer name -> number of units that it has left.
-        order: (all units,) the index of the layer that keeps one more unit at each step.
-        masks: (layer, removed units) -> its mask, for the numbers that a search has asked for.
+        units: parameter name -> number of units that it has left.
+        masks: (parameter, removed units) -> its mask, for the numbers that a search has asked for.
     """
 
     start: Start
     units: Mapping[str, int]
-    order: Tensor
     seed: int
     masks: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def removed(self, num_kept: int) -> dict[str, int]:
-        """The number of units that every layer loses if the first `num_kept` of the order are kept."""
-        kept = torch.bincount(self.order[:num_kept], minlength=len(self.units)).tolist()
+        """The number of units that every parameter loses if `num_kept` are kept, the same share everywhere."""
+        kept = same_shares(list(self.units.values()), [1] * len(self.units), num_kept)
         return {name: total - n for (name, total), n in zip(self.units.items(), kept, strict=True)}
 
 
@@ -62,15 +62,10 @@ class TorchPrune:
     kwargs: Mapping[str, Any]
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> UnitOrder:
-        """Count every layer's units and order them by the share at which each is kept."""
+        """Count the units of every parameter that can be masked."""
         start = start_of(state, masked=True)
-        units = {name: self._num_units(start, name) for name in start.layers}
-        sizes = torch.tensor(list(units.values()), dtype=torch.int64)
-        layers = torch.repeat_interleave(torch.arange(len(units)), sizes)
-        ranks = [torch.arange(n, dtype=torch.float64) for n in units.values()]
-        shares = torch.cat([*[(rank + 0.5) / max(1, len(rank)) for rank in ranks], torch.zeros(0, dtype=torch.float64)])
-        order = layers[torch.argsort(shares, stable=True)]
-        return UnitOrder(start, units, order, int(torch.randint(2**62, (), generator=generator)))
+        units = {name: self._num_units(start, name) for name in start.weights}
+        return UnitOrder(start, units, int(torch.randint(2**62, (), generator=generator)))
 
     def plan(self, analysis: UnitOrder, budget: Budget) -> Plan:
         """Keep as many units as fit. How many weights their masks leave is counted, not assumed.
@@ -78,11 +73,12 @@ class TorchPrune:
         Raises: InfeasibleBudget: the masks of the largest amount leave more than the budget.
             CompressionError: the method fails, or returns no mask of the weight's shape.
         """
-        start = analysis.start
+        start, costs = analysis.start, weight_costs(analysis.start, budget)
         if start.allows(budget):
             return plan_masked(start, {})
+        analysis = replace(analysis, units={name: n for name, n in analysis.units.items() if costs[name]})
         check_smallest(self._cost(analysis, 0, budget), budget)
-        most = longest(len(analysis.order), lambda n: self._cost(analysis, n, budget) <= budget.limit)
+        most = longest(sum(analysis.units.values()), lambda n: self._cost(analysis, n, budget) <= budget.limit)
         masks = {name: self._mask(analysis, name, amount) for name, amount in analysis.removed(most).items()}
         analysis.masks.clear()
         return plan_masked(start, masks)
@@ -91,15 +87,15 @@ class TorchPrune:
         """Write the state's weights into `built`, in place; masked ones become zero."""
         write_whole(built, state.network, plan)
 
-    def _num_units(self, start: Start, layer: str) -> int:
-        alive = alive_weights(start, layer)
+    def _num_units(self, start: Start, name: str) -> int:
+        alive = start.alive(name)
         if self.method.PRUNING_TYPE != "structured":
             return int(alive.sum())
         dim = vars(self._made(0.0)).get("dim")
         if not isinstance(dim, int) or not -alive.dim() <= dim < alive.dim():
             raise CompressionError(
-                f"layer '{layer}': {self.method.__name__} removes channels along dim {dim!r}, and the weight has shape "
-                f"{tuple(alive.shape)}. Expected one of its dimensions, such as kwargs: {{dim: 0}} for filters."
+                f"layer '{shown(name)}': {self.method.__name__} removes channels along dim {dim!r}, and the weight has "
+                f"shape {tuple(alive.shape)}. Expected one of its dimensions, such as kwargs: {{dim: 0}} for filters."
             )
         return int(alive.transpose(0, dim).flatten(1).any(1).sum())
 
@@ -109,21 +105,20 @@ class TorchPrune:
         kept = {name: int(self._mask(analysis, name, amount).sum()) for name, amount in removed.items()}
         return unpruned_cost(analysis.start, budget) + sum(costs[name] * n for name, n in kept.items())
 
-    def _mask(self, analysis: UnitOrder, layer: str, amount: int) -> Tensor:
-        """The layer's mask without `amount` of its units; random methods draw the same numbers for every amount."""
-        if (layer, amount) not in analysis.masks:
-            alive = alive_weights(analysis.start, layer)
-            weight = live_weight(analysis.start.network, analysis.start.masks, layer)
+    def _mask(self, analysis: UnitOrder, name: str, amount: int) -> Tensor:
+        """The parameter's mask without `amount` of its units; random methods draw the same numbers for every amount."""
+        if (name, amount) not in analysis.masks:
+            layer, alive, weight = shown(name), analysis.start.alive(name), analysis.start.live(name)
             with seeded("torch.nn.utils.prune", analysis.seed, layer, device=weight.device):
-                fraction = amount / max(1, analysis.units[layer])
+                fraction = amount / max(1, analysis.units[name])
                 mask = self._computed(weight, alive, fraction, layer) if amount else alive
             if mask.shape != weight.shape:
                 raise CompressionError(
                     f"layer '{layer}': {self.method.__name__}.compute_mask must return a mask of the weight's shape "
                     f"{tuple(weight.shape)}. Got {tuple(mask.shape)}."
                 )
-            analysis.masks[layer, amount] = (mask != 0) & alive
-        return analysis.masks[layer, amount]
+            analysis.masks[name, amount] = (mask != 0) & alive
+        return analysis.masks[name, amount]
 
     def _computed(self, weight: Tensor, alive: Tensor, amount: float, layer: str) -> Tensor:
         method = self._made(amount)

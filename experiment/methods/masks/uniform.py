@@ -16,9 +16,9 @@ from experiment.layers.plan import Plan, State
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import check_smallest, longest
 from experiment.methods.data.draws import counts_of, draws_for, first_draws
-from experiment.methods.masks.weight_ranking import alive_weights, plan_masked, unpruned_cost, weight_costs
+from experiment.methods.masks.weight_ranking import plan_masked, unpruned_cost, weight_costs
 from experiment.methods.settings import NoSettings
-from experiment.methods.starting_state import Start, live_weight, start_of
+from experiment.methods.starting_state import Start, start_of
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ class SampledWeights:
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> NetworkDraws:
         """Compute all probabilities and draw for each weight when it is hit first."""
         start, layers = start_of(state, masked=True), {}
-        for name in start.layers:
-            alive_RC = alive_weights(start, name).cpu().flatten(1)
-            weight_RC = live_weight(start.network, start.masks, name).cpu().double().flatten(1)
+        for name in start.weights:
+            alive_RC = start.alive(name).cpu().flatten(1)
+            weight_RC = start.live(name).cpu().double().flatten(1)
             p_RC = _shares(self.worth(weight_RC, alive_RC))
             layers[name] = LayerDraws(p_RC, first_draws(p_RC, generator), alive_RC)
         return NetworkDraws(start, layers, int(torch.randint(2**62, (), generator=generator)))
@@ -119,10 +119,12 @@ class SampledWeights:
         start = analysis.start
         if start.allows(budget):
             return plan_masked(start, {})
+        costs = weight_costs(start, budget)
+        analysis = replace(analysis, layers={name: own for name, own in analysis.layers.items() if costs[name]})
         share = _largest_share(analysis, budget)
         generator, masks, scales = torch.Generator().manual_seed(analysis.seed), {}, {}
         for name, layer in analysis.layers.items():
-            weight = start.network.get_submodule(name).get_parameter("weight")
+            weight = start.network.get_parameter(name)
             kept_RC, draws_R = layer.kept(share)
             masks[name] = kept_RC.reshape(weight.shape).to(weight.device)
             if draws_R.isfinite().any():

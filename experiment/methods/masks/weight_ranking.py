@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -11,28 +12,78 @@ from torch import Tensor, nn
 from experiment.errors import CompressionError, kind_of
 from experiment.layers.build import unslice_mask, write_whole
 from experiment.layers.plan import Detail, Plan, State
+from experiment.layers.read_parameters import shown
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import check_smallest
+from experiment.methods.masks.selection import (
+    Histograms,
+    Part,
+    common_dtype,
+    elementwise,
+    histograms,
+    longest_prefix,
+    same_shares,
+)
 from experiment.methods.starting_state import Start, parameter_name, start_of
 
 
 @dataclass(frozen=True)
 class WeightRanking:
-    """The live weights of all compressible layers, largest score first.
+    """The live weights of a network by score, the largest first, equal ones in network order.
 
     Attributes:
-        layers: names in network order; `starts[i]` is where layer i begins in the concatenation of all weights.
-        places: (number of live weights,) positions in that concatenation, equal scores in network order.
+        parts: parameter name -> the scores of its elements, in network order.
+        within: whether every parameter keeps the same share of its elements; otherwise all compete.
     """
 
     start: Start
-    layers: tuple[str, ...]
-    starts: tuple[int, ...]
-    places: Tensor
+    parts: Mapping[str, Part]
+    within: bool = False
+
+    def of_budget(self, budget: Budget) -> dict[str, Tensor]:
+        """Parameter name -> which elements are in the longest prefix that fits; those without any cost stay whole.
+
+        An element costs 1 or, under a budget of FLOPs, its multiply-adds.
+
+        Raises: InfeasibleBudget: what is never pruned already exceeds the budget.
+        """
+        costs = {name: cost for name, cost in weight_costs(self.start, budget).items() if name in self.parts and cost}
+        unpruned = unpruned_cost(self.start, budget, costs)
+        check_smallest(unpruned, budget)
+        flops = {cost: counts for cost, counts in self._leading.items() if cost}
+        return self._longest(costs, budget.limit - unpruned, flops if budget.quantity == "flops" else self._equal)
+
+    def of_number(self, number: int) -> dict[str, Tensor]:
+        """Parameter name -> which elements are among the first `number`."""
+        return self._longest(dict.fromkeys(self.parts, 1), number, self._equal)
+
+    def _longest(self, costs: Mapping[str, int], limit: int, leading: Histograms) -> dict[str, Tensor]:
+        parts, each = [self.parts[name] for name in costs], list(costs.values())
+        if not self.within:
+            kept = longest_prefix(parts, each, limit, self._dtype, leading)
+        else:
+            numbers = same_shares([self.start.alive_numbers[name] for name in costs], each, limit)
+            kept = [_largest(part, number) for part, number in zip(parts, numbers, strict=True)]
+        return dict(zip(costs, kept, strict=True))
+
+    @cached_property
+    def _dtype(self) -> torch.dtype:
+        return common_dtype(list(self.parts.values()))
+
+    @cached_property
+    def _leading(self) -> Histograms:
+        """By multiply-adds, once for all budgets."""
+        costs = [self.start.weights[name] for name in self.parts]
+        return {} if self.within else histograms(list(self.parts.values()), costs, self._dtype)
+
+    @property
+    def _equal(self) -> Histograms:
+        """For equal costs."""
+        return {1: torch.stack(list(self._leading.values())).sum(0)} if self._leading else {}
 
 
-WeightScores = Mapping[str, Tensor]
-"""Layer name -> the scores of its weights, in the shape of the weight in `Start.network`. Larger ones are kept."""
+WeightScores = Mapping[str, Tensor | Part]
+"""Name of a layer, or of a parameter -> the scores of its elements, in its shape. Larger ones are kept."""
 
 ScoreWeights = Callable[[Start, Calibration | None, torch.Generator], WeightScores]
 
@@ -42,7 +93,8 @@ class WeightMethod:
     """Masks the last weights of one ranking. Biases and BatchNorm are never pruned; the budget pays for them first.
 
     Args:
-        score: computes the scores of all weights.
+        score: computes scores, of the weights of all layers in `Start.layers` at least; other parameters of
+            `Start.weights` are pruned if they have scores.
         rank: `rank_weights`, in which all layers compete, or `rank_within_layers`.
     """
 
@@ -50,7 +102,7 @@ class WeightMethod:
     rank: Callable[[Start, WeightScores], WeightRanking]
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> WeightRanking:
-        """Score and rank all weights that the state's masks leave.
+        """Score all weights that the state's masks leave.
 
         Raises: CompressionError: a weight or score is NaN or infinite, or calibration data are missing.
         """
@@ -69,154 +121,109 @@ class WeightMethod:
         write_whole(built, state.network, plan)
 
 
-def rank_weights(start: Start, scores: WeightScores) -> WeightRanking:
+def rank_weights(start: Start, scores: WeightScores, only: Collection[str] | None = None) -> WeightRanking:
     """Rank all live weights by score across layers; ties go by network order.
 
     Args:
-        scores: of every compressible layer, on its device; those of masked weights are ignored.
-    Raises: CompressionError: the score of a live weight is NaN or infinite.
+        scores: on the weights' devices; those of masked weights are ignored.
+        only: names of the parameters to rank; None for all that have scores.
+    Raises: CompressionError: scores of a layer are missing, or the score of a live weight is NaN or infinite.
     """
-    names, sizes = tuple(start.layers), [info.weight_numel for info in start.layers.values()]
-    _check(start, scores)
-    if not names:
-        return WeightRanking(start, (), (), torch.zeros(0, dtype=torch.int64))
-    alive = torch.cat([alive_weights(start, name).flatten() for name in names])
-    places = _ranked(torch.cat([scores[name].flatten() for name in names]), alive)
-    return WeightRanking(start, names, tuple(sum(sizes[:i]) for i in range(len(sizes))), places)
+    parts = _checked(start, scores, only)
+    return WeightRanking(start.of(parts), parts)
 
 
 def rank_within_layers(start: Start, scores: WeightScores) -> WeightRanking:
     """The ranking of which every prefix keeps the same share of every layer's live weights, those of largest score.
 
-    The k-th of a layer's n weights comes at the share (k - 1/2) / n, so that a share rho keeps round(rho n) of them;
-    at equal shares layers alternate in network order.
-
-    Raises: CompressionError: the score of a live weight is NaN or infinite.
+    Arguments and errors as for `rank_weights`; see `same_shares`.
     """
-    _check(start, scores)
-    shares = {}
-    for name in start.layers:
-        places = _ranked(scores[name].flatten(), alive_weights(start, name).flatten())
-        ranks = torch.arange(len(places), dtype=torch.float64, device=places.device)
-        share = torch.zeros(scores[name].numel(), dtype=torch.float64, device=places.device)
-        share[places] = (ranks + 0.5) / max(1, len(places))
-        shares[name] = -share.reshape(scores[name].shape)
-    return rank_weights(start, shares)
+    parts = _checked(start, scores)
+    return WeightRanking(start.of(parts), parts, within=True)
 
 
 def plan_prefix(ranking: WeightRanking, budget: Budget) -> Plan:
     """Keep the longest prefix of a ranking that fits and mask the other weights.
 
-    A weight costs 1 or, under a budget of FLOPs, the number of output positions of its layer.
-
     Raises: InfeasibleBudget: what is never pruned already exceeds the budget.
     """
     start = ranking.start
-    if start.allows(budget):
-        return plan_masked(start, {})
-    num_kept = _longest_prefix(ranking, budget)
-    total = sum(info.weight_numel for info in start.layers.values())
-    stays = torch.zeros(total, dtype=torch.bool, device=ranking.places.device)
-    stays[ranking.places[:num_kept]] = True
-    masks = {}
-    for name, begin in zip(ranking.layers, ranking.starts, strict=True):
-        shape = start.network.get_submodule(name).get_parameter("weight").shape
-        masks[name] = stays[begin : begin + shape.numel()].reshape(shape)
-    return plan_masked(start, masks)
+    return plan_masked(start, {} if start.allows(budget) else ranking.of_budget(budget))
 
 
 def plan_masked(start: Start, masks: Mapping[str, Tensor], scales: Mapping[str, Tensor] | None = None) -> Plan:
     """The plan that keeps these weights; without masks, the plan that changes nothing.
 
     Args:
-        masks: layer name -> which of its weights are kept, in the shape of the weight in `Start.network`; none that the
-            state masks.
-        scales: layer name -> factors for the kept weights, in the same shape.
+        masks: parameter name -> which of its elements are kept, in its shape in `Start.network`; none that the state
+            masks.
+        scales: parameter name -> factors for the kept elements, in the same shape.
     """
-    original = {}
+    before, original = start.alive_numbers, {}
+    kept = {**before} | {name: int(torch.count_nonzero(mask)) for name, mask in masks.items()}
     for name, mask in masks.items():
-        parameter = parameter_name(name)
-        if parameter in start.masks or not bool(mask.all()):  # a layer that is and was whole needs no mask
-            original[parameter] = _original_shape(start, name, mask)
-    before = sum(int(alive_weights(start, name).sum()) for name in masks)
+        if name in start.masks or kept[name] < mask.numel():  # what is and was whole needs no mask
+            original[name] = _original_shape(start, name, mask)
+    details: dict[str, dict[str, Detail]] = {}
+    for name in start.weights:
+        share = kept[name] / start.state.network.get_parameter(name).numel()
+        details |= {shown(known): {"kept": share} for known in start.all_names[name]}
     return Plan(
         masks={**start.state.masks, **original},
         kept=dict(start.state.kept),
-        parameters=start.count.parameters - before + sum(int(mask.sum()) for mask in masks.values()),
-        details=_kept_shares(start, masks),
-        scales={parameter_name(name): _original_shape(start, name, scale) for name, scale in (scales or {}).items()},
+        parameters=start.count.parameters + sum(kept[name] - before[name] for name in start.weights),
+        details=details,
+        scales={name: _original_shape(start, name, scale) for name, scale in (scales or {}).items()},
     )
 
 
-def alive_weights(start: Start, layer: str) -> Tensor:
-    """Which weights of a layer the state's masks leave, on the weight's device."""
-    weight = start.network.get_submodule(layer).get_parameter("weight")
-    mask = start.masks.get(parameter_name(layer))
-    return torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(weight.device)
-
-
 def weight_costs(start: Start, budget: Budget) -> dict[str, int]:
-    """The cost of each weight of a layer: 1 or, under a budget of FLOPs, the layer's output positions."""
-    return {name: info.positions if budget.quantity == "flops" else 1 for name, info in start.layers.items()}
+    """The cost of each element of a parameter: 1 or, under a budget of FLOPs, its multiply-adds."""
+    return {name: flops if budget.quantity == "flops" else 1 for name, flops in start.weights.items()}
 
 
-def unpruned_cost(start: Start, budget: Budget, layers: Collection[str] | None = None) -> int:
-    """The network's cost without the live weights of these layers (by default, of all compressible ones)."""
+def unpruned_cost(start: Start, budget: Budget, parameters: Collection[str] | None = None) -> int:
+    """The network's cost without the live elements of these parameters (by default, of all that can be masked)."""
     costs = weight_costs(start, budget)
-    pruned = start.layers if layers is None else layers
-    weights = sum(int(alive_weights(start, name).sum()) * costs[name] for name in pruned)
-    return start.cost(budget.quantity) - weights
+    pruned = start.weights if parameters is None else parameters
+    return start.cost(budget.quantity) - sum(start.alive_numbers[name] * costs[name] for name in pruned)
 
 
-def _kept_shares(start: Start, masks: Mapping[str, Tensor]) -> dict[str, dict[str, Detail]]:
-    """The kept share of every layer's weights, relative to the original layer."""
-    details: dict[str, dict[str, Detail]] = {}
-    for name in start.layers:
-        mask = masks[name] if name in masks else alive_weights(start, name)
-        original = start.state.network.get_submodule(name).get_parameter("weight").numel()
-        details[name] = {"kept": int(mask.sum()) / original}
-    return details
+def _largest(part: Part, number: int) -> Tensor:
+    """Which of a part's scores are the `number` largest."""
+    dtype = common_dtype([part])
+    return longest_prefix([part], [1], number, dtype, histograms([part], [1], dtype))[0]
 
 
-def _ranked(values: Tensor, alive: Tensor) -> Tensor:
-    """The places of the live values, the largest value first, equal ones in order."""
-    behind = values.masked_fill(~alive, -torch.inf)
-    return torch.argsort(behind, descending=True, stable=True)[: int(alive.sum())]
-
-
-def _check(start: Start, scores: WeightScores) -> None:
+def _checked(start: Start, scores: WeightScores, only: Collection[str] | None = None) -> dict[str, Part]:
+    """The scores by parameter."""
     if not isinstance(scores, Mapping):
         raise CompressionError(
             f"the scores of weights must be a mapping from layers to tensors. Got {kind_of(scores)}."
         )
-    for name in start.layers:
-        alive = alive_weights(start, name)
-        score = scores.get(name)
-        if not isinstance(score, Tensor) or score.shape != alive.shape:
-            came = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else kind_of(score)
+    given = {name if name in start.weights else parameter_name(name): score for name, score in scores.items()}
+    required = {parameter_name(name) for name in start.layers} if only is None else set(only)
+    parts = {}
+    for name in start.weights:
+        if name not in given and name not in required:
+            continue
+        score, shape = given.get(name), start.network.get_parameter(name).shape
+        if not isinstance(score, Tensor | Part) or score.shape != shape:
+            came = kind_of(score) if not isinstance(score, Tensor | Part) else f"shape {tuple(score.shape)}"
             raise CompressionError(
-                f"layer '{name}': the scores of its weights must be a tensor of shape {tuple(alive.shape)}. Got {came}."
+                f"layer '{shown(name)}': the scores of its weights must be a tensor of shape {tuple(shape)}. "
+                f"Got {came}."
             )
-        if not score[alive].isfinite().all():
+        alive = start.alive(name) if name in start.masks else None
+        part = score if isinstance(score, Part) else elementwise(score)
+        parts[name] = replace(part, alive=alive)
+        if not all(bool(chunk.isfinite().all()) for chunk in parts[name].live()):
             raise CompressionError(
-                f"layer '{name}': the scores of its weights must be finite. Got NaN or infinity: are the calibration "
-                f"data finite, and transformed like the training data?"
+                f"layer '{shown(name)}': the scores of its weights must be finite. Got NaN or infinity: are the "
+                f"calibration data finite, and transformed like the training data?"
             )
+    return parts
 
 
-def _longest_prefix(ranking: WeightRanking, budget: Budget) -> int:
-    """How many weights of the ranking the budget pays for, after everything that is never pruned."""
-    start, unpruned = ranking.start, unpruned_cost(ranking.start, budget)
-    check_smallest(unpruned, budget)
-    if budget.quantity == "parameters":
-        return budget.limit - unpruned
-    each = torch.tensor(list(weight_costs(start, budget).values()), dtype=torch.int64)
-    sizes = torch.tensor([info.weight_numel for info in start.layers.values()], dtype=torch.int64)
-    costs = torch.repeat_interleave(each, sizes).to(ranking.places.device)
-    cumulative = torch.cumsum(costs[ranking.places], 0)
-    return int(torch.searchsorted(cumulative, budget.limit - unpruned, right=True))
-
-
-def _original_shape(start: Start, layer: str, tensor: Tensor) -> Tensor:
-    shape = start.state.network.get_submodule(layer).get_parameter("weight").shape
-    return unslice_mask(tensor, shape, start.state.kept, parameter_name(layer))
+def _original_shape(start: Start, name: str, tensor: Tensor) -> Tensor:
+    return unslice_mask(tensor, start.state.network.get_parameter(name).shape, start.state.kept, name)

@@ -13,6 +13,8 @@ from experiment.datasets.check_data import check_data
 from experiment.datasets.loading import Images, Splits, Transforms, load_source, make_splits, make_test
 from experiment.datasets.raw_images import Source
 from experiment.files import MOST_LETTERS
+from experiment.inputs import Inputs, first
+from experiment.measure import example_input
 from experiment.registry import is_import_path
 from experiment.run.grid.data_facts import MOST_CLASSES, DataFacts
 from experiment.run.machine import reading_processes
@@ -24,6 +26,11 @@ def transforms_of(training: Training) -> Transforms:
     """The transforms of a training block as plain values."""
     groups = (training.transforms_train, training.transforms_test, training.transforms_final)
     return Transforms(*(tuple((c.type, dict(c.kwargs)) for c in group) for group in groups))
+
+
+def traced_input(splits: Splits) -> Inputs:
+    """A batch of one input, by which networks are traced and their FLOPs counted."""
+    return example_input(splits.input_shape) if splits.example is None else first(splits.example)
 
 
 class Data:

@@ -13,16 +13,18 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import nn
 
 from experiment.config import Parameters
+from experiment.datasets.loading import Splits
 from experiment.errors import OtherVersion, StoreError
 from experiment.files import is_whole_archive, make_folder, make_lock_file, remove_all, set_aside, writing_to
 from experiment.inputs import moved
 from experiment.layers.plan import Plan, State
 from experiment.layers.prepare_network import prepared
-from experiment.measure import Count, count, example_input
+from experiment.measure import Count, count
 from experiment.networks.make_network import make_network
 from experiment.random_streams import seeded
 from experiment.registry import InputForm
 from experiment.run.cell.context import Context
+from experiment.run.cell.data import traced_input
 from experiment.run.cell.events import EpochDone, Note, ReportEvent
 from experiment.run.cell.outcome import write_history
 from experiment.run.cell.rank_history import rank_log
@@ -61,13 +63,15 @@ class Reference:
         return self.state.network
 
 
-def new_network(p: Parameters, net: int, input_shape: InputForm, given: GivenWeights | None = None) -> nn.Module:
+def new_network(p: Parameters, net: int, splits: Splits, given: GivenWeights | None = None) -> nn.Module:
     """Network number `net` before training: with the given weights, else random ones of the seed and the number.
 
     Raises: StoreError: the given weights do not fit.
     """
     with seeded("initialisation", p.seed, net):
-        network = make_network(p.network.name, p.network.settings, input_shape, p.network.output_size)
+        network = make_network(
+            p.network.name, p.network.settings, splits.input_shape, p.network.output_size, example=splits.example
+        )
     if given is not None:
         load_given(network, given)
     return network
@@ -81,23 +85,22 @@ def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, repor
     Raises: TrainingDiverged, DataError, and any error of the network or its data.
     """
     folder = reference_folder(context.directories, spec)
-    input_shape = context.data.splits(p, p.training).input_shape
+    splits = context.data.splits(p, p.training)
     lock = FileLock(make_lock_file(context.directories.trained_networks / ".locks" / f"{spec.folder}.lock"))
     held = _acquired(lock, spec, report)
     with held:
         _set_aside_damaged(folder)
-        network = _loaded(folder, p, spec, input_shape)
+        network = _loaded(folder, p, spec, splits)
         if network is None:
-            network = new_network(p, spec.net, input_shape, spec.weights)
+            network = new_network(p, spec.net, splits, spec.weights)
             _train(spec, p, context, network, folder, report)
         if spec.rewind_epoch is not None and not is_whole_archive(rewind_file(folder, spec.rewind_epoch)):
             _train_to_rewind_epoch(spec, p, context, folder, report)
-    example = example_input(input_shape)
     device = torch.device(context.machine.device)
     network = network.to(device).eval()
     plain = prepared(network)
-    state = State(plain.network, moved(example, device), unfused=plain.unfused)
-    return Reference(state, count(plain.network, state.example), folder, _architecture(p, input_shape), network)
+    state = State(plain.network, moved(traced_input(splits), device), unfused=plain.unfused)
+    return Reference(state, count(plain.network, state.example), folder, _architecture(p, splits.input_shape), network)
 
 
 def _architecture(p: Parameters, input_shape: InputForm) -> dict[str, object]:
@@ -122,11 +125,11 @@ def _acquired(lock: FileLock, spec: ReferenceSpec, report: ReportEvent) -> Acqui
         return lock.acquire()
 
 
-def _loaded(folder: Path, p: Parameters, spec: ReferenceSpec, input_shape: InputForm) -> nn.Module | None:
+def _loaded(folder: Path, p: Parameters, spec: ReferenceSpec, splits: Splits) -> nn.Module | None:
     """The trained network; None if there is none, or it is damaged, and then it is renamed."""
     if not folder.is_dir():
         return None
-    network = new_network(p, spec.net, input_shape)
+    network = new_network(p, spec.net, splits)
     try:
         _, packed = read_weights(folder / "network.pt")
         load_packed(network, packed, folder / "network.pt")
@@ -204,7 +207,7 @@ def _train_to_rewind_epoch(
     """Train again from the start to the rewind epoch, whose weights are missing; the trained network is kept."""
     assert spec.rewind_epoch is not None
     report(Note(f"{spec.folder}: training up to epoch {spec.rewind_epoch} again, for the weights to rewind to"))
-    network = new_network(p, spec.net, context.data.splits(p, p.training).input_shape, spec.weights)
+    network = new_network(p, spec.net, context.data.splits(p, p.training), spec.weights)
     job = _job(spec, p, context, until=spec.rewind_epoch)
     with training_loop(network, job, context, lambda event: None) as loop:
         for _ in loop.epochs(until=spec.rewind_epoch):

@@ -73,6 +73,8 @@ def random_state(reference: Reference, p: Parameters, net: int, repetition: int)
     """The original network with new random weights, the same for all methods and keep ratios."""
     example = reference.state.example
     with seeded("reinitialisation", p.seed, net, repetition):
-        network = untrained_network(p.network.name, p.network.settings, form_of(example), p.network.output_size)
+        network = untrained_network(
+            p.network.name, p.network.settings, form_of(example), p.network.output_size, example
+        )
     plain = prepared(network.to(device_of(example)).eval())
     return State(plain.network, example, unfused=plain.unfused)

@@ -36,6 +36,7 @@ from experiment.errors import (
     shortened,
 )
 from experiment.files import write_whole
+from experiment.inputs import Inputs
 from experiment.layers.build import build
 from experiment.layers.masks import plain_name
 from experiment.layers.plan import MOST_DIMS, Name, Plan, PlanData, Size, first_fault
@@ -257,10 +258,12 @@ def original_of(
         raise StoreError(f"{path}: its description of the original network is wrong: {error}") from error
 
 
-def untrained_network(name: str, settings: Mapping[str, Any], input_shape: InputForm, output_size: int) -> nn.Module:
+def untrained_network(
+    name: str, settings: Mapping[str, Any], input_shape: InputForm, output_size: int, example: Inputs | None = None
+) -> nn.Module:
     """A network without the published weights that the settings of a registered one may request."""
     settings = {key: value for key, value in settings.items() if key != "pretrained" or name not in NETWORKS}
-    return make_network(name, settings, input_shape, output_size)
+    return make_network(name, settings, input_shape, output_size, example=example)
 
 
 def rebuild(original: nn.Module, specification: Specification, packed: PackedWeights, path: Path) -> nn.Module:

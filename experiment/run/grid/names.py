@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment.config import ParameterFile, Variant
-from experiment.config.value_tree import KeyPath, dotted
+from experiment.config.value_tree import KeyPath, Place, Problem
 from experiment.datasets import DATASETS
 from experiment.datasets.transform_names import TRANSFORMS
 from experiment.errors import ConfigError
@@ -39,7 +39,7 @@ class Fault:
 
     def line(self, file: ParameterFile, variant: Variant | None = None) -> str:
         """The error with file and line: those of the customization that sets the key, if there is one."""
-        return f"{file.where(*self.key, variant=variant)}: {dotted(self.key)}: {self.text}"
+        return str(Problem(Place(file.where(*self.key, variant=variant)), self.key, self.text))
 
 
 def name_faults(values: Mapping[str, Any], datasets: Path | None = None) -> Iterator[Fault]:

@@ -61,6 +61,8 @@ def _prepared(job: Job, data: Data) -> tuple[Splits, nn.Module, nn.Module | None
     """The data, a network of the right structure, and its teacher, if any. The first process sends the weights."""
     p = job.parameters
     splits = data.splits(p, job.training)
-    original = untrained_network(p.network.name, p.network.settings, splits.input_shape, p.network.output_size)
+    original = untrained_network(
+        p.network.name, p.network.settings, splits.input_shape, p.network.output_size, splits.example
+    )
     distils = isinstance(job.training, Retraining) and job.training.distillation is not None
     return splits, build(original, Plan.from_data(job.plan, original)), original if distils else None

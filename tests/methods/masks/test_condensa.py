@@ -133,7 +133,7 @@ def test_with_a_budget_rounded_blocks_fit(net: nn.Module, x: Tensor) -> None:
     ("method", "settings", "text"),
     [
         ("Prune", {"density": 1e-4}, "density 0.0001 keeps none of the 912 units"),
-        ("Prune", {"density": 0.5, "ignore": ["*"]}, "no convolution or linear layer to prune"),
+        ("Prune", {"density": 0.5, "ignore": ["*"]}, "no convolution, linear layer or other matrix to prune"),
         ("BlockPrune", {"density": 0.5, "block_size": (5, 2)}, r"not divide those of '3' \(12, 64\), '5' \(6, 12\)"),
         ("BlockPrune", {"density": 0.5, "block_size": (4, 2)}, r"not divide those of '5' \(6, 12\). Choose another"),
         ("BlockPrune", {"density": 0.5, "block_size": (1, 1), "ignore": ["3", "5"]}, "no linear layer to prune"),

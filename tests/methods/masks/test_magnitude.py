@@ -98,8 +98,10 @@ def test_zero_that_is_not_masked_counts_as_a_weight() -> None:
 def test_zero_that_may_live_stands_before_a_masked_weight() -> None:
     plain = two_layers([[9, 0], [3, 1]], [[0, 2]])
     masks = {"0.weight": torch.tensor([[False, False], [True, True]])}
-    order = compressor(State(plain.network, plain.example, masks)).analysis
-    assert order.places.tolist() == [2, 5, 3, 4]
+    method = compressor(State(plain.network, plain.example, masks))
+    found = [method.analysis.of_number(number) for number in range(5)]
+    kept = [set(torch.cat([m.flatten() for m in masks.values()]).nonzero().flatten().tolist()) for masks in found]
+    assert kept == [set(), {2}, {2, 5}, {2, 5, 3}, {2, 5, 3, 4}]
 
 
 def test_layer_kept_whole_has_no_mask_and_shares_are_told() -> None:

@@ -37,7 +37,8 @@ def one_at_a_time(state: State, calibration: Calibration) -> dict[str, Tensor]:
         nn.functional.cross_entropy(outputs, y.expand(len(outputs))).backward()
         for name, module in network.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                sums[name] = sums.get(name, 0) + module.weight.grad * module.weight.detach()
+                key = f"{name}.weight" if name else "weight"
+                sums[key] = sums.get(key, 0) + module.weight.grad * module.weight.detach()
     return {name: (total / len(calibration.inputs)).abs() for name, total in sums.items()}
 
 
@@ -57,9 +58,9 @@ def test_signs_cancel_before_the_absolute_value() -> None:
     nn.init.constant_(network.weight, 1.0)
     state = State(network.eval(), torch.zeros(1, 1))
     both = Calibration(torch.ones(2, 1), torch.tensor([0, 1]))
-    assert sensitivities(start_of(state), both)[""].flatten().tolist() == pytest.approx([0, 0], abs=1e-7)
+    assert sensitivities(start_of(state), both)["weight"].flatten().tolist() == pytest.approx([0, 0], abs=1e-7)
     alone = Calibration(torch.ones(1, 1), torch.tensor([1]))
-    assert sensitivities(start_of(state), alone)[""].flatten().tolist() == pytest.approx([0.5, 0.5])
+    assert sensitivities(start_of(state), alone)["weight"].flatten().tolist() == pytest.approx([0.5, 0.5])
 
 
 def test_the_largest_scores_of_the_network_stay(state_of: Callable[[str], State]) -> None:
@@ -69,7 +70,7 @@ def test_the_largest_scores_of_the_network_stay(state_of: Callable[[str], State]
     made = Compressor(snip(NoSettings()), state, count(state.network, state.example), calibration, generator("x"))
     compressed = made.compress(0.4)
     assert compressed.count.parameters == int(0.4 * made.original.parameters)
-    masks = {name.removesuffix(".weight"): mask for name, mask in named_masks(compressed.network).items()}
+    masks = named_masks(compressed.network)
     kept = torch.cat([scores[name][mask] for name, mask in masks.items()])
     gone = torch.cat([scores[name][~mask] for name, mask in masks.items()])
     assert masks.keys() == scores.keys()
@@ -99,8 +100,8 @@ def test_masked_weights_count_as_zero_and_cut_channels_as_gone(state_of: Callabl
         reference = sensitivities(start_of(clean), data(state))
         state.network[4].weight[~mask] = 1000
         scores = sensitivities(start_of(clean), data(state))
-    assert scores["4"].shape == (12, 3, 3, 3)
-    assert not scores["4"][~mask[:, [1, 2, 5]]].any()
+    assert scores["4.weight"].shape == (12, 3, 3, 3)
+    assert not scores["4.weight"][~mask[:, [1, 2, 5]]].any()
     assert all(torch.equal(score, reference[name]) for name, score in scores.items())
 
 
@@ -116,8 +117,8 @@ def test_a_layer_that_the_loss_does_not_depend_on_scores_zero() -> None:
 
     state = State(Idle().eval(), torch.zeros(1, 4))
     scores = sensitivities(start_of(state), data(state, classes=3))
-    assert scores["used"].any()
-    assert not scores["idle"].any()
+    assert scores["used.weight"].any()
+    assert not scores["idle.weight"].any()
 
 
 def test_one_target_a_position() -> None:
@@ -128,7 +129,7 @@ def test_one_target_a_position() -> None:
     weight = state.network.weight
     nn.functional.cross_entropy(state.network(inputs), targets).backward()
     expected = (weight.grad * weight.detach()).abs()
-    torch.testing.assert_close(sensitivities(start_of(state), Calibration(inputs, targets))[""], expected)
+    torch.testing.assert_close(sensitivities(start_of(state), Calibration(inputs, targets))["weight"], expected)
 
 
 BAD = {

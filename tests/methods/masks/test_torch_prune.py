@@ -104,7 +104,7 @@ def test_structured_cascade_counts_channels_that_are_left(state_of: Callable[[st
     masks["4.weight"][[2, 5]] = False
     start = State(state.network, state.example, masks)
     made = compressor(start, f"{TORCH}:LnStructured", n=2, dim=0)
-    assert made.analysis.units == {"0": 8, "4": 10, "8": 20, "10": 10}
+    assert made.analysis.units == {"0.weight": 8, "4.weight": 10, "8.weight": 20, "10.weight": 10}
     mask = made.compress(0.5).plan.masks["4.weight"]
     assert not mask[[2, 5]].any()
     left = [row for row in range(12) if row not in (2, 5)]

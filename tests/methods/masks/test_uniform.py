@@ -55,14 +55,14 @@ def test_probabilities() -> None:
         "(l1+l2)/2": [[5 / 24, 7 / 12, 0, 5 / 24], [1, 0, 0, 0]],
     }
     for name, p in expected.items():
-        assert compressor(name, state).analysis.layers[""].p.tolist() == [pytest.approx(row) for row in p]
+        assert compressor(name, state).analysis.layers["weight"].p.tolist() == [pytest.approx(row) for row in p]
 
 
 def test_masked_weights_are_never_drawn() -> None:
     plain = linear([[1, -2, 0, 1], [3, 1, 1, 1]])
     mask = torch.tensor([[True, False, True, True], [False, False, False, False]])
     for name in LABELS:
-        urn = compressor(name, State(plain.network, plain.example, {"weight": mask})).analysis.layers[""]
+        urn = compressor(name, State(plain.network, plain.example, {"weight": mask})).analysis.layers["weight"]
         assert not urn.p[~mask].any()
         assert urn.p.sum(1).tolist() == pytest.approx([1, 0])
 
@@ -70,7 +70,7 @@ def test_masked_weights_are_never_drawn() -> None:
 def test_rows_have_the_share_of_weights_on_average(label: str) -> None:
     """Mean over 300 filters against E_unique of their draws, which is m or, for whole draws, a little more."""
     weight = torch.randn(300, 40, generator=generator("w"))
-    urn = compressor(label, linear(weight.tolist())).analysis.layers[""]
+    urn = compressor(label, linear(weight.tolist())).analysis.layers["weight"]
     for share, wanted in ((0.1, 4), (0.5, 20), (0.9, 36), (0.001, 1)):
         kept_RC, draws_R = urn.kept(share)
         assert urn.wanted(share).tolist() == [wanted] * 300
@@ -98,9 +98,8 @@ def test_factors_are_those_of_the_draws(label: str, state: State) -> None:
     share = share_of(made.analysis, plan)
     for name, urn in made.analysis.layers.items():
         kept_RC, draws_R = urn.kept(share)
-        parameter = f"{name}.weight"
-        scale_RC = plan.scales[parameter].flatten(1).double()
-        assert torch.equal(plan.masks[parameter].flatten(1), kept_RC)
+        scale_RC = plan.scales[name].flatten(1).double()
+        assert torch.equal(plan.masks[name].flatten(1), kept_RC)
         sampled = draws_R.isfinite()
         assert sampled.any()
         counts_RC = (scale_RC * draws_R[:, None] * urn.p)[sampled].masked_fill(~kept_RC[sampled], 0)
@@ -155,13 +154,13 @@ def test_layers_compute_on_average_what_they_did(label: str) -> None:
 def test_exact_rows() -> None:
     """A row with fewer possible weights than it wants keeps just those, one that is masked to fewer keeps all."""
     state = linear([[1, 2, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
-    urn = compressor("l1", state).analysis.layers[""]
+    urn = compressor("l1", state).analysis.layers["weight"]
     kept_RC, draws_R = urn.kept(0.5)
     assert kept_RC[0].tolist() == [True, True, False, False, False, False]
     assert draws_R[0] == torch.inf
     assert draws_R[1] == 4  # 6 (1 - (5/6)^4) = 3.1
     mask = torch.tensor([[True, False, True, False, False, False], [True] * 6])
-    urn = compressor("l1", State(state.network, state.example, {"weight": mask})).analysis.layers[""]
+    urn = compressor("l1", State(state.network, state.example, {"weight": mask})).analysis.layers["weight"]
     kept_RC, draws_R = urn.kept(0.5)
     assert kept_RC[0].tolist() == mask[0].tolist()  # the zero too, which no mask removed
     assert draws_R[0] == torch.inf
@@ -187,7 +186,7 @@ def test_a_cascade_goes_on_from_the_reweighted_weights(label: str, state: State)
     middle = expand(first.network, state.network, first.plan, state.example)
     made = compressor(label, middle)
     for name, urn in made.analysis.layers.items():
-        assert torch.equal(urn.alive, first.plan.masks[f"{name}.weight"].flatten(1))
+        assert torch.equal(urn.alive, first.plan.masks[name].flatten(1))
     second = made.compress(0.7)  # of the network that is left
     for name, mask in named_masks(second.network).items():
         assert not (mask & ~first.plan.masks[name]).any()

@@ -17,7 +17,13 @@ from experiment.layers.plan import Kept, Plan, State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Budget, Compressor, make_method
-from experiment.methods.masks.weight_ranking import plan_masked, plan_prefix, rank_weights, rank_within_layers
+from experiment.methods.masks.weight_ranking import (
+    WeightRanking,
+    plan_masked,
+    plan_prefix,
+    rank_weights,
+    rank_within_layers,
+)
 from experiment.methods.starting_state import start_of
 from experiment.random_streams import generator
 
@@ -49,11 +55,21 @@ def scored(state: State, scores: Mapping[str, list[float]]) -> dict[str, Tensor]
     return {n: torch.tensor(v).reshape(state.network.get_submodule(n).weight.shape) for n, v in scores.items()}
 
 
+def in_order(ranking: WeightRanking) -> list[int]:
+    """The places of live weights in the concatenation of all, in the order in which they are added."""
+    found: list[int] = []
+    for number in range(1, sum(ranking.start.alive_numbers.values()) + 1):
+        kept = torch.cat([mask.flatten() for mask in ranking.of_number(number).values()]).nonzero().flatten().tolist()
+        assert set(kept) > set(found)
+        found += [place for place in kept if place not in found]
+    return found
+
+
 def test_any_scores_make_an_order() -> None:
     """Negative ones too; equal ones as the network has them."""
     state = chain((2, 2), (1, 2))
     order = rank_weights(start_of(state), scored(state, {"0": [-1.0, 3.0, -1.0, 0.0], "1": [0.0, -2.0]}))
-    assert order.places.tolist() == [1, 3, 4, 0, 2, 5]
+    assert in_order(order) == [1, 3, 4, 0, 2, 5]
     plan = plan_prefix(order, Budget("parameters", 2, 6))
     assert plan.masks["0.weight"].tolist() == [[False, True], [False, True]]
     assert plan.masks["1.weight"].tolist() == [[False, False]]
@@ -65,8 +81,8 @@ def test_the_score_of_a_masked_place_does_not_matter() -> None:
     state = State(plain.network, plain.example, {"0.weight": torch.tensor([[False, True], [True, True]])})
     for value in (torch.nan, torch.inf, 100.0):
         scores = scored(state, {"0": [value, 3.0, -1.0, 0.0], "1": [0.0, -2.0]})
-        assert rank_weights(start_of(state), scores).places.tolist() == [1, 3, 4, 2, 5]
-        assert rank_within_layers(start_of(state), scores).places.tolist() == [1, 4, 3, 5, 2]
+        assert in_order(rank_weights(start_of(state), scores)) == [1, 3, 4, 2, 5]
+        assert in_order(rank_within_layers(start_of(state), scores)) == [1, 4, 3, 5, 2]
 
 
 @pytest.mark.parametrize("order", [rank_weights, rank_within_layers])
@@ -160,7 +176,7 @@ def test_scales_are_of_the_original_shape_and_multiply_what_is_written(state_of:
     start = start_of(state)
     scale = torch.rand(12, 3, 3, 3, generator=generator("scale"))
     mask = torch.rand(12, 3, 3, 3, generator=generator("mask")) < 0.5
-    plan = plan_masked(start, {"4": mask}, {"4": scale})
+    plan = plan_masked(start, {"4.weight": mask}, {"4.weight": scale})
     assert plan.scales["4.weight"].shape == (12, 8, 3, 3)
     assert plan.parameters == start.count.parameters - int((~mask).sum())
     entry = METHODS["WT"]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from experiment.errors import StoreError
-from experiment.layers.build import build
+from experiment.layers.build import build, write_whole
 from experiment.layers.plan import Plan
 from experiment.random_streams import generator, seeded
 from experiment.run.disk.network_file import read_weights, rebuild, save_weights
@@ -33,7 +33,9 @@ def plan_of(keep: float) -> Plan:
 
 def masked(keep: float) -> tuple[nn.Module, Plan]:
     plan = plan_of(keep)
-    return build(network(), plan).eval(), plan
+    built = build(network(), plan).eval()
+    write_whole(built, network(), plan)
+    return built, plan
 
 
 @pytest.mark.parametrize(

@@ -120,9 +120,9 @@ def test_recalibration_without_effect_or_a_label_of_its_own_is_refused(write: An
 
 def test_all_that_is_wrong_with_settings_comes_at_once_with_its_place(write: Any, small: dict[str, Any]) -> None:
     small["experiments"]["methods"] = [
-        {"name": "ALDS", "settings": {"groups": 2, "error": "foo", "foldings": [0, 5]}},
+        {"name": "ALDS", "settings": {"groups": 2, "error": "foo", "foldings": [0, 8]}},
         {"name": "KLDS", "settings": {"refit": 3, "foldings": []}},
-        {"name": "SVD", "settings": {"folding": 4, "groups": 0.5}},
+        {"name": "SVD", "settings": {"folding": 8, "groups": 0.5}},
     ]
     path = write(small)
     lines = path.read_text().splitlines()
@@ -132,12 +132,12 @@ def test_all_that_is_wrong_with_settings_comes_at_once_with_its_place(write: Any
     assert [text.removeprefix("experiments.methods") for _, text in problems] == [
         "[0].settings.groups: ALDS has no such setting. It has error, foldings, layers, min_group_width, "
         "randomised_above, round_to.",
-        "[0].settings.foldings[1]: must be at most 3. Got 5.",
+        "[0].settings.foldings[1]: must be at most 7. Got 8.",
         "[0].settings.error: must be one of reference, exact, bound. Got 'foo'.",
         "[1].settings.foldings: must not be empty. Got a list of 0.",
         "[1].settings.refit: must be true or false. Got 3.",
         "[2].settings.groups: must be a whole number. Got 0.5.",
-        "[2].settings.folding: must be at most 3. Got 4.",
+        "[2].settings.folding: must be at most 7. Got 8.",
     ]
     assert "error: foo" in lines[int(problems[2][0].rpartition(":")[2]) - 1]  # the setting's own line, not its method's
 
