@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ PLAIN_NORMS = (
 )  # fmt: skip
 _TENSORS = frozenset({"weight", "bias", "running_mean", "running_var"})
 Axes = tuple[int | None, int | None]
+Side = Literal["out", "in", "made", "taken"]
+SIDES: tuple[Side, ...] = ("out", "in", "made", "taken")
 
 
 def is_sliceable(module: nn.Module) -> bool:

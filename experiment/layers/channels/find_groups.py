@@ -26,11 +26,11 @@ from experiment.inputs import (
     moved_like,
     split,
 )
-from experiment.layers.channels.channel_axes import CHANNEL_MAKERS, CONVOLUTIONS, SWAPPED, channel_counts
+from experiment.layers.channels.channel_axes import CHANNEL_MAKERS, CONVOLUTIONS, SIDES, SWAPPED, channel_counts
 from experiment.layers.channels.check_slicing import Run, alike, randomised, tried
 from experiment.layers.channels.collect_labels import Follower
 from experiment.layers.channels.find_numbers import with_numbers
-from experiment.layers.channels.group_data import SIDES, ChannelGroup, Member
+from experiment.layers.channels.group_data import ChannelGroup, Member
 from experiment.layers.channels.labels import Key, Labels, Places
 from experiment.layers.channels.propagate_labels import GIVES_OUTPUT, follow
 from experiment.layers.channels.uncoupled import UncoupledLabels

@@ -119,19 +119,20 @@ def readers_of_removed(network: nn.Module, groups: Sequence[ChannelGroup], kept:
 def _set_constants(sliced: nn.Module, network: nn.Module, inputs: Inputs, kept: Mapping[str, Kept]) -> None:
     """Set what removed channels leave in a sum to their mean in this network, in place."""
     held = {name: (channels, constants) for name, channels, constants in constants_of(sliced, kept)}
-    sums = {name: [0, torch.zeros_like(constants)] for name, (_, constants) in held.items()}
+    numbers = dict.fromkeys(held, 0)
+    sums = {name: torch.zeros_like(constants) for name, (_, constants) in held.items()}
 
     def record(call: Call) -> None:
         y = call.output.movedim(channel_dim(call.module, call.output), 0).flatten(1)[held[call.name][0]]
-        sums[call.name] = [sums[call.name][0] + y.shape[1], sums[call.name][1] + y.sum(1)]
+        numbers[call.name] += y.shape[1]
+        sums[call.name] += y.sum(1)
 
     layers = {name: network.get_submodule(name) for name in held}
     if layers:
         observed_pass(network, layers, inputs, batch_size=SAMPLES, after=record)
     with torch.no_grad():
         for name, (_, constants) in held.items():
-            number, total = sums[name]
-            constants.copy_(total / max(number, 1))
+            constants.copy_(sums[name] / max(numbers[name], 1))
 
 
 def _responses(network: nn.Module, inputs: Inputs, readers: Readers) -> dict[str, Tensor]:

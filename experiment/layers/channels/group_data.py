@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,7 @@ from experiment.layers.channels.channel_axes import (
     CHANNEL_MAKERS,
     CONVOLUTIONS,
     TRANSPOSED,
+    Side,
     channel_counts,
     parameter_dim,
 )
@@ -22,8 +22,6 @@ from experiment.layers.channels.module_numbers import Number
 from experiment.layers.compressible import WEIGHT_LAYERS, trace_layers
 from experiment.layers.plan import Kept
 
-Side = Literal["out", "in", "made", "taken"]
-SIDES: tuple[Side, ...] = ("out", "in", "made", "taken")
 Integers = npt.NDArray[np.int64]
 Indices = tuple[int, ...] | None
 

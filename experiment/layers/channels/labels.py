@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from experiment.layers.channels.group_data import Side
+from experiment.layers.channels.channel_axes import Side
 
 Key = tuple[str, Side]
 Places = dict[Key, list[int]]

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 
 from experiment.errors import CompressionError
+from experiment.layers.channels.channel_axes import Side
 
 CONFIG = "config."
 HEADS = frozenset({
@@ -44,7 +44,7 @@ class Number:
     attribute: str
     value: int
     layer: str
-    side: Literal["out", "in"]
+    side: Side
 
 
 def own_numbers(module: nn.Module) -> dict[str, int]:

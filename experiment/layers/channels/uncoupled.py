@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from experiment.layers.channels.group_data import Side
+from experiment.layers.channels.channel_axes import Side
 from experiment.layers.channels.labels import Integers, Key, Labels, Places
 
 
