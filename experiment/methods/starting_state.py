@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from experiment.errors import CompressionError
 from experiment.layers.build import slice_mask, sliced_copy
 from experiment.layers.compressible import LayerInfo, compressible_layers, filters_of, leaders, maskable_layers
-from experiment.layers.plan import Detail, Plan, State
+from experiment.layers.plan import Detail, Kept, Plan, State
 from experiment.layers.read_parameters import is_matrix, may_be_computed, shown
 from experiment.measure import Count, count
 from experiment.methods.base import Budget, Quantity
@@ -75,10 +75,16 @@ class Start:
         return self.count.parameters if quantity == "parameters" else self.count.flops_unmasked
 
     def layer_cost(self, name: str, quantity: Quantity) -> int:
-        """A layer's unmasked parameters, bias included, or unmasked multiply-adds; with those of its tied layers."""
+        """A layer's unmasked parameters, bias included, or unmasked multiply-adds; with those of its tied layers.
+
+        Constants that it leaves in a sum are not its own: they stay whatever becomes of the layer.
+        """
         names = [name, *(tied.name for tied in self.layers[name].tied)] if name in self.layers else [name]
         layers = [self.count.layers[n] for n in names if n in self.count.layers]
-        return sum(n.parameters if quantity == "parameters" else n.flops_unmasked for n in layers)
+        if quantity == "flops":
+            return sum(layer.flops_unmasked for layer in layers)
+        constants = sum(self.state.kept.get(n, Kept()).num_constants for n in names if n in self.count.layers)
+        return sum(layer.parameters for layer in layers) - constants
 
     def allows(self, budget: Budget) -> bool:
         """Whether the state meets the budget without any change."""

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from experiment.errors import CompressionError
-from experiment.layers.channels.channel_axes import CHANNEL_MAKERS, LAYER_NORMS, PLAIN_NORMS, channel_dim
+from experiment.layers.channels.channel_axes import (
+    CHANNEL_MAKERS,
+    LAYER_NORMS,
+    PLAIN_NORMS,
+    channel_counts,
+    channel_dim,
+)
 from experiment.layers.plan import Kept
 
 PLACES, READS, CONSTANTS = "stream_places", "stream_reads", "stream_constants"  # buffers, and a parameter
@@ -58,7 +64,7 @@ class PutInPlaces:
             wide = functional.pad(output, [0, 0] * (output.dim() - 1 - dim) + [0, 1])
         else:
             shape, single = list(output.shape), [1] * output.dim()
-            shape[dim] = single[dim] = len(constants)
+            shape[dim] = single[dim] = constants.shape[0]
             wide = torch.cat([output, constants.to(output.dtype).view(single).expand(shape)], dim)
         return wide.index_select(dim, _indices(module, PLACES, output))
 
@@ -90,7 +96,7 @@ def join_streams(network: nn.Module, kept: Mapping[str, Kept]) -> None:
         module = network.get_submodule(name)
         dim = _dim(module)
         if sides.made is not None:
-            own = _within(name, sides.out, sides.made)
+            own = _within(name, sides.out, sides.made, channel_counts(module)[0])
             others = [place for place in range(len(sides.made)) if place not in set(own)]
             if sides.constants:
                 _add_constants(name, module, [sides.made[place] for place in others])
@@ -100,7 +106,9 @@ def join_streams(network: nn.Module, kept: Mapping[str, Kept]) -> None:
             _set_indices(module, PLACES, order)
             module.register_forward_hook(PutInPlaces(Axis(len(own), dim)))
         if sides.taken is not None:
-            read = _within(name, sides.out if sides.inputs is None else sides.inputs, sides.taken)
+            read = _within(
+                name, sides.out if sides.inputs is None else sides.inputs, sides.taken, channel_counts(module)[1]
+            )
             _set_indices(module, READS, read)
             module.register_forward_pre_hook(Take(Axis(len(sides.taken), dim)), with_kwargs=True)
 
@@ -138,11 +146,13 @@ def _add_constants(name: str, module: nn.Module, channels: Sequence[int]) -> Non
     module.register_parameter(CONSTANTS, nn.Parameter(values, requires_grad=bias.requires_grad))
 
 
-def _within(name: str, own: Sequence[int] | None, stream: Sequence[int]) -> list[int]:
+def _within(name: str, own: Sequence[int] | None, stream: Sequence[int], size: int) -> list[int]:
     """The places of a module's channels among those of the stream."""
     places = {channel: place for place, channel in enumerate(stream)}
-    if own is None or not places.keys() > set(own):
-        raise CompressionError(f"{name}: the channels of its stream must contain those that stay, and more.")
+    if own is None or not places.keys() > set(own) or max(places) >= size:
+        raise CompressionError(
+            f"{name}: the channels of its stream must contain those that stay, and more, with indices below {size}."
+        )
     return [places[channel] for channel in own]
 
 
