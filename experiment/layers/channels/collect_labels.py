@@ -59,7 +59,7 @@ class Follower:
         dim = parameter_dim(parameter.shape)
         assert dim is not None
         made = self.labels.made((name, "out"), parameter.shape[dim])
-        self.labels.bare((name, "out"), made)
+        self.labels.bare.add((name, "out"))
         shape = [1] * parameter.dim()
         shape[dim] = -1
         return torch.from_numpy(made.astype(np.float32)).to(parameter.device).reshape(shape)

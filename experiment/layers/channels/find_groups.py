@@ -66,10 +66,8 @@ def channel_groups(
     with fixed_draws(), evaluating(probe):
         call_network(probe, example)  # a network that does not run fails here, with its own message
     example = _one(probe, example)
-    modules, follower = (
-        dict(probe.named_modules()),
-        Follower(copy.deepcopy(probe), Labels() if coupled else UncoupledLabels()),
-    )
+    modules, labels = dict(probe.named_modules()), Labels() if coupled else UncoupledLabels()
+    follower = Follower(copy.deepcopy(probe), labels)
     runs = _followed(follower, probe, example, samples)
     for name, module in modules.items():
         _tie_groups(follower.labels, name, module)
@@ -180,18 +178,18 @@ def _collected(follower: Follower, modules: Mapping[str, nn.Module]) -> tuple[li
 
 def _makes(key: Key, modules: Mapping[str, nn.Module], follower: Follower) -> bool:
     makes = key[1] == "out" and isinstance(modules.get(key[0]), CHANNEL_MAKERS)
-    return makes and not follower.labels.shared(key)
+    return makes and key not in follower.labels.shared
 
 
 def _member(key: Key, channels: Sequence[Places], modules: Mapping[str, nn.Module], follower: Follower) -> Member:
     name, side = key
     positions = tuple(tuple(places[key]) for places in channels)
     if name in follower.bare:
-        return Member(name, side, follower.bare[name][1].numel(), positions, shared=follower.labels.shared(key))
+        return Member(name, side, follower.bare[name][1].numel(), positions, shared=key in follower.labels.shared)
     norms = follower.norms[name] if side == "in" and name in follower.norms else {None}
     norm = next(iter(norms)) if len(norms) == 1 else None
     size = channel_counts(modules[name])[side in ("in", "taken")]
-    shared = side in ("made", "taken") or follower.labels.shared(key)
+    shared = side in ("made", "taken") or key in follower.labels.shared
     return Member(name, side, size, positions, norm, isinstance(modules[name], SWAPPED), shared)
 
 

@@ -100,20 +100,12 @@ def _places(member: Member, channels: Sequence[int]) -> list[int]:
 def _readers(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]) -> Readers:
     """The layers that read removed channels; a grouped layer has lost the filters that would."""
     readers: Readers = {}
-    for group, gone in _gone(groups, kept):
+    for group, _ in _gone(groups, kept):
         for member in group.members:
-            if member.side == "in" and getattr(network.get_submodule(member.module), "groups", 1) == 1:
-                inputs = kept.get(member.module, Kept()).inputs
-                places = [] if inputs is None else sorted(set(_places(member, gone)) - set(inputs))
-                others = readers.get(member.module, (member, []))[1]
-                readers[member.module] = (member, sorted({*others, *places}))
-    return {name: (member, places) for name, (member, places) in readers.items() if places}
-
-
-def readers_of_removed(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Kept]) -> list[str]:
-    """The layers that read channels, or sums of channels, that some layer lost."""
-    names = (m.module for group, _ in _gone(groups, kept) for m in group.members if m.side == "in")
-    return list(dict.fromkeys(names))
+            inputs = kept.get(member.module, Kept()).inputs if member.side == "in" else None
+            if inputs is not None and getattr(network.get_submodule(member.module), "groups", 1) == 1:
+                readers[member.module] = (member, sorted(set(range(member.size)) - set(inputs)))
+    return readers
 
 
 def _set_constants(sliced: nn.Module, network: nn.Module, inputs: Inputs, kept: Mapping[str, Kept]) -> None:
@@ -127,8 +119,8 @@ def _set_constants(sliced: nn.Module, network: nn.Module, inputs: Inputs, kept: 
         numbers[call.name] += y.shape[1]
         sums[call.name] += y.sum(1)
 
-    layers = {name: network.get_submodule(name) for name in held}
-    if layers:
+    if held:
+        layers = {name: network.get_submodule(name) for name in held}
         observed_pass(network, layers, inputs, batch_size=SAMPLES, after=record)
     with torch.no_grad():
         for name, (_, constants) in held.items():

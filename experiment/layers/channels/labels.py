@@ -15,9 +15,16 @@ Integers = npt.NDArray[np.int64]
 
 
 class Labels:
-    """Channels, which can be united, and the channel at every place of every (module, side)."""
+    """Channels, which can be united, and the channel at every place of every (module, side).
+
+    Attributes:
+        bare: the sides that are bare parameters.
+        shared: the sides where several channels meet at one place; known after `channels`.
+    """
 
     def __init__(self) -> None:
+        self.bare: set[Key] = set()
+        self.shared: set[Key] = set()
         self._parents: list[int] = []
         self._reasons: dict[int, str] = {}
         self._notes: dict[int, str] = {}
@@ -74,13 +81,6 @@ class Labels:
     def tie_group(self, channels: Collection[int]) -> None:
         """Unite the channels of one group of a grouped layer."""
         self.tie(channels)
-
-    def bare(self, key: Key, labels: Integers) -> None:
-        """Mark labels as those of a bare parameter."""
-
-    def shared(self, key: Key) -> bool:
-        """Whether several channels meet on a side."""
-        return False
 
     def tie(self, channels: Iterable[int]) -> None:
         """Unite all of these."""

@@ -30,11 +30,7 @@ PLACES, READS, CONSTANTS = "stream_places", "stream_reads", "stream_constants"  
 
 @dataclass(frozen=True)
 class Axis:
-    """Which dimension of a module's input or output is its channels.
-
-    Args:
-        width: their number there. dim: the dimension; None: 1 if it has that many elements, else the last one.
-    """
+    """Which dimension of a module's input or output is its channels: `dim`; None: that of `width` elements, 1 or -1."""
 
     width: int
     dim: int | None
@@ -48,11 +44,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class PutInPlaces:
-    """A forward hook: the module's channels at their places among those of the stream; zeros, or constants, elsewhere.
-
-    Args:
-        axis: where the channels are.
-    """
+    """A forward hook: the module's channels at their places in the stream; zeros, or constants, elsewhere."""
 
     axis: Axis
 
@@ -90,13 +82,15 @@ def join_streams(network: nn.Module, kept: Mapping[str, Kept]) -> None:
 
     Raises: CompressionError: the tensor of a stream lacks channels of the module, or it has no bias for constants.
     """
+    modules = dict(network.named_modules())
     for name, sides in kept.items():
         if sides.made is None and sides.taken is None:
             continue
-        module = network.get_submodule(name)
+        if (module := modules.get(name)) is None:
+            raise CompressionError(f"{name}: a bare parameter cannot put channels in their places.")
         dim = _dim(module)
         if sides.made is not None:
-            own = _within(name, sides.out, sides.made, channel_counts(module)[0])
+            own = _within(name, module, sides.out, sides.made, 0)
             others = [place for place in range(len(sides.made)) if place not in set(own)]
             if sides.constants:
                 _add_constants(name, module, [sides.made[place] for place in others])
@@ -106,9 +100,7 @@ def join_streams(network: nn.Module, kept: Mapping[str, Kept]) -> None:
             _set_indices(module, PLACES, order)
             module.register_forward_hook(PutInPlaces(Axis(len(own), dim)))
         if sides.taken is not None:
-            read = _within(
-                name, sides.out if sides.inputs is None else sides.inputs, sides.taken, channel_counts(module)[1]
-            )
+            read = _within(name, module, sides.out if sides.inputs is None else sides.inputs, sides.taken, 1)
             _set_indices(module, READS, read)
             module.register_forward_pre_hook(Take(Axis(len(sides.taken), dim)), with_kwargs=True)
 
@@ -146,13 +138,11 @@ def _add_constants(name: str, module: nn.Module, channels: Sequence[int]) -> Non
     module.register_parameter(CONSTANTS, nn.Parameter(values, requires_grad=bias.requires_grad))
 
 
-def _within(name: str, own: Sequence[int] | None, stream: Sequence[int], size: int) -> list[int]:
+def _within(name: str, module: nn.Module, own: Sequence[int] | None, stream: Sequence[int], side: int) -> list[int]:
     """The places of a module's channels among those of the stream."""
     places = {channel: place for place, channel in enumerate(stream)}
-    if own is None or not places.keys() > set(own) or max(places) >= size:
-        raise CompressionError(
-            f"{name}: the channels of its stream must contain those that stay, and more, with indices below {size}."
-        )
+    if own is None or not places.keys() > set(own) or max(places) >= channel_counts(module)[side]:
+        raise CompressionError(f"{name}: the channels of its stream must be its own, those that stay and more.")
     return [places[channel] for channel in own]
 
 

@@ -28,19 +28,13 @@ class UncoupledLabels(Labels):
         self._streams: list[int] = []  # union-find of the values in a stream
         self._sums: dict[tuple[int, int], int] = {}
         self._passed: dict[Key, Integers] = {}
-        self._bare: dict[Key, set[int]] = {}  # channels of bare parameters
         self._made: set[int] = set()  # the channels that some layer makes, known in `channels`
-        self._shared: set[Key] = set()
 
     def new(self, count: int, maker: Key | None = None) -> Integers:
         """Add `count` new values, each in a stream of its own."""
         made = super().new(count, maker)
         self._streams.extend(made.tolist())
         return made
-
-    def bare(self, key: Key, labels: Integers) -> None:
-        """Mark values as those of a bare parameter: as nothing can put them in places, it has all of its stream's."""
-        self._bare[key] = {int(label) - 1 for label in labels}
 
     def passed(self, key: Key, labels: Integers) -> Integers:
         """The values behind a module that treats each channel separately: of the same sources, in another stream."""
@@ -85,10 +79,6 @@ class UncoupledLabels(Labels):
         """Note the operation through which these cannot be followed; the first one counts."""
         super().note((source for channel in channels for source in self._of(int(channel))), operation)
 
-    def shared(self, key: Key) -> bool:
-        """Whether several channels meet on a side; known after `channels`."""
-        return key in self._shared
-
     def channels(self) -> Iterator[tuple[Places, str | None, str | None]]:
         """Every channel that a layer makes, as for `Labels`; a place of a sum is one of each of its channels."""
         self._flag_closed()
@@ -102,10 +92,10 @@ class UncoupledLabels(Labels):
                     found.setdefault(root, {}).setdefault(key, []).append(place)
 
         for key, values in self._at.items():
-            whole = key in self._bare
+            whole = key in self.bare  # as nothing can put its channels in places
             own = [streams[self._stream(v)] if whole else self._alive_with(v, streams) for v in values.tolist()]
             if any(len(roots) > 1 for roots in own):
-                self._shared.add(key)
+                self.shared.add(key)
             for side, behind in self._tensors(key, values).items():
                 wide = [streams[self._stream(v)] if v >= 0 else frozenset() for v in behind.tolist()]
                 if wide != own:
@@ -142,7 +132,7 @@ class UncoupledLabels(Labels):
 
     def _sources_of_streams(self) -> dict[int, frozenset[int]]:
         """Stream -> the channels with which it is there."""
-        derived = set(self._sources).union(*self._bare.values())
+        derived = set(self._sources).union(*(self._at[key].tolist() for key in self.bare))
         self._made = {self._root(value) for value in range(len(self._streams)) if value not in derived}
         streams: dict[int, frozenset[int]] = {}
         for _ in range(2):  # bare parameters' streams, then what those are added to

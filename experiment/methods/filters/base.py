@@ -21,7 +21,7 @@ from experiment.inputs import Inputs, batch_size, moved_like, same_form
 from experiment.layers.build import build, slice_mask, write_whole
 from experiment.layers.channels.channel_axes import filters_of
 from experiment.layers.channels.find_groups import channel_groups
-from experiment.layers.channels.fold_constants import Folded, fold_constants, fold_means, readers_of_removed
+from experiment.layers.channels.fold_constants import Folded, fold_constants, fold_means
 from experiment.layers.channels.group_data import (
     ChannelGroup,
     Integers,
@@ -201,8 +201,11 @@ def finite_parameter(network: nn.Module, layer: str) -> Tensor:
 
 
 def _readers(built: nn.Module, plan: Plan, groups: Sequence[ChannelGroup]) -> list[str]:
-    """The layers whose inputs lost channels and can be fitted, that is, are neither grouped nor masked."""
-    names = readers_of_removed(built, groups, plan.kept)
+    """The layers that read lost channels, or sums of them, and can be fitted: they are neither grouped nor masked."""
+    names = [name for name, sides in plan.kept.items() if sides.inputs is not None]
+    lost = {name for name, sides in plan.kept.items() if sides.out is not None}
+    sums = (m.module for g in groups if lost & {*g.producers} for m in g.members if m.side == "in" and m.shared)
+    names = list(dict.fromkeys((*names, *sums)))
     layers = {name: built.get_submodule(name) for name in names if parameter_name(name) not in plan.masks}
     return [name for name, layer in layers.items() if is_matrix(layer)]
 
