@@ -41,9 +41,13 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         expected = masked.network(**example).logits
         torch.testing.assert_close(small(**example).logits, expected)
         torch.testing.assert_close(names["again"](**example).logits, expected)
+        narrow, loaded, prompt = names["narrow"], names["loaded"], names["prompt"]
+        torch.testing.assert_close(loaded(**prompt).logits, narrow.network(**prompt).logits)
     assert named_masks(masked.network)
     assert masked.keep_parameters <= 0.5
     assert names["low_rank"].keep_parameters <= 0.5
+    assert loaded.config.hidden_size < names["writer"].config.hidden_size
+    assert names["small_heads"].network.config.intermediate_size == 80
     assert names["written"].shape[1] > names["prompt"]["input_ids"].shape[1]
     assert (tmp_path / "small.onnx").stat().st_size > 0
 
