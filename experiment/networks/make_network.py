@@ -13,7 +13,7 @@ from experiment.inputs import Inputs, as_form, batch_size, call_network, example
 from experiment.layers.forward_pass import evaluating
 from experiment.layers.prepare_network import check_kind, computed_weights, unwrapped
 from experiment.networks import NETWORKS
-from experiment.networks.library_networks import library_factory
+from experiment.networks.external_networks import external_factory
 from experiment.networks.low_rank_from_scratch import NAMES, Factoring, factor, make_factoring
 from experiment.registry import InputForm, InputShape, is_import_path, resolve, suggestion
 
@@ -32,7 +32,7 @@ def make_network(
 
     Args:
         name: a registered network, the user's own factory as `package.module:factory`, or one of transformers or timm
-            (see `experiment.networks.library_networks`).
+            (see `experiment.networks.external_networks`).
         settings: further keyword arguments of the factory. Those of `low_rank_from_scratch.Factoring` apply to every
             network whose factory has no arguments of these names.
         input_shape: (channels, height, width) of one input, or the shapes of several by keyword or position.
@@ -87,7 +87,7 @@ def _plain(name: str, network: nn.Module) -> nn.Module:
 
 
 def _factory(name: str) -> Callable[..., object]:
-    if (of_library := library_factory(name)) is not None:
+    if (of_library := external_factory(name)) is not None:
         return of_library
     if is_import_path(name):
         target = name

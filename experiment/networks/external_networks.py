@@ -23,7 +23,7 @@ _NOT_FOR_TIMM = (
 )  # fmt: skip
 
 
-def library_factory(name: str) -> Callable[..., object] | None:
+def external_factory(name: str) -> Callable[..., object] | None:
     """The factory `(input_shape, output_size, config)` of a network of transformers or timm; None for other names.
 
     Raises: ConfigError: the library is not installed, or does not have this network.
