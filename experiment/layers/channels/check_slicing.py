@@ -29,6 +29,9 @@ from experiment.random_streams import generator
 
 # of the largest output: far above rounding in float32, far below the effect of a wrong channel
 TOLERANCE = 1e-3
+# parameters that the search for failing groups may copy, over all trials: minutes on one core
+MOST_WORK = 4e10
+LEAST_OF_A_TRIAL = 5_000_000  # parameters: what a trial of a small network costs besides
 
 
 def randomised(network: nn.Module) -> nn.Module:
@@ -110,17 +113,37 @@ def alike(probe: nn.Module, runs: Sequence[Run]) -> bool:
     return True
 
 
+class Search:
+    """The work that is left for a search of failing groups. It is counted, not timed, so that results are the same."""
+
+    def __init__(self, probe: nn.Module) -> None:
+        each = LEAST_OF_A_TRIAL + sum(parameter.numel() for parameter in probe.parameters())
+        self.trials = max(1, int(MOST_WORK / each))
+        self.reason = f"the search for layers that can lose channels ended after {self.trials:,} networks were tried"
+
+    def goes_on(self) -> bool:
+        """Whether another trial may be made, which is then counted."""
+        self.trials -= 1
+        return self.trials >= 0
+
+
 def tried(
-    probe: nn.Module, runs: Sequence[Run], groups: Sequence[ChannelGroup], lost: Mapping[str, str]
+    probe: nn.Module,
+    runs: Sequence[Run],
+    groups: Sequence[ChannelGroup],
+    lost: Mapping[str, str],
+    search: Search | None = None,
 ) -> list[ChannelGroup]:
     """The same groups, exempting those for which removing channels differs from setting them to zero.
 
-    All groups are tried at once; if that fails, halves of them, down to the single ones that fail.
+    All groups are tried at once; if that fails, halves of them, down to the single ones that fail. The work of this
+    search is bounded; groups that it did not reach are exempt.
 
     Args:
         probe: the randomised network.
         lost: layer -> the operation through which its channels could not be followed, for the reason.
     """
+    search = search or Search(probe)
     for counts in _designs(groups):
         if fault(probe, runs, cut(groups, counts)) is None:
             continue
@@ -128,13 +151,13 @@ def tried(
             random = "the forward pass is random, so no two passes can be compared"
             return [replace(group, exempt=group.exempt or random) for group in groups]
         free = [i for i, group in enumerate(groups) if group.exempt is None]
-        failing = _failing(probe, runs, groups, counts, [], free)
+        failing = _failing(probe, runs, groups, counts, [], free, search)
         for i, why in failing.items():
             failing[i] = f"{why} (see '{lost[groups[i].name]}')" if groups[i].name in lost else why
         united = _united(probe, runs, groups, list(failing))
         if len(united) == len(groups):
             united = [replace(g, exempt=failing.get(i, g.exempt)) for i, g in enumerate(groups)]
-        return tried(probe, runs, united, lost)
+        return tried(probe, runs, united, lost, search)
     return list(groups)
 
 
@@ -173,8 +196,11 @@ def _failing(
     counts: Sequence[int],
     passed: Sequence[int],
     among: Sequence[int],
+    search: Search,
 ) -> dict[int, str]:
     """The groups among these that cannot be reduced to their counts together with `passed`, with the reason."""
+    if not search.goes_on():
+        return dict.fromkeys(among, search.reason)
     fewer = {*passed, *among}
     why = fault(probe, runs, cut(groups, [counts[i] if i in fewer else g.size for i, g in enumerate(groups)]))
     if why is None:
@@ -182,9 +208,9 @@ def _failing(
     if len(among) == 1:
         return {among[0]: why}
     first, second = among[: len(among) // 2], among[len(among) // 2 :]
-    failing = _failing(probe, runs, groups, counts, passed, first)
+    failing = _failing(probe, runs, groups, counts, passed, first, search)
     passed = [*passed, *(i for i in first if i not in failing)]
-    return failing | _failing(probe, runs, groups, counts, passed, second)
+    return failing | _failing(probe, runs, groups, counts, passed, second, search)
 
 
 def _designs(groups: Sequence[ChannelGroup]) -> list[list[int]]:

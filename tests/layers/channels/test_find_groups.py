@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from experiment.layers.channels import check_slicing
 from experiment.layers.channels.find_groups import GIVES_OUTPUT, channel_groups
 from experiment.layers.channels.group_data import ChannelGroup, Member, kept_of, sizes_of
 from experiment.layers.channels.slicing import mask_channels, slice_channels
@@ -286,6 +287,20 @@ def test_what_cannot_be_cut_stays_with_a_reason_and_a_warning(
     assert exempt
     assert all(group.exempt is not None and reason in group.exempt for group in exempt)
     assert any(name in record.getMessage() and reason in record.getMessage() for record in caplog.records)
+
+
+def test_the_search_for_what_cannot_be_cut_is_bounded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    toy = EXEMPT["a shape written into the forward pass"][0]
+    chain = Toy(lambda n, x: n.toy(relu(n.first(x))), first=conv(3, 3), toy=toy)
+    free = [group.name for group in groups_of(chain) if group.exempt is None]
+    assert free == ["first"]
+    monkeypatch.setattr(check_slicing, "MOST_WORK", 1)  # one trial: that all of them fail together
+    with caplog.at_level(logging.WARNING, logger="experiment"):
+        groups = groups_of(chain)
+    assert all(group.exempt is not None for group in groups)
+    assert "the search for layers that can lose channels ended after 1 networks were tried" in caplog.text
 
 
 def test_channels_are_followed_through_layer_normalisation() -> None:
