@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.layers.build import write_whole
+from experiment.layers.compressible import filters_of, weight_of
 from experiment.layers.plan import Plan, State
 from experiment.methods.base import Budget, Calibration, calibration_inputs
 from experiment.methods.data.poisson_draws import factors, first_rings
@@ -26,7 +27,7 @@ from experiment.methods.masks.weight_ranking import (
     rank_weights,
     unpruned_cost,
 )
-from experiment.methods.starting_state import Start, live_weight, parameter_name, start_of
+from experiment.methods.starting_state import Start, live_filters, live_weight, parameter_name, start_of
 from experiment.random_streams import generator as stream
 
 
@@ -172,15 +173,17 @@ def _rows(start: Start, sensitivities: Mapping[str, Tensor]) -> tuple[Rows, dict
     s, row, places, bounds, filters, positions = [], [], {}, [], [], []
     num_weights = num_rows = 0
     for name, info in start.layers.items():
-        s_FI = sensitivities[name].cpu().flatten(1)
-        negative_FI = live_weight(start.network, start.masks, name).cpu().flatten(1) < 0
+        layer = start.network.get_submodule(name)
+        filters_of_s = filters_of(layer, sensitivities[name]).cpu()
+        s_FI = filters_of_s.flatten(1)
+        negative_FI = live_filters(start.network, start.masks, name).cpu().flatten(1) < 0
         row_FI = num_rows + 2 * torch.arange(len(s_FI))[:, None] + negative_FI
         some_FI = s_FI > 0
         s.append(s_FI[some_FI])
         row.append(row_FI[some_FI])
         places_FI = torch.full(s_FI.shape, -1)
         places_FI[some_FI] = num_weights + torch.arange(len(s[-1]))
-        places[name] = places_FI.reshape(sensitivities[name].shape)
+        places[name] = weight_of(layer, places_FI.reshape(filters_of_s.shape))
         num_weights, num_rows = num_weights + len(s[-1]), num_rows + 2 * len(s_FI)
         bounds += [union_bound(info)] * 2 * len(s_FI)
         filters += [info.out_features] * 2 * len(s_FI)

@@ -173,3 +173,17 @@ def test_drawing_nothing_but_biases_is_the_smallest_network() -> None:
     made = compressor("SiPPRand", net, x)
     plan = made.method.plan(made.analysis, Budget("flops", 0, made.original.flops))
     assert not any(mask.any() for mask in plan.masks.values())
+
+
+@pytest.mark.parametrize("label", ["SiPPRand", "SiPPHybrid"])
+def test_rows_of_a_transposed_layer_are_its_filters(label: str) -> None:
+    """With a kernel of 1, a transposed convolution is a convolution that holds its weight the other way round."""
+    plain, turned = nn.Conv2d(4, 6, 1), nn.ConvTranspose2d(4, 6, 1)
+    turned.weight.data.copy_(plain.weight.detach().transpose(0, 1))
+    x, masks = torch.rand(6, 4, 3, 3, generator=generator("test_sipp", "transposed")) + 0.5, []
+    for layer in (plain, turned):
+        made = to_weights(compressor(label, nn.Sequential(layer).eval(), x), 14)
+        (mask,) = named_masks(made.network).values()
+        masks.append(mask)
+    assert int(masks[0].sum()) == 14
+    assert torch.equal(masks[0], masks[1].transpose(0, 1))
