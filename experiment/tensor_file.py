@@ -11,7 +11,7 @@ import os
 import pickletools
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,17 @@ def tensors_in(content: object) -> Iterator[Tensor]:
             todo.extend(value.values())
         elif isinstance(value, list | tuple | set):
             todo.extend(value)
+
+
+def load_tensors(network: nn.Module, state: Mapping[str, Tensor], assign: bool = False) -> None:
+    """torch's `load_state_dict` for a plain dictionary, which does not hold the versions of the network's modules.
+
+    Without them torch takes the state for one of an old release, which torchvision's MNASNet refuses.
+    """
+    versioned = network.state_dict()  # the dictionary that carries them
+    versioned.clear()
+    versioned.update(state)
+    network.load_state_dict(versioned, assign=assign)
 
 
 def _reason(path: Path, error: Exception) -> str:

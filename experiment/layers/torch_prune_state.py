@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError
 from experiment.layers.masks import add_masks, bake_masks, named_masks
+from experiment.tensor_file import load_tensors
 
 ORIGINAL, MASK = "_orig", "_mask"  # what torch adds to a pruned parameter's name
 
@@ -37,7 +38,7 @@ def load_pruned_state(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Mod
             plain[name] = tensor
     loaded = copy.deepcopy(network)
     try:
-        loaded.load_state_dict(plain)
+        load_tensors(loaded, plain)
     except RuntimeError as error:
         raise CompressionError(f"the state_dict does not fit this network: {error}") from error
     parameters = dict(loaded.named_parameters(remove_duplicate=False))

@@ -36,6 +36,7 @@ from experiment.lc.schedule import LCSettings
 from experiment.lc.state import LCRecord, LCState, restored
 from experiment.progress import progress
 from experiment.random_streams import Part
+from experiment.tensor_file import load_tensors
 from experiment.training.checkpoint import Checkpoint
 from experiment.training.evaluation import Metrics, evaluate
 from experiment.training.settings import TrainSettings
@@ -128,7 +129,7 @@ class LCOptimizer:
             raise TrainingDiverged("the validation loss of every compressed network is NaN. Try a smaller muInit.")
         if self._best is None:  # from before an interruption
             network = copy.deepcopy(self._network)
-            network.load_state_dict(self._state.best_weights)
+            load_tensors(network, self._state.best_weights)
             self._best = self._project(network.eval())
         return self._best
 

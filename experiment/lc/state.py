@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experiment.tensor_file import load_tensors
+
 
 @dataclasses.dataclass(frozen=True)
 class LCRecord:
@@ -69,7 +71,7 @@ class LCState:
 
 def restored(saved: dict[str, Any], network: nn.Module, device: torch.device) -> LCState:
     """The state that `LCState.saved` returned; its weights w are loaded into `network`."""
-    network.load_state_dict(saved["network"])
+    load_tensors(network, saved["network"])
     values = {field.name: saved[field.name] for field in dataclasses.fields(LCState)}
     for key in ("theta", "multipliers"):
         values[key] = {name: tensor.to(device) for name, tensor in saved[key].items()}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from experiment.inputs import Inputs, call_network, scored
+from experiment.tensor_file import load_tensors
 from experiment.training.distributed import Team
 from experiment.training.evaluation import forward_precision
 from experiment.training.settings import DistillationSpec, TrainSettings
@@ -37,7 +38,7 @@ def make_teacher(network: nn.Module, settings: TrainSettings, device: torch.devi
     if settings.channels_last:
         teacher.to(memory_format=torch.channels_last)
     if team.size > 1:
-        teacher.load_state_dict(team.first_state(dict(teacher.state_dict()), device))
+        load_tensors(teacher, team.first_state(dict(teacher.state_dict()), device))
     forward = torch.compile(teacher, dynamic=None) if settings.compiled else teacher
 
     def logits_of(x: Inputs) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from experiment.datasets.image_data import Images, count_batches
 from experiment.errors import ConfigError, DataError
 from experiment.random_streams import Part, seeded
+from experiment.tensor_file import load_tensors
 from experiment.training.checkpoint import Checkpoint
 from experiment.training.distil import make_teacher
 from experiment.training.distributed import ALONE, Team
@@ -150,7 +151,7 @@ class TrainingLoop:
             self._keep_best(record)
             yield record
         if self._best_weights is not None and until is None:
-            self._network.load_state_dict(self._best_weights)
+            load_tensors(self._network, self._best_weights)
         require_finite_weights(self._network)
         self._network.eval()
 
@@ -222,7 +223,7 @@ class TrainingLoop:
             self._best_weights = {name: value.detach().clone() for name, value in self._network.state_dict().items()}
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        self._network.load_state_dict(saved["network"])
+        load_tensors(self._network, saved["network"])
         if self.records:
             self._step.optimizer.load_state_dict(saved["optimizer"])
             self._step.scaler.load_state_dict(saved["scaler"])

@@ -373,7 +373,7 @@ for name, make in (("vit", vit), ("swin", swin), ("encoder", encoder)):
 """
 
 
-@pytest.mark.parametrize("method", ["SVD"])
+@pytest.mark.parametrize("method", ["SVD", "WT", "Quantize"])
 def test_saved_networks_load_in_another_process(method: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     for name, network, x in (
@@ -381,8 +381,9 @@ def test_saved_networks_load_in_another_process(method: str, tmp_path: Path) -> 
         ("swin", swin(), images()),
         ("encoder", encoder(), torch.randn(3, 6, 16)),
     ):
-        result = compress(network, method, keep=0.6, example=x)
-        assert result.keep_parameters <= 0.6
+        keep = {} if method == "Quantize" else {"keep": 0.6}
+        result = compress(network, method, example=x, **keep)
+        assert result.keep_parameters <= keep.get("keep", 1)
         save_network(result, tmp_path / f"{name}.pt")
         with torch.no_grad():
             torch.save({"x": x, "y": result.network(x)}, tmp_path / f"{name}-outputs.pt")

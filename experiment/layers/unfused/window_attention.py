@@ -32,6 +32,7 @@ class UnfusedWindowAttention(nn.Module):
     qkv: nn.Module
     proj: nn.Module
     qkv_bias: nn.Parameter | None
+    relative_position_bias_table: nn.Parameter  # Swin and video Swin only
     window_size: list[int]
     shift_size: list[int]
     num_heads: int
@@ -62,8 +63,9 @@ class UnfusedWindowAttention(nn.Module):
             q_bias, k_bias, v_bias = self.qkv_bias.chunk(3)
             qkv = qkv + torch.cat([q_bias, torch.zeros_like(k_bias), v_bias])
         q, k, v = qkv.view(B, W, N, 3, self.num_heads, self.head_dim).permute(3, 0, 1, 4, 2, 5).unbind(0)
-        if "logit_scale" in self._parameters:
-            scale = self.get_parameter("logit_scale").clamp(max=_LARGEST_SCALE).exp()
+        logit_scale: Tensor | None = getattr(self, "logit_scale", None)  # a property where a mask computes it
+        if logit_scale is not None:
+            scale = logit_scale.clamp(max=_LARGEST_SCALE).exp()
             scores = normalize(q, dim=-1) @ normalize(k, dim=-1).transpose(-2, -1) * scale
         else:
             scores = (q * self.scale) @ k.transpose(-2, -1)
@@ -79,7 +81,7 @@ class UnfusedWindowAttention(nn.Module):
             table: Tensor = self.get_submodule("cpb_mlp")(self.get_buffer("relative_coords_table"))
             bias = 16 * table.view(-1, self.num_heads)[index].sigmoid()
         else:
-            bias = self.get_parameter("relative_position_bias_table")[index]
+            bias = self.relative_position_bias_table[index]
         bias = bias.permute(2, 0, 1).unsqueeze(0)
         if not any(shift):
             return bias

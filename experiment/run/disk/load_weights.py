@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from experiment.errors import Damaged, StoreError, described, kind_of, shortened
 from experiment.layers.prepare_network import without_prefixes
 from experiment.run.grid.weights_file import GivenWeights, content_hash
-from experiment.tensor_file import read_tensors
+from experiment.tensor_file import load_tensors, read_tensors
 
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts, and this program, store the weights
 MAX_NAMES = 8  # of a kind in an error
@@ -47,6 +47,8 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
     """
     require_shapes(network, {name: tensor.shape for name, tensor in state.items()}, path)
     own = network.state_dict()
+    counts = {name for name in own if name.endswith("num_batches_tracked")}  # which files of torch before 0.4.1 lack
+    state = {name: torch.zeros_like(own[name], device="cpu") for name in counts - set(state)} | dict(state)
     parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     problems = []
     for name, tensor in state.items():
@@ -66,15 +68,15 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
             held = tensors[name]
             made = nn.Parameter(copy, held.requires_grad) if isinstance(held, nn.Parameter) else copy
             copies[name] = shared.setdefault(id(held), made)
-        network.load_state_dict(copies, assign=True)
+        load_tensors(network, copies, assign=True)
     else:
-        network.load_state_dict(dict(state))
+        load_tensors(network, state)
 
 
 def require_shapes(network: nn.Module, shapes: Mapping[str, torch.Size], path: Path) -> None:
     """Raises: StoreError: these are not the names and shapes of the network's state_dict. Lists all differences."""
     own = network.state_dict()
-    # files of old versions of torch have no count of batches; torch fills it in
+    # files of old versions of torch have no count of batches
     missing = [name for name in own if name not in shapes and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in shapes if name not in own]
     reshaped = [

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from experiment import compress, load_network, load_pruned_state, pruned_state, save_network
 from experiment.config import load
 from experiment.errors import StoreError
 from experiment.layers.plan import Plan
@@ -165,6 +166,28 @@ def test_batch_counters_may_be_missing(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "mine.pt")
     load_given(net, given(tmp_path / "mine.pt"))
     assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in state.items())
+
+
+class Versioned(nn.Linear):
+    """Refuses states without the version of the module, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, *args: Any) -> None:
+        assert metadata.get("version") == 2
+        super()._load_from_state_dict(state_dict, prefix, metadata, *args)
+
+
+def test_modules_see_their_version_wherever_weights_are_loaded(tmp_path: Path) -> None:
+    net = nn.Sequential(Versioned(2, 4), nn.ReLU(), nn.Linear(4, 3))
+    torch.save(net.state_dict(), tmp_path / "mine.pt")
+    load_given(net, given(tmp_path / "mine.pt"))
+    x = torch.randn(3, 2)
+    result = compress(net, "WT", keep=0.5, example=x)
+    save_network(result, tmp_path / "small.pt")
+    torch.testing.assert_close(load_network(tmp_path / "small.pt", network=net)(x), result.network(x))
+    loaded = load_pruned_state(net, pruned_state(result.network))
+    torch.testing.assert_close(loaded(x), result.network(x))
 
 
 def test_a_file_that_changes_after_the_plan_is_noticed(tmp_path: Path) -> None:
