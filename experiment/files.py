@@ -1,7 +1,5 @@
 """Atomic writing of files, and reading of files of any content in bounded memory."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -3,8 +3,6 @@
 No global seed is changed, so results do not depend on the order of cells, on workers or on interruptions.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator

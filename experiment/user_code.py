@@ -5,8 +5,6 @@ modules outside packages, from the same folder, including `__init__` files. Impo
 imports (`importlib`), data files and installed packages are not covered.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib

@@ -1,7 +1,5 @@
 """Ranks of spectra against closed forms and entropies, and of layers against SVDs of what they compute."""
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 

@@ -1,7 +1,5 @@
 """Checks across blocks, which types and ranges of single blocks cannot express."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 

@@ -1,7 +1,5 @@
 """Limits on the size of a grid, checked before it is expanded, so that a typo in a number costs no time or memory."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """Pydantic's errors as sentences, each with the key to blame and the place where its value was written."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

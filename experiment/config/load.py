@@ -1,7 +1,5 @@
 """A parameter file, from its path to checked settings: the only place where YAML becomes an experiment."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ Only exact equivalents are here; all other transforms run image by image (`exper
 Shapes: B = images of the batch, C = channels, H, W = height, width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast

@@ -1,7 +1,5 @@
 """Read image files, and convert images of any mode to 8 bits without clipping."""
 
-from __future__ import annotations
-
 import os
 import stat
 from pathlib import Path

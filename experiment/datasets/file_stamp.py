@@ -6,8 +6,6 @@ that folder is not writable, or for files that have only just changed. Built-in 
 checked against published checksums when they are read, are constant and have no stamp.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import logging

@@ -1,7 +1,5 @@
 """Folders of images, one folder per class; small images are decoded once and cached beside the data."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """Integer tensors of a user's dataset: pixels or token ids, distinguished by shape and values."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Load a dataset by name: read it, split it, and prepare it for a network."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast

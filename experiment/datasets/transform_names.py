@@ -1,7 +1,5 @@
 """The transforms that a parameter file may name, torch-free: torchvision's for images, with plain arguments."""
 
-from __future__ import annotations
-
 TRANSFORMS: tuple[str, ...] = (
     "AugMix",
     "AutoAugment",

@@ -1,7 +1,5 @@
 """Deterministic forward passes: random operations return fixed numbers, whatever the shape of their output."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

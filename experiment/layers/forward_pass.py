@@ -1,7 +1,5 @@
 """Forward passes in eval mode, and what modules receive and return in them: the one place that registers hooks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass

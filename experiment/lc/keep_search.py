@@ -6,8 +6,6 @@ interval. Ten networks locate its end between 0.001 and 1 to within 1.4 %.
 Source: Joseph et al. 2019, https://arxiv.org/abs/1911.02497. Differs: bisection instead of Bayesian optimization.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

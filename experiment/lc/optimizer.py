@@ -15,8 +15,6 @@ Source: Carreira-Perpinan 2017, https://arxiv.org/abs/1707.01209; Joseph et al. 
 https://arxiv.org/abs/1911.02497
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import math

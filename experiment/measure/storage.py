@@ -1,7 +1,5 @@
 """Bytes of a network's parameters, dense, as values alone and in sparse formats."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

@@ -1,7 +1,5 @@
 """The registry of compression methods, without torch: an entry's code is imported when `target` is resolved."""
 
-from __future__ import annotations
-
 from experiment.methods.filters.settings import (
     BlocksSettings,
     FilterSettings,

@@ -1,7 +1,5 @@
 """Networks of transformers and timm under their own names: `transformers:BertForMaskedLM`, `timm:resnet18`."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Tables, plots and reports from results folders; never trains. Importing this loads neither pandas nor matplotlib."""
 
-from __future__ import annotations
-
 from experiment.report.find_experiments import default_results, find_experiments
 from experiment.report.label_styles import LabelStyles
 from experiment.report.plots.compare_variants import plot_variants

@@ -1,7 +1,5 @@
 """The names of optimizers, schedulers and losses in parameter files; no torch here."""
 
-from __future__ import annotations
-
 OPTIMIZERS: tuple[str, ...] = (
     "ASGD",
     "Adadelta",

@@ -1,7 +1,5 @@
 """Checkpoint files: a killed computation continues from its last one."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import logging

@@ -1,7 +1,5 @@
 """Loss and accuracy of a network on images."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Which weights are retrained: what modes mean, and what `experiments.rewind` changes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """Biases that layers gain and masks on factors: built, saved as plain data, expanded, and gone where they must be."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """The L-C optimizer against its formulas written out, a problem solved by brute force, and itself after a kill."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import itertools

@@ -1,7 +1,5 @@
 """Everything wrong with a training block is found before it, and said in one line each."""
 
-from __future__ import annotations
-
 import pytest
 
 from experiment.training.check_settings import check_training

@@ -1,7 +1,5 @@
 """A training that is killed and continued ends as an uninterrupted one."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The training loop: against a training written out in torch, and its guarantees."""
 
-from __future__ import annotations
-
 import copy
 import math
 from typing import Any

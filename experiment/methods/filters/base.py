@@ -4,8 +4,6 @@ A method is a score for every channel (`ScoreChannels`) and a rule that turns sc
 channels that each group keeps (`CountChannels`). Each group keeps its channels of largest score.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 Units are removed, not masked, together with their bias, their BatchNorm and the weights that read them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch

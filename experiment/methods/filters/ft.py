@@ -1,7 +1,5 @@
 """The same share of every layer's filters: of largest norm (FT: l1, SoftNet: l2) or random (Uniform Filters)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

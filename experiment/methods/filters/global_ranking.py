@@ -1,7 +1,5 @@
 """One ranking of all channels of the network: by norms of filters (Global Filters) or BatchNorm scales (Slimming)."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Shape suffixes: C = channels of a group, S = sampled outputs, P = places drawn in one batch, K = kernel elements.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 
 import torch

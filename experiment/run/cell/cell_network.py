@@ -1,7 +1,5 @@
 """The network of a cell: compressed and retrained, or made by the L-C optimizer."""
 
-from __future__ import annotations
-
 import copy
 import time
 from pathlib import Path

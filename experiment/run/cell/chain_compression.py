@@ -1,7 +1,5 @@
 """The compression of the cells of a chain: the network that each starts from, and the analysis that they share."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from functools import partial

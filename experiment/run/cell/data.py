@@ -1,7 +1,5 @@
 """Datasets of an experiment, loaded once per process and cached."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

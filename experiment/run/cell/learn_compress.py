@@ -1,7 +1,5 @@
 """The network of a cell in mode lc: the reference network goes through the L-C optimizer."""
 
-from __future__ import annotations
-
 import math
 import time
 from pathlib import Path

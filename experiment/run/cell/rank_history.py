@@ -1,7 +1,5 @@
 """ranks.csv: the effective ranks of every layer after each epoch of a training, if a parameter file requests them."""
 
-from __future__ import annotations
-
 import csv
 import logging
 import shutil

@@ -5,8 +5,6 @@ recorded at once. Of the checkpoints only that of the smallest sample within the
 is made again.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import time

@@ -5,8 +5,6 @@ training that fails in the same way in all processes is an ordinary failure of i
 all of them end, and the same command continues from the last checkpoint.
 """
 
-from __future__ import annotations
-
 import logging
 import pickle
 import signal

@@ -1,7 +1,5 @@
 """Manifests: the size and CRC-32 of every file of a folder, by which damage is detected. Does not import torch."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from pathlib import Path

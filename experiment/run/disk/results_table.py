@@ -4,8 +4,6 @@ Measurements of deployed networks are separate files next to a cell's result. Th
 they can be requested later. Does not import torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """The output of --plan: what an experiment would run, what is done, and what cannot run. Without torch."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """The files that a network starts from: where they are, and the hash of their content. Without torch."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Mapping

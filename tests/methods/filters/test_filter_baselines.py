@@ -1,7 +1,5 @@
 """SoftNet, Uniform Filters, Global Filters, Slimming: scores by hand, the ranking against trying every prefix."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 

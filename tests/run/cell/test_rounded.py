@@ -1,7 +1,5 @@
 """Rounded weights in files: as few bits as they have, masked or not, and the same outputs when they come back."""
 
-from __future__ import annotations
-
 import copy
 import io
 from pathlib import Path

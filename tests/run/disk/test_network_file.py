@@ -1,7 +1,5 @@
 """network.pt: what is written comes back equal; what is foreign, damaged or hostile is refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

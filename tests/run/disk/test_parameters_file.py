@@ -1,7 +1,5 @@
 """parameters.yaml: what it holds is what the parameter file means, variant by variant."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
