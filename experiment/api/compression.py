@@ -13,28 +13,13 @@ from torch import Tensor, nn
 
 from experiment.api.calibration_data import calibration_of
 from experiment.errors import CompressionError, ConfigError, kind_of
-from experiment.inputs import (
-    Inputs,
-    as_inputs,
-    batch_size,
-    first,
-    mapped,
-    moved_like,
-    take,
-)
+from experiment.inputs import Inputs, as_inputs, batch_size, first, mapped, moved_like, take
 from experiment.layers.build import build
 from experiment.layers.forward_pass import forward_of
 from experiment.layers.plan import Plan, State
 from experiment.layers.prepare_network import prepared
 from experiment.measure import Count, count
-from experiment.methods.base import (
-    Compressed,
-    Compressor,
-    Quantity,
-    keep_ratio,
-    make_method,
-    shortfall,
-)
+from experiment.methods.base import Compressed, Compressor, Quantity, keep_ratio, make_method, shortfall
 from experiment.methods.configure import configure
 from experiment.methods.layer_table import layer_rows
 from experiment.methods.out_of_reach import OutOfReach

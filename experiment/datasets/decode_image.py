@@ -11,15 +11,7 @@ from experiment.errors import DataError
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit, also if a program lifts it: 537 MB as RGB
 
-FORMATS = (
-    "BMP",
-    "GIF",
-    "JPEG",
-    "PNG",
-    "PPM",
-    "TIFF",
-    "WEBP",
-)  # found by content; others start programs
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # found by content; others start programs
 
 _KEPT = ("L", "RGB", "LA", "RGBA")
 _SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")

@@ -2,15 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from experiment.layers.masks import named_masks, plain_name
 from experiment.layers.quantized_weights import element_size, named_dtypes
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,7 @@ from experiment.methods.lowrank.settings import (
     SVDSettings,
 )
 from experiment.methods.masks.settings import BlockPruneSettings, PruneSettings, SiPPSettings, TorchPruneSettings
-from experiment.methods.settings import (
-    ComposeSettings,
-    FakeSettings,
-    NoSettings,
-    QuantizeSettings,
-    ReferenceSettings,
-)
+from experiment.methods.settings import ComposeSettings, FakeSettings, NoSettings, QuantizeSettings, ReferenceSettings
 from experiment.registry import MethodEntry
 
 ROOT = "experiment.methods"

@@ -20,14 +20,7 @@ from experiment.layers.build import build, slice_mask, write_whole
 from experiment.layers.channels.channel_axes import filters_of
 from experiment.layers.channels.find_groups import channel_groups
 from experiment.layers.channels.fold_constants import Folded, fold_constants, fold_means
-from experiment.layers.channels.group_data import (
-    ChannelGroup,
-    Integers,
-    Sizes,
-    alive_channels,
-    kept_of,
-    sizes_of,
-)
+from experiment.layers.channels.group_data import ChannelGroup, Integers, Sizes, alive_channels, kept_of, sizes_of
 from experiment.layers.compressible import WEIGHT_LAYERS, trace_layers
 from experiment.layers.masks import stored
 from experiment.layers.plan import Detail, Kept, Plan, State

@@ -41,14 +41,7 @@ class Data:
         keep_sources: whether data before transforms are cached, too.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        device: str,
-        *,
-        readers: int | None = None,
-        keep_sources: bool = False,
-    ) -> None:
+    def __init__(self, folder: Path, device: str, *, readers: int | None = None, keep_sources: bool = False) -> None:
         self.folder, self.device = folder, torch.device(device)
         self._splits: dict[str, Splits] = {}
         self._tests: dict[str, Images] = {}

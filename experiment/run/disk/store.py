@@ -20,15 +20,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, model_validator
 
 from experiment.errors import Damaged, StoreError, described, shortened
-from experiment.files import (
-    locked,
-    make_folder,
-    make_lock_file,
-    read_json,
-    remove_all,
-    set_aside,
-    writing_to,
-)
+from experiment.files import locked, make_folder, make_lock_file, read_json, remove_all, set_aside, writing_to
 from experiment.run.disk.damaged_files import RESULT, Count, FileRecord, damaged_file
 from experiment.run.grid.keys import FORMAT_VERSION, MADE
 from experiment.run.grid.plan import Cell, ReferenceSpec

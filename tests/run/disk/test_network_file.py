@@ -35,11 +35,7 @@ PLANS = {
         masks={"3.encoder.weight": torch.arange(144).reshape(2, 8, 3, 3) % 2 == 0},
     ),
     "channels": Plan(
-        kept={
-            "0": Kept(out=(0, 2, 5)),
-            "1": Kept(out=(0, 2, 5), inputs=(0, 2, 5)),
-            "3": Kept(inputs=(0, 2, 5)),
-        }
+        kept={"0": Kept(out=(0, 2, 5)), "1": Kept(out=(0, 2, 5), inputs=(0, 2, 5)), "3": Kept(inputs=(0, 2, 5))}
     ),
 }
 
