@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from experiment.api.calibration_data import calibration_of
-from experiment.errors import CompressionError, ConfigError, kind_of
+from experiment.errors import CompressionError, ConfigError, kind_of, log
 from experiment.inputs import Inputs, as_inputs, batch_size, first, mapped, moved_like, take
 from experiment.layers.build import build
 from experiment.layers.forward_pass import forward_of
@@ -31,8 +30,6 @@ from experiment.run.grid.methods import recalibration_fault
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_log = logging.getLogger("experiment")
 
 
 @dataclass(frozen=True, repr=False)
@@ -193,7 +190,7 @@ def compress_many(
 
 def _warn_of_rest(entry: MethodEntry, rest: OutOfReach, keeps: Sequence[float | None]) -> None:
     if text := rest.told(entry.kind):
-        _log.warning("%s: %s", entry.label, text + rest.rest(keeps))
+        log.warning("%s: %s", entry.label, text + rest.rest(keeps))
 
 
 def _merged(settings: object, more: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Parameters and multiply-adds, counted on the deployed network itself."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager

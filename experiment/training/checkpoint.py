@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiment.errors import Damaged, StoreError
+from experiment.errors import Damaged, StoreError, log
 from experiment.files import is_whole_archive, set_aside, write_whole
 from experiment.tensor_file import read_tensors
-
-log = logging.getLogger(__name__)
 
 FORMAT = 2
 MAX_SHARE = 0.05  # of the run time may be spent on writing optional checkpoints

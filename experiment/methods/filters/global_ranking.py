@@ -1,6 +1,5 @@
 """One ranking of all channels of the network: by norms of filters (Global Filters) or BatchNorm scales (Slimming)."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -9,14 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from experiment.errors import CompressionError
+from experiment.errors import CompressionError, log
 from experiment.layers.channels.group_data import Member
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import affordable_steps, counts_after, ladder
 from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, by_filter, finite_parameter
 from experiment.methods.filters.settings import FilterSettings, GlobalFiltersSettings
-
-_log = logging.getLogger("experiment")
 
 
 def global_filters(settings: GlobalFiltersSettings) -> FilterMethod:
@@ -89,7 +86,7 @@ def _scales(filters: Channels, calibration: Calibration | None, generator: torch
         )
     for group, free, members in zip(filters.groups, filters.free, normed, strict=True):
         if free and not members:
-            _log.warning("Slimming keeps all channels of %s: no BatchNorm scales them.", ", ".join(group.producers))
+            log.warning("Slimming keeps all channels of %s: no BatchNorm scales them.", ", ".join(group.producers))
         scores = torch.zeros(group.size, dtype=torch.float64)
         for member in members:
             scales = finite_parameter(filters.state.network, member.module).abs()

@@ -8,7 +8,8 @@ import torch
 
 from experiment.config import NamedSettings, Parameters, Training
 from experiment.datasets.check_data import check_data
-from experiment.datasets.loading import Images, Splits, Transforms, load_source, make_splits, make_test
+from experiment.datasets.image_data import Images, Splits, Transforms
+from experiment.datasets.loading import load_source, make_splits, make_test
 from experiment.datasets.raw_images import Source
 from experiment.files import MOST_LETTERS
 from experiment.inputs import Inputs, first

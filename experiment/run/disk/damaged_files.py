@@ -1,6 +1,5 @@
 """Manifests: the size and CRC-32 of every file of a folder, by which damage is detected. Does not import torch."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -8,12 +7,10 @@ from zlib import crc32
 
 from pydantic import BaseModel, Field, ValidationError
 
-from experiment.errors import StoreError
+from experiment.errors import StoreError, log
 from experiment.escaping import json_text
 from experiment.files import read_json, write_whole
 from experiment.run.grid.keys import FORMAT_VERSION
-
-log = logging.getLogger("experiment")
 
 MANIFEST = "files.json"  # of a trained network; the manifest of a cell is part of its result.json
 RESULT = "result.json"

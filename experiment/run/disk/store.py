@@ -5,7 +5,6 @@ Does not import torch.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import uuid
@@ -19,7 +18,7 @@ from typing import Annotated, Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, model_validator
 
-from experiment.errors import Damaged, StoreError, described, shortened
+from experiment.errors import Damaged, StoreError, described, log, shortened
 from experiment.files import locked, make_folder, make_lock_file, read_json, remove_all, set_aside, writing_to
 from experiment.run.disk.damaged_files import RESULT, Count, FileRecord, damaged_file
 from experiment.run.grid.keys import FORMAT_VERSION, MADE
@@ -27,8 +26,6 @@ from experiment.run.grid.plan import Cell, ReferenceSpec
 
 TRACEBACK = "traceback.txt"  # in the folder of a failed cell
 Share = Annotated[float, Field(ge=0, le=1)]
-
-log = logging.getLogger("experiment")
 
 
 class CellResult(BaseModel):
