@@ -1,6 +1,5 @@
 """One ranking of all channels of the network: by norms of filters (Global Filters) or BatchNorm scales (Slimming)."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -28,10 +27,7 @@ def global_filters(settings: GlobalFiltersSettings) -> FilterMethod:
     def norm(rows: Tensor) -> Tensor:
         return rows.square().mean(1).sqrt() if settings.norm == "l2" else rows.abs().mean(1)
 
-    def score(filters: Channels, calibration: Calibration | None, generator: torch.Generator) -> ChannelScores:
-        return by_filter(filters, norm, average=True)
-
-    return FilterMethod(settings, "Global Filters", score, longest_prefix)
+    return FilterMethod(settings, "Global Filters", by_filter(norm, average=True), longest_prefix)
 
 
 def slimming(settings: FilterSettings) -> FilterMethod:
@@ -67,13 +63,8 @@ def longest_prefix(filters: Channels, scores: ChannelScores, budget: Budget, rou
             step = scores[group][list(order[few:more])]
             worth = min(worth, float(step.mean()))  # rounding must not let a step overtake the one before it
             steps.append((-worth, group))
-    steps.sort()
-
-    growing = [group for _, group in steps]
-
-    def size(counts: Sequence[int]) -> int:
-        return filters.size([order[:n] for order, n in zip(orders, counts, strict=True)], budget.quantity)
-
+    growing = [group for _, group in sorted(steps)]
+    size = filters.size_of(orders, budget.quantity)
     return counts_after(ladders, growing[: affordable_steps(ladders, growing, size, budget)])
 
 
