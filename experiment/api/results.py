@@ -25,8 +25,7 @@ from experiment.registry import is_import_path, suggestion
 from experiment.run.cell.data import Data, transforms_of
 from experiment.run.disk.network_file import original_of, read_weights, rebuild
 from experiment.run.disk.parameters_file import owner_of, read_parameters, require_own
-from experiment.run.disk.read_table import read_table
-from experiment.run.disk.results_table import COLUMNS
+from experiment.run.disk.results_table import COLUMNS, read_table
 from experiment.run.disk.store import Store
 from experiment.training.evaluation import evaluate as evaluate_network
 

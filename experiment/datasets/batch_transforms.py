@@ -159,14 +159,8 @@ def _fuse(operations: Sequence[Operation]) -> list[Operation]:
     return fused
 
 
-def _pad(arguments: Mapping[str, object], shape: Shape) -> list[Operation]:
-    transform = make_transform("Pad", arguments)
-    return [Fixed(transform)]  # type: ignore[arg-type]
-
-
-def _center_crop(arguments: Mapping[str, object], shape: Shape) -> list[Operation]:
-    transform = make_transform("CenterCrop", arguments)
-    return [Fixed(transform)]  # type: ignore[arg-type]
+def _fixed(name: str) -> Callable[[Mapping[str, object], Shape], list[Operation]]:
+    return lambda arguments, shape: [Fixed(make_transform(name, arguments))]  # type: ignore[arg-type]
 
 
 def _random_crop(arguments: Mapping[str, object], shape: Shape) -> list[Operation] | None:
@@ -177,7 +171,7 @@ def _random_crop(arguments: Mapping[str, object], shape: Shape) -> list[Operatio
     operations: list[Operation] = []
     if arguments.get("padding") is not None:
         keys = ("padding", "fill", "padding_mode")
-        operations += _pad({k: arguments[k] for k in keys if k in arguments}, shape)
+        operations += _fixed("Pad")({k: arguments[k] for k in keys if k in arguments}, shape)
         shape = operations[0].shape(shape)
     if height > shape[1] or width > shape[2]:
         return None  # torchvision reports the error
@@ -185,10 +179,7 @@ def _random_crop(arguments: Mapping[str, object], shape: Shape) -> list[Operatio
 
 
 def _flip(dim: int) -> Callable[[Mapping[str, object], Shape], list[Operation]]:
-    def make(arguments: Mapping[str, object], shape: Shape) -> list[Operation]:
-        return [Flip(_floats(arguments.get("p", 0.5))[0], dim)]
-
-    return make
+    return lambda arguments, shape: [Flip(_floats(arguments.get("p", 0.5))[0], dim)]
 
 
 def _normalize(arguments: Mapping[str, object], shape: Shape) -> list[Operation] | None:
@@ -211,8 +202,8 @@ def _floats(values: object) -> tuple[float, ...]:
 
 
 _MAKERS: Mapping[str, Callable[[Mapping[str, object], Shape], list[Operation] | None]] = {
-    "Pad": _pad,
-    "CenterCrop": _center_crop,
+    "Pad": _fixed("Pad"),
+    "CenterCrop": _fixed("CenterCrop"),
     "RandomCrop": _random_crop,
     "RandomHorizontalFlip": _flip(-1),
     "RandomVerticalFlip": _flip(-2),

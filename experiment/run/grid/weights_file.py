@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from experiment.datasets.file_stamp import hash_of
 from experiment.errors import StoreError, shortened
 
 DATASETS_FOLDER = Path("data/datasets")
@@ -67,7 +68,4 @@ def content_hash(path: Path) -> str:
 @lru_cache(maxsize=64)
 def _hash(path: Path, size: int, changed: int) -> str:
     with path.open("rb") as stream:
-        found = hashlib.sha256()
-        while block := stream.read(2**20):
-            found.update(block)
-    return found.hexdigest()[:16]
+        return hash_of(stream)[:16]
