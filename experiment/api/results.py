@@ -131,7 +131,7 @@ def load_network(
     cell = Store(folder).cell_folders().get(found.iloc[0]["cell"])
     if cell is None:
         raise StoreError(f"{folder}: the folder of cell {found.iloc[0]['cell']} is missing. Run the experiment again.")
-    return _rebuilt(cell / "network.pt", network, lambda: _network_names(path_or_param))
+    return _rebuilt(cell / "network.pt", network, lambda: [p.network.name for _, p in _variants(path_or_param)])
 
 
 def _nearest(rows: pd.DataFrame, keep: float) -> pd.DataFrame:
@@ -225,11 +225,6 @@ def _rebuilt(path: Path, network: nn.Module | None, own_names: Callable[[], Coll
     if network is None:
         network, _ = original_of(specification, path, own_names)
     return rebuild(network, specification, packed, path)
-
-
-def _network_names(path_or_param: str | Path) -> list[str]:
-    """The networks of an experiment, as its parameter file calls them."""
-    return [parameters.network.name for _, parameters in _variants(path_or_param)]
 
 
 def _variants(path_or_param: str | Path) -> list[tuple[str, Parameters]]:

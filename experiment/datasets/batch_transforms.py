@@ -191,10 +191,6 @@ def _normalize(arguments: Mapping[str, object], shape: Shape) -> list[Operation]
     return [Affine(tuple(1 / s for s in std), tuple(-m / s for m, s in zip(mean, std, strict=True)))]
 
 
-def _to_tensor(arguments: Mapping[str, object], shape: Shape) -> list[Operation]:
-    return [Affine((1 / 255,), (0.0,))]
-
-
 def _floats(values: object) -> tuple[float, ...]:
     """Numbers from YAML: a list or a single one."""
     numbers = values if isinstance(values, list | tuple) else [values]
@@ -207,6 +203,6 @@ _MAKERS: Mapping[str, Callable[[Mapping[str, object], Shape], list[Operation] | 
     "RandomCrop": _random_crop,
     "RandomHorizontalFlip": _flip(-1),
     "RandomVerticalFlip": _flip(-2),
-    "ToTensor": _to_tensor,
+    "ToTensor": lambda arguments, shape: [Affine((1 / 255,), (0.0,))],
     "Normalize": _normalize,
 }

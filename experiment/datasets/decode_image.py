@@ -27,7 +27,9 @@ def read_rgb(path: Path) -> Image.Image:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError("it is not a regular file")
         with Image.open(path, formats=FORMATS) as image:
-            _check_size(image)
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width} x {image.height} pixels"
+                raise ValueError(f"it has {size}, more than {MAX_PIXELS:,}. Make it smaller")
             image.load()
             return to_rgb(ImageOps.exif_transpose(image), image.format)
     except Exception as error:  # decoders may raise anything
@@ -76,8 +78,3 @@ def to_eight_bits(image: Image.Image, file_format: str | None = None) -> Image.I
 def _grey(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Image.Image:
     """Values from 0 to 1 as an image of mode L."""
     return Image.fromarray(np.rint(values * 255).astype(np.uint8))
-
-
-def _check_size(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}. Make it smaller")

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from experiment.config import ParameterFile, base_mode, epochs_of, is_cascade, retraining, rewinding, takes_tickets
+from experiment.config import ParameterFile
+from experiment.config.modes import base_mode, epochs_of, is_cascade, retraining, rewinding, takes_tickets
 
 Loaded = Callable[..., ParameterFile]
 Problems = Callable[..., tuple[str, ...]]

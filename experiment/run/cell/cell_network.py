@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from experiment.config import retraining, rewinding
+from experiment.config.modes import retraining, rewinding
 from experiment.errors import StoreError
 from experiment.files import make_folder
 from experiment.layers.masks import same_support

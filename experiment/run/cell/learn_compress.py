@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from experiment.config import retraining
+from experiment.config.modes import retraining
 from experiment.datasets.image_data import count_batches
 from experiment.files import make_folder
 from experiment.lc.optimizer import LCOptimizer

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from experiment.config import Parameters, base_mode, load, retraining, rewinding
+from experiment.config import Parameters, load
+from experiment.config.modes import base_mode, retraining, rewinding
 from experiment.errors import StoreError
 from experiment.run.disk.parameters_file import PARAMETERS, read_parameters, write_parameters
 
