@@ -129,6 +129,7 @@ def bare_parameters(network: nn.Module) -> Mapping[str, nn.Parameter]:
         if inside or is_sliceable(module) or parametrize.is_parametrized(module):
             continue
         for own, parameter in module.named_parameters(recurse=False):
-            if holders[id(parameter)] == 1 and 1 <= sum(size > 1 for size in parameter.shape) <= 2:
+            alone = holders[id(parameter)] == 1 and parameter.is_floating_point()
+            if alone and 1 <= sum(size > 1 for size in parameter.shape) <= 2:
                 found[f"{name}.{own}" if name else own] = parameter
     return found

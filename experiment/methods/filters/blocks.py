@@ -97,11 +97,9 @@ class Blocks:
             )
         ignored = matching(self.settings.ignore, list(dict.fromkeys([*blocks, *modules])), "Blocks", "block")
         free = [name for name in modules if not inside(name, {*ignored, *state.skipped})]
-        scores = {
-            name: _score(network, [layer for layer in layers if inside(layer, modules[name] or [name])])
-            for name in free
-        }
-        return BlockOrder(state, sorted(free, key=scores.__getitem__), scores, layers, modules, apart)
+        inner = {name: [layer for layer in layers if inside(layer, modules[name] or [name])] for name in free}
+        scores = {name: _score(network, own) for name, own in inner.items() if own}
+        return BlockOrder(state, sorted(scores, key=scores.__getitem__), scores, layers, modules, apart)
 
     def plan(self, analysis: BlockOrder, budget: Budget) -> Plan:
         """Remove the fewest blocks, in order, so that the rest fits.
