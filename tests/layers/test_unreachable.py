@@ -53,7 +53,8 @@ class Many(nn.Module):
         x = self.around(self.alone(self.own(self.bilinear(x, x))))
         x = self.norm(x + self.attention(x, x, x)[0]) @ self.read.weight @ self.listed[0]
         x = self.up(self.grouped(self.again(self.tied(x)).transpose(1, 2))).mean(2)
-        return self.plain(self.cell(x))
+        out: Tensor = self.plain(self.cell(x))
+        return out
 
 
 NO_LAYER, OTHER = "not a linear layer, convolution or embedding", "not of a kind that this method compresses"
