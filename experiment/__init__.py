@@ -3,8 +3,6 @@
 Public names are imported on first use, so that `import experiment` does not import torch.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +15,10 @@ if TYPE_CHECKING:
     from experiment.lc.keep_search import search_keep
 
 __all__ = [
-    "LC",
-    "CompressionResult",
-    "calibration_inputs",
-    "compress",
-    "compress_many",
-    "evaluate",
-    "load_network",
-    "load_pruned_state",
-    "load_results",
-    "pruned_state",
-    "quantize_int8",
-    "save_network",
-    "search_keep",
+    "LC", "CompressionResult", "calibration_inputs", "compress", "compress_many", "evaluate", "load_network",
+    "load_pruned_state", "load_results", "pruned_state", "quantize_int8", "save_network", "search_keep",
     "serialized_bytes",
-]
+]  # fmt: skip
 
 _HOMES = {
     "experiment.api.compression": ("CompressionResult", "compress", "compress_many", "save_network"),

@@ -5,8 +5,6 @@ arguments, such as the output of a Hugging Face tokenizer). Every tensor in them
 first one, of one size. Other values, such as None, numbers and tensors without dimensions, are passed on as they are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """Inputs as pytrees: how a network is called with them, and how batches are taken apart."""
 
-from __future__ import annotations
-
 from collections import UserDict
 from typing import Any
 

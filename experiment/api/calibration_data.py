@@ -1,7 +1,5 @@
 """Calibration data as users pass them to `compress`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,42 +11,23 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from experiment.api.calibration_data import calibration_of
-from experiment.errors import CompressionError, ConfigError, kind_of
-from experiment.inputs import (
-    Inputs,
-    as_inputs,
-    batch_size,
-    first,
-    mapped,
-    moved_like,
-    take,
-)
+from experiment.errors import CompressionError, ConfigError, kind_of, log
+from experiment.inputs import Inputs, as_inputs, batch_size, first, mapped, moved_like, take
 from experiment.layers.build import build
 from experiment.layers.forward_pass import forward_of
 from experiment.layers.plan import Plan, State
 from experiment.layers.prepare_network import prepared
 from experiment.measure import Count, count
-from experiment.methods.base import (
-    Compressed,
-    Compressor,
-    Quantity,
-    keep_ratio,
-    make_method,
-    shortfall,
-)
+from experiment.methods.base import Compressed, Compressor, Quantity, keep_ratio, make_method, shortfall
 from experiment.methods.configure import configure
 from experiment.methods.layer_table import layer_rows
-from experiment.methods.out_of_reach import OutOfReach
 from experiment.progress import bars, showing
 from experiment.random_streams import generator
-from experiment.registry import MethodEntry
 from experiment.run.disk.network_file import save_weights
 from experiment.run.grid.methods import recalibration_fault
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_log = logging.getLogger("experiment")
 
 
 @dataclass(frozen=True, repr=False)
@@ -195,8 +175,9 @@ def compress_many(
         for i, keep in enumerate(ratios):
             with showing(bars(progress)):
                 compressed = compressor.compress(1.0 if keep is None else keep, budget)
-            if not i:  # an error has the same text
-                _warn_of_rest(entry, compressed.out_of_reach, ratios if budget == "parameters" else ())
+            rest = compressed.out_of_reach
+            if not i and (told := rest.told(entry.kind)):  # an error has the same text
+                log.warning("%s: %s", entry.label, told + rest.rest(ratios if budget == "parameters" else ()))
             result = result_of(entry.label, original, compressed)
             reached = result.keep_parameters if budget == "parameters" else result.keep_flops
             if keep is not None and not spec.fixed_size and (text := shortfall(keep, reached, budget)):
@@ -206,18 +187,13 @@ def compress_many(
     return results()
 
 
-def _warn_of_rest(entry: MethodEntry, rest: OutOfReach, keeps: Sequence[float | None]) -> None:
-    if text := rest.told(entry.kind):
-        _log.warning("%s: %s", entry.label, text + rest.rest(keeps))
-
-
 def _merged(settings: object, more: Mapping[str, Any]) -> dict[str, Any]:
     """Settings from a mapping and from keywords.
 
     Raises: ConfigError: `settings` is not a mapping, or a setting is in both.
     """
     if not isinstance(settings, Mapping):
-        raise ConfigError(f"settings must be a mapping from a setting's name to its value. Got {_named(settings)}.")
+        raise ConfigError(f"settings must be a mapping from a setting's name to its value. Got {kind_of(settings)}.")
     if twice := [name for name in settings if name in more]:
         raise ConfigError(f"{twice[0]}: is given both in `settings` and as a keyword. Remove one of them.")
     return {**settings, **more}
@@ -283,21 +259,17 @@ def _check_call(net: object, method: object, keeps: object, example: object) -> 
     """Raises: ConfigError: an argument has the wrong type."""
     problems = []
     if not isinstance(net, nn.Module):
-        problems.append(f"net must be a torch.nn.Module. Got {_named(net)}.")
+        problems.append(f"net must be a torch.nn.Module. Got {kind_of(net)}.")
     if not isinstance(method, str):
-        problems.append(f"method must be text: a label or an import path. Got {_named(method)}.")
+        problems.append(f"method must be text: a label or an import path. Got {kind_of(method)}.")
     if not isinstance(keeps, Sequence) or isinstance(keeps, str):
-        problems.append(f"keeps must be a list of keep ratios. Got {_named(keeps)}.")
+        problems.append(f"keeps must be a list of keep ratios. Got {kind_of(keeps)}.")
     try:
         as_inputs(example)
     except CompressionError as error:
         problems.append(str(error))
     if problems:
         raise ConfigError(problems)
-
-
-def _named(value: object) -> str:
-    return kind_of(value)
 
 
 def _check_keeps(label: str, keeps: Sequence[float | None], *, fixed: bool) -> None:

@@ -10,8 +10,6 @@
 | lazy or quantized layers, FSDP and fully_shard, TorchScript, graphs of operators | an error that says what to do |
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

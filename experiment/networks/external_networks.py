@@ -1,7 +1,5 @@
 """Networks of transformers and timm under their own names: `transformers:BertForMaskedLM`, `timm:resnet18`."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +16,7 @@ from experiment.registry import suggestion
 from experiment.user_code import missing_module
 
 WEIGHTS = "*.safetensors"
-_NOT_FOR_TIMM = (
-    "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "num_classes", "in_chans",
-)  # fmt: skip
+_NOT_FOR_TIMM = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "num_classes", "in_chans")
 
 
 def external_factory(name: str) -> Callable[..., object] | None:

@@ -1,7 +1,5 @@
 """Make a network from its name and settings, and check that it fits the data."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 

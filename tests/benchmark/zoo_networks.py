@@ -4,8 +4,6 @@ A name tells the source and the network: `torchvision/resnet18`. Nothing is down
 network is made.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

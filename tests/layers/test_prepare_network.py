@@ -1,7 +1,5 @@
 """Networks that others prepared: each is made plain and computes the same, or is refused with calls that help."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 

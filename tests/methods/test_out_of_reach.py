@@ -1,7 +1,5 @@
 """What no method touches is named, with its share, in a warning, in the table and in errors; all other weights are."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import pickle

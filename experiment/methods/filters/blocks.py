@@ -1,7 +1,5 @@
 """Depth pruning: removes whole residual blocks, those with the smallest filters first."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 

@@ -14,27 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    InstanceOf,
-    StrictBool,
-    StrictInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, StrictBool, StrictInt, ValidationError, model_validator
 from torch import Tensor, nn
 
-from experiment.errors import (
-    CompressionError,
-    ConfigError,
-    Damaged,
-    OtherVersion,
-    StoreError,
-    described,
-    shortened,
-)
+from experiment.errors import CompressionError, ConfigError, Damaged, OtherVersion, StoreError, described, shortened
 from experiment.files import write_whole
 from experiment.inputs import Inputs
 from experiment.layers.build import build
@@ -46,14 +29,7 @@ from experiment.networks import NETWORKS
 from experiment.networks.make_network import make_network
 from experiment.registry import InputForm, InputShape, is_import_path
 from experiment.run.disk.load_weights import load_state, read_plain, require_shapes
-from experiment.run.disk.packed_tensors import (
-    MaskedWeight,
-    QuantizedWeight,
-    decode_state,
-    encode_state,
-    pack,
-    unpack,
-)
+from experiment.run.disk.packed_tensors import MaskedWeight, QuantizedWeight, decode_state, encode_state, pack, unpack
 from experiment.run.grid.keys import FORMAT_VERSION
 
 MAX_REASON = 1000  # characters of torch's list of differences
