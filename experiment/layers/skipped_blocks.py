@@ -1,4 +1,4 @@
-"""What stands in for removed blocks: the identity for y = x + f(x), and zeros for a branch f whose output is added.
+"""What stands in for removed blocks: the identity for y = x + f(x), and zeros for the modules of a branch f.
 
 One in which attention fills a cache of keys keeps doing so, with zeros of one channel, since the length of the first
 layer's keys tells a network that generates how many tokens there were.
