@@ -15,8 +15,11 @@ from experiment.errors import CompressionError, ConfigError, kind_of, log
 from experiment.inputs import Inputs, as_inputs, batch_size, first, mapped, moved_like, take
 from experiment.layers.build import build
 from experiment.layers.forward_pass import forward_of
+from experiment.layers.masks import bake_masks
 from experiment.layers.plan import Plan, State
-from experiment.layers.prepare_network import prepared
+from experiment.layers.prepare_network import plain_copy, prepared
+from experiment.layers.pretrained_files import watch_saving
+from experiment.layers.unfused.replace import join_state
 from experiment.measure import Count, count
 from experiment.methods.base import Compressed, Compressor, Quantity, keep_ratio, make_method, shortfall
 from experiment.methods.configure import configure
@@ -25,6 +28,7 @@ from experiment.progress import bars, showing
 from experiment.random_streams import generator
 from experiment.run.disk.network_file import save_weights
 from experiment.run.grid.methods import recalibration_fault
+from experiment.tensor_file import load_tensors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +41,7 @@ class CompressionResult:
     Attributes:
         network: made of plain torch layers, ready to train, save and export. It is in eval mode, whatever mode the
             original is in: call `network.train()` before you train it. A parametrization keeps masked weights at zero;
-            `experiment.layers.masks.bake_masks(network)` returns a copy with ordinary zeros.
+            `bake(result, net)` is a copy of the original with ordinary zeros.
         layers: one row per layer: layer, kind, parameters_before, parameters, flops_before, flops, and what the method
             decides (rank, groups, folding, relative_error, relative_error_exact | kept | channels). Layers that the
             method cannot compress are of kind `unreachable`. The row `(other)` counts what the network multiplies
@@ -208,7 +212,7 @@ def result_of(label: str, original: Count, compressed: Compressed) -> Compressio
     import pandas as pd
 
     return CompressionResult(
-        network=compressed.network,
+        network=watch_saving(compressed.network),
         layers=pd.DataFrame(layer_rows(original, compressed)),
         parameters=compressed.count.parameters,
         flops=compressed.count.flops,
@@ -250,9 +254,42 @@ def save_network(result: CompressionResult, path: str | Path) -> None:
     """
     if Path(path).is_dir():
         raise CompressionError(f"{path}: is a folder. Expected the file to write, such as {Path(path) / 'small.pt'}.")
+    _check_result(result)
+    save_weights(Path(path), result.network, result.plan, None)
+
+
+def bake(result: CompressionResult, net: nn.Module) -> nn.Module:
+    """A copy of the original network with masks as ordinary zeros and quantized weights as rounded numbers.
+
+        bake(compress(net, "WT", keep=0.5, example=x), net).save_pretrained("small")
+
+    Its modules are those of the original, also where equivalents of plain layers have taken their place, and nothing
+    holds the zeros in training. `result.network` is the one to train.
+
+    Args:
+        result: what `compress` returned for masks or quantization, or `LC.result`.
+        net: the original network; not modified.
+    Returns: a network in eval mode, on the device of `net`.
+    Raises: CompressionError: the result has another structure than `net`, such as factors or fewer channels.
+    """
+    _check_result(result)
+    plan = result.plan
+    if plan.factors or plan.kept or plan.skipped or plan.biases:
+        raise CompressionError(
+            f"{result.method}: its network has other layers than the original, which cannot hold its weights. "
+            "Use save_network and load_network."
+        )
+    baked = plain_copy(net)
+    try:
+        load_tensors(baked, join_state(bake_masks(result.network).state_dict(), plan.unfused))
+    except RuntimeError as error:
+        raise CompressionError(f"net is not the network that was compressed: {error}") from error
+    return baked.eval()
+
+
+def _check_result(result: object) -> None:
     if not isinstance(result, CompressionResult):
         raise CompressionError(f"expected what compress returned, or the result of an LC. Got {kind_of(result)}.")
-    save_weights(Path(path), result.network, result.plan, None)
 
 
 def _check_call(net: object, method: object, keeps: object, example: object) -> None:

@@ -124,6 +124,8 @@ def _timm_factory(timm: Any, name: str) -> Callable[..., object]:
 def _of_timm(
     timm: Any, name: str, input_shape: tuple[int, ...], output_size: int, config: Mapping[str, Any] | None = None
 ) -> nn.Module:
+    if not isinstance(input_shape, tuple) or len(input_shape) != 3:
+        raise ConfigError(f"timm:{name}: expected inputs (channels, height, width), one image. Got {input_shape}.")
     settings = dict(config or {})
     for key in _NOT_FOR_TIMM:
         if key in settings:

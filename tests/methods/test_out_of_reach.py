@@ -134,7 +134,7 @@ def test_the_reason_comes_before_the_numbers() -> None:
         compress(network, "ALDS", keep=0.1, example=x)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     lstm = nn.LSTM(4, 4)
-    with pytest.raises(InfeasibleBudget, match=r"^There is nothing to compress: .*lstm \(LSTM\)"):
+    with pytest.raises(InfeasibleBudget, match=r"^There is nothing to compress: .*lstm \(LSTM, not a linear layer"):
         compress(Recurrent(lstm), "SVD", keep=0.5, example=torch.randn(2, 3, 4))
 
 

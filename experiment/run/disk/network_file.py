@@ -24,6 +24,7 @@ from experiment.layers.build import build
 from experiment.layers.masks import plain_name
 from experiment.layers.plan import MOST_DIMS, Name, Plan, PlanData, Size, first_fault
 from experiment.layers.prepare_network import with_parameters
+from experiment.layers.pretrained_files import watch_saving
 from experiment.layers.quantized_weights import named_dtypes
 from experiment.networks import NETWORKS
 from experiment.networks.make_network import make_network
@@ -262,7 +263,12 @@ def rebuild(original: nn.Module, specification: Specification, packed: PackedWei
         raise
     except StoreError as error:
         raise StoreError(f"{error} {PASS_THE_ORIGINAL}") from error
-    return network.eval()
+    if empty := [name for name, tensor in (*network.named_parameters(), *network.named_buffers()) if tensor.is_meta]:
+        raise StoreError(
+            f"{path}: does not hold '{empty[0]}', which has no values on the device meta. Make the original network on "
+            "the CPU or a GPU; its weights do not matter."
+        )
+    return watch_saving(network.eval())
 
 
 def load_packed(network: nn.Module, packed: PackedWeights, path: Path) -> None:
