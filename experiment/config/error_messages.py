@@ -8,7 +8,7 @@ from pydantic_core import ErrorDetails
 from experiment.config.keep_ratios import SPACINGS
 from experiment.config.schema.training import CONFLICT
 from experiment.config.setting_paths import description, keys_by_block, known_keys, suggested_key
-from experiment.config.value_tree import KeyPath, Node, Problem, nearest
+from experiment.config.value_tree import KeyPath, Kind, Node, Problem, nearest
 from experiment.registry import suggestion
 
 _EXPECTED = {
@@ -50,13 +50,8 @@ def problems(errors: list[ErrorDetails], root: Node) -> Iterator[Problem]:
         kind = error["type"]
         if node.broken or (kind == "missing" and path in misspelt):
             continue
-        text = _sentence(error, path, node)
-        yield Problem(
-            node.place,
-            path,
-            text,
-            "missing" if kind == "missing" else "unknown" if kind == "extra_forbidden" else "value",
-        )
+        which: Kind = "missing" if kind == "missing" else "unknown" if kind == "extra_forbidden" else "value"
+        yield Problem(node.place, path, _sentence(error, path, node), which)
 
 
 def expectation(error: ErrorDetails) -> str:

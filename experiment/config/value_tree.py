@@ -10,6 +10,7 @@ from experiment.errors import ConfigError
 
 Scalar = str | int | float | bool | None
 KeyPath = tuple["str | int", ...]
+Kind = Literal["missing", "unknown", "value"]
 
 MAX_NODES = 100_000  # a file that aliases or includes expand beyond this is a mistake or an attack
 
@@ -54,7 +55,7 @@ class Problem:
     place: Place
     key: KeyPath
     text: str
-    kind: Literal["missing", "unknown", "value"] = "value"
+    kind: Kind = "value"
 
     def __str__(self) -> str:
         key = dotted(self.key)

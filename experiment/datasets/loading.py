@@ -46,10 +46,8 @@ def make_splits(
         ConfigError: a transform is wrong.
         DataError: the data are damaged, or too few.
     """
-    _check(transforms)
-    parts = split(len(train.items), seed, name)
     make = _maker(name, transforms, output_size, torch.device(device), workers)
-    train_images, valid_images = make(train, parts)
+    train_images, valid_images = make(train, split(len(train.items), seed, name))
     (test_images,) = make(test, [None])
     return Splits(train_images, valid_images, test_images, output_size, test_images.input_shape)
 
@@ -70,14 +68,8 @@ def make_test(
     name: str, test: Source, transforms: Transforms, *, output_size: int, device: torch.device | str, workers: int
 ) -> Images:
     """The test images of a dataset (`experiments.datasetTest`); arguments and errors as for `make_splits`."""
-    _check(transforms)
     (images,) = _maker(name, transforms, output_size, torch.device(device), workers)(test, [None])
     return images
-
-
-def _check(transforms: Transforms) -> None:
-    if problems := check_transforms(transforms):
-        raise ConfigError(problems)
 
 
 def load_source(name: str, settings: Mapping[str, object], data_dir: Path, train: bool, output_size: int) -> Source:
@@ -107,7 +99,12 @@ def load_source(name: str, settings: Mapping[str, object], data_dir: Path, train
 def _maker(
     name: str, transforms: Transforms, output_size: int, device: torch.device, workers: int
 ) -> Callable[[Source, Sequence[Tensor | None]], list[Images]]:
-    """A function that prepares parts of a source, given by indices (None for all images)."""
+    """A function that prepares parts of a source, given by indices (None for all images).
+
+    Raises: ConfigError: a transform is wrong.
+    """
+    if problems := check_transforms(transforms):
+        raise ConfigError(problems)
     pipelines = [(*transforms.train, *transforms.final), (*transforms.test, *transforms.final)]
 
     def make(source: Source, parts: Sequence[Tensor | None]) -> list[Images]:

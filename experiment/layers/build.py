@@ -154,16 +154,15 @@ def _check(network: nn.Module, plan: Plan) -> None:
     if unknown:
         raise CompressionError(f"the plan belongs to another network: this one has no {', '.join(map(repr, unknown))}.")
     both = [name for name in plan.masks if name.rpartition(".")[0] in plan.factors]
-    if both:
-        raise CompressionError(
-            f"{', '.join(both)}: a layer cannot be both masked and decomposed. Mask its factors instead."
-        )
     gone = [name for name in named if inside(name, plan.skipped)]
-    if gone:
-        raise CompressionError(f"{', '.join(gone)}: the plan skips the block that contains this layer.")
     twice = [name for name in plan.biases if name in plan.factors]
-    if twice:
-        raise CompressionError(f"{', '.join(twice)}: the bias of a decomposed layer is part of its factors.")
+    for names, text in (
+        (both, "a layer cannot be both masked and decomposed. Mask its factors instead."),
+        (gone, "the plan skips the block that contains this layer."),
+        (twice, "the bias of a decomposed layer is part of its factors."),
+    ):
+        if names:
+            raise CompressionError(f"{', '.join(names)}: {text}")
 
 
 def _replacements(network: nn.Module, factors: Mapping[str, Factors]) -> dict[int, object]:

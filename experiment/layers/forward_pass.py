@@ -1,5 +1,6 @@
 """Forward passes in eval mode, and what modules receive and return in them: the one place that registers hooks."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.inputs import Inputs, batch_size, call_network, described, device_of, split
+from experiment.inputs import Inputs, batch_size, call_network, described, device_of, first, split
+
+MOST_VALUES = 2**26  # elements of the largest response for all samples: 256 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,19 @@ def observed_pass(
     with evaluating(network, keeping_buffers=keeping_buffers), observers:
         for now[0] in [inputs] if batch_size is None else split(inputs, batch_size):
             call_network(network, now[0])
+
+
+def affordable(network: nn.Module, modules: Mapping[str, nn.Module], inputs: Inputs) -> tuple[Inputs, set[str]]:
+    """The first inputs, as many as fit into memory at once, and the modules that a forward pass calls exactly once."""
+    largest, calls = 1, Counter[str]()
+
+    def count(call: Call) -> None:
+        nonlocal largest
+        largest = max(largest, call.output.numel(), call.input.numel())
+        calls[call.name] += 1
+
+    observed_pass(network, modules, first(inputs), after=count, keeping_buffers=False)
+    return first(inputs, max(1, MOST_VALUES // largest)), {name for name, number in calls.items() if number == 1}
 
 
 def _hook(

@@ -21,11 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.inputs import Inputs, first
-from experiment.layers.forward_pass import Call, observed_pass
+from experiment.inputs import Inputs
+from experiment.layers.forward_pass import Call, affordable, observed_pass
 from experiment.layers.plan import Kept
-
-MOST_VALUES = 2**26  # elements of a BatchNorm's input for all images: 256 MiB in float32
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
@@ -73,21 +71,12 @@ def dense_moments(network: nn.Module, inputs: Inputs) -> DenseMoments:
         inputs: images (N, ...), on its device.
     Raises: CompressionError: there is nothing to re-estimate, or the network computes NaN or infinite values.
     """
-    calls = dict[str, int]()
-    sizes = [1]
-
-    def look(call: Call) -> None:
-        calls[call.name] = calls.get(call.name, 0) + 1
-        sizes.append(call.input.numel())
-
-    _pass(network, first(inputs), look)
-    once = {name for name, number in calls.items() if number == 1}
+    inputs, once = affordable(network, _norms(network), inputs)
     if not once:
         raise CompressionError(
             "recalibrate has no effect: the network has no BatchNorm layer with running statistics that a forward pass "
             "calls once. Remove this setting."
         )
-    inputs = first(inputs, max(1, MOST_VALUES // max(sizes)))
     moments = dict[str, Moments]()
 
     def record(call: Call) -> None:
@@ -127,8 +116,11 @@ def recalibrate(compressed: nn.Module, dense: DenseMoments, kept: Mapping[str, K
 
 def _pass(network: nn.Module, inputs: Inputs, before: Callable[[Call], None]) -> None:
     """One forward pass in eval mode, in which `before` receives the input of each BatchNorm before it computes."""
-    norms = {n: m for n, m in network.named_modules() if isinstance(m, Norm) and m.running_mean is not None}
-    observed_pass(network, norms, inputs, before=before, keeping_buffers=False)
+    observed_pass(network, _norms(network), inputs, before=before, keeping_buffers=False)
+
+
+def _norms(network: nn.Module) -> dict[str, nn.Module]:
+    return {n: m for n, m in network.named_modules() if isinstance(m, Norm) and m.running_mean is not None}
 
 
 def _batch_moments(call: Call) -> tuple[Tensor, Tensor]:

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.inputs import Inputs, attended, first
+from experiment.inputs import Inputs, attended
 from experiment.layers.channels.fold_constants import Folded
 from experiment.layers.compressible import WEIGHT_LAYERS, channel_dim, filters_of, groups_of, weight_of
-from experiment.layers.forward_pass import Call, observed_pass
+from experiment.layers.forward_pass import Call, affordable, observed_pass
 from experiment.layers.masks import stored, write_parameter
 from experiment.layers.plan import Kept
 from experiment.layers.sampled_patches import counted_places, draw_places, input_patches, num_positions, outputs_at
@@ -33,7 +33,6 @@ PLACES = 4096  # at least, if available
 PLACES_AN_UNKNOWN = 4
 RIDGE = 1e-3  # of the mean square of h
 RIDGE_OF_FEW = 0.05  # of it, times unknowns per place: few images overfit
-MOST_VALUES = 2**26  # elements of the largest response for all samples: 256 MiB in float32
 
 
 def refit(
@@ -62,8 +61,10 @@ def refit(
     Raises: CompressionError: the compressed network's values are not finite.
     """
     kept, folded = kept or {}, folded or {}
-    inputs, once = _fitting(dense, names, inputs)
-    fitted = {name: _fitted(compressed, name) for name in once}
+    layers = {n: m for n, m in dense.named_modules() if isinstance(m, WEIGHT_LAYERS)}
+    inputs, once = affordable(dense, layers, inputs)
+    layers = {name: layers[name] for name in names if name in once}
+    fitted = {name: _fitted(compressed, name) for name in layers}
     generator = torch.Generator().manual_seed(seed)
     targets: dict[str, _Target] = {}
 
@@ -79,7 +80,6 @@ def refit(
         if call.name in targets:
             _fit(call, targets.pop(call.name), folded.get(call.name), intercepts)
 
-    layers = {name: dense.get_submodule(name) for name in once}
     observed_pass(dense, layers, inputs, after=look, keeping_buffers=False)
     observed_pass(compressed, fitted, inputs, before=fit, keeping_buffers=False)
 
@@ -150,18 +150,3 @@ def _single(tensor: Tensor) -> Tensor:
 
 def _double(tensor: Tensor) -> Tensor:
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
-
-
-def _fitting(dense: nn.Module, names: Collection[str], inputs: Inputs) -> tuple[Inputs, list[str]]:
-    """The first inputs, as many as fit into memory at once, and the layers that are used exactly once."""
-    largest, uses = 1, dict.fromkeys(names, 0)
-
-    def record(call: Call) -> None:
-        nonlocal largest
-        largest = max(largest, call.output.numel(), call.input.numel())
-        if call.name in uses:
-            uses[call.name] += 1
-
-    layers = {n: m for n, m in dense.named_modules() if isinstance(m, WEIGHT_LAYERS)}
-    observed_pass(dense, layers, first(inputs), after=record, keeping_buffers=False)
-    return first(inputs, max(1, MOST_VALUES // largest)), [name for name, number in uses.items() if number == 1]

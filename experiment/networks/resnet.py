@@ -9,6 +9,8 @@ torchprune: `resnet44`, `resnet56` and `resnet110` have 9n + 2 = 65, 83 and 164 
 ResNet-164 in the literature.
 """
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
@@ -100,26 +102,16 @@ def _stage(
     return nn.Sequential(first, *(block(width * block.expansion, width, 1) for _ in range(num_blocks - 1)))
 
 
-def resnet20(input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
-    """ResNet-20 with basic blocks: 272,474 parameters and 40.81 M multiply-adds for CIFAR-10."""
-    return ResNet(input_shape[0], output_size, depth=20)
+def _factory(depth: int, about: str) -> Callable[[tuple[int, int, int], int], nn.Module]:
+    def make(input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
+        return ResNet(input_shape[0], output_size, depth)
+
+    make.__name__, make.__doc__ = f"resnet{depth}", about
+    return make
 
 
-def resnet32(input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
-    """ResNet-32 with basic blocks: 466,906 parameters for CIFAR-10."""
-    return ResNet(input_shape[0], output_size, depth=32)
-
-
-def resnet44(input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
-    """7 bottleneck blocks per stage (65 layers)."""
-    return ResNet(input_shape[0], output_size, depth=44)
-
-
-def resnet56(input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
-    """9 bottleneck blocks per stage (83 layers)."""
-    return ResNet(input_shape[0], output_size, depth=56)
-
-
-def resnet110(input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
-    """18 bottleneck blocks per stage (164 layers)."""
-    return ResNet(input_shape[0], output_size, depth=110)
+resnet20 = _factory(20, "ResNet-20 with basic blocks: 272,474 parameters and 40.81 M multiply-adds for CIFAR-10.")
+resnet32 = _factory(32, "ResNet-32 with basic blocks: 466,906 parameters for CIFAR-10.")
+resnet44 = _factory(44, "7 bottleneck blocks per stage (65 layers).")
+resnet56 = _factory(56, "9 bottleneck blocks per stage (83 layers).")
+resnet110 = _factory(110, "18 bottleneck blocks per stage (164 layers).")

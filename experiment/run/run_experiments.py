@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiment.errors import ConfigError, StoreError
 from experiment.escaping import json_text
@@ -59,6 +59,12 @@ class Options:
     debug: bool = False
 
 
+class _Experiment(NamedTuple):
+    plan: ExperimentPlan
+    store: Store
+    directories: Directories
+
+
 def run_session(
     plans: Sequence[ExperimentPlan],
     directories: Sequence[Directories],
@@ -70,15 +76,16 @@ def run_session(
 
     Raises: ConfigError: a problem that would make every cell fail (an unknown name, missing data).
     """
-    stores = [Store(place.results / plan.name) for plan, place in zip(plans, directories, strict=True)]
+    pairs = zip(plans, directories, strict=True)
+    experiments = [_Experiment(plan, Store(place.results / plan.name), place) for plan, place in pairs]
     work: list[Work] = []
-    for i, (plan, store) in enumerate(zip(plans, stores, strict=True)):
+    for i, (plan, store, _) in enumerate(experiments):
         found = store.results(plan.computed)
         work += open_work(i, plan, found, retry_failed=options.retry_failed, share=options.share)
     if work:
-        _compute(plans, stores, directories, work, options)
+        _compute(experiments, work, options)
     status = 0
-    for plan, store, place in zip(plans, stores, directories, strict=True):
+    for plan, store, place in experiments:
         _describe(plan, store)
         results = write_results_table(store, plan)
         if options.share is None or not open_work(0, plan, results):  # one machine measures everything
@@ -92,28 +99,22 @@ def run_session(
     return status
 
 
-def _compute(
-    plans: Sequence[ExperimentPlan],
-    stores: Sequence[Store],
-    directories: Sequence[Directories],
-    work: list[Work],
-    options: Options,
-) -> None:
-    touched = sorted({item.experiment for item in work})
-    workers, contexts = _workers_and_contexts(plans, stores, directories, work, options)
+def _compute(experiments: Sequence[_Experiment], work: list[Work], options: Options) -> None:
+    touched = [experiments[i] for i in sorted({item.experiment for item in work})]
+    workers, contexts = _workers_and_contexts(experiments, work, options)
     executor = options.executor or ("serial" if workers == 1 else "processes")
     with contextlib.ExitStack() as stack:
         pool = None  # workers import torch while this process checks the experiments
         if executor == "processes" and workers is not None:
             pool = stack.enter_context(Processes(contexts, workers))
-        warnings = _check([plans[i] for i in touched], [directories[i] for i in touched], [stores[i] for i in touched])
-        for i in touched:
-            _describe(plans[i], stores[i], workers, environment=True)
+        warnings = _check(touched)
+        for plan, store, _ in touched:
+            _describe(plan, store, workers, environment=True)
         if options.verbosity >= 0:
             for line in (*warnings, *_announcement(work, workers, contexts)):
                 _note(line)
         bar = ProgressBar(sum(item.units for item in work), sum(len(item.cells) for item in work), options.verbosity)
-        listener = _Listener(bar, plans, stores)
+        listener = _Listener(bar, experiments)
         try:
             if pool is not None:
                 run_in_pool(pool, Queue(work), contexts, listener)
@@ -123,20 +124,16 @@ def _compute(
                 run_serially(Queue(work), contexts, listener)
         finally:
             bar.close()
-            for i in touched:
-                write_results_table(stores[i], plans[i])
+            for plan, store, _ in touched:
+                write_results_table(store, plan)
 
 
 def _workers_and_contexts(
-    plans: Sequence[ExperimentPlan],
-    stores: Sequence[Store],
-    directories: Sequence[Directories],
-    work: Sequence[Work],
-    options: Options,
+    experiments: Sequence[_Experiment], work: Sequence[Work], options: Options
 ) -> tuple[int | None, list[Context]]:
     """The number of workers, None on a Ray cluster, whose size may change; and the context of every experiment."""
-    machine = plans[0].machine
-    resources = [resources_of(plan.file.parameters, machine) for plan in plans]
+    machine = experiments[0].plan.machine
+    resources = [resources_of(plan.file.parameters, machine) for plan, *_ in experiments]
     needed = [resources[i] for i in sorted({item.experiment for item in work})]
     workers = None
     if options.executor != "ray":
@@ -146,27 +143,27 @@ def _workers_and_contexts(
     contexts = [
         Context(store, place, machine, plan.file.parameters.threads, each, options.retry_failed, options.crew, cells,
                 shared)
-        for plan, store, place, each in zip(plans, stores, directories, resources, strict=True)
+        for (plan, store, place), each in zip(experiments, resources, strict=True)
     ]  # fmt: skip
     return workers, contexts
 
 
-def _check(plans: Sequence[ExperimentPlan], directories: Sequence[Directories], stores: Sequence[Store]) -> list[str]:
+def _check(experiments: Sequence[_Experiment]) -> list[str]:
     """Check experiments before they run, and remember the facts about their data; returns warnings.
 
     Raises: ConfigError: lists all problems.
     """
     from experiment.run.preflight import check_before_running  # imports torch: only if there is work
 
-    looks = [check_before_running(plan, place, plan.machine) for plan, place in zip(plans, directories, strict=True)]
+    looks = [check_before_running(plan, place, plan.machine) for plan, _, place in experiments]
     problems = [problem for look in looks for problem in look.problems]
     if not problems:
-        for plan in plans:
+        for plan, *_ in experiments:
             changes = [] if plan.stamps is None else plan.stamps.changes()
             problems += [f"{plan.file.where('network', 'dataset')}: network.dataset: {text}" for text in changes]
     if problems:
         raise ConfigError(problems)
-    for store, look in zip(stores, looks, strict=True):
+    for (_, store, _), look in zip(experiments, looks, strict=True):
         remember_data(store.folder, data=look.data)
     warnings = [f"warning: {f.dataset}: {text}" for look in looks for f in look.data for text in f.warnings]
     return list(dict.fromkeys(warnings))
@@ -186,15 +183,16 @@ def _run_on_ray(queue: Queue, contexts: Sequence[Context], listener: _Listener, 
 class _Listener:
     """Shows events, and periodically rewrites the tables of the experiments."""
 
-    def __init__(self, bar: ProgressBar, plans: Sequence[ExperimentPlan], stores: Sequence[Store]) -> None:
-        self.bar, self._plans, self._stores = bar, plans, stores
+    def __init__(self, bar: ProgressBar, experiments: Sequence[_Experiment]) -> None:
+        self.bar, self._experiments = bar, experiments
         self._due = time.monotonic() + SECONDS_BETWEEN_TABLES
 
     def __call__(self, work: Work, event: Event) -> None:
         self.bar.show(event)
         started = time.monotonic()
         if isinstance(event, CellDone) and started >= self._due:
-            write_results_table(self._stores[work.experiment], self._plans[work.experiment])
+            plan, store, _ = self._experiments[work.experiment]
+            write_results_table(store, plan)
             ended = time.monotonic()
             self._due = ended + max(SECONDS_BETWEEN_TABLES, TABLES_ASIDE * (ended - started))
 

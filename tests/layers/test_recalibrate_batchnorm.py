@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.layers import recalibrate_batchnorm as module
+from experiment.layers import forward_pass
 from experiment.layers.build import build, write_whole
 from experiment.layers.channels.find_groups import channel_groups
 from experiment.layers.channels.group_data import kept_of
@@ -217,7 +217,7 @@ def test_layers_called_more_than_once_or_without_statistics_are_left_alone() -> 
 
 
 def test_memory_is_bounded_by_taking_fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_VALUES", 5 * 6 * 9 * 9)  # of bn1, five images
+    monkeypatch.setattr(forward_pass, "MOST_VALUES", 5 * 6 * 9 * 9)  # of bn1, five images
     net, x = network(), images()
     dense = dense_moments(net, x)
     assert torch.equal(dense.inputs, x[:5])

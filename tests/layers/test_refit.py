@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
+from experiment.layers import forward_pass
 from experiment.layers import refit as module
 from experiment.layers.build import build, write_whole
 from experiment.layers.factored_layers import product, write_factors
@@ -211,7 +212,7 @@ def test_memory_is_bounded_by_taking_fewer_inputs(monkeypatch: pytest.MonkeyPatc
     dense, x = cnn(), randn(20, 4, 8, 8)
     one, other = (decomposed(dense, all_factors()) for _ in range(2))
     refit(one, dense, list(all_factors()), x[:5], seed=0)
-    monkeypatch.setattr(module, "MOST_VALUES", 5 * 8 * 8 * 8)  # of the first layer's answers, five images
+    monkeypatch.setattr(forward_pass, "MOST_VALUES", 5 * 8 * 8 * 8)  # of the first layer's answers, five images
     refit(other, dense, list(all_factors()), x, seed=0)
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
 

@@ -104,11 +104,10 @@ def curve(
 ) -> list[Row]:
     """Cells at hand-written (keep, top1), the FLOPs kept half as many as the parameters."""
     return [
-        cell_row(label, net, keep) | {
-            "keep_parameters": keep, "keep_flops": keep / 2, "top1": top1, "top1_reference": reference, **more,
-        }
+        cell_row(label, net, keep)
+        | {"keep_parameters": keep, "keep_flops": keep / 2, "top1": top1, "top1_reference": reference, **more}
         for keep, top1 in points
-    ]  # fmt: skip
+    ]
 
 
 def write_experiment(

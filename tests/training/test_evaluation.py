@@ -86,9 +86,7 @@ def test_sum_as_reduction_is_a_mean_all_the_same(batch_size: int) -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_class_weights_give_the_weighted_mean_of_all_images(batch_size: int, smoothing: float) -> None:
     """Class 3 is ignored, so that whole batches weigh less than others; torch's mean over everything is the truth."""
-    arguments = {
-        "weight": [float(5**c) for c in range(10)], "ignore_index": 3, "label_smoothing": smoothing
-    }  # fmt: skip
+    arguments = {"weight": [float(5**c) for c in range(10)], "ignore_index": 3, "label_smoothing": smoothing}
     found = evaluate(Table(LOGITS), make_data(LABELS), loss_kwargs=arguments, device=CPU, batch_size=batch_size)
     weight = torch.tensor(arguments["weight"]).double()
     whole = nn.CrossEntropyLoss(weight, ignore_index=3, label_smoothing=smoothing)(LOGITS.double(), LABELS)

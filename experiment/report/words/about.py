@@ -24,45 +24,39 @@ STATUS = ("done", "infeasible", "failed")
 MOST_REASONS = 40
 MOST_CLASSES = 5  # listed by name
 
-DEFINITIONS = (
-    (
-        "Parameters",
+DEFINITIONS = {
+    "Parameters": (
         "all elements of the parameters of the compressed network, including BatchNorm and biases, without masked "
-        "weights.",
+        "weights."
     ),
-    (
-        "FLOPs",
+    "FLOPs": (
         "multiply-adds in one forward pass of one sample, over all convolutions and matrix products, including those "
         "of attention and recurrent layers. Masks do not reduce them; FLOPs of unmasked weights do not count masked "
-        "weights.",
+        "weights."
     ),
-    (
-        "Keep ratio",
+    "Keep ratio": (
         "the share of the budgeted quantity that is kept. The target is requested; the achieved ratio is counted. "
-        "Plots and tables show achieved sizes.",
+        "Plots and tables show achieved sizes."
     ),
-    ("4.0× smaller", "original size divided by compressed size; likewise for FLOPs."),  # noqa: RUF001
-    ("± and bands", "one sample standard deviation over networks and repetitions."),
-    (
-        "Loss of accuracy",
-        "top-1 test accuracy of the reference network minus that of the compressed network, in percentage points.",
+    "4.0× smaller": "original size divided by compressed size; likewise for FLOPs.",  # noqa: RUF001
+    "± and bands": "one sample standard deviation over networks and repetitions.",
+    "Loss of accuracy": (
+        "top-1 test accuracy of the reference network minus that of the compressed network, in percentage points."
     ),
-    (
-        "Prune potential",
+    "Prune potential": (
         "the largest share removed while the loss of accuracy is at most delta; 0 if no compressed network achieves "
-        "that.",
+        "that."
     ),
-    (
-        "Bytes",
-        "dense: all elements of the stored tensors; values: unmasked elements only, quantized ones in their own number "
-        "of bits; sparse: the smallest of dense, bitmask and CSR formats; file: network.pt on disk. 1 kB = 1000 bytes.",
+    "Bytes": (
+        "dense: all elements of the stored tensors; values: unmasked elements only, quantized ones in their own "
+        "number of bits; sparse: the smallest of dense, bitmask and CSR formats; file: network.pt on disk. 1 kB = "
+        "1000 bytes."
     ),
-    (
-        "Infeasible",
-        "the budget is below the smallest network that the method can produce; in a search, no network was within the "
-        "allowed loss of accuracy.",
+    "Infeasible": (
+        "the budget is below the smallest network that the method can produce; in a search, no network was within the"
+        " allowed loss of accuracy."
     ),
-)
+}
 
 
 def what_was_run(source: Source) -> Section:
@@ -187,4 +181,4 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
 
 def definitions() -> Section:
     """The terms used in the report."""
-    return Section("Definitions", [Items(DEFINITIONS)])
+    return Section("Definitions", [Items(list(DEFINITIONS.items()))])
