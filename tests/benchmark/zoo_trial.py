@@ -26,6 +26,7 @@ from experiment.methods import METHODS
 KEEP = 0.5
 WITHOUT_DATA = ("WT", "ALDS", "SVD", "FT", "Quantize")
 FINE = "yes"
+NOR_DENSE = "nor dense"  # what fails for the compressed network fails for the dense one, too
 
 Row = dict[str, Any]
 
@@ -67,6 +68,8 @@ def trial(specimen: Specimen, network: nn.Module, inputs: Any, label: str, folde
     torch.save(outputs, folder / f"{label}.outputs")
     if onnx:
         row["onnx"] = _checked(_same_in_onnx, result.network, inputs, outputs, folder)
+        if row["onnx"] != FINE and _checked(_same_in_onnx, network, inputs, _outputs(network, inputs), folder) != FINE:
+            row["onnx"] = NOR_DENSE
     row["step"] = _checked(_trained, result, inputs, specimen.train)
     return row
 
