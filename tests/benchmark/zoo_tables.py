@@ -79,8 +79,8 @@ def _below_goal(row: Row) -> bool:
 
 
 def verdict(row: Row) -> Row:
-    """The row with its verdict: `wrong` where a check says anything but yes, with the first such check as reason."""
-    failed = [name for name in CHECKS if row.get(name) and row[name] != "yes"]
+    """The row with its verdict: `wrong` where a check fails that holds for the dense network, with the first as reason."""
+    failed = [name for name in CHECKS if row.get(name) not in (None, "", "yes", "nor dense")]
     if row["verdict"] != "ok" or not failed:
         return row
     return {**row, "verdict": "wrong", "reason": f"{failed[0]}: {row[failed[0]]}"}
