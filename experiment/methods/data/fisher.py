@@ -14,15 +14,17 @@ of the encoder, D = of the decoder, N = I * K, R = H * D, P = places, S = the sm
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import one_hot
 
 from experiment.errors import CompressionError
-from experiment.inputs import attended, batch_size, call_network, scored, split
+from experiment.inputs import Inputs, attended, batch_size, call_network, first, scored, split
 from experiment.layers.compressible import features_of, filters_of, groups_of
 from experiment.layers.factored_layers import Slicing, fold, make_layer
 from experiment.layers.forward_pass import Call, evaluating, observing
@@ -31,7 +33,8 @@ from experiment.layers.sampled_patches import all_outputs, counted_places, draw_
 from experiment.methods.data.responses import precise
 from experiment.progress import progress
 
-SAMPLES = 16  # in one pass
+SAMPLES = 16  # in one pass, at most
+ACTIVATIONS = 2**28  # bytes that are kept for the gradients in one pass, at least
 PLACES = 4096  # of each layer, from which C is estimated
 DAMPING = 0.5  # of G's mean eigenvalue; with less, projections are oblique and factors too large to train
 
@@ -76,7 +79,8 @@ def gather(
 
     modules = {name: network.get_submodule(name) for name in layers}
     with observing(modules, after=record), evaluating(network), torch.enable_grad():
-        for batch in progress(list(split(inputs, SAMPLES)), "second moments, by batch"):
+        at_once = samples_at_once(partial(call_network, network), network.parameters(), inputs)
+        for batch in progress(list(split(inputs, at_once)), "second moments, by batch"):
             calls.clear()
             mask = attended(batch)
             surprise = _surprise(call_network(network, batch), mask, generator)
@@ -97,6 +101,27 @@ class _Seen:
     y: Tensor
     gradient: Tensor | None
     mask: Tensor | None
+
+
+def samples_at_once(call: Callable[[Inputs], object], weights: Iterable[Tensor], inputs: Inputs) -> int:
+    """How many samples fit in one pass with gradients: 16, or as many as keep less memory than half of the network.
+
+    Args:
+        call: the network's forward pass, which runs on the first sample.
+        weights: what it reads besides the sample.
+    """
+    own = {weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() for weight in weights}
+    held = dict[int, int]()
+
+    def hold(tensor: Tensor) -> Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(hold, lambda tensor: tensor):
+        kept_alive = call(first(inputs))
+    each = sum(size for place, size in held.items() if place not in own)
+    del kept_alive
+    return max(1, min(SAMPLES, max(ACTIVATIONS, sum(own.values()) // 2) // max(1, each)))
 
 
 def log_probabilities(outputs: object, mask: Tensor | None = None) -> Tensor:
