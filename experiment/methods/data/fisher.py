@@ -25,12 +25,12 @@ from torch.nn.functional import one_hot
 
 from experiment.errors import CompressionError
 from experiment.inputs import Inputs, attended, batch_size, call_network, first, scored, split
-from experiment.layers.compressible import features_of, filters_of, groups_of
+from experiment.layers.compressible import features_of, filters_of, groups_of, kernel_of
 from experiment.layers.factored_layers import Slicing, fold, make_layer
 from experiment.layers.forward_pass import Call, evaluating, observing
 from experiment.layers.plan import Factors
 from experiment.layers.sampled_patches import all_outputs, counted_places, draw_places, input_patches, num_positions
-from experiment.methods.data.responses import precise
+from experiment.methods.data.responses import precise, span_of
 from experiment.progress import progress
 
 SAMPLES = 16  # in one pass, at most
@@ -47,11 +47,14 @@ class LayerMoments:
         gradient: G (O, H, H), the sum over samples and positions.
         grams: slicing -> (G, S, S), sums over places: of the slices' responses if R <= N, else of their inputs.
         places: slicing -> the number of places.
+        axes: of a layer with many more features than inputs, an orthonormal basis (F, N) of its responses. Then G and
+            the grams are those of the coordinates, and N is in the place of F.
     """
 
     gradient: Tensor
     grams: dict[Slicing, Tensor] = field(default_factory=dict)
     places: dict[Slicing, int] = field(default_factory=dict)
+    axes: Tensor | None = None
 
 
 def gather(
@@ -67,7 +70,7 @@ def gather(
     Raises: CompressionError: the network's outputs are not a tensor of class scores, or outputs, inputs of a layer or
         gradients are not finite, or a layer gets no inputs.
     """
-    moments = {name: LayerMoments(_zeros(network.get_submodule(name))) for name in layers}
+    moments = {name: _empty(network.get_submodule(name)) for name in layers}
     calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
 
     def record(call: Call) -> Tensor:
@@ -143,10 +146,13 @@ def log_probabilities(outputs: object, mask: Tensor | None = None) -> Tensor:
     return scores.float().log_softmax(1)
 
 
-def _zeros(layer: nn.Module) -> Tensor:
-    weight, blocks = layer.get_parameter("weight"), groups_of(layer)
-    sides = 2 * [features_of(layer)[0] // blocks]
-    return weight.new_zeros(blocks, *sides, dtype=torch.promote_types(weight.dtype, torch.float32))
+def _empty(layer: nn.Module) -> LayerMoments:
+    weight, blocks = layer.get_parameter("weight").detach(), groups_of(layer)
+    whole = math.prod(kernel_of(layer)) > 1  # foldings rearrange its rows
+    axes_FN = None if whole else span_of(filters_of(layer, weight), blocks)
+    side = features_of(layer)[0] // blocks if axes_FN is None else axes_FN.shape[1]
+    zeros = weight.new_zeros(blocks, side, side, dtype=torch.promote_types(weight.dtype, torch.float32))
+    return LayerMoments(zeros, axes=axes_FN)
 
 
 def _gradients(surprise: Tensor, answers: Sequence[Tensor]) -> list[Tensor | None]:
@@ -185,11 +191,11 @@ def _add(
 ) -> None:
     layer, blocks = seen.layer, groups_of(seen.layer)
     if seen.gradient is not None:
-        g_FP = all_outputs(seen.gradient, layer).to(moments.gradient)
+        g_FP = in_axes(all_outputs(seen.gradient, layer).to(moments.gradient), moments.axes)
         if seen.mask is not None:
             g_FP = g_FP[:, counted_places(torch.arange(g_FP.shape[1]), seen.y, layer, seen.mask).to(g_FP.device)]
         moments.gradient += torch.stack([g_HP @ g_HP.T for g_HP in torch.tensor_split(g_FP, blocks)])
-    filters = filters_of(layer, layer.get_parameter("weight").detach().to(moments.gradient))
+    filters = in_axes(filters_of(layer, layer.get_parameter("weight").detach().to(moments.gradient)), moments.axes)
     patches: dict[int, Tensor] = {}
     for groups, folding in slicings:
         A_GRN = fold(filters, groups, folding, blocks)
@@ -206,6 +212,11 @@ def _add(
         gram = precise(gram)
         moments.grams[groups, folding] = moments.grams.get((groups, folding), torch.zeros_like(gram)) + gram
         moments.places[groups, folding] = moments.places.get((groups, folding), 0) + inputs_GNP.shape[2]
+
+
+def in_axes(A: Tensor, axes_FN: Tensor | None) -> Tensor:
+    """The coordinates of responses, or filters, (F, ...) in a basis; the same ones without."""
+    return A if axes_FN is None else torch.tensordot(axes_FN.T.to(A), A, 1)
 
 
 def _gram(A_GRP: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError
 from experiment.inputs import Inputs, attended
-from experiment.layers.compressible import channel_dim, filters_of, groups_of, weight_of
+from experiment.layers.compressible import channel_dim, weight_of
 from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.sampled_patches import counted_places
 
@@ -77,10 +77,9 @@ def gather(
     return {name: own.moments(name) for name, own in sums.items()}
 
 
-def span_of(layer: nn.Module) -> Tensor | None:
+def span_of(filters: Tensor, groups: int = 1) -> Tensor | None:
     """An orthonormal basis (F, N) of all responses, bias apart, in float64, if it is much smaller than (F, F)."""
-    filters = filters_of(layer, layer.get_parameter("weight").detach())
-    if groups_of(layer) > 1 or len(filters) <= max(MANY_FEATURES, filters[0].numel()):
+    if groups > 1 or len(filters) <= max(MANY_FEATURES, filters[0].numel()):
         return None
     axes_FN: Tensor = torch.linalg.qr(precise(filters).flatten(1))[0]
     return axes_FN

@@ -93,9 +93,10 @@ class PCA:
         )
         responses, directions, thresholds, errors = dict[str, Responses](), dict[str, Tensor](), [], []
         for part in _parts(base):
-            spans = ((name, span_of(base.start.network.get_submodule(name))) for name in part)
+            network = base.start.network
+            spans = ((name, span_of(live_filters(network, {}, name), info.groups)) for name, (info, _) in part.items())
             axes = {name: axes_FN for name, axes_FN in spans if axes_FN is not None}
-            found = gather(base.start.network, part, inputs, axes)
+            found = gather(network, part, inputs, axes)
             for info, options in part.values():
                 own, ranks = found.pop(info.name), options.ranks[:-1]
                 values_OH, vectors_OHH = torch.linalg.eigh(_covariance(own, info))

@@ -126,8 +126,8 @@ def test_many_features_are_described_in_the_span_of_the_weight(bias: bool, monke
         monkeypatch.setattr(responses, "MANY_FEATURES", many)
         made.append(compress(network, "PCA", keep=0.6, example=x[:1], data=x, progress=False))
     whole, spanned = made
-    assert span_of(network[0]) is not None
-    assert span_of(network[2]) is None
+    assert span_of(network[0].weight) is not None
+    assert span_of(network[2].weight) is None
     assert {"0", "4"} <= whole.plan.factors.keys()
     assert whole.plan.to_data() == spanned.plan.to_data()
     for name in ("relative_error", "relative_error_exact"):
