@@ -16,6 +16,7 @@ from experiment.layers.factored_layers import Slicing, fold, unfold
 from experiment.layers.plan import Factors
 from experiment.methods.data.fisher import DAMPING, LayerMoments, in_axes
 from experiment.methods.data.responses import precise, span_of
+from experiment.methods.lowrank.spectra import COLUMNS
 
 Floats = NDArray[np.float64]
 UNSEEN = 1e-6  # of the mean square of the inputs: the weight of directions that do not occur in the data
@@ -78,8 +79,8 @@ class LayerDirections:
         self._held.clear()
 
     def _axes(self) -> Tensor | None:
-        if self._spanned and "axes" not in self._held:
-            self._held["axes"] = span_of(self._weight)
+        if self._spanned and "axes" not in self._held and (axes_FN := span_of(self._weight)) is not None:
+            self._held["axes"] = axes_FN
         return self._held.get("axes")
 
     def _root(self, power: float) -> Tensor:
@@ -93,10 +94,15 @@ class LayerDirections:
 
     def _weighted(self, weight: Tensor) -> Tensor:
         """G^1/2 W, in the weight's shape, or in that of its coordinates."""
-        W = in_axes(precise(weight), self._axes())
-        blocks = torch.split(W.flatten(1), len(W) // self._blocks)
-        parts = [root_HH @ W_HN for root_HH, W_HN in zip(self._root(0.5), blocks, strict=True)]
-        return torch.cat(parts).reshape(W.shape)
+        axes_FN, roots = self._axes(), self._root(0.5)
+        rows = len(weight) if axes_FN is None else axes_FN.shape[1]
+        W_FN = weight.detach().flatten(1)
+        weighted_FN = roots.new_empty(rows, W_FN.shape[1])
+        size = max(1, COLUMNS // len(W_FN))  # at a time
+        for part_Fn, out_Fn in zip(torch.split(W_FN, size, 1), torch.split(weighted_FN, size, 1), strict=True):
+            blocks = torch.split(in_axes(precise(part_Fn), axes_FN), rows // self._blocks)
+            out_Fn.copy_(torch.cat([root_HH @ W_Hn for root_HH, W_Hn in zip(roots, blocks, strict=True)]))
+        return weighted_FN.reshape(rows, *weight.shape[1:])
 
     def _fold(self, weight: Tensor, slicing: Slicing) -> Tensor:
         return fold(weight, *slicing, self._blocks)

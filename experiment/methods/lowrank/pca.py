@@ -27,12 +27,11 @@ from experiment.methods.data.responses import MANY_FEATURES, Responses, gather, 
 from experiment.methods.lowrank.base import LowRankLayers, lowrank_layers
 from experiment.methods.lowrank.layer_options import LayerOptions
 from experiment.methods.lowrank.settings import PCASettings
-from experiment.methods.lowrank.spectra import LayerSpectra
+from experiment.methods.lowrank.spectra import COLUMNS, LayerSpectra
 from experiment.methods.starting_state import factored_layers, live_filters
 
 Floats = NDArray[np.float64]
 COVARIANCES = 2**23  # elements in float64 at a time, at least
-COLUMNS = 2**23  # elements of a weight in float64 at a time: 64 MiB
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from experiment.methods.lowrank.residual_norm import Residual
 from experiment.progress import progress
 
 Floats = NDArray[np.float64]
-COLUMNS = 2**23  # elements in float64 at a time, for sums over columns: 64 MiB
+COLUMNS = 2**23  # elements of a weight in float64 at a time, some of its columns: 64 MiB
 
 
 class Spectra(Protocol):
