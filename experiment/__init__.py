@@ -3,13 +3,11 @@
 Public names are imported on first use, so that `import experiment` does not import torch.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from experiment.api.compression import CompressionResult, compress, compress_many, save_network
+    from experiment.api.compression import CompressionResult, bake, compress, compress_many, save_network
     from experiment.api.learn_compress import LC
     from experiment.api.results import calibration_inputs, evaluate, load_network, load_results
     from experiment.deploy.int8 import quantize_int8, serialized_bytes
@@ -17,24 +15,13 @@ if TYPE_CHECKING:
     from experiment.lc.keep_search import search_keep
 
 __all__ = [
-    "LC",
-    "CompressionResult",
-    "calibration_inputs",
-    "compress",
-    "compress_many",
-    "evaluate",
-    "load_network",
-    "load_pruned_state",
-    "load_results",
-    "pruned_state",
-    "quantize_int8",
-    "save_network",
-    "search_keep",
+    "LC", "CompressionResult", "bake", "calibration_inputs", "compress", "compress_many", "evaluate", "load_network",
+    "load_pruned_state", "load_results", "pruned_state", "quantize_int8", "save_network", "search_keep",
     "serialized_bytes",
-]
+]  # fmt: skip
 
 _HOMES = {
-    "experiment.api.compression": ("CompressionResult", "compress", "compress_many", "save_network"),
+    "experiment.api.compression": ("CompressionResult", "bake", "compress", "compress_many", "save_network"),
     "experiment.api.learn_compress": ("LC",),
     "experiment.api.results": ("calibration_inputs", "evaluate", "load_network", "load_results"),
     "experiment.deploy.int8": ("quantize_int8", "serialized_bytes"),

@@ -1,7 +1,5 @@
 """Effective and stable rank of layers' weights, also of masked and decomposed layers."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -15,6 +15,7 @@ ExperimentError
 
 from __future__ import annotations
 
+import logging
 import os
 import traceback
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from collections.abc import Sequence
 MOST_CHARACTERS = 1900  # of a whole message
 MOST_OF_A_LINE = 900  # of each, where a message has several
 MOST_OF_A_VALUE = 200
+
+log = logging.getLogger("experiment")  # for what a user should know although it is no error
 
 
 class ExperimentError(Exception):

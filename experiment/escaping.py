@@ -4,8 +4,6 @@ Labels, file names and error messages may contain anything. Characters that a ta
 (`\\x1b`, `\\udce9`); characters that it would interpret are quoted in its own syntax.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,11 +1,8 @@
 """Atomic writing of files, and reading of files of any content in bounded memory."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -19,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from experiment.errors import CannotWrite, Damaged, StoreError
+from experiment.errors import CannotWrite, Damaged, StoreError, log
 
 MAX_BYTES = 2**27  # of a file that is read into memory at once
 MAX_JSON_BYTES = 2**22
@@ -27,8 +24,6 @@ RUN_AGAIN = "Run the experiment again to rewrite it."
 
 MOST_LETTERS = 60  # of a text in the name of a file
 SECONDS_BEFORE_NOTE = 3.0  # waiting for a lock
-
-log = logging.getLogger("experiment")
 
 
 def safe_name(text: str) -> str:

@@ -5,8 +5,6 @@ arguments, such as the output of a Hugging Face tokenizer). Every tensor in them
 first one, of one size. Other values, such as None, numbers and tensors without dimensions, are passed on as they are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, cast
@@ -37,9 +35,13 @@ def as_inputs(value: object, argument: str = "example") -> Inputs:
     plain = _plain(value)
     parts = [tensor for tensor in tensors(plain) if tensor.dim()]
     if not parts:
+        came = described(plain) if tensors(plain) else kind_of(value)
+        if isinstance(value, Mapping):
+            came = "{" + ", ".join(f"{key}: {kind_of(item)}" for key, item in value.items()) + "}"
+            came += '. A tokenizer returns tensors with return_tensors="pt"' if value else ""
         raise CompressionError(
             f"{argument}: expected a tensor with a batch dimension, or a tuple or dictionary of such tensors. "
-            f"Got {described(plain) if tensors(plain) else kind_of(value)}."
+            f"Got {came}."
         )
     sizes = {len(tensor) for tensor in parts}
     if len(sizes) > 1:
@@ -49,6 +51,8 @@ def as_inputs(value: object, argument: str = "example") -> Inputs:
         )
     if sizes == {0}:
         raise CompressionError(f"{argument}: expected at least one input. Got an empty batch, {described(plain)}.")
+    if any(bool(tensor.isnan().any()) for tensor in parts if tensor.is_floating_point() and not tensor.is_meta):
+        raise CompressionError(f"{argument}: expected numbers. Got NaN in {described(plain)}.")
     return plain
 
 

@@ -95,21 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("param", nargs="*", metavar="PARAM", help="parameter file, for instance param/cifar/prune/resnet20.yaml")
-    add(
-        "--plan",
-        nargs="?",
-        const="text",
-        choices=("text", "json"),
-        help="print what would run, and exit",
-    )
+    add("--plan", nargs="?", const="text", choices=("text", "json"), help="print what would run, and exit")
     add("--schema", action="store_true", help="print the JSON schema of parameter files (for editors) and exit")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a setting: experiments.numNets=1",
-    )
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting: experiments.numNets=1")
     add(
         "--results",
         type=Path,

@@ -6,8 +6,6 @@ for layer in progress(layers, "singular values"):
 Nothing is shown by default; inside `showing(bars())` there are bars, on a terminal and in notebooks.
 """
 
-from __future__ import annotations
-
 import sys
 import threading
 import time

@@ -3,13 +3,13 @@
 No global seed is changed, so results do not depend on the order of cells, on workers or on interruptions.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 Part = str | int | float | None
@@ -41,3 +41,17 @@ def seeded(*parts: Part, device: torch.device | str = "cpu") -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+@contextmanager
+def seeded_everywhere(*parts: Part) -> Iterator[None]:
+    """Also seed the global generators of Python and numpy inside the block, for code of others."""
+    python, numpy = random.getstate(), np.random.get_state()
+    random.seed(seed_of(*parts))
+    np.random.seed(seed_of(*parts) % 2**32)
+    try:
+        with seeded(*parts):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

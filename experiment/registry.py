@@ -32,7 +32,7 @@ class InputShape(tuple[int, ...]):
         return (tuple(self),), {"tokens": self.tokens}
 
 
-InputForm: TypeAlias = "InputShape | dict[str, InputForm] | tuple[InputForm, ...]"
+InputForm: TypeAlias = InputShape | dict[str, "InputForm"] | tuple["InputForm", ...]
 """What one sample of a network's inputs looks like: a shape, or several by keyword or position."""
 
 

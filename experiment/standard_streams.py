@@ -1,7 +1,5 @@
 """Standard streams that exist and accept every character, and log lines on them."""
 
-from __future__ import annotations
-
 import io
 import logging
 import os

@@ -4,8 +4,6 @@ Sizes that a file claims are compared with its content before memory is allocate
 the file, and at most about 80 times `MAX_PICKLE_BYTES` for its Python values.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import pickletools

@@ -5,8 +5,6 @@ modules outside packages, from the same folder, including `__init__` files. Impo
 imports (`importlib`), data files and installed packages are not covered.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib
@@ -16,17 +14,9 @@ import re
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from importlib.machinery import (
-    EXTENSION_SUFFIXES,
-    SOURCE_SUFFIXES,
-    ExtensionFileLoader,
-    FileFinder,
-    ModuleSpec,
-    PathFinder,
-    SourceFileLoader,
-)
+from importlib import machinery
 from pathlib import Path
 
 from experiment.errors import ConfigError
@@ -35,7 +25,10 @@ IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 OURS = __name__.partition(".")[0]
 EXTRAS = {"transformers": "hf", "tokenizers": "hf", "safetensors": "hf", "timm": "timm"}  # module -> extra that has it
 
-_KINDS = ((SourceFileLoader, SOURCE_SUFFIXES), (ExtensionFileLoader, EXTENSION_SUFFIXES))
+_KINDS = (
+    (machinery.SourceFileLoader, machinery.SOURCE_SUFFIXES),
+    (machinery.ExtensionFileLoader, machinery.EXTENSION_SUFFIXES),
+)
 _imported: dict[str, str] = {}  # module -> hash of its source when this process imported it
 
 
@@ -124,10 +117,10 @@ def _file(module: str) -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
-def _spec(module: str) -> ModuleSpec | None:
+def _spec(module: str) -> machinery.ModuleSpec | None:
     top, *below = module.split(".")
     try:
-        spec = PathFinder.find_spec(top) or importlib.util.find_spec(top)
+        spec = machinery.PathFinder.find_spec(top) or importlib.util.find_spec(top)
     except (ImportError, ValueError, AttributeError):  # modules without a spec, such as `__main__`
         return None
     name = top
@@ -135,8 +128,8 @@ def _spec(module: str) -> ModuleSpec | None:
         if spec is None or spec.submodule_search_locations is None:
             return None
         name = f"{name}.{part}"
-        found = (FileFinder(folder, *_KINDS).find_spec(name) for folder in list(spec.submodule_search_locations))
-        spec = next((each for each in found if each is not None), None)
+        finders = (machinery.FileFinder(folder, *_KINDS) for folder in list(spec.submodule_search_locations))
+        spec = next((found for finder in finders if (found := finder.find_spec(name)) is not None), None)
     return spec
 
 
@@ -181,10 +174,4 @@ def _imports(source: bytes, package: str) -> tuple[str, ...]:
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
             names.update(dict.fromkeys([base, *(f"{base}.{alias.name}" for alias in node.names)]))
-    return tuple(_each_with_parents(names))
-
-
-def _each_with_parents(names: Iterable[str]) -> Iterator[str]:
-    for name in names:
-        if name and not name.startswith("."):
-            yield from _with_parents(name)
+    return tuple(each for name in names if name and not name.startswith(".") for each in _with_parents(name))

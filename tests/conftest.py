@@ -1,7 +1,5 @@
 """What all tests share: one thread, the folder of real data, and the skip of tests that need it where it is absent."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

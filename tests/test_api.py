@@ -1,7 +1,5 @@
 """compress, save_network, load_network on a network of the user's own."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import math

@@ -1,7 +1,5 @@
 """int8 networks on the CPU: weights as integers in memory and in files, and outputs close to the float network's."""
 
-from __future__ import annotations
-
 import copy
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """README, CONTRIBUTING and the pages written by hand: their code runs and their links lead somewhere."""
 
-from __future__ import annotations
-
 import importlib
 import re
 from pathlib import Path

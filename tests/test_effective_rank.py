@@ -1,7 +1,5 @@
 """Ranks of spectra against closed forms and entropies, and of layers against SVDs of what they compute."""
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 
@@ -122,11 +120,7 @@ def test_masked_weights_are_zeros_and_a_masked_network_stays_masked() -> None:
 
 
 @pytest.mark.parametrize(
-    "layers",
-    [
-        (nn.Linear(5, 3, bias=False), nn.Linear(3, 5)),
-        (nn.Conv2d(4, 2, 3, bias=False), nn.Conv2d(2, 4, 3)),
-    ],
+    "layers", [(nn.Linear(5, 3, bias=False), nn.Linear(3, 5)), (nn.Conv2d(4, 2, 3, bias=False), nn.Conv2d(2, 4, 3))]
 )
 def test_an_autoencoder_is_two_layers(layers: tuple[nn.Module, nn.Module]) -> None:
     network = nn.Sequential(OrderedDict(zip(("encoder", "decoder"), layers, strict=True)))

@@ -1,7 +1,5 @@
 """One tree of exceptions, whose members survive the way back from a worker process."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 

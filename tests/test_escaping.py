@@ -1,7 +1,5 @@
 """Nasty text on its way to every target."""
 
-from __future__ import annotations
-
 import io
 import json
 import re

@@ -1,7 +1,5 @@
 """Compressed networks leave torch by ONNX and compute the same in onnxruntime."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Inputs as pytrees: how a network is called with them, and how batches are taken apart."""
 
-from __future__ import annotations
-
 from collections import UserDict
 from typing import Any
 
@@ -71,6 +69,15 @@ def test_integers_keep_their_dtype() -> None:
         ("text", "example: expected a tensor with a batch dimension, .* Got a str"),
         (torch.tensor(1.0), r"example: expected a tensor with a batch dimension, .* Got a tensor of shape \(\)"),
         ((torch.ones(2, 3), torch.ones(3)), r"the batch, so it must have one size\. Got \(\(2, 3\), \(3,\)\)"),
+        (
+            {"ids": [1, 2], "m": 3},
+            r'Got {ids: a list, m: an int}. A tokenizer returns tensors with return_tensors="pt"',
+        ),
+        ({}, r"Got {}\."),
+        (
+            (torch.ones(2), torch.full((2, 2), torch.nan)),
+            r"example: expected numbers\. Got NaN in \(\(2,\), \(2, 2\)\)",
+        ),
         ({"x": torch.ones(0, 3)}, r"at least one input\. Got an empty batch, {x: \(0, 3\)}"),
     ],
 )

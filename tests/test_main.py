@@ -1,7 +1,5 @@
 """The command line: what it says, how it ends, and how little it needs to plan."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

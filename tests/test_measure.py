@@ -1,7 +1,5 @@
 """Counting: against hand-worked numbers, numpy and torch's own counter."""
 
-from __future__ import annotations
-
 import copy
 from types import SimpleNamespace
 from typing import Any

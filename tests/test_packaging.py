@@ -1,7 +1,5 @@
 """What an installation that is no checkout holds."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

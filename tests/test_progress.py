@@ -1,7 +1,5 @@
 """How far long work is: told to whoever listens, by a bar only where somebody watches and only after a while."""
 
-from __future__ import annotations
-
 import io
 import sys
 import time

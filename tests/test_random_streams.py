@@ -1,7 +1,5 @@
 """Random streams: the seed is a hash of its parts, and nothing outside is touched."""
 
-from __future__ import annotations
-
 import hashlib
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Import paths of the user's own, and suggestions for near misses."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

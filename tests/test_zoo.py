@@ -1,7 +1,5 @@
 """The zoo of tests/benchmark: its processes, what it continues, and that its checks notice what is wrong."""
 
-from __future__ import annotations
-
 import csv
 import importlib
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Calibration data as users pass them to `compress`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,7 +9,7 @@ from torch.utils.data import Dataset
 
 from experiment.datasets.check_samples import LABELS, described, without_labels
 from experiment.errors import CompressionError
-from experiment.inputs import Inputs, as_inputs, batch_size, join, same_form, tensors
+from experiment.inputs import ATTENTION_MASK, Inputs, as_inputs, attended, batch_size, join, same_form, tensors
 from experiment.methods.base import Calibration
 
 _DATA = (
@@ -88,8 +86,11 @@ def _joined(batches: list[Any]) -> Calibration:
 def _checked(inputs: Any, targets: Tensor | None = None) -> Calibration:
     """Raises: CompressionError: there are no samples, targets do not belong to the inputs, or inputs are raw pixels."""
     if not tensors(inputs) or not batch_size(inputs):
-        raise CompressionError(f"data: expected {_DATA}, with at least one sample. Got {described(inputs)}.")
+        raise CompressionError(f"data: expected at least one sample. Got {described(inputs)}.")
     inputs = as_inputs(inputs, "data")
+    mask = attended(inputs)
+    if mask is not None and not mask.any():
+        raise CompressionError(f"data: expected tokens that count. Got 0 everywhere in '{ATTENTION_MASK}'.")
     for tensor in tensors(inputs):
         if tensor.dtype in (torch.uint8, torch.uint16):
             raise CompressionError(

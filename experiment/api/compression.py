@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,42 +11,27 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from experiment.api.calibration_data import calibration_of
-from experiment.errors import CompressionError, ConfigError, kind_of
-from experiment.inputs import (
-    Inputs,
-    as_inputs,
-    batch_size,
-    first,
-    mapped,
-    moved_like,
-    take,
-)
+from experiment.errors import CompressionError, ConfigError, kind_of, log
+from experiment.inputs import Inputs, as_inputs, batch_size, first, mapped, moved_like, take
 from experiment.layers.build import build
 from experiment.layers.forward_pass import forward_of
+from experiment.layers.masks import bake_masks
 from experiment.layers.plan import Plan, State
-from experiment.layers.prepare_network import prepared
+from experiment.layers.prepare_network import plain_copy, prepared
+from experiment.layers.pretrained_files import watch_saving
+from experiment.layers.unfused.replace import join_state
 from experiment.measure import Count, count
-from experiment.methods.base import (
-    Compressed,
-    Compressor,
-    Quantity,
-    keep_ratio,
-    make_method,
-    shortfall,
-)
+from experiment.methods.base import Compressed, Compressor, Quantity, keep_ratio, make_method, shortfall
 from experiment.methods.configure import configure
 from experiment.methods.layer_table import layer_rows
-from experiment.methods.out_of_reach import OutOfReach
 from experiment.progress import bars, showing
 from experiment.random_streams import generator
-from experiment.registry import MethodEntry
 from experiment.run.disk.network_file import save_weights
 from experiment.run.grid.methods import recalibration_fault
+from experiment.tensor_file import load_tensors
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_log = logging.getLogger("experiment")
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,7 +41,7 @@ class CompressionResult:
     Attributes:
         network: made of plain torch layers, ready to train, save and export. It is in eval mode, whatever mode the
             original is in: call `network.train()` before you train it. A parametrization keeps masked weights at zero;
-            `experiment.layers.masks.bake_masks(network)` returns a copy with ordinary zeros.
+            `bake(result, net)` is a copy of the original with ordinary zeros.
         layers: one row per layer: layer, kind, parameters_before, parameters, flops_before, flops, and what the method
             decides (rank, groups, folding, relative_error, relative_error_exact | kept | channels). Layers that the
             method cannot compress are of kind `unreachable`. The row `(other)` counts what the network multiplies
@@ -195,8 +179,9 @@ def compress_many(
         for i, keep in enumerate(ratios):
             with showing(bars(progress)):
                 compressed = compressor.compress(1.0 if keep is None else keep, budget)
-            if not i:  # an error has the same text
-                _warn_of_rest(entry, compressed.out_of_reach, ratios if budget == "parameters" else ())
+            rest = compressed.out_of_reach
+            if not i and (told := rest.told(entry.kind)):  # an error has the same text
+                log.warning("%s: %s", entry.label, told + rest.rest(ratios if budget == "parameters" else ()))
             result = result_of(entry.label, original, compressed)
             reached = result.keep_parameters if budget == "parameters" else result.keep_flops
             if keep is not None and not spec.fixed_size and (text := shortfall(keep, reached, budget)):
@@ -207,18 +192,13 @@ def compress_many(
     return results()
 
 
-def _warn_of_rest(entry: MethodEntry, rest: OutOfReach, keeps: Sequence[float | None]) -> None:
-    if text := rest.told(entry.kind):
-        _log.warning("%s: %s", entry.label, text + rest.rest(keeps))
-
-
 def _merged(settings: object, more: Mapping[str, Any]) -> dict[str, Any]:
     """Settings from a mapping and from keywords.
 
     Raises: ConfigError: `settings` is not a mapping, or a setting is in both.
     """
     if not isinstance(settings, Mapping):
-        raise ConfigError(f"settings must be a mapping from a setting's name to its value. Got {_named(settings)}.")
+        raise ConfigError(f"settings must be a mapping from a setting's name to its value. Got {kind_of(settings)}.")
     if twice := [name for name in settings if name in more]:
         raise ConfigError(f"{twice[0]}: is given both in `settings` and as a keyword. Remove one of them.")
     return {**settings, **more}
@@ -233,7 +213,7 @@ def result_of(label: str, original: Count, compressed: Compressed) -> Compressio
     import pandas as pd
 
     return CompressionResult(
-        network=compressed.network,
+        network=watch_saving(compressed.network),
         layers=pd.DataFrame(layer_rows(original, compressed)),
         parameters=compressed.count.parameters,
         flops=compressed.count.flops,
@@ -275,30 +255,59 @@ def save_network(result: CompressionResult, path: str | Path) -> None:
     """
     if Path(path).is_dir():
         raise CompressionError(f"{path}: is a folder. Expected the file to write, such as {Path(path) / 'small.pt'}.")
+    _check_result(result)
+    save_weights(Path(path), result.network, result.plan, None)
+
+
+def bake(result: CompressionResult, net: nn.Module) -> nn.Module:
+    """A copy of the original network with masks as ordinary zeros and quantized weights as rounded numbers.
+
+        bake(compress(net, "WT", keep=0.5, example=x), net).save_pretrained("small")
+
+    Its modules are those of the original, also where equivalents of plain layers have taken their place, and nothing
+    holds the zeros in training. `result.network` is the one to train.
+
+    Args:
+        result: what `compress` returned for masks or quantization, or `LC.result`.
+        net: the original network; not modified.
+    Returns: a network in eval mode, on the device of `net`.
+    Raises: CompressionError: the result has another structure than `net`, such as factors or fewer channels.
+    """
+    _check_result(result)
+    plan = result.plan
+    if plan.factors or plan.kept or plan.skipped or plan.biases:
+        raise CompressionError(
+            f"{result.method}: its network has other layers than the original, which cannot hold its weights. "
+            "Use save_network and load_network."
+        )
+    baked = plain_copy(net)
+    try:
+        load_tensors(baked, join_state(bake_masks(result.network).state_dict(), plan.unfused))
+    except RuntimeError as error:
+        raise CompressionError(f"net is not the network that was compressed: {error}") from error
+    return baked.eval()
+
+
+def _check_result(result: object) -> None:
     if not isinstance(result, CompressionResult):
         raise CompressionError(f"expected what compress returned, or the result of an LC. Got {kind_of(result)}.")
-    save_weights(Path(path), result.network, result.plan, None)
 
 
 def _check_call(net: object, method: object, keeps: object, example: object) -> None:
     """Raises: ConfigError: an argument has the wrong type."""
     problems = []
     if not isinstance(net, nn.Module):
-        problems.append(f"net must be a torch.nn.Module. Got {_named(net)}.")
+        problems.append(f"net must be a torch.nn.Module. Got {kind_of(net)}.")
     if not isinstance(method, str):
-        problems.append(f"method must be text: a label or an import path. Got {_named(method)}.")
+        problems.append(f"method must be text: a label or an import path. Got {kind_of(method)}.")
     if not isinstance(keeps, Sequence) or isinstance(keeps, str):
-        problems.append(f"keeps must be a list of keep ratios. Got {_named(keeps)}.")
+        problems.append(f"keeps must be a list of keep ratios. Got {kind_of(keeps)}.")
     try:
         as_inputs(example)
     except CompressionError as error:
         problems.append(str(error))
     if problems:
         raise ConfigError(problems)
-
-
-def _named(value: object) -> str:
-    return kind_of(value)
 
 
 def _check_keeps(label: str, keeps: Sequence[float | None], *, fixed: bool) -> None:

@@ -198,16 +198,9 @@ def _projection(
         raise ConfigError(f"keep: has no effect, since the settings of {scheme} decide the size. Remove it.")
     calibration = Calibration(*valid.first(CALIBRATION))
     keep = 1.0 if keep is None else keep_ratio(keep)
-    projection = MethodProjection(
-        make_method(spec.entry, spec.settings),
-        keep,
-        budget,
-        example,
-        count(network, example),
-        calibration,
-        ("method", seed),
-        unfused=unfused,
-    )
+    method, original = make_method(spec.entry, spec.settings), count(network, example)
+    stream = ("method", seed)
+    projection = MethodProjection(method, keep, budget, example, original, calibration, stream, unfused=unfused)
     return projection, (spec.entry.label, spec.entry.version, spec.settings, keep, budget)
 
 
@@ -215,10 +208,9 @@ def _check_call(training: TrainSettings, budget: str, device: torch.device | str
     problems = []
     if torch.device(device).type not in ("cpu", "cuda"):
         problems.append(f"device: must be cpu or cuda, since losses are summed in float64. Got {device}.")
-    if budget not in get_args(Quantity):
-        problems.append(f"budget: must be one of {', '.join(get_args(Quantity))}. Got {budget!r}.")
-    if training.precision not in get_args(Precision):
-        problems.append(f"precision: must be one of {', '.join(get_args(Precision))}. Got {training.precision!r}.")
+    for name, value, known in (("budget", budget, Quantity), ("precision", training.precision, Precision)):
+        if value not in get_args(known):
+            problems.append(f"{name}: must be one of {', '.join(get_args(known))}. Got {value!r}.")
     if training.batch_size < 1:
         problems.append(f"batch_size: must be at least 1. Got {training.batch_size}.")
     if problems := problems + check_training(training):

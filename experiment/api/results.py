@@ -25,8 +25,7 @@ from experiment.registry import is_import_path, suggestion
 from experiment.run.cell.data import Data, transforms_of
 from experiment.run.disk.network_file import original_of, read_weights, rebuild
 from experiment.run.disk.parameters_file import owner_of, read_parameters, require_own
-from experiment.run.disk.read_table import read_table
-from experiment.run.disk.results_table import COLUMNS
+from experiment.run.disk.results_table import COLUMNS, read_table
 from experiment.run.disk.store import Store
 from experiment.training.evaluation import evaluate as evaluate_network
 
@@ -132,7 +131,7 @@ def load_network(
     cell = Store(folder).cell_folders().get(found.iloc[0]["cell"])
     if cell is None:
         raise StoreError(f"{folder}: the folder of cell {found.iloc[0]['cell']} is missing. Run the experiment again.")
-    return _rebuilt(cell / "network.pt", network, lambda: _network_names(path_or_param))
+    return _rebuilt(cell / "network.pt", network, lambda: [p.network.name for _, p in _variants(path_or_param)])
 
 
 def _nearest(rows: pd.DataFrame, keep: float) -> pd.DataFrame:
@@ -226,11 +225,6 @@ def _rebuilt(path: Path, network: nn.Module | None, own_names: Callable[[], Coll
     if network is None:
         network, _ = original_of(specification, path, own_names)
     return rebuild(network, specification, packed, path)
-
-
-def _network_names(path_or_param: str | Path) -> list[str]:
-    """The networks of an experiment, as its parameter file calls them."""
-    return [parameters.network.name for _, parameters in _variants(path_or_param)]
 
 
 def _variants(path_or_param: str | Path) -> list[tuple[str, Parameters]]:

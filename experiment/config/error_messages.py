@@ -1,7 +1,5 @@
 """Pydantic's errors as sentences, each with the key to blame and the place where its value was written."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -115,7 +113,8 @@ def _sentence(error: ErrorDetails, path: KeyPath, node: Node) -> str:
         return _choice(context["expected_tags"], context["tag"])
     if kind == "union_tag_not_found":
         return f"needs a `type`, one of {', '.join(SPACINGS)}."
-    if kind in ("greater_than", "less_than_equal") and _is_keep(path):
+    is_keep = "spacing" in path and path[-1] not in ("numIntervals", "values")
+    if is_keep and kind in ("greater_than", "less_than_equal"):
         return f"must be in (0, 1]. Got {show(got)}."
     if kind == "model_type" and any(key in _NAME_OR_MAPPING for key in path[-2:]):
         return f"must be a name or a mapping {{name: ..., settings: ...}}. Got {show(got)}."
@@ -136,10 +135,6 @@ def _choice(listed: str, got: Any) -> str:
     choices = [choice.strip("' ") for choice in listed.split(",")]
     near = suggestion(got, choices) if isinstance(got, str) else ""
     return f"must be one of {', '.join(choices)}. Got {show(got)}.{near}"
-
-
-def _is_keep(path: KeyPath) -> bool:
-    return "spacing" in path and path[-1] not in ("numIntervals", "values")
 
 
 def show(value: Any) -> str:

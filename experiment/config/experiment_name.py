@@ -1,7 +1,5 @@
 """The name of an experiment, which is the path of its folder below that of all results."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from experiment.config.includes import packaged_param

@@ -1,7 +1,5 @@
 """Look-up of parameter files, and their includes merged into one tree."""
 
-from __future__ import annotations
-
 import difflib
 import os
 from collections.abc import Iterable, Sequence

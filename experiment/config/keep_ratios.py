@@ -3,8 +3,6 @@
 Every ratio is rounded to 10 significant digits, so that a grid does not depend on the machine's `pow`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal

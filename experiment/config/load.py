@@ -1,7 +1,5 @@
 """A parameter file, from its path to checked settings: the only place where YAML becomes an experiment."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from experiment.config.consistency import ambiguous_words, inconsistencies
-from experiment.config.count_cells import grid_too_large, lists_too_long
+from experiment.config.consistency import ambiguous_words, grid_too_large, inconsistencies, lists_too_long
 from experiment.config.error_messages import problems as explained
 from experiment.config.experiment_name import experiment_name
 from experiment.config.includes import Reader, find_parameter_file

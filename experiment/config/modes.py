@@ -1,7 +1,5 @@
 """The meaning of modes: where compression starts, and which weights are retrained for how many epochs."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

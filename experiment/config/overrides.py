@@ -1,7 +1,5 @@
 """`--set KEY=VALUE`: settings replaced from the command line."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The keys that exist at a path of a parameter file, found in the schema: for descriptions and suggestions."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import Any, get_args, get_origin
 

@@ -1,7 +1,5 @@
 """The variants of a file (one per customization), and the keep ratios of one variant."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

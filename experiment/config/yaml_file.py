@@ -4,8 +4,6 @@ Scalars follow YAML 1.2: `1e-4` and `.5` are numbers, `on`, `no` and `1:30` are 
 No object is ever constructed: a tag such as `!!python/object` is an error.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from pathlib import Path

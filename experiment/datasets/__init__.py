@@ -3,8 +3,6 @@
 A target is a function `(name, data_dir, train, settings, output_size) -> Source`, see `experiment.datasets.raw_images`.
 """
 
-from __future__ import annotations
-
 from experiment.registry import DatasetEntry
 
 IDX_FILES = "experiment.datasets.file_stamp:idx_files"

@@ -4,8 +4,6 @@ Only exact equivalents are here; all other transforms run image by image (`exper
 Shapes: B = images of the batch, C = channels, H, W = height, width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -161,14 +159,8 @@ def _fuse(operations: Sequence[Operation]) -> list[Operation]:
     return fused
 
 
-def _pad(arguments: Mapping[str, object], shape: Shape) -> list[Operation]:
-    transform = make_transform("Pad", arguments)
-    return [Fixed(transform)]  # type: ignore[arg-type]
-
-
-def _center_crop(arguments: Mapping[str, object], shape: Shape) -> list[Operation]:
-    transform = make_transform("CenterCrop", arguments)
-    return [Fixed(transform)]  # type: ignore[arg-type]
+def _fixed(name: str) -> Callable[[Mapping[str, object], Shape], list[Operation]]:
+    return lambda arguments, shape: [Fixed(make_transform(name, arguments))]  # type: ignore[arg-type]
 
 
 def _random_crop(arguments: Mapping[str, object], shape: Shape) -> list[Operation] | None:
@@ -179,7 +171,7 @@ def _random_crop(arguments: Mapping[str, object], shape: Shape) -> list[Operatio
     operations: list[Operation] = []
     if arguments.get("padding") is not None:
         keys = ("padding", "fill", "padding_mode")
-        operations += _pad({k: arguments[k] for k in keys if k in arguments}, shape)
+        operations += _fixed("Pad")({k: arguments[k] for k in keys if k in arguments}, shape)
         shape = operations[0].shape(shape)
     if height > shape[1] or width > shape[2]:
         return None  # torchvision reports the error
@@ -187,10 +179,7 @@ def _random_crop(arguments: Mapping[str, object], shape: Shape) -> list[Operatio
 
 
 def _flip(dim: int) -> Callable[[Mapping[str, object], Shape], list[Operation]]:
-    def make(arguments: Mapping[str, object], shape: Shape) -> list[Operation]:
-        return [Flip(_floats(arguments.get("p", 0.5))[0], dim)]
-
-    return make
+    return lambda arguments, shape: [Flip(_floats(arguments.get("p", 0.5))[0], dim)]
 
 
 def _normalize(arguments: Mapping[str, object], shape: Shape) -> list[Operation] | None:
@@ -202,10 +191,6 @@ def _normalize(arguments: Mapping[str, object], shape: Shape) -> list[Operation]
     return [Affine(tuple(1 / s for s in std), tuple(-m / s for m, s in zip(mean, std, strict=True)))]
 
 
-def _to_tensor(arguments: Mapping[str, object], shape: Shape) -> list[Operation]:
-    return [Affine((1 / 255,), (0.0,))]
-
-
 def _floats(values: object) -> tuple[float, ...]:
     """Numbers from YAML: a list or a single one."""
     numbers = values if isinstance(values, list | tuple) else [values]
@@ -213,11 +198,11 @@ def _floats(values: object) -> tuple[float, ...]:
 
 
 _MAKERS: Mapping[str, Callable[[Mapping[str, object], Shape], list[Operation] | None]] = {
-    "Pad": _pad,
-    "CenterCrop": _center_crop,
+    "Pad": _fixed("Pad"),
+    "CenterCrop": _fixed("CenterCrop"),
     "RandomCrop": _random_crop,
     "RandomHorizontalFlip": _flip(-1),
     "RandomVerticalFlip": _flip(-2),
-    "ToTensor": _to_tensor,
+    "ToTensor": lambda arguments, shape: [Affine((1 / 255,), (0.0,))],
     "Normalize": _normalize,
 }

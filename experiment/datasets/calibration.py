@@ -3,8 +3,6 @@
 Source: Baykal et al., Provable Filter Pruning, 2019, https://arxiv.org/abs/1911.07412 (size of the sample S).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

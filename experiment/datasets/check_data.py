@@ -1,7 +1,5 @@
 """Checks of a few inputs of every part before training: suspicious data are warnings, unusable data are errors."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """The samples of a user's dataset: an input and a class number each. Anything else is refused."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any

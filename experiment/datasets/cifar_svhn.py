@@ -4,8 +4,6 @@ Source: Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/learning-features-2009
 http://ufldl.stanford.edu/housenumbers/.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

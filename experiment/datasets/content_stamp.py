@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ from experiment.datasets.file_stamp import stamp_of_part
 from experiment.datasets.loading import load_source
 from experiment.datasets.raw_images import Items, Pixels
 from experiment.errors import DataError
-from experiment.random_streams import seed_of, seeded
+from experiment.random_streams import seeded_everywhere
 from experiment.registry import is_import_path
 
 
@@ -32,7 +30,7 @@ def stamp_by_reading(
     Returns: None if a registered dataset has no stamp.
     Raises: ConfigError, DataError: it cannot be loaded.
     """
-    with _same_draws():
+    with seeded_everywhere("stamp"):
         source = load_source(name, settings, data_dir, train, output_size)
         if not is_import_path(name):
             return stamp_of_part(name, settings, data_dir, train)
@@ -84,17 +82,3 @@ def _add(found: hashlib._Hash, value: object) -> None:
     else:
         told = repr(value) if isinstance(value, int | float | str | bytes) else type(value).__name__
         found.update(f"{told}\n".encode(errors="surrogatepass"))
-
-
-@contextmanager
-def _same_draws() -> Iterator[None]:
-    seed = seed_of("stamp")
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        with seeded("stamp"):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

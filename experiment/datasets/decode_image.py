@@ -1,7 +1,5 @@
 """Read image files, and convert images of any mode to 8 bits without clipping."""
 
-from __future__ import annotations
-
 import os
 import stat
 from pathlib import Path
@@ -13,15 +11,7 @@ from experiment.errors import DataError
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit, also if a program lifts it: 537 MB as RGB
 
-FORMATS = (
-    "BMP",
-    "GIF",
-    "JPEG",
-    "PNG",
-    "PPM",
-    "TIFF",
-    "WEBP",
-)  # found by content; others start programs
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # found by content; others start programs
 
 _KEPT = ("L", "RGB", "LA", "RGBA")
 _SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -37,7 +27,9 @@ def read_rgb(path: Path) -> Image.Image:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError("it is not a regular file")
         with Image.open(path, formats=FORMATS) as image:
-            _check_size(image)
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width} x {image.height} pixels"
+                raise ValueError(f"it has {size}, more than {MAX_PIXELS:,}. Make it smaller")
             image.load()
             return to_rgb(ImageOps.exif_transpose(image), image.format)
     except Exception as error:  # decoders may raise anything
@@ -86,8 +78,3 @@ def to_eight_bits(image: Image.Image, file_format: str | None = None) -> Image.I
 def _grey(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Image.Image:
     """Values from 0 to 1 as an image of mode L."""
     return Image.fromarray(np.rint(values * 255).astype(np.uint8))
-
-
-def _check_size(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}. Make it smaller")

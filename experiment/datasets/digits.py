@@ -3,8 +3,6 @@
 Source: Alpaydin, Kaynak 1998, https://archive.ics.uci.edu/dataset/80 (its test part, which scikit-learn ships).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

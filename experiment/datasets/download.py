@@ -1,7 +1,5 @@
 """Download a dataset with torchvision if it is missing, or say what to do."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

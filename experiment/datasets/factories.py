@@ -1,7 +1,5 @@
 """Datasets made by a function: the user's own `package.module:factory`, and torchvision's random images."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from pathlib import Path

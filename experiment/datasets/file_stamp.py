@@ -6,11 +6,8 @@ that folder is not writable, or for files that have only just changed. Built-in 
 checked against published checksums when they are read, are constant and have no stamp.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
-import logging
 import os
 import stat
 import time
@@ -22,7 +19,7 @@ from typing import BinaryIO, cast
 
 from experiment.datasets import DATASETS
 from experiment.datasets.image_files import File, folder_part, images_below
-from experiment.errors import CannotWrite, DataError, ExperimentError
+from experiment.errors import CannotWrite, DataError, ExperimentError, log
 from experiment.escaping import json_text
 from experiment.files import read_json, write_whole
 from experiment.registry import resolve
@@ -33,8 +30,6 @@ JUST_NOW = 1.0  # seconds: a file that changed this recently may change again wi
 MANY_BYTES = 1_000_000_000  # take seconds to read
 
 Files = Callable[[str, Path, bool, Mapping[str, object]], Sequence[File]]
-
-log = logging.getLogger("experiment")
 
 
 def stamp_of_part(name: str, settings: Mapping[str, object], data_dir: Path, train: bool) -> str | None:

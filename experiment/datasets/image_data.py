@@ -1,7 +1,5 @@
 """A dataset as the rest of the package uses it: three parts that give batches on the device."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol

@@ -1,7 +1,5 @@
 """The files of an image folder: where it lies and which images are in it. Torch-free."""
 
-from __future__ import annotations
-
 import os
 import stat
 from collections.abc import Iterator, Mapping

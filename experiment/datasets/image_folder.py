@@ -1,9 +1,6 @@
 """Folders of images, one folder per class; small images are decoded once and cached beside the data."""
 
-from __future__ import annotations
-
 import hashlib
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +16,10 @@ from experiment.datasets.decode_image import read_rgb
 from experiment.datasets.file_stamp import stamp_of
 from experiment.datasets.image_files import IMAGES, File, class_folders, folder_part, images_below
 from experiment.datasets.raw_images import Pixels, Source, check_settings, fits_in_memory, pack
-from experiment.errors import ConfigError, DataError
+from experiment.errors import ConfigError, DataError, log
 
 CACHE = ".decoded"
 DECODER = "1"  # part of the cache's name: raise it when images are decoded differently
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Small images: one uint8 tensor on the device, augmented and normalised some batches at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

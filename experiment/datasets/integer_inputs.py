@@ -1,8 +1,5 @@
 """Integer tensors of a user's dataset: pixels or token ids, distinguished by shape and values."""
 
-from __future__ import annotations
-
-import logging
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +9,10 @@ from torch import Tensor
 from experiment.datasets.check_samples import as_pair
 from experiment.datasets.decode_image import to_eight_bits
 from experiment.datasets.raw_images import Items
-from experiment.errors import DataError
+from experiment.errors import DataError, log
 
 INSPECTED = 64  # samples, evenly spread
 WIDE = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint32, torch.uint64)  # not scaled by their maximum
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Load a dataset by name: read it, split it, and prepare it for a network."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -12,26 +10,13 @@ from torch import Tensor
 from experiment.datasets import DATASETS
 from experiment.datasets.dataloader import Readers, WorkerImages
 from experiment.datasets.factories import load_own
-from experiment.datasets.image_data import Batch, Images, Splits, Step, Transforms, count_batches
+from experiment.datasets.image_data import Images, Splits, Transforms
 from experiment.datasets.in_memory import MemoryImages, prepare
 from experiment.datasets.raw_images import Pixels, Source, check_labels
 from experiment.datasets.transforms import check_transforms, make_pipeline
 from experiment.errors import ConfigError, DataError
 from experiment.random_streams import generator
 from experiment.registry import is_import_path, resolve, suggestion
-
-__all__ = [
-    "Batch",
-    "Images",
-    "Splits",
-    "Step",
-    "Transforms",
-    "count_batches",
-    "load_source",
-    "make_splits",
-    "make_test",
-    "split",
-]
 
 VALID_SHARE = 0.1  # of the training part
 MIN_TRAIN_IMAGES = 4  # two to train on (BatchNorm), one held out, and one to spare

@@ -4,8 +4,6 @@ Source: LeCun, Cortes, Burges, http://yann.lecun.com/exdb/mnist/; Xiao et al. 20
 (FashionMNIST); Clanuwat et al. 2018, https://arxiv.org/abs/1812.01718 (KMNIST).
 """
 
-from __future__ import annotations
-
 import gzip
 import math
 import zlib

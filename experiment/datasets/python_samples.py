@@ -1,7 +1,5 @@
 """A dataset passed in Python, read in this process, with inputs of any shape."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Images before any transform: one tensor of pixels in memory, or items read one by one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

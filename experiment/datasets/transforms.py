@@ -1,7 +1,5 @@
 """Transforms by name: torchvision's v2 classes, applied to one image at a time."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

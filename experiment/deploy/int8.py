@@ -19,17 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.inputs import (
-    Inputs,
-    as_inputs,
-    batch_size,
-    call_network,
-    first,
-    mapped,
-    moved,
-    split,
-    tensors,
-)
+from experiment.inputs import Inputs, as_inputs, batch_size, call_network, first, mapped, moved, split, tensors
 from experiment.layers.forward_pass import forward_of
 from experiment.layers.prepare_network import plain_copy
 

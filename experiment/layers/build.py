@@ -3,8 +3,6 @@
 The parts of a plan are applied in one order: unfused modules, biases, channels, factors, masks, quantization.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 

@@ -1,19 +1,15 @@
 """Deterministic forward passes: random operations return fixed numbers, whatever the shape of their output."""
 
-from __future__ import annotations
-
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from experiment.random_streams import seed_of, seeded
+from experiment.random_streams import seeded_everywhere
 
 _PERMUTING = frozenset({"randperm", "multinomial", "randint", "randint_like"})  # draw indices
 
@@ -25,15 +21,8 @@ def fixed_draws() -> Iterator[None]:
     A network and its sliced copy then draw the same: a random operation fills its output with one number, a different
     one at every call, and dropout keeps everything. The global generators of Python, numpy and torch are seeded.
     """
-    python, numpy = random.getstate(), np.random.get_state()
-    random.seed(seed_of("draws"))
-    np.random.seed(seed_of("draws") % 2**32)
-    try:
-        with seeded("draws"), _Fixed():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+    with seeded_everywhere("draws"), _Fixed():
+        yield
 
 
 class _Fixed(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -106,6 +106,23 @@ class FactoredConv(FactoredLayer):
         return weight_of(self._pair()[1], filters)
 
 
+class FactoredConvTranspose(FactoredConv):
+    """Two transposed convolutions that replace one."""
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """As for `nn.ConvTranspose2d`: `output_size` takes the place of `output_padding`."""
+        encoder, decoder = self._pair()
+        if output_size is None:
+            return decoder(encoder(input))  # type: ignore[no-any-return]
+        dims = len(self.kernel_size)
+        sizes = []  # the encoder's output has these along its own axes, and the input's along the decoder's
+        for axis, (size, wanted) in enumerate(zip(input.shape[-dims:], output_size[-dims:], strict=True)):
+            stride, reach = encoder.stride[axis], encoder.dilation[axis] * (encoder.kernel_size[axis] - 1)
+            smallest = (size - 1) * stride - 2 * encoder.padding[axis] + reach + 1
+            sizes.append(min(max(wanted, smallest), smallest + stride - 1))
+        return decoder(encoder(input, sizes), output_size)  # type: ignore[no-any-return]
+
+
 class FactoredEmbedding(FactoredLayer):
     """A narrower embedding and a linear layer that replace an `nn.Embedding`."""
 
@@ -242,7 +259,7 @@ def make_layer(module: nn.Module, factors: Factors, leader: nn.Module | None = N
         pair = _sharing(pair, leader)
     named = OrderedDict(encoder=pair[0], decoder=pair[1])
     if isinstance(module, _ConvNd):
-        return FactoredConv(named, module).train(module.training)
+        return (FactoredConvTranspose if module.transposed else FactoredConv)(named, module).train(module.training)
     layer = FactoredEmbedding(named) if isinstance(module, nn.Embedding) else FactoredLinear(named)
     return layer.train(module.training)
 

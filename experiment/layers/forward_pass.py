@@ -1,7 +1,5 @@
 """Forward passes in eval mode, and what modules receive and return in them: the one place that registers hooks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,10 +97,10 @@ def observing(
     handles = []
     for name, module in modules.items():
         if before is not None:
-            handles.append(module.register_forward_pre_hook(_before(name, before, inputs_now), with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(_hook(name, before, inputs_now), with_kwargs=True))
         if after is not None:
             # before hooks of the network's own, so that it sees what the module itself computed
-            hook = _after(name, after, inputs_now)
+            hook = _hook(name, after, inputs_now)
             handles.append(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
     try:
         yield
@@ -136,17 +134,10 @@ def observed_pass(
             call_network(network, now[0])
 
 
-def _before(name: str, observer: Callable[[Call], None], inputs_now: Callable[[], Inputs]) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        observer(Call(name, module, args, named, None, inputs_now()))
-
-    return hook
-
-
-def _after(
+def _hook(
     name: str, observer: Callable[[Call], Tensor | None], inputs_now: Callable[[], Inputs]
 ) -> Callable[..., Tensor | None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> Tensor | None:
+    def hook(module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any], output: Any = None) -> Tensor | None:
         return observer(Call(name, module, args, named, output, inputs_now()))
 
     return hook

@@ -1,7 +1,5 @@
 """A linear layer with a block-diagonal weight: the encoder of a linear layer that is decomposed in groups."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

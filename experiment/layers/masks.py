@@ -4,8 +4,6 @@
 decay included, and the mask is part of deepcopy and state_dict.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from typing import Any

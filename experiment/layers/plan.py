@@ -103,7 +103,7 @@ class Plan:
             stored, and applied only to the analysed weights.
         stages: the plans of several methods applied in sequence; needed to write weights, not stored.
         skipped: modules that are replaced by the identity, or by zeros if they are branches.
-        branches: those of them whose output is added to something -> 0 if it is a tensor, or the length of a tuple.
+        branches: those of them that end in a sum, or that only such ones read -> 0 for a tensor, or a tuple's length.
         quantized: layer name -> float16, bfloat16 or int8, to which its weights, or those of its factors, are rounded.
         unfused: module name -> family in `experiment.layers.unfused`, for modules of the original network that plain
             layers replace first. All other names are those of the unfused network.

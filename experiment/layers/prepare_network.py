@@ -10,8 +10,6 @@
 | lazy or quantized layers, FSDP and fully_shard, TorchScript, graphs of operators | an error that says what to do |
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
-from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
 from experiment.errors import CompressionError, kind_of
@@ -227,6 +225,9 @@ def _make_parameter(module: nn.Module, name: str, how: object) -> None:
         remove_weight_norm(module, name)
     elif isinstance(how, SpectralNorm):
         remove_spectral_norm(module, name)
+        for key, hook in list(module._load_state_dict_pre_hooks.items()):  # torch leaves the one that wants its state
+            if isinstance(getattr(hook, "hook", hook), SpectralNormLoadStateDictPreHook):
+                del module._load_state_dict_pre_hooks[key]
     else:
         chains = module.parametrizations
         assert isinstance(chains, nn.ModuleDict)

@@ -7,8 +7,6 @@ Source: Jacob et al. 2018, https://arxiv.org/abs/1712.05877 (simulated quantizat
 https://arxiv.org/abs/1308.3432 (straight-through gradient).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """Names of parameters, and which of them an operation reads, found by the memory that its arguments share with them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

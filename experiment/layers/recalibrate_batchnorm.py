@@ -92,7 +92,8 @@ def dense_moments(network: nn.Module, inputs: Inputs) -> DenseMoments:
 
     def record(call: Call) -> None:
         if call.name in once:
-            moments[call.name] = Moments(*_batch_moments(call), *_running(call.module))
+            running = (call.module.get_buffer(name).double() for name in ("running_mean", "running_var"))
+            moments[call.name] = Moments(*_batch_moments(call), *running)
 
     _pass(network, inputs, record)
     return DenseMoments(inputs, moments)
@@ -141,7 +142,3 @@ def _batch_moments(call: Call) -> tuple[Tensor, Tensor]:
             f"transformed like the training data?"
         )
     return mean_C.double(), var_C.double()
-
-
-def _running(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    return norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()

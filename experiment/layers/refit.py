@@ -13,8 +13,6 @@ https://arxiv.org/abs/1505.06798 (asymmetric reconstruction), here for the decod
 Suffixes: F = filters, N = inputs of the fitted layer times its kernel elements, P = places.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Places are indices into all output positions of a batch, sample by sample. Suffi
 K = kernel elements, P = places, F = filters (output features).
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import Any

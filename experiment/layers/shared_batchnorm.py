@@ -1,7 +1,5 @@
 """BatchNorm with the statistics of a batch that is split over several processes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

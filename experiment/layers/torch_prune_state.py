@@ -1,7 +1,5 @@
 """Converts state_dicts of torch.nn.utils.prune (`weight_orig`, `weight_mask`) to and from masked networks."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """A linear layer whose weight is stored transposed: the small factor of an output layer tied to an embedding."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn.functional import linear
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiment.inputs import Inputs
-from experiment.layers.compressible import PLAIN_FORWARDS, holders
+from experiment.layers.compressible import PLAIN_FORWARDS, WEIGHT_LAYERS, holders
 from experiment.layers.forward_pass import observed_pass
 from experiment.layers.read_parameters import Sources, is_matrix, may_be_computed
 
@@ -19,6 +19,11 @@ NOT_READ = "not used for the example"
 INTEGERS = "not floating-point"
 IN_CONTAINER = "held by a container of modules"
 READ_ONLY = "not called, only its weight is read"
+GROUPED = "grouped"
+RENORMALISED = "scales its rows down to max_norm in the forward pass"
+OWN_FORWARD = "has a forward pass of its own"
+NO_LAYER = "not a linear layer, convolution or embedding"
+OTHER_KIND = "not of a kind that this method compresses"
 
 
 @dataclass(frozen=True)
@@ -29,17 +34,16 @@ class Unreached:
         name: dotted name; '' if the network itself is the layer.
         kind: the class of the module, or `Parameter`.
         parameters: number of elements, including biases and inner modules.
-        reason: why, unless the kind says it.
+        reason: why.
     """
 
     name: str
     kind: str
     parameters: int
-    reason: str = ""
+    reason: str
 
     def __str__(self) -> str:
-        about = f"{self.kind}, {self.reason}" if self.reason else self.kind
-        return f"{self.name} ({about})" if self.name else f"the network itself ({about})"
+        return f"{self.name or 'the network itself'} ({self.kind}, {self.reason})"
 
 
 def unreached(
@@ -104,7 +108,7 @@ def _reason_of_bare(network: nn.Module, name: str, parameter: nn.Parameter, read
         return INTEGERS
     if parameter not in read:
         return NOT_READ
-    return "" if may_be_computed(network, name) else IN_CONTAINER
+    return OTHER_KIND if may_be_computed(network, name) else IN_CONTAINER
 
 
 def _reason(
@@ -121,10 +125,12 @@ def _reason(
     if name not in called:
         return READ_ONLY if parameter in read else NOT_CALLED
     if getattr(module, "groups", 1) != 1:
-        return "grouped"
-    if isinstance(module, nn.Conv2d | nn.Linear) and type(module).forward not in PLAIN_FORWARDS:
-        return "has a forward pass of its own"
-    return ""
+        return GROUPED
+    if getattr(module, "max_norm", None) is not None:
+        return RENORMALISED
+    if not isinstance(module, WEIGHT_LAYERS):
+        return NO_LAYER
+    return OTHER_KIND if type(module).forward in PLAIN_FORWARDS else OWN_FORWARD
 
 
 class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]

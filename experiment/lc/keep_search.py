@@ -6,8 +6,6 @@ interval. Ten networks locate its end between 0.001 and 1 to within 1.4 %.
 Source: Joseph et al. 2019, https://arxiv.org/abs/1911.02497. Differs: bisection instead of Bayesian optimization.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -99,16 +97,12 @@ def _sample(top1: Callable[[float], float], keep: float, reference: float, accur
 
 
 def _check(reference: float, accuracy_loss: float, samples: int, smallest: float, precision: float) -> None:
-    problems = []
-    if not 0 <= reference <= 1:
-        problems.append(f"reference must be an accuracy as a fraction, in [0, 1]. Got {reference!r}.")
-    if not 0 <= accuracy_loss < 1:
-        problems.append(f"accuracy_loss must be in [0, 1). Got {accuracy_loss!r}.")
-    if samples < 1:
-        problems.append(f"samples must be at least 1. Got {samples!r}.")
-    if not 0 < smallest < 1:
-        problems.append(f"smallest must be in (0, 1). Got {smallest!r}.")
-    if precision <= 0:
-        problems.append(f"precision must be greater than 0. Got {precision!r}.")
-    if problems:
+    requirements = {
+        f"reference must be an accuracy as a fraction, in [0, 1]. Got {reference!r}.": 0 <= reference <= 1,
+        f"accuracy_loss must be in [0, 1). Got {accuracy_loss!r}.": 0 <= accuracy_loss < 1,
+        f"samples must be at least 1. Got {samples!r}.": samples >= 1,
+        f"smallest must be in (0, 1). Got {smallest!r}.": 0 < smallest < 1,
+        f"precision must be greater than 0. Got {precision!r}.": precision > 0,
+    }
+    if problems := [text for text, met in requirements.items() if not met]:
         raise ConfigError(problems)

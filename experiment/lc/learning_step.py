@@ -1,7 +1,5 @@
 """The L-step: training for a number of minibatches, which may stop and resume anywhere in an epoch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from itertools import islice
 

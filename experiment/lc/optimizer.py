@@ -15,8 +15,6 @@ Source: Carreira-Perpinan 2017, https://arxiv.org/abs/1707.01209; Joseph et al. 
 https://arxiv.org/abs/1911.02497
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import math
@@ -38,7 +36,7 @@ from experiment.progress import progress
 from experiment.random_streams import Part
 from experiment.tensor_file import load_tensors
 from experiment.training.checkpoint import Checkpoint
-from experiment.training.evaluation import Metrics, evaluate
+from experiment.training.evaluation import validate
 from experiment.training.settings import TrainSettings
 from experiment.training.step import TrainingImages, TrainMetrics
 
@@ -138,7 +136,7 @@ class LCOptimizer:
         learned = self._learn(j, training) if j > 0 else None
         network = self._target()
         projected = self._project(network)
-        valid = self._validate(projected)
+        valid = validate(projected.network, self._valid, self._training, self._device)
         if valid.loss < state.best_loss:
             state.best_loss, self._best = valid.loss, projected
             state.best_weights = {n: t.detach().cpu().clone() for n, t in network.state_dict().items()}
@@ -186,13 +184,6 @@ class LCOptimizer:
         for name, multiplier in self._state.multipliers.items():
             network.get_submodule(name).get_parameter("weight").sub_(multiplier, alpha=1 / self._state.mu)
         return network
-
-    def _validate(self, projected: Projected) -> Metrics:
-        t = self._training
-        return evaluate(
-            projected.network, self._valid, loss=t.loss, loss_kwargs=t.loss_kwargs, device=self._device,
-            precision=t.precision, channels_last=t.channels_last,
-        )  # fmt: skip
 
     def _update_multipliers(self, network: nn.Module, projected: Projected) -> tuple[float, float]:
         """The M-step, with the new theta; returns ||w - Delta(theta)|| and ||w||."""

@@ -1,7 +1,5 @@
 """The compression of the L-C optimizer: from a network to its compressed form, and back to dense weights."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Settings of an L-C optimization."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from experiment.training.schedule import Schedule

@@ -1,7 +1,5 @@
 """The state of an L-C optimization between two steps, and the record of each step."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any

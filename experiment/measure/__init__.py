@@ -5,15 +5,6 @@ from experiment.measure.latency import Latency, measure_latency
 from experiment.measure.storage import Bytes, SparseBytes, count_bytes, count_sparse_bytes
 
 __all__ = [
-    "Bytes",
-    "Count",
-    "Latency",
-    "LayerCount",
-    "SparseBytes",
-    "count",
-    "count_bytes",
-    "count_sparse_bytes",
-    "example_input",
-    "measure_latency",
-    "recount",
-]
+    "Bytes", "Count", "Latency", "LayerCount", "SparseBytes", "count", "count_bytes", "count_sparse_bytes",
+    "example_input", "measure_latency", "recount",
+]  # fmt: skip

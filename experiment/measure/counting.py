@@ -1,12 +1,10 @@
 """Parameters and multiply-adds, counted on the deployed network itself."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +19,6 @@ from experiment.layers.masks import named_masks, plain_name
 from experiment.layers.prepare_network import unwrapped
 from experiment.layers.read_parameters import Sources, is_matrix
 from experiment.registry import InputForm, InputShape
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

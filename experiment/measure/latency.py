@@ -38,11 +38,7 @@ class Latency:
 
 
 def measure_latency(
-    network: nn.Module,
-    inputs: Inputs | InputForm | tuple[int, ...],
-    batch: int,
-    threads: int,
-    seconds: float = 0.5,
+    network: nn.Module, inputs: Inputs | InputForm | tuple[int, ...], batch: int, threads: int, seconds: float = 0.5
 ) -> Latency:
     """Time forward passes of a network on its device, in float32 and inference mode.
 

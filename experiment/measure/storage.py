@@ -1,18 +1,12 @@
 """Bytes of a network's parameters, dense, as values alone and in sparse formats."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from experiment.layers.masks import named_masks, plain_name
 from experiment.layers.quantized_weights import element_size, named_dtypes
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """The registry of compression methods, without torch: an entry's code is imported when `target` is resolved."""
 
-from __future__ import annotations
-
 from experiment.methods.filters.settings import (
     BlocksSettings,
     FilterSettings,
@@ -22,13 +20,7 @@ from experiment.methods.lowrank.settings import (
     SVDSettings,
 )
 from experiment.methods.masks.settings import BlockPruneSettings, PruneSettings, SiPPSettings, TorchPruneSettings
-from experiment.methods.settings import (
-    ComposeSettings,
-    FakeSettings,
-    NoSettings,
-    QuantizeSettings,
-    ReferenceSettings,
-)
+from experiment.methods.settings import ComposeSettings, FakeSettings, NoSettings, QuantizeSettings, ReferenceSettings
 from experiment.registry import MethodEntry
 
 ROOT = "experiment.methods"
@@ -42,14 +34,12 @@ METHODS: dict[str, MethodEntry] = {
         MethodEntry("Fake", FakeSettings, f"{ROOT}.unchanged:Unchanged", "none", ("FakeNet",)),
         MethodEntry("ALDS", ALDSSettings, f"{LOWRANK}.alds:ALDS", "lowrank", ("ALDSNet",)),
         MethodEntry(
-            "ALDS+", ALDSSettings, f"{LOWRANK}.alds:ALDS", "lowrank", ("ALDSNetPlus",),
-            {"foldings": (0, 1, 2, 3)},
+            "ALDS+", ALDSSettings, f"{LOWRANK}.alds:ALDS", "lowrank", ("ALDSNetPlus",), {"foldings": (0, 1, 2, 3)}
         ),
         MethodEntry("ALDS (One-shot)", ALDSSettings, f"{LOWRANK}.alds:ALDS", "lowrank", ("ALDSNetOne",), restarts=True),
         MethodEntry("ALDS-K", ALDSKSettings, f"{LOWRANK}.alds:ALDSK", "lowrank", ("ALDSNetOptK",)),
         MethodEntry(
-            "ALDS-Error3", SVDSettings, f"{LOWRANK}.svd:svd_error", "lowrank", ("ALDSNetErrorOnly",),
-            {"groups": 3},
+            "ALDS-Error3", SVDSettings, f"{LOWRANK}.svd:svd_error", "lowrank", ("ALDSNetErrorOnly",), {"groups": 3}
         ),
         MethodEntry("ALDS-Simple3", SVDSettings, f"{LOWRANK}.svd:svd", "lowrank", ("ALDSNetSimple",), {"groups": 3}),
         MethodEntry("ALDS-Simple5", SVDSettings, f"{LOWRANK}.svd:svd", "lowrank", ("ALDSNetSimple5",), {"groups": 5}),
@@ -60,8 +50,7 @@ METHODS: dict[str, MethodEntry] = {
         MethodEntry("KLDS", KLDSSettings, f"{LOWRANK}.klds:KLDS", "lowrank"),
         MethodEntry("L-Rank", LRankSettings, f"{LOWRANK}.svd:l_rank", "lowrank", ("LearnedRankNetScheme0",)),
         MethodEntry(
-            "L-Rank-Scheme1", LRankSettings, f"{LOWRANK}.svd:l_rank", "lowrank", ("LearnedRankNet",),
-            {"folding": 1},
+            "L-Rank-Scheme1", LRankSettings, f"{LOWRANK}.svd:l_rank", "lowrank", ("LearnedRankNet",), {"folding": 1}
         ),
         MethodEntry("RSVD", RSVDSettings, f"{LOWRANK}.rsvd:RSVD", "lowrank"),
         MethodEntry("PCA", PCASettings, f"{LOWRANK}.pca:PCA", "lowrank", ("PCANet",)),
@@ -98,7 +87,7 @@ METHODS: dict[str, MethodEntry] = {
         MethodEntry("Slimming", FilterSettings, f"{FILTERS}.global_ranking:slimming", "filter"),
         MethodEntry("Quantize", QuantizeSettings, f"{ROOT}.quantize:Quantize", "quantization"),
     )
-}  # fmt: skip
+}
 
 # torchprune's class names -> labels
 TORCHPRUNE_NAMES = {alias: entry.label for entry in METHODS.values() for alias in entry.aliases}

@@ -1,7 +1,5 @@
 """Allocation of one budget to layers: exact searches over finite lists of options, without restarts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The interface of compression methods, and how they are applied: analyse once, then plan, build, fill and count."""
 
-from __future__ import annotations
-
 import gc
 import math
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Searches for the largest network under a budget by channel counts, such as the same share of every group."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 

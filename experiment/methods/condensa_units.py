@@ -1,7 +1,5 @@
 """Common parts of Condensa's schemes that mask weights or remove filters: norms of units and aligned counts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The layers that the name patterns in a method's settings match, and the values set for them."""
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar

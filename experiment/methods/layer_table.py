@@ -1,7 +1,5 @@
 """The effect of a method on every layer, as rows of a table."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from experiment.layers.plan import Detail

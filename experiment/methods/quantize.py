@@ -1,7 +1,5 @@
 """Quantization as a method: all weights are kept in fewer bits."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch

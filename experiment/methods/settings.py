@@ -5,8 +5,6 @@ are frozen dataclasses in modules that do not import torch, so that planning and
 its default does not enter a key: give a new field the default that reproduces the previous behaviour.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal

@@ -111,7 +111,11 @@ def start_of(state: State, *, masked: bool = False) -> Start:
     network = sliced_copy(state.network, state.kept)
     layers = (maskable_layers if masked else compressible_layers)(network, state.example)
     for name in layers:
-        _check_parameter(name, network.get_submodule(name))
+        if "weight" not in dict(network.get_submodule(name).named_parameters(recurse=False)):
+            raise CompressionError(
+                f"layer '{name}': expected the weight to be a parameter. Got one that a hook computes. Remove the hook "
+                f"and make it a parameter: layer.weight = torch.nn.Parameter(layer.weight.detach())."
+            )
     masks = {name: slice_mask(mask, state.kept, name) for name, mask in state.masks.items()}
     counted = count(network, state.example, masks)
     weights = {parameter_name(n): 0 if info.kind == "embedding" else info.positions for n, info in layers.items()}
@@ -167,14 +171,6 @@ def factored_layers(state: State, plan: Plan) -> Iterator[tuple[str, nn.Module, 
     for name, leader in leaders(network, plan.factors).items():
         if name == leader:
             yield name, network.get_submodule(name), live_filters(network, masks, name)
-
-
-def _check_parameter(name: str, layer: nn.Module) -> None:
-    if "weight" not in dict(layer.named_parameters(recurse=False)):
-        raise CompressionError(
-            f"layer '{name}': expected the weight to be a parameter. Got one that a hook computes. Remove the hook and "
-            f"make it a parameter: layer.weight = torch.nn.Parameter(layer.weight.detach())."
-        )
 
 
 def _check_values(name: str, weight: Tensor) -> None:

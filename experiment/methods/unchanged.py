@@ -1,7 +1,5 @@
 """Networks that are not compressed: the reference network, and the control that is retrained like the others."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

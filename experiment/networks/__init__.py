@@ -1,7 +1,5 @@
 """The registry of networks. Does not import torch: an entry names the factory of the network."""
 
-from __future__ import annotations
-
 from experiment.registry import NetworkEntry
 
 _FACTORIES = {  # module -> its factories, which are called like the networks

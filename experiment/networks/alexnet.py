@@ -1,7 +1,5 @@
 """AlexNet with BatchNorm after every layer but the last, for ImageNet-like images."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

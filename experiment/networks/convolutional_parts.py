@@ -1,7 +1,5 @@
 """Common parts of the convolutional networks for small images: depth, 3x3 convolutions, pooling, initialization."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d

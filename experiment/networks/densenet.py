@@ -8,8 +8,6 @@ divides the number of channels by `compression` and halves the grid.
 Source: Huang et al. 2017, https://arxiv.org/abs/1608.06993
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, relu

@@ -1,7 +1,5 @@
 """Networks of transformers and timm under their own names: `transformers:BertForMaskedLM`, `timm:resnet18`."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +16,7 @@ from experiment.registry import suggestion
 from experiment.user_code import missing_module
 
 WEIGHTS = "*.safetensors"
-_NOT_FOR_TIMM = (
-    "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "num_classes", "in_chans",
-)  # fmt: skip
+_NOT_FOR_TIMM = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "num_classes", "in_chans")
 
 
 def external_factory(name: str) -> Callable[..., object] | None:
@@ -128,6 +124,8 @@ def _timm_factory(timm: Any, name: str) -> Callable[..., object]:
 def _of_timm(
     timm: Any, name: str, input_shape: tuple[int, ...], output_size: int, config: Mapping[str, Any] | None = None
 ) -> nn.Module:
+    if not isinstance(input_shape, tuple) or len(input_shape) != 3:
+        raise ConfigError(f"timm:{name}: expected inputs (channels, height, width), one image. Got {input_shape}.")
     settings = dict(config or {})
     for key in _NOT_FOR_TIMM:
         if key in settings:

@@ -1,7 +1,5 @@
 """Networks for small images: fully connected networks, two LeNet-5 and a five-layer CNN. All return logits."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import OrderedDict

@@ -3,8 +3,6 @@
 Shape suffixes: R = rows of a layer's weight as a matrix (output features), N = its columns (fan-in), J = rank.
 """
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, fields

@@ -1,7 +1,5 @@
 """Make a network from its name and settings, and check that it fits the data."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 
@@ -125,9 +123,10 @@ def _check_arguments(name: str, factory: Callable[..., object], settings: Mappin
     except TypeError as error:
         known = [p for p in signature.parameters if p not in ("input_shape", "output_size")]
         meant = [*known, *NAMES]
-        near = next((text for key in settings if key not in known and (text := suggestion(key, meant))), "")
+        unknown = [key for key in settings if key not in known]
+        near = "".join(f" '{key}' is unknown.{suggestion(key, meant)}" for key in unknown[:3])
         raise ConfigError(
-            f"network '{name}': {error}.{near} It is called with input_shape (channels, height, width), output_size "
+            f"network '{name}': {error}.{near} It is called with input_shape (of one input), output_size "
             f"and the settings of the file; its signature is {signature}. Got settings {_shown(settings)}."
         ) from error
 

@@ -9,8 +9,6 @@ torchprune: `resnet44`, `resnet56` and `resnet110` have 9n + 2 = 65, 83 and 164 
 ResNet-164 in the literature.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn.functional import relu
 

@@ -1,7 +1,5 @@
 """Torchvision's networks for ImageNet-like images, with random or pretrained weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError

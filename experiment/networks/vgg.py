@@ -1,7 +1,5 @@
 """VGG-16 with BatchNorm: a variant for small images, and torchvision's for large ones."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 from torch import nn

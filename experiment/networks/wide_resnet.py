@@ -7,8 +7,6 @@ WRN-d-k has depth d = 6n + 4, n blocks per stage, and widening factor k.
 Source: Zagoruyko & Komodakis 2016, https://arxiv.org/abs/1605.07146
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn.functional import relu
 

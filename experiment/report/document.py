@@ -1,7 +1,5 @@
 """The parts of a report, independent of Markdown and HTML."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

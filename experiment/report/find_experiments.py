@@ -1,7 +1,5 @@
 """Find the results folders of experiments."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A report as one self-contained HTML file: pictures are embedded, all text is escaped."""
 
-from __future__ import annotations
-
 import base64
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Names, colors, markers and line styles of labels: a label looks the same on every plot."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Scripts that also run cell by cell in a notebook: show plots inline, and end with an error, not with the kernel."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Iterable

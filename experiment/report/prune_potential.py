@@ -25,9 +25,7 @@ def deltas_for(results: DataFrame) -> tuple[float, ...]:
     return DELTAS_PRUNE_ONLY if prune_only(results) else DELTAS_RETRAINED
 
 
-def prune_potential(
-    results: DataFrame, delta: float, quantity: str = "parameters", per: Per = "mean"
-) -> DataFrame:  # fmt: skip
+def prune_potential(results: DataFrame, delta: float, quantity: str = "parameters", per: Per = "mean") -> DataFrame:
     """The largest achieved 1 - keep with top1_reference - top1 <= delta, for every label of every setting.
 
     The largest share counts even if a smaller one exceeds delta (accuracy need not be monotone). If no network stays

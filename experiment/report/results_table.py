@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from experiment.errors import ConfigError, StoreError
 from experiment.files import RUN_AGAIN
-from experiment.run.disk.read_table import read_table
+from experiment.run.disk.results_table import read_table
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -1,7 +1,5 @@
 """Whether a report is up to date, and which plots belong to it: a stamp file beside the plots records both."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from importlib import metadata

@@ -1,7 +1,5 @@
 """Write the report of an experiment: plots, report.md, report.html and table.tex, from its folder alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Device selection, CPU cores and GPUs, and the record of the environment."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

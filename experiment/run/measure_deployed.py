@@ -3,8 +3,6 @@
 Networks are measured one at a time after all training, because other work on the machine would distort latencies.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Checks before the first epoch: data, networks, optimizers, methods. All errors are reported at once."""
 
-from __future__ import annotations
-
 import fnmatch
 import re
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ references, and some libraries catch them, so the handlers also set a flag. Code
 `raise_if_stopped`, which raises the exception again. Signals concern the whole process, and so does the flag.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

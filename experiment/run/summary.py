@@ -1,7 +1,5 @@
 """The summary at the end of an experiment: how its cells ended, and where the results are."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Whether torchrun started this process, and its ranks. Imports nothing heavy: --help must be quick."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass

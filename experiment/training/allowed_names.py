@@ -1,37 +1,13 @@
 """The names of optimizers, schedulers and losses in parameter files; no torch here."""
 
-from __future__ import annotations
-
 OPTIMIZERS: tuple[str, ...] = (
-    "ASGD",
-    "Adadelta",
-    "Adafactor",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "NAdam",
-    "RAdam",
-    "RMSprop",
-    "Rprop",
-    "SGD",
-)
+    "ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD",
+)  # fmt: skip
 
 SCHEDULERS: tuple[str, ...] = (
-    "ConstantLR",
-    "CosineAnnealingLR",
-    "CosineAnnealingWarmRestarts",
-    "CyclicLR",
-    "ExponentialLR",
-    "LinearLR",
-    "MultiStepLR",
-    "OneCycleLR",
-    "PolyLR",
-    "PolynomialLR",
-    "ReduceLROnPlateau",
-    "StepLR",
-    "WarmupLR",
-)
+    "ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR", "ExponentialLR", "LinearLR",
+    "MultiStepLR", "OneCycleLR", "PolyLR", "PolynomialLR", "ReduceLROnPlateau", "StepLR", "WarmupLR",
+)  # fmt: skip
 
 LOSSES: tuple[str, ...] = ("CrossEntropyLoss", "MultiMarginLoss", "NLLLoss")
 

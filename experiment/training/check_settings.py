@@ -1,7 +1,5 @@
 """Checks of the settings of a training, without training."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -1,23 +1,18 @@
 """Checkpoint files: a killed computation continues from its last one."""
 
-from __future__ import annotations
-
 import hashlib
 import io
-import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from experiment.errors import Damaged, StoreError
+from experiment.errors import Damaged, StoreError, log
 from experiment.files import is_whole_archive, set_aside, write_whole
+from experiment.inputs import mapped
 from experiment.tensor_file import read_tensors
-
-log = logging.getLogger(__name__)
 
 FORMAT = 2
 MAX_SHARE = 0.05  # of the run time may be spent on writing optional checkpoints
@@ -67,7 +62,7 @@ class Checkpoint:
         if self._path is None:
             return
         if optional and self._seconds_to_save > MAX_SHARE * (time.monotonic() - self._saved_at):
-            self._unsaved = _copy(dict(state))
+            self._unsaved = mapped(dict(state), lambda tensor: tensor.detach().to("cpu", copy=True))
             return
         started = time.monotonic()
         save_tensors(self._path, {**state, "fingerprint": self._fingerprint})
@@ -94,12 +89,3 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, Damaged):
         return None
     return loaded if isinstance(loaded, dict) else None
-
-
-def _copy(value: Any) -> Any:
-    """Plain values, with copies of their tensors on the CPU."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copy(child) for key, child in value.items()}
-    return [_copy(child) for child in value] if isinstance(value, list) else value

@@ -6,8 +6,6 @@ network and its teacher. T^2 keeps the gradients of both terms equally large at 
 Source: Hinton, Vinyals & Dean 2015, https://arxiv.org/abs/1503.02531
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 

@@ -5,8 +5,6 @@ the loss of the whole batch. DistributedDataParallel averages the gradients, and
 whole batch.
 """
 
-from __future__ import annotations
-
 import inspect
 import io
 import warnings

@@ -1,7 +1,5 @@
 """Loss and accuracy of a network on images."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from experiment.inputs import call_network, scored
 from experiment.layers.forward_pass import evaluating
 from experiment.training.distributed import ALONE, Team
 from experiment.training.factories import Loss, loss_weight, make_loss, mean_loss, summed
-from experiment.training.settings import Precision
+from experiment.training.settings import Precision, TrainSettings
 
 TOP = 5
 CUDA_BATCH_SIZE = 4096  # halved until it fits
@@ -76,6 +74,16 @@ def evaluate(
         torch.cuda.empty_cache()
     loss_sum, weight_sum, top1, top5 = sums.tolist()
     return Metrics(mean_loss(loss_sum, weight_sum), top1 / len(data), top5 / len(data), len(data))
+
+
+def validate(
+    network: nn.Module, images: Images, settings: TrainSettings, device: torch.device, team: Team = ALONE
+) -> Metrics:
+    """Evaluate with the loss, at the precision and in the memory format of a training."""
+    return evaluate(
+        network, images, loss=settings.loss, loss_kwargs=settings.loss_kwargs, device=device,
+        precision=settings.precision, channels_last=settings.channels_last, team=team,
+    )  # fmt: skip
 
 
 def _sum_over(

@@ -1,7 +1,5 @@
 """Optimizers and losses by name."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -28,7 +28,7 @@ from experiment.tensor_file import load_tensors
 from experiment.training.checkpoint import Checkpoint
 from experiment.training.distil import make_teacher
 from experiment.training.distributed import ALONE, Team
-from experiment.training.evaluation import Metrics, evaluate, memory_format
+from experiment.training.evaluation import memory_format, validate
 from experiment.training.schedule import Schedule
 from experiment.training.settings import TrainSettings
 from experiment.training.step import TrainingImages, TrainingStep, compiled, require_finite_weights, run_steps
@@ -190,7 +190,8 @@ class TrainingLoop:
             trained = run_steps(
                 self._step, ((x, y, min(size, count - i * size)) for i, (x, y) in enumerate(batches)), epoch
             )
-        valid = self._validate()
+        images = self._valid
+        valid = None if images is None else validate(self._network, images, settings, self._device, self._team)
         self._step.schedule.end_epoch(valid.loss if valid else None)
         return EpochRecord(
             epoch=epoch,
@@ -203,15 +204,6 @@ class TrainingLoop:
             images=trained.images,
             seconds=time.monotonic() - started,
         )
-
-    def _validate(self) -> Metrics | None:
-        if self._valid is None:
-            return None
-        settings = self._settings
-        return evaluate(
-            self._network, self._valid, loss=settings.loss, loss_kwargs=settings.loss_kwargs, device=self._device,
-            precision=settings.precision, channels_last=settings.channels_last, team=self._team,
-        )  # fmt: skip
 
     def _keep_best(self, record: EpochRecord) -> None:
         """Copy the weights if this is the best epoch that early stopping may choose; the later one of equals."""

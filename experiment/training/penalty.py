@@ -9,8 +9,6 @@ Sources: Loshchilov & Hutter 2019 (decoupled decay), https://arxiv.org/abs/1711.
 Algorithms, section 6.5.2 (soft threshold).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase

@@ -5,8 +5,6 @@ warmup factor, is written to the real optimizer. So warmup multiplies all other 
 schedule is reached by stepping alone: at a later start epoch, and after an interruption.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, cast
 

@@ -1,7 +1,5 @@
 """Training steps: forward pass, loss, gradients and optimizer, on one batch after another."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

@@ -11,8 +11,6 @@ and method runs in a process of its own, so that its peak memory is its own: tha
 what it had before the analysis stands beside it. A budget that a method cannot meet counts as planned.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import resource

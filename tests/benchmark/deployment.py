@@ -9,8 +9,6 @@ from the network in this process, as shares of the largest output. `exact` says 
 came back is what was planned. `x ms` are shares of the dense network's latency; it needs the extra `onnx`.
 """
 
-from __future__ import annotations
-
 import argparse
 import subprocess
 import sys

@@ -5,8 +5,6 @@
 Cases are seeded. A case that hangs ends the program with a traceback after `MOST_SECONDS`.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import faulthandler

@@ -9,8 +9,6 @@ and how much was done by then; exits 1 if the results differ anywhere but in the
 anything is left behind that only a process at work may have.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

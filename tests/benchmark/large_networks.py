@@ -8,8 +8,6 @@ memory is that of the process above what it had before the call, in multiples of
 which the process holds before, is added as 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -8,8 +8,6 @@ dense one's, measured in the same process, memory format and number of threads. 
 multiply-adds is what the smaller kernels, the extra layer and its grouped convolution cost.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 from collections.abc import Iterator

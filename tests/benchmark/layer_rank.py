@@ -12,8 +12,6 @@ Seconds are medians of several calls in the precision given; the exact one serve
 through the two factors, in the row of rank 0 through the dense weight.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import statistics

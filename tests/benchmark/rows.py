@@ -1,7 +1,5 @@
 """What the benchmarks that measure rows share: each printed as it comes, all of them written to a file at the end."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path

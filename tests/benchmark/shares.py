@@ -8,8 +8,6 @@ done, and a share with nothing to do is started so many seconds after the one th
 with status 0, and leave every cell done and a report that is whole and made from the last table. Exits 1 otherwise.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

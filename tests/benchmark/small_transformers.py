@@ -3,8 +3,6 @@
 Shape suffixes: B = batch, N = tokens, D = width, H = heads, V = characters.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

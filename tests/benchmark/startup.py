@@ -6,8 +6,6 @@ Times `--help`, `--plan` of every shipped parameter file, and `--plan` and a sec
 cells are all finished (their results are made up here, in a temporary folder). Every line is the fastest of three.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -7,8 +7,6 @@ step, nothing else. The training loop reads uint8 images, crops, flips and norma
 keeps its account. The two take turns, so that whatever else the machine does slows both. Target: 0.90 or more.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import time

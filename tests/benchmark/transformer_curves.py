@@ -9,8 +9,6 @@ Calibration data are the first samples of the validation part. Networks are retr
 batches and learning rates, whatever the method.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import json

@@ -8,8 +8,6 @@ batches of `--batch-sizes` the milliseconds on the CPU, the shares of the dense 
 computes the same.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 from collections.abc import Iterator

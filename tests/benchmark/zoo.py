@@ -15,8 +15,6 @@ Every network runs in a process of its own with a limit of time for each method,
 appended to the CSV file as they come; a second run does what is missing there.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import fnmatch

@@ -4,8 +4,6 @@ A name tells the source and the network: `torchvision/resnet18`. Nothing is down
 network is made.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -42,7 +40,10 @@ def _images(*sides: int, batch: int = BATCH) -> Any:
 def _torchvision(name: str, settings: dict[str, Any]) -> Any:
     from torchvision import models
 
-    return models.get_model(name, weights=None, **settings)
+    network = models.get_model(name, weights=None, **settings)
+    if name.startswith("squeezenet"):  # its last layer is drawn so small that WT would take it whole, before a ReLU
+        network.classifier[1].reset_parameters()
+    return network
 
 
 def _vision(name: str, *sides: int, train: bool = True, **settings: Any) -> tuple[str, Specimen]:

@@ -1,7 +1,5 @@
 """Small networks of shapes that no library's builders have: recurrent layers, one and three dimensions, ties."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The zoo's rows as tables: one per network, and a summary of all."""
 
-from __future__ import annotations
-
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

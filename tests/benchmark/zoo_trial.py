@@ -1,7 +1,5 @@
 """What the zoo does with one network: compress it, and check what comes out, in this process and in a fresh one."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import gc

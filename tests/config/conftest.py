@@ -1,7 +1,5 @@
 """Helpers of the configuration tests: parameter files in a working directory of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent

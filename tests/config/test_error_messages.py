@@ -1,7 +1,5 @@
 """Error messages: all errors of a file at once, each with its line, what was expected and what came."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

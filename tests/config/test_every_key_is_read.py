@@ -1,7 +1,5 @@
 """Every key of a parameter file, and every field of a registry entry, is read by the program."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Callable
 from pathlib import Path

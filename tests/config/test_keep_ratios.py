@@ -1,7 +1,5 @@
 """Grids of keep ratios against numpy and hand-worked values."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

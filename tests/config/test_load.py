@@ -1,7 +1,5 @@
 """Loading: look-up, includes, deep merging, overrides, names, places."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

@@ -1,12 +1,11 @@
 """Which weights are retrained: what modes mean, and what `experiments.rewind` changes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest
 
-from experiment.config import ParameterFile, base_mode, epochs_of, is_cascade, retraining, rewinding, takes_tickets
+from experiment.config import ParameterFile
+from experiment.config.modes import base_mode, epochs_of, is_cascade, retraining, rewinding, takes_tickets
 
 Loaded = Callable[..., ParameterFile]
 Problems = Callable[..., tuple[str, ...]]

@@ -1,7 +1,5 @@
 """Every file that is shipped under param/: loads, expands, names known things, says how to run it."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

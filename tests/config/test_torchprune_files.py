@@ -4,8 +4,6 @@ The reference below is torchprune's semantics as documented: an included mapping
 including one has; the value at a key is replaced whole.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Penalties and distillation in a parameter file."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from experiment.config import ParameterFile

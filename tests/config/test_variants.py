@@ -1,7 +1,5 @@
 """Variants: one value set each, checked each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

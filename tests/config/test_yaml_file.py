@@ -1,7 +1,5 @@
 """Reading YAML: scalars as people mean them, lines, and everything that is refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

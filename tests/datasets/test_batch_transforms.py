@@ -1,7 +1,5 @@
 """Batched transforms against torchvision's own, applied image by image with the same places and flips."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

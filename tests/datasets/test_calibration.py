@@ -1,7 +1,5 @@
 """The size of the calibration set, and that its choice is the stream's alone."""
 
-from __future__ import annotations
-
 import torch
 
 from experiment.datasets.calibration import calibration, calibration_size

@@ -1,7 +1,5 @@
 """What looks wrong with data before training: told where it is so, and silent for usual data."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

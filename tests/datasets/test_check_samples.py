@@ -1,7 +1,5 @@
 """What a dataset of one's own may give, and how its integers are read."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

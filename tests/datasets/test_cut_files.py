@@ -1,7 +1,5 @@
 """Files of datasets cut off at any byte: named, with what to do, or read as what they were; never something else."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import struct

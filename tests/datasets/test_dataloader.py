@@ -1,7 +1,5 @@
 """Images read one by one: the same whatever the number of workers, and errors that name the image."""
 
-from __future__ import annotations
-
 import multiprocessing
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Images of every mode become the RGB that they show, or are refused by file."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

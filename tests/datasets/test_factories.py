@@ -1,7 +1,5 @@
 """The datasets that torchvision downloads: read from its layout; one clear error where they are missing or damaged."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import pickle

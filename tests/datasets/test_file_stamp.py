@@ -1,7 +1,5 @@
 """Stamps of data: other content, another stamp; remembered while nothing changes; the same wherever the data lie."""
 
-from __future__ import annotations
-
 import gzip
 import os
 import shutil

@@ -3,8 +3,6 @@
 As a program: python tests/datasets/test_fuzz_readers.py 20000
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import random

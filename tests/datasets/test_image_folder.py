@@ -1,7 +1,5 @@
 """Image folders: order, classes, the cache of decoded images, and errors."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Images in memory: order, augmentation and last batches."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

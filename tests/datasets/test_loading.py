@@ -1,7 +1,5 @@
 """A dataset by its name: parts, classes, the user's own, and errors."""
 
-from __future__ import annotations
-
 import sys
 import types
 from collections.abc import Mapping

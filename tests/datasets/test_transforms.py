@@ -1,7 +1,5 @@
 """Transforms by name: errors, and what a pipeline gives."""
 
-from __future__ import annotations
-
 import pickle
 from typing import Any
 

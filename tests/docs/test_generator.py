@@ -1,7 +1,5 @@
 """The generated pages of the documentation leave nothing out, and read docstrings and schemas correctly."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The code of docs/huggingface.md runs from top to bottom; needs the extra hf."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

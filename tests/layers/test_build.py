@@ -1,7 +1,5 @@
 """Building from plans and expanding back: every part of a plan alone, and channels, factors and masks together."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

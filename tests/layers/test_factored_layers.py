@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.layers.compressible import trace_layers
+from experiment.layers.compressible import filters_of, trace_layers
 from experiment.layers.factored_layers import (
     FOLDINGS,
     balance,
@@ -230,3 +230,21 @@ def test_balanced_factors_have_the_same_product_and_share_its_singular_values(
     values = np.linalg.svd((U @ V).numpy(), compute_uv=False)[:, :2]
     for gram in (U.mT @ U, V @ V.mT):
         np.testing.assert_allclose(gram.numpy(), [np.diag(row) for row in values], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("folding", FOLDINGS)
+@pytest.mark.parametrize("output_size", [None, (13, 36), (14, 35), (2, 4, 15, 34)])
+def test_transposed_layer_takes_an_output_size(folding: int, output_size: tuple[int, ...] | None) -> None:
+    torch.manual_seed(0)
+    up = nn.ConvTranspose2d(
+        6, 4, (3, 4), stride=(3, 5), padding=1, output_padding=(2, 0), groups=2, dtype=torch.float64
+    )
+    x, filters = normal(2, 6, 5, 7), filters_of(up, up.weight.detach())
+    layer = make_layer(up, Factors(max_rank(trace_layers(up, x)[""], 1, folding), 1, folding, True))
+    U, S, Vh = torch.linalg.svd(fold(filters, 1, folding, up.groups), full_matrices=False)
+    write_factors(layer, U * S[:, None], Vh, folding)
+    with torch.no_grad():
+        layer.get_submodule("decoder").bias.copy_(up.bias)
+    torch.testing.assert_close(layer(x, output_size), up(x, output_size))
+    with pytest.raises(ValueError, match="requested an output size"):
+        layer(x, output_size=(20, 36))

@@ -1,7 +1,5 @@
 """The block-diagonal linear layer against an explicit block-diagonal matrix and a grouped convolution."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

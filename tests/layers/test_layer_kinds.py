@@ -1,7 +1,5 @@
 """Low-rank factors of every kind of layer, against the layer's own output and numpy's best approximations."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

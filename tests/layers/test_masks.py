@@ -1,7 +1,5 @@
 """Masked weights stay at zero, through optimizers, copies and files, and nothing else does."""
 
-from __future__ import annotations
-
 import copy
 import io
 

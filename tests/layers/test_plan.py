@@ -1,7 +1,5 @@
 """Biases that layers gain and masks on factors: built, saved as plain data, expanded, and gone where they must be."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -153,10 +151,7 @@ def test_masked_factors_are_counted_without_their_zeros() -> None:
         (Plan(biases=("1",)), "1: a BatchNorm2d cannot be given a bias"),
         (Plan(factors={"3": Factors(1)}, biases=("3",)), "3: the bias of a decomposed layer"),
         (Plan(masks={"3.encoder.weight": torch.ones(1)}), "no '3.encoder'"),
-        (
-            Plan(factors={"3": Factors(1)}, masks={"3.weight": torch.ones(1)}),
-            "cannot be both masked and decomposed",
-        ),
+        (Plan(factors={"3": Factors(1)}, masks={"3.weight": torch.ones(1)}), "cannot be both masked and decomposed"),
     ],
 )
 def test_plan_that_contradicts_itself_or_the_network_is_refused(plan: Plan, said: str) -> None:

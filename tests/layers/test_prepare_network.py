@@ -1,7 +1,5 @@
 """Networks that others prepared: each is made plain and computes the same, or is refused with calls that help."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 
@@ -115,12 +113,31 @@ def test_masks_stay_and_count_as_gone(kind: str, method: str) -> None:
         assert all(not (masks[name] & ~mask).any() for name, mask in before.masks.items())
 
 
-def test_pruned_networks_are_stored_and_loaded(tmp_path: object) -> None:
-    network, x = pruned(), batch()
+@pytest.mark.parametrize("kind", ["prune", "weight_norm", "spectral_norm", "parametrized spectral_norm"])
+def test_prepared_networks_are_stored_and_loaded(kind: str, tmp_path: object) -> None:
+    network, x = PREPARED[kind](), batch()
     for method in METHODS:
         result = compress(network, method, keep=0.6, example=x)
         save_network(result, f"{tmp_path}/n.pt")
         torch.testing.assert_close(load_network(f"{tmp_path}/n.pt", network=network)(x), result.network(x))
+
+
+@pytest.mark.parametrize("method", ["ALDS", "SVD", "WT", "FT"])
+def test_hooks_of_the_network_stay(method: str) -> None:
+    """Those of layers that become factors, too: they may be part of what the network computes."""
+    torch.manual_seed(0)
+    network, x = plain().eval(), batch()
+    name, layer = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
+    without = compress(network, method, keep=0.6, example=x).network(x)
+    layer.register_forward_pre_hook(lambda module, args: (args[0] * 1,))
+    layer.register_forward_hook(lambda module, args, output: output * 2)
+    seen: list[Tensor] = []
+    layer.register_forward_hook(lambda module, args, kwargs, output: seen.append(output), with_kwargs=True)
+    result = compress(network, method, keep=0.6, example=x)
+    seen.clear()
+    torch.testing.assert_close(result.network(x), 2 * without)
+    assert len(seen) == 1
+    assert (name in result.plan.factors) == (method in ("ALDS", "SVD"))
 
 
 def test_only_masks_that_hold_are_told() -> None:

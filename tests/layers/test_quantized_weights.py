@@ -1,7 +1,5 @@
 """Weights in few bits: on the grid whatever trains them, with gradients as if they were not, and plain where baked."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Re-estimated BatchNorm statistics: against numpy, layer by layer, and where nothing is to change."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Decoders by least squares: against numpy, exact where they can be, and better than before where they cannot."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 

@@ -1,7 +1,5 @@
 """Whole layers that lost input channels, fitted by least squares: against numpy, exact where the others suffice."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Patches against the layer's own output, and against torch's unfold."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

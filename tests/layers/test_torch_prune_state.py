@@ -1,7 +1,5 @@
 """What torch.nn.utils.prune leaves, read and written: the same outputs on both sides."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Unfused modules compute what the originals do, forward and backward, from the same weights."""
 
-from __future__ import annotations
-
 import copy
 import json
 import subprocess

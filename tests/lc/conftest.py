@@ -1,7 +1,5 @@
 """A small trained network and the images that it learnt, for compression to start from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

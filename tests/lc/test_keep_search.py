@@ -1,7 +1,5 @@
 """The smallest keep ratio within a loss of accuracy: against functions whose level set is known."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

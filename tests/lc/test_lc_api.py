@@ -1,7 +1,5 @@
 """The L-C optimizer in Python: `experiment.LC` on a network, datasets and compressions of one's own."""
 
-from __future__ import annotations
-
 import copy
 import functools
 from collections.abc import Callable

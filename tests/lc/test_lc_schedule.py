@@ -1,7 +1,5 @@
 """How many iterations, which mu and which learning rate each step has."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 

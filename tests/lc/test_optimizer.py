@@ -1,7 +1,5 @@
 """The L-C optimizer against its formulas written out, a problem solved by brute force, and itself after a kill."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import itertools
@@ -262,12 +260,12 @@ def test_the_best_is_chosen_by_the_validation_loss_alone(
     seen: list[nn.Module] = []
     losses = [0.9, float("nan"), 0.3, 0.3, 0.4]
 
-    def evaluate(compressed: nn.Module, images: object, **_: object) -> Metrics:
+    def validate(compressed: nn.Module, images: object, *_: object) -> Metrics:
         assert images is data["valid"]
         seen.append(compressed)
         return Metrics(losses[len(seen) - 1], 1.0 - 0.1 * len(seen), 1.0, 40)
 
-    monkeypatch.setattr(module, "evaluate", evaluate)
+    monkeypatch.setattr(module, "validate", validate)
     assert make(network, data).run().network is seen[2]
     seen.clear()
     losses[:] = [float("nan")] * 5

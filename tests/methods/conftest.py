@@ -1,7 +1,5 @@
 """Small networks with what methods stumble over, each with an example input."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """The allocations, against trying every combination."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

@@ -1,7 +1,5 @@
 """One share for all groups: against trying every share."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What published implementations of low-rank methods get wrong, and what their allocations promise: a claim a test."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence

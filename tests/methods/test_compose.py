@@ -1,7 +1,5 @@
 """Compose: what several methods in a row leave, how it is filled and rebuilt, and which orders are refused."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Sequence

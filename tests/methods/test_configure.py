@@ -1,7 +1,5 @@
 """Methods by name, with their settings validated; compositions are tested in test_compose.py."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """What every method promises, over all methods or one per implementation, several keep ratios and small networks."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import json

@@ -1,7 +1,5 @@
 """The setting `layers`: which layers low-rank methods may touch, and a grid of keep ratios as a grid of one's ranks."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

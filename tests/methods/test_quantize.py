@@ -1,7 +1,5 @@
 """Quantize: which layers get which bits, what a state has lost stays lost, and other methods' plans take it on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A compressor that re-estimates BatchNorm statistics: what it compares with when it rewinds."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Reference and Fake: nothing changes, and the counts are honest."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

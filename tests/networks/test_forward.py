@@ -1,7 +1,5 @@
 """What the networks compute, against torchvision's blocks and against formulas written out here."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

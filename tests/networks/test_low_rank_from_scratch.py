@@ -1,7 +1,5 @@
 """Networks of factors: their first weights against numpy, what stays as it was, and what is refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

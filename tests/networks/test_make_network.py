@@ -1,7 +1,5 @@
 """From names and settings to networks: what is refused, with which words, and what the check leaves alone."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from urllib.error import URLError
 

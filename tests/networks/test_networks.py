@@ -1,7 +1,5 @@
 """Every registered network: sizes against the literature, multiply-adds against torch's own counter, behaviour."""
 
-from __future__ import annotations
-
 import inspect
 import io
 import math

@@ -1,7 +1,5 @@
 """Networks that parameter files name as `transformers:...` and `timm:...`; most tests need the extras hf and timm."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The maker of synthetic experiments, and one report that several tests read."""
 
-from __future__ import annotations
-
 import importlib.util
 import itertools
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Experiments' folders with plausible numbers, made in a moment: what the tests of reports read."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import json

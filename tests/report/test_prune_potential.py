@@ -1,7 +1,5 @@
 """Prune potential against hand-worked curves and a brute-force search in plain Python."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections import defaultdict

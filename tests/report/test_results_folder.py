@@ -1,7 +1,5 @@
 """Reading an experiment's folder, and finding experiments."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The files of a report: whole, self-contained, escaped, and possible at every stage of an experiment."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import re

@@ -1,7 +1,5 @@
 """A small real experiment (scikit-learn's digits) that the tests of the runner vary."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import multiprocessing

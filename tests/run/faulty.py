@@ -1,7 +1,5 @@
 """A method, a network and a dataset that break in one way or another; parameter files name them as a user's own."""
 
-from __future__ import annotations
-
 import os
 import signal
 import weakref

@@ -1,7 +1,5 @@
 """Experiments on networks that are named as `transformers:...`; need the extra hf."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

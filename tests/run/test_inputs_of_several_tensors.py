@@ -1,7 +1,5 @@
 """Experiments on the user's own datasets whose inputs are dictionaries or tuples of tensors."""
 
-from __future__ import annotations
-
 import re
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A network of an experiment as int8 on the CPU, tested on the experiment's data, as the documentation shows it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Which device `auto` takes, what it computes in, and which GPU every worker process sees."""
 
-from __future__ import annotations
-
 import os
 import signal
 from multiprocessing import spawn

@@ -1,7 +1,5 @@
 """Latency and sparse bytes: measured where they are asked for, later too, once, and no part of any key."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

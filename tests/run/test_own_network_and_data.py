@@ -1,7 +1,5 @@
 """A network, a dataset and a method of the user's own, named in a parameter file by their import paths."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What is found wrong before the first epoch, with nothing but the untrained network at hand."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Whole experiments on real digits: finished, continued, extended, killed, failing, in one process and in several."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

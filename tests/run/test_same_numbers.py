@@ -3,8 +3,6 @@
 (Killed and continued: workers/test_stopping.py, and tests/benchmark/kill.py for as often as one likes.)
 """
 
-from __future__ import annotations
-
 import importlib.util
 import signal
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Experiments on a network whose attention is unfused: the reference stays as its factory makes it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What tests of scripts share: synthetic experiments, and running a script as a user does."""
 
-from __future__ import annotations
-
 import importlib.util
 import runpy
 import sys

@@ -1,7 +1,5 @@
 """The scripts, executed cell by cell as notebooks on one real experiment."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

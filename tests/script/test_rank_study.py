@@ -1,7 +1,5 @@
 """The rank study, run as a user runs it: what it draws and prints is what the files say."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

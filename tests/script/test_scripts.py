@@ -1,7 +1,5 @@
 """The scripts, run as a user runs them, on synthetic experiments."""
 
-from __future__ import annotations
-
 import itertools
 import subprocess
 import sys

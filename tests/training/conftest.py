@@ -1,7 +1,5 @@
 """A small problem that a small network learns in a second."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The torch-free lists agree with torch, and are torch-free."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

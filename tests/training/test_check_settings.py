@@ -1,7 +1,5 @@
 """Everything wrong with a training block is found before it, and said in one line each."""
 
-from __future__ import annotations
-
 import pytest
 
 from experiment.training.check_settings import check_training
@@ -39,14 +37,8 @@ def test_good_settings() -> None:
         ({"loss": "CrossEntropy"}, "loss: unknown name 'CrossEntropy'. Did you mean 'CrossEntropyLoss'?"),
         ({"loss_kwargs": {"smoothing": 0.1}}, "lossKwargs.smoothing: CrossEntropyLoss has no such argument."),
         ({"loss_kwargs": {"reduction": "none"}}, "lossKwargs.reduction: must be mean or sum. Got 'none'."),
-        (
-            {"schedulers": (SchedulerSpec("StepLr"),)},
-            "lrSchedulers[0].type: unknown name 'StepLr'. Did you mean",
-        ),
-        (
-            {"schedulers": (SchedulerSpec("LambdaLR"),)},
-            "lrSchedulers[0].type: LambdaLR cannot be used here: ",
-        ),
+        ({"schedulers": (SchedulerSpec("StepLr"),)}, "lrSchedulers[0].type: unknown name 'StepLr'. Did you mean"),
+        ({"schedulers": (SchedulerSpec("LambdaLR"),)}, "lrSchedulers[0].type: LambdaLR cannot be used here: "),
         ({"schedulers": (SchedulerSpec("StepLR"),)}, "lrSchedulers[0]: StepLR refuses {}: "),
         (
             {"schedulers": (SchedulerSpec("WarmupLR", {}, {"warmup": 5}),)},
@@ -60,10 +52,7 @@ def test_good_settings() -> None:
             {"schedulers": (SchedulerSpec("StepLR", {"step_size": 3}, {"step_size": 3}),)},
             "lrSchedulers[0]: step_size is set in both kwargs and stepKwargs.",
         ),
-        (
-            {"schedulers": (SchedulerSpec("ReduceLROnPlateau"),), "start_epoch": 3},
-            "lrSchedulers: ReduceLROnPlateau",
-        ),
+        ({"schedulers": (SchedulerSpec("ReduceLROnPlateau"),), "start_epoch": 3}, "lrSchedulers: ReduceLROnPlateau"),
         (
             {"schedulers": (SchedulerSpec("ReduceLROnPlateau", {"mode": "max"}),)},
             "lrSchedulers[0].kwargs.mode: ReduceLROnPlateau acts on the validation loss",

@@ -1,7 +1,5 @@
 """A training that is killed and continued ends as an uninterrupted one."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any
@@ -85,11 +83,11 @@ def test_the_best_epoch_survives_the_kill(
     """Epoch 1 is the best; the process dies in epoch 3 (batch 20)."""
     fresh, states = copy.deepcopy(network), []
 
-    def evaluate(network: nn.Module, *_: object, **__: object) -> Metrics:
+    def validate(network: nn.Module, *_: object) -> Metrics:
         states.append({name: value.clone() for name, value in network.state_dict().items()})
         return Metrics(1.0, [0.5, 0.9, 0.8, 0.7, 0.6][len(states) - 1], 1.0, 30)
 
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(loop, "validate", validate)
     dying, error = killed(20)
     with pytest.raises(error):
         run(network, SETTINGS, dying, valid, tmp_path / "checkpoint.pt")

@@ -1,7 +1,5 @@
 """Distillation against the formula written out, and what it promises."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 

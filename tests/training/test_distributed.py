@@ -1,7 +1,5 @@
 """Two processes that train together against one that trains alone, at the same batches."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import socket

@@ -1,7 +1,5 @@
 """Loss and accuracies against numpy, and honest figures for networks that answer nothing."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Inputs that are tuples or dictionaries train, evaluate and distil as the one tensor does that they were cut from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Penalties against the optimizers that have them built in, against steps written out, and against closed forms."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections import OrderedDict

@@ -1,7 +1,5 @@
 """The learning rate at every step against the schedules written out."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

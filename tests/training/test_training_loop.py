@@ -1,7 +1,5 @@
 """The training loop: against a training written out in torch, and its guarantees."""
 
-from __future__ import annotations
-
 import copy
 import math
 from typing import Any
@@ -165,7 +163,7 @@ def test_early_stopping_keeps_the_best_epoch_and_the_later_of_equals(
     accuracies: list[float], best: int,
 ) -> None:  # fmt: skip
     answers = iter(accuracies)
-    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Metrics(1.0, next(answers), 1.0, 30))
+    monkeypatch.setattr(loop, "validate", lambda *_: Metrics(1.0, next(answers), 1.0, 30))
     settings = with_changes(num_epochs=5, early_stop_epoch=1)
     with TrainingLoop(network, images, settings, valid=valid, stream=("t",), device="cpu") as training:
         states = {record.epoch: state_of(network) for record in training.epochs()}

@@ -1,7 +1,5 @@
 """One of the processes of test_distributed.py: runs every scenario, and writes what came out."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from pathlib import Path

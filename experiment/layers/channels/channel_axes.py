@@ -44,14 +44,16 @@ def is_sliceable(module: nn.Module) -> bool:
 
 
 def is_vector_module(module: nn.Module) -> bool:
-    """Whether a user-defined module has only parameters with one value per channel, such as Llama's RMSNorm."""
+    """Whether a user-defined module holds only one value per channel, such as Llama's RMSNorm or a frozen BatchNorm.
+
+    Buffers count if they have a norm's names; others may be tables by position, such as the frequencies of rotations.
+    """
     if type(module).__module__.startswith("torch.nn.") or any(True for _ in module.children()):
         return False
-    shapes = {p.shape for p in module.parameters(recurse=False)}
-    alone = len(shapes) == 1 and not any(True for _ in module.buffers(recurse=False))
-    return (
-        alone and all(len(shape) == 1 and shape[0] > 1 for shape in shapes) and not isinstance(module, CHANNEL_MAKERS)
-    )
+    shapes = {tensor.shape for tensor in _held(module).values()}
+    vectors = len(shapes) == 1 and all(len(shape) == 1 and shape[0] > 1 for shape in shapes)
+    named = _TENSORS.issuperset(name for name, _ in module.named_buffers(recurse=False))
+    return vectors and named and not isinstance(module, CHANNEL_MAKERS)
 
 
 def normalises_channels(module: nn.Module) -> bool:
@@ -75,14 +77,19 @@ def channel_counts(module: nn.Module) -> tuple[int, int]:
         return module.num_parameters, module.num_parameters
     if isinstance(module, PLAIN_NORMS):
         return module.num_features, module.num_features
-    size = len(next(module.parameters(recurse=False)))
+    size = len(next(iter(_held(module).values())))
     return size, size
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """The parameters and buffers of a sliceable module that hold channels."""
-    own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+    own = _held(module)
     return own if is_vector_module(module) else {name: tensor for name, tensor in own.items() if name in _TENSORS}
+
+
+def _held(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a module itself."""
+    return {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
 
 
 def axes_of(module: nn.Module, tensor: Tensor) -> Axes:
@@ -129,6 +136,7 @@ def bare_parameters(network: nn.Module) -> Mapping[str, nn.Parameter]:
         if inside or is_sliceable(module) or parametrize.is_parametrized(module):
             continue
         for own, parameter in module.named_parameters(recurse=False):
-            if holders[id(parameter)] == 1 and 1 <= sum(size > 1 for size in parameter.shape) <= 2:
+            alone = holders[id(parameter)] == 1 and parameter.is_floating_point()
+            if alone and 1 <= sum(size > 1 for size in parameter.shape) <= 2:
                 found[f"{name}.{own}" if name else own] = parameter
     return found

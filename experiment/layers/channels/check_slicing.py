@@ -36,7 +36,9 @@ LEAST_OF_A_TRIAL = 5_000_000  # parameters: what a trial of a small network cost
 
 def randomised(network: nn.Module) -> nn.Module:
     """A copy in eval mode with random weights: every channel is live and no two are alike, so no error is hidden."""
-    probe = copy.deepcopy(network).eval().requires_grad_(True)
+    probe = copy.deepcopy(network).eval()
+    for parameter in probe.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
     with torch.no_grad():
         for name, module in probe.named_modules():
             if not is_sliceable(module) or isinstance(module, nn.PReLU):

@@ -98,7 +98,9 @@ class Follower:
         else:
             made = self.labels.filtered((name, "out"), outputs, reads, getattr(module, "groups", 1))
             self.widths.setdefault(name, set()).add(y.numel() // max(len(x), 1))
-        reason = None if is_sliceable(module) else f"channels cannot be removed from '{name}' ({type(module).__name__})"
+        kind = ("grouped " if getattr(module, "groups", 1) > 1 else "") + type(module).__name__
+        kind += " with max_norm" if getattr(module, "max_norm", None) is not None else ""
+        reason = None if is_sliceable(module) else f"channels cannot be removed from '{name}' ({kind})"
         if pointwise and y.shape != x.shape:
             reason = f"'{name}' returns another shape than it takes"
         flagged = [*made, *reads]

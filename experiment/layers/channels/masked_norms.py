@@ -44,11 +44,13 @@ def normalise_over_all(module: nn.Module) -> None:
 
 
 def _without(module: nn.Module, places: Tensor) -> nn.Module:
-    """The module with the parameters at these places only, for one call."""
+    """The module with the parameters and buffers at these places only, for one call."""
     small = copy.copy(module)
     small._parameters = {
         n: None if p is None else nn.Parameter(p[places], False) for n, p in module._parameters.items()
     }
+    if not isinstance(small, LAYER_NORMS):
+        small._buffers = {n: None if b is None else b[places] for n, b in module._buffers.items()}
     small._forward_hooks, small._forward_pre_hooks = OrderedDict(), OrderedDict()
     if isinstance(small, LAYER_NORMS):
         small.normalized_shape = (len(places),)

@@ -25,7 +25,7 @@ NEURONS = frozenset({
 })  # fmt: skip
 WIDTH = frozenset({
     "hidden_size", "embed_dim", "embedding_dim", "hidden_dim", "dim", "d_model", "model_dim", "n_embd", "num_features",
-    "width", "embedding_size", "out_dim", "in_dim", "dim_out", "channels", "out_features", "in_features",
+    "width", "embedding_size", "word_embed_proj_dim", "out_dim", "in_dim", "dim_out", "channels", "out_features", "in_features",
 })  # fmt: skip
 NAMES = HEADS | INNER | NEURONS | WIDTH
 

@@ -7,6 +7,7 @@ channels alone.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,10 @@ from experiment.layers.channels.channel_axes import (
 from experiment.layers.plan import Kept
 
 PLACES, READS, CONSTANTS = "stream_places", "stream_reads", "stream_constants"  # buffers, and a parameter
+_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -106,18 +111,14 @@ def join_streams(network: nn.Module, kept: Mapping[str, Kept]) -> None:
 
 
 def move_streams(layer: nn.Module, replacement: nn.Module) -> None:
-    """Make what replaces a layer join the same streams, in place."""
+    """Make what replaces a layer join the same streams, and call the same hooks, in place."""
     for own in (PLACES, READS):
         if own in layer._buffers:
             replacement.register_buffer(own, layer.get_buffer(own), persistent=False)
     if CONSTANTS in layer._parameters:
         replacement.register_parameter(CONSTANTS, layer.get_parameter(CONSTANTS))
-    for hook in layer._forward_hooks.values():
-        if isinstance(hook, PutInPlaces):
-            replacement.register_forward_hook(hook)
-    for before in layer._forward_pre_hooks.values():
-        if isinstance(before, Take):
-            replacement.register_forward_pre_hook(before, with_kwargs=True)
+    for kind in _HOOKS:
+        setattr(replacement, kind, copy.copy(getattr(layer, kind)))
 
 
 def constants_of(network: nn.Module, kept: Mapping[str, Kept]) -> Iterator[tuple[str, list[int], Tensor]]:

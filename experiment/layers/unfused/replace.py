@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError, shortened
 from experiment.layers.compressible import holders
-from experiment.layers.unfused import linear, multihead_attention, switches, window_attention
+from experiment.layers.unfused import experts, linear, multihead_attention, switches, window_attention
 from experiment.layers.unfused.family import Family, Tensors
 
 FAMILIES: Mapping[str, Family] = {
     "switch": switches.FAMILY,
     "multihead_attention": multihead_attention.FAMILY,
     "window_attention": window_attention.FAMILY,
+    "experts": experts.FAMILY,
     "conv1d": linear.CONV1D,
     "linear": linear.LINEAR,
 }

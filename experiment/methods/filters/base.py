@@ -4,10 +4,8 @@ A method is a score for every channel (`ScoreChannels`) and a rule that turns sc
 channels that each group keeps (`CountChannels`). Each group keeps its channels of largest score.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
@@ -25,6 +23,7 @@ from experiment.layers.channels.fold_constants import Folded, fold_constants, fo
 from experiment.layers.channels.group_data import (
     ChannelGroup,
     Integers,
+    Member,
     Sizes,
     alive_channels,
     kept_of,
@@ -87,7 +86,12 @@ class Channels:
 
     def steps(self, round_to: int) -> list[int]:
         """For each group the number of channels whose filters are a multiple of `round_to`: a head has many."""
-        return [round_to // math.gcd(round_to, _filters_a_channel(group)) for group in self.groups]
+        own = (next(m for m in group.members if m.side == "out" and m.module == group.name) for group in self.groups)
+        return [round_to // math.gcd(round_to, len(member.positions[0])) for member in own]
+
+    def size_of(self, orders: Sequence[Sequence[int]], quantity: Quantity) -> Callable[[Sequence[int]], int]:
+        """The size as a function of the numbers of channels that groups keep, the first ones in these orders."""
+        return lambda counts: self.size([order[:n] for order, n in zip(orders, counts, strict=True)], quantity)
 
     def orders(self, scores: Sequence[Tensor]) -> list[tuple[int, ...]]:
         """For each group the remaining channels by decreasing score, ties in order."""
@@ -180,10 +184,6 @@ class FilterMethod:
             )  # fmt: skip
 
 
-def _filters_a_channel(group: ChannelGroup) -> int:
-    return next(len(m.positions[0]) for m in group.members if m.side == "out" and m.module == group.name)
-
-
 def has_data(calibration: Calibration | None) -> TypeGuard[Calibration]:
     """Whether there are calibration inputs."""
     return calibration is not None and batch_size(calibration.inputs) > 0
@@ -208,6 +208,13 @@ def _readers(built: nn.Module, plan: Plan, groups: Sequence[ChannelGroup]) -> li
     names = list(dict.fromkeys((*names, *sums)))
     layers = {name: built.get_submodule(name) for name in names if parameter_name(name) not in plan.masks}
     return [name for name, layer in layers.items() if is_matrix(layer)]
+
+
+def readers(network: nn.Module, group: ChannelGroup) -> list[Member]:
+    """The layers that mix a group's channels; grouped convolutions keep them apart."""
+    return [
+        member for member in group.members if member.side == "in" and is_matrix(network.get_submodule(member.module))
+    ]
 
 
 def is_matrix(layer: nn.Module) -> bool:
@@ -325,22 +332,30 @@ def _dimensions(few: int, n: int, less: int, all_: int) -> tuple[int, int]:
     return (2, 0) if less * n**2 == all_ * few**2 else (0, 0)
 
 
-def by_filter(channels: Channels, norm: Callable[[Tensor], Tensor], *, average: bool = False) -> list[Tensor]:
+def by_filter(norm: Callable[[Tensor], Tensor], *, average: bool = False) -> ScoreChannels:
     """Scores that are sums, over the layers that produce a channel, of a norm of its filters.
 
     Args:
         norm: from filters as rows (channels, weights) in float64 to (channels,).
         average: the mean of a channel's filters instead, so that groups of few and of many layers are comparable.
-    Raises: CompressionError: weights are NaN or infinite.
+    Returns: computes the scores; raises CompressionError if weights are NaN or infinite.
     """
-    found = []
-    for group in channels.groups:
-        scores, num_filters = torch.zeros(group.size, dtype=torch.float64), 0
-        for member in group.members if group.exempt is None else ():
-            if member.side == "out" and member.module in group.producers:
-                layer = channels.state.network.get_submodule(member.module)
-                norms = norm(filters_of(layer, finite_parameter(channels.state.network, member.module)))
+
+    def score(channels: Channels, calibration: Calibration | None, generator: torch.Generator) -> ChannelScores:
+        network, found = channels.state.network, []
+        for group in channels.groups:
+            scores, num_filters = torch.zeros(group.size, dtype=torch.float64), 0
+            for member in makers(group) if group.exempt is None else ():
+                layer = network.get_submodule(member.module)
+                norms = norm(filters_of(layer, finite_parameter(network, member.module)))
                 scores += norms[torch.tensor(member.positions)].sum(1)
                 num_filters += len(member.positions[0])
-        found.append(scores / max(num_filters, 1) if average else scores)
-    return found
+            found.append(scores / max(num_filters, 1) if average else scores)
+        return found
+
+    return score
+
+
+def makers(group: ChannelGroup) -> Iterator[Member]:
+    """The layers that produce a group's channels."""
+    return (member for member in group.members if member.side == "out" and member.module in group.producers)

@@ -3,19 +3,16 @@
 Units are removed, not masked, together with their bias, their BatchNorm and the weights that read them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from experiment.errors import CompressionError
 from experiment.layers.channels.channel_axes import CONVOLUTIONS, TRANSPOSED
-from experiment.methods.base import Budget, Calibration
+from experiment.methods.base import Budget
 from experiment.methods.budget_search import check_smallest
 from experiment.methods.condensa_units import CRITERIA, aligned
-from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, ScoreChannels, by_filter
+from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, by_filter, makers
 from experiment.methods.filters.global_ranking import longest_prefix
 from experiment.methods.filters.settings import FilterSettings, Fold, StructurePruneSettings
 from experiment.methods.layer_patterns import own_values
@@ -54,16 +51,9 @@ def _method(settings: StructurePruneSettings, label: str, kinds: Kinds) -> Filte
     filters = FilterSettings(
         fold=fold, ignore=settings.ignore, round_to=settings.align, refit=settings.refit, coupled=settings.coupled
     )
-    return FilterMethod(filters, label, _score(settings.criteria), _CountUnits(settings, label, kinds).counts)
-
-
-def _score(criteria: str) -> ScoreChannels:
-    norm = CRITERIA[criteria]
-
-    def score(filters: Channels, calibration: Calibration | None, generator: torch.Generator) -> ChannelScores:
-        return by_filter(filters, lambda rows: norm(rows.abs()), average=True)
-
-    return score
+    norm = CRITERIA[settings.criteria]
+    score = by_filter(lambda rows: norm(rows.abs()), average=True)
+    return FilterMethod(filters, label, score, _CountUnits(settings, label, kinds).counts)
 
 
 @dataclass(frozen=True)
@@ -88,8 +78,7 @@ class _CountUnits:
         if self.settings.density is None:
             return longest_prefix(replace(filters, alive=alive, free=pooled), scores, budget, round_to)
         counts = self._of_density(filters, scores, alive, pooled)
-        size = filters.size([order[:n] for order, n in zip(orders, counts, strict=True)], budget.quantity)
-        check_smallest(size, budget)
+        check_smallest(filters.size_of(orders, budget.quantity)(counts), budget)
         return counts
 
     def _eligible(self, filters: Channels) -> list[bool]:
@@ -136,7 +125,8 @@ class _CountUnits:
         """
         density = self.settings.density
         assert density is not None
-        rows = [_rows(filters, g) for g in range(len(filters.groups))]
+        # how many neurons and filters one channel of a group consists of
+        rows = [sum(len(member.positions[0]) for member in makers(group)) for group in filters.groups]
         total = sum(group.size * rows[g] for g, group in enumerate(filters.groups) if pooled[g])
         least = sum(rows[g] for g in range(len(rows)) if pooled[g])
         left = int(density * total) - least
@@ -156,10 +146,3 @@ class _CountUnits:
             counts[g] += 1
         align = self.settings.align
         return [aligned(n, len(alive[g]), align) if pooled[g] else n for g, n in enumerate(counts)]
-
-
-def _rows(filters: Channels, g: int) -> int:
-    """How many neurons and filters one channel of a group consists of."""
-    group = filters.groups[g]
-    makers = (m for m in group.members if m.side == "out" and m.module in group.producers)
-    return sum(len(member.positions[0]) for member in makers)

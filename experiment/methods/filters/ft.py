@@ -1,15 +1,10 @@
 """The same share of every layer's filters: of largest norm (FT: l1, SoftNet: l2) or random (Uniform Filters)."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import torch
-from torch import Tensor
 
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import largest_share
-from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, ScoreChannels, by_filter
+from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, by_filter
 from experiment.methods.filters.settings import FilterSettings
 
 
@@ -23,7 +18,7 @@ def ft(settings: FilterSettings) -> FilterMethod:
     Differs: one share for all layers, found from the budget (they choose shares by sensitivity); layers that a sum ties
     are scored together (they follow the shortcut); biases and BatchNorm of removed filters are removed too.
     """
-    return FilterMethod(settings, "FT", _norm(lambda rows: rows.abs().sum(1)), same_share)
+    return FilterMethod(settings, "FT", by_filter(lambda rows: rows.abs().sum(1)), same_share)
 
 
 def soft_net(settings: FilterSettings) -> FilterMethod:
@@ -32,7 +27,7 @@ def soft_net(settings: FilterSettings) -> FilterMethod:
     Source: He et al. 2018, Soft Filter Pruning, https://arxiv.org/abs/1808.06866.
     Differs: pruned filters are removed for good (theirs can recover during training); otherwise as for FT.
     """
-    return FilterMethod(settings, "SoftNet", _norm(lambda rows: rows.square().sum(1).sqrt()), same_share)
+    return FilterMethod(settings, "SoftNet", by_filter(lambda rows: rows.square().sum(1).sqrt()), same_share)
 
 
 def uniform_filters(settings: FilterSettings) -> FilterMethod:
@@ -44,18 +39,7 @@ def uniform_filters(settings: FilterSettings) -> FilterMethod:
     return FilterMethod(settings, "Uniform Filters", score, same_share)
 
 
-def _norm(norm: Callable[[Tensor], Tensor]) -> ScoreChannels:
-    def score(filters: Channels, calibration: Calibration | None, generator: torch.Generator) -> ChannelScores:
-        return by_filter(filters, norm)
-
-    return score
-
-
 def same_share(filters: Channels, scores: ChannelScores, budget: Budget, round_to: int) -> list[int]:
     """Count channels by the largest common share of all groups that the budget allows."""
-    orders = filters.orders(scores)
-
-    def size(counts: list[int]) -> int:
-        return filters.size([order[:n] for order, n in zip(orders, counts, strict=True)], budget.quantity)
-
+    size = filters.size_of(filters.orders(scores), budget.quantity)
     return largest_share([len(alive) for alive in filters.alive], filters.free, size, budget, filters.steps(round_to))

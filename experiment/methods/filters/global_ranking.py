@@ -1,9 +1,5 @@
 """One ranking of all channels of the network: by norms of filters (Global Filters) or BatchNorm scales (Slimming)."""
 
-from __future__ import annotations
-
-import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -11,14 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from experiment.errors import CompressionError
+from experiment.errors import CompressionError, log
 from experiment.layers.channels.group_data import Member
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import affordable_steps, counts_after, ladder
 from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, by_filter, finite_parameter
 from experiment.methods.filters.settings import FilterSettings, GlobalFiltersSettings
-
-_log = logging.getLogger("experiment")
 
 
 def global_filters(settings: GlobalFiltersSettings) -> FilterMethod:
@@ -33,10 +27,7 @@ def global_filters(settings: GlobalFiltersSettings) -> FilterMethod:
     def norm(rows: Tensor) -> Tensor:
         return rows.square().mean(1).sqrt() if settings.norm == "l2" else rows.abs().mean(1)
 
-    def score(filters: Channels, calibration: Calibration | None, generator: torch.Generator) -> ChannelScores:
-        return by_filter(filters, norm, average=True)
-
-    return FilterMethod(settings, "Global Filters", score, longest_prefix)
+    return FilterMethod(settings, "Global Filters", by_filter(norm, average=True), longest_prefix)
 
 
 def slimming(settings: FilterSettings) -> FilterMethod:
@@ -72,13 +63,8 @@ def longest_prefix(filters: Channels, scores: ChannelScores, budget: Budget, rou
             step = scores[group][list(order[few:more])]
             worth = min(worth, float(step.mean()))  # rounding must not let a step overtake the one before it
             steps.append((-worth, group))
-    steps.sort()
-
-    growing = [group for _, group in steps]
-
-    def size(counts: Sequence[int]) -> int:
-        return filters.size([order[:n] for order, n in zip(orders, counts, strict=True)], budget.quantity)
-
+    growing = [group for _, group in sorted(steps)]
+    size = filters.size_of(orders, budget.quantity)
     return counts_after(ladders, growing[: affordable_steps(ladders, growing, size, budget)])
 
 
@@ -91,7 +77,7 @@ def _scales(filters: Channels, calibration: Calibration | None, generator: torch
         )
     for group, free, members in zip(filters.groups, filters.free, normed, strict=True):
         if free and not members:
-            _log.warning("Slimming keeps all channels of %s: no BatchNorm scales them.", ", ".join(group.producers))
+            log.warning("Slimming keeps all channels of %s: no BatchNorm scales them.", ", ".join(group.producers))
         scores = torch.zeros(group.size, dtype=torch.float64)
         for member in members:
             scales = finite_parameter(filters.state.network, member.module).abs()

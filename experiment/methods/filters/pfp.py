@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from experiment.layers.channels.group_data import ChannelGroup, Member
 from experiment.layers.compressible import trace_layers
 from experiment.layers.plan import Plan, State
 from experiment.methods.base import Budget, Calibration, calibration_inputs
@@ -27,7 +26,7 @@ from experiment.methods.filters.base import (
     ChannelScores,
     FilterMethod,
     ScoreChannels,
-    is_matrix,
+    readers,
 )
 from experiment.methods.filters.settings import PFPSettings
 from experiment.methods.starting_state import live_weight, parameter_name
@@ -196,12 +195,11 @@ def _counts(filters: Channels, scores: ChannelScores, choose: Choose, budget: Bu
             middle = (before + after + 1) // 2
             steps.append((-largest[middle - 1], after / len(alive), g))
         ladders.append(rungs)
-    steps.sort()
 
     def size(counts: Sequence[int]) -> int:
         return filters.size([choose(g, n) for g, n in enumerate(counts)], budget.quantity)
 
-    growing = [group for _, _, group in steps]
+    growing = [group for _, _, group in sorted(steps)]
     return counts_after(ladders, growing[: affordable_steps(ladders, growing, size, budget)])
 
 
@@ -226,13 +224,6 @@ def draws_beyond(p_C: Tensor) -> Tensor:
     k_C = torch.arange(1, len(p_C) + 1)
     draws_C = draws_for(p_C.expand(len(p_C), -1), k_C - 1, more=True)
     return torch.maximum(draws_C, k_C.double())  # N draws hit no more than N
-
-
-def readers(network: nn.Module, group: ChannelGroup) -> list[Member]:
-    """The layers that mix a group's channels; grouped convolutions keep them apart."""
-    return [
-        member for member in group.members if member.side == "in" and is_matrix(network.get_submodule(member.module))
-    ]
 
 
 def probabilities(s_C: Tensor, alive: Sequence[int]) -> Tensor:

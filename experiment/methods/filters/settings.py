@@ -1,7 +1,5 @@
 """Settings of the methods that remove filters, without torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

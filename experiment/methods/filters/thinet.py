@@ -3,8 +3,6 @@
 Shape suffixes: C = channels of a group, S = sampled outputs, P = places drawn in one batch, K = kernel elements.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -18,7 +16,7 @@ from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.plan import Kept
 from experiment.layers.sampled_patches import input_patches, num_positions
 from experiment.methods.base import GIVE_DATA, Calibration
-from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, has_data, is_matrix
+from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, has_data, readers
 from experiment.methods.filters.ft import same_share
 from experiment.methods.filters.settings import ThiNetSettings
 
@@ -91,9 +89,7 @@ def _contributions(filters: Channels, inputs: Inputs, samples: int, generator: t
     """
     network, found = filters.state.network, dict[str, list[Tensor]]()
     for group, free in zip(filters.groups, filters.free, strict=True):
-        for member in group.members if free else ():
-            if member.side == "in" and is_matrix(network.get_submodule(member.module)):
-                found[member.module] = []
+        found |= {member.module: [] for member in (readers(network, group) if free else ())}
     num_batches = -(-batch_size(inputs) // SAMPLES)
     each = -(-samples // num_batches)
 

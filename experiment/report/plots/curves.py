@@ -56,9 +56,7 @@ def draw_keep_ratios(
     lines: dict[float, Any] = {}
     for keep, curve in rows.groupby("keep_target", dropna=False):
         ratio, mean = float(str(keep)), unit * curve.groupby(x)[y].mean()
-        (lines[ratio],) = axes.plot(
-            mean.index, mean, color=shades.get(ratio, COLORS[0]), linewidth=1.3, marker="."
-        )  # fmt: skip
+        (lines[ratio],) = axes.plot(mean.index, mean, color=shades.get(ratio, COLORS[0]), linewidth=1.3, marker=".")
     return lines
 
 

@@ -1,7 +1,5 @@
 """Numbers as text: digits, dashes and units."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

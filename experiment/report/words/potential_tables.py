@@ -61,9 +61,7 @@ def _potential_cell(row: Series, per: Per) -> str:
     return f"{numbers.percent(removed)} ({numbers.factor(1 - removed)}){mark}" if removed > 0 else "0.0"
 
 
-def latex_table(
-    results: DataFrame, deltas: Sequence[float] | None = None, styles: LabelStyles | None = None
-) -> str:  # fmt: skip
+def latex_table(results: DataFrame, deltas: Sequence[float] | None = None, styles: LabelStyles | None = None) -> str:
     """The prune potential as a LaTeX table (package booktabs): one row per network and method.
 
     For every delta: the change of top1, and the percentages of parameters (CR-P) and FLOPs (CR-F) removed at the point

@@ -1,7 +1,5 @@
 """The settings of an experiment in one line per block, with the keys of the parameter file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

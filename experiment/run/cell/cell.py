@@ -1,7 +1,5 @@
 """The computation of a cell: make or search its network, test it before and after retraining, store it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

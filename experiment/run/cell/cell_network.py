@@ -1,14 +1,12 @@
 """The network of a cell: compressed and retrained, or made by the L-C optimizer."""
 
-from __future__ import annotations
-
 import copy
 import time
 from pathlib import Path
 
 from torch import nn
 
-from experiment.config import retraining, rewinding
+from experiment.config.modes import retraining, rewinding
 from experiment.errors import StoreError
 from experiment.files import make_folder
 from experiment.layers.masks import same_support

@@ -1,7 +1,5 @@
 """The work of one worker: train and test a reference network, or compute a chain of cells."""
 
-from __future__ import annotations
-
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any

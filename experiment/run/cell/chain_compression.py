@@ -1,15 +1,12 @@
 """The compression of the cells of a chain: the network that each starts from, and the analysis that they share."""
 
-from __future__ import annotations
-
-import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from experiment.config import Parameters
 from experiment.datasets.calibration import calibration, calibration_size
-from experiment.errors import Inherited
+from experiment.errors import Inherited, log
 from experiment.layers.build import expand
 from experiment.layers.compressible import trace_layers
 from experiment.layers.plan import State
@@ -21,8 +18,6 @@ from experiment.run.cell.events import Busy, Note, ReportEvent, cell_name
 from experiment.run.cell.reference import Reference
 from experiment.run.cell.start_state import network_of
 from experiment.run.grid.plan import Cell, Chain
-
-log = logging.getLogger("experiment")
 
 
 class ChainCompression:

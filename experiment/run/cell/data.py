@@ -1,7 +1,5 @@
 """Datasets of an experiment, loaded once per process and cached."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,8 @@ import torch
 
 from experiment.config import NamedSettings, Parameters, Training
 from experiment.datasets.check_data import check_data
-from experiment.datasets.loading import Images, Splits, Transforms, load_source, make_splits, make_test
+from experiment.datasets.image_data import Images, Splits, Transforms
+from experiment.datasets.loading import load_source, make_splits, make_test
 from experiment.datasets.raw_images import Source
 from experiment.files import MOST_LETTERS
 from experiment.inputs import Inputs, first
@@ -43,14 +42,7 @@ class Data:
         keep_sources: whether data before transforms are cached, too.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        device: str,
-        *,
-        readers: int | None = None,
-        keep_sources: bool = False,
-    ) -> None:
+    def __init__(self, folder: Path, device: str, *, readers: int | None = None, keep_sources: bool = False) -> None:
         self.folder, self.device = folder, torch.device(device)
         self._splits: dict[str, Splits] = {}
         self._tests: dict[str, Images] = {}

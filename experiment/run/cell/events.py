@@ -1,7 +1,5 @@
 """Events that a worker reports while it computes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

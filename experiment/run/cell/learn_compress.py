@@ -1,14 +1,12 @@
 """The network of a cell in mode lc: the reference network goes through the L-C optimizer."""
 
-from __future__ import annotations
-
 import math
 import time
 from pathlib import Path
 
 import torch
 
-from experiment.config import retraining
+from experiment.config.modes import retraining
 from experiment.datasets.image_data import count_batches
 from experiment.files import make_folder
 from experiment.lc.optimizer import LCOptimizer

@@ -1,9 +1,6 @@
 """ranks.csv: the effective ranks of every layer after each epoch of a training, if a parameter file requests them."""
 
-from __future__ import annotations
-
 import csv
-import logging
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -12,10 +9,9 @@ from torch import nn
 
 from experiment.config import Parameters
 from experiment.effective_rank import layer_ranks
+from experiment.errors import log
 from experiment.files import set_aside
 from experiment.run.cell.outcome import write_rows
-
-log = logging.getLogger("experiment")
 
 NAME = "ranks.csv"
 COLUMNS = ("epoch", "layer", "effective_rank", "stable_rank", "full_rank")

@@ -13,8 +13,8 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import nn
 
 from experiment.config import Parameters
-from experiment.datasets.loading import Splits
-from experiment.errors import OtherVersion, StoreError
+from experiment.datasets.image_data import Splits
+from experiment.errors import OtherVersion, StoreError, log
 from experiment.files import is_whole_archive, make_folder, make_lock_file, remove_all, set_aside, writing_to
 from experiment.inputs import moved
 from experiment.layers.plan import Plan, State
@@ -33,7 +33,7 @@ from experiment.run.cell.train_network import training_loop
 from experiment.run.disk.damaged_files import MANIFEST, damaged_file, read_manifest, write_manifest
 from experiment.run.disk.load_weights import load_given
 from experiment.run.disk.network_file import form_data, load_packed, read_weights, save_weights
-from experiment.run.disk.store import log, reference_folder, sync_folder
+from experiment.run.disk.store import sync_folder
 from experiment.run.grid.plan import ReferenceSpec
 from experiment.run.grid.weights_file import GivenWeights
 from experiment.training.checkpoint import save_tensors
@@ -84,7 +84,7 @@ def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, repor
 
     Raises: TrainingDiverged, DataError, and any error of the network or its data.
     """
-    folder = reference_folder(context.directories, spec)
+    folder = context.directories.trained_networks / spec.folder
     splits = context.data.splits(p, p.training)
     lock = FileLock(make_lock_file(context.directories.trained_networks / ".locks" / f"{spec.folder}.lock"))
     held = _acquired(lock, spec, report)

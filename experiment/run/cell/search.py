@@ -5,9 +5,6 @@ recorded at once. Of the checkpoints only that of the smallest sample within the
 is made again.
 """
 
-from __future__ import annotations
-
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from experiment.config import Search
-from experiment.errors import Damaged, InfeasibleBudget, TrainingDiverged
+from experiment.errors import Damaged, InfeasibleBudget, TrainingDiverged, log
 from experiment.escaping import json_text
 from experiment.files import read_json, remove_all, set_aside, write_whole
 from experiment.lc.keep_search import is_within, search_keep
@@ -28,8 +25,6 @@ from experiment.run.cell.outcome import CellNetwork
 from experiment.run.grid.plan import Cell
 
 SAMPLES, TABLE = "samples.json", "search.csv"
-
-log = logging.getLogger("experiment")
 
 
 class MakeCellNetwork(Protocol):

@@ -1,7 +1,5 @@
 """The state from which a cell starts: the network that it compresses, and the weights that it retrains."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 

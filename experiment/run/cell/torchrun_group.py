@@ -5,9 +5,6 @@ training that fails in the same way in all processes is an ordinary failure of i
 all of them end, and the same command continues from the last checkpoint.
 """
 
-from __future__ import annotations
-
-import logging
 import pickle
 import signal
 import sys
@@ -25,12 +22,11 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from experiment.config import Parameters, Training
+from experiment.errors import log
 from experiment.escaping import say
 from experiment.random_streams import Part
 from experiment.run.grid.hardware import Machine
 from experiment.training.distributed import ALONE, Team
-
-log = logging.getLogger("experiment")
 
 LONGEST_STEP = timedelta(minutes=30)  # that processes wait for each other, for instance while one reads its data
 SECONDS_TO_AGREE = 10.0  # for the other processes to fail, too

@@ -1,7 +1,5 @@
 """The training of a network in a worker: on its data, in all processes under torchrun, with its progress reported."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

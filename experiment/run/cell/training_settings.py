@@ -1,7 +1,5 @@
 """Blocks of a parameter file as the settings of a training."""
 
-from __future__ import annotations
-
 from experiment.config import LearnCompress, Penalty, Retraining, Training
 from experiment.lc.schedule import LCSettings
 from experiment.run.grid.hardware import Machine, resolved_channels_last, resolved_precision

@@ -1,25 +1,19 @@
 """Manifests: the size and CRC-32 of every file of a folder, by which damage is detected. Does not import torch."""
 
-from __future__ import annotations
-
-import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
 from zlib import crc32
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from experiment.errors import StoreError
+from experiment.errors import StoreError, log
 from experiment.escaping import json_text
 from experiment.files import read_json, write_whole
+from experiment.run.grid.data_facts import Count
 from experiment.run.grid.keys import FORMAT_VERSION
-
-log = logging.getLogger("experiment")
 
 MANIFEST = "files.json"  # of a trained network; the manifest of a cell is part of its result.json
 RESULT = "result.json"
-Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class FileRecord(BaseModel):

@@ -1,7 +1,5 @@
 """Loading a state_dict into a network, in place, from any source. Nothing in a file is executed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any

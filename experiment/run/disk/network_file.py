@@ -14,46 +14,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    InstanceOf,
-    StrictBool,
-    StrictInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, StrictBool, StrictInt, ValidationError, model_validator
 from torch import Tensor, nn
 
-from experiment.errors import (
-    CompressionError,
-    ConfigError,
-    Damaged,
-    OtherVersion,
-    StoreError,
-    described,
-    shortened,
-)
+from experiment.errors import CompressionError, ConfigError, Damaged, OtherVersion, StoreError, described, shortened
 from experiment.files import write_whole
 from experiment.inputs import Inputs
 from experiment.layers.build import build
 from experiment.layers.masks import plain_name
 from experiment.layers.plan import MOST_DIMS, Name, Plan, PlanData, Size, first_fault
 from experiment.layers.prepare_network import with_parameters
+from experiment.layers.pretrained_files import watch_saving
 from experiment.layers.quantized_weights import named_dtypes
 from experiment.networks import NETWORKS
 from experiment.networks.make_network import make_network
 from experiment.registry import InputForm, InputShape, is_import_path
 from experiment.run.disk.load_weights import load_state, read_plain, require_shapes
-from experiment.run.disk.packed_tensors import (
-    MaskedWeight,
-    QuantizedWeight,
-    decode_state,
-    encode_state,
-    pack,
-    unpack,
-)
+from experiment.run.disk.packed_tensors import MaskedWeight, QuantizedWeight, decode_state, encode_state, pack, unpack
 from experiment.run.grid.keys import FORMAT_VERSION
 
 MAX_REASON = 1000  # characters of torch's list of differences
@@ -286,7 +263,12 @@ def rebuild(original: nn.Module, specification: Specification, packed: PackedWei
         raise
     except StoreError as error:
         raise StoreError(f"{error} {PASS_THE_ORIGINAL}") from error
-    return network.eval()
+    if empty := [name for name, tensor in (*network.named_parameters(), *network.named_buffers()) if tensor.is_meta]:
+        raise StoreError(
+            f"{path}: does not hold '{empty[0]}', which has no values on the device meta. Make the original network on "
+            "the CPU or a GPU; its weights do not matter."
+        )
+    return watch_saving(network.eval())
 
 
 def load_packed(network: nn.Module, packed: PackedWeights, path: Path) -> None:

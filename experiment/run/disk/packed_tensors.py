@@ -4,8 +4,6 @@ Of a masked weight the values under its mask are stored, and the mask as one bit
 the values, whichever is shorter. Quantized weights take 8 or 16 bits per element.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Annotated

@@ -4,8 +4,6 @@ All defaults are filled in, the retraining block holds what it takes from the tr
 the settings in which it differs. Readers derive nothing.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence

@@ -6,20 +6,24 @@ they can be requested later. Does not import torch.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experiment.config import Experiments
-from experiment.errors import Damaged
+from experiment.errors import Damaged, shortened
 from experiment.escaping import csv_table, reason
-from experiment.files import read_json, remove_all, write_whole
-from experiment.run.disk.damaged_files import Count
+from experiment.files import RUN_AGAIN, read_file, read_json, remove_all, write_whole
 from experiment.run.disk.store import Store
+from experiment.run.grid.data_facts import Count
 from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.run.grid.plan import ExperimentPlan
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 COLUMNS = (
     "dataset", "dataset_test", "network", "variant", "method", "label", "net", "repetition", "keep_target",
@@ -30,6 +34,7 @@ COLUMNS = (
 )  # fmt: skip
 LATENCY, BYTES = "latency.json", "bytes.json"
 BYTE_COLUMNS = ("bytes_bitmask", "bytes_csr", "sparse_format")
+MAX_FIELDS = 10_000_000  # of a table that is read
 
 
 class _BatchLatency(BaseModel):
@@ -148,3 +153,28 @@ def read_measurement(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, Damaged, ValidationError):
         return None
     return dict(found) if found["format"] == FORMAT_VERSION else None
+
+
+def read_table(path: Path, **options: Any) -> DataFrame:
+    """Read a CSV table of results.
+
+    Args:
+        options: of `pandas.read_csv`.
+    Raises: as `read_file`; Damaged also if it is not a table, is empty, or ends within a line.
+    """
+    import pandas as pd
+
+    data = read_file(path)
+    if not data:
+        raise Damaged(f"{path}: is not a table of results: it is empty. {RUN_AGAIN}")
+    if not data.endswith(b"\n"):
+        raise Damaged(f"{path}: is truncated in its last line. {RUN_AGAIN}")
+    lines, columns = data.count(b"\n") + data.count(b"\r"), data.partition(b"\n")[0].count(b",") + 1
+    if lines * columns > MAX_FIELDS:  # pandas pads short lines to the length of the first
+        raise Damaged(f"{path}: has {lines:,} lines of {columns:,} columns. At most {MAX_FIELDS:,} fields are read.")
+    try:
+        table: DataFrame = pd.read_csv(io.BytesIO(data), **options)
+    except Exception as error:  # pandas documents no complete list of what damaged files raise
+        first_line = shortened(str(error).strip().partition("\n")[0])
+        raise Damaged(f"{path}: is not a table of results: {first_line}. {RUN_AGAIN}") from error
+    return table

@@ -5,7 +5,6 @@ Does not import torch.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import uuid
@@ -19,24 +18,15 @@ from typing import Annotated, Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, model_validator
 
-from experiment.errors import Damaged, StoreError, described, shortened
-from experiment.files import (
-    locked,
-    make_folder,
-    make_lock_file,
-    read_json,
-    remove_all,
-    set_aside,
-    writing_to,
-)
-from experiment.run.disk.damaged_files import RESULT, Count, FileRecord, damaged_file
+from experiment.errors import Damaged, StoreError, described, log, shortened
+from experiment.files import locked, make_folder, make_lock_file, read_json, remove_all, set_aside, writing_to
+from experiment.run.disk.damaged_files import RESULT, FileRecord, damaged_file
+from experiment.run.grid.data_facts import Count
 from experiment.run.grid.keys import FORMAT_VERSION, MADE
-from experiment.run.grid.plan import Cell, ReferenceSpec
+from experiment.run.grid.plan import Cell
 
 TRACEBACK = "traceback.txt"  # in the folder of a failed cell
 Share = Annotated[float, Field(ge=0, le=1)]
-
-log = logging.getLogger("experiment")
 
 
 class CellResult(BaseModel):
@@ -244,11 +234,6 @@ def _is_outdated(result: Mapping[str, Any], result_of: Callable[[str], Mapping[s
         seen.add(cause)
         result = before
     return False
-
-
-def reference_folder(directories: Directories, reference: ReferenceSpec) -> Path:
-    """The folder of a trained, uncompressed network."""
-    return directories.trained_networks / reference.folder
 
 
 def sync_folder(folder: Path) -> None:

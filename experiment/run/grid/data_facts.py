@@ -1,7 +1,5 @@
 """`data.json` in a results folder: stamps of the data (see `data_stamps`) and facts for reports."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated

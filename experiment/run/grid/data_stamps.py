@@ -6,8 +6,6 @@ Without files, a plan uses the stamps of the last run, which are stored in `data
 data if there is no other way: the user's own datasets, and those not downloaded yet. Only then is torch imported.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The hardware that an experiment runs on, as far as it affects numbers and the number of cells that run at once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -12,17 +12,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any
 
-from experiment.config import (
-    NamedSettings,
-    Network,
-    Parameters,
-    Search,
-    Training,
-    base_mode,
-    epochs_of,
-    retraining,
-    rewinding,
-)
+from experiment.config import NamedSettings, Network, Parameters, Search, Training
+from experiment.config.modes import base_mode, epochs_of, retraining, rewinding
 from experiment.datasets import DATASETS
 from experiment.datasets.file_stamp import CONSTANT
 from experiment.errors import ConfigError

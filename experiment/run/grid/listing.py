@@ -1,12 +1,11 @@
 """The output of --plan: what an experiment would run, what is done, and what cannot run. Without torch."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from experiment.config import Search, rewinding
+from experiment.config import Search
+from experiment.config.modes import rewinding
 from experiment.escaping import json_text
 from experiment.run.grid.keys import planned_epochs
 from experiment.run.grid.plan import Cell, ExperimentPlan

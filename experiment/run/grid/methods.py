@@ -1,7 +1,5 @@
 """The compression methods of a parameter file, each looked up and validated once. Without torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path

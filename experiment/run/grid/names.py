@@ -3,8 +3,6 @@
 A plan lists the cells that need an unknown name as unavailable; a run refuses the file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path

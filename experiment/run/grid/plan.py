@@ -7,17 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from experiment.config import (
-    KeepStep,
-    ParameterFile,
-    Variant,
-    is_cascade,
-    keep_steps,
-    load,
-    rewinding,
-    takes_tickets,
-    with_rewinding,
-)
+from experiment.config import KeepStep, ParameterFile, Variant, keep_steps, load
+from experiment.config.modes import is_cascade, rewinding, takes_tickets, with_rewinding
 from experiment.errors import ConfigError
 from experiment.files import safe_name
 from experiment.methods.configure import MethodSpec

@@ -1,7 +1,5 @@
 """The files that a network starts from: where they are, and the hash of their content. Without torch."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Mapping
@@ -10,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from experiment.datasets.file_stamp import hash_of
 from experiment.errors import StoreError, shortened
 
 DATASETS_FOLDER = Path("data/datasets")
@@ -69,7 +68,4 @@ def content_hash(path: Path) -> str:
 @lru_cache(maxsize=64)
 def _hash(path: Path, size: int, changed: int) -> str:
     with path.open("rb") as stream:
-        found = hashlib.sha256()
-        while block := stream.read(2**20):
-            found.update(block)
-    return found.hexdigest()[:16]
+        return hash_of(stream)[:16]

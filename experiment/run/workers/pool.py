@@ -1,7 +1,5 @@
 """Runs the open work in this process or with a pool of workers. Work of a worker that dies is retried."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence

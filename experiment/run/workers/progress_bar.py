@@ -1,7 +1,5 @@
 """The output while work runs: finished cells, a progress bar on terminals, and long analyses in log files."""
 
-from __future__ import annotations
-
 import math
 import sys
 import time

@@ -1,7 +1,5 @@
 """A pool of Ray tasks, on all nodes of a cluster."""
 
-from __future__ import annotations
-
 import logging
 import os
 import pickle

@@ -1,7 +1,5 @@
 """The processes of torchrun other than the first: they join each training that it announces."""
 
-from __future__ import annotations
-
 import signal
 import sys
 from pathlib import Path

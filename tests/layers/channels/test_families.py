@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.ops import FrozenBatchNorm2d
 
 import experiment
 from experiment.inputs import Inputs, call_network
@@ -154,6 +155,33 @@ def sounds() -> nn.Module:
     )  # fmt: skip
 
 
+class Scale(nn.Module):
+    """A buffer that multiplies every channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.linspace(0.5, 2, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.get_buffer("weight")[:, None, None]
+
+
+class Frozen(nn.Module):
+    """A residual block whose norms have buffers instead of parameters, as in detectors with a trained backbone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.conv = nn.Conv2d(3, 8, 3), FrozenBatchNorm2d(8), nn.Conv2d(8, 6, 3, padding=1)
+        self.scale, self.back = Scale(6), nn.Conv2d(6, 8, 1, bias=False)
+        self.again, self.last = FrozenBatchNorm2d(8), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.norm(self.stem(x)))
+        h = self.again(self.back(functional.relu(self.scale(self.conv(x)))))
+        out: Tensor = self.last(functional.relu(x + h))
+        return out
+
+
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, tuple[int, bool]]]] = {
     "pre-norm": (
         lambda: Encoder(first=True),
@@ -169,6 +197,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, tuple[int, 
     ),
     "grouped queries": (Decoder, TOKENS, {"embed": (12, False), "q": (2, True), "gate": (20, False)}),
     "LayerNorm2d": (ConvNeXt, IMAGES, {"stem": (8, False), "wide": (20, False), "up": (6, False)}),
+    "vectors in buffers": (Frozen, IMAGES, {"stem": (8, False), "conv": (6, False)}),
     "other convolutions": (sounds, IMAGES, {"1": (3, True), "6": (8, False), "8": (5, False)}),
 }
 
@@ -245,7 +274,8 @@ def test_attention_and_feed_forward_go_apart() -> None:
         for parameter in network.get_submodule("blocks.1.attn").parameters():
             parameter.mul_(0.01)
     result = experiment.compress(network, "Blocks", keep=0.9, example=IMAGES)
-    assert (result.plan.skipped, result.plan.branches) == (("blocks.1.attn",), {"blocks.1.attn": 0})
+    assert result.plan.branches == {"blocks.1.attn": 0, "blocks.1.norm1": 0}
+    assert result.plan.skipped == ("blocks.1.attn", "blocks.1.norm1")
 
     with torch.no_grad():
         for parameter in network.get_submodule("blocks.1.attn").parameters():

@@ -261,7 +261,7 @@ EXEMPT: dict[str, tuple[Toy, str, str]] = {
     "grouped transposed convolution": (
         Toy(lambda n, x: head(n.b(n.t(n.a(x)))), a=conv(3, 6), t=nn.ConvTranspose2d(6, 4, 2, groups=2), b=conv(4, 5)),
         "a",
-        "'t' (ConvTranspose2d)",
+        "'t' (grouped ConvTranspose2d)",
     ),
     "parametrized layer": (
         Toy(lambda n, x: head(n.b(relu(n.a(x)))), a=nn.utils.parametrizations.weight_norm(conv(3, 6)), b=conv(6, 5)),

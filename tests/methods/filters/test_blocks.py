@@ -1,7 +1,5 @@
 """Depth pruning: which blocks go, budgets from below, cascades, rewinding, and networks without blocks."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

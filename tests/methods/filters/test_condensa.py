@@ -1,7 +1,5 @@
 """NeuronPrune, FilterPrune, StructurePrune: exact counts against numpy, and thinned networks that equal masked ones."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -1,7 +1,5 @@
 """SoftNet, Uniform Filters, Global Filters, Slimming: scores by hand, the ranking against trying every prefix."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 
@@ -47,9 +45,7 @@ def small() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("method", "stay"),
-    [(ft(FilterSettings()), (0, 2)), (soft_net(FilterSettings()), (1, 2))],
-    ids=["l1", "l2"],
+    ("method", "stay"), [(ft(FilterSettings()), (0, 2)), (soft_net(FilterSettings()), (1, 2))], ids=["l1", "l2"]
 )
 def test_soft_net_takes_the_l2_norm_where_ft_takes_l1(method: FilterMethod, stay: tuple[int, ...]) -> None:
     assert compressor(method, small(), torch.ones(1, 4)).compress(12 / 18).plan.kept["0"] == Kept(stay)

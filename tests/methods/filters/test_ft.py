@@ -1,7 +1,5 @@
 """Filter thresholding: scores by hand, budgets met exactly, and what stays in a cascade."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """PFP: counts against the formula, relevance, budgets, and draws that are right on average."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

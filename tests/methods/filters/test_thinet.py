@@ -1,7 +1,5 @@
 """ThiNet: the greedy order by brute force, which end of it goes, and what readers contribute."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

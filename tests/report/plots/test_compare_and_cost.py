@@ -1,7 +1,5 @@
 """Variants in one picture, and accuracy against latency and bytes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

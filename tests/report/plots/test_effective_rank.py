@@ -1,7 +1,5 @@
 """The plot of effective ranks against keep ratios, with numbers worked out by hand."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

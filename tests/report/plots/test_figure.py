@@ -1,7 +1,5 @@
 """What all figures share: axes that keep their width beside any legend, numbers that do not touch, single points."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

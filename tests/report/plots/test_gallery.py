@@ -1,7 +1,5 @@
 """File names of plots: nothing that tells two apart is lost, and a mix of hardware is told."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Heat maps of layers' budgets and curves of training: what they show is what the files say."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

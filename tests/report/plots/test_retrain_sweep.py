@@ -1,7 +1,5 @@
 """Prune potential against the amount of retraining."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

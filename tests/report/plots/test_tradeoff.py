@@ -1,7 +1,5 @@
 """The trade-off picture: its curves, bands and limits are the data's, and nothing lies over a curve."""
 
-from __future__ import annotations
-
 import io
 from typing import Any
 

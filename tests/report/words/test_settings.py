@@ -1,7 +1,5 @@
 """The settings that a report lists: everything that differs from the defaults, and nothing that does not apply."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

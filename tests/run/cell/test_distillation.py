@@ -1,7 +1,5 @@
 """Distillation and penalties in whole experiments: keys, modes and methods, and what is refused at the start."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

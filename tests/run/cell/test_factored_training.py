@@ -1,7 +1,5 @@
 """Networks of factors through the whole runner, and a grid of one layer's ranks with its plot."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

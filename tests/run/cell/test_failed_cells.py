@@ -1,7 +1,5 @@
 """What breaks in one cell is stored with its reason and stops no other; clocks decide nothing."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import time

@@ -1,7 +1,5 @@
 """Methods whose settings decide the size: one cell a network and repetition, whatever the grid of keep ratios."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Mode lc in the runner: keys, plans, results, interruptions, what the report draws of it, and what is refused."""
 
-from __future__ import annotations
-
 import copy
 import json
 import math

@@ -1,7 +1,5 @@
 """A step that removes nothing: tested as it is, not retrained, and said so."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Quantize in the runner: retrained with rounding in the loop, stored in few bits, counted with them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

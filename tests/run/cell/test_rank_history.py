@@ -1,7 +1,5 @@
 """ranks.csv: written where it is asked for, whole after an interruption, and no part of any key."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Re-estimated BatchNorm statistics in whole experiments: one-shot, and in a cascade with steps in between."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

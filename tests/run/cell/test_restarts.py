@@ -1,7 +1,5 @@
 """A method that restarts from the reference network in a cascade, beside one that goes on from where it was."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Which weights are retrained: rewound, kept, or fresh random ones as a control of the same structure."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

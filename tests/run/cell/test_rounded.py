@@ -1,7 +1,5 @@
 """Rounded weights in files: as few bits as they have, masked or not, and the same outputs when they come back."""
 
-from __future__ import annotations
-
 import copy
 import io
 from pathlib import Path
@@ -99,8 +97,7 @@ def test_what_stands_in_masked_places_has_no_say_in_the_scale(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("part", "value"),
-    [("dtype", "float16"), ("dtype", "int4"), ("scales", torch.ones(3)), ("scales", None)],
+    ("part", "value"), [("dtype", "float16"), ("dtype", "int4"), ("scales", torch.ones(3)), ("scales", None)]
 )
 def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path, part: str, value: object) -> None:
     plan = plans("int8")["whole"]

@@ -1,7 +1,5 @@
 """Condensa's schemes and their composition in parameter files: keys, labels, errors with their line, and a run."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

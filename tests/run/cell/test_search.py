@@ -1,7 +1,5 @@
 """Searched keep ratios: the smallest network within a loss of validation accuracy, against ordinary cells."""
 
-from __future__ import annotations
-
 import copy
 import json
 import math

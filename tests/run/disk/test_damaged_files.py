@@ -1,7 +1,5 @@
 """Truncated and damaged files, files of another version, a full disk, and folders that cannot be written to."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

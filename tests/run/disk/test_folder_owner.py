@@ -1,7 +1,5 @@
 """Whose results a folder holds: writers and readers refuse those of another parameter file."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every reader of stored files, fed with damaged and hostile ones: a result or one error of ours, in bounded memory."""
 
-from __future__ import annotations
-
 import ast
 import importlib.util
 import os

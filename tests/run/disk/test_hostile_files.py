@@ -1,7 +1,5 @@
 """Files that somebody else wrote with bad intent: nothing is executed, nothing written where it does not belong."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import re

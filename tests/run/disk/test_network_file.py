@@ -1,7 +1,5 @@
 """network.pt: what is written comes back equal; what is foreign, damaged or hostile is refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -37,11 +35,7 @@ PLANS = {
         masks={"3.encoder.weight": torch.arange(144).reshape(2, 8, 3, 3) % 2 == 0},
     ),
     "channels": Plan(
-        kept={
-            "0": Kept(out=(0, 2, 5)),
-            "1": Kept(out=(0, 2, 5), inputs=(0, 2, 5)),
-            "3": Kept(inputs=(0, 2, 5)),
-        }
+        kept={"0": Kept(out=(0, 2, 5)), "1": Kept(out=(0, 2, 5), inputs=(0, 2, 5)), "3": Kept(inputs=(0, 2, 5))}
     ),
 }
 

@@ -1,7 +1,5 @@
 """Masked weights in files: smaller the fewer stay, and the same to the last bit when they come back."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

@@ -1,14 +1,13 @@
 """parameters.yaml: what it holds is what the parameter file means, variant by variant."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from experiment.config import Parameters, base_mode, load, retraining, rewinding
+from experiment.config import Parameters, load
+from experiment.config.modes import base_mode, retraining, rewinding
 from experiment.errors import StoreError
 from experiment.run.disk.parameters_file import PARAMETERS, read_parameters, write_parameters
 

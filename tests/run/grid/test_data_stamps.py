@@ -1,7 +1,5 @@
 """Data are part of keys: of what is trained and of what is tested on them, and of nothing else."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What training blocks come to on CPUs and GPUs, and which of that decides keys."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The grid and its keys: what changes an outcome changes a key, and nothing else does."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

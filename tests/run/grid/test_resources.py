@@ -1,7 +1,5 @@
 """How many cells a machine bears at once: by cores, by GPUs and shares of them, by what the parameter file says."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, cast
 

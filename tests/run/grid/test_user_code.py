@@ -1,7 +1,5 @@
 """The user's own code is part of what a network, a dataset or a method is: all of it, as it lies on the disk."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

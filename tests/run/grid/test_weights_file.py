@@ -1,7 +1,5 @@
 """Starting from a file of trained weights: as it is, trained further, wrapped, missing, or of another network."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Results that are removed or damaged while others build on them: made again, and nobody else is blamed for it."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil

@@ -1,7 +1,5 @@
 """What a log file is told while work runs, and on which stream."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

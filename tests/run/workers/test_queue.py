@@ -1,7 +1,5 @@
 """How chains are handed out in parts, and who does a cell that two processes are after."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The executor ray on a cluster of two nodes on this machine: workers and nodes that die, and a user who stops it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Killed, interrupted, told to end, started twice, left by a worker: the same command ends with the same results."""
 
-from __future__ import annotations
-
 import os
 import random
 import re

@@ -1,7 +1,5 @@
 """Experiments under torchrun: several processes train each network together, one runs the experiment."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
