@@ -1,7 +1,9 @@
 """compress, save_network, load_network on a network of the user's own."""
 
 import copy
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -348,3 +350,16 @@ def test_unusual_networks_are_compressed_or_refused(
     else:
         with pytest.raises(CompressionError, match=told):
             compress(make(), method, **call)
+
+
+def test_a_network_that_is_dropped_takes_no_memory_while_the_next_one_is_made() -> None:
+    """Without the garbage collector of reference cycles, which may run only after several networks."""
+    network, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), torch.randn(4, 8)
+    results = compress_many(network, "SVD", keeps=[0.8, 0.6], example=x, progress=False)
+    gc.disable()
+    try:
+        dropped = [weakref.ref(parameter) for parameter in next(results).network.parameters()]
+        next(results)
+        assert all(parameter() is None for parameter in dropped)
+    finally:
+        gc.enable()

@@ -187,6 +187,7 @@ def compress_many(
             if keep is not None and not spec.fixed_size and (text := shortfall(keep, reached, budget)):
                 warnings.warn(f"{entry.label}: {text}.", stacklevel=2)
             yield result
+            del compressed, result  # before the next network takes memory, if the caller has dropped this one
 
     return results()
 

@@ -170,6 +170,7 @@ def _work_of(network: nn.Module, inputs: Inputs) -> _Work:
                 sources.add(value, list(chain.parameters(recurse=False)))
         with counter, operations, _without_gradients(network):
             call_network(network, inputs)
+    sources = Sources({})  # the class above is in a reference cycle, and with it all that it can see
     return _Work({name: work.layers[name] for name in modules if name in work.layers}, work.products, work.read)
 
 

@@ -1,5 +1,6 @@
 """The interface of compression methods, and how they are applied: analyse once, then plan, build, fill and count."""
 
+import gc
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from experiment.methods.out_of_reach import EVERYTHING, OutOfReach, out_of_reach
 from experiment.progress import working
 from experiment.registry import MethodEntry, resolve
 
+LARGE = 2**22  # parameters of networks of which none should stay in memory: 16 MiB
 FAR_BELOW = 0.5  # of the requested keep ratio; smaller networks are reported
 Quantity = Literal["parameters", "flops"]
 GIVE_DATA = "Pass them: compress(..., data=inputs), a tensor, a pair (inputs, targets) or a loader of such pairs."
@@ -170,6 +172,8 @@ class Compressor:
         BatchNorm statistics are re-estimated in both cases, because they depend on the weights.
         """
         state = state or self.state
+        if plan.masks and self.original.parameters > LARGE:
+            gc.collect()  # earlier masked networks: torch's parametrizations are reference cycles
         with torch.no_grad():
             built = build(state.network, plan)
             self.method.fill(built, state, self.analysis, plan)

@@ -99,7 +99,7 @@ def measured(network: str, method: str, keeps: list[float], threads: int) -> Row
     net, inputs, targets = NETWORKS[network]()
     own = sum(p.numel() * p.element_size() for p in net.parameters())
     compress(nn.Linear(8, 8), "SVD", keep=0.9, example=torch.randn(1, 8), progress=False)  # imports
-    given: dict[str, Any] = {"example": inputs[:1], "data": (inputs, targets), "progress": False}
+    given: dict[str, Any] = {"example": inputs[:1], "data": [(inputs, targets)], "progress": False}
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     for result in compress_many(net, method, keeps=[None] if method == "Quantize" else keeps, **given):
         text = repr(result)

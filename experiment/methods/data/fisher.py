@@ -14,24 +14,27 @@ of the encoder, D = of the decoder, N = I * K, R = H * D, P = places, S = the sm
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import one_hot
 
 from experiment.errors import CompressionError
-from experiment.inputs import attended, batch_size, call_network, scored, split
-from experiment.layers.compressible import features_of, filters_of, groups_of
+from experiment.inputs import Inputs, attended, batch_size, call_network, first, scored, split
+from experiment.layers.compressible import features_of, filters_of, groups_of, kernel_of
 from experiment.layers.factored_layers import Slicing, fold, make_layer
 from experiment.layers.forward_pass import Call, evaluating, observing
 from experiment.layers.plan import Factors
 from experiment.layers.sampled_patches import all_outputs, counted_places, draw_places, input_patches, num_positions
-from experiment.methods.data.responses import precise
+from experiment.methods.data.responses import precise, span_of
 from experiment.progress import progress
 
-SAMPLES = 16  # in one pass
+SAMPLES = 16  # in one pass, at most
+ACTIVATIONS = 2**28  # bytes that are kept for the gradients in one pass, at least
 PLACES = 4096  # of each layer, from which C is estimated
 DAMPING = 0.5  # of G's mean eigenvalue; with less, projections are oblique and factors too large to train
 
@@ -44,11 +47,14 @@ class LayerMoments:
         gradient: G (O, H, H), the sum over samples and positions.
         grams: slicing -> (G, S, S), sums over places: of the slices' responses if R <= N, else of their inputs.
         places: slicing -> the number of places.
+        axes: of a layer with many more features than inputs, an orthonormal basis (F, N) of its responses. Then G and
+            the grams are those of the coordinates, and N is in the place of F.
     """
 
     gradient: Tensor
     grams: dict[Slicing, Tensor] = field(default_factory=dict)
     places: dict[Slicing, int] = field(default_factory=dict)
+    axes: Tensor | None = None
 
 
 def gather(
@@ -64,7 +70,7 @@ def gather(
     Raises: CompressionError: the network's outputs are not a tensor of class scores, or outputs, inputs of a layer or
         gradients are not finite, or a layer gets no inputs.
     """
-    moments = {name: LayerMoments(_zeros(network.get_submodule(name))) for name in layers}
+    moments = {name: _empty(network.get_submodule(name)) for name in layers}
     calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
 
     def record(call: Call) -> Tensor:
@@ -76,7 +82,8 @@ def gather(
 
     modules = {name: network.get_submodule(name) for name in layers}
     with observing(modules, after=record), evaluating(network), torch.enable_grad():
-        for batch in progress(list(split(inputs, SAMPLES)), "second moments, by batch"):
+        at_once = samples_at_once(partial(call_network, network), network.parameters(), inputs)
+        for batch in progress(list(split(inputs, at_once)), "second moments, by batch"):
             calls.clear()
             mask = attended(batch)
             surprise = _surprise(call_network(network, batch), mask, generator)
@@ -99,6 +106,27 @@ class _Seen:
     mask: Tensor | None
 
 
+def samples_at_once(call: Callable[[Inputs], object], weights: Iterable[Tensor], inputs: Inputs) -> int:
+    """How many samples fit in one pass with gradients: 16, or as many as keep less memory than half of the network.
+
+    Args:
+        call: the network's forward pass, which runs on the first sample.
+        weights: what it reads besides the sample.
+    """
+    own = {weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() for weight in weights}
+    held = dict[int, int]()
+
+    def hold(tensor: Tensor) -> Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(hold, lambda tensor: tensor):
+        kept_alive = call(first(inputs))
+    each = sum(size for place, size in held.items() if place not in own)
+    del kept_alive
+    return max(1, min(SAMPLES, max(ACTIVATIONS, sum(own.values()) // 2) // max(1, each)))
+
+
 def log_probabilities(outputs: object, mask: Tensor | None = None) -> Tensor:
     """The network's outputs as log-probabilities of classes, one row per prediction.
 
@@ -118,10 +146,13 @@ def log_probabilities(outputs: object, mask: Tensor | None = None) -> Tensor:
     return scores.float().log_softmax(1)
 
 
-def _zeros(layer: nn.Module) -> Tensor:
-    weight, blocks = layer.get_parameter("weight"), groups_of(layer)
-    sides = 2 * [features_of(layer)[0] // blocks]
-    return weight.new_zeros(blocks, *sides, dtype=torch.promote_types(weight.dtype, torch.float32))
+def _empty(layer: nn.Module) -> LayerMoments:
+    weight, blocks = layer.get_parameter("weight").detach(), groups_of(layer)
+    whole = math.prod(kernel_of(layer)) > 1  # foldings rearrange its rows
+    axes_FN = None if whole else span_of(filters_of(layer, weight), blocks)
+    side = features_of(layer)[0] // blocks if axes_FN is None else axes_FN.shape[1]
+    zeros = weight.new_zeros(blocks, side, side, dtype=torch.promote_types(weight.dtype, torch.float32))
+    return LayerMoments(zeros, axes=axes_FN)
 
 
 def _gradients(surprise: Tensor, answers: Sequence[Tensor]) -> list[Tensor | None]:
@@ -160,11 +191,11 @@ def _add(
 ) -> None:
     layer, blocks = seen.layer, groups_of(seen.layer)
     if seen.gradient is not None:
-        g_FP = all_outputs(seen.gradient, layer).to(moments.gradient)
+        g_FP = in_axes(all_outputs(seen.gradient, layer).to(moments.gradient), moments.axes)
         if seen.mask is not None:
             g_FP = g_FP[:, counted_places(torch.arange(g_FP.shape[1]), seen.y, layer, seen.mask).to(g_FP.device)]
         moments.gradient += torch.stack([g_HP @ g_HP.T for g_HP in torch.tensor_split(g_FP, blocks)])
-    filters = filters_of(layer, layer.get_parameter("weight").detach().to(moments.gradient))
+    filters = in_axes(filters_of(layer, layer.get_parameter("weight").detach().to(moments.gradient)), moments.axes)
     patches: dict[int, Tensor] = {}
     for groups, folding in slicings:
         A_GRN = fold(filters, groups, folding, blocks)
@@ -181,6 +212,11 @@ def _add(
         gram = precise(gram)
         moments.grams[groups, folding] = moments.grams.get((groups, folding), torch.zeros_like(gram)) + gram
         moments.places[groups, folding] = moments.places.get((groups, folding), 0) + inputs_GNP.shape[2]
+
+
+def in_axes(A: Tensor, axes_FN: Tensor | None) -> Tensor:
+    """The coordinates of responses, or filters, (F, ...) in a basis; the same ones without."""
+    return A if axes_FN is None else torch.tensordot(axes_FN.T.to(A), A, 1)
 
 
 def _gram(A_GRP: Tensor) -> Tensor:

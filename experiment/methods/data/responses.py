@@ -5,7 +5,7 @@ Shape suffixes: F = filters (output features), P = positions of all samples in a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from experiment.layers.sampled_patches import counted_places
 
 SAMPLES = 8  # in one forward pass
 POSITIONS = 4096  # in float64 at a time
+MANY_FEATURES = 512  # responses of a layer with more, and fewer inputs, are described in the span of its weight
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Responses:
     """Moments of one layer's responses, over all positions of all samples and all uses of the layer.
 
     Attributes:
-        covariance: (F, F), around the mean response, divided by the number of responses.
+        covariance: (F, F), or in given axes, around the mean response, divided by the number of responses.
         mean: (F,), the mean response.
         rounding: the variance that rounding of the responses alone may cause.
         inputs: for every shape of inputs, without the batch dimension, their number and mean. The inputs of a linear
@@ -57,19 +58,31 @@ class Responses:
         return mean_F
 
 
-def gather(network: nn.Module, layers: Iterable[str], inputs: Inputs) -> dict[str, Responses]:
+def gather(
+    network: nn.Module, layers: Iterable[str], inputs: Inputs, axes: Mapping[str, Tensor] | None = None
+) -> dict[str, Responses]:
     """The moments of the layers' responses, bias included, from one forward pass of all inputs in eval mode.
 
     Args:
         layers: names of convolutions, linear layers and embeddings; the features of the latter two are the last
             dimension.
         inputs: a batch of any size; it is passed through the network in parts. Padding does not count.
+        axes: for some layers an orthonormal basis of all responses but the bias, (F, N) in float64. Their covariance
+            is that of the coordinates, (N, N).
     Raises: CompressionError: there are no inputs, a layer is not used, or a response is NaN or infinite.
     """
-    sums = {name: _Sums() for name in layers}
+    sums = {name: _Sums((axes or {}).get(name)) for name in layers}
     modules = {name: network.get_submodule(name) for name in sums}
     observed_pass(network, modules, inputs, batch_size=SAMPLES, after=lambda call: sums[call.name].record(call))
     return {name: own.moments(name) for name, own in sums.items()}
+
+
+def span_of(filters: Tensor, groups: int = 1) -> Tensor | None:
+    """An orthonormal basis (F, N) of all responses, bias apart, in float64, if it is much smaller than (F, F)."""
+    if groups > 1 or len(filters) <= max(MANY_FEATURES, filters[0].numel()):
+        return None
+    axes_FN: Tensor = torch.linalg.qr(precise(filters).flatten(1))[0]
+    return axes_FN
 
 
 def precise(tensor: Tensor) -> Tensor:
@@ -80,7 +93,8 @@ def precise(tensor: Tensor) -> Tensor:
 class _Sums:
     """Running sums of one layer's inputs and responses."""
 
-    def __init__(self) -> None:
+    def __init__(self, axes_FN: Tensor | None) -> None:
+        self.axes_FN = axes_FN
         self.count, self.epsilon = 0, 0.0
         self.mean_F = self.scatter_FF = torch.zeros(0)
         self.inputs: dict[torch.Size, tuple[int, Tensor]] = {}
@@ -112,7 +126,7 @@ class _Sums:
         Source: Chan, Golub and LeVeque 1983, Algorithms for computing the sample variance
         """
         mean_F = y_PF.mean(0)
-        centred_PF = y_PF - mean_F
+        centred_PF = self._coordinates(y_PF - mean_F)
         scatter_FF = centred_PF.T @ centred_PF
         if self.count == 0:
             self.count, self.mean_F, self.scatter_FF = len(y_PF), mean_F, scatter_FF
@@ -120,7 +134,11 @@ class _Sums:
         before, self.count = self.count, self.count + len(y_PF)
         apart_F = mean_F - self.mean_F
         self.mean_F = self.mean_F + apart_F * (len(y_PF) / self.count)
-        self.scatter_FF += scatter_FF + torch.outer(apart_F, apart_F) * (before * len(y_PF) / self.count)
+        apart_F = self._coordinates(apart_F)
+        self.scatter_FF += scatter_FF.add_(torch.outer(apart_F, apart_F).mul_(before * len(y_PF) / self.count))
+
+    def _coordinates(self, y: Tensor) -> Tensor:
+        return y if self.axes_FN is None else y @ self.axes_FN
 
     def moments(self, name: str) -> Responses:
         if self.count == 0:
@@ -130,7 +148,7 @@ class _Sums:
                 f"layer '{name}': its responses to the calibration data must be finite. Got NaN or infinity: are the "
                 f"inputs scaled as in training, and did the network's training converge?"
             )
-        covariance = self.scatter_FF / self.count
+        covariance = self.scatter_FF.div_(self.count)
         square = float(covariance.trace()) + float(self.mean_F.square().sum())
         means = tuple((count, total / count) for count, total in self.inputs.values())
         return Responses(covariance, self.mean_F, self.epsilon**2 * square, means)

@@ -6,9 +6,10 @@ Shape suffixes as in `experiment.methods.data.fisher`; J = rank.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from experiment.errors import CompressionError
 from experiment.inputs import Inputs, attended, call_network, first, split
 from experiment.layers.build import write_whole
 from experiment.layers.compressible import weight_of
-from experiment.layers.factored_layers import balance, write_factors
+from experiment.layers.factored_layers import balance, max_rank, write_factors
 from experiment.layers.forward_pass import evaluating
 from experiment.layers.masks import stored, write_parameter
 from experiment.layers.plan import Factors, Plan, State
@@ -33,11 +34,12 @@ from experiment.methods.lowrank.klds_factors import LayerDirections
 from experiment.methods.lowrank.layer_options import LayerOptions, group_numbers, slicings
 from experiment.methods.lowrank.settings import KLDSSettings
 from experiment.methods.lowrank.spectra import LayerSpectra
-from experiment.methods.starting_state import factored_layers, live_filters
+from experiment.methods.starting_state import factored_layers, live_filters, parameter_name
 from experiment.progress import progress
 
 Floats = NDArray[np.float64]
-SCORES = 2**25  # of all predictions that are compared: 128 MiB
+SCORES = 2**23  # of all predictions that are compared: 32 MiB
+MOMENTS = 2**25  # elements of the moments that are gathered in one pass, at least
 LEAST = 1e-9  # a smaller divergence is rounding
 LEAST_SHARE = 1e-12  # of a layer's largest prediction: a smaller one is rounding
 
@@ -105,10 +107,13 @@ class KLDS:
         )
         network = _plain(base)
         seed = int(torch.randint(2**62, (), generator=generator))
-        moments = gather(network, {n: o.slicings() for n, o in base.options.items()}, inputs, generator)
-        directions = {
-            name: LayerDirections(live_filters(network, {}, name), moments.pop(name)) for name in base.options
-        }
+        directions = dict[str, LayerDirections]()
+        for part in _parts(base):
+            moments = gather(network, {n: o.slicings() for n, o in part.items()}, inputs, generator)
+            for name, options in part.items():
+                tops = {slicing: int(options.ranks[options.of(slicing)].max()) for slicing in options.slicings()}
+                directions[name] = LayerDirections(live_filters(network, {}, name), moments.pop(name), tops)
+                directions[name].forget()
         predicted = [_per_option(options, directions[name]) for name, options in base.options.items()]
         images = _as_fit(network, inputs, self.settings.images)
         losses = _measure(network, base, directions, predicted, images, self.settings.points)
@@ -123,6 +128,7 @@ class KLDS:
         def exact_error(name: str, factors: Factors) -> float:
             filters, blocks = live_filters(analysis.network, {}, name), base.start.layers[name].groups
             left = precise(filters) - analysis.directions[name].product(factors)
+            analysis.directions[name].forget()
             norm = LayerSpectra(filters, blocks).norm(factors.folding)
             return LayerSpectra(left, blocks).norm(factors.folding) / (norm or 1.0)
 
@@ -135,6 +141,7 @@ class KLDS:
         for name, factors in own.items():
             U_GRJ, V_GJN = analysis.directions[name].factors(factors)
             write_factors(built.get_submodule(name), U_GRJ, V_GJN, factors.folding)
+            analysis.directions[name].forget()
         untied = [name for name in own if not start.layers[name].tied]
         if self.settings.refit and untied:
             refit(built, analysis.network, untied, analysis.inputs, analysis.seed)
@@ -158,11 +165,29 @@ def _rewind(built: nn.Module, state: State, analysis: KLDSAnalysis, plan: Plan) 
 
 
 def _plain(base: LowRankLayers) -> nn.Module:
+    """The network with masked weights at zero: itself, if there are none."""
+    if not base.start.masks:
+        return base.start.network
     network = copy.deepcopy(base.start.network)
     for name, mask in base.start.masks.items():
         parameter = network.get_parameter(name).detach()
         parameter.mul_(mask.to(parameter.device))
-    return network.eval()
+    return network
+
+
+def _parts(base: LowRankLayers) -> Iterator[dict[str, LayerOptions]]:
+    """The layers in parts, so that the moments of one take half of the network's memory, or 256 MiB."""
+    most = max(MOMENTS, sum(p.numel() for p in base.start.network.parameters()) // 4)
+    part, size = dict[str, LayerOptions](), 0
+    for info, options in base.pairs():
+        sides = [(k * info.groups, max_rank(info, k, folding)) for k, folding in options.slicings()]
+        own = sum(number * side**2 for number, side in sides) + info.out_features**2 // info.groups
+        if part and size + own > most:
+            yield part
+            part, size = {}, 0
+        part[info.name] = options
+        size += own
+    yield part
 
 
 def _per_option(options: LayerOptions, directions: LayerDirections) -> Floats:
@@ -187,14 +212,14 @@ def _measure(
     pairs = list(zip(base.options.items(), predicted, strict=True))
     for (name, options), prediction in progress(pairs, "output divergence, by layer"):
         layer = network.get_submodule(name)
-        weight = layer.get_parameter("weight").detach()
-        before, tried = weight.clone(), _spread(prediction, options.costs["parameters"], points)
+        weight, tried = layer.get_parameter("weight"), _spread(prediction, options.costs["parameters"], points)
         measured = []
         for i in tried:
             factors = Factors(int(options.ranks[i]), int(options.groups[i]), int(options.foldings[i]))
-            weight.copy_(weight_of(layer, directions[name].product(factors)))
-            measured.append(_divergence(name, dense, _predictions(network, images)))
-            weight.copy_(before)  # the directions read it
+            other = weight_of(layer, directions[name].product(factors)).to(weight)
+            predictions = _predictions(network, images, {parameter_name(name): other})
+            measured.append(_divergence(name, dense, predictions))
+        directions[name].forget()
         losses.append(_interpolated(prediction, prediction[tried], np.array(measured)))
     return losses
 
@@ -205,11 +230,15 @@ def _as_fit(network: nn.Module, inputs: Inputs, most: int) -> Inputs:
     return first(inputs, max(1, min(most, SCORES // max(1, each))))
 
 
-def _predictions(network: nn.Module, images: Inputs) -> Tensor:
+def _predictions(network: nn.Module, images: Inputs, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    """The log-probabilities of all predictions, of the network with other weights where they are given."""
+
+    def call(*args: Any, **named: Any) -> Any:
+        return torch.func.functional_call(network, dict(weights or {}), args, named)
+
     with evaluating(network):
-        return torch.cat(
-            [log_probabilities(call_network(network, batch), attended(batch)) for batch in split(images, SAMPLES)]
-        )
+        batches = split(images, SAMPLES)
+        return torch.cat([log_probabilities(call_network(call, batch), attended(batch)) for batch in batches])
 
 
 def _spread(prediction: Floats, cost: NDArray[np.int64], points: int) -> list[int]:

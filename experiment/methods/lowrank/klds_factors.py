@@ -5,6 +5,8 @@ Shape suffixes as in `experiment.methods.data.fisher`; J = rank.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,8 +14,9 @@ from torch import Tensor
 
 from experiment.layers.factored_layers import Slicing, fold, unfold
 from experiment.layers.plan import Factors
-from experiment.methods.data.fisher import DAMPING, LayerMoments
-from experiment.methods.data.responses import precise
+from experiment.methods.data.fisher import DAMPING, LayerMoments, in_axes
+from experiment.methods.data.responses import precise, span_of
+from experiment.methods.lowrank.spectra import COLUMNS
 
 Floats = NDArray[np.float64]
 UNSEEN = 1e-6  # of the mean square of the inputs: the weight of directions that do not occur in the data
@@ -26,6 +29,7 @@ class LayerDirections:
     Args:
         weight: the layer's filters (F, C / blocks, *kernel); they must not change while this object is used.
         moments: of the layer's inputs and of the gradients at its outputs.
+        tops: slicing -> the largest rank that is asked for; by default the full one.
 
     Attributes:
         tails: slicing -> (S,): the predicted divergence at rank 1, 2, ...: squared singular values beyond the rank,
@@ -33,9 +37,12 @@ class LayerDirections:
         total: the predicted divergence without the layer, the largest over slicings.
     """
 
-    def __init__(self, weight: Tensor, moments: LayerMoments) -> None:
-        self._weight, self._blocks = weight.detach(), len(moments.gradient)
-        self._root_OHH, self._inverse_OHH = _roots(precise(moments.gradient))
+    def __init__(self, weight: Tensor, moments: LayerMoments, tops: Mapping[Slicing, int] | None = None) -> None:
+        self._weight, self._blocks, self._tops = weight.detach(), len(moments.gradient), tops or {}
+        self._values_OH, self._vectors_OHH = _spectrum(precise(moments.gradient))
+        self._spanned, self._held = moments.axes is not None, dict[str, Tensor]()
+        if moments.axes is not None:
+            self._held["axes"] = moments.axes
         self._bases: dict[Slicing, Tensor] = {}  # in float32, and of tall slices (G, N, N): (G, R, N) take too much
         self.tails: dict[Slicing, Floats] = {}
         self.total = 0.0
@@ -52,12 +59,14 @@ class LayerDirections:
         slicing = (factors.groups, factors.folding)
         W_GRN = self._fold(self._weighted(self._weight), slicing)
         u_GRJ = _left(W_GRN, precise(self._bases[slicing][:, :, : factors.rank]))
-        U_GRJ, V_GJN = _apply(self._inverse_OHH, u_GRJ), u_GRJ.mT @ W_GRN
+        U_GRJ, V_GJN = _apply(self._root(-0.5), u_GRJ), u_GRJ.mT @ W_GRN
         lengths_GJ = V_GJN.norm(dim=2) / U_GRJ.norm(dim=1)  # no column of U is zero, for those of u are of length 1
         longest = float(lengths_GJ.max()) or 1.0
         root_G1J = lengths_GJ.clamp_min(longest * SHORTEST).sqrt()[:, None]
         if weight is not None:
             V_GJN = u_GRJ.mT @ self._fold(self._weighted(weight), slicing)
+        axes_FN = self._axes()
+        U_GRJ = U_GRJ if axes_FN is None else axes_FN @ U_GRJ
         return U_GRJ * root_G1J, V_GJN / root_G1J.mT
 
     def product(self, factors: Factors) -> Tensor:
@@ -65,25 +74,49 @@ class LayerDirections:
         U_GRJ, V_GJN = self.factors(factors)
         return unfold(U_GRJ @ V_GJN, self._weight.shape, factors.folding, self._blocks)
 
+    def forget(self) -> None:
+        """Drop the roots of G, which are computed again when needed."""
+        self._held.clear()
+
+    def _axes(self) -> Tensor | None:
+        if self._spanned and "axes" not in self._held and (axes_FN := span_of(self._weight)) is not None:
+            self._held["axes"] = axes_FN
+        return self._held.get("axes")
+
+    def _root(self, power: float) -> Tensor:
+        """G^1/2 or its inverse."""
+        key = str(power)
+        if key not in self._held:
+            blocks = zip(self._values_OH.sqrt(), self._vectors_OHH, strict=True)
+            scaled = ((v_HH * root_H if power > 0 else v_HH / root_H) @ v_HH.T for root_H, v_HH in blocks)
+            self._held[key] = torch.stack(list(scaled))
+        return self._held[key]
+
     def _weighted(self, weight: Tensor) -> Tensor:
-        """G^1/2 W, in the weight's shape."""
-        W = precise(weight)
-        blocks = torch.split(W.flatten(1), len(W) // self._blocks)
-        parts = [root_HH @ W_HN for root_HH, W_HN in zip(self._root_OHH, blocks, strict=True)]
-        return torch.cat(parts).reshape(W.shape)
+        """G^1/2 W, in the weight's shape, or in that of its coordinates."""
+        axes_FN, roots = self._axes(), self._root(0.5)
+        rows = len(weight) if axes_FN is None else axes_FN.shape[1]
+        W_FN = weight.detach().flatten(1)
+        weighted_FN = roots.new_empty(rows, W_FN.shape[1])
+        size = max(1, COLUMNS // len(W_FN))  # at a time
+        for part_Fn, out_Fn in zip(torch.split(W_FN, size, 1), torch.split(weighted_FN, size, 1), strict=True):
+            blocks = torch.split(in_axes(precise(part_Fn), axes_FN), rows // self._blocks)
+            out_Fn.copy_(torch.cat([root_HH @ W_Hn for root_HH, W_Hn in zip(roots, blocks, strict=True)]))
+        return weighted_FN.reshape(rows, *weight.shape[1:])
 
     def _fold(self, weight: Tensor, slicing: Slicing) -> Tensor:
         return fold(weight, *slicing, self._blocks)
 
     def _decompose(self, slicing: Slicing, W_GRN: Tensor, gram_GSS: Tensor) -> None:
         if W_GRN.shape[1] <= W_GRN.shape[2]:
-            squares, basis = _from_responses(W_GRN, _apply(self._root_OHH, _apply(self._root_OHH, gram_GSS).mT))
+            root_OHH = self._root(0.5)
+            squares, basis = _from_responses(W_GRN, _apply(root_OHH, _apply(root_OHH, gram_GSS).mT))
         else:
             squares, basis = _from_inputs(W_GRN, gram_GSS)
         summed = squares.flip(-1).clamp_min(0).sum(0).cpu().numpy()
         self.tails[slicing] = np.append(np.cumsum(summed[::-1])[::-1][1:], 0.0)
         self.total = max(self.total, float(summed.sum()))
-        self._bases[slicing] = basis.flip(-1).float()
+        self._bases[slicing] = basis.flip(-1)[:, :, : self._tops.get(slicing)].float()
 
 
 def _from_responses(W_GRN: Tensor, gram_GRR: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,14 +147,11 @@ def _left(W_GRN: Tensor, basis: Tensor) -> Tensor:
     return left_GRJ
 
 
-def _roots(gradient_OHH: Tensor) -> tuple[Tensor, Tensor]:
-    """G^1/2 and its inverse; identities without gradients."""
+def _spectrum(gradient_OHH: Tensor) -> tuple[Tensor, Tensor]:
+    """Damped eigenvalues of G and its eigenvectors; ones without gradients."""
     values, vectors = torch.linalg.eigh(gradient_OHH)
     mean = float(values.clamp_min(0).mean())
-    values = (values.clamp_min(0) + DAMPING * mean) if mean > 0 else torch.ones_like(values)
-    blocks = [(v_H.sqrt(), basis_HH) for v_H, basis_HH in zip(values, vectors, strict=True)]
-    roots = torch.stack([(basis_HH * root_H) @ basis_HH.T for root_H, basis_HH in blocks])
-    return roots, torch.stack([(basis_HH / root_H) @ basis_HH.T for root_H, basis_HH in blocks])
+    return (values.clamp_min(0) + DAMPING * mean) if mean > 0 else torch.ones_like(values), vectors
 
 
 def _apply(matrix_OHH: Tensor, A_GRN: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ weight, J = rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,11 +23,11 @@ from experiment.layers.masks import write_parameter
 from experiment.layers.plan import Factors, Plan, State
 from experiment.methods.allocate import common_threshold
 from experiment.methods.base import Budget, Calibration, calibration_inputs
-from experiment.methods.data.responses import Responses, gather, precise
+from experiment.methods.data.responses import MANY_FEATURES, Responses, gather, precise, span_of
 from experiment.methods.lowrank.base import LowRankLayers, lowrank_layers
 from experiment.methods.lowrank.layer_options import LayerOptions
 from experiment.methods.lowrank.settings import PCASettings
-from experiment.methods.lowrank.spectra import LayerSpectra
+from experiment.methods.lowrank.spectra import COLUMNS, LayerSpectra
 from experiment.methods.starting_state import factored_layers, live_filters
 
 Floats = NDArray[np.float64]
@@ -49,6 +50,10 @@ class PCAAnalysis:
     directions: Mapping[str, Tensor]
     thresholds: Sequence[Floats]
     errors: Sequence[Floats]
+
+    def first(self, layer: str, rank: int) -> Tensor:
+        """A layer's first directions: (O, H, rank), in float64."""
+        return self.directions[layer][:, :, :rank].double()
 
 
 @dataclass(frozen=True)
@@ -87,11 +92,16 @@ class PCA:
         )
         responses, directions, thresholds, errors = dict[str, Responses](), dict[str, Tensor](), [], []
         for part in _parts(base):
-            found = gather(base.start.network, part, inputs)
+            network = base.start.network
+            spans = ((name, span_of(live_filters(network, {}, name), info.groups)) for name, (info, _) in part.items())
+            axes = {name: axes_FN for name, axes_FN in spans if axes_FN is not None}
+            found = gather(network, part, inputs, axes)
             for info, options in part.values():
                 own, ranks = found.pop(info.name), options.ranks[:-1]
                 values_OH, vectors_OHH = torch.linalg.eigh(_covariance(own, info))
-                directions[info.name] = vectors_OHH.flip(-1)[:, :, : options.ranks.max()].clone()
+                vectors_OHJ = vectors_OHH.flip(-1)[:, :, : options.ranks.max()]
+                axes_HN = axes.pop(info.name, None)
+                directions[info.name] = vectors_OHJ.clone() if axes_HN is None else (axes_HN @ vectors_OHJ).float()
                 variances = values_OH.flip(-1).cpu().numpy()
                 variances = np.where(variances > own.rounding, variances, 0.0).sum(0)
                 thresholds.append(np.append(next_scores(variances)[ranks - 1] / flops(info, 1), 0.0))
@@ -104,10 +114,15 @@ class PCA:
         base = analysis.base
 
         def exact_error(name: str, factors: Factors) -> float:
-            filters = precise(live_filters(base.start.network, base.start.masks, name))
-            U_OHJ, blocks = analysis.directions[name][:, :, : factors.rank], base.start.layers[name].groups
+            filters = live_filters(base.start.network, base.start.masks, name)
+            U_OHJ, blocks = analysis.first(name, factors.rank), base.start.layers[name].groups
             W_OHN = fold(filters, blocks=blocks)
-            left_FN = (W_OHN - U_OHJ @ (U_OHJ.mT @ W_OHN)).flatten(0, 1)
+            left_OHN = torch.empty_like(W_OHN, dtype=torch.float64, device=U_OHJ.device)
+            size = max(1, COLUMNS // len(filters))
+            for W_OHn, left_OHn in zip(torch.split(W_OHN, size, 2), torch.split(left_OHN, size, 2), strict=True):
+                w_OHn = precise(W_OHn)
+                torch.sub(w_OHn, U_OHJ @ (U_OHJ.mT @ w_OHn), out=left_OHn)
+            left_FN = left_OHN.flatten(0, 1)
             return LayerSpectra(left_FN, blocks).norm() / (LayerSpectra(filters, blocks).norm() or 1.0)
 
         chosen = base.choose(budget, partial(common_threshold, analysis.thresholds))
@@ -116,7 +131,7 @@ class PCA:
     def fill(self, built: nn.Module, state: State, analysis: PCAAnalysis, plan: Plan) -> None:
         write_whole(built, state.network, plan)
         for name, layer, filters in factored_layers(state, plan):
-            U_OHJ, target = analysis.directions[name][:, :, : plan.factors[name].rank], built.get_submodule(name)
+            U_OHJ, target = analysis.first(name, plan.factors[name].rank), built.get_submodule(name)
             write_factors(target, U_OHJ, U_OHJ.mT @ fold(precise(filters), blocks=len(U_OHJ)))
             if not plan.factors[name].bias:
                 continue
@@ -132,17 +147,23 @@ def _parts(base: LowRankLayers) -> Iterator[dict[str, tuple[LayerInfo, LayerOpti
     most = max(COVARIANCES, sum(p.numel() for p in base.start.network.parameters()) // 8)
     part, size = dict[str, tuple[LayerInfo, LayerOptions]](), 0
     for info, options in base.pairs():
-        if part and size + info.out_features**2 > most:
+        if part and size + _size(info) ** 2 > most:
             yield part
             part, size = {}, 0
         part[info.name] = info, options
-        size += info.out_features**2
+        size += _size(info) ** 2
     yield part
+
+
+def _size(info: LayerInfo) -> int:
+    """Rows of the covariance, at most; see `span_of`."""
+    few = info.groups == 1 and info.out_features > MANY_FEATURES
+    return min(info.out_features, info.in_features * math.prod(info.kernel)) if few else info.out_features
 
 
 def _covariance(responses: Responses, info: LayerInfo) -> Tensor:
     """That of every group of filters: (O, H, H); around zero for layers whose factors gain no bias."""
-    covariance, features = responses.covariance, info.out_features // info.groups
+    covariance, features = responses.covariance, len(responses.covariance) // info.groups
     if info.tied:
         covariance = covariance + torch.outer(responses.mean, responses.mean)
     blocks = covariance.reshape(info.groups, features, info.groups, features).diagonal(dim1=0, dim2=2)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +27,7 @@ from experiment.methods.lowrank.residual_norm import Residual
 from experiment.progress import progress
 
 Floats = NDArray[np.float64]
+COLUMNS = 2**23  # elements of a weight in float64 at a time, some of its columns: 64 MiB
 
 
 class Spectra(Protocol):
@@ -57,7 +59,7 @@ class LayerSpectra:
 
     def __init__(self, weight: Tensor, blocks: int = 1) -> None:
         self._weight, self._blocks = weight.detach(), blocks
-        largest = float(self._weight.abs().max()) if weight.numel() else 0.0
+        largest = float(torch.linalg.vector_norm(self._weight, torch.inf)) if weight.numel() else 0.0
         self._scale = largest or 1.0  # squares of scaled weights neither overflow nor vanish
         self._values: dict[Slicing, Floats] = {}
         self._bases: dict[Slicing, Tensor] = {}
@@ -159,14 +161,19 @@ class LayerSpectra:
         rows, columns = self._shape(groups, folding)
         return rows <= columns
 
-    def _slices(self, groups: int, folding: int) -> Tensor:
-        weight = self._weight.cpu() if self._weight.device.type == "mps" else self._weight  # mps has no float64
-        return fold(weight.double() / self._scale, groups, folding, self._blocks)
+    def _slices(self, groups: int, folding: int, weight: Tensor | None = None) -> Tensor:
+        weight = self._weight if weight is None else weight
+        weight = weight.cpu() if weight.device.type == "mps" else weight  # mps has no float64
+        return fold(weight.to(torch.float64, copy=True).div_(self._scale), groups, folding, self._blocks)
 
     def _small_gram(self, groups: int, folding: int) -> Tensor:
         """A A^T of every slice, or A^T A where that is smaller: (G, S, S)."""
         if groups == 1 and folding in self._grams:
             return self._grams[folding]
+        if groups == 1 and self._is_wide(1, folding):  # in parts: all of the weight in float64 takes twice its memory
+            size = max(1, COLUMNS * self._weight.shape[1] // max(1, self._weight.numel()))
+            parts = (self._slices(1, folding, part) for part in torch.split(self._weight, size, 1))
+            return reduce(torch.add, (A_ORN @ A_ORN.mT for A_ORN in parts))
         A_GRN = self._slices(groups, folding)
         return A_GRN @ A_GRN.mT if self._is_wide(groups, folding) else A_GRN.mT @ A_GRN
 

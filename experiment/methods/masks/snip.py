@@ -13,12 +13,11 @@ from experiment.errors import CompressionError
 from experiment.inputs import Inputs, batch_size, call_network, device_of, moved_like, split
 from experiment.layers.forward_pass import evaluating
 from experiment.methods.base import Calibration
-from experiment.methods.data.fisher import log_probabilities
+from experiment.methods.data.fisher import log_probabilities, samples_at_once
 from experiment.methods.masks.weight_ranking import WeightMethod, WeightScores, rank_weights
 from experiment.methods.settings import NoSettings
 from experiment.methods.starting_state import Start
 
-SAMPLES = 16  # in one pass
 GIVE_TARGETS = "Pass them: compress(..., data=(inputs, targets)), or a loader of such pairs."
 
 
@@ -56,7 +55,8 @@ def sensitivities(start: Start, calibration: Calibration | None) -> dict[str, Te
         weight.register_post_accumulate_grad_hook(partial(_add, sums[name]))  # type: ignore[no-untyped-call]
     predictions = 0
     with evaluating(start.network), torch.enable_grad():
-        for batch, labels in zip(split(inputs, SAMPLES), torch.split(targets, SAMPLES), strict=True):
+        at_once = samples_at_once(partial(call_network, call), [*fixed.values(), *weights.values()], inputs)
+        for batch, labels in zip(split(inputs, at_once), torch.split(targets, at_once), strict=True):
             losses = _losses(call, batch, labels)
             predictions += len(losses)
             if losses.requires_grad:
@@ -67,7 +67,7 @@ def sensitivities(start: Start, calibration: Calibration | None) -> dict[str, Te
 def _add(total: Tensor, weight: Tensor) -> None:
     """Add w dL/dw to a sum, and forget the gradient."""
     if weight.grad is not None:
-        total += weight.grad.to(total) * weight.detach()
+        total += weight.grad.to(total).mul_(weight.detach())
         weight.grad = None
 
 

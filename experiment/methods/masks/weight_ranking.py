@@ -26,6 +26,8 @@ from experiment.methods.masks.selection import (
 )
 from experiment.methods.starting_state import Start, parameter_name, start_of
 
+LARGE = 2**20  # elements, from which on a histogram is kept: it takes an eighth of their memory
+
 
 @dataclass(frozen=True)
 class WeightRanking:
@@ -63,8 +65,23 @@ class WeightRanking:
             kept = longest_prefix(parts, each, limit, self._dtype, leading)
         else:
             numbers = same_shares([self.start.alive_numbers[name] for name in costs], each, limit)
-            kept = [_largest(part, number) for part, number in zip(parts, numbers, strict=True)]
+            kept = [self._largest(name, number) for name, number in zip(costs, numbers, strict=True)]
         return dict(zip(costs, kept, strict=True))
+
+    def _largest(self, name: str, number: int) -> Tensor:
+        """Which scores of a parameter are the `number` largest."""
+        part = self.parts[name]
+        dtype = common_dtype([part])
+        if (leading := self._own.get(name)) is None:
+            leading = histograms([part], [1], dtype)
+            if part.shape.numel() >= LARGE:
+                self._own[name] = leading
+        return longest_prefix([part], [1], number, dtype, leading)[0]
+
+    @cached_property
+    def _own(self) -> dict[str, Histograms]:
+        """By parameter, once for all budgets."""
+        return {}
 
     @cached_property
     def _dtype(self) -> torch.dtype:
@@ -187,12 +204,6 @@ def unpruned_cost(start: Start, budget: Budget, parameters: Collection[str] | No
     costs = weight_costs(start, budget)
     pruned = start.weights if parameters is None else parameters
     return start.cost(budget.quantity) - sum(start.alive_numbers[name] * costs[name] for name in pruned)
-
-
-def _largest(part: Part, number: int) -> Tensor:
-    """Which of a part's scores are the `number` largest."""
-    dtype = common_dtype([part])
-    return longest_prefix([part], [1], number, dtype, histograms([part], [1], dtype))[0]
 
 
 def _checked(start: Start, scores: WeightScores, only: Collection[str] | None = None) -> dict[str, Part]:

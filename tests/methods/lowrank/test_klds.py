@@ -289,6 +289,6 @@ def test_a_regression_is_refused() -> None:
 def test_outputs_that_are_not_finite_once_decomposed_are_told(
     state_of: StateOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(klds.LayerDirections, "product", lambda self, factors: torch.tensor(torch.nan))
+    monkeypatch.setattr(klds.LayerDirections, "product", lambda self, factors: torch.full_like(self._weight, torch.nan))
     with pytest.raises(CompressionError, match="layer '0': when it is decomposed.*use a method"):
         compressor(state_of("cnn"))

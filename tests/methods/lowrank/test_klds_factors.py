@@ -7,14 +7,15 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from experiment.layers.factored_layers import fold
 from experiment.layers.plan import Factors
-from experiment.methods.data.fisher import DAMPING, LayerMoments
+from experiment.methods.data import responses
+from experiment.methods.data.fisher import DAMPING, LayerMoments, gather
 from experiment.methods.lowrank import klds_factors as module
 from experiment.methods.lowrank.klds_factors import LayerDirections
-from experiment.random_streams import generator
+from experiment.random_streams import generator, seeded
 
 CONV, LINEAR = (6, 4, 3, 3), (10, 6)
 CASES = [
@@ -124,6 +125,27 @@ def test_both_ways_find_the_same(folding: int, rank: int | None) -> None:
     for basis in (vectors, left):  # orthonormal, where the data have fewer directions too
         eye = torch.eye(basis.shape[2]).double().expand(2, -1, -1)
         torch.testing.assert_close(basis.mT @ basis, eye, rtol=0, atol=1e-6)
+
+
+def test_tall_weights_are_decomposed_in_their_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hardly any damping, which is relative to G's mean eigenvalue, all features give the same factors."""
+    monkeypatch.setattr(module, "DAMPING", 1e-9)
+    with seeded("test_directions", "tall"):
+        network = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 40)).double()
+    x, found = randn(100, 6, name="x"), []
+    for many in (10**6, 10):
+        monkeypatch.setattr(responses, "MANY_FEATURES", many)
+        moments = gather(network, {"0": [(1, 0), (3, 0)]}, x, generator("labels"))["0"]
+        found.append(LayerDirections(network[0].weight, moments, {(1, 0): 4}))
+        found[-1].forget()
+    whole, spanned = found
+    assert moments.gradient.shape == (1, 6, 6)
+    other = randn(20, 6, name="other")
+    for slicing, tails in whole.tails.items():
+        np.testing.assert_allclose(spanned.tails[slicing], tails, rtol=1e-3, atol=1e-6 * whole.total)
+        factors = Factors(2, *slicing)
+        torch.testing.assert_close(spanned.product(factors), whole.product(factors), rtol=1e-3, atol=1e-4)
+        assert torch.equal(spanned.factors(factors, other)[0], spanned.factors(factors)[0])
 
 
 def test_dead_layers_are_decomposed_all_the_same() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from experiment import compress
 from experiment.errors import CompressionError
 from experiment.layers.build import build, expand
 from experiment.layers.plan import Plan, State
@@ -17,7 +18,7 @@ from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Calibration, Compressed, Compressor, make_method
 from experiment.methods.data import responses
-from experiment.methods.data.responses import gather
+from experiment.methods.data.responses import gather, span_of
 from experiment.methods.lowrank.pca import next_scores
 from experiment.random_streams import generator, seeded
 
@@ -110,6 +111,28 @@ def test_mean_far_from_zero_costs_no_digits() -> None:
         layer.bias.fill_(1e6)
     found = gather(nn.Sequential(layer), ["0"], x)["0"]
     np.testing.assert_allclose(found.covariance, np.cov(x.T, bias=True), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_many_features_are_described_in_the_span_of_the_weight(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same ranks, errors and network as from the covariance of all features."""
+    with seeded("test_pca", "span"):
+        network = nn.Sequential(
+            nn.Linear(12, 40, bias=bias), nn.Tanh(), nn.Linear(40, 24), nn.Tanh(), nn.Linear(24, 60)
+        )
+        x = torch.randn(200, 12) @ torch.randn(12, 12)
+    made = []
+    for many in (10**6, 30):
+        monkeypatch.setattr(responses, "MANY_FEATURES", many)
+        made.append(compress(network, "PCA", keep=0.6, example=x[:1], data=x, progress=False))
+    whole, spanned = made
+    assert span_of(network[0].weight) is not None
+    assert span_of(network[2].weight) is None
+    assert {"0", "4"} <= whole.plan.factors.keys()
+    assert whole.plan.to_data() == spanned.plan.to_data()
+    for name in ("relative_error", "relative_error_exact"):
+        np.testing.assert_allclose(spanned.layers[name], whole.layers[name], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(spanned.network(x), whole.network(x), rtol=1e-4, atol=1e-5)
 
 
 def layers() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:

@@ -13,7 +13,9 @@ from experiment.layers.masks import named_masks
 from experiment.layers.plan import Kept, State
 from experiment.measure import count
 from experiment.methods.base import Calibration, Compressor
-from experiment.methods.masks.snip import SAMPLES, sensitivities, snip
+from experiment.methods.data import fisher
+from experiment.methods.data.fisher import SAMPLES
+from experiment.methods.masks.snip import sensitivities, snip
 from experiment.methods.settings import NoSettings
 from experiment.methods.starting_state import start_of
 from experiment.random_streams import generator
@@ -52,6 +54,19 @@ def test_scores_are_the_mean_of_signed_products(state: State) -> None:
         torch.testing.assert_close(score, expected[name].float(), rtol=1e-3, atol=1e-6)
 
 
+def test_passes_that_keep_little_give_the_same_scores(
+    state_of: Callable[[str], State], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = state_of("residual")
+    whole, sizes = sensitivities(start_of(state), data(state)), list[int]()
+    monkeypatch.setattr(fisher, "ACTIVATIONS", 2**18)
+    state.network.register_forward_hook(lambda module, inputs, _: sizes.append(len(inputs[0])))
+    parts = sensitivities(start_of(state), data(state))
+    assert 1 <= max(sizes) < SAMPLES
+    for name, score in whole.items():
+        torch.testing.assert_close(parts[name], score, rtol=1e-3, atol=1e-6)
+
+
 def test_signs_cancel_before_the_absolute_value() -> None:
     """Two samples that pull one weight in opposite directions: score 0; on its own the second pulls."""
     network = nn.Linear(1, 2, bias=False)
@@ -86,7 +101,7 @@ def test_one_pass_for_all_layers_in_eval_mode(state_of: Callable[[str], State]) 
     seen.clear()
     before = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
     sensitivities(start, data(state))
-    assert seen == [(SAMPLES, False), (SAMPLES, False), (5, False)]
+    assert seen == [(1, False), (SAMPLES, False), (SAMPLES, False), (5, False)]  # the first to see what it keeps
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.network.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in state.network.parameters())
 
