@@ -79,7 +79,7 @@ def _below_goal(row: Row) -> bool:
 
 
 def verdict(row: Row) -> Row:
-    """The row with its verdict: `wrong` where a check fails that holds for the dense network, with the first as reason."""
+    """The row with its verdict: `wrong` where a check fails that the dense network passes; the first is the reason."""
     failed = [name for name in CHECKS if row.get(name) not in (None, "", "yes", "nor dense")]
     if row["verdict"] != "ok" or not failed:
         return row
