@@ -131,6 +131,9 @@ def test_calibration_data_in_every_form() -> None:
     forms: list[tuple[Any, Any, bool]] = [
         ({"ids": ids}, {"ids": ids}, False),
         ({"ids": ids, "labels": y}, {"ids": ids}, True),
+        ((ids, ids + 1), ids, True),
+        ([ids, ids], torch.cat([ids, ids]), False),
+        ((image, image), torch.cat([image, image]), False),
         (((ids, image), y), (ids, image), True),
         ([((ids[:3], image[:3]), y[:3]), ((ids[3:], image[3:]), y[3:])], (ids, image), True),
         ([{"ids": ids[:1], "labels": y[:1]}, {"ids": ids[1:], "labels": y[1:]}], {"ids": ids}, True),

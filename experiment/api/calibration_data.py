@@ -29,6 +29,8 @@ def calibration_of(data: Iterable[Any] | Inputs | None) -> Calibration | None:
         return None
     if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         batches_of_one_kind = data[0].dim() > 1 and data[0].shape[1:] == data[1].shape[1:]
+        if isinstance(data, tuple) and not data[1].is_floating_point():  # of tokens, say, and the next ones
+            batches_of_one_kind = False
         return _checked(torch.cat(list(data))) if batches_of_one_kind else _checked(data[0], data[1])
     if _is_batch(data) and not (isinstance(data, list) and _is_batch(data[0])):
         return _checked(*_parts(data))

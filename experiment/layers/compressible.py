@@ -188,10 +188,7 @@ def leaders(network: nn.Module, names: Iterable[str]) -> dict[str, str]:
 
 
 def _tied(
-    name: str,
-    found: Mapping[str, LayerInfo],
-    modules: Mapping[str, nn.Module],
-    held: Mapping[nn.Parameter, list[str]],
+    name: str, found: Mapping[str, LayerInfo], modules: Mapping[str, nn.Module], held: Mapping[nn.Parameter, list[str]]
 ) -> tuple[LayerInfo, ...] | None:
     """The other holders of an embedding's weight; None unless it is the first one in use, and all can follow it."""
     weight = dict(modules[name].named_parameters()).get("weight")

@@ -7,8 +7,6 @@ Shape suffixes: G = slices of input channels (all groups of all blocks), O = blo
 (output features), H = F / O, C = input channels, I = C / G, R = rows of a folded slice, N = its columns, J = rank.
 """
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 from collections.abc import Sequence

@@ -4,8 +4,6 @@
 A config has one number for all layers and knows no factors, so that it cannot describe every compressed network.
 """
 
-from __future__ import annotations
-
 import copy
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """Finds residual blocks that can be removed: y = x + f(x), optionally followed by a ReLU, with an identity shortcut."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Collection
 from dataclasses import replace

@@ -3,8 +3,6 @@
 The graph of a forward pass shows the sums. To a branch belong all modules whose parameters have no effect without it.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

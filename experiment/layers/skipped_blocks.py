@@ -4,8 +4,6 @@ One in which attention fills a cache of keys keeps doing so, with zeros of one c
 layer's keys tells a network that generates how many tokens there were.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

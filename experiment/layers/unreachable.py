@@ -1,7 +1,5 @@
 """Finds the parts of a network that a method cannot compress, with the reasons."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The parameters that a method can compress, derived from its analysis, and the report about the others."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 

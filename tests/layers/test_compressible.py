@@ -1,7 +1,5 @@
 """Which layers are found, on which grids."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

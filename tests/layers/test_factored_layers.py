@@ -1,7 +1,5 @@
 """Folding, factors and their costs, against index arithmetic in numpy and torch's own convolution."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

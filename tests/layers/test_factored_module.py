@@ -1,7 +1,5 @@
 """What a forward pass reads of a layer beside calling it, before and after compression."""
 
-from __future__ import annotations
-
 import copy
 import io
 from pathlib import Path

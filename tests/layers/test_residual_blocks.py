@@ -1,7 +1,5 @@
 """Residual blocks found by trying out, and plans that skip them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 

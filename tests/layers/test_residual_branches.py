@@ -1,7 +1,5 @@
 """Branches found in sums, and networks that compute without them as with zero parameters in them."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Experts of mixtures as linear layers: the same outputs and gradients, for tokens that reach some of them or all."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

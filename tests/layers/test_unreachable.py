@@ -1,7 +1,5 @@
 """The reasons why parts of a network cannot be compressed: one for every kind of part."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest

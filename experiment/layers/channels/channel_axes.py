@@ -1,7 +1,5 @@
 """Where modules and bare parameters hold channels: which dimension of which tensor is an output or an input channel."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Checks which groups of channels can be removed: the sliced network must compute what the masked one computes."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext

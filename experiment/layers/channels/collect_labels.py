@@ -4,8 +4,6 @@ Every tensor element has a label: channel + 1, zero if unknown, or negative if i
 as the network's input.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ Both use a copy with random weights, so that the result depends on the structure
 and in training mode, and with several inputs if these take different paths through the network.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence

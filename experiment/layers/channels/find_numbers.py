@@ -5,8 +5,6 @@ or that of all heads), the likeliest choice is tried on one group of its kind, t
 computes what the masked one does.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,15 +13,7 @@ from torch import nn
 from experiment.layers.channels.channel_axes import is_sliceable
 from experiment.layers.channels.check_slicing import Run, cut, fault
 from experiment.layers.channels.group_data import ChannelGroup, Member
-from experiment.layers.channels.module_numbers import (
-    CONFIG,
-    HEADS,
-    INNER,
-    NEURONS,
-    Number,
-    config_numbers,
-    own_numbers,
-)
+from experiment.layers.channels.module_numbers import CONFIG, HEADS, INNER, NEURONS, Number, config_numbers, own_numbers
 
 TRIALS = 12  # for one kind of group
 

@@ -1,7 +1,5 @@
 """Folds what removed channels emitted, on average or without their filters, into the layers that read them."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

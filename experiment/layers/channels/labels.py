@@ -1,7 +1,5 @@
 """A union-find over channels: which places of which modules belong to the same channel."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Normalisation over the channels that are left: LayerNorm, RMSNorm and the like in a masked network."""
 
-from __future__ import annotations
-
 import copy
 from collections import OrderedDict
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Forward passes use them to reshape, so they must follow the channels that are le
 it may count; whether it does is tried (`find_numbers`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ Elementwise operations merge the channels that they combine. The cost is that of
 followed through operations that mix them; these are recorded, and removal of such channels is tested afterwards.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from experiment.inputs import Inputs, tensors
 from experiment.layers.channels.channel_axes import CHANNEL_MAKERS, is_sliceable
 from experiment.layers.channels.check_slicing import Run, results
-from experiment.layers.channels.collect_labels import (
-    Follower,
-    channels_in,
-    compact,
-    distinct,
-    storage_key,
-)
+from experiment.layers.channels.collect_labels import Follower, channels_in, compact, distinct, storage_key
 from experiment.layers.forward_pass import Call, observing
 
 GIVES_OUTPUT = "they compute the network's output"

@@ -5,8 +5,6 @@ Both are hooks of the layer itself, so that it keeps its name and its class, and
 channels alone.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

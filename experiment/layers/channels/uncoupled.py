@@ -5,8 +5,6 @@ those of its summands, and is there as long as one of them is. Values that are a
 index, lie in tensors of equal width, so these have a channel there as long as any of them does: a stream.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np

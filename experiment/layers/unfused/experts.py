@@ -7,8 +7,6 @@ Shape suffixes: E = experts, T = tokens, K = experts of a token, S = T * K, H = 
 Source: Jiang et al. 2024, Mixtral of Experts, https://arxiv.org/abs/2401.04088
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

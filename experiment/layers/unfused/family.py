@@ -1,7 +1,5 @@
 """What a family of fused modules is: how one is recognised, and how it becomes plain layers."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

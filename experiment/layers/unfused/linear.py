@@ -3,8 +3,6 @@
 `Conv1D`, of GPT and GPT-2, holds its weight as (inputs, outputs).
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from experiment.layers.unfused.family import Family, Tensors, class_in, computes_as, split_parameters

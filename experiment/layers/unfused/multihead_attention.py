@@ -3,8 +3,6 @@
 Source: Vaswani et al. 2017, Attention Is All You Need, https://arxiv.org/abs/1706.03762
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, pad, scaled_dot_product_attention

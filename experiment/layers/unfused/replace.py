@@ -4,8 +4,6 @@ Left as they are, since their matrices belong to layers that are called: timm's 
 torchvision's MaxViT, the attention of Hugging Face's transformers. A low-rank or masked `qkv` is one matrix there.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 

@@ -5,8 +5,6 @@ outputs at padded positions to zero. Without it, these have the values that they
 timm's attention with biases of its own (EVA, BEiT, Swin V2) can call `qkv` and add the bias afterwards.
 """
 
-from __future__ import annotations
-
 from torch import nn
 
 from experiment.layers.unfused.family import Family

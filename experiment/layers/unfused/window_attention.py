@@ -6,8 +6,6 @@ Source: Liu et al. 2021, Swin Transformer, https://arxiv.org/abs/2103.14030; Liu
 https://arxiv.org/abs/2111.09883; Liu et al. 2021, Video Swin Transformer, https://arxiv.org/abs/2106.13230
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -6,8 +6,6 @@ that are multiplied by it keep their sum on average.
 Rows are independent. Suffixes: R = rows, C = columns (items of a row). All in float64.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

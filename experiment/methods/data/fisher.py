@@ -11,8 +11,6 @@ Suffixes: O = blocks, F = filters (output features), H = F / O, G = slices, I = 
 of the encoder, D = of the decoder, N = I * K, R = H * D, P = places, S = the smaller one of R and N.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -8,8 +8,6 @@ each is unbiased. This also holds if N is the time of the first item that is not
 Source: Duffield, Lund and Thorup 2007, Priority sampling for estimation of arbitrary subset sums
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

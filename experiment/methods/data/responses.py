@@ -3,8 +3,6 @@
 Shape suffixes: F = filters (output features), P = positions of all samples in a batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """ALDS: the number of groups, the folding and the rank of every layer, chosen for all layers together."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

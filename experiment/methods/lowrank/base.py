@@ -1,7 +1,5 @@
 """Common parts of the low-rank methods: layers with options and spectra, plans of chosen options, and weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 

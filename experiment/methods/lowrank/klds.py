@@ -3,8 +3,6 @@
 Shape suffixes as in `experiment.methods.data.fisher`; J = rank.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

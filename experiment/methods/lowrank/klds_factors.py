@@ -3,8 +3,6 @@
 Shape suffixes as in `experiment.methods.data.fisher`; J = rank.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

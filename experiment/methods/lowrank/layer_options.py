@@ -1,7 +1,5 @@
 """The options of a layer: pairs of factors for every number of groups, folding and rank, or the layer itself."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Shape suffixes: N = columns of the folded weight (the points), F = filters (the 
 subspaces, J = dimensions of each, O = groups of the layer itself, each with points and subspaces of its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial

@@ -4,8 +4,6 @@ Shape suffixes: O = groups of the layer itself, F = filters (output features), H
 weight, J = rank.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

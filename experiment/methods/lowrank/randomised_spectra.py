@@ -7,8 +7,6 @@ Shape suffixes as in `experiment.layers.factored_layers`: G = groups, R = rows, 
 S = min(R, N), K = known singular values.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

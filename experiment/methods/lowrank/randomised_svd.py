@@ -8,8 +8,6 @@ Shape suffixes: G = a batch of matrices, R = rows, N = columns, L = sketch (colu
 Source: Halko, Martinsson and Tropp 2011, https://arxiv.org/abs/0909.4061
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -6,8 +6,6 @@ of the columns of all L_g S_g beyond rank J: the residual is never formed, and n
 Shape suffixes as in `experiment.methods.lowrank.spectra`; D = the columns beyond rank J.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """RSVD: the ranks of SVD, with factors from randomised SVD, so that no layer is ever decomposed as a whole."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial

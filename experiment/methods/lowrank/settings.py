@@ -1,7 +1,5 @@
 """Settings of the low-rank methods, without torch. ALDS+, Messi5 and others are presets of them in the registry."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

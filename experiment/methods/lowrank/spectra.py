@@ -9,8 +9,6 @@ Shape suffixes as in `experiment.layers.factored_layers`: G = groups, R = rows, 
 S = min(R, N).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from functools import reduce

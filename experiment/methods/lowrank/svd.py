@@ -4,8 +4,6 @@ A weight W, folded and, with more than one group, sliced, becomes U_J S_J V_J^T,
 (Eckart-Young). The methods differ in the quantity that is the same in all layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial

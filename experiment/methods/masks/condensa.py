@@ -1,7 +1,5 @@
 """Condensa's schemes that mask: single weights of the whole network, or blocks of linear layers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial

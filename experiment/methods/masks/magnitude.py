@@ -1,7 +1,5 @@
 """Weights by magnitude, or at random: in the whole network, or the same share of every layer."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -5,8 +5,6 @@ in which of its bins the last score lies that the budget pays for. All above are
 their next 16 bits until few are left, and these are sorted. Equal scores go in the order of the network.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -11,8 +11,6 @@ Source: Baykal et al. 2019, https://arxiv.org/abs/1910.05422, who use a general 
 Shape suffixes: R = rows, W = weights of all rows, T = points of a table.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

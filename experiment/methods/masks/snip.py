@@ -1,7 +1,5 @@
 """SNIP: the weights whose removal would change the loss most, to first order, on the calibration data."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

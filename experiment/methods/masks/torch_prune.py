@@ -1,7 +1,5 @@
 """Masks from any class of torch.nn.utils.prune or a subclass of your own: the same share of every layer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any

@@ -3,8 +3,6 @@
 Suffixes: R = rows (filters), C = columns (weights of a filter).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 

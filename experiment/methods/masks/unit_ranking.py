@@ -3,8 +3,6 @@
 Shape suffixes: N = rows, M = columns of a linear layer's weight; A, B = rows and columns of a block; U = units.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol

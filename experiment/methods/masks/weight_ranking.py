@@ -1,7 +1,5 @@
 """Rankings of all live weights of a network by any score, and the masks that a budget leaves of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Networks of many families: which channels are found, sliced = masked, and sizes as counted."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """The channel graph as plain data: groups worked out by hand, and sliced = masked on every network."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from collections.abc import Callable

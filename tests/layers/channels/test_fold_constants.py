@@ -1,7 +1,5 @@
 """Folding what removed channels would still emit: against the network in which only their filters are zero."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

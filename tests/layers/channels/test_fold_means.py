@@ -1,7 +1,5 @@
 """Folding what removed channels emitted on average: exact for constants, nearer with padding, by hand."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

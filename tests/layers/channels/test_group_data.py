@@ -1,7 +1,5 @@
 """Groups of channels as plain data: indices against sets, sizes against counting the sliced network."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 

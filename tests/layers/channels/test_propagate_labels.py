@@ -1,7 +1,5 @@
 """Channels followed where eval mode or one input does not show them all; sliced = masked in every run."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import random

@@ -1,7 +1,5 @@
 """Cutting channels out of layers: against plain indexing, and the sliced network against its masked twin."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Layers of a sum that lose channels alone: groups worked out by hand, and the smaller network against a masked one."""
 
-from __future__ import annotations
-
 import copy
 import subprocess
 import sys

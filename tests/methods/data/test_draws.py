@@ -1,7 +1,5 @@
 """Draws with replacement: how many, which ones first, how often, against formulas, brute force and averages."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

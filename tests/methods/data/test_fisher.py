@@ -1,7 +1,5 @@
 """The Fisher factors: against explicit loops, against the encoders' answers, and against the divergence itself."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

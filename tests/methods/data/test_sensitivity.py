@@ -1,7 +1,5 @@
 """Relative sensitivities against explicit loops over filters, inputs, positions and samples."""
 
-from __future__ import annotations
-
 import math
 from itertools import product
 

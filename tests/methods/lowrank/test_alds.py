@@ -1,7 +1,5 @@
 """ALDS: the optimum against trying everything, and its criteria."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

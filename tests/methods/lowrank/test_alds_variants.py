@@ -1,7 +1,5 @@
 """The ablations of ALDS on networks so small that every allocation follows by hand."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

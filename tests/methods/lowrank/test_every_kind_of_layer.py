@@ -1,7 +1,5 @@
 """Every low-rank method on a small language model with layers of every kind, two of them tied, and padded inputs."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

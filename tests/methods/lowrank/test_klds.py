@@ -1,7 +1,5 @@
 """KLDS: planted ranks, measured divergences, what ALDS does at the same budget, and what it refuses."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Factors in the metric of outputs and inputs: full rank, tails, optimality, and both ways to compute them."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Messi: planted subspaces, errors against numpy, the encoder's zeros, its count, and that nothing depends on luck."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable

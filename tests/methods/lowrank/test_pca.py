@@ -1,7 +1,5 @@
 """PCA: moments, eigenvalues and biases against numpy on all responses at once, the threshold against brute force."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Randomised SVD against numpy's, its promised errors, and the spectra made with it against exact ones."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

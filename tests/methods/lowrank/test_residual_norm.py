@@ -1,7 +1,5 @@
 """The largest direction of what truncation leaves, against numpy's norms of residuals written out."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """RSVD: the ranks of SVD, its factors and errors against numpy's, and what its seed decides."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

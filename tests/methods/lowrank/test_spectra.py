@@ -1,7 +1,5 @@
 """Singular values, factors and errors of sliced weights, against numpy's SVD of the slices written out."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

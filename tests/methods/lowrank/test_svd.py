@@ -1,7 +1,5 @@
 """The SVD baselines: what their threshold means, and that no larger one would fit."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Prune and BlockPrune: exact counts against numpy, own densities, alignment, and what is refused."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

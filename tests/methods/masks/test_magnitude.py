@@ -1,7 +1,5 @@
 """Weight thresholding: exactly the budget, the largest magnitudes, stable ties, and what a cascade may not revive."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The selection by thresholds is that of one stable sort of all scores: ties, masked weights, both budgets."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import numpy as np

@@ -1,7 +1,5 @@
 """SiPP: the order by hand, the allocation against a search, and sampling that is right on average."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

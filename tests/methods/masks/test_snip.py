@@ -1,7 +1,5 @@
 """SNIP: the scores against one gradient at a time, in one pass, and what it must be given."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """Masks of torch.nn.utils.prune classes: torch's own as reference, the user's, structured ones, and wrong ones."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 

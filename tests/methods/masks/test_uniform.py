@@ -1,7 +1,5 @@
 """Sampled weights: probabilities, shares, factors, exact rows, nesting, unbiased outputs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Orders of weights from any scores: global, within layers, at random; and that only masks decide what is alive."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import numpy as np
