@@ -255,8 +255,8 @@ class LabelledPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Label the output of a layer."""
         self._inside -= 1
         x, y, name = call.input, call.output, call.name
-        if self._inside or not isinstance(y, Tensor) or not isinstance(x, Tensor):
-            return
+        if self._inside or not isinstance(y, Tensor) or not isinstance(x, Tensor) or not x.numel():
+            return  # an empty batch, such as that of a head without detections, tells nothing
         if isinstance(call.module, nn.BatchNorm1d | nn.BatchNorm2d):
             maker, shape = self._makers.get(storage_key(x), (None, None))
             direct = maker is not None and shape == x.shape

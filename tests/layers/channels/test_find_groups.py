@@ -401,3 +401,23 @@ def test_grouped_linear_layers_stay_and_the_others_can_go() -> None:
     network[1] = GroupedLinear(64, 30, 2)
     groups = {group.name: group.exempt for group in channel_groups(network, x)}
     assert groups == {"3": None, "5": GIVES_OUTPUT}
+
+
+class _Detector(nn.Module):
+    """A head for what is found, which may be nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.scores = nn.Linear(6, 8), nn.Linear(8, 4), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.body(x).relu()
+        scores = self.scores(features)
+        return scores, self.head(features[scores[:, 0] > 1e6])
+
+
+def test_a_head_that_gets_an_empty_batch_keeps_what_it_may_read() -> None:
+    torch.manual_seed(0)
+    groups = channel_groups(_Detector(), torch.randn(3, 6))
+    reasons = {group.name: group.exempt for group in groups}
+    assert reasons["body"] == "'head' may read them, and no forward pass on the given inputs calls it"
