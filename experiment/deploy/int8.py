@@ -101,9 +101,7 @@ def _require_torchao() -> None:
 def _check_calibration(plain: nn.Module, inputs: Inputs) -> None:
     """Raises: CompressionError: the inputs are not finite, or the network fails on them."""
     if not all(torch.isfinite(tensor).all() for tensor in tensors(inputs)):
-        raise CompressionError(
-            "calibration: inputs must be finite. Got infinity: are they scaled as in training?"
-        )
+        raise CompressionError("calibration: inputs must be finite. Got infinity: are they scaled as in training?")
     forward_of("calibration", plain, first(inputs, 2))
 
 
