@@ -17,8 +17,9 @@ from experiment.datasets.image_data import Images
 from experiment.errors import CompressionError, ConfigError, Damaged, StoreError
 from experiment.files import RUN_AGAIN
 from experiment.inputs import Inputs, scored
+from experiment.layers.copied_network import copied
 from experiment.layers.forward_pass import forward_of
-from experiment.layers.prepare_network import copied, require_module
+from experiment.layers.prepare_network import require_module
 from experiment.methods.base import keep_ratio
 from experiment.methods.configure import find_method
 from experiment.registry import is_import_path, suggestion

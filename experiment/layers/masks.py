@@ -4,7 +4,6 @@
 decay included, and the mask is part of deepcopy and state_dict.
 """
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from experiment.errors import CompressionError
+from experiment.layers.copied_network import copied
 from experiment.layers.quantized_weights import Quantized, attach, make_plain, named_dtypes
 
 
@@ -110,7 +110,7 @@ def write_parameter(module: nn.Module, name: str, value: Tensor) -> None:
 
 def bake_masks(network: nn.Module) -> nn.Module:
     """A copy of plain torch layers with masks and rounding applied to the weights. Not for training."""
-    baked = copy.deepcopy(network)
+    baked = copied(network)
     for module in list(baked.modules()):
         for parameter_name in _links_of(module):
             make_plain(module, parameter_name)

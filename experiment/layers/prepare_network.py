@@ -23,6 +23,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDict
 from torch.nn.utils.weight_norm import WeightNorm
 
 from experiment.errors import CompressionError, kind_of
+from experiment.layers.copied_network import computed_tensors, copied
 from experiment.layers.forward_pass import evaluating
 from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import named_masks
@@ -124,11 +125,6 @@ def without_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name.replace("._orig_mod.", "."): value for name, value in state.items()}
 
 
-def copied(network: nn.Module) -> nn.Module:
-    """A deep copy, also of networks whose hooks have left computed tensors, which deepcopy refuses."""
-    return copy.deepcopy(network, _computed_tensors(network))
-
-
 def check_kind(network: nn.Module) -> None:
     """Check that the layers have weights, in this process.
 
@@ -167,12 +163,6 @@ def check_kind(network: nn.Module) -> None:
 def computed_weights(network: nn.Module) -> list[str]:
     """The names of parameters that masks, parametrizations or torch's older hooks compute at every use."""
     return [f"{name}.{parameter}" if name else parameter for name, _, parameter, _ in _computed(network)]
-
-
-def _computed_tensors(network: nn.Module) -> dict[int, Any]:
-    """A memo for deepcopy."""
-    values = (value for module in network.modules() for value in vars(module).values())
-    return {id(v): v.detach().clone() for v in values if isinstance(v, Tensor) and not v.is_leaf}
 
 
 def _inside(module: nn.Module) -> nn.Module | None:
@@ -240,7 +230,7 @@ def _make_parameter(module: nn.Module, name: str, how: object) -> None:
 
 
 def _without_wrapped_parts(network: nn.Module) -> nn.Module:
-    memo = _computed_tensors(network)
+    memo = computed_tensors(network)
     for module in reversed(list(network.modules())):  # inner modules first
         inner = _inside(module)
         if inner is not None:

@@ -69,6 +69,21 @@ def train(network: nn.Module, optimizer: Optimizer, steps: int = 5) -> None:
         optimizer.step()
 
 
+class _Caching(nn.Linear):
+    """Keeps what it has computed, as torchvision's RAFT does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = [super().forward(x)]
+        return self.seen[0]
+
+
+def test_networks_that_keep_what_they_computed_are_baked() -> None:
+    network = nn.Sequential(_Caching(4, 3))
+    add_masks(network, {"0.weight": torch.arange(12).view(3, 4) % 2 > 0})
+    y = network(torch.ones(2, 4))
+    torch.testing.assert_close(bake_masks(network)(torch.ones(2, 4)), y)
+
+
 def test_masked_places_are_zero_and_others_untouched() -> None:
     plain = dict(make_network().named_parameters())
     network, masks = masked_network()
