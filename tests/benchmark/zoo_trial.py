@@ -173,6 +173,8 @@ def _same_in_onnx(network: nn.Module, inputs: Any, expected: list[Tensor], folde
     file = folder / "network.onnx"
     args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
     args = args if isinstance(args, tuple) else (args,)
+    if kwargs and getattr(getattr(network, "config", None), "use_cache", False):
+        kwargs = {**kwargs, "use_cache": False}  # torch exports no cache
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(bake_masks(network), args, file, kwargs=kwargs, dynamo=True, verbose=False)
