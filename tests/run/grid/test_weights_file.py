@@ -195,3 +195,13 @@ def test_a_file_that_changes_after_the_plan_is_noticed(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2).double().state_dict(), tmp_path / "mine.pt")
     with pytest.raises(StoreError, match="has changed since the experiment was planned"):
         load_given(nn.Linear(2, 2), found)
+
+
+def test_an_original_on_meta_must_not_leave_tensors_without_values(tmp_path: Path) -> None:
+    """Buffers that no state_dict holds, such as positions, come from the original."""
+    net = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3))
+    net.register_buffer("positions", torch.arange(3), persistent=False)
+    result = compress(net, "WT", keep=0.5, example=torch.ones(1, 2))
+    save_network(result, tmp_path / "small.pt")
+    with pytest.raises(StoreError, match="does not hold 'positions', which has no values on the device meta"):
+        load_network(tmp_path / "small.pt", network=net.to("meta"))
