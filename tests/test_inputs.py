@@ -148,9 +148,7 @@ def test_calibration_data_in_every_form() -> None:
 
 def test_calibration_data_without_a_token_or_a_sample_are_refused() -> None:
     ids = torch.ones(2, 3, dtype=torch.int64)
-    with pytest.raises(
-        CompressionError, match="data: expected tokens that count. Got 0 everywhere"
-    ):
+    with pytest.raises(CompressionError, match="data: expected tokens that count. Got 0 everywhere"):
         calibration_of({"input_ids": ids, "attention_mask": ids * 0})
     with pytest.raises(CompressionError, match="data: expected at least one sample"):
         calibration_of(torch.ones(0, 3))
