@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from experiment.datasets.image_data import Batch, count_batches
 from experiment.datasets.python_samples import PairData
 from experiment.errors import CompressionError, ConfigError, DataError
 from experiment.inputs import Inputs, first, scored, tensors
+from experiment.layers.copied_network import copied
 from experiment.layers.forward_pass import forward_of
 from experiment.layers.prepare_network import prepared, with_parameters
 from experiment.lc.optimizer import LCOptimizer, digest
@@ -115,7 +115,7 @@ class LC:
         valid_data = PairData("valid", valid, torch.device(device))
         example = valid_data.first(1)[0]
         plain = with_parameters(network) if not isinstance(scheme, str) else prepared(network)
-        network = copy.deepcopy(plain.network).to(device).eval()  # a pair of functions knows the modules as they are
+        network = copied(plain.network).to(device).eval()  # a pair of functions knows the modules as they are
         samples = {part.name: part.some(COMPARED) for part in (train_data, valid_data)}
         _check_targets(samples, network, training)
         project, about = _projection(

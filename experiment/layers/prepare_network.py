@@ -92,7 +92,7 @@ def plain_copy(network: nn.Module) -> nn.Module:
     Raises: CompressionError: as `prepared`.
     """
     made = with_parameters(network).network
-    return copy.deepcopy(made) if made is unwrapped(network) else made
+    return copied(made) if made is unwrapped(network) else made
 
 
 def unwrapped(network: nn.Module) -> nn.Module:

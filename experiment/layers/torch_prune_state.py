@@ -1,12 +1,12 @@
 """Converts state_dicts of torch.nn.utils.prune (`weight_orig`, `weight_mask`) to and from masked networks."""
 
-import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
+from experiment.layers.copied_network import copied
 from experiment.layers.masks import add_masks, bake_masks, named_masks
 from experiment.tensor_file import load_tensors
 
@@ -34,7 +34,7 @@ def load_pruned_state(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Mod
             plain[owner] = tensor.masked_fill(masks[owner] == 0, 0)
         elif not (name.endswith(MASK) and name.removesuffix(MASK) in masks):
             plain[name] = tensor
-    loaded = copy.deepcopy(network)
+    loaded = copied(network)
     try:
         load_tensors(loaded, plain)
     except RuntimeError as error:

@@ -15,7 +15,6 @@ Source: Carreira-Perpinan 2017, https://arxiv.org/abs/1707.01209; Joseph et al. 
 https://arxiv.org/abs/1911.02497
 """
 
-import copy
 import hashlib
 import math
 import time
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from experiment.datasets.image_data import Images
 from experiment.errors import TrainingDiverged
 from experiment.inputs import Inputs
+from experiment.layers.copied_network import copied
 from experiment.lc.learning_step import MinibatchTraining
 from experiment.lc.projection import Projected, Projection, condensed_weights, weights_of
 from experiment.lc.schedule import LCSettings
@@ -74,7 +74,7 @@ class LCOptimizer:
         replaces: bool = True,
     ) -> None:
         self._device = next(network.parameters()).device
-        self._network = copy.deepcopy(network).eval()
+        self._network = copied(network).eval()
         self._teacher = None if training.distillation is None else network
         self._project, self._train, self._valid = project, train, valid
         self._settings, self._training, self._stream = settings, training, stream
@@ -126,7 +126,7 @@ class LCOptimizer:
         if self._state.best_weights is None:
             raise TrainingDiverged("the validation loss of every compressed network is NaN. Try a smaller muInit.")
         if self._best is None:  # from before an interruption
-            network = copy.deepcopy(self._network)
+            network = copied(self._network)
             load_tensors(network, self._state.best_weights)
             self._best = self._project(network.eval())
         return self._best
@@ -180,7 +180,7 @@ class LCOptimizer:
     @torch.no_grad()
     def _target(self) -> nn.Module:
         """The network that the C-step compresses: w - lambda / mu in its constrained weights."""
-        network = copy.deepcopy(self._network)
+        network = copied(self._network)
         for name, multiplier in self._state.multipliers.items():
             network.get_submodule(name).get_parameter("weight").sub_(multiplier, alpha=1 / self._state.mu)
         return network

@@ -1,6 +1,5 @@
 """The compression of the L-C optimizer: from a network to its compressed form, and back to dense weights."""
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -11,6 +10,7 @@ from experiment.errors import CompressionError, kind_of
 from experiment.inputs import Inputs
 from experiment.layers.build import expand
 from experiment.layers.compressible import WEIGHT_LAYERS, trace_layers
+from experiment.layers.copied_network import copied
 from experiment.layers.plan import State
 from experiment.measure import Count
 from experiment.methods.base import Calibration, Compressed, Compressor, Method, Quantity
@@ -84,8 +84,8 @@ class FunctionProjection:
     def __call__(self, network: nn.Module) -> Projected:
         """Raises: CompressionError: a function does not return a module."""
         with torch.no_grad():
-            small = self.shrink(copy.deepcopy(network))
-            dense = self.restore(copy.deepcopy(small)) if isinstance(small, nn.Module) else None
+            small = self.shrink(copied(network))
+            dense = self.restore(copied(small)) if isinstance(small, nn.Module) else None
         for name, made in (("compress", small), ("decompress", dense)):
             if not isinstance(made, nn.Module):
                 raise CompressionError(f"{name} must return a torch.nn.Module. Got {kind_of(made)}.")

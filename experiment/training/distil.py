@@ -6,7 +6,6 @@ network and its teacher. T^2 keeps the gradients of both terms equally large at 
 Source: Hinton, Vinyals & Dean 2015, https://arxiv.org/abs/1503.02531
 """
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from experiment.inputs import Inputs, call_network, scored
+from experiment.layers.copied_network import copied
 from experiment.tensor_file import load_tensors
 from experiment.training.distributed import Team
 from experiment.training.evaluation import forward_precision
@@ -32,7 +32,7 @@ def make_teacher(network: nn.Module, settings: TrainSettings, device: torch.devi
         team: the processes that train together, each of which makes a teacher of the same structure; they use the
             weights of the first process.
     """
-    teacher = copy.deepcopy(network).to(device).eval().requires_grad_(False)
+    teacher = copied(network).to(device).eval().requires_grad_(False)
     if settings.channels_last:
         teacher.to(memory_format=torch.channels_last)
     if team.size > 1:

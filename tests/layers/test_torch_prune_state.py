@@ -7,6 +7,7 @@ from torch.nn.utils import prune
 
 from experiment.errors import CompressionError
 from experiment.layers.masks import named_masks
+from experiment.layers.prepare_network import plain_copy
 from experiment.layers.quantized_weights import add_quantized
 from experiment.layers.torch_prune_state import load_pruned_state, pruned_state
 from experiment.measure import count
@@ -93,3 +94,18 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Tensor | None], match: 
     state: dict[str, Tensor | None] = dict(pruned().state_dict()) | changes
     with pytest.raises(CompressionError, match=f"(?s){match}"):
         load_pruned_state(lenet(), {name: tensor for name, tensor in state.items() if tensor is not None})
+
+
+class _Caching(nn.Linear):
+    """Keeps what it has computed, as torchvision's RAFT does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = [super().forward(x)]
+        return self.seen[0]
+
+
+def test_networks_that_keep_what_they_computed_are_copied() -> None:
+    network, x = nn.Sequential(_Caching(4, 3)), torch.ones(2, 4)
+    y = network(x)
+    torch.testing.assert_close(load_pruned_state(network, pruned_state(network))(x), y)
+    torch.testing.assert_close(plain_copy(network)(x), y)

@@ -1,6 +1,5 @@
 """The network of a cell: compressed and retrained, or made by the L-C optimizer."""
 
-import copy
 import time
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from torch import nn
 from experiment.config.modes import retraining, rewinding
 from experiment.errors import StoreError
 from experiment.files import make_folder
+from experiment.layers.copied_network import copied
 from experiment.layers.masks import same_support
 from experiment.layers.plan import Plan, State
 from experiment.methods.base import Compressed
@@ -54,7 +54,7 @@ def _compress_and_retrain(cell: Cell, compression: ChainCompression, folder: Pat
     if epochs and rewinding(p.experiments) != "none":
         network = compressor.instantiate(compressed.plan, _other_weights(cell, compression))
     elif epochs:
-        direct = copy.deepcopy(network)
+        direct = copied(network)
     compressed_at = time.perf_counter()
     ranks = rank_log(p, folder)
     if ranks is not None:
@@ -120,7 +120,7 @@ def _retrained_earlier(
     folder = compression.context.store.tested_otherwise(cell)
     if folder is None:
         return None
-    retrained = copy.deepcopy(network)
+    retrained = copied(network)
     try:
         load_packed(retrained, read_weights(folder / "network.pt")[1], folder / "network.pt")
         records = read_history(folder / "history.csv")

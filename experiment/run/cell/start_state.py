@@ -1,6 +1,5 @@
 """The state from which a cell starts: the network that it compresses, and the weights that it retrains."""
 
-import copy
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from experiment.errors import OtherVersion, StoreError
 from experiment.files import set_aside
 from experiment.inputs import device_of, form_of
 from experiment.layers.build import expand
+from experiment.layers.copied_network import copied
 from experiment.layers.masks import named_masks
 from experiment.layers.plan import Plan, State
 from experiment.layers.prepare_network import prepared
@@ -52,7 +52,7 @@ def rewound_state(reference: Reference, spec: ReferenceSpec) -> State:
 
     Raises: StartLost: those weights are missing, or damaged and were set aside.
     """
-    network = copy.deepcopy(reference.network)
+    network = copied(reference.network)
     assert spec.rewind_epoch is not None
     path = rewind_file(reference.folder, spec.rewind_epoch)
     try:
