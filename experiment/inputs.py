@@ -215,6 +215,25 @@ def described(inputs: Inputs) -> str:
     return _described(inputs)
 
 
+def in_words(value: object) -> str:
+    """A value in a few words: its type, shape or length, never its repr."""
+    if isinstance(value, Tensor) or (hasattr(value, "shape") and hasattr(value, "dtype")):
+        kind = "tensor" if isinstance(value, Tensor) else "array"
+        shape = " x ".join(map(str, value.shape))
+        if not shape:
+            return f"a {value.dtype} {kind} of value {float(torch.as_tensor(value)):g}"
+        return f"a {value.dtype} {kind} of shape {shape}"
+    if isinstance(value, Mapping):
+        return f"a mapping with the keys {', '.join(map(str, list(value)[:5]))[:100]}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, str):
+        return f"the text {value[:40]!r}"
+    if isinstance(value, int | float):
+        return f"the {type(value).__name__} {value:g}"
+    return "None" if value is None else kind_of(value)
+
+
 def output_tensors(output: object) -> list[Tensor]:
     """The tensors in what a network returns: one tensor, or nested mappings, lists, tuples and dataclasses."""
     if isinstance(output, Tensor):

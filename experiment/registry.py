@@ -52,6 +52,7 @@ class NetworkEntry:
 class DatasetEntry:
     """A dataset: `target` is a loader (see `experiment.datasets`).
 
+    `task` says what its targets mean, see `experiment.tasks`.
     `num_classes`, `input_shape` (channels, height, width) and `num_train` (images of the training part, before the
     validation part is taken from it) are None if the user's files set them. `files` is a function that lists what a
     part is read from (see `experiment.datasets.file_stamp`), empty if the content cannot change.
@@ -64,6 +65,20 @@ class DatasetEntry:
     version: int = 1
     num_train: int | None = None
     files: str = ""
+    task: str = "classification"
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A task: `target` is the `Task` (see `experiment.tasks.task`), `loss` the name of its default loss.
+
+    `version` enters the keys of results; raise it when a metric changes.
+    """
+
+    name: str
+    target: str
+    loss: str
+    version: int = 1
 
 
 @dataclass(frozen=True)

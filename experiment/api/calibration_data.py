@@ -7,9 +7,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from experiment.datasets.check_samples import LABELS, described, without_labels
+from experiment.datasets.check_samples import LABELS, without_labels
 from experiment.errors import CompressionError
-from experiment.inputs import ATTENTION_MASK, Inputs, as_inputs, attended, batch_size, join, same_form, tensors
+from experiment.inputs import (
+    ATTENTION_MASK,
+    Inputs,
+    as_inputs,
+    attended,
+    batch_size,
+    in_words,
+    join,
+    same_form,
+    tensors,
+)
 from experiment.methods.base import Calibration
 
 _DATA = (
@@ -35,7 +45,7 @@ def calibration_of(data: Iterable[Any] | Inputs | None) -> Calibration | None:
     if _is_batch(data) and not (isinstance(data, list) and _is_batch(data[0])):
         return _checked(*_parts(data))
     if not isinstance(data, Iterable) or isinstance(data, Dataset | Mapping) or hasattr(data, "__array__"):
-        raise CompressionError(f"data: expected {_DATA}. Got {described(data)}.")
+        raise CompressionError(f"data: expected {_DATA}. Got {in_words(data)}.")
     return _joined(list(data))
 
 
@@ -70,14 +80,14 @@ def _joined(batches: list[Any]) -> Calibration:
     for i, batch in enumerate(batches):
         alone = isinstance(batch, tuple | list) and len(batch) == 1 and _is_inputs(batch[0])
         if not (alone or _is_batch(batch)):
-            came = described(batch)
+            came = in_words(batch)
             if isinstance(batch, tuple | list):
-                came = f"({', '.join(described(part) for part in batch[:4])})"
+                came = f"({', '.join(in_words(part) for part in batch[:4])})"
             raise CompressionError(f"data: expected {_DATA}. Batch {i} of the loader is {came}.")
     pairs = [_parts(batch) for batch in batches]
     for i, pair in enumerate(pairs):
         if not same_form(pair, pairs[0]) or not all(tensor.dim() for tensor in tensors(pair)):
-            texts = [" and ".join(described(part) for part in p if part is not None) for p in (pair, pairs[0])]
+            texts = [" and ".join(in_words(part) for part in p if part is not None) for p in (pair, pairs[0])]
             raise CompressionError(
                 f"data: expected inputs of one shape and one target per sample. Batch {i} is {texts[0]}, the first "
                 f"one {texts[1]}. Resize or pad them."
@@ -88,7 +98,7 @@ def _joined(batches: list[Any]) -> Calibration:
 def _checked(inputs: Any, targets: Tensor | None = None) -> Calibration:
     """Raises: CompressionError: there are no samples, targets do not belong to the inputs, or inputs are raw pixels."""
     if not tensors(inputs) or not batch_size(inputs):
-        raise CompressionError(f"data: expected at least one sample. Got {described(inputs)}.")
+        raise CompressionError(f"data: expected at least one sample. Got {in_words(inputs)}.")
     inputs = as_inputs(inputs, "data")
     mask = attended(inputs)
     if mask is not None and not mask.any():
@@ -101,6 +111,6 @@ def _checked(inputs: Any, targets: Tensor | None = None) -> Calibration:
             )
     if targets is not None and (not targets.dim() or len(targets) != batch_size(inputs)):
         raise CompressionError(
-            f"data: expected one target per sample, for {batch_size(inputs)} inputs. Got {described(targets)}."
+            f"data: expected one target per sample, for {batch_size(inputs)} inputs. Got {in_words(targets)}."
         )
     return Calibration(inputs, targets)

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiment.errors import DataError, kind_of
+from experiment.errors import DataError
+from experiment.inputs import in_words
 
 SUPPORTED = (
     "Supported is classification: (input, class number) per sample, a tensor or PIL image and a whole number. "
@@ -24,12 +25,12 @@ def check_map_style(items: object) -> None:
     """
     if not hasattr(items, "__getitem__") or not hasattr(items, "__len__") or isinstance(items, Mapping):
         raise DataError(
-            f"expected a map-style dataset, with __len__ and __getitem__. Got {described(items)}. {SUPPORTED}."
+            f"expected a map-style dataset, with __len__ and __getitem__. Got {in_words(items)}. {SUPPORTED}."
         )
     try:
         length = len(items)
     except TypeError:
-        raise DataError(f"expected a dataset with a length. Got {described(items)}. {SUPPORTED}.") from None
+        raise DataError(f"expected a dataset with a length. Got {in_words(items)}. {SUPPORTED}.") from None
     if length == 0:
         raise DataError("expected at least one sample. Got none.")
 
@@ -43,19 +44,19 @@ def as_pair(where: str, sample: object) -> tuple[object, int]:
         sample = without_labels(sample)
     if not isinstance(sample, tuple | list) or len(sample) != 2:
         hint = " Rename 'label' to 'labels'." if isinstance(sample, Mapping) and "label" in sample else ""
-        raise DataError(f"{where}: expected (input, class number). Got {described(sample)}.{hint} {SUPPORTED}.")
+        raise DataError(f"{where}: expected (input, class number). Got {in_words(sample)}.{hint} {SUPPORTED}.")
     x, label = sample
     if isinstance(x, Mapping | tuple | list):
         x = _tree(where, x)
     elif not isinstance(x, Tensor | Image.Image):
-        raise DataError(f"{where}: expected a tensor or a PIL image as input. Got {described(x)}. {SUPPORTED}.")
+        raise DataError(f"{where}: expected a tensor or a PIL image as input. Got {in_words(x)}. {SUPPORTED}.")
     value: object = label
     if isinstance(value, Tensor) or hasattr(value, "__array__"):
         array = torch.as_tensor(value)
         value = array.item() if array.numel() == 1 and not array.is_complex() else None
     whole = isinstance(value, Integral) or (isinstance(value, Real) and float(value).is_integer())
     if not whole:
-        raise DataError(f"{where}: expected one class number as target. Got {described(label)}. {SUPPORTED}.")
+        raise DataError(f"{where}: expected one class number as target. Got {in_words(label)}. {SUPPORTED}.")
     return x, int(value)  # type: ignore[call-overload]
 
 
@@ -75,24 +76,5 @@ def _tree(where: str, x: object) -> object:
         return tuple(_tree(where, value) for value in x)
     if not isinstance(x, Tensor):
         advice = "Remove it, or make it a tensor, for example by dataset.with_format('torch')"
-        raise DataError(f"{where}: expected tensors in the input. Got {described(x)}. {advice}. {SUPPORTED}.")
+        raise DataError(f"{where}: expected tensors in the input. Got {in_words(x)}. {advice}. {SUPPORTED}.")
     return x
-
-
-def described(value: object) -> str:
-    """A value in a few words: its type, shape or length, never its repr."""
-    if isinstance(value, Tensor) or (hasattr(value, "shape") and hasattr(value, "dtype")):
-        kind = "tensor" if isinstance(value, Tensor) else "array"
-        shape = " x ".join(map(str, value.shape))
-        if not shape:
-            return f"a {value.dtype} {kind} of value {float(torch.as_tensor(value)):g}"
-        return f"a {value.dtype} {kind} of shape {shape}"
-    if isinstance(value, Mapping):
-        return f"a mapping with the keys {', '.join(map(str, list(value)[:5]))[:100]}"
-    if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {len(value)}"
-    if isinstance(value, str):
-        return f"the text {value[:40]!r}"
-    if isinstance(value, int | float):
-        return f"the {type(value).__name__} {value:g}"
-    return "None" if value is None else kind_of(value)

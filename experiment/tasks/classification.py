@@ -1,0 +1,65 @@
+"""Image classification: one of K classes per input."""
+
+from numbers import Integral, Real
+
+import torch
+from torch import Tensor
+
+from experiment.errors import DataError
+from experiment.inputs import in_words
+from experiment.tasks.task import Metric, Task
+
+
+def top(k: int) -> Metric:
+    """The share of samples whose class is among the first `k` of the scores (N, K); 1 with at most `k` classes.
+
+    Scores that are NaN count as wrong answers.
+    """
+
+    def hits(outputs: Tensor, y: Tensor) -> Tensor:
+        answered = ~outputs.isnan().any(dim=1)
+        best = outputs.topk(min(k, outputs.shape[1]), dim=1).indices if k > 1 else outputs.argmax(dim=1, keepdim=True)
+        right = (best == y.unsqueeze(1)).any(dim=1) & answered
+        return torch.stack([right.sum().double(), right.new_full((), right.numel(), dtype=torch.float64)])
+
+    return Metric(f"top{k}", f"top-{k}", hits, ratio)
+
+
+def ratio(sums: Tensor) -> float:
+    """The first sum divided by the second."""
+    return float(sums[0] / sums[1])
+
+
+def class_number(where: str, target: object) -> Tensor:
+    """A class number, of any type of integer, as int64.
+
+    Raises: DataError: it is something else.
+    """
+    value: object = target
+    if isinstance(value, Tensor) or hasattr(value, "__array__"):
+        array = torch.as_tensor(value)
+        value = array.item() if array.numel() == 1 and not array.is_complex() else None
+    if not (isinstance(value, Integral) or (isinstance(value, Real) and float(value).is_integer())):
+        raise DataError(f"{where}: expected one class number as target. Got {in_words(target)}.")
+    return torch.tensor(int(value))  # type: ignore[call-overload]
+
+
+def check_classes(where: str, output_size: int, labels: Tensor) -> None:
+    """Check that class numbers lie in 0 to output_size - 1.
+
+    Raises: DataError: they do not.
+    """
+    if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= output_size):
+        raise DataError(
+            f"{where}: class numbers from {int(labels.min())} to {int(labels.max())}; expected 0 to {output_size - 1} "
+            f"with network.outputSize {output_size}. Number the classes from 0, or set outputSize."
+        )
+
+
+TASK = Task(
+    "classification",
+    metrics=(top(1), top(5)),
+    losses=("CrossEntropyLoss", "MultiMarginLoss", "NLLLoss"),
+    target=class_number,
+    check=check_classes,
+)

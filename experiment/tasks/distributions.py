@@ -1,0 +1,51 @@
+"""The distributions of targets that outputs describe, each with its predictions and its divergence.
+
+Outputs are (N, K, ...): scores of K classes, logits of K labels, or means of K values.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div, log_softmax, logsigmoid
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A family of distributions.
+
+    Attributes:
+        name: in messages.
+        divergence: (reference, outputs), both (N, K, ...) -> KL(reference || outputs) per prediction (N, ...).
+        predictions: outputs (N, K, ...) -> discrete predictions; None if there are none, as in a regression.
+    """
+
+    name: str
+    divergence: Callable[[Tensor, Tensor], Tensor]
+    predictions: Callable[[Tensor], Tensor] | None = None
+
+
+def _of_classes(reference: Tensor, outputs: Tensor) -> Tensor:
+    p, q = log_softmax(reference, dim=1), log_softmax(outputs, dim=1)
+    return kl_div(q, p, reduction="none", log_target=True).sum(dim=1)
+
+
+def _of_labels(reference: Tensor, outputs: Tensor) -> Tensor:
+    yes = reference.sigmoid() * (logsigmoid(reference) - logsigmoid(outputs))
+    no = (-reference).sigmoid() * (logsigmoid(-reference) - logsigmoid(-outputs))
+    return (yes + no).sum(dim=1)
+
+
+def _of_means(reference: Tensor, outputs: Tensor) -> Tensor:
+    return (reference - outputs).square().sum(dim=1) / 2
+
+
+CATEGORICAL = Distribution("classes", _of_classes, lambda outputs: outputs.argmax(dim=1))
+"""One of K classes: outputs are its scores, softmax(outputs) their probabilities."""
+
+BERNOULLI = Distribution("labels", _of_labels, lambda outputs: (outputs > 0).to(torch.int64))
+"""K independent labels: sigmoid(outputs) are their probabilities."""
+
+GAUSSIAN = Distribution("numbers", _of_means)
+"""K numbers with variance 1: outputs are their means."""
