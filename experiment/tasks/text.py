@@ -68,7 +68,7 @@ def spearman(rows: Tensor) -> float:
     """Spearman's rank correlation of two columns (n, 2); equal values share their mean rank."""
     ranks = []
     for column in rows.unbind(1):
-        _, places, counts = column.unique(return_inverse=True, return_counts=True)
+        _, places, counts = torch.unique(column, return_inverse=True, return_counts=True)
         ranks.append((counts.cumsum(0) - (counts - 1) / 2)[places])
     return pearson(torch.stack(ranks, dim=1).double()) if bool(rows.isfinite().all()) else math.nan
 
