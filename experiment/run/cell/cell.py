@@ -70,7 +70,8 @@ def _test_and_store(
 ) -> dict[str, Any]:
     p, context, reference = compression.parameters, compression.context, compression.reference
     network = made.compressed.network
-    measured = measure_network(network, p, context.data)
+    agreement = compression.agreement()
+    measured = measure_network(network, p, context.data, [agreement])
     require_finite(measured)
     direct = measured if made.direct is network else measure_network(made.direct, p, context.data)
     with context.store.writing(cell) as folder:
@@ -84,7 +85,7 @@ def _test_and_store(
             made.ranks.write(folder)
         if search is not None:
             write_rows(folder / TABLE, search.table())
-        result = {**costs_of(made.compressed, size), **measured, **made.facts, "status": "done"}
+        result = {**costs_of(made.compressed, size), **measured, **agreement.figures(), **made.facts, "status": "done"}
         result |= about_metrics(p, direct) | {"hardware": instructions(context.machine.device)}
         write_result(folder, result)
     return result

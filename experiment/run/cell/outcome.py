@@ -25,7 +25,7 @@ from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.run.grid.task_name import task_name
 from experiment.tasks import find_task
 from experiment.tasks.task import Task
-from experiment.training.evaluation import Metrics, evaluate
+from experiment.training.evaluation import Metrics, Observer, evaluate
 from experiment.training.loop import EpochRecord
 
 if TYPE_CHECKING:
@@ -53,9 +53,11 @@ class CellNetwork:
     facts: dict[str, Any]
 
 
-def measure_network(network: nn.Module, p: Parameters, data: Data) -> dict[str, float]:
+def measure_network(
+    network: nn.Module, p: Parameters, data: Data, observers: Sequence[Observer] = ()
+) -> dict[str, float]:
     """The loss and all metrics on the test data, in float32 regardless of the precision of training."""
-    return _evaluate(network, data.test(p), p, data).columns
+    return _evaluate(network, data.test(p), p, data, observers).columns
 
 
 def valid_figure(network: nn.Module, p: Parameters, data: Data) -> float:
@@ -63,10 +65,12 @@ def valid_figure(network: nn.Module, p: Parameters, data: Data) -> float:
     return _evaluate(network, data.splits(p, p.training).valid, p, data).values[task_of(p).primary.name]
 
 
-def _evaluate(network: nn.Module, images: Images, p: Parameters, data: Data) -> Metrics:
+def _evaluate(
+    network: nn.Module, images: Images, p: Parameters, data: Data, observers: Sequence[Observer] = ()
+) -> Metrics:
     return evaluate(
         network, images, task=task_of(p), loss=p.training.loss, loss_kwargs=p.training.loss_kwargs,
-        device=data.device, precision="fp32", batch_size=p.training.test_batch_size,
+        device=data.device, precision="fp32", batch_size=p.training.test_batch_size, observers=observers,
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ _BEFORE_METRICS = (
 )  # fmt: skip
 _AFTER_METRICS = (
     "parameters_reference", "flops_reference", "epochs", "seconds_compress", "seconds_retrain", "status", "error",
-    "cell", "hardware", "primary", "better", "unit",
+    "cell", "hardware", "primary", "better", "unit", "flips", "kl", "worst_class_drop",
 )  # fmt: skip
 SHARED_COLUMNS = (*_BEFORE_METRICS, *_AFTER_METRICS)  # of all tasks
 CLASSIFICATION = ("top1", "top5")  # the metrics of a cell that does not name them, and of a table without results
