@@ -16,7 +16,9 @@ from experiment.inputs import Inputs, first
 from experiment.measure import example_input
 from experiment.registry import is_import_path
 from experiment.run.grid.data_facts import MOST_CLASSES, DataFacts
+from experiment.run.grid.task_name import task_name
 from experiment.run.machine import reading_processes
+from experiment.tasks import find_task
 
 MAX_KEPT = 4  # training and retraining may differ in their transforms; a sweep over more does not return to them
 
@@ -63,6 +65,7 @@ class Data:
             self._splits[key] = make_splits(
                 dataset.name, train, test, transforms,
                 seed=p.seed, output_size=p.network.output_size, device=self.device, workers=self._readers,
+                task=find_task(task_name(p)),
             )  # fmt: skip
         return self._splits[key]
 
@@ -78,6 +81,7 @@ class Data:
             self._tests[key] = make_test(
                 dataset.name, self.source(p, dataset, False), transforms,
                 output_size=p.network.output_size, device=self.device, workers=self._readers,
+                task=find_task(task_name(p)),
             )  # fmt: skip
         return self._tests[key]
 
@@ -120,7 +124,7 @@ class Data:
 
 
 def _key(dataset: NamedSettings, transforms: Transforms, p: Parameters) -> str:
-    what = [dataset.name, dataset.settings, repr(transforms), p.seed, p.network.output_size]
+    what = [dataset.name, dataset.settings, repr(transforms), p.seed, p.network.output_size, task_name(p)]
     return json.dumps(what, sort_keys=True, default=str)
 
 
