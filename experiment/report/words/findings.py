@@ -78,7 +78,8 @@ def potential(source: Source, styles: LabelStyles) -> Section:
         f"Share removed in percent (and how many times smaller) at the largest reduction whose {losses} "
         "is at most that of the column."
     )
-    first = " Accuracy and size are averaged over networks and repetitions first." if several else ""
+    figure = "Accuracy" if losses == "loss of top-1 accuracy" else "The metric"
+    first = f" {figure} and size are averaged over networks and repetitions first." if several else ""
     quantities = ["parameters", "flops", *(["bytes"] if quantized(frame) else [])]
     tables = list(_potential_tables(frame, quantities, "mean", styles))
     blocks: list[Block] = [Text(text + first), *tables]
