@@ -27,6 +27,33 @@ class NamedSettings(Block):
         return {"name": value} if isinstance(value, str) else value
 
 
+class DatasetRef(NamedSettings):
+    """A dataset, whose images may be corrupted before any transform. The name alone is the short form."""
+
+    corruption: Name | None = None
+    """Corruption of Hendrycks and Dietterich (gaussian_noise, fog, ...) of every image. Default: none."""
+    severity: Annotated[Whole, Field(ge=1, le=5)] | None = None
+    """Severity of the corruption, 1 to 5. Default: all five, one after the other."""
+
+    @field_validator("severity")
+    @classmethod
+    def _with_corruption(cls, severity: int | None, info: ValidationInfo) -> int | None:
+        if severity is not None and info.data.get("corruption") is None:
+            refuse(severity, [((), "has no effect without corruption. Remove it, or name a corruption.")])
+        return severity
+
+    @property
+    def shown(self) -> str:
+        """Its name in results: `Digits`, `Digits+fog-3`, or `Digits+fog` for all severities."""
+        severity = "" if self.severity is None else f"-{self.severity}"
+        return self.name if self.corruption is None else f"{self.name}+{self.corruption}{severity}"
+
+    @property
+    def copies(self) -> int:
+        """How often every image occurs: once, or once per severity."""
+        return 5 if self.corruption is not None and self.severity is None else 1
+
+
 class MethodRef(NamedSettings):
     """A compression method: its label, torchprune's class name, or `package.module:entry`. The name alone is enough."""
 
@@ -41,8 +68,9 @@ class Network(Block):
 
     name: Name
     """A registered network, or `package.module:factory` for your own."""
-    dataset: NamedSettings
-    """A registered dataset, or `package.module:factory`. With settings: {name: ImageFolder, settings: {root: ...}}."""
+    dataset: DatasetRef
+    """A registered dataset, or `package.module:factory`. With settings: {name: ImageFolder, settings: {root: ...}};
+    corrupted: {name: Digits, corruption: fog, severity: 3}."""
     output_size: Annotated[Whole, Field(ge=1)]
     """Number of outputs (classes)."""
     settings: dict[str, Any] = {}
@@ -99,7 +127,7 @@ class Experiments(Block):
     """Search the smallest network of every method within a loss of validation accuracy, instead of using `spacing`."""
     retrain_iterations: Annotated[Whole, Field(ge=-1)] = -1
     """Number of keep ratios that are retrained and tested; the others are only compressed on the way. Below 1: all."""
-    dataset_test: NamedSettings | None = None
+    dataset_test: DatasetRef | None = None
     """Dataset to test on. Default: the test part of network.dataset."""
     plotting: Plotting | None = None
     """Range of the x axis in plots. Default: all results."""
@@ -298,7 +326,7 @@ class Parameters(Block):
 
 _INCLUDE = {"type": "string", "description": "YAML file to include; the keys given here override those in it."}
 _INCLUDABLE = ("Network", "Training", "Retraining", "Experiments", "Coresets", "Directories")
-_SHORT = ("NamedSettings", "MethodRef")
+_SHORT = ("DatasetRef", "MethodRef")
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 
 

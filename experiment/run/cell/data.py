@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from experiment.config import NamedSettings, Parameters, Training
+from experiment.config import DatasetRef, Parameters, Training
 from experiment.datasets.check_data import check_data
+from experiment.datasets.corruptions.apply import corrupted
 from experiment.datasets.image_data import Images, Splits, Transforms
 from experiment.datasets.loading import load_source, make_splits, make_test
 from experiment.datasets.raw_images import Source
@@ -91,7 +92,7 @@ class Data:
         sources = self.source(p, dataset, True), self.source(p, dataset_test, False)
         place = sources[0].place or self.folder / dataset.name
         return DataFacts(
-            dataset=dataset.name if dataset_test == dataset else f"{dataset.name}, tested on {dataset_test.name}",
+            dataset=dataset.shown if dataset_test == dataset else f"{dataset.shown}, tested on {dataset_test.shown}",
             root=str(place) if place.is_dir() else str(self.folder) if is_import_path(dataset.name) else "",
             training=len(splits.train),
             validation=len(splits.valid),
@@ -106,21 +107,23 @@ class Data:
         datasets = p.network.dataset, p.experiments.dataset_test or p.network.dataset
         return "\n".join(_key(dataset, transforms_of(training), p) for dataset in datasets)
 
-    def source(self, p: Parameters, dataset: NamedSettings, train: bool) -> Source:
+    def source(self, p: Parameters, dataset: DatasetRef, train: bool) -> Source:
         """One part of a dataset before any transform."""
         size = p.network.output_size
-        key = json.dumps([dataset.name, dataset.settings, train, size], sort_keys=True, default=str)
+        key = json.dumps([dataset.model_dump(), train, size], sort_keys=True, default=str)
         if key in self._sources:
             return self._sources[key]
         source = load_source(dataset.name, dataset.settings, self.folder, train, size)
+        if dataset.corruption is not None:
+            source = corrupted(source, dataset.corruption, dataset.severity, "train" if train else "test")
         if self._keep_sources:
             _make_room(self._sources)
             self._sources[key] = source
         return source
 
 
-def _key(dataset: NamedSettings, transforms: Transforms, p: Parameters) -> str:
-    what = [dataset.name, dataset.settings, repr(transforms), p.seed, p.network.output_size]
+def _key(dataset: DatasetRef, transforms: Transforms, p: Parameters) -> str:
+    what = [dataset.model_dump(), repr(transforms), p.seed, p.network.output_size]
     return json.dumps(what, sort_keys=True, default=str)
 
 

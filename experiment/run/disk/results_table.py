@@ -92,7 +92,7 @@ def _rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Ite
         test = p.experiments.dataset_test or p.network.dataset
         row = {column: result.get(column) for column in COLUMNS}
         row |= {
-            "dataset": p.network.dataset.name, "dataset_test": test.name, "network": p.network.name,
+            "dataset": p.network.dataset.shown, "dataset_test": test.shown, "network": p.network.name,
             "variant": cell.variant, "method": cell.method, "label": cell.label, "net": cell.net,
             "repetition": cell.repetition, "keep_target": cell.keep_target, "cell": cell.key,
             "top1_reference": reference.get("top1"), "parameters_reference": reference.get("parameters"),

@@ -10,7 +10,9 @@ from typing import Any
 
 from experiment.config import ParameterFile, Variant
 from experiment.config.value_tree import KeyPath, Place, Problem
-from experiment.datasets import DATASETS
+from experiment.datasets import DATASETS, find_dataset
+from experiment.datasets.corruptions import CORRUPTIONS
+from experiment.datasets.torchprune_names import known_names
 from experiment.datasets.transform_names import TRANSFORMS
 from experiment.errors import ConfigError
 from experiment.networks import NETWORKS
@@ -53,7 +55,10 @@ def name_faults(values: Mapping[str, Any], datasets: Path | None = None) -> Iter
         (("experiments", "datasetTest"), experiments.get("datasetTest")),
     ):
         name = value.get("name") if isinstance(value, Mapping) else value
-        yield from _unknown(key, name, "dataset", DATASETS)
+        if not isinstance(name, str) or find_dataset(name) is None:
+            yield from _unknown(key, name, "dataset", [*DATASETS, *known_names()])
+        if isinstance(value, Mapping):
+            yield from _unknown((*key, "corruption"), value.get("corruption"), "corruption", CORRUPTIONS)
     given, folder = network.get("weights"), datasets_folder(values, datasets)
     if isinstance(given, str) and find_given(given, folder) is None:
         yield Fault(("network", "weights"), missing_text(given, folder))
