@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +16,8 @@ from experiment.config import LearnCompress
 from experiment.config.error_messages import expectation
 from experiment.datasets.image_data import Batch, count_batches
 from experiment.datasets.python_samples import PairData
-from experiment.errors import CompressionError, ConfigError, DataError
-from experiment.inputs import Inputs, first, scored, tensors
+from experiment.errors import CompressionError, ConfigError
+from experiment.inputs import Inputs, first, tensors
 from experiment.layers.copied_network import copied
 from experiment.layers.forward_pass import forward_of
 from experiment.layers.prepare_network import prepared, with_parameters
@@ -28,7 +27,10 @@ from experiment.measure import count
 from experiment.methods.base import Calibration, Quantity, keep_ratio, make_method
 from experiment.methods.configure import configure
 from experiment.progress import bars, showing
+from experiment.run.cell.outcome import history_row
 from experiment.run.cell.training_settings import lc_settings
+from experiment.tasks import find_task
+from experiment.tasks.task import Task
 from experiment.training.check_settings import check_training
 from experiment.training.settings import Precision, TrainSettings
 
@@ -58,6 +60,7 @@ class LC:
         keep, budget, settings: as in `compress`.
         steps, iterations, iterations_first, mu_init, mu_multiplier, mu_cap, lr_decay, lr_milestones, lr_end: as in the
             block `lc` of parameter files.
+        task: what outputs and targets mean: a name, or `package.module:TASK`.
         batch_size, optimizer, optimizer_kwargs, loss, loss_kwargs, precision: training settings of the L-steps.
         device: cpu or cuda.
         seed: seed of all random numbers.
@@ -89,10 +92,11 @@ class LC:
         lr_decay: float | None = None,
         lr_milestones: Sequence[int] = (),
         lr_end: float | None = None,
+        task: str = "classification",
         batch_size: int = 64,
         optimizer: str = "SGD",
         optimizer_kwargs: Mapping[str, Any] | None = None,
-        loss: str = "CrossEntropyLoss",
+        loss: str | None = None,
         loss_kwargs: Mapping[str, Any] | None = None,
         precision: Precision = "fp32",
         device: torch.device | str = "cpu",
@@ -100,9 +104,11 @@ class LC:
         checkpoint: str | Path | None = None,
         progress: bool = True,
     ) -> None:
+        self._task = find_task(task)
         training = TrainSettings(
             num_epochs=1, batch_size=batch_size, optimizer=optimizer,
-            optimizer_kwargs=dict(optimizer_kwargs or {"lr": 0.01, "momentum": 0.9, "nesterov": True}), loss=loss,
+            optimizer_kwargs=dict(optimizer_kwargs or {"lr": 0.01, "momentum": 0.9, "nesterov": True}), task=task,
+            loss=loss or self._task.losses[0],
             loss_kwargs=dict(loss_kwargs or {}), precision=precision, channels_last=torch.device(device).type == "cpu",
         )  # fmt: skip
         _check_call(training, budget, device)
@@ -111,13 +117,13 @@ class LC:
             mu_multiplier=mu_multiplier, mu_cap=mu_cap, lr_decay=lr_decay, lr_milestones=list(lr_milestones),
             lr_end=lr_end,
         )  # fmt: skip
-        train_data = PairData("train", train, torch.device(device))
-        valid_data = PairData("valid", valid, torch.device(device))
+        train_data = PairData("train", train, torch.device(device), self._task)
+        valid_data = PairData("valid", valid, torch.device(device), self._task)
         example = valid_data.first(1)[0]
         plain = with_parameters(network) if not isinstance(scheme, str) else prepared(network)
         network = copied(plain.network).to(device).eval()  # a pair of functions knows the modules as they are
         samples = {part.name: part.some(COMPARED) for part in (train_data, valid_data)}
-        _check_targets(samples, network, training)
+        _check_targets(samples, network, self._task)
         project, about = _projection(
             network, scheme, keep, budget, dict(settings or {}), valid_data, example, seed, plain.unfused
         )  # fmt: skip
@@ -160,18 +166,23 @@ class LC:
 
     @property
     def top1(self) -> float:
-        """Validation accuracy of the network that `run` returned, a fraction in [0, 1]."""
+        """Validation accuracy of the network that `run` returned, a fraction in [0, 1]; for classification only."""
+        return self.metrics["top1"]
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The metrics of the task of the network that `run` returned, on the validation data."""
         records = [record for record in self._optimizer.records if math.isfinite(record.valid_loss)]
         if not records:
-            raise CompressionError("there is no accuracy yet. Call run() first.")
-        return min(records, key=lambda record: record.valid_loss).valid_top1
+            raise CompressionError("there are no metrics yet. Call run() first.")
+        return min(records, key=lambda record: record.valid_loss).valid
 
     @property
     def statistics(self) -> pd.DataFrame:
         """One row per step: mu, learning rate, iterations, losses, accuracies, and the distance of w from theta."""
         import pandas as pd
 
-        return pd.DataFrame([dataclasses.asdict(record) for record in self._optimizer.records])
+        return pd.DataFrame([history_row(record, self._task) for record in self._optimizer.records])
 
 
 def _projection(
@@ -236,13 +247,10 @@ def _named(x: Inputs) -> dict[str, Tensor]:
     return {"x": x} if isinstance(x, Tensor) else {f"x{i}": tensor for i, tensor in enumerate(tensors(x))}
 
 
-def _check_targets(samples: Mapping[str, Batch], network: nn.Module, training: TrainSettings) -> None:
+def _check_targets(samples: Mapping[str, Batch], network: nn.Module, task: Task) -> None:
     """Raises: CompressionError: the network fails on a sample. DataError: it has no such class."""
     for name, (x, y) in samples.items():
-        classes = scored(forward_of(name, network, first(x))).shape[-1]
-        unknown = y[(y < 0) | (y >= classes)]
-        if len(unknown) and "ignore_index" not in training.loss_kwargs:
-            raise DataError(f"{name}: expected class numbers from 0 to {classes - 1}. Got {int(unknown[0])}.")
+        task.check(name, task.outputs(forward_of(name, network, first(x))).shape[1], y)
 
 
 def _results_of(project: Projection, network: nn.Module) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from experiment.datasets.calibration import calibration
 from experiment.datasets.image_data import Images
 from experiment.errors import CompressionError, ConfigError, Damaged, StoreError
 from experiment.files import RUN_AGAIN
-from experiment.inputs import Inputs, scored
+from experiment.inputs import Inputs
 from experiment.layers.copied_network import copied
 from experiment.layers.forward_pass import forward_of
 from experiment.layers.prepare_network import require_module
@@ -24,9 +24,10 @@ from experiment.methods.base import keep_ratio
 from experiment.methods.configure import find_method
 from experiment.registry import is_import_path, suggestion
 from experiment.run.cell.data import Data, transforms_of
+from experiment.run.cell.outcome import task_of
 from experiment.run.disk.network_file import original_of, read_weights, rebuild
 from experiment.run.disk.parameters_file import owner_of, read_parameters, require_own
-from experiment.run.disk.results_table import COLUMNS, read_table
+from experiment.run.disk.results_table import SHARED_COLUMNS, read_table
 from experiment.run.disk.store import Store
 from experiment.training.evaluation import evaluate as evaluate_network
 
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DATASETS_FOLDER = Path("data/datasets")
+TEXT = (  # columns of results.csv
+    "variant", "error", "cell", "method", "label", "status", "network", "dataset", "dataset_test", "hardware",
+    "primary", "better", "unit",
+)  # fmt: skip
 MOST_NAMED = 5  # folders, in an error
 ROUNDING = 0.01  # a keep ratio may be given as plots and tables show it
 
@@ -52,19 +57,18 @@ def load_results(path_or_param: str | Path, results: str | Path | None = None) -
     Raises: StoreError: there are no results yet, they belong to another file, or the table is damaged.
     """
     path = _experiment_folder(path_or_param, results) / "results.csv"
-    text = ("variant", "error", "cell", "method", "label", "status", "network", "dataset", "dataset_test", "hardware")
     try:
         columns = [str(name) for name in read_table(path, nrows=0)]
-        empty: Mapping[str, list[str]] = {name: [""] for name in columns if name not in text}  # a label may be "nan"
-        frame = read_table(path, dtype=dict.fromkeys(text, "str"), keep_default_na=False, na_values=empty)
+        empty: Mapping[str, list[str]] = {name: [""] for name in columns if name not in TEXT}  # a label may be "nan"
+        frame = read_table(path, dtype=dict.fromkeys(TEXT, "str"), keep_default_na=False, na_values=empty)
     except FileNotFoundError as error:
         raise StoreError(
             f"{path}: no results yet. Run the experiment first: python -m experiment.main PARAM{_beside(path.parent)}"
         ) from error
-    missing = [name for name in COLUMNS if name not in columns]
+    missing = [name for name in SHARED_COLUMNS if name not in columns]
     if missing:
         raise Damaged(f"{path}: column {missing[0]} is missing. {RUN_AGAIN}")
-    words = [name for name in COLUMNS if name not in text and frame[name].dtype.kind not in "biuf" and len(frame)]
+    words = [name for name in columns if name not in TEXT and frame[name].dtype.kind not in "biuf" and len(frame)]
     if words:
         raise Damaged(f"{path}: column {words[0]} must hold numbers. {RUN_AGAIN}")
     return frame
@@ -170,7 +174,7 @@ def evaluate(
         data: the folder of datasets. Default: `directories.training_data` of the file, else data/datasets.
         variant: which element of a sweep, needed if they are tested on different data.
         device: where to compute.
-    Returns: `loss`, `top1` and `top5`, accuracies as fractions.
+    Returns: `loss` and every metric of the task, such as `top1` and `top5`, accuracies as fractions.
     Raises:
         DataError: the dataset is missing or damaged.
         ConfigError: there is no such variant, or several to choose from.
@@ -182,18 +186,18 @@ def evaluate(
     copy = copied(network).to(device)
     _require_fit(copy, images, p)
     metrics = evaluate_network(
-        copy, images, loss=p.training.loss, loss_kwargs=dict(p.training.loss_kwargs),
+        copy, images, task=task_of(p), loss=p.training.loss, loss_kwargs=dict(p.training.loss_kwargs),
         device=torch.device(device), precision="fp32",
     )  # fmt: skip
-    return {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5}
+    return metrics.columns
 
 
 def _require_fit(network: nn.Module, images: Images, p: Parameters) -> None:
     """Raises: CompressionError: the network fails on a test input, or has fewer outputs than there are classes."""
     dataset, wanted = (p.experiments.dataset_test or p.network.dataset).name, p.network.output_size
     advice = "Pass a network for these inputs."
-    output = scored(forward_of(f"dataset {dataset}", network, images.first(1)[0], advice))
-    if output.dim() != 2 or output.shape[1] < wanted:
+    output = task_of(p).outputs(forward_of(f"dataset {dataset}", network, images.first(1)[0], advice))
+    if output.dim() < 2 or output.shape[1] < wanted:
         raise CompressionError(
             f"dataset {dataset}: expected {wanted} outputs of the network for one input. Got shape "
             f"{tuple(output.shape)}."

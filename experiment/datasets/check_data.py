@@ -103,6 +103,8 @@ def _labels(items: Pixels | Items) -> Tensor | None:
 
 
 def _classes(part: str, labels: Tensor, num_inputs: int, num_classes: int, names: Sequence[str]) -> Iterator[str]:
+    if labels.dim() != 1 or labels.is_floating_point():  # no class numbers
+        return
     found = set(labels.tolist())
     inspected = "" if len(labels) == num_inputs else "inspected "
     if len(found) == 1 and len(labels) > 1:

@@ -1,10 +1,8 @@
-"""The samples of a user's dataset: an input and a class number each. Anything else is refused."""
+"""The samples of a user's dataset: an input and a target each. Anything else is refused."""
 
 from collections.abc import Mapping
-from numbers import Integral, Real
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -12,8 +10,8 @@ from experiment.errors import DataError
 from experiment.inputs import in_words
 
 SUPPORTED = (
-    "Supported is classification: (input, class number) per sample, a tensor or PIL image and a whole number. "
-    "The input may also be a tuple or dictionary of tensors, which may hold the class number as 'labels'"
+    "Supported is (input, target) per sample: a tensor or PIL image, and a class number or whatever the task needs. "
+    "The input may also be a tuple or dictionary of tensors, which may hold the target as 'labels'"
 )
 LABELS = "labels"  # the keyword of Hugging Face's datasets
 
@@ -35,8 +33,8 @@ def check_map_style(items: object) -> None:
         raise DataError("expected at least one sample. Got none.")
 
 
-def as_pair(where: str, sample: object) -> tuple[object, int]:
-    """The input and the class number of a sample; any type of integer is accepted.
+def as_pair(where: str, sample: object) -> tuple[object, Any]:
+    """The input and the target of a sample; the task checks the target.
 
     Raises: DataError: the sample has another form.
     """
@@ -44,20 +42,13 @@ def as_pair(where: str, sample: object) -> tuple[object, int]:
         sample = without_labels(sample)
     if not isinstance(sample, tuple | list) or len(sample) != 2:
         hint = " Rename 'label' to 'labels'." if isinstance(sample, Mapping) and "label" in sample else ""
-        raise DataError(f"{where}: expected (input, class number). Got {in_words(sample)}.{hint} {SUPPORTED}.")
-    x, label = sample
+        raise DataError(f"{where}: expected (input, target). Got {in_words(sample)}.{hint} {SUPPORTED}.")
+    x, target = sample
     if isinstance(x, Mapping | tuple | list):
         x = _tree(where, x)
     elif not isinstance(x, Tensor | Image.Image):
         raise DataError(f"{where}: expected a tensor or a PIL image as input. Got {in_words(x)}. {SUPPORTED}.")
-    value: object = label
-    if isinstance(value, Tensor) or hasattr(value, "__array__"):
-        array = torch.as_tensor(value)
-        value = array.item() if array.numel() == 1 and not array.is_complex() else None
-    whole = isinstance(value, Integral) or (isinstance(value, Real) and float(value).is_integer())
-    if not whole:
-        raise DataError(f"{where}: expected one class number as target. Got {in_words(label)}. {SUPPORTED}.")
-    return x, int(value)  # type: ignore[call-overload]
+    return x, target
 
 
 def without_labels(sample: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,14 +15,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from experiment.datasets.check_samples import as_pair
 from experiment.datasets.image_data import EVALUATION, Batch, Share, Stream, epoch_order
-from experiment.datasets.raw_images import Items, check_labels
+from experiment.datasets.raw_images import Items
 from experiment.datasets.transforms import Pipeline
 from experiment.errors import DataError, ExperimentError, raised_at
 from experiment.inputs import Inputs, arranged, form_of, moved, stack
 from experiment.random_streams import Part, generator, seeded
 from experiment.registry import InputForm
+from experiment.tasks.task import Task
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+Target = Callable[[str, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,22 @@ class WorkerImages:
     Args:
         name: of the data in error messages.
         readers: read the whole part of the dataset.
+        task, output_size: check the targets.
         indices: which of its items to use, in their fixed order; None for all.
     """
 
     def __init__(
-        self, name: str, readers: Readers, num_classes: int, *, indices: Tensor | None = None, device: torch.device
+        self,
+        name: str,
+        readers: Readers,
+        task: Task,
+        output_size: int,
+        *,
+        indices: Tensor | None = None,
+        device: torch.device,
     ) -> None:
-        self._name, self._readers, self._num_classes, self._device = name, readers, num_classes, device
+        self._name, self._readers, self._task, self._output_size = name, readers, task, output_size
+        self._device = device
         self._indices = torch.arange(len(readers.samples.items)) if indices is None else indices.cpu()
         self._input_shape = form_of(self.first(1)[0])
         self._gather(torch.tensor([0]), EVALUATION, training=True)  # a bad crop fails at once
@@ -85,7 +97,7 @@ class WorkerImages:
         if isinstance(batch, _Failure):
             raise DataError(f"{self._name}: {batch.message}")
         x, y = batch
-        check_labels(self._name, y, self._num_classes)
+        self._task.check(self._name, self._output_size, y)
         x, y = moved(x, self._device, non_blocking=True), y.to(self._device, non_blocking=True)
         return arranged(x, channels_last=channels_last), y
 
@@ -98,18 +110,19 @@ class _Place(NamedTuple):
     seed: tuple[Part, ...]
 
 
-class _Samples(Dataset[tuple[Inputs, int] | _Failure]):
+class _Samples(Dataset[tuple[Inputs, Tensor] | _Failure]):
     """Items, each transformed under its own seed."""
 
-    def __init__(self, items: Items, train: Pipeline, test: Pipeline) -> None:
-        self.items, self.train, self.test = items, train, test
+    def __init__(self, items: Items, train: Pipeline, test: Pipeline, target: Target) -> None:
+        self.items, self.train, self.test, self.target = items, train, test, target
 
-    def __getitem__(self, place: _Place) -> tuple[Inputs, int] | _Failure:
+    def __getitem__(self, place: _Place) -> tuple[Inputs, Tensor] | _Failure:
         pipeline = self.train if place.training else self.test
         try:
             with seeded(*place.seed):
-                image, label = as_pair(f"sample {place.item}", self.items[place.item])
-                return pipeline(image), label
+                where = f"sample {place.item}"
+                image, target = as_pair(where, self.items[place.item])
+                return pipeline(image), self.target(where, target)
         except ExperimentError as error:
             return _Failure(str(error))
         except Exception as error:  # decoders, transforms and the user's code may raise anything
@@ -124,12 +137,13 @@ class Readers:
         items: a whole part of a dataset.
         train, test: the transforms for training and for evaluation.
         workers: the number of processes; 0 to read in this one.
+        target: makes a tensor of the target of a sample.
     """
 
-    def __init__(self, items: Items, train: Pipeline, test: Pipeline, workers: int) -> None:
-        self.samples, self.workers = _Samples(items, train, test), workers
+    def __init__(self, items: Items, train: Pipeline, test: Pipeline, workers: int, target: Target) -> None:
+        self.samples, self.workers = _Samples(items, train, test, target), workers
         self._order = _Order()
-        self._loader: DataLoader[tuple[Inputs, int] | _Failure] | None = None
+        self._loader: DataLoader[tuple[Inputs, Tensor] | _Failure] | None = None
         self._at_work = False
 
     def read(self, places: Iterable[list[_Place]], *, pin_memory: bool) -> Iterator[Batch | _Failure]:
@@ -148,7 +162,9 @@ class Readers:
         finally:
             self._at_work = False
 
-    def _make(self, order: _Order, pin_memory: bool, *, persistent: bool) -> DataLoader[tuple[Inputs, int] | _Failure]:
+    def _make(
+        self, order: _Order, pin_memory: bool, *, persistent: bool
+    ) -> DataLoader[tuple[Inputs, Tensor] | _Failure]:
         return DataLoader(
             self.samples,
             batch_sampler=order,
@@ -177,15 +193,15 @@ class _Order(Sampler[list[_Place]]):
         return iter(self.places)
 
 
-def _collate(samples: list[tuple[Inputs, int] | _Failure]) -> Batch | _Failure:
-    images, labels = [], []
+def _collate(samples: list[tuple[Inputs, Tensor] | _Failure]) -> Batch | _Failure:
+    images, targets = [], []
     for sample in samples:
         if isinstance(sample, _Failure):
             return sample
         images.append(sample[0])
-        labels.append(sample[1])
+        targets.append(sample[1])
     try:
-        return stack(images), torch.tensor(labels)
+        return stack(images), torch.stack(targets)
     except ValueError as error:
         what, how = "images", "Add Resize and CenterCrop to transformsTest, RandomResizedCrop to transformsTrain."
         if any(not isinstance(image, Tensor) for image in images):

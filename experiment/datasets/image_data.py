@@ -46,7 +46,7 @@ class Images(Protocol):
     def batches(
         self, batch_size: int, *, stream: Stream, channels_last: bool = False, share: Share | None = None
     ) -> Iterator[Batch]:
-        """All images once: x (N, C, H, W) float and y (N,) int64, both on the device.
+        """All images once: x (N, C, H, W) float and targets y (N, ...), both on the device.
 
         Args:
             stream: for training, the random stream of order and augmentation. A last batch of a single image is

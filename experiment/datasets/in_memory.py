@@ -39,7 +39,7 @@ class MemoryImages:
 
     Args:
         train, test: the pixels of the whole part for the training and the test pipeline, usually one shared tensor.
-        labels: int64 (N,), on the device of the pixels.
+        labels: targets (N, ...), on the device of the pixels.
         indices: which of the N images to use, in their fixed order; None for all.
     """
 

@@ -1,6 +1,7 @@
 """Integer tensors of a user's dataset: pixels or token ids, distinguished by shape and values."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -30,7 +31,7 @@ class EightBits:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[object, int]:
+    def __getitem__(self, index: int) -> tuple[object, Any]:
         x, label = as_pair(f"sample {index}", self.items[index])
         if isinstance(x, Image.Image):
             return to_eight_bits(x), label

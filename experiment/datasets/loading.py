@@ -12,11 +12,13 @@ from experiment.datasets.dataloader import Readers, WorkerImages
 from experiment.datasets.factories import load_own
 from experiment.datasets.image_data import Images, Splits, Transforms
 from experiment.datasets.in_memory import MemoryImages, prepare
-from experiment.datasets.raw_images import Pixels, Source, check_labels
+from experiment.datasets.raw_images import Pixels, Source
 from experiment.datasets.transforms import check_transforms, make_pipeline
 from experiment.errors import ConfigError, DataError
 from experiment.random_streams import generator
 from experiment.registry import is_import_path, resolve, suggestion
+from experiment.tasks.classification import TASK as CLASSIFICATION
+from experiment.tasks.task import Task
 
 VALID_SHARE = 0.1  # of the training part
 MIN_TRAIN_IMAGES = 4  # two to train on (BatchNorm), one held out, and one to spare
@@ -34,19 +36,21 @@ def make_splits(
     output_size: int,
     device: torch.device | str,
     workers: int,
+    task: Task = CLASSIFICATION,
 ) -> Splits:
     """Training, validation and test images of a dataset.
 
     Args:
         name: of the dataset.
         train, test: its parts as they were read.
-        output_size: outputs of the network per sample, the number of classes.
+        output_size: outputs of the network per prediction, such as the number of classes.
         workers: number of processes that read images which do not fit into memory.
+        task: what the targets mean.
     Raises:
         ConfigError: a transform is wrong.
         DataError: the data are damaged, or too few.
     """
-    make = _maker(name, transforms, output_size, torch.device(device), workers)
+    make = _maker(name, transforms, output_size, torch.device(device), workers, task)
     train_images, valid_images = make(train, split(len(train.items), seed, name))
     (test_images,) = make(test, [None])
     return Splits(train_images, valid_images, test_images, output_size, test_images.input_shape)
@@ -65,10 +69,17 @@ def split(num_images: int, seed: int, name: str) -> tuple[Tensor, Tensor]:
 
 
 def make_test(
-    name: str, test: Source, transforms: Transforms, *, output_size: int, device: torch.device | str, workers: int
+    name: str,
+    test: Source,
+    transforms: Transforms,
+    *,
+    output_size: int,
+    device: torch.device | str,
+    workers: int,
+    task: Task = CLASSIFICATION,
 ) -> Images:
     """The test images of a dataset (`experiments.datasetTest`); arguments and errors as for `make_splits`."""
-    (images,) = _maker(name, transforms, output_size, torch.device(device), workers)(test, [None])
+    (images,) = _maker(name, transforms, output_size, torch.device(device), workers, task)(test, [None])
     return images
 
 
@@ -91,18 +102,17 @@ def load_source(name: str, settings: Mapping[str, object], data_dir: Path, train
             f"network.outputSize is {output_size}, but dataset {name} has {source.num_classes} classes. "
             f"Set outputSize: {source.num_classes}."
         )
-    if isinstance(source.items, Pixels):
-        check_labels(f"dataset {name}", source.items.labels, output_size)
     return source
 
 
 def _maker(
-    name: str, transforms: Transforms, output_size: int, device: torch.device, workers: int
+    name: str, transforms: Transforms, output_size: int, device: torch.device, workers: int, task: Task
 ) -> Callable[[Source, Sequence[Tensor | None]], list[Images]]:
     """A function that prepares parts of a source, given by indices (None for all images).
 
-    Raises: ConfigError: a transform is wrong.
+    Raises: ConfigError: a transform is wrong. DataError: a target is wrong.
     """
+    where = f"dataset {name}"
     if problems := check_transforms(transforms):
         raise ConfigError(problems)
     pipelines = [(*transforms.train, *transforms.final), (*transforms.test, *transforms.final)]
@@ -112,10 +122,23 @@ def _maker(
         prepared = prepare(items, pipelines, device) if isinstance(items, Pixels) else None
         if isinstance(items, Pixels) and prepared is not None:
             train, test = prepared
-            labels = items.labels.to(device)
+            labels = _targets(where, items.labels, task, output_size).to(device)
             return [MemoryImages(train, test, labels, None if p is None else p.to(device)) for p in parts]
         augment, plain = (make_pipeline(steps) for steps in pipelines)
-        readers = Readers(items, augment, plain, workers)
-        return [WorkerImages(f"dataset {name}", readers, output_size, indices=p, device=device) for p in parts]
+        readers = Readers(items, augment, plain, workers, task.target)
+        return [WorkerImages(where, readers, task, output_size, indices=p, device=device) for p in parts]
 
     return make
+
+
+def _targets(where: str, labels: Tensor, task: Task, output_size: int) -> Tensor:
+    """The targets (N, ...) of images in memory, as the task needs them.
+
+    Raises: DataError: one of them is wrong.
+    """
+    if len(labels):
+        first = task.target(f"{where}: sample 0", labels[0])
+        if first.dtype != labels.dtype or first.shape != labels.shape[1:]:
+            labels = torch.stack([task.target(f"{where}: sample {i}", label) for i, label in enumerate(labels)])
+    task.check(where, output_size, labels)
+    return labels

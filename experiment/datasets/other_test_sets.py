@@ -156,7 +156,7 @@ class _Changed:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[object, int]:
+    def __getitem__(self, index: int) -> tuple[object, object]:
         image, label = self.items[index]
         return self.change(cast(Image.Image, image)), label
 
@@ -180,7 +180,7 @@ class _Mixed:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[object, int]:
+    def __getitem__(self, index: int) -> tuple[object, object]:
         image, label = self.items[index]
         corruption = self.corruptions[int(torch.randint(len(self.corruptions), ()))]
         severity, seed = int(torch.randint(len(SEVERITIES) + 1, ())), int(torch.randint(2**62, ()))

@@ -12,6 +12,8 @@ from experiment.errors import DataError, kind_of
 from experiment.inputs import Inputs, arranged, as_inputs, batch_size, form_of, moved, over_samples, stack, tensors
 from experiment.random_streams import seeded
 from experiment.registry import InputForm
+from experiment.tasks.classification import TASK as CLASSIFICATION
+from experiment.tasks.task import Task
 
 
 class _Samples:
@@ -41,12 +43,13 @@ class PairData:
 
     Args:
         name: of the data in error messages.
-        data: a dataset with a length and (input, class number) by index, or a pair (inputs, targets) of batches.
+        data: a dataset with a length and (input, target) by index, or a pair (inputs, targets) of batches.
         device: of the batches.
+        task: what the targets mean.
     Raises: DataError: `data` is neither, or empty.
     """
 
-    def __init__(self, name: str, data: Any, device: torch.device) -> None:
+    def __init__(self, name: str, data: Any, device: torch.device, task: Task = CLASSIFICATION) -> None:
         if isinstance(data, Mapping):  # such as a tokenizer's output
             data = without_labels(data) if LABELS in data else data
         if isinstance(data, tuple | list) and len(data) == 2 and _is_batch(*data):
@@ -59,7 +62,7 @@ class PairData:
             check_map_style(data)
         except DataError as error:
             raise DataError(f"{name}: {error}") from None
-        self.name, self._data, self._device = name, data, device
+        self.name, self._data, self._device, self._task = name, data, device, task
 
     @property
     def input_shape(self) -> InputForm:
@@ -80,22 +83,23 @@ class PairData:
 
     def take(self, indices: Tensor) -> Batch:
         samples = [self._data[i] for i in indices.tolist()]
-        inputs, labels = [], []
+        inputs, targets = [], []
         for i, sample in zip(indices.tolist(), samples, strict=True):
-            x, label = as_pair(f"{self.name}: sample {i}", sample)
+            where = f"{self.name}: sample {i}"
+            x, target = as_pair(where, sample)
             if not isinstance(x, Tensor) and not tensors(x):
                 raise DataError(
                     f"{self.name}: expected tensors as inputs (use transform=ToTensor()). Got {kind_of(x)}."
                 )
             inputs.append(x)
-            labels.append(label)
+            targets.append(self._task.target(where, target))
         try:
             batch = stack(inputs)
         except ValueError as error:
             raise DataError(
                 f"{self.name}: expected inputs of one shape. Got {error}. Resize, crop or pad them."
             ) from None
-        return moved(batch, self._device), torch.tensor(labels).to(self._device)
+        return moved(batch, self._device), torch.stack(targets).to(self._device)
 
     def some(self, n: int) -> Batch:
         """At most `n` samples, evenly spread, the same in every call."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from experiment.datasets.check_samples import as_pair
-from experiment.errors import ConfigError, DataError
+from experiment.errors import ConfigError
 from experiment.registry import suggestion
 
 MAX_SIDE = 64  # pixels: larger images are decoded when they are needed
@@ -19,16 +19,16 @@ MAX_BYTES = 1_000_000_000
 
 
 class Items(Protocol):
-    """A map-style dataset: an input (PIL image or tensor) and its class number by index."""
+    """A map-style dataset: an input (PIL image or tensor) and its target by index."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[object, int]: ...
+    def __getitem__(self, index: int) -> tuple[object, Any]: ...
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Images of one size in memory: uint8 (N, C, H, W), with their labels, int64 (N,)."""
+    """Images of one size in memory: uint8 (N, C, H, W), with their targets (N, ...), such as class numbers (N,)."""
 
     images: Tensor
     labels: Tensor
@@ -36,11 +36,12 @@ class Pixels:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[object, int]:
+    def __getitem__(self, index: int) -> tuple[object, Any]:
         """One sample, grey and RGB images as PIL images like torchvision's own datasets."""
         image = self.images[index]
         picture = functional.to_pil_image(image) if image.shape[0] in (1, 3) else image
-        return picture, int(self.labels[index])
+        label = self.labels[index]
+        return picture, label if label.dim() or label.is_floating_point() else int(label)
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,16 @@ def pack(items: Items) -> Pixels | None:
     if pixels is None or not fits_in_memory(len(items), tuple(pixels.shape)):
         return None
     images = torch.empty((len(items), *pixels.shape), dtype=torch.uint8)
-    labels = torch.empty(len(items), dtype=torch.int64)
+    labels: list[Tensor] = []
     for i in range(len(items)):
         image, label = as_pair(f"sample {i}", items[i])
-        pixels = _as_uint8(image)
-        if pixels is None or pixels.shape != images.shape[1:]:
+        pixels, target = _as_uint8(image), _as_tensor(label)
+        if pixels is None or pixels.shape != images.shape[1:] or target is None:
             return None
-        images[i], labels[i] = pixels, label
-    return Pixels(images, labels)
+        images[i] = pixels
+        labels.append(target)
+    same = len({(label.shape, label.dtype) for label in labels}) == 1
+    return Pixels(images, torch.stack(labels)) if same else None
 
 
 def fits_in_memory(num_images: int, shape: tuple[int, ...]) -> bool:
@@ -104,16 +107,12 @@ def check_settings(dataset: str, settings: Mapping[str, object], known: tuple[st
         raise ConfigError(problems)
 
 
-def check_labels(where: str, labels: Tensor, num_classes: int) -> None:
-    """Check that labels lie in 0 to num_classes - 1.
-
-    Raises: DataError: they do not.
-    """
-    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
-        raise DataError(
-            f"{where}: class numbers from {int(labels.min())} to {int(labels.max())}; expected 0 to {num_classes - 1} "
-            f"with network.outputSize {num_classes}. Number the classes from 0, or set outputSize."
-        )
+def _as_tensor(target: object) -> Tensor | None:
+    """A number, or an array of numbers; None for anything else, which only a task can read."""
+    try:
+        return torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def _as_uint8(image: object) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ class LCRecord:
         mu: in this step.
         learning_rate: at the last minibatch of the L-step; None in step 0, which has none.
         iterations, epochs: minibatches, and passes over the training images, from the start to the end of this step.
-        loss, top1: of w on the augmented training batches of the L-step.
-        valid_loss, valid_top1, valid_top5: of the compressed network on the validation part.
+        loss: of w on the augmented training batches of the L-step.
+        values: name -> figure of the primary metric on these batches.
+        valid_loss: of the compressed network on the validation part.
+        valid: name -> figure of every metric of the compressed network on the validation part.
         distance, relative_distance: ||w - Delta(theta)|| over all constrained weights, and divided by ||w||.
         images: number of training images processed in this step.
         seconds: of the whole step.
@@ -32,10 +35,9 @@ class LCRecord:
     iterations: int
     epochs: float
     loss: float | None
-    top1: float | None
+    values: Mapping[str, float]
     valid_loss: float
-    valid_top1: float
-    valid_top5: float
+    valid: Mapping[str, float]
     distance: float
     relative_distance: float
     images: int

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ def make_network(
     output_size: int,
     *,
     example: Inputs | None = None,
+    outputs: Callable[[Any], Tensor] | None = scored,
 ) -> nn.Module:
     """Make a network and check that it accepts the dataset's inputs and returns as many outputs as there are classes.
 
@@ -36,6 +38,8 @@ def make_network(
         input_shape: (channels, height, width) of one input, or the shapes of several by keyword or position.
         output_size: number of outputs, such as classes.
         example: a batch of inputs. Without it, one tensor per input is checked with zeros, several are not.
+        outputs: what the network returns -> the outputs (N, outputSize, ...) that the task scores; None if their
+            number is not checked.
 
     Returns: the network in training mode; it maps (N, channels, height, width) to (N, output_size).
     Raises: ConfigError: unknown name, unknown settings, or a network that does not fit.
@@ -59,7 +63,9 @@ def make_network(
     network = _plain(name, network)
     inputs = _example(network, input_shape) if example is None else moved(example, _device(network))
     if example is not None or isinstance(as_form(input_shape), InputShape):
-        _check_fit(name, network, inputs, _shape(input_shape), output_size)
+        returned = _check_call(name, network, inputs, _shape(input_shape))
+        if outputs is not None:
+            _check_outputs(name, returned, outputs, batch_size(inputs), _shape(input_shape), output_size)
     if factoring is not None:
         network = factor(network, inputs, factoring)
     return network.train()
@@ -131,10 +137,10 @@ def _check_arguments(name: str, factory: Callable[..., object], settings: Mappin
         ) from error
 
 
-def _check_fit(name: str, network: nn.Module, inputs: Inputs, shape: str, output_size: int) -> None:
+def _check_call(name: str, network: nn.Module, inputs: Inputs, shape: str) -> object:
     try:
         with evaluating(network):
-            returned = call_network(network, inputs)
+            return call_network(network, inputs)
     except ExperimentError:
         raise
     except Exception as error:  # as above
@@ -145,9 +151,13 @@ def _check_fit(name: str, network: nn.Module, inputs: Inputs, shape: str, output
             f"network '{name}': fails for inputs {shape}: {type(error).__name__}: "
             f"{str(error).rstrip('.')}{raised_at(error)}. Choose another network, or change the inputs {where}."
         ) from error
-    output = scored(returned) if output_tensors(returned) else None
-    n = batch_size(inputs)
-    if output is None or output.shape != (n, output_size):
+
+
+def _check_outputs(
+    name: str, returned: object, outputs: Callable[[Any], Tensor], n: int, shape: str, output_size: int
+) -> None:
+    output = outputs(returned) if output_tensors(returned) else None
+    if output is None or output.shape[:2] != (n, output_size):
         got = f"{kind_of(returned)}." if output is None else f"{_shape(output.shape)}. Does it use its output_size?"
         raise ConfigError(
             f"network '{name}': must return a tensor of shape {n} x {output_size} ({n} x outputSize) for a batch of "

@@ -10,10 +10,11 @@ from torch import nn
 
 from experiment.config import Parameters, Variant
 from experiment.config.value_tree import KeyPath
+from experiment.datasets.image_data import Splits
 from experiment.datasets.transforms import check_transforms
-from experiment.errors import ConfigError, DataError, ExperimentError, StoreError
+from experiment.errors import ConfigError, DataError, ExperimentError, StoreError, first_line
 from experiment.inputs import Inputs, call_network, first, moved
-from experiment.layers.forward_pass import Call, observing
+from experiment.layers.forward_pass import Call, evaluating, observing
 from experiment.layers.plan import State
 from experiment.layers.prepare_network import prepared
 from experiment.measure import count
@@ -23,6 +24,7 @@ from experiment.methods.configure import MethodSpec
 from experiment.methods.filters.settings import StructurePruneSettings
 from experiment.random_streams import seeded
 from experiment.run.cell.data import Data, traced_input, transforms_of
+from experiment.run.cell.outcome import task_of
 from experiment.run.cell.reference import new_network
 from experiment.run.cell.training_settings import penalty_spec, train_settings
 from experiment.run.disk.load_weights import load_given
@@ -34,6 +36,7 @@ from experiment.run.grid.plan import ExperimentPlan
 from experiment.run.grid.weights_file import GivenWeights
 from experiment.training.check_settings import check_training
 from experiment.training.distributed import Team
+from experiment.training.factories import make_loss
 from experiment.training.penalty import unmatched
 
 Found = Iterator[tuple[KeyPath, str]]  # the key to blame, and the error
@@ -62,7 +65,7 @@ def check_before_running(plan: ExperimentPlan, directories: Directories, machine
         given = next(task.reference.weights for task in plan.references if task.variant.name == variant.name)
         for found in (
             _check_training(plan, variant, machine),
-            _check_network(p, plan.methods, data, given),
+            _check_network(p, plan.methods, data, given, machine),
             _check_batches(p, data, machine),
             _check_data(p, data, facts),
         ):
@@ -77,7 +80,7 @@ def _check_training(plan: ExperimentPlan, variant: Variant, machine: Machine) ->
     unknown = [fault.key[1:] for other, fault in plan.faults if other.name == variant.name]
     texts = set()  # retraining inherits the settings of training
     for block, training in (("training", p.training), ("retraining", p.retraining)):
-        for line in [*check_training(train_settings(training, machine)), *check_transforms(transforms_of(training))]:
+        for line in [*check_training(train_settings(p, training, machine)), *check_transforms(transforms_of(training))]:
             key, text = _key_and_text(line)
             if line not in texts and not any(name[: len(key)] == key for name in unknown):
                 texts.add(line)
@@ -91,7 +94,7 @@ def _key_and_text(line: str) -> tuple[KeyPath, str]:
 
 
 def _check_network(
-    p: Parameters, methods: tuple[MethodSpec | None, ...], data: Data, given: GivenWeights | None
+    p: Parameters, methods: tuple[MethodSpec | None, ...], data: Data, given: GivenWeights | None, machine: Machine
 ) -> Found:
     name: KeyPath = ("network", "name")
     try:
@@ -116,11 +119,28 @@ def _check_network(
         unmatched_patterns = list(_check_patterns(methods, network))
         yield from unmatched_patterns or _check_fixed_sizes(methods, network, example)
         yield from _check_batch_norm(p, network, example)
+        yield from _check_scores(p, network, splits, machine)
         try:
             if given is not None:
                 load_given(network, given)
         except StoreError as error:
             yield ("network", "weights"), str(error)
+
+
+def _check_scores(p: Parameters, network: nn.Module, splits: Splits, machine: Machine) -> Found:
+    """Whether the loss and the metrics of the task accept the outputs of the network."""
+    task, (x, y) = task_of(p), splits.train.first(2)
+    settings = train_settings(p, p.training, machine)
+    with evaluating(network), torch.no_grad():
+        outputs = task.outputs(call_network(network, x)).float()
+    try:
+        make_loss(settings.loss, {**task.loss_kwargs, **settings.loss_kwargs})(outputs, y)
+        for metric in task.metrics:
+            metric.update(outputs, y)
+    except Exception as error:  # torch's, or of the user's own task
+        shapes = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(y.shape)}"
+        text = f"the task {task.name} cannot score {shapes}: {type(error).__name__}: {first_line(error)}"
+        yield ("network", "task"), f"{text}. Choose the task that the dataset was made for, or another network."
 
 
 def _check_data(p: Parameters, data: Data, facts: dict[str, DataFacts]) -> Found:

@@ -17,28 +17,33 @@ class Distribution:
 
     Attributes:
         name: in messages.
-        divergence: (reference, outputs), both (N, K, ...) -> KL(reference || outputs) per prediction (N, ...).
+        terms: (reference, outputs), both (N, K, ...) -> terms (N, K, ...) whose sums over K are
+            KL(reference || outputs).
         predictions: outputs (N, K, ...) -> discrete predictions; None if there are none, as in a regression.
     """
 
     name: str
-    divergence: Callable[[Tensor, Tensor], Tensor]
+    terms: Callable[[Tensor, Tensor], Tensor]
     predictions: Callable[[Tensor], Tensor] | None = None
+
+    def divergence(self, reference: Tensor, outputs: Tensor) -> Tensor:
+        """KL(reference || outputs) of every prediction (N, ...), from outputs (N, K, ...)."""
+        return self.terms(reference, outputs).sum(dim=1)
 
 
 def _of_classes(reference: Tensor, outputs: Tensor) -> Tensor:
     p, q = log_softmax(reference, dim=1), log_softmax(outputs, dim=1)
-    return kl_div(q, p, reduction="none", log_target=True).sum(dim=1)
+    return kl_div(q, p, reduction="none", log_target=True)
 
 
 def _of_labels(reference: Tensor, outputs: Tensor) -> Tensor:
     yes = reference.sigmoid() * (logsigmoid(reference) - logsigmoid(outputs))
     no = (-reference).sigmoid() * (logsigmoid(-reference) - logsigmoid(-outputs))
-    return (yes + no).sum(dim=1)
+    return yes + no
 
 
 def _of_means(reference: Tensor, outputs: Tensor) -> Tensor:
-    return (reference - outputs).square().sum(dim=1) / 2
+    return (reference - outputs).square() / 2
 
 
 CATEGORICAL = Distribution("classes", _of_classes, lambda outputs: outputs.argmax(dim=1))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from experiment.errors import ConfigError, first_line
+from experiment.tasks import find_task
 from experiment.training.factories import make_loss, make_optimizer
 from experiment.training.schedule import Schedule
 from experiment.training.settings import TrainSettings
@@ -47,14 +48,25 @@ def _try_optimizer(settings: TrainSettings) -> None:
 
 
 def _try_loss(settings: TrainSettings) -> None:
-    loss = make_loss(settings.loss, settings.loss_kwargs)
+    task = find_task(settings.task)
+    loss = make_loss(settings.loss, {**task.loss_kwargs, **settings.loss_kwargs})
+    if settings.loss not in task.losses:
+        raise ConfigError(
+            f"loss: {settings.loss} does not fit the task {task.name}. Expected one of {', '.join(task.losses)}."
+        )
+    failure: Exception | None = None
     weight = settings.loss_kwargs.get("weight")
     outputs = torch.zeros(2, len(weight) if isinstance(weight, list | tuple) else 10)
-    try:
-        loss(outputs, torch.zeros(2, dtype=torch.long))
-    except Exception as error:  # torch computes with the value and fails
-        name, arguments = settings.loss, dict(settings.loss_kwargs)
-        raise ConfigError(f"lossKwargs: {name} cannot compute with {arguments}: {first_line(error)}") from error
+    for targets in (torch.zeros(2, dtype=torch.long), torch.zeros_like(outputs)):  # of classes, or of values
+        try:
+            loss(outputs, targets)
+            return
+        except Exception as error:  # torch computes with the value and fails
+            failure = failure or error
+    name, arguments = settings.loss, dict(settings.loss_kwargs)
+    raise ConfigError(
+        f"lossKwargs: {name} cannot compute with {arguments}: {first_line(failure or Exception())}"
+    ) from failure
 
 
 def _try_schedule(settings: TrainSettings) -> None:

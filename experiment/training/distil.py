@@ -1,7 +1,8 @@
 """Knowledge distillation: a network learns from the logits of another one, its teacher, on the same images.
 
-L = (1 - a) loss(z_s, y) + a T^2 KL(softmax(z_t / T) || softmax(z_s / T)), z_s and z_t the logits (N, classes) of the
-network and its teacher. T^2 keeps the gradients of both terms equally large at any temperature T.
+L = (1 - a) loss(z_s, y) + a T^2 KL(p(z_t / T) || p(z_s / T)), z_s and z_t the outputs (N, K, ...) of the network and
+its teacher, p(z) the distribution of the targets that outputs z describe: softmax(z) for classes. T^2 keeps the
+gradients of both terms equally large at any temperature T.
 
 Source: Hinton, Vinyals & Dean 2015, https://arxiv.org/abs/1503.02531
 """
@@ -10,10 +11,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div, log_softmax
 
-from experiment.inputs import Inputs, call_network, scored
+from experiment.inputs import Inputs, call_network
 from experiment.layers.copied_network import copied
+from experiment.tasks import find_task
+from experiment.tasks.distributions import Distribution
 from experiment.tensor_file import load_tensors
 from experiment.training.distributed import Team
 from experiment.training.evaluation import forward_precision
@@ -23,7 +25,7 @@ Teacher = Callable[[Inputs], Tensor]
 
 
 def make_teacher(network: nn.Module, settings: TrainSettings, device: torch.device, team: Team) -> Teacher:
-    """A function from images to the logits of a trained network, in float32.
+    """A function from inputs to the outputs (N, K, ...) of a trained network, in float32.
 
     It computes with a copy of the network, in eval mode and without gradients, at the precision and in the memory
     format of the training.
@@ -38,26 +40,40 @@ def make_teacher(network: nn.Module, settings: TrainSettings, device: torch.devi
     if team.size > 1:
         load_tensors(teacher, team.first_state(dict(teacher.state_dict()), device))
     forward = torch.compile(teacher, dynamic=None) if settings.compiled else teacher
+    task = find_task(settings.task)
 
-    def logits_of(x: Inputs) -> Tensor:
+    def outputs_of(x: Inputs) -> Tensor:
         with torch.no_grad(), forward_precision(device, settings.precision):
-            logits = scored(call_network(forward, x))
-        return logits.float()
+            outputs = task.outputs(call_network(forward, x))
+        return outputs.float()
 
-    return logits_of
+    return outputs_of
 
 
 def mixed_loss(
-    loss: Tensor, z_student: Tensor, z_teacher: Tensor, spec: DistillationSpec, reduction: object = "mean"
+    loss: Tensor,
+    z_student: Tensor,
+    z_teacher: Tensor,
+    spec: DistillationSpec,
+    distribution: Distribution,
+    *,
+    reduction: object = "mean",
+    counted: Tensor | None = None,
 ) -> Tensor:
-    """The weighted sum of the loss on labels and the divergence from the teacher.
+    """The weighted sum of the loss on targets and the divergence from the teacher.
 
     Args:
-        loss: on the labels.
-        z_student, z_teacher: logits (N, classes), or log-probabilities.
-        reduction: "sum" if `loss` is a sum over images; otherwise both terms are means.
+        loss: on the targets.
+        z_student, z_teacher: outputs (N, K, ...).
+        distribution: of the targets, which the outputs describe.
+        reduction: "sum" if `loss` is a sum over predictions; otherwise both terms are means.
+        counted: which predictions (N, ...) have a target; None for all.
     """
     T, a = spec.temperature, spec.alpha
-    how = "sum" if reduction == "sum" else "batchmean"
-    p_student, p_teacher = log_softmax(z_student / T, dim=1), log_softmax(z_teacher / T, dim=1)
-    return (1 - a) * loss + a * T**2 * kl_div(p_student, p_teacher, reduction=how, log_target=True)
+    terms = distribution.terms(z_teacher / T, z_student / T)
+    number: int | Tensor = terms[:, 0].numel()
+    if counted is not None and counted.shape == terms[:, 0].shape:
+        terms = torch.where(counted.unsqueeze(1), terms, 0.0)
+        number = counted.sum().clamp(min=1)
+    divergence = terms.sum() if reduction == "sum" else terms.sum() / number
+    return (1 - a) * loss + a * T**2 * divergence

@@ -93,6 +93,14 @@ class Team:
             dist.all_reduce(sums)
         return sums
 
+    def joined(self, rows: Tensor) -> Tensor:
+        """The rows (n, ...) of all processes, in the order of the processes; each may have another n."""
+        if self.size == 1:
+            return rows
+        sizes = torch.zeros(self.size, dtype=torch.int64, device=rows.device)
+        sizes[self.rank] = len(rows)
+        return torch.cat(_gathered(rows, self.total(sizes).tolist()))
+
     def first_state(self, state: dict[str, Any], device: torch.device) -> dict[str, Any]:
         """The state (tensors and plain values) of the first process, on the CPU."""
         if self.size == 1:

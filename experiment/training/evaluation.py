@@ -1,4 +1,4 @@
-"""Loss and accuracy of a network on images."""
+"""Loss and metrics of a network on a dataset."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from experiment.datasets.image_data import Batch, Images
 from experiment.errors import ConfigError, DataError
-from experiment.inputs import call_network, scored
+from experiment.inputs import call_network
 from experiment.layers.forward_pass import evaluating
+from experiment.tasks import find_task
+from experiment.tasks.classification import TASK as CLASSIFICATION
+from experiment.tasks.task import Task
 from experiment.training.distributed import ALONE, Team
 from experiment.training.factories import Loss, loss_weight, make_loss, mean_loss, summed
 from experiment.training.settings import Precision, TrainSettings
 
-TOP = 5
 CUDA_BATCH_SIZE = 4096  # halved until it fits
 CPU_BATCH_SIZE = 128  # larger batches outgrow the caches
 _DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -23,19 +25,28 @@ _DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.floa
 
 @dataclass(frozen=True)
 class Metrics:
-    """Mean loss, and accuracies in [0, 1], over `samples` images; with class weights the mean is weighted."""
+    """Mean loss and metrics over `samples` inputs; with class weights the mean is weighted.
+
+    Attributes:
+        values: name -> figure of every metric of the task, the primary one first.
+    """
 
     loss: float
-    top1: float
-    top5: float
+    values: Mapping[str, float]
     samples: int
+
+    @property
+    def columns(self) -> dict[str, float]:
+        """The loss and all metrics."""
+        return {"loss": self.loss, **self.values}
 
 
 def evaluate(
     network: nn.Module,
     data: Images,
     *,
-    loss: str = "CrossEntropyLoss",
+    task: Task = CLASSIFICATION,
+    loss: str | None = None,
     loss_kwargs: Mapping[str, object] | None = None,
     device: torch.device | str,
     precision: Precision = "fp32",
@@ -45,9 +56,9 @@ def evaluate(
 ) -> Metrics:
     """Evaluate a network in eval mode; its mode is restored afterwards.
 
-    Outputs that are NaN count as wrong answers. With fewer than six classes top5 is 1.
-
     Args:
+        task: which outputs are scored, and how.
+        loss: its name; default: that of the task.
         batch_size: halved until a batch fits into memory; default: 4096 on CUDA, 128 on the CPU. The last digits of
             the loss depend on it.
         channels_last: memory format of images and weights; default: True on the CPU, where it is faster.
@@ -60,20 +71,21 @@ def evaluate(
     device = torch.device(device)
     size = batch_size or (CUDA_BATCH_SIZE if device.type == "cuda" else CPU_BATCH_SIZE)
     channels_last = device.type == "cpu" if channels_last is None else channels_last
-    criterion = make_loss(loss, loss_kwargs or {}, device)
+    criterion = make_loss(loss or task.losses[0], {**task.loss_kwargs, **(loss_kwargs or {})}, device)
+    score = _Score(task, criterion, device, precision)
     while True:
         batches = data.batches(size, stream=None, channels_last=channels_last, share=team.share)
         try:
             with memory_format(network, channels_last), evaluating(network), torch.inference_mode():
-                sums = team.total(_sum_over(batches, network, criterion, device, precision))
+                totals = score.over(batches, network, team, data)
                 break
         except torch.OutOfMemoryError:
             if size == 1 or team.size > 1:  # the other processes would continue with larger batches
                 raise
         size //= 2  # outside the handler, whose traceback keeps the tensors alive
         torch.cuda.empty_cache()
-    loss_sum, weight_sum, top1, top5 = sums.tolist()
-    return Metrics(mean_loss(loss_sum, weight_sum), top1 / len(data), top5 / len(data), len(data))
+    values = {m.name: m.compute(total) for m, total in zip(task.metrics, totals[1:], strict=True)}
+    return Metrics(mean_loss(*totals[0]), values, len(data))
 
 
 def validate(
@@ -81,23 +93,51 @@ def validate(
 ) -> Metrics:
     """Evaluate with the loss, at the precision and in the memory format of a training."""
     return evaluate(
-        network, images, loss=settings.loss, loss_kwargs=settings.loss_kwargs, device=device,
-        precision=settings.precision, channels_last=settings.channels_last, team=team,
+        network, images, task=find_task(settings.task), loss=settings.loss, loss_kwargs=settings.loss_kwargs,
+        device=device, precision=settings.precision, channels_last=settings.channels_last, team=team,
     )  # fmt: skip
 
 
-def _sum_over(
-    batches: Iterable[Batch], network: nn.Module, criterion: Loss, device: torch.device, precision: Precision
-) -> Tensor:
-    """Loss, its divisor, top-1 hits and top-5 hits (4,), summed in float64 on the device."""
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
-    for x, y in batches:
-        with forward_precision(device, precision):
-            logits = scored(call_network(network, x))
-        logits = logits.float()
-        weight = loss_weight(criterion, y)
-        sums += torch.stack([summed(criterion, criterion(logits, y), weight), weight, *_hits(logits, y)])
-    return sums
+@dataclass(frozen=True)
+class _Score:
+    """What is summed over the batches of an evaluation."""
+
+    task: Task
+    criterion: Loss
+    device: torch.device
+    precision: Precision
+
+    def over(self, batches: Iterable[Batch], network: nn.Module, team: Team, data: Images) -> list[Tensor]:
+        """The sums of all batches of all processes, on the CPU: of the loss (sum, divisor), and of every metric."""
+        found: list[list[Tensor]] = [[] for _ in range(1 + len(self.task.metrics))]
+        for batch in batches:
+            for kept, part, joined in zip(found, self._of(batch, network), self._joined, strict=True):
+                if joined or not kept:
+                    kept.append(part)
+                else:
+                    kept[0] += part
+        if not found[0]:  # more processes than batches: sums of the right size
+            found = [[torch.zeros_like(part)[: 0 if joined else None]]
+                     for part, joined in zip(self._of(data.first(1), network), self._joined, strict=True)]  # fmt: skip
+        totals = [
+            team.joined(torch.cat(kept)) if joined else team.total(kept[0])
+            for kept, joined in zip(found, self._joined, strict=True)
+        ]
+        return [total.cpu() for total in totals]
+
+    @property
+    def _joined(self) -> list[bool]:
+        return [False, *(metric.joined for metric in self.task.metrics)]
+
+    def _of(self, batch: Batch, network: nn.Module) -> list[Tensor]:
+        """Of one batch: the loss (sum, divisor), and what each metric makes of the outputs."""
+        x, y = batch
+        with forward_precision(self.device, self.precision):
+            outputs = self.task.outputs(call_network(network, x))
+        outputs = outputs.float()
+        weight = loss_weight(self.criterion, y)
+        loss = torch.stack([summed(self.criterion, self.criterion(outputs, y), weight), weight])
+        return [loss, *(metric.update(outputs, y) for metric in self.task.metrics)]
 
 
 @contextmanager
@@ -135,11 +175,3 @@ def _lay_out(network: nn.Module, order: torch.memory_format) -> None:
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.dim() == 4:
             tensor.data = tensor.data.to(memory_format=order)  # `contiguous` ignores the strides of a single channel
-
-
-def _hits(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Number of images whose label is the first, and among the first five, of the logits (N, classes)."""
-    answered = ~logits.isnan().any(dim=1)
-    best = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
-    right = (best == y.unsqueeze(1)) & answered.unsqueeze(1)
-    return right[:, 0].sum().double(), right.sum().double()

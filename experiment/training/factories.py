@@ -48,7 +48,7 @@ def _complete_buffers(optimizer: Optimizer, *_: object) -> None:
 
 
 def make_loss(name: str, kwargs: Mapping[str, object], device: torch.device | str = "cpu") -> Loss:
-    """The loss of torch with this name, of logits (N, classes) and labels (N,); class weights may be a list.
+    """The loss of torch with this name, of outputs (N, K, ...) and targets; class weights may be a list.
 
     Raises: ConfigError: unknown name, or wrong arguments.
     """
@@ -67,10 +67,10 @@ def make_loss(name: str, kwargs: Mapping[str, object], device: torch.device | st
 def loss_weight(loss: Loss, y: Tensor) -> Tensor:
     """The weight of a batch in a mean over batches: the divisor of its mean loss, or the number of its images.
 
-    With class weights it is the sum of the weights of the labels that are not ignored.
+    Class numbers that are ignored do not count; with class weights it is the sum of the weights of the others.
 
     Args:
-        y: labels (N,).
+        y: targets (N, ...).
     Returns: a float64 scalar.
     """
     if not isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) or loss.reduction != "mean":
@@ -79,6 +79,12 @@ def loss_weight(loss: Loss, y: Tensor) -> Tensor:
     if loss.weight is None:
         return counted.sum(dtype=torch.float64)
     return (loss.weight[y.where(counted, 0)] * counted).sum(dtype=torch.float64)
+
+
+def counted_targets(loss: Loss, y: Tensor) -> Tensor | None:
+    """Which of the targets (N, ...) the loss does not ignore; None if it knows no such value."""
+    ignored = getattr(loss, "ignore_index", None)
+    return None if ignored is None or y.is_floating_point() else y != ignored
 
 
 def summed(loss: Loss, value: Tensor, weight: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 with TrainingLoop(network, train, settings, valid=valid, stream=("train", seed), device="cpu") as training:
     for record in training.epochs():
-        print(record.epoch, record.loss, record.valid_top1)
+        print(record.epoch, record.loss, record.valid["top1"])
         training.save_checkpoint()
 
 If nothing happens between epochs: records = TrainingLoop(...).run()
@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from experiment.datasets.image_data import Images, count_batches
 from experiment.errors import ConfigError, DataError
 from experiment.random_streams import Part, seeded
+from experiment.tasks import find_task
 from experiment.tensor_file import load_tensors
 from experiment.training.checkpoint import Checkpoint
 from experiment.training.distil import make_teacher
@@ -40,8 +42,10 @@ class EpochRecord:
 
     Attributes:
         learning_rate: of the last step.
-        loss, top1: on the augmented training batches.
-        valid_loss, valid_top1, valid_top5: after the epoch; None without a validation part.
+        loss: on the augmented training batches.
+        values: name -> figure of the primary metric on these batches; empty if it needs all outputs at once.
+        valid_loss: after the epoch; None without a validation part.
+        valid: name -> figure of every metric after the epoch; empty without a validation part.
         images: number of training images used.
         seconds: of training and validation.
     """
@@ -49,10 +53,9 @@ class EpochRecord:
     epoch: int
     learning_rate: float
     loss: float
-    top1: float
+    values: Mapping[str, float]
     valid_loss: float | None
-    valid_top1: float | None
-    valid_top5: float | None
+    valid: Mapping[str, float]
     images: int
     seconds: float
 
@@ -104,7 +107,8 @@ class TrainingLoop:
         shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
         self._checkpoint = Checkpoint(checkpoint, (settings, stream, len(images), shapes))
         self.records: list[EpochRecord] = []
-        self._best_top1 = -1.0
+        self._task = find_task(settings.task)
+        self._best: float | None = None
         self._best_weights: dict[str, Tensor] | None = None
 
     def __enter__(self) -> TrainingLoop:
@@ -173,7 +177,7 @@ class TrainingLoop:
             "optimizer": self._step.optimizer.state_dict(),
             "scaler": self._step.scaler.state_dict(),
             "records": [dataclasses.asdict(record) for record in self.records],
-            "best_top1": self._best_top1,
+            "best": self._best,
             "best_weights": self._best_weights,
         }
         self._checkpoint.save(state, optional=self.next_epoch < self._settings.num_epochs)
@@ -197,10 +201,9 @@ class TrainingLoop:
             epoch=epoch,
             learning_rate=trained.learning_rate,
             loss=trained.loss,
-            top1=trained.top1,
+            values=trained.values,
             valid_loss=valid.loss if valid else None,
-            valid_top1=valid.top1 if valid else None,
-            valid_top5=valid.top5 if valid else None,
+            valid=valid.values if valid else {},
             images=trained.images,
             seconds=time.monotonic() - started,
         )
@@ -208,10 +211,12 @@ class TrainingLoop:
     def _keep_best(self, record: EpochRecord) -> None:
         """Copy the weights if this is the best epoch that early stopping may choose; the later one of equals."""
         first = self._settings.early_stop_epoch
-        if first is None or record.epoch < first or record.valid_top1 is None:
+        if first is None or record.epoch < first or not record.valid:
             return
-        if record.valid_top1 >= self._best_top1:
-            self._best_top1 = record.valid_top1
+        metric = self._task.primary
+        value = record.valid[metric.name]
+        if not math.isnan(value) and (self._best is None or metric.is_as_good(value, self._best)):
+            self._best = value
             self._best_weights = {name: value.detach().clone() for name, value in self._network.state_dict().items()}
 
     def _restore(self, saved: dict[str, Any]) -> None:
@@ -219,7 +224,7 @@ class TrainingLoop:
         if self.records:
             self._step.optimizer.load_state_dict(saved["optimizer"])
             self._step.scaler.load_state_dict(saved["scaler"])
-            self._best_top1, self._best_weights = saved["best_top1"], saved["best_weights"]
+            self._best, self._best_weights = saved["best"], saved["best_weights"]
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ class TrainSettings:
         batch_size: number of images in a batch.
         optimizer, schedulers, loss: names of torch's classes (or WarmupLR, PolyLR) with their arguments.
         precision: of the forward pass; weights and optimizer state are float32.
-        early_stop_epoch: keep the weights of the epoch with the best validation accuracy, from this epoch on; None:
+        early_stop_epoch: keep the weights of the epoch with the best validation metric, from this epoch on; None:
             keep those of the last epoch.
         channels_last: memory format of images and weights during training.
         compiled: whether the forward pass is compiled by `torch.compile`.
@@ -61,6 +61,7 @@ class TrainSettings:
 
     num_epochs: int
     batch_size: int
+    task: str = "classification"
     start_epoch: int = 0
     optimizer: str = "SGD"
     optimizer_kwargs: Mapping[str, object] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """Training steps: forward pass, loss, gradients and optimizer, on one batch after another."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,11 +10,19 @@ from torch import Tensor, nn
 
 from experiment.datasets.image_data import Batch, Share, Stream
 from experiment.errors import TrainingDiverged
-from experiment.inputs import Inputs, call_network, scored
+from experiment.inputs import Inputs, call_network
+from experiment.tasks import find_task
 from experiment.training.distil import Teacher, mixed_loss
 from experiment.training.distributed import ALONE, Team
 from experiment.training.evaluation import forward_precision
-from experiment.training.factories import loss_weight, make_loss, make_optimizer, mean_loss, summed
+from experiment.training.factories import (
+    counted_targets,
+    loss_weight,
+    make_loss,
+    make_optimizer,
+    mean_loss,
+    summed,
+)
 from experiment.training.penalty import make_penalties
 from experiment.training.schedule import Schedule
 from experiment.training.settings import TrainSettings
@@ -35,11 +43,16 @@ class TrainingImages(Protocol):
 
 @dataclass(frozen=True)
 class TrainMetrics:
-    """Metrics of consecutive steps, on the augmented batches; `learning_rate` is that of the last step."""
+    """Metrics of consecutive steps, on the augmented batches.
+
+    Attributes:
+        learning_rate: of the last step.
+        values: name -> figure of the primary metric; empty if it needs the outputs of all batches at once.
+    """
 
     learning_rate: float
     loss: float
-    top1: float
+    values: Mapping[str, float]
     images: int
 
 
@@ -47,7 +60,7 @@ class TrainingStep:
     """One optimizer step on a batch, and everything that all steps of a training share.
 
     Args:
-        model: computes the logits: the network itself, or a wrapper that is distributed or compiled.
+        model: computes the outputs: the network itself, or a wrapper that is distributed or compiled.
         adjust_gradients: called between backward pass and optimizer; adds terms that are not part of the loss to the
             `grad` of parameters.
     """
@@ -67,7 +80,8 @@ class TrainingStep:
         self.settings, self.schedule, self.device, self.team = settings, schedule, device, team
         self.optimizer = make_optimizer(network.parameters(), settings.optimizer, settings.optimizer_kwargs)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-        self.loss = make_loss(settings.loss, settings.loss_kwargs, device)
+        self.task = find_task(settings.task)
+        self.loss = make_loss(settings.loss, {**self.task.loss_kwargs, **settings.loss_kwargs}, device)
         self._model, self._teacher, self._adjust_gradients = model, teacher, adjust_gradients
         self._penalties = make_penalties(network, settings.penalties)
 
@@ -75,20 +89,22 @@ class TrainingStep:
         """Make one step.
 
         Args:
-            x, y: the inputs and labels of the batch that this process computes; all of them if it trains alone.
+            x, y: the inputs and targets of the batch that this process computes; all of them if it trains alone.
             num_images: N, the size of the whole batch.
-        Returns: loss, logits (N, classes), detached, and labels (N,) of the whole batch, on the device.
+        Returns: loss, outputs (N, K, ...), detached, and targets (N, ...) of the whole batch, on the device.
         """
         self.schedule.write(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         with forward_precision(self.device, self.settings.precision):
-            logits = scored(call_network(self._model, x))
-        logits, labels = self.team.whole(logits.float(), y, num_images)
-        loss = self.loss(logits, labels)
+            outputs = self.task.outputs(call_network(self._model, x))
+        outputs, targets = self.team.whole(outputs.float(), y, num_images)
+        loss = self.loss(outputs, targets)
         if self._teacher is not None and self.settings.distillation is not None:
-            target, _ = self.team.whole(self._teacher(x), y, num_images)
-            reduction = self.settings.loss_kwargs.get("reduction")
-            loss = mixed_loss(loss, logits, target, self.settings.distillation, reduction)
+            taught, _ = self.team.whole(self._teacher(x), y, num_images)
+            loss = mixed_loss(
+                loss, outputs, taught, self.settings.distillation, self.task.distribution,
+                reduction=self.settings.loss_kwargs.get("reduction"), counted=counted_targets(self.loss, targets),
+            )  # fmt: skip
         torch.autograd.backward(self.scaler.scale(loss))
         if self._adjust_gradients is not None or self._penalties.terms:
             self.scaler.unscale_(self.optimizer)  # added terms are not scaled
@@ -97,7 +113,7 @@ class TrainingStep:
         self._penalties.add_gradients()
         self._update_weights()
         self.schedule.step()
-        return loss.detach(), logits.detach(), labels
+        return loss.detach(), outputs.detach(), targets
 
     def _update_weights(self) -> None:
         rate, scale = self.schedule.learning_rate, self.scaler.get_scale()
@@ -116,20 +132,23 @@ def run_steps(step: TrainingStep, batches: Iterable[tuple[Inputs, Tensor, int]],
     Raises: TrainingDiverged: the loss became NaN or infinite.
     """
     loss_sum, weight_sum = torch.zeros(2, dtype=torch.float64, device=step.device)
-    hits = torch.zeros((), dtype=torch.int64, device=step.device)
+    metric, total = step.task.primary, None
     images, rate = 0, step.schedule.learning_rate
     for i, (x, y_part, num_images) in enumerate(batches):
         rate = step.schedule.learning_rate
-        loss, logits, y = step(x, y_part, num_images)
+        loss, outputs, y = step(x, y_part, num_images)
         weight = loss_weight(step.loss, y)
         loss_sum.add_(summed(step.loss, loss, weight))
         weight_sum.add_(weight)
-        hits.add_((logits.argmax(dim=1) == y).sum())
+        if not metric.joined:
+            sums = metric.update(outputs, y)
+            total = sums if total is None else total.add_(sums)
         images += len(y)
         if (i + 1) % CHECK_EVERY == 0:
             _require_finite_loss(loss_sum, epoch, rate)
     _require_finite_loss(loss_sum, epoch, rate)
-    return TrainMetrics(rate, mean_loss(loss_sum, weight_sum), int(hits) / max(images, 1), images)
+    values = {} if total is None else {metric.name: metric.compute(total.cpu())}
+    return TrainMetrics(rate, mean_loss(loss_sum, weight_sum), values, images)
 
 
 def compiled(model: nn.Module, settings: TrainSettings) -> Callable[..., Any]:

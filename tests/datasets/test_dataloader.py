@@ -14,6 +14,7 @@ from experiment.datasets.image_data import Step
 from experiment.datasets.transforms import make_pipeline
 from experiment.errors import DataError
 from experiment.random_streams import generator
+from experiment.tasks.classification import TASK
 
 AUGMENT: list[Step] = [("RandomResizedCrop", {"size": 8}), ("ColorJitter", {"brightness": 0.4}), ("ToTensor", {})]
 PLAIN: list[Step] = [("Resize", {"size": 10}), ("CenterCrop", {"size": 8}), ("ToTensor", {})]
@@ -40,8 +41,8 @@ class Pictures:
 def make_images(
     items: Pictures, workers: int = 0, indices: Tensor | None = None, test: list[Step] = PLAIN, num_classes: int = 100
 ) -> WorkerImages:
-    readers = Readers(items, make_pipeline(AUGMENT), make_pipeline(test), workers)
-    return WorkerImages("dataset Pictures", readers, num_classes, indices=indices, device=torch.device("cpu"))
+    readers = Readers(items, make_pipeline(AUGMENT), make_pipeline(test), workers, TASK.target)
+    return WorkerImages("dataset Pictures", readers, TASK, num_classes, indices=indices, device=torch.device("cpu"))
 
 
 def gather(images: WorkerImages, batch_size: int, stream: tuple[str | int, ...] | None) -> tuple[Tensor, Tensor]:
@@ -74,7 +75,9 @@ def test_readers_stay_for_all_epochs_and_parts() -> None:
     """Also where two epochs are read at once, and where one is left early."""
     here, there = make_images(Pictures(12)), make_images(Pictures(12), workers=2)
     readers = there._readers
-    held_out = WorkerImages("dataset Pictures", readers, 100, indices=torch.tensor([3, 5]), device=torch.device("cpu"))
+    held_out = WorkerImages(
+        "dataset Pictures", readers, TASK, 100, indices=torch.tensor([3, 5]), device=torch.device("cpu")
+    )
     both = list(zip(there.batches(4, stream=("s", 0)), there.batches(4, stream=("s", 1)), strict=True))
     for got, stream in zip(zip(*both, strict=True), (("s", 0), ("s", 1)), strict=True):
         for (x, y), (image, label) in zip(got, here.batches(4, stream=stream), strict=True):

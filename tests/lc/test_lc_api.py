@@ -235,11 +235,11 @@ def test_what_cannot_be_met(network: nn.Sequential, sets: dict[str, Any]) -> Non
         ((torch.zeros(5, 6), torch.zeros(4)), "as many targets as inputs .5.. Got 4"),
         (
             (torch.zeros(5, 6), torch.full((5,), 0.5)),
-            "expected one class number as target. Got a torch.float32 tensor of value 0.5",
+            "expected .input, target. as target. Got a torch.float32 tensor of value 0.5",
         ),
-        ((torch.zeros(5, 6), torch.full((5,), 30)), "expected class numbers from 0 to 3. Got 30"),
+        ((torch.zeros(5, 6), torch.full((5,), 30)), "class numbers from 30 to 30; expected 0 to 3"),
         ([], "at least one sample"),
-        ([torch.zeros(6)] * 3, "expected .input, class number."),
+        ([torch.zeros(6)] * 3, "expected .input, target."),
         ([("cat.jpg", 1)] * 3, "expected a tensor or a PIL image as input"),
     ],
 )

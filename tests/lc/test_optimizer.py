@@ -263,7 +263,7 @@ def test_the_best_is_chosen_by_the_validation_loss_alone(
     def validate(compressed: nn.Module, images: object, *_: object) -> Metrics:
         assert images is data["valid"]
         seen.append(compressed)
-        return Metrics(losses[len(seen) - 1], 1.0 - 0.1 * len(seen), 1.0, 40)
+        return Metrics(losses[len(seen) - 1], {"top1": 1.0 - 0.1 * len(seen)}, 40)
 
     monkeypatch.setattr(module, "validate", validate)
     assert make(network, data).run().network is seen[2]
@@ -393,4 +393,4 @@ def test_penalties_act_in_every_step(network: nn.Sequential, data: dict[str, Any
     training = dataclasses.replace(SGD, penalties=(penalty,))
     best = make(network, data, dataclasses.replace(SETTINGS, steps=2), training)
     best.run()
-    assert best.records[-1].valid_top1 < 0.5, "nothing is left of the first layer"
+    assert best.records[-1].valid["top1"] < 0.5, "nothing is left of the first layer"

@@ -85,7 +85,7 @@ def test_the_best_epoch_survives_the_kill(
 
     def validate(network: nn.Module, *_: object) -> Metrics:
         states.append({name: value.clone() for name, value in network.state_dict().items()})
-        return Metrics(1.0, [0.5, 0.9, 0.8, 0.7, 0.6][len(states) - 1], 1.0, 30)
+        return Metrics(1.0, {"top1": [0.5, 0.9, 0.8, 0.7, 0.6][len(states) - 1]}, 30)
 
     monkeypatch.setattr(loop, "validate", validate)
     dying, error = killed(20)
@@ -171,7 +171,7 @@ def test_a_file_that_is_cut_or_changed_anywhere_is_renamed_or_read_as_it_was(
     network: nn.Sequential, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, aside = tmp_path / "checkpoint.pt", tmp_path / "checkpoint.pt.damaged"
-    record = vars(EpochRecord(0, 0.1, 1.0, 0.5, None, None, None, 90, 0.1))
+    record = vars(EpochRecord(0, 0.1, 1.0, {"top1": 0.5}, None, {}, 90, 0.1))
     Checkpoint(path, "about").save({"network": network.state_dict(), "records": [record]})
     content, whole = path.read_bytes(), Checkpoint(path, "about").load()
     assert whole is not None

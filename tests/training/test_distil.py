@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from experiment.datasets.in_memory import MemoryImages
 from experiment.errors import ConfigError
 from experiment.random_streams import generator, seeded
+from experiment.tasks.distributions import CATEGORICAL
 from experiment.training.distil import mixed_loss
 from experiment.training.loop import EpochRecord, TrainingLoop
 from experiment.training.settings import DistillationSpec, TrainSettings
@@ -50,12 +51,12 @@ def test_the_formula(T: float) -> None:
     y = torch.arange(5)
     kl, ce = explicit(z_s, z_t, T), nn.functional.cross_entropy(z_s, y)
     for a in (0.0, 0.3, 1.0):
-        value = mixed_loss(ce, z_s, z_t, DistillationSpec(T, a))
+        value = mixed_loss(ce, z_s, z_t, DistillationSpec(T, a), CATEGORICAL)
         assert float(value) == pytest.approx((1 - a) * float(ce) + a * kl.mean(), rel=1e-5)
-    total = mixed_loss(5 * ce, z_s, z_t, DistillationSpec(T, 0.3), "sum")
+    total = mixed_loss(5 * ce, z_s, z_t, DistillationSpec(T, 0.3), CATEGORICAL, reduction="sum")
     assert float(total) == pytest.approx(0.7 * 5 * float(ce) + 0.3 * kl.sum(), rel=1e-5)
     logs = [torch.log_softmax(z, 1) for z in (z_s, z_t)]
-    assert float(mixed_loss(ce, *logs, DistillationSpec(T, 1.0))) == pytest.approx(kl.mean(), rel=1e-5)
+    assert float(mixed_loss(ce, *logs, DistillationSpec(T, 1.0), CATEGORICAL)) == pytest.approx(kl.mean(), rel=1e-5)
 
 
 def test_the_gradient_of_the_divergence() -> None:
@@ -63,7 +64,7 @@ def test_the_gradient_of_the_divergence() -> None:
     z_s, z_t = torch.randn(2, 5, 10, generator=generator("z"))
     z_s.requires_grad_()
     z_t.requires_grad_()
-    mixed_loss(torch.zeros(()), z_s, z_t.detach(), DistillationSpec(4.0, 1.0)).backward()
+    mixed_loss(torch.zeros(()), z_s, z_t.detach(), DistillationSpec(4.0, 1.0), CATEGORICAL).backward()
     expected = 4.0 * (torch.softmax(z_s / 4, 1) - torch.softmax(z_t / 4, 1)).detach() / 5
     torch.testing.assert_close(z_s.grad, expected)
 

@@ -70,8 +70,8 @@ def test_against_torch_written_out(network: nn.Sequential, images: MemoryImages)
         assert (record.epoch, record.images) == (epoch, 90)
         assert record.learning_rate == pytest.approx(rate)
         assert record.loss == pytest.approx(losses / 90, rel=1e-4)
-        assert record.top1 == pytest.approx(hits / 90, abs=0.02)
-        assert (record.valid_loss, record.valid_top1, record.valid_top5) == (None, None, None)
+        assert record.values["top1"] == pytest.approx(hits / 90, abs=0.02)
+        assert (record.valid_loss, record.valid) == (None, {})
     for name, value in reference.state_dict().items():
         torch.testing.assert_close(network.state_dict()[name], value, rtol=1e-3, atol=1e-5)
 
@@ -84,12 +84,11 @@ def test_learns_and_validates(
     records = train(network, images, with_changes(num_epochs=8, **changes), valid=valid)
     assert torch.equal(state, torch.get_rng_state()), "the global generator is not used"
     last = records[-1]
-    assert last.valid_top1 is not None
-    assert last.valid_top1 > 0.9
+    assert last.valid["top1"] > 0.9
     assert last.loss < records[0].loss
     if not changes:
         metrics = evaluate(network, valid, device="cpu")
-        assert (metrics.loss, metrics.top1, metrics.top5) == (last.valid_loss, last.valid_top1, last.valid_top5)
+        assert (metrics.loss, metrics.values) == (last.valid_loss, last.valid)
     assert not network.training
     assert all(p.dtype == torch.float32 and p.is_contiguous() for p in network.parameters())
 
@@ -163,7 +162,7 @@ def test_early_stopping_keeps_the_best_epoch_and_the_later_of_equals(
     accuracies: list[float], best: int,
 ) -> None:  # fmt: skip
     answers = iter(accuracies)
-    monkeypatch.setattr(loop, "validate", lambda *_: Metrics(1.0, next(answers), 1.0, 30))
+    monkeypatch.setattr(loop, "validate", lambda *_: Metrics(1.0, {"top1": next(answers)}, 30))
     settings = with_changes(num_epochs=5, early_stop_epoch=1)
     with TrainingLoop(network, images, settings, valid=valid, stream=("t",), device="cpu") as training:
         states = {record.epoch: state_of(network) for record in training.epochs()}

@@ -55,7 +55,10 @@ def outcome(
     loop = TrainingLoop(network, data[0], settings, valid=data[1], stream=("t",), device="cpu", team=team, **more)
     records = loop.run(until)
     assert [type(module) for module in network.modules()] == layers, "plain torch layers again"
-    told = [{k: v for k, v in dataclasses.asdict(r).items() if k != "seconds"} for r in records]
+    told = [
+        {k: v for k, v in dataclasses.asdict(r).items() if k not in ("seconds", "values", "valid")} | r.values
+        | {f"valid_{k}": v for k, v in r.valid.items()} for r in records
+    ]  # fmt: skip
     return {"records": told, "state": network.state_dict()}
 
 
@@ -188,7 +191,7 @@ def gradients(team: Team, folder: Path) -> dict[str, Any]:
 
 def evaluated(team: Team, folder: Path) -> dict[str, Any]:
     network = make_network(Team())
-    return dataclasses.asdict(evaluate(network, VALID, device="cpu", batch_size=64, team=team))
+    return evaluate(network, VALID, device="cpu", batch_size=64, team=team).columns
 
 
 class Routed(nn.Module):

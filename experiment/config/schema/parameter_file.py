@@ -73,6 +73,9 @@ class Network(Block):
     corrupted: {name: Digits, corruption: fog, severity: 3}."""
     output_size: Annotated[Whole, Field(ge=1)]
     """Number of outputs (classes)."""
+    task: Name | None = None
+    """What outputs and targets mean: a registered task, or `package.module:TASK` for your own. Default: that of the
+    dataset; classification for your own dataset."""
     settings: dict[str, Any] = {}
     """Keyword arguments of the network's factory."""
     weights: Name | None = None
@@ -84,10 +87,11 @@ Rewind = Literal["weights", "random", "none"]
 
 
 class Search(Block):
-    """Search the smallest network of every method within a loss of validation accuracy, instead of using `spacing`."""
+    """Search the smallest network of every method within a loss of the validation metric, instead of `spacing`."""
 
     accuracy_loss: Annotated[Number, Field(ge=0, lt=1)] = 0.005
-    """Largest loss of validation top-1 accuracy against the reference network, as a fraction (0.005 = 0.5 points)."""
+    """Largest loss of the primary metric against the reference network on the validation part: of fractions such as
+    top-1 accuracy in points (0.005 = 0.5 points), of values such as perplexity as a share of the reference's."""
     samples: Annotated[Whole, Field(ge=1)] = 10
     """Maximum number of networks tried per search. Each is compressed and retrained in full."""
     smallest: Annotated[Number, Field(gt=0, lt=1)] = 1e-3

@@ -178,8 +178,8 @@ class Training(Block):
     """Keyword arguments of the optimizer (lr, momentum, weight_decay, ...)."""
     lr_schedulers: list[Scheduler] = []
     """Learning-rate schedulers, stepped in this order."""
-    loss: Name = "CrossEntropyLoss"
-    """A loss of torch.nn."""
+    loss: Name | None = None
+    """A loss of torch.nn that fits the task. Default: that of the task, such as CrossEntropyLoss."""
     loss_kwargs: Arguments = {}
     """Keyword arguments of the loss."""
     transforms_train: list[Component] = []
@@ -193,7 +193,7 @@ class Training(Block):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of forward and backward passes. auto: fp32 on a CPU, the fastest format that a GPU supports."""
     early_stop_epoch: Epoch | None = None
-    """First epoch from which the state with the best validation accuracy is kept. Default: keep the last state."""
+    """First epoch from which the state with the best validation metric is kept. Default: keep the last state."""
     channels_last: bool | None = None
     """Use the channels-last memory format. Default: where it is faster, which includes every CPU."""
     compiled: bool = Field(default=False, alias="compile")

@@ -82,7 +82,7 @@ class CorruptedItems:
     def __len__(self) -> int:
         return len(self.severities) * len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[object, int]:
+    def __getitem__(self, index: int) -> tuple[object, object]:
         which, index = divmod(index, len(self.items))
         image, target = self.items[index]
         seed = seed_of("corruption", self.corruption, self.part, index)

@@ -13,10 +13,12 @@ from experiment.run.cell.chain_compression import ChainCompression
 from experiment.run.cell.events import ReportEvent
 from experiment.run.cell.outcome import (
     CellNetwork,
+    about_metrics,
     costs_of,
     measure_network,
     require_finite,
-    valid_top1,
+    task_of,
+    valid_figure,
     write_history,
     write_result,
     write_rows,
@@ -48,13 +50,13 @@ def _search(cell: Cell, compression: ChainCompression, report: ReportEvent) -> d
     settings = p.experiments.search
     assert settings is not None
 
-    def top1(network: nn.Module) -> float:
-        return valid_top1(network, p, context.data)
+    def measure(network: nn.Module) -> float:
+        return valid_figure(network, p, context.data)
 
     search = CellSearch(
-        cell, settings, context.store.partial(cell.key), valid_top1=top1,
+        cell, settings, context.store.partial(cell.key), measure=measure, metric=task_of(p).primary,
         make=lambda cell, folder, report: make_cell_network(cell, compression, folder, report),
-        reference_top1=top1(compression.reference.network),
+        reference=measure(compression.reference.network),
     )  # fmt: skip
     found = search.run(report)
     if found.keep is None:
@@ -77,13 +79,13 @@ def _test_and_store(
             method=cell.method, label=cell.label, keep=made.facts.get("keep_found", cell.keep),
         )  # fmt: skip
         write_rows(folder / "layers.csv", layer_rows(reference.count, made.compressed))
-        write_history(folder / "history.csv", made.records)
+        write_history(folder / "history.csv", made.records, task_of(p))
         if made.ranks is not None:
             made.ranks.write(folder)
         if search is not None:
             write_rows(folder / TABLE, search.table())
         result = {**costs_of(made.compressed, size), **measured, **made.facts, "status": "done"}
-        result |= {"top1_before_retraining": direct["top1"], "hardware": instructions(context.machine.device)}
+        result |= about_metrics(p, direct) | {"hardware": instructions(context.machine.device)}
         write_result(folder, result)
     return result
 

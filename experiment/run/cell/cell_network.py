@@ -15,7 +15,7 @@ from experiment.methods.base import Compressed
 from experiment.run.cell.chain_compression import ChainCompression
 from experiment.run.cell.events import Advanced, EpochDone, Note, ReportEvent, cell_name
 from experiment.run.cell.learn_compress import learn_compress
-from experiment.run.cell.outcome import CellNetwork, read_history
+from experiment.run.cell.outcome import CellNetwork, read_history, valid_in_words
 from experiment.run.cell.rank_history import RankLog, rank_log
 from experiment.run.cell.start_state import random_state, rewound_state
 from experiment.run.cell.torchrun_group import Job
@@ -107,7 +107,8 @@ def _retrain(
             if ranks is not None:
                 ranks.note(len(loop.records), network)
             loop.save_checkpoint()
-            report(EpochDone(cell_name(cell), record.epoch, block.num_epochs, record.loss, record.valid_top1))
+            valid = valid_in_words(record.valid, p)
+            report(EpochDone(cell_name(cell), record.epoch, block.num_epochs, record.loss, valid))
     return loop.records
 
 

@@ -4,6 +4,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiment.config import Parameters
 from experiment.errors import CannotWrite, ExperimentError, Inherited, OtherVersion
 from experiment.escaping import lines, reason
 from experiment.files import write_whole
@@ -14,7 +15,15 @@ from experiment.run.cell.cell import compute_cell
 from experiment.run.cell.chain_compression import ChainCompression
 from experiment.run.cell.context import Context
 from experiment.run.cell.events import Advanced, CellDone, Note, ReportEvent, Started, cell_name
-from experiment.run.cell.outcome import costs_of, measure_network, require_finite, write_result, write_rows
+from experiment.run.cell.outcome import (
+    about_metrics,
+    costs_of,
+    measure_network,
+    require_finite,
+    task_of,
+    write_result,
+    write_rows,
+)
 from experiment.run.cell.rank_history import write_reference_ranks
 from experiment.run.cell.reference import Reference, copy_history, obtain_reference
 from experiment.run.cell.start_state import StartLost
@@ -42,7 +51,7 @@ def run_reference(task: ReferenceTask, context: Context, report: ReportEvent) ->
         _store_failure(task.cell, error, context, report)
     else:
         report(Advanced(1))
-        report(_done(task.cell, result, reference))
+        report(_done(task.cell, result, reference, task.variant.parameters))
 
 
 def _store_reference(task: ReferenceTask, reference: Reference, context: Context) -> dict[str, Any]:
@@ -53,10 +62,10 @@ def _store_reference(task: ReferenceTask, reference: Reference, context: Context
     with context.store.writing(task.cell) as folder:
         size = save_weights(folder / "network.pt", network, Plan(), reference.architecture, method="Reference")
         write_rows(folder / "layers.csv", layer_rows(reference.count, unchanged))
-        copy_history(reference.folder, folder)
+        copy_history(reference.folder, folder, task_of(p))
         write_reference_ranks(p, reference.folder, network, folder)
         result = {**costs_of(unchanged, size), **measured, "epochs": 0, "status": "done"}
-        result |= {"top1_before_retraining": measured["top1"], "hardware": instructions(context.machine.device)}
+        result |= about_metrics(p, measured) | {"hardware": instructions(context.machine.device)}
         write_result(folder, result)
     return result
 
@@ -151,7 +160,7 @@ def _compute(cell: Cell, compression: ChainCompression, context: Context, report
     except Exception as error:
         return _store_failure(cell, error, context, report)
     report(Advanced(1))
-    report(_done(cell, result, compression.reference))
+    report(_done(cell, result, compression.reference, compression.parameters))
     return result
 
 
@@ -178,10 +187,12 @@ def is_open(result: Mapping[str, Any] | None, retry_failed: bool) -> bool:
     return result is None or (retry_failed and result["status"] == "failed")
 
 
-def _done(cell: Cell, result: Mapping[str, Any], reference: Reference) -> CellDone:
+def _done(cell: Cell, result: Mapping[str, Any], reference: Reference, p: Parameters) -> CellDone:
     parameters = result.get("parameters")
     keep = None if parameters is None else parameters / reference.count.parameters
-    return CellDone(cell.key, cell_name(cell), result["status"], result.get("top1"), keep, result.get("error"))
+    metric = task_of(p).primary
+    figure = metric.shown(result[metric.name]) if metric.name in result else None
+    return CellDone(cell.key, cell_name(cell), result["status"], figure, keep, result.get("error"))
 
 
 def _text(error: Exception) -> str:

@@ -17,7 +17,9 @@ from experiment.inputs import Inputs, first
 from experiment.measure import example_input
 from experiment.registry import is_import_path
 from experiment.run.grid.data_facts import MOST_CLASSES, DataFacts
+from experiment.run.grid.task_name import task_name
 from experiment.run.machine import reading_processes
+from experiment.tasks import find_task
 
 MAX_KEPT = 4  # training and retraining may differ in their transforms; a sweep over more does not return to them
 
@@ -64,6 +66,7 @@ class Data:
             self._splits[key] = make_splits(
                 dataset.name, train, test, transforms,
                 seed=p.seed, output_size=p.network.output_size, device=self.device, workers=self._readers,
+                task=find_task(task_name(p)),
             )  # fmt: skip
         return self._splits[key]
 
@@ -79,6 +82,7 @@ class Data:
             self._tests[key] = make_test(
                 dataset.name, self.source(p, dataset, False), transforms,
                 output_size=p.network.output_size, device=self.device, workers=self._readers,
+                task=find_task(task_name(p)),
             )  # fmt: skip
         return self._tests[key]
 
@@ -123,7 +127,7 @@ class Data:
 
 
 def _key(dataset: DatasetRef, transforms: Transforms, p: Parameters) -> str:
-    what = [dataset.model_dump(), repr(transforms), p.seed, p.network.output_size]
+    what = [dataset.model_dump(), repr(transforms), p.seed, p.network.output_size, task_name(p)]
     return json.dumps(what, sort_keys=True, default=str)
 
 

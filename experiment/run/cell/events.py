@@ -32,23 +32,23 @@ class Busy:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """An epoch of `name` has ended."""
+    """An epoch of `name` has ended; `valid` is the primary metric after it in words, if there is a validation part."""
 
     name: str
     epoch: int
     num_epochs: int
     loss: float
-    valid_top1: float | None
+    valid: str | None
 
 
 @dataclass(frozen=True)
 class CellDone:
-    """A cell has its result, which is stored."""
+    """A cell has its result, which is stored; `figure` is the primary metric of its network in words."""
 
     key: str
     name: str
     status: str
-    top1: float | None
+    figure: str | None
     keep_parameters: float | None
     error: str | None
 

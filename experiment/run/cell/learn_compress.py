@@ -13,7 +13,7 @@ from experiment.lc.optimizer import LCOptimizer
 from experiment.lc.projection import MethodProjection, Projected, condensed_weights, weights_of
 from experiment.run.cell.chain_compression import ChainCompression
 from experiment.run.cell.events import EpochDone, ReportEvent, cell_name
-from experiment.run.cell.outcome import CellNetwork
+from experiment.run.cell.outcome import CellNetwork, valid_in_words
 from experiment.run.cell.train_network import ReportedImages
 from experiment.run.cell.training_settings import lc_settings, train_settings
 from experiment.run.grid.plan import Cell
@@ -38,7 +38,7 @@ def learn_compress(cell: Cell, compression: ChainCompression, folder: Path, repo
         optimizer = _make_optimizer(cell, project, compression, folder, report)
         for record in optimizer.steps():
             loss = math.nan if record.loss is None else record.loss
-            report(EpochDone(cell_name(cell), record.iteration, p.lc.steps, loss, record.valid_top1))
+            report(EpochDone(cell_name(cell), record.iteration, p.lc.steps, loss, valid_in_words(record.valid, p)))
         best = optimizer.best
     assert best.compressed is not None
     records = optimizer.records if optimizer else []
@@ -67,6 +67,6 @@ def _make_optimizer(
     return LCOptimizer(
         reference.network, project, ReportedImages(splits.train, report), splits.valid,
         lc_settings(p.lc, count_batches(len(splits.train), block.batch_size, training=True)),
-        train_settings(block, context.machine), example=reference.state.example,
+        train_settings(p, block, context.machine), example=reference.state.example,
         stream=("retrain", p.seed, cell.net, cell.repetition), checkpoint=folder / "checkpoint.pt",
     )  # fmt: skip

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from experiment.config import Parameters
+from experiment.datasets.image_data import Images
 from experiment.errors import ExperimentError, StoreError
 from experiment.escaping import csv_table, json_text
 from experiment.files import write_whole
@@ -21,11 +22,16 @@ from experiment.methods.base import Compressed
 from experiment.run.cell.data import Data
 from experiment.run.disk.damaged_files import RESULT, manifest_of
 from experiment.run.grid.keys import FORMAT_VERSION
-from experiment.training.evaluation import evaluate
+from experiment.run.grid.task_name import task_name
+from experiment.tasks import find_task
+from experiment.tasks.task import Task
+from experiment.training.evaluation import Metrics, evaluate
 from experiment.training.loop import EpochRecord
 
 if TYPE_CHECKING:
     from experiment.run.cell.rank_history import RankLog
+
+GROUPS = {"values": "", "valid": "valid_"}  # fields with several metrics -> the prefix of their columns
 
 
 @dataclass(frozen=True)
@@ -48,26 +54,55 @@ class CellNetwork:
 
 
 def measure_network(network: nn.Module, p: Parameters, data: Data) -> dict[str, float]:
-    """Loss, top-1 and top-5 on the test data, in float32 regardless of the precision of training."""
-    metrics = evaluate(
-        network, data.test(p), loss=p.training.loss, loss_kwargs=dict(p.training.loss_kwargs),
+    """The loss and all metrics on the test data, in float32 regardless of the precision of training."""
+    return _evaluate(network, data.test(p), p, data).columns
+
+
+def valid_figure(network: nn.Module, p: Parameters, data: Data) -> float:
+    """The primary metric on the validation data, for selection."""
+    return _evaluate(network, data.splits(p, p.training).valid, p, data).values[task_of(p).primary.name]
+
+
+def _evaluate(network: nn.Module, images: Images, p: Parameters, data: Data) -> Metrics:
+    return evaluate(
+        network, images, task=task_of(p), loss=p.training.loss, loss_kwargs=p.training.loss_kwargs,
         device=data.device, precision="fp32", batch_size=p.training.test_batch_size,
     )  # fmt: skip
-    return {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5}
 
 
-def valid_top1(network: nn.Module, p: Parameters, data: Data) -> float:
-    """Top-1 on the validation data, for selection."""
-    return evaluate(
-        network, data.splits(p, p.training).valid, loss=p.training.loss, loss_kwargs=dict(p.training.loss_kwargs),
-        device=data.device, precision="fp32", batch_size=p.training.test_batch_size,
-    ).top1  # fmt: skip
+def task_of(p: Parameters) -> Task:
+    """The task of an experiment."""
+    return find_task(task_name(p))
+
+
+def valid_in_words(values: Mapping[str, float], p: Parameters) -> str | None:
+    """The primary metric among the figures of a validation, for people; None without any."""
+    metric = task_of(p).primary
+    return metric.shown(values[metric.name]) if values else None
+
+
+def about_metrics(p: Parameters, before_retraining: Mapping[str, float]) -> dict[str, Any]:
+    """What result.json says about the metrics: their names, and what is needed to compare figures of the primary one.
+
+    Args:
+        before_retraining: the figures of the network before retraining.
+    """
+    task = task_of(p)
+    primary = task.primary
+    return {
+        "metrics": [metric.name for metric in task.metrics],
+        "better": primary.better,
+        "unit": primary.unit,
+        f"{primary.name}_before_retraining": before_retraining[primary.name],
+    }
 
 
 def require_finite(measured: Mapping[str, float]) -> None:
-    """Raises: ExperimentError: the outputs of the network are not finite."""
-    if not math.isfinite(measured["loss"]):
-        raise ExperimentError(f"the test loss of the network is {measured['loss']}: its outputs are not finite.")
+    """Raises: ExperimentError: the outputs of the network are not finite, or a metric is not defined for them."""
+    for name, value in measured.items():
+        if not math.isfinite(value):
+            why = "its outputs are not finite" if name == "loss" else "it is not defined for these outputs and targets"
+            raise ExperimentError(f"the test {name} of the network is {value}: {why}.")
 
 
 def costs_of(compressed: Compressed, file_size: int) -> dict[str, int]:
@@ -90,10 +125,24 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     write_whole(folder / RESULT, json_text(content, indent=1, sort_keys=True) + "\n")
 
 
-def write_history(path: Path, records: Sequence[EpochRecord] | Sequence[LCRecord]) -> None:
-    """Write history.csv: one row per epoch, or per step in mode lc."""
-    columns = fields(records[0] if records else EpochRecord)
-    write_rows(path, [asdict(record) for record in records], [f.name for f in columns])
+def write_history(path: Path, records: Sequence[EpochRecord] | Sequence[LCRecord], task: Task) -> None:
+    """Write history.csv: one row per epoch, or per step in mode lc.
+
+    The columns of training metrics have the name of the metric, those of validation begin with `valid_`.
+    """
+    nothing = EpochRecord(0, 0.0, 0.0, {}, None, {}, 0, 0.0)
+    columns = list(history_row(records[0] if records else nothing, task))
+    write_rows(path, [history_row(record, task) for record in records], columns)
+
+
+def history_row(record: EpochRecord | LCRecord, task: Task) -> dict[str, Any]:
+    """Column -> value of one epoch or step."""
+    every = {"values": [] if task.primary.joined else [task.primary.name], "valid": [m.name for m in task.metrics]}
+    row: dict[str, Any] = {}
+    for key, value in asdict(record).items():
+        names = every.get(key)
+        row |= {key: value} if names is None else {GROUPS[key] + name: value.get(name) for name in names}
+    return row
 
 
 def read_history(path: Path) -> list[EpochRecord]:
@@ -101,13 +150,17 @@ def read_history(path: Path) -> list[EpochRecord]:
 
     Raises: StoreError: it is missing or damaged.
     """
-    integers = {"epoch", "images"}
+    integers, own = {"epoch", "images"}, {f.name for f in fields(EpochRecord)}
     records = []
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream):
                 values = {k: None if v == "" else int(v) if k in integers else float(v) for k, v in row.items()}
-                records.append(EpochRecord(**values))  # type: ignore[arg-type]
+                found = {k: v for k, v in values.items() if k not in own and v is not None}
+                valid = {k.removeprefix("valid_"): v for k, v in found.items() if k.startswith("valid_")}
+                trained = {k: v for k, v in found.items() if not k.startswith("valid_")}
+                plain = {k: v for k, v in values.items() if k in own}
+                records.append(EpochRecord(**plain, values=trained, valid=valid))  # type: ignore[arg-type]
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise StoreError(f"{path}: is not a training history.") from error
     return records

@@ -26,7 +26,7 @@ from experiment.registry import InputForm
 from experiment.run.cell.context import Context
 from experiment.run.cell.data import traced_input
 from experiment.run.cell.events import EpochDone, Note, ReportEvent
-from experiment.run.cell.outcome import write_history
+from experiment.run.cell.outcome import task_of, valid_in_words, write_history
 from experiment.run.cell.rank_history import rank_log
 from experiment.run.cell.torchrun_group import Job
 from experiment.run.cell.train_network import training_loop
@@ -36,6 +36,7 @@ from experiment.run.disk.network_file import form_data, load_packed, read_weight
 from experiment.run.disk.store import sync_folder
 from experiment.run.grid.plan import ReferenceSpec
 from experiment.run.grid.weights_file import GivenWeights
+from experiment.tasks.task import Task
 from experiment.training.checkpoint import save_tensors
 from experiment.training.loop import TrainingLoop
 
@@ -70,8 +71,9 @@ def new_network(p: Parameters, net: int, splits: Splits, given: GivenWeights | N
     """
     with seeded("initialisation", p.seed, net):
         network = make_network(
-            p.network.name, p.network.settings, splits.input_shape, p.network.output_size, example=splits.example
-        )
+            p.network.name, p.network.settings, splits.input_shape, p.network.output_size, example=splits.example,
+            outputs=task_of(p).outputs,
+        )  # fmt: skip
     if given is not None:
         load_given(network, given)
     return network
@@ -141,12 +143,12 @@ def _loaded(folder: Path, p: Parameters, spec: ReferenceSpec, splits: Splits) ->
     return network
 
 
-def copy_history(trained: Path, folder: Path) -> None:
+def copy_history(trained: Path, folder: Path, task: Task) -> None:
     """Copy the history of a reference network into a folder; an empty one if it was damaged."""
     if (trained / HISTORY).is_file():
         shutil.copy2(trained / HISTORY, folder / HISTORY)
     else:
-        write_history(folder / HISTORY, [])
+        write_history(folder / HISTORY, [], task)
 
 
 def _set_aside_damaged(folder: Path) -> None:
@@ -179,10 +181,10 @@ def _train(
                     ranks.note(len(loop.records), network)
                 loop.save_checkpoint()
                 name, num_epochs = f"Reference net {spec.net}", p.training.num_epochs
-                report(EpochDone(name, record.epoch, num_epochs, record.loss, record.valid_top1))
+                report(EpochDone(name, record.epoch, num_epochs, record.loss, valid_in_words(record.valid, p)))
         input_shape = context.data.splits(p, p.training).input_shape
         save_weights(writing / "network.pt", network, Plan(), _architecture(p, input_shape), net=spec.net)
-        write_history(writing / HISTORY, loop.records)
+        write_history(writing / HISTORY, loop.records, task_of(p))
         if ranks is not None:
             ranks.write(writing)
         with writing_to(folder):

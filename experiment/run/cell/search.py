@@ -1,11 +1,10 @@
-"""The search of a keep ratio: the smallest network within a loss of validation accuracy.
+"""The search of a keep ratio: the smallest network within a loss of the primary metric on the validation part.
 
 Each sample is made like an ordinary cell of its keep ratio, in its own folder inside that of the searched cell, and
 recorded at once. Of the checkpoints only that of the smallest sample within the loss is kept, from which its network
 is made again.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,10 +18,11 @@ from experiment.config import Search
 from experiment.errors import Damaged, InfeasibleBudget, TrainingDiverged, log
 from experiment.escaping import json_text
 from experiment.files import read_json, remove_all, set_aside, write_whole
-from experiment.lc.keep_search import is_within, search_keep
+from experiment.lc.keep_search import ROUNDING, search_keep
 from experiment.run.cell.events import Advanced, Event, ReportEvent
 from experiment.run.cell.outcome import CellNetwork
 from experiment.run.grid.plan import Cell
+from experiment.tasks.task import Metric
 
 SAMPLES, TABLE = "samples.json", "search.csv"
 
@@ -38,9 +38,9 @@ class SearchSample:
     """A sample: a row of search.csv.
 
     Attributes:
-        parameters, valid_top1: of its network; None if there is none.
-        needed: the required validation top-1: that of the reference network minus the loss.
-        within: whether `valid_top1` reaches it.
+        parameters, valid: size and validation figure of its network; None if there is none.
+        needed: the required figure: that of the reference network, worse by the allowed loss.
+        within: whether `valid` reaches it.
         epochs: of retraining.
         seconds: of compression, retraining and validation.
         status: done, infeasible or diverged.
@@ -49,7 +49,7 @@ class SearchSample:
 
     keep: float
     parameters: int | None
-    valid_top1: float | None
+    valid: float | None
     needed: float
     within: bool
     epochs: int | float
@@ -67,6 +67,7 @@ class SearchResult:
 
     samples: Sequence[SearchSample]
     keep: float | None
+    metric: Metric
     reason: str = ""
 
     @property
@@ -78,7 +79,8 @@ class SearchResult:
 
     def table(self) -> list[dict[str, Any]]:
         """The rows of search.csv."""
-        return [asdict(sample) for sample in self.samples]
+        column = f"valid_{self.metric.name}"
+        return [{column if k == "valid" else k: v for k, v in asdict(s).items()} for s in self.samples]
 
 
 class CellSearch:
@@ -86,8 +88,9 @@ class CellSearch:
 
     Args:
         folder: for the record of samples, and the folder of each.
-        reference_top1: validation accuracy of the reference network.
-        valid_top1: validation accuracy of a network, not on the images of the test.
+        measure: the figure of a network on the validation part, not on the test set.
+        metric: which figure it is.
+        reference: the figure of the reference network.
     """
 
     def __init__(
@@ -97,12 +100,13 @@ class CellSearch:
         folder: Path,
         *,
         make: MakeCellNetwork,
-        valid_top1: Callable[[nn.Module], float],
-        reference_top1: float,
+        measure: Callable[[nn.Module], float],
+        metric: Metric,
+        reference: float,
     ) -> None:
         self._cell, self._settings, self._folder = cell, settings, folder
-        self._make, self._valid_top1 = make, valid_top1
-        self._reference_top1 = reference_top1
+        self._make, self._measure = make, measure
+        self._metric, self._reference = metric, reference
         self._recorded = {sample.keep: sample for sample in _read_samples(folder / SAMPLES)}
 
     def run(self, report: ReportEvent) -> SearchResult:
@@ -113,22 +117,21 @@ class CellSearch:
         samples: list[SearchSample] = []
         counted = _CountedReport(report)
 
-        def top1(keep: float) -> float:
+        def is_good(keep: float) -> float:
             sample = self._recorded.get(keep)
             if sample is None:
                 sample = self._sample(keep, counted)
                 self._record(sample)
             samples.append(sample)
             counted.fill_up_to(len(samples) * self._cell.epochs_retrain / self._cell.samples)
-            return math.nan if sample.valid_top1 is None else sample.valid_top1
+            return float(sample.within)
 
         settings = self._settings
         keep = search_keep(
-            top1, reference=self._reference_top1, accuracy_loss=settings.accuracy_loss, samples=settings.samples,
-            smallest=settings.smallest,
+            is_good, reference=1.0, accuracy_loss=0.0, samples=settings.samples, smallest=settings.smallest,
         ).keep  # fmt: skip
         counted.fill_up_to(self._cell.epochs_retrain)
-        return SearchResult(samples, keep, self._why_none(samples) if keep is None else "")
+        return SearchResult(samples, keep, self._metric, self._why_none(samples) if keep is None else "")
 
     def make_sample(self, keep: float, report: ReportEvent) -> CellNetwork:
         """Make the network of a sample, from its checkpoint if there is one."""
@@ -138,17 +141,17 @@ class CellSearch:
 
     def _sample(self, keep: float, report: ReportEvent) -> SearchSample:
         started = time.perf_counter()
-        needed = self._reference_top1 - self._settings.accuracy_loss
+        needed = self._metric.worst_allowed(self._reference, self._settings.accuracy_loss)
         try:
             made = self.make_sample(keep, report)
         except (InfeasibleBudget, TrainingDiverged) as error:
             status = "infeasible" if isinstance(error, InfeasibleBudget) else "diverged"
             seconds = round(time.perf_counter() - started, 3)
             return SearchSample(keep, None, None, needed, False, 0, seconds, status, str(error))
-        top1 = self._valid_top1(made.compressed.network)
+        figure = self._measure(made.compressed.network)
         seconds = round(time.perf_counter() - started, 3)
-        within, size = is_within(top1, needed, 0.0), made.compressed.count.parameters
-        return SearchSample(keep, size, top1, needed, within, made.facts["epochs"], seconds, "done", "")
+        within, size = self._metric.is_as_good(figure, needed, ROUNDING), made.compressed.count.parameters
+        return SearchSample(keep, size, figure, needed, within, made.facts["epochs"], seconds, "done", "")
 
     def _record(self, sample: SearchSample) -> None:
         """Record a sample, and remove checkpoints that are no longer needed."""
@@ -163,14 +166,19 @@ class CellSearch:
 
         Raises: TrainingDiverged: there is no network at all, and not because of the sizes alone.
         """
-        measured = [(s.valid_top1, -s.keep) for s in samples if s.valid_top1 is not None]
+        metric, reference = self._metric, self._reference
+        sign = 1 if metric.better == "higher" else -1
+        measured = [(sign * s.valid, -s.keep) for s in samples if s.valid is not None]
         if measured:
-            top1, keep = max(measured)
+            best, keep = max(measured)
+            loss, whole = sign * reference - best, abs(reference) or 1.0
+            lost = f"{100 * loss:.3g} points" if metric.unit == "fraction" else f"{100 * loss / whole:.3g} % of it"
+            unit = "points" if metric.unit == "fraction" else "%"
+            figure = f"{100 * reference:.4g} %" if metric.unit == "fraction" else f"{reference:.4g}"
             return (
-                f"none of {len(samples)} networks is within {100 * self._settings.accuracy_loss:g} points of the "
-                f"validation top-1 of the reference network, {100 * self._reference_top1:.4g} %. The smallest loss is "
-                f"{100 * (self._reference_top1 - top1):.3g} points, at keep ratio {-keep:.4g}. Increase accuracyLoss "
-                "or samples, or retrain for more epochs."
+                f"none of {len(samples)} networks is within {100 * self._settings.accuracy_loss:g} {unit} of the "
+                f"validation {metric.title} of the reference network, {figure}. The smallest loss is {lost}, at keep "
+                f"ratio {-keep:.4g}. Increase accuracyLoss or samples, or retrain for more epochs."
             )
         if diverged := [sample.error for sample in samples if sample.status == "diverged"]:
             raise TrainingDiverged(f"all feasible samples of the search diverged. The last: {diverged[-1]}")

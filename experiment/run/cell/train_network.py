@@ -32,9 +32,9 @@ def training_loop(
     with (
         together(context.crew, job) as team,
         TrainingLoop(
-            network, ReportedImages(splits.train, report), train_settings(job.training, context.machine),
-            valid=splits.valid, stream=job.stream, device=context.machine.device, checkpoint=checkpoint, team=team,
-            teacher=teacher,
+            network, ReportedImages(splits.train, report),
+            train_settings(job.parameters, job.training, context.machine), valid=splits.valid, stream=job.stream,
+            device=context.machine.device, checkpoint=checkpoint, team=team, teacher=teacher,
         ) as loop,
     ):  # fmt: skip
         yield loop

@@ -240,7 +240,7 @@ def untrained_network(
 ) -> nn.Module:
     """A network without the published weights that the settings of a registered one may request."""
     settings = {key: value for key, value in settings.items() if key != "pretrained" or name not in NETWORKS}
-    return make_network(name, settings, input_shape, output_size, example=example)
+    return make_network(name, settings, input_shape, output_size, example=example, outputs=None)
 
 
 def rebuild(original: nn.Module, specification: Specification, packed: PackedWeights, path: Path) -> nn.Module:

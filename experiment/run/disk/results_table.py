@@ -7,7 +7,7 @@ they can be requested later. Does not import torch.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,13 +25,17 @@ from experiment.run.grid.plan import ExperimentPlan
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-COLUMNS = (
+_BEFORE_METRICS = (
     "dataset", "dataset_test", "network", "variant", "method", "label", "net", "repetition", "keep_target",
     "parameters", "flops", "flops_unmasked", "keep_parameters", "keep_flops",
-    "bytes_dense", "bytes_values", "bytes_sparse", "bytes_file",
-    "loss", "top1", "top5", "top1_before_retraining", "top1_reference", "parameters_reference", "flops_reference",
-    "epochs", "seconds_compress", "seconds_retrain", "status", "error", "cell", "hardware",
+    "bytes_dense", "bytes_values", "bytes_sparse", "bytes_file", "loss",
 )  # fmt: skip
+_AFTER_METRICS = (
+    "parameters_reference", "flops_reference", "epochs", "seconds_compress", "seconds_retrain", "status", "error",
+    "cell", "hardware", "primary", "better", "unit",
+)  # fmt: skip
+SHARED_COLUMNS = (*_BEFORE_METRICS, *_AFTER_METRICS)  # of all tasks
+CLASSIFICATION = ("top1", "top5")  # the metrics of a cell that does not name them, and of a table without results
 LATENCY, BYTES = "latency.json", "bytes.json"
 BYTE_COLUMNS = ("bytes_bitmask", "bytes_csr", "sparse_format")
 MAX_FIELDS = 10_000_000  # of a table that is read
@@ -64,6 +68,21 @@ class _Bytes(BaseModel):
     sparse_format: str
 
 
+def columns_of(tasks: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """The columns of results.csv.
+
+    Args:
+        tasks: the metrics of every task in the table, the primary one first.
+    """
+    metrics: list[str] = []
+    for names in tasks:
+        metrics += [*names, f"{names[0]}_before_retraining", f"{names[0]}_reference"]
+    return (*_BEFORE_METRICS, *dict.fromkeys(metrics), *_AFTER_METRICS)
+
+
+COLUMNS = columns_of([CLASSIFICATION])
+
+
 def write_results_table(store: Store, plan: ExperimentPlan) -> dict[str, dict[str, Any]]:
     """Write results.csv in grid order; returns the results by key."""
     with store.lock("table", "writes results.csv"):  # or an older reading could overwrite a newer one
@@ -73,10 +92,12 @@ def write_results_table(store: Store, plan: ExperimentPlan) -> dict[str, dict[st
         folders = store.cell_folders() if extra else {}
         references = {(t.variant.name, t.cell.net): folders.get(t.cell.key) for t in plan.references}
         rows = []
+        tasks = dict.fromkeys(_metrics(result) for result in results.values() if result["status"] == "done")
+        columns = columns_of(tasks or [CLASSIFICATION])
         for row in _rows(plan, results):
             values = _extra_values(folders.get(row["cell"]), references[row["variant"], row["net"]])
-            rows.append(row | {column: values.get(column) for column in extra})
-        write_whole(store.folder / "results.csv", csv_table((*COLUMNS, *extra), rows))
+            rows.append(dict.fromkeys(columns, "") | row | {column: values.get(column) for column in extra})
+        write_whole(store.folder / "results.csv", csv_table((*columns, *extra), rows))
     return results
 
 
@@ -90,19 +111,28 @@ def _rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Ite
             continue
         reference, p = references[cell.variant, cell.net], parameters[cell.variant]
         test = p.experiments.dataset_test or p.network.dataset
-        row = {column: result.get(column) for column in COLUMNS}
+        about = result if "metrics" in result or "metrics" not in reference else reference  # it may have failed
+        metrics = _metrics(about)
+        primary = metrics[0]
+        row = {column: result.get(column) for column in columns_of([metrics])}
         row |= {
             "dataset": p.network.dataset.shown, "dataset_test": test.shown, "network": p.network.name,
             "variant": cell.variant, "method": cell.method, "label": cell.label, "net": cell.net,
             "repetition": cell.repetition, "keep_target": cell.keep_target, "cell": cell.key,
-            "top1_reference": reference.get("top1"), "parameters_reference": reference.get("parameters"),
-            "flops_reference": reference.get("flops"),
+            f"{primary}_reference": reference.get(primary), "parameters_reference": reference.get("parameters"),
+            "flops_reference": reference.get("flops"), "primary": primary,
+            "better": about.get("better", "higher"), "unit": about.get("unit", "fraction"),
         }  # fmt: skip
         row["error"] = None if row["error"] is None else reason(str(row["error"]))
         for quantity in ("parameters", "flops"):
             count, original = result.get(quantity), reference.get(quantity)
             row[f"keep_{quantity}"] = count / original if count is not None and original else None
         yield {column: "" if value is None else value for column, value in row.items()}
+
+
+def _metrics(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the metrics in a result, the primary one first."""
+    return tuple(result.get("metrics", CLASSIFICATION))
 
 
 def requested(plan: ExperimentPlan, measurement: str) -> dict[str, Experiments]:

@@ -47,6 +47,9 @@ class CellResult(BaseModel):
     bytes_file: Count | None = None
     epochs: Annotated[float, Field(ge=0)] | None = None  # fractional in mode lc
     loss: float | None = None
+    metrics: Annotated[list[str], Field(min_length=1)] = ["top1", "top5"]
+    better: Literal["higher", "lower"] = "higher"
+    unit: Literal["fraction", "value"] = "fraction"
     top1: Share | None = None
     top5: Share | None = None
     top1_before_retraining: Share | None = None
@@ -55,8 +58,12 @@ class CellResult(BaseModel):
 
     @model_validator(mode="after")
     def _is_complete(self) -> CellResult:
-        if self.status == "done" and None in (self.parameters, self.flops, self.top1):
-            raise ValueError("a finished cell has counts and an accuracy")
+        found = {**(self.model_extra or {}), "top1": self.top1, "top5": self.top5}
+        figures = [found.get(name) for name in self.metrics]
+        if self.status == "done" and None in (self.parameters, self.flops, *figures[:1]):
+            raise ValueError("a finished cell has counts and a figure of its primary metric")
+        if not all(figure is None or isinstance(figure, int | float) for figure in figures):
+            raise ValueError("metrics are numbers")
         return self
 
 

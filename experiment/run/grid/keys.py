@@ -23,6 +23,7 @@ from experiment.networks import NETWORKS
 from experiment.registry import DatasetEntry, NetworkEntry, is_import_path
 from experiment.run.grid.data_stamps import Stamps
 from experiment.run.grid.hardware import Machine, resolved_channels_last, resolved_precision
+from experiment.run.grid.task_name import default_loss, task_key
 from experiment.run.grid.weights_file import GivenWeights, folder_hash
 from experiment.user_code import code_in, forget_changed, source_hash
 
@@ -71,7 +72,8 @@ def reference_key(p: Parameters, net: int, machine: Machine, data: DataKeys, wei
         "format": FORMAT_VERSION,
         "network": _registered(p.network, NETWORKS.get(p.network.name)) | content | shape,
         "dataset": data.training,
-        "training": training_key(p.training, machine),
+        "training": training_key(p, machine),
+        **task_key(p),
         "net": net,
         "seed": p.seed,
         "device": machine.kind,
@@ -173,9 +175,9 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def training_key(training: Training, machine: Machine) -> dict[str, Any]:
+def training_key(p: Parameters, machine: Machine) -> dict[str, Any]:
     """The part of a reference network's key for its training."""
-    return _training_key(training, machine, {"start_epoch"}) | {"num_epochs": training.num_epochs}
+    return _training_key(p, p.training, machine, {"start_epoch"}) | {"num_epochs": p.training.num_epochs}
 
 
 def retraining_key(p: Parameters, machine: Machine, epochs: int) -> dict[str, Any]:
@@ -184,14 +186,16 @@ def retraining_key(p: Parameters, machine: Machine, epochs: int) -> dict[str, An
         return {"epochs": 0}
     if p.experiments.mode == "lc":
         how = p.lc.model_dump(mode="json", exclude_defaults=True)
-        return _training_key(retraining(p), machine, UNUSED_BY_LC) | {"lc": how}
-    return _training_key(retraining(p), machine, set()) | {"epochs": epochs}
+        return _training_key(p, retraining(p), machine, UNUSED_BY_LC) | {"lc": how}
+    return _training_key(p, retraining(p), machine, set()) | {"epochs": epochs}
 
 
-def _training_key(training: Training, machine: Machine, unused: set[str]) -> dict[str, Any]:
+def _training_key(p: Parameters, training: Training, machine: Machine, unused: set[str]) -> dict[str, Any]:
     resolved = {"enable_amp", "precision", "channels_last"}
     left_out = unused | resolved | {"test_batch_size"}
     key = training.model_dump(mode="json", exclude_defaults=True, exclude=left_out)
+    if training.loss == default_loss(p):
+        key.pop("loss", None)
     key["precision"] = resolved_precision(training, machine)
     return key | ({"channels_last": True} if resolved_channels_last(training, machine) else {})
 

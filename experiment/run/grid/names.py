@@ -18,6 +18,7 @@ from experiment.errors import ConfigError
 from experiment.networks import NETWORKS
 from experiment.registry import is_import_path, suggestion
 from experiment.run.grid.weights_file import datasets_folder, find_given, missing_text
+from experiment.tasks import TASKS
 from experiment.training.allowed_names import LOSSES, OPTIMIZERS, SCHEDULERS
 from experiment.user_code import source_hash
 
@@ -50,6 +51,7 @@ def name_faults(values: Mapping[str, Any], datasets: Path | None = None) -> Iter
     """
     network, experiments = mapping_at(values, "network"), mapping_at(values, "experiments")
     yield from _unknown(("network", "name"), network.get("name"), "network", NETWORKS)
+    yield from _unknown(("network", "task"), network.get("task"), "task", TASKS)
     for key, value in (
         (("network", "dataset"), network.get("dataset")),
         (("experiments", "datasetTest"), experiments.get("datasetTest")),
@@ -92,10 +94,10 @@ def _training_faults(block: str, training: Mapping[str, Any]) -> Iterator[Fault]
 
 
 def _unknown(key: KeyPath, name: object, what: str, known: Iterable[str]) -> Iterator[Fault]:
-    """A fault if `name` is neither known nor, for networks and datasets, an import path that exists."""
+    """A fault if `name` is neither known nor, for networks, datasets and tasks, an import path that exists."""
     if not isinstance(name, str) or name in known:
         return
-    if is_import_path(name) and what in ("network", "dataset"):
+    if is_import_path(name) and what in ("network", "dataset", "task"):
         try:
             source_hash(name.partition(":")[0])
         except ConfigError as error:

@@ -83,8 +83,8 @@ class ProgressBar:
 
     def _show_epoch(self, event: EpochDone) -> None:
         figures = [] if math.isnan(event.loss) else [f"loss {event.loss:.4f}"]  # mode lc has none before it learns
-        if event.valid_top1 is not None:
-            figures.append(f"validation top-1 {event.valid_top1:.2%}")
+        if event.valid is not None:
+            figures.append(f"validation {event.valid}")
         line = f"{event.name} epoch {event.epoch + 1}/{event.num_epochs}: {', '.join(figures)}"
         self._set_text(line)
         if self.verbosity > 0:
@@ -100,4 +100,4 @@ class ProgressBar:
             self.say(f"{name}: infeasible: {event.error}", result=True)
         elif self.verbosity >= 0:
             kept = "" if event.keep_parameters is None else f", {event.keep_parameters:.1%} of the parameters"
-            self.say(f"{name}: top-1 {event.top1:.2%}{kept}", result=True)
+            self.say(f"{name}: {event.figure}{kept}", result=True)

@@ -48,8 +48,8 @@ def _take_part(job: Job, crew: Crew, machine: Machine, data: Data) -> None:
         crew.give_up(f"process {crew.team.rank} cannot join: {type(error).__name__}: {error}")
     try:
         TrainingLoop(
-            network, splits.train, train_settings(job.training, machine), valid=splits.valid, stream=job.stream,
-            device=crew.device, team=crew.team, teacher=teacher,
+            network, splits.train, train_settings(job.parameters, job.training, machine), valid=splits.valid,
+            stream=job.stream, device=crew.device, team=crew.team, teacher=teacher,
         ).run(job.until)  # fmt: skip
     except Exception as error:
         crew.agree_on_failure(error)
