@@ -100,7 +100,8 @@ def _check_network(
     try:
         splits = data.splits(p, p.training)
         example = moved(traced_input(splits), "cpu")
-        data.test(p)
+        for images in data.tests(p):
+            images.first(1)
     except (DataError, ConfigError) as error:
         yield ("network", "dataset"), str(error)
         return

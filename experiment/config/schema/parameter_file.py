@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from experiment.config.keep_ratios import Spacing, ratio_conflicts
 from experiment.config.schema.training import Block, Conflict, Name, Number, Retraining, Training, Whole, refuse
@@ -35,6 +35,9 @@ class DatasetRef(NamedSettings):
     severity: Annotated[Whole, Field(ge=1, le=5)] | None = None
     """Severity of the corruption, 1 to 5. Default: all five, one after the other."""
 
+    label: Name | None = None
+    """Its name in results, plots and tables. Default: the name, with corruption and severity."""
+
     @field_validator("severity")
     @classmethod
     def _with_corruption(cls, severity: int | None, info: ValidationInfo) -> int | None:
@@ -44,9 +47,9 @@ class DatasetRef(NamedSettings):
 
     @property
     def shown(self) -> str:
-        """Its name in results: `Digits`, `Digits+fog-3`, or `Digits+fog` for all severities."""
+        """Its name in results: the label, else `Digits`, `Digits+fog-3`, or `Digits+fog` for all severities."""
         severity = "" if self.severity is None else f"-{self.severity}"
-        return self.name if self.corruption is None else f"{self.name}+{self.corruption}{severity}"
+        return self.label or (self.name if self.corruption is None else f"{self.name}+{self.corruption}{severity}")
 
     @property
     def copies(self) -> int:
@@ -107,6 +110,10 @@ class Plotting(Block):
     """Largest keep ratio shown."""
 
 
+def _as_list(value: object) -> object:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
 class Experiments(Block):
     """What is compared, and at which keep ratios."""
 
@@ -131,8 +138,9 @@ class Experiments(Block):
     """Search the smallest network of every method within a loss of validation accuracy, instead of using `spacing`."""
     retrain_iterations: Annotated[Whole, Field(ge=-1)] = -1
     """Number of keep ratios that are retrained and tested; the others are only compressed on the way. Below 1: all."""
-    dataset_test: DatasetRef | None = None
-    """Dataset to test on. Default: the test part of network.dataset."""
+    dataset_test: Annotated[list[DatasetRef], BeforeValidator(_as_list)] = []
+    """Datasets to test on, one or several: results have one row per network and test set. Default: the test part of
+    network.dataset."""
     plotting: Plotting | None = None
     """Range of the x axis in plots. Default: all results."""
     measure: list[Literal["rank", "latency", "bytes"]] = []
@@ -140,6 +148,14 @@ class Experiments(Block):
     formats."""
     latency_batches: Annotated[list[Annotated[Whole, Field(ge=1)]], Field(min_length=1)] = [1, 64]
     """Batch sizes (images) at which latency is measured."""
+
+    @field_validator("dataset_test")
+    @classmethod
+    def _distinct_names(cls, tests: list[DatasetRef]) -> list[DatasetRef]:
+        names = [test.shown for test in tests]
+        twice = [i for i, name in enumerate(names) if name in names[:i]]
+        refuse(tests, (((i,), f"is the second test set called {names[i]}. Remove it, or set its label.") for i in twice))
+        return tests
 
     @field_validator("rewind")
     @classmethod
@@ -327,6 +343,11 @@ class Parameters(Block):
     description: str = ""
     """What this experiment is for."""
 
+    @property
+    def test_sets(self) -> list[DatasetRef]:
+        """The datasets to test on, in order."""
+        return self.experiments.dataset_test or [self.network.dataset]
+
 
 _INCLUDE = {"type": "string", "description": "YAML file to include; the keys given here override those in it."}
 _INCLUDABLE = ("Network", "Training", "Retraining", "Experiments", "Coresets", "Directories")
@@ -342,6 +363,8 @@ def json_schema() -> dict[str, Any]:
     for block in (schema, *(definitions[name] for name in _INCLUDABLE)):
         block.pop("required", None)
         block["properties"]["file"] = _INCLUDE
+    tests = definitions["Experiments"]["properties"]["datasetTest"]
+    tests |= {"anyOf": [tests.pop("items"), {"type": tests.pop("type"), "items": {"$ref": "#/$defs/DatasetRef"}}]}
     for name in _SHORT:
         full = definitions[name]
         definitions[name] = {"description": full["description"], "anyOf": [{"type": "string", "minLength": 1}, full]}

@@ -89,17 +89,20 @@ class CorruptedItems:
         return corrupt_input(image, self.corruption, self.severities[which], seed), target
 
 
-def corrupted(source: Source, corruption: str, severity: int | None, part: Part) -> Source:
+def corrupted(
+    source: Source, corruption: str, severity: int | None, part: Part, *, lazily: bool = False
+) -> Source:
     """A part of a dataset with corrupted images and unchanged targets.
 
     Args:
         severity: 1 to 5, or None for all five, one after the other.
         part: enters the seed of every image, together with its index and the corruption.
+        lazily: corrupt images as they are read, even if they are in memory.
     Raises: as `corrupt_input`, if the images are in memory; other images raise when they are read.
     """
     severities = SEVERITIES if severity is None else (severity,)
     items = CorruptedItems(source.items, corruption, severities, part)
-    if not isinstance(source.items, Pixels):
+    if lazily or not isinstance(source.items, Pixels):
         return replace(source, items=items)
     images = source.items.images.repeat(len(severities), 1, 1, 1)
     for i in range(len(images)):

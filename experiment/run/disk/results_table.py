@@ -102,7 +102,7 @@ def write_results_table(store: Store, plan: ExperimentPlan) -> dict[str, dict[st
 
 
 def _rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What was measured in each cell, beside the figures of its reference network."""
+    """What was measured in each cell on each test set, beside the figures of its reference network."""
     references = {(t.variant.name, t.cell.net): results.get(t.cell.key, {}) for t in plan.references}
     parameters = {variant.name: variant.parameters for variant in plan.file.variants}
     for cell in plan.cells:
@@ -110,16 +110,15 @@ def _rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Ite
         if result is None:
             continue
         reference, p = references[cell.variant, cell.net], parameters[cell.variant]
-        test = p.experiments.dataset_test or p.network.dataset
         about = result if "metrics" in result or "metrics" not in reference else reference  # it may have failed
         metrics = _metrics(about)
         primary = metrics[0]
         row = {column: result.get(column) for column in columns_of([metrics])}
         row |= {
-            "dataset": p.network.dataset.shown, "dataset_test": test.shown, "network": p.network.name,
+            "dataset": p.network.dataset.shown, "network": p.network.name,
             "variant": cell.variant, "method": cell.method, "label": cell.label, "net": cell.net,
             "repetition": cell.repetition, "keep_target": cell.keep_target, "cell": cell.key,
-            f"{primary}_reference": reference.get(primary), "parameters_reference": reference.get("parameters"),
+            "parameters_reference": reference.get("parameters"),
             "flops_reference": reference.get("flops"), "primary": primary,
             "better": about.get("better", "higher"), "unit": about.get("unit", "fraction"),
         }  # fmt: skip
@@ -127,7 +126,17 @@ def _rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Ite
         for quantity in ("parameters", "flops"):
             count, original = result.get(quantity), reference.get(quantity)
             row[f"keep_{quantity}"] = count / original if count is not None and original else None
-        yield {column: "" if value is None else value for column, value in row.items()}
+        for i, test in enumerate(p.test_sets):
+            figures = _figures(result, i)
+            row |= {name: figures.get(name) for name in ("loss", *metrics, f"{primary}_before_retraining")}
+            row |= {"dataset_test": test.shown, f"{primary}_reference": _figures(reference, i).get(primary)}
+            yield {column: "" if value is None else value for column, value in row.items()}
+
+
+def _figures(result: Mapping[str, Any], test: int) -> Mapping[str, Any]:
+    """The figures on one of the test sets."""
+    tests = result.get("tests") or [result]
+    return tests[test] if test < len(tests) else {}
 
 
 def _metrics(result: Mapping[str, Any]) -> tuple[str, ...]:

@@ -50,15 +50,15 @@ class DataKeys:
 
     @classmethod
     def of(cls, p: Parameters, stamps: Stamps | None) -> DataKeys:
-        dataset, other = p.network.dataset, p.experiments.dataset_test
+        dataset, others = p.network.dataset, p.experiments.dataset_test
 
         def stamped(part: DatasetRef, train: bool) -> dict[str, str]:
             stamp = CONSTANT if stamps is None else stamps.of(part, train, p.network.output_size)
             return {} if stamp == CONSTANT else {"data": stamp}
 
         training = _dataset_key(dataset) | stamped(dataset, True)
-        test = ({} if other is None else _dataset_key(other)) | stamped(other or dataset, False)
-        return cls(training, test or None)
+        tests = [_dataset_key(other) | stamped(other, False) for other in others] or [stamped(dataset, False)]
+        return cls(training, {"sets": tests} if len(tests) > 1 else tests[0] or None)
 
 
 def reference_key(p: Parameters, net: int, machine: Machine, data: DataKeys, weights: GivenWeights | None) -> str:

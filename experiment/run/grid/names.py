@@ -52,10 +52,12 @@ def name_faults(values: Mapping[str, Any], datasets: Path | None = None) -> Iter
     network, experiments = mapping_at(values, "network"), mapping_at(values, "experiments")
     yield from _unknown(("network", "name"), network.get("name"), "network", NETWORKS)
     yield from _unknown(("network", "task"), network.get("task"), "task", TASKS)
-    for key, value in (
-        (("network", "dataset"), network.get("dataset")),
-        (("experiments", "datasetTest"), experiments.get("datasetTest")),
-    ):
+    tests = experiments.get("datasetTest")
+    tests = tests if isinstance(tests, list) else [tests]
+    places: list[tuple[KeyPath, object]] = [(("network", "dataset"), network.get("dataset"))]
+    for i, test in enumerate(tests):
+        places.append((("experiments", "datasetTest", *([i] if len(tests) > 1 else [])), test))
+    for key, value in places:
         name = value.get("name") if isinstance(value, Mapping) else value
         if not isinstance(name, str) or find_dataset(name) is None:
             yield from _unknown(key, name, "dataset", [*DATASETS, *known_names()])
