@@ -183,7 +183,7 @@ def test_the_result_can_be_saved(network: nn.Sequential, sets: dict[str, Any], t
     lc = LC(network, "SVD", keep=0.7, **sets, **SHORT)
     with pytest.raises(CompressionError, match="no result yet"):
         _ = lc.result
-    with pytest.raises(CompressionError, match="no accuracy yet"):
+    with pytest.raises(CompressionError, match="no metrics yet"):
         _ = lc.top1
     small = lc.run()
     assert lc.result.parameters == sum(p.numel() for p in small.parameters())
@@ -235,7 +235,7 @@ def test_what_cannot_be_met(network: nn.Sequential, sets: dict[str, Any]) -> Non
         ((torch.zeros(5, 6), torch.zeros(4)), "as many targets as inputs .5.. Got 4"),
         (
             (torch.zeros(5, 6), torch.full((5,), 0.5)),
-            "expected .input, target. as target. Got a torch.float32 tensor of value 0.5",
+            "expected one class number as target. Got a torch.float32 tensor of value 0.5",
         ),
         ((torch.zeros(5, 6), torch.full((5,), 30)), "class numbers from 30 to 30; expected 0 to 3"),
         ([], "at least one sample"),

@@ -24,6 +24,7 @@ from experiment.report.plots import gallery
 from experiment.run.cell.events import Advanced
 from experiment.run.cell.search import CellSearch, SearchResult
 from experiment.run.grid.plan import Cell, Machine, plan_experiment
+from experiment.tasks.classification import TASK
 from experiment.training.checkpoint import Checkpoint
 
 TIMES = ["seconds_compress", "seconds_retrain"]
@@ -268,7 +269,7 @@ class Fake:
     def search(self, **settings: Any) -> SearchResult:
         return CellSearch(
             self.cell, Search.model_validate(settings), self.folder, make=self.make,
-            valid_top1=lambda network: float(network.bias.detach()), reference_top1=0.9,
+            measure=lambda network: float(network.bias.detach()), metric=TASK.primary, reference=0.9,
         ).run(self.report)  # fmt: skip
 
     def report(self, event: Any) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from experiment.config import Training
+from experiment.config import Network, Parameters, Training
 from experiment.run.grid.hardware import Machine, Precision, resolved_channels_last, resolved_precision
 from experiment.run.grid.keys import training_key
 
@@ -36,7 +36,8 @@ def test_what_is_left_open(
 
 
 def key(**settings: Any) -> dict[str, Any]:
-    return training_key(block(**settings), Machine("cpu"))
+    network = Network.model_validate({"name": "lenet5", "dataset": "Digits", "outputSize": 10})
+    return training_key(Parameters.model_construct(network=network, training=block(**settings)), Machine("cpu"))
 
 
 def test_keys_know_what_it_came_to_and_not_how() -> None:
@@ -44,3 +45,4 @@ def test_keys_know_what_it_came_to_and_not_how() -> None:
     assert key() != key(channelsLast=False)
     assert "channels_last" not in key(channelsLast=False)  # as before there was a choice
     assert key() == key(testBatchSize=7)
+    assert key() == key(loss="CrossEntropyLoss") != key(loss="NLLLoss")  # the task's own loss need not be named

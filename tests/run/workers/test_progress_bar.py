@@ -10,7 +10,7 @@ from experiment.run.workers import progress_bar
 
 def test_results_and_notes_have_streams_of_their_own(capsys: Any) -> None:
     seen = progress_bar.ProgressBar(4, 4, 0)
-    seen.show(CellDone("a", "WT keep 0.5 net 0", "done", 0.9, 0.5, None))
+    seen.show(CellDone("a", "WT keep 0.5 net 0", "done", "top-1 90.00%", 0.5, None))
     seen.show(CellDone("b", "WT keep 0.1 net 0", "infeasible", None, None, "too small"))
     seen.show(CellDone("c", "FT keep 0.5 net 0", "failed", None, None, "no\nmemory"))
     seen.show(Note("a note"))
