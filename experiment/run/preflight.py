@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from experiment.config import Parameters, Variant
 from experiment.config.value_tree import KeyPath
@@ -121,11 +121,23 @@ def _check_network(
         yield from unmatched_patterns or _check_fixed_sizes(methods, network, example)
         yield from _check_batch_norm(p, network, example)
         yield from _check_scores(p, network, splits, machine)
+        yield from _check_noise(p, example)
         try:
             if given is not None:
                 load_given(network, given)
         except StoreError as error:
             yield ("network", "weights"), str(error)
+
+
+def _check_noise(p: Parameters, example: Inputs) -> Found:
+    """Whether the response to noise can be measured."""
+    if "noise" not in p.experiments.measure:
+        return
+    place: KeyPath = ("experiments", "measure")
+    if task_of(p).distribution.predictions is None:
+        yield place, f"noise compares discrete predictions, which task {task_of(p).name} has none of. Remove it."
+    elif not isinstance(example, Tensor) or not example.is_floating_point():
+        yield place, "noise is added to inputs that are one tensor of numbers. Got others. Remove it."
 
 
 def _check_scores(p: Parameters, network: nn.Module, splits: Splits, machine: Machine) -> Found:

@@ -143,18 +143,22 @@ class Experiments(Block):
     network.dataset."""
     plotting: Plotting | None = None
     """Range of the x axis in plots. Default: all results."""
-    measure: list[Literal["rank", "latency", "bytes"]] = []
-    """Additional measurements: effective ranks after every epoch, latency at the end of the run, bytes of sparse
-    formats."""
+    measure: list[Literal["rank", "latency", "bytes", "noise"]] = []
+    """Additional measurements: effective ranks after every epoch; at the end of the run latency, bytes of sparse
+    formats, and agreement with the reference network under noise."""
     latency_batches: Annotated[list[Annotated[Whole, Field(ge=1)]], Field(min_length=1)] = [1, 64]
     """Batch sizes (images) at which latency is measured."""
+    noise_levels: Annotated[list[Annotated[Number, Field(gt=0)]], Field(min_length=1)] = [0.1, 0.2, 0.3, 0.5, 0.7]
+    """Largest values of the uniform noise that `noise` adds to inputs after the transforms."""
 
     @field_validator("dataset_test")
     @classmethod
     def _distinct_names(cls, tests: list[DatasetRef]) -> list[DatasetRef]:
         names = [test.shown for test in tests]
         twice = [i for i, name in enumerate(names) if name in names[:i]]
-        refuse(tests, (((i,), f"is the second test set called {names[i]}. Remove it, or set its label.") for i in twice))
+        refuse(
+            tests, (((i,), f"is the second test set called {names[i]}. Remove it, or set its label.") for i in twice)
+        )
         return tests
 
     @field_validator("rewind")

@@ -89,9 +89,7 @@ class CorruptedItems:
         return corrupt_input(image, self.corruption, self.severities[which], seed), target
 
 
-def corrupted(
-    source: Source, corruption: str, severity: int | None, part: Part, *, lazily: bool = False
-) -> Source:
+def corrupted(source: Source, corruption: str, severity: int | None, part: Part, *, lazily: bool = False) -> Source:
     """A part of a dataset with corrupted images and unchanged targets.
 
     Args:

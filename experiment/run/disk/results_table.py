@@ -36,7 +36,8 @@ _AFTER_METRICS = (
 )  # fmt: skip
 SHARED_COLUMNS = (*_BEFORE_METRICS, *_AFTER_METRICS)  # of all tasks
 CLASSIFICATION = ("top1", "top5")  # the metrics of a cell that does not name them, and of a table without results
-LATENCY, BYTES = "latency.json", "bytes.json"
+LATENCY, BYTES, NOISE = "latency.json", "bytes.json", "noise.json"
+NOISE_FIGURES = ("agreement", "distance", "excess_error")
 BYTE_COLUMNS = ("bytes_bitmask", "bytes_csr", "sparse_format")
 MAX_FIELDS = 10_000_000  # of a table that is read
 
@@ -66,6 +67,25 @@ class _Bytes(BaseModel):
     bytes_bitmask: Count
     bytes_csr: Count
     sparse_format: str
+
+
+class _NoiseLevel(BaseModel):
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, strict=True)
+
+    eps: float
+    agreement: float
+    distance: float
+    excess_error: float
+
+
+class _Noise(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    format: int
+    levels: list[_NoiseLevel]
+
+
+_MODELS: Mapping[str, type[BaseModel]] = {LATENCY: _Latency, BYTES: _Bytes, NOISE: _Noise}
 
 
 def columns_of(tasks: Iterable[Sequence[str]]) -> tuple[str, ...]:
@@ -158,6 +178,8 @@ def _extra_columns(plan: ExperimentPlan) -> tuple[str, ...]:
         columns.append(f"latency_ms_b{batch}_reference")
     if batches:
         columns.append("latency_device")
+    levels = dict.fromkeys(eps for e in requested(plan, "noise").values() for eps in e.noise_levels)
+    columns += [f"noise_{what}_{eps:g}" for what in NOISE_FIGURES for eps in levels]
     return (*columns, *(BYTE_COLUMNS if requested(plan, "bytes") else ()))
 
 
@@ -176,6 +198,8 @@ def _extra_values(folder: Path | None, reference: Path | None) -> dict[str, Any]
     if latency is not None:
         threads = latency["threads"]
         values["latency_device"] = f"{latency['device']}, {threads} thread{'s' if threads != 1 else ''}"
+    noise = read_measurement(folder / NOISE) or {"levels": []}
+    values |= {f"noise_{what}_{row['eps']:g}": row[what] for row in noise["levels"] for what in NOISE_FIGURES}
     sizes = read_measurement(folder / BYTES) or {}
     return values | {column: sizes.get(column) for column in BYTE_COLUMNS}
 
@@ -185,10 +209,10 @@ def _batches(latency: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def read_measurement(path: Path) -> dict[str, Any] | None:
-    """latency.json or bytes.json; None if it is missing, damaged or of another version, and is to be measured again."""
+    """A measurement; None if its file is missing, damaged or of another version, and it is to be made again."""
     try:
         found = read_json(path)
-        (_Latency if path.name == LATENCY else _Bytes).model_validate(found)
+        _MODELS[path.name].model_validate(found)
     except (FileNotFoundError, Damaged, ValidationError):
         return None
     return dict(found) if found["format"] == FORMAT_VERSION else None
