@@ -100,10 +100,11 @@ def _check_network(
     try:
         splits = data.splits(p, p.training)
         example = moved(traced_input(splits), "cpu")
-        for images in data.tests(p):
-            images.first(1)
     except (DataError, ConfigError) as error:
         yield ("network", "dataset"), str(error)
+        return
+    if faults := list(_check_test_sets(p, data)):
+        yield from faults
         return
     try:
         network = new_network(p, 0, splits)
@@ -154,6 +155,16 @@ def _check_scores(p: Parameters, network: nn.Module, splits: Splits, machine: Ma
         shapes = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(y.shape)}"
         text = f"the task {task.name} cannot score {shapes}: {type(error).__name__}: {first_line(error)}"
         yield ("network", "task"), f"{text}. Choose the task that the dataset was made for, or another network."
+
+
+def _check_test_sets(p: Parameters, data: Data) -> Found:
+    """Whether every test set can be read."""
+    several = len(p.experiments.dataset_test) > 1
+    for i, dataset in enumerate(p.experiments.dataset_test):
+        try:
+            data.test(p, dataset=dataset).first(1)
+        except (DataError, ConfigError) as error:
+            yield ("experiments", "datasetTest", *([i] if several else [])), str(error)
 
 
 def _check_data(p: Parameters, data: Data, facts: dict[str, DataFacts]) -> Found:
