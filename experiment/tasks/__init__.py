@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 ROOT = "experiment.tasks"
 
 TASKS: dict[str, TaskEntry] = {
-    entry.name: entry for entry in (TaskEntry("classification", f"{ROOT}.classification:TASK", "CrossEntropyLoss"),)
+    entry.name: entry
+    for entry in (
+        TaskEntry("classification", f"{ROOT}.classification:TASK", "CrossEntropyLoss"),
+        TaskEntry("segmentation", f"{ROOT}.segmentation:TASK", "CrossEntropyLossWithAuxiliary"),
+    )
 }
 
 

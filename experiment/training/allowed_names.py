@@ -9,7 +9,7 @@ SCHEDULERS: tuple[str, ...] = (
     "MultiStepLR", "OneCycleLR", "PolyLR", "PolynomialLR", "ReduceLROnPlateau", "StepLR", "WarmupLR",
 )  # fmt: skip
 
-LOSSES: tuple[str, ...] = ("CrossEntropyLoss", "MultiMarginLoss", "NLLLoss")
+LOSSES: tuple[str, ...] = ("CrossEntropyLoss", "CrossEntropyLossWithAuxiliary", "MultiMarginLoss", "NLLLoss")
 
 # Classes of torch that parameter files cannot use, and why.
 REFUSED: dict[str, str] = {
