@@ -65,8 +65,8 @@ def _map_of(where: str, image: Tensor | Image.Image, target: Any) -> Any:
         found = target if isinstance(target, Mask) else Mask(np.array(target))
         if found.shape[-2:] != size:
             raise DataError(
-                f"{where}: its map has {shape_of(found.shape[-2:])} pixels (height x width), its image {shape_of(size)}."
-                " Expected a class for every pixel of the image. Make them one size."
+                f"{where}: its map has {shape_of(found.shape[-2:])} pixels (height x width), its image "
+                f"{shape_of(size)}. Expected a class for every pixel of the image. Make them one size."
             )
         return found
     integers = not (target.is_floating_point() if isinstance(target, Tensor) else target.dtype.kind not in "iu")

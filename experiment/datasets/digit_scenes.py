@@ -49,7 +49,7 @@ def _scene(digits: Tensor, labels: Tensor, draws: torch.Generator) -> tuple[Tens
         i = _whole(0, len(digits) - 1, draws)
         stroke, place = _draw(scene, digits[i], _whole(SMALLEST, LARGEST, draws), draws, divmod(quarter, 2))
         classes[place] = torch.where(stroke > INK, labels[i] + 1, classes[place])
-    scene += 0.08 * torch.randn((SIDE, SIDE), generator=draws)
+    scene += 0.05 * torch.randn((SIDE, SIDE), generator=draws)
     return (scene * 255).round().clamp(0, 255).to(torch.uint8), classes
 
 
