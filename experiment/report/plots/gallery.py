@@ -116,6 +116,8 @@ def _axes_of_tradeoffs(source: Source, rows: DataFrame, alone: bool) -> Iterator
         yield metric.name, "parameters", "log"
     if not prune_only(rows) and cells[metric.before].notna().any():
         yield metric.before, "parameters", "linear"
+    if cells["flips"].notna().any():
+        yield "flips", "parameters", "linear"
     for name in (*source.other_metrics(rows), "loss"):
         if cells[name].notna().any():
             yield name, "parameters", "linear"
