@@ -68,7 +68,7 @@ def load_results(path_or_param: str | Path, results: str | Path | None = None) -
     missing = [name for name in SHARED_COLUMNS if name not in columns]
     if missing:
         raise Damaged(f"{path}: column {missing[0]} is missing. {RUN_AGAIN}")
-    measured = columns[: columns.index(SHARED_COLUMNS[-1])]  # before what else was requested
+    measured = columns[: columns.index(SHARED_COLUMNS[-1]) + 1]  # before what else was requested
     words = [name for name in measured if name not in TEXT and frame[name].dtype.kind not in "biuf" and len(frame)]
     if words:
         raise Damaged(f"{path}: column {words[0]} must hold numbers. {RUN_AGAIN}")

@@ -13,6 +13,19 @@ ROOT = "experiment.datasets"
 OTHERS, PUBLISHED = f"{ROOT}.other_test_sets", f"{ROOT}.published_files"
 CIFAR10_1_FILES = f"{PUBLISHED}:cifar10_1_files"
 IDX_FILES = f"{ROOT}.file_stamp:idx_files"
+TEXT_FILES = f"{ROOT}.text_files:text_files"
+GLUE_LOADER, GLUE_FILES = f"{ROOT}.text_table:load_glue", f"{ROOT}.glue:glue_files"
+GLUE = (  # name, outputs, and the task with GLUE's own primary metric
+    ("GlueCoLA", 2, "text_classification_mcc"),
+    ("GlueSST2", 2, "text_classification"),
+    ("GlueMRPC", 2, "text_classification_f1"),
+    ("GlueSTSB", 1, "text_regression"),
+    ("GlueQQP", 2, "text_classification_f1"),
+    ("GlueMNLI", 3, "text_classification"),
+    ("GlueQNLI", 2, "text_classification"),
+    ("GlueRTE", 2, "text_classification"),
+    ("GlueWNLI", 2, "text_classification"),
+)
 
 DATASETS: dict[str, DatasetEntry] = {
     entry.name: entry
@@ -37,6 +50,15 @@ DATASETS: dict[str, DatasetEntry] = {
             "ObjectNet", f"{OTHERS}:load_objectnet", 1000, (3, 224, 224), num_train=1_281_167,
             files=f"{PUBLISHED}:objectnet_files",
         ),
+        DatasetEntry(
+            "PythonDocs", f"{ROOT}.token_windows:load_python", None, None,
+            files=f"{ROOT}.text_files:python_files", task="language_modelling",
+        ),
+        DatasetEntry(
+            "TextFile", f"{ROOT}.token_windows:load_file", None, None, files=TEXT_FILES, task="language_modelling"
+        ),
+        DatasetEntry("TextTable", f"{ROOT}.text_table:load", None, None, files=TEXT_FILES, task="text_classification"),
+        *(DatasetEntry(name, GLUE_LOADER, outputs, None, files=GLUE_FILES, task=task) for name, outputs, task in GLUE),
     )
 }  # fmt: skip
 

@@ -12,6 +12,8 @@ _FACTORIES = {  # module -> its factories, which are called like the networks
         "resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2", "mobilenet_v2", "alexnet",
     ),
     "alexnet": ("alexnet_bn",),
+    "gpt": ("gpt_small",),
+    "external_networks": ("bert",),
 }  # fmt: skip
 
 NETWORKS: dict[str, NetworkEntry] = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from experiment.config import Parameters
 from experiment.errors import Damaged, StoreError, described
 from experiment.files import RUN_AGAIN, read_json
-from experiment.report.results_table import read_results
+from experiment.report.results_table import metrics_of, read_results
 from experiment.run.disk.damaged_files import intact_file, warn_of_damage
 from experiment.run.disk.parameters_file import PARAMETERS, VariantSettings, read_parameters
 from experiment.run.disk.store import Store
@@ -44,10 +44,10 @@ class Source:
     every_test: DataFrame
     data: Sequence[DataFacts] = ()
 
-    @property
-    def has_top5(self) -> bool:
-        """Whether top-5 accuracy is informative: with five classes or fewer it is always 1."""
-        return bool(self.results["top5"].notna().any()) and self.parameters.network.output_size > 5
+    def other_metrics(self, rows: DataFrame) -> list[str]:
+        """The metrics beside the primary one; top-5 accuracy with more than five classes only, else it is always 1."""
+        several = self.parameters.network.output_size > 5
+        return [name for name in metrics_of(rows)[1:] if name != "top5" or several]
 
     def settings_of(self, variant: str) -> Parameters:
         """The resolved settings of a variant."""

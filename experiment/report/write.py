@@ -19,8 +19,6 @@ from experiment.report.words.potential_tables import latex_table
 from experiment.run.disk.store import Store
 from experiment.run.signals import raise_if_stopped
 
-MAIN = "tradeoff-top1-parameters"
-
 
 @dataclass(frozen=True)
 class Report:
@@ -42,8 +40,9 @@ class Report:
         pngs = [path for path in self.plots if path.suffix == ".png"]
         sweeps = [path for path in pngs if path.stem == "sweep-parameters"]
         compared = [path for path in pngs if path.stem.startswith("compare-")]
-        tradeoffs = [path for path in pngs if path.stem.startswith(MAIN) and not path.stem.endswith("-log")]
-        return sweeps or compared or tradeoffs
+        tradeoffs = [path for path in pngs if path.stem.startswith("tradeoff-") and not path.stem.endswith("-log")]
+        main = "-".join(tradeoffs[0].stem.split("-")[:3]) if tradeoffs else ""  # the primary metric comes first
+        return sweeps or compared or [path for path in tradeoffs if path.stem.startswith(main)]
 
 
 def write_report(folder: Path | str, kinds: Sequence[Kind] | None = None) -> Report:
@@ -118,6 +117,6 @@ def _document(source: Source, styles: LabelStyles, pictures: Sequence[Picture]) 
         findings.bytes_of_smallest(source, styles),
         about.how_to_load(source),
         about.environment(source),
-        about.definitions(),
+        about.definitions(source),
     )
     return Document(source.name, [section for section in sections if section is not None])

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from experiment.report.document import Block, Section, Table, Text
 from experiment.report.label_styles import LabelStyles
+from experiment.report.primary_metric import primary_metric
 from experiment.report.prune_potential import deltas_for, prune_potential
 from experiment.report.results_folder import Source
 from experiment.report.words import numbers
+from experiment.report.words.titles import capitalized
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -31,6 +33,12 @@ def shown_deltas(results: DataFrame) -> tuple[float, float]:
     """The two allowed losses whose potentials are shown per test set: 0.5 and 2 points after retraining."""
     deltas = deltas_for(results)
     return deltas[1], deltas[3]
+
+
+def limit(results: DataFrame, delta: float) -> str:
+    """An allowed loss in words: `loss ≤ 0.5 points`."""
+    metric = primary_metric(results)
+    return f"{metric.worsening} ≤ {100 * delta:g} {metric.step}"
 
 
 def potential_per_test_set(results: DataFrame, delta: float) -> DataFrame:
@@ -63,6 +71,6 @@ def potential_on_test_sets(source: Source, styles: LabelStyles) -> Section | Non
         ]
         for name, summary in ((MEAN, table.mean()), (WORST, table.min())):
             rows.append([name, *map(numbers.percent, summary)])
-        header = [f"Loss ≤ {numbers.level(delta)} points", *(styles.plain(str(label)) for label in table)]
+        header = [capitalized(limit(results, delta)), *(styles.plain(str(label)) for label in table)]
         blocks.append(Table(header, rows))
     return Section("Prune potential per test set", blocks)

@@ -70,7 +70,8 @@ def _test_and_store(
 ) -> dict[str, Any]:
     p, context, reference = compression.parameters, compression.context, compression.reference
     network = made.compressed.network
-    measured = measure_network(network, p, context.data)
+    agreements = compression.agreements()
+    measured = measure_network(network, p, context.data, agreements)
     require_finite(measured)
     direct = measured if made.direct is network else measure_network(made.direct, p, context.data)
     with context.store.writing(cell) as folder:
@@ -85,7 +86,8 @@ def _test_and_store(
         if search is not None:
             write_rows(folder / TABLE, search.table())
         result = {**costs_of(made.compressed, size), **made.facts, "status": "done"}
-        result |= test_figures(p, measured, direct) | {"hardware": instructions(context.machine.device)}
+        figures = [own | agreement.figures() for own, agreement in zip(measured, agreements, strict=True)]
+        result |= test_figures(p, figures, direct) | {"hardware": instructions(context.machine.device)}
         write_result(folder, result)
     return result
 

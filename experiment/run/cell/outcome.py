@@ -25,7 +25,7 @@ from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.run.grid.task_name import task_name
 from experiment.tasks import find_task
 from experiment.tasks.task import Task
-from experiment.training.evaluation import Metrics, evaluate
+from experiment.training.evaluation import Metrics, Observer, evaluate
 from experiment.training.loop import EpochRecord
 
 if TYPE_CHECKING:
@@ -53,20 +53,31 @@ class CellNetwork:
     facts: dict[str, Any]
 
 
-def measure_network(network: nn.Module, p: Parameters, data: Data) -> list[dict[str, float]]:
-    """The loss and all metrics on every test set, in float32 regardless of the precision of training."""
-    return [_evaluate(network, images, p, data).columns for images in data.tests(p)]
+def measure_network(
+    network: nn.Module, p: Parameters, data: Data, observers: Sequence[Observer] = ()
+) -> list[dict[str, float]]:
+    """The loss and all metrics on every test set, in float32 regardless of the precision of training.
+
+    Args:
+        observers: one per test set, or none.
+    """
+    tests = list(data.tests(p))
+    observed = [[observer] for observer in observers] or [[]] * len(tests)
+    return [evaluate_on(images, network, p, data, seen).columns for images, seen in zip(tests, observed, strict=True)]
 
 
 def valid_figure(network: nn.Module, p: Parameters, data: Data) -> float:
     """The primary metric on the validation data, for selection."""
-    return _evaluate(network, data.splits(p, p.training).valid, p, data).values[task_of(p).primary.name]
+    return evaluate_on(data.splits(p, p.training).valid, network, p, data).values[task_of(p).primary.name]
 
 
-def _evaluate(network: nn.Module, images: Images, p: Parameters, data: Data) -> Metrics:
+def evaluate_on(
+    images: Images, network: nn.Module, p: Parameters, data: Data, observers: Sequence[Observer] = ()
+) -> Metrics:
+    """The loss and all metrics on some images."""
     return evaluate(
         network, images, task=task_of(p), loss=p.training.loss, loss_kwargs=p.training.loss_kwargs,
-        device=data.device, precision="fp32", batch_size=p.training.test_batch_size,
+        device=data.device, precision="fp32", batch_size=p.training.test_batch_size, observers=observers,
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from experiment.run.grid.plan import ExperimentPlan
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+AGREEMENT = ("flips", "kl", "worst_class_drop")
 _BEFORE_METRICS = (
     "dataset", "dataset_test", "network", "variant", "method", "label", "net", "repetition", "keep_target",
     "parameters", "flops", "flops_unmasked", "keep_parameters", "keep_flops",
@@ -32,7 +33,7 @@ _BEFORE_METRICS = (
 )  # fmt: skip
 _AFTER_METRICS = (
     "parameters_reference", "flops_reference", "epochs", "seconds_compress", "seconds_retrain", "status", "error",
-    "cell", "hardware", "primary", "better", "unit",
+    "cell", "hardware", "primary", "better", "unit", *AGREEMENT,
 )  # fmt: skip
 SHARED_COLUMNS = (*_BEFORE_METRICS, *_AFTER_METRICS)  # of all tasks
 CLASSIFICATION = ("top1", "top5")  # the metrics of a cell that does not name them, and of a table without results
@@ -148,7 +149,7 @@ def _rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Ite
             row[f"keep_{quantity}"] = count / original if count is not None and original else None
         for i, test in enumerate(p.test_sets):
             figures = _figures(result, i)
-            row |= {name: figures.get(name) for name in ("loss", *metrics, f"{primary}_before_retraining")}
+            row |= {name: figures.get(name) for name in ("loss", *metrics, f"{primary}_before_retraining", *AGREEMENT)}
             row |= {"dataset_test": test.shown, f"{primary}_reference": _figures(reference, i).get(primary)}
             yield {column: "" if value is None else value for column, value in row.items()}
 

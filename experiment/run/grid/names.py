@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment.config import ParameterFile, Variant
+from experiment.config.schema.training import LOSS_OF_TASK
 from experiment.config.value_tree import KeyPath, Place, Problem
 from experiment.datasets import DATASETS, find_dataset
 from experiment.datasets.corruptions import CORRUPTIONS
@@ -82,7 +83,7 @@ def mapping_at(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _training_faults(block: str, training: Mapping[str, Any]) -> Iterator[Fault]:
     yield from _unknown((block, "optimizer"), training.get("optimizer"), "optimizer", OPTIMIZERS)
-    yield from _unknown((block, "loss"), training.get("loss"), "loss", LOSSES)
+    yield from _unknown((block, "loss"), training.get("loss"), "loss", (*LOSSES, LOSS_OF_TASK))
     for group, what, known in (
         ("lrSchedulers", "scheduler", SCHEDULERS),
         ("transformsTrain", "transform", TRANSFORMS),
