@@ -176,7 +176,7 @@ def _fuse(operations: Sequence[Operation]) -> list[Operation]:
 
 
 def _fixed(name: str) -> Callable[[Mapping[str, object], Shape], list[Operation]]:
-    return lambda arguments, shape: [Fixed(make_transform(name, arguments))]  # type: ignore[arg-type]
+    return lambda arguments, shape: [Fixed(make_transform(name, arguments))]
 
 
 def _random_crop(arguments: Mapping[str, object], shape: Shape) -> list[Operation] | None:

@@ -38,7 +38,8 @@ def _make(name: str, input_shape: tuple[int, int, int], output_size: int, pretra
             f"network '{name}': pretrained weights have the 1000 classes of ImageNet. Got outputSize {output_size}. "
             "Set pretrained: false, or outputSize: 1000."
         )
-    return with_weights(name, "IMAGENET1K_V1", weights=models.get_model_weights(name)["IMAGENET1K_V1"])
+    weights = models.get_model_weights(name)["IMAGENET1K_V1"]
+    return with_weights(name, weights, weights=weights)
 
 
 def require_colours(name: str, input_shape: tuple[int, int, int]) -> None:
@@ -49,18 +50,18 @@ def require_colours(name: str, input_shape: tuple[int, int, int]) -> None:
         )
 
 
-def with_weights(name: str, weights: Any, **arguments: Any) -> nn.Module:
-    """The network with weights of torchvision's, which `arguments` select.
+def with_weights(name: str, published: Any, **arguments: Any) -> nn.Module:
+    """The network with published weights, which `arguments` of torchvision's factory select.
 
     Raises: DataError: they cannot be downloaded.
     """
     try:
         return models.get_model(name, **arguments)  # type: ignore[no-any-return]
     except (URLError, OSError, RuntimeError) as error:  # no connection, a full disk, a damaged download
-        place = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        place = Path(torch.hub.get_dir()) / "checkpoints" / Path(published.url).name
         raise DataError(
             f"network '{name}': cannot load torchvision's weights: {error}. "
-            f"With an internet connection they are downloaded automatically. Otherwise save {weights.url} as {place}."
+            f"With an internet connection they are downloaded automatically. Otherwise save {published.url} as {place}."
         ) from error
 
 
