@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.tv_tensors import Mask
 
-from experiment.datasets import DATASETS
+from experiment.datasets import DATASETS, find_dataset
 from experiment.datasets.dataloader import Readers, WorkerImages
 from experiment.datasets.factories import load_own
 from experiment.datasets.image_data import Images, Splits, Transforms
@@ -93,8 +93,8 @@ def load_source(name: str, settings: Mapping[str, object], data_dir: Path, train
     """
     if is_import_path(name):
         source = load_own(name, data_dir, train, settings, output_size)
-    elif name in DATASETS:
-        source = cast(Loader, resolve(DATASETS[name].target))(name, data_dir, train, settings, output_size)
+    elif (entry := find_dataset(name)) is not None:
+        source = cast(Loader, resolve(entry.target))(name, data_dir, train, settings, output_size)
     else:
         near = suggestion(name, DATASETS) or f" Known are {', '.join(DATASETS)}, and package.module:factory."
         raise ConfigError(f"unknown dataset '{name}'.{near}")

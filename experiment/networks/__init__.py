@@ -12,6 +12,8 @@ _FACTORIES = {  # module -> its factories, which are called like the networks
         "resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2", "mobilenet_v2", "alexnet",
     ),
     "alexnet": ("alexnet_bn",),
+    "gpt": ("gpt_small",),
+    "external_networks": ("bert",),
     "segmentation_networks": (
         "deeplabv3_resnet50", "deeplabv3_resnet101", "deeplabv3_mobilenet_v3_large", "fcn_resnet50", "fcn_resnet101",
         "lraspp_mobilenet_v3_large",

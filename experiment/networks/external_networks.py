@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from experiment.errors import ConfigError, kind_of, shortened
-from experiment.registry import suggestion
+from experiment.registry import InputForm, suggestion
 from experiment.user_code import missing_module
 
 WEIGHTS = "*.safetensors"
@@ -33,6 +33,18 @@ def external_factory(name: str) -> Callable[..., object] | None:
     except ModuleNotFoundError as error:
         raise ConfigError(f"network '{name}': {missing_module(error.name or library)}") from error
     return made(module, network)
+
+
+def bert(input_shape: InputForm, output_size: int, config: Mapping[str, Any] | str | None = None) -> nn.Module:
+    """BERT for classes or numbers from texts: `transformers:BertForSequenceClassification`.
+
+    The default has the sizes of bert-base-cased (108,311,810 parameters for two classes) and random weights. `config`
+    is as for other networks of transformers: a local folder holds trained weights.
+
+    Source: Devlin et al. 2018, https://arxiv.org/abs/1810.04805
+    """
+    made: Any = external_factory("transformers:BertForSequenceClassification")
+    return made(input_shape, output_size, {"vocab_size": 28996} if config is None else config)  # type: ignore[no-any-return]
 
 
 def _transformers_factory(transformers: Any, name: str) -> Callable[..., object]:

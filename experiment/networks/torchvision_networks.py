@@ -50,8 +50,8 @@ def require_colours(name: str, input_shape: tuple[int, int, int]) -> None:
         )
 
 
-def with_weights(name: str, published: Any, **arguments: Any) -> nn.Module:
-    """The network with published weights, which `arguments` of torchvision's factory select.
+def with_weights(name: str, published: Any, /, **arguments: Any) -> nn.Module:
+    """The network with weights of torchvision's, which `arguments` select.
 
     Raises: DataError: they cannot be downloaded.
     """

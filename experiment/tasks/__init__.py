@@ -20,6 +20,13 @@ TASKS: dict[str, TaskEntry] = {
     entry.name: entry
     for entry in (
         TaskEntry("classification", f"{ROOT}.classification:TASK", "CrossEntropyLoss"),
+        TaskEntry("language_modelling", f"{ROOT}.language_modelling:TASK", "CrossEntropyLoss"),
+        TaskEntry("text_classification", f"{ROOT}.text:CLASSIFICATION", "CrossEntropyLoss"),
+        TaskEntry("text_classification_mcc", f"{ROOT}.text:BY_MCC", "CrossEntropyLoss"),
+        TaskEntry("text_classification_f1", f"{ROOT}.text:BY_F1", "CrossEntropyLoss"),
+        TaskEntry("text_regression", f"{ROOT}.text:REGRESSION", "MSELoss"),
+        TaskEntry("regression", f"{ROOT}.regression:TASK", "MSELoss"),
+        TaskEntry("multilabel", f"{ROOT}.multilabel:TASK", "BCEWithLogitsLoss"),
         TaskEntry("segmentation", f"{ROOT}.segmentation:TASK", "CrossEntropyLossWithAuxiliary"),
     )
 }

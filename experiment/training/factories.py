@@ -76,11 +76,12 @@ def make_loss(name: str, kwargs: Mapping[str, object], device: torch.device | st
     arguments = dict(kwargs)
     if arguments.get("reduction", "mean") not in ("mean", "sum"):
         raise ConfigError(f"lossKwargs.reduction: must be mean or sum. Got {arguments['reduction']!r}.")
-    if isinstance(arguments.get("weight"), list | tuple):
-        try:
-            arguments["weight"] = torch.tensor(arguments["weight"], dtype=torch.float32)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"lossKwargs.weight: must be a list of numbers, one per class: {error}.") from error
+    for key in ("weight", "pos_weight"):
+        if isinstance(arguments.get(key), list | tuple):
+            try:
+                arguments[key] = torch.tensor(arguments[key], dtype=torch.float32)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"lossKwargs.{key}: must be a list of numbers, one per class: {error}.") from error
     return cast(nn.Module, construct("lossKwargs", name, factory, [], arguments)).to(device)
 
 

@@ -27,6 +27,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from experiment.escaping import is_number
 
 Conflict = tuple[tuple[str | int, ...], str]  # the path below the value that is validated, and a full sentence
+LOSS_OF_TASK = "LossFromInput"  # torchprune's name for it
 CONFLICT = "conflict"  # the type of errors whose text is a full sentence: values that do not fit together
 
 
@@ -200,6 +201,11 @@ class Training(Block):
     """Compile networks with torch.compile for training: slow to start (minutes), faster per step."""
     penalties: list[Penalty] = []
     """Penalties on weights. Penalties on the same layer add up, and weight_decay adds to them."""
+
+    @field_validator("loss")
+    @classmethod
+    def _of_task(cls, loss: str | None) -> str | None:
+        return None if loss == LOSS_OF_TASK else loss
 
     @field_validator("start_epoch")
     @classmethod

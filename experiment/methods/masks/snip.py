@@ -15,6 +15,7 @@ from experiment.methods.data.fisher import log_probabilities, samples_at_once
 from experiment.methods.masks.weight_ranking import WeightMethod, WeightScores, rank_weights
 from experiment.methods.settings import NoSettings
 from experiment.methods.starting_state import Start
+from experiment.tasks.language_modelling import IGNORED
 
 GIVE_TARGETS = "Pass them: compress(..., data=(inputs, targets)), or a loader of such pairs."
 
@@ -38,7 +39,8 @@ def sensitivities(start: Start, calibration: Calibration | None) -> dict[str, Te
     """|mean over all predictions of w dL/dw| of every parameter in `Start.weights`, in one pass over the data.
 
     Args:
-        calibration: targets are class indices, one per sample or one per prediction (position) of the network.
+        calibration: targets are class indices, one per sample or one per prediction (position) of the network; those of
+            -100 are ignored.
     Raises: CompressionError: data or targets are missing or do not match, or the network returns no class scores.
     """
     inputs, targets = _checked(calibration, start)
@@ -59,7 +61,7 @@ def sensitivities(start: Start, calibration: Calibration | None) -> dict[str, Te
             predictions += len(losses)
             if losses.requires_grad:
                 losses.sum().backward(inputs=list(weights.values()))  # type: ignore[no-untyped-call]
-    return {name: total.div_(predictions).abs_() for name, total in sums.items()}
+    return {name: total.div_(max(1, predictions)).abs_() for name, total in sums.items()}
 
 
 def _add(total: Tensor, weight: Tensor) -> None:
@@ -87,6 +89,8 @@ def _losses(network: Callable[..., Any], batch: Inputs, labels: Tensor) -> Tenso
             f"SNIP: targets must be one class index per sample, or one per prediction. Got {len(labels)} targets for "
             f"{len(scores)} predictions of {batch_size(batch)} samples."
         )
+    counted = labels != IGNORED
+    scores, labels = scores[counted], labels[counted]
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < scores.shape[1]:
         raise CompressionError(
             f"SNIP: targets must be class indices from 0 to {scores.shape[1] - 1}, the network's outputs minus one. "

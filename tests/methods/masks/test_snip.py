@@ -139,6 +139,7 @@ def test_one_target_a_position() -> None:
     state = State(nn.Conv2d(2, 3, 1, bias=False).eval(), torch.zeros(1, 2, 4, 5))
     inputs = torch.randn(6, 2, 4, 5, generator=generator("x"))
     targets = torch.randint(3, (6, 4, 5), generator=generator("y"))
+    targets[1, 2:] = -100  # ignored, as torch's losses ignore it
     weight = state.network.weight
     nn.functional.cross_entropy(state.network(inputs), targets).backward()
     expected = (weight.grad * weight.detach()).abs()
@@ -152,7 +153,7 @@ BAD = {
     "too few": (Calibration(torch.zeros(4, 3, 8, 8), torch.zeros(3, dtype=torch.int64)), "Got 4 inputs and targets"),
     "no classes": (Calibration(torch.zeros(4, 3, 8, 8), torch.zeros(4)), "integer class index"),
     "no such class": (Calibration(torch.zeros(2, 3, 8, 8), torch.tensor([0, 10])), "from 0 to 9"),
-    "ignored class": (Calibration(torch.zeros(2, 3, 8, 8), torch.tensor([0, -100])), "Got -100 to 0"),
+    "negative class": (Calibration(torch.zeros(2, 3, 8, 8), torch.tensor([0, -1])), "Got -1 to 0"),
     "a grid": (Calibration(torch.zeros(2, 3, 8, 8), torch.zeros(2, 4, dtype=torch.int64)), "Got 8 targets for 2 pred"),
 }
 

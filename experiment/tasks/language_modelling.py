@@ -1,0 +1,92 @@
+"""Language modelling: the next token at every position of a text.
+
+Shape suffixes: N = samples, T = positions, V = tokens of the vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from experiment.errors import CompressionError, DataError
+from experiment.inputs import in_words, scored
+from experiment.tasks.classification import ratio
+from experiment.tasks.task import Metric, Task
+
+IGNORED = -100  # the target of a position without a next token; torch's and Hugging Face's
+
+
+def token_scores(raw: object) -> Tensor:
+    """The scores (N, V, T) in what a network returns, whose scores are (N, T, V).
+
+    Raises: CompressionError: they have other dimensions.
+    """
+    scores = scored(raw)
+    if scores.dim() != 3:
+        raise CompressionError(
+            "language modelling needs scores of every token at every position, (samples, positions, outputSize). "
+            f"The network returned {in_words(scores)}."
+        )
+    return scores.transpose(1, 2)
+
+
+def next_tokens(where: str, target: Any) -> Tensor:
+    """Token ids (T,), of any type of integer, as int64.
+
+    Raises: DataError: they are something else.
+    """
+    ids = target if isinstance(target, Tensor) else _as_tensor(target)
+    if ids is None or ids.dim() != 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise DataError(
+            f"{where}: expected the next token at every position as target, integers of shape (positions,). "
+            f"Got {in_words(target)}."
+        )
+    return ids.long()
+
+
+def _as_tensor(target: Any) -> Tensor | None:
+    try:
+        return torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError):  # no numbers
+        return None
+
+
+def check_tokens(where: str, output_size: int, targets: Tensor) -> None:
+    """Check that token ids lie in the vocabulary, or are ignored.
+
+    Raises: DataError: some do not.
+    """
+    wrong = (targets != IGNORED) & ((targets < 0) | (targets >= output_size))
+    if bool(wrong.any()):
+        sample, position = wrong.nonzero()[0].tolist()
+        raise DataError(
+            f"{where}: token id {int(targets[sample, position])} beyond the vocabulary at position {position}; "
+            f"expected 0 to {output_size - 1} with network.outputSize {output_size}, or {IGNORED} to ignore a "
+            "position. Set outputSize to the size of the tokenizer's vocabulary."
+        )
+
+
+def _surprise(outputs: Tensor, y: Tensor) -> Tensor:
+    losses = cross_entropy(outputs, y, ignore_index=IGNORED, reduction="none")
+    return torch.stack([losses.sum(dtype=torch.float64), (y != IGNORED).sum(dtype=torch.float64)])
+
+
+def _hits(outputs: Tensor, y: Tensor) -> Tensor:
+    counted = y != IGNORED
+    right = (outputs.argmax(dim=1) == y) & counted & ~outputs.isnan().any(dim=1)
+    return torch.stack([right.sum(dtype=torch.float64), counted.sum(dtype=torch.float64)])
+
+
+TASK = Task(
+    "language modelling",
+    metrics=(
+        Metric("perplexity", "perplexity", _surprise, lambda sums: float((sums[0] / sums[1]).exp()), "lower", "value"),
+        Metric("token_top1", "token top-1", _hits, ratio),
+    ),
+    losses=("CrossEntropyLoss", "NLLLoss"),
+    target=next_tokens,
+    check=check_tokens,
+    outputs=token_scores,
+    loss_kwargs={"ignore_index": IGNORED},
+)

@@ -1,0 +1,128 @@
+"""Texts, or pairs of texts: one of K classes, or one number.
+
+Shape suffix: K = classes. A confusion matrix is (K, K + 1): rows are targets, columns predictions, the last of them
+answers that are NaN.
+"""
+
+import math
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiment.errors import DataError
+from experiment.inputs import in_words
+from experiment.tasks.classification import check_classes, class_number
+from experiment.tasks.distributions import GAUSSIAN
+from experiment.tasks.task import Metric, Task
+
+
+def confusion(outputs: Tensor, y: Tensor) -> Tensor:
+    """The confusion matrix (K, K + 1) of a batch, flattened, in float64."""
+    k = outputs.shape[1]
+    predicted = torch.where(outputs.isnan().any(dim=1), k, outputs.argmax(dim=1))
+    return torch.bincount(y * (k + 1) + predicted, minlength=k * (k + 1)).double()
+
+
+def _of_confusion(figure: Callable[[Tensor], Tensor]) -> Callable[[Tensor], float]:
+    def compute(total: Tensor) -> float:
+        k = (math.isqrt(4 * len(total) + 1) - 1) // 2
+        return float(figure(total.reshape(k, k + 1)))
+
+    return compute
+
+
+def matthews(counts: Tensor) -> Tensor:
+    """Matthews' correlation of a confusion matrix (K, K + 1); 0 if all targets or all predictions are equal.
+
+    Source: Gorodkin 2004, https://doi.org/10.1016/j.compbiolchem.2004.09.006
+    """
+    n, targets, predictions = counts.sum(), counts.sum(1), counts.sum(0)
+    covariance = n * counts.diagonal().sum() - targets @ predictions[:-1]
+    spread = (n.square() - targets.square().sum()) * (n.square() - predictions.square().sum())
+    return covariance / spread.sqrt() if spread > 0 else spread
+
+
+def f1(counts: Tensor) -> Tensor:
+    """F1 = 2 TP / (2 TP + FP + FN) of class 1 of two; of more, the mean over those that are target or prediction."""
+    right, both = counts.diagonal(), counts.sum(1) + counts.sum(0)[:-1]
+    scores = 2 * right / both.clamp(min=1)
+    return scores[1] if len(counts) == 2 else scores[both > 0].mean()
+
+
+def _pairs(outputs: Tensor, y: Tensor) -> Tensor:
+    return torch.stack([outputs[:, 0], y[:, 0]], dim=1).double()
+
+
+def pearson(rows: Tensor) -> float:
+    """Pearson's correlation of two columns (n, 2); 0 if one of them is constant."""
+    if bool((rows == rows[:1]).all(dim=0).any()):
+        return 0.0
+    x, y = (rows - rows.mean(dim=0)).unbind(1)
+    return float(x @ y / (x.norm() * y.norm()))
+
+
+def spearman(rows: Tensor) -> float:
+    """Spearman's rank correlation of two columns (n, 2); equal values share their mean rank."""
+    ranks = []
+    for column in rows.unbind(1):
+        _, places, counts = torch.unique(column, return_inverse=True, return_counts=True)
+        ranks.append((counts.cumsum(0) - (counts - 1) / 2)[places])
+    return pearson(torch.stack(ranks, dim=1).double()) if bool(rows.isfinite().all()) else math.nan
+
+
+def one_number(where: str, target: Any) -> Tensor:
+    """One finite number as float32 (1,).
+
+    Raises: DataError: it is something else.
+    """
+    value: object = target
+    if isinstance(value, Tensor) or hasattr(value, "__array__"):
+        array = torch.as_tensor(value)
+        value = array.item() if array.numel() == 1 and not array.is_complex() else None
+    if not isinstance(value, Real) or not math.isfinite(value):
+        what = in_words(target) if value is None or not isinstance(value, Real) else str(value)
+        raise DataError(f"{where}: expected one finite number as target. Got {what}. Fill it in, or remove the sample.")
+    return torch.tensor([float(value)])
+
+
+def _check_numbers(where: str, output_size: int, targets: Tensor) -> None:
+    """Check that the network has one output.
+
+    Raises: DataError: it has more.
+    """
+    if output_size != 1:
+        raise DataError(
+            f"{where}: the targets are single numbers, but network.outputSize is {output_size}. Set it to 1."
+        )
+
+
+METRICS = (
+    Metric("top1", "top-1", confusion, _of_confusion(lambda counts: counts.diagonal().sum() / counts.sum())),
+    Metric("mcc", "Matthews correlation", confusion, _of_confusion(matthews)),
+    Metric("f1", "F1", confusion, _of_confusion(f1)),
+)
+
+
+def _classification(*order: int) -> Task:
+    """The task whose metrics are in this order; the first is the primary one."""
+    metrics = tuple(METRICS[i] for i in order)
+    losses = ("CrossEntropyLoss", "MultiMarginLoss", "NLLLoss")
+    return Task("text classification", metrics, losses, target=class_number, check=check_classes)
+
+
+CLASSIFICATION, BY_MCC, BY_F1 = _classification(0, 1, 2), _classification(1, 0, 2), _classification(2, 0, 1)
+
+REGRESSION = Task(
+    "text regression",
+    metrics=(
+        Metric("pearson", "Pearson correlation", _pairs, pearson, joined=True),
+        Metric("spearman", "Spearman correlation", _pairs, spearman, joined=True),
+    ),
+    losses=("MSELoss", "L1Loss", "SmoothL1Loss"),
+    target=one_number,
+    check=_check_numbers,
+    distribution=GAUSSIAN,
+)
