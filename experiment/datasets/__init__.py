@@ -45,6 +45,14 @@ DATASETS: dict[str, DatasetEntry] = {
             "TextFile", f"{ROOT}.token_windows:load_file", None, None, files=TEXT_FILES, task="language_modelling"
         ),
         DatasetEntry("TextTable", f"{ROOT}.text_table:load", None, None, files=TEXT_FILES, task="text_classification"),
+        DatasetEntry("Diabetes", f"{ROOT}.number_tables:load_diabetes", 1, None, num_train=354, task="regression"),
+        DatasetEntry(
+            "Table", f"{ROOT}.number_tables:load", None, None, files=f"{ROOT}.file_stamp:table_files", task="regression"
+        ),
+        DatasetEntry(
+            "MultilabelFolder", f"{ROOT}.multilabel_folder:load", None, None,
+            files=f"{ROOT}.file_stamp:labelled_files", task="multilabel",
+        ),
         *(DatasetEntry(name, GLUE_LOADER, outputs, None, files=GLUE_FILES, task=task) for name, outputs, task in GLUE),
     )
 }  # fmt: skip
