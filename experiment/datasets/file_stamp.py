@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from experiment.datasets import DATASETS
+from experiment.datasets import find_dataset
 from experiment.datasets.image_files import File, folder_part, images_below
 from experiment.datasets.text_files import part_path
 from experiment.errors import CannotWrite, DataError, ExperimentError, log
@@ -39,7 +39,7 @@ def stamp_of_part(name: str, settings: Mapping[str, object], data_dir: Path, tra
     Returns: CONSTANT if the dataset is constant; None if its files are missing or unreadable, or if it is the user's
         own dataset, whose files are not known.
     """
-    entry = DATASETS.get(name)
+    entry = find_dataset(name)
     if entry is None or not entry.files:
         return None if entry is None else CONSTANT
     try:

@@ -27,7 +27,8 @@ class Source:
     Attributes:
         folder: the folder itself.
         name: the path below `results`, such as `cifar/prune/resnet20`; otherwise the folder's own name.
-        results: results.csv, as returned by `tidy`.
+        results: the rows of results.csv on the first test set of each variant, as returned by `tidy`.
+        every_test: the rows of all test sets.
         parameters: the resolved settings.
         variants: the resolved settings of every variant.
         environment: environment.json; empty if the file is missing.
@@ -40,6 +41,7 @@ class Source:
     parameters: Parameters
     variants: Sequence[VariantSettings]
     environment: Mapping[str, Any]
+    every_test: DataFrame
     data: Sequence[DataFacts] = ()
 
     def other_metrics(self, rows: DataFrame) -> list[str]:
@@ -60,10 +62,13 @@ def read_source(folder: Path) -> Source:
     folder = Path(folder)
     require_experiment(folder)
     settings = read_parameters(folder)
+    every_test = read_results(folder / "results.csv")
+    first = every_test.groupby("variant", sort=False)["dataset_test"].transform("first")
     return Source(
         folder=folder,
         name=_name(folder),
-        results=read_results(folder / "results.csv"),
+        results=every_test[every_test["dataset_test"] == first].reset_index(drop=True),
+        every_test=every_test,
         parameters=settings.parameters,
         variants=settings.variants,
         environment=_read_environment(folder / "environment.json"),

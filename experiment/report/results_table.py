@@ -23,7 +23,9 @@ NUMBERS = (
     "bytes_dense", "bytes_values", "bytes_sparse", "bytes_file", "loss", "top1", "top5", "top1_before_retraining",
     "top1_reference", "parameters_reference", "flops_reference", "epochs", "seconds_compress", "seconds_retrain",
 )  # fmt: skip
-EXTRA_NUMBERS = re.compile(r"latency_(iqr_)?ms_b\d+(_reference)?|bytes_bitmask|bytes_csr")  # only if requested
+EXTRA_NUMBERS = re.compile(
+    r"latency_(iqr_)?ms_b\d+(_reference)?|bytes_bitmask|bytes_csr|noise_[a-z_]+_[0-9.e+-]+"
+)  # only if requested
 DERIVED = ("keep_flops_unmasked", "keep_bytes")
 TIDY = "tidy"  # key in `DataFrame.attrs`: the column types of a frame that `tidy` returned
 REQUIRED = ("network", "label", "net", "status")

@@ -203,7 +203,7 @@ def test_grid_is_torchprunes(name: str) -> None:
     assert len(file.variants) == len(expected)
     for variant, (names, experiment, epochs, retrained, parts) in zip(file.variants, expected, strict=True):
         p, e = variant.parameters, variant.parameters.experiments
-        test = e.dataset_test.name if e.dataset_test else None
+        test = e.dataset_test[0].name if e.dataset_test else None
         assert (p.network.name, p.network.dataset.name, test) == names
         assert ([m.name for m in e.methods], e.mode, e.num_nets, e.num_repetitions) == experiment
         assert p.training.num_epochs == epochs

@@ -16,10 +16,18 @@ from experiment.report.plots.effective_rank import RANK_COLUMNS, plot_effective_
 from experiment.report.plots.history import LC_COLUMNS, plot_convergence, plot_retraining, plot_training
 from experiment.report.plots.layers import plot_layers, typical_keeps
 from experiment.report.plots.retrain_sweep import is_retrain_sweep, plot_retrain_sweep
+from experiment.report.plots.test_sets import (
+    excess_errors,
+    noise_levels,
+    plot_excess_error,
+    plot_noise,
+    plot_potential_on_test_sets,
+)
 from experiment.report.plots.tradeoff import Scale, plot_tradeoff
 from experiment.report.primary_metric import primary_metric
 from experiment.report.results_folder import Source, read_cells
 from experiment.report.results_table import compressed, prune_only, quantized, reference_rows, variants_of
+from experiment.report.words.test_sets import comparable_rows, has_several
 from experiment.report.words.titles import (
     QUANTITIES,
     capitalized,
@@ -127,6 +135,31 @@ def costs(source: Source, styles: LabelStyles) -> Iterator[Plot]:
             yield Plot(f"cost-{column}{suffix}", f"{joined(title + ' against ' + words, variant)}.", draw)
 
 
+def test_sets(source: Source, styles: LabelStyles) -> Iterator[Plot]:
+    """Prune potential and excess error on several test sets."""
+    results = comparable_rows(source.every_test)
+    if has_several(results) and not compressed(results).empty:
+        title = network_on_dataset(results).partition(", tested on")[0]
+        draw = partial(plot_potential_on_test_sets, results, styles, title)
+        yield Plot("potential-test-sets", "Largest share of parameters removed against the test set.", draw)
+        if len(excess_errors(results)):
+            caption = (
+                "Difference in excess error: loss on the other test sets beyond that on the first, mean over them."
+            )
+            yield Plot("excess-error", caption, partial(plot_excess_error, results, styles, title))
+
+
+def noise(source: Source, styles: LabelStyles) -> Iterator[Plot]:
+    """The response to noise at the middle level, if it was measured."""
+    for variant, suffix, rows in _variants(source):
+        levels = noise_levels(compressed(rows))
+        if levels:
+            level = levels[len(levels) // 2]
+            title = f"{joined(network_on_dataset(rows), variant)}: uniform noise in ±{level}"
+            caption = f"Agreement with the reference network under uniform noise in ±{level}."
+            yield Plot(f"noise{suffix}", caption, partial(plot_noise, rows, level, styles, title))
+
+
 def retrain_sweeps(source: Source, styles: LabelStyles) -> Iterator[Plot]:
     """Prune potential against the amount of retraining, if variants change it."""
     epochs = source.parameters.training.num_epochs
@@ -189,8 +222,8 @@ def convergence(source: Source, styles: LabelStyles) -> Iterator[Plot]:
 
 
 GALLERY: tuple[Kind, ...] = (
-    comparisons_of_variants, tradeoffs, costs, retrain_sweeps, layers, training_and_retraining, effective_ranks,
-    convergence,
+    comparisons_of_variants, tradeoffs, costs, test_sets, noise, retrain_sweeps, layers, training_and_retraining,
+    effective_ranks, convergence,
 )  # fmt: skip
 
 

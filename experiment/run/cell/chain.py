@@ -16,11 +16,11 @@ from experiment.run.cell.chain_compression import ChainCompression
 from experiment.run.cell.context import Context
 from experiment.run.cell.events import Advanced, CellDone, Note, ReportEvent, Started, cell_name
 from experiment.run.cell.outcome import (
-    about_metrics,
     costs_of,
     measure_network,
     require_finite,
     task_of,
+    test_figures,
     write_result,
     write_rows,
 )
@@ -64,8 +64,8 @@ def _store_reference(task: ReferenceTask, reference: Reference, context: Context
         write_rows(folder / "layers.csv", layer_rows(reference.count, unchanged))
         copy_history(reference.folder, folder, task_of(p))
         write_reference_ranks(p, reference.folder, network, folder)
-        result = {**costs_of(unchanged, size), **measured, "epochs": 0, "status": "done"}
-        result |= about_metrics(p, measured) | {"hardware": instructions(context.machine.device)}
+        result = {**costs_of(unchanged, size), "epochs": 0, "status": "done"}
+        result |= test_figures(p, measured, measured) | {"hardware": instructions(context.machine.device)}
         write_result(folder, result)
     return result
 
