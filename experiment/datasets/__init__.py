@@ -66,6 +66,14 @@ DATASETS: dict[str, DatasetEntry] = {
             "TextFile", f"{ROOT}.token_windows:load_file", None, None, files=TEXT_FILES, task="language_modelling"
         ),
         DatasetEntry("TextTable", f"{ROOT}.text_table:load", None, None, files=TEXT_FILES, task="text_classification"),
+        DatasetEntry("Diabetes", f"{ROOT}.number_tables:load_diabetes", 1, None, num_train=354, task="regression"),
+        DatasetEntry(
+            "Table", f"{ROOT}.number_tables:load", None, None, files=f"{ROOT}.file_stamp:table_files", task="regression"
+        ),
+        DatasetEntry(
+            "MultilabelFolder", f"{ROOT}.multilabel_folder:load", None, None,
+            files=f"{ROOT}.file_stamp:labelled_files", task="multilabel",
+        ),
         *(DatasetEntry(name, GLUE_LOADER, outputs, None, files=GLUE_FILES, task=task) for name, outputs, task in GLUE),
         DatasetEntry("CIFAR10_1", f"{OTHERS}:load_cifar10_1", 10, (3, 32, 32), num_train=50_000, files=CIFAR10_1_FILES),
         DatasetEntry("CIFAR10_C_Mix1", f"{OTHERS}:load_mixture", 10, (3, 32, 32), num_train=50_000),
