@@ -68,7 +68,7 @@ def load_results(path_or_param: str | Path, results: str | Path | None = None) -
     missing = [name for name in SHARED_COLUMNS if name not in columns]
     if missing:
         raise Damaged(f"{path}: column {missing[0]} is missing. {RUN_AGAIN}")
-    measured = columns[: columns.index(SHARED_COLUMNS[-1])]  # before what else was requested
+    measured = columns[: columns.index(SHARED_COLUMNS[-1]) + 1]  # before what else was requested
     words = [name for name in measured if name not in TEXT and frame[name].dtype.kind not in "biuf" and len(frame)]
     if words:
         raise Damaged(f"{path}: column {words[0]} must hold numbers. {RUN_AGAIN}")
@@ -165,7 +165,7 @@ def evaluate(
     variant: str | None = None,
     device: str = "cpu",
 ) -> dict[str, float]:
-    """Test a network on the test data of an experiment.
+    """Test a network on the test data of an experiment, the first test set if there are several.
 
         evaluate("param/digits/prune/lenet5.yaml", small)      # {"loss": 0.11, "top1": 0.97, "top5": 1.0}
 
@@ -195,7 +195,7 @@ def evaluate(
 
 def _require_fit(network: nn.Module, images: Images, p: Parameters) -> None:
     """Raises: CompressionError: the network fails on a test input, or has fewer outputs than there are classes."""
-    dataset, wanted = (p.experiments.dataset_test or p.network.dataset).name, p.network.output_size
+    dataset, wanted = p.test_sets[0].name, p.network.output_size
     advice = "Pass a network for these inputs."
     output = task_of(p).outputs(forward_of(f"dataset {dataset}", network, images.first(1)[0], advice))
     if output.dim() < 2 or output.shape[1] < wanted:

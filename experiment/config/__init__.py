@@ -3,9 +3,9 @@
 from experiment.config.includes import packaged_param
 from experiment.config.load import ParameterFile, load
 from experiment.config.schema.parameter_file import (
+    DatasetRef,
     Experiments,
     LearnCompress,
-    NamedSettings,
     Network,
     Parameters,
     Search,
@@ -16,7 +16,7 @@ from experiment.config.variants import KeepStep, Variant, keep_steps
 from experiment.config.yaml_file import read_plain_yaml
 
 __all__ = [
-    "Experiments", "KeepStep", "LearnCompress", "NamedSettings", "Network", "ParameterFile", "Parameters", "Penalty",
+    "DatasetRef", "Experiments", "KeepStep", "LearnCompress", "Network", "ParameterFile", "Parameters", "Penalty",
     "Retraining", "Search", "Training", "Variant", "json_schema", "keep_steps", "load", "packaged_param",
     "read_plain_yaml",
 ]  # fmt: skip

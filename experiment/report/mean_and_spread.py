@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from experiment.errors import ConfigError
-from experiment.report.results_table import GROUP, SETTING, compressed
+from experiment.report.primary_metric import AGREEMENT, by_metric
+from experiment.report.results_table import GROUP, SETTING, compressed, metrics_of, tidy
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -14,8 +15,8 @@ Quantity = Literal["parameters", "flops", "flops_unmasked", "bytes"]
 QUANTITIES = get_args(Quantity)
 
 AVERAGED = [
-    "keep_parameters", "keep_flops", "keep_flops_unmasked", "keep_bytes", "parameters", "flops", "loss", "top1", "top5",
-    "top1_before_retraining", "top1_reference", "epochs", "bytes_dense", "bytes_values", "bytes_sparse", "bytes_file",
+    "keep_parameters", "keep_flops", "keep_flops_unmasked", "keep_bytes", "parameters", "flops", "loss",
+    "epochs", "bytes_dense", "bytes_values", "bytes_sparse", "bytes_file",
 ]  # fmt: skip
 
 
@@ -30,17 +31,24 @@ def summarize(results: DataFrame) -> DataFrame:
 
     keys = [*GROUP, "keep_target"]
     cells = compressed(results)
+    averaged = _averaged(results)
     if cells.empty:
-        extra = [f"{column}{end}" for column in AVERAGED for end in ("", "_std")]
+        extra = [f"{column}{end}" for column in averaged for end in ("", "_std")]
         return pd.DataFrame(columns=[*keys, "cells", "nets", "complete", *extra])
     grouped = cells.groupby(keys, sort=False, dropna=False)
     parts: list[Any] = [grouped.size().rename("cells"), grouped["net"].nunique().rename("nets")]
-    parts += [grouped[AVERAGED].mean(), grouped[AVERAGED].std().add_suffix("_std")]
+    parts += [grouped[averaged].mean(), grouped[averaged].std().add_suffix("_std")]
     summary: DataFrame = pd.concat(parts, axis=1).reset_index()
     most_cells = summary.groupby(GROUP)["cells"].transform("max")
     most_nets = summary.groupby(SETTING)["nets"].transform("max")
     summary["complete"] = (summary["cells"] == most_cells) & (summary["nets"] == most_nets)
     return summary
+
+
+def _averaged(results: DataFrame) -> list[str]:
+    """The columns to average, those of metrics included."""
+    primary = [c for metric, _ in by_metric(tidy(results)) for c in (metric.before, metric.reference)]
+    return [*AVERAGED, *AGREEMENT, *metrics_of(results), *primary]
 
 
 def keep_column(quantity: str) -> str:

@@ -1,4 +1,4 @@
-"""Prune potential: the largest share that a method removes while accuracy drops by at most delta."""
+"""Prune potential: the largest share that a method removes while the primary metric worsens by at most delta."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from experiment.errors import ConfigError
 from experiment.report.mean_and_spread import keep_column, summarize
+from experiment.report.primary_metric import ReportedMetric, by_metric
 from experiment.report.results_table import GROUP, REFERENCE, SETTING, compressed, prune_only, tidy
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ Per = Literal["net", "mean"]
 DELTAS_RETRAINED = (0.0, 0.005, 0.01, 0.02, 0.03)
 DELTAS_PRUNE_ONLY = (0.01, 0.05, 0.1, 0.2, 0.3)
 ROUNDING = 1e-9  # far below one test image, far above the floating-point error of 0.9 - 0.895
-AVERAGES = ["removed", "keep_parameters", "keep_flops", "top1", "top1_reference"]
 
 
 def deltas_for(results: DataFrame) -> tuple[float, ...]:
@@ -29,11 +29,13 @@ def prune_potential(results: DataFrame, delta: float, quantity: str = "parameter
     """The largest achieved 1 - keep with top1_reference - top1 <= delta, for every label of every setting.
 
     The largest share counts even if a smaller one exceeds delta (accuracy need not be monotone). If no network stays
-    within delta, the potential is 0: the reference network itself removes nothing and loses nothing.
+    within delta, the potential is 0: the reference network itself removes nothing and loses nothing. Of other tasks,
+    the primary metric takes the place of top1; a metric with lower figures for better networks may rise by delta.
 
     Args:
         results: rows of results.csv, of one or several experiments.
-        delta: allowed loss of top1, as a fraction: 0.005 is half a percentage point.
+        delta: allowed loss of top1, as a fraction: 0.005 is half a percentage point. Of metrics that are no fractions,
+            such as perplexity: as a share of the reference network's figure.
         quantity: parameters, flops, flops_unmasked, or bytes (of the values, each in its own number of bits).
         per: `mean` averages accuracy and size over networks and repetitions at every keep ratio, then searches that
             one curve; `net` searches the curve of every network and repetition, then averages the potentials.
@@ -56,17 +58,17 @@ def prune_potentials(
     results: DataFrame, deltas: Sequence[float], quantity: str = "parameters", per: Per = "mean"
 ) -> list[DataFrame]:
     """`prune_potential` for several deltas: the same rows in the same order."""
+    import pandas as pd
+
     if per not in ("net", "mean"):
         raise ConfigError(f"per: must be net or mean. Got {per!r}.")
     if wrong := [delta for delta in deltas if not delta >= 0]:
         raise ConfigError(f"delta: must be a fraction of at least 0, such as 0.005. Got {wrong[0]}.")
     column, frame = keep_column(quantity), tidy(results)
-    labels = frame.loc[frame["method"] != REFERENCE, GROUP].drop_duplicates().reset_index(drop=True)
-    points = _mean_points(results, column) if per == "mean" else _points(results, column)
     tables = []
     for delta in deltas:
-        found = _best_points(points, GROUP, delta) if per == "mean" else _average_best(points, delta)
-        table = labels.merge(found, on=GROUP, how="left")
+        parts = [_of_metric(metric, rows, delta, column, per) for metric, rows in by_metric(frame)]
+        table = pd.concat(parts, ignore_index=True)
         table["cells"] = table["cells"].astype(float).fillna(0).astype(int)
         table["complete"] = table["complete"].eq(True)
         table.insert(len(GROUP), "quantity", quantity)
@@ -75,56 +77,72 @@ def prune_potentials(
     return tables
 
 
-def _mean_points(results: DataFrame, column: str) -> DataFrame:
-    points = summarize(results)
+def _of_metric(metric: ReportedMetric, frame: DataFrame, delta: float, column: str, per: Per) -> DataFrame:
+    labels = frame.loc[frame["method"] != REFERENCE, GROUP].drop_duplicates().reset_index(drop=True)
+    points = _mean_points(frame, metric, column) if per == "mean" else _points(frame, metric, column)
+    best = _best_points(points, metric, GROUP, delta) if per == "mean" else _average_best(points, metric, delta)
+    return labels.merge(best, on=GROUP, how="left")
+
+
+def _averages(metric: ReportedMetric) -> list[str]:
+    return ["removed", "keep_parameters", "keep_flops", metric.name, metric.reference]
+
+
+def _mean_points(frame: DataFrame, metric: ReportedMetric, column: str) -> DataFrame:
+    points = summarize(frame)
     points = points.assign(removed=1 - points[column], removed_std=points[f"{column}_std"])
-    averages = [f"{name}{end}" for name in AVERAGES for end in ("", "_std")]
+    averages = [f"{name}{end}" for name in _averages(metric) for end in ("", "_std")]
     return points[[*GROUP, "keep_target", *averages, "cells", "complete"]]
 
 
-def _points(results: DataFrame, column: str) -> DataFrame:
-    cells = compressed(results)
+def _points(frame: DataFrame, metric: ReportedMetric, column: str) -> DataFrame:
+    cells = compressed(frame)
     cells = cells.assign(removed=1 - cells[column], cells=1, complete=True)
-    return cells[[*GROUP, "net", "repetition", "keep_target", *AVERAGES, "cells", "complete"]]
+    return cells[[*GROUP, "net", "repetition", "keep_target", *_averages(metric), "cells", "complete"]]
 
 
-def _average_best(points: DataFrame, delta: float) -> DataFrame:
-    curve = [*GROUP, "net", "repetition"]
-    best = _best_points(points, curve, delta)
+def _average_best(points: DataFrame, metric: ReportedMetric, delta: float) -> DataFrame:
+    curve, averages = [*GROUP, "net", "repetition"], _averages(metric)
+    best = _best_points(points, metric, curve, delta)
     grouped = best.groupby(GROUP, sort=False)
-    spreads = grouped[AVERAGES].std().add_suffix("_std")
-    found = grouped[AVERAGES].mean().join(spreads).assign(cells=grouped.size(), keep_target=math.nan).reset_index()
+    spreads = grouped[averages].std().add_suffix("_std")
+    found = grouped[averages].mean().join(spreads).assign(cells=grouped.size(), keep_target=math.nan).reset_index()
     lengths = points.groupby(curve, sort=False).size().groupby(GROUP, sort=False)
     even = found.merge((lengths.max() == lengths.min()).rename("even").reset_index(), on=GROUP)["even"]
     return found.assign(complete=even & (found["cells"] == found.groupby(SETTING)["cells"].transform("max")))
 
 
-def _best_points(points: DataFrame, curve: list[str], delta: float) -> DataFrame:
+def _best_points(points: DataFrame, metric: ReportedMetric, curve: list[str], delta: float) -> DataFrame:
     """The point of every curve that removes most within delta, or the reference network's point."""
     import pandas as pd
 
-    drop = points["top1_reference"] - points["top1"]
-    allowed = points[(drop <= delta + ROUNDING) & (points["removed"] > 0)]
-    best = allowed.sort_values(["removed", "top1"], ascending=False, kind="stable").drop_duplicates(curve)
+    order = ["removed", metric.name]
+    loss: Series[float] = metric.loss(points[metric.reference], points[metric.name])
+    allowed = points[(loss <= delta + ROUNDING) & (points["removed"] > 0)]
+    best = allowed.sort_values(order, ascending=[False, not metric.falls], kind="stable").drop_duplicates(curve)
     rest = points.drop_duplicates(curve).merge(best[curve], on=curve, how="left", indicator=True)
     rest = rest[rest["_merge"] == "left_only"].drop(columns="_merge")
     unpruned = {"removed": 0.0, "keep_parameters": 1.0, "keep_flops": 1.0, "keep_target": 1.0}
-    spreads = {name: 0.0 for name in rest.columns if str(name).endswith("_std") and name != "top1_reference_std"}
-    rest = rest.assign(**unpruned, **spreads, top1=rest["top1_reference"])
-    if "top1_std" in rest:
-        rest = rest.assign(top1_std=rest["top1_reference_std"])
+    spreads = {name: 0.0 for name in rest.columns if str(name).endswith("_std") and name != f"{metric.reference}_std"}
+    rest = rest.assign(**unpruned, **spreads, **{metric.name: rest[metric.reference]})
+    if f"{metric.name}_std" in rest:
+        rest = rest.assign(**{f"{metric.name}_std": rest[f"{metric.reference}_std"]})
     return pd.concat([part for part in (best, rest) if len(part)] or [points]).reset_index(drop=True)
 
 
 def smallest_within(results: DataFrame, delta: float) -> Series | None:
     """The smallest compressed network that loses at most delta of top1; if there is none, the most accurate one.
 
+    Of other tasks, the primary metric takes the place of top1; of several primary metrics, the first one counts.
+
     Returns: a row of results.csv, or None if no compressed network is finished. `Fake` does not count.
     """
-    cells = compressed(results)
-    cells = cells[(cells["method"] != "Fake") & cells["top1"].notna()]
+    metric, cells = next(by_metric(compressed(results)))
+    cells = cells[(cells["method"] != "Fake") & cells[metric.name].notna()]
     if cells.empty:
         return None
-    good = cells[cells["top1_reference"] - cells["top1"] <= delta + ROUNDING]
-    ordered = good.sort_values("keep_parameters") if len(good) else cells.sort_values("top1", ascending=False)
-    return ordered.iloc[0]
+    loss: Series[float] = metric.loss(cells[metric.reference], cells[metric.name])
+    good = cells[loss <= delta + ROUNDING]
+    if good.empty:
+        return cells.sort_values(metric.name, ascending=not metric.falls).iloc[0]
+    return good.sort_values("keep_parameters").iloc[0]

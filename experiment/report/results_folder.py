@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from experiment.config import Parameters
 from experiment.errors import Damaged, StoreError, described
 from experiment.files import RUN_AGAIN, read_json
-from experiment.report.results_table import read_results
+from experiment.report.results_table import metrics_of, read_results
 from experiment.run.disk.damaged_files import intact_file, warn_of_damage
 from experiment.run.disk.parameters_file import PARAMETERS, VariantSettings, read_parameters
 from experiment.run.disk.store import Store
@@ -27,7 +27,8 @@ class Source:
     Attributes:
         folder: the folder itself.
         name: the path below `results`, such as `cifar/prune/resnet20`; otherwise the folder's own name.
-        results: results.csv, as returned by `tidy`.
+        results: the rows of results.csv on the first test set of each variant, as returned by `tidy`.
+        every_test: the rows of all test sets.
         parameters: the resolved settings.
         variants: the resolved settings of every variant.
         environment: environment.json; empty if the file is missing.
@@ -40,12 +41,13 @@ class Source:
     parameters: Parameters
     variants: Sequence[VariantSettings]
     environment: Mapping[str, Any]
+    every_test: DataFrame
     data: Sequence[DataFacts] = ()
 
-    @property
-    def has_top5(self) -> bool:
-        """Whether top-5 accuracy is informative: with five classes or fewer it is always 1."""
-        return bool(self.results["top5"].notna().any()) and self.parameters.network.output_size > 5
+    def other_metrics(self, rows: DataFrame) -> list[str]:
+        """The metrics beside the primary one; top-5 accuracy with more than five classes only, else it is always 1."""
+        several = self.parameters.network.output_size > 5
+        return [name for name in metrics_of(rows)[1:] if name != "top5" or several]
 
     def settings_of(self, variant: str) -> Parameters:
         """The resolved settings of a variant."""
@@ -60,10 +62,13 @@ def read_source(folder: Path) -> Source:
     folder = Path(folder)
     require_experiment(folder)
     settings = read_parameters(folder)
+    every_test = read_results(folder / "results.csv")
+    first = every_test.groupby("variant", sort=False)["dataset_test"].transform("first")
     return Source(
         folder=folder,
         name=_name(folder),
-        results=read_results(folder / "results.csv"),
+        results=every_test[every_test["dataset_test"] == first].reset_index(drop=True),
+        every_test=every_test,
         parameters=settings.parameters,
         variants=settings.variants,
         environment=_read_environment(folder / "environment.json"),

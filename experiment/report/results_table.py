@@ -8,18 +8,26 @@ from typing import TYPE_CHECKING
 
 from experiment.errors import ConfigError, StoreError
 from experiment.files import RUN_AGAIN
+from experiment.report.primary_metric import AGREEMENT, DEFAULTS, OF_CLASSES, ReportedMetric, by_metric, registered
 from experiment.run.disk.results_table import read_table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-TEXT = ("dataset", "dataset_test", "network", "variant", "method", "label", "status", "error", "cell", "hardware")
+TEXT = (
+    "dataset", "dataset_test", "network", "variant", "method", "label", "status", "error", "cell", "hardware",
+    *DEFAULTS,
+)  # fmt: skip
 NUMBERS = (
     "net", "repetition", "keep_target", "parameters", "flops", "flops_unmasked", "keep_parameters", "keep_flops",
     "bytes_dense", "bytes_values", "bytes_sparse", "bytes_file", "loss", "top1", "top5", "top1_before_retraining",
     "top1_reference", "parameters_reference", "flops_reference", "epochs", "seconds_compress", "seconds_retrain",
+    *AGREEMENT,
 )  # fmt: skip
-EXTRA_NUMBERS = re.compile(r"latency_(iqr_)?ms_b\d+(_reference)?|bytes_bitmask|bytes_csr")  # only if requested
+EXTRA_NUMBERS = re.compile(
+    r"latency_(iqr_)?ms_b\d+(_reference)?|bytes_bitmask|bytes_csr|noise_[a-z_]+_[0-9.e+-]+"
+)  # only if requested
+DERIVED = ("keep_flops_unmasked", "keep_bytes")
 TIDY = "tidy"  # key in `DataFrame.attrs`: the column types of a frame that `tidy` returned
 REQUIRED = ("network", "label", "net", "status")
 REFERENCE = "Reference"
@@ -62,7 +70,9 @@ def tidy(results: DataFrame) -> DataFrame:
     for column in TEXT:
         given = frame[column].astype(object) if column in frame else pd.Series("", frame.index, dtype=object)
         frame[column] = given.where(given.notna(), "").astype(str)
-    for column in (*NUMBERS, *filter(EXTRA_NUMBERS.fullmatch, map(str, frame))):
+    for column, default in DEFAULTS.items():
+        frame[column] = frame[column].where(frame[column] != "", default)
+    for column in (*NUMBERS, *_more_numbers(frame)):
         values = pd.to_numeric(frame[column], errors="coerce") if column in frame else np.nan
         frame[column] = pd.Series(values, index=frame.index, dtype=float).replace([np.inf, -np.inf], np.nan)
     frame["method"] = frame["method"].where(frame["method"] != "", frame["label"])
@@ -70,6 +80,31 @@ def tidy(results: DataFrame) -> DataFrame:
     frame["keep_bytes"] = frame["bytes_values"] / (FLOAT32 * frame["parameters_reference"])
     frame.attrs[TIDY] = tuple(frame.dtypes.items())
     return frame.reset_index(drop=True)
+
+
+def _more_numbers(frame: DataFrame) -> list[str]:
+    """The columns of other primary metrics, and all others that hold numbers alone."""
+    import pandas as pd
+
+    metrics = map(ReportedMetric, dict.fromkeys(frame["primary"]))
+    own = [column for metric in metrics for column in (metric.name, metric.before, metric.reference)]
+    others = frame.drop(columns=[*TEXT, *NUMBERS], errors="ignore")
+    others = others.replace("", None).dropna(axis=1, how="all")
+    plain = [c for c in map(str, others) if pd.to_numeric(others[c].dropna(), errors="coerce").notna().all()]
+    return [
+        c for c in dict.fromkeys([*own, *plain, *filter(EXTRA_NUMBERS.fullmatch, map(str, others))]) if c not in NUMBERS
+    ]
+
+
+def metrics_of(results: DataFrame) -> list[str]:
+    """The columns of metrics that hold values, the primary ones first; the loss is no metric."""
+    frame = tidy(results)
+    own = [metric.name for metric, _ in by_metric(frame)]
+    others = [str(c) for c in frame.select_dtypes("number").dropna(axis=1, how="all") if c not in (*own, *DERIVED)]
+    found = [
+        c for c in others if c in OF_CLASSES or (c not in NUMBERS and not EXTRA_NUMBERS.fullmatch(c) and registered(c))
+    ]
+    return [*own, *found]
 
 
 def compressed(results: DataFrame) -> DataFrame:
@@ -85,19 +120,21 @@ def reference_rows(results: DataFrame) -> DataFrame:
 
 
 def references(results: DataFrame) -> DataFrame:
-    """One row per (setting, net): loss, top1, top5 and size of the reference network.
+    """One row per (setting, net): loss, metrics and size of the reference network.
 
     Taken from the rows of method Reference. If such a row is missing, its values are taken from other rows.
     """
     import pandas as pd
 
     keys = [*SETTING, "net"]
+    metrics = list(dict.fromkeys([*OF_CLASSES, *metrics_of(results)]))
     others = compressed(results).drop_duplicates(keys)
     others = others.assign(
-        top1=others["top1_reference"], parameters=others["parameters_reference"], flops=others["flops_reference"],
-        loss=float("nan"), top5=float("nan"), bytes_file=float("nan"), bytes_dense=float("nan"),
+        parameters=others["parameters_reference"], flops=others["flops_reference"],
+        **dict.fromkeys(["loss", "bytes_file", "bytes_dense"], float("nan")),
+        **{name: others.get(ReportedMetric(name).reference, float("nan")) for name in metrics},
     )  # fmt: skip
-    columns = [*keys, "loss", "top1", "top5", "parameters", "flops", "bytes_dense", "bytes_file"]
+    columns = [*keys, "loss", *metrics, "parameters", "flops", "bytes_dense", "bytes_file", *DEFAULTS]
     found = pd.concat([reference_rows(results)[columns], others[columns]])
     return found.drop_duplicates(keys).reset_index(drop=True)
 

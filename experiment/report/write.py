@@ -14,12 +14,10 @@ from experiment.report.plots.figure import plot_files, save_figure
 from experiment.report.plots.gallery import Kind, plots_of
 from experiment.report.results_folder import Source, read_source, require_experiment
 from experiment.report.up_to_date import OUTPUTS, made_from, own_plots, stamped_plots, write_stamp
-from experiment.report.words import about, findings
+from experiment.report.words import about, findings, test_sets
 from experiment.report.words.potential_tables import latex_table
 from experiment.run.disk.store import Store
 from experiment.run.signals import raise_if_stopped
-
-MAIN = "tradeoff-top1-parameters"
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,9 @@ class Report:
         pngs = [path for path in self.plots if path.suffix == ".png"]
         sweeps = [path for path in pngs if path.stem == "sweep-parameters"]
         compared = [path for path in pngs if path.stem.startswith("compare-")]
-        tradeoffs = [path for path in pngs if path.stem.startswith(MAIN) and not path.stem.endswith("-log")]
-        return sweeps or compared or tradeoffs
+        tradeoffs = [path for path in pngs if path.stem.startswith("tradeoff-") and not path.stem.endswith("-log")]
+        main = "-".join(tradeoffs[0].stem.split("-")[:3]) if tradeoffs else ""  # the primary metric comes first
+        return sweeps or compared or [path for path in tradeoffs if path.stem.startswith(main)]
 
 
 def write_report(folder: Path | str, kinds: Sequence[Kind] | None = None) -> Report:
@@ -111,12 +110,13 @@ def _document(source: Source, styles: LabelStyles, pictures: Sequence[Picture]) 
         about.what_was_run(source),
         findings.reference_networks(source),
         findings.potential(source, styles),
+        test_sets.potential_on_test_sets(source, styles),
         Section("Plots", pictures or [Text("Nothing to draw yet.")]),
         about.what_failed(source, styles),
         *([heading, *tables] if tables else []),
         findings.bytes_of_smallest(source, styles),
         about.how_to_load(source),
         about.environment(source),
-        about.definitions(),
+        about.definitions(source),
     )
     return Document(source.name, [section for section in sections if section is not None])

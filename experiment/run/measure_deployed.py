@@ -1,4 +1,4 @@
-"""Latency and bytes of finished networks as they are deployed, where a parameter file requests them.
+"""Latency, bytes and response to noise of finished networks, where a parameter file requests them.
 
 Networks are measured one at a time after all training, because other work on the machine would distort latencies.
 """
@@ -12,7 +12,7 @@ from experiment.errors import DataError, StoreError
 from experiment.escaping import json_text
 from experiment.files import write_whole
 from experiment.registry import InputForm, InputShape
-from experiment.run.disk.results_table import BYTES, LATENCY, read_measurement, requested
+from experiment.run.disk.results_table import BYTES, LATENCY, NOISE, read_measurement, requested
 from experiment.run.disk.store import Store
 from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.run.grid.plan import ExperimentPlan
@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 def measure_deployed(
     plan: ExperimentPlan, store: Store, results: Mapping[str, Mapping[str, Any]], datasets: Path, say: Say
 ) -> bool:
-    """Write latency.json and bytes.json into the folders of finished cells that lack them.
+    """Write latency.json, bytes.json and noise.json into the folders of finished cells that lack them.
 
     Torch is imported only if something is to be measured. A network whose file is damaged is reported and skipped.
 
@@ -32,12 +32,13 @@ def measure_deployed(
         datasets: their folder, read for inputs that consist of several tensors.
     Returns: whether anything was measured.
     """
-    if not (requested(plan, "latency") or requested(plan, "bytes")):
+    if not any(requested(plan, what) for what in ("latency", "bytes", "noise")):
         return False
     with store.lock("measure", "measures finished networks"):
         folders = store.cell_folders()
         finished = {key: folders[key] for key, r in results.items() if r["status"] == "done" and key in folders}
         measured = _measure_latency(plan, finished, datasets, say)
+        measured = _measure_noise(plan, finished, datasets, say) or measured
         return _measure_bytes(plan, finished, say) or measured
 
 
@@ -89,6 +90,38 @@ def _latencies(
     inputs = Data(datasets, "cpu", readers=0).splits(p, p.training).example if several else shape
     deployed = bake_masks(network).to(plan.machine.device).eval()
     return [asdict(measure_latency(deployed, inputs, batch, p.threads)) for batch in batches]
+
+
+def _measure_noise(plan: ExperimentPlan, finished: Mapping[str, Path], datasets: Path, say: Say) -> bool:
+    """Compare networks with their reference network on noisy inputs of the first test set."""
+    settings = requested(plan, "noise")
+    references = {(task.variant.name, task.cell.net): task.cell.key for task in plan.references}
+    variants = {variant.name: variant.parameters for variant in plan.file.variants}
+    missing = {}
+    for cell in plan.cells:
+        reference = references[cell.variant, cell.net]
+        if cell.key in finished and reference in finished and cell.variant in settings:
+            found, levels = read_measurement(finished[cell.key] / NOISE), settings[cell.variant].noise_levels
+            if found is None or [row["eps"] for row in found["levels"]] != levels:
+                missing[cell.key] = (finished[reference], variants[cell.variant])
+    if not missing:
+        return False
+    say(f"measuring the response of {len(missing)} networks to noise")
+    from experiment.run.cell.data import Data
+    from experiment.run.cell.outcome import task_of
+    from experiment.training.noise_response import noise_response
+
+    data, device = Data(datasets, plan.machine.device, readers=0), plan.machine.device
+
+    def response(key: str) -> dict[str, Any]:
+        folder, p = missing[key]
+        network, reference = (_load(place, plan)[0].to(device) for place in (finished[key], folder))
+        levels = p.experiments.noise_levels
+        return {"levels": noise_response(network, reference, data.test(p), task_of(p), levels, p.seed)}
+
+    for key in missing:
+        _measure(finished[key] / NOISE, lambda key=key: response(key), say)  # type: ignore[misc]
+    return True
 
 
 def _measure_bytes(plan: ExperimentPlan, finished: Mapping[str, Path], say: Say) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from experiment.config import Parameters, Variant
 from experiment.config.value_tree import KeyPath
@@ -100,9 +100,11 @@ def _check_network(
     try:
         splits = data.splits(p, p.training)
         example = moved(traced_input(splits), "cpu")
-        data.test(p)
     except (DataError, ConfigError) as error:
         yield ("network", "dataset"), str(error)
+        return
+    if faults := list(_check_test_sets(p, data)):
+        yield from faults
         return
     try:
         network = new_network(p, 0, splits)
@@ -120,11 +122,23 @@ def _check_network(
         yield from unmatched_patterns or _check_fixed_sizes(methods, network, example)
         yield from _check_batch_norm(p, network, example)
         yield from _check_scores(p, network, splits, machine)
+        yield from _check_noise(p, example)
         try:
             if given is not None:
                 load_given(network, given)
         except StoreError as error:
             yield ("network", "weights"), str(error)
+
+
+def _check_noise(p: Parameters, example: Inputs) -> Found:
+    """Whether the response to noise can be measured."""
+    if "noise" not in p.experiments.measure:
+        return
+    place: KeyPath = ("experiments", "measure")
+    if task_of(p).distribution.predictions is None:
+        yield place, f"noise compares discrete predictions, which task {task_of(p).name} has none of. Remove it."
+    elif not isinstance(example, Tensor) or not example.is_floating_point():
+        yield place, "noise is added to inputs that are one tensor of numbers. Got others. Remove it."
 
 
 def _check_scores(p: Parameters, network: nn.Module, splits: Splits, machine: Machine) -> Found:
@@ -141,6 +155,16 @@ def _check_scores(p: Parameters, network: nn.Module, splits: Splits, machine: Ma
         shapes = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(y.shape)}"
         text = f"the task {task.name} cannot score {shapes}: {type(error).__name__}: {first_line(error)}"
         yield ("network", "task"), f"{text}. Choose the task that the dataset was made for, or another network."
+
+
+def _check_test_sets(p: Parameters, data: Data) -> Found:
+    """Whether every test set can be read."""
+    several = len(p.experiments.dataset_test) > 1
+    for i, dataset in enumerate(p.experiments.dataset_test):
+        try:
+            data.test(p, dataset=dataset).first(1)
+        except (DataError, ConfigError) as error:
+            yield ("experiments", "datasetTest", *([i] if several else [])), str(error)
 
 
 def _check_data(p: Parameters, data: Data, facts: dict[str, DataFacts]) -> Found:

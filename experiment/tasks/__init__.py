@@ -25,6 +25,9 @@ TASKS: dict[str, TaskEntry] = {
         TaskEntry("text_classification_mcc", f"{ROOT}.text:BY_MCC", "CrossEntropyLoss"),
         TaskEntry("text_classification_f1", f"{ROOT}.text:BY_F1", "CrossEntropyLoss"),
         TaskEntry("text_regression", f"{ROOT}.text:REGRESSION", "MSELoss"),
+        TaskEntry("regression", f"{ROOT}.regression:TASK", "MSELoss"),
+        TaskEntry("multilabel", f"{ROOT}.multilabel:TASK", "BCEWithLogitsLoss"),
+        TaskEntry("segmentation", f"{ROOT}.segmentation:TASK", "CrossEntropyLossWithAuxiliary"),
     )
 }
 

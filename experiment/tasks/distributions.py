@@ -20,11 +20,13 @@ class Distribution:
         terms: (reference, outputs), both (N, K, ...) -> terms (N, K, ...) whose sums over K are
             KL(reference || outputs).
         predictions: outputs (N, K, ...) -> discrete predictions; None if there are none, as in a regression.
+        expected: outputs (N, K, ...) -> their probabilities or means (N, K, ...).
     """
 
     name: str
     terms: Callable[[Tensor, Tensor], Tensor]
     predictions: Callable[[Tensor], Tensor] | None = None
+    expected: Callable[[Tensor], Tensor] = torch.clone
 
     def divergence(self, reference: Tensor, outputs: Tensor) -> Tensor:
         """KL(reference || outputs) of every prediction (N, ...), from outputs (N, K, ...)."""
@@ -46,10 +48,10 @@ def _of_means(reference: Tensor, outputs: Tensor) -> Tensor:
     return (reference - outputs).square() / 2
 
 
-CATEGORICAL = Distribution("classes", _of_classes, lambda outputs: outputs.argmax(dim=1))
+CATEGORICAL = Distribution("classes", _of_classes, lambda x: x.argmax(dim=1), lambda x: x.softmax(dim=1))
 """One of K classes: outputs are its scores, softmax(outputs) their probabilities."""
 
-BERNOULLI = Distribution("labels", _of_labels, lambda outputs: (outputs > 0).to(torch.int64))
+BERNOULLI = Distribution("labels", _of_labels, lambda x: (x > 0).to(torch.int64), torch.sigmoid)
 """K independent labels: sigmoid(outputs) are their probabilities."""
 
 GAUSSIAN = Distribution("numbers", _of_means)

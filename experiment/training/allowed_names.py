@@ -9,7 +9,10 @@ SCHEDULERS: tuple[str, ...] = (
     "MultiStepLR", "OneCycleLR", "PolyLR", "PolynomialLR", "ReduceLROnPlateau", "StepLR", "WarmupLR",
 )  # fmt: skip
 
-LOSSES: tuple[str, ...] = ("CrossEntropyLoss", "L1Loss", "MSELoss", "MultiMarginLoss", "NLLLoss", "SmoothL1Loss")
+LOSSES: tuple[str, ...] = (
+    "BCEWithLogitsLoss", "CrossEntropyLoss", "CrossEntropyLossWithAuxiliary", "HuberLoss", "L1Loss", "MSELoss",
+    "MultiLabelSoftMarginLoss", "MultiMarginLoss", "NLLLoss", "SmoothL1Loss",
+)  # fmt: skip
 
 # Classes of torch that parameter files cannot use, and why.
 REFUSED: dict[str, str] = {

@@ -1,5 +1,6 @@
 """Checks of the settings of a training, without training."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -55,11 +56,13 @@ def _try_loss(settings: TrainSettings) -> None:
             f"loss: {settings.loss} does not fit the task {task.name}. Expected one of {', '.join(task.losses)}."
         )
     failure: Exception | None = None
-    weight = settings.loss_kwargs.get("weight")
+    weight = settings.loss_kwargs.get("weight", settings.loss_kwargs.get("pos_weight"))
     outputs = torch.zeros(2, len(weight) if isinstance(weight, list | tuple) else 10)
     for targets in (torch.zeros(2, dtype=torch.long), torch.zeros_like(outputs)):  # of classes, or of values
         try:
-            loss(outputs, targets)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # targets of another shape
+                loss(outputs, targets)
             return
         except Exception as error:  # torch computes with the value and fails
             failure = failure or error

@@ -375,7 +375,7 @@ def test_json_schema_speaks_the_files_language() -> None:
     assert {"batchSize", "lrSchedulers", "enableAMP", "file"} <= set(training)
     assert "required" not in definitions["Training"]
     assert "required" not in schema
-    assert definitions["NamedSettings"]["anyOf"][0]["type"] == "string"
+    assert definitions["DatasetRef"]["anyOf"][0]["type"] == "string"
     assert definitions["Interval"]["required"] == ["type", "numIntervals", "maxVal", "minVal"]
 
 

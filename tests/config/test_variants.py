@@ -38,8 +38,7 @@ def test_each_variant_has_one_value_set(loaded: Loaded, good: str) -> None:
     assert second.retraining.optimizer_kwargs == {"lr": 0.01, "momentum": 0.9}  # retraining follows training
     assert second.retraining.start_epoch == 0  # no cross product
     assert third.training.optimizer_kwargs == {"lr": 0.5}  # set, not merged
-    assert fourth.experiments.dataset_test is not None
-    assert fourth.experiments.dataset_test.name == "FashionMNIST"
+    assert [test.name for test in fourth.experiments.dataset_test] == ["FashionMNIST"]
     assert fifth.network.settings == {"dropout": 0.5}
     assert file.parameters.retraining.start_epoch == 0
     assert (file.variants[0].key, file.variants[0].value) == (("retraining", "startEpoch"), 6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from experiment.config.keep_ratios import Spacing, ratio_conflicts
 from experiment.config.schema.training import Block, Conflict, Name, Number, Retraining, Training, Whole, refuse
@@ -27,6 +27,36 @@ class NamedSettings(Block):
         return {"name": value} if isinstance(value, str) else value
 
 
+class DatasetRef(NamedSettings):
+    """A dataset, whose images may be corrupted before any transform. The name alone is the short form."""
+
+    corruption: Name | None = None
+    """Corruption of Hendrycks and Dietterich (gaussian_noise, fog, ...) of every image. Default: none."""
+    severity: Annotated[Whole, Field(ge=1, le=5)] | None = None
+    """Severity of the corruption, 1 to 5. Default: all five, one after the other."""
+
+    label: Name | None = None
+    """Its name in results, plots and tables. Default: the name, with corruption and severity."""
+
+    @field_validator("severity")
+    @classmethod
+    def _with_corruption(cls, severity: int | None, info: ValidationInfo) -> int | None:
+        if severity is not None and info.data.get("corruption") is None:
+            refuse(severity, [((), "has no effect without corruption. Remove it, or name a corruption.")])
+        return severity
+
+    @property
+    def shown(self) -> str:
+        """Its name in results: the label, else `Digits`, `Digits+fog-3`, or `Digits+fog` for all severities."""
+        severity = "" if self.severity is None else f"-{self.severity}"
+        return self.label or (self.name if self.corruption is None else f"{self.name}+{self.corruption}{severity}")
+
+    @property
+    def copies(self) -> int:
+        """How often every image occurs: once, or once per severity."""
+        return 5 if self.corruption is not None and self.severity is None else 1
+
+
 class MethodRef(NamedSettings):
     """A compression method: its label, torchprune's class name, or `package.module:entry`. The name alone is enough."""
 
@@ -41,8 +71,9 @@ class Network(Block):
 
     name: Name
     """A registered network, or `package.module:factory` for your own."""
-    dataset: NamedSettings
-    """A registered dataset, or `package.module:factory`. With settings: {name: ImageFolder, settings: {root: ...}}."""
+    dataset: DatasetRef
+    """A registered dataset, or `package.module:factory`. With settings: {name: ImageFolder, settings: {root: ...}};
+    corrupted: {name: Digits, corruption: fog, severity: 3}."""
     output_size: Annotated[Whole, Field(ge=1)]
     """Number of outputs (classes)."""
     task: Name | None = None
@@ -79,6 +110,10 @@ class Plotting(Block):
     """Largest keep ratio shown."""
 
 
+def _as_list(value: object) -> object:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
 class Experiments(Block):
     """What is compared, and at which keep ratios."""
 
@@ -103,15 +138,28 @@ class Experiments(Block):
     """Search the smallest network of every method within a loss of validation accuracy, instead of using `spacing`."""
     retrain_iterations: Annotated[Whole, Field(ge=-1)] = -1
     """Number of keep ratios that are retrained and tested; the others are only compressed on the way. Below 1: all."""
-    dataset_test: NamedSettings | None = None
-    """Dataset to test on. Default: the test part of network.dataset."""
+    dataset_test: Annotated[list[DatasetRef], BeforeValidator(_as_list)] = []
+    """Datasets to test on, one or several: results have one row per network and test set. Default: the test part of
+    network.dataset."""
     plotting: Plotting | None = None
     """Range of the x axis in plots. Default: all results."""
-    measure: list[Literal["rank", "latency", "bytes"]] = []
-    """Additional measurements: effective ranks after every epoch, latency at the end of the run, bytes of sparse
-    formats."""
+    measure: list[Literal["rank", "latency", "bytes", "noise"]] = []
+    """Additional measurements: effective ranks after every epoch; at the end of the run latency, bytes of sparse
+    formats, and agreement with the reference network under noise."""
     latency_batches: Annotated[list[Annotated[Whole, Field(ge=1)]], Field(min_length=1)] = [1, 64]
     """Batch sizes (images) at which latency is measured."""
+    noise_levels: Annotated[list[Annotated[Number, Field(gt=0)]], Field(min_length=1)] = [0.1, 0.2, 0.3, 0.5, 0.7]
+    """Largest values of the uniform noise that `noise` adds to inputs after the transforms."""
+
+    @field_validator("dataset_test")
+    @classmethod
+    def _distinct_names(cls, tests: list[DatasetRef]) -> list[DatasetRef]:
+        names = [test.shown for test in tests]
+        twice = [i for i, name in enumerate(names) if name in names[:i]]
+        refuse(
+            tests, (((i,), f"is the second test set called {names[i]}. Remove it, or set its label.") for i in twice)
+        )
+        return tests
 
     @field_validator("rewind")
     @classmethod
@@ -299,10 +347,15 @@ class Parameters(Block):
     description: str = ""
     """What this experiment is for."""
 
+    @property
+    def test_sets(self) -> list[DatasetRef]:
+        """The datasets to test on, in order."""
+        return self.experiments.dataset_test or [self.network.dataset]
+
 
 _INCLUDE = {"type": "string", "description": "YAML file to include; the keys given here override those in it."}
 _INCLUDABLE = ("Network", "Training", "Retraining", "Experiments", "Coresets", "Directories")
-_SHORT = ("NamedSettings", "MethodRef")
+_SHORT = ("DatasetRef", "MethodRef")
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 
 
@@ -314,6 +367,8 @@ def json_schema() -> dict[str, Any]:
     for block in (schema, *(definitions[name] for name in _INCLUDABLE)):
         block.pop("required", None)
         block["properties"]["file"] = _INCLUDE
+    tests = definitions["Experiments"]["properties"]["datasetTest"]
+    tests |= {"anyOf": [tests.pop("items"), {"type": tests.pop("type"), "items": {"$ref": "#/$defs/DatasetRef"}}]}
     for name in _SHORT:
         full = definitions[name]
         definitions[name] = {"description": full["description"], "anyOf": [{"type": "string", "minLength": 1}, full]}

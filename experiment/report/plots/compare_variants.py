@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from experiment.errors import ConfigError
 from experiment.report.label_styles import LabelStyles
 from experiment.report.plots.tradeoff import plot_tradeoff
+from experiment.report.primary_metric import by_metric
 from experiment.report.results_table import REFERENCE, compressed, labels_of, reference_rows, tidy, variants_of
 from experiment.report.words.titles import variant_in_words
 
@@ -21,10 +22,11 @@ MOST_CURVES, MOST_PLOTS = 14, 6
 def can_compare(results: DataFrame) -> bool:
     """Whether several variants share their reference networks, so that their curves may share a plot.
 
-    Variants that train their own reference networks differ in those, too.
+    Variants that train their own reference networks differ in those, too; those of other tasks, in their metrics.
     """
     own = reference_rows(results)
-    shared = own.groupby("net")[["cell", "top1"]].nunique().le(1).all(axis=None)
+    metrics = [metric.name for metric, _ in by_metric(tidy(results))]
+    shared = len(metrics) == 1 and own.groupby("net")[["cell", *metrics]].nunique().le(1).all(axis=None)
     return compressed(results)["variant"].nunique() > 1 and len(own) > 0 and bool(shared)
 
 

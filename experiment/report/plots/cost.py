@@ -1,16 +1,18 @@
-"""Accuracy against the cost of deployment: latency in milliseconds, or size in bytes."""
+"""The primary metric against the cost of deployment: latency in milliseconds, or size in bytes."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from experiment.errors import ConfigError
-from experiment.report.label_styles import REFERENCE_COLOR, LabelStyles
+from experiment.report.label_styles import REFERENCE_COLOR, LabelStyles, Look
 from experiment.report.plots.curves import REFERENCE_NAME, draw_curve, draw_reference, log_ticks, plain_ticks
 from experiment.report.plots.figure import new_figure, place_legend, set_title
+from experiment.report.primary_metric import ReportedMetric, primary_metric
 from experiment.report.results_table import compressed, labels_of, reference_rows, select_variant
-from experiment.report.words.titles import METRICS, joined, network_on_dataset, retraining_in_words
+from experiment.report.words.titles import axis_label, joined, metric_title, network_on_dataset, retraining_in_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +40,7 @@ def latency_columns(results: DataFrame) -> list[str]:
 def plot_cost(
     results: DataFrame, column: str, *, variant: str | None = None, styles: LabelStyles | None = None, note: str = ""
 ) -> Figure:
-    """Draw one curve per label: mean top-1 accuracy against the mean of a column, over all keep ratios.
+    """Draw one curve per label: mean of the primary metric against the mean of a column, over all keep ratios.
 
     Horizontal bars show the mean interquartile range of latencies. A star marks the reference network.
 
@@ -58,13 +60,15 @@ def plot_cost(
     unit = 1.0 if is_latency else 1e-3
     cells, own = (rows[rows[column].notna()] for rows in (compressed(chosen), reference_rows(chosen)))
     figure, (axes,) = new_figure(1)
-    entries = _draw_curves(axes, cells, column, unit, styles, labels_of(results))
+    metric = primary_metric(chosen)
+    entries = _draw_curves(axes, cells, (column, unit), metric, styles.looks(labels_of(results)), styles)
     if len(own):
-        x, y = unit * float(own[column].mean()), 100 * float(own["top1"].mean())
+        x, y = unit * float(own[column].mean()), metric.scale * float(own[metric.name].mean())
         draw_reference(axes, y)
         (star,) = axes.plot([x], [y], "*", color=REFERENCE_COLOR, markersize=11, zorder=4)
         entries.append((star, REFERENCE_NAME))
-    _label_axes(axes, column, unit * cells[column])
+    axes.set_ylabel(axis_label(metric_title(metric.name), metric))
+    _label_axis(axes, column, unit * cells[column])
     first = chosen.iloc[0]
     device = str(first.get("latency_device", "")) if is_latency else ""
     set_title(
@@ -75,13 +79,15 @@ def plot_cost(
 
 
 def _draw_curves(
-    axes: Axes, cells: DataFrame, column: str, unit: float, styles: LabelStyles, labels: list[str]
-) -> list[tuple[Any, str]]:
-    looks, entries = styles.looks(labels), []
+    axes: Axes, cells: DataFrame, cost: tuple[str, float], metric: ReportedMetric, looks: Mapping[str, Look],
+    styles: LabelStyles,
+) -> list[tuple[Any, str]]:  # fmt: skip
+    """`cost` is the column and its unit."""
+    (column, unit), entries = cost, []
     spread = column.replace("_ms_", "_iqr_ms_")
     for label, rows in cells.groupby("label", sort=False):
         points, look = rows.groupby("keep_target", sort=False, dropna=False), looks[str(label)]
-        x, y = unit * points[column].mean(), 100 * points["top1"].mean()
+        x, y = unit * points[column].mean(), metric.scale * points[metric.name].mean()
         entries.append((draw_curve(axes, x, y, look), styles.name(str(label))))
         if spread != column and spread in rows:
             half = points[spread].mean() / 2
@@ -89,8 +95,7 @@ def _draw_curves(
     return entries
 
 
-def _label_axes(axes: Axes, column: str, values: Any) -> None:
-    axes.set_ylabel(f"{METRICS['top1']} (%)")
+def _label_axis(axes: Axes, column: str, values: Any) -> None:
     batch = LATENCY.fullmatch(column)
     axes.set_xlabel(f"Latency at batch size {batch[1]} (ms)" if batch else BYTES[column])
     if len(values) and values.min() > 0 and values.max() > WIDE * values.min():

@@ -13,17 +13,27 @@ from experiment.report.mean_and_spread import Quantity
 from experiment.report.plots.compare_variants import comparisons, plot_variants
 from experiment.report.plots.cost import latency_columns, plot_cost
 from experiment.report.plots.effective_rank import RANK_COLUMNS, plot_effective_rank, with_shares
+from experiment.report.plots.examples import MOST_EXAMPLES, plot_examples, read_examples
 from experiment.report.plots.history import LC_COLUMNS, plot_convergence, plot_retraining, plot_training
 from experiment.report.plots.layers import plot_layers, typical_keeps
 from experiment.report.plots.retrain_sweep import is_retrain_sweep, plot_retrain_sweep
-from experiment.report.plots.tradeoff import Metric, Scale, plot_tradeoff
+from experiment.report.plots.test_sets import (
+    excess_errors,
+    noise_levels,
+    plot_excess_error,
+    plot_noise,
+    plot_potential_on_test_sets,
+)
+from experiment.report.plots.tradeoff import Scale, plot_tradeoff
+from experiment.report.primary_metric import primary_metric
 from experiment.report.results_folder import Source, read_cells
 from experiment.report.results_table import compressed, prune_only, quantized, reference_rows, variants_of
+from experiment.report.words.test_sets import comparable_rows, has_several
 from experiment.report.words.titles import (
-    METRICS,
     QUANTITIES,
     capitalized,
     joined,
+    metric_title,
     mode_in_words,
     network_on_dataset,
     variant_in_words,
@@ -35,7 +45,7 @@ if TYPE_CHECKING:
 
 STRONG = 0.1  # keep ratio from which a logarithmic axis shows more
 LAYER_COLUMNS = ("layer", "parameters_before", "parameters")
-HISTORY_COLUMNS = ("epoch", "loss", "top1", "valid_loss", "valid_top1")
+HISTORY_COLUMNS = ("epoch", "loss", "valid_loss")
 
 
 @dataclass(frozen=True)
@@ -67,23 +77,24 @@ def plots_of(source: Source, styles: LabelStyles, kinds: Sequence[Kind] | None =
 
 
 def comparisons_of_variants(source: Source, styles: LabelStyles) -> Iterator[Plot]:
-    """Accuracy against parameters, with all variants in one plot, if they share their reference networks."""
+    """The primary metric against parameters, with all variants in one plot, if they share their reference networks."""
     names = ", ".join(map(variant_in_words, variants_of(source.results)))
     note = mode_in_words(map(source.settings_of, variants_of(source.results)))
     for label, rows in comparisons(source.results):
         scale: Scale = "log" if compressed(rows)["keep_parameters"].min() <= STRONG * 1.1 else "linear"
         draw = partial(plot_variants, rows, scale=scale, keep_limits=_limits(source), styles=styles, note=note)
         suffix = ("-log" if scale == "log" else "") + (f"-{safe_name(label)}" if label else "")
-        yield Plot(f"compare-top1-parameters{suffix}", f"{_against('top1', 'parameters', scale)}: {names}.", draw)
+        metric = primary_metric(rows).name
+        yield Plot(f"compare-{metric}-parameters{suffix}", f"{_against(metric, 'parameters', scale)}: {names}.", draw)
 
 
 def tradeoffs(source: Source, styles: LabelStyles) -> Iterator[Plot]:
-    """Accuracy and loss against parameters and FLOPs; of several variants, accuracy alone."""
+    """Metrics and loss against parameters and FLOPs; of several variants, the primary metric alone."""
     for variant, suffix, rows in _variants(source):
         if compressed(rows).empty:
             continue
         note = mode_in_words([source.settings_of(variant)])
-        for metric, quantity, scale in _axes_of_tradeoffs(rows, alone=not suffix, has_top5=source.has_top5):
+        for metric, quantity, scale in _axes_of_tradeoffs(source, rows, alone=not suffix):
             draw = partial(
                 plot_tradeoff, rows, quantity, metric,
                 scale=scale, keep_limits=_limits(source), styles=styles, note=note,
@@ -92,29 +103,30 @@ def tradeoffs(source: Source, styles: LabelStyles) -> Iterator[Plot]:
             yield Plot(stem, f"{joined(_against(metric, quantity, scale), variant)}.", draw)
 
 
-def _axes_of_tradeoffs(rows: DataFrame, alone: bool, has_top5: bool) -> Iterator[tuple[Metric, Quantity, Scale]]:
-    cells = compressed(rows)
-    yield "top1", "parameters", "linear"
-    yield "top1", "flops", "linear"
+def _axes_of_tradeoffs(source: Source, rows: DataFrame, alone: bool) -> Iterator[tuple[str, Quantity, Scale]]:
+    cells, metric = compressed(rows), primary_metric(rows)
+    yield metric.name, "parameters", "linear"
+    yield metric.name, "flops", "linear"
     if not alone:
         return
     if (cells["flops_unmasked"] < cells["flops"]).any():
-        yield "top1", "flops_unmasked", "linear"
+        yield metric.name, "flops_unmasked", "linear"
     if quantized(rows):
-        yield "top1", "bytes", "linear"
+        yield metric.name, "bytes", "linear"
     if cells["keep_parameters"].min() <= STRONG:
-        yield "top1", "parameters", "log"
-    if not prune_only(rows) and cells["top1_before_retraining"].notna().any():
-        yield "top1_before_retraining", "parameters", "linear"
-    metrics: tuple[Metric, ...] = ("top5", "loss") if has_top5 else ("loss",)
-    for metric in metrics:
-        if cells[metric].notna().any():
-            yield metric, "parameters", "linear"
-            yield metric, "flops", "linear"
+        yield metric.name, "parameters", "log"
+    if not prune_only(rows) and cells[metric.before].notna().any():
+        yield metric.before, "parameters", "linear"
+    if cells["flips"].notna().any():
+        yield "flips", "parameters", "linear"
+    for name in (*source.other_metrics(rows), "loss"):
+        if cells[name].notna().any():
+            yield name, "parameters", "linear"
+            yield name, "flops", "linear"
 
 
 def costs(source: Source, styles: LabelStyles) -> Iterator[Plot]:
-    """Accuracy against measured latency, and against the file size if sizes were requested."""
+    """The primary metric against measured latency, and against the file size if sizes were requested."""
     for variant, suffix, rows in _variants(source):
         cells = compressed(rows)
         columns = {c: f"latency at batch size {c.rpartition('_b')[2]}" for c in latency_columns(cells)}
@@ -122,7 +134,33 @@ def costs(source: Source, styles: LabelStyles) -> Iterator[Plot]:
             columns["bytes_file"] = "size of network.pt"
         for column, words in columns.items():
             draw = partial(plot_cost, rows, column, styles=styles, note=mode_in_words([source.settings_of(variant)]))
-            yield Plot(f"cost-{column}{suffix}", f"{joined(METRICS['top1'] + ' against ' + words, variant)}.", draw)
+            title = metric_title(primary_metric(rows).name)
+            yield Plot(f"cost-{column}{suffix}", f"{joined(title + ' against ' + words, variant)}.", draw)
+
+
+def test_sets(source: Source, styles: LabelStyles) -> Iterator[Plot]:
+    """Prune potential and excess error on several test sets."""
+    results = comparable_rows(source.every_test)
+    if has_several(results) and not compressed(results).empty:
+        title = network_on_dataset(results).partition(", tested on")[0]
+        draw = partial(plot_potential_on_test_sets, results, styles, title)
+        yield Plot("potential-test-sets", "Largest share of parameters removed against the test set.", draw)
+        if len(excess_errors(results)):
+            caption = (
+                "Difference in excess error: loss on the other test sets beyond that on the first, mean over them."
+            )
+            yield Plot("excess-error", caption, partial(plot_excess_error, results, styles, title))
+
+
+def noise(source: Source, styles: LabelStyles) -> Iterator[Plot]:
+    """The response to noise at the middle level, if it was measured."""
+    for variant, suffix, rows in _variants(source):
+        levels = noise_levels(compressed(rows))
+        if levels:
+            level = levels[len(levels) // 2]
+            title = f"{joined(network_on_dataset(rows), variant)}: uniform noise in ±{level}"
+            caption = f"Agreement with the reference network under uniform noise in ±{level}."
+            yield Plot(f"noise{suffix}", caption, partial(plot_noise, rows, level, styles, title))
 
 
 def retrain_sweeps(source: Source, styles: LabelStyles) -> Iterator[Plot]:
@@ -147,16 +185,19 @@ def layers(source: Source, styles: LabelStyles) -> Iterator[Plot]:
 
 
 def training_and_retraining(source: Source, styles: LabelStyles) -> Iterator[Plot]:
-    """Loss and accuracy per epoch of training and retraining; of the first variant."""
+    """Loss and primary metric per epoch of training and retraining; of the first variant."""
     for rows, title in _first_variant(source):
-        found = read_cells(source.folder, reference_rows(rows), "history.csv", HISTORY_COLUMNS)
+        metric = primary_metric(rows)
+        valid = f"valid_{metric.name}"
+        columns = (*HISTORY_COLUMNS, metric.name, valid)
+        found = read_cells(source.folder, reference_rows(rows), "history.csv", columns)
         if "epoch" in found and found["epoch"].nunique() > 1:
-            draw = partial(plot_training, found, f"{title}: training")
+            draw = partial(plot_training, found, f"{title}: training", metric)
             yield Plot("training", "Training of the reference networks.", draw)
-        found = read_cells(source.folder, _typical(rows, 6), "history.csv", HISTORY_COLUMNS)
-        measured = {"epoch", "valid_top1"} <= set(found) and found["valid_top1"].notna().any()
+        found = read_cells(source.folder, _typical(rows, 6), "history.csv", columns)
+        measured = {"epoch", valid} <= set(found) and found[valid].notna().any()
         if measured and found["epoch"].nunique() > 2:
-            draw = partial(plot_retraining, found, styles, f"{title}: retraining")
+            draw = partial(plot_retraining, found, styles, f"{title}: retraining", metric)
             yield Plot("retraining", "Retraining of the compressed networks, mean over networks.", draw)
 
 
@@ -171,19 +212,34 @@ def effective_ranks(source: Source, styles: LabelStyles) -> Iterator[Plot]:
 
 
 def convergence(source: Source, styles: LabelStyles) -> Iterator[Plot]:
-    """Accuracy and distance per step of networks of mode lc."""
+    """Primary metric and distance per step of networks of mode lc."""
     for variant, suffix, rows in _variants(source):
-        found = read_cells(source.folder, _typical(rows, 6), "history.csv", LC_COLUMNS)
-        if set(LC_COLUMNS) <= set(found) and found["iteration"].nunique() > 1:
+        metric = primary_metric(rows)
+        columns = (*LC_COLUMNS, f"valid_{metric.name}")
+        found = read_cells(source.folder, _typical(rows, 6), "history.csv", columns)
+        if set(columns) <= set(found) and found["iteration"].nunique() > 1:
             found = found[found["iteration"].notna()]
             title = f"{joined(network_on_dataset(rows), variant)}: L-C"
             caption = f"{joined('Learning and compression steps of L-C, mean over networks', variant)}."
-            yield Plot(f"convergence{suffix}", caption, partial(plot_convergence, found, styles, title))
+            yield Plot(f"convergence{suffix}", caption, partial(plot_convergence, found, styles, title, metric))
+
+
+def examples(source: Source, styles: LabelStyles) -> Iterator[Plot]:
+    """A few test images with their maps and what networks predict; of the first variant and network."""
+    for rows, title in _first_variant(source):
+        first = rows[rows["net"] == rows["net"].min()]
+        shown = _typical(first, 1).drop_duplicates("label").head(MOST_EXAMPLES).to_dict("records")
+        names = dict.fromkeys(map(str, reference_rows(first)["cell"].head(1)), "reference")
+        names |= {str(c["cell"]): f"{styles.name(c['label'])}, keep {c['keep_parameters']:.2g}" for c in shown}
+        found = {names[cell]: arrays for cell, arrays in read_examples(source.folder, list(names)).items()}
+        if len(found) > 1:
+            caption = "Test images, their classes and what networks predict; white has no class."
+            yield Plot("examples", caption, partial(plot_examples, found, f"{title}: predictions"))
 
 
 GALLERY: tuple[Kind, ...] = (
-    comparisons_of_variants, tradeoffs, costs, retrain_sweeps, layers, training_and_retraining, effective_ranks,
-    convergence,
+    comparisons_of_variants, tradeoffs, costs, test_sets, noise, retrain_sweeps, layers, training_and_retraining,
+    effective_ranks, convergence, examples,
 )  # fmt: skip
 
 
@@ -217,4 +273,4 @@ def _limits(source: Source) -> tuple[float | None, float | None]:
 
 def _against(metric: str, quantity: str, scale: Scale) -> str:
     share = "kept (logarithmic axis)" if scale == "log" else "removed"
-    return f"{capitalized(METRICS[metric])} against the share of {QUANTITIES[quantity]} {share}"
+    return f"{capitalized(metric_title(metric))} against the share of {QUANTITIES[quantity]} {share}"

@@ -14,30 +14,31 @@ from experiment.report.plots.figure import (
     set_title,
     small_panels,
 )
+from experiment.report.primary_metric import ReportedMetric
+from experiment.report.words.titles import axis_label, capitalized, validation_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-CURVES = (  # panel, column of history.csv, unit, name
-    (0, "loss", 1.0, "training"),
-    (0, "valid_loss", 1.0, "validation"),
-    (1, "top1", 100.0, "training"),
-    (1, "valid_top1", 100.0, "validation"),
-)
-LC_COLUMNS = ("iteration", "valid_top1", "relative_distance")
+LC_COLUMNS = ("iteration", "relative_distance")
 MOST_LC_LABELS = 4
+TOP1 = ReportedMetric()
 
 
-def plot_training(history: DataFrame, title: str = "") -> Figure:
-    """Loss and top-1 accuracy of reference networks per epoch: mean over networks, band from smallest to largest.
+def plot_training(history: DataFrame, title: str = "", metric: ReportedMetric = TOP1) -> Figure:
+    """Loss and primary metric of reference networks per epoch: mean over networks, band from smallest to largest.
 
     Args:
         history: rows of history.csv, as returned by `read_cells`.
     """
     figure, panels = new_figure(2)
     lines: dict[str, Any] = {}
-    for panel, column, unit, name in CURVES:
+    for panel, column, name in (
+        (0, "loss", "training"), (0, "valid_loss", "validation"),
+        (1, metric.name, "training"), (1, f"valid_{metric.name}", "validation"),
+    ):  # fmt: skip
+        unit = metric.scale if panel else 1.0
         if column in history and history[column].notna().any():
             by_epoch = history.dropna(subset=[column]).groupby("epoch")[column]
             mean, low, high = unit * by_epoch.mean(), unit * by_epoch.min(), unit * by_epoch.max()
@@ -45,7 +46,7 @@ def plot_training(history: DataFrame, title: str = "") -> Figure:
             done = mean.index + 1
             (lines[name],) = panels[panel].plot(done, mean, color=color, linestyle=dashes, linewidth=1.5)
             panels[panel].fill_between(done, low, high, color=color, alpha=0.18, linewidth=0)
-    for axes, label in zip(panels, ("Loss", "Top-1 accuracy (%)"), strict=True):
+    for axes, label in zip(panels, ("Loss", axis_label(capitalized(metric.title), metric)), strict=True):
         axes.set_ylabel(label)
         axes.set_xlabel("Epoch")
         whole_ticks(axes)
@@ -56,36 +57,38 @@ def plot_training(history: DataFrame, title: str = "") -> Figure:
     return figure
 
 
-def plot_retraining(history: DataFrame, styles: LabelStyles, title: str = "") -> Figure:
-    """Validation accuracy per epoch of retraining: one panel per label, one line per keep ratio, mean over networks.
+def plot_retraining(history: DataFrame, styles: LabelStyles, title: str = "", metric: ReportedMetric = TOP1) -> Figure:
+    """Primary metric on the validation part per epoch of retraining, mean over networks.
+
+    One panel per label, one line per keep ratio.
 
     Args:
         history: rows of history.csv at the keep ratios to draw, as returned by `read_cells`.
     """
-    labels = list(dict.fromkeys(history["label"]))
+    labels, column = list(dict.fromkeys(history["label"])), f"valid_{metric.name}"
     figure, panels = small_panels([styles.name(label) for label in labels])
     shades = shades_of(history["keep_target"])
     lines: dict[float, Any] = {}
     history = history.assign(epoch=history["epoch"] + 1)
     for axes, label in zip(panels, labels, strict=True):
-        lines |= draw_keep_ratios(axes, history[history["label"] == label], "epoch", "valid_top1", shades, 100)
+        lines |= draw_keep_ratios(axes, history[history["label"] == label], "epoch", column, shades, metric.scale)
         whole_ticks(axes)
     low, high = min(axes.get_ylim()[0] for axes in panels), max(axes.get_ylim()[1] for axes in panels)
     for axes in panels:
         axes.set_ylim(low, high)
-    set_common_labels(figure, "Epoch", "Top-1 validation accuracy (%)")
+    set_common_labels(figure, "Epoch", validation_title(metric))
     place_keep_legend(figure, lines)
     set_title(figure, title)
     return figure
 
 
-def plot_convergence(history: DataFrame, styles: LabelStyles, title: str = "") -> Figure:
-    """Validation accuracy (top) and distance to the compressed weights (bottom) per step of L-C.
+def plot_convergence(history: DataFrame, styles: LabelStyles, title: str = "", metric: ReportedMetric = TOP1) -> Figure:
+    """Primary metric on the validation part (top) and distance to the compressed weights (bottom) per step of L-C.
 
     One column per label, one line per keep ratio, mean over networks. Labels from the fifth on are not drawn.
 
     Args:
-        history: rows of history.csv (LC_COLUMNS) of networks of mode lc, at the keep ratios to draw.
+        history: rows of history.csv (LC_COLUMNS and the metric) of networks of mode lc, at the keep ratios to draw.
     """
     labels = list(dict.fromkeys(history["label"]))[:MOST_LC_LABELS]
     count = len(labels)
@@ -94,13 +97,13 @@ def plot_convergence(history: DataFrame, styles: LabelStyles, title: str = "") -
     lines: dict[float, Any] = {}
     for above, below, label in zip(panels[:count], panels[count:], labels, strict=True):
         rows = history[history["label"] == label]
-        lines |= draw_keep_ratios(above, rows, "iteration", "valid_top1", shades, 100)
+        lines |= draw_keep_ratios(above, rows, "iteration", f"valid_{metric.name}", shades, metric.scale)
         draw_keep_ratios(below, rows[rows["relative_distance"] > 0], "iteration", "relative_distance", shades)
         set_panel_title(above, styles.name(label))
         below.set_yscale("log")
         for axes in (above, below):
             whole_ticks(axes)
-    panels[0].set_ylabel("Top-1 validation accuracy (%)")
+    panels[0].set_ylabel(validation_title(metric))
     panels[count].set_ylabel("Relative distance to the\ncompressed weights")
     set_common_labels(figure, "Step", "")
     place_keep_legend(figure, lines)

@@ -10,6 +10,7 @@ from experiment.report.label_styles import LabelStyles
 from experiment.report.mean_and_spread import Quantity
 from experiment.report.plots.curves import draw_curve, plain_ticks
 from experiment.report.plots.figure import new_figure, place_legend, set_panel_title, set_title
+from experiment.report.primary_metric import primary_metric
 from experiment.report.prune_potential import DELTAS_RETRAINED, prune_potentials
 from experiment.report.results_table import compressed, labels_of, tidy, variants_of
 from experiment.report.words.titles import QUANTITIES, capitalized, network_on_dataset
@@ -37,7 +38,7 @@ def retrain_sweep(
     Args:
         results: rows of results.csv of one sweep. Variants that change anything else are ignored.
         training_epochs: epochs of the original training (training.numEpochs), at least 1.
-        deltas: allowed losses of top1, as fractions.
+        deltas: allowed losses of the primary metric (top1), as fractions.
         quantity: what is removed, as in `prune_potential`.
 
     Returns: the columns of `prune_potential(per="net")`, and `retraining`: epochs of retraining divided by
@@ -76,7 +77,8 @@ def plot_retrain_sweep(
     Raises: ConfigError: as `retrain_sweep`.
     """
     found, styles = retrain_sweep(results, training_epochs, deltas, quantity), styles or LabelStyles()
-    looks = styles.looks(labels_of(results))
+    looks, metric = styles.looks(labels_of(results)), primary_metric(tidy(results))
+    loss = "loss of accuracy" if metric.name == "top1" else metric.loss_title
     columns = min(3, len(deltas))
     rows = -(-len(deltas) // columns)
     figure, panels = new_figure(columns, rows, height=2.9 * rows + 0.4)
@@ -87,7 +89,7 @@ def plot_retrain_sweep(
             y, std = 100 * curve["removed"], 100 * curve["removed_std"].fillna(0)
             lines[str(label)] = draw_curve(axes, x, y, look, clip_on=False)
             axes.fill_between(x, (y - std).clip(lower=0), (y + std).clip(upper=100), color=look.color, alpha=0.15, lw=0)
-        set_panel_title(axes, f"loss of accuracy ≤ {100 * delta:g} points")
+        set_panel_title(axes, f"{loss} ≤ {100 * delta:g} {metric.step}")
         axes.set_ylim(0, 100)
         _retraining_axis(axes, amounts)
     for place, axes in enumerate(panels):

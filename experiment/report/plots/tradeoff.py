@@ -1,4 +1,4 @@
-"""The trade-off: accuracy or loss against the share of parameters, FLOPs or bytes that is removed."""
+"""The trade-off: a metric or the loss against the share of parameters, FLOPs or bytes that is removed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from experiment.report.label_styles import LabelStyles, Look
 from experiment.report.mean_and_spread import Quantity, keep_column, summarize
 from experiment.report.plots.curves import REFERENCE_NAME, draw_curve, draw_reference, log_ticks, plain_ticks
 from experiment.report.plots.figure import new_figure, place_legend, set_panel_title, set_title
-from experiment.report.results_table import compressed, labels_of, references, select_variant, variants_of
+from experiment.report.primary_metric import AGREEMENT, BEFORE, ReportedMetric, metric_named, primary_metric
+from experiment.report.results_table import compressed, labels_of, metrics_of, references, select_variant, variants_of
 from experiment.report.words.titles import (
     METRICS,
     QUANTITIES,
+    axis_label,
     capitalized,
     joined,
+    metric_title,
     network_on_dataset,
     retraining_in_words,
 )
@@ -28,10 +31,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 Scale = Literal["linear", "log"]
-Metric = Literal["top1", "top5", "loss", "top1_before_retraining"]
 Limits = tuple[float | None, float | None]
 Edges = tuple[float, float, float]  # mean, lower and upper edge of a band, in units of the axis
-CLOSE_UP_POINTS = 5.0  # percentage points below the reference that the close-up shows
+CLOSE_UP = 5.0  # percentage points, or percent of the reference, that the close-up shows on the worse side
 LOG_TICKS = (100, 70, 50, 30, 20, 10, 7, 5, 3, 2, 1, 0.7, 0.5, 0.3, 0.2, 0.1)
 FEWER_TICKS = (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1)
 MOST_TICKS = 11
@@ -40,7 +42,7 @@ MOST_TICKS = 11
 def plot_tradeoff(
     results: DataFrame,
     quantity: Quantity = "parameters",
-    metric: Metric = "top1",
+    metric: str | None = None,
     *,
     variant: str | None = None,
     scale: Scale = "linear",
@@ -55,6 +57,8 @@ def plot_tradeoff(
 
     Args:
         results: rows of results.csv, of one network and dataset.
+        metric: a column: the primary metric (the default, top1 of classification), `<primary>_before_retraining`,
+            another metric, loss, flips, kl or worst_class_drop.
         variant: the variant to draw; may be omitted if there is only one.
         scale: `linear` shows the share removed, `log` the share kept on a logarithmic axis.
         keep_limits: smallest and largest keep ratio on the x axis.
@@ -69,30 +73,42 @@ def plot_tradeoff(
         >>> results = load_results("data/results/digits/prune/lenet5")
         >>> plot_tradeoff(results, "flops").savefig("tradeoff.pdf")
     """
-    if metric not in METRICS:
-        raise ConfigError(f"metric: must be one of {', '.join(METRICS)}. Got {metric!r}.")
     keep = keep_column(quantity)
     chosen, styles = select_variant(results, variant), styles or LabelStyles()
-    points = _drawable(summarize(chosen), keep, metric)
-    reference = _reference(chosen, metric)
-    wide = _falls_far(points, metric, reference)
+    shown = _shown(chosen, metric)
+    points = _drawable(summarize(chosen), keep, shown.name)
+    reference = _reference(chosen, shown)
+    wide = _falls_far(points, shown, reference)
     figure, panels = new_figure(2 if wide else 1)
     looks, entries = styles.looks(labels_of(results)), []
     for axes in panels:
-        lines = _draw_curves(axes, points, keep, metric, scale, looks)
+        lines = _draw_curves(axes, points, keep, shown, scale, looks)
         entries = [(line, styles.name(label)) for label, line in lines.items()]
         if reference is not None:
             entries.append((draw_reference(axes, reference[0], reference[1:]), REFERENCE_NAME))
-        _label_axes(axes, quantity, metric, scale, keep_limits, points[keep])
-    if metric == "loss":
-        _maybe_log_loss(panels[0], points["loss"])
+        _label_axes(axes, quantity, shown, scale, keep_limits, points[keep])
+    if not shown.falls and shown.unit == "value":
+        _maybe_logarithmic(panels[0], points[shown.name])
     if wide:
         set_panel_title(panels[0], "whole range")
-        _zoom_in(panels[1], points[metric], reference)
+        _zoom_in(panels[1], points[shown.name], shown, reference)
     set_title(figure, network_on_dataset(chosen), joined(note, retraining_in_words(chosen), *variants_of(chosen)))
     place_legend(figure, entries, _legend_title(chosen, points))
     _explain(figure, panels[0], chosen, quantity, styles, points)
     return figure
+
+
+def _shown(results: DataFrame, metric: str | None) -> ReportedMetric:
+    """The metric to draw.
+
+    Raises: ConfigError: the results have no such metric.
+    """
+    primary = primary_metric(results)
+    own = METRICS if primary.name == "top1" else dict.fromkeys([*metrics_of(results), "loss", primary.before])
+    known = [*own, *AGREEMENT]
+    if metric is not None and metric not in known:
+        raise ConfigError(f"metric: must be one of {', '.join(known)}. Got {metric!r}.")
+    return metric_named(metric or primary.name, primary)
 
 
 def _drawable(points: DataFrame, keep: str, metric: str) -> DataFrame:
@@ -105,43 +121,49 @@ def _drawable(points: DataFrame, keep: str, metric: str) -> DataFrame:
 
 
 def _draw_curves(
-    axes: Axes, points: DataFrame, keep: str, metric: str, scale: Scale, looks: dict[str, Look]
+    axes: Axes, points: DataFrame, keep: str, metric: ReportedMetric, scale: Scale, looks: dict[str, Look]
 ) -> dict[str, Any]:
     """One curve with a band per label; returns label -> line."""
-    unit, lines = _unit(metric), {}
+    lines: dict[str, Any] = {}
     alpha = 0.18 if points["label"].nunique() <= 7 else 0.08
     for label, curve in points.groupby("label", sort=False):
         curve = curve.sort_values(keep, ascending=False)
         x = 100 * (1 - curve[keep] if scale == "linear" else curve[keep])
-        y, look = unit * curve[metric], looks[str(label)]
+        y, look = metric.scale * curve[metric.name], looks[str(label)]
         lines[str(label)] = draw_curve(axes, x, y, look)
-        std = unit * curve[f"{metric}_std"].fillna(0)
+        std = metric.scale * curve[f"{metric.name}_std"].fillna(0)
         if bool((std > 0).any()):
-            floor = y.min() * 0.5 if metric == "loss" else 0  # a logarithmic axis has no zero
-            low, high = (y - std).clip(lower=floor), y + std
+            low, high = (y - std).clip(lower=_floor(metric, y)), y + std
             axes.fill_between(x, low, high, color=look.color, alpha=alpha, linewidth=0, zorder=2)
     return lines
 
 
-def _unit(metric: str) -> float:
-    return 1.0 if metric == "loss" else 100.0
+def _floor(metric: ReportedMetric, y: Series[float]) -> float:
+    """The least value of the lower edge of a band: a logarithmic axis has no zero."""
+    least = float(y.min())
+    if metric.falls:
+        return min(0.0, least) if metric.unit == "fraction" else -math.inf
+    return 0.5 * least if least > 0 else least
 
 
-def _reference(results: DataFrame, metric: str) -> Edges | None:
-    values = references(results)["top1" if metric.startswith("top1") else metric].dropna() * _unit(metric)
-    if values.empty:
+def _reference(results: DataFrame, metric: ReportedMetric) -> Edges | None:
+    values = references(results).get(metric.name.removesuffix(BEFORE))
+    values = None if values is None else values.dropna() * metric.scale
+    if values is None or values.empty:
         return None
     mean, std = float(values.mean()), float(values.std()) if len(values) > 1 else 0.0
     return mean, mean - std, mean + std
 
 
-def _label_axes(axes: Axes, quantity: str, metric: str, scale: Scale, limits: Limits, keeps: Series[float]) -> None:
+def _label_axes(
+    axes: Axes, quantity: str, metric: ReportedMetric, scale: Scale, limits: Limits, keeps: Series[float]
+) -> None:
     from matplotlib.ticker import FixedLocator
 
     smallest, largest = limits if limits[0] != limits[1] else (None, None)
     least = float(keeps.min()) if len(keeps) else math.nan
-    label = METRICS[metric].replace(" before", "\nbefore")  # too long for one line
-    axes.set_ylabel(label if metric == "loss" else f"{label} (%)")
+    label = metric_title(metric.name).replace(" before", "\nbefore")  # too long for one line
+    axes.set_ylabel(axis_label(label, metric))
     name = capitalized(QUANTITIES[quantity])
     if scale == "linear":
         axes.set_xlabel(f"{name} removed (%)")
@@ -159,26 +181,39 @@ def _label_axes(axes: Axes, quantity: str, metric: str, scale: Scale, limits: Li
     plain_ticks(axes)
 
 
-def _falls_far(points: DataFrame, metric: str, reference: Edges | None) -> bool:
-    if metric == "loss" or points.empty:
+def _falls_far(points: DataFrame, metric: ReportedMetric, reference: Edges | None) -> bool:
+    """Whether the worst point is more than three times as far from the reference as the close-up shows."""
+    if metric.name == "loss" or points.empty:
         return False
-    top = reference[0] if reference else 100 * float(points[metric].max())
-    return top - 100 * float(points[metric].min()) > 3 * CLOSE_UP_POINTS
+    sign = 1 if metric.falls else -1  # turns figures so that higher is better
+    values = sign * metric.scale * points[metric.name]
+    best = sign * reference[0] if reference else float(values.max())
+    return best - float(values.min()) > 3 * _close_up(metric, best)
 
 
-def _zoom_in(axes: Axes, accuracy: Series[float], reference: Edges | None) -> None:
-    best = [100 * float(value) for value in [accuracy.max()] if not math.isnan(value)]
-    top = max([*best, *([reference[2]] if reference else [])])
-    base = reference[0] if reference else top
-    axes.set_ylim(base - CLOSE_UP_POINTS, min(100.5, top + 0.08 * CLOSE_UP_POINTS))
-    set_panel_title(axes, f"close-up: {CLOSE_UP_POINTS:g} points below the reference")
+def _close_up(metric: ReportedMetric, base: float) -> float:
+    """The height of the close-up, in units of the axis."""
+    return CLOSE_UP if metric.unit == "fraction" else CLOSE_UP / 100 * abs(base)
 
 
-def _maybe_log_loss(axes: Axes, losses: Series[float]) -> None:
-    if len(losses) and losses.min() > 0 and losses.max() > 10 * losses.min():
+def _zoom_in(axes: Axes, values: Series[float], metric: ReportedMetric, reference: Edges | None) -> None:
+    sign = 1 if metric.falls else -1
+    edges = [sign * edge for edge in reference[1:]] if reference else []
+    top = max([*edges, *(sign * metric.scale * values.dropna())])
+    base = sign * reference[0] if reference else top
+    height = _close_up(metric, base)
+    upper = top + 0.08 * height
+    upper = min(100.5, upper) if metric.unit == "fraction" else upper
+    axes.set_ylim(*sorted([sign * (base - height), sign * upper]))
+    side = "below" if metric.falls else "above"
+    set_panel_title(axes, f"close-up: {CLOSE_UP:g} {metric.step} {side} the reference")
+
+
+def _maybe_logarithmic(axes: Axes, values: Series[float]) -> None:
+    if len(values) and values.min() > 0 and values.max() > 10 * values.min():
         axes.set_yscale("log")
         log_ticks(axes.yaxis)
-        axes.set_ylabel(f"{METRICS['loss']}, logarithmic")
+        axes.set_ylabel(f"{axes.get_ylabel()}, logarithmic")
 
 
 def _legend_title(results: DataFrame, points: DataFrame) -> str:

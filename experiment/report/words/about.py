@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from experiment.report.document import Block, Code, Items, Section, Table, Text
 from experiment.report.label_styles import LabelStyles
+from experiment.report.primary_metric import by_metric
 from experiment.report.prune_potential import smallest_within
 from experiment.report.results_folder import Source
-from experiment.report.results_table import REFERENCE, labels_of, variants_of
+from experiment.report.results_table import REFERENCE, labels_of, metrics_of, variants_of
 from experiment.report.words import numbers
 from experiment.report.words.settings import all_settings, settings_in_words
-from experiment.report.words.titles import joined, mode_in_words
+from experiment.report.words.titles import capitalized, joined, mode_in_words
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -24,6 +25,11 @@ STATUS = ("done", "infeasible", "failed")
 MOST_REASONS = 40
 MOST_CLASSES = 5  # listed by name
 
+LOSS_OF_ACCURACY = "Loss of accuracy"
+LOSSES = {  # of other metrics, by unit
+    "fraction": "of the compressed network, compared with the reference network on the test set, in percentage points.",
+    "value": "of the compressed network on the test set, in percent of the figure of the reference network.",
+}
 DEFINITIONS = {
     "Parameters": (
         "all elements of the parameters of the compressed network, including BatchNorm and biases, without masked "
@@ -40,7 +46,7 @@ DEFINITIONS = {
     ),
     "4.0× smaller": "original size divided by compressed size; likewise for FLOPs.",  # noqa: RUF001
     "± and bands": "one sample standard deviation over networks and repetitions.",
-    "Loss of accuracy": (
+    LOSS_OF_ACCURACY: (
         "top-1 test accuracy of the reference network minus that of the compressed network, in percentage points."
     ),
     "Prune potential": (
@@ -149,6 +155,8 @@ def how_to_load(source: Source) -> Section | None:
     row = smallest_within(source.results, 0.01)
     if row is None:
         return None
+    metrics = metrics_of(source.results)
+    printed = ", ".join(["loss", *metrics[:-1]]) + f" and {metrics[-1]}"
     keep = "" if math.isnan(row["keep_target"]) else f", keep={numbers.keep(row['keep_target'])}"
     which = "method" if row["label"] == row["method"] else "label"
     net = f", net={row['net']:g}" + (f", repetition={row['repetition']:g}" if row["repetition"] > 0 else "")
@@ -159,7 +167,7 @@ def how_to_load(source: Source) -> Section | None:
         f"folder = {source.folder.as_posix()!r}",
         f"network = load_network(folder, {which}={row['label']!r}{keep}{net}{variant})",
         f"reference = load_network(folder, method={REFERENCE!r}, net={row['net']:g}{variant})",
-        "print(evaluate(folder, network))  # loss, top1 and top5 on the test set",
+        f"print(evaluate(folder, network))  # {printed} on the test set",
         "results = load_results(folder)  # the numbers of this report as a pandas.DataFrame",
     )
     return Section("How to load a network", [Code("\n".join(lines))])
@@ -179,6 +187,12 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
             yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def definitions() -> Section:
+def definitions(source: Source) -> Section:
     """The terms used in the report."""
-    return Section("Definitions", [Items(list(DEFINITIONS.items()))])
+    metrics = [metric for metric, _ in by_metric(source.results)]
+    if [metric.name for metric in metrics] == ["top1"]:
+        return Section("Definitions", [Items(list(DEFINITIONS.items()))])
+    losses = " or ".join(metric.loss_title for metric in metrics)
+    terms = {t: text.replace("loss of accuracy", losses) for t, text in DEFINITIONS.items() if t != LOSS_OF_ACCURACY}
+    terms |= {capitalized(metric.loss_title): LOSSES[metric.unit] for metric in metrics}
+    return Section("Definitions", [Items(list(terms.items()))])

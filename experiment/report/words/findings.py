@@ -9,33 +9,42 @@ from typing import TYPE_CHECKING
 from experiment.report.document import Block, Section, Table, Text
 from experiment.report.label_styles import LabelStyles
 from experiment.report.mean_and_spread import summarize
+from experiment.report.primary_metric import AGREEMENT, ReportedMetric, by_metric, metric_named
 from experiment.report.prune_potential import Per
 from experiment.report.results_folder import Source
 from experiment.report.results_table import GROUP, REFERENCE, compressed, prune_only, quantized, references
 from experiment.report.words import numbers
 from experiment.report.words.potential_tables import potential_rows
-from experiment.report.words.titles import QUANTITIES, capitalized, joined
+from experiment.report.words.titles import QUANTITIES, capitalized, column_title, joined
 
 if TYPE_CHECKING:
-    from pandas import Series
+    from pandas import DataFrame, Series
 
 BYTES = ("bytes_dense", "bytes_values", "bytes_sparse", "bytes_file")
 
 
 def reference_networks(source: Source) -> Section:
-    """Accuracy and size of every uncompressed network."""
+    """Metrics and size of every uncompressed network; one table per primary metric."""
     found = references(source.results)
     found = found.drop_duplicates([c for c in found.columns if c != "variant"])
     if found.empty:
         return Section("Reference networks", [Text("No reference network is finished yet.")])
     several = found["variant"].nunique() > 1
-    accuracies = ["Top-1 (%)", *(["Top-5 (%)"] if source.has_top5 else []), "Loss"]
-    header = ["Network", *(["Variant"] if several else []), *accuracies, "Parameters", "FLOPs", "File (kB)"]
+    tables = [
+        _references_table(found[found["primary"] == metric.name], _metrics(source, rows, metric), several)
+        for metric, rows in by_metric(source.results)
+    ]
+    return Section("Reference networks", [table for table in tables if table.rows])
+
+
+def _references_table(found: DataFrame, metrics: list[ReportedMetric], several: bool) -> Table:
+    figures = [*map(column_title, metrics), "Loss"]
+    header = ["Network", *(["Variant"] if several else []), *figures, "Parameters", "FLOPs", "File (kB)"]
     rows = [
         [
             f"{row['network']} n{row['net']:g}",
             *([str(row["variant"]) or "unchanged"] if several else []),
-            *_accuracies(row, None, source.has_top5),
+            *_figures(row, None, metrics),
             numbers.whole(row["parameters"]),
             numbers.megas(row["flops"]),
             numbers.kilobytes(row["bytes_file"]),
@@ -44,17 +53,18 @@ def reference_networks(source: Source) -> Section:
     ]
     if len(found) > 1 and not several:
         mean, std = found.mean(numeric_only=True), found.std(numeric_only=True)
-        rows.append(["mean ± std", *_accuracies(mean, std, source.has_top5), "", "", ""])
-    return Section("Reference networks", [Table(header, rows)])
+        rows.append(["mean ± std", *_figures(mean, std, metrics), "", "", ""])
+    return Table(header, rows)
 
 
-def _accuracies(mean: Series, std: Series | None, has_top5: bool) -> list[str]:
-    spread = {name: math.nan if std is None else float(std[name]) for name in ("top1", "top5", "loss")}
-    return [
-        numbers.percent_spread(mean["top1"], spread["top1"]),
-        *([numbers.percent_spread(mean["top5"], spread["top5"])] if has_top5 else []),
-        numbers.number_spread(mean["loss"], spread["loss"]),
-    ]
+def _metrics(source: Source, rows: DataFrame, primary: ReportedMetric) -> list[ReportedMetric]:
+    return [primary, *(metric_named(name, primary) for name in source.other_metrics(rows))]
+
+
+def _figures(mean: Series, std: Series | None, metrics: list[ReportedMetric]) -> list[str]:
+    spread = {name: math.nan if std is None else float(std[name]) for name in (*(m.name for m in metrics), "loss")}
+    figures = [numbers.spread(mean[m.name], spread[m.name], m.unit == "fraction") for m in metrics]
+    return [*figures, numbers.number_spread(mean["loss"], spread["loss"])]
 
 
 def potential(source: Source, styles: LabelStyles) -> Section:
@@ -63,45 +73,53 @@ def potential(source: Source, styles: LabelStyles) -> Section:
     if compressed(frame).empty:
         return Section("Prune potential", [Text("No compressed network is finished yet.")])
     several = len(compressed(frame)[["net", "repetition"]].drop_duplicates()) > 1
+    losses = " or ".join(metric.loss_title for metric, _ in by_metric(frame))
     text = (
-        "Share removed in percent (and how many times smaller) at the largest reduction whose loss of top-1 accuracy "
+        f"Share removed in percent (and how many times smaller) at the largest reduction whose {losses} "
         "is at most that of the column."
     )
-    first = " Accuracy and size are averaged over networks and repetitions first." if several else ""
+    figure = "Accuracy" if losses == "loss of top-1 accuracy" else "The metric"
+    first = f" {figure} and size are averaged over networks and repetitions first." if several else ""
     quantities = ["parameters", "flops", *(["bytes"] if quantized(frame) else [])]
-    tables = [_potential_table(source, quantity, "mean", styles) for quantity in quantities]
+    tables = list(_potential_tables(frame, quantities, "mean", styles))
     blocks: list[Block] = [Text(text + first), *tables]
     if several:
-        tables = [*tables, *(_potential_table(source, quantity, "net", styles) for quantity in quantities)]
+        averaged = list(_potential_tables(frame, quantities, "net", styles))
+        tables += averaged
         each = "The same, computed on the curve of every network and repetition and then averaged (mean ± std):"
-        blocks += [Text(each), *tables[len(quantities) :]]
+        blocks += [Text(each), *averaged]
     if any("†" in cell for table in tables for row in table.rows for cell in row):
         blocks.append(Text("† averages fewer networks than others: some cells are unfinished, failed or infeasible."))
     return Section("Prune potential", blocks)
 
 
-def _potential_table(source: Source, quantity: str, per: Per, styles: LabelStyles) -> Table:
-    header, rows = potential_rows(source.results, quantity, None, per, styles)
-    return Table([f"{capitalized(QUANTITIES[quantity])} removed (%)" if h == "Method" else h for h in header], rows)
+def _potential_tables(frame: DataFrame, quantities: list[str], per: Per, styles: LabelStyles) -> Iterator[Table]:
+    """One table per primary metric and quantity."""
+    for _, own in by_metric(frame):
+        for quantity in quantities:
+            header, rows = potential_rows(own, quantity, None, per, styles)
+            first = f"{capitalized(QUANTITIES[quantity])} removed (%)"
+            yield Table([first if h == "Method" else h for h in header], rows)
 
 
 def every_keep_ratio(source: Source, styles: LabelStyles) -> Iterator[Section]:
     """One table per variant and label: what was achieved at every keep ratio."""
-    summary = summarize(source.results)
-    retrained, has_top5 = not prune_only(source.results), source.has_top5
-    header = ["Keep ratio", "Parameters kept (%)", "smaller", "FLOPs kept (%)", "fewer", "Top-1 (%)", "change (points)"]
-    header += ["Top-1 before retraining (%)"] if retrained else []
-    header += ["Top-5 (%)"] if has_top5 else []
-    header += ["Loss", "cells"]
-    for _, rows in summary.groupby(GROUP, sort=False):
-        first = rows.iloc[0]
-        title = joined(styles.plain(str(first["label"])), str(first["variant"]))
-        falling = rows.sort_values("keep_target", ascending=False, kind="stable", na_position="first")
-        body = [_keep_row(row, retrained, has_top5) for _, row in falling.iterrows()]
-        yield Section(title, [Table(header, body)], folded=True)
+    retrained = not prune_only(source.results)
+    for metric, own in by_metric(source.results):
+        agreement = [metric_named(name, metric) for name in AGREEMENT if own[name].notna().any()]
+        others = [*_metrics(source, own, metric)[1:], *agreement]
+        before = [metric_named(metric.before, metric)] if retrained else []
+        header = ["Keep ratio", "Parameters kept (%)", "smaller", "FLOPs kept (%)", "fewer"]
+        header += [column_title(metric), f"change ({metric.step})", *map(column_title, [*before, *others])]
+        for _, rows in summarize(own).groupby(GROUP, sort=False):
+            first = rows.iloc[0]
+            title = joined(styles.plain(str(first["label"])), str(first["variant"]))
+            falling = rows.sort_values("keep_target", ascending=False, kind="stable", na_position="first")
+            body = [_keep_row(row, metric, [*before, *others]) for _, row in falling.iterrows()]
+            yield Section(title, [Table([*header, "Loss", "cells"], body)], folded=True)
 
 
-def _keep_row(row: Series, retrained: bool, has_top5: bool) -> list[str]:
+def _keep_row(row: Series, metric: ReportedMetric, others: list[ReportedMetric]) -> list[str]:
     target = float(row["keep_target"])
     cells = [
         "set by the method" if math.isnan(target) else numbers.keep(target),
@@ -109,13 +127,10 @@ def _keep_row(row: Series, retrained: bool, has_top5: bool) -> list[str]:
         numbers.factor(row["keep_parameters"]),
         numbers.percent(row["keep_flops"], 2),
         numbers.factor(row["keep_flops"]),
-        numbers.percent_spread(row["top1"], row["top1_std"]),
-        numbers.change(row["top1"] - row["top1_reference"]),
+        numbers.spread(row[metric.name], row[f"{metric.name}_std"], metric.unit == "fraction"),
+        numbers.change(metric.difference(row[metric.reference], row[metric.name])),
     ]
-    if retrained:
-        cells.append(numbers.percent_spread(row["top1_before_retraining"], row["top1_before_retraining_std"]))
-    if has_top5:
-        cells.append(numbers.percent_spread(row["top5"], row["top5_std"]))
+    cells += [numbers.spread(row[m.name], row[f"{m.name}_std"], m.unit == "fraction") for m in others]
     return [*cells, numbers.number_spread(row["loss"], row["loss_std"]), str(row["cells"])]
 
 

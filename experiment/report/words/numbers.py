@@ -25,6 +25,11 @@ def percent_spread(share: float, std: float, digits: int = 2) -> str:
     return percent(share, digits) if math.isnan(std) else f"{percent(share, digits)} ± {percent(std, digits)}"
 
 
+def spread(value: float, std: float, is_fraction: bool) -> str:
+    """Mean and standard deviation: of fractions in percent, else as plain numbers."""
+    return percent_spread(value, std) if is_fraction else number_spread(value, std)
+
+
 def number_spread(value: float, std: float, digits: int = 3) -> str:
     """Mean and standard deviation of a plain number: `0.312 ± 0.004`."""
     if math.isnan(value):
@@ -76,8 +81,3 @@ def epochs(counts: Sequence[float]) -> str:
 def keep(value: float) -> str:
     """A keep ratio with four significant digits and no trailing zeros."""
     return MISSING if math.isnan(value) else f"{value:.4g}"
-
-
-def level(delta: float) -> str:
-    """An allowed loss of accuracy in percentage points: 0.005 -> `0.5`."""
-    return f"{100 * delta:g}"

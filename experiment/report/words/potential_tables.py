@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from experiment import escaping
 from experiment.report.label_styles import LabelStyles
+from experiment.report.primary_metric import by_metric, primary_metric
 from experiment.report.prune_potential import ROUNDING, Per, deltas_for, prune_potentials
-from experiment.report.results_table import SETTING, references
+from experiment.report.results_table import SETTING, references, tidy
 from experiment.report.words import numbers
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ def potential_rows(
     deltas = deltas_for(results) if deltas is None else deltas
     tables = prune_potentials(results, deltas, quantity, per)
     shown = [c for c in ("network", "dataset", "variant") if tables and tables[0][c].nunique() > 1]
-    levels = [f"loss ≤ {numbers.level(delta)} points" for delta in deltas]
+    metrics = [metric for metric, _ in by_metric(tidy(results))]
+    limits = dict.fromkeys((metric.worsening, metric.step) for metric in metrics)
+    levels = [" or ".join(f"{worse} ≤ {100 * delta:g} {step}" for worse, step in limits) for delta in deltas]
     rows = []
     for index in range(len(tables[0]) if tables else 0):
         row = tables[0].iloc[index]
@@ -64,9 +67,9 @@ def _potential_cell(row: Series, per: Per) -> str:
 def latex_table(results: DataFrame, deltas: Sequence[float] | None = None, styles: LabelStyles | None = None) -> str:
     """The prune potential as a LaTeX table (package booktabs): one row per network and method.
 
-    For every delta: the change of top1, and the percentages of parameters (CR-P) and FLOPs (CR-F) removed at the point
-    of the largest CR-P within delta on the mean curve. The change is omitted if nothing is removed. Shares within half
-    a percentage point of the column's best are bold.
+    For every delta: the change of the primary metric (top1), and the percentages of parameters (CR-P) and FLOPs (CR-F)
+    removed at the point of the largest CR-P within delta on the mean curve. The change is omitted if nothing is
+    removed. Shares within half a percentage point of the column's best are bold.
 
     Args:
         results: rows of results.csv, of one or several experiments.
@@ -75,39 +78,45 @@ def latex_table(results: DataFrame, deltas: Sequence[float] | None = None, style
     """
     deltas = deltas_for(results) if deltas is None else deltas
     count, styles = len(deltas), styles or LabelStyles()
+    frame = tidy(results)
+    metrics = [metric for metric, _ in by_metric(frame)]
+    name = escaping.latex(metrics[0].name) if len(metrics) == 1 else ""
+    loss = " or ".join(dict.fromkeys(metric.worsening for metric in metrics))
+    steps = ", ".join(f"{metric.name}: change in {metric.step}" for metric in metrics)
     lines = [
         "% format 1",
-        "% needs \\usepackage{booktabs}; CR-P, CR-F: parameters, FLOPs removed in percent; top1: change in points",
+        f"% needs \\usepackage{{booktabs}}; CR-P, CR-F: parameters, FLOPs removed in percent; {steps}",
         f"\\begin{{tabular}}{{ll{'rrr' * count}}}",
         "\\toprule",
-        " & ".join(["", "", *(f"\\multicolumn{{3}}{{c}}{{loss $\\leq$ {100 * d:g}\\%}}" for d in deltas)]) + r" \\",
+        " & ".join(["", "", *(f"\\multicolumn{{3}}{{c}}{{{loss} $\\leq$ {100 * d:g}\\%}}" for d in deltas)]) + r" \\",
         " ".join(f"\\cmidrule(lr){{{3 + 3 * i}-{5 + 3 * i}}}" for i in range(count)),
-        " & ".join(["Network", "Method", *(["$\\Delta$top1", "CR-P", "CR-F"] * count)]) + r" \\",
+        " & ".join(["Network", "Method", *([f"$\\Delta${name}", "CR-P", "CR-F"] * count)]) + r" \\",
     ]
     tables = prune_potentials(results, deltas)
     for _, block in tables[0].groupby(SETTING, sort=False) if tables else ():
         lines.append("\\midrule")
-        lines += _latex_block([table.loc[block.index] for table in tables], _latex_name(results, block), styles)
+        own = frame[(frame[SETTING] == block.iloc[0][SETTING]).all(axis=1)]
+        lines += _latex_block([table.loc[block.index] for table in tables], own, styles)
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
 
-def _latex_name(results: DataFrame, block: DataFrame) -> str:
-    first = block.iloc[0]
-    reference = references(results)
-    own = reference[(reference[SETTING] == first[SETTING]).all(axis=1)]
-    accuracy = f" ({numbers.percent(float(own['top1'].mean()), 2)})" if len(own) else ""
+def _latex_name(results: DataFrame) -> str:
+    first, metric, own = results.iloc[0], primary_metric(results), references(results)
+    value = float(own[metric.name].mean()) if len(own) else math.nan
+    accuracy = f" ({numbers.spread(value, math.nan, metric.unit == 'fraction')})" if len(own) else ""
     variant = f", {first['variant']}" if first["variant"] else ""
     dataset = f" {first['dataset']}" if first["dataset"] else ""
     return escaping.latex(f"{first['network']}{dataset}{variant}") + accuracy
 
 
-def _latex_block(tables: list[DataFrame], name: str, styles: LabelStyles) -> list[str]:
-    lines = []
+def _latex_block(tables: list[DataFrame], results: DataFrame, styles: LabelStyles) -> list[str]:
+    """The rows of one setting, `results`."""
+    lines, name, metric = [], _latex_name(results), primary_metric(results)
     for place in range(len(tables[0])):
         cells = [name if place == 0 else "", styles.latex(str(tables[0].iloc[place]["label"]))]
         for table in tables:
             row = table.iloc[place]
-            change = numbers.change(float(row["top1"] - row["top1_reference"]))
+            change = numbers.change(float(metric.difference(row[metric.reference], row[metric.name])))
             cells.append(_latex_number(change if row["removed"] > 0 else numbers.MISSING))
             for column in ("keep_parameters", "keep_flops"):
                 cells.append(_latex_share(1 - float(row[column]), best=1 - float(table[column].min())))

@@ -5,6 +5,7 @@ from typing import Any
 
 from experiment.config import Parameters
 from experiment.config.schema.training import Block
+from experiment.report.primary_metric import by_metric
 from experiment.report.results_folder import Source
 from experiment.report.results_table import compressed, prune_only, variants_of
 from experiment.report.words import numbers
@@ -30,7 +31,9 @@ def settings_in_words(source: Source) -> Iterator[tuple[str, str]]:
         yield "L-C", _with_variants(source, "lc", in_words_of(p.lc.model_dump(by_alias=True)))
     if p.experiments.search is not None:
         search = in_words_of(p.experiments.search.model_dump(by_alias=True))
-        yield "Search", f"the smallest network of every method within a loss of validation accuracy ({search})"
+        metric, _ = next(by_metric(source.results))
+        which = "a loss of validation accuracy" if metric.name == "top1" else f"the allowed {metric.loss_title}"
+        yield "Search", f"the smallest network of every method within {which} ({search})"
 
 
 def all_settings(source: Source) -> list[Parameters]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from experiment.config import Parameters
 from experiment.config.modes import base_mode, rewinding
+from experiment.report.primary_metric import BEFORE, ReportedMetric
 from experiment.report.results_table import compressed
 
 if TYPE_CHECKING:
@@ -55,6 +56,30 @@ def variant_in_words(variant: str) -> str:
     """A short name of a variant: the last part of its key, and the value."""
     key, _, value = variant.partition("=")
     return VARIANTS.get(variant, f"{key.rpartition('.')[2]}={value}")
+
+
+def metric_title(name: str) -> str:
+    """The name of a column of a metric, also before retraining, as the title of a plot."""
+    if name in METRICS:
+        return METRICS[name]
+    metric = name.removesuffix(BEFORE)
+    return capitalized(ReportedMetric(metric).title) + (" before retraining" if metric != name else "")
+
+
+def axis_label(title: str, metric: ReportedMetric) -> str:
+    """A title with the unit."""
+    return f"{title} (%)" if metric.unit == "fraction" else title
+
+
+def column_title(metric: ReportedMetric) -> str:
+    """The header of a metric in tables: `Top-1 (%)`, `Mean IoU (%)`, `RMSE`."""
+    return axis_label(metric_title(metric.name).replace(" test accuracy", ""), metric)
+
+
+def validation_title(metric: ReportedMetric) -> str:
+    """The primary metric on the validation part, with the unit."""
+    own = "Top-1 validation accuracy" if metric.name == "top1" else f"Validation {metric.title}"
+    return axis_label(own, metric)
 
 
 def retraining_in_words(results: DataFrame) -> str:

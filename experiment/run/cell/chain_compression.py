@@ -15,9 +15,12 @@ from experiment.progress import ProgressText, showing
 from experiment.random_streams import generator
 from experiment.run.cell.context import Context
 from experiment.run.cell.events import Busy, Note, ReportEvent, cell_name
+from experiment.run.cell.outcome import evaluate_with, task_of
 from experiment.run.cell.reference import Reference
+from experiment.run.cell.reference_outputs import FOLDER, reference_outputs
 from experiment.run.cell.start_state import network_of
 from experiment.run.grid.plan import Cell, Chain
+from experiment.training.agreement import Agreement
 
 
 class ChainCompression:
@@ -62,6 +65,16 @@ class ChainCompression:
         outputs = [layer.out_features * layer.positions for layer in layers if layer.groups == 1]
         size = calibration_size(outputs, len(valid), p.coresets.delta_s)
         return Calibration(*calibration(valid, size, ("calibration", p.seed, p.network.dataset.name)))
+
+    def agreements(self) -> list[Agreement]:
+        """For every test set, what compares the outputs of compressed networks with those of the reference network."""
+        p, data, network, task = self.parameters, self.context.data, self.reference.network, task_of(self.parameters)
+        folder, found = self.context.store.folder / FOLDER, []
+        for i, images in enumerate(data.tests(p)):
+            path = folder / f"{self.chain.reference_cell.key}-{i}.npy"
+            test = partial(evaluate_with, network, images, p, data)
+            found.append(Agreement(task, reference_outputs(network, task, len(images), test, path)))
+        return found
 
     def cell_ended(self, cell: Cell, result: Mapping[str, Any]) -> None:
         """Let the next cell of a cascade start from this one, or fail if this one did."""

@@ -1,13 +1,15 @@
 """Datasets of an experiment, loaded once per process and cached."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiment.config import NamedSettings, Parameters, Training
+from experiment.config import DatasetRef, Parameters, Training
 from experiment.datasets.check_data import check_data
+from experiment.datasets.corruptions.apply import corrupted
 from experiment.datasets.image_data import Images, Splits, Transforms
 from experiment.datasets.loading import load_source, make_splits, make_test
 from experiment.datasets.raw_images import Source
@@ -41,7 +43,8 @@ class Data:
         folder: of all datasets.
         device: of batches, and of datasets that fit into memory.
         readers: number of processes that read larger datasets; None for one per spare core.
-        keep_sources: whether data before transforms are cached, too.
+        keep_sources: whether data before transforms are cached, too, for checks of a few images: corruptions are
+            computed as images are read.
     """
 
     def __init__(self, folder: Path, device: str, *, readers: int | None = None, keep_sources: bool = False) -> None:
@@ -69,15 +72,19 @@ class Data:
             )  # fmt: skip
         return self._splits[key]
 
-    def test(self, p: Parameters, training: Training | None = None) -> Images:
-        """The images on which cells are tested: `experiments.datasetTest`, else the test part of the dataset."""
-        training = training or p.training
-        dataset, transforms = p.experiments.dataset_test, transforms_of(training)
-        if dataset is None:
+    def tests(self, p: Parameters, training: Training | None = None) -> Iterator[Images]:
+        """The images on which cells are tested, of each test set in order."""
+        return (self.test(p, training, dataset) for dataset in p.test_sets)
+
+    def test(self, p: Parameters, training: Training | None = None, dataset: DatasetRef | None = None) -> Images:
+        """The images of one test set, by default of the first: `experiments.datasetTest`, else of the dataset."""
+        training, dataset = training or p.training, dataset or p.test_sets[0]
+        transforms = transforms_of(training)
+        if not p.experiments.dataset_test:
             return self.splits(p, training).test
         key = _key(dataset, transforms, p)
         if key not in self._tests:
-            _make_room(self._tests)
+            _make_room(self._tests, len(p.test_sets))
             self._tests[key] = make_test(
                 dataset.name, self.source(p, dataset, False), transforms,
                 output_size=p.network.output_size, device=self.device, workers=self._readers,
@@ -90,44 +97,52 @@ class Data:
 
         Raises: as `splits`; DataError also if the inputs cannot be trained on.
         """
-        dataset, dataset_test = p.network.dataset, p.experiments.dataset_test or p.network.dataset
-        splits, test = self.splits(p, training), self.test(p, training)
-        sources = self.source(p, dataset, True), self.source(p, dataset_test, False)
-        place = sources[0].place or self.folder / dataset.name
+        dataset, tests = p.network.dataset, p.test_sets
+        splits, train_source = self.splits(p, training), self.source(p, dataset, True)
+        place = train_source.place or self.folder / dataset.name
+        tested, named = ", ".join(test.shown for test in tests), len(tests) > 1
+        warnings: dict[str, None] = {}
+        for dataset_test in tests:
+            test, source = self.test(p, training, dataset_test), self.source(p, dataset_test, False)
+            for text in check_data(splits, test, p.seed, dataset.name, train_source, source):
+                warnings[f"{dataset_test.shown}: {text}" if named and "test" in text else text] = None
         return DataFacts(
-            dataset=dataset.name if dataset_test == dataset else f"{dataset.name}, tested on {dataset_test.name}",
+            dataset=dataset.shown if tests == [dataset] else f"{dataset.shown}, tested on {tested}",
             root=str(place) if place.is_dir() else str(self.folder) if is_import_path(dataset.name) else "",
             training=len(splits.train),
             validation=len(splits.valid),
-            test=len(test),
+            test=len(self.test(p, training)),
             num_classes=p.network.output_size,
-            classes=[name[:MOST_LETTERS] for name in sources[0].classes[:MOST_CLASSES]],
-            warnings=check_data(splits, test, p.seed, dataset.name, *sources),
+            classes=[name[:MOST_LETTERS] for name in train_source.classes[:MOST_CLASSES]],
+            warnings=list(warnings),
         )
 
     def key(self, p: Parameters, training: Training) -> str:
         """A key of the data with these transforms."""
-        datasets = p.network.dataset, p.experiments.dataset_test or p.network.dataset
+        datasets = p.network.dataset, *p.test_sets
         return "\n".join(_key(dataset, transforms_of(training), p) for dataset in datasets)
 
-    def source(self, p: Parameters, dataset: NamedSettings, train: bool) -> Source:
+    def source(self, p: Parameters, dataset: DatasetRef, train: bool) -> Source:
         """One part of a dataset before any transform."""
         size = p.network.output_size
-        key = json.dumps([dataset.name, dataset.settings, train, size], sort_keys=True, default=str)
+        key = json.dumps([dataset.model_dump(), train, size], sort_keys=True, default=str)
         if key in self._sources:
             return self._sources[key]
         source = load_source(dataset.name, dataset.settings, self.folder, train, size)
+        if dataset.corruption is not None:
+            part, lazily = "train" if train else "test", self._keep_sources
+            source = corrupted(source, dataset.corruption, dataset.severity, part, lazily=lazily)
         if self._keep_sources:
             _make_room(self._sources)
             self._sources[key] = source
         return source
 
 
-def _key(dataset: NamedSettings, transforms: Transforms, p: Parameters) -> str:
-    what = [dataset.name, dataset.settings, repr(transforms), p.seed, p.network.output_size, task_name(p)]
+def _key(dataset: DatasetRef, transforms: Transforms, p: Parameters) -> str:
+    what = [dataset.model_dump(), repr(transforms), p.seed, p.network.output_size, task_name(p)]
     return json.dumps(what, sort_keys=True, default=str)
 
 
-def _make_room(kept: dict[str, Any]) -> None:
-    while len(kept) >= MAX_KEPT:
+def _make_room(kept: dict[str, Any], needed: int = 0) -> None:
+    while len(kept) >= max(MAX_KEPT, needed):
         kept.pop(next(iter(kept)))

@@ -25,7 +25,8 @@ from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.run.grid.task_name import task_name
 from experiment.tasks import find_task
 from experiment.tasks.task import Task
-from experiment.training.evaluation import Metrics, evaluate
+from experiment.training.agreement import Agreement
+from experiment.training.evaluation import Metrics, Observer, evaluate
 from experiment.training.loop import EpochRecord
 
 if TYPE_CHECKING:
@@ -53,20 +54,32 @@ class CellNetwork:
     facts: dict[str, Any]
 
 
-def measure_network(network: nn.Module, p: Parameters, data: Data) -> dict[str, float]:
-    """The loss and all metrics on the test data, in float32 regardless of the precision of training."""
-    return _evaluate(network, data.test(p), p, data).columns
+def measure_network(
+    network: nn.Module, p: Parameters, data: Data, agreements: Sequence[Agreement] = ()
+) -> list[dict[str, float]]:
+    """The loss and all metrics on every test set, in float32 regardless of the precision of training.
+
+    Args:
+        agreements: for every test set, what compares the outputs with those of the reference network.
+    """
+    figures = []
+    for i, images in enumerate(data.tests(p)):
+        found = agreements[i : i + 1]
+        columns = evaluate_with(network, images, p, data, *found).columns
+        figures.append(columns | (found[0].figures() if found else {}))
+    return figures
 
 
 def valid_figure(network: nn.Module, p: Parameters, data: Data) -> float:
     """The primary metric on the validation data, for selection."""
-    return _evaluate(network, data.splits(p, p.training).valid, p, data).values[task_of(p).primary.name]
+    return evaluate_with(network, data.splits(p, p.training).valid, p, data).values[task_of(p).primary.name]
 
 
-def _evaluate(network: nn.Module, images: Images, p: Parameters, data: Data) -> Metrics:
+def evaluate_with(network: nn.Module, images: Images, p: Parameters, data: Data, *observers: Observer) -> Metrics:
+    """The loss and all metrics on these images, with the settings of a file."""
     return evaluate(
         network, images, task=task_of(p), loss=p.training.loss, loss_kwargs=p.training.loss_kwargs,
-        device=data.device, precision="fp32", batch_size=p.training.test_batch_size,
+        device=data.device, precision="fp32", batch_size=p.training.test_batch_size, observers=observers,
     )  # fmt: skip
 
 
@@ -81,25 +94,31 @@ def valid_in_words(values: Mapping[str, float], p: Parameters) -> str | None:
     return metric.shown(values[metric.name]) if values else None
 
 
-def about_metrics(p: Parameters, before_retraining: Mapping[str, float]) -> dict[str, Any]:
-    """What result.json says about the metrics: their names, and what is needed to compare figures of the primary one.
+def test_figures(
+    p: Parameters, measured: Sequence[Mapping[str, float]], before_retraining: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    """What result.json says about the tests: figures, metrics, and what is needed to compare the primary one's.
 
     Args:
-        before_retraining: the figures of the network before retraining.
+        measured: the figures on every test set. Those on the first stand for themselves; several are listed, too.
+        before_retraining: the same of the network before retraining.
     """
     task = task_of(p)
     primary = task.primary
+    before = [{f"{primary.name}_before_retraining": figures[primary.name]} for figures in before_retraining]
+    tests = [{**figures, **direct} for figures, direct in zip(measured, before, strict=True)]
     return {
+        **tests[0],
+        **({"tests": tests} if len(tests) > 1 else {}),
         "metrics": [metric.name for metric in task.metrics],
         "better": primary.better,
         "unit": primary.unit,
-        f"{primary.name}_before_retraining": before_retraining[primary.name],
     }
 
 
-def require_finite(measured: Mapping[str, float]) -> None:
+def require_finite(measured: Sequence[Mapping[str, float]]) -> None:
     """Raises: ExperimentError: the outputs of the network are not finite, or a metric is not defined for them."""
-    for name, value in measured.items():
+    for name, value in (item for figures in measured for item in figures.items()):
         if not math.isfinite(value):
             why = "its outputs are not finite" if name == "loss" else "it is not defined for these outputs and targets"
             raise ExperimentError(f"the test {name} of the network is {value}: {why}.")

@@ -25,18 +25,21 @@ from experiment.run.grid.plan import ExperimentPlan
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+AGREEMENT = ("flips", "kl", "worst_class_drop")
 _BEFORE_METRICS = (
     "dataset", "dataset_test", "network", "variant", "method", "label", "net", "repetition", "keep_target",
     "parameters", "flops", "flops_unmasked", "keep_parameters", "keep_flops",
     "bytes_dense", "bytes_values", "bytes_sparse", "bytes_file", "loss",
 )  # fmt: skip
+AGREEMENT = ("flips", "kl", "worst_class_drop")
 _AFTER_METRICS = (
     "parameters_reference", "flops_reference", "epochs", "seconds_compress", "seconds_retrain", "status", "error",
-    "cell", "hardware", "primary", "better", "unit",
+    "cell", "hardware", "primary", "better", "unit", *AGREEMENT,
 )  # fmt: skip
 SHARED_COLUMNS = (*_BEFORE_METRICS, *_AFTER_METRICS)  # of all tasks
 CLASSIFICATION = ("top1", "top5")  # the metrics of a cell that does not name them, and of a table without results
-LATENCY, BYTES = "latency.json", "bytes.json"
+LATENCY, BYTES, NOISE = "latency.json", "bytes.json", "noise.json"
+NOISE_FIGURES = ("agreement", "distance", "excess_error")
 BYTE_COLUMNS = ("bytes_bitmask", "bytes_csr", "sparse_format")
 MAX_FIELDS = 10_000_000  # of a table that is read
 
@@ -66,6 +69,25 @@ class _Bytes(BaseModel):
     bytes_bitmask: Count
     bytes_csr: Count
     sparse_format: str
+
+
+class _NoiseLevel(BaseModel):
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, strict=True)
+
+    eps: float
+    agreement: float
+    distance: float
+    excess_error: float
+
+
+class _Noise(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    format: int
+    levels: list[_NoiseLevel]
+
+
+_MODELS: Mapping[str, type[BaseModel]] = {LATENCY: _Latency, BYTES: _Bytes, NOISE: _Noise}
 
 
 def columns_of(tasks: Iterable[Sequence[str]]) -> tuple[str, ...]:
@@ -102,7 +124,7 @@ def write_results_table(store: Store, plan: ExperimentPlan) -> dict[str, dict[st
 
 
 def _rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What was measured in each cell, beside the figures of its reference network."""
+    """What was measured in each cell on each test set, beside the figures of its reference network."""
     references = {(t.variant.name, t.cell.net): results.get(t.cell.key, {}) for t in plan.references}
     parameters = {variant.name: variant.parameters for variant in plan.file.variants}
     for cell in plan.cells:
@@ -110,16 +132,15 @@ def _rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Ite
         if result is None:
             continue
         reference, p = references[cell.variant, cell.net], parameters[cell.variant]
-        test = p.experiments.dataset_test or p.network.dataset
         about = result if "metrics" in result or "metrics" not in reference else reference  # it may have failed
         metrics = _metrics(about)
         primary = metrics[0]
         row = {column: result.get(column) for column in columns_of([metrics])}
         row |= {
-            "dataset": p.network.dataset.name, "dataset_test": test.name, "network": p.network.name,
+            "dataset": p.network.dataset.shown, "network": p.network.name,
             "variant": cell.variant, "method": cell.method, "label": cell.label, "net": cell.net,
             "repetition": cell.repetition, "keep_target": cell.keep_target, "cell": cell.key,
-            f"{primary}_reference": reference.get(primary), "parameters_reference": reference.get("parameters"),
+            "parameters_reference": reference.get("parameters"),
             "flops_reference": reference.get("flops"), "primary": primary,
             "better": about.get("better", "higher"), "unit": about.get("unit", "fraction"),
         }  # fmt: skip
@@ -127,7 +148,17 @@ def _rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Ite
         for quantity in ("parameters", "flops"):
             count, original = result.get(quantity), reference.get(quantity)
             row[f"keep_{quantity}"] = count / original if count is not None and original else None
-        yield {column: "" if value is None else value for column, value in row.items()}
+        for i, test in enumerate(p.test_sets):
+            figures = _figures(result, i)
+            row |= {name: figures.get(name) for name in ("loss", *metrics, f"{primary}_before_retraining", *AGREEMENT)}
+            row |= {"dataset_test": test.shown, f"{primary}_reference": _figures(reference, i).get(primary)}
+            yield {column: "" if value is None else value for column, value in row.items()}
+
+
+def _figures(result: Mapping[str, Any], test: int) -> Mapping[str, Any]:
+    """The figures on one of the test sets."""
+    tests = result.get("tests") or [result]
+    return tests[test] if test < len(tests) else {}
 
 
 def _metrics(result: Mapping[str, Any]) -> tuple[str, ...]:
@@ -149,6 +180,8 @@ def _extra_columns(plan: ExperimentPlan) -> tuple[str, ...]:
         columns.append(f"latency_ms_b{batch}_reference")
     if batches:
         columns.append("latency_device")
+    levels = dict.fromkeys(eps for e in requested(plan, "noise").values() for eps in e.noise_levels)
+    columns += [f"noise_{what}_{eps:g}" for what in NOISE_FIGURES for eps in levels]
     return (*columns, *(BYTE_COLUMNS if requested(plan, "bytes") else ()))
 
 
@@ -167,6 +200,8 @@ def _extra_values(folder: Path | None, reference: Path | None) -> dict[str, Any]
     if latency is not None:
         threads = latency["threads"]
         values["latency_device"] = f"{latency['device']}, {threads} thread{'s' if threads != 1 else ''}"
+    noise = read_measurement(folder / NOISE) or {"levels": []}
+    values |= {f"noise_{what}_{row['eps']:g}": row[what] for row in noise["levels"] for what in NOISE_FIGURES}
     sizes = read_measurement(folder / BYTES) or {}
     return values | {column: sizes.get(column) for column in BYTE_COLUMNS}
 
@@ -176,10 +211,10 @@ def _batches(latency: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def read_measurement(path: Path) -> dict[str, Any] | None:
-    """latency.json or bytes.json; None if it is missing, damaged or of another version, and is to be measured again."""
+    """A measurement; None if its file is missing, damaged or of another version, and it is to be made again."""
     try:
         found = read_json(path)
-        (_Latency if path.name == LATENCY else _Bytes).model_validate(found)
+        _MODELS[path.name].model_validate(found)
     except (FileNotFoundError, Damaged, ValidationError):
         return None
     return dict(found) if found["format"] == FORMAT_VERSION else None

@@ -53,6 +53,7 @@ class CellResult(BaseModel):
     top1: Share | None = None
     top5: Share | None = None
     top1_before_retraining: Share | None = None
+    tests: list[dict[str, float]] | None = None  # figures on each of several test sets
     seconds_compress: float | None = None
     seconds_retrain: float | None = None
 
@@ -60,6 +61,7 @@ class CellResult(BaseModel):
     def _is_complete(self) -> CellResult:
         found = {**(self.model_extra or {}), "top1": self.top1, "top5": self.top5}
         figures = [found.get(name) for name in self.metrics]
+        figures += [test.get(self.metrics[0]) for test in self.tests or ()]
         if self.status == "done" and None in (self.parameters, self.flops, *figures[:1]):
             raise ValueError("a finished cell has counts and a figure of its primary metric")
         if not all(figure is None or isinstance(figure, int | float) for figure in figures):

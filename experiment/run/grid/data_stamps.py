@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiment.config import NamedSettings
+from experiment.config import DatasetRef
 from experiment.datasets.file_stamp import CONSTANT, stamp_of_part
 from experiment.errors import ConfigError, DataError
 from experiment.escaping import json_text
@@ -32,9 +32,9 @@ class Stamps:
     datasets: Path
     remembered: Mapping[str, str] = field(default_factory=dict)
     reading: bool = False
-    _found: dict[str, tuple[NamedSettings, bool, str]] = field(default_factory=dict)
+    _found: dict[str, tuple[DatasetRef, bool, str]] = field(default_factory=dict)
 
-    def of(self, dataset: NamedSettings, train: bool, output_size: int) -> str:
+    def of(self, dataset: DatasetRef, train: bool, output_size: int) -> str:
         """The stamp of one part of a dataset; CONSTANT if it cannot change, UNKNOWN if it cannot be determined."""
         key = json_text([dataset.name, dataset.settings, "train" if train else "test"], sort_keys=True)
         if key not in self._found:
@@ -56,7 +56,7 @@ class Stamps:
                 part = f"its {'training' if train else 'test'} data"
                 yield f"dataset {dataset.name}: {part} changed while cells were planned. Run the command again."
 
-    def _find(self, key: str, dataset: NamedSettings, train: bool, output_size: int) -> str:
+    def _find(self, key: str, dataset: DatasetRef, train: bool, output_size: int) -> str:
         name, settings = dataset.name, dataset.settings
         stamp = stamp_of_part(name, settings, self.datasets, train)
         if stamp is None and self.reading and (is_import_path(name) or key not in self.remembered):

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any
 
-from experiment.config import NamedSettings, Network, Parameters, Search, Training
+from experiment.config import DatasetRef, Network, Parameters, Search, Training
 from experiment.config.modes import base_mode, epochs_of, retraining, rewinding
-from experiment.datasets import DATASETS
+from experiment.datasets import find_dataset
+from experiment.datasets.corruptions import VERSION as CORRUPTIONS_VERSION
 from experiment.datasets.file_stamp import CONSTANT
 from experiment.errors import ConfigError
 from experiment.methods.configure import MethodSpec
@@ -49,15 +50,15 @@ class DataKeys:
 
     @classmethod
     def of(cls, p: Parameters, stamps: Stamps | None) -> DataKeys:
-        dataset, other = p.network.dataset, p.experiments.dataset_test
+        dataset, others = p.network.dataset, p.experiments.dataset_test
 
-        def stamped(part: NamedSettings, train: bool) -> dict[str, str]:
+        def stamped(part: DatasetRef, train: bool) -> dict[str, str]:
             stamp = CONSTANT if stamps is None else stamps.of(part, train, p.network.output_size)
             return {} if stamp == CONSTANT else {"data": stamp}
 
-        training = _registered(dataset, DATASETS) | stamped(dataset, True)
-        test = ({} if other is None else _registered(other, DATASETS)) | stamped(other or dataset, False)
-        return cls(training, test or None)
+        training = _dataset_key(dataset) | stamped(dataset, True)
+        tests = [_dataset_key(other) | stamped(other, False) for other in others] or [stamped(dataset, False)]
+        return cls(training, {"sets": tests} if len(tests) > 1 else tests[0] or None)
 
 
 def reference_key(p: Parameters, net: int, machine: Machine, data: DataKeys, weights: GivenWeights | None) -> str:
@@ -65,11 +66,11 @@ def reference_key(p: Parameters, net: int, machine: Machine, data: DataKeys, wei
     content = {} if p.network.weights is None else {"weights": weights and weights.content}
     if (folder := folder_hash(p.network.settings)) is not None:
         content["folder"] = folder
-    dataset = DATASETS.get(p.network.dataset.name)
+    dataset = find_dataset(p.network.dataset.name)
     shape = {"output_size": p.network.output_size, "input_shape": dataset.input_shape if dataset else None}
     payload = {
         "format": FORMAT_VERSION,
-        "network": _registered(p.network, NETWORKS) | content | shape,
+        "network": _registered(p.network, NETWORKS.get(p.network.name)) | content | shape,
         "dataset": data.training,
         "training": training_key(p, machine),
         **task_key(p),
@@ -124,16 +125,20 @@ def named(name: str, version: int | None, settings: Mapping[str, Any]) -> dict[s
     return entry | ({"sources": sources} if sources else {})
 
 
-def _registered(
-    ref: NamedSettings | Network, registry: Mapping[str, NetworkEntry] | Mapping[str, DatasetEntry]
-) -> dict[str, Any]:
+def _registered(ref: DatasetRef | Network, entry: NetworkEntry | DatasetEntry | None) -> dict[str, Any]:
     """The part of a key for a network or dataset; only its name if it is unknown, which is a fault of the file."""
     if is_import_path(ref.name):
         try:
             return named(ref.name, None, ref.settings)
         except ConfigError:
             return {"name": ref.name}
-    return named(ref.name, registry[ref.name].version, ref.settings) if ref.name in registry else {"name": ref.name}
+    return {"name": ref.name} if entry is None else named(ref.name, entry.version, ref.settings)
+
+
+def _dataset_key(ref: DatasetRef) -> dict[str, Any]:
+    key = _registered(ref, find_dataset(ref.name))
+    corruption = {"name": ref.corruption, "severity": ref.severity, "version": CORRUPTIONS_VERSION}
+    return key | ({"corruption": corruption} if ref.corruption is not None else {})
 
 
 def method_key(spec: MethodSpec) -> dict[str, Any]:
@@ -197,8 +202,9 @@ def _training_key(p: Parameters, training: Training, machine: Machine, unused: s
 
 def planned_epochs(p: Parameters) -> int:
     """Epochs of retraining per cell, as far as they are known without reading the data."""
-    entry = DATASETS.get(p.network.dataset.name)
-    return epochs_of(p, None if entry is None else entry.num_train)
+    dataset = p.network.dataset
+    entry = find_dataset(dataset.name)
+    return epochs_of(p, None if entry is None or entry.num_train is None else entry.num_train * dataset.copies)
 
 
 def mode_key(p: Parameters) -> dict[str, str]:

@@ -11,7 +11,9 @@ from typing import Any
 from experiment.config import ParameterFile, Variant
 from experiment.config.schema.training import LOSS_OF_TASK
 from experiment.config.value_tree import KeyPath, Place, Problem
-from experiment.datasets import DATASETS
+from experiment.datasets import DATASETS, find_dataset
+from experiment.datasets.corruptions import CORRUPTIONS
+from experiment.datasets.torchprune_names import known_names
 from experiment.datasets.transform_names import TRANSFORMS
 from experiment.errors import ConfigError
 from experiment.networks import NETWORKS
@@ -51,12 +53,17 @@ def name_faults(values: Mapping[str, Any], datasets: Path | None = None) -> Iter
     network, experiments = mapping_at(values, "network"), mapping_at(values, "experiments")
     yield from _unknown(("network", "name"), network.get("name"), "network", NETWORKS)
     yield from _unknown(("network", "task"), network.get("task"), "task", TASKS)
-    for key, value in (
-        (("network", "dataset"), network.get("dataset")),
-        (("experiments", "datasetTest"), experiments.get("datasetTest")),
-    ):
+    tests = experiments.get("datasetTest")
+    tests = tests if isinstance(tests, list) else [tests]
+    places: list[tuple[KeyPath, object]] = [(("network", "dataset"), network.get("dataset"))]
+    for i, test in enumerate(tests):
+        places.append((("experiments", "datasetTest", *([i] if len(tests) > 1 else [])), test))
+    for key, value in places:
         name = value.get("name") if isinstance(value, Mapping) else value
-        yield from _unknown(key, name, "dataset", DATASETS)
+        if not isinstance(name, str) or find_dataset(name) is None:
+            yield from _unknown(key, name, "dataset", [*DATASETS, *known_names()])
+        if isinstance(value, Mapping):
+            yield from _unknown((*key, "corruption"), value.get("corruption"), "corruption", CORRUPTIONS)
     given, folder = network.get("weights"), datasets_folder(values, datasets)
     if isinstance(given, str) and find_given(given, folder) is None:
         yield Fault(("network", "weights"), missing_text(given, folder))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiment.config import Parameters
-from experiment.datasets import DATASETS
+from experiment.datasets import find_dataset
 from experiment.registry import is_import_path
 from experiment.tasks import TASKS
 from experiment.user_code import source_hash
@@ -14,7 +14,7 @@ DEFAULT = "classification"
 
 def task_name(p: Parameters) -> str:
     """The name of the task, or its import path."""
-    dataset = DATASETS.get(p.network.dataset.name)
+    dataset = find_dataset(p.network.dataset.name)
     return p.network.task or (dataset.task if dataset is not None else DEFAULT)
 
 
@@ -24,7 +24,7 @@ def task_key(p: Parameters) -> Mapping[str, Any]:
     if is_import_path(name):
         return {"task": {"name": name, "source": source_hash(name.partition(":")[0])}}
     version = TASKS[name].version if name in TASKS else 1
-    dataset = DATASETS.get(p.network.dataset.name)
+    dataset = find_dataset(p.network.dataset.name)
     expected = dataset.task if dataset is not None else DEFAULT
     return {} if name == expected and version == 1 else {"task": {"name": name, "version": version}}
 
