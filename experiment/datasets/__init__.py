@@ -31,6 +31,9 @@ DATASETS: dict[str, DatasetEntry] = {
     entry.name: entry
     for entry in (
         DatasetEntry("Digits", f"{ROOT}.digits:load", 10, (1, 28, 28), num_train=1_437),
+        DatasetEntry(
+            "DigitScenes", f"{ROOT}.digit_scenes:load", 11, (1, 64, 64), num_train=1_500, task="segmentation"
+        ),
         DatasetEntry("MNIST", f"{ROOT}.mnist:load", 10, (1, 28, 28), num_train=60_000, files=IDX_FILES),
         DatasetEntry("FashionMNIST", f"{ROOT}.mnist:load", 10, (1, 28, 28), num_train=60_000, files=IDX_FILES),
         DatasetEntry("KMNIST", f"{ROOT}.mnist:load", 10, (1, 28, 28), num_train=60_000, files=IDX_FILES),
@@ -42,14 +45,19 @@ DATASETS: dict[str, DatasetEntry] = {
             "ImageNet", f"{ROOT}.image_folder:load_imagenet", 1000, (3, 224, 224), num_train=1_281_167,
             files=f"{ROOT}.file_stamp:imagenet_files",
         ),
-        DatasetEntry("FakeData", f"{ROOT}.factories:load_fake", None, None),
-        DatasetEntry("CIFAR10_1", f"{OTHERS}:load_cifar10_1", 10, (3, 32, 32), num_train=50_000, files=CIFAR10_1_FILES),
-        DatasetEntry("CIFAR10_C_Mix1", f"{OTHERS}:load_mixture", 10, (3, 32, 32), num_train=50_000),
-        DatasetEntry("CIFAR10_C_Mix2", f"{OTHERS}:load_mixture", 10, (3, 32, 32), num_train=50_000),
         DatasetEntry(
-            "ObjectNet", f"{OTHERS}:load_objectnet", 1000, (3, 224, 224), num_train=1_281_167,
-            files=f"{PUBLISHED}:objectnet_files",
+            "SegmentationFolder", f"{ROOT}.segmentation_folder:load", None, None,
+            files=f"{ROOT}.file_stamp:folder_files", task="segmentation",
         ),
+        DatasetEntry(
+            "VOCSegmentation2012", f"{ROOT}.segmentation_folder:load_voc", 21, (3, 513, 513),
+            files=f"{ROOT}.map_folders:voc_2012_files", task="segmentation",
+        ),
+        DatasetEntry(
+            "VOCSegmentation2011", f"{ROOT}.segmentation_folder:load_voc", 21, (3, 513, 513), num_train=8_498,
+            files=f"{ROOT}.map_folders:voc_2011_files", task="segmentation",
+        ),
+        DatasetEntry("FakeData", f"{ROOT}.factories:load_fake", None, None),
         DatasetEntry(
             "PythonDocs", f"{ROOT}.token_windows:load_python", None, None,
             files=f"{ROOT}.text_files:python_files", task="language_modelling",
@@ -58,7 +66,22 @@ DATASETS: dict[str, DatasetEntry] = {
             "TextFile", f"{ROOT}.token_windows:load_file", None, None, files=TEXT_FILES, task="language_modelling"
         ),
         DatasetEntry("TextTable", f"{ROOT}.text_table:load", None, None, files=TEXT_FILES, task="text_classification"),
+        DatasetEntry("Diabetes", f"{ROOT}.number_tables:load_diabetes", 1, None, num_train=354, task="regression"),
+        DatasetEntry(
+            "Table", f"{ROOT}.number_tables:load", None, None, files=f"{ROOT}.file_stamp:table_files", task="regression"
+        ),
+        DatasetEntry(
+            "MultilabelFolder", f"{ROOT}.multilabel_folder:load", None, None,
+            files=f"{ROOT}.file_stamp:labelled_files", task="multilabel",
+        ),
         *(DatasetEntry(name, GLUE_LOADER, outputs, None, files=GLUE_FILES, task=task) for name, outputs, task in GLUE),
+        DatasetEntry("CIFAR10_1", f"{OTHERS}:load_cifar10_1", 10, (3, 32, 32), num_train=50_000, files=CIFAR10_1_FILES),
+        DatasetEntry("CIFAR10_C_Mix1", f"{OTHERS}:load_mixture", 10, (3, 32, 32), num_train=50_000),
+        DatasetEntry("CIFAR10_C_Mix2", f"{OTHERS}:load_mixture", 10, (3, 32, 32), num_train=50_000),
+        DatasetEntry(
+            "ObjectNet", f"{OTHERS}:load_objectnet", 1000, (3, 224, 224), num_train=1_281_167,
+            files=f"{PUBLISHED}:objectnet_files",
+        ),
     )
 }  # fmt: skip
 

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
+from torchvision.tv_tensors import Mask
 
 from experiment.errors import DataError
 from experiment.inputs import in_words
@@ -48,7 +50,32 @@ def as_pair(where: str, sample: object) -> tuple[object, Any]:
         x = _tree(where, x)
     elif not isinstance(x, Tensor | Image.Image):
         raise DataError(f"{where}: expected a tensor or a PIL image as input. Got {in_words(x)}. {SUPPORTED}.")
+    elif isinstance(target, Tensor | Image.Image | np.ndarray):
+        target = _map_of(where, x, target)
     return x, target
+
+
+def _map_of(where: str, image: Tensor | Image.Image, target: Any) -> Any:
+    """A target that is an image of class numbers, or integers of the image's size, as a map; others unchanged.
+
+    Raises: DataError: an image as target has another size than the input.
+    """
+    size = image.size[::-1] if isinstance(image, Image.Image) else tuple(image.shape[1:])
+    if isinstance(target, Image.Image | Mask):
+        found = target if isinstance(target, Mask) else Mask(np.array(target))
+        if found.shape[-2:] != size:
+            raise DataError(
+                f"{where}: its map has {shape_of(found.shape[-2:])} pixels (height x width), its image "
+                f"{shape_of(size)}. Expected a class for every pixel of the image. Make them one size."
+            )
+        return found
+    integers = not (target.is_floating_point() if isinstance(target, Tensor) else target.dtype.kind not in "iu")
+    return Mask(target) if integers and len(size) == 2 and tuple(target.shape) == size else target
+
+
+def shape_of(size: tuple[int, ...]) -> str:
+    """A size as `480 x 640`."""
+    return " x ".join(map(str, size))
 
 
 def without_labels(sample: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.tv_tensors import Mask
 
 from experiment.datasets.check_samples import as_pair
 from experiment.datasets.image_data import EVALUATION, Batch, Share, Stream, epoch_order
@@ -122,7 +123,8 @@ class _Samples(Dataset[tuple[Inputs, Tensor] | _Failure]):
             with seeded(*place.seed):
                 where = f"sample {place.item}"
                 image, target = as_pair(where, self.items[place.item])
-                return pipeline(image), self.target(where, target)
+                y = self.target(where, target)
+                return pipeline.with_map(image, y) if isinstance(target, Mask) else (pipeline(image), y)
         except ExperimentError as error:
             return _Failure(str(error))
         except Exception as error:  # decoders, transforms and the user's code may raise anything

@@ -2,12 +2,17 @@
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
+from torchvision.tv_tensors import Mask
 
 from experiment.errors import DataError
+
+Read = TypeVar("Read")
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit, also if a program lifts it: 537 MB as RGB
 
@@ -23,6 +28,30 @@ def read_rgb(path: Path) -> Image.Image:
 
     Raises: DataError: the file cannot be read.
     """
+    return _read(path, lambda image: to_rgb(ImageOps.exif_transpose(image), image.format))
+
+
+def read_class_map(path: Path) -> Mask:
+    """Read a map of class numbers (H, W), the values or palette indices of an 8-bit PNG.
+
+    Raises: DataError: the file cannot be read, or has another mode.
+    """
+    return _read(path, _class_numbers)
+
+
+def _class_numbers(image: Image.Image) -> Mask:
+    if image.format != "PNG" or image.mode not in ("L", "P", "1"):
+        raise ValueError(
+            f"expected a grey or palette PNG with one class number a pixel. Got {image.format} of mode {image.mode}"
+        )
+    return Mask(np.array(image, dtype=np.uint8))
+
+
+def _read(path: Path, convert: Callable[[Image.Image], Read]) -> Read:
+    """Read an image file.
+
+    Raises: DataError: it cannot be read or converted.
+    """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError("it is not a regular file")
@@ -31,7 +60,7 @@ def read_rgb(path: Path) -> Image.Image:
                 size = f"{image.width} x {image.height} pixels"
                 raise ValueError(f"it has {size}, more than {MAX_PIXELS:,}. Make it smaller")
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image), image.format)
+            return convert(image)
     except Exception as error:  # decoders may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise DataError(f"{path} cannot be read as an image: {reason.rstrip('.')}. Replace or remove it.") from None

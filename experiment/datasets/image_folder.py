@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +25,15 @@ DECODER = "1"  # part of the cache's name: raise it when images are decoded diff
 
 @dataclass(frozen=True)
 class FolderItems:
-    """Images in files, as RGB, with the class of each."""
+    """Images in files, as RGB, with the class, or the labels, of each."""
 
     files: tuple[File, ...]
-    labels: tuple[int, ...]
+    labels: tuple[Any, ...]
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
         return read_rgb(self.files[index].path), self.labels[index]
 
 

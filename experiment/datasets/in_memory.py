@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
+from torchvision.tv_tensors import Mask
 
 from experiment.datasets.batch_transforms import Operation, Shape, compile_steps, split_once
 from experiment.datasets.image_data import EVALUATION, Batch, Share, Step, Stream, epoch_order
 from experiment.datasets.raw_images import Pixels, fits_in_memory
-from experiment.datasets.transforms import make_transform
+from experiment.datasets.transforms import make_transform, outside_ignored, zero_outside
 from experiment.random_streams import Part, generator
 from experiment.registry import InputShape
 
@@ -39,7 +40,7 @@ class MemoryImages:
 
     Args:
         train, test: the pixels of the whole part for the training and the test pipeline, usually one shared tensor.
-        labels: targets (N, ...), on the device of the pixels.
+        labels: targets (N, ...), on the device of the pixels; a `Mask` (N, H, W) of classes is moved like its images.
         indices: which of the N images to use, in their fixed order; None for all.
     """
 
@@ -66,10 +67,10 @@ class MemoryImages:
         step = batch_size * max(1, images_at_once // batch_size)
         for start in range(0, len(rows), step):
             chunk = slice(start, start + step)
-            x = _apply(prepared, rows[chunk], [None if d is None else d[chunk] for d in draws])
+            drawn = [None if d is None else d[chunk] for d in draws]
+            x, y = _apply(prepared, rows[chunk], drawn), self._targets(prepared, rows[chunk], drawn)
             if channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
-            y = self._labels[rows[chunk]]
             for i in range(0, len(x), batch_size):
                 yield x[i : i + batch_size], y[i : i + batch_size]
 
@@ -77,10 +78,20 @@ class MemoryImages:
         indices = indices.to(self._indices.device)
         rows = self._indices[indices]
         draws = [None if d is None else d[indices] for d in self._draw(self._test, EVALUATION)]
-        return _apply(self._test, rows, draws), self._labels[rows]
+        return _apply(self._test, rows, draws), self._targets(self._test, rows, draws)
 
     def first(self, n: int) -> Batch:
         return self.take(torch.arange(min(n, len(self))))
+
+    def _targets(self, prepared: Prepared, rows: Tensor, draws: Sequence[Tensor | None]) -> Tensor:
+        """The targets at the given rows, maps cropped and flipped with the draws of their images."""
+        y = self._labels[rows]
+        if not isinstance(self._labels, Mask):
+            return y
+        moved = zero_outside(y)
+        for operation, drawn in zip(prepared.operations, draws, strict=True):
+            moved = operation.apply_to_maps(moved, drawn)
+        return outside_ignored(moved)
 
     def _draw(self, prepared: Prepared, stream: tuple[Part, ...]) -> list[Tensor | None]:
         """The random numbers of every image and operation, drawn on the CPU: the same for every device."""
@@ -94,12 +105,15 @@ class MemoryImages:
 def prepare(pixels: Pixels, pipelines: Sequence[Sequence[Step]], device: torch.device) -> tuple[Prepared, ...] | None:
     """Prepare pixels for each pipeline; pipelines share the tensor if they can.
 
-    Returns: None if a step has no batched form, or makes the images too large for memory.
+    Returns: None if a step has no batched form, or makes the images too large for memory; also if images with maps
+        are resized.
     """
     made: dict[str, Tensor] = {}
     prepared = []
     for steps in pipelines:
         once, every = split_once(steps)
+        if once and isinstance(pixels.labels, Mask):
+            return None
         if repr(once) not in made:
             images = _once(pixels, once) if once else pixels.images
             if images is None:

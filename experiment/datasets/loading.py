@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torchvision.tv_tensors import Mask
 
 from experiment.datasets import DATASETS, find_dataset
 from experiment.datasets.dataloader import Readers, WorkerImages
@@ -13,7 +14,7 @@ from experiment.datasets.factories import load_own
 from experiment.datasets.image_data import Images, Splits, Transforms
 from experiment.datasets.in_memory import MemoryImages, prepare
 from experiment.datasets.raw_images import Pixels, Source
-from experiment.datasets.transforms import check_transforms, make_pipeline
+from experiment.datasets.transforms import check_transforms, make_pipeline, plain_step
 from experiment.errors import ConfigError, DataError
 from experiment.random_streams import generator
 from experiment.registry import is_import_path, resolve, suggestion
@@ -115,7 +116,9 @@ def _maker(
     where = f"dataset {name}"
     if problems := check_transforms(transforms):
         raise ConfigError(problems)
-    pipelines = [(*transforms.train, *transforms.final), (*transforms.test, *transforms.final)]
+    pipelines = [
+        [plain_step(step) for step in (*part, *transforms.final)] for part in (transforms.train, transforms.test)
+    ]
 
     def make(source: Source, parts: Sequence[Tensor | None]) -> list[Images]:
         items = source.items
@@ -139,6 +142,7 @@ def _targets(where: str, labels: Tensor, task: Task, output_size: int) -> Tensor
     if len(labels):
         first = task.target(f"{where}: sample 0", labels[0])
         if first.dtype != labels.dtype or first.shape != labels.shape[1:]:
-            labels = torch.stack([task.target(f"{where}: sample {i}", label) for i, label in enumerate(labels)])
-    task.check(where, output_size, labels)
+            made = torch.stack([task.target(f"{where}: sample {i}", label) for i, label in enumerate(labels)])
+            labels = Mask(made) if isinstance(labels, Mask) else made
+    task.check(where, output_size, labels.as_subclass(Tensor))
     return labels

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
+from torchvision.tv_tensors import Mask
 
 from experiment.datasets.check_samples import as_pair
 from experiment.errors import ConfigError
@@ -28,7 +29,10 @@ class Items(Protocol):
 
 @dataclass(frozen=True)
 class Pixels:
-    """Images of one size in memory: uint8 (N, C, H, W), with their targets (N, ...), such as class numbers (N,)."""
+    """Images of one size in memory: uint8 (N, C, H, W), with their targets (N, ...), such as class numbers (N,).
+
+    Maps of classes (N, H, W) are a `Mask`, which is moved like its images.
+    """
 
     images: Tensor
     labels: Tensor
@@ -41,6 +45,8 @@ class Pixels:
         image = self.images[index]
         picture = functional.to_pil_image(image) if image.shape[0] in (1, 3) else image
         label = self.labels[index]
+        if isinstance(self.labels, Mask):
+            return picture, Mask(label)
         return picture, label if label.dim() or label.is_floating_point() else int(label)
 
 
@@ -84,7 +90,10 @@ def pack(items: Items) -> Pixels | None:
         images[i] = pixels
         labels.append(target)
     same = len({(label.shape, label.dtype) for label in labels}) == 1
-    return Pixels(images, torch.stack(labels)) if same else None
+    if not same:
+        return None
+    stacked = torch.stack(labels)
+    return Pixels(images, Mask(stacked) if isinstance(labels[0], Mask) else stacked)
 
 
 def fits_in_memory(num_images: int, shape: tuple[int, ...]) -> bool:

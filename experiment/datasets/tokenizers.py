@@ -73,9 +73,10 @@ class HuggingFace:
                 str(folder.resolve(strict=True)), local_files_only=True
             )
         except Exception as error:  # transformers may raise anything
+            why = first_line(error).rstrip(".")
             raise ConfigError(
-                f"settings.tokenizer: no tokenizer in {folder}: {first_line(error).rstrip('.')}. Nothing is downloaded: write one "
-                "by AutoTokenizer.from_pretrained(name).save_pretrained(folder), or use bytes."
+                f"settings.tokenizer: no tokenizer in {folder}: {why}. Nothing is downloaded: "
+                "write one by AutoTokenizer.from_pretrained(name).save_pretrained(folder), or use bytes."
             ) from None
         self.size, self.meaning = len(self._made), f"those of {folder}"
 

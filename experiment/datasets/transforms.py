@@ -3,19 +3,22 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
+from torchvision.tv_tensors import Mask
 
 from experiment.datasets.image_data import Step, Transforms
-from experiment.datasets.transform_names import TRANSFORMS
+from experiment.datasets.transform_names import SEGMENTATION, TRANSFORMS
 from experiment.errors import ConfigError, first_line
 from experiment.inputs import Inputs, mapped
 from experiment.registry import no_such_argument, suggestion
+from experiment.tasks.segmentation import IGNORED
 
-Transform = Callable[[object], object]
+Transform = Callable[..., Any]  # of an image, or of an image and its map: image, or (image, map)
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "uint8": torch.uint8}
 _IDS = (torch.int8, torch.int16, torch.int32, torch.int64)
@@ -37,11 +40,17 @@ class Pipeline:
             return mapped(inputs, self._one_of_several)
         return self._image(inputs)
 
+    def with_map(self, image: object, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """An image and its map of classes (H, W), int64, transformed together."""
+        moved = zero_outside(classes)
+        for transform in self.transforms:
+            image, moved = transform(image, moved)
+        return _as_tensor(image), outside_ignored(moved)
+
     def _image(self, image: object) -> Tensor:
         for transform in self.transforms:
             image = transform(image)
-        tensor = image if isinstance(image, Tensor) else functional.pil_to_tensor(image)
-        return as_float(tensor.as_subclass(Tensor))
+        return _as_tensor(image)
 
     def _one_of_several(self, tensor: Tensor) -> Tensor:
         if tensor.dim() == 3 and tensor.dtype not in _IDS:
@@ -55,11 +64,45 @@ class _ToTensor:
     def __init__(self) -> None:
         self._images = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 
-    def __call__(self, image: object) -> object:
+    def __call__(self, image: object, *maps: Mask) -> object:
         if isinstance(image, Tensor) and (image.dim() != 3 or image.dtype in _IDS):
-            return as_float(image)
-        converted: object = self._images(image)
-        return converted
+            converted: object = as_float(image)
+        else:
+            converted = self._images(image)
+        return (converted, *maps) if maps else converted
+
+
+class _SegRandomResize:
+    """Resize the shorter side to a random length from `min_size` to `max_size`."""
+
+    def __init__(self, min_size: int, max_size: int | None = None) -> None:
+        self._resize = v2.RandomResize(min_size, (min_size if max_size is None else max_size) + 1)
+
+    def __call__(self, *image_and_map: object) -> object:
+        return self._resize(*image_and_map)
+
+
+class _SegRandomCrop:
+    """Crop a random window of size x size; smaller images are padded at the right and at the bottom first."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._crop = size, v2.RandomCrop(size)
+
+    def __call__(self, *image_and_map: object) -> object:
+        height, width = functional.get_size(image_and_map[0])
+        missing = [max(self._size - width, 0), max(self._size - height, 0)]
+        return self._crop(*(functional.pad(part, [0, 0, *missing]) for part in image_and_map))
+
+
+def zero_outside(maps: Tensor) -> Mask:
+    """Class 255 as 0 and class k as k + 1, since transforms fill maps with zeros; `outside_ignored` is the inverse."""
+    return Mask(torch.where(maps == IGNORED, 0, maps + (maps >= 0)))
+
+
+def outside_ignored(maps: Tensor) -> Tensor:
+    """Maps with 0 as class 255 and k as class k - 1. Wrong, negative numbers stay what they are."""
+    plain = maps.as_subclass(Tensor)
+    return torch.where(plain == 0, IGNORED, plain - (plain > 0).long())
 
 
 def make_pipeline(steps: Sequence[Step]) -> Pipeline:
@@ -75,6 +118,7 @@ def make_transform(name: str, arguments: Mapping[str, object]) -> Transform:
 
     Raises: ConfigError: unknown name, or wrong arguments.
     """
+    name, arguments = plain_step((name, arguments))
     if name not in TRANSFORMS:
         near = suggestion(name, TRANSFORMS) or f" Known are {', '.join(TRANSFORMS)}."
         raise ConfigError(f"unknown transform '{name}'.{near}")
@@ -82,7 +126,7 @@ def make_transform(name: str, arguments: Mapping[str, object]) -> Transform:
         if arguments:
             raise ConfigError(f"ToTensor takes no arguments. Got {dict(arguments)}.")
         return _ToTensor()
-    factory = vars(v2)[name]
+    factory = _OWN[name] if name in _OWN else vars(v2)[name]
     known = inspect.signature(factory).parameters
     unknown = [key for key in arguments if key not in known]
     if unknown:
@@ -92,6 +136,17 @@ def make_transform(name: str, arguments: Mapping[str, object]) -> Transform:
     except Exception as error:  # torchvision may raise anything
         raise ConfigError(f"{name} refuses its arguments {dict(arguments)}: {first_line(error)}") from error
     return transform
+
+
+_OWN: Mapping[str, Callable[..., Transform]] = {"SegRandomResize": _SegRandomResize, "SegRandomCrop": _SegRandomCrop}
+
+
+def plain_step(step: Step) -> Step:
+    """A step under torchvision's name, where torchprune has another name for the same transform."""
+    name, arguments = step
+    if name == "SegRandomHorizontalFlip":
+        return "RandomHorizontalFlip", {"p" if key == "flip_prob" else key: value for key, value in arguments.items()}
+    return (name.removeprefix("Seg"), arguments) if name in SEGMENTATION and name not in _OWN else step
 
 
 def check_transforms(transforms: Transforms) -> list[str]:
@@ -104,7 +159,7 @@ def check_transforms(transforms: Transforms) -> list[str]:
             except ConfigError as error:
                 problems += [f"transforms{part}[{i}]: {problem}" for problem in error.problems]
     for part, steps in (("Train", transforms.train), ("Test", transforms.test)):
-        names = [name for name, _ in (*steps, *transforms.final)]
+        names = [plain_step(step)[0] for step in (*steps, *transforms.final)]
         if "Normalize" in names and not {"ToTensor", "ConvertImageDtype"} & set(names[: names.index("Normalize")]):
             problems.append(f"transforms{part}, transformsFinal: Normalize needs ToTensor before it.")
     return list(dict.fromkeys(problems))
@@ -134,6 +189,11 @@ def _try(name: str, arguments: Mapping[str, object]) -> None:
         raise ConfigError(f"{name} cannot compute with {dict(arguments)}: {first_line(wrong[-1])}")
 
 
+def _as_tensor(image: object) -> Tensor:
+    tensor = image if isinstance(image, Tensor) else functional.pil_to_tensor(image)
+    return as_float(tensor.as_subclass(Tensor))
+
+
 def as_float(x: Tensor) -> Tensor:
     """Pixels (uint8, uint16) scaled to [0, 1] and floats and booleans, all as float32; token ids as int64.
 
@@ -148,8 +208,10 @@ def as_float(x: Tensor) -> Tensor:
 
 
 def _parsed(arguments: Mapping[str, object]) -> dict[str, object]:
-    """Replace the names of interpolation modes and types by torchvision's objects."""
+    """Replace the names of interpolation modes and types by torchvision's objects; fill the images alone."""
     parsed = dict(arguments)
+    if "fill" in parsed:
+        parsed["fill"] = {Mask: 0, "others": parsed["fill"]}
     interpolation, dtype = parsed.get("interpolation"), parsed.get("dtype")
     if isinstance(interpolation, str):
         if interpolation.lower() not in _INTERPOLATIONS:

@@ -3,7 +3,7 @@
 from experiment.registry import NetworkEntry
 
 _FACTORIES = {  # module -> its factories, which are called like the networks
-    "lenet": ("lenet300_100", "lenet5", "lenet5_small", "mnist_fc", "cnn5"),
+    "lenet": ("lenet300_100", "lenet5", "lenet5_small", "mnist_fc", "mlp", "cnn5"),
     "resnet": ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
     "vgg": ("vgg16_bn",),
     "densenet": ("densenet22",),
@@ -14,6 +14,11 @@ _FACTORIES = {  # module -> its factories, which are called like the networks
     "alexnet": ("alexnet_bn",),
     "gpt": ("gpt_small",),
     "external_networks": ("bert",),
+    "segmentation_networks": (
+        "deeplabv3_resnet50", "deeplabv3_resnet101", "deeplabv3_mobilenet_v3_large", "fcn_resnet50", "fcn_resnet101",
+        "lraspp_mobilenet_v3_large",
+    ),
+    "unet": ("unet",),
 }  # fmt: skip
 
 NETWORKS: dict[str, NetworkEntry] = {

@@ -3,8 +3,13 @@
 import itertools
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from torch import nn
+
+from experiment.errors import ConfigError
+
+ACTIVATIONS = ("ReLU", "LeakyReLU", "ELU", "GELU", "SiLU", "Tanh", "Sigmoid")
 
 
 def lenet300_100(input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
@@ -23,6 +28,28 @@ def mnist_fc(input_shape: tuple[int, int, int], output_size: int, dropout: float
         dropout: probability of dropping a hidden activation in training, in [0, 1].
     """
     return nn.Sequential(_linear_layers((math.prod(input_shape), 1000, 1000, output_size), dropout))
+
+
+def mlp(
+    input_shape: tuple[int, ...],
+    output_size: int,
+    hidden: Sequence[int] = (300, 100),
+    activation: str = "ReLU",
+    batch_norm: bool = False,
+    dropout: float = 0.0,
+) -> nn.Module:
+    """A fully connected network for inputs of any shape, such as rows of a table; by default LeNet-300-100.
+
+    Args:
+        hidden: units of each hidden layer.
+        activation: ReLU, LeakyReLU, ELU, GELU, SiLU, Tanh or Sigmoid.
+        batch_norm: normalize before every activation.
+        dropout: probability of dropping a hidden activation in training, in [0, 1].
+    """
+    if activation not in ACTIVATIONS:
+        raise ConfigError(f"settings.activation: must be one of {', '.join(ACTIVATIONS)}. Got {activation!r}.")
+    widths = (math.prod(input_shape), *hidden, output_size)
+    return nn.Sequential(_linear_layers(widths, dropout, activation, batch_norm))
 
 
 def lenet5(input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
@@ -89,12 +116,16 @@ def _lenet5(
     return nn.Sequential(steps | _linear_layers((channels[1] * math.prod(grid), *features)))
 
 
-def _linear_layers(widths: tuple[int, ...], dropout: float = 0.0) -> OrderedDict[str, nn.Module]:
-    """`flatten`, then linear layers `fc1`, `fc2`, ... with ReLU and optional dropout in between."""
+def _linear_layers(
+    widths: tuple[int, ...], dropout: float = 0.0, activation: str = "ReLU", batch_norm: bool = False
+) -> OrderedDict[str, nn.Module]:
+    """`flatten`, then linear layers `fc1`, `fc2`, ... with optional BatchNorm, activation, optional dropout between."""
     steps: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     for i, (in_features, out_features) in enumerate(itertools.pairwise(widths), start=1):
         if i > 1:
-            steps[f"fc{i - 1}_relu"] = nn.ReLU()
+            if batch_norm:
+                steps[f"fc{i - 1}_bn"] = nn.BatchNorm1d(in_features)
+            steps[f"fc{i - 1}_{activation.lower()}"] = vars(nn)[activation]()
             if dropout:
                 steps[f"fc{i - 1}_dropout"] = nn.Dropout(dropout)
         steps[f"fc{i}"] = nn.Linear(in_features, out_features)

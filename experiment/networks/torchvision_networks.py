@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -29,11 +30,7 @@ def _factory(name: str, parameters: str) -> Factory:
 
 
 def _make(name: str, input_shape: tuple[int, int, int], output_size: int, pretrained: bool) -> nn.Module:
-    if input_shape[0] != 3:
-        raise ConfigError(
-            f"network '{name}': requires images with 3 channels. Got {input_shape[0]}. "
-            "Add the transform Grayscale with num_output_channels: 3, or choose another network."
-        )
+    require_colours(name, input_shape)
     if not pretrained:
         return models.get_model(name, weights=None, num_classes=output_size)  # type: ignore[no-any-return]
     if output_size != 1000:
@@ -42,13 +39,29 @@ def _make(name: str, input_shape: tuple[int, int, int], output_size: int, pretra
             "Set pretrained: false, or outputSize: 1000."
         )
     weights = models.get_model_weights(name)["IMAGENET1K_V1"]
+    return with_weights(name, weights, weights=weights)
+
+
+def require_colours(name: str, input_shape: tuple[int, int, int]) -> None:
+    if input_shape[0] != 3:
+        raise ConfigError(
+            f"network '{name}': requires images with 3 channels. Got {input_shape[0]}. "
+            "Add the transform Grayscale with num_output_channels: 3, or choose another network."
+        )
+
+
+def with_weights(name: str, published: Any, /, **arguments: Any) -> nn.Module:
+    """The network with weights of torchvision's, which `arguments` select.
+
+    Raises: DataError: they cannot be downloaded.
+    """
     try:
-        return models.get_model(name, weights=weights)  # type: ignore[no-any-return]
+        return models.get_model(name, **arguments)  # type: ignore[no-any-return]
     except (URLError, OSError, RuntimeError) as error:  # no connection, a full disk, a damaged download
-        place = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        place = Path(torch.hub.get_dir()) / "checkpoints" / Path(published.url).name
         raise DataError(
             f"network '{name}': cannot load torchvision's weights: {error}. "
-            f"With an internet connection they are downloaded automatically. Otherwise save {weights.url} as {place}."
+            f"With an internet connection they are downloaded automatically. Otherwise save {published.url} as {place}."
         ) from error
 
 

@@ -27,6 +27,7 @@ TASKS: dict[str, TaskEntry] = {
         TaskEntry("text_regression", f"{ROOT}.text:REGRESSION", "MSELoss"),
         TaskEntry("regression", f"{ROOT}.regression:TASK", "MSELoss"),
         TaskEntry("multilabel", f"{ROOT}.multilabel:TASK", "BCEWithLogitsLoss"),
+        TaskEntry("segmentation", f"{ROOT}.segmentation:TASK", "CrossEntropyLossWithAuxiliary"),
     )
 }
 

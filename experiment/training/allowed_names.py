@@ -10,8 +10,8 @@ SCHEDULERS: tuple[str, ...] = (
 )  # fmt: skip
 
 LOSSES: tuple[str, ...] = (
-    "BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "L1Loss", "MSELoss", "MultiLabelSoftMarginLoss",
-    "MultiMarginLoss", "NLLLoss", "SmoothL1Loss",
+    "BCEWithLogitsLoss", "CrossEntropyLoss", "CrossEntropyLossWithAuxiliary", "HuberLoss", "L1Loss", "MSELoss",
+    "MultiLabelSoftMarginLoss", "MultiMarginLoss", "NLLLoss", "SmoothL1Loss",
 )  # fmt: skip
 
 # Classes of torch that parameter files cannot use, and why.

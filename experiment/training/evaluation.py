@@ -1,5 +1,6 @@
 """Loss and metrics of a network on a dataset."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from experiment.datasets.image_data import Batch, Images
 from experiment.errors import ConfigError, DataError
 from experiment.inputs import Inputs, call_network
 from experiment.layers.forward_pass import evaluating
+from experiment.registry import InputShape
 from experiment.tasks import find_task
 from experiment.tasks.classification import TASK as CLASSIFICATION
 from experiment.tasks.task import Task
@@ -21,6 +23,7 @@ from experiment.training.settings import Precision, TrainSettings
 
 CUDA_BATCH_SIZE = 4096  # halved until it fits
 CPU_BATCH_SIZE = 128  # larger batches outgrow the caches
+MOST_VALUES = {"cuda": 620_000_000, "cpu": 20_000_000}  # of the inputs of a batch: fewer images if they are large
 _DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -71,8 +74,8 @@ def evaluate(
     Args:
         task: which outputs are scored, and how.
         loss: its name; default: that of the task.
-        batch_size: halved until a batch fits into memory; default: 4096 on CUDA, 128 on the CPU. The last digits of
-            the loss depend on it.
+        batch_size: halved until a batch fits into memory; default: 4096 on CUDA, 128 on the CPU, fewer if images have
+            more than 224x224 pixels. The last digits of the loss depend on it.
         channels_last: memory format of images and weights; default: True on the CPU, where it is faster.
         team: the processes that evaluate together; each returns the metrics over all images.
         observers: see the outputs of every batch in the same pass.
@@ -82,7 +85,7 @@ def evaluate(
     if len(data) == 0:
         raise DataError("there are no images to evaluate the network on.")
     device = torch.device(device)
-    size = batch_size or (CUDA_BATCH_SIZE if device.type == "cuda" else CPU_BATCH_SIZE)
+    size = batch_size or _batch_size(data, device)
     channels_last = device.type == "cpu" if channels_last is None else channels_last
     criterion = make_loss(loss or task.losses[0], {**task.loss_kwargs, **(loss_kwargs or {})}, device)
     score = _Score(task, criterion, device, precision, observers)
@@ -99,6 +102,14 @@ def evaluate(
         torch.cuda.empty_cache()
     values = {m.name: m.compute(total) for m, total in zip(task.metrics, totals[1:], strict=True)}
     return Metrics(mean_loss(*totals[0]), values, len(data))
+
+
+def _batch_size(data: Images, device: torch.device) -> int:
+    size, most = (CUDA_BATCH_SIZE if device.type == "cuda" else CPU_BATCH_SIZE), MOST_VALUES.get(device.type)
+    form = data.input_shape
+    if most is None or not isinstance(form, InputShape):
+        return size
+    return max(1, min(size, most // max(1, math.prod(form))))
 
 
 def validate(

@@ -19,6 +19,26 @@ _FUSED = ("Adagrad", "Adam", "AdamW", "SGD")  # one kernel for all parameters, o
 _IMPLEMENTATIONS = {"foreach", "fused", "differentiable", "capturable"}
 
 
+class CrossEntropyLossWithAuxiliary(nn.CrossEntropyLoss):
+    """Cross entropy. Training adds that of the network's output "aux", if there is one, `auxiliary` times.
+
+    Auxiliary heads exist for training only, so the loss of an evaluation is that of the main output alone.
+
+    Source: Zhao et al. 2017, https://arxiv.org/abs/1612.01105 (auxiliary loss), with torchprune's name and weight.
+    """
+
+    auxiliary = 0.5
+
+
+OWN_LOSSES = {"CrossEntropyLossWithAuxiliary": CrossEntropyLossWithAuxiliary}
+
+
+def auxiliary_outputs(raw: object) -> Tensor | None:
+    """The outputs (N, K, ...) of an auxiliary head, in what a network returns; None if there are none."""
+    found = raw.get("aux") if isinstance(raw, Mapping) else None
+    return found if isinstance(found, Tensor) else None
+
+
 def make_optimizer(parameters: Iterable[nn.Parameter], name: str, kwargs: Mapping[str, object]) -> Optimizer:
     """The optimizer of torch with this name, fused if possible and unless `kwargs` select another implementation.
 
@@ -52,7 +72,7 @@ def make_loss(name: str, kwargs: Mapping[str, object], device: torch.device | st
 
     Raises: ConfigError: unknown name, or wrong arguments.
     """
-    factory = find("loss", name, LOSSES, vars(nn))
+    factory = find("loss", name, LOSSES, {**vars(nn), **OWN_LOSSES})
     arguments = dict(kwargs)
     if arguments.get("reduction", "mean") not in ("mean", "sum"):
         raise ConfigError(f"lossKwargs.reduction: must be mean or sum. Got {arguments['reduction']!r}.")

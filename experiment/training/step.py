@@ -16,6 +16,7 @@ from experiment.training.distil import Teacher, mixed_loss
 from experiment.training.distributed import ALONE, Team
 from experiment.training.evaluation import forward_precision
 from experiment.training.factories import (
+    auxiliary_outputs,
     counted_targets,
     loss_weight,
     make_loss,
@@ -96,9 +97,12 @@ class TrainingStep:
         self.schedule.write(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         with forward_precision(self.device, self.settings.precision):
-            outputs = self.task.outputs(call_network(self._model, x))
-        outputs, targets = self.team.whole(outputs.float(), y, num_images)
+            raw = call_network(self._model, x)
+        outputs, targets = self.team.whole(self.task.outputs(raw).float(), y, num_images)
         loss = self.loss(outputs, targets)
+        auxiliary, weight = auxiliary_outputs(raw), getattr(self.loss, "auxiliary", None)
+        if auxiliary is not None and weight is not None:
+            loss = loss + weight * self.loss(self.team.whole(auxiliary.float(), y, num_images)[0], targets)
         if self._teacher is not None and self.settings.distillation is not None:
             taught, _ = self.team.whole(self._teacher(x), y, num_images)
             loss = mixed_loss(

@@ -8,7 +8,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from experiment.datasets import DATASETS, OTHERS
-from experiment.datasets.transform_names import TRANSFORMS
+from experiment.datasets.transform_names import SEGMENTATION, TORCHVISION, TRANSFORMS
 from experiment.datasets.transforms import make_transform
 from experiment.registry import resolve
 
@@ -28,6 +28,8 @@ ARGUMENTS: dict[str, dict[str, object]] = {
     "RandomShortestSize": {"min_size": 8},
     "RandomSolarize": {"threshold": 128},
     "Resize": {"size": 8},
+    "SegRandomHorizontalFlip": {"flip_prob": 0.5},
+    "SegRandomResize": {"min_size": 8},
     "ScaleJitter": {"target_size": [8, 8]},
     "ConvertImageDtype": {"dtype": "float32"},
 }
@@ -35,19 +37,20 @@ ARGUMENTS: dict[str, dict[str, object]] = {
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transform_is_torchvisions_and_can_be_made(name: str) -> None:
-    assert name in vars(v2)
-    assert callable(make_transform(name, ARGUMENTS.get(name, {})))
+    assert name in (SEGMENTATION if name.startswith("Seg") else vars(v2))
+    same = SEGMENTATION.get(name, name).split()[0].rstrip(".")
+    assert callable(make_transform(name, ARGUMENTS.get(name, ARGUMENTS.get(same, {}))))
 
 
 def test_names_are_sorted_and_unique() -> None:
-    assert list(TRANSFORMS) == sorted(set(TRANSFORMS))
+    assert list(TRANSFORMS) == sorted({*TORCHVISION, *SEGMENTATION})
+    assert list(TORCHVISION) == sorted(set(TORCHVISION))
 
 
 def test_every_dataset_has_a_loader() -> None:
     assert all(callable(resolve(entry.target)) for entry in DATASETS.values())
-    torchvisions = {n for n, e in DATASETS.items() if e.task == "classification" and OTHERS not in e.target} - {
-        "Digits"
-    }
+    plain = {n: e for n, e in DATASETS.items() if e.task == "classification" and OTHERS not in e.target}
+    torchvisions = set(plain) - {"Digits"}
     assert torchvisions <= set(vars(datasets))
 
 

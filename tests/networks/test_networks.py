@@ -3,18 +3,20 @@
 import inspect
 import io
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
 from experiment import random_streams
+from experiment.inputs import scored
 from experiment.measure import count, example_input
 from experiment.networks import NETWORKS
 from experiment.networks.densenet import DenseNet
@@ -24,6 +26,7 @@ from experiment.networks.wide_resnet import WideResNet
 from experiment.registry import resolve
 
 MNIST, CIFAR, IMAGENET = (1, 28, 28), (3, 32, 32), (3, 224, 224)
+SCENES, VOC = (1, 64, 64), (3, 520, 520)
 
 
 def resnet_parameters(depth: int, expansion: int) -> int:
@@ -54,6 +57,18 @@ def densenet_parameters(depth: int, growth: int) -> int:
             total += 2 * channels + channels * (channels // 2)
             channels //= 2
     return total + 2 * channels + channels * 10 + 10
+
+
+def unet_parameters(width: int, depth: int) -> int:
+    """Pairs of 3x3 convolutions with BatchNorm, counted level by level, and a 1x1 convolution to 11 classes."""
+    total, inputs = 11 * width + 11, 1
+    for level in range(depth + 1):
+        w = width * 2**level
+        total += 9 * inputs * w + 9 * w * w + 4 * w
+        if level < depth:
+            total += 9 * 3 * w * w + 9 * w * w + 4 * w  # on the way up: w from across and 2 w from below
+        inputs = w
+    return total
 
 
 # name -> (input shape, outputs, parameters)
@@ -89,13 +104,30 @@ EXPECTED = {
     "alexnet": (IMAGENET, 1000, 61_100_840),
     # torchvision's alexnet with the biases of its first seven layers replaced by two BatchNorm parameters each
     "alexnet_bn": (IMAGENET, 1000, 61_100_840 + (64 + 192 + 384 + 256 + 256 + 4096 + 4096)),
+    "unet": (SCENES, 11, unet_parameters(16, 3)),
+    **{
+        name: (VOC, 21, models.get_model_weights(name)["COCO_WITH_VOC_LABELS_V1"].meta["num_params"])
+        for name in (
+            "deeplabv3_resnet50",
+            "deeplabv3_resnet101",
+            "deeplabv3_mobilenet_v3_large",
+            "fcn_resnet50",
+            "fcn_resnet101",
+            "lraspp_mobilenet_v3_large",
+        )
+    },
 }
 TEXT = ("gpt_small", "bert")  # in test_gpt.py and test_transformers.py
 IMAGES = [n for n in NETWORKS if n not in TEXT]
-OWN = [n for n in IMAGES if "torchvision" not in NETWORKS[n].target]
+SEGMENTATION = [n for n, (shape, *_) in EXPECTED.items() if shape in (SCENES, VOC)]
+OWN = [
+    n
+    for n in IMAGES
+    if not {"torchvision_networks", "segmentation_networks"} & set(re.split(r"[.:]", NETWORKS[n].target))
+]
 SAME = {"resnet32", "resnet56", "resnet110", "wrn16_8", "wrn28_10"}  # other depths and widths of the same classes
 SMALL = [n for n in OWN if n not in {"alexnet_bn", *SAME}]  # one per implementation, cheap enough to compute with
-TORCHVISION = [n for n in IMAGES if n not in OWN]
+TORCHVISION = [n for n in IMAGES if n not in OWN and n not in SEGMENTATION]
 
 
 def make_meta(name: str, input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
@@ -106,6 +138,12 @@ def make_meta(name: str, input_shape: tuple[int, int, int], output_size: int) ->
 def make_random(name: str, input_shape: tuple[int, int, int], output_size: int, seed: int = 0) -> nn.Module:
     with random_streams.seeded("test", seed):
         return make_network(name, {}, input_shape, output_size)
+
+
+def answers(output: object) -> Tensor:
+    """The scores (N, K), of maps their means over the pixels."""
+    found = scored(output)
+    return found.reshape(*found.shape[:2], -1).mean(dim=2) if found.dim() > 2 else found
 
 
 def test_every_network_is_expected() -> None:
@@ -167,13 +205,14 @@ def test_families_beyond_the_registry() -> None:
 
 @pytest.mark.parametrize("name", [n for n in IMAGES if n not in SAME])
 def test_other_classes_and_sizes(name: str) -> None:
-    shape = (3, 96, 80) if EXPECTED[name][0] == IMAGENET else (3, 40, 36)
-    assert make_meta(name, shape, 7)(torch.zeros(3, *shape, device="meta")).shape == (3, 7)
+    shape = (3, 96, 80) if EXPECTED[name][0] in (IMAGENET, VOC) else (3, 40, 36)
+    output = scored(make_meta(name, shape, 7)(torch.zeros(3, *shape, device="meta")))
+    assert output.shape == ((3, 7, *shape[1:]) if name in SEGMENTATION else (3, 7))
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_grey_28_pixel_images(name: str) -> None:
-    assert make_meta(name, MNIST, 10)(torch.zeros(3, *MNIST, device="meta")).shape == (3, 10)
+    assert answers(make_meta(name, MNIST, 10)(torch.zeros(3, *MNIST, device="meta"))).shape == (3, 10)
 
 
 @pytest.mark.parametrize("name", [*SMALL, "resnet18", "mobilenet_v2"])
@@ -183,7 +222,7 @@ def test_state_dict_round_trip(name: str) -> None:
     x = torch.randn(2, *shape, generator=random_streams.generator("x"))
     with torch.inference_mode():
         before = network(x)
-        assert before.shape == (2, output_size)
+        assert answers(before).shape == (2, output_size)
         assert before.isfinite().all()
         assert not torch.equal(before, other(x))
         file = io.BytesIO()
@@ -213,7 +252,7 @@ def test_every_parameter_learns_and_inputs_stay(name: str) -> None:
     x = torch.randn(4, *shape, generator=random_streams.generator("x"))
     kept = x.clone()
     with random_streams.seeded("dropout"):
-        cross_entropy(network(x), torch.tensor([0, 1, 2, 3])).backward()
+        cross_entropy(answers(network(x)), torch.tensor([0, 1, 2, 3])).backward()
     assert torch.equal(x, kept)
     for parameter_name, parameter in network.named_parameters():
         assert parameter.grad is not None, parameter_name

@@ -69,7 +69,19 @@ def close(a: dict[str, Tensor], b: dict[str, Tensor], **tolerance: float) -> Non
 
 
 @pytest.mark.parametrize(
-    "scenario", ["batchnorm", "routed", "masked", "weighted", "continued", "distilled", "keywords", "penalised"]
+    "scenario",
+    [
+        "batchnorm",
+        "routed",
+        "masked",
+        "weighted",
+        "continued",
+        "distilled",
+        "keywords",
+        "penalised",
+        "segmenting",
+        "unused_head",
+    ],
 )
 def test_two_processes_end_where_one_does(outcomes: Outcomes, scenario: str) -> None:
     """The last batch has 11 images; early stopping and ReduceLROnPlateau decide by what both found."""
@@ -108,6 +120,13 @@ def test_distillation_and_penalties_make_a_difference(outcomes: Outcomes) -> Non
     assert (taught - plain).abs().max() > 1e-2
     assert (penalised - plain).abs().max() > 1e-2
     assert (first["penalised"]["state"]["5.weight"] == 0).any()
+
+
+def test_an_auxiliary_head_learns_where_the_loss_counts_it(outcomes: Outcomes) -> None:
+    for outcome in outcomes:
+        counted, not_counted = (outcome[name]["state"]["second.weight"] for name in ("segmenting", "unused_head"))
+        assert (counted - not_counted).abs().max() > 1e-2
+        assert outcome["segmenting"]["records"][-1]["valid_mean_iou"] > 0.1
 
 
 def test_bfloat16_and_channels_last_are_close(outcomes: Outcomes) -> None:

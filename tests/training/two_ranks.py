@@ -15,6 +15,7 @@ from experiment.errors import TrainingDiverged
 from experiment.layers.masks import add_masks
 from experiment.layers.shared_batchnorm import shared_form
 from experiment.random_streams import generator, seeded
+from experiment.tasks import find_task
 from experiment.training.distributed import Team
 from experiment.training.evaluation import evaluate
 from experiment.training.loop import TrainingLoop
@@ -194,6 +195,37 @@ def evaluated(team: Team, folder: Path) -> dict[str, Any]:
     return evaluate(network, VALID, device="cpu", batch_size=64, team=team).columns
 
 
+class Segmenting(nn.Module):
+    """Maps of classes, from a main and an auxiliary head that share a body."""
+
+    def __init__(self, team: Team) -> None:
+        super().__init__()
+        with seeded("segmenting", team.rank):
+            self.body = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+            self.head, self.second = nn.Conv2d(4, 3, 1), nn.Conv2d(4, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.body(x)
+        return {"out": self.head(x), "aux": self.second(x)}
+
+
+def maps_of(images: Any) -> PairData:
+    """Pixels in three classes by their values, the brightest without a class."""
+    x, _ = images.first(len(images))
+    y = (x[:, 0] * 4).long().clamp(max=3)
+    return PairData("maps", (x, torch.where(y == 3, 255, y)), CPU, find_task("segmentation"))
+
+
+def segmenting(team: Team, folder: Path, loss: str = "CrossEntropyLossWithAuxiliary") -> dict[str, Any]:
+    settings = dataclasses.replace(SETTINGS, task="segmentation", loss=loss)
+    return outcome(team, Segmenting(team), settings, data=(maps_of(IMAGES), maps_of(VALID)))
+
+
+def unused_head(team: Team, folder: Path) -> dict[str, Any]:
+    """A loss that leaves out the auxiliary head."""
+    return segmenting(team, folder, "CrossEntropyLoss")
+
+
 class Routed(nn.Module):
     """A head that no loss needs, and two experts: an image with a bright corner takes the second."""
 
@@ -220,7 +252,7 @@ def routed(team: Team, folder: Path) -> dict[str, Any]:
 
 SCENARIOS = (
     batchnorm, routed, masked, weighted, low_precision, continued, distilled, keywords, penalised, diverging, dropout,
-    layers, gradients, evaluated,
+    layers, gradients, evaluated, segmenting, unused_head,
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from experiment.methods.layer_table import layer_rows
 from experiment.run.cell.cell_network import make_cell_network
 from experiment.run.cell.chain_compression import ChainCompression
 from experiment.run.cell.events import ReportEvent
+from experiment.run.cell.examples import write_examples
 from experiment.run.cell.outcome import (
     CellNetwork,
     costs_of,
@@ -70,8 +71,7 @@ def _test_and_store(
 ) -> dict[str, Any]:
     p, context, reference = compression.parameters, compression.context, compression.reference
     network = made.compressed.network
-    agreements = compression.agreements()
-    measured = measure_network(network, p, context.data, agreements)
+    measured = measure_network(network, p, context.data, compression.agreements())
     require_finite(measured)
     direct = measured if made.direct is network else measure_network(made.direct, p, context.data)
     with context.store.writing(cell) as folder:
@@ -81,13 +81,13 @@ def _test_and_store(
         )  # fmt: skip
         write_rows(folder / "layers.csv", layer_rows(reference.count, made.compressed))
         write_history(folder / "history.csv", made.records, task_of(p))
+        write_examples(folder, network, p, context.data)
         if made.ranks is not None:
             made.ranks.write(folder)
         if search is not None:
             write_rows(folder / TABLE, search.table())
         result = {**costs_of(made.compressed, size), **made.facts, "status": "done"}
-        figures = [own | agreement.figures() for own, agreement in zip(measured, agreements, strict=True)]
-        result |= test_figures(p, figures, direct) | {"hardware": instructions(context.machine.device)}
+        result |= test_figures(p, measured, direct) | {"hardware": instructions(context.machine.device)}
         write_result(folder, result)
     return result
 

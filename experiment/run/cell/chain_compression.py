@@ -6,7 +6,6 @@ from typing import Any
 
 from experiment.config import Parameters
 from experiment.datasets.calibration import calibration, calibration_size
-from experiment.datasets.image_data import Images
 from experiment.errors import Inherited, log
 from experiment.layers.build import expand
 from experiment.layers.compressible import trace_layers
@@ -16,13 +15,12 @@ from experiment.progress import ProgressText, showing
 from experiment.random_streams import generator
 from experiment.run.cell.context import Context
 from experiment.run.cell.events import Busy, Note, ReportEvent, cell_name
-from experiment.run.cell.outcome import evaluate_on, task_of
+from experiment.run.cell.outcome import evaluate_with, task_of
 from experiment.run.cell.reference import Reference
 from experiment.run.cell.reference_outputs import FOLDER, reference_outputs
 from experiment.run.cell.start_state import network_of
 from experiment.run.grid.plan import Cell, Chain
 from experiment.training.agreement import Agreement
-from experiment.training.evaluation import Observer
 
 
 class ChainCompression:
@@ -69,17 +67,13 @@ class ChainCompression:
         return Calibration(*calibration(valid, size, ("calibration", p.seed, p.network.dataset.name)))
 
     def agreements(self) -> list[Agreement]:
-        """Compare the outputs of compressed networks with those of the reference network, one per test set."""
+        """For every test set, what compares the outputs of compressed networks with those of the reference network."""
         p, data, network, task = self.parameters, self.context.data, self.reference.network, task_of(self.parameters)
-        folder, key = self.context.store.folder / FOLDER, self.chain.reference_cell.key
-        found = []
+        folder, found = self.context.store.folder / FOLDER, []
         for i, images in enumerate(data.tests(p)):
-
-            def evaluate(observer: Observer, images: Images = images) -> object:
-                return evaluate_on(images, network, p, data, [observer])
-
-            path = folder / (f"{key}-{i}.npy" if i else f"{key}.npy")
-            found.append(Agreement(task, reference_outputs(network, task, len(images), evaluate, path)))
+            path = folder / f"{self.chain.reference_cell.key}-{i}.npy"
+            test = partial(evaluate_with, network, images, p, data)
+            found.append(Agreement(task, reference_outputs(network, task, len(images), test, path)))
         return found
 
     def cell_ended(self, cell: Cell, result: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.run.grid.task_name import task_name
 from experiment.tasks import find_task
 from experiment.tasks.task import Task
+from experiment.training.agreement import Agreement
 from experiment.training.evaluation import Metrics, Observer, evaluate
 from experiment.training.loop import EpochRecord
 
@@ -54,27 +55,28 @@ class CellNetwork:
 
 
 def measure_network(
-    network: nn.Module, p: Parameters, data: Data, observers: Sequence[Observer] = ()
+    network: nn.Module, p: Parameters, data: Data, agreements: Sequence[Agreement] = ()
 ) -> list[dict[str, float]]:
     """The loss and all metrics on every test set, in float32 regardless of the precision of training.
 
     Args:
-        observers: one per test set, or none.
+        agreements: for every test set, what compares the outputs with those of the reference network.
     """
-    tests = list(data.tests(p))
-    observed = [[observer] for observer in observers] or [[]] * len(tests)
-    return [evaluate_on(images, network, p, data, seen).columns for images, seen in zip(tests, observed, strict=True)]
+    figures = []
+    for i, images in enumerate(data.tests(p)):
+        found = agreements[i : i + 1]
+        columns = evaluate_with(network, images, p, data, *found).columns
+        figures.append(columns | (found[0].figures() if found else {}))
+    return figures
 
 
 def valid_figure(network: nn.Module, p: Parameters, data: Data) -> float:
     """The primary metric on the validation data, for selection."""
-    return evaluate_on(data.splits(p, p.training).valid, network, p, data).values[task_of(p).primary.name]
+    return evaluate_with(network, data.splits(p, p.training).valid, p, data).values[task_of(p).primary.name]
 
 
-def evaluate_on(
-    images: Images, network: nn.Module, p: Parameters, data: Data, observers: Sequence[Observer] = ()
-) -> Metrics:
-    """The loss and all metrics on some images."""
+def evaluate_with(network: nn.Module, images: Images, p: Parameters, data: Data, *observers: Observer) -> Metrics:
+    """The loss and all metrics on these images, with the settings of a file."""
     return evaluate(
         network, images, task=task_of(p), loss=p.training.loss, loss_kwargs=p.training.loss_kwargs,
         device=data.device, precision="fp32", batch_size=p.training.test_batch_size, observers=observers,

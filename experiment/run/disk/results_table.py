@@ -31,6 +31,7 @@ _BEFORE_METRICS = (
     "parameters", "flops", "flops_unmasked", "keep_parameters", "keep_flops",
     "bytes_dense", "bytes_values", "bytes_sparse", "bytes_file", "loss",
 )  # fmt: skip
+AGREEMENT = ("flips", "kl", "worst_class_drop")
 _AFTER_METRICS = (
     "parameters_reference", "flops_reference", "epochs", "seconds_compress", "seconds_retrain", "status", "error",
     "cell", "hardware", "primary", "better", "unit", *AGREEMENT,
