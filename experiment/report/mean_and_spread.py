@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from experiment.errors import ConfigError
-from experiment.report.primary_metric import by_metric
+from experiment.report.primary_metric import AGREEMENT, by_metric
 from experiment.report.results_table import GROUP, SETTING, compressed, metrics_of, tidy
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def summarize(results: DataFrame) -> DataFrame:
 
 def _averaged(results: DataFrame) -> list[str]:
     """The columns to average, those of metrics included."""
-    own = [metric for metric, _ in by_metric(tidy(results))]
-    return [*AVERAGED, *metrics_of(results), *(c for metric in own for c in (metric.before, metric.reference))]
+    primary = [c for metric, _ in by_metric(tidy(results)) for c in (metric.before, metric.reference)]
+    return [*AVERAGED, *AGREEMENT, *metrics_of(results), *primary]
 
 
 def keep_column(quantity: str) -> str:

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 BEFORE = "_before_retraining"  # ending of a column
 DEFAULTS = {"primary": "top1", "better": "higher", "unit": "fraction"}  # of results without these columns
 OF_CLASSES = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
+AGREEMENT = {  # with the reference network: column -> title, unit; lower is better
+    "flips": ("changed test predictions", "fraction"),
+    "kl": ("KL divergence from the reference", "value"),
+    "worst_class_drop": ("loss of accuracy in the worst class", "fraction"),
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ class ReportedMetric:
     @property
     def title(self) -> str:
         """The name within a sentence; metrics of the user's own tasks are named as their columns."""
+        if self.name in AGREEMENT:
+            return AGREEMENT[self.name][0]
         known = None if self.name in OF_CLASSES else registered(self.name)
         return known.title if known else OF_CLASSES.get(self.name, self.name.replace("_", " "))
 
@@ -111,6 +118,8 @@ def metric_named(name: str, primary: ReportedMetric) -> ReportedMetric:
     """The metric of a column: the primary one, also before retraining, another one, or the loss."""
     if name in (primary.name, primary.before):
         return ReportedMetric(name, primary.better, primary.unit)
+    if name in AGREEMENT:
+        return ReportedMetric(name, "lower", AGREEMENT[name][1])
     known = None if name in OF_CLASSES or name == "loss" else registered(name)
     default = ("higher", "fraction") if name in OF_CLASSES else ("lower", "value")
     return ReportedMetric(name, *((known.better, known.unit) if known else default))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from experiment.errors import ConfigError, StoreError
 from experiment.files import RUN_AGAIN
-from experiment.report.primary_metric import DEFAULTS, OF_CLASSES, ReportedMetric, by_metric, registered
+from experiment.report.primary_metric import AGREEMENT, DEFAULTS, OF_CLASSES, ReportedMetric, by_metric, registered
 from experiment.run.disk.results_table import read_table
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ NUMBERS = (
     "net", "repetition", "keep_target", "parameters", "flops", "flops_unmasked", "keep_parameters", "keep_flops",
     "bytes_dense", "bytes_values", "bytes_sparse", "bytes_file", "loss", "top1", "top5", "top1_before_retraining",
     "top1_reference", "parameters_reference", "flops_reference", "epochs", "seconds_compress", "seconds_retrain",
+    *AGREEMENT,
 )  # fmt: skip
 EXTRA_NUMBERS = re.compile(
     r"latency_(iqr_)?ms_b\d+(_reference)?|bytes_bitmask|bytes_csr|noise_[a-z_]+_[0-9.e+-]+"

@@ -74,10 +74,12 @@ def check_keys(values: Any, block: dict[str, Any], definitions: dict[str, Any], 
     options = block.get("anyOf", block.get("oneOf"))
     if options is not None:
         options = [definitions[o["$ref"].rpartition("/")[2]] if "$ref" in o else o for o in options]
+        options = [inner for o in options for inner in o.get("anyOf", [o])]
         kind = {dict: "object", list: "array"}.get(type(values))
-        fitting = [o for o in options if o.get("type") == kind and set(values) <= set(o.get("properties", values))]
         if kind is None:
             return
+        keys = set(values) if isinstance(values, dict) else set()
+        fitting = [o for o in options if o.get("type") == kind and keys <= set(o.get("properties", keys))]
         assert fitting, f"no alternative fits {values}"
         block = fitting[0]
     if isinstance(values, dict) and "properties" in block:

@@ -16,6 +16,8 @@ import yaml
 from experiment.config import keep_steps, load, packaged_param
 from experiment.config.value_tree import plain
 from experiment.config.yaml_file import parse
+from experiment.run.grid.keys import MADE
+from experiment.run.grid.plan import Machine, plan_experiment
 
 GRID_69 = """\
   spacing:
@@ -241,3 +243,42 @@ def test_the_reference_tells_merging_apart(write: Callable[..., None]) -> None:
     write({"part.yaml": 'file: "cascade.yaml"\nexperiments: {numNets: 5}\n'})
     assert "methods" not in shallow("part.yaml")["experiments"]
     assert len(load("part.yaml").parameters.experiments.methods) == 4
+
+
+SHORT = (
+    "Blur Brightness Contrast Defocus Elastic Fog Frost Gauss Glass Impulse Jpeg Motion Pixel Sat Shot Snow Spatter "
+    "Speckle Zoom"
+)
+TESTED = {  # the sweeps of "Lost in Pruning": trained on, tested on
+    "CIFAR10": ["CIFAR10", "CIFAR10_1", *(f"CIFAR10_C_{short}_3" for short in SHORT.split())],
+    "CIFAR10_C_Mix1": [
+        f"CIFAR10_C_{short}_{i}" for short in ("Brightness", "Fog", "Jpeg", "Zoom") for i in range(1, 6)
+    ],
+    "ImageNet": ["ImageNet", "ObjectNet", *(f"ImageNet_C_{short}_3" for short in SHORT.split())],
+}
+
+
+@pytest.mark.parametrize("trained_on", TESTED)
+def test_sweeps_of_test_sets_plan_without_an_unknown_name(trained_on: str, write: Callable[..., None]) -> None:
+    sweep = [{"key": ["experiments", "datasetTest"], "value": name} for name in TESTED[trained_on]]
+    imagenet = trained_on == "ImageNet"
+    network = {
+        "name": "resnet18" if imagenet else "resnet20",
+        "dataset": trained_on,
+        "outputSize": 1000 if imagenet else 10,
+    }
+    training = {"file": f"training/{'imagenet' if imagenet else 'cifar'}/resnet.yaml"}
+    write(
+        {
+            "lost.yaml": yaml.safe_dump(
+                yaml.safe_load(PRUNE) | {"network": network, "training": training, "customizations": sweep}
+            )
+        }
+    )
+    plan = plan_experiment(load("lost.yaml"), Machine("cpu"), datasets=Path("nowhere"))
+    assert plan.problems == ()
+    made = {cell.made for cell in plan.cells if cell.made}
+    assert len(made) == len(
+        {cell.key[:MADE] for cell in plan.cells if cell.made}
+    )  # networks are shared by all test sets
+    assert len({cell.key for cell in plan.cells}) == len(TESTED[trained_on]) * (len(made) + 3)

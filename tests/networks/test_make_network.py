@@ -188,3 +188,23 @@ def test_pretrained_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda self, *args, **kwargs: published)
     network = make_network("mobilenet_v2", {"pretrained": True}, (3, 64, 64), 1000)
     assert all(torch.equal(v, published[n]) for n, v in network.state_dict().items())
+
+
+def test_published_weights_for_segmentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the whole network, without its auxiliary head, or of the backbone."""
+    plain = {"weights": None, "weights_backbone": None}
+    whole = models.get_model("deeplabv3_mobilenet_v3_large", **plain, num_classes=21, aux_loss=True).state_dict()
+    backbone = models.mobilenet_v3_large(weights=None).state_dict()
+
+    def published(self: models.WeightsEnum, *args: object, **kwargs: object) -> dict[str, torch.Tensor]:
+        return {n: torch.full_like(v, 0.5) for n, v in (whole if "COCO" in self.name else backbone).items()}
+
+    monkeypatch.setattr(models.WeightsEnum, "get_state_dict", published)
+    name, shape = "deeplabv3_mobilenet_v3_large", (3, 64, 64)
+    network = make_network(name, {"pretrained": True, "auxiliary": False}, shape, 21, outputs=None)
+    assert all((v == 0.5).all() for v in network.state_dict().values() if v.is_floating_point())
+    assert set(network(torch.zeros(2, *shape))) == {"out"}
+    network = make_network(name, {"pretrained": "backbone"}, shape, 5, outputs=None)
+    loaded = {n: bool((p == 0.5).all()) for n, p in network.named_parameters()}
+    assert all(same == name.startswith("backbone") for name, same in loaded.items())
+    assert "true with outputSize 21" in problem(name, {"pretrained": True}, shape)

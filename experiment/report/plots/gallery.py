@@ -13,6 +13,7 @@ from experiment.report.mean_and_spread import Quantity
 from experiment.report.plots.compare_variants import comparisons, plot_variants
 from experiment.report.plots.cost import latency_columns, plot_cost
 from experiment.report.plots.effective_rank import RANK_COLUMNS, plot_effective_rank, with_shares
+from experiment.report.plots.examples import MOST_EXAMPLES, plot_examples, read_examples
 from experiment.report.plots.history import LC_COLUMNS, plot_convergence, plot_retraining, plot_training
 from experiment.report.plots.layers import plot_layers, typical_keeps
 from experiment.report.plots.retrain_sweep import is_retrain_sweep, plot_retrain_sweep
@@ -116,6 +117,8 @@ def _axes_of_tradeoffs(source: Source, rows: DataFrame, alone: bool) -> Iterator
         yield metric.name, "parameters", "log"
     if not prune_only(rows) and cells[metric.before].notna().any():
         yield metric.before, "parameters", "linear"
+    if cells["flips"].notna().any():
+        yield "flips", "parameters", "linear"
     for name in (*source.other_metrics(rows), "loss"):
         if cells[name].notna().any():
             yield name, "parameters", "linear"
@@ -221,9 +224,22 @@ def convergence(source: Source, styles: LabelStyles) -> Iterator[Plot]:
             yield Plot(f"convergence{suffix}", caption, partial(plot_convergence, found, styles, title, metric))
 
 
+def examples(source: Source, styles: LabelStyles) -> Iterator[Plot]:
+    """A few test images with their maps and what networks predict; of the first variant and network."""
+    for rows, title in _first_variant(source):
+        first = rows[rows["net"] == rows["net"].min()]
+        shown = _typical(first, 1).drop_duplicates("label").head(MOST_EXAMPLES).to_dict("records")
+        names = dict.fromkeys(map(str, reference_rows(first)["cell"].head(1)), "reference")
+        names |= {str(c["cell"]): f"{styles.name(c['label'])}, keep {c['keep_parameters']:.2g}" for c in shown}
+        found = {names[cell]: arrays for cell, arrays in read_examples(source.folder, list(names)).items()}
+        if len(found) > 1:
+            caption = "Test images, their classes and what networks predict; white has no class."
+            yield Plot("examples", caption, partial(plot_examples, found, f"{title}: predictions"))
+
+
 GALLERY: tuple[Kind, ...] = (
     comparisons_of_variants, tradeoffs, costs, test_sets, noise, retrain_sweeps, layers, training_and_retraining,
-    effective_ranks, convergence,
+    effective_ranks, convergence, examples,
 )  # fmt: skip
 
 

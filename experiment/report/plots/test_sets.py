@@ -11,7 +11,7 @@ from experiment.report.plots.curves import draw_curve
 from experiment.report.plots.figure import new_figure, place_legend, set_panel_title, set_title
 from experiment.report.primary_metric import primary_metric
 from experiment.report.results_table import compressed, labels_of, reference_rows
-from experiment.report.words.test_sets import potential_per_test_set, shown_deltas
+from experiment.report.words.test_sets import limit, potential_per_test_set, shown_deltas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,6 @@ def plot_potential_on_test_sets(results: DataFrame, styles: LabelStyles, title: 
         results: rows of results.csv, as returned by `comparable_rows`.
     """
     deltas = shown_deltas(results)
-    metric = primary_metric(results)
     figure, panels = new_figure(len(deltas), height=4.6)
     looks, entries = styles.looks(labels_of(results)), {}
     for axes, delta in zip(panels, deltas, strict=True):
@@ -46,7 +45,7 @@ def plot_potential_on_test_sets(results: DataFrame, styles: LabelStyles, title: 
         names = [escaping.plot(str(name)) for name in table.index]
         axes.set_xticks(range(len(table)), names, rotation=45, ha="right")
         axes.set_ylim(-3, 103)
-        set_panel_title(axes, f"{metric.worsening} of at most {100 * delta:g} {metric.step}")
+        set_panel_title(axes, limit(results, delta))
     panels[0].set_ylabel("Parameters removed (%)")
     place_legend(figure, [(line, styles.name(str(label))) for label, line in entries.items()])
     set_title(figure, title)
@@ -64,7 +63,7 @@ def excess_errors(results: DataFrame) -> DataFrame:
     metric = primary_metric(cells)
     drop = metric.loss(cells[metric.reference], cells[metric.name])
     cells = cells.assign(drop=drop, removed=1 - cells["keep_parameters"])
-    clean = cells.loc[cells["dataset_test"] == first, [*_CELL, "drop", "removed"]]
+    clean = cells.loc[cells["dataset_test"] == first, [*_CELL, "drop", "removed", "primary", "better", "unit"]]
     others = cells[cells["dataset_test"] != first].groupby(_CELL, dropna=False, sort=False)["drop"].mean().reset_index()
     joined: DataFrame = clean.merge(others, on=_CELL, suffixes=("_clean", ""))
     return joined.assign(excess=joined["drop"] - joined["drop_clean"])
@@ -76,7 +75,7 @@ def plot_excess_error(results: DataFrame, styles: LabelStyles, title: str = "") 
     cells = excess_errors(results)
     _draw(figure, [axes], cells, [100 * cells["excess"]], labels_of(results), styles)
     axes.axhline(0, color="#555555", linewidth=0.8)
-    axes.set_ylabel("Loss on the other test sets beyond\nthat of the reference network (points)")
+    axes.set_ylabel(f"Excess error on the other test sets\nbeyond the reference's ({primary_metric(cells).step})")
     set_title(figure, title)
     return figure
 
@@ -86,14 +85,18 @@ def plot_noise(results: DataFrame, level: str, styles: LabelStyles, title: str =
     figure, panels = new_figure(3, panel_width=3.2)
     cells = compressed(results)
     cells = cells.assign(removed=1 - cells["keep_parameters"])
-    own = reference_rows(results)[f"noise_excess_error_{level}"].mean()
+    own, metric = reference_rows(results)[f"noise_excess_error_{level}"].mean(), primary_metric(results)
     values = [
         100 * cells[f"noise_agreement_{level}"],
         cells[f"noise_distance_{level}"],
-        100 * (cells[f"noise_excess_error_{level}"] - own),
+        metric.scale * (cells[f"noise_excess_error_{level}"] - own),
     ]
     _draw(figure, panels, cells, values, labels_of(results), styles)
-    names = ("Predictions equal (%)", "Distance of softmax outputs", "Excess error beyond\nthe reference's (points)")
+    names = (
+        "Predictions equal (%)",
+        "Distance of softmax outputs",
+        f"Excess error of {metric.title}\nbeyond the reference's",
+    )
     for axes, name in zip(panels, names, strict=True):
         axes.set_ylabel(name)
     set_title(figure, title)

@@ -12,7 +12,7 @@ from experiment.report.label_styles import LabelStyles, Look
 from experiment.report.mean_and_spread import Quantity, keep_column, summarize
 from experiment.report.plots.curves import REFERENCE_NAME, draw_curve, draw_reference, log_ticks, plain_ticks
 from experiment.report.plots.figure import new_figure, place_legend, set_panel_title, set_title
-from experiment.report.primary_metric import BEFORE, ReportedMetric, metric_named, primary_metric
+from experiment.report.primary_metric import AGREEMENT, BEFORE, ReportedMetric, metric_named, primary_metric
 from experiment.report.results_table import compressed, labels_of, metrics_of, references, select_variant, variants_of
 from experiment.report.words.titles import (
     METRICS,
@@ -58,7 +58,7 @@ def plot_tradeoff(
     Args:
         results: rows of results.csv, of one network and dataset.
         metric: a column: the primary metric (the default, top1 of classification), `<primary>_before_retraining`,
-            another metric, or loss.
+            another metric, loss, flips, kl or worst_class_drop.
         variant: the variant to draw; may be omitted if there is only one.
         scale: `linear` shows the share removed, `log` the share kept on a logarithmic axis.
         keep_limits: smallest and largest keep ratio on the x axis.
@@ -104,7 +104,8 @@ def _shown(results: DataFrame, metric: str | None) -> ReportedMetric:
     Raises: ConfigError: the results have no such metric.
     """
     primary = primary_metric(results)
-    known = METRICS if primary.name == "top1" else dict.fromkeys([*metrics_of(results), "loss", primary.before])
+    own = METRICS if primary.name == "top1" else dict.fromkeys([*metrics_of(results), "loss", primary.before])
+    known = [*own, *AGREEMENT]
     if metric is not None and metric not in known:
         raise ConfigError(f"metric: must be one of {', '.join(known)}. Got {metric!r}.")
     return metric_named(metric or primary.name, primary)
@@ -146,8 +147,9 @@ def _floor(metric: ReportedMetric, y: Series[float]) -> float:
 
 
 def _reference(results: DataFrame, metric: ReportedMetric) -> Edges | None:
-    values = references(results)[metric.name.removesuffix(BEFORE)].dropna() * metric.scale
-    if values.empty:
+    values = references(results).get(metric.name.removesuffix(BEFORE))
+    values = None if values is None else values.dropna() * metric.scale
+    if values is None or values.empty:
         return None
     mean, std = float(values.mean()), float(values.std()) if len(values) > 1 else 0.0
     return mean, mean - std, mean + std

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from experiment.report.document import Block, Section, Table, Text
 from experiment.report.label_styles import LabelStyles
 from experiment.report.mean_and_spread import summarize
-from experiment.report.primary_metric import ReportedMetric, by_metric, metric_named
+from experiment.report.primary_metric import AGREEMENT, ReportedMetric, by_metric, metric_named
 from experiment.report.prune_potential import Per
 from experiment.report.results_folder import Source
 from experiment.report.results_table import GROUP, REFERENCE, compressed, prune_only, quantized, references
@@ -106,7 +106,8 @@ def every_keep_ratio(source: Source, styles: LabelStyles) -> Iterator[Section]:
     """One table per variant and label: what was achieved at every keep ratio."""
     retrained = not prune_only(source.results)
     for metric, own in by_metric(source.results):
-        others = _metrics(source, own, metric)[1:]
+        agreement = [metric_named(name, metric) for name in AGREEMENT if own[name].notna().any()]
+        others = [*_metrics(source, own, metric)[1:], *agreement]
         before = [metric_named(metric.before, metric)] if retrained else []
         header = ["Keep ratio", "Parameters kept (%)", "smaller", "FLOPs kept (%)", "fewer"]
         header += [column_title(metric), f"change ({metric.step})", *map(column_title, [*before, *others])]

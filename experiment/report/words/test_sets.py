@@ -10,6 +10,7 @@ from experiment.report.primary_metric import primary_metric
 from experiment.report.prune_potential import deltas_for, prune_potential
 from experiment.report.results_folder import Source
 from experiment.report.words import numbers
+from experiment.report.words.titles import capitalized
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -34,6 +35,12 @@ def shown_deltas(results: DataFrame) -> tuple[float, float]:
     return deltas[1], deltas[3]
 
 
+def limit(results: DataFrame, delta: float) -> str:
+    """An allowed loss in words: `loss ≤ 0.5 points`."""
+    metric = primary_metric(results)
+    return f"{metric.worsening} ≤ {100 * delta:g} {metric.step}"
+
+
 def potential_per_test_set(results: DataFrame, delta: float) -> DataFrame:
     """Share of parameters removed within a loss of `delta`, against the reference network on the same test set.
 
@@ -56,7 +63,7 @@ def potential_on_test_sets(source: Source, styles: LabelStyles) -> Section | Non
         "the same test set, is at most that in the header; then the mean and the worst of all test sets. All networks "
         "are the same; the other sections are about the first test set."
     )
-    metric, blocks = primary_metric(results), list[Block]([Text(text)])
+    blocks: list[Block] = [Text(text)]
     for delta in shown_deltas(results):
         table = potential_per_test_set(results, delta)
         rows = [
@@ -64,9 +71,6 @@ def potential_on_test_sets(source: Source, styles: LabelStyles) -> Section | Non
         ]
         for name, summary in ((MEAN, table.mean()), (WORST, table.min())):
             rows.append([name, *map(numbers.percent, summary)])
-        header = [
-            f"{metric.worsening.capitalize()} ≤ {100 * delta:g} {metric.step}",
-            *(styles.plain(str(label)) for label in table),
-        ]
+        header = [capitalized(limit(results, delta)), *(styles.plain(str(label)) for label in table)]
         blocks.append(Table(header, rows))
     return Section("Prune potential per test set", blocks)

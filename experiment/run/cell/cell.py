@@ -11,6 +11,7 @@ from experiment.methods.layer_table import layer_rows
 from experiment.run.cell.cell_network import make_cell_network
 from experiment.run.cell.chain_compression import ChainCompression
 from experiment.run.cell.events import ReportEvent
+from experiment.run.cell.examples import write_examples
 from experiment.run.cell.outcome import (
     CellNetwork,
     costs_of,
@@ -80,6 +81,7 @@ def _test_and_store(
         )  # fmt: skip
         write_rows(folder / "layers.csv", layer_rows(reference.count, made.compressed))
         write_history(folder / "history.csv", made.records, task_of(p))
+        write_examples(folder, network, p, context.data)
         if made.ranks is not None:
             made.ranks.write(folder)
         if search is not None:

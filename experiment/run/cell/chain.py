@@ -15,6 +15,7 @@ from experiment.run.cell.cell import compute_cell
 from experiment.run.cell.chain_compression import ChainCompression
 from experiment.run.cell.context import Context
 from experiment.run.cell.events import Advanced, CellDone, Note, ReportEvent, Started, cell_name
+from experiment.run.cell.examples import write_examples
 from experiment.run.cell.outcome import (
     costs_of,
     measure_network,
@@ -63,6 +64,7 @@ def _store_reference(task: ReferenceTask, reference: Reference, context: Context
         size = save_weights(folder / "network.pt", network, Plan(), reference.architecture, method="Reference")
         write_rows(folder / "layers.csv", layer_rows(reference.count, unchanged))
         copy_history(reference.folder, folder, task_of(p))
+        write_examples(folder, network, p, context.data)
         write_reference_ranks(p, reference.folder, network, folder)
         result = {**costs_of(unchanged, size), "epochs": 0, "status": "done"}
         result |= test_figures(p, measured, measured) | {"hardware": instructions(context.machine.device)}

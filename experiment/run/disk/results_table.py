@@ -25,6 +25,7 @@ from experiment.run.grid.plan import ExperimentPlan
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+AGREEMENT = ("flips", "kl", "worst_class_drop")
 _BEFORE_METRICS = (
     "dataset", "dataset_test", "network", "variant", "method", "label", "net", "repetition", "keep_target",
     "parameters", "flops", "flops_unmasked", "keep_parameters", "keep_flops",
