@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from experiment.deploy.int8 import quantize_int8, serialized_bytes
     from experiment.layers.torch_prune_state import load_pruned_state, pruned_state
     from experiment.lc.keep_search import search_keep
+    from experiment.tasks.task import Metric, Task
 
 __all__ = [
-    "LC", "CompressionResult", "bake", "calibration_inputs", "compress", "compress_many", "evaluate", "load_network",
-    "load_pruned_state", "load_results", "pruned_state", "quantize_int8", "save_network", "search_keep",
+    "LC", "CompressionResult", "Metric", "Task", "bake", "calibration_inputs", "compress", "compress_many", "evaluate",
+    "load_network", "load_pruned_state", "load_results", "pruned_state", "quantize_int8", "save_network", "search_keep",
     "serialized_bytes",
 ]  # fmt: skip
 
@@ -27,6 +28,7 @@ _HOMES = {
     "experiment.deploy.int8": ("quantize_int8", "serialized_bytes"),
     "experiment.layers.torch_prune_state": ("load_pruned_state", "pruned_state"),
     "experiment.lc.keep_search": ("search_keep",),
+    "experiment.tasks.task": ("Metric", "Task"),
 }
 
 

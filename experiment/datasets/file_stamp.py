@@ -20,7 +20,7 @@ from typing import BinaryIO, cast
 from experiment.datasets import find_dataset
 from experiment.datasets.image_files import File, folder_part, images_below
 from experiment.datasets.text_files import part_path
-from experiment.errors import CannotWrite, DataError, ExperimentError, log
+from experiment.errors import CannotWrite, ExperimentError, log
 from experiment.escaping import json_text
 from experiment.files import read_json, write_whole
 from experiment.registry import resolve
@@ -45,7 +45,7 @@ def stamp_of_part(name: str, settings: Mapping[str, object], data_dir: Path, tra
     try:
         files = cast(Files, resolve(entry.files))(name, data_dir, train, settings)
         return stamp_of(files, data_dir) if files else None
-    except (OSError, DataError):  # reported when the dataset is loaded
+    except (OSError, ExperimentError):  # reported when the dataset is loaded
         return None
 
 

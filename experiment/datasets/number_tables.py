@@ -21,6 +21,7 @@ from experiment.random_streams import generator
 from experiment.registry import suggestion
 
 SETTINGS = ("root", "train", "test", "testShare", "splitSeed", "target", "features", "classes", "standardizeTarget")
+MISSING = ("", "nan", "None")
 TEST_EVERY = 5  # every fifth row of the diabetes data is a test row
 
 
@@ -68,7 +69,7 @@ def load(name: str, data_dir: Path, train: bool, settings: Mapping[str, object],
                 raise DataError(f"{path} has no column '{column}'.{have} Set settings.target, settings.features.")
     x_NF = standardized(path, known, rows, features)
     if settings.get("classes"):
-        names = tuple(sorted(set(known[targets[0]].map(str))))
+        names = tuple(sorted(set(known[targets[0]].map(str)) - set(MISSING)))
         return _source(x_NF, _class_numbers(path, rows[targets[0]].map(str), names), names)
     scaled = settings.get("standardizeTarget", True)
     return _source(x_NF, standardized(path, known, rows, targets) if scaled else _numbers(path, rows, targets).float())
@@ -137,7 +138,7 @@ def _class_numbers(path: Path, column: pandas.Series, names: Sequence[str]) -> T
     Raises: DataError: a row has a class that the training part has not, or none.
     """
     for row, value in column.items():
-        if value not in names or value.lower() in ("", "nan", "none"):
+        if value not in names:
             known = shortened(", ".join(names))
             raise DataError(
                 f"{path}: row {row}: expected a class of the training part ({known}) in column '{column.name}'. Got "

@@ -75,6 +75,7 @@ def unet_parameters(width: int, depth: int) -> int:
 EXPECTED = {
     # LeCun et al. 1998 and Caffe's example; 267K and 431K in Han et al. 2015, table 1
     "lenet300_100": (MNIST, 10, 784 * 300 + 300 * 100 + 100 * 10 + 410),
+    "mlp": (MNIST, 10, 784 * 300 + 300 * 100 + 100 * 10 + 410),
     "lenet5": (MNIST, 10, 431_080),
     # 156 + 2,416 + 48,120 + 10,164 + 850: LeCun et al. 1998, figure 2, with C3 fully connected
     "lenet5_small": (MNIST, 10, 61_706),
@@ -293,6 +294,9 @@ def test_residual_block_adds_its_input() -> None:
 
 
 def test_dropout_setting() -> None:
+    settings = {"hidden": [8, 6], "activation": "Tanh", "batch_norm": True, "dropout": 0.25}
+    steps = [type(m).__name__ for m in make_network("mlp", settings, (5,), 2).modules()][1:]
+    assert steps == ["Flatten", *2 * ("Linear", "BatchNorm1d", "Tanh", "Dropout"), "Linear"]
     network = make_network("mnist_fc", {"dropout": 0.25}, MNIST, 10)
     assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [0.25, 0.25]
     assert not [m for m in make_network("mnist_fc", {"dropout": 0}, MNIST, 10).modules() if isinstance(m, nn.Dropout)]
