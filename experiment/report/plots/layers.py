@@ -27,7 +27,7 @@ def typical_keeps(keeps: Sequence[float], count: int = 3) -> list[float]:
     grid = sorted({keep for keep in keeps if not math.isnan(keep)}, reverse=True)
     if len(grid) <= count:
         return grid
-    return [grid[round(place * (len(grid) - 1) / (count - 1))] for place in range(count)]
+    return [grid[round(place * (len(grid) - 1) / max(1, count - 1))] for place in range(count)]
 
 
 def plot_layers(layers: DataFrame, styles: LabelStyles, title: str = "") -> Figure:
