@@ -100,7 +100,8 @@ def find_dataset(name: str) -> DatasetEntry | None:
     if found is None or found.base not in DATASETS:
         return None
     base, copies = DATASETS[found.base], 1 if found.severity else len(SEVERITIES)
+    files = f"{PUBLISHED}:corrupted_files" if base.files or found.base == "CIFAR10" else ""
     return replace(
         base, name=name, target=f"{OTHERS}:load_corrupted", version=base.version + VERSION - 1,
-        num_train=base.num_train and copies * base.num_train, files=f"{PUBLISHED}:corrupted_files",
+        num_train=base.num_train and copies * base.num_train, files=files,
     )  # fmt: skip

@@ -7,6 +7,7 @@ https://arxiv.org/abs/2103.03014
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,7 +54,9 @@ def load_corrupted(name: str, data_dir: Path, train: bool, settings: Mapping[str
     if base == "ImageNet" and not train:
         folders = published_files.imagenet_c(data_dir, corruption, severity)
         if all(folder.is_dir() for folder in folders):
-            return _class_folders(folders)
+            classes = class_folders(folders[0])
+            items = _labelled([(folder / name, i) for folder in folders for i, name in enumerate(classes)])
+            return Source(items, len(classes), classes=classes)
     source = load_source(base, settings, data_dir, train, output_size)
     if base == "ImageNet":
         if train:
@@ -101,8 +104,10 @@ def load_mixture(name: str, data_dir: Path, train: bool, settings: Mapping[str, 
     Each draws one of the mixture's corruptions, and a severity from 0 (none) to 5.
     """
     source = load_source("CIFAR10", settings, data_dir, train, output_size)
+    if not train:
+        return source
     corruptions = tuple(SHORT[short] for short in MIXTURES[name])
-    return replace(source, items=_Mixed(source.items, corruptions)) if train else source
+    return replace(source, items=_Changed(source.items, partial(_mixed, corruptions)))
 
 
 def load_objectnet(name: str, data_dir: Path, train: bool, settings: Mapping[str, object], output_size: int) -> Source:
@@ -170,21 +175,11 @@ def _without_frame(image: Image.Image) -> Image.Image:
     return image.crop((_BORDER, _BORDER, image.width - _BORDER, image.height - _BORDER))
 
 
-@dataclass(frozen=True)
-class _Mixed:
-    """Items corrupted by torch's random numbers, which are seeded for every image and epoch."""
-
-    items: Items
-    corruptions: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> tuple[object, object]:
-        image, label = self.items[index]
-        corruption = self.corruptions[int(torch.randint(len(self.corruptions), ()))]
-        severity, seed = int(torch.randint(len(SEVERITIES) + 1, ())), int(torch.randint(2**62, ()))
-        return corrupt_input(image, corruption, severity, seed) if severity else image, label
+def _mixed(corruptions: Sequence[str], image: Image.Image) -> Image.Image:
+    """One of the corruptions, or none, by torch's random numbers, which are seeded for every image and epoch."""
+    corruption = corruptions[int(torch.randint(len(corruptions), ()))]
+    severity, seed = int(torch.randint(len(SEVERITIES) + 1, ())), int(torch.randint(2**62, ()))
+    return cast(Image.Image, corrupt_input(image, corruption, severity, seed)) if severity else image
 
 
 def _arrays(paths: Sequence[Path], rows: slice) -> Source:
@@ -203,15 +198,6 @@ def _arrays(paths: Sequence[Path], rows: slice) -> Source:
         )
     pixels = torch.from_numpy(images[rows].transpose(0, 3, 1, 2).copy())
     return Source(Pixels(pixels, torch.from_numpy(labels[rows].astype(np.int64))), 10)
-
-
-def _class_folders(folders: Sequence[Path]) -> Source:
-    """Images in one folder per class; several such folders one after the other."""
-    classes = class_folders(folders[0])
-    return Source(
-        _labelled([(folder / name, i) for folder in folders for i, name in enumerate(classes)]), len(classes),
-        classes=classes,
-    )  # fmt: skip
 
 
 def _labelled(folders: Sequence[tuple[Path, int]]) -> FolderItems:

@@ -36,20 +36,17 @@ def next_tokens(where: str, target: Any) -> Tensor:
 
     Raises: DataError: they are something else.
     """
-    ids = target if isinstance(target, Tensor) else _as_tensor(target)
-    if ids is None or ids.dim() != 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+    try:
+        ids = torch.as_tensor(target)
+        fits = ids.dim() == 1 and not ids.is_floating_point() and not ids.is_complex() and ids.dtype != torch.bool
+    except (TypeError, ValueError, RuntimeError):  # no numbers
+        fits = False
+    if not fits:
         raise DataError(
             f"{where}: expected the next token at every position as target, integers of shape (positions,). "
             f"Got {in_words(target)}."
         )
     return ids.long()
-
-
-def _as_tensor(target: Any) -> Tensor | None:
-    try:
-        return torch.as_tensor(target)
-    except (TypeError, ValueError, RuntimeError):  # no numbers
-        return None
 
 
 def check_tokens(where: str, output_size: int, targets: Tensor) -> None:

@@ -6,16 +6,13 @@ answers that are NaN.
 
 import math
 from collections.abc import Callable
-from numbers import Real
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from experiment.errors import DataError
-from experiment.inputs import in_words
 from experiment.tasks.classification import check_classes, class_number
 from experiment.tasks.distributions import GAUSSIAN
+from experiment.tasks.regression import check_numbers, numbers
 from experiment.tasks.task import Metric, Task
 
 
@@ -28,7 +25,7 @@ def confusion(outputs: Tensor, y: Tensor) -> Tensor:
 
 def _of_confusion(figure: Callable[[Tensor], Tensor]) -> Callable[[Tensor], float]:
     def compute(total: Tensor) -> float:
-        k = (math.isqrt(4 * len(total) + 1) - 1) // 2
+        k = math.isqrt(len(total))
         return float(figure(total.reshape(k, k + 1)))
 
     return compute
@@ -53,7 +50,7 @@ def f1(counts: Tensor) -> Tensor:
 
 
 def _pairs(outputs: Tensor, y: Tensor) -> Tensor:
-    return torch.stack([outputs[:, 0], y[:, 0]], dim=1).double()
+    return torch.stack([outputs.flatten(), y.flatten()], dim=1).double()
 
 
 def pearson(rows: Tensor) -> float:
@@ -71,32 +68,6 @@ def spearman(rows: Tensor) -> float:
         _, places, counts = torch.unique(column, return_inverse=True, return_counts=True)
         ranks.append((counts.cumsum(0) - (counts - 1) / 2)[places])
     return pearson(torch.stack(ranks, dim=1).double()) if bool(rows.isfinite().all()) else math.nan
-
-
-def one_number(where: str, target: Any) -> Tensor:
-    """One finite number as float32 (1,).
-
-    Raises: DataError: it is something else.
-    """
-    value: object = target
-    if isinstance(value, Tensor) or hasattr(value, "__array__"):
-        array = torch.as_tensor(value)
-        value = array.item() if array.numel() == 1 and not array.is_complex() else None
-    if not isinstance(value, Real) or not math.isfinite(value):
-        what = in_words(target) if value is None or not isinstance(value, Real) else str(value)
-        raise DataError(f"{where}: expected one finite number as target. Got {what}. Fill it in, or remove the sample.")
-    return torch.tensor([float(value)])
-
-
-def _check_numbers(where: str, output_size: int, targets: Tensor) -> None:
-    """Check that the network has one output.
-
-    Raises: DataError: it has more.
-    """
-    if output_size != 1:
-        raise DataError(
-            f"{where}: the targets are single numbers, but network.outputSize is {output_size}. Set it to 1."
-        )
 
 
 METRICS = (
@@ -122,7 +93,7 @@ REGRESSION = Task(
         Metric("spearman", "Spearman correlation", _pairs, spearman, joined=True),
     ),
     losses=("MSELoss", "L1Loss", "SmoothL1Loss"),
-    target=one_number,
-    check=_check_numbers,
+    target=numbers,
+    check=check_numbers,
     distribution=GAUSSIAN,
 )

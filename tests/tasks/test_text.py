@@ -105,9 +105,8 @@ def test_tokens_of_any_kind(target: object) -> None:
         ("language_modelling", torch.tensor([0.5]), "a.csv:3: expected the next token .* Got a torch.float32 tensor"),
         ("language_modelling", 4, "a.csv:3: expected the next token .* Got the int 4"),
         ("language_modelling", ["a"], "a.csv:3: expected the next token .* Got a list of 1"),
-        ("text_regression", math.nan, "a.csv:3: expected one finite number as target. Got nan"),
-        ("text_regression", torch.tensor([1.0, 2.0]), "a.csv:3: expected one finite number .* of shape 2"),
-        ("text_regression", "good", "a.csv:3: expected one finite number as target. Got the text 'good'"),
+        ("text_regression", math.nan, "a.csv:3: expected finite numbers as target. Got .nan"),
+        ("text_regression", "good", "a.csv:3: expected one number, or a list .* Got the text 'good'"),
         ("text_classification", 1.5, "a.csv:3: expected one class number as target. Got the float 1.5"),
     ],
 )
@@ -121,5 +120,5 @@ def test_targets_beyond_the_outputs_are_named() -> None:
     find_task("language_modelling").check("a.txt", 6, tokens)
     with pytest.raises(DataError, match=r"a\.txt: token id 5 beyond the vocabulary at position 1; expected 0 to 4 "):
         find_task("language_modelling").check("a.txt", 5, tokens)
-    with pytest.raises(DataError, match="outputSize is 3. Set it to 1"):
+    with pytest.raises(DataError, match="outputSize is 3. Set outputSize: 1"):
         find_task("text_regression").check("a.tsv", 3, torch.zeros(2, 1))
