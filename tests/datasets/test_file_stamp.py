@@ -156,7 +156,8 @@ def test_built_in_and_verified_data_are_constant(tmp_path: Path) -> None:
     for name, entry in DATASETS.items():
         assert (stamp_of_part(name, {}, tmp_path, True) == CONSTANT) == (not entry.files)
     assert {n for n, entry in DATASETS.items() if not entry.files} == {
-        "Diabetes", "Digits", "DigitScenes", "FakeData", "CIFAR10", "CIFAR100", "SVHN", "CIFAR10_C_Mix1", "CIFAR10_C_Mix2",
+        "Diabetes", "Digits", "DigitScenes", "FakeData", "CIFAR10", "CIFAR100", "SVHN",
+        "CIFAR10_C_Mix1", "CIFAR10_C_Mix2",
     }  # fmt: skip
     assert stamp_of_part("my.own:load", {}, tmp_path, True) is None
     assert set(IMG_EXTENSIONS) <= set(IMAGES)
