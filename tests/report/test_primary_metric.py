@@ -1,5 +1,6 @@
 """Reports about other tasks than classification: direction, unit and name of the primary metric."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from experiment.report import (
     smallest_within,
     write_report,
 )
+from experiment.report.plots import gallery
 from experiment.report.primary_metric import ReportedMetric
 from experiment.report.results_table import metrics_of
 from experiment.tasks import TASKS, find_task
@@ -55,7 +57,8 @@ def test_the_best_network_has_the_lowest_perplexity(synthetic: Any) -> None:
 
 def test_report_of_a_perplexity(synthetic: Any, tmp_path: Path) -> None:
     rows = [of_task(row, PERPLEXITY, rmse=0.25) for row in synthetic.grid(("ALDS", "WT"), nets=2, epochs=3)]
-    report = write_report(synthetic.write_experiment(tmp_path / "text", rows))
+    kinds = [lambda *of: itertools.islice(gallery.tradeoffs(*of), 2)]
+    report = write_report(synthetic.write_experiment(tmp_path / "text", rows), kinds)
     assert [path.name for path in report.main_plots] == ["tradeoff-perplexity-parameters.png"]
     text = report.markdown.read_text()
     for words in (
@@ -97,7 +100,8 @@ def test_variants_of_different_tasks_stay_apart(synthetic: Any, tmp_path: Path) 
     assert "$\\Delta$ & CR-P" in latex_table(both)
     with pytest.raises(Exception, match="at least two variants of the same reference networks"):
         plot_variants(both)
-    stems = {path.stem for path in write_report(synthetic.write_experiment(tmp_path / "both", rows)).plots}
+    folder = synthetic.write_experiment(tmp_path / "both", rows)
+    stems = {path.stem for path in write_report(folder, [gallery.tradeoffs]).plots}
     assert {"tradeoff-perplexity-parameters-unchanged", "tradeoff-mean_iou-flops-network.task=segmentation"} <= stems
 
 
