@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from generator.methods import methods
 from generator.parameter_file import parameter_file
-from generator.registries import api, datasets, networks
+from generator.registries import api, datasets, networks, tasks
 
 MARKER = re.compile(r"^<!-- generate: (.*) -->$", re.MULTILINE)
 PARTS: dict[str, Callable[..., str]] = {
@@ -18,6 +18,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "methods": methods,
     "networks": networks,
     "datasets": datasets,
+    "tasks": tasks,
     "api": api,
 }
 

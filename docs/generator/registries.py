@@ -10,6 +10,7 @@ import experiment
 from experiment.datasets import DATASETS
 from experiment.networks import NETWORKS
 from experiment.registry import resolve
+from experiment.tasks import TASKS, find_task
 from generator.docstrings import parse
 from generator.markdown import escaped, table
 
@@ -36,6 +37,17 @@ def datasets() -> str:
         train = f"{entry.num_train:,}" if entry.num_train else "yours"
         rows.append([f"`{entry.name}`", str(entry.num_classes or "yours"), shape, train])
     return table(["name", "classes", "channels x height x width", "training images"], rows)
+
+
+def tasks() -> str:
+    """The registered tasks, with their metrics, the primary one first, and the losses that fit, the default first."""
+    rows = []
+    for name in TASKS:
+        task = find_task(name)
+        metrics = ", ".join(f"`{m.name}`{'' if m.better == 'higher' else ' (lower is better)'}" for m in task.metrics)
+        of = ", ".join(f"`{entry.name}`" for entry in DATASETS.values() if entry.task == name)
+        rows.append([f"`{name}`", metrics, ", ".join(f"`{loss}`" for loss in task.losses), of])
+    return table(["task", "metrics", "losses", "datasets"], rows)
 
 
 def api(*names: str) -> str:

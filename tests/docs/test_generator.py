@@ -15,6 +15,7 @@ from experiment.config import Parameters, load
 from experiment.datasets import DATASETS
 from experiment.methods import METHODS
 from experiment.networks import NETWORKS
+from experiment.tasks import TASKS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -65,9 +66,11 @@ def test_every_public_name_is_documented_once() -> None:
     assert sorted(directives) == sorted(experiment.__all__)
 
 
-def test_every_network_and_dataset_is_listed() -> None:
+def test_every_network_dataset_and_task_is_listed() -> None:
     page = expanded(read("networks-and-datasets.md"))
     assert [name for name in [*NETWORKS, *DATASETS] if f"| `{name}` |" not in page] == []
+    tasks = expanded(read("tasks.md"))
+    assert [name for name in TASKS if f"| `{name}` |" not in tasks] == []
     assert "| `mnist_fc` |" in page
     assert "`dropout` (0.5)" in page
     assert "| `CIFAR10` | 10 | 3 x 32 x 32 | 50,000 |" in page
