@@ -50,4 +50,4 @@ def test_loss_and_gradients_are_those_written_out_here(loss: str, auxiliary: boo
             torch.testing.assert_close(parameter.grad, gradient)
     task = find_task("segmentation")
     measured = evaluate(network, PairData("pairs", (x, y), CPU, task), task=task, loss=loss, device=CPU)
-    assert measured.loss == pytest.approx(float(main), rel=1e-6)
+    assert measured.loss == pytest.approx(float(main.detach()), rel=1e-6)
