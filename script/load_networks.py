@@ -18,6 +18,7 @@ from experiment import evaluate, load_network, load_results
 from experiment.errors import ExperimentError
 from experiment.report import default_results, find_experiments, smallest_within
 from experiment.report.notebook import in_notebook, stop
+from experiment.report.primary_metric import ReportedMetric, metric_named
 
 parser = argparse.ArgumentParser(description="Load a compressed network and its reference network, and test both.")
 parser.add_argument(
@@ -71,8 +72,13 @@ except ExperimentError as error:
 print(f"{folder}: network {row['net']:g} {row['variant']}".rstrip())
 print(f"{row['label']} at {'its own size' if keep is None else f'keep ratio {keep:.4g}'}:", end=" ")
 print(f"{100 * row['keep_parameters']:.2f} % of the parameters, {100 * row['keep_flops']:.2f} % of the FLOPs\n")
-print(f"{'':20} {'parameters':>12} {'loss':>8} {'top1 (%)':>9} {'top5 (%)':>9}")
+primary = ReportedMetric(row["primary"], row["better"], row["unit"])
+shown = [metric_named(name, primary) for name in tested["Reference"] if name != "loss"]
+titles = [f"{metric.name} (%)" if metric.unit == "fraction" else metric.name for metric in shown]
+print(f"{'':20} {'parameters':>12} {'loss':>8}", *(f"{title:>9}" for title in titles))
 sizes = {"Reference": row["parameters_reference"], row["label"]: row["parameters"]}
 for name, metrics in tested.items():
-    top1, top5 = 100 * metrics["top1"], 100 * metrics["top5"]
-    print(f"{name:20} {sizes[name]:12,.0f} {metrics['loss']:8.4f} {top1:9.2f} {top5:9.2f}")
+    figures = [metric.scale * metrics[metric.name] for metric in shown]
+    digits = [2 if metric.unit == "fraction" else 4 for metric in shown]
+    cells = [f"{figure:{max(9, len(title))}.{d}f}" for figure, title, d in zip(figures, titles, digits, strict=True)]
+    print(f"{name:20} {sizes[name]:12,.0f} {metrics['loss']:8.4f}", *cells)

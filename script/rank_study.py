@@ -43,8 +43,9 @@ from experiment.report.plots.figure import (
     small_panels,
 )
 from experiment.report.plots.layers import typical_keeps
+from experiment.report.primary_metric import primary_metric
 from experiment.report.results_table import compressed, reference_rows
-from experiment.report.words.titles import network_on_dataset, variant_in_words
+from experiment.report.words.titles import axis_label, metric_title, network_on_dataset, variant_in_words
 
 parser = argparse.ArgumentParser(description="Plot the rank of layers.")
 parser.add_argument(
@@ -147,8 +148,9 @@ def draw_one_layer(source: Source, styles: LabelStyles) -> Drawn:
     factored = layers[layers["rank"].notna()] if set(LAYER_COLUMNS) <= set(layers) else layers[[]]
     if factored.empty or factored["layer"].nunique() != 1 or factored["rank"].nunique() < 2:
         return
-    found = factored.merge(cells[[*CELL, "top1"]], on=CELL)
-    columns = ["top1", "relative_error_exact", "relative_error"]
+    metric = primary_metric(source.results)
+    found = factored.merge(cells[[*CELL, metric.name]], on=CELL)
+    columns = [metric.name, "relative_error_exact", "relative_error"]
     curves = list(dict.fromkeys(zip(found["label"], found["variant"], strict=True)))
     means = found.groupby(["label", "variant", "rank"])[columns].mean()
     figure, (left, right) = new_figure(2)
@@ -157,7 +159,8 @@ def draw_one_layer(source: Source, styles: LabelStyles) -> Drawn:
     looks, entries, seen = styles.looks(names), [], set()
     for place, ((label, variant), name) in enumerate(zip(curves, names, strict=True)):
         rows, width = means.loc[label, variant].sort_index(), 1.3 + 1.1 * min(len(curves) - 1 - place, 4)
-        entries.append((draw_curve(left, rows.index, 100 * rows["top1"], looks[name], linewidth=width), name))
+        figures = metric.scale * rows[metric.name]
+        entries.append((draw_curve(left, rows.index, figures, looks[name], linewidth=width), name))
         if label not in seen:
             draw_curve(right, rows.index, rows["relative_error_exact"], looks[name], linewidth=width)
             if ((rows["relative_error"] / rows["relative_error_exact"] - 1).abs() > 0.01).any():
@@ -166,9 +169,10 @@ def draw_one_layer(source: Source, styles: LabelStyles) -> Drawn:
         seen.add(label)
     reference = reference_rows(source.results).drop_duplicates("cell")
     if len(reference):
-        entries.append((draw_reference(left, 100 * float(reference["top1"].mean())), REFERENCE_NAME))
+        value = metric.scale * float(reference[metric.name].mean())
+        entries.append((draw_reference(left, value), REFERENCE_NAME))
     layer = found["layer"].iloc[0]
-    left.set_ylabel("Top-1 test accuracy (%)")
+    left.set_ylabel(axis_label(metric_title(metric.name), metric))
     right.set_ylabel("Relative error of the weight\n(operator norm)")
     right.set_yscale("log")
     log_ticks(right.yaxis)
@@ -179,7 +183,7 @@ def draw_one_layer(source: Source, styles: LabelStyles) -> Drawn:
         axes.set_xlabel(f"Rank of {layer}")
     place_legend(figure, entries)
     set_title(figure, f"{network_on_dataset(source.results)}: rank of {layer}")
-    yield "onelayer", figure, (100 * means["top1"]).unstack("rank")
+    yield "onelayer", figure, (metric.scale * means[metric.name]).unstack("rank")
 
 
 # %% Draw what each experiment has data for, and print the numbers in percent

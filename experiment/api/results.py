@@ -27,7 +27,7 @@ from experiment.run.cell.data import Data, transforms_of
 from experiment.run.cell.outcome import task_of
 from experiment.run.disk.network_file import original_of, read_weights, rebuild
 from experiment.run.disk.parameters_file import owner_of, read_parameters, require_own
-from experiment.run.disk.results_table import SHARED_COLUMNS, read_table
+from experiment.run.disk.results_table import LATER_COLUMNS, SHARED_COLUMNS, read_table
 from experiment.run.disk.store import Store
 from experiment.training.evaluation import evaluate as evaluate_network
 
@@ -65,10 +65,11 @@ def load_results(path_or_param: str | Path, results: str | Path | None = None) -
         raise StoreError(
             f"{path}: no results yet. Run the experiment first: python -m experiment.main PARAM{_beside(path.parent)}"
         ) from error
-    missing = [name for name in SHARED_COLUMNS if name not in columns]
+    missing = [name for name in SHARED_COLUMNS if name not in (*columns, *LATER_COLUMNS)]
     if missing:
         raise Damaged(f"{path}: column {missing[0]} is missing. {RUN_AGAIN}")
-    measured = columns[: columns.index(SHARED_COLUMNS[-1]) + 1]  # before what else was requested
+    last = [name for name in SHARED_COLUMNS if name in columns][-1]
+    measured = columns[: columns.index(last) + 1]  # before what else was requested
     words = [name for name in measured if name not in TEXT and frame[name].dtype.kind not in "biuf" and len(frame)]
     if words:
         raise Damaged(f"{path}: column {words[0]} must hold numbers. {RUN_AGAIN}")

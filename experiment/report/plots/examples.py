@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-
 from experiment.report.plots.figure import new_figure, set_panel_title, set_title
 from experiment.run.disk.damaged_files import EXAMPLES, intact_file, warn_of_damage
 from experiment.run.disk.store import Store
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
 
 Arrays: TypeAlias = "dict[str, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]"
@@ -25,6 +24,8 @@ _NAMES = ("images", "targets", "predictions")
 
 def read_examples(folder: Path, cells: Sequence[str]) -> dict[str, Arrays]:
     """The examples of those cells that have some: images (N, H, W, C), targets and predictions (N, H, W)."""
+    import numpy as np
+
     folders, found = Store(folder).cell_folders(), {}
     for cell in cells:
         path = intact_file(folders[cell], EXAMPLES) if cell in folders else None
@@ -44,6 +45,7 @@ def read_examples(folder: Path, cells: Sequence[str]) -> dict[str, Arrays]:
 def plot_examples(examples: Mapping[str, Arrays], title: str) -> Figure:
     """A row per image: the image, its classes, and the predictions of every network, by name."""
     import matplotlib
+    import numpy as np
 
     first = next(iter(examples.values()))
     columns = {"image": first["images"], "classes": first["targets"]}

@@ -31,10 +31,10 @@ _BEFORE_METRICS = (
     "parameters", "flops", "flops_unmasked", "keep_parameters", "keep_flops",
     "bytes_dense", "bytes_values", "bytes_sparse", "bytes_file", "loss",
 )  # fmt: skip
-AGREEMENT = ("flips", "kl", "worst_class_drop")
+LATER_COLUMNS = ("primary", "better", "unit", *AGREEMENT)  # not in tables of earlier versions
 _AFTER_METRICS = (
     "parameters_reference", "flops_reference", "epochs", "seconds_compress", "seconds_retrain", "status", "error",
-    "cell", "hardware", "primary", "better", "unit", *AGREEMENT,
+    "cell", "hardware", *LATER_COLUMNS,
 )  # fmt: skip
 SHARED_COLUMNS = (*_BEFORE_METRICS, *_AFTER_METRICS)  # of all tasks
 CLASSIFICATION = ("top1", "top5")  # the metrics of a cell that does not name them, and of a table without results
