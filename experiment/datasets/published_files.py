@@ -34,8 +34,7 @@ def corrupted_files(name: str, data_dir: Path, train: bool, settings: Mapping[st
     assert found is not None
     if found.base == "CIFAR10":
         published = cifar_c(data_dir, found.corruption)
-        paths = published if not train and all(path.is_file() for path in published) else _cifar_files(data_dir)
-        return _listed(paths)
+        return _listed(published if not train and published[0].is_file() else _cifar_files(data_dir))
     if found.base == "ImageNet" and not train:
         folders = imagenet_c(data_dir, found.corruption, found.severity)
         if all(folder.is_dir() for folder in folders):

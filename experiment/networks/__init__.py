@@ -3,7 +3,7 @@
 from experiment.registry import NetworkEntry
 
 _FACTORIES = {  # module -> its factories, which are called like the networks
-    "lenet": ("lenet300_100", "lenet5", "lenet5_small", "mnist_fc", "mlp", "cnn5"),
+    "lenet": ("lenet300_100", "fcnet_nettrim", "lenet5", "lenet5_small", "mnist_fc", "mlp", "cnn5"),
     "resnet": ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
     "vgg": ("vgg16_bn",),
     "densenet": ("densenet22",),

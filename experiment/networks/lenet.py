@@ -21,6 +21,14 @@ def lenet300_100(input_shape: tuple[int, int, int], output_size: int) -> nn.Modu
     return nn.Sequential(_linear_layers((math.prod(input_shape), 300, 100, output_size)))
 
 
+def fcnet_nettrim(input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
+    """pixels-300-1000-100-classes; 637,610 parameters for MNIST.
+
+    Source: Aghasi et al. 2020 (Net-Trim), https://doi.org/10.1137/19M1246468
+    """
+    return nn.Sequential(_linear_layers((math.prod(input_shape), 300, 1000, 100, output_size)))
+
+
 def mnist_fc(input_shape: tuple[int, int, int], output_size: int, dropout: float = 0.5) -> nn.Module:
     """pixels-1000-1000-classes with dropout after both hidden layers; 1,796,010 parameters for MNIST.
 

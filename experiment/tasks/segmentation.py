@@ -3,30 +3,20 @@
 Shapes: outputs (N, K, H, W), targets (N, H, W).
 """
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from experiment.errors import DataError
 from experiment.inputs import in_words
-from experiment.tasks.classification import ratio
+from experiment.tasks.confusion import as_matrix, confusion, share_of_right
 from experiment.tasks.task import Metric, Task
 
 IGNORED = 255
 
 
-def confusion(outputs: Tensor, y: Tensor) -> Tensor:
-    """How often pixels of each class (rows) get each class (columns), as K (K + 1) counts.
-
-    The last column counts pixels whose scores are NaN.
-    """
-    num_classes = outputs.shape[1]
-    found = outputs.argmax(dim=1).where(~outputs.isnan().any(dim=1), num_classes)
-    counted = y != IGNORED
-    cells = (y * (num_classes + 1) + found)[counted]
-    return torch.bincount(cells, minlength=num_classes * (num_classes + 1)).double()
+def _confusion(outputs: Tensor, y: Tensor) -> Tensor:
+    return confusion(outputs, y, IGNORED)
 
 
 def mean_iou(counts: Tensor) -> float:
@@ -37,17 +27,10 @@ def mean_iou(counts: Tensor) -> float:
     Source: Everingham et al. 2010, https://doi.org/10.1007/s11263-009-0275-4
     Differs: torchprune averages over batches, so its figure depends on the batch size.
     """
-    num_classes = math.isqrt(len(counts))
-    table = counts.view(num_classes, num_classes + 1)
+    table = as_matrix(counts)
     right = table.diagonal()
-    union = table.sum(dim=1) + table[:, :num_classes].sum(dim=0) - right
+    union = table.sum(dim=1) + table[:, :-1].sum(dim=0) - right
     return float((right / union)[union > 0].mean())
-
-
-def _right_pixels(outputs: Tensor, y: Tensor) -> Tensor:
-    counted = (y != IGNORED) & ~outputs.isnan().any(dim=1)
-    right = (outputs.argmax(dim=1) == y) & counted
-    return torch.stack([right.sum().double(), (y != IGNORED).sum().double()])
 
 
 def class_map(where: str, target: object) -> Tensor:
@@ -85,8 +68,8 @@ def check_map(where: str, output_size: int, maps: Tensor) -> None:
 TASK = Task(
     "segmentation",
     metrics=(
-        Metric("mean_iou", "mean IoU", confusion, mean_iou),
-        Metric("pixel_accuracy", "pixel accuracy", _right_pixels, ratio),
+        Metric("mean_iou", "mean IoU", _confusion, mean_iou),
+        Metric("pixel_accuracy", "pixel accuracy", _confusion, share_of_right),
     ),
     losses=("CrossEntropyLossWithAuxiliary", "CrossEntropyLoss"),
     target=class_map,

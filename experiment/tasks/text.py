@@ -1,34 +1,15 @@
-"""Texts, or pairs of texts: one of K classes, or one number.
-
-Shape suffix: K = classes. A confusion matrix is (K, K + 1): rows are targets, columns predictions, the last of them
-answers that are NaN.
-"""
+"""Texts, or pairs of texts: one of K classes, or one number."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from experiment.tasks.classification import check_classes, class_number
+from experiment.tasks.confusion import as_matrix, confusion, share_of_right
 from experiment.tasks.distributions import GAUSSIAN
 from experiment.tasks.regression import check_numbers, numbers
 from experiment.tasks.task import Metric, Task
-
-
-def confusion(outputs: Tensor, y: Tensor) -> Tensor:
-    """The confusion matrix (K, K + 1) of a batch, flattened, in float64."""
-    k = outputs.shape[1]
-    predicted = torch.where(outputs.isnan().any(dim=1), k, outputs.argmax(dim=1))
-    return torch.bincount(y * (k + 1) + predicted, minlength=k * (k + 1)).double()
-
-
-def _of_confusion(figure: Callable[[Tensor], Tensor]) -> Callable[[Tensor], float]:
-    def compute(total: Tensor) -> float:
-        k = math.isqrt(len(total))
-        return float(figure(total.reshape(k, k + 1)))
-
-    return compute
 
 
 def matthews(counts: Tensor) -> Tensor:
@@ -71,9 +52,9 @@ def spearman(rows: Tensor) -> float:
 
 
 METRICS = (
-    Metric("top1", "top-1", confusion, _of_confusion(lambda counts: counts.diagonal().sum() / counts.sum())),
-    Metric("mcc", "Matthews correlation", confusion, _of_confusion(matthews)),
-    Metric("f1", "F1", confusion, _of_confusion(f1)),
+    Metric("top1", "top-1", confusion, share_of_right),
+    Metric("mcc", "Matthews correlation", confusion, lambda total: float(matthews(as_matrix(total)))),
+    Metric("f1", "F1", confusion, lambda total: float(f1(as_matrix(total)))),
 )
 
 

@@ -83,6 +83,10 @@ def test_published_files_of_cifar_are_used(tmp_path: Path, monkeypatch: pytest.M
     np.save(folder / "fog.npy", IMAGES[:20])
     with pytest.raises(DataError, match=r"fog.npy: expected uint8 images \(16, 32, 32, 3\).*Got uint8 \(20, 32"):
         pixels("CIFAR10_C_Fog_2", tmp_path)
+    (folder / "labels.npy").unlink()
+    with pytest.raises(DataError, match=r"fog.npy, labels.npy: cannot be read"):
+        pixels("CIFAR10_C_Fog_2", tmp_path)
+    np.save(folder / "labels.npy", LABELS.numpy())
     np.save(folder / "fog.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(DataError, match="cannot be read"):
         pixels("CIFAR10_C_Fog_2", tmp_path)

@@ -75,6 +75,7 @@ def unet_parameters(width: int, depth: int) -> int:
 EXPECTED = {
     # LeCun et al. 1998 and Caffe's example; 267K and 431K in Han et al. 2015, table 1
     "lenet300_100": (MNIST, 10, 784 * 300 + 300 * 100 + 100 * 10 + 410),
+    "fcnet_nettrim": (MNIST, 10, 784 * 300 + 300 * 1000 + 1000 * 100 + 100 * 10 + 1410),
     "mlp": (MNIST, 10, 784 * 300 + 300 * 100 + 100 * 10 + 410),
     "lenet5": (MNIST, 10, 431_080),
     # 156 + 2,416 + 48,120 + 10,164 + 850: LeCun et al. 1998, figure 2, with C3 fully connected

@@ -228,7 +228,8 @@ def examples(source: Source, styles: LabelStyles) -> Iterator[Plot]:
     """A few test images with their maps and what networks predict; of the first variant and network."""
     for rows, title in _first_variant(source):
         first = rows[rows["net"] == rows["net"].min()]
-        shown = _typical(first, 1).drop_duplicates("label").head(MOST_EXAMPLES).to_dict("records")
+        cells = _typical(first, 3).sort_values("keep_target").groupby("label", sort=False)
+        shown = [rows.iloc[len(rows) // 2].to_dict() for _, rows in cells][:MOST_EXAMPLES]  # of medium size
         names = dict.fromkeys(map(str, reference_rows(first)["cell"].head(1)), "reference")
         names |= {str(c["cell"]): f"{styles.name(c['label'])}, keep {c['keep_parameters']:.2g}" for c in shown}
         found = {names[cell]: arrays for cell, arrays in read_examples(source.folder, list(names)).items()}

@@ -27,6 +27,8 @@ def typical_keeps(keeps: Sequence[float], count: int = 3) -> list[float]:
     grid = sorted({keep for keep in keeps if not math.isnan(keep)}, reverse=True)
     if len(grid) <= count:
         return grid
+    if count == 1:
+        return [grid[len(grid) // 2]]
     return [grid[round(place * (len(grid) - 1) / (count - 1))] for place in range(count)]
 
 

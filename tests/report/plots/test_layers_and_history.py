@@ -14,6 +14,7 @@ from experiment.report.plots.layers import plot_layers, typical_keeps
 def test_typical_keeps_span_the_grid() -> None:
     grid = [0.8, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02]
     assert typical_keeps(grid) == [0.8, 0.2, 0.02]
+    assert typical_keeps(grid, 1) == [0.2]
     assert typical_keeps([0.5, math.nan, 0.8, 0.5]) == [0.8, 0.5]
     assert typical_keeps([]) == []
 

@@ -29,14 +29,14 @@ def cells(folder: Path) -> dict[str, Any]:
     return {path.parent.name: json.loads(path.read_text()) for path in found}
 
 
-def top1_on(network: torch.nn.Module, corruption: str, severity: int) -> float:
+def predictions_on(network: torch.nn.Module, corruption: str, severity: int) -> tuple[torch.Tensor, torch.Tensor]:
     pixels: Any = load_source("Digits", {}, Path(), False, 10).items
     seeds = [seed_of("corruption", corruption, "test", i) for i in range(len(pixels))]
     images = [x.permute(1, 2, 0).numpy() for x in pixels.images]
     made = np.stack([corrupt(x, corruption, severity, seed) for x, seed in zip(images, seeds, strict=True)])
     with torch.no_grad():
         scores = network((torch.from_numpy(made).permute(0, 3, 1, 2) / 255 - 0.3) / 0.3)
-    return float((scores.argmax(1) == pixels.labels).double().mean())
+    return scores.argmax(1), pixels.labels
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -71,12 +71,16 @@ def test_every_test_set_has_rows_of_the_same_networks(
     shared = ["label", "loss", "top1", "top5", "top1_before_retraining", "top1_reference", "keep_parameters"]
     clean = found[found["dataset_test"] == "Digits"]
     assert clean[shared].to_numpy().tolist() == alone[shared].to_numpy().tolist()
+    foggy = []
     for method in ("Reference", "WT"):
         network = load_network(in_tmp / "data/results/small", method=method)
         rows = found[found["method"] == method].set_index("dataset_test")
-        assert rows.loc["Digits+gaussian_noise-5", "top1"] == top1_on(network, "gaussian_noise", 5)
-        assert rows.loc["foggy", "top1"] == top1_on(network, "fog", 4)
+        for test, corruption, severity in (("Digits+gaussian_noise-5", "gaussian_noise", 5), ("foggy", "fog", 4)):
+            predicted, labels = predictions_on(network, corruption, severity)
+            assert rows.loc[test, "top1"] == float((predicted == labels).double().mean())
         assert rows.loc["foggy", "top1_reference"] == found["top1"].iloc[2]
+        foggy.append(predicted)
+    assert found["flips"].iloc[-1] == float((foggy[0] != foggy[1]).double().mean()) > found["flips"].iloc[3]
     noise = [f"noise_{what}_{eps}" for what in ("agreement", "distance", "excess_error") for eps in ("0.5", "2")]
     assert tuple(found.columns) == (*COLUMNS, *noise)
     assert found.loc[0, noise[:4]].tolist() == [1, 1, 0, 0]
