@@ -51,11 +51,11 @@ DATASETS: dict[str, DatasetEntry] = {
         ),
         DatasetEntry(
             "VOCSegmentation2012", f"{ROOT}.segmentation_folder:load_voc", 21, (3, 513, 513),
-            files=f"{ROOT}.map_folders:voc_2012_files", task="segmentation",
+            files=f"{ROOT}.map_folders:voc_files", task="segmentation",
         ),
         DatasetEntry(
             "VOCSegmentation2011", f"{ROOT}.segmentation_folder:load_voc", 21, (3, 513, 513), num_train=8_498,
-            files=f"{ROOT}.map_folders:voc_2011_files", task="segmentation",
+            files=f"{ROOT}.map_folders:voc_files", task="segmentation",
         ),
         DatasetEntry("FakeData", f"{ROOT}.factories:load_fake", None, None),
         DatasetEntry(

@@ -48,14 +48,21 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     return found
 
 
-def voc_2012_pairs(name: str, data_dir: Path, train: bool, settings: Mapping[str, object]) -> list[Pair]:
+def voc_pairs(name: str, data_dir: Path, train: bool) -> list[Pair]:
+    """The pairs of one part of VOCSegmentation2012 or VOCSegmentation2011.
+
+    Raises: DataError: files are missing; it says where to get them.
+    """
+    return (_voc_2012 if name == "VOCSegmentation2012" else _sbd)(name, data_dir, train)
+
+
+def _voc_2012(name: str, data_dir: Path, train: bool) -> list[Pair]:
     """Pascal VOC 2012 in torchvision's layout: 1,464 training images, tested on its 1,449 validation images.
 
     Where the folder SegmentationClassAug lies in the dataset's or beside VOCdevkit, training images are the 10,582 with
     a map in it that are not validation images.
 
     Source: Everingham et al. 2010, https://doi.org/10.1007/s11263-009-0275-4
-    Raises: DataError: files are missing.
     """
     root = data_dir / "VOCdevkit" / "VOC2012"
     how = f"Get {_VOC_TAR} and unpack it in {data_dir}. For the augmented training set put SegmentationClassAug there."
@@ -70,11 +77,10 @@ def voc_2012_pairs(name: str, data_dir: Path, train: bool, settings: Mapping[str
     return _existing(name, [(root / "JPEGImages" / f"{n}.jpg", maps / f"{n}.png") for n in names], how)
 
 
-def voc_2011_pairs(name: str, data_dir: Path, train: bool, settings: Mapping[str, object]) -> list[Pair]:
+def _sbd(name: str, data_dir: Path, train: bool) -> list[Pair]:
     """Images of Pascal VOC 2011 with the maps of SBD, in torchvision's layout: 8,498 to train, 2,857 to test on.
 
     Source: Hariharan et al. 2011, https://doi.org/10.1109/ICCV.2011.6126343
-    Raises: DataError: files are missing.
     """
     unpacked = data_dir / "benchmark_RELEASE" / "dataset"
     root = unpacked if unpacked.is_dir() else data_dir / "SBD"
@@ -102,15 +108,7 @@ def _existing(dataset: str, pairs: Sequence[Pair], how: str) -> list[Pair]:
     return list(pairs)
 
 
-def voc_2012_files(name: str, data_dir: Path, train: bool, settings: Mapping[str, object]) -> Sequence[File]:
-    """The files of one part of Pascal VOC 2012."""
-    return _files(voc_2012_pairs(name, data_dir, train, settings))
-
-
-def voc_2011_files(name: str, data_dir: Path, train: bool, settings: Mapping[str, object]) -> Sequence[File]:
-    """The files of one part of SBD."""
-    return _files(voc_2011_pairs(name, data_dir, train, settings))
-
-
-def _files(pairs: Sequence[Pair]) -> list[File]:
+def voc_files(name: str, data_dir: Path, train: bool, settings: Mapping[str, object]) -> Sequence[File]:
+    """The files of one part of Pascal VOC 2012 or 2011."""
+    pairs = voc_pairs(name, data_dir, train)
     return [File(f"{path.parent.name}/{path.name}", path, path.stat()) for pair in pairs for path in pair]

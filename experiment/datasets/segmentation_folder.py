@@ -10,7 +10,7 @@ from torchvision.tv_tensors import Mask
 
 from experiment.datasets.check_samples import as_pair
 from experiment.datasets.decode_image import read_class_map, read_rgb
-from experiment.datasets.map_folders import Pair, folder_pairs, voc_2011_pairs, voc_2012_pairs
+from experiment.datasets.map_folders import Pair, folder_pairs, voc_pairs
 from experiment.datasets.raw_images import Source, check_settings, pack
 from experiment.errors import ConfigError, DataError
 from experiment.tasks.segmentation import check_map
@@ -65,9 +65,8 @@ def load_voc(name: str, data_dir: Path, train: bool, settings: Mapping[str, obje
     Raises: DataError: files are missing; the error says where to get them.
     """
     check_settings(name, settings, ())
-    of_2012 = name == "VOCSegmentation2012"
-    pairs = (voc_2012_pairs if of_2012 else voc_2011_pairs)(name, data_dir, train, settings)
-    items = MapItems(tuple(pairs), output_size, read_class_map if of_2012 else _read_sbd)
+    pairs = tuple(voc_pairs(name, data_dir, train))
+    items = MapItems(pairs, output_size, read_class_map if name == "VOCSegmentation2012" else _read_sbd)
     return Source(items, len(VOC_CLASSES), classes=VOC_CLASSES)
 
 

@@ -76,11 +76,7 @@ def load_glue(name: str, data_dir: Path, train: bool, settings: Mapping[str, obj
 
 def _load(data_dir: Path, train: bool, settings: Mapping[str, object], *, incomplete: bool) -> Source:
     """One part of a table, without rows that miss a label if it may be `incomplete`."""
-    path, tokenizer, length = (
-        part_path(data_dir, train, settings),
-        of_short_texts(settings, data_dir),
-        length_of(settings),
-    )
+    path, tokenizer = part_path(data_dir, train, settings), of_short_texts(settings, data_dir)
     table = _columns(path, settings)
     if incomplete and len(whole := table[~table["label"].isin(MISSING)]) < len(table):
         log.warning("%s: %d rows without a label are left out", path, len(table) - len(whole))
@@ -92,9 +88,8 @@ def _load(data_dir: Path, train: bool, settings: Mapping[str, object], *, incomp
     classes = tuple(map(str, given)) if given is not None else _names(known["label"])
     labels = [_label(f"{path}: row {i}", label, classes) for i, label in table["label"].items()]
     pairs = table["pair"].tolist() if "pair" in table else [None] * len(table)
-    return Source(
-        TextItems(table["text"].tolist(), pairs, labels, tokenizer, length), len(classes) or None, classes=classes
-    )
+    items = TextItems(table["text"].tolist(), pairs, labels, tokenizer, length_of(settings))
+    return Source(items, len(classes) or None, classes=classes)
 
 
 def _columns(path: Path, settings: Mapping[str, object]) -> pandas.DataFrame:

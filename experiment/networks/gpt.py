@@ -21,7 +21,6 @@ class CausalAttention(nn.Module):
         self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x_NTD: Tensor) -> Tensor:
-        """Attend."""
         q, k, v = (layer(x_NTD).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
         mixed_NHTD = scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(mixed_NHTD.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
@@ -38,7 +37,6 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_NTD: Tensor) -> Tensor:
-        """Add both to the stream."""
         x_NTD = x_NTD + self.dropout(self.attention(self.norm1(x_NTD)))
         return x_NTD + self.dropout(self.mlp(self.norm2(x_NTD)))  # type: ignore[no-any-return]
 
@@ -63,7 +61,6 @@ class GPT(nn.Module):
             self.head.weight = self.tokens.weight
 
     def forward(self, tokens_NT: Tensor) -> Tensor:
-        """Score the next tokens."""
         places = torch.arange(tokens_NT.shape[1], device=tokens_NT.device)
         x_NTD = self.blocks(self.tokens(tokens_NT) + self.positions(places))
         return self.head(self.norm(x_NTD))  # type: ignore[no-any-return]

@@ -249,36 +249,33 @@ SHORT = (
     "Blur Brightness Contrast Defocus Elastic Fog Frost Gauss Glass Impulse Jpeg Motion Pixel Sat Shot Snow Spatter "
     "Speckle Zoom"
 )
-TESTED = {  # the sweeps of "Lost in Pruning": trained on, tested on
-    "CIFAR10": ["CIFAR10", "CIFAR10_1", *(f"CIFAR10_C_{short}_3" for short in SHORT.split())],
-    "CIFAR10_C_Mix1": [
-        f"CIFAR10_C_{short}_{i}" for short in ("Brightness", "Fog", "Jpeg", "Zoom") for i in range(1, 6)
-    ],
-    "ImageNet": ["ImageNet", "ObjectNet", *(f"ImageNet_C_{short}_3" for short in SHORT.split())],
-}
+TESTED = {  # the sweeps of "Lost in Pruning": trained on -> network, outputs, training, tested on
+    "CIFAR10": ("resnet20", 10, "cifar/resnet", ["CIFAR10", "CIFAR10_1", *(f"CIFAR10_C_{s}_3" for s in SHORT.split())]),
+    "CIFAR10_C_Mix1": (
+        "resnet20", 10, "cifar/resnet",
+        [f"CIFAR10_C_{short}_{i}" for short in ("Brightness", "Fog", "Jpeg", "Zoom") for i in range(1, 6)],
+    ),
+    "ImageNet": (
+        "resnet18", 1000, "imagenet/resnet", ["ImageNet", "ObjectNet", *(f"ImageNet_C_{s}_3" for s in SHORT.split())],
+    ),
+    "VOCSegmentation2011": (
+        "deeplabv3_resnet50", 21, "voc/deeplab",
+        ["VOCSegmentation2011", *(f"VOCSegmentation2011_C_{s}_3" for s in SHORT.split())],
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("trained_on", TESTED)
 def test_sweeps_of_test_sets_plan_without_an_unknown_name(trained_on: str, write: Callable[..., None]) -> None:
-    sweep = [{"key": ["experiments", "datasetTest"], "value": name} for name in TESTED[trained_on]]
-    imagenet = trained_on == "ImageNet"
-    network = {
-        "name": "resnet18" if imagenet else "resnet20",
-        "dataset": trained_on,
-        "outputSize": 1000 if imagenet else 10,
+    name, outputs, training, tests = TESTED[trained_on]
+    own = {
+        "network": {"name": name, "dataset": trained_on, "outputSize": outputs},
+        "training": {"file": f"training/{training}.yaml"},
+        "customizations": [{"key": ["experiments", "datasetTest"], "value": test} for test in tests],
     }
-    training = {"file": f"training/{'imagenet' if imagenet else 'cifar'}/resnet.yaml"}
-    write(
-        {
-            "lost.yaml": yaml.safe_dump(
-                yaml.safe_load(PRUNE) | {"network": network, "training": training, "customizations": sweep}
-            )
-        }
-    )
+    write({"lost.yaml": yaml.safe_dump(yaml.safe_load(PRUNE) | own)})
     plan = plan_experiment(load("lost.yaml"), Machine("cpu"), datasets=Path("nowhere"))
     assert plan.problems == ()
     made = {cell.made for cell in plan.cells if cell.made}
-    assert len(made) == len(
-        {cell.key[:MADE] for cell in plan.cells if cell.made}
-    )  # networks are shared by all test sets
-    assert len({cell.key for cell in plan.cells}) == len(TESTED[trained_on]) * (len(made) + 3)
+    assert len({cell.key[:MADE] for cell in plan.cells if cell.made}) == len(made)  # all test sets share the networks
+    assert len({cell.key for cell in plan.cells}) == len(tests) * (len(made) + 3)

@@ -3,6 +3,7 @@
 import colorsys
 import io
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from experiment.errors import DataError
 Pixel = NDArray[np.uint8]
 
 # Mean absolute distortion (of 255) by the reference implementation at severities 1 to 5, on 100 images of CIFAR-10
-# (32 pixels), for corruptions whose mean distortion depends little on the image. Tolerance: 8 %.
+# (32 pixels), for corruptions whose mean distortion depends little on the image. Tolerance: 6 %, and half a
+# level, because the reference truncates values.
 PUBLISHED = {
     "gaussian_noise": (7.99, 11.91, 15.80, 17.69, 19.54),
     "impulse_noise": (1.30, 2.52, 3.86, 6.42, 8.98),
@@ -47,7 +49,7 @@ def distortion(image: Pixel, corruption: str, severity: int, times: int) -> floa
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_every_size_and_colour(corruption: str) -> None:
-    for shape in ((32, 32, 3), (28, 28, 1), (64, 48, 3), (7, 5, 3), (1, 1, 1), (224, 224, 3)):
+    for shape in ((32, 32, 3), (28, 28, 1), (64, 48, 3), (7, 5, 3), (1, 1, 1), (130, 150, 3)):
         image = np.ascontiguousarray(photograph(224)[: shape[0], : shape[1], : shape[2]])
         before = image.copy()
         if corruption == "saturate" and shape[2] == 1:
@@ -71,7 +73,7 @@ def test_every_size_and_colour(corruption: str) -> None:
 @pytest.mark.parametrize("side", [32, 64, 224])
 def test_distortion_grows_with_severity(side: int) -> None:
     for corruption in set(CORRUPTIONS) - NOT_MONOTONE:
-        grown = [distortion(photograph(side), corruption, s, 6 if side < 224 else 2) for s in (1, 2, 3, 4, 5)]
+        grown = [distortion(photograph(side), corruption, s, {32: 6, 64: 3, 224: 1}[side]) for s in (1, 2, 3, 4, 5)]
         assert all(a <= 1.03 * b for a, b in itertools.pairwise(grown)), (corruption, side, grown)
         assert grown[4] > 1.2 * grown[0], (corruption, side, grown)
 
@@ -119,7 +121,7 @@ def test_digital_corruptions_are_pils_and_the_definitions() -> None:
 
 
 def test_blurs_are_convolutions_with_the_published_kernels() -> None:
-    image = photograph(224)
+    image = photograph(128)
     x = torch.from_numpy(image.astype(np.float64)).permute(2, 0, 1)[:, None] / 255
     steps = torch.arange(-12, 13, dtype=torch.float64)
     line = torch.exp(-(steps**2) / (2 * 3**2))
@@ -166,14 +168,25 @@ def test_zoomed_and_shifted_pixels_stay_those_of_the_image() -> None:
             assert 0 < np.abs(moved).max() <= farthest * severity, (corruption, severity)
 
 
+@pytest.fixture(scope="module")
+def photographs() -> list[Pixel]:
+    """Sixty images of CIFAR-10."""
+    folder = Path(__file__).parents[3] / "data" / "datasets" / "CIFAR10-jpeg" / "test"
+    files = sorted(folder.glob("*/*"))
+    return [np.asarray(Image.open(path).convert("RGB")) for path in files[:: len(files) // 60][:60]]
+
+
 @pytest.mark.data
 @pytest.mark.parametrize("corruption", PUBLISHED)
-def test_mean_distortion_is_the_references(corruption: str, data_dir) -> None:  # type: ignore[no-untyped-def]
-    files = sorted((data_dir / "CIFAR10-jpeg").glob("*/*/*"))
-    images = [np.asarray(Image.open(files[i]).convert("RGB")) for i in range(0, len(files), len(files) // 60)]
+def test_mean_distortion_is_the_references(corruption: str, photographs: list[Pixel]) -> None:
+    times = 5 if corruption == "frost" else 1  # one of five textures is drawn for every image
     for severity, wanted in enumerate(PUBLISHED[corruption], start=1):
-        made = [np.abs(corrupt(x, corruption, severity, i).astype(float) - x).mean() for i, x in enumerate(images)]
-        assert np.mean(made) == pytest.approx(wanted, rel=0.08)
+        made = [
+            np.abs(corrupt(x, corruption, severity, 100 * time + i).astype(float) - x).mean()
+            for time in range(times)
+            for i, x in enumerate(photographs)
+        ]
+        assert abs(np.mean(made) - wanted) <= 0.5 + 0.06 * wanted
 
 
 def test_parts_of_datasets_are_corrupted_alike_in_memory_and_one_by_one() -> None:
