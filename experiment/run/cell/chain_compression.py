@@ -22,6 +22,8 @@ from experiment.run.cell.start_state import network_of
 from experiment.run.grid.plan import Cell, Chain
 from experiment.training.agreement import Agreement
 
+IGNORED = -100  # a target that methods leave out; torch's default
+
 
 class ChainCompression:
     """Compresses the cells of a chain in order: in a cascade each starts from the one before.
@@ -64,7 +66,9 @@ class ChainCompression:
         layers = trace_layers(self.reference.network, example).values()
         outputs = [layer.out_features * layer.positions for layer in layers if layer.groups == 1]
         size = calibration_size(outputs, len(valid), p.coresets.delta_s)
-        return Calibration(*calibration(valid, size, ("calibration", p.seed, p.network.dataset.name)))
+        x, y = calibration(valid, size, ("calibration", p.seed, p.network.dataset.name))
+        ignored = task_of(p).loss_kwargs.get("ignore_index")
+        return Calibration(x, y if ignored is None else y.masked_fill(y == ignored, IGNORED))
 
     def agreements(self) -> list[Agreement]:
         """For every test set, what compares the outputs of compressed networks with those of the reference network."""
