@@ -68,7 +68,7 @@ class ChainCompression:
         size = calibration_size(outputs, len(valid), p.coresets.delta_s)
         x, y = calibration(valid, size, ("calibration", p.seed, p.network.dataset.name))
         ignored = task_of(p).loss_kwargs.get("ignore_index")
-        return Calibration(x, y if ignored is None else y.masked_fill(y == ignored, IGNORED))
+        return Calibration(x, y.masked_fill(y == ignored, IGNORED) if isinstance(ignored, int) else y)
 
     def agreements(self) -> list[Agreement]:
         """For every test set, what compares the outputs of compressed networks with those of the reference network."""

@@ -120,8 +120,9 @@ def test_a_registered_network_is_all_in_its_state_dict(name: str) -> None:
     size = 32 if name in ("densenet22", "cnn5") or name.startswith(("resnet20", "wrn")) else 64
     size = 28 if name.startswith(("lenet", "mnist")) else 224 if name == "alexnet" else size
     shape = (1 if size == 28 else 3, size, size)
+    form = InputShape((16,), tokens=True) if name == "gpt_small" else shape
     with torch.device("meta"):
-        network = make_network(name, {}, InputShape((16,), tokens=True) if name == "gpt_small" else shape, 10)
+        network = make_network(name, {}, form, 10, outputs=None)
     named = {*dict(network.named_parameters()), *dict(network.named_buffers())}
     assert named == network.state_dict().keys()
     loose = [v for m in network.modules() for v in vars(m).values() if isinstance(v, torch.Tensor)]
