@@ -123,7 +123,9 @@ def test_a_registered_network_is_all_in_its_state_dict(name: str) -> None:
     form = InputShape((16,), tokens=True) if name == "gpt_small" else shape
     with torch.device("meta"):
         network = make_network(name, {}, form, 10, outputs=None)
-    named = {*dict(network.named_parameters()), *dict(network.named_buffers())}
+    named = {name for name, _ in network.named_parameters(remove_duplicate=False)} | dict(
+        network.named_buffers()
+    ).keys()
     assert named == network.state_dict().keys()
     loose = [v for m in network.modules() for v in vars(m).values() if isinstance(v, torch.Tensor)]
     assert not loose
