@@ -208,10 +208,7 @@ def _check_call(options: argparse.Namespace, launch: Launch | None) -> None:
 
 
 def _plans(options: argparse.Namespace, reading: bool) -> list[ExperimentPlan]:
-    """The grids of all files.
-
-    Raises: ConfigError: the errors of all files.
-    """
+    """The grids of all files."""
     from experiment.config import load
     from experiment.run.grid.methods import file_faults
     from experiment.run.grid.plan import plan_experiment

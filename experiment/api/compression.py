@@ -193,10 +193,7 @@ def compress_many(
 
 
 def _merged(settings: object, more: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings from a mapping and from keywords.
-
-    Raises: ConfigError: `settings` is not a mapping, or a setting is in both.
-    """
+    """Settings from a mapping and from keywords."""
     if not isinstance(settings, Mapping):
         raise ConfigError(f"settings must be a mapping from a setting's name to its value. Got {kind_of(settings)}.")
     if twice := [name for name in settings if name in more]:

@@ -229,10 +229,7 @@ def _check_call(training: TrainSettings, budget: str, device: torch.device | str
 
 
 def _lc_block(**values: Any) -> LearnCompress:
-    """The block `lc` of a parameter file with these values.
-
-    Raises: ConfigError: a value is wrong.
-    """
+    """The block `lc` of a parameter file with these values."""
     names = {info.alias or name: name for name, info in LearnCompress.model_fields.items()}
     try:
         return LearnCompress.model_validate({alias: values[name] for alias, name in names.items()})

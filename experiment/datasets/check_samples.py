@@ -56,10 +56,7 @@ def as_pair(where: str, sample: object) -> tuple[object, Any]:
 
 
 def _map_of(where: str, image: Tensor | Image.Image, target: Any) -> Any:
-    """A target that is an image of class numbers, or integers of the image's size, as a map; others unchanged.
-
-    Raises: DataError: an image as target has another size than the input.
-    """
+    """A target that is an image of class numbers, or integers of the image's size, as a map; others unchanged."""
     size = image.size[::-1] if isinstance(image, Image.Image) else tuple(image.shape[1:])
     if isinstance(target, Image.Image | Mask):
         found = target if isinstance(target, Mask) else Mask(np.array(target))
@@ -84,10 +81,7 @@ def without_labels(sample: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
 
 
 def _tree(where: str, x: object) -> object:
-    """Inputs in plain dictionaries and tuples.
-
-    Raises: DataError: there is something else than tensors in them.
-    """
+    """Inputs in plain dictionaries and tuples."""
     if isinstance(x, Mapping) and x:
         return {str(key): _tree(f"{where}, '{key}'", value) for key, value in x.items()}
     if isinstance(x, tuple | list) and x and not isinstance(x[0], int | float | str):

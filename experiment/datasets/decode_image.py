@@ -48,10 +48,7 @@ def _class_numbers(image: Image.Image) -> Mask:
 
 
 def _read(path: Path, convert: Callable[[Image.Image], Read]) -> Read:
-    """Read an image file.
-
-    Raises: DataError: it cannot be read or converted.
-    """
+    """Read an image file."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError("it is not a regular file")

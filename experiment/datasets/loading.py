@@ -109,10 +109,7 @@ def load_source(name: str, settings: Mapping[str, object], data_dir: Path, train
 def _maker(
     name: str, transforms: Transforms, output_size: int, device: torch.device, workers: int, task: Task
 ) -> Callable[[Source, Sequence[Tensor | None]], list[Images]]:
-    """A function that prepares parts of a source, given by indices (None for all images).
-
-    Raises: ConfigError: a transform is wrong. DataError: a target is wrong.
-    """
+    """A function that prepares parts of a source, given by indices (None for all images)."""
     where = f"dataset {name}"
     if problems := check_transforms(transforms):
         raise ConfigError(problems)
@@ -135,10 +132,7 @@ def _maker(
 
 
 def _targets(where: str, labels: Tensor, task: Task, output_size: int) -> Tensor:
-    """The targets (N, ...) of images in memory, as the task needs them.
-
-    Raises: DataError: one of them is wrong.
-    """
+    """The targets (N, ...) of images in memory, as the task needs them."""
     if len(labels):
         first = task.target(f"{where}: sample 0", labels[0])
         if first.dtype != labels.dtype or first.shape != labels.shape[1:]:

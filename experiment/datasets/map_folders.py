@@ -28,10 +28,7 @@ def folder_pairs(name: str, data_dir: Path, train: bool, settings: Mapping[str, 
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    """The images below a folder by their names without extension.
-
-    Raises: DataError: there are none, or two of the same name.
-    """
+    """The images below a folder by their names without extension."""
     if not folder.is_dir():
         raise DataError(
             f"no folder {folder}. Expected the folders images/ and masks/ in it. Check the dataset's settings: root "

@@ -115,10 +115,7 @@ def _names(settings: Mapping[str, object], key: str) -> list[str]:
 
 
 def _numbers(where: object, rows: pandas.DataFrame, columns: Sequence[str]) -> Tensor:
-    """Columns as float64 (N, F).
-
-    Raises: DataError: a value is missing, or no finite number.
-    """
+    """Columns as float64 (N, F)."""
     parts = []
     for column in columns:
         values = pandas.to_numeric(rows[column], errors="coerce").to_numpy(float)
@@ -133,10 +130,7 @@ def _numbers(where: object, rows: pandas.DataFrame, columns: Sequence[str]) -> T
 
 
 def _class_numbers(path: Path, column: pandas.Series, names: Sequence[str]) -> Tensor:
-    """Class numbers (N,).
-
-    Raises: DataError: a row has a class that the training part has not, or none.
-    """
+    """Class numbers (N,)."""
     for row, value in column.items():
         if value not in names:
             known = shortened(", ".join(names))

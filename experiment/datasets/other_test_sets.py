@@ -134,10 +134,7 @@ def load_objectnet(name: str, data_dir: Path, train: bool, settings: Mapping[str
 
 
 def _imagenet_numbers(mappings: Path) -> dict[str, int]:
-    """Folder of ObjectNet -> class number of ImageNet, for the classes that both have.
-
-    Raises: DataError: the files do not fit together.
-    """
+    """Folder of ObjectNet -> class number of ImageNet, for the classes that both have."""
     try:
         in_imagenet, label_of, line_of = (cast(dict[str, Any], read_json(mappings / file))
                                           for file in published_files.MAPPINGS[:3])  # fmt: skip
@@ -183,10 +180,7 @@ def _mixed(corruptions: Sequence[str], image: Image.Image) -> Image.Image:
 
 
 def _arrays(paths: Sequence[Path], rows: slice) -> Source:
-    """Images (N, 32, 32, 3) and labels (N,) from numpy's files, without pickled objects.
-
-    Raises: DataError: a file is damaged.
-    """
+    """Images (N, 32, 32, 3) and labels (N,) from numpy's files, without pickled objects."""
     try:
         images, labels = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
     except (OSError, ValueError, EOFError) as error:
@@ -201,9 +195,6 @@ def _arrays(paths: Sequence[Path], rows: slice) -> Source:
 
 
 def _labelled(folders: Sequence[tuple[Path, int]]) -> FolderItems:
-    """All images of folders, with the label of each folder.
-
-    Raises: DataError: a folder is missing.
-    """
+    """All images of folders, with the label of each folder."""
     found = [(file, label) for folder, label in folders for file in images_below(folder)]
     return FolderItems(tuple(file for file, _ in found), tuple(label for _, label in found))

@@ -71,10 +71,7 @@ def load_voc(name: str, data_dir: Path, train: bool, settings: Mapping[str, obje
 
 
 def _read_sbd(path: Path) -> Mask:
-    """The map in a MATLAB file of SBD.
-
-    Raises: DataError: it cannot be read.
-    """
+    """The map in a MATLAB file of SBD."""
     from scipy.io import loadmat  # takes a while, for this dataset only
 
     try:

@@ -93,10 +93,7 @@ def _load(data_dir: Path, train: bool, settings: Mapping[str, object], *, incomp
 
 
 def _columns(path: Path, settings: Mapping[str, object]) -> pandas.DataFrame:
-    """The columns `text`, `label` and, if it is asked for, `pair` of a file, all of them text.
-
-    Raises: DataError: a column or a text is missing.
-    """
+    """The columns `text`, `label` and, if it is asked for, `pair` of a file, all of them text."""
     header = settings.get("header", True)
     if not isinstance(header, bool):
         raise ConfigError(f"settings.header: must be true or false. Got {header!r}.")
@@ -120,10 +117,7 @@ def _names(labels: pandas.Series) -> tuple[str, ...]:
 
 
 def _label(where: str, label: str, classes: Sequence[str]) -> float:
-    """A label as class number or number.
-
-    Raises: DataError: it is missing, or neither.
-    """
+    """A label as class number or number."""
     if label in classes:
         return classes.index(label)
     if label.lower() in MISSING:

@@ -72,10 +72,7 @@ def make_network(
 
 
 def _plain(name: str, network: nn.Module) -> nn.Module:
-    """The network without wrappers.
-
-    Raises: ConfigError: it cannot be compressed, or its weights are computed from others.
-    """
+    """The network without wrappers."""
     network = unwrapped(network)
     if computed := computed_weights(network):
         raise ConfigError(

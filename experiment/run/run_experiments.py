@@ -149,10 +149,7 @@ def _workers_and_contexts(
 
 
 def _check(experiments: Sequence[_Experiment]) -> list[str]:
-    """Check experiments before they run, and remember the facts about their data; returns warnings.
-
-    Raises: ConfigError: lists all problems.
-    """
+    """Check experiments before they run, and remember the facts about their data; returns warnings."""
     from experiment.run.preflight import check_before_running  # imports torch: only if there is work
 
     looks = [check_before_running(plan, place, plan.machine) for plan, _, place in experiments]

@@ -123,10 +123,7 @@ class Schedule:
 
 
 def _each(schedulers: Mapping[str, _S], step: Callable[[_S], object]) -> None:
-    """Step all schedulers.
-
-    Raises: ConfigError: OneCycleLR is at its end, or a scheduler fails to compute with an argument.
-    """
+    """Step all schedulers."""
     problems = []
     for name, scheduler in schedulers.items():
         try:

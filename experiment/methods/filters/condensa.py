@@ -119,10 +119,7 @@ class _CountUnits:
     def _of_density(
         self, filters: Channels, scores: ChannelScores, alive: list[tuple[int, ...]], pooled: list[bool]
     ) -> list[int]:
-        """The best channel of every pooled group, then the best of all as long as their rows fit into the density.
-
-        Raises: CompressionError: the first of these already have more rows.
-        """
+        """The best channel of every pooled group, then the best of all as long as their rows fit into the density."""
         density = self.settings.density
         assert density is not None
         # how many neurons and filters one channel of a group consists of

@@ -76,10 +76,7 @@ def _precise(tensor: Tensor) -> torch.dtype:
 
 
 def _losses(network: Callable[..., Any], batch: Inputs, labels: Tensor) -> Tensor:
-    """The cross entropy of every prediction.
-
-    Raises: CompressionError: outputs are no class scores, or labels are out of range.
-    """
+    """The cross entropy of every prediction."""
     scores = log_probabilities(call_network(network, batch))
     if labels.dim() == 1:
         labels = labels.repeat_interleave(len(scores) // batch_size(batch))  # one label for all positions of its sample

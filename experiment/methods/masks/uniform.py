@@ -162,10 +162,7 @@ def _shares(worth_RC: Tensor) -> Tensor:
 
 
 def _largest_share(draws: NetworkDraws, budget: Budget) -> float:
-    """Of all shares at which a row keeps one more weight, the largest whose weights fit.
-
-    Raises: InfeasibleBudget: none does.
-    """
+    """Of all shares at which a row keeps one more weight, the largest whose weights fit."""
     sizes = {layer.p.shape[1] for layer in draws.layers.values()}
     shares = [0.0, *sorted({k / size for size in sizes for k in range(2, size + 1)})]
     check_smallest(draws.cost(0, budget), budget)

@@ -99,10 +99,7 @@ def plot_tradeoff(
 
 
 def _shown(results: DataFrame, metric: str | None) -> ReportedMetric:
-    """The metric to draw.
-
-    Raises: ConfigError: the results have no such metric.
-    """
+    """The metric to draw."""
     primary = primary_metric(results)
     own = METRICS if primary.name == "top1" else dict.fromkeys([*metrics_of(results), "loss", primary.before])
     known = [*own, *AGREEMENT]

@@ -62,10 +62,7 @@ class _NotKept(Exception):
 
 
 class _Recorder:
-    """Writes the outputs of an evaluation into a file (an `Observer`).
-
-    Raises: _NotKept: they are too large, or of different shapes.
-    """
+    """Writes the outputs of an evaluation into a file (an `Observer`)."""
 
     def __init__(self, path: Path, number: int) -> None:
         self._path, self._number = path, number
