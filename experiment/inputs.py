@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -232,6 +233,17 @@ def in_words(value: object) -> str:
     if isinstance(value, int | float):
         return f"the {type(value).__name__} {value:g}"
     return "None" if value is None else kind_of(value)
+
+
+def as_numbers(target: Any) -> Tensor | None:
+    """A number, or an array, an image or a list of numbers, as a plain tensor; None for anything else."""
+    try:
+        if not isinstance(target, Tensor) and (hasattr(target, "__array__") or hasattr(target, "__array_interface__")):
+            target = np.array(target)
+        found = torch.as_tensor(target).as_subclass(Tensor)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return None if found.is_complex() else found
 
 
 def output_tensors(output: object) -> list[Tensor]:

@@ -1,26 +1,25 @@
 """Image classification: one of K classes per input."""
 
-from numbers import Integral, Real
-
 import torch
 from torch import Tensor
 
 from experiment.errors import DataError
-from experiment.inputs import in_words
+from experiment.inputs import as_numbers, in_words
 from experiment.tasks.task import Metric, Task
 
 
-def top(k: int) -> Metric:
-    """The share of samples whose class is among the first `k` of the scores (N, K); 1 with at most `k` classes.
+def top(k: int, ignored: int | None = None) -> Metric:
+    """The share of targets (N, ...) that are among the first `k` of the scores (N, K, ...); 1 with at most `k` classes.
 
-    Scores that are NaN count as wrong answers.
+    Scores that are NaN count as wrong answers, targets that are `ignored` do not count.
     """
 
     def hits(outputs: Tensor, y: Tensor) -> Tensor:
         answered = ~outputs.isnan().any(dim=1)
         best = outputs.topk(min(k, outputs.shape[1]), dim=1).indices if k > 1 else outputs.argmax(dim=1, keepdim=True)
-        right = (best == y.unsqueeze(1)).any(dim=1) & answered
-        return torch.stack([right.sum().double(), right.new_full((), right.numel(), dtype=torch.float64)])
+        counted = torch.ones_like(answered) if ignored is None else y != ignored
+        right = (best == y.unsqueeze(1)).any(dim=1) & answered & counted
+        return torch.stack([right.sum(), counted.sum()]).double()
 
     return Metric(f"top{k}", f"top-{k}", hits, ratio)
 
@@ -35,13 +34,10 @@ def class_number(where: str, target: object) -> Tensor:
 
     Raises: DataError: it is something else.
     """
-    value: object = target
-    if isinstance(value, Tensor) or hasattr(value, "__array__"):
-        array = torch.as_tensor(value)
-        value = array.item() if array.numel() == 1 and not array.is_complex() else None
-    if not (isinstance(value, Integral) or (isinstance(value, Real) and float(value).is_integer())):
+    number = as_numbers(target)
+    if number is None or number.numel() != 1 or isinstance(target, list | tuple) or not float(number).is_integer():
         raise DataError(f"{where}: expected one class number as target. Got {in_words(target)}.")
-    return torch.tensor(int(value))  # type: ignore[call-overload]
+    return number.reshape(()).long()
 
 
 def check_classes(where: str, output_size: int, labels: Tensor) -> None:

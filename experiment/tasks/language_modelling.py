@@ -3,15 +3,15 @@
 Shape suffixes: N = samples, T = positions, V = tokens of the vocabulary.
 """
 
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from experiment.errors import CompressionError, DataError
-from experiment.inputs import in_words, scored
-from experiment.tasks.classification import ratio
+from experiment.inputs import as_numbers, in_words, scored
+from experiment.tasks.classification import top
 from experiment.tasks.task import Metric, Task
 
 IGNORED = -100  # the target of a position without a next token; torch's and Hugging Face's
@@ -31,17 +31,13 @@ def token_scores(raw: object) -> Tensor:
     return scores.transpose(1, 2)
 
 
-def next_tokens(where: str, target: Any) -> Tensor:
+def next_tokens(where: str, target: object) -> Tensor:
     """Token ids (T,), of any type of integer, as int64.
 
     Raises: DataError: they are something else.
     """
-    try:
-        ids = torch.as_tensor(target)
-        fits = ids.dim() == 1 and not ids.is_floating_point() and not ids.is_complex() and ids.dtype != torch.bool
-    except (TypeError, ValueError, RuntimeError):  # no numbers
-        fits = False
-    if not fits:
+    ids = as_numbers(target)
+    if ids is None or ids.dim() != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
         raise DataError(
             f"{where}: expected the next token at every position as target, integers of shape (positions,). "
             f"Got {in_words(target)}."
@@ -69,17 +65,11 @@ def _surprise(outputs: Tensor, y: Tensor) -> Tensor:
     return torch.stack([losses.sum(dtype=torch.float64), (y != IGNORED).sum(dtype=torch.float64)])
 
 
-def _hits(outputs: Tensor, y: Tensor) -> Tensor:
-    counted = y != IGNORED
-    right = (outputs.argmax(dim=1) == y) & counted & ~outputs.isnan().any(dim=1)
-    return torch.stack([right.sum(dtype=torch.float64), counted.sum(dtype=torch.float64)])
-
-
 TASK = Task(
     "language modelling",
     metrics=(
         Metric("perplexity", "perplexity", _surprise, lambda sums: float((sums[0] / sums[1]).exp()), "lower", "value"),
-        Metric("token_top1", "token top-1", _hits, ratio),
+        replace(top(1, IGNORED), name="token_top1", title="token top-1"),
     ),
     losses=("CrossEntropyLoss", "NLLLoss"),
     target=next_tokens,

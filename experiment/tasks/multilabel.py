@@ -3,8 +3,6 @@
 Shape suffixes: N = samples, K = labels. An output is the logit of its label.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -50,7 +48,7 @@ def f1(sums: Tensor) -> float:
     return float(2 * sums[0] / (sums[1] + sums[2]).clamp(min=1))
 
 
-def labels(where: str, target: Any) -> Tensor:
+def labels(where: str, target: object) -> Tensor:
     """0 or 1 for every label, as float32 (K,).
 
     Raises: DataError: it is something else.

@@ -1,13 +1,12 @@
 """Regression: K numbers per input."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from experiment.errors import DataError, shortened
-from experiment.inputs import in_words
+from experiment.inputs import as_numbers, in_words
 from experiment.tasks.distributions import GAUSSIAN
 from experiment.tasks.task import Metric, Task
 
@@ -37,18 +36,14 @@ def determination(sums: Tensor) -> float:
     return float(score.mean())
 
 
-def numbers(where: str, target: Any) -> Tensor:
+def numbers(where: str, target: object) -> Tensor:
     """One number or a list of numbers as float32 (K,).
 
     Raises: DataError: it is something else, or a number is NaN or infinite.
     """
-    try:
-        values = torch.as_tensor(target)
-        values = values.reshape(1) if values.dim() == 0 else values
-        fits = values.dim() == 1 and values.numel() > 0 and not values.is_complex()
-    except (TypeError, ValueError, RuntimeError):
-        fits = False
-    if not fits:
+    values = as_numbers(target)
+    values = values.reshape(1) if values is not None and values.dim() == 0 else values
+    if values is None or values.dim() != 1 or not values.numel():
         raise DataError(f"{where}: expected one number, or a list of numbers, as target. Got {in_words(target)}.")
     if not bool(values.isfinite().all()):
         found = shortened(str(values.tolist()))

@@ -3,12 +3,11 @@
 Shapes: outputs (N, K, H, W), targets (N, H, W).
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from experiment.errors import DataError
-from experiment.inputs import in_words
+from experiment.inputs import as_numbers, in_words
 from experiment.tasks.confusion import as_matrix, confusion, share_of_right
 from experiment.tasks.task import Metric, Task
 
@@ -38,12 +37,10 @@ def class_map(where: str, target: object) -> Tensor:
 
     Raises: DataError: it is something else.
     """
-    array = target.as_subclass(Tensor) if isinstance(target, Tensor) else None
-    if array is None and (hasattr(target, "__array__") or hasattr(target, "__array_interface__")):
-        array = torch.as_tensor(np.array(target))
+    array = as_numbers(target)
     if array is not None and array.dim() == 3 and len(array) == 1:
         array = array[0]
-    if array is None or array.dim() != 2 or array.is_floating_point() or array.is_complex():
+    if array is None or array.dim() != 2 or array.is_floating_point():
         raise DataError(
             f"{where}: expected a map of class numbers as target, integers (height, width). Got {in_words(target)}."
         )

@@ -1,14 +1,14 @@
 """Texts, or pairs of texts: one of K classes, or one number."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from experiment.tasks.classification import check_classes, class_number
+from experiment.tasks.classification import TASK as CLASSES
 from experiment.tasks.confusion import as_matrix, confusion, share_of_right
-from experiment.tasks.distributions import GAUSSIAN
-from experiment.tasks.regression import check_numbers, numbers
+from experiment.tasks.regression import TASK as NUMBERS
 from experiment.tasks.task import Metric, Task
 
 
@@ -60,21 +60,17 @@ METRICS = (
 
 def _classification(*order: int) -> Task:
     """The task whose metrics are in this order; the first is the primary one."""
-    metrics = tuple(METRICS[i] for i in order)
-    losses = ("CrossEntropyLoss", "MultiMarginLoss", "NLLLoss")
-    return Task("text classification", metrics, losses, target=class_number, check=check_classes)
+    return replace(CLASSES, name="text classification", metrics=tuple(METRICS[i] for i in order))
 
 
 CLASSIFICATION, BY_MCC, BY_F1 = _classification(0, 1, 2), _classification(1, 0, 2), _classification(2, 0, 1)
 
-REGRESSION = Task(
-    "text regression",
+REGRESSION = replace(
+    NUMBERS,
+    name="text regression",
     metrics=(
         Metric("pearson", "Pearson correlation", _pairs, pearson, joined=True),
         Metric("spearman", "Spearman correlation", _pairs, spearman, joined=True),
     ),
     losses=("MSELoss", "L1Loss", "SmoothL1Loss"),
-    target=numbers,
-    check=check_numbers,
-    distribution=GAUSSIAN,
 )
