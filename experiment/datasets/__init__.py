@@ -67,9 +67,7 @@ DATASETS: dict[str, DatasetEntry] = {
         ),
         DatasetEntry("TextTable", f"{ROOT}.text_table:load", None, None, files=TEXT_FILES, task="text_classification"),
         DatasetEntry("Diabetes", f"{ROOT}.number_tables:load_diabetes", 1, None, num_train=354, task="regression"),
-        DatasetEntry(
-            "Table", f"{ROOT}.number_tables:load", None, None, files=f"{ROOT}.file_stamp:table_files", task="regression"
-        ),
+        DatasetEntry("Table", f"{ROOT}.number_tables:load", None, None, files=TEXT_FILES, task="regression"),
         DatasetEntry(
             "MultilabelFolder", f"{ROOT}.multilabel_folder:load", None, None,
             files=f"{ROOT}.file_stamp:labelled_files", task="multilabel",

@@ -10,7 +10,6 @@ from typing import Protocol, cast
 
 import torch
 from torch import Tensor
-from torchvision.tv_tensors import Mask
 
 from experiment.datasets.image_data import Step
 from experiment.datasets.transforms import make_transform
@@ -29,9 +28,6 @@ class Operation(Protocol):
 
     def apply(self, x: Tensor, draws: Tensor | None) -> Tensor: ...
 
-    def apply_to_maps(self, y: Mask, draws: Tensor | None) -> Mask:
-        """The maps (B, H, W) of the same images, moved like them and filled with zeros."""
-
 
 @dataclass(frozen=True)
 class Fixed:
@@ -48,9 +44,6 @@ class Fixed:
 
     def apply(self, x: Tensor, draws: Tensor | None) -> Tensor:
         return self.function(x)
-
-    def apply_to_maps(self, y: Mask, draws: Tensor | None) -> Mask:
-        return Mask(self.function(y))
 
 
 @dataclass(frozen=True)
@@ -74,9 +67,6 @@ class Crop:
         batch = torch.arange(len(x), device=x.device)
         return windows.permute(0, 2, 3, 1, 4, 5)[batch, draws[:, 0], draws[:, 1]]
 
-    def apply_to_maps(self, y: Mask, draws: Tensor | None) -> Mask:
-        return Mask(self.apply(y.as_subclass(Tensor).unsqueeze(1), draws).squeeze(1))
-
 
 @dataclass(frozen=True)
 class Flip:
@@ -94,9 +84,6 @@ class Flip:
     def apply(self, x: Tensor, draws: Tensor | None) -> Tensor:
         assert draws is not None
         return torch.where(draws.view(-1, 1, 1, 1), x.flip(self.dim), x)
-
-    def apply_to_maps(self, y: Mask, draws: Tensor | None) -> Mask:
-        return Mask(self.apply(y.as_subclass(Tensor).unsqueeze(1), draws).squeeze(1))
 
 
 @dataclass(frozen=True)
@@ -118,9 +105,6 @@ class Affine:
         )
         y = x.mul(scale) if x.is_floating_point() else x.float().mul_(scale)
         return y.add_(shift)
-
-    def apply_to_maps(self, y: Mask, draws: Tensor | None) -> Mask:
-        return y
 
 
 def split_once(steps: Sequence[Step]) -> tuple[list[Step], list[Step]]:

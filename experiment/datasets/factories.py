@@ -40,7 +40,8 @@ def load_own(target: str, data_dir: Path, train: bool, settings: Mapping[str, ob
         check_map_style(items)
         with seeded("look"):
             items = with_8_bits(items)
-        packed = pack(items)
+        classes, said = (getattr(items, name, None) for name in ("classes", "fingerprint"))
+        items = pack(items) or items
     except DataError as error:
         raise DataError(f"dataset {target} (train={train}): {error}") from None
     except ExperimentError:
@@ -48,11 +49,9 @@ def load_own(target: str, data_dir: Path, train: bool, settings: Mapping[str, ob
     except Exception as error:  # the user's code may raise anything
         reason = f"{type(error).__name__}: {str(error)[:500]}{raised_at(error)}"
         raise DataError(f"dataset {target} (train={train}): {reason}") from error
-    classes = getattr(items, "classes", None)
-    said = getattr(items, "fingerprint", None)
     num_classes = len(classes) if classes is not None else None
     names = tuple(classes) if isinstance(classes, list | tuple) and all(isinstance(n, str) for n in classes) else ()
-    return Source(items if packed is None else packed, num_classes, said if callable(said) else None, classes=names)
+    return Source(items, num_classes, said if callable(said) else None, classes=names)
 
 
 def load_fake(name: str, data_dir: Path, train: bool, settings: Mapping[str, object], output_size: int) -> Source:
@@ -71,8 +70,7 @@ def load_fake(name: str, data_dir: Path, train: bool, settings: Mapping[str, obj
     if c not in (1, 3):
         raise ConfigError(f"settings.imageSize: channels must be 1 or 3. Got {c}.")
     items = FakeData(size if train else max(size // 5, 1), (c, h, w), num_classes, random_offset=0 if train else size)
-    packed = pack(items)
-    return Source(items if packed is None else packed, num_classes)
+    return Source(pack(items) or items, num_classes)
 
 
 def _positive(key: str, value: object) -> int:

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from experiment.datasets import find_dataset
-from experiment.datasets.image_files import File, folder_part, images_below
-from experiment.datasets.text_files import part_path
+from experiment.datasets.image_files import File, folder_part, images_below, listed
 from experiment.errors import CannotWrite, ExperimentError, log
 from experiment.escaping import json_text
 from experiment.files import read_json, write_whole
@@ -67,18 +66,10 @@ def imagenet_files(name: str, data_dir: Path, train: bool, settings: Mapping[str
     return images_below(data_dir / str(settings.get("root", name)) / ("train" if train else "val"))
 
 
-def table_files(name: str, data_dir: Path, train: bool, settings: Mapping[str, object]) -> Sequence[File]:
-    """The files of a table of numbers. The test part depends on the training part, by which it is standardized."""
-    parts = (True,) if train or settings.get("test") is None else (False, True)
-    paths = [part_path(data_dir, part, settings) for part in parts]
-    return [File(path.name, path, path.stat()) for path in paths]
-
-
 def labelled_files(name: str, data_dir: Path, train: bool, settings: Mapping[str, object]) -> Sequence[File]:
     """The images of one part, and its table of labels."""
     folder = folder_part(data_dir, train, settings)
-    table = folder / str(settings.get("labels", "labels.csv"))
-    return [*images_below(folder), File(table.name, table, table.stat())]
+    return [*images_below(folder), *listed(folder / str(settings.get("labels", "labels.csv")))]
 
 
 def stamp_of(files: Sequence[File], data_dir: Path) -> str:

@@ -20,6 +20,11 @@ class File(NamedTuple):
     status: os.stat_result
 
 
+def listed(*paths: Path) -> list[File]:
+    """Files by their own names."""
+    return [File(path.name, path, path.stat()) for path in paths]
+
+
 def folder_part(data_dir: Path, train: bool, settings: Mapping[str, object]) -> Path:
     """The folder of the training or test part of an image folder, whether it exists or not.
 

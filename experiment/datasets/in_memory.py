@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import Mask
 
-from experiment.datasets.batch_transforms import Operation, Shape, compile_steps, split_once
+from experiment.datasets.batch_transforms import Affine, Operation, Shape, compile_steps, split_once
 from experiment.datasets.image_data import EVALUATION, Batch, Share, Step, Stream, epoch_order
 from experiment.datasets.raw_images import Pixels, fits_in_memory
 from experiment.datasets.transforms import make_transform, outside_ignored, zero_outside
@@ -88,10 +88,11 @@ class MemoryImages:
         y = self._labels[rows]
         if not isinstance(self._labels, Mask):
             return y
-        moved = zero_outside(y)
+        moved: Tensor = zero_outside(y).unsqueeze(1)
         for operation, drawn in zip(prepared.operations, draws, strict=True):
-            moved = operation.apply_to_maps(moved, drawn)
-        return outside_ignored(moved)
+            if not isinstance(operation, Affine):  # which moves nothing
+                moved = operation.apply(Mask(moved), drawn)
+        return outside_ignored(moved.squeeze(1))
 
     def _draw(self, prepared: Prepared, stream: tuple[Part, ...]) -> list[Tensor | None]:
         """The random numbers of every image and operation, drawn on the CPU: the same for every device."""

@@ -44,8 +44,7 @@ def load(name: str, data_dir: Path, train: bool, settings: Mapping[str, object],
             raise DataError(f"{path}: row {row}: no file {folder / file}. Mend the name, or remove the row.")
         files.append(File(file, folder / file, (folder / file).stat()))
     items = FolderItems(tuple(files), tuple(labels.to_numpy(float).tolist()))
-    packed = pack(items)
-    return Source(items if packed is None else packed, len(classes), classes=classes, place=folder)
+    return Source(pack(items) or items, len(classes), classes=classes, place=folder)
 
 
 def _part(data_dir: Path, train: bool, settings: Mapping[str, object]) -> tuple[Path, Path, pandas.DataFrame]:

@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from experiment.datasets.raw_images import Items, Source, check_settings
-from experiment.datasets.table_files import read_table
+from experiment.datasets.table_files import check_columns, read_table
 from experiment.datasets.text_files import part_path
 from experiment.errors import ConfigError, DataError, shortened
 from experiment.random_streams import generator
-from experiment.registry import suggestion
 
 SETTINGS = ("root", "train", "test", "testShare", "splitSeed", "target", "features", "classes", "standardizeTarget")
 MISSING = ("", "nan", "None")
@@ -62,11 +61,8 @@ def load(name: str, data_dir: Path, train: bool, settings: Mapping[str, object],
     if not targets:
         raise ConfigError("settings.target: Table needs the column to predict, or a list of columns. Got none.")
     features = _names(settings, "features") or [str(c) for c in known if c not in targets]
-    for column in (*targets, *features):
-        for table in (known, rows):
-            if column not in table:
-                have = f"{suggestion(column, table.columns)} It has {shortened(', '.join(table.columns))}."
-                raise DataError(f"{path} has no column '{column}'.{have} Set settings.target, settings.features.")
+    for table in (known, rows):
+        check_columns(path, table, (*targets, *features), "Set settings.target, settings.features.")
     x_NF = standardized(path, known, rows, features)
     if settings.get("classes"):
         names = tuple(sorted(set(known[targets[0]].map(str)) - set(MISSING)))

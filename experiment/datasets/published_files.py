@@ -5,7 +5,7 @@ from pathlib import Path
 
 from experiment.datasets.corruptions import SEVERITIES
 from experiment.datasets.file_stamp import Files, imagenet_files
-from experiment.datasets.image_files import File, images_below
+from experiment.datasets.image_files import File, images_below, listed
 from experiment.datasets.torchprune_names import corruption_in
 from experiment.registry import resolve
 
@@ -34,7 +34,7 @@ def corrupted_files(name: str, data_dir: Path, train: bool, settings: Mapping[st
     assert found is not None
     if found.base == "CIFAR10":
         published = cifar_c(data_dir, found.corruption)
-        return _listed(published if not train and published[0].is_file() else _cifar_files(data_dir))
+        return listed(*(published if not train and published[0].is_file() else _cifar_files(data_dir)))
     if found.base == "ImageNet" and not train:
         folders = imagenet_c(data_dir, found.corruption, found.severity)
         if all(folder.is_dir() for folder in folders):
@@ -54,7 +54,7 @@ def cifar10_1_paths(data_dir: Path) -> list[Path]:
 
 def cifar10_1_files(name: str, data_dir: Path, train: bool, settings: Mapping[str, object]) -> Sequence[File]:
     """The files of CIFAR-10.1; those of CIFAR-10 for the training part."""
-    return _listed(_cifar_files(data_dir) if train else cifar10_1_paths(data_dir))
+    return listed(*(_cifar_files(data_dir) if train else cifar10_1_paths(data_dir)))
 
 
 def objectnet_files(name: str, data_dir: Path, train: bool, settings: Mapping[str, object]) -> Sequence[File]:
@@ -64,7 +64,3 @@ def objectnet_files(name: str, data_dir: Path, train: bool, settings: Mapping[st
 
 def _cifar_files(data_dir: Path) -> list[Path]:
     return [data_dir / "cifar-10-batches-py" / name for name in CIFAR_FILES]
-
-
-def _listed(paths: Sequence[Path]) -> list[File]:
-    return [File(path.name, path, path.stat()) for path in paths]

@@ -13,6 +13,7 @@ from torchvision.tv_tensors import Mask
 
 from experiment.datasets.check_samples import as_pair
 from experiment.errors import ConfigError
+from experiment.inputs import as_numbers
 from experiment.registry import suggestion
 
 MAX_SIDE = 64  # pixels: larger images are decoded when they are needed
@@ -76,7 +77,7 @@ def pack(items: Items) -> Pixels | None:
     """
     if len(items) == 0:
         return None
-    first, _ = as_pair("sample 0", items[0])
+    first, first_label = as_pair("sample 0", items[0])
     pixels = _as_uint8(first)
     if pixels is None or not fits_in_memory(len(items), tuple(pixels.shape)):
         return None
@@ -84,16 +85,15 @@ def pack(items: Items) -> Pixels | None:
     labels: list[Tensor] = []
     for i in range(len(items)):
         image, label = as_pair(f"sample {i}", items[i])
-        pixels, target = _as_uint8(image), _as_tensor(label)
+        pixels, target = _as_uint8(image), as_numbers(label)
         if pixels is None or pixels.shape != images.shape[1:] or target is None:
             return None
         images[i] = pixels
         labels.append(target)
-    same = len({(label.shape, label.dtype) for label in labels}) == 1
-    if not same:
+    if len({(label.shape, label.dtype) for label in labels}) > 1:
         return None
     stacked = torch.stack(labels)
-    return Pixels(images, Mask(stacked) if isinstance(labels[0], Mask) else stacked)
+    return Pixels(images, Mask(stacked) if isinstance(first_label, Mask) else stacked)
 
 
 def fits_in_memory(num_images: int, shape: tuple[int, ...]) -> bool:
@@ -114,14 +114,6 @@ def check_settings(dataset: str, settings: Mapping[str, object], known: tuple[st
     ]
     if problems:
         raise ConfigError(problems)
-
-
-def _as_tensor(target: object) -> Tensor | None:
-    """A number, or an array of numbers; None for anything else, which only a task can read."""
-    try:
-        return torch.as_tensor(target)
-    except (TypeError, ValueError, RuntimeError):
-        return None
 
 
 def _as_uint8(image: object) -> Tensor | None:

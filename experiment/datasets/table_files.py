@@ -4,13 +4,15 @@ import csv
 import io
 import json
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas
 
 from experiment.datasets.text_files import read_text
-from experiment.errors import DataError, first_line
+from experiment.errors import DataError, first_line, shortened
+from experiment.registry import suggestion
 
 
 def read_table(path: Path, *, header: bool = True) -> pandas.DataFrame:
@@ -35,6 +37,17 @@ def read_table(path: Path, *, header: bool = True) -> pandas.DataFrame:
     if not len(table):
         raise DataError(f"{path} has no rows. Expected one per sample.")
     return table.set_axis(range(1, len(table) + 1)).set_axis(table.columns.map(str), axis=1)
+
+
+def check_columns(path: object, table: pandas.DataFrame, columns: Iterable[str], how: str) -> None:
+    """Check that a table has these columns.
+
+    Raises: DataError: it has not; `how` says what to do.
+    """
+    for column in columns:
+        if column not in table:
+            have = f"{suggestion(column, table.columns)} It has {shortened(', '.join(table.columns))}."
+            raise DataError(f"{path} has no column '{column}'.{have} {how}")
 
 
 def _read(path: Path, kind: str, header: int | None) -> Any:

@@ -1,9 +1,9 @@
-"""The files of a dataset of texts: where they lie, their text, and what a stamp covers. Torch-free."""
+"""The files of texts and tables: where they lie, their text, and what a stamp covers. Torch-free."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiment.datasets.image_files import File
+from experiment.datasets.image_files import File, listed
 from experiment.errors import ConfigError, DataError
 
 WITHOUT_FOLDER = ("bytes", "characters")  # tokenizers that need no files
@@ -29,20 +29,20 @@ def part_path(data_dir: Path, train: bool, settings: Mapping[str, object]) -> Pa
 
 
 def text_files(name: str, data_dir: Path, train: bool, settings: Mapping[str, object]) -> Sequence[File]:
-    """The files that a part is read from. Vocabulary and classes are those of the training part."""
-    paths = [part_path(data_dir, part, settings) for part in ((True,) if train else (False, True))]
+    """The files that a part is read from. Vocabulary, classes and means are those of the training part."""
+    parts = (True,) if train or settings.get("test") is None else (False, True)
+    paths = [part_path(data_dir, part, settings) for part in parts]
     tokenizer = settings.get("tokenizer", "bytes")
     if tokenizer not in WITHOUT_FOLDER:
         paths += sorted(path for path in find(data_dir, str(tokenizer)).iterdir() if path.is_file())
-    return [File(path.name, path, path.stat()) for path in paths]
+    return listed(*paths)
 
 
 def python_files(name: str, data_dir: Path, train: bool, settings: Mapping[str, object]) -> Sequence[File]:
     """The module with Python's help topics, which differs between versions of Python."""
     from pydoc_data import topics
 
-    path = Path(topics.__file__)
-    return [File(path.name, path, path.stat())]
+    return listed(Path(topics.__file__))
 
 
 def read_text(path: Path) -> str:

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from experiment.datasets.glue import as_table
 from experiment.datasets.raw_images import Source, check_settings
-from experiment.datasets.table_files import read_table
+from experiment.datasets.table_files import check_columns, read_table
 from experiment.datasets.text_files import part_path
 from experiment.datasets.tokenizers import Bytes, HuggingFace, length_of, of_short_texts
 from experiment.errors import ConfigError, DataError, log
 from experiment.escaping import is_number
-from experiment.registry import suggestion
 
 SETTINGS = ("root", "train", "test", "text", "pair", "label", "classes", "header", "tokenizer", "length")
 MISSING = ("", "nan", "none")  # labels of a row without one
@@ -101,9 +100,7 @@ def _columns(path: Path, settings: Mapping[str, object]) -> pandas.DataFrame:
     wanted = {"text": str(settings.get("text", "text")), "label": str(settings.get("label", "label"))}
     wanted |= {"pair": str(settings["pair"])} if settings.get("pair") is not None else {}
     for key, column in wanted.items():
-        if column not in table:
-            known = f"{suggestion(column, table.columns)} It has {', '.join(table.columns)[:300]}."
-            raise DataError(f"{path} has no column '{column}'.{known} Set settings.{key}.")
+        check_columns(path, table, [column], f"Set settings.{key}.")
         if key != "label" and table[column].isna().any():
             row = table.index[table[column].isna()][0]
             raise DataError(f"{path}: row {row}: no text in column '{column}'. Fill it in, or remove the row.")
