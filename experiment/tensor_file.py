@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +25,15 @@ MAX_PICKLE_BYTES = 2**23  # names, shapes and settings; a state_dict of 1,000 te
 MAX_VIEWS = 16  # size of all tensors that share memory, in sizes of the file
 _LEGACY_PICKLES = 5  # torch before 1.6: magic number, version, system, content, names of the storages
 _PICKLE, _ZIP = "data.pkl", b"PK\x03\x04"
+
+
+def read_array(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[Any]] | None:
+    """A numpy array in a file, memory-mapped; None if it is missing or damaged."""
+    try:
+        found: np.ndarray[tuple[int, ...], np.dtype[Any]] = np.load(path, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found  # copy on write, as torch wants
 
 
 def read_tensors(path: Path) -> Any:

@@ -23,6 +23,7 @@ from experiment.layers.prepare_network import require_module
 from experiment.methods.base import keep_ratio
 from experiment.methods.configure import find_method
 from experiment.registry import is_import_path, suggestion
+from experiment.report.results_table import TEXT
 from experiment.run.cell.data import Data, transforms_of
 from experiment.run.cell.outcome import task_of
 from experiment.run.disk.network_file import original_of, read_weights, rebuild
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DATASETS_FOLDER = Path("data/datasets")
-TEXT = (  # columns of results.csv
-    "variant", "error", "cell", "method", "label", "status", "network", "dataset", "dataset_test", "hardware",
-    "primary", "better", "unit",
-)  # fmt: skip
 MOST_NAMED = 5  # folders, in an error
 ROUNDING = 0.01  # a keep ratio may be given as plots and tables show it
 

@@ -17,7 +17,9 @@ from experiment.datasets.decode_image import read_rgb
 from experiment.datasets.file_stamp import stamp_of
 from experiment.datasets.image_files import IMAGES, File, class_folders, folder_part, images_below
 from experiment.datasets.raw_images import Pixels, Source, check_settings, fits_in_memory, pack
-from experiment.errors import ConfigError, DataError, log
+from experiment.errors import CannotWrite, ConfigError, DataError, log
+from experiment.files import whole_file
+from experiment.tensor_file import read_array
 
 CACHE = ".decoded"
 DECODER = "1"  # part of the cache's name: raise it when images are decoded differently
@@ -134,26 +136,18 @@ def _make(path: Path, items: FolderItems, folder: Path, shape: tuple[int, ...]) 
 
 def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     """The cached pixels, memory-mapped; None if they are missing or damaged."""
-    if not path.is_file():
+    pixels = read_array(path)
+    if pixels is None or pixels.shape != shape or pixels.dtype != np.uint8:
         return None
-    try:
-        pixels = np.load(path, mmap_mode="c")  # copy on write: torch wants memory that it may write to
-    except (OSError, ValueError, EOFError):  # truncated by a failing disk: decode again
-        return None
-    return torch.from_numpy(pixels) if pixels.shape == shape and pixels.dtype == np.uint8 else None
+    return torch.from_numpy(pixels)
 
 
 def _write(path: Path, images: Tensor) -> None:
-    """Cache pixels and remove older ones of the same folder; a full disk is reported and ignored."""
-    for older in path.parent.glob(f"{path.name.split('-')[0]}-*.npy"):
+    """Cache pixels and remove older ones of the same folder, also parts; a full disk is reported and ignored."""
+    for older in path.parent.glob(f"*{path.name.split('-')[0]}-*.npy"):
         older.unlink()
-    temporary = path.with_suffix(".tmp")  # one process at a time writes here; leftovers of a killed one are overwritten
     try:
-        with open(temporary, "wb") as file:
-            np.save(file, images.numpy(), allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        log.warning("%s cannot be written (%s): the images will be decoded again next time", path, error)
-        temporary.unlink(missing_ok=True)
+        with whole_file(path) as partial:
+            np.save(partial, images.numpy(), allow_pickle=False)
+    except CannotWrite as error:
+        log.warning("%s The images will be decoded again next time.", error)

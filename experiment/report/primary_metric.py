@@ -81,6 +81,10 @@ class ReportedMetric:
         """`loss of mean IoU`, `increase of perplexity`."""
         return f"{self.worsening} of {self.title}"
 
+    def limit(self, delta: float) -> str:
+        """An allowed loss in words: `loss ≤ 0.5 points`."""
+        return f"{self.worsening} ≤ {100 * delta:g} {self.step}"
+
     def difference(self, reference: Any, value: Any) -> Any:
         """`value` minus `reference`: of fractions, else as a share of the reference."""
         return value - reference if self.unit == "fraction" else (value - reference) / abs(reference)

@@ -11,15 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from experiment.layers.channels.channel_axes import (
-    CHANNEL_MAKERS,
-    bare_parameters,
-    channel_counts,
-    channel_dim,
-    is_sliceable,
-    normalises_channels,
-    parameter_dim,
-)
+from experiment.layers.channels import channel_axes
 from experiment.layers.channels.labels import Integers, Labels
 
 
@@ -47,14 +39,15 @@ class Follower:
             for own, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
                 self.fixed[storage_key(tensor)] = (self.reason(_why_fixed(module, name, own)), name)
         self.bare = {  # their labels are written before every pass
-            name: (parameter, self._made_by(name, parameter)) for name, parameter in bare_parameters(network).items()
+            name: (parameter, self._made_by(name, parameter))
+            for name, parameter in channel_axes.bare_parameters(network).items()
         }
         self.bare_reasons = {key: self.fixed.pop(key) for key in {storage_key(p) for p, _ in self.bare.values()}}
         _tie_embeddings(network, self.names, self.labels)
 
     def _made_by(self, name: str, parameter: Tensor) -> Tensor:
         """The labels of a bare parameter's channels, broadcastable to it."""
-        dim = parameter_dim(parameter.shape)
+        dim = channel_axes.parameter_dim(parameter.shape)
         assert dim is not None
         made = self.labels.made((name, "out"), parameter.shape[dim])
         self.labels.bare.add((name, "out"))
@@ -78,15 +71,15 @@ class Follower:
         Args:
             x, y: its input and output. read: the labels of x.
         """
-        name, (outputs, inputs) = self.names[module], channel_counts(module)
+        name, (outputs, inputs) = self.names[module], channel_axes.channel_counts(module)
         self.called.add(name)
         if isinstance(module, nn.PReLU) and outputs == 1:
             return read
-        pointwise = not isinstance(module, CHANNEL_MAKERS)
-        dim = channel_dim(module, y)
+        pointwise = not isinstance(module, channel_axes.CHANNEL_MAKERS)
+        dim = channel_axes.channel_dim(module, y)
         if isinstance(module, nn.Embedding):
             reads = np.zeros(0, np.int64)  # indices
-        elif normalises_channels(module) and self._has_heads(read, dim):
+        elif channel_axes.normalises_channels(module) and self._has_heads(read, dim):
             return self.merged([read], [dim % y.dim() - y.dim()])  # one norm for every head
         else:
             reads = self._one_a_channel(read, dim)
@@ -98,7 +91,7 @@ class Follower:
             self.widths.setdefault(name, set()).add(y.numel() // max(len(x), 1))
         kind = ("grouped " if getattr(module, "groups", 1) > 1 else "") + type(module).__name__
         kind += " with max_norm" if getattr(module, "max_norm", None) is not None else ""
-        reason = None if is_sliceable(module) else f"channels cannot be removed from '{name}' ({kind})"
+        reason = None if channel_axes.is_sliceable(module) else f"channels cannot be removed from '{name}' ({kind})"
         if pointwise and y.shape != x.shape:
             reason = f"'{name}' returns another shape than it takes"
         flagged = [*made, *reads]
@@ -213,7 +206,7 @@ def compact(labels: Tensor) -> Tensor:
 def _tie_embeddings(network: nn.Module, names: Mapping[nn.Module, str], labels: Labels) -> None:
     """Unite the channels of embeddings with those that layers with the same weight read."""
     for holders in _holders(network).values():
-        layers = [m for m in holders if isinstance(m, nn.Embedding | nn.Linear) and is_sliceable(m)]
+        layers = [m for m in holders if isinstance(m, nn.Embedding | nn.Linear) and channel_axes.is_sliceable(m)]
         embeddings = [m for m in layers if isinstance(m, nn.Embedding)]
         made = [labels.made((names[m], "out"), m.embedding_dim) for m in embeddings if len(layers) > 1]
         for pair in zip(*made, strict=True):
@@ -225,7 +218,7 @@ def _tie_embeddings(network: nn.Module, names: Mapping[nn.Module, str], labels: 
 
 def _why_fixed(module: nn.Module, name: str, own: str) -> str:
     """Why channels combined with a parameter or buffer outside a sliceable layer's call must be kept."""
-    if is_sliceable(module):
+    if channel_axes.is_sliceable(module):
         return f"'{name}' is used outside its own call"
     if type(module).__module__.startswith("torch.nn") or parametrize.is_parametrized(module):
         return f"channels cannot be removed from '{name}' ({type(module).__name__})"
@@ -237,7 +230,7 @@ def _tied(network: nn.Module) -> dict[nn.Module, bool]:
     """The layers that share parameters, unless an embedding takes part, and whether it is more than the bias."""
     tied: dict[nn.Module, bool] = {}
     for parameter, holders in _holders(network).items():
-        if len(holders) > 1 and not any(isinstance(m, nn.Embedding) and is_sliceable(m) for m in holders):
+        if len(holders) > 1 and not any(isinstance(m, nn.Embedding) and channel_axes.is_sliceable(m) for m in holders):
             for module in holders:
                 tied[module] = tied.get(module, False) or parameter.dim() > 1
     return tied

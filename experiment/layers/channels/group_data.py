@@ -10,14 +10,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from experiment.inputs import Inputs
-from experiment.layers.channels.channel_axes import (
-    CHANNEL_MAKERS,
-    CONVOLUTIONS,
-    TRANSPOSED,
-    Side,
-    channel_counts,
-    parameter_dim,
-)
+from experiment.layers.channels import channel_axes
 from experiment.layers.channels.module_numbers import Number
 from experiment.layers.compressible import WEIGHT_LAYERS, trace_layers
 from experiment.layers.plan import Kept
@@ -43,7 +36,7 @@ class Member:
     """
 
     module: str
-    side: Side
+    side: channel_axes.Side
     size: int
     positions: tuple[tuple[int, ...], ...]
     norm: str | None = None
@@ -90,7 +83,7 @@ def kept_of(groups: Sequence[ChannelGroup], chosen: Sequence[Collection[int]]) -
     streams = {(side.module, side.side): range(side.size) for group in groups for side in group.streams}
     two_sided = {member.module for group in groups for member in group.members if member.side == "in"}
 
-    def stream(name: str, side: Side, own: Indices) -> Indices:
+    def stream(name: str, side: channel_axes.Side, own: Indices) -> Indices:
         wide = sides.get((name, side), tuple(streams.get((name, side), ())))
         return None if own is None or not wide or len(wide) == len(own) else wide
 
@@ -104,10 +97,10 @@ def kept_of(groups: Sequence[ChannelGroup], chosen: Sequence[Collection[int]]) -
 
 def _stays(
     groups: Sequence[ChannelGroup], chosen: Sequence[Collection[int]]
-) -> dict[tuple[str, Side], npt.NDArray[np.bool_]]:
+) -> dict[tuple[str, channel_axes.Side], npt.NDArray[np.bool_]]:
     """What stays of the sides that lose something."""
-    stays: dict[tuple[str, Side], npt.NDArray[np.bool_]] = {}
-    needed: dict[tuple[str, Side], Integers] = {}  # by how many groups' channels, where several may meet
+    stays: dict[tuple[str, channel_axes.Side], npt.NDArray[np.bool_]] = {}
+    needed: dict[tuple[str, channel_axes.Side], Integers] = {}  # by how many groups' channels, where several may meet
     lost = [sorted(set(range(group.size)) - set(channels)) for group, channels in zip(groups, chosen, strict=True)]
     for group, gone in zip(groups, lost, strict=True):
         for member in (*group.members, *group.streams) if gone else ():
@@ -125,7 +118,7 @@ def _stays(
 
 
 def _numbers_of(
-    groups: Sequence[ChannelGroup], stays: Mapping[tuple[str, Side], npt.NDArray[np.bool_]]
+    groups: Sequence[ChannelGroup], stays: Mapping[tuple[str, channel_axes.Side], npt.NDArray[np.bool_]]
 ) -> dict[str, dict[str, int]]:
     """The numbers that change; one that several layers contradict, such as those of a config, stays."""
     values: dict[tuple[str, str], set[tuple[int, int]]] = {}
@@ -280,19 +273,21 @@ def _shape(network: nn.Module, modules: Mapping[str, nn.Module], name: str) -> t
     """Rows, columns of one filter, weights per row and column, and other parameters per row."""
     if name not in modules:
         parameter = network.get_parameter(name)
-        rows = parameter.shape[parameter_dim(parameter.shape) or 0]
+        rows = parameter.shape[channel_axes.parameter_dim(parameter.shape) or 0]
         return rows, 0, 0, parameter.numel() // rows
     module = modules[name]
     if isinstance(module, nn.Embedding):
         counted = any(m.weight is module.weight for m in modules.values() if isinstance(m, nn.Linear))
         first = next(m for m in modules.values() if isinstance(m, nn.Embedding) and m.weight is module.weight)
         return module.embedding_dim, 0, 0, 0 if counted or first is not module else module.num_embeddings
-    if isinstance(module, CHANNEL_MAKERS):
+    if isinstance(module, channel_axes.CHANNEL_MAKERS):
         weight: Tensor = module.weight
-        rows, columns = weight.shape[:2] if not isinstance(module, TRANSPOSED) else reversed(weight.shape[:2])
+        rows, columns = (
+            weight.shape[:2] if not isinstance(module, channel_axes.TRANSPOSED) else reversed(weight.shape[:2])
+        )
         return rows, columns, weight[0, 0].numel(), 0 if module.bias is None else 1
-    return channel_counts(module)[0], 0, 0, len(list(module.parameters(recurse=False)))
+    return channel_axes.channel_counts(module)[0], 0, 0, len(list(module.parameters(recurse=False)))
 
 
 def _is_grouped(module: nn.Module | None) -> bool:
-    return isinstance(module, CONVOLUTIONS) and module.groups > 1
+    return isinstance(module, channel_axes.CONVOLUTIONS) and module.groups > 1

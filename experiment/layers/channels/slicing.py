@@ -14,18 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError
-from experiment.layers.channels.channel_axes import (
-    CONVOLUTIONS,
-    LAYER_NORMS,
-    PLAIN_NORMS,
-    TRANSPOSED,
-    axes_of,
-    channel_counts,
-    is_sliceable,
-    normalises_channels,
-    parameter_dim,
-    tensors_of,
-)
+from experiment.layers.channels import channel_axes
 from experiment.layers.channels.masked_norms import normalise_over, normalise_over_all
 from experiment.layers.channels.module_numbers import set_numbers
 from experiment.layers.channels.streams import constants_of, join_streams
@@ -103,7 +92,7 @@ def mask_channels(network: nn.Module, kept: Mapping[str, Kept]) -> None:
 
 def _normalise_over_kept(network: nn.Module, kept: Mapping[str, Kept]) -> None:
     for selection in _selections(network, kept):
-        if selection.rows is not None and not selection.bare and normalises_channels(selection.module):
+        if selection.rows is not None and not selection.bare and channel_axes.normalises_channels(selection.module):
             normalise_over(selection.module, selection.rows)
 
 
@@ -131,14 +120,14 @@ class _Selection:
         if own is not None:
             parameter = module.get_parameter(own)
             self.tensors: dict[str, Tensor] = {own: parameter}
-            dim = parameter_dim(parameter.shape)
+            dim = channel_axes.parameter_dim(parameter.shape)
             self._check(self.rows, 1 if dim is None else parameter.shape[dim], "output")
             return
-        self.tensors = tensors_of(module)
-        outputs, inputs = channel_counts(module)
-        if isinstance(module, CONVOLUTIONS):
+        self.tensors = channel_axes.tensors_of(module)
+        outputs, inputs = channel_axes.channel_counts(module)
+        if isinstance(module, channel_axes.CONVOLUTIONS):
             self.groups = module.groups
-        elif not isinstance(module, (nn.Linear, nn.Embedding, *TRANSPOSED)):
+        elif not isinstance(module, (nn.Linear, nn.Embedding, *channel_axes.TRANSPOSED)):
             self.groups = module.num_groups if isinstance(module, nn.GroupNorm) else 1
             self.rows, self.columns = _same(name, kept), None
         self._check(self.rows, outputs, "output")
@@ -158,7 +147,7 @@ class _Selection:
     def _whole_groups(self, outputs: int, inputs: int) -> None:
         """Count the groups that stay; only rows are selected, since a group's columns are its own."""
         stay = _groups_of(self.rows, outputs, self.groups)
-        if isinstance(self.module, CONVOLUTIONS) and stay != _groups_of(self.columns, inputs, self.groups):
+        if isinstance(self.module, channel_axes.CONVOLUTIONS) and stay != _groups_of(self.columns, inputs, self.groups):
             stay = None
         if stay is None:
             raise CompressionError(
@@ -169,7 +158,9 @@ class _Selection:
 
     def cuts(self, tensor: Tensor) -> Cuts:
         """The dimensions of one of the tensors that lose channels."""
-        axes = (parameter_dim(tensor.shape), None) if self.bare else axes_of(self.module, tensor)
+        axes = (
+            (channel_axes.parameter_dim(tensor.shape), None) if self.bare else channel_axes.axes_of(self.module, tensor)
+        )
         pairs = zip(axes, (self.rows, self.columns), strict=True)
         return tuple((dim, indices) for dim, indices in pairs if dim is not None and indices is not None)
 
@@ -178,11 +169,11 @@ class _Selection:
         module = self.module
         if self.bare:
             return
-        if isinstance(module, CONVOLUTIONS):
+        if isinstance(module, channel_axes.CONVOLUTIONS):
             module.out_channels = module.weight.shape[0]
             module.groups = self.groups
             module.in_channels = module.weight.shape[1] * self.groups
-        elif isinstance(module, TRANSPOSED):
+        elif isinstance(module, channel_axes.TRANSPOSED):
             module.in_channels, module.out_channels = module.weight.shape[:2]
         elif isinstance(module, nn.Linear):
             module.out_features, module.in_features = module.weight.shape
@@ -194,9 +185,9 @@ class _Selection:
                 module.num_channels, module.num_groups = len(self.rows), self.groups
             elif isinstance(module, nn.PReLU):
                 module.num_parameters = module.weight.numel()
-            elif isinstance(module, LAYER_NORMS):
+            elif isinstance(module, channel_axes.LAYER_NORMS):
                 module.normalized_shape = (len(self.rows),)
-            elif isinstance(module, PLAIN_NORMS):
+            elif isinstance(module, channel_axes.PLAIN_NORMS):
                 module.num_features = len(self.rows)
 
 
@@ -224,7 +215,7 @@ def _embed(part: Tensor, tensor: Tensor, cuts: Cuts, value: float) -> None:
 
 def _module(network: nn.Module, name: str) -> nn.Module:
     module = network.get_submodule(name)
-    if not is_sliceable(module):
+    if not channel_axes.is_sliceable(module):
         raise CompressionError(
             f"{name}: channels cannot be removed from a {type(module).__name__}. Expected a plain convolution, linear, "
             f"embedding, normalisation or PReLU layer."

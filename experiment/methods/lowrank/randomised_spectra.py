@@ -15,16 +15,7 @@ import torch
 from torch import Tensor
 
 from experiment.layers.factored_layers import Slicing, fold
-from experiment.methods.lowrank.randomised_svd import (
-    OVERSAMPLING,
-    POWER_ITERATIONS,
-    Sketch,
-    TruncatedSVD,
-    leading_pair,
-    norm_bound,
-    operator_norm,
-    sketch,
-)
+from experiment.methods.lowrank import randomised_svd
 from experiment.methods.lowrank.spectra import Floats, LayerSpectra
 from experiment.random_streams import generator
 
@@ -36,7 +27,7 @@ class Sketches:
     The numbers of columns are powers of two, so a sweep over ranks makes few sketches, and the same ones in any order.
     """
 
-    made: dict[tuple[Slicing, int], Sketch] = field(default_factory=dict)
+    made: dict[tuple[Slicing, int], randomised_svd.Sketch] = field(default_factory=dict)
     norms: dict[int, float] = field(default_factory=dict)
 
 
@@ -60,8 +51,8 @@ class RandomisedSpectra:
         max_rank: int,
         seed: int,
         *,
-        oversampling: int = OVERSAMPLING,
-        power_iterations: int = POWER_ITERATIONS,
+        oversampling: int = randomised_svd.OVERSAMPLING,
+        power_iterations: int = randomised_svd.POWER_ITERATIONS,
         sketches: Sketches | None = None,
     ) -> None:
         if max_rank < 1 or oversampling < 1:
@@ -71,7 +62,7 @@ class RandomisedSpectra:
         self._scale = (float(self._weight.abs().max()) if weight.numel() else 0.0) or 1.0
         self._exact = LayerSpectra(weight)  # for narrow slices
         self._values: dict[Slicing, Floats] = {}
-        self._triplets: dict[Slicing, TruncatedSVD] = {}
+        self._triplets: dict[Slicing, randomised_svd.TruncatedSVD] = {}
         self._norms: dict[int, float] = {} if sketches is None else sketches.norms
         self._errors: dict[tuple[int, int, int], Floats] = {}
         self._sketches = sketches
@@ -113,7 +104,7 @@ class RandomisedSpectra:
         """The operator norm of the whole folded weight."""
         if folding not in self._norms:
             whole = self._slices(1, folding)[0]
-            self._norms[folding] = operator_norm(whole, self._stream("norm", 1, folding)) * self._scale
+            self._norms[folding] = randomised_svd.operator_norm(whole, self._stream("norm", 1, folding)) * self._scale
         return self._norms[folding]
 
     def factors(self, rank: int, groups: int = 1, folding: int = 0) -> tuple[Tensor, Tensor]:
@@ -149,7 +140,7 @@ class RandomisedSpectra:
             A_GRN = self._slices(groups, folding) * self._scale
             U_GRJ, V_GJN = self.factors(self.top_rank(groups, folding), groups, folding)
             residual_GRN = self._left(rank, groups, folding)
-            _, v_R = leading_pair(_side_by_side(residual_GRN), self._stream("error", groups, folding))
+            _, v_R = randomised_svd.leading_pair(_side_by_side(residual_GRN), self._stream("error", groups, folding))
             self._residual = None
             # the rows V_i are orthogonal: rank i adds a_i^2 ||V_i||^2 - 2 a_i <v^T A, V_i>, a = v^T U, to the square
             seen_GN, a_GJ = (torch.einsum("r,grm->gm", v_R, M) for M in (A_GRN, U_GRJ))
@@ -170,7 +161,7 @@ class RandomisedSpectra:
     def error_bound(self, rank: int, groups: int = 1, folding: int = 0) -> float:
         """An upper bound of `exact_error` from products of the residual with ten random vectors (`norm_bound`)."""
         residual_GRN = self._left(rank, groups, folding)
-        bound = norm_bound(_side_by_side(residual_GRN), self._stream("probes", groups, folding))
+        bound = randomised_svd.norm_bound(_side_by_side(residual_GRN), self._stream("probes", groups, folding))
         return bound / (self.norm(folding) or 1.0)
 
     def _left(self, rank: int, groups: int, folding: int) -> Tensor:
@@ -184,17 +175,17 @@ class RandomisedSpectra:
     def _is_narrow(self, groups: int, folding: int) -> bool:
         return self.full_rank(groups, folding) <= self._max_rank
 
-    def _decompose(self, groups: int, folding: int) -> TruncatedSVD:
+    def _decompose(self, groups: int, folding: int) -> randomised_svd.TruncatedSVD:
         """The K largest triplets of every slice, from a sketch of max_rank + oversampling columns."""
         A_GRN, most = self._slices(groups, folding), self.full_rank(groups, folding)
         size = min(self._max_rank + self._oversampling, most)
         if self._sketches is None:
-            made = sketch(A_GRN, size, self._power_iterations, self._stream("svd", groups, folding))
+            made = randomised_svd.sketch(A_GRN, size, self._power_iterations, self._stream("svd", groups, folding))
             return made.svd(size, self._max_rank + 1)
         columns = min(1 << (size - 1).bit_length(), most)
         key = (groups, folding), columns
         if key not in self._sketches.made:
-            self._sketches.made[key] = sketch(
+            self._sketches.made[key] = randomised_svd.sketch(
                 A_GRN, columns, self._power_iterations, self._stream("svd", groups, folding)
             )
         return self._sketches.made[key].svd(size, self._max_rank + 1)

@@ -28,16 +28,8 @@ from experiment.report.plots.tradeoff import Scale, plot_tradeoff
 from experiment.report.primary_metric import primary_metric
 from experiment.report.results_folder import Source, read_cells
 from experiment.report.results_table import compressed, prune_only, quantized, reference_rows, variants_of
+from experiment.report.words import titles
 from experiment.report.words.test_sets import comparable_rows, has_several
-from experiment.report.words.titles import (
-    QUANTITIES,
-    capitalized,
-    joined,
-    metric_title,
-    mode_in_words,
-    network_on_dataset,
-    variant_in_words,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,8 +70,8 @@ def plots_of(source: Source, styles: LabelStyles, kinds: Sequence[Kind] | None =
 
 def comparisons_of_variants(source: Source, styles: LabelStyles) -> Iterator[Plot]:
     """The primary metric against parameters, with all variants in one plot, if they share their reference networks."""
-    names = ", ".join(map(variant_in_words, variants_of(source.results)))
-    note = mode_in_words(map(source.settings_of, variants_of(source.results)))
+    names = ", ".join(map(titles.variant_in_words, variants_of(source.results)))
+    note = titles.mode_in_words(map(source.settings_of, variants_of(source.results)))
     for label, rows in comparisons(source.results):
         scale: Scale = "log" if compressed(rows)["keep_parameters"].min() <= STRONG * 1.1 else "linear"
         draw = partial(plot_variants, rows, scale=scale, keep_limits=_limits(source), styles=styles, note=note)
@@ -93,14 +85,14 @@ def tradeoffs(source: Source, styles: LabelStyles) -> Iterator[Plot]:
     for variant, suffix, rows in _variants(source):
         if compressed(rows).empty:
             continue
-        note = mode_in_words([source.settings_of(variant)])
+        note = titles.mode_in_words([source.settings_of(variant)])
         for metric, quantity, scale in _axes_of_tradeoffs(source, rows, alone=not suffix):
             draw = partial(
                 plot_tradeoff, rows, quantity, metric,
                 scale=scale, keep_limits=_limits(source), styles=styles, note=note,
             )  # fmt: skip
             stem = f"tradeoff-{metric}-{quantity}{'-log' if scale == 'log' else ''}{suffix}"
-            yield Plot(stem, f"{joined(_against(metric, quantity, scale), variant)}.", draw)
+            yield Plot(stem, f"{titles.joined(_against(metric, quantity, scale), variant)}.", draw)
 
 
 def _axes_of_tradeoffs(source: Source, rows: DataFrame, alone: bool) -> Iterator[tuple[str, Quantity, Scale]]:
@@ -133,16 +125,18 @@ def costs(source: Source, styles: LabelStyles) -> Iterator[Plot]:
         if "bytes_csr" in cells and cells["bytes_csr"].notna().any():
             columns["bytes_file"] = "size of network.pt"
         for column, words in columns.items():
-            draw = partial(plot_cost, rows, column, styles=styles, note=mode_in_words([source.settings_of(variant)]))
-            title = metric_title(primary_metric(rows).name)
-            yield Plot(f"cost-{column}{suffix}", f"{joined(title + ' against ' + words, variant)}.", draw)
+            draw = partial(
+                plot_cost, rows, column, styles=styles, note=titles.mode_in_words([source.settings_of(variant)])
+            )
+            title = titles.metric_title(primary_metric(rows).name)
+            yield Plot(f"cost-{column}{suffix}", f"{titles.joined(title + ' against ' + words, variant)}.", draw)
 
 
 def test_sets(source: Source, styles: LabelStyles) -> Iterator[Plot]:
     """Prune potential and excess error on several test sets."""
     results = comparable_rows(source.every_test)
     if has_several(results) and not compressed(results).empty:
-        title = network_on_dataset(results).partition(", tested on")[0]
+        title = titles.network_on_dataset(results).partition(", tested on")[0]
         draw = partial(plot_potential_on_test_sets, results, styles, title)
         yield Plot("potential-test-sets", "Largest share of parameters removed against the test set.", draw)
         if len(excess_errors(results)):
@@ -158,7 +152,7 @@ def noise(source: Source, styles: LabelStyles) -> Iterator[Plot]:
         levels = noise_levels(compressed(rows))
         if levels:
             level = levels[len(levels) // 2]
-            title = f"{joined(network_on_dataset(rows), variant)}: uniform noise in ±{level}"
+            title = f"{titles.joined(titles.network_on_dataset(rows), variant)}: uniform noise in ±{level}"
             caption = f"Agreement with the reference network under uniform noise in ±{level}."
             yield Plot(f"noise{suffix}", caption, partial(plot_noise, rows, level, styles, title))
 
@@ -171,7 +165,7 @@ def retrain_sweeps(source: Source, styles: LabelStyles) -> Iterator[Plot]:
     quantities: tuple[Quantity, ...] = ("parameters", "flops")
     for quantity in quantities:
         draw = partial(plot_retrain_sweep, source.results, epochs, quantity=quantity, styles=styles)
-        caption = f"Largest share of {QUANTITIES[quantity]} removed against the amount of retraining."
+        caption = f"Largest share of {titles.QUANTITIES[quantity]} removed against the amount of retraining."
         yield Plot(f"sweep-{quantity}", caption, draw)
 
 
@@ -219,8 +213,8 @@ def convergence(source: Source, styles: LabelStyles) -> Iterator[Plot]:
         found = read_cells(source.folder, _typical(rows, 6), "history.csv", columns)
         if set(columns) <= set(found) and found["iteration"].nunique() > 1:
             found = found[found["iteration"].notna()]
-            title = f"{joined(network_on_dataset(rows), variant)}: L-C"
-            caption = f"{joined('Learning and compression steps of L-C, mean over networks', variant)}."
+            title = f"{titles.joined(titles.network_on_dataset(rows), variant)}: L-C"
+            caption = f"{titles.joined('Learning and compression steps of L-C, mean over networks', variant)}."
             yield Plot(f"convergence{suffix}", caption, partial(plot_convergence, found, styles, title, metric))
 
 
@@ -255,7 +249,7 @@ def _variants(source: Source) -> Iterator[tuple[str, str, DataFrame]]:
 def _first_variant(source: Source) -> Iterator[tuple[DataFrame, str]]:
     """The rows of the first variant, and the title of plots about it; nothing if there are no results."""
     for variant, _, rows in list(_variants(source))[:1]:
-        yield rows, joined(network_on_dataset(rows), variant)
+        yield rows, titles.joined(titles.network_on_dataset(rows), variant)
 
 
 def _typical(rows: DataFrame, count: int) -> DataFrame:
@@ -274,4 +268,6 @@ def _limits(source: Source) -> tuple[float | None, float | None]:
 
 def _against(metric: str, quantity: str, scale: Scale) -> str:
     share = "kept (logarithmic axis)" if scale == "log" else "removed"
-    return f"{capitalized(metric_title(metric))} against the share of {QUANTITIES[quantity]} {share}"
+    return (
+        f"{titles.capitalized(titles.metric_title(metric))} against the share of {titles.QUANTITIES[quantity]} {share}"
+    )

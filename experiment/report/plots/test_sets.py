@@ -11,7 +11,7 @@ from experiment.report.plots.curves import draw_curve
 from experiment.report.plots.figure import new_figure, place_legend, set_panel_title, set_title
 from experiment.report.primary_metric import primary_metric
 from experiment.report.results_table import compressed, labels_of, reference_rows
-from experiment.report.words.test_sets import limit, potential_per_test_set, shown_deltas
+from experiment.report.words.test_sets import potential_per_test_set, shown_deltas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ def plot_potential_on_test_sets(results: DataFrame, styles: LabelStyles, title: 
         names = [escaping.plot(str(name)) for name in table.index]
         axes.set_xticks(range(len(table)), names, rotation=45, ha="right")
         axes.set_ylim(-3, 103)
-        set_panel_title(axes, limit(results, delta))
+        set_panel_title(axes, primary_metric(results).limit(delta))
     panels[0].set_ylabel("Parameters removed (%)")
     place_legend(figure, [(line, styles.name(str(label))) for label, line in entries.items()])
     set_title(figure, title)

@@ -14,16 +14,7 @@ from experiment.report.plots.curves import REFERENCE_NAME, draw_curve, draw_refe
 from experiment.report.plots.figure import new_figure, place_legend, set_panel_title, set_title
 from experiment.report.primary_metric import AGREEMENT, BEFORE, ReportedMetric, metric_named, primary_metric
 from experiment.report.results_table import compressed, labels_of, metrics_of, references, select_variant, variants_of
-from experiment.report.words.titles import (
-    METRICS,
-    QUANTITIES,
-    axis_label,
-    capitalized,
-    joined,
-    metric_title,
-    network_on_dataset,
-    retraining_in_words,
-)
+from experiment.report.words import titles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +83,11 @@ def plot_tradeoff(
     if wide:
         set_panel_title(panels[0], "whole range")
         _zoom_in(panels[1], points[shown.name], shown, reference)
-    set_title(figure, network_on_dataset(chosen), joined(note, retraining_in_words(chosen), *variants_of(chosen)))
+    set_title(
+        figure,
+        titles.network_on_dataset(chosen),
+        titles.joined(note, titles.retraining_in_words(chosen), *variants_of(chosen)),
+    )
     place_legend(figure, entries, _legend_title(chosen, points))
     _explain(figure, panels[0], chosen, quantity, styles, points)
     return figure
@@ -101,7 +96,7 @@ def plot_tradeoff(
 def _shown(results: DataFrame, metric: str | None) -> ReportedMetric:
     """The metric to draw."""
     primary = primary_metric(results)
-    own = METRICS if primary.name == "top1" else dict.fromkeys([*metrics_of(results), "loss", primary.before])
+    own = titles.METRICS if primary.name == "top1" else dict.fromkeys([*metrics_of(results), "loss", primary.before])
     known = [*own, *AGREEMENT]
     if metric is not None and metric not in known:
         raise ConfigError(f"metric: must be one of {', '.join(known)}. Got {metric!r}.")
@@ -159,9 +154,9 @@ def _label_axes(
 
     smallest, largest = limits if limits[0] != limits[1] else (None, None)
     least = float(keeps.min()) if len(keeps) else math.nan
-    label = metric_title(metric.name).replace(" before", "\nbefore")  # too long for one line
-    axes.set_ylabel(axis_label(label, metric))
-    name = capitalized(QUANTITIES[quantity])
+    label = titles.metric_title(metric.name).replace(" before", "\nbefore")  # too long for one line
+    axes.set_ylabel(titles.axis_label(label, metric))
+    name = titles.capitalized(titles.QUANTITIES[quantity])
     if scale == "linear":
         axes.set_xlabel(f"{name} removed (%)")
         left = 0.0 if largest is None else 100 * (1 - largest)
@@ -233,7 +228,7 @@ def _explain(
     unfinished = [styles.name(label) for label in labels if label not in finished]
     texts = []
     if unmoved:
-        texts.append(f"Not drawn, removes no {QUANTITIES[quantity]}: {', '.join(unmoved)}.")
+        texts.append(f"Not drawn, removes no {titles.QUANTITIES[quantity]}: {', '.join(unmoved)}.")
     if unfinished:
         texts.append(f"No finished cell: {', '.join(unfinished)}.")
     if len(points) and not points["complete"].all():

@@ -44,8 +44,7 @@ def potential_rows(
     tables = prune_potentials(results, deltas, quantity, per)
     shown = [c for c in ("network", "dataset", "variant") if tables and tables[0][c].nunique() > 1]
     metrics = [metric for metric, _ in by_metric(tidy(results))]
-    limits = dict.fromkeys((metric.worsening, metric.step) for metric in metrics)
-    levels = [" or ".join(f"{worse} ≤ {100 * delta:g} {step}" for worse, step in limits) for delta in deltas]
+    levels = [" or ".join(dict.fromkeys(metric.limit(delta) for metric in metrics)) for delta in deltas]
     rows = []
     for index in range(len(tables[0]) if tables else 0):
         row = tables[0].iloc[index]

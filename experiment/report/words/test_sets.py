@@ -35,12 +35,6 @@ def shown_deltas(results: DataFrame) -> tuple[float, float]:
     return deltas[1], deltas[3]
 
 
-def limit(results: DataFrame, delta: float) -> str:
-    """An allowed loss in words: `loss ≤ 0.5 points`."""
-    metric = primary_metric(results)
-    return f"{metric.worsening} ≤ {100 * delta:g} {metric.step}"
-
-
 def potential_per_test_set(results: DataFrame, delta: float) -> DataFrame:
     """Share of parameters removed within a loss of `delta`, against the reference network on the same test set.
 
@@ -71,6 +65,6 @@ def potential_on_test_sets(source: Source, styles: LabelStyles) -> Section | Non
         ]
         for name, summary in ((MEAN, table.mean()), (WORST, table.min())):
             rows.append([name, *map(numbers.percent, summary)])
-        header = [capitalized(limit(results, delta)), *(styles.plain(str(label)) for label in table)]
+        header = [capitalized(primary_metric(results).limit(delta)), *(styles.plain(str(label)) for label in table)]
         blocks.append(Table(header, rows))
     return Section("Prune potential per test set", blocks)

@@ -8,22 +8,11 @@ from torch import nn
 
 from experiment.errors import InfeasibleBudget
 from experiment.methods.layer_table import layer_rows
+from experiment.run.cell import outcome
 from experiment.run.cell.cell_network import make_cell_network
 from experiment.run.cell.chain_compression import ChainCompression
 from experiment.run.cell.events import ReportEvent
 from experiment.run.cell.examples import write_examples
-from experiment.run.cell.outcome import (
-    CellNetwork,
-    costs_of,
-    measure_network,
-    require_finite,
-    task_of,
-    test_figures,
-    valid_figure,
-    write_history,
-    write_result,
-    write_rows,
-)
 from experiment.run.cell.search import TABLE, CellSearch, SearchResult
 from experiment.run.disk.network_file import save_weights
 from experiment.run.grid.plan import Cell
@@ -52,10 +41,10 @@ def _search(cell: Cell, compression: ChainCompression, report: ReportEvent) -> d
     assert settings is not None
 
     def measure(network: nn.Module) -> float:
-        return valid_figure(network, p, context.data)
+        return outcome.valid_figure(network, p, context.data)
 
     search = CellSearch(
-        cell, settings, context.store.partial(cell.key), measure=measure, metric=task_of(p).primary,
+        cell, settings, context.store.partial(cell.key), measure=measure, metric=outcome.task_of(p).primary,
         make=lambda cell, folder, report: make_cell_network(cell, compression, folder, report),
         reference=measure(compression.reference.network),
     )  # fmt: skip
@@ -67,28 +56,28 @@ def _search(cell: Cell, compression: ChainCompression, report: ReportEvent) -> d
 
 
 def _test_and_store(
-    cell: Cell, made: CellNetwork, compression: ChainCompression, search: SearchResult | None = None
+    cell: Cell, made: outcome.CellNetwork, compression: ChainCompression, search: SearchResult | None = None
 ) -> dict[str, Any]:
     p, context, reference = compression.parameters, compression.context, compression.reference
     network = made.compressed.network
-    measured = measure_network(network, p, context.data, compression.agreements())
-    require_finite(measured)
-    direct = measured if made.direct is network else measure_network(made.direct, p, context.data)
+    measured = outcome.measure_network(network, p, context.data, compression.agreements())
+    outcome.require_finite(measured)
+    direct = measured if made.direct is network else outcome.measure_network(made.direct, p, context.data)
     with context.store.writing(cell) as folder:
         size = save_weights(
             folder / "network.pt", network, made.compressed.plan, reference.architecture,
             method=cell.method, label=cell.label, keep=made.facts.get("keep_found", cell.keep),
         )  # fmt: skip
-        write_rows(folder / "layers.csv", layer_rows(reference.count, made.compressed))
-        write_history(folder / "history.csv", made.records, task_of(p))
+        outcome.write_rows(folder / "layers.csv", layer_rows(reference.count, made.compressed))
+        outcome.write_history(folder / "history.csv", made.records, outcome.task_of(p))
         write_examples(folder, network, p, context.data)
         if made.ranks is not None:
             made.ranks.write(folder)
         if search is not None:
-            write_rows(folder / TABLE, search.table())
-        result = {**costs_of(made.compressed, size), **made.facts, "status": "done"}
-        result |= test_figures(p, measured, direct) | {"hardware": instructions(context.machine.device)}
-        write_result(folder, result)
+            outcome.write_rows(folder / TABLE, search.table())
+        result = {**outcome.costs_of(made.compressed, size), **made.facts, "status": "done"}
+        result |= outcome.test_figures(p, measured, direct) | {"hardware": instructions(context.machine.device)}
+        outcome.write_result(folder, result)
     return result
 
 
@@ -98,6 +87,6 @@ def _store_infeasible(
     result = {"status": "infeasible", "epochs": 0, **why}
     with compression.context.store.writing(cell) as folder:
         if search is not None:
-            write_rows(folder / TABLE, search.table())
-        write_result(folder, result)
+            outcome.write_rows(folder / TABLE, search.table())
+        outcome.write_result(folder, result)
     return result

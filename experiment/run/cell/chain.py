@@ -11,20 +11,12 @@ from experiment.files import write_whole
 from experiment.layers.plan import Plan
 from experiment.methods.base import Compressed
 from experiment.methods.layer_table import layer_rows
+from experiment.run.cell import outcome
 from experiment.run.cell.cell import compute_cell
 from experiment.run.cell.chain_compression import ChainCompression
 from experiment.run.cell.context import Context
 from experiment.run.cell.events import Advanced, CellDone, Note, ReportEvent, Started, cell_name
 from experiment.run.cell.examples import write_examples
-from experiment.run.cell.outcome import (
-    costs_of,
-    measure_network,
-    require_finite,
-    task_of,
-    test_figures,
-    write_result,
-    write_rows,
-)
 from experiment.run.cell.rank_history import write_reference_ranks
 from experiment.run.cell.reference import Reference, copy_history, obtain_reference
 from experiment.run.cell.start_state import StartLost
@@ -57,18 +49,18 @@ def run_reference(task: ReferenceTask, context: Context, report: ReportEvent) ->
 
 def _store_reference(task: ReferenceTask, reference: Reference, context: Context) -> dict[str, Any]:
     p, network = task.variant.parameters, reference.original
-    measured = measure_network(network, p, context.data)
-    require_finite(measured)
+    measured = outcome.measure_network(network, p, context.data)
+    outcome.require_finite(measured)
     unchanged = Compressed(network, Plan(), reference.count)
     with context.store.writing(task.cell) as folder:
         size = save_weights(folder / "network.pt", network, Plan(), reference.architecture, method="Reference")
-        write_rows(folder / "layers.csv", layer_rows(reference.count, unchanged))
-        copy_history(reference.folder, folder, task_of(p))
+        outcome.write_rows(folder / "layers.csv", layer_rows(reference.count, unchanged))
+        copy_history(reference.folder, folder, outcome.task_of(p))
         write_examples(folder, network, p, context.data)
         write_reference_ranks(p, reference.folder, network, folder)
-        result = {**costs_of(unchanged, size), "epochs": 0, "status": "done"}
-        result |= test_figures(p, measured, measured) | {"hardware": instructions(context.machine.device)}
-        write_result(folder, result)
+        result = {**outcome.costs_of(unchanged, size), "epochs": 0, "status": "done"}
+        result |= outcome.test_figures(p, measured, measured) | {"hardware": instructions(context.machine.device)}
+        outcome.write_result(folder, result)
     return result
 
 
@@ -192,7 +184,7 @@ def is_open(result: Mapping[str, Any] | None, retry_failed: bool) -> bool:
 def _done(cell: Cell, result: Mapping[str, Any], reference: Reference, p: Parameters) -> CellDone:
     parameters = result.get("parameters")
     keep = None if parameters is None else parameters / reference.count.parameters
-    metric = task_of(p).primary
+    metric = outcome.task_of(p).primary
     figure = metric.shown(result[metric.name]) if metric.name in result else None
     return CellDone(cell.key, cell_name(cell), result["status"], figure, keep, result.get("error"))
 
@@ -210,7 +202,7 @@ def _store_failure(cell: Cell, error: Exception, context: Context, report: Repor
     with context.store.writing(cell, finished=False) as folder:
         if unexpected is not None and not isinstance(unexpected, ExperimentError):
             write_whole(folder / TRACEBACK, lines("".join(traceback.format_exception(unexpected))))
-        write_result(folder, result)
+        outcome.write_result(folder, result)
     report(Advanced(cell.epochs_retrain + 1))
     report(CellDone(cell.key, cell_name(cell), "failed", None, None, text))
     return result

@@ -17,6 +17,7 @@ from experiment.files import whole_file
 from experiment.inputs import Inputs, batch_size, call_network
 from experiment.layers.forward_pass import evaluating
 from experiment.tasks.task import Task
+from experiment.tensor_file import read_array
 from experiment.training.evaluation import Observer
 from experiment.training.factories import Loss
 
@@ -84,8 +85,7 @@ class _Recorder:
 
 def _read(path: Path, number: int) -> Array | None:
     """The outputs in a file, memory-mapped; None if it is missing or damaged."""
-    try:
-        kept: Array = np.load(path, mmap_mode="c", allow_pickle=False)  # copy on write, as torch wants
-    except (OSError, ValueError, EOFError):
+    kept = read_array(path)
+    if kept is None or kept.dtype != np.float32 or kept.ndim < 2 or len(kept) != number:
         return None
-    return kept if kept.dtype == np.float32 and kept.ndim > 1 and len(kept) == number else None
+    return kept

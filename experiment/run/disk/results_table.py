@@ -44,45 +44,39 @@ BYTE_COLUMNS = ("bytes_bitmask", "bytes_csr", "sparse_format")
 MAX_FIELDS = 10_000_000  # of a table that is read
 
 
-class _BatchLatency(BaseModel):
+class _Content(BaseModel):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, strict=True)
 
+
+class _BatchLatency(_Content):
     batch: Annotated[int, Field(ge=1, lt=2**63)]
     layout: str
     median_ms: float
     iqr_ms: float
 
 
-class _Latency(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
+class _Latency(_Content):
     format: int
     device: str
     threads: Annotated[int, Field(ge=1, lt=2**63)]
     batches: list[_BatchLatency]
 
 
-class _Bytes(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
+class _Bytes(_Content):
     format: int
     bytes_bitmask: Count
     bytes_csr: Count
     sparse_format: str
 
 
-class _NoiseLevel(BaseModel):
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False, strict=True)
-
+class _NoiseLevel(_Content):
     eps: float
     agreement: float
     distance: float
     excess_error: float
 
 
-class _Noise(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
+class _Noise(_Content):
     format: int
     levels: list[_NoiseLevel]
 
