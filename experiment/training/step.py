@@ -12,18 +12,10 @@ from experiment.datasets.image_data import Batch, Share, Stream
 from experiment.errors import TrainingDiverged
 from experiment.inputs import Inputs, call_network
 from experiment.tasks import find_task
+from experiment.training import factories
 from experiment.training.distil import Teacher, mixed_loss
 from experiment.training.distributed import ALONE, Team
 from experiment.training.evaluation import forward_precision
-from experiment.training.factories import (
-    auxiliary_outputs,
-    counted_targets,
-    loss_weight,
-    make_loss,
-    make_optimizer,
-    mean_loss,
-    summed,
-)
 from experiment.training.penalty import make_penalties
 from experiment.training.schedule import Schedule
 from experiment.training.settings import TrainSettings
@@ -79,10 +71,10 @@ class TrainingStep:
         adjust_gradients: Callable[[], None] | None = None,
     ) -> None:
         self.settings, self.schedule, self.device, self.team = settings, schedule, device, team
-        self.optimizer = make_optimizer(network.parameters(), settings.optimizer, settings.optimizer_kwargs)
+        self.optimizer = factories.make_optimizer(network.parameters(), settings.optimizer, settings.optimizer_kwargs)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.task = find_task(settings.task)
-        self.loss = make_loss(settings.loss, {**self.task.loss_kwargs, **settings.loss_kwargs}, device)
+        self.loss = factories.make_loss(settings.loss, {**self.task.loss_kwargs, **settings.loss_kwargs}, device)
         self._model, self._teacher, self._adjust_gradients = model, teacher, adjust_gradients
         self._penalties = make_penalties(network, settings.penalties)
 
@@ -100,14 +92,15 @@ class TrainingStep:
             raw = call_network(self._model, x)
         outputs, targets = self.team.whole(self.task.outputs(raw).float(), y, num_images)
         loss = self.loss(outputs, targets)
-        auxiliary, weight = auxiliary_outputs(raw), getattr(self.loss, "auxiliary", None)
+        auxiliary, weight = factories.auxiliary_outputs(raw), getattr(self.loss, "auxiliary", None)
         if auxiliary is not None and weight is not None:
             loss = loss + weight * self.loss(self.team.whole(auxiliary.float(), y, num_images)[0], targets)
         if self._teacher is not None and self.settings.distillation is not None:
             taught, _ = self.team.whole(self._teacher(x), y, num_images)
             loss = mixed_loss(
                 loss, outputs, taught, self.settings.distillation, self.task.distribution,
-                reduction=self.settings.loss_kwargs.get("reduction"), counted=counted_targets(self.loss, targets),
+                reduction=self.settings.loss_kwargs.get("reduction"),
+                counted=factories.counted_targets(self.loss, targets),
             )  # fmt: skip
         torch.autograd.backward(self.scaler.scale(loss))
         if self._adjust_gradients is not None or self._penalties.terms:
@@ -141,8 +134,8 @@ def run_steps(step: TrainingStep, batches: Iterable[tuple[Inputs, Tensor, int]],
     for i, (x, y_part, num_images) in enumerate(batches):
         rate = step.schedule.learning_rate
         loss, outputs, y = step(x, y_part, num_images)
-        weight = loss_weight(step.loss, y)
-        loss_sum.add_(summed(step.loss, loss, weight))
+        weight = factories.loss_weight(step.loss, y)
+        loss_sum.add_(factories.summed(step.loss, loss, weight))
         weight_sum.add_(weight)
         if not metric.joined:
             sums = metric.update(outputs, y)
@@ -152,7 +145,7 @@ def run_steps(step: TrainingStep, batches: Iterable[tuple[Inputs, Tensor, int]],
             _require_finite_loss(loss_sum, epoch, rate)
     _require_finite_loss(loss_sum, epoch, rate)
     values = {} if total is None else {metric.name: metric.compute(total.cpu())}
-    return TrainMetrics(rate, mean_loss(loss_sum, weight_sum), values, images)
+    return TrainMetrics(rate, factories.mean_loss(loss_sum, weight_sum), values, images)
 
 
 def compiled(model: nn.Module, settings: TrainSettings) -> Callable[..., Any]:

@@ -12,13 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiment.inputs import Inputs, call_network, output_tensors
-from experiment.layers.channels.channel_axes import (
-    CHANNEL_MAKERS,
-    bare_parameters,
-    filters_of,
-    is_sliceable,
-    tensors_of,
-)
+from experiment.layers.channels import channel_axes
 from experiment.layers.channels.group_data import ChannelGroup, kept_of
 from experiment.layers.channels.slicing import mask_channels, slice_channels
 from experiment.layers.deterministic_forward import fixed_draws
@@ -39,16 +33,18 @@ def randomised(network: nn.Module) -> nn.Module:
         parameter.requires_grad_(parameter.is_floating_point())
     with torch.no_grad():
         for name, module in probe.named_modules():
-            if not is_sliceable(module) or isinstance(module, nn.PReLU):
+            if not channel_axes.is_sliceable(module) or isinstance(module, nn.PReLU):
                 continue
             ranges = {"bias": (0.5, 1.0), "running_mean": (-0.2, 0.2), "running_var": (0.5, 1.5)}
-            if isinstance(module, CHANNEL_MAKERS):  # a variance of 1 / fan-in keeps the scale
-                fan_in = 1 if isinstance(module, nn.Embedding) else filters_of(module, module.weight)[0].numel()
+            if isinstance(module, channel_axes.CHANNEL_MAKERS):  # a variance of 1 / fan-in keeps the scale
+                fan_in = (
+                    1 if isinstance(module, nn.Embedding) else channel_axes.filters_of(module, module.weight)[0].numel()
+                )
                 ranges["weight"] = (-((3 / fan_in) ** 0.5), (3 / fan_in) ** 0.5)  # positive biases pass through ReLUs
-            for key, tensor in tensors_of(module).items():
+            for key, tensor in channel_axes.tensors_of(module).items():
                 random = generator("trial", name, key, device=tensor.device)
                 tensor.uniform_(*ranges.get(key, (0.5, 1.5)), generator=random)
-        for name, parameter in bare_parameters(probe).items():
+        for name, parameter in channel_axes.bare_parameters(probe).items():
             parameter.uniform_(0.5, 1.5, generator=generator("trial", name, device=parameter.device))
     return probe
 

@@ -15,13 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from experiment.errors import CompressionError
-from experiment.layers.channels.channel_axes import (
-    CHANNEL_MAKERS,
-    LAYER_NORMS,
-    PLAIN_NORMS,
-    channel_counts,
-    channel_dim,
-)
+from experiment.layers.channels import channel_axes
 from experiment.layers.plan import Kept
 
 PLACES, READS, CONSTANTS = "stream_places", "stream_reads", "stream_constants"  # buffers, and a parameter
@@ -140,7 +134,7 @@ def _add_constants(name: str, module: nn.Module, channels: Sequence[int]) -> Non
 def _within(name: str, module: nn.Module, own: Sequence[int] | None, stream: Sequence[int], side: int) -> list[int]:
     """The places of a module's channels among those of the stream."""
     places = {channel: place for place, channel in enumerate(stream)}
-    if own is None or not places.keys() > set(own) or max(places) >= channel_counts(module)[side]:
+    if own is None or not places.keys() > set(own) or max(places) >= channel_axes.channel_counts(module)[side]:
         raise CompressionError(f"{name}: the channels of its stream must be its own, those that stay and more.")
     return [places[channel] for channel in own]
 
@@ -158,6 +152,9 @@ def _indices(module: nn.Module, name: str, x: Tensor) -> Tensor:
 
 def _dim(module: nn.Module) -> int | None:
     """The dimension of channels; None where it depends on the input."""
-    if isinstance(module, (*CHANNEL_MAKERS, *PLAIN_NORMS, nn.GroupNorm, nn.PReLU)) or type(module) in LAYER_NORMS:
-        return channel_dim(module, torch.empty(0))
+    if (
+        isinstance(module, (*channel_axes.CHANNEL_MAKERS, *channel_axes.PLAIN_NORMS, nn.GroupNorm, nn.PReLU))
+        or type(module) in channel_axes.LAYER_NORMS
+    ):
+        return channel_axes.channel_dim(module, torch.empty(0))
     return None

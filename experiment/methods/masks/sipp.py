@@ -17,21 +17,14 @@ from experiment.layers.plan import Plan, State
 from experiment.methods.base import Budget, Calibration, calibration_inputs
 from experiment.methods.data.poisson_draws import factors, first_rings
 from experiment.methods.data.sensitivity import Reduction, union_bound, weight_sensitivities
+from experiment.methods.masks import weight_ranking
 from experiment.methods.masks.settings import SiPPSettings
 from experiment.methods.masks.sipp_rows import Rows, multiplier, num_samples, rows_of
-from experiment.methods.masks.weight_ranking import (
-    WeightMethod,
-    WeightScores,
-    plan_masked,
-    plan_prefix,
-    rank_weights,
-    unpruned_cost,
-)
 from experiment.methods.starting_state import Start, live_filters, live_weight, parameter_name, start_of
 from experiment.random_streams import generator as stream
 
 
-def sipp(settings: SiPPSettings) -> WeightMethod:
+def sipp(settings: SiPPSettings) -> weight_ranking.WeightMethod:
     """Keeps the weights of largest sensitivity in the whole network, unchanged.
 
     A weight's sensitivity is the mean over the positions of a sample, and the maximum over samples.
@@ -39,10 +32,10 @@ def sipp(settings: SiPPSettings) -> WeightMethod:
     Source: Baykal et al. 2019, https://arxiv.org/abs/1910.05422
     """
 
-    def score(start: Start, calibration: Calibration | None, generator: torch.Generator) -> WeightScores:
+    def score(start: Start, calibration: Calibration | None, generator: torch.Generator) -> weight_ranking.WeightScores:
         return _sensitivities(start, calibration, settings, "mean", "SiPP")
 
-    return WeightMethod(score, rank_weights)
+    return weight_ranking.WeightMethod(score, weight_ranking.rank_weights)
 
 
 def sipp_rand(settings: SiPPSettings) -> SampledSiPP:
@@ -113,21 +106,23 @@ class SampledSiPP:
         costs_R = rows.positions if budget.quantity == "flops" else torch.ones_like(rows.S)
         drawn_R = torch.ones_like(rows.S, dtype=torch.bool)
         if self.hybrid:
-            available = budget.limit - unpruned_cost(start, budget)
+            available = budget.limit - weight_ranking.unpruned_cost(start, budget)
             drawn_R = rows.better_drawn(rows.allocation(available, rows.filters * costs_R, costs_R))
         nu_W = rows.enters(analysis.rings, drawn_R, rows.filters * costs_R)
         by_time = torch.argsort(analysis.rings, stable=True)
         entry = by_time[torch.argsort(nu_W[by_time], descending=True, stable=True)]
         turns_W = torch.empty_like(nu_W)
         turns_W[entry] = -torch.arange(len(entry), dtype=torch.float64)
-        plan = plan_prefix(rank_weights(start, _spread(analysis, turns_W, -float(len(entry)))), budget)
+        plan = weight_ranking.plan_prefix(
+            weight_ranking.rank_weights(start, _spread(analysis, turns_W, -float(len(entry)))), budget
+        )
         stay, out = entry.tensor_split([_num_kept(start, plan)])
         scales_W = torch.ones_like(nu_W)
         if len(out):
             multipliers = float(nu_W[out[0]]) * rows.filters * costs_R
             _rescale(scales_W, analysis, stay, drawn_R, multipliers, out[0])
         scales = {parameter_name(name): scale for name, scale in _spread(analysis, scales_W, 1.0).items()}
-        return replace(plan, scales=plan_masked(start, {}, scales).scales)
+        return replace(plan, scales=weight_ranking.plan_masked(start, {}, scales).scales)
 
     def fill(self, built: nn.Module, state: State, analysis: DrawnWeights, plan: Plan) -> None:
         """Write the state's weights into `built`, in place, scaled only if they are the ones that were sampled."""

@@ -13,15 +13,7 @@ from experiment.layers.plan import Detail, Plan, State
 from experiment.layers.read_parameters import shown
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import check_smallest
-from experiment.methods.masks.selection import (
-    Histograms,
-    Part,
-    common_dtype,
-    elementwise,
-    histograms,
-    longest_prefix,
-    same_shares,
-)
+from experiment.methods.masks import selection
 from experiment.methods.starting_state import Start, parameter_name, start_of
 
 LARGE = 2**20  # elements, from which on a histogram is kept: it takes an eighth of their memory
@@ -37,7 +29,7 @@ class WeightRanking:
     """
 
     start: Start
-    parts: Mapping[str, Part]
+    parts: Mapping[str, selection.Part]
     within: bool = False
 
     def of_budget(self, budget: Budget) -> dict[str, Tensor]:
@@ -57,47 +49,47 @@ class WeightRanking:
         """Parameter name -> which elements are among the first `number`."""
         return self._longest(dict.fromkeys(self.parts, 1), number, self._equal)
 
-    def _longest(self, costs: Mapping[str, int], limit: int, leading: Histograms) -> dict[str, Tensor]:
+    def _longest(self, costs: Mapping[str, int], limit: int, leading: selection.Histograms) -> dict[str, Tensor]:
         parts, each = [self.parts[name] for name in costs], list(costs.values())
         if not self.within:
-            kept = longest_prefix(parts, each, limit, self._dtype, leading)
+            kept = selection.longest_prefix(parts, each, limit, self._dtype, leading)
         else:
-            numbers = same_shares([self.start.alive_numbers[name] for name in costs], each, limit)
+            numbers = selection.same_shares([self.start.alive_numbers[name] for name in costs], each, limit)
             kept = [self._largest(name, number) for name, number in zip(costs, numbers, strict=True)]
         return dict(zip(costs, kept, strict=True))
 
     def _largest(self, name: str, number: int) -> Tensor:
         """Which scores of a parameter are the `number` largest."""
         part = self.parts[name]
-        dtype = common_dtype([part])
+        dtype = selection.common_dtype([part])
         if (leading := self._own.get(name)) is None:
-            leading = histograms([part], [1], dtype)
+            leading = selection.histograms([part], [1], dtype)
             if part.shape.numel() >= LARGE:
                 self._own[name] = leading
-        return longest_prefix([part], [1], number, dtype, leading)[0]
+        return selection.longest_prefix([part], [1], number, dtype, leading)[0]
 
     @cached_property
-    def _own(self) -> dict[str, Histograms]:
+    def _own(self) -> dict[str, selection.Histograms]:
         """By parameter, once for all budgets."""
         return {}
 
     @cached_property
     def _dtype(self) -> torch.dtype:
-        return common_dtype(list(self.parts.values()))
+        return selection.common_dtype(list(self.parts.values()))
 
     @cached_property
-    def _leading(self) -> Histograms:
+    def _leading(self) -> selection.Histograms:
         """By multiply-adds, once for all budgets."""
         costs = [self.start.weights[name] for name in self.parts]
-        return {} if self.within else histograms(list(self.parts.values()), costs, self._dtype)
+        return {} if self.within else selection.histograms(list(self.parts.values()), costs, self._dtype)
 
     @property
-    def _equal(self) -> Histograms:
+    def _equal(self) -> selection.Histograms:
         """For equal costs."""
         return {1: torch.stack(list(self._leading.values())).sum(0)} if self._leading else {}
 
 
-WeightScores = Mapping[str, Tensor | Part]
+WeightScores = Mapping[str, Tensor | selection.Part]
 """Name of a layer, or of a parameter -> the scores of its elements, in its shape. Larger ones are kept."""
 
 ScoreWeights = Callable[[Start, Calibration | None, torch.Generator], WeightScores]
@@ -204,7 +196,7 @@ def unpruned_cost(start: Start, budget: Budget, parameters: Collection[str] | No
     return start.cost(budget.quantity) - sum(start.alive_numbers[name] * costs[name] for name in pruned)
 
 
-def _checked(start: Start, scores: WeightScores, only: Collection[str] | None = None) -> dict[str, Part]:
+def _checked(start: Start, scores: WeightScores, only: Collection[str] | None = None) -> dict[str, selection.Part]:
     """The scores by parameter."""
     if not isinstance(scores, Mapping):
         raise CompressionError(
@@ -217,14 +209,14 @@ def _checked(start: Start, scores: WeightScores, only: Collection[str] | None = 
         if name not in given and name not in required:
             continue
         score, shape = given.get(name), start.network.get_parameter(name).shape
-        if not isinstance(score, Tensor | Part) or score.shape != shape:
-            came = kind_of(score) if not isinstance(score, Tensor | Part) else f"shape {tuple(score.shape)}"
+        if not isinstance(score, Tensor | selection.Part) or score.shape != shape:
+            came = kind_of(score) if not isinstance(score, Tensor | selection.Part) else f"shape {tuple(score.shape)}"
             raise CompressionError(
                 f"layer '{shown(name)}': the scores of its weights must be a tensor of shape {tuple(shape)}. "
                 f"Got {came}."
             )
         alive = start.alive(name) if name in start.masks else None
-        part = score if isinstance(score, Part) else elementwise(score)
+        part = score if isinstance(score, selection.Part) else selection.elementwise(score)
         parts[name] = replace(part, alive=alive)
         if not all(bool(chunk.isfinite().all()) for chunk in parts[name].live()):
             raise CompressionError(

@@ -12,18 +12,10 @@ from experiment.config.modes import is_cascade, rewinding, takes_tickets, with_r
 from experiment.errors import ConfigError
 from experiment.files import safe_name
 from experiment.methods.configure import MethodSpec
+from experiment.run.grid import keys
 from experiment.run.grid.data_facts import read_data_record
 from experiment.run.grid.data_stamps import Stamps
 from experiment.run.grid.hardware import Machine
-from experiment.run.grid.keys import (
-    FORMAT_VERSION,
-    DataKeys,
-    cell_key,
-    cell_payload,
-    digest,
-    planned_epochs,
-    reference_key,
-)
 from experiment.run.grid.methods import look_up_methods, spacing_faults
 from experiment.run.grid.names import Fault, name_faults
 from experiment.run.grid.weights_file import GivenWeights, datasets_folder, find_given
@@ -194,7 +186,7 @@ def plan_experiment(
     if file.overrides:  # the name does not depend on the data: no stamps
         computed = [cell.key for cell in _plan(file, name, machine, datasets, None).cells]
         if computed != _keys_without_overrides(file, name, machine, datasets):
-            name = f"{name}@{digest(computed)[:8]}"
+            name = f"{name}@{keys.digest(computed)[:8]}"
     folder = datasets_folder(file.values, datasets)
     stamps = Stamps(folder, read_data_record(file.results(results) / name).stamps, reading)
     return _plan(file, name, machine, datasets, stamps)
@@ -225,7 +217,7 @@ def _plan(
         if any(fault.fatal for fault in own):
             raise ConfigError([fault.line(file, variant) for fault in own])
         faults += [(variant, fault) for fault in own]
-        data = DataKeys.of(variant.parameters, stamps)
+        data = keys.DataKeys.of(variant.parameters, stamps)
         for net in range(variant.parameters.experiments.num_nets):
             task = _reference_task(variant, net, machine, data, datasets_folder(values, datasets))
             references.append(task)
@@ -235,24 +227,24 @@ def _plan(
     return ExperimentPlan(file, name, machine, tuple(references), tuple(chains), methods.specs, tuple(faults), stamps)
 
 
-def _reference_task(variant: Variant, net: int, machine: Machine, data: DataKeys, datasets: Path) -> ReferenceTask:
+def _reference_task(variant: Variant, net: int, machine: Machine, data: keys.DataKeys, datasets: Path) -> ReferenceTask:
     p = variant.parameters
     weights = None if p.network.weights is None else find_given(p.network.weights, datasets)
-    key = reference_key(p, net, machine, data, weights)
+    key = keys.reference_key(p, net, machine, data, weights)
     goes_back = rewinding(p.experiments) == "weights" or takes_tickets(p.experiments)
     rewind = p.retraining.start_epoch if goes_back else None
     names = (safe_name(name.rpartition(":")[2]) for name in (p.network.name, p.network.dataset.name))
     spec = ReferenceSpec(key, f"{'-'.join(names)}-n{net}-{key}", net, rewind, weights)
     cell = Cell(
         variant=variant.name, method="Reference", label="Reference", net=net, repetition=0, keep=1.0, between=(),
-        key=digest({"format": FORMAT_VERSION, "reference": key, "test": data.test}),
+        key=keys.digest({"format": keys.FORMAT_VERSION, "reference": key, "test": data.test}),
         epochs_train=p.training.num_epochs, epochs_retrain=0,
     )  # fmt: skip
     return ReferenceTask(variant, spec, cell)
 
 
 def _chain(
-    variant: Variant, task: ReferenceTask, method: MethodSpec, repetition: int, machine: Machine, data: DataKeys
+    variant: Variant, task: ReferenceTask, method: MethodSpec, repetition: int, machine: Machine, data: keys.DataKeys
 ) -> Chain:
     tickets = None
     if takes_tickets(variant.parameters.experiments) and not method.entry.restarts:
@@ -262,12 +254,12 @@ def _chain(
     return replace(chain, cells=tuple(_cells(chain, machine, data)))
 
 
-def _cells(chain: Chain, machine: Machine, data: DataKeys) -> Iterator[Cell]:
+def _cells(chain: Chain, machine: Machine, data: keys.DataKeys) -> Iterator[Cell]:
     p, method = chain.variant.parameters, chain.method
-    epochs = planned_epochs(p)
+    epochs = keys.planned_epochs(p)
     search = None if method.fixed_size else p.experiments.search
     fixed_size, samples = method.fixed_size or search is not None, 0 if search is None else search.samples
-    common = cell_payload(p, method, machine, chain.reference.key, chain.repetition)
+    common = keys.cell_payload(p, method, machine, chain.reference.key, chain.repetition)
     previous: str | None = None
     replayed: tuple[float, ...] = ()
     for i, step in enumerate((KeepStep(1.0, ()),) if fixed_size else keep_steps(p.experiments)):
@@ -277,11 +269,11 @@ def _cells(chain: Chain, machine: Machine, data: DataKeys) -> Iterator[Cell]:
         payload = common | {"keep": step.keep, "between": between}
         if chain.in_order:
             payload["previous"] = previous
-        made = digest(payload)
+        made = keys.digest(payload)
         previous = made if chain.tickets is None else chain.tickets.cells[i].made
         yield Cell(
             variant=chain.variant.name, method=method.name, label=method.label, net=chain.reference.net,
-            repetition=chain.repetition, keep=step.keep, between=between, key=cell_key(made, data.test), made=made,
+            repetition=chain.repetition, keep=step.keep, between=between, key=keys.cell_key(made, data.test), made=made,
             epochs_train=p.training.num_epochs, epochs_retrain=max(1, samples) * epochs, fixed_size=fixed_size,
             samples=samples,
         )  # fmt: skip
@@ -289,4 +281,4 @@ def _cells(chain: Chain, machine: Machine, data: DataKeys) -> Iterator[Cell]:
 
 def chain_key(chain: Chain) -> str:
     """The key of a whole chain: the name of its lock, if it is computed as a whole."""
-    return digest([cell.key for cell in chain.cells])
+    return keys.digest([cell.key for cell in chain.cells])
