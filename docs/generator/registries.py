@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from typing import cast
 
 import experiment
@@ -54,6 +55,11 @@ def api(*names: str) -> str:
     """Public names, documented from their docstrings."""
     lines = [".. currentmodule:: experiment", ""]
     for name in names:
-        is_class = inspect.isclass(getattr(experiment, name))
-        lines += [f".. autoclass:: {name}\n   :members:\n" if is_class else f".. autofunction:: {name}\n"]
+        found = getattr(experiment, name)
+        if not inspect.isclass(found):
+            lines.append(f".. autofunction:: {name}\n")
+            continue
+        own = [field.name for field in fields(found)] if is_dataclass(found) else []  # "Attributes:" documents them
+        hidden = f"   :exclude-members: {', '.join(own)}\n" if own else ""
+        lines.append(f".. autoclass:: {name}\n   :members:\n{hidden}")
     return "\n".join(["```{eval-rst}", *lines, "```"])
