@@ -1,6 +1,7 @@
 """Load a dataset by name: read it, split it, and prepare it for a network."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -51,9 +52,10 @@ def make_splits(
         ConfigError: a transform is wrong.
         DataError: the data are damaged, or too few.
     """
-    make = _maker(name, transforms, output_size, torch.device(device), workers, task)
-    train_images, valid_images = make(train, split(len(train.items), seed, name))
-    (test_images,) = make(test, [None])
+    how = partial(make_images, name, transforms=transforms, output_size=output_size, device=device, workers=workers,
+                  task=task)  # fmt: skip
+    train_images, valid_images = how(train, parts=split(len(train.items), seed, name))
+    (test_images,) = how(test)
     return Splits(train_images, valid_images, test_images, output_size, test_images.input_shape)
 
 
@@ -67,21 +69,6 @@ def split(num_images: int, seed: int, name: str) -> tuple[Tensor, Tensor]:
     order = torch.randperm(num_images, generator=generator("split", seed, name))
     num_valid = max(1, round(VALID_SHARE * num_images))
     return order[num_valid:], order[:num_valid]
-
-
-def make_test(
-    name: str,
-    test: Source,
-    transforms: Transforms,
-    *,
-    output_size: int,
-    device: torch.device | str,
-    workers: int,
-    task: Task = CLASSIFICATION,
-) -> Images:
-    """The test images of a dataset (`experiments.datasetTest`); arguments and errors as for `make_splits`."""
-    (images,) = _maker(name, transforms, output_size, torch.device(device), workers, task)(test, [None])
-    return images
 
 
 def load_source(name: str, settings: Mapping[str, object], data_dir: Path, train: bool, output_size: int) -> Source:
@@ -106,29 +93,32 @@ def load_source(name: str, settings: Mapping[str, object], data_dir: Path, train
     return source
 
 
-def _maker(
-    name: str, transforms: Transforms, output_size: int, device: torch.device, workers: int, task: Task
-) -> Callable[[Source, Sequence[Tensor | None]], list[Images]]:
-    """A function that prepares parts of a source, given by indices (None for all images)."""
-    where = f"dataset {name}"
+def make_images(
+    name: str,
+    source: Source,
+    *,
+    transforms: Transforms,
+    parts: Sequence[Tensor | None] = (None,),
+    output_size: int,
+    device: torch.device | str,
+    workers: int,
+    task: Task = CLASSIFICATION,
+) -> list[Images]:
+    """Parts of a source, given by indices (None for all images); other arguments and errors as for `make_splits`."""
+    where, items, device = f"dataset {name}", source.items, torch.device(device)
     if problems := check_transforms(transforms):
         raise ConfigError(problems)
     pipelines = [
-        [plain_step(step) for step in (*part, *transforms.final)] for part in (transforms.train, transforms.test)
+        [plain_step(step) for step in (*own, *transforms.final)] for own in (transforms.train, transforms.test)
     ]
-
-    def make(source: Source, parts: Sequence[Tensor | None]) -> list[Images]:
-        items = source.items
-        prepared = prepare(items, pipelines, device) if isinstance(items, Pixels) else None
-        if isinstance(items, Pixels) and prepared is not None:
-            train, test = prepared
-            labels = _targets(where, items.labels, task, output_size).to(device)
-            return [MemoryImages(train, test, labels, None if p is None else p.to(device)) for p in parts]
-        augment, plain = (make_pipeline(steps) for steps in pipelines)
-        readers = Readers(items, augment, plain, workers, task.target)
-        return [WorkerImages(where, readers, task, output_size, indices=p, device=device) for p in parts]
-
-    return make
+    prepared = prepare(items, pipelines, device) if isinstance(items, Pixels) else None
+    if isinstance(items, Pixels) and prepared is not None:
+        train, test = prepared
+        labels = _targets(where, items.labels, task, output_size).to(device)
+        return [MemoryImages(train, test, labels, None if p is None else p.to(device)) for p in parts]
+    augment, plain = (make_pipeline(steps) for steps in pipelines)
+    readers = Readers(items, augment, plain, workers, task.target)
+    return [WorkerImages(where, readers, task, output_size, indices=p, device=device) for p in parts]
 
 
 def _targets(where: str, labels: Tensor, task: Task, output_size: int) -> Tensor:

@@ -44,15 +44,11 @@ def _of_labels(reference: Tensor, outputs: Tensor) -> Tensor:
     return yes + no
 
 
-def _of_means(reference: Tensor, outputs: Tensor) -> Tensor:
-    return (reference - outputs).square() / 2
-
-
 CATEGORICAL = Distribution("classes", _of_classes, lambda x: x.argmax(dim=1), lambda x: x.softmax(dim=1))
 """One of K classes: outputs are its scores, softmax(outputs) their probabilities."""
 
 BERNOULLI = Distribution("labels", _of_labels, lambda x: (x > 0).to(torch.int64), torch.sigmoid)
 """K independent labels: sigmoid(outputs) are their probabilities."""
 
-GAUSSIAN = Distribution("numbers", _of_means)
+GAUSSIAN = Distribution("numbers", lambda reference, outputs: (reference - outputs).square() / 2)
 """K numbers with variance 1: outputs are their means."""

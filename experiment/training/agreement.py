@@ -11,6 +11,7 @@ https://arxiv.org/abs/1911.05248 (classes that compression harms most)
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -60,7 +61,8 @@ class Agreement:
         of_labels = now.shape == outputs.shape  # then there is one class per label
         classes = torch.arange(outputs.shape[1], device=y.device).expand_as(now) if of_labels else y
         rows = [torch.ones_like(flips), (before == y)[counted], (now == y)[counted]]
-        counts = torch.stack([_per_class(classes[counted], row, outputs.shape[1]) for row in rows])
+        per_class = partial(torch.bincount, classes[counted].flatten(), minlength=outputs.shape[1])
+        counts = torch.stack([per_class(weights=row.flatten().double()).cpu() for row in rows])
         self._classes = counts if self._classes is None else self._classes + counts
 
     def figures(self) -> dict[str, float]:
@@ -72,7 +74,3 @@ class Agreement:
         drops = ((before - now) / targets)[targets >= FEWEST]
         worst = float(drops.max().clamp(min=0)) if len(drops) else 0.0
         return dict(zip(FIGURES, (flips / predictions, divergence / distributions, worst), strict=True))
-
-
-def _per_class(classes: Tensor, counted: Tensor, number: int) -> Tensor:
-    return torch.bincount(classes.flatten(), weights=counted.flatten().double(), minlength=number).cpu()

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional
 from experiment.datasets.dataloader import WorkerImages
 from experiment.datasets.image_data import Splits, Transforms
 from experiment.datasets.in_memory import MemoryImages
-from experiment.datasets.loading import load_source, make_splits, make_test
+from experiment.datasets.loading import load_source, make_images, make_splits
 from experiment.errors import ConfigError, DataError
 from experiment.random_streams import generator
 
@@ -166,7 +166,7 @@ def test_fake_data_are_torchvisions() -> None:
 
 def test_test_part_alone() -> None:
     source = load_source("Digits", {}, Path("nowhere"), False, 10)
-    images = make_test("Digits", source, PLAIN, output_size=10, device="cpu", workers=0)
+    (images,) = make_images("Digits", source, transforms=PLAIN, output_size=10, device="cpu", workers=0)
     assert len(images) == 360
 
 

@@ -3,10 +3,8 @@
 Source: Hendrycks, Dietterich 2019, https://arxiv.org/abs/1903.12261
 """
 
-CORRUPTIONS = (
-    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
-    "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
-    "speckle_noise", "gaussian_blur", "spatter", "saturate",
-)  # fmt: skip
+from experiment.datasets.corruptions.constants import LEVELS
+
+CORRUPTIONS = tuple(LEVELS)
 SEVERITIES = (1, 2, 3, 4, 5)
 VERSION = 1  # enters the keys of results: raise it when the same image is corrupted differently

@@ -19,7 +19,7 @@ LARGEST_SIDES = (45, 119)  # of the first two sets: sqrt(32 * 64), sqrt(64 * 224
 _BRIGHTER, _FLATTER = (0.1, 0.2, 0.3, 0.4, 0.5), (0.4, 0.3, 0.2, 0.1, 0.05)
 _ZOOMS = ((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01))
 
-_LEVELS: dict[str, tuple[Levels, Levels, Levels]] = {
+LEVELS: dict[str, tuple[Levels, Levels, Levels]] = {
     "gaussian_noise": ((0.04, 0.06, 0.08, 0.09, 0.1), (0.04, 0.08, 0.12, 0.15, 0.18), (0.08, 0.12, 0.18, 0.26, 0.38)),
     "shot_noise": ((500, 250, 100, 75, 50), (250, 100, 50, 30, 15), (60, 25, 12, 5, 3)),
     "impulse_noise": ((0.01, 0.02, 0.03, 0.05, 0.07), (0.01, 0.02, 0.05, 0.08, 0.14), (0.03, 0.06, 0.09, 0.17, 0.27)),
@@ -98,5 +98,5 @@ _LEVELS: dict[str, tuple[Levels, Levels, Levels]] = {
 
 def level_of(corruption: str, severity: int, side: int) -> Level:
     """The constants of a corruption for an image whose shorter side has `side` pixels."""
-    level = _LEVELS[corruption][bisect.bisect_left(LARGEST_SIDES, side)][severity - 1]
+    level = LEVELS[corruption][bisect.bisect_left(LARGEST_SIDES, side)][severity - 1]
     return level if isinstance(level, tuple) else (level,)

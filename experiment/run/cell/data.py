@@ -11,7 +11,7 @@ from experiment.config import DatasetRef, Parameters, Training
 from experiment.datasets.check_data import check_data
 from experiment.datasets.corruptions.apply import corrupted
 from experiment.datasets.image_data import Images, Splits, Transforms
-from experiment.datasets.loading import load_source, make_splits, make_test
+from experiment.datasets.loading import load_source, make_images, make_splits
 from experiment.datasets.raw_images import Source
 from experiment.files import MOST_LETTERS
 from experiment.inputs import Inputs, first
@@ -85,8 +85,8 @@ class Data:
         key = _key(dataset, transforms, p)
         if key not in self._tests:
             _make_room(self._tests, len(p.test_sets))
-            self._tests[key] = make_test(
-                dataset.name, self.source(p, dataset, False), transforms,
+            (self._tests[key],) = make_images(
+                dataset.name, self.source(p, dataset, False), transforms=transforms,
                 output_size=p.network.output_size, device=self.device, workers=self._readers,
                 task=find_task(task_name(p)),
             )  # fmt: skip
