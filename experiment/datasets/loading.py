@@ -108,9 +108,7 @@ def make_images(
     where, items, device = f"dataset {name}", source.items, torch.device(device)
     if problems := check_transforms(transforms):
         raise ConfigError(problems)
-    pipelines = [
-        [plain_step(step) for step in (*own, *transforms.final)] for own in (transforms.train, transforms.test)
-    ]
+    pipelines = [[plain_step(s) for s in (*own, *transforms.final)] for own in (transforms.train, transforms.test)]
     prepared = prepare(items, pipelines, device) if isinstance(items, Pixels) else None
     if isinstance(items, Pixels) and prepared is not None:
         train, test = prepared

@@ -81,9 +81,7 @@ def _sbd(name: str, data_dir: Path, train: bool) -> list[Pair]:
     """
     unpacked = data_dir / "benchmark_RELEASE" / "dataset"
     root = unpacked if unpacked.is_dir() else data_dir / "SBD"
-    how = (
-        f"Get {_SBD_TAR} and unpack it in {data_dir}, or put img/, cls/, train.txt and val.txt into {data_dir / 'SBD'}."
-    )
+    how = f"Get {_SBD_TAR} and unpack it in {data_dir}, or put img/, cls/, train.txt, val.txt into {data_dir / 'SBD'}."
     names = _names(name, root / ("train.txt" if train else "val.txt"), how)
     return _existing(name, [(root / "img" / f"{n}.jpg", root / "cls" / f"{n}.mat") for n in names], how)
 

@@ -156,9 +156,7 @@ class Experiments(Block):
     def _distinct_names(cls, tests: list[DatasetRef]) -> list[DatasetRef]:
         names = [test.shown for test in tests]
         twice = [i for i, name in enumerate(names) if name in names[:i]]
-        refuse(
-            tests, (((i,), f"is the second test set called {names[i]}. Remove it, or set its label.") for i in twice)
-        )
+        refuse(tests, (((i,), f"is the second test set called {names[i]}. Remove it or set its label.") for i in twice))
         return tests
 
     @field_validator("rewind")

@@ -46,9 +46,7 @@ class BlockOrder:
             if len(parts) > 1 and set(gone).issuperset(module for part in parts for module in self.modules[part])
         ]
         skipped = (*(name for name in gone if not inside(name, whole)), *whole)
-        forms = dict(self.state.branches) | {
-            name: form for part in self.modules.values() for name, form in part.items()
-        }
+        forms = dict(self.state.branches) | {name: form for own in self.modules.values() for name, form in own.items()}
         plan = Plan(
             masks={name: mask for name, mask in self.state.masks.items() if not inside(name, skipped)},
             kept={name: sides for name, sides in self.state.kept.items() if not inside(name, skipped)},
@@ -82,9 +80,7 @@ class Blocks:
         network, example = state.network, state.example
         layers, blocks = list(trace_layers(network, example)), residual_blocks(network, example)
         found = residual_branches(network, example)
-        branches = {
-            name: branch for name, branch in found.items() if not any(inside(block, branch) for block in blocks)
-        }
+        branches = {name: branch for name, branch in found.items() if not any(inside(b, branch) for b in blocks)}
         apart = {block: _parts_of(block, branches, layers) for block in blocks}
         alone = [name for name, branch in branches.items() if not any(inside(module, blocks) for module in branch)]
         modules = {part: branches.get(part, {}) for part in [*(p for parts in apart.values() for p in parts), *alone]}

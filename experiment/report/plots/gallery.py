@@ -140,9 +140,7 @@ def test_sets(source: Source, styles: LabelStyles) -> Iterator[Plot]:
         draw = partial(plot_potential_on_test_sets, results, styles, title)
         yield Plot("potential-test-sets", "Largest share of parameters removed against the test set.", draw)
         if len(excess_errors(results)):
-            caption = (
-                "Difference in excess error: loss on the other test sets beyond that on the first, mean over them."
-            )
+            caption = "Difference in excess error: loss on the other test sets beyond that on the first, their mean."
             yield Plot("excess-error", caption, partial(plot_excess_error, results, styles, title))
 
 
@@ -268,6 +266,5 @@ def _limits(source: Source) -> tuple[float | None, float | None]:
 
 def _against(metric: str, quantity: str, scale: Scale) -> str:
     share = "kept (logarithmic axis)" if scale == "log" else "removed"
-    return (
-        f"{titles.capitalized(titles.metric_title(metric))} against the share of {titles.QUANTITIES[quantity]} {share}"
-    )
+    name = titles.capitalized(titles.metric_title(metric))
+    return f"{name} against the share of {titles.QUANTITIES[quantity]} {share}"
