@@ -162,7 +162,10 @@ class CellSearch:
         remove_all(self._folder / str(keep) for keep in others)
 
     def _why_none(self, samples: Sequence[SearchSample]) -> str:
-        """Why no network is within the loss."""
+        """Why no network is within the loss.
+
+        Raises: TrainingDiverged: there is no network at all, and not because of the sizes alone.
+        """
         metric, reference = self._metric, self._reference
         sign = 1 if metric.better == "higher" else -1
         measured = [(sign * s.valid, -s.keep) for s in samples if s.valid is not None]
