@@ -72,14 +72,10 @@ class _ToTensor:
         return (converted, *maps) if maps else converted
 
 
-class _SegRandomResize:
+def _seg_random_resize(min_size: int, max_size: int | None = None) -> Transform:
     """Resize the shorter side to a random length from `min_size` to `max_size`."""
-
-    def __init__(self, min_size: int, max_size: int | None = None) -> None:
-        self._resize = v2.RandomResize(min_size, (min_size if max_size is None else max_size) + 1)
-
-    def __call__(self, *image_and_map: object) -> object:
-        return self._resize(*image_and_map)
+    resize: Transform = v2.RandomResize(min_size, (min_size if max_size is None else max_size) + 1)
+    return resize
 
 
 class _SegRandomCrop:
@@ -138,7 +134,7 @@ def make_transform(name: str, arguments: Mapping[str, object]) -> Transform:
     return transform
 
 
-_OWN: Mapping[str, Callable[..., Transform]] = {"SegRandomResize": _SegRandomResize, "SegRandomCrop": _SegRandomCrop}
+_OWN: Mapping[str, Callable[..., Transform]] = {"SegRandomResize": _seg_random_resize, "SegRandomCrop": _SegRandomCrop}
 
 
 def plain_step(step: Step) -> Step:
