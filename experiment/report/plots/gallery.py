@@ -124,10 +124,9 @@ def costs(source: Source, styles: LabelStyles) -> Iterator[Plot]:
         columns = {c: f"latency at batch size {c.rpartition('_b')[2]}" for c in latency_columns(cells)}
         if "bytes_csr" in cells and cells["bytes_csr"].notna().any():
             columns["bytes_file"] = "size of network.pt"
+        note = titles.mode_in_words([source.settings_of(variant)])
         for column, words in columns.items():
-            draw = partial(
-                plot_cost, rows, column, styles=styles, note=titles.mode_in_words([source.settings_of(variant)])
-            )
+            draw = partial(plot_cost, rows, column, styles=styles, note=note)
             title = titles.metric_title(primary_metric(rows).name)
             yield Plot(f"cost-{column}{suffix}", f"{titles.joined(title + ' against ' + words, variant)}.", draw)
 

@@ -83,11 +83,8 @@ def plot_tradeoff(
     if wide:
         set_panel_title(panels[0], "whole range")
         _zoom_in(panels[1], points[shown.name], shown, reference)
-    set_title(
-        figure,
-        titles.network_on_dataset(chosen),
-        titles.joined(note, titles.retraining_in_words(chosen), *variants_of(chosen)),
-    )
+    second = titles.joined(note, titles.retraining_in_words(chosen), *variants_of(chosen))
+    set_title(figure, titles.network_on_dataset(chosen), second)
     place_legend(figure, entries, _legend_title(chosen, points))
     _explain(figure, panels[0], chosen, quantity, styles, points)
     return figure
