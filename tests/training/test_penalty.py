@@ -14,7 +14,7 @@ from experiment.layers.factored_layers import FactoredLinear
 from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import add_masks
 from experiment.random_streams import generator, seeded
-from experiment.training import step as step_module
+from experiment.training import factories
 from experiment.training.loop import TrainingLoop
 from experiment.training.penalty import make_penalties, soft_threshold, unmatched
 from experiment.training.schedule import Schedule
@@ -52,7 +52,7 @@ def trained_by_torch(
         return getattr(torch.optim, optimizer)(groups, **kwargs)  # type: ignore[no-any-return]
 
     with monkeypatch.context() as patch:
-        patch.setattr(step_module, "make_optimizer", grouped)
+        patch.setattr(factories, "make_optimizer", grouped)
         return trained(network, images, settings_with(optimizer=optimizer))
 
 
