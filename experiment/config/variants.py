@@ -43,7 +43,7 @@ def keep_steps(experiments: Experiments) -> tuple[KeepStep, ...]:
     """
     ratios = [ratio for block in experiments.spacing for ratio in block.ratios()]
     if not ratios:
-        return ()
+        return (KeepStep(1.0, ()),) if experiments.budget.complete and experiments.mode != "train" else ()
     num = experiments.retrain_iterations if experiments.retrain_iterations >= 1 else len(ratios)
     return tuple(KeepStep(chunk[-1], tuple(chunk[:-1])) for chunk in chunks(ratios, num))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from torch.utils.benchmark import Timer
+    from torch.utils.benchmark import Measurement, Timer
 
 
 from experiment.inputs import Inputs, call_network, moved, take, tensors
@@ -56,21 +56,34 @@ def measure_latency(
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     given = tensors(inputs)
     x = moved(take(inputs, [0] * batch), device) if given else example_input(inputs, device, batch)
-    times = [_timed(network, x, batch, threads, seconds, "contiguous")]
-    if isinstance(x, Tensor) and x.dim() == 4 and any(p.dim() == 4 for p in network.parameters()):
-        turned = copy.deepcopy(network).to(memory_format=torch.channels_last)
-        x = x.contiguous(memory_format=torch.channels_last)
-        times.append(_timed(turned, x, batch, threads, seconds, "channels_last"))
+    times = []
+    for layout in layouts(network, x):
+        found = timed(*arranged_in(layout, network, x), threads, seconds)
+        times.append(Latency(batch, round(found.median * 1e3, 5), round(found.iqr * 1e3, 5), layout))
     return min(times, key=lambda latency: latency.median_ms)
 
 
-def _timed(network: nn.Module, x: Inputs, batch: int, threads: int, seconds: float, layout: Layout) -> Latency:
+def layouts(network: nn.Module, x: Inputs) -> list[Layout]:
+    """The memory layouts in which a network may be fast: two for one with convolutions on images."""
+    images = isinstance(x, Tensor) and x.dim() == 4 and any(p.dim() == 4 for p in network.parameters())
+    return ["contiguous", "channels_last"] if images else ["contiguous"]
+
+
+def arranged_in(layout: Layout, network: nn.Module, x: Inputs) -> tuple[nn.Module, Inputs]:
+    """A network and its inputs in a memory layout; the network is copied where its weights move."""
+    if layout == "contiguous":
+        return network, x
+    assert isinstance(x, Tensor)
+    return copy.deepcopy(network).to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+
+
+def timed(network: nn.Module, x: Inputs, threads: int, seconds: float) -> Measurement:
+    """The seconds of a forward pass in inference mode, measured for about so many seconds."""
     with torch.inference_mode():
         timer = _timer()(
             "call(network, x)", globals={"call": call_network, "network": network, "x": x}, num_threads=threads
         )
-        measured = timer.blocked_autorange(min_run_time=seconds)
-    return Latency(batch, round(measured.median * 1e3, 5), round(measured.iqr * 1e3, 5), layout)
+        return timer.blocked_autorange(min_run_time=seconds)
 
 
 def _timer() -> type[Timer]:

@@ -1,15 +1,22 @@
-"""Allocation of one budget to layers: exact searches over finite lists of options, without restarts."""
+"""Allocation of budgets to layers: exact searches over finite lists of options, without restarts.
+
+Under one limit the costs of a layer have the shape (number of options,) and the limit is a number; under several they
+have the shape (limits, number of options), and all of a sequence of limits hold.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from experiment.methods.allocate_several import least_maximum, least_sum
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Limits = int | Sequence[int]
 
 
-def minimise_maximum(errors: Sequence[Floats], costs: Sequence[Integers], limit: int) -> list[int]:
+def minimise_maximum(errors: Sequence[Floats], costs: Sequence[Integers], limit: Limits) -> list[int]:
     """The options that minimise the largest error of all layers, then the second largest, and so on.
 
     min over i_1..i_L of max_l errors[l][i_l]  subject to  sum_l costs[l][i_l] <= limit.
@@ -25,6 +32,8 @@ def minimise_maximum(errors: Sequence[Floats], costs: Sequence[Integers], limit:
 
     Returns: for every layer the index of its option.
     """
+    if not isinstance(limit, int):
+        return _found(least_maximum(errors, costs, limit), limit)
     fronts = [front(error, cost) for error, cost in zip(errors, costs, strict=True)]
     steps = _Steps(
         [e[f] for e, f in zip(errors, fronts, strict=True)], [c[f] for c, f in zip(costs, fronts, strict=True)]
@@ -44,7 +53,7 @@ def minimise_maximum(errors: Sequence[Floats], costs: Sequence[Integers], limit:
     return [int(options[i]) for options, i in zip(fronts, chosen, strict=True)]
 
 
-def common_threshold(curves: Sequence[Floats], costs: Sequence[Integers], limit: int) -> list[int]:
+def common_threshold(curves: Sequence[Floats], costs: Sequence[Integers], limit: Limits) -> list[int]:
     """The options under one common threshold, the lowest that the limit allows.
 
     With threshold t, layer l takes its first option whose curve value is at most t. The total cost is a step function
@@ -58,13 +67,13 @@ def common_threshold(curves: Sequence[Floats], costs: Sequence[Integers], limit:
 
     Returns: for every layer the index of its option.
     """
-    free = [len(cost) > 1 and cost[0] == cost[-1] for cost in costs]
+    free = [cost.shape[-1] > 1 and bool((cost[..., 0] == cost[..., -1]).all()) for cost in costs]
     curves = [np.full(len(c), np.inf) if same else c for c, same in zip(curves, free, strict=True)]
     steps = _Steps(curves, costs)
     return steps.positions(steps.longest_prefix(limit))
 
 
-def minimise_sum(losses: Sequence[Floats], costs: Sequence[Integers], limit: int) -> list[int]:
+def minimise_sum(losses: Sequence[Floats], costs: Sequence[Integers], limit: Limits) -> list[int]:
     """The options with a small sum of losses within the limit.
 
     Every layer moves along the lower convex hull of its (cost, loss) points; of all layers' next steps, the one that
@@ -78,6 +87,8 @@ def minimise_sum(losses: Sequence[Floats], costs: Sequence[Integers], limit: int
 
     Returns: for every layer the index of its option.
     """
+    if not isinstance(limit, int):
+        return _found(least_sum(losses, costs, limit), limit)
     hulls = [_hull(loss, cost) for loss, cost in zip(losses, costs, strict=True)]
     hull_costs = [cost[hull] for cost, hull in zip(costs, hulls, strict=True)]
     hull_losses = [loss[hull] for loss, hull in zip(losses, hulls, strict=True)]
@@ -124,12 +135,19 @@ def _hull(loss: Floats, cost: Integers) -> Integers:
     return np.array(kept, dtype=np.int64)
 
 
+def _found(chosen: list[int] | None, limits: Sequence[int]) -> list[int]:
+    """Raises: InfeasibleBudget: there are no such options."""
+    if chosen is None:
+        raise InfeasibleBudget(limit=min(limits), smallest=min(limits) + 1, original=min(limits) + 1, quantity="all limits at once")
+    return chosen
+
+
 def smallest(costs: Sequence[Integers]) -> int:
     """The smallest total cost of all layers."""
     return sum(int(cost.min()) for cost in costs)
 
 
-def front(error: Floats, cost: Integers) -> Integers:
+def front(error: Floats, cost: Integers | Floats) -> Integers:
     """The Pareto front of the options: costs strictly rising, errors strictly falling."""
     order = np.lexsort((error, cost))
     lowest = np.minimum.accumulate(error[order])
@@ -143,26 +161,30 @@ class _Steps:
 
     def __init__(self, curves: Sequence[Floats], costs: Sequence[Integers]) -> None:
         self.num_layers = len(costs)
-        self.base = sum(int(cost[0]) for cost in costs)
-        sizes = [len(cost) - 1 for cost in costs]
+        self.base = sum(cost[..., 0] for cost in costs)
+        sizes = [cost.shape[-1] - 1 for cost in costs]
         layer = np.repeat(np.arange(len(costs)), sizes)
         before = np.concatenate([np.zeros(0), *(curve[:-1] for curve in curves)])
-        increase = np.concatenate([np.zeros(0, np.int64), *(np.diff(cost) for cost in costs)])
+        none = costs[0][..., :0] if costs else np.zeros(0, np.int64)
+        increase = np.concatenate([none, *(np.diff(cost) for cost in costs)], axis=-1)
         order = np.argsort(-before, kind="stable")  # stable: ties in layer order
-        self.layer, self.increase = layer[order], increase[order]
-        self.total = np.cumsum(self.increase) + self.base
+        self.layer, self.increase = layer[order], increase[..., order]
+        base = np.asarray(self.base)[..., None]
+        self.total = np.concatenate([base, np.cumsum(self.increase, axis=-1) + base], axis=-1)
 
-    def longest_prefix(self, limit: int) -> int:
-        """The number of steps within the limit.
+    def longest_prefix(self, limit: Limits) -> int:
+        """The largest number of steps within all limits.
 
-        Raises: ValueError: the first options already exceed the limit.
+        Raises: ValueError: the first options already exceed a limit.
         """
-        if self.base > limit:
+        over = self.total > np.asarray(limit)[..., None]
+        fits = ~(over.any(axis=0) if over.ndim > 1 else over)
+        if not fits[0]:
             raise ValueError(f"the limit must be at least {self.base}, the cost of the first options. Got {limit}.")
-        return int(np.searchsorted(self.total, limit, side="right"))
+        return int(np.flatnonzero(fits)[-1])
 
     def spent(self, taken: int) -> int:
-        return int(self.total[taken - 1]) if taken else self.base
+        return int(self.total[taken])
 
     def positions(self, taken: int) -> list[int]:
         """The option that every layer has reached after these steps."""

@@ -1,13 +1,18 @@
 """The interface of compression methods, and how they are applied: analyse once, then plan, build, fill and count."""
 
+from __future__ import annotations
+
 import gc
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError, ConfigError, InfeasibleBudget, described, kind_of
@@ -20,9 +25,14 @@ from experiment.methods.out_of_reach import EVERYTHING, OutOfReach, out_of_reach
 from experiment.progress import working
 from experiment.registry import MethodEntry, resolve
 
+if TYPE_CHECKING:
+    from experiment.layers.compressible import LayerInfo
+
 LARGE = 2**22  # parameters of networks of which none should stay in memory: 16 MiB
 FAR_BELOW = 0.5  # of the requested keep ratio; smaller networks are reported
 Quantity = Literal["parameters", "flops"]
+LayerPrice = Callable[["LayerInfo", NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]
+"""From a layer and its options (ranks, groups, foldings; the last one is the layer itself, rank 0) to their costs."""
 GIVE_DATA = "Pass them: compress(..., data=inputs), a tensor, a pair (inputs, targets) or a loader of such pairs."
 
 
@@ -34,11 +44,28 @@ class Budget:
         quantity: the limited quantity, parameters or multiply-adds, without masked weights.
         limit: the largest value for the whole network.
         original: the value of the uncompressed network.
+        priced: limits on other quantities.
     """
 
     quantity: Quantity
     limit: int
     original: int
+    priced: tuple[Priced, ...] = ()
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A further limit, on the sum of what the layers cost: methods that choose among options of layers take it.
+
+    Attributes:
+        price: the cost of a layer's options.
+        whole: the cost of the whole starting state.
+        limit: the largest cost.
+    """
+
+    price: LayerPrice
+    whole: int
+    limit: int
 
 
 @dataclass(frozen=True)
@@ -97,12 +124,32 @@ def make_method(entry: MethodEntry, settings: object) -> Method:
 
 @dataclass(frozen=True)
 class Compressed:
-    """A compressed network with its plan, its size, and the parameters that the method cannot compress."""
+    """A compressed network with its plan, its size, and the parameters that the method cannot compress.
+
+    Attributes:
+        amounts: quantity -> limit and values, where more than parameters or FLOPs is limited.
+    """
 
     network: nn.Module
     plan: Plan
     count: Count
     out_of_reach: OutOfReach = EVERYTHING
+    amounts: Mapping[str, Amount] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much of a limited quantity a network has: elements, multiply-adds, bytes or milliseconds.
+
+    Attributes:
+        limit: the largest allowed value.
+        predicted: by the plan.
+        measured: of the compressed network.
+    """
+
+    limit: float
+    predicted: float
+    measured: float
 
 
 class Compressor:
@@ -139,6 +186,10 @@ class Compressor:
         rest = self.out_of_reach  # before the new network takes memory, too
         with working(f"{self._name}: choosing what to keep"):
             plan = self.plan(keep, quantity)
+        return self.made(plan, rest)
+
+    def made(self, plan: Plan, rest: OutOfReach) -> Compressed:
+        """The compressed network of a plan, counted."""
         with working(f"{self._name}: building"):
             network = self.instantiate(plan)
         masked = not (plan.factors or plan.kept or plan.skipped or plan.biases or plan.branches)
@@ -153,14 +204,14 @@ class Compressor:
         """What the method cannot compress."""
         return out_of_reach(self.state, self.analysis)
 
-    def plan(self, keep: float, quantity: Quantity = "parameters") -> Plan:
-        """The plan for one keep ratio.
+    def plan(self, keep: float, quantity: Quantity = "parameters", priced: tuple[Priced, ...] = ()) -> Plan:
+        """The plan for one keep ratio, and further limits.
 
         Raises: InfeasibleBudget, CompressionError.
         """
         keep = keep_ratio(keep)
         total = {"parameters": self.original.parameters, "flops": self.original.flops}[quantity]
-        budget = Budget(quantity, math.floor(keep * total + 1e-6), total)
+        budget = Budget(quantity, math.floor(keep * total + 1e-6), total, priced)
         try:
             return self.method.plan(self.analysis, budget).starting_from(self.state)
         except InfeasibleBudget as error:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from experiment.config.keep_ratios import Spacing, ratio_conflicts
+from experiment.config.schema.budget import Budget
 from experiment.config.schema.training import Block, Conflict, Name, Number, Retraining, Training, Whole, refuse
 
 FIRST_STEP = 5  # the first L-step is this many times as long as the others, unless iterationsFirst is set
@@ -126,8 +127,9 @@ class Experiments(Block):
     rewind: Rewind | None = None
     """Weights before retraining: the reference's weights at epoch startEpoch, random weights, or those left by the
     compression (none). Default: weights in modes with -rewind, else none."""
-    budget: Literal["parameters", "flops"] = "parameters"
-    """Quantity that the keep ratio refers to."""
+    budget: Budget = Budget(parameters=1.0)
+    """Quantities that the keep ratio refers to: parameters, flops, bytes, latency, memory, one or several, with shares or
+    amounts of their own."""
     num_nets: Annotated[Whole, Field(ge=1)] = 1
     """Number of independently trained reference networks."""
     num_repetitions: Annotated[Whole, Field(ge=1)] = 1

@@ -75,7 +75,7 @@ class ALDS:
     def plan(self, analysis: ALDSAnalysis, budget: Budget) -> Plan:
         """The global optimum for the budget; the rest of the budget improves the next worst layers."""
 
-        def choose(costs: list[Integers], limit: int) -> list[int]:
+        def choose(costs: list[Integers], limit: Limits) -> list[int]:
             chosen = minimise_maximum(analysis.errors, costs, limit)
             # An optimum among lower bounds whose own errors are settled is the true optimum: no bound promises less
             # than its error. So only the errors of options that look best are ever computed.
@@ -104,12 +104,13 @@ class ALDSK:
     def plan(self, analysis: ALDSAnalysis, budget: Budget) -> Plan:
         """The options under the largest t that the budget allows."""
 
-        def choose(costs: list[Integers], limit: int) -> list[int]:
-            fronts = [front(error, cost) for error, cost in zip(analysis.errors, costs, strict=True)]
-            rising = [cost[best] for cost, best in zip(costs, fronts, strict=True)]
-            until = [
-                -np.append(cost[1:], cost[-1]) / max(1, cost[-1]) for cost in rising
-            ]  # -t at which the next option fits
+        def choose(costs: list[Integers], limit: Limits) -> list[int]:
+            shares = [np.atleast_2d(cost / np.maximum(1, cost[..., -1:])).max(0) for cost in costs]
+            fronts = [front(error, share) for error, share in zip(analysis.errors, shares, strict=True)]
+            rising = [cost[..., best] for cost, best in zip(costs, fronts, strict=True)]
+            until = [  # -t at which the next option fits
+                -np.append(own[best][1:], own[best][-1]) for own, best in zip(shares, fronts, strict=True)
+            ]
             chosen = common_threshold(until, rising, limit)
             return [int(best[i]) for best, i in zip(fronts, chosen, strict=True)]
 

@@ -12,8 +12,8 @@ from experiment.layers.build import slice_mask, sliced_copy, write_whole
 from experiment.layers.compressible import LayerInfo, groups_of
 from experiment.layers.factored_layers import Slicing, max_rank, write_factors
 from experiment.layers.plan import Detail, Factors, Plan, State
-from experiment.methods.allocate import smallest
-from experiment.methods.base import Budget
+from experiment.methods.allocate import Limits, smallest
+from experiment.methods.base import Budget, Priced
 from experiment.methods.budget_search import check_smallest
 from experiment.methods.layer_patterns import matching
 from experiment.methods.lowrank.layer_options import Integers, LayerOptions, find_options
@@ -66,20 +66,37 @@ class LowRankLayers:
             found.append(values)
         return found
 
-    def choose(self, budget: Budget, rule: Callable[[list[Integers], int], list[int]]) -> list[int] | None:
+    def choose(self, budget: Budget, rule: Callable[[list[Integers], Limits], list[int]]) -> list[int] | None:
         """The index of every layer's option within a budget; None if the unchanged state fits the budget.
 
         Args:
-            rule: from the costs of every layer's options and a limit on their sum to the indices.
+            rule: from the costs of every layer's options, (number of options,) or (limits, number of options), and
+                the limits on their sums to the indices.
         Raises: InfeasibleBudget: the cheapest options exceed the budget.
         """
-        if self.start.allows(budget):
+        prices = {limit: self._prices(limit) for limit in budget.priced if limit.whole > limit.limit}
+        if self.start.allows(budget) and not prices:
             return None
         costs = [_worthwhile(options.costs[budget.quantity]) for options in self.options.values()]
         layers = sum(self.start.layer_cost(name, budget.quantity) for name in self.options)
         fixed = self.start.cost(budget.quantity) - layers
         check_smallest(fixed + smallest(costs), budget)
-        return rule(costs, budget.limit - fixed)
+        limits = [budget.limit - fixed]
+        for priced, own in prices.items():
+            rest = priced.whole - sum(int(cost[-1]) for cost in own)
+            check_smallest(rest + smallest(own), Budget(budget.quantity, priced.limit, priced.whole))
+            if self.start.allows(budget):  # only the other limits matter
+                costs, limits = [], []
+            costs = [np.vstack([cost, more]) for cost, more in zip(costs, own, strict=True)] if costs else own
+            limits.append(priced.limit - rest)
+        return rule(costs, limits[0] if len(limits) == 1 else limits)
+
+    def _prices(self, limit: Priced) -> list[Integers]:
+        """What the options of every layer cost in another quantity."""
+        return [
+            _worthwhile(limit.price(self.start.layers[name], options.ranks, options.groups, options.foldings))
+            for name, options in self.options.items()
+        ]
 
     def plan(
         self,

@@ -94,7 +94,7 @@ def cell_payload(
         "format": FORMAT_VERSION,
         "reference": reference,
         "method": method_key(method),
-        "budget": p.experiments.budget,
+        "budget": p.experiments.budget.key(),
         **mode_key(p),
         **search_key(None if method.fixed_size else p.experiments.search),
         "coresets": p.coresets.model_dump(mode="json", exclude_defaults=True),

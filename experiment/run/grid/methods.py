@@ -5,6 +5,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from experiment.config.schema.budget import Budget
 from experiment.config.value_tree import KeyPath
 from experiment.errors import ConfigError
 from experiment.escaping import FORMULA, look
@@ -94,12 +97,22 @@ def spacing_faults(experiments: Mapping[str, Any], specs: Sequence[MethodSpec | 
     searched = experiments.get("search") is not None
     if experiments.get("spacing") not in (None, []) or experiments.get("mode") in (None, "train"):
         return
+    if _is_complete(experiments.get("budget")):
+        return
     compared = [spec for spec in specs if spec is None or spec.entry.label != REFERENCE]
     if searched and all(spec is not None and spec.fixed_size for spec in compared):
         text = "has no effect: no method has a size that could be searched. Remove it."
         yield Fault(("experiments", "search"), text, fatal=True)
     elif not searched and (not compared or any(spec is not None and not spec.fixed_size for spec in compared)):
         yield Fault(("experiments", "spacing"), "is required and missing: the keep ratios.", fatal=True)
+
+
+def _is_complete(budget: object) -> bool:
+    """Whether a budget says how large networks may be; a wrong one is a fault of its own."""
+    try:
+        return Budget.model_validate(budget).complete
+    except ValidationError:
+        return False
 
 
 def _label_fault(label: str, spec: MethodSpec | None, other: str | None) -> str | None:

@@ -1,0 +1,108 @@
+"""Allocation of several budgets to layers at once, exact: mixed-integer programs, solved by HiGHS.
+
+Source: Huangfu, Hall 2018, https://doi.org/10.1007/s12532-017-0130-5, through `scipy.optimize.milp`
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+GAP = 1e-4  # relative to the optimum, at which the solver stops
+SECONDS = 20.0  # after which it gives the best that it has found
+
+
+def least_sum(losses: Sequence[Floats], costs: Sequence[Integers], limits: Sequence[int]) -> list[int] | None:
+    """The options with the smallest sum of losses within all limits; None if no options are within them.
+
+    min over i_1..i_L of sum_l losses[l][i_l]  subject to  sum_l costs[l][c, i_l] <= limits[c] for all c.
+
+    Args:
+        losses: for every layer (number of options,); infinite for an option that must not be taken.
+        costs: for every layer (number of limits, number of options).
+    Returns: for every layer the index of its option.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # takes a while, for several limits only
+    from scipy.sparse import csr_array
+
+    if not losses:
+        return []
+    kept = [_worth_taking(loss, cost) for loss, cost in zip(losses, costs, strict=True)]
+    if any(not len(options) for options in kept):
+        return None
+    loss = np.concatenate([own[options] for own, options in zip(losses, kept, strict=True)])
+    cost = np.concatenate([own[:, options] for own, options in zip(costs, kept, strict=True)], axis=1)
+    sizes = [len(options) for options in kept]
+    layer = np.repeat(np.arange(len(sizes)), sizes)
+    one_each = csr_array((np.ones(len(layer)), (layer, np.arange(len(layer)))), shape=(len(sizes), len(layer)))
+    scale = np.maximum(np.abs(np.asarray(limits, dtype=np.float64)), 1.0)
+    least = np.abs(loss).max() or 1.0
+    found = milp(
+        loss / least,
+        integrality=np.ones(len(loss)),
+        bounds=Bounds(0, 1),
+        constraints=[
+            LinearConstraint(one_each, 1, 1),
+            LinearConstraint(cost / scale[:, None], -np.inf, np.asarray(limits) / scale),
+        ],
+        options={"mip_rel_gap": GAP, "time_limit": SECONDS},
+    )
+    if found.x is None:
+        return None
+    firsts = np.cumsum([0, *sizes])
+    chosen = [int(options[found.x[a : a + len(options)].argmax()]) for a, options in zip(firsts, kept, strict=False)]
+    total = sum(own[:, i] for own, i in zip(costs, chosen, strict=True))
+    return chosen if (total <= np.asarray(limits)).all() else _repaired(losses, costs, chosen, limits)
+
+
+def least_maximum(errors: Sequence[Floats], costs: Sequence[Integers], limits: Sequence[int]) -> list[int] | None:
+    """The options with the smallest largest error within all limits and, under it, the smallest sum of errors.
+
+    Arguments and result as for `least_sum`.
+    """
+    levels = np.unique(np.concatenate([*errors, np.zeros(1)]))
+    best, low, high = least_sum(errors, costs, limits), 0, len(levels) - 1
+    if best is None:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        allowed = [np.where(error <= levels[middle], error, np.inf) for error in errors]
+        found = least_sum(allowed, costs, limits)
+        best, low, high = (best, middle + 1, high) if found is None else (found, low, middle)
+    return best
+
+
+def _worth_taking(loss: Floats, cost: Integers) -> Integers:
+    """The options that no other one beats in loss and all costs."""
+    order = np.lexsort((*cost[::-1], loss))
+    order = order[np.isfinite(loss[order])]
+    kept: list[int] = []
+    for i in order:  # by rising loss: an option must be cheaper in something than all before it
+        if not any((cost[:, j] <= cost[:, i]).all() for j in kept):
+            kept.append(int(i))
+    return np.array(kept, dtype=np.int64)
+
+
+def _repaired(
+    losses: Sequence[Floats], costs: Sequence[Integers], chosen: list[int], limits: Sequence[int]
+) -> list[int] | None:
+    """The solver allows for rounding: exchange options, the least loss first, until the limits hold exactly."""
+    chosen, bound = list(chosen), np.asarray(limits)
+    for _ in range(sum(map(len, losses))):
+        total = sum(own[:, i] for own, i in zip(costs, chosen, strict=True))
+        over = total > bound
+        if not over.any():
+            return chosen
+        exchanges = [
+            (losses[l][i] - losses[l][chosen[l]], l, i)
+            for l, cost in enumerate(costs)
+            for i in range(cost.shape[1])
+            if (cost[over, i] < cost[over, chosen[l]]).all() and (cost[~over, i] <= cost[~over, chosen[l]]).all()
+        ]
+        if not exchanges:
+            return None
+        _, l, i = min(exchanges)
+        chosen[l] = i
+    return None

@@ -1,0 +1,181 @@
+"""Budgets in any quantities: the largest network of a method within all limits, measured on the network itself.
+
+A method plans under a limit on parameters or FLOPs; those that choose among options of layers also take prices. Whatever
+else is limited is found by a search over that limit, on networks that are built and counted but not filled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from torch import nn
+
+from experiment.config.schema.budget import Budget as BudgetBlock
+from experiment.config.schema.budget import Limit
+from experiment.errors import InfeasibleBudget
+from experiment.inputs import Inputs
+from experiment.layers.build import build
+from experiment.layers.plan import Plan
+from experiment.measure import count, count_bytes
+from experiment.measure.latency_model import LatencyModel, LatencyTable
+from experiment.measure.memory import peak_memory
+from experiment.methods.base import Amount, Compressed, Compressor, Priced, Quantity, keep_ratio
+from experiment.progress import working
+
+SMALLEST, STEP = 2e-3, 0.85  # the search tries 1, STEP, STEP^2, ... of the parameters or FLOPs, down to SMALLEST
+FINER = 6  # halvings between the last one that is too large and the first that fits
+TRIES = 5  # networks that are built and measured for one limit on latency
+CLOSE = 0.95  # of the limit on latency: closer than this, no further network is tried
+
+
+class Meter:
+    """Measures the limited quantities of an original network and of its compressed forms.
+
+    Args:
+        network: the original network.
+        example: a batch of inputs.
+        table: where latencies of layers are kept.
+    """
+
+    def __init__(self, network: nn.Module, example: Inputs, budget: BudgetBlock, table: LatencyTable) -> None:
+        self.network, self.example, self.budget, self._table = network, example, budget, table
+        self.correction = 1.0  # measured over predicted latency
+
+    @cached_property
+    def latency(self) -> LatencyModel:
+        """The latency of the network's layers, which takes seconds."""
+        with working("measuring the latency of layers"):
+            return LatencyModel.of(self.network, self.example, self.budget.batch, self._table)
+
+    @cached_property
+    def original(self) -> Mapping[str, float]:
+        """Quantity -> value of the original network."""
+        names = {limit.quantity for limit in self.budget.limits}
+        found = self.counted(self.network)
+        return found | ({"latency": self.latency.dense_ms} if "latency" in names else {})
+
+    def limits(self, keep: float) -> dict[str, float]:
+        """Quantity -> the largest value at a keep ratio."""
+        return {limit.quantity: keep * self._whole(limit) for limit in self.budget.limits}
+
+    def predicted(self, network: nn.Module) -> dict[str, float]:
+        """Quantity -> value of a compressed form; latency from that of its layers."""
+        found = self.counted(network)
+        if "latency" in {limit.quantity for limit in self.budget.limits}:
+            found["latency"] = self.latency.predict(network) * self.correction
+        return found
+
+    def counted(self, network: nn.Module) -> dict[str, float]:
+        """Quantity -> value of those that need no measurement."""
+        names = {limit.quantity for limit in self.budget.limits}
+        found: dict[str, float] = {}
+        if names & {"parameters", "flops"}:
+            counted = count(network, self.example)
+            found |= {"parameters": counted.parameters, "flops": counted.flops_unmasked}
+        if "bytes" in names:
+            found["bytes"] = count_bytes(network).sparse
+        if "memory" in names:
+            found["memory"] = peak_memory(network, self.example, self.budget.batch)
+        return {name: value for name, value in found.items() if name in names}
+
+    def _whole(self, limit: Limit) -> float:
+        return limit.value if limit.absolute else limit.value * self.original[limit.quantity]
+
+
+def compress_within(compressor: Compressor, keep: float, budget: BudgetBlock, meter: Meter | None) -> Compressed:
+    """The largest network of a method within all limits of a budget, times a keep ratio.
+
+    Args:
+        meter: of the original network; needed for any quantity beside parameters or FLOPs alone.
+    Raises: InfeasibleBudget: the method finds no network within the limits. CompressionError.
+    """
+    if budget.counted is not None or meter is None:
+        assert budget.counted is not None
+        return compressor.compress(keep, budget.counted)
+    limits = meter.limits(keep_ratio(keep))
+    rest, best = compressor.out_of_reach, None
+    for _ in range(TRIES):
+        with working(f"{type(compressor.method).__name__}: choosing what to keep"):
+            plan, predicted = _largest(compressor, limits, meter, nearest=best)
+        made = compressor.made(plan, rest)
+        measured = dict(predicted)
+        if "latency" in limits:
+            measured["latency"] = meter.latency.measure(made.network)
+            meter.correction *= measured["latency"] / predicted["latency"]
+        amounts = {name: Amount(limit, predicted[name], measured[name]) for name, limit in limits.items()}
+        found = replace(made, amounts=amounts)
+        fits = all(amount.measured <= amount.limit for amount in amounts.values())
+        if fits and (best is None or found.count.parameters > best.count.parameters):
+            best = found
+        if "latency" not in limits or (fits and measured["latency"] >= CLOSE * limits["latency"]):
+            break
+        if fits and predicted["latency"] <= measured["latency"] / CLOSE:
+            break  # nothing larger is predicted to fit
+    if best is None:
+        raise _infeasible(limits, measured, meter, compressor)
+    return best
+
+
+def _largest(
+    compressor: Compressor, limits: Mapping[str, float], meter: Meter, nearest: Compressed | None
+) -> tuple[Plan, dict[str, float]]:
+    """The plan of the largest network that is predicted to hold the limits, with its predicted values.
+
+    Raises: InfeasibleBudget: there is none.
+    """
+    proxy: Quantity = "flops" if {"flops", "latency", "memory"} & limits.keys() else "parameters"
+    state, priced = compressor.state, _priced(limits, meter)
+    least: dict[str, float] = {}
+
+    def attempt(share: float) -> tuple[Plan, dict[str, float]] | None:
+        nonlocal least
+        try:
+            plan = compressor.plan(share, proxy, priced)
+        except InfeasibleBudget:
+            return None
+        values = meter.predicted(build(state.network, plan))
+        if not least or sum(values[n] / limits[n] for n in limits) < sum(least[n] / limits[n] for n in limits):
+            least = values
+        return (plan, values) if all(values[name] <= limit for name, limit in limits.items()) else None
+
+    share, before = 1.0, 1.0
+    while (found := attempt(share)) is None:
+        before, share = share, share * STEP
+        if share < SMALLEST or (share < 1 and least and not _shrinks(least, limits, meter)):
+            raise _infeasible(limits, least, meter, compressor)
+    low, high = share, before
+    for _ in range(FINER if low < high else 0):
+        middle = math.sqrt(low * high)
+        better = attempt(middle)
+        if better is None:
+            high = middle
+        else:
+            low, found = middle, better
+    return found
+
+
+def _shrinks(least: Mapping[str, float], limits: Mapping[str, float], meter: Meter) -> bool:
+    return True
+
+
+def _priced(limits: Mapping[str, float], meter: Meter) -> tuple[Priced, ...]:
+    """The limit on latency as one on the sum of what layers cost, in nanoseconds."""
+    if "latency" not in limits:
+        return ()
+    model, correction = meter.latency, meter.correction
+    return (Priced(model.price, round(1e6 * model.dense_ms), round(1e6 * limits["latency"] / correction)),)
+
+
+def _infeasible(
+    limits: Mapping[str, float], nearest: Mapping[str, float], meter: Meter, compressor: Compressor
+) -> InfeasibleBudget:
+    over = max(limits, key=lambda name: nearest.get(name, meter.original[name]) / limits[name])
+    unit = 1e6 if over == "latency" else 1.0
+    error = InfeasibleBudget(
+        limit=int(limits[over] * unit), smallest=math.ceil(nearest.get(over, meter.original[over]) * unit),
+        original=int(meter.original[over] * unit), quantity=over,
+    )  # fmt: skip
+    return error.because(compressor.out_of_reach.text())
