@@ -53,15 +53,19 @@ def measure_latency(
         seconds: how long to measure in each layout.
     Returns: the time in the faster layout.
     """
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    given = tensors(inputs)
-    x = moved(take(inputs, [0] * batch), device) if given else example_input(inputs, device, batch)
+    x = repeated(network, inputs, batch)
     times = [_timed(network, x, batch, threads, seconds, "contiguous")]
     if isinstance(x, Tensor) and x.dim() == 4 and any(p.dim() == 4 for p in network.parameters()):
         turned = copy.deepcopy(network).to(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last)
         times.append(_timed(turned, x, batch, threads, seconds, "channels_last"))
     return min(times, key=lambda latency: latency.median_ms)
+
+
+def repeated(network: nn.Module, inputs: Inputs | InputForm | tuple[int, ...], batch: int) -> Inputs:
+    """A batch on the network's device: the first sample of the inputs, or one of this shape, repeated."""
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    return moved(take(inputs, [0] * batch), device) if tensors(inputs) else example_input(inputs, device, batch)
 
 
 def _timed(network: nn.Module, x: Inputs, batch: int, threads: int, seconds: float, layout: Layout) -> Latency:
