@@ -8,7 +8,7 @@ not seen. On a GPU it is the peak of torch's allocator, workspaces included.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,9 +66,8 @@ def measure_memory(network: nn.Module, inputs: Inputs | InputForm | tuple[int, .
     x = repeated(network, inputs, batch)
     held = {id(t): t for t in (*network.parameters(), *network.buffers())}.values()
     with evaluating(network):
-        activations = (
-            _cuda_peak(network, x) if any(tensor.is_cuda for tensor in tensors(x)) else _tracked_peak(network, x)
-        )
+        measure = _cuda_peak if any(tensor.is_cuda for tensor in tensors(x)) else _tracked_peak
+        activations = measure(network, x)
     return Memory(batch, _bytes_of(held), activations)
 
 
@@ -91,26 +90,27 @@ def _tracked_peak(network: nn.Module, x: Inputs) -> int:
     """The peak by fake tensors; by real ones for networks that read values, or whose operators have no shape rules."""
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            held = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-            state = {name: fake.from_tensor(tensor) for name, tensor in held.items()}
+            held = (*network.named_parameters(), *network.named_buffers())
+            state = {name: fake.from_tensor(tensor) for name, tensor in held}
             return _peak_of(lambda inputs: _call_with(network, state, inputs), mapped(x, fake.from_tensor), state)
     except (RuntimeError, TypeError, ValueError, AttributeError):
         return _peak_of(lambda inputs: call_network(network, inputs), x, network.state_dict())
 
 
-def _call_with(network: nn.Module, state: dict[str, Tensor], inputs: Inputs) -> Any:
+def _call_with(network: nn.Module, state: Mapping[str, Tensor], inputs: Inputs) -> Any:
     if isinstance(inputs, dict):
-        return functional_call(network, state, (), inputs)
-    return functional_call(network, state, inputs if isinstance(inputs, tuple) else (inputs,))
+        return functional_call(network, dict(state), (), inputs)
+    return functional_call(network, dict(state), inputs if isinstance(inputs, tuple) else (inputs,))
 
 
 def _peak_of(call: Callable[[Inputs], Any], x: Inputs, state: Any) -> int:
     with _Storages([*tree_leaves(state), *tensors(x)], _bytes_of(tensors(x))) as storages:
         call(x)
-    return storages.peak
+        peak: int = storages.peak
+    return peak
 
 
-class _Storages(TorchDispatchMode):  # type: ignore[misc]
+class _Storages(TorchDispatchMode):
     """Bytes of the storages that operators have allocated and that are still there.
 
     Args:
