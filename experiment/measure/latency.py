@@ -53,14 +53,18 @@ def measure_latency(
         seconds: how long to measure in each layout.
     Returns: the time in the faster layout.
     """
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    given = tensors(inputs)
-    x = moved(take(inputs, [0] * batch), device) if given else example_input(inputs, device, batch)
+    x = repeated(network, inputs, batch)
     times = []
     for layout in layouts(network, x):
         found = timed(*arranged_in(layout, network, x), threads, seconds)
         times.append(Latency(batch, round(found.median * 1e3, 5), round(found.iqr * 1e3, 5), layout))
     return min(times, key=lambda latency: latency.median_ms)
+
+
+def repeated(network: nn.Module, inputs: Inputs | InputForm | tuple[int, ...], batch: int) -> Inputs:
+    """A batch on the network's device: the first sample of the inputs, or one of this shape, repeated."""
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    return moved(take(inputs, [0] * batch), device) if tensors(inputs) else example_input(inputs, device, batch)
 
 
 def layouts(network: nn.Module, x: Inputs) -> list[Layout]:

@@ -27,14 +27,14 @@ from torch.utils._pytree import tree_map
 from experiment.errors import StoreError
 from experiment.escaping import json_text
 from experiment.files import read_json, write_whole
-from experiment.inputs import Inputs, batch_size, call_network, device_of, moved, take, tensors
+from experiment.inputs import Inputs, batch_size, call_network, device_of, moved, tensors
 from experiment.layers.compressible import LayerInfo
 from experiment.layers.factored_layers import make_layer
 from experiment.layers.forward_pass import Call, evaluating, observing
 from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import bake_masks
 from experiment.layers.plan import Factors
-from experiment.measure.latency import Layout, arranged_in, layouts, timed
+from experiment.measure.latency import Layout, arranged_in, layouts, repeated, timed
 
 Integers = NDArray[np.int64]
 FORMAT = 1  # of the file
@@ -153,7 +153,7 @@ class LatencyModel:
             batch: samples per forward pass.
         """
         network = bake_masks(network).eval()
-        x = take(example, [0] * batch)
+        x = repeated(network, example, batch)
         found: list[tuple[float, Layout, nn.Module, Inputs]] = []
         for layout in layouts(network, x):
             turned, inputs = arranged_in(layout, network, x)
@@ -169,9 +169,10 @@ class LatencyModel:
         found = pieces(turned, inputs)
         return max(self.table.sum(found) + self.rest_ms * found.written, 1e-6)
 
-    def price(self, info: LayerInfo, ranks: Integers, groups: Integers, foldings: Integers) -> Integers:
+    def price(
+        self, info: LayerInfo, layer: nn.Module, ranks: Integers, groups: Integers, foldings: Integers
+    ) -> Integers:
         """Nanoseconds of a layer's options: factors of these ranks or, for rank 0, the layer itself."""
-        layer = self.dense.get_submodule(info.name)
         found = np.zeros(len(ranks))
         for k, folding in sorted({*zip(groups.tolist(), foldings.tolist(), strict=True)}):
             here = np.flatnonzero((groups == k) & (foldings == folding) & (ranks > 0))

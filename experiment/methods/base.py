@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 LARGE = 2**22  # parameters of networks of which none should stay in memory: 16 MiB
 FAR_BELOW = 0.5  # of the requested keep ratio; smaller networks are reported
 Quantity = Literal["parameters", "flops"]
-LayerPrice = Callable[["LayerInfo", NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]
-"""From a layer and its options (ranks, groups, foldings; the last one is the layer itself, rank 0) to their costs."""
+Integers = NDArray[np.int64]
+LayerPrice = Callable[["LayerInfo", nn.Module, Integers, Integers, Integers], Integers]
+"""From a layer, its module and its options (ranks, groups, foldings; the last one is the layer itself, rank 0) to their costs."""
 GIVE_DATA = "Pass them: compress(..., data=inputs), a tensor, a pair (inputs, targets) or a loader of such pairs."
 
 
@@ -41,13 +42,13 @@ class Budget:
     """The size limit of a compressed network.
 
     Attributes:
-        quantity: the limited quantity, parameters or multiply-adds, without masked weights.
+        quantity: the limited quantity, without masked weights; methods count parameters and multiply-adds.
         limit: the largest value for the whole network.
         original: the value of the uncompressed network.
         priced: limits on other quantities.
     """
 
-    quantity: Quantity
+    quantity: str
     limit: int
     original: int
     priced: tuple[Priced, ...] = ()
@@ -58,11 +59,13 @@ class Priced:
     """A further limit, on the sum of what the layers cost: methods that choose among options of layers take it.
 
     Attributes:
+        quantity: its name in errors.
         price: the cost of a layer's options.
         whole: the cost of the whole starting state.
         limit: the largest cost.
     """
 
+    quantity: str
     price: LayerPrice
     whole: int
     limit: int

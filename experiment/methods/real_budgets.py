@@ -7,7 +7,7 @@ else is limited is found by a search over that limit, on networks that are built
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,7 +18,7 @@ from experiment.config.schema.budget import Limit
 from experiment.errors import InfeasibleBudget
 from experiment.inputs import Inputs
 from experiment.layers.build import build
-from experiment.layers.plan import Plan
+from experiment.layers.plan import Plan, State
 from experiment.measure import count, count_bytes
 from experiment.measure.latency_model import LatencyModel, LatencyTable
 from experiment.measure.memory import peak_memory
@@ -99,7 +99,7 @@ def compress_within(compressor: Compressor, keep: float, budget: BudgetBlock, me
     rest, best = compressor.out_of_reach, None
     for _ in range(TRIES):
         with working(f"{type(compressor.method).__name__}: choosing what to keep"):
-            plan, predicted = _largest(compressor, limits, meter, nearest=best)
+            plan, predicted = _largest(compressor, limits, meter)
         made = compressor.made(plan, rest)
         measured = dict(predicted)
         if "latency" in limits:
@@ -120,14 +120,15 @@ def compress_within(compressor: Compressor, keep: float, budget: BudgetBlock, me
 
 
 def _largest(
-    compressor: Compressor, limits: Mapping[str, float], meter: Meter, nearest: Compressed | None
+    compressor: Compressor, limits: Mapping[str, float], meter: Meter
 ) -> tuple[Plan, dict[str, float]]:
     """The plan of the largest network that is predicted to hold the limits, with its predicted values.
 
     Raises: InfeasibleBudget: there is none.
     """
     proxy: Quantity = "flops" if {"flops", "latency", "memory"} & limits.keys() else "parameters"
-    state, priced = compressor.state, _priced(limits, meter)
+    state = compressor.state
+    priced = _priced(limits, meter, state)
     least: dict[str, float] = {}
 
     def attempt(share: float) -> tuple[Plan, dict[str, float]] | None:
@@ -144,7 +145,7 @@ def _largest(
     share, before = 1.0, 1.0
     while (found := attempt(share)) is None:
         before, share = share, share * STEP
-        if share < SMALLEST or (share < 1 and least and not _shrinks(least, limits, meter)):
+        if share < SMALLEST:
             raise _infeasible(limits, least, meter, compressor)
     low, high = share, before
     for _ in range(FINER if low < high else 0):
@@ -157,16 +158,16 @@ def _largest(
     return found
 
 
-def _shrinks(least: Mapping[str, float], limits: Mapping[str, float], meter: Meter) -> bool:
-    return True
-
-
-def _priced(limits: Mapping[str, float], meter: Meter) -> tuple[Priced, ...]:
+def _priced(limits: Mapping[str, float], meter: Meter, state: State) -> tuple[Priced, ...]:
     """The limit on latency as one on the sum of what layers cost, in nanoseconds."""
     if "latency" not in limits:
         return ()
-    model, correction = meter.latency, meter.correction
-    return (Priced(model.price, round(1e6 * model.dense_ms), round(1e6 * limits["latency"] / correction)),)
+    whole = meter.latency.predict(build(state.network, Plan(kept=state.kept, skipped=state.skipped, branches=state.branches)))
+    return (Priced("latency", meter.latency.price, _ns(whole), _ns(limits["latency"] / meter.correction)),)
+
+
+def _ns(milliseconds: float) -> int:
+    return round(1e6 * milliseconds)
 
 
 def _infeasible(

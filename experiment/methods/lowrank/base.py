@@ -84,7 +84,7 @@ class LowRankLayers:
         limits = [budget.limit - fixed]
         for priced, own in prices.items():
             rest = priced.whole - sum(int(cost[-1]) for cost in own)
-            check_smallest(rest + smallest(own), Budget(budget.quantity, priced.limit, priced.whole))
+            check_smallest(rest + smallest(own), Budget(priced.quantity, priced.limit, priced.whole))
             if self.start.allows(budget):  # only the other limits matter
                 costs, limits = [], []
             costs = [np.vstack([cost, more]) for cost, more in zip(costs, own, strict=True)] if costs else own
@@ -94,8 +94,8 @@ class LowRankLayers:
     def _prices(self, limit: Priced) -> list[Integers]:
         """What the options of every layer cost in another quantity."""
         return [
-            _worthwhile(limit.price(self.start.layers[name], options.ranks, options.groups, options.foldings))
-            for name, options in self.options.items()
+            _worthwhile(limit.price(info, self.start.network.get_submodule(info.name), o.ranks, o.groups, o.foldings))
+            for info, o in self.pairs()
         ]
 
     def plan(
