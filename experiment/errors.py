@@ -58,10 +58,10 @@ class InfeasibleBudget(CompressionError):
     """The budget is below the smallest network that the method can produce.
 
     Args:
-        limit: the budget, in `quantity`.
-        smallest: the size of the smallest network that the method can produce, in `quantity`.
-        original: the size of the uncompressed network, in `quantity`.
-        quantity: `parameters` or `flops`.
+        limit: the budget, in the unit of `quantity`.
+        smallest: the size of the smallest network that the method can produce.
+        original: the size of the uncompressed network.
+        quantity: `parameters`, `flops`, `bytes`, `latency` in nanoseconds, or `memory` in bytes.
         reason: a sentence that explains why, if known.
     """
 
@@ -69,15 +69,18 @@ class InfeasibleBudget(CompressionError):
         self.limit, self.smallest, self.original, self.quantity = limit, smallest, original, quantity
         self.reason = reason
         why = f"{reason[0].upper()}{reason[1:]} A " if reason else ""
-        message = f"{why}budget of {limit:,} {quantity} cannot be met:"
+        message = f"{why}budget of {in_words(limit, quantity)} cannot be met:"
         keep = -(-smallest * 10_000 // original) / 10_000  # rounded up, so that it can be met
         if smallest >= original:
             masked = " Masked weights count as removed only while they are masked." if smallest > original else ""
-            super().__init__(f"{message} this method cannot make the network smaller ({original:,}).{masked}")
+            super().__init__(
+                f"{message} this method cannot make the network {'faster' if quantity == 'latency' else 'smaller'} "
+                f"({in_words(original, quantity, short=True)}).{masked}"
+            )
             return
         super().__init__(
-            f"{message} the smallest network of this method has {smallest:,} (keep ratio {keep:.4f}). "
-            "Use at least this keep ratio."
+            f"{message} the smallest network of this method has {in_words(smallest, quantity, short=True)} "
+            f"(keep ratio {keep:.4f}). Use at least this keep ratio."
         )
 
     def because(self, reason: str) -> InfeasibleBudget:
@@ -90,6 +93,15 @@ class InfeasibleBudget(CompressionError):
 
 def _infeasible(limit: int, smallest: int, original: int, quantity: str, reason: str) -> InfeasibleBudget:
     return InfeasibleBudget(limit=limit, smallest=smallest, original=original, quantity=quantity, reason=reason)
+
+
+def in_words(amount: float, quantity: str, *, short: bool = False) -> str:
+    """An amount of a quantity: `62,006 parameters`, `400.0 kB`, `12.30 ms`."""
+    if quantity == "latency":
+        return f"{amount / 1e6:.4g} ms"
+    if quantity in ("bytes", "memory"):
+        return f"{amount / 1e3:,.1f} kB" + (" of memory" if quantity == "memory" and not short else "")
+    return f"{amount:,}" if short else f"{amount:,} {quantity}"
 
 
 class TrainingDiverged(ExperimentError):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from experiment.api.calibration_data import calibration_of
+from experiment.config.schema.budget import Budget
 from experiment.errors import CompressionError, ConfigError, kind_of, log
 from experiment.inputs import Inputs, as_inputs, batch_size, first, mapped, moved_like, take
 from experiment.layers.build import build
@@ -21,9 +23,11 @@ from experiment.layers.prepare_network import plain_copy, prepared
 from experiment.layers.pretrained_files import watch_saving
 from experiment.layers.unfused.replace import join_state
 from experiment.measure import Count, count
-from experiment.methods.base import Compressed, Compressor, Quantity, keep_ratio, make_method, shortfall
+from experiment.measure.latency_model import LatencyTable
+from experiment.methods.base import Amount, Compressed, Compressor, keep_ratio, make_method
 from experiment.methods.configure import configure
 from experiment.methods.layer_table import layer_rows
+from experiment.methods.real_budgets import Meter, compress_within, shortfall
 from experiment.progress import bars, showing
 from experiment.random_streams import generator
 from experiment.run.disk.network_file import save_weights
@@ -32,6 +36,8 @@ from experiment.tensor_file import load_tensors
 
 if TYPE_CHECKING:
     import pandas as pd
+
+BudgetForm = str | Sequence[str] | Mapping[str, Any] | Budget
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,6 +58,8 @@ class CompressionResult:
         parameters_before, flops_before: of the original.
         plan: what the method decided, as plain data.
         method: the method's label.
+        amounts: quantity -> limit, predicted and measured value (latency in milliseconds), where anything but
+            parameters or FLOPs alone is limited.
     """
 
     network: nn.Module
@@ -64,6 +72,7 @@ class CompressionResult:
     flops_before: int
     plan: Plan
     method: str
+    amounts: Mapping[str, Amount] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return (
@@ -81,7 +90,7 @@ def compress(
     keep: float | None = None,
     example: Inputs,
     data: Iterable[Any] | Inputs | None = None,
-    budget: Quantity = "parameters",
+    budget: BudgetForm = "parameters",
     seed: int = 0,
     recalibrate: bool = False,
     progress: bool = True,
@@ -105,7 +114,9 @@ def compress(
         example: a batch of inputs: a tensor, a tuple of positional arguments or a dictionary of keyword arguments, such
             as a tokenizer's output. Its first sample is used to trace the network and to count FLOPs.
         data: calibration data for methods that need them: inputs, a pair (inputs, targets), or a loader of such pairs.
-        budget: what `keep` limits, `parameters` or `flops`.
+        budget: what `keep` limits: `parameters`, `flops`, `bytes`, `latency` or `memory`, several of them, or a mapping
+            to shares and amounts: `{"latency": "12 ms", "bytes": "400 kB", "batch": 1}`, where `keep` may be omitted.
+            Latency is measured on the network's device, with torch's present number of threads.
         seed: of the method's own random draws.
         recalibrate: re-estimate BatchNorm statistics on `data` after compression, which helps a network that is not
             retrained.
@@ -135,7 +146,7 @@ def compress_many(
     keeps: Sequence[float | None],
     example: Inputs,
     data: Iterable[Any] | Inputs | None = None,
-    budget: Quantity = "parameters",
+    budget: BudgetForm = "parameters",
     seed: int = 0,
     recalibrate: bool = False,
     progress: bool = True,
@@ -155,11 +166,10 @@ def compress_many(
     _check_call(net, method, keeps, example)
     spec = configure(method, _merged(settings or {}, more))
     entry = spec.entry
-    if budget not in ("parameters", "flops"):
-        raise ConfigError(f"budget must be 'parameters' or 'flops'. Got {budget!r}.")
+    limited = Budget.read(budget)
     if recalibrate and (fault := recalibration_fault(entry)):
         raise ConfigError(fault)
-    _check_keeps(entry.label, keeps, fixed=spec.fixed_size)
+    _check_keeps(entry.label, keeps, fixed=spec.fixed_size, complete=limited.complete)
     ratios = [None if keep is None else keep_ratio(keep) for keep in keeps]
     made = make_method(entry, spec.settings)
     whole = prepared(net)
@@ -171,6 +181,9 @@ def compress_many(
     if calibration is not None:
         forward_of("data", state.network, moved_like(first(calibration.inputs), example))
 
+    table = LatencyTable(None, torch.get_num_threads())
+    meter = None if limited.counted is not None else Meter(state.network, state.example, limited, table)
+
     def results() -> Iterator[CompressionResult]:
         with showing(bars(progress)):
             compressor = Compressor(
@@ -178,13 +191,12 @@ def compress_many(
             )
         for i, keep in enumerate(ratios):
             with showing(bars(progress)):
-                compressed = compressor.compress(1.0 if keep is None else keep, budget)
+                compressed = compress_within(compressor, 1.0 if keep is None else keep, limited, meter)
             rest = compressed.out_of_reach
             if not i and (told := rest.told(entry.kind)):  # an error has the same text
-                log.warning("%s: %s", entry.label, told + rest.rest(ratios if budget == "parameters" else ()))
+                log.warning("%s: %s", entry.label, told + rest.rest(ratios if limited.counted == "parameters" else ()))
             result = result_of(entry.label, original, compressed)
-            reached = result.keep_parameters if budget == "parameters" else result.keep_flops
-            if keep is not None and not spec.fixed_size and (text := shortfall(keep, reached, budget)):
+            if keep is not None and not spec.fixed_size and (text := shortfall(keep, compressed, original, limited)):
                 warnings.warn(f"{entry.label}: {text}.", stacklevel=2)
             yield result
             del compressed, result  # before the next network takes memory, if the caller has dropped this one
@@ -220,6 +232,7 @@ def result_of(label: str, original: Count, compressed: Compressed) -> Compressio
         flops_before=original.flops,
         method=label,
         plan=compressed.plan,
+        amounts=compressed.amounts,
     )
 
 
@@ -307,9 +320,9 @@ def _check_call(net: object, method: object, keeps: object, example: object) -> 
         raise ConfigError(problems)
 
 
-def _check_keeps(label: str, keeps: Sequence[float | None], *, fixed: bool) -> None:
+def _check_keeps(label: str, keeps: Sequence[float | None], *, fixed: bool, complete: bool) -> None:
     """Raises: ConfigError: a keep ratio is missing or has no effect."""
-    if not fixed and None in keeps:
+    if not fixed and not complete and None in keeps:
         raise ConfigError(f"{label} needs keep, the share to keep, in (0, 1]: compress(net, {label!r}, keep=0.5, ...).")
     if fixed and any(keep is not None and keep_ratio(keep) != 1 for keep in keeps):
         raise ConfigError(f"keep has no effect: the settings of {label} determine the size. Omit it.")

@@ -11,9 +11,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from experiment.api.compression import CompressionResult, result_of
+from experiment.api.compression import BudgetForm, CompressionResult, result_of
 from experiment.config import LearnCompress
 from experiment.config.error_messages import expectation
+from experiment.config.schema.budget import Budget
 from experiment.datasets.image_data import Batch, count_batches
 from experiment.datasets.python_samples import PairData
 from experiment.errors import CompressionError, ConfigError
@@ -24,8 +25,10 @@ from experiment.layers.prepare_network import prepared, with_parameters
 from experiment.lc.optimizer import LCOptimizer, digest
 from experiment.lc.projection import FunctionProjection, MethodProjection, Projection
 from experiment.measure import count
-from experiment.methods.base import Calibration, Quantity, keep_ratio, make_method
+from experiment.measure.latency_model import LatencyTable
+from experiment.methods.base import Calibration, keep_ratio, make_method
 from experiment.methods.configure import configure
+from experiment.methods.real_budgets import Meter
 from experiment.progress import bars, showing
 from experiment.run.cell.outcome import history_row
 from experiment.run.cell.training_settings import lc_settings
@@ -81,7 +84,7 @@ class LC:
         train: Any,
         valid: Any,
         keep: float | None = None,
-        budget: Quantity = "parameters",
+        budget: BudgetForm = "parameters",
         settings: Mapping[str, Any] | None = None,
         steps: int = 30,
         iterations: int | None = None,
@@ -111,7 +114,8 @@ class LC:
             loss=loss or self._task.losses[0],
             loss_kwargs=dict(loss_kwargs or {}), precision=precision, channels_last=torch.device(device).type == "cpu",
         )  # fmt: skip
-        _check_call(training, budget, device)
+        limited = Budget.read(budget)
+        _check_call(training, device)
         block = _lc_block(
             steps=steps, iterations=iterations, iterations_first=iterations_first, mu_init=mu_init,
             mu_multiplier=mu_multiplier, mu_cap=mu_cap, lr_decay=lr_decay, lr_milestones=list(lr_milestones),
@@ -125,7 +129,7 @@ class LC:
         samples = {part.name: part.some(COMPARED) for part in (train_data, valid_data)}
         _check_targets(samples, network, self._task)
         project, about = _projection(
-            network, scheme, keep, budget, dict(settings or {}), valid_data, example, seed, plain.unfused
+            network, scheme, keep, limited, dict(settings or {}), valid_data, example, seed, plain.unfused
         )  # fmt: skip
         if checkpoint is not None:
             about += (*(digest({**_named(x), "y": y}) for x, y in samples.values()), *_results_of(project, network))
@@ -189,7 +193,7 @@ def _projection(
     network: nn.Module,
     scheme: str | Pair,
     keep: float | None,
-    budget: Quantity,
+    budget: Budget,
     settings: Mapping[str, Any],
     valid: PairData,
     example: Inputs,
@@ -203,7 +207,7 @@ def _projection(
         shrink, restore = scheme
         return FunctionProjection(shrink, restore), ()
     spec = configure(scheme, settings)
-    if keep is None and not spec.fixed_size:
+    if keep is None and not spec.fixed_size and not budget.complete:
         raise ConfigError(f"keep: is required by {scheme}. Expected the share of {budget} to keep, in (0, 1].")
     if keep is not None and keep_ratio(keep) != 1 and spec.fixed_size:
         raise ConfigError(f"keep: has no effect, since the settings of {scheme} decide the size. Remove it.")
@@ -211,17 +215,18 @@ def _projection(
     keep = 1.0 if keep is None else keep_ratio(keep)
     method, original = make_method(spec.entry, spec.settings), count(network, example)
     stream = ("method", seed)
-    projection = MethodProjection(method, keep, budget, example, original, calibration, stream, unfused=unfused)
-    return projection, (spec.entry.label, spec.entry.version, spec.settings, keep, budget)
+    table = LatencyTable(None, torch.get_num_threads())
+    meter = None if budget.counted is not None else Meter(network, example, budget, table)
+    projection = MethodProjection(method, keep, budget, meter, example, original, calibration, stream, unfused=unfused)
+    return projection, (spec.entry.label, spec.entry.version, spec.settings, keep, budget.key())
 
 
-def _check_call(training: TrainSettings, budget: str, device: torch.device | str) -> None:
+def _check_call(training: TrainSettings, device: torch.device | str) -> None:
     problems = []
     if torch.device(device).type not in ("cpu", "cuda"):
         problems.append(f"device: must be cpu or cuda, since losses are summed in float64. Got {device}.")
-    for name, value, known in (("budget", budget, Quantity), ("precision", training.precision, Precision)):
-        if value not in get_args(known):
-            problems.append(f"{name}: must be one of {', '.join(get_args(known))}. Got {value!r}.")
+    if training.precision not in get_args(Precision):
+        problems.append(f"precision: must be one of {', '.join(get_args(Precision))}. Got {training.precision!r}.")
     if training.batch_size < 1:
         problems.append(f"batch_size: must be at least 1. Got {training.batch_size}.")
     if problems := problems + check_training(training):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from experiment.config.schema.budget import Budget
 from experiment.errors import CompressionError, kind_of
 from experiment.inputs import Inputs
 from experiment.layers.build import expand
@@ -13,7 +14,8 @@ from experiment.layers.compressible import WEIGHT_LAYERS, trace_layers
 from experiment.layers.copied_network import copied
 from experiment.layers.plan import State
 from experiment.measure import Count
-from experiment.methods.base import Calibration, Compressed, Compressor, Method, Quantity
+from experiment.methods.base import Calibration, Compressed, Compressor, Method
+from experiment.methods.real_budgets import Meter, compress_within
 from experiment.random_streams import Part, generator
 
 
@@ -41,6 +43,7 @@ class MethodProjection:
     """A method at one keep ratio. Each call is independent: a weight that was pruned may come back.
 
     Args:
+        meter: measures what the budget limits.
         example: a batch of one input.
         original: count of the uncompressed network.
         stream: random stream of the method; every call draws the same numbers.
@@ -49,7 +52,8 @@ class MethodProjection:
 
     method: Method
     keep: float
-    budget: Quantity
+    budget: Budget
+    meter: Meter | None
     example: Inputs
     original: Count
     calibration: Calibration | None
@@ -63,7 +67,7 @@ class MethodProjection:
         compressor = Compressor(
             self.method, state, self.original, self.calibration, generator(*self.stream), recalibrated=self.recalibrated
         )
-        compressed = compressor.compress(self.keep, self.budget)
+        compressed = compress_within(compressor, self.keep, self.budget, self.meter)
         dense = expand(compressed.network, network, compressed.plan, self.example).network
         return Projected(compressed.network, dense, compressed)
 

@@ -133,8 +133,9 @@ class LatencyModel:
 
     Attributes:
         dense: the network itself, without masks; inputs: a batch. Both in the layout that is faster.
-        dense_ms: its measured milliseconds; rest_ms: those that its pieces do not explain, for each byte that they write:
-            alone, they find their memory in the caches.
+        dense_ms: its measured milliseconds.
+        rest_ms: those that its pieces do not explain, for each byte that they write: alone, they find their memory in
+            the caches.
     """
 
     dense: nn.Module
@@ -235,6 +236,8 @@ def pieces(network: nn.Module, inputs: Inputs) -> Pieces:
                 found.written += output.nbytes
             return output
 
+    outside = Outside()  # type: ignore[no-untyped-call]
+
     def enter(call: Call) -> None:
         if any(call.module.children()):
             found.containers += 1
@@ -248,7 +251,7 @@ def pieces(network: nn.Module, inputs: Inputs) -> Pieces:
             within[0] -= 1
             found.written += sum(t.nbytes for t in tensors(call.output))
 
-    with observing(dict(network.named_modules()), before=enter, after=leave), evaluating(network), Outside():
+    with observing(dict(network.named_modules()), before=enter, after=leave), evaluating(network), outside:
         call_network(network, inputs)
     return found
 
@@ -279,9 +282,12 @@ class Operation:
 
     def make(self, widths: tuple[int, ...]) -> tuple[Any, Any]:
         """A function that does the same to tensors with so many elements, and its arguments."""
-        args = tree_map(lambda v: torch.zeros(widths, dtype=v.dtype, device=v.device) if widths and isinstance(v, Tensor)
-                        else v, self.args)  # fmt: skip
-        return partial(self.function, **self.named), args
+
+        def resized(value: Any) -> Any:
+            changes = widths and isinstance(value, Tensor)
+            return torch.zeros(widths, dtype=value.dtype, device=value.device) if changes else value
+
+        return partial(self.function, **self.named), tree_map(resized, self.args)
 
 
 def _leaf(module: nn.Module, x: Tensor) -> Leaf:
@@ -355,7 +361,7 @@ def _resized(module: nn.Module, widths: tuple[int, ...]) -> nn.Module:
     if isinstance(module, GroupedLinear):
         return GroupedLinear(widths[0] * module.groups, widths[1] * module.groups, module.groups)
     if isinstance(module, nn.Linear):
-        return nn.Linear(*widths, bias=module.bias is not None)
+        return nn.Linear(widths[0], widths[1], bias=module.bias is not None)
     if isinstance(module, nn.LayerNorm):
         return nn.LayerNorm(widths[0], module.eps, module.elementwise_affine)
     if isinstance(module, _BatchNorm):

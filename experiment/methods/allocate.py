@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from experiment.errors import InfeasibleBudget
 from experiment.methods.allocate_several import least_maximum, least_sum
 
 Floats = NDArray[np.float64]
@@ -138,7 +139,8 @@ def _hull(loss: Floats, cost: Integers) -> Integers:
 def _found(chosen: list[int] | None, limits: Sequence[int]) -> list[int]:
     """Raises: InfeasibleBudget: there are no such options."""
     if chosen is None:
-        raise InfeasibleBudget(limit=min(limits), smallest=min(limits) + 1, original=min(limits) + 1, quantity="all limits at once")
+        least = min(limits)
+        raise InfeasibleBudget(limit=least, smallest=least + 1, original=least + 1, quantity="of several quantities")
     return chosen
 
 
@@ -178,7 +180,7 @@ class _Steps:
         Raises: ValueError: the first options already exceed a limit.
         """
         over = self.total > np.asarray(limit)[..., None]
-        fits = ~(over.any(axis=0) if over.ndim > 1 else over)
+        fits = np.asarray(~np.atleast_2d(over).any(axis=0))
         if not fits[0]:
             raise ValueError(f"the limit must be at least {self.base}, the cost of the first options. Got {limit}.")
         return int(np.flatnonzero(fits)[-1])

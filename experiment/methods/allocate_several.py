@@ -96,13 +96,13 @@ def _repaired(
         if not over.any():
             return chosen
         exchanges = [
-            (losses[l][i] - losses[l][chosen[l]], l, i)
-            for l, cost in enumerate(costs)
+            (losses[n][i] - losses[n][chosen[n]], n, i)
+            for n, cost in enumerate(costs)
             for i in range(cost.shape[1])
-            if (cost[over, i] < cost[over, chosen[l]]).all() and (cost[~over, i] <= cost[~over, chosen[l]]).all()
+            if (cost[over, i] < cost[over, chosen[n]]).all() and (cost[~over, i] <= cost[~over, chosen[n]]).all()
         ]
         if not exchanges:
             return None
-        _, l, i = min(exchanges)
-        chosen[l] = i
+        _, n, i = min(exchanges)
+        chosen[n] = i
     return None

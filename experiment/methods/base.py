@@ -29,11 +29,10 @@ if TYPE_CHECKING:
     from experiment.layers.compressible import LayerInfo
 
 LARGE = 2**22  # parameters of networks of which none should stay in memory: 16 MiB
-FAR_BELOW = 0.5  # of the requested keep ratio; smaller networks are reported
 Quantity = Literal["parameters", "flops"]
 Integers = NDArray[np.int64]
 LayerPrice = Callable[["LayerInfo", nn.Module, Integers, Integers, Integers], Integers]
-"""From a layer, its module and its options (ranks, groups, foldings; the last one is the layer itself, rank 0) to their costs."""
+"""From a layer, its module and its options (ranks, groups, foldings; rank 0 is the layer itself) to their costs."""
 GIVE_DATA = "Pass them: compress(..., data=inputs), a tensor, a pair (inputs, targets) or a loader of such pairs."
 
 
@@ -42,13 +41,13 @@ class Budget:
     """The size limit of a compressed network.
 
     Attributes:
-        quantity: the limited quantity, without masked weights; methods count parameters and multiply-adds.
+        quantity: the limited quantity, parameters or multiply-adds, without masked weights.
         limit: the largest value for the whole network.
         original: the value of the uncompressed network.
         priced: limits on other quantities.
     """
 
-    quantity: str
+    quantity: Quantity
     limit: int
     original: int
     priced: tuple[Priced, ...] = ()
@@ -253,17 +252,3 @@ def keep_ratio(keep: object) -> float:
     if isinstance(keep, Real) and number and 0 < float(keep) <= 1:
         return float(keep)
     raise CompressionError(f"keep must be a number in (0, 1]. Got {keep if number else kind_of(keep)}.")
-
-
-def shortfall(keep: float, reached: float, quantity: Quantity) -> str | None:
-    """A warning if a network has less than half the requested size, else None.
-
-    Args:
-        reached: the share of the original's `quantity` that the network has.
-    """
-    if reached >= FAR_BELOW * keep:
-        return None
-    return (
-        f"{reached:.2%} of the {quantity} are left, but {keep:.2%} were requested: the next larger network of this "
-        "method exceeds the budget"
-    )

@@ -76,10 +76,13 @@ def affordable_steps(
 
 def check_smallest(smallest: int, budget: Budget) -> None:
     """Raises: InfeasibleBudget: the smallest network already exceeds the budget."""
-    if smallest > budget.limit:
-        raise InfeasibleBudget(
-            limit=budget.limit, smallest=smallest, original=budget.original, quantity=budget.quantity
-        )
+    check_limit(smallest, budget.limit, budget.original, budget.quantity)
+
+
+def check_limit(smallest: int, limit: int, original: int, quantity: str) -> None:
+    """Raises: InfeasibleBudget: the smallest network already exceeds a limit."""
+    if smallest > limit:
+        raise InfeasibleBudget(limit=limit, smallest=smallest, original=original, quantity=quantity)
 
 
 def longest(number: int, fits: Callable[[int], bool]) -> int:

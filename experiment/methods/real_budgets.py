@@ -1,14 +1,14 @@
 """Budgets in any quantities: the largest network of a method within all limits, measured on the network itself.
 
-A method plans under a limit on parameters or FLOPs; those that choose among options of layers also take prices. Whatever
-else is limited is found by a search over that limit, on networks that are built and counted but not filled.
+A method plans under a limit on parameters or FLOPs; those that choose among options of layers also take prices. All
+other limits are met by a search over that one, on networks that are built and counted but not filled.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 from torch import nn
@@ -19,7 +19,7 @@ from experiment.errors import InfeasibleBudget
 from experiment.inputs import Inputs
 from experiment.layers.build import build
 from experiment.layers.plan import Plan, State
-from experiment.measure import count, count_bytes
+from experiment.measure import Count, count, count_bytes
 from experiment.measure.latency_model import LatencyModel, LatencyTable
 from experiment.measure.memory import peak_memory
 from experiment.methods.base import Amount, Compressed, Compressor, Priced, Quantity, keep_ratio
@@ -27,7 +27,9 @@ from experiment.progress import working
 
 SMALLEST, STEP = 2e-3, 0.85  # the search tries 1, STEP, STEP^2, ... of the parameters or FLOPs, down to SMALLEST
 FINER = 6  # halvings between the last one that is too large and the first that fits
+FAR_BELOW = 0.5  # of what is allowed; smaller networks are reported
 TRIES = 5  # networks that are built and measured for one limit on latency
+SHAPED = ("latency", "memory")  # quantities that depend on the shapes of layers alone
 CLOSE = 0.95  # of the limit on latency: closer than this, no further network is tried
 
 
@@ -119,9 +121,7 @@ def compress_within(compressor: Compressor, keep: float, budget: BudgetBlock, me
     return best
 
 
-def _largest(
-    compressor: Compressor, limits: Mapping[str, float], meter: Meter
-) -> tuple[Plan, dict[str, float]]:
+def _largest(compressor: Compressor, limits: Mapping[str, float], meter: Meter) -> tuple[Plan, dict[str, float]]:
     """The plan of the largest network that is predicted to hold the limits, with its predicted values.
 
     Raises: InfeasibleBudget: there is none.
@@ -130,13 +130,17 @@ def _largest(
     state = compressor.state
     priced = _priced(limits, meter, state)
     least: dict[str, float] = {}
+    masked = True  # no plan so far changes the shape of a layer
 
     def attempt(share: float) -> tuple[Plan, dict[str, float]] | None:
-        nonlocal least
+        nonlocal least, masked
         try:
             plan = compressor.plan(share, proxy, priced)
-        except InfeasibleBudget:
+        except InfeasibleBudget as error:
+            if error.quantity in limits and error.quantity != proxy:  # a price: no smaller share can help
+                raise
             return None
+        masked = masked and not (plan.factors or plan.kept or plan.skipped or plan.branches)
         values = meter.predicted(build(state.network, plan))
         if not least or sum(values[n] / limits[n] for n in limits) < sum(least[n] / limits[n] for n in limits):
             least = values
@@ -145,8 +149,10 @@ def _largest(
     share, before = 1.0, 1.0
     while (found := attempt(share)) is None:
         before, share = share, share * STEP
-        if share < SMALLEST:
-            raise _infeasible(limits, least, meter, compressor)
+        others = all(least.get(name, 0) <= limit for name, limit in limits.items() if name not in SHAPED)
+        idle = masked and before < 1 and others
+        if share < SMALLEST or idle:  # masks change neither latency nor memory
+            raise _infeasible(limits, least, meter, compressor, masked=idle)
     low, high = share, before
     for _ in range(FINER if low < high else 0):
         middle = math.sqrt(low * high)
@@ -162,7 +168,9 @@ def _priced(limits: Mapping[str, float], meter: Meter, state: State) -> tuple[Pr
     """The limit on latency as one on the sum of what layers cost, in nanoseconds."""
     if "latency" not in limits:
         return ()
-    whole = meter.latency.predict(build(state.network, Plan(kept=state.kept, skipped=state.skipped, branches=state.branches)))
+    whole = meter.latency.predict(
+        build(state.network, Plan(kept=state.kept, skipped=state.skipped, branches=state.branches))
+    )
     return (Priced("latency", meter.latency.price, _ns(whole), _ns(limits["latency"] / meter.correction)),)
 
 
@@ -170,8 +178,26 @@ def _ns(milliseconds: float) -> int:
     return round(1e6 * milliseconds)
 
 
+def shortfall(keep: float, compressed: Compressed, original: Count, budget: BudgetBlock) -> str | None:
+    """A warning if a network has less than half of every limit, else None."""
+    if budget.counted is not None:
+        reached = getattr(compressed.count, budget.counted) / getattr(original, budget.counted)
+        what, asked = f"{reached:.2%} of the {budget.counted} are left", f"{keep:.2%} were requested"
+    else:
+        reached = keep * max(amount.measured / amount.limit for amount in compressed.amounts.values())
+        what, asked = f"no limit is used by more than {reached / keep:.2%}", "100% are allowed"
+    if reached >= FAR_BELOW * keep:
+        return None
+    return f"{what}, but {asked}: the next larger network of this method exceeds the budget"
+
+
 def _infeasible(
-    limits: Mapping[str, float], nearest: Mapping[str, float], meter: Meter, compressor: Compressor
+    limits: Mapping[str, float],
+    nearest: Mapping[str, float],
+    meter: Meter,
+    compressor: Compressor,
+    *,
+    masked: bool = False,
 ) -> InfeasibleBudget:
     over = max(limits, key=lambda name: nearest.get(name, meter.original[name]) / limits[name])
     unit = 1e6 if over == "latency" else 1.0
@@ -179,4 +205,5 @@ def _infeasible(
         limit=int(limits[over] * unit), smallest=math.ceil(nearest.get(over, meter.original[over]) * unit),
         original=int(meter.original[over] * unit), quantity=over,
     )  # fmt: skip
-    return error.because(compressor.out_of_reach.text())
+    text = compressor.out_of_reach.text()
+    return error.because(f"Masked weights take the same time and memory as others. {text}".strip() if masked else text)

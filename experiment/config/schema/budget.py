@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from experiment.config.schema.training import Block, Whole, refuse
+from experiment.config.schema.training import CONFLICT, Block, Conflict, Whole, refuse
+from experiment.errors import ConfigError
 
 Quantity = Literal["parameters", "flops", "bytes", "latency", "memory"]
 _COUNTED = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
@@ -87,7 +88,7 @@ class Budget(Block):
     @model_validator(mode="after")
     def _some_limit(self) -> Budget:
         values = {name: getattr(self, name) for name in UNITS}
-        found = []
+        found: list[Conflict] = []
         for name, value in values.items():
             try:
                 _limit(name, 1.0 if value is None else value)
@@ -99,6 +100,21 @@ class Budget(Block):
             found.append((("batch",), "has no effect without latency or memory. Remove it."))
         refuse(values, found)
         return self
+
+    @staticmethod
+    def read(value: object) -> Budget:
+        """A budget in any of its forms, given in Python.
+
+        Raises: ConfigError: it is none.
+        """
+        if isinstance(value, Budget):
+            return value
+        try:
+            return Budget.model_validate(list(value) if isinstance(value, tuple) else value)
+        except ValidationError as error:
+            texts = (fault["ctx"]["text"] if fault["type"] == CONFLICT else fault["msg"] for fault in error.errors())
+            places = (".".join(map(str, ("budget", *fault["loc"]))) for fault in error.errors())
+            raise ConfigError([f"{place}: {text}" for place, text in zip(places, texts, strict=True)]) from None
 
     @property
     def limits(self) -> tuple[Limit, ...]:
@@ -124,8 +140,13 @@ class Budget(Block):
     def __str__(self) -> str:
         def words(limit: Limit) -> str:
             given = getattr(self, limit.quantity)
-            return f"{limit.quantity} {given}" if limit.absolute else (
-                limit.quantity if limit.value == 1 else f"{100 * limit.value:g} % of the {limit.quantity}")
+            return (
+                f"{limit.quantity} {given}"
+                if limit.absolute
+                else (limit.quantity if limit.value == 1 else f"{100 * limit.value:g} % of the {limit.quantity}")
+            )
 
-        batch = f" at batch size {self.batch}" if {"latency", "memory"} & {limit.quantity for limit in self.limits} else ""
+        batch = (
+            f" at batch size {self.batch}" if {"latency", "memory"} & {limit.quantity for limit in self.limits} else ""
+        )
         return ", ".join(map(words, self.limits)) + batch

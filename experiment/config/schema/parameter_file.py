@@ -128,8 +128,8 @@ class Experiments(Block):
     """Weights before retraining: the reference's weights at epoch startEpoch, random weights, or those left by the
     compression (none). Default: weights in modes with -rewind, else none."""
     budget: Budget = Budget(parameters=1.0)
-    """Quantities that the keep ratio refers to: parameters, flops, bytes, latency, memory, one or several, with shares or
-    amounts of their own."""
+    """Quantities that the keep ratio refers to: parameters, flops, bytes, latency, memory, one or several, with
+    shares or amounts of their own."""
     num_nets: Annotated[Whole, Field(ge=1)] = 1
     """Number of independently trained reference networks."""
     num_repetitions: Annotated[Whole, Field(ge=1)] = 1

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from experiment.layers.plan import Plan, State
-from experiment.methods.allocate import common_threshold, front, minimise_maximum
+from experiment.methods.allocate import Limits, common_threshold, front, minimise_maximum
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.lowrank.base import LowRankLayers, lowrank_layers
 from experiment.methods.lowrank.layer_options import Integers, group_numbers, slicings

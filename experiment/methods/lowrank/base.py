@@ -14,7 +14,7 @@ from experiment.layers.factored_layers import Slicing, max_rank, write_factors
 from experiment.layers.plan import Detail, Factors, Plan, State
 from experiment.methods.allocate import Limits, smallest
 from experiment.methods.base import Budget, Priced
-from experiment.methods.budget_search import check_smallest
+from experiment.methods.budget_search import check_limit, check_smallest
 from experiment.methods.layer_patterns import matching
 from experiment.methods.lowrank.layer_options import Integers, LayerOptions, find_options
 from experiment.methods.lowrank.randomised_spectra import RandomisedSpectra
@@ -84,7 +84,7 @@ class LowRankLayers:
         limits = [budget.limit - fixed]
         for priced, own in prices.items():
             rest = priced.whole - sum(int(cost[-1]) for cost in own)
-            check_smallest(rest + smallest(own), Budget(priced.quantity, priced.limit, priced.whole))
+            check_limit(rest + smallest(own), priced.limit, priced.whole, priced.quantity)
             if self.start.allows(budget):  # only the other limits matter
                 costs, limits = [], []
             costs = [np.vstack([cost, more]) for cost, more in zip(costs, own, strict=True)] if costs else own

@@ -90,7 +90,7 @@ def _facts(source: Source) -> Iterator[tuple[str, str]]:
     yield from _data(source.data)
     yield "Methods", ", ".join(_with_method(frame, label) for label in labels_of(frame))
     yield "Mode", mode_in_words(all_settings(source), explain=True)
-    yield "Budget", f"share of the {p.experiments.budget}"
+    yield "Budget", str(p.experiments.budget)
     yield "Keep ratios", ", ".join(numbers.keep(float(k)) for k in dict.fromkeys(own["keep_target"].dropna()))
     if len(frame):
         nets, repetitions = frame["net"].nunique(), own["repetition"].nunique()

@@ -1,16 +1,19 @@
 """The compression of the cells of a chain: the network that each starts from, and the analysis that they share."""
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from experiment.config import Parameters
+from experiment.config.schema.budget import Budget
 from experiment.datasets.calibration import calibration, calibration_size
 from experiment.errors import Inherited, log
 from experiment.layers.build import expand
 from experiment.layers.compressible import trace_layers
 from experiment.layers.plan import State
-from experiment.methods.base import Calibration, Compressed, Compressor, make_method, shortfall
+from experiment.measure.latency_model import LatencyTable
+from experiment.methods.base import Calibration, Compressed, Compressor, make_method
+from experiment.methods.real_budgets import Meter, compress_within, shortfall
 from experiment.progress import ProgressText, showing
 from experiment.random_streams import generator
 from experiment.run.cell.context import Context
@@ -20,8 +23,10 @@ from experiment.run.cell.reference import Reference
 from experiment.run.cell.reference_outputs import FOLDER, reference_outputs
 from experiment.run.cell.start_state import network_of
 from experiment.run.grid.plan import Cell, Chain
+from experiment.run.machine import instructions
 from experiment.training.agreement import Agreement
 
+LATENCIES = ".latencies"  # the folder of what layers take on a device
 IGNORED = -100  # a target that methods leave out; torch's default
 
 
@@ -45,6 +50,19 @@ class ChainCompression:
     def parameters(self) -> Parameters:
         return self.chain.variant.parameters
 
+    @property
+    def _budget(self) -> Budget:
+        return self.parameters.experiments.budget
+
+    @cached_property
+    def meter(self) -> Meter | None:
+        """What measures the limited quantities; None where these are counted from plans."""
+        if self._budget.counted is not None:
+            return None
+        context, state = self.context, self.reference.state
+        path = context.store.folder / LATENCIES / f"{instructions(context.machine.device)}-{context.threads}.json"
+        return Meter(state.network, state.example, self._budget, LatencyTable(path, context.threads))
+
     def compress(self, cell: Cell, report: ReportEvent) -> tuple[Compressor, Compressed]:
         """Compress the network that a cell starts from to the size of the cell.
 
@@ -52,11 +70,8 @@ class ChainCompression:
         """
         with showing(partial(ProgressText, lambda text: report(Busy(cell_name(cell), text)))):
             compressor, compressed = self._compress(cell)
-        if not cell.fixed_size:
-            budget = self.parameters.experiments.budget
-            reached = getattr(compressed.count, budget) / getattr(compressor.original, budget)
-            if text := shortfall(cell.keep, reached, budget):
-                report(Note(f"{cell_name(cell)}: {text}"))
+        if not cell.fixed_size and (text := shortfall(cell.keep, compressed, compressor.original, self._budget)):
+            report(Note(f"{cell_name(cell)}: {text}"))
         return compressor, compressed
 
     def calibration(self) -> Calibration:
@@ -92,16 +107,16 @@ class ChainCompression:
             self.previous_failure = Inherited(why, cell.key)
 
     def _compress(self, cell: Cell) -> tuple[Compressor, Compressed]:
-        budget = self.parameters.experiments.budget
+        budget, meter = self._budget, self.meter
         compressor = self._compressor
         if compressor is None or cell.between:
             compressor = self._analyse(self._start())
         for keep in cell.between:
-            step = compressor.compress(keep, budget)
+            step = compress_within(compressor, keep, budget, meter)
             dense = expand(step.network, self.reference.network, step.plan, self.reference.state.example)
             compressor = self._analyse(dense)
         self._compressor = None if cell.between else compressor  # after intermediate steps, it starts elsewhere
-        return compressor, compressor.compress(cell.keep, budget)
+        return compressor, compress_within(compressor, cell.keep, budget, meter)
 
     def _start(self) -> State:
         if self._previous is None:

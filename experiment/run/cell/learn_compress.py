@@ -27,8 +27,8 @@ def learn_compress(cell: Cell, compression: ChainCompression, folder: Path, repo
     p, chain, reference = compression.parameters, compression.chain, compression.reference
     stream = ("method", p.seed, cell.net, cell.repetition)
     project = MethodProjection(
-        compression.method, cell.keep, p.experiments.budget, reference.state.example, reference.count,
-        compression.calibration(), stream, chain.method.recalibrate, reference.state.unfused,
+        compression.method, cell.keep, p.experiments.budget, compression.meter, reference.state.example,
+        reference.count, compression.calibration(), stream, chain.method.recalibrate, reference.state.unfused,
     )  # fmt: skip
     started = time.perf_counter()
     direct = best = project(reference.network)
