@@ -26,6 +26,7 @@ NUMBERS = (
 )  # fmt: skip
 EXTRA_NUMBERS = re.compile(
     r"latency_(iqr_)?ms_b\d+(_reference)?|bytes_bitmask|bytes_csr|noise_[a-z_]+_[0-9.e+-]+"
+    r"|(limit|predicted|measured)_(parameters|flops|bytes|latency|memory)"
 )  # only if requested
 DERIVED = ("keep_flops_unmasked", "keep_bytes")
 TIDY = "tidy"  # key in `DataFrame.attrs`: the column types of a frame that `tidy` returned

@@ -124,8 +124,9 @@ def require_finite(measured: Sequence[Mapping[str, float]]) -> None:
             raise ExperimentError(f"the test {name} of the network is {value}: {why}.")
 
 
-def costs_of(compressed: Compressed, file_size: int) -> dict[str, int]:
-    """Parameters, FLOPs and bytes of a network, by column."""
+def costs_of(compressed: Compressed, file_size: int) -> dict[str, Any]:
+    """Parameters, FLOPs and bytes of a network, by column, and the limited quantities."""
+    amounts = compressed.amounts
     size = count_bytes(compressed.network)
     return {
         "parameters": compressed.count.parameters,
@@ -135,6 +136,7 @@ def costs_of(compressed: Compressed, file_size: int) -> dict[str, int]:
         "bytes_values": size.values,
         "bytes_sparse": size.sparse,
         "bytes_file": file_size,
+        **({"amounts": {name: asdict(amount) for name, amount in amounts.items()}} if amounts else {}),
     }
 
 

@@ -39,6 +39,7 @@ _AFTER_METRICS = (
 SHARED_COLUMNS = (*_BEFORE_METRICS, *_AFTER_METRICS)  # of all tasks
 CLASSIFICATION = ("top1", "top5")  # the metrics of a cell that does not name them, and of a table without results
 LATENCY, BYTES, NOISE = "latency.json", "bytes.json", "noise.json"
+AMOUNT = ("limit", "predicted", "measured")
 NOISE_FIGURES = ("agreement", "distance", "excess_error")
 BYTE_COLUMNS = ("bytes_bitmask", "bytes_csr", "sparse_format")
 MAX_FIELDS = 10_000_000  # of a table that is read
@@ -112,7 +113,7 @@ def write_results_table(store: Store, plan: ExperimentPlan) -> dict[str, dict[st
         columns = columns_of(tasks or [CLASSIFICATION])
         for row in _rows(plan, results):
             values = _extra_values(folders.get(row["cell"]), references[row["variant"], row["net"]])
-            rows.append(dict.fromkeys(columns, "") | row | {column: values.get(column) for column in extra})
+            rows.append(dict.fromkeys(columns, "") | {column: values.get(column) for column in extra} | row)
         write_whole(store.folder / "results.csv", csv_table((*columns, *extra), rows))
     return results
 
@@ -146,7 +147,17 @@ def _rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Ite
             figures = _figures(result, i)
             row |= {name: figures.get(name) for name in ("loss", *metrics, f"{primary}_before_retraining", *AGREEMENT)}
             row |= {"dataset_test": test.shown, f"{primary}_reference": _figures(reference, i).get(primary)}
+            row |= _amounts(result)
             yield {column: "" if value is None else value for column, value in row.items()}
+
+
+def _amounts(result: Mapping[str, Any]) -> dict[str, float]:
+    """Limit, predicted and measured value of every limited quantity; latency in milliseconds."""
+    return {
+        f"{what}_{quantity}": value
+        for quantity, amount in result.get("amounts", {}).items()
+        for what, value in amount.items()
+    }
 
 
 def _figures(result: Mapping[str, Any], test: int) -> Mapping[str, Any]:
@@ -176,6 +187,9 @@ def _extra_columns(plan: ExperimentPlan) -> tuple[str, ...]:
         columns.append("latency_device")
     levels = dict.fromkeys(eps for e in requested(plan, "noise").values() for eps in e.noise_levels)
     columns += [f"noise_{what}_{eps:g}" for what in NOISE_FIGURES for eps in levels]
+    budgets = [variant.parameters.experiments.budget for variant in plan.file.variants]
+    limited = dict.fromkeys(limit.quantity for budget in budgets if budget.counted is None for limit in budget.limits)
+    columns += [f"{what}_{quantity}" for quantity in limited for what in AMOUNT]
     return (*columns, *(BYTE_COLUMNS if requested(plan, "bytes") else ()))
 
 
