@@ -33,7 +33,7 @@ def minimise_maximum(errors: Sequence[Floats], costs: Sequence[Integers], limit:
 
     Returns: for every layer the index of its option.
     """
-    if not isinstance(limit, int):
+    if isinstance(limit, Sequence):
         return _found(least_maximum(errors, costs, limit), limit)
     fronts = [front(error, cost) for error, cost in zip(errors, costs, strict=True)]
     steps = _Steps(
@@ -88,7 +88,7 @@ def minimise_sum(losses: Sequence[Floats], costs: Sequence[Integers], limit: Lim
 
     Returns: for every layer the index of its option.
     """
-    if not isinstance(limit, int):
+    if isinstance(limit, Sequence):
         return _found(least_sum(losses, costs, limit), limit)
     hulls = [_hull(loss, cost) for loss, cost in zip(losses, costs, strict=True)]
     hull_costs = [cost[hull] for cost, hull in zip(costs, hulls, strict=True)]

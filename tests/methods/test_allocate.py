@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from experiment.errors import InfeasibleBudget
 from experiment.methods.allocate import common_threshold, minimise_maximum, minimise_sum, smallest
 
 SEEDS = range(8)
@@ -173,3 +174,42 @@ def test_limit_below_the_smallest_is_a_callers_mistake() -> None:
     for allocate in (common_threshold, minimise_maximum, minimise_sum):
         with pytest.raises(ValueError, match="at least 5"):
             allocate([np.zeros(1)], [np.array([5])], 4)
+
+
+def random_several(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Five options a layer with falling errors, and two costs that are traded."""
+    rng = np.random.default_rng(seed)
+    errors = [np.sort(rng.random(5))[::-1] for _ in range(4)]
+    return errors, [np.sort(rng.integers(0, 50, (2, 5)), axis=1) for _ in range(4)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_under_several_limits_sum_maximum_and_threshold_are_the_best_of_all_choices(seed: int) -> None:
+    errors, costs = random_several(seed)
+    limits = np.random.default_rng(100 + seed).integers(20, 160, 2).tolist()
+    choices = [c for c in itertools.product(range(5), repeat=4) if (totals(costs, c) <= limits).all()]
+    if not choices:
+        for rule in (minimise_sum, minimise_maximum):
+            with pytest.raises(InfeasibleBudget):
+                rule(errors, costs, limits)
+        return
+    least = minimise_sum(errors, costs, limits)
+    assert (totals(costs, least) <= limits).all()
+    best = min(sum(worst_first(errors, choice)) for choice in choices)
+    assert sum(worst_first(errors, least)) <= best * 1.001
+    worst = minimise_maximum(errors, costs, limits)
+    assert (totals(costs, worst) <= limits).all()
+    assert worst_first(errors, worst)[0] == min(worst_first(errors, choice)[0] for choice in choices)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_common_threshold_under_several_limits_is_that_of_the_tightest(seed: int) -> None:
+    errors, costs = random_several(seed)
+    limits = [max(100, int(sum(own[c, 0] for own in costs))) for c in range(2)]
+    several = common_threshold(errors, costs, limits)
+    alone = [common_threshold(errors, [own[c] for own in costs], limits[c]) for c in range(2)]
+    assert several == min(alone, key=sum)
+
+
+def totals(costs: list[np.ndarray], choice: tuple[int, ...] | list[int]) -> np.ndarray:
+    return np.sum([own[:, i] for own, i in zip(costs, choice, strict=True)], axis=0)

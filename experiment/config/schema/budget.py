@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from experiment.config.schema.training import CONFLICT, Block, Conflict, Whole, refuse
+from experiment.config.schema.training import CONFLICT, Block, Conflict, Number, Whole, refuse
 from experiment.errors import ConfigError
 
 Quantity = Literal["parameters", "flops", "bytes", "latency", "memory"]
@@ -53,7 +53,7 @@ def _limit(quantity: Quantity, value: object) -> Limit:
     return Limit(quantity, number * units[found[2]], absolute=True)
 
 
-Amount = Annotated[float | str | None, Field(description="A share in (0, 1], or an amount with its unit.")]
+Amount = Annotated[Number | str | None, Field(description="A share in (0, 1], or an amount with its unit.")]
 
 
 class Budget(Block):

@@ -1,0 +1,133 @@
+"""Budgets in any quantities, over methods of all families: met, used up, or refused with the nearest."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from experiment.config.schema.budget import Budget
+from experiment.errors import InfeasibleBudget
+from experiment.layers.plan import State
+from experiment.measure import count, count_bytes
+from experiment.measure.latency_model import LatencyModel, LatencyTable, Leaf, Operation
+from experiment.measure.memory import peak_memory
+from experiment.methods.base import Calibration, Compressor, make_method
+from experiment.methods.configure import configure
+from experiment.methods.real_budgets import Meter, compress_within
+from experiment.random_streams import generator
+
+LABELS = ("WT", "SiPP", "FT", "PFP", "ALDS", "ALDS-K", "KLDS", "SVD", "PCA")
+SHAPING = tuple(label for label in LABELS if label not in ("WT", "SiPP"))
+SLOWER = 1.25  # the "measured" over the predicted time
+
+
+class CountedTable(LatencyTable):
+    """A device on which a layer takes a microsecond, and one more for each weight and for every 100 outputs."""
+
+    def time(self, layer: Leaf | Operation) -> float:
+        weights = sum(p.numel() for p in layer.module.parameters()) if isinstance(layer, Leaf) else 0
+        return 1e-3 * (1 + weights)
+
+    def keep(self) -> None:
+        pass
+
+
+def counted(network: nn.Module, example: torch.Tensor) -> float:
+    return sum(1e-3 * (1 + sum(p.numel() for p in m.parameters())) for m in network.modules() if not any(m.children()))
+
+
+@pytest.fixture
+def without_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latency as CountedTable has it; a measurement gives SLOWER times as much."""
+
+    def of(network: nn.Module, example: torch.Tensor, batch: int, table: LatencyTable) -> LatencyModel:
+        model = LatencyModel(network, example, table, "contiguous", 1.0, 0.0)
+        return LatencyModel(network, example, table, "contiguous", model.predict(network) * SLOWER, 0.0)
+
+    monkeypatch.setattr(LatencyModel, "of", staticmethod(of))
+    monkeypatch.setattr(LatencyModel, "measure", lambda model, network: SLOWER * model.predict(network))
+
+
+@pytest.fixture(scope="module")
+def made_of(state_of: Callable[[str], State]) -> Callable[[str], Compressor]:
+    made: dict[str, Compressor] = {}
+
+    def compressor(label: str) -> Compressor:
+        if label not in made:
+            state = state_of("cnn")
+            inputs = torch.randn(16, *state.example.shape[1:], generator=generator("test_real_budgets"))
+            spec = configure(label, {})
+            calibration = Calibration(inputs, torch.zeros(16, dtype=torch.int64))
+            original = count(state.network, state.example)
+            made[label] = Compressor(make_method(spec.entry, spec.settings), state, original, calibration, generator(1))
+        return made[label]
+
+    return compressor
+
+
+def meter(made: Compressor, budget: Budget) -> Meter:
+    return Meter(made.state.network, made.state.example, budget, CountedTable(None, 1))
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_bytes_are_met_as_stored_and_used_up(label: str, made_of: Callable[[str], Compressor]) -> None:
+    made, budget = made_of(label), Budget.read("bytes")
+    whole = count_bytes(made.state.network).dense
+    for keep in (0.7, 0.4):
+        found = compress_within(made, keep, budget, meter(made, budget))
+        size = count_bytes(found.network).sparse
+        assert found.amounts["bytes"].measured == size <= found.amounts["bytes"].limit == pytest.approx(keep * whole)
+        larger = compress_within(made, 1.25 * keep, budget, meter(made, budget))
+        assert size < count_bytes(larger.network).sparse  # the limit decides, not the method's smallest network
+
+
+@pytest.mark.parametrize("label", SHAPING)
+def test_several_limits_hold_and_one_of_them_decides(
+    label: str, made_of: Callable[[str], Compressor], without_clock: None
+) -> None:
+    made = made_of(label)
+    budget = Budget.read({"bytes": 0.6, "latency": 0.6, "memory": 0.95})
+    own = meter(made, budget)
+    found = compress_within(made, 1.0, budget, own)
+    for name, amount in found.amounts.items():
+        assert amount.measured <= amount.limit, name
+    assert found.amounts["latency"].measured == pytest.approx(own.latency.measure(found.network))
+    assert found.amounts["memory"].measured == peak_memory(found.network, made.state.example, 1)
+    assert max(amount.measured / amount.limit for amount in found.amounts.values()) > 0.75
+
+
+@pytest.mark.parametrize("label", SHAPING)
+def test_a_wrong_prediction_of_latency_is_corrected(
+    label: str, made_of: Callable[[str], Compressor], without_clock: None
+) -> None:
+    made, budget = made_of(label), Budget.read({"latency": 0.5})
+    own = meter(made, budget)
+    amount = compress_within(made, 1.0, budget, own).amounts["latency"]
+    assert amount.measured <= amount.limit == pytest.approx(0.5 * own.latency.dense_ms)
+    assert amount.predicted == pytest.approx(amount.measured, rel=0.05)
+
+
+def test_absolute_limits_are_those_of_the_network(made_of: Callable[[str], Compressor]) -> None:
+    made, budget = made_of("FT"), Budget.read({"bytes": "2 kB", "flops": 0.7})
+    found = compress_within(made, 1.0, budget, meter(made, budget))
+    assert found.amounts["bytes"].limit == 2000
+    assert found.amounts["flops"].limit == pytest.approx(0.7 * made.original.flops)
+    assert count_bytes(found.network).sparse <= 2000
+
+
+def test_masked_weights_lower_neither_latency_nor_memory(
+    made_of: Callable[[str], Compressor], without_clock: None
+) -> None:
+    made = made_of("WT")
+    for quantity in ("latency", "memory"):
+        budget = Budget.read({quantity: 0.9, "bytes": 0.9})
+        with pytest.raises(InfeasibleBudget, match="Masked weights take the same time and memory"):
+            compress_within(made, 1.0, budget, meter(made, budget))
+
+
+def test_the_nearest_is_named_where_nothing_fits(made_of: Callable[[str], Compressor], without_clock: None) -> None:
+    for label, given in (("FT", {"bytes": "10 B"}), ("SVD", {"latency": "1 us"})):
+        budget = Budget.read(given)
+        with pytest.raises(InfeasibleBudget, match=r"smallest network of this method has [0-9.]+ (kB|ms)"):
+            compress_within(made_of(label), 1.0, budget, meter(made_of(label), budget))
