@@ -123,21 +123,21 @@ def _layers(network: nn.Module) -> dict[str, nn.Module]:
 def _moments(call: Call, generator: torch.Generator) -> Tensor:
     """X X^T at a sample of places, divided by their number."""
     layer, blocks = call.module, groups_of(call.module)
-    columns = filters_of(layer, stored(layer, "weight"))[0].numel()
+    filters = filters_of(layer, double(stored(layer, "weight").detach()))
+    columns = filters[0].numel()
     places = draw_places(num_positions(call.output, layer), max(PLACES, PLACES_A_COLUMN * columns), generator)
     places = counted_places(places, call.output, layer, attended(call.inputs))
-    total = torch.zeros(blocks, columns, columns, dtype=torch.float64)
+    total_ONN = filters.new_zeros(blocks, columns, columns)
     for part in torch.split(places, PART):
         X_NP = single(input_patches(call.input, layer, call.output.shape, part)).flatten(0, 1)
         X_ONP = torch.unflatten(X_NP, 0, (blocks, -1))
-        moments_ONN = double(X_ONP @ X_ONP.mT)
-        total = total.to(moments_ONN.device) + moments_ONN
-    if not total.isfinite().all():
+        total_ONN += double(X_ONP @ X_ONP.mT)
+    if not total_ONN.isfinite().all():
         raise CompressionError(
             f"layer '{call.name}': its inputs must be finite. Got NaN or infinity: are the calibration data finite, "
             f"and transformed like the training data?"
         )
-    return total / max(len(places), 1)
+    return total_ONN / max(len(places), 1)
 
 
 def _rounded(layer: nn.Module, dtype: str, mask: Tensor | None, H_ONN: Tensor) -> Tensor:

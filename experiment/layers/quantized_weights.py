@@ -24,7 +24,7 @@ FLOATS: Mapping[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch
 LEVELS: Mapping[str, int] = {"int8": 127, "int4": 7}  # to either side of zero
 BITS: Mapping[str, int] = {"float16": 16, "bfloat16": 16, "int8": 8, "int4": 4}
 DTYPES = tuple(BITS)
-PATTERN = r"^(float16|bfloat16|int8|int4|int[48]/[1-9][0-9]{0,8})$"
+PATTERN = r"^(float16|bfloat16|int8|int4|int[48]/[1-9][0-9]*)$"
 _CUT_BITS = 7  # of a scale's mantissa: the rest times a code of 7 bits is exact in float32
 _SMALLEST = torch.finfo(torch.float32).tiny
 

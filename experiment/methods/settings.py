@@ -56,7 +56,7 @@ class QuantizeSettings:
     dtype: Dtype = "float16"
     ignore: tuple[str, ...] = ()
     layers: Mapping[str, Dtype] = field(default_factory=dict)
-    group_size: Annotated[int, Ge(2), Le(10**8)] | None = None
+    group_size: Annotated[int, Ge(2)] | None = None
     rounding: Literal["nearest", "compensated"] = "nearest"
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
