@@ -22,6 +22,7 @@ from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
 from experiment.methods.configure import MethodSpec
 from experiment.methods.filters.settings import StructurePruneSettings
+from experiment.methods.settings import QuantizeSettings
 from experiment.random_streams import seeded
 from experiment.run.cell.data import Data, traced_input, transforms_of
 from experiment.run.cell.outcome import task_of
@@ -239,6 +240,8 @@ def _check_fixed_sizes(methods: tuple[MethodSpec | None, ...], network: nn.Modul
         settings = spec.settings
         if isinstance(settings, StructurePruneSettings):
             settings = replace(settings, fold="none", refit=False)
+        if isinstance(settings, QuantizeSettings):
+            settings = replace(settings, rounding="nearest")
         plain = prepared(network.eval())
         state = State(plain.network, example, unfused=plain.unfused)
         try:

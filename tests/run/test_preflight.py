@@ -23,7 +23,10 @@ def test_patterns_that_name_nothing(write: Any, small: dict[str, Any], in_tmp: P
     small["experiments"] |= {
         "methods": [
             {"name": "FT", "settings": {"ignore": ["layer*", "fc1"]}},
-            {"name": "Quantize", "settings": {"layers": {"fc*": "int8", "conv1": "float16"}}},
+            {
+                "name": "Quantize",
+                "settings": {"layers": {"fc*": "int8", "conv1": "float16"}, "rounding": "compensated"},
+            },
             {"name": "SVD", "settings": {"layers": ["fc4"]}},
             {"name": "Compose", "settings": {"schemes": [prune, {"name": "Quantize"}]}},
         ]
