@@ -14,6 +14,7 @@ https://arxiv.org/abs/2208.11580
 Suffixes: O = groups of the layer, F = filters of a group, N = columns: inputs of a filter times its kernel elements.
 """
 
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -45,19 +46,27 @@ BLOCK = 128  # columns that are updated at once
 
 @dataclass(frozen=True)
 class Grid:
-    """The values that every weight may take: code times scale, with the code between `low` and `high`."""
+    """The values that every weight may take: code times scale, with the code between `low` and `high`.
 
-    scales: Tensor
+    Without scales they are all between `low` and `high`.
+    """
+
+    scales: Tensor | None
     low: Tensor
     high: Tensor
 
     def nearest(self, weight: Tensor, column: int) -> Tensor:
-        scale, low, high = (part[..., column] for part in (self.scales, self.low, self.high))
+        low, high = self.low[..., column], self.high[..., column]
+        if self.scales is None:
+            return torch.minimum(torch.maximum(weight, low), high)
+        scale = self.scales[..., column]
         codes = (weight / torch.where(scale > 0, scale, 1)).round()
         return torch.minimum(torch.maximum(codes, low), high) * scale
 
 
-def compensate(network: nn.Module, inputs: Inputs, seed: int = 0) -> None:
+def compensate(
+    network: nn.Module, inputs: Inputs, seed: int = 0, fitted: Mapping[str, Callable[[Call], Tensor]] | None = None
+) -> None:
     """Round the masters of layers with weights in int8 or int4, in place, layer after layer in a forward pass.
 
     Embeddings, layers that share their weight, and those that a forward pass does not call exactly once stay: they
@@ -67,9 +76,12 @@ def compensate(network: nn.Module, inputs: Inputs, seed: int = 0) -> None:
         network: with weights that `add_quantized` rounds.
         inputs: calibration data (B, ...) on the network's device; only the first are used if they are large.
         seed: for the sampled places.
+        fitted: layer name -> the weight that it should have, from its call; those that its mask leaves, or its dtype
+            allows, then come as close to its outputs as they can.
     Raises: CompressionError: the inputs of a layer are not finite.
     """
-    layers, dtypes, masks = _layers(network), named_dtypes(network), named_masks(network)
+    fitted = fitted or {}
+    layers, dtypes, masks = _layers(network, fitted), named_dtypes(network), named_masks(network)
     if not layers:
         return
     inputs, once = affordable(network, layers, inputs)
@@ -78,10 +90,13 @@ def compensate(network: nn.Module, inputs: Inputs, seed: int = 0) -> None:
     def round_layer(call: Call) -> Tensor | None:
         if not call.output.numel():
             return None
-        name = f"{call.name}.weight" if call.name else "weight"
-        moments_ONN = _moments(call, generator)
-        write_parameter(call.module, "weight", _rounded(call.module, dtypes[name], masks.get(name), moments_ONN))
-        output: Tensor = call.module.forward(*call.args, **call.named)
+        layer, name = call.module, f"{call.name}.weight" if call.name else "weight"
+        weight = fitted[call.name](call) if call.name in fitted else stored(layer, "weight").detach()
+        dtype, mask = dtypes.get(name), masks.get(name)
+        if dtype is not None or mask is not None:
+            weight = rounded_weight(layer, weight, dtype, mask, _moments(call, generator))
+        write_parameter(layer, "weight", weight)
+        output: Tensor = layer.forward(*call.args, **call.named)
         return output
 
     called = {name: layer for name, layer in layers.items() if name in once}
@@ -107,8 +122,8 @@ def round_columns(W_OFN: Tensor, H_ONN: Tensor, grid: Grid) -> Tensor:
     return rounded_OFN
 
 
-def _layers(network: nn.Module) -> dict[str, nn.Module]:
-    """The convolutions and linear layers with weights of their own in int8 or int4."""
+def _layers(network: nn.Module, more: Collection[str]) -> dict[str, nn.Module]:
+    """The convolutions and linear layers with weights of their own in int8 or int4, and more that are named."""
     dtypes, held = named_dtypes(network), holders(network)
 
     def has_codes(name: str, module: nn.Module) -> bool:
@@ -117,7 +132,7 @@ def _layers(network: nn.Module) -> dict[str, nn.Module]:
 
     kinds = (*LINEAR_LAYERS, *CONVOLUTIONS)
     layers = {n: m for n, m in network.named_modules() if isinstance(m, kinds) and is_plain(m)}
-    return {name: module for name, module in layers.items() if has_codes(name, module)}
+    return {name: module for name, module in layers.items() if name in more or has_codes(name, module)}
 
 
 def _moments(call: Call, generator: torch.Generator) -> Tensor:
@@ -140,24 +155,40 @@ def _moments(call: Call, generator: torch.Generator) -> Tensor:
     return total_ONN / max(len(places), 1)
 
 
-def _rounded(layer: nn.Module, dtype: str, mask: Tensor | None, H_ONN: Tensor) -> Tensor:
-    """The rounded weight; filters that rounding to nearest gives a smaller error are rounded to nearest."""
-    weight, levels = stored(layer, "weight").detach(), levels_of(dtype)
-    weight = weight if mask is None else weight * mask
-    codes, scales = encode(weight, dtype)
-    assert levels is not None
-    high = torch.full_like(codes, levels) if mask is None else levels * mask.to(codes.dtype)
-    fixed = codes.abs() == levels  # the scale of a group is found again by its largest code
-    low, high = torch.where(fixed, codes, -high), torch.where(fixed, codes, high)
-    parts = (weight, decode(codes, scales, dtype), decode(torch.ones_like(codes), scales, dtype), low, high)
-    W_OFN, nearest_OFN, *bounds = (
-        torch.unflatten(double(filters_of(layer, part).flatten(1)), 0, (len(H_ONN), -1)) for part in parts
-    )
+def rounded_weight(layer: nn.Module, weight: Tensor, dtype: str | None, mask: Tensor | None, H_ONN: Tensor) -> Tensor:
+    """A layer's weight in a dtype and under a mask, with the errors of both compensated.
+
+    Filters that rounding to nearest gives a smaller error are rounded to nearest.
+
+    Args:
+        weight: in the layer's shape, masked or not.
+        dtype: int8 or int4, with the size of groups or not; None for the weight's own.
+        mask: in the layer's shape; None if all weights stay.
+        H_ONN: the moments X X^T of the layer's inputs in each of its groups, in float64.
+    """
+    live = weight if mask is None else weight * mask
+    if dtype is None:
+        nearest, scales, high = live, None, torch.full_like(live, torch.inf)
+        high = high if mask is None else high.masked_fill(~mask, 0)
+        low = -high
+    else:
+        codes, coded = encode(live, dtype)
+        levels = levels_of(dtype)
+        assert levels is not None
+        nearest, scales = decode(codes, coded, dtype), decode(torch.ones_like(codes), coded, dtype)
+        high = torch.full_like(codes, levels) if mask is None else levels * mask.to(codes.dtype)
+        fixed = codes.abs() == levels  # the scale of a group is found again by its largest code
+        low, high = torch.where(fixed, codes, -high), torch.where(fixed, codes, high)
+
+    def in_columns(part: Tensor) -> Tensor:
+        return torch.unflatten(double(filters_of(layer, part).flatten(1)), 0, (len(H_ONN), -1))
+
     order_ON = H_ONN.diagonal(dim1=1, dim2=2).sort(dim=1, descending=True, stable=True).indices
+    W_OFN, nearest_OFN = in_columns(weight), in_columns(nearest)
     order_OFN = order_ON[:, None].expand_as(W_OFN)
     sorted_ONN = torch.stack([H_NN[order_N][:, order_N] for H_NN, order_N in zip(H_ONN, order_ON, strict=True)])
-    grid = Grid(*(part.gather(2, order_OFN) for part in bounds))
-    rounded_OFN = round_columns(W_OFN.gather(2, order_OFN), sorted_ONN, grid)
+    ordered = [None if part is None else in_columns(part).gather(2, order_OFN) for part in (scales, low, high)]
+    rounded_OFN = round_columns(W_OFN.gather(2, order_OFN), sorted_ONN, Grid(*ordered))
     rounded_OFN = torch.empty_like(rounded_OFN).scatter_(2, order_OFN, rounded_OFN)
     worse_OF = _error(W_OFN - rounded_OFN, H_ONN) > _error(W_OFN - nearest_OFN, H_ONN)
     chosen = torch.where(worse_OF[..., None], nearest_OFN, rounded_OFN).flatten(0, 1)

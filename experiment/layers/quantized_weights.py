@@ -11,9 +11,12 @@ https://arxiv.org/abs/1308.3432 (straight-through gradient).
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils import parametrize
@@ -28,6 +31,7 @@ PATTERN = r"^(float16|bfloat16|int8|int4|int[48]/[1-9][0-9]*)$"
 _CUT_BITS = 7  # of a scale's mantissa: the rest times a code of 7 bits is exact in float32
 _SMALLEST = torch.finfo(torch.float32).tiny
 
+Number = TypeVar("Number", int, NDArray[np.int64])
 Codes = tuple[Tensor, Tensor | None]
 """A quantized weight and, for integers, its scales: (F,), or (F, G) if there are groups."""
 
@@ -121,16 +125,17 @@ def levels_of(dtype: str) -> int | None:
     return LEVELS.get(_parsed(dtype)[0])
 
 
-def code_bytes(number: int, dtype: str) -> int:
-    """Bytes of this many codes in a row, in whole bytes."""
+def code_bytes(number: Number, dtype: str) -> Number:
+    """Bytes of this many codes in a row, in whole bytes; also of an array of numbers."""
     return -(-number * BITS[_parsed(dtype)[0]] // 8)
 
 
-def num_scales(shape: Sequence[int], dtype: str) -> int:
-    """The number of scales, of 4 bytes each, of a weight of this shape."""
+def num_scales(rows: Number, columns: Number, dtype: str) -> Number | int:
+    """The number of scales, of 4 bytes each, of a weight as a matrix; also for arrays of both."""
     kind, size = _parsed(dtype)
-    columns = torch.Size(shape[1:]).numel()
-    return 0 if kind in FLOATS else shape[0] * -(-columns // (size or columns))
+    if kind in FLOATS:
+        return 0
+    return rows * -(-columns // (size or columns))
 
 
 def named_dtypes(network: nn.Module) -> dict[str, str]:

@@ -13,9 +13,12 @@ https://arxiv.org/abs/1505.06798 (asymmetric reconstruction), here for the decod
 Suffixes: F = filters, N = inputs of the fitted layer times its kernel elements, P = places.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +63,52 @@ def refit(
         intercepts: whether these constants are fitted together with the weights.
     Raises: CompressionError: the compressed network's values are not finite.
     """
-    kept, folded = kept or {}, folded or {}
+    folded = folded or {}
+    inputs, targets = _targets(compressed, dense, names, inputs, seed, kept or {})
+    fitted = {name: _fitted(compressed, name) for name in targets}
+
+    def fit(call: Call) -> None:
+        if call.name in targets:
+            _fit(call, targets.pop(call.name), folded.get(call.name), intercepts)
+
+    observed_pass(compressed, fitted, inputs, before=fit, keeping_buffers=False)
+
+
+def fitted_weights(
+    compressed: nn.Module, dense: nn.Module, names: Collection[str], inputs: Inputs, seed: int
+) -> dict[str, Callable[[Call], Tensor]]:
+    """What fits layers one by one, as `refit` does, while the compressed network is called with the same inputs.
+
+    Masks are ignored: all weights of a layer are fitted.
+
+    Returns: name of the decoder, or of the layer -> function from its call to the fitted weight.
+    """
+    inputs, targets = _targets(compressed, dense, names, inputs, seed, {})
+
+    def fit(name: str, call: Call) -> Tensor:
+        layer = call.module
+        whole = layer is compressed.get_submodule(name)
+        weight = (dense.get_submodule(name).get_parameter("weight") if whole else stored(layer, "weight")).detach()
+        target = targets.pop(name)
+        if not _comparable(call, target):
+            return weight
+        H_NP, left_FP, U_FN = _problem(call, target, filters_of(layer, weight))
+        fitted_FN = double(U_FN) + _changes(layer, H_NP, left_FP - _responses(layer, U_FN, H_NP))
+        return weight_of(layer, fitted_FN.reshape(filters_of(layer, weight).shape)).to(weight)
+
+    own = {module: name for name, module in compressed.named_modules()}
+    return {own[_fitted(compressed, name)]: partial(fit, name) for name in targets}
+
+
+def _targets(
+    compressed: nn.Module,
+    dense: nn.Module,
+    names: Collection[str],
+    inputs: Inputs,
+    seed: int,
+    kept: Mapping[str, Kept],
+) -> tuple[Inputs, dict[str, _Target]]:
+    """The inputs that fit into memory, and what layers compute for them in the dense network."""
     layers = {n: m for n, m in dense.named_modules() if isinstance(m, WEIGHT_LAYERS)}
     inputs, once = affordable(dense, layers, inputs)
     layers = {name: layers[name] for name in names if name in once}
@@ -76,12 +124,8 @@ def refit(
         rows, Y_FP = kept.get(name, Kept()).out, outputs_at(y, layer, places)
         targets[name] = _Target(places, y.shape, Y_FP if rows is None else Y_FP[list(rows)])
 
-    def fit(call: Call) -> None:
-        if call.name in targets:
-            _fit(call, targets.pop(call.name), folded.get(call.name), intercepts)
-
     observed_pass(dense, layers, inputs, after=look, keeping_buffers=False)
-    observed_pass(compressed, fitted, inputs, before=fit, keeping_buffers=False)
+    return inputs, targets
 
 
 @dataclass(frozen=True)
@@ -99,34 +143,55 @@ def _fitted(compressed: nn.Module, name: str) -> nn.Module:
 
 
 def _fit(call: Call, target: _Target, folded: Folded | None, intercept: bool) -> None:
-    layer, h, dim = call.module, call.input, channel_dim(call.module)
-    filters, bias = filters_of(layer, stored(layer, "weight")), None if layer.bias is None else stored(layer, "bias")
-    if h.shape[:dim] != target.shape[:dim] or not target.Y_FP.numel():
+    layer = call.module
+    filters = filters_of(layer, stored(layer, "weight"))
+    if not _comparable(call, target):
         return
-    H_NP = input_patches(h, layer, target.shape, target.places).flatten(0, 1)
-    if not torch.isfinite(H_NP).all():
-        raise CompressionError(
-            f"layer '{call.name}': its inputs in the compressed network are NaN or infinite. Are the calibration "
-            f"data finite, and transformed like the training data?"
-        )
-    H_NP, left_FP, U_FN = single(H_NP), single(target.Y_FP), single(filters.flatten(1))
-    left_FP = left_FP if bias is None else left_FP - bias[:, None]
+    H_NP, left_FP, U_FN = _problem(call, target, filters)
     left_FP = left_FP if folded is None else left_FP - folded.behind.to(left_FP)[:, None]
-    blocks = groups_of(layer)
-    if blocks > 1:  # every group on its own; constants are folded into other layers only
-        pairs = zip(*(torch.tensor_split(part, blocks) for part in (H_NP, left_FP, U_FN)), strict=True)
-        fitted = [double(U) + _ridge(H, left - U @ H) for H, left, U in pairs]
-        write_parameter(layer, "weight", weight_of(layer, torch.cat(fitted).reshape(filters.shape)))
-        return
-    left_FP = left_FP - U_FN @ H_NP
-    if folded is None or not intercept:
-        change_FN = _ridge(H_NP, left_FP)
+    left_FP = left_FP - _responses(layer, U_FN, H_NP)
+    if folded is None or not intercept or groups_of(layer) > 1:  # constants are folded into other layers only
+        change_FN = _changes(layer, H_NP, left_FP)
     else:
         mean_N, rest_F = H_NP.mean(1), left_FP.mean(1)
         change_FN = _ridge(H_NP - mean_N[:, None], left_FP - rest_F[:, None])
         shift_F = double(rest_F) - change_FN @ double(mean_N)
         folded.place.add_(folded.sign * shift_F.to(folded.place))
     write_parameter(layer, "weight", weight_of(layer, (double(U_FN) + change_FN).reshape(filters.shape)))
+
+
+def _comparable(call: Call, target: _Target) -> bool:
+    """Whether the layer has the same samples as in the dense network, and any."""
+    dim = channel_dim(call.module)
+    return bool(call.input.shape[:dim] == target.shape[:dim] and target.Y_FP.numel())
+
+
+def _problem(call: Call, target: _Target, filters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The layer's inputs H (N, P), what its weight should make of them (F, P), and its weight now (F, N)."""
+    layer = call.module
+    H_NP = input_patches(call.input, layer, target.shape, target.places).flatten(0, 1)
+    if not torch.isfinite(H_NP).all():
+        raise CompressionError(
+            f"layer '{call.name}': its inputs in the compressed network are NaN or infinite. Are the calibration "
+            f"data finite, and transformed like the training data?"
+        )
+    wanted_FP = single(target.Y_FP)
+    wanted_FP = wanted_FP if layer.bias is None else wanted_FP - stored(layer, "bias")[:, None]
+    return single(H_NP), wanted_FP, single(filters.flatten(1))
+
+
+def _responses(layer: nn.Module, U_FN: Tensor, H_NP: Tensor) -> Tensor:
+    """What a layer's weight makes of its inputs, every group on its own: (F, P)."""
+    blocks = groups_of(layer)
+    pairs = zip(torch.tensor_split(U_FN, blocks), torch.tensor_split(H_NP, blocks), strict=True)
+    return torch.cat([U @ H for U, H in pairs])
+
+
+def _changes(layer: nn.Module, H_NP: Tensor, left_FP: Tensor) -> Tensor:
+    """The change of a layer's weight that fits the residual, every group on its own: (F, N)."""
+    blocks = groups_of(layer)
+    pairs = zip(torch.tensor_split(H_NP, blocks), torch.tensor_split(left_FP, blocks), strict=True)
+    return torch.cat([_ridge(H, left) for H, left in pairs])
 
 
 def _ridge(H_NP: Tensor, left_FP: Tensor) -> Tensor:

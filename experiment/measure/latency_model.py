@@ -30,6 +30,7 @@ from experiment.files import read_json, write_whole
 from experiment.inputs import Inputs, batch_size, call_network, device_of, moved, tensors
 from experiment.layers.compressible import LayerInfo
 from experiment.layers.factored_layers import make_layer
+from experiment.layers.forms import Forms
 from experiment.layers.forward_pass import Call, evaluating, observing
 from experiment.layers.grouped_linear import GroupedLinear
 from experiment.layers.masks import bake_masks
@@ -170,11 +171,10 @@ class LatencyModel:
         found = pieces(turned, inputs)
         return max(self.table.sum(found) + self.rest_ms * found.written, 1e-6)
 
-    def price(
-        self, info: LayerInfo, layer: nn.Module, ranks: Integers, groups: Integers, foldings: Integers
-    ) -> Integers:
-        """Nanoseconds of a layer's options: factors of these ranks or, for rank 0, the layer itself."""
-        found = np.zeros(len(ranks))
+    def price(self, info: LayerInfo, layer: nn.Module, forms: Forms) -> Integers:
+        """Nanoseconds of a layer's forms: of their factors or, masked and rounded or not, of the layer itself."""
+        ranks, groups, foldings = forms.ranks, forms.groups, forms.foldings
+        found = np.zeros(len(forms))
         for k, folding in sorted({*zip(groups.tolist(), foldings.tolist(), strict=True)}):
             here = np.flatnonzero((groups == k) & (foldings == folding) & (ranks > 0))
             if len(here):

@@ -2,11 +2,21 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
+from experiment.layers.compressible import LayerInfo
+from experiment.layers.factored_layers import make_layer
+from experiment.layers.forms import UNMASKED, Forms
 from experiment.layers.masks import named_masks, plain_name
+from experiment.layers.plan import Factors
 from experiment.layers.quantized_weights import code_bytes, named_dtypes, num_scales
+
+
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -68,13 +78,51 @@ def _tensor_bytes(network: nn.Module) -> Iterator[tuple[dict[str, int], bool]]:
     masks, dtypes = named_masks(network), named_dtypes(network)
     for name, parameter in network.named_parameters():
         mask, dtype = masks.get(plain_name(name)), dtypes.get(plain_name(name))
-        total = parameter.numel()
         rows = max(parameter.shape[0], 1) if parameter.dim() > 0 else 1
-        kept = total if mask is None else int(mask.sum())
-        size = parameter.element_size()
-        dense = total * size if dtype is None else rows * code_bytes(total // rows, dtype)
-        values = kept * size if dtype is None else code_bytes(kept, dtype)
-        bitmask, csr = values + (total + 7) // 8, values + kept * 4 + (rows + 1) * 4
-        sizes = {"dense": dense, "values": values if mask is not None else dense, "bitmask": bitmask, "csr": csr}
-        scales = 0 if dtype is None else 4 * num_scales(parameter.shape, dtype)
-        yield {name: bytes_ + scales for name, bytes_ in sizes.items()}, mask is not None
+        kept = None if mask is None else int(mask.sum())
+        sizes = _sizes(rows, parameter.numel() // rows, kept, dtype or "", parameter.element_size())
+        yield sizes, mask is not None
+
+
+def form_bytes(info: LayerInfo, layer: nn.Module, forms: Forms) -> Integers:
+    """Bytes of a layer's forms, each tensor in its smallest format as in `count_bytes`: (number of forms,)."""
+    found, size = np.zeros(len(forms), np.int64), layer.get_parameter("weight").element_size()
+    biases = info.out_features * size
+    for k, folding, dtype in sorted({*zip(forms.groups.tolist(), forms.foldings.tolist(), forms.dtypes, strict=True)}):
+        same = (forms.groups == k) & (forms.foldings == folding) & (forms.dtypes == dtype)
+        here = np.flatnonzero(same & (forms.ranks > 0))
+        if len(here):
+            for rows, columns in _factor_shapes(layer, k, folding, forms.ranks[here]):
+                found[here] += _sizes(rows, columns, None, dtype, size)["dense"]
+            found[here] += biases * forms.bias
+        here = np.flatnonzero(same & (forms.ranks == 0))
+        rows, kept = layer.get_parameter("weight").shape[0], forms.kept[here]
+        sizes = _sizes(rows, info.weight_numel // rows, np.maximum(kept, 0), dtype, size)
+        smallest = np.minimum(np.minimum(sizes["bitmask"], sizes["csr"]), sizes["dense"])
+        found[here] = np.where(kept == UNMASKED, sizes["dense"], smallest) + biases * info.bias
+    return found + size * sum(tied.out_features for tied in info.tied if tied.bias)
+
+
+def _factor_shapes(layer: nn.Module, groups: int, folding: int, ranks: Integers) -> list[tuple[Integers, Integers]]:
+    """Rows and columns of encoder and decoder as matrices, which are linear in the rank."""
+    top, found = int(ranks.max()), []
+    small, large = (make_layer(layer, Factors(rank, groups, folding)) for rank in (1, top))
+    for factor in ("encoder", "decoder"):
+        sides = []
+        for dim in (0, 1):
+            a, b = (net.get_submodule(factor).get_parameter("weight").flatten(1).shape[dim] for net in (small, large))
+            sides.append(a + (ranks - 1) * ((b - a) // max(1, top - 1)))
+        found.append((sides[0], sides[1]))
+    return found
+
+
+def _sizes(rows: Any, columns: Any, kept: Any, dtype: str, itemsize: int) -> dict[str, Any]:
+    """The bytes of a matrix by format; numbers or arrays. `kept` are its unmasked elements, None without a mask."""
+    total = rows * columns
+    dense = rows * code_bytes(columns, dtype) if dtype else total * itemsize
+    left = total if kept is None else kept
+    values = code_bytes(left, dtype) if dtype else left * itemsize
+    bitmask, csr = values + (total + 7) // 8, values + left * 4 + (rows + 1) * 4
+    sizes = {"dense": dense, "values": dense if kept is None else values, "bitmask": bitmask, "csr": csr}
+    scales = 4 * num_scales(rows, columns, dtype) if dtype else 0
+    return {name: bytes_ + scales for name, bytes_ in sizes.items()}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from experiment.errors import CompressionError, ConfigError, InfeasibleBudget, described, kind_of
 from experiment.inputs import Inputs, batch_size, moved_like
 from experiment.layers.build import build
+from experiment.layers.forms import Forms
 from experiment.layers.plan import Plan, State
 from experiment.layers.recalibrate_batchnorm import DenseMoments, dense_moments, recalibrate
 from experiment.measure import Count, count, recount
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 LARGE = 2**22  # parameters of networks of which none should stay in memory: 16 MiB
 Quantity = Literal["parameters", "flops"]
 Integers = NDArray[np.int64]
-LayerPrice = Callable[["LayerInfo", nn.Module, Integers, Integers, Integers], Integers]
-"""From a layer, its module and its options (ranks, groups, foldings; rank 0 is the layer itself) to their costs."""
+LayerPrice = Callable[["LayerInfo", nn.Module, Forms], Integers]
+"""From a layer, its module and the forms that it may take to their costs."""
 GIVE_DATA = "Pass them: compress(..., data=inputs), a tensor, a pair (inputs, targets) or a loader of such pairs."
 
 
@@ -59,15 +60,17 @@ class Priced:
 
     Attributes:
         quantity: its name in errors.
-        price: the cost of a layer's options.
+        price: the cost of a layer's forms.
         whole: the cost of the whole starting state.
         limit: the largest cost.
+        by_weight: whether later masks or rounding of the same layers would lower the cost.
     """
 
     quantity: str
     price: LayerPrice
     whole: int
     limit: int
+    by_weight: bool = False
 
 
 @dataclass(frozen=True)

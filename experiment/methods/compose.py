@@ -140,6 +140,9 @@ class Compose:
 
         Raises: InfeasibleBudget: the scheme that takes the budget cannot meet it, or fixed sizes exceed it.
         """
+        if self.finisher is not None or self.budgeted not in (None, len(self.methods) - 1):
+            own = tuple(price for price in budget.priced if not price.by_weight)  # later schemes lower the others
+            budget = replace(budget, priced=own)
         applied = analysis.apply(budget)
         details = _merged([scheme.plan.details for scheme in applied])
         final = replace(applied[-1].plan, details=details, stages=tuple(scheme.plan for scheme in applied))

@@ -22,6 +22,7 @@ from experiment.layers.plan import Plan, State
 from experiment.measure import Count, count, count_bytes
 from experiment.measure.latency_model import LatencyModel, LatencyTable
 from experiment.measure.memory import peak_memory
+from experiment.measure.storage import form_bytes
 from experiment.methods.base import Amount, Compressed, Compressor, Priced, Quantity, keep_ratio
 from experiment.progress import working
 
@@ -165,13 +166,17 @@ def _largest(compressor: Compressor, limits: Mapping[str, float], meter: Meter) 
 
 
 def _priced(limits: Mapping[str, float], meter: Meter, state: State) -> tuple[Priced, ...]:
-    """The limit on latency as one on the sum of what layers cost, in nanoseconds."""
-    if "latency" not in limits:
-        return ()
-    whole = meter.latency.predict(
-        build(state.network, Plan(kept=state.kept, skipped=state.skipped, branches=state.branches))
-    )
-    return (Priced("latency", meter.latency.price, _ns(whole), _ns(limits["latency"] / meter.correction)),)
+    """The limits on bytes and latency as those on the sum of what layers cost, latency in nanoseconds."""
+    found = []
+    support = Plan(kept=state.kept, skipped=state.skipped, branches=state.branches)
+    if "bytes" in limits:
+        whole = count_bytes(build(state.network, replace(support, masks=state.masks))).sparse
+        found.append(Priced("bytes", form_bytes, whole, math.floor(limits["bytes"]), by_weight=True))
+    if "latency" in limits:
+        own = meter.latency.predict(build(state.network, support))
+        limit = _ns(limits["latency"] / meter.correction)
+        found.append(Priced("latency", meter.latency.price, _ns(own), limit))
+    return tuple(found)
 
 
 def _ns(milliseconds: float) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from experiment.errors import CompressionError
 from experiment.layers.build import slice_mask, sliced_copy
 from experiment.layers.compressible import LayerInfo, compressible_layers, filters_of, leaders, maskable_layers
+from experiment.layers.forms import UNMASKED
 from experiment.layers.plan import Detail, Kept, Plan, State
 from experiment.layers.read_parameters import is_matrix, may_be_computed, shown
 from experiment.measure import Count, count
@@ -85,6 +86,11 @@ class Start:
             return sum(layer.flops_unmasked for layer in layers)
         constants = sum(self.state.kept.get(n, Kept()).num_constants for n in names if n in self.count.layers)
         return sum(layer.parameters for layer in layers) - constants
+
+    def alive_weights(self, layer: str) -> int:
+        """How many of a layer's weights its mask leaves; UNMASKED without one."""
+        mask = self.masks.get(parameter_name(layer))
+        return UNMASKED if mask is None else int(mask.sum())
 
     def allows(self, budget: Budget) -> bool:
         """Whether the state meets the budget without any change."""

@@ -93,9 +93,10 @@ class LowRankLayers:
 
     def _prices(self, limit: Priced) -> list[Integers]:
         """What the options of every layer cost in another quantity."""
+        module = self.start.network.get_submodule
         return [
-            _worthwhile(limit.price(info, self.start.network.get_submodule(info.name), o.ranks, o.groups, o.foldings))
-            for info, o in self.pairs()
+            _worthwhile(limit.price(info, module(info.name), options.forms(self.start.alive_weights(info.name))))
+            for info, options in self.pairs()
         ]
 
     def plan(

@@ -103,17 +103,17 @@ class KLDS:
             self.settings.round_to,
             layers=self.settings.layers,
         )
-        network = _plain(base)
+        network = plain(base)
         seed = int(torch.randint(2**62, (), generator=generator))
         directions = dict[str, LayerDirections]()
-        for part in _parts(base):
+        for part in parts(base):
             moments = gather(network, {n: o.slicings() for n, o in part.items()}, inputs, generator)
             for name, options in part.items():
                 tops = {slicing: int(options.ranks[options.of(slicing)].max()) for slicing in options.slicings()}
                 directions[name] = LayerDirections(live_filters(network, {}, name), moments.pop(name), tops)
                 directions[name].forget()
-        predicted = [_per_option(options, directions[name]) for name, options in base.options.items()]
-        images = _as_fit(network, inputs, self.settings.images)
+        predicted = [per_option(options, directions[name]) for name, options in base.options.items()]
+        images = as_fit(network, inputs, self.settings.images)
         losses = _measure(network, base, directions, predicted, images, self.settings.points)
         errors = [np.sqrt(p / (directions[n].total or 1.0)) for n, p in zip(base.options, predicted, strict=True)]
         return KLDSAnalysis(base, network, directions, losses, errors, inputs, seed)
@@ -162,7 +162,7 @@ def _rewind(built: nn.Module, state: State, analysis: KLDSAnalysis, plan: Plan) 
         write_parameter(layer.get_submodule("decoder"), "weight", decoders[name])
 
 
-def _plain(base: LowRankLayers) -> nn.Module:
+def plain(base: LowRankLayers) -> nn.Module:
     """The network with masked weights at zero: itself, if there are none."""
     if not base.start.masks:
         return base.start.network
@@ -173,7 +173,7 @@ def _plain(base: LowRankLayers) -> nn.Module:
     return network
 
 
-def _parts(base: LowRankLayers) -> Iterator[dict[str, LayerOptions]]:
+def parts(base: LowRankLayers) -> Iterator[dict[str, LayerOptions]]:
     """The layers in parts, so that the moments of one take half of the network's memory, or 256 MiB."""
     most = max(MOMENTS, sum(p.numel() for p in base.start.network.parameters()) // 4)
     part, size = dict[str, LayerOptions](), 0
@@ -188,7 +188,7 @@ def _parts(base: LowRankLayers) -> Iterator[dict[str, LayerOptions]]:
     yield part
 
 
-def _per_option(options: LayerOptions, directions: LayerDirections) -> Floats:
+def per_option(options: LayerOptions, directions: LayerDirections) -> Floats:
     """The predicted divergence of every option, 0 for the layer itself."""
     values = np.zeros(len(options.ranks))
     for slicing in options.slicings():
@@ -206,29 +206,29 @@ def _measure(
     points: int,
 ) -> list[Floats]:
     """For every layer (number of options,): the divergence, measured for some options, interpolated for the others."""
-    dense, losses = _predictions(network, images), []
+    dense, losses = predictions_of(network, images), []
     pairs = list(zip(base.options.items(), predicted, strict=True))
     for (name, options), prediction in progress(pairs, "output divergence, by layer"):
         layer = network.get_submodule(name)
-        weight, tried = layer.get_parameter("weight"), _spread(prediction, options.costs["parameters"], points)
+        weight, tried = layer.get_parameter("weight"), spread(prediction, options.costs["parameters"], points)
         measured = []
         for i in tried:
             factors = Factors(int(options.ranks[i]), int(options.groups[i]), int(options.foldings[i]))
             other = weight_of(layer, directions[name].product(factors)).to(weight)
-            predictions = _predictions(network, images, {parameter_name(name): other})
-            measured.append(_divergence(name, dense, predictions))
+            predictions = predictions_of(network, images, {parameter_name(name): other})
+            measured.append(divergence(name, dense, predictions))
         directions[name].forget()
-        losses.append(_interpolated(prediction, prediction[tried], np.array(measured)))
+        losses.append(interpolated(prediction, prediction[tried], np.array(measured)))
     return losses
 
 
-def _as_fit(network: nn.Module, inputs: Inputs, most: int) -> Inputs:
+def as_fit(network: nn.Module, inputs: Inputs, most: int) -> Inputs:
     """The first inputs, whose predictions fit into memory: a language model has one for every token."""
-    each = _predictions(network, first(inputs)).numel()
+    each = predictions_of(network, first(inputs)).numel()
     return first(inputs, max(1, min(most, SCORES // max(1, each))))
 
 
-def _predictions(network: nn.Module, images: Inputs, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+def predictions_of(network: nn.Module, images: Inputs, weights: Mapping[str, Tensor] | None = None) -> Tensor:
     """The log-probabilities of all predictions, of the network with other weights where they are given."""
 
     def call(*args: Any, **named: Any) -> Any:
@@ -239,7 +239,7 @@ def _predictions(network: nn.Module, images: Inputs, weights: Mapping[str, Tenso
         return torch.cat([log_probabilities(call_network(call, batch), attended(batch)) for batch in batches])
 
 
-def _spread(prediction: Floats, cost: NDArray[np.int64], points: int) -> list[int]:
+def spread(prediction: Floats, cost: NDArray[np.int64], points: int) -> list[int]:
     """Options on the Pareto front of prediction and cost, spread evenly in log cost, without the layer itself."""
     best = front(prediction, cost)
     best = best[best != len(cost) - 1]
@@ -250,7 +250,7 @@ def _spread(prediction: Floats, cost: NDArray[np.int64], points: int) -> list[in
     return sorted({int(best[np.abs(logarithms - value).argmin()]) for value in wanted})
 
 
-def _interpolated(prediction: Floats, at: Floats, measured: Floats) -> Floats:
+def interpolated(prediction: Floats, at: Floats, measured: Floats) -> Floats:
     """All predictions, scaled by measured / predicted, which is interpolated linearly in log-log."""
     losses = np.zeros(len(prediction))
     if len(at):
@@ -261,7 +261,7 @@ def _interpolated(prediction: Floats, at: Floats, measured: Floats) -> Floats:
     return losses
 
 
-def _divergence(name: str, dense: Tensor, compressed: Tensor) -> float:
+def divergence(name: str, dense: Tensor, compressed: Tensor) -> float:
     value = float((dense.exp() * (dense - compressed)).sum(1).mean())
     if not np.isfinite(value):
         raise CompressionError(

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from experiment.layers.compressible import LayerInfo
 from experiment.layers.factored_layers import Slicing, flops, max_rank, parameters, split_kernel
+from experiment.layers.forms import UNMASKED, Forms
 from experiment.methods.base import Quantity
 from experiment.methods.starting_state import Start
 
@@ -37,6 +38,11 @@ class LayerOptions:
         """The slicings that have an option, in their order."""
         pairs = zip(self.groups[:-1].tolist(), self.foldings[:-1].tolist(), strict=True)
         return list(dict.fromkeys(pairs))
+
+    def forms(self, alive: int) -> Forms:
+        """The options as forms of the layer, of whose own mask so many weights are left."""
+        kept = np.where(self.ranks == 0, alive, UNMASKED)
+        return Forms(self.ranks, self.groups, self.foldings, kept, np.full(len(kept), ""), self.bias)
 
     def of(self, slicing: Slicing) -> Integers:
         """The indices of a slicing's options."""

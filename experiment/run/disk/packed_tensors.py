@@ -89,7 +89,7 @@ def decode_state(state: Mapping[str, Tensor], quantized: Mapping[str, QuantizedW
             not codes.numel()
             or scales.shape[:1] != codes.shape[:1]
             or scales.dim() != 1 + ("/" in dtype)
-            or scales.numel() != num_scales(codes.shape, dtype)
+            or scales.numel() != num_scales(codes.shape[0], codes.shape[1:].numel(), dtype)
             or not scales.is_floating_point()
         ):
             raise ValueError(f"{name}: codes of shape {tuple(codes.shape)}, scales of {tuple(scales.shape)}")

@@ -16,7 +16,7 @@ from experiment.measure import Count, count
 from experiment.methods import METHODS
 from experiment.methods.base import Budget, Calibration, Compressor, make_method
 from experiment.methods.lowrank import klds
-from experiment.methods.lowrank.klds import LEAST, _interpolated, _spread
+from experiment.methods.lowrank.klds import LEAST, interpolated, spread
 from experiment.random_streams import generator, seeded
 
 StateOf = Callable[[str], State]
@@ -92,7 +92,7 @@ def test_losses_are_what_was_measured_where_it_was(state_of: StateOf, name: str)
         analysis.base.options.items(), analysis.losses, analysis.errors, strict=True
     ):
         directions, alone = analysis.directions[layer], copy.deepcopy(state.network)
-        tried = _spread(errors**2 * directions.total, options.costs["parameters"], 4)
+        tried = spread(errors**2 * directions.total, options.costs["parameters"], 4)
         assert 1 <= len(tried) <= 4
         for i in tried:
             factors = Factors(int(options.ranks[i]), int(options.groups[i]), int(options.foldings[i]))
@@ -105,7 +105,7 @@ def test_losses_are_what_was_measured_where_it_was(state_of: StateOf, name: str)
 
 def test_between_measurements_logarithms_are_straight() -> None:
     prediction = np.array([8.0, 4.0, 2.0, 1.0, 0.5, 0.0])
-    losses = _interpolated(prediction, prediction[[1, 3]], np.array([40.0, 1.0]))
+    losses = interpolated(prediction, prediction[[1, 3]], np.array([40.0, 1.0]))
     np.testing.assert_allclose(losses[[1, 3]], [40.0, 1.0])
     np.testing.assert_allclose(losses[2], 40**0.5)
     np.testing.assert_allclose(losses[[0, 4]], [80.0, 0.5])  # beyond, the last ratio stays
@@ -114,19 +114,19 @@ def test_between_measurements_logarithms_are_straight() -> None:
 
 def test_scale_of_predictions_does_not_matter() -> None:
     prediction = np.array([8.0, 4.0, 2.0, 1.0, 0.0, 0.0])
-    expected = _interpolated(prediction, prediction[[0, 2, 4]], np.array([3.0, 1.0, 0.0]))
+    expected = interpolated(prediction, prediction[[0, 2, 4]], np.array([3.0, 1.0, 0.0]))
     for scale in (1e-30, 1e30):
-        found = _interpolated(prediction * scale, scale * prediction[[0, 2, 4]], np.array([3.0, 1.0, 0.0]))
+        found = interpolated(prediction * scale, scale * prediction[[0, 2, 4]], np.array([3.0, 1.0, 0.0]))
         np.testing.assert_allclose(found, expected)
     assert expected[4] == pytest.approx(LEAST)
-    np.testing.assert_allclose(_interpolated(0 * prediction, np.zeros(1), np.zeros(1))[:5], LEAST)
+    np.testing.assert_allclose(interpolated(0 * prediction, np.zeros(1), np.zeros(1))[:5], LEAST)
 
 
 def test_tried_options_lie_on_the_front_from_end_to_end() -> None:
     prediction, cost = np.array([9.0, 7.0, 8.0, 3.0, 2.0, 0.0]), np.array([1, 2, 3, 10, 100, 200])
-    assert _spread(prediction, cost, 2) == [0, 4]
-    assert _spread(prediction, cost, 8) == [0, 1, 3, 4]
-    assert _spread(prediction[-1:], cost[-1:], 8) == []
+    assert spread(prediction, cost, 2) == [0, 4]
+    assert spread(prediction, cost, 8) == [0, 1, 3, 4]
+    assert spread(prediction[-1:], cost[-1:], 8) == []
 
 
 @pytest.mark.parametrize("name", ["cnn", "residual"])
