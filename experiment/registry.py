@@ -89,7 +89,8 @@ class MethodEntry:
         label: its name in parameter files and results.
         settings: a frozen dataclass, in a module that does not import torch.
         target: `package.module:name` of the class or function that makes the method from its settings.
-        kind: `lowrank`, `filter`, `weight`, `quantization`, `compose` (several methods) or `none` (no compression).
+        kind: `lowrank`, `filter`, `weight`, `mixed` (several of these), `quantization`,
+            `compose` (several methods) or `none` (no compression).
         aliases: other names that parameter files may use.
         preset: settings with other defaults than those of the dataclass.
         version: enters the keys of results; raise it when the method's outcome changes.

@@ -103,6 +103,24 @@ def compensate(
     observed_pass(network, called, inputs, after=round_layer, keeping_buffers=False)
 
 
+def input_moments(network: nn.Module, names: Collection[str], inputs: Inputs, seed: int = 0) -> dict[str, Tensor]:
+    """The moments X X^T of layers' inputs in each of their groups, as for `compensate`: (O, N, N) in float64.
+
+    Those of a layer that a forward pass calls several times are the sum over its calls.
+    """
+    layers = {name: network.get_submodule(name) for name in names}
+    inputs, _ = affordable(network, layers, inputs)
+    generator, found = torch.Generator().manual_seed(seed), dict[str, Tensor]()
+
+    def add(call: Call) -> None:
+        if call.output.numel():
+            moments_ONN = _moments(call, generator)
+            found[call.name] = found[call.name] + moments_ONN if call.name in found else moments_ONN
+
+    observed_pass(network, layers, inputs, after=add, keeping_buffers=False)
+    return found
+
+
 def round_columns(W_OFN: Tensor, H_ONN: Tensor, grid: Grid) -> Tensor:
     """W' for the moments H = X X^T of the inputs, in float64.
 
@@ -187,8 +205,9 @@ def rounded_weight(layer: nn.Module, weight: Tensor, dtype: str | None, mask: Te
     W_OFN, nearest_OFN = in_columns(weight), in_columns(nearest)
     order_OFN = order_ON[:, None].expand_as(W_OFN)
     sorted_ONN = torch.stack([H_NN[order_N][:, order_N] for H_NN, order_N in zip(H_ONN, order_ON, strict=True)])
-    ordered = [None if part is None else in_columns(part).gather(2, order_OFN) for part in (scales, low, high)]
-    rounded_OFN = round_columns(W_OFN.gather(2, order_OFN), sorted_ONN, Grid(*ordered))
+    low_OFN, high_OFN = (in_columns(part).gather(2, order_OFN) for part in (low, high))
+    scales_OFN = None if scales is None else in_columns(scales).gather(2, order_OFN)
+    rounded_OFN = round_columns(W_OFN.gather(2, order_OFN), sorted_ONN, Grid(scales_OFN, low_OFN, high_OFN))
     rounded_OFN = torch.empty_like(rounded_OFN).scatter_(2, order_OFN, rounded_OFN)
     worse_OF = _error(W_OFN - rounded_OFN, H_ONN) > _error(W_OFN - nearest_OFN, H_ONN)
     chosen = torch.where(worse_OF[..., None], nearest_OFN, rounded_OFN).flatten(0, 1)

@@ -15,7 +15,6 @@ from experiment.layers.masks import named_masks, plain_name
 from experiment.layers.plan import Factors
 from experiment.layers.quantized_weights import code_bytes, named_dtypes, num_scales
 
-
 Integers = NDArray[np.int64]
 
 
@@ -96,8 +95,8 @@ def form_bytes(info: LayerInfo, layer: nn.Module, forms: Forms) -> Integers:
                 found[here] += _sizes(rows, columns, None, dtype, size)["dense"]
             found[here] += biases * forms.bias
         here = np.flatnonzero(same & (forms.ranks == 0))
-        rows, kept = layer.get_parameter("weight").shape[0], forms.kept[here]
-        sizes = _sizes(rows, info.weight_numel // rows, np.maximum(kept, 0), dtype, size)
+        filters, kept = layer.get_parameter("weight").shape[0], forms.kept[here]
+        sizes = _sizes(filters, info.weight_numel // filters, np.maximum(kept, 0), dtype, size)
         smallest = np.minimum(np.minimum(sizes["bitmask"], sizes["csr"]), sizes["dense"])
         found[here] = np.where(kept == UNMASKED, sizes["dense"], smallest) + biases * info.bias
     return found + size * sum(tied.out_features for tied in info.tied if tied.bias)

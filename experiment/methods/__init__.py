@@ -20,6 +20,7 @@ from experiment.methods.lowrank.settings import (
     SVDSettings,
 )
 from experiment.methods.masks.settings import BlockPruneSettings, PruneSettings, SiPPSettings, TorchPruneSettings
+from experiment.methods.mixed.settings import MixSettings
 from experiment.methods.settings import ComposeSettings, FakeSettings, NoSettings, QuantizeSettings, ReferenceSettings
 from experiment.registry import MethodEntry
 
@@ -84,6 +85,7 @@ METHODS: dict[str, MethodEntry] = {
         MethodEntry("FilterPrune", StructurePruneSettings, f"{FILTERS}.condensa:filter_prune", "filter"),
         MethodEntry("StructurePrune", StructurePruneSettings, f"{FILTERS}.condensa:structure_prune", "filter"),
         MethodEntry("Compose", ComposeSettings, f"{ROOT}.compose:compose", "compose"),
+        MethodEntry("Mix", MixSettings, f"{ROOT}.mixed.mix:Mix", "mixed"),
         MethodEntry("Slimming", FilterSettings, f"{FILTERS}.global_ranking:slimming", "filter"),
         MethodEntry("Quantize", QuantizeSettings, f"{ROOT}.quantize:Quantize", "quantization"),
     )

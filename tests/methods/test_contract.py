@@ -5,6 +5,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from itertools import chain
 
 import pytest
 import torch
@@ -22,11 +23,13 @@ from experiment.measure import Count, count
 from experiment.methods import METHODS
 from experiment.methods.base import Budget, Calibration, Compressed, Compressor, Quantity, make_method
 from experiment.methods.configure import configure
+from experiment.methods.mixed.layer_forms import STEPS
 from experiment.random_streams import generator, seeded
 
 SETTINGS = {  # required ones, and those that do most
     "BlockPrune": {"block_size": (2, 2)},
     "Compose": {"schemes": [{"name": "Prune", "settings": {"density": 1.0}}, {"name": "FT"}]},
+    "Mix": {"points": 2, "images": 8},  # fewer take less time
     "Quantize": {"dtype": "int4", "group_size": 5, "rounding": "compensated"},  # most code; tests of its own the rest
 }
 NETWORKS = ("cnn", "residual", "sequences", "mixed")
@@ -37,7 +40,7 @@ FIXED = [label for label in ALL if getattr(METHODS[label].settings, "fixed_size"
 IMPLEMENTATIONS = (
     "Reference", "SVD", "ALDS+", "ALDS-K", "KLDS", "RSVD", "PCA", "Messi3", "WT", "Uniform", "SiPPRand", "SiPPHybrid",
     "TorchPrune", "Prune", "BlockPrune", "FT", "ThiNet", "StructurePrune", "PFP (rand)", "PFP (partial)", "Compose",
-    "Quantize",
+    "Quantize", "Mix",
 )  # fmt: skip
 QUANTITIES: tuple[Quantity, ...] = ("parameters", "flops")
 KEEPS = (0.9, 0.6, 0.35)
@@ -204,7 +207,9 @@ def largest_step(label: str, made: Compressor, compressed: Compressed, quantity:
         weights = {name: layer.flops for name, layer in made.original.layers.items()}
         uses = [f // state.network.get_submodule(name).get_parameter("weight").numel() for name, f in weights.items()]
         return (max(uses) if quantity == "flops" else 1) * (4 if label == "BlockPrune" else 1)
-    larger = ranks_more(state, plan) if kind == "lowrank" else channels_more(state, plan)
+    larger = channels_more(state, plan)
+    if kind in ("lowrank", "mixed"):
+        larger = chain(ranks_more(state, plan), weights_more(plan))
     return max(achieved(count(build(state.network, p), state.example), quantity) for p in larger) - size
 
 
@@ -218,6 +223,14 @@ def ranks_more(state: State, plan: Plan) -> Iterator[Plan]:
         work = flops(info, rank, factors.groups, factors.folding)
         smaller = cost < info.weight_numel and work <= info.weight_numel * info.positions
         yield replace(plan, factors={**others, name: replace(factors, rank=rank)} if smaller else others)
+
+
+def weights_more(plan: Plan) -> Iterator[Plan]:
+    """Of one masked weight after the other a share of it more."""
+    for name, mask in plan.masks.items():
+        gone = (~mask).flatten().nonzero().flatten()[: mask.numel() // STEPS + 1]
+        more = mask.flatten().index_fill(0, gone, True)
+        yield replace(plan, masks={**plan.masks, name: more.reshape(mask.shape)})
 
 
 def channels_more(state: State, plan: Plan) -> Iterator[Plan]:
@@ -360,7 +373,7 @@ def test_rewinding_fills_the_plan_from_other_weights(
             parameter.mul_(2)
     rewound = made.instantiate(compressed.plan, other)
     assert count(rewound, state.example) == compressed.count
-    if label in ("ThiNet", "Quantize"):  # these follow the other state's responses, which are not twice these ones
+    if label in ("ThiNet", "Quantize", "Mix"):  # these follow the other state's responses, which are not twice these ones
         expected = compressor(label, other).instantiate(compressed.plan)
         assert same(tensors(rewound), tensors(expected))
         return

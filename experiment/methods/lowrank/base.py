@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from experiment.layers.build import slice_mask, sliced_copy, write_whole
 from experiment.layers.compressible import LayerInfo, groups_of
 from experiment.layers.factored_layers import Slicing, max_rank, write_factors
+from experiment.layers.forms import Forms
 from experiment.layers.plan import Detail, Factors, Plan, State
 from experiment.methods.allocate import Limits, smallest
-from experiment.methods.base import Budget, Priced
+from experiment.methods.base import Budget, Priced, Quantity
 from experiment.methods.budget_search import check_limit, check_smallest
 from experiment.methods.layer_patterns import matching
 from experiment.methods.lowrank.layer_options import Integers, LayerOptions, find_options
@@ -26,6 +28,7 @@ from experiment.random_streams import seed_of
 FASTER = "the setting randomised_above: 512 is faster"
 CACHED = 2**23  # elements in float64, at least: 64 MiB
 Floats = NDArray[np.float64]
+Rule = Callable[[list[Integers], Limits], list[int]]
 
 
 @dataclass(frozen=True)
@@ -66,38 +69,9 @@ class LowRankLayers:
             found.append(values)
         return found
 
-    def choose(self, budget: Budget, rule: Callable[[list[Integers], Limits], list[int]]) -> list[int] | None:
-        """The index of every layer's option within a budget; None if the unchanged state fits the budget.
-
-        Args:
-            rule: from the costs of every layer's options, (number of options,) or (limits, number of options), and
-                the limits on their sums to the indices.
-        Raises: InfeasibleBudget: the cheapest options exceed the budget.
-        """
-        prices = {limit: self._prices(limit) for limit in budget.priced if limit.whole > limit.limit}
-        if self.start.allows(budget) and not prices:
-            return None
-        costs = [_worthwhile(options.costs[budget.quantity]) for options in self.options.values()]
-        layers = sum(self.start.layer_cost(name, budget.quantity) for name in self.options)
-        fixed = self.start.cost(budget.quantity) - layers
-        check_smallest(fixed + smallest(costs), budget)
-        limits = [budget.limit - fixed]
-        for priced, own in prices.items():
-            rest = priced.whole - sum(int(cost[-1]) for cost in own)
-            check_limit(rest + smallest(own), priced.limit, priced.whole, priced.quantity)
-            if self.start.allows(budget):  # only the other limits matter
-                costs, limits = [], []
-            costs = [np.vstack([cost, more]) for cost, more in zip(costs, own, strict=True)] if costs else own
-            limits.append(priced.limit - rest)
-        return rule(costs, limits[0] if len(limits) == 1 else limits)
-
-    def _prices(self, limit: Priced) -> list[Integers]:
-        """What the options of every layer cost in another quantity."""
-        module = self.start.network.get_submodule
-        return [
-            _worthwhile(limit.price(info, module(info.name), options.forms(self.start.alive_weights(info.name))))
-            for info, options in self.pairs()
-        ]
+    def choose(self, budget: Budget, rule: Rule) -> list[int] | None:
+        """The index of every layer's option within a budget, as `choose`."""
+        return choose(self.start, self.options, budget, rule)
 
     def plan(
         self,
@@ -157,6 +131,49 @@ class LowRankLayers:
         most = max(CACHED, sum(p.numel() for p in self.start.network.parameters()) // 4)
         if sum(spectra.held() for spectra in self.spectra.values()) > most:
             self.spectra[name].forget()
+
+
+class Options(Protocol):
+    """The options of a layer, the last of which is the layer itself."""
+
+    @property
+    def costs(self) -> Mapping[Quantity, Integers]:
+        """Parameters and multiply-adds of every option."""
+
+    def forms(self, alive: int) -> Forms:
+        """The options as forms of the layer, of whose own mask so many weights are left."""
+
+
+def choose(start: Start, options: Mapping[str, Options], budget: Budget, rule: Rule) -> list[int] | None:
+    """The index of every layer's option within a budget; None if the unchanged state fits the budget.
+
+    Args:
+        options: layer name -> its options.
+        rule: from the costs of every layer's options, (number of options,) or (limits, number of options), and
+            the limits on their sums to the indices.
+    Raises: InfeasibleBudget: the cheapest options exceed the budget.
+    """
+
+    def priced(limit: Priced) -> list[Integers]:
+        pairs = [(start.layers[name], own.forms(start.alive_weights(name))) for name, own in options.items()]
+        return [_worthwhile(limit.price(info, start.network.get_submodule(info.name), f)) for info, f in pairs]
+
+    prices = {limit: priced(limit) for limit in budget.priced if limit.whole > limit.limit}
+    if start.allows(budget) and not prices:
+        return None
+    costs = [_worthwhile(own.costs[budget.quantity]) for own in options.values()]
+    layers = sum(start.layer_cost(name, budget.quantity) for name in options)
+    fixed = start.cost(budget.quantity) - layers
+    check_smallest(fixed + smallest(costs), budget)
+    limits = [budget.limit - fixed]
+    for price, found in prices.items():
+        rest = price.whole - sum(int(cost[-1]) for cost in found)
+        check_limit(rest + smallest(found), price.limit, price.whole, price.quantity)
+        if start.allows(budget):  # only the other limits matter
+            costs, limits = [], []
+        costs = [np.vstack([cost, more]) for cost, more in zip(costs, found, strict=True)] if costs else found
+        limits.append(price.limit - rest)
+    return rule(costs, limits[0] if len(limits) == 1 else limits)
 
 
 def lowrank_layers(

@@ -72,6 +72,23 @@ class LayerDirections:
         U_GRJ, V_GJN = self.factors(factors)
         return unfold(U_GRJ @ V_GJN, self._weight.shape, factors.folding, self._blocks)
 
+    def divergence(self, change: Tensor, moments_ONN: Tensor) -> float:
+        """The predicted divergence of any change of the filters, for the moments of the inputs of each block."""
+        weighted = self._weighted(change).flatten(1)
+        X_OHN = torch.unflatten(weighted, 0, (self._blocks, -1))
+        return float(((X_OHN @ moments_ONN.to(X_OHN)) * X_OHN).sum())
+
+    def importance(self) -> Tensor:
+        """The diagonal of G: (F,)."""
+        axes_FN = self._axes()
+        squares = torch.cat(
+            [(v_HH.square() @ values_H) for values_H, v_HH in zip(self._values_OH, self._vectors_OHH, strict=True)]
+        )
+        if axes_FN is None:
+            return squares
+        root = self._root(0.5)[0]
+        return (axes_FN @ root).square().sum(1)
+
     def forget(self) -> None:
         """Drop the roots of G, which are computed again when needed."""
         self._held.clear()

@@ -1,0 +1,1 @@
+"""Methods that choose among several families layer by layer."""
