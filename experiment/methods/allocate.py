@@ -89,7 +89,11 @@ def minimise_sum(losses: Sequence[Floats], costs: Sequence[Integers], limit: Lim
     Returns: for every layer the index of its option.
     """
     if isinstance(limit, Sequence):
-        return _found(least_sum(losses, costs, limit), limit)
+        chosen = _found(least_sum(losses, costs, limit), limit)
+        spent = [cost[:, i] for cost, i in zip(costs, chosen, strict=True)]
+        left = np.array(limit, dtype=np.int64) - np.sum(spent, axis=0, dtype=np.int64)
+        _spend(losses, costs, chosen, left)  # the solver stops close to the optimum
+        return chosen
     hulls = [_hull(loss, cost) for loss, cost in zip(losses, costs, strict=True)]
     hull_costs = [cost[hull] for cost, hull in zip(costs, hulls, strict=True)]
     hull_losses = [loss[hull] for loss, hull in zip(losses, hulls, strict=True)]
@@ -100,27 +104,34 @@ def minimise_sum(losses: Sequence[Floats], costs: Sequence[Integers], limit: Lim
     steps = _Steps(saved, hull_costs)
     taken = steps.longest_prefix(limit)
     chosen = [int(hull[i]) for hull, i in zip(hulls, steps.positions(taken), strict=True)]
-    _spend(losses, costs, chosen, limit - steps.spent(taken))
+    _spend(losses, [cost[None] for cost in costs], chosen, np.array([limit - steps.spent(taken)], dtype=np.int64))
     return chosen
 
 
-def _spend(losses: Sequence[Floats], costs: Sequence[Integers], chosen: list[int], slack: int) -> None:
-    """Improve `chosen`, in place, by the exchange that saves the most per cost, as long as one fits into the slack."""
+def _spend(losses: Sequence[Floats], costs: Sequence[Integers], chosen: list[int], slack: Integers) -> None:
+    """Improve `chosen`, in place, by the exchange that saves the most per cost, as long as one fits into the slack.
+
+    Args:
+        costs: for every layer (limits, number of options).
+        slack: (limits,): what is left of each.
+    """
     if not costs:
         return
-    layer = np.repeat(np.arange(len(costs)), [len(cost) for cost in costs])
-    option = np.concatenate([np.arange(len(cost)) for cost in costs])
-    loss, cost = np.concatenate(losses), np.concatenate(costs)
+    layer = np.repeat(np.arange(len(costs)), [cost.shape[1] for cost in costs])
+    option = np.concatenate([np.arange(cost.shape[1]) for cost in costs])
+    loss, cost = np.concatenate(losses), np.concatenate(costs, axis=1)
+    scale = np.maximum(cost.max(axis=1), 1)[:, None]
     first = np.searchsorted(layer, np.arange(len(costs)))
     while True:
         now = first + np.array(chosen)
-        saved, more = loss[now][layer] - loss, cost - cost[now][layer]
-        fits = (saved > 0) & (more <= slack)
+        saved, more = loss[now][layer] - loss, cost - cost[:, now][:, layer]
+        fits = (saved > 0) & (more <= slack[:, None]).all(axis=0)
         if not fits.any():
             return
-        best = int(np.where(fits, saved / np.maximum(more, 0.5), -1.0).argmax())
+        price = (np.maximum(more, 0.5) / scale).max(axis=0)
+        best = int(np.where(fits, saved / price, -1.0).argmax())
         chosen[layer[best]] = int(option[best])
-        slack -= int(more[best])
+        slack = slack - more[:, best]
 
 
 def _hull(loss: Floats, cost: Integers) -> Integers:

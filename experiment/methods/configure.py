@@ -157,7 +157,7 @@ def _why_not(scheme: MethodSpec, before: Sequence[MethodSpec], after: Sequence[M
     compressing = [s.entry.label for s in after if s.entry.kind != QUANTIZATION]
     if kind == QUANTIZATION and after:
         return f"{label} must be the last scheme: later schemes would change the weights that it rounded."
-    if kind == "lowrank" and compressing:
+    if kind in ("lowrank", "mixed") and compressing:
         return f"{label} cannot be followed by {compressing[0]}, which cannot compress factors. Put {label} after it."
     if kind == "lowrank" and masking:
         return (

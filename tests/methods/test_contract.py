@@ -29,7 +29,7 @@ from experiment.random_streams import generator, seeded
 SETTINGS = {  # required ones, and those that do most
     "BlockPrune": {"block_size": (2, 2)},
     "Compose": {"schemes": [{"name": "Prune", "settings": {"density": 1.0}}, {"name": "FT"}]},
-    "Mix": {"points": 2, "images": 8},  # fewer take less time
+    "Mix": {"points": 2, "images": 8, "bits": ("int4",)},  # fewer take less time
     "Quantize": {"dtype": "int4", "group_size": 5, "rounding": "compensated"},  # most code; tests of its own the rest
 }
 NETWORKS = ("cnn", "residual", "sequences", "mixed")
@@ -373,7 +373,7 @@ def test_rewinding_fills_the_plan_from_other_weights(
             parameter.mul_(2)
     rewound = made.instantiate(compressed.plan, other)
     assert count(rewound, state.example) == compressed.count
-    if label in ("ThiNet", "Quantize", "Mix"):  # these follow the other state's responses, which are not twice these ones
+    if label in ("ThiNet", "Quantize", "Mix"):  # these follow the other state's responses, not twice these ones
         expected = compressor(label, other).instantiate(compressed.plan)
         assert same(tensors(rewound), tensors(expected))
         return

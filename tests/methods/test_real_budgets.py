@@ -17,7 +17,11 @@ from experiment.methods.configure import configure
 from experiment.methods.real_budgets import Meter, compress_within
 from experiment.random_streams import generator
 
-LABELS = ("WT", "SiPP", "FT", "PFP", "ALDS", "ALDS-K", "KLDS", "SVD", "PCA")
+LABELS = ("WT", "SiPP", "FT", "PFP", "ALDS", "ALDS-K", "KLDS", "SVD", "PCA", "Mix", "Compose")
+SETTINGS = {
+    "Mix": {"points": 2, "images": 8},
+    "Compose": {"schemes": ["ALDS", {"name": "Quantize", "settings": {"dtype": "int8", "ignore": ["0"]}}]},
+}
 SHAPING = tuple(label for label in LABELS if label not in ("WT", "SiPP"))
 SLOWER = 1.25  # the "measured" over the predicted time
 
@@ -57,7 +61,7 @@ def made_of(state_of: Callable[[str], State]) -> Callable[[str], Compressor]:
         if label not in made:
             state = state_of("cnn")
             inputs = torch.randn(16, *state.example.shape[1:], generator=generator("test_real_budgets"))
-            spec = configure(label, {})
+            spec = configure(label, SETTINGS.get(label, {}))
             calibration = Calibration(inputs, torch.zeros(16, dtype=torch.int64))
             original = count(state.network, state.example)
             made[label] = Compressor(make_method(spec.entry, spec.settings), state, original, calibration, generator(1))

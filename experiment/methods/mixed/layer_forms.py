@@ -77,7 +77,7 @@ def find_choices(
     parts: list[tuple[str, str, Integers]] = []  # family, dtype, (fields, number of forms)
     own = np.array([[0], [1], [0], [alive], [dense], [work]])
     for dtype in ("",) if simple else ("", *dtypes):
-        if "lowrank" in families:
+        if "lowrank" in families and alive == UNMASKED:  # factors would lose the mask
             sizes, kept = options.costs, np.full(len(options.ranks), UNMASKED)
             fields = (options.ranks, options.groups, options.foldings, kept, sizes["parameters"], sizes["flops"])
             parts.append(("lowrank", dtype, np.stack(fields)[:, :-1]))

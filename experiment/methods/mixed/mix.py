@@ -169,8 +169,7 @@ class Mix:
         write_whole(built, state.network, plan)
         network, forms, base = analysis.network, analysis.forms, analysis.base
         if state.network is not base.start.state.network:
-            masks = {n: mask for n, mask in base.start.state.masks.items()}
-            base, network = self._start(replace(state, masks=masks, kept=base.start.state.kept))
+            base, network = self._start(replace(base.start.state, network=state.network))
             forms = {
                 n: own for part in self._forms(base, network, analysis.inputs, analysis.seed) for n, own in part.items()
             }
@@ -227,10 +226,10 @@ def _predicted(own: LayerForms, choices: LayerChoices, options: LayerOptions, po
                 at = options.of(slicing)
                 found[here[at]] += own.rounding(slicing, options.ranks[at], dtype)
             continue
-        at = _evenly(choices.costs["parameters"][here], points)
-        values = [own.divergence(own.weight_as(choices, here[i])) for i in at]
+        even = _evenly(choices.costs["parameters"][here], points)
+        values = [own.divergence(own.weight_as(choices, here[i])) for i in even]
         kept = np.log(np.maximum(choices.all_forms.kept[here], 1))
-        found[here] = np.exp(np.interp(kept, kept[at], np.log(np.maximum(values, TINY))))
+        found[here] = np.exp(np.interp(kept, kept[even], np.log(np.maximum(values, TINY))))
     return found
 
 
