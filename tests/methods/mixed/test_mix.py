@@ -1,6 +1,5 @@
 """Mix: the best of all combinations of forms, true costs, and one criterion that measures all families alike."""
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
