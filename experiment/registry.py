@@ -122,7 +122,9 @@ def resolve(target: str) -> object:
             f"cannot import '{module_name}' for '{target}': {error}. Is it installed, or in the working directory?"
         ) from error
     except Exception as error:  # any error of the user's module
-        raise ConfigError(f"'{module_name}' of '{target}' fails on import: {type(error).__name__}: {error}.") from error
+        raise ConfigError(
+            f"'{module_name}' of '{target}' fails on import: {type(error).__name__}: {str(error).rstrip('.')}."
+        ) from error
     if attribute not in vars(module):
         raise ConfigError(f"module '{module_name}' has no '{attribute}'.{suggestion(attribute, vars(module))}")
     return vars(module)[attribute]

@@ -20,7 +20,7 @@ from experiment.errors import ConfigError, DataError
 from experiment.random_streams import generator
 from experiment.registry import is_import_path, resolve, suggestion
 from experiment.tasks.classification import TASK as CLASSIFICATION
-from experiment.tasks.task import Task
+from experiment.tasks.task import Task, read_target
 
 VALID_SHARE = 0.1  # of the training part
 MIN_TRAIN_IMAGES = 4  # two to train on (BatchNorm), one held out, and one to spare
@@ -122,9 +122,11 @@ def make_images(
 def _targets(where: str, labels: Tensor, task: Task, output_size: int) -> Tensor:
     """The targets (N, ...) of images in memory, as the task needs them."""
     if len(labels):
-        first = task.target(f"{where}: sample 0", labels[0])
+        first = read_target(task.target, f"{where}: sample 0", labels[0])
         if first.dtype != labels.dtype or first.shape != labels.shape[1:]:
-            made = torch.stack([task.target(f"{where}: sample {i}", label) for i, label in enumerate(labels)])
+            made = torch.stack(
+                [read_target(task.target, f"{where}: sample {i}", label) for i, label in enumerate(labels)]
+            )
             labels = Mask(made) if isinstance(labels, Mask) else made
     task.check(where, output_size, labels.as_subclass(Tensor))
     return labels

@@ -3,7 +3,7 @@
 import fnmatch
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from experiment.inputs import Inputs, call_network, first, moved
 from experiment.layers.forward_pass import Call, evaluating, observing
 from experiment.layers.plan import State
 from experiment.layers.prepare_network import prepared
+from experiment.lc.state import LCRecord
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Compressor, make_method
@@ -28,7 +29,8 @@ from experiment.run.cell.outcome import task_of
 from experiment.run.cell.reference import new_network
 from experiment.run.cell.training_settings import penalty_spec, train_settings
 from experiment.run.disk.load_weights import load_given
-from experiment.run.disk.store import Directories
+from experiment.run.disk.results_table import BYTE_COLUMNS, CLASSIFICATION, OTHER_COLUMNS, SHARED_COLUMNS
+from experiment.run.disk.store import CellResult, Directories
 from experiment.run.grid.data_facts import DataFacts, merged
 from experiment.run.grid.hardware import Machine
 from experiment.run.grid.names import Fault
@@ -37,6 +39,7 @@ from experiment.run.grid.weights_file import GivenWeights
 from experiment.training.check_settings import check_training
 from experiment.training.distributed import Team
 from experiment.training.factories import make_loss
+from experiment.training.loop import EpochRecord
 from experiment.training.penalty import unmatched
 
 Found = Iterator[tuple[KeyPath, str]]  # the key to blame, and the error
@@ -64,6 +67,7 @@ def check_before_running(plan: ExperimentPlan, directories: Directories, machine
         p = variant.parameters
         given = next(task.reference.weights for task in plan.references if task.variant.name == variant.name)
         for found in (
+            _check_task(p),
             _check_training(plan, variant, machine),
             _check_network(p, plan.methods, data, given, machine),
             _check_batches(p, data, machine),
@@ -73,6 +77,20 @@ def check_before_running(plan: ExperimentPlan, directories: Directories, machine
             if problems:
                 break
     return Checked(list(problems), merged(facts.values()))
+
+
+def _check_task(p: Parameters) -> Found:
+    """Whether the task can be made, and its metrics have columns of their own."""
+    try:
+        names = [metric.name for metric in task_of(p).metrics]
+    except ConfigError as error:
+        yield ("network", "task"), str(error)
+        return
+    files = {f.name for record in (EpochRecord, LCRecord) for f in fields(record)}
+    taken = {*SHARED_COLUMNS, *BYTE_COLUMNS, *CellResult.model_fields, *files} - {*CLASSIFICATION}
+    for name in names:
+        if name in taken or OTHER_COLUMNS.fullmatch(name):
+            yield ("network", "task"), f"metric {name}: results have another column of this name. Rename the metric."
 
 
 def _check_training(plan: ExperimentPlan, variant: Variant, machine: Machine) -> Found:
@@ -149,12 +167,21 @@ def _check_scores(p: Parameters, network: nn.Module, splits: Splits, machine: Ma
         outputs = task.outputs(call_network(network, x)).float()
     try:
         make_loss(settings.loss, {**task.loss_kwargs, **settings.loss_kwargs})(outputs, y)
-        for metric in task.metrics:
-            metric.update(outputs, y)
-    except Exception as error:  # torch's, or of the user's own task
+    except Exception as error:  # torch's
         shapes = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(y.shape)}"
-        text = f"the task {task.name} cannot score {shapes}: {type(error).__name__}: {first_line(error)}"
-        yield ("network", "task"), f"{text}. Choose the task that the dataset was made for, or another network."
+        text = f"cannot score {shapes}: {type(error).__name__}: {first_line(error).rstrip('.')}"
+        if settings.loss_kwargs:
+            text = f"{settings.loss} with {dict(settings.loss_kwargs)} {text}. The task {task.name} sets "
+            yield ("training", "lossKwargs"), f"{text}{dict(task.loss_kwargs)}. Remove or change them."
+            return
+        text = f"the task {task.name} {text}. Choose the task that the dataset was made for, or another network."
+        yield ("network", "task"), text
+        return
+    for metric in task.metrics:
+        try:
+            metric.try_out(outputs, y)
+        except ConfigError as error:
+            yield ("network", "task"), f"task {task.name}: {error}"
 
 
 def _check_test_sets(p: Parameters, data: Data) -> Found:

@@ -7,6 +7,7 @@ they can be requested later. Does not import torch.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,6 +42,7 @@ CLASSIFICATION = ("top1", "top5")  # the metrics of a cell that does not name th
 LATENCY, BYTES, NOISE = "latency.json", "bytes.json", "noise.json"
 NOISE_FIGURES = ("agreement", "distance", "excess_error")
 BYTE_COLUMNS = ("bytes_bitmask", "bytes_csr", "sparse_format")
+OTHER_COLUMNS = re.compile(r"(valid|keep|latency|noise)_.*|.*_(reference|before_retraining)")  # made from other names
 MAX_FIELDS = 10_000_000  # of a table that is read
 
 
