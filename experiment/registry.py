@@ -94,6 +94,7 @@ class MethodEntry:
         preset: settings with other defaults than those of the dataclass.
         version: enters the keys of results; raise it when the method's outcome changes.
         restarts: start every keep ratio from the reference network, even in a cascade.
+        needs_classes: targets must be class numbers.
     """
 
     label: str
@@ -104,6 +105,7 @@ class MethodEntry:
     preset: Mapping[str, object] = field(default_factory=dict, hash=False)
     version: int = 1
     restarts: bool = False
+    needs_classes: bool = False
 
 
 def resolve(target: str) -> object:

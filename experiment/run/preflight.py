@@ -36,6 +36,7 @@ from experiment.run.grid.hardware import Machine
 from experiment.run.grid.names import Fault
 from experiment.run.grid.plan import ExperimentPlan
 from experiment.run.grid.weights_file import GivenWeights
+from experiment.tasks.distributions import CATEGORICAL
 from experiment.training.check_settings import check_training
 from experiment.training.distributed import Team
 from experiment.training.factories import make_loss
@@ -141,6 +142,7 @@ def _check_network(
         yield from _check_batch_norm(p, network, example)
         yield from _check_scores(p, network, splits, machine)
         yield from _check_noise(p, example)
+        yield from _check_classes(p, methods)
         try:
             if given is not None:
                 load_given(network, given)
@@ -157,6 +159,15 @@ def _check_noise(p: Parameters, example: Inputs) -> Found:
         yield place, f"noise compares discrete predictions, which task {task_of(p).name} has none of. Remove it."
     elif not isinstance(example, Tensor) or not example.is_floating_point():
         yield place, "noise is added to inputs that are one tensor of numbers. Got others. Remove it."
+
+
+def _check_classes(p: Parameters, methods: tuple[MethodSpec | None, ...]) -> Found:
+    """Whether methods that need classes have them."""
+    for i, spec in enumerate(methods):
+        for each in () if spec is None else (spec, *spec.schemes):
+            if each.entry.needs_classes and task_of(p).distribution is not CATEGORICAL:
+                text = f"{each.entry.label} needs classes; the task is {task_of(p).name}. Remove it."
+                yield ("experiments", "methods", i), text
 
 
 def _check_scores(p: Parameters, network: nn.Module, splits: Splits, machine: Machine) -> Found:

@@ -24,7 +24,7 @@ from experiment.run.cell.data import Data
 from experiment.run.disk.damaged_files import RESULT, manifest_of
 from experiment.run.disk.store import CellResult
 from experiment.run.grid.keys import FORMAT_VERSION
-from experiment.run.grid.task_name import task_name
+from experiment.run.grid.task_name import metric_facts, task_name
 from experiment.tasks import find_task
 from experiment.tasks.task import Task
 from experiment.training.agreement import Agreement
@@ -105,16 +105,13 @@ def test_figures(
         measured: the figures on every test set. Those on the first stand for themselves; several are listed, too.
         before_retraining: the same of the network before retraining.
     """
-    task = task_of(p)
-    primary = task.primary
+    primary = task_of(p).primary
     before = [{f"{primary.name}_before_retraining": figures[primary.name]} for figures in before_retraining]
     tests = [{**figures, **direct} for figures, direct in zip(measured, before, strict=True)]
     return {
         **tests[0],
         **({"tests": tests} if len(tests) > 1 else {}),
-        "metrics": [metric.name for metric in task.metrics],
-        "better": primary.better,
-        "unit": primary.unit,
+        **metric_facts(p),
     }
 
 
