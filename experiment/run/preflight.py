@@ -68,7 +68,6 @@ def check_before_running(plan: ExperimentPlan, directories: Directories, machine
         p = variant.parameters
         given = next(task.reference.weights for task in plan.references if task.variant.name == variant.name)
         for found in (
-            _check_task(p),
             _check_training(plan, variant, machine),
             _check_network(p, plan.methods, data, given, machine),
             _check_batches(p, data, machine),
@@ -82,21 +81,23 @@ def check_before_running(plan: ExperimentPlan, directories: Directories, machine
 
 def _check_task(p: Parameters) -> Found:
     """Whether the task can be made, and its metrics have columns of their own."""
-    try:
-        names = [metric.name for metric in task_of(p).metrics]
-    except ConfigError as error:
-        yield ("network", "task"), str(error)
-        return
     files = {f.name for record in (EpochRecord, LCRecord) for f in fields(record)}
     taken = {*SHARED_COLUMNS, *BYTE_COLUMNS, *CellResult.model_fields, *files} - {*CLASSIFICATION}
-    for name in names:
-        if name in taken or OTHER_COLUMNS.fullmatch(name):
-            yield ("network", "task"), f"metric {name}: results have another column of this name. Rename the metric."
+    try:
+        for name in (metric.name for metric in task_of(p).metrics):
+            if name in taken or OTHER_COLUMNS.fullmatch(name):
+                yield ("network", "task"), f"metric {name}: results have another column of this name. Rename it."
+    except ConfigError as error:
+        yield ("network", "task"), str(error)
 
 
 def _check_training(plan: ExperimentPlan, variant: Variant, machine: Machine) -> Found:
     p = variant.parameters
     unknown = [fault.key[1:] for other, fault in plan.faults if other.name == variant.name]
+    faults = [] if ("task",) in unknown else list(_check_task(p))
+    yield from faults
+    if faults or ("task",) in unknown:
+        return
     texts = set()  # retraining inherits the settings of training
     for block, training in (("training", p.training), ("retraining", p.retraining)):
         for line in [*check_training(train_settings(p, training, machine)), *check_transforms(transforms_of(training))]:
@@ -166,8 +167,7 @@ def _check_classes(p: Parameters, methods: tuple[MethodSpec | None, ...]) -> Fou
     for i, spec in enumerate(methods):
         for each in () if spec is None else (spec, *spec.schemes):
             if each.entry.needs_classes and task_of(p).distribution is not CATEGORICAL:
-                text = f"{each.entry.label} needs classes; the task is {task_of(p).name}. Remove it."
-                yield ("experiments", "methods", i), text
+                yield ("experiments", "methods", i), f"{each.entry.label} needs classes; the task is {task_of(p).name}."
 
 
 def _check_scores(p: Parameters, network: nn.Module, splits: Splits, machine: Machine) -> Found:
@@ -182,11 +182,10 @@ def _check_scores(p: Parameters, network: nn.Module, splits: Splits, machine: Ma
         shapes = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(y.shape)}"
         text = f"cannot score {shapes}: {type(error).__name__}: {first_line(error).rstrip('.')}"
         if settings.loss_kwargs:
-            text = f"{settings.loss} with {dict(settings.loss_kwargs)} {text}. The task {task.name} sets "
-            yield ("training", "lossKwargs"), f"{text}{dict(task.loss_kwargs)}. Remove or change them."
-            return
-        text = f"the task {task.name} {text}. Choose the task that the dataset was made for, or another network."
-        yield ("network", "task"), text
+            yield ("training", "lossKwargs"), f"{settings.loss} with {dict(settings.loss_kwargs)} {text}. Change them."
+        else:
+            text = f"the task {task.name} {text}. Choose the task that the dataset was made for, or another network."
+            yield ("network", "task"), text
         return
     for metric in task.metrics:
         try:

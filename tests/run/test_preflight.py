@@ -309,4 +309,10 @@ def test_methods_that_need_classes(write: Any, small: dict[str, Any]) -> None:
     small["training"] |= {"transformsTrain": [], "transformsFinal": [{"type": "ToTensor"}]}
     small["experiments"]["methods"] = ["WT", "SNIP"]
     (problem,) = look(write(small)).problems
-    assert problem.endswith("experiments.methods[1]: SNIP needs classes; the task is regression. Remove it.")
+    assert problem.endswith("experiments.methods[1]: SNIP needs classes; the task is regression.")
+
+
+def test_a_task_that_is_not_there_is_told_once(write: Any, small: dict[str, Any]) -> None:
+    small["network"]["task"] = "XX"
+    (problem,) = look(write(small)).problems
+    assert problem.endswith("network.task: unknown task 'XX'.")
