@@ -152,7 +152,7 @@ def _label_axes(
     smallest, largest = limits if limits[0] != limits[1] else (None, None)
     least = float(keeps.min()) if len(keeps) else math.nan
     label = titles.metric_title(metric.name).replace(" before", "\nbefore")  # too long for one line
-    axes.set_ylabel(titles.axis_label(label, metric))
+    axes.set_ylabel(titles.axis_title(label, metric))
     name = titles.capitalized(titles.QUANTITIES[quantity])
     if scale == "linear":
         axes.set_xlabel(f"{name} removed (%)")
