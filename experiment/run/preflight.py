@@ -20,10 +20,9 @@ from experiment.layers.prepare_network import prepared
 from experiment.lc.state import LCRecord
 from experiment.measure import count
 from experiment.methods import METHODS
-from experiment.methods.base import Compressor, make_method
+from experiment.methods.base import Calibration, Compressor, make_method
 from experiment.methods.configure import MethodSpec
 from experiment.methods.filters.settings import StructurePruneSettings
-from experiment.methods.settings import QuantizeSettings
 from experiment.random_streams import seeded
 from experiment.run.cell.data import Data, traced_input, transforms_of
 from experiment.run.cell.outcome import task_of
@@ -277,13 +276,11 @@ def _check_fixed_sizes(methods: tuple[MethodSpec | None, ...], network: nn.Modul
         settings = spec.settings
         if isinstance(settings, StructurePruneSettings):
             settings = replace(settings, fold="none", refit=False)
-        if isinstance(settings, QuantizeSettings):
-            settings = replace(settings, rounding="nearest")
         plain = prepared(network.eval())
         state = State(plain.network, example, unfused=plain.unfused)
         try:
-            made = make_method(spec.entry, settings)
-            Compressor(made, state, count(state.network, example), None, torch.Generator()).plan(1.0)
+            made, original = make_method(spec.entry, settings), count(state.network, example)
+            Compressor(made, state, original, Calibration(example), torch.Generator()).plan(1.0)
         except ExperimentError as error:
             yield ("experiments", "methods", i), str(error)
 
