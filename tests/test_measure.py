@@ -379,6 +379,18 @@ def test_condensas_lenet5_as_a_plan_of_ours_makes_it() -> None:
     assert size.sparse == sparse + 580 * 2
 
 
+def test_bytes_of_four_bits_and_groups() -> None:
+    """0: 8 rows of 27 codes, 14 bytes each; 3: a scale for every 10 of 72 weights; 5: masked, codes in a row."""
+    plan = Plan(masks={"5.weight": some_mask((7, 60), 101)}, quantized={"0": "int4", "3": "int8/10", "5": "int4/32"})
+    network = build(small_cnn(), plan)
+    (_, first), (_, second), (_, third) = ((n, network[n].weight) for n in (0, 3, 5))
+    assert (first.shape[0], first[0].numel(), third.shape) == (8, 27, (7, 60))
+    floats = 4 * sum(p.numel() for n, p in network.named_parameters() if "parametrizations" not in n)
+    rest = floats + 8 * 14 + 8 * 4 + second.numel() + second.shape[0] * -(-second[0].numel() // 10) * 4 + 7 * 2 * 4
+    assert count_bytes(network) == Bytes(rest + 7 * 30, rest + 51, rest + 51 + 53)
+    assert count_sparse_bytes(network) == SparseBytes(rest + 51 + 53, rest + 51 + 101 * 4 + 8 * 4, "bitmask")
+
+
 def test_quantized_bytes() -> None:
     """0: 8 x 27 weights of a byte and 8 scales, BatchNorm whole; 3: in halves with its bias; 5: int8, masked."""
     plan = Plan(masks={"5.weight": some_mask((7, 60), 100)}, quantized={"0": "int8", "3": "bfloat16", "5": "int8"})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError, shortened
 from experiment.inputs import Inputs
+from experiment.layers.quantized_weights import PATTERN
 from experiment.layers.unfused.replace import unfused
 
 Detail = str | int | float | bool | None
@@ -104,7 +105,8 @@ class Plan:
         stages: the plans of several methods applied in sequence; needed to write weights, not stored.
         skipped: modules that are replaced by the identity, or by zeros if they are branches.
         branches: those of them that end in a sum, or that only such ones read -> 0 for a tensor, or a tuple's length.
-        quantized: layer name -> float16, bfloat16 or int8, to which its weights, or those of its factors, are rounded.
+        quantized: layer name -> dtype to which its weights, or those of its factors, are rounded: float16, bfloat16,
+            int8 or int4; with a scale for every 32 inputs, int8/32 or int4/32.
         unfused: module name -> family in `experiment.layers.unfused`, for modules of the original network that plain
             layers replace first. All other names are those of the unfused network.
     """
@@ -215,7 +217,7 @@ class PlanData(BaseModel):
     biases: tuple[Name, ...]
     skipped: tuple[Name, ...]
     branches: dict[Name, Annotated[StrictInt, Field(ge=0, le=MOST_DIMS)]] = Field(default_factory=dict)
-    quantized: dict[Name, Literal["float16", "bfloat16", "int8"]]
+    quantized: dict[Name, Annotated[StrictStr, Field(pattern=PATTERN)]]
     unfused: dict[Name, Name] = {}
 
 

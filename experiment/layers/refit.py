@@ -109,13 +109,13 @@ def _fit(call: Call, target: _Target, folded: Folded | None, intercept: bool) ->
             f"layer '{call.name}': its inputs in the compressed network are NaN or infinite. Are the calibration "
             f"data finite, and transformed like the training data?"
         )
-    H_NP, left_FP, U_FN = _single(H_NP), _single(target.Y_FP), _single(filters.flatten(1))
+    H_NP, left_FP, U_FN = single(H_NP), single(target.Y_FP), single(filters.flatten(1))
     left_FP = left_FP if bias is None else left_FP - bias[:, None]
     left_FP = left_FP if folded is None else left_FP - folded.behind.to(left_FP)[:, None]
     blocks = groups_of(layer)
     if blocks > 1:  # every group on its own; constants are folded into other layers only
         pairs = zip(*(torch.tensor_split(part, blocks) for part in (H_NP, left_FP, U_FN)), strict=True)
-        fitted = [_double(U) + _ridge(H, left - U @ H) for H, left, U in pairs]
+        fitted = [double(U) + _ridge(H, left - U @ H) for H, left, U in pairs]
         write_parameter(layer, "weight", weight_of(layer, torch.cat(fitted).reshape(filters.shape)))
         return
     left_FP = left_FP - U_FN @ H_NP
@@ -124,9 +124,9 @@ def _fit(call: Call, target: _Target, folded: Folded | None, intercept: bool) ->
     else:
         mean_N, rest_F = H_NP.mean(1), left_FP.mean(1)
         change_FN = _ridge(H_NP - mean_N[:, None], left_FP - rest_F[:, None])
-        shift_F = _double(rest_F) - change_FN @ _double(mean_N)
+        shift_F = double(rest_F) - change_FN @ double(mean_N)
         folded.place.add_(folded.sign * shift_F.to(folded.place))
-    write_parameter(layer, "weight", weight_of(layer, (_double(U_FN) + change_FN).reshape(filters.shape)))
+    write_parameter(layer, "weight", weight_of(layer, (double(U_FN) + change_FN).reshape(filters.shape)))
 
 
 def _ridge(H_NP: Tensor, left_FP: Tensor) -> Tensor:
@@ -134,19 +134,21 @@ def _ridge(H_NP: Tensor, left_FP: Tensor) -> Tensor:
     unknowns, num_places = H_NP.shape
     strength = float(H_NP.square().sum() / unknowns) * (RIDGE + RIDGE_OF_FEW * unknowns / num_places)
     if not 0 < strength < math.inf:  # the inputs are all zero, or overflow
-        return _double(left_FP.new_zeros(len(left_FP), unknowns))
+        return double(left_FP.new_zeros(len(left_FP), unknowns))
     wide = unknowns > num_places
     # E H^T (H H^T + lambda)^-1 = E (H^T H + lambda)^-1 H^T: the smaller one is solved
-    gram = _double(H_NP.T @ H_NP if wide else H_NP @ H_NP.T)
+    gram = double(H_NP.T @ H_NP if wide else H_NP @ H_NP.T)
     gram.diagonal().add_(strength)
-    right = _double(left_FP) if wide else _double(left_FP @ H_NP.T)
+    right = double(left_FP) if wide else double(left_FP @ H_NP.T)
     change: Tensor = torch.linalg.solve(gram, right, left=False)
-    return change @ _double(H_NP).T if wide else change
+    return change @ double(H_NP).T if wide else change
 
 
-def _single(tensor: Tensor) -> Tensor:
+def single(tensor: Tensor) -> Tensor:
+    """The values in float32 at least."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _double(tensor: Tensor) -> Tensor:
+def double(tensor: Tensor) -> Tensor:
+    """The values in float64, on the CPU where the device has none."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from torch import nn
 
 from experiment.layers.masks import named_masks, plain_name
-from experiment.layers.quantized_weights import element_size, named_dtypes
+from experiment.layers.quantized_weights import code_bytes, named_dtypes, num_scales
 
 
 @dataclass(frozen=True)
 class Bytes:
     """Bytes of a network's parameters under three conventions.
 
-    Quantized weights take the bytes of their type; int8 weights take four more per output channel for its scale.
+    Quantized weights take the bytes of their type: int4 half a byte per element, in rows of whole bytes. Every scale of
+    int8 and int4 takes four more: one per output channel, or per group of its inputs.
 
     Attributes:
         dense: every element of the deployed tensors, masked or not.
@@ -67,10 +68,13 @@ def _tensor_bytes(network: nn.Module) -> Iterator[tuple[dict[str, int], bool]]:
     masks, dtypes = named_masks(network), named_dtypes(network)
     for name, parameter in network.named_parameters():
         mask, dtype = masks.get(plain_name(name)), dtypes.get(plain_name(name))
-        size, total = parameter.element_size() if dtype is None else element_size(dtype), parameter.numel()
+        total = parameter.numel()
+        rows = max(parameter.shape[0], 1) if parameter.dim() > 0 else 1
         kept = total if mask is None else int(mask.sum())
-        rows = parameter.shape[0] if parameter.dim() > 0 else 1
-        bitmask, csr = kept * size + (total + 7) // 8, kept * (size + 4) + (rows + 1) * 4
-        sizes = {"dense": total * size, "values": kept * size, "bitmask": bitmask, "csr": csr}
-        scales = rows * 4 if dtype == "int8" else 0
+        size = parameter.element_size()
+        dense = total * size if dtype is None else rows * code_bytes(total // rows, dtype)
+        values = kept * size if dtype is None else code_bytes(kept, dtype)
+        bitmask, csr = values + (total + 7) // 8, values + kept * 4 + (rows + 1) * 4
+        sizes = {"dense": dense, "values": values if mask is not None else dense, "bitmask": bitmask, "csr": csr}
+        scales = 0 if dtype is None else 4 * num_scales(parameter.shape, dtype)
         yield {name: bytes_ + scales for name, bytes_ in sizes.items()}, mask is not None

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from experiment.errors import ConfigError
+from experiment.inputs import Inputs
 from experiment.layers.build import build, expand
 from experiment.layers.plan import Detail, Plan, State
 from experiment.measure import count
@@ -33,6 +34,17 @@ class Finisher(Protocol):
         """The plan extended by this method; `network` is the original one."""
 
 
+@runtime_checkable
+class WeightFinisher(Finisher, Protocol):
+    """A finisher that also changes the weights that the other methods have written, for calibration data."""
+
+    def data_of(self, state: State, calibration: Calibration | None) -> Inputs | None:
+        """The data that it needs."""
+
+    def finish_weights(self, built: nn.Module, inputs: Inputs | None) -> None:
+        """Change the weights in place."""
+
+
 @dataclass(frozen=True)
 class AppliedScheme:
     """A scheme with the state that it started from, its analysis of that state, and its plan."""
@@ -49,12 +61,15 @@ class ComposeAnalysis:
     Attributes:
         done: the schemes before the one that takes the budget; all of them if none does.
         waiting: the state that the scheme which takes the budget starts from, with its analysis.
+        inputs: the data for the finisher.
     """
 
     def __init__(
         self, compose: Compose, state: State, calibration: Calibration | None, generator: torch.Generator
     ) -> None:
         self.state = state
+        finisher = compose.finisher
+        self.inputs = finisher.data_of(state, calibration) if isinstance(finisher, WeightFinisher) else None
         self._compose, self._calibration = compose, calibration
         self._seed = int(torch.randint(2**62, (), generator=generator))
         self._latest: tuple[AppliedScheme, ...] = ()
@@ -140,10 +155,12 @@ class Compose:
         *before, last = analysis.applied_in(plan)
         if state is analysis.state:
             last.method.fill(built, last.state, last.analysis, plan)
-            return
-        for scheme in before:
-            state = _state_after(replace(scheme, state=state), analysis.state)
-        last.method.fill(built, state, last.analysis, plan)
+        else:
+            for scheme in before:
+                state = _state_after(replace(scheme, state=state), analysis.state)
+            last.method.fill(built, state, last.analysis, plan)
+        if isinstance(self.finisher, WeightFinisher):
+            self.finisher.finish_weights(built, analysis.inputs)
 
 
 def compose(settings: ComposeSettings) -> Compose:

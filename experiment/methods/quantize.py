@@ -5,52 +5,84 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from experiment.inputs import Inputs
 from experiment.layers.build import build, write_whole
+from experiment.layers.compensated_rounding import compensate
 from experiment.layers.plan import Plan, State
 from experiment.layers.read_parameters import is_matrix, may_be_computed, shown
 from experiment.layers.residual_blocks import inside
 from experiment.measure import count
-from experiment.methods.base import Budget, Calibration
+from experiment.methods.base import Budget, Calibration, calibration_inputs
 from experiment.methods.layer_patterns import matching, own_values
-from experiment.methods.settings import QuantizeSettings
+from experiment.methods.settings import INTEGERS, QuantizeSettings
 from experiment.methods.starting_state import start_of
 
 WHOLE = "float32"  # the dtype of layers that are not quantized, in tables
 
 
 @dataclass(frozen=True)
+class QuantizeAnalysis:
+    """The plan, which does not depend on the budget, and the inputs for compensated rounding."""
+
+    base: Plan
+    inputs: Inputs | None = None
+
+
+@dataclass(frozen=True)
 class Quantize:
-    """Weights rounded to float16, bfloat16 or int8 whenever they are used; training updates float32 master weights.
+    """Weights rounded to float16, bfloat16, int8 or int4 whenever they are used; training updates float32 masters.
 
     Those of layers, with biases in float16 and bfloat16, and all other matrices: embeddings, recurrent weights, raw
     parameters.
 
     Nothing is removed, so the keep ratio has no effect. Masks and removed channels of the state are unchanged.
 
+    Compensated rounding passes the calibration data once through the network. Every convolution and linear layer is
+    rounded for its inputs in the network in which the layers before it are rounded. Other matrices, and layers that a
+    forward pass calls several times, are rounded to nearest.
+
     Source: Joseph et al. 2020, Condensa, https://arxiv.org/abs/1911.02497 (float16 of a layer's weight and bias);
-    Jacob et al. 2018, https://arxiv.org/abs/1712.05877 (int8).
-    Differs: int8 is symmetric with one scale per output channel, and activations are float32;
-    `experiment.quantize_int8` quantizes the activations of a finished network.
+    Jacob et al. 2018, https://arxiv.org/abs/1712.05877 (int8); Frantar et al. 2022, GPTQ,
+    https://arxiv.org/abs/2210.17323 (compensated rounding).
+    Differs: integers are symmetric, and activations are float32; `experiment.quantize_int8` quantizes the activations
+    of a finished network. Compensated rounding has the scales of rounding to nearest, and takes columns of larger
+    inputs first.
     """
 
     settings: QuantizeSettings
 
-    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> Plan:
-        """The plan, which does not depend on the budget.
+    def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> QuantizeAnalysis:
+        """The plan, and the inputs for compensated rounding.
 
-        Raises: CompressionError: a weight is NaN or infinite. ConfigError: a pattern matches no layer, or two patterns
-            the same layer.
+        Raises: CompressionError: a weight is NaN or infinite, or there are no data for compensated rounding.
+            ConfigError: a pattern matches no layer, or two patterns the same layer.
         """
         start_of(state, masked=True)  # which refuses weights that are not finite
         support = Plan(masks=dict(state.masks), kept=dict(state.kept), skipped=state.skipped, branches=state.branches)
         parameters = count(build(state.network, support), state.example).parameters
-        return self.finish(replace(support, parameters=parameters), state.network)
+        plan = self.finish(replace(support, parameters=parameters), state.network)
+        return QuantizeAnalysis(plan, self.data_of(state, calibration))
 
-    def plan(self, analysis: Plan, budget: Budget) -> Plan:
-        return analysis
+    def plan(self, analysis: QuantizeAnalysis, budget: Budget) -> Plan:
+        return analysis.base
 
-    def fill(self, built: nn.Module, state: State, analysis: Plan, plan: Plan) -> None:
+    def fill(self, built: nn.Module, state: State, analysis: QuantizeAnalysis, plan: Plan) -> None:
         write_whole(built, state.network, plan)
+        self.finish_weights(built, analysis.inputs)
+
+    def data_of(self, state: State, calibration: Calibration | None) -> Inputs | None:
+        """The inputs for compensated rounding.
+
+        Raises: CompressionError: there are none.
+        """
+        if self.settings.rounding == "nearest":
+            return None
+        return calibration_inputs(calibration, state, "Quantize with compensated rounding")
+
+    def finish_weights(self, built: nn.Module, inputs: Inputs | None) -> None:
+        """Round the masters of a network that has the weights of any method, in place, if rounding is compensated."""
+        if inputs is not None:
+            compensate(built, inputs)
 
     def finish(self, plan: Plan, network: nn.Module) -> Plan:
         """Another method's plan, extended by the dtypes of the layers.
@@ -71,7 +103,9 @@ class Quantize:
     def _dtypes(self, layers: list[str]) -> dict[str, str]:
         ignored = matching(self.settings.ignore, layers, "Quantize")
         own = own_values(self.settings.layers, layers, ignored, "Quantize")
-        return {name: own.get(name, self.settings.dtype) for name in layers if name not in ignored}
+        dtypes = {name: own.get(name, self.settings.dtype) for name in layers if name not in ignored}
+        groups = "" if self.settings.group_size is None else f"/{self.settings.group_size}"
+        return {name: dtype + groups if dtype in INTEGERS else dtype for name, dtype in dtypes.items()}
 
 
 def _may_be_rounded(network: nn.Module, name: str, parameter: Tensor) -> bool:

@@ -5,7 +5,7 @@ are frozen dataclasses in modules that do not import torch, so that planning and
 its default does not enter a key: give a new field the default that reproduces the previous behaviour.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,7 +13,8 @@ from annotated_types import Ge, Gt, Le
 
 Positive = Annotated[int, Ge(1)]
 Density = Annotated[float, Gt(0), Le(1)]
-Dtype = Literal["float16", "bfloat16", "int8"]
+Dtype = Literal["float16", "bfloat16", "int8", "int4"]
+INTEGERS = ("int8", "int4")
 Criteria = Literal["l2norm", "max", "min", "mean", "sum"]
 
 
@@ -39,11 +40,15 @@ class QuantizeSettings:
     Nothing is removed, so the keep ratio has no effect.
 
     Attributes:
-        dtype: `float16` and `bfloat16` round weights and biases. `int8` rounds weights, symmetrically with one scale
-            per output channel, and leaves biases in float32.
+        dtype: `float16` and `bfloat16` round weights and biases. `int8` and `int4` round weights, symmetrically with a
+            scale per output channel, and leave biases in float32.
         ignore: name patterns (fnmatch) of layers to keep in float32.
         layers: name pattern (fnmatch) -> dtype for the layers that it matches, instead of `dtype`. Two patterns may not
             match the same layer.
+        group_size: inputs per scale of `int8` and `int4`, at least 2: within an output channel, kernel elements count
+            as inputs. Default: one scale per output channel.
+        rounding: of `int8` and `int4`: `nearest`, or `compensated`, which needs calibration data: weights that are
+            rounded later make up for what earlier ones change in the layer's outputs. Retraining rounds to nearest.
     """
 
     fixed_size: ClassVar[bool] = True
@@ -51,6 +56,17 @@ class QuantizeSettings:
     dtype: Dtype = "float16"
     ignore: tuple[str, ...] = ()
     layers: Mapping[str, Dtype] = field(default_factory=dict)
+    group_size: Annotated[int, Ge(2)] | None = None
+    rounding: Literal["nearest", "compensated"] = "nearest"
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Settings that have no effect beside the others, each with the reason."""
+        if {self.dtype, *self.layers.values()}.isdisjoint(INTEGERS):
+            why = f"has no effect on {self.dtype}. Set dtype to int8 or int4, or remove it."
+            if self.group_size is not None:
+                yield "group_size", why
+            if self.rounding != "nearest":
+                yield "rounding", why
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from experiment.layers.masks import (
     write_parameter,
 )
 from experiment.layers.plan import Factors, Kept, Plan
-from experiment.layers.quantized_weights import DTYPES, Quantized, add_quantized, decode, encode, named_dtypes, round_to
+from experiment.layers.quantized_weights import Quantized, add_quantized, decode, encode, named_dtypes, round_to
 from experiment.random_streams import generator, seeded
 
+DTYPES = ("float16", "bfloat16", "int8", "int4", "int8/5", "int4/4", "int4/99")
 EXAMPLE = torch.randn(1, 3, 8, 8, generator=generator("test_quantized"))
 
 
@@ -51,10 +52,11 @@ PLANS = {
         masks={"0.weight": mask_of(6, 3, 3, 3), "6.weight": mask_of(10, 288), "6.bias": mask_of(10)},
         quantized={"0": "int8", "6": "float16"},
     ),
+    "groups": Plan(masks={"6.weight": mask_of(10, 288)}, quantized={"0": "int4", "3": "int8/7", "6": "int4/32"}),
     "factors": Plan(
         factors={"3": Factors(2, groups=3, folding=1, bias=True), "6": Factors(3, groups=2, bias=True)},
         masks={"3.encoder.weight": mask_of(6, 2, 1, 3)},
-        quantized={"3": "int8", "6": "bfloat16"},
+        quantized={"3": "int4/4", "6": "bfloat16"},
     ),
     "sliced": Plan(
         kept={"0": Kept(out=(0, 2, 5)), "1": Kept(out=(0, 2, 5)), "3": Kept(inputs=(0, 2, 5))},
@@ -83,22 +85,29 @@ def test_float16_rounds_as_numpy_does_and_bfloat16_to_8_bits_of_mantissa() -> No
     assert np.array_equal(round_to(w, "bfloat16").numpy(), np.ldexp(np.rint(mantissa * 256) / 256, exponent))
 
 
-def test_int8_against_its_definition() -> None:
-    w = weights()
-    codes, scales = encode(w, "int8")
+@pytest.mark.parametrize("dtype", ["int8", "int4", "int8/8", "int4/8", "int4/37", "int4/50"])
+def test_integers_against_their_definition(dtype: str) -> None:
+    w, largest = weights(), 127 if dtype.startswith("int8") else 7
+    size = min(int(dtype.partition("/")[2] or 37), 37)
+    codes, scales = encode(w, dtype)
     assert scales is not None
-    exact = np.abs(w.numpy()).max(1) / 127
-    np.testing.assert_allclose(scales.numpy(), exact, rtol=2**-17)
-    assert np.array_equal(codes.numpy(), np.rint(w.numpy() / scales.numpy()[:, None]))
-    assert (codes.abs().amax(1) == 127).all()
-    product = codes.double().numpy() * scales.double().numpy()[:, None]
-    assert np.array_equal(round_to(w, "int8").double().numpy(), product), "codes times scale are exact in float32"
-    assert (np.abs(product - w.numpy()) <= scales.numpy()[:, None] * 0.5001).all()
+    assert scales.shape == ((400, -(-37 // size)) if "/" in dtype else (400,))
+    for i, start in enumerate(range(0, 37, size)):
+        part, own = w.numpy()[:, start : start + size], codes.numpy()[:, start : start + size]
+        scale = scales.reshape(400, -1).numpy()[:, i, None]
+        np.testing.assert_allclose(scale[:, 0], np.abs(part).max(1) / largest, rtol=2**-17)
+        assert np.array_equal(own, np.rint(part / scale))
+        assert (np.abs(own).max(1) == largest).all()
+        product = own.astype(np.float64) * scale.astype(np.float64)
+        rounded = round_to(w, dtype).double().numpy()[:, start : start + size]
+        assert np.array_equal(rounded, product), "codes times scale are exact in float32"
+        assert (np.abs(product - part) <= scale * 0.5001).all()
 
 
-def test_int8_has_a_scale_for_every_filter_of_a_convolution() -> None:
+@pytest.mark.parametrize("dtype", ["int8", "int4/4"])
+def test_kernel_elements_of_a_convolution_count_as_inputs(dtype: str) -> None:
     w = weights(40, 18)
-    assert torch.equal(round_to(w.reshape(40, 2, 3, 3), "int8").flatten(1), round_to(w, "int8"))
+    assert torch.equal(round_to(w.reshape(40, 2, 3, 3), dtype).flatten(1), round_to(w, dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -163,7 +172,7 @@ def test_which_parameters_are_rounded(plan: Plan) -> None:
         parts = (f"{layer}.encoder", f"{layer}.decoder") if layer in plan.factors else (layer,)
         parameters = dict(build(chain(), Plan(factors=plan.factors, kept=plan.kept)).named_parameters())
         for name in (f"{part}.{which}" for part in parts for which in ("weight", "bias")):
-            if name in parameters and (name.endswith("weight") or dtype != "int8"):
+            if name in parameters and (name.endswith("weight") or "float" in dtype):
                 expected[name] = dtype
     built = build(chain(), plan)
     assert named_dtypes(built) == expected
@@ -247,7 +256,9 @@ def test_other_bits_are_another_support() -> None:
     ("quantized", "match"),
     [
         ({"1": "int8"}, "1: only matrices can be quantized. Got a BatchNorm2d"),
-        ({"0": "int4"}, "0: dtype must be one of float16, bfloat16, int8. Got 'int4'"),
+        ({"0": "int3"}, "0: dtype must be one of float16, bfloat16, int8, int4, or an integer with .* Got 'int3'"),
+        ({"0": "int4/0"}, "Got 'int4/0'"),
+        ({"0": "float16/4"}, "Got 'float16/4'"),
         ({"7": "int8"}, "this one has no '7'"),
     ],
 )
@@ -261,7 +272,7 @@ def test_plain_data(plan: Plan) -> None:
 
 
 def test_codes_and_back() -> None:
-    for dtype, size in (("float16", 2), ("bfloat16", 2), ("int8", 1)):
+    for dtype in DTYPES:
         codes, scales = encode(weights(), dtype)
-        assert codes.element_size() == size
-        assert torch.equal(decode(codes, scales), round_to(weights(), dtype))
+        assert codes.element_size() == (2 if "float" in dtype else 1)
+        assert torch.equal(decode(codes, scales, dtype), round_to(weights(), dtype))

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from experiment import LC, load_network, save_network
 from experiment.errors import CompressionError, ConfigError, DataError, InfeasibleBudget, StoreError
+from experiment.layers.quantized_weights import named_dtypes, round_to
 
 Make = Callable[..., tuple[Tensor, Tensor]]
 SHORT: dict[str, Any] = {"steps": 4, "iterations": 3, "iterations_first": 6, "mu_init": 0.05, "batch_size": 16}
@@ -48,6 +49,23 @@ def test_a_method(network: nn.Sequential, sets: dict[str, Any]) -> None:
     with torch.no_grad():
         loss = nn.functional.cross_entropy(small(sets["valid"][0]), sets["valid"][1])
     assert float(loss) == pytest.approx(rows["valid_loss"].min(), rel=1e-5)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "compensated"])
+def test_four_bits_in_groups(network: nn.Sequential, sets: dict[str, Any], rounding: str) -> None:
+    """Every C-step rounds the factors: the best result is on the grid, with the loss that was measured."""
+    bits = {"name": "Quantize", "settings": {"dtype": "int4", "group_size": 4, "rounding": rounding}}
+    lc = LC(network, "Compose", keep=0.8, settings={"schemes": ["SVD", bits]}, **sets, **SHORT)
+    small = lc.run()
+    dtypes = named_dtypes(small)
+    assert set(dtypes.values()) == {"int4/4"}
+    assert {"0.encoder.weight", "0.decoder.weight"} <= dtypes.keys()
+    for name in dtypes:
+        weight = small.get_submodule(name.removesuffix(".weight")).weight
+        assert torch.equal(round_to(weight, "int4/4"), weight)
+    with torch.no_grad():
+        loss = nn.functional.cross_entropy(small(sets["valid"][0]), sets["valid"][1])
+    assert float(loss) == pytest.approx(lc.statistics["valid_loss"].min(), rel=1e-5)
 
 
 def test_settings_reach_the_method(network: nn.Sequential, sets: dict[str, Any]) -> None:

@@ -24,9 +24,10 @@ from experiment.methods.base import Budget, Calibration, Compressed, Compressor,
 from experiment.methods.configure import configure
 from experiment.random_streams import generator, seeded
 
-SETTINGS = {  # required ones
+SETTINGS = {  # required ones, and those that do most
     "BlockPrune": {"block_size": (2, 2)},
     "Compose": {"schemes": [{"name": "Prune", "settings": {"density": 1.0}}, {"name": "FT"}]},
+    "Quantize": {"dtype": "int4", "group_size": 5, "rounding": "compensated"},  # most code; tests of its own the rest
 }
 NETWORKS = ("cnn", "residual", "sequences", "mixed")
 # one label per target, because presets differ in settings only; ALDS+ has all foldings; Blocks needs other networks
@@ -359,7 +360,7 @@ def test_rewinding_fills_the_plan_from_other_weights(
             parameter.mul_(2)
     rewound = made.instantiate(compressed.plan, other)
     assert count(rewound, state.example) == compressed.count
-    if label == "ThiNet":  # its least squares follow the other state's responses, which are not twice these ones
+    if label in ("ThiNet", "Quantize"):  # these follow the other state's responses, which are not twice these ones
         expected = compressor(label, other).instantiate(compressed.plan)
         assert same(tensors(rewound), tensors(expected))
         return

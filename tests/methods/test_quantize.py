@@ -22,6 +22,7 @@ from experiment.methods.settings import QuantizeSettings
 from experiment.random_streams import generator
 
 StateOf = Callable[[str], State]
+COMPENSATED: dict[str, Any] = {"dtype": "int4", "group_size": 8, "rounding": "compensated"}
 
 
 def compressor(state: State, label: str = "Quantize", **settings: Any) -> Compressor:
@@ -52,6 +53,8 @@ def test_patterns_choose_the_layers(state_of: StateOf) -> None:
     settings = {"dtype": "int8", "ignore": ["stem.*", "fc"], "layers": {"conv2": "bfloat16", "conv1": "float16"}}
     plan = compressor(state, **settings).compress(1.0).plan
     assert plan.quantized == {"conv1": "float16", "conv2": "bfloat16", "shortcut.0": "int8"}
+    grouped = compressor(state, **settings, group_size=4).compress(1.0).plan
+    assert grouped.quantized == {"conv1": "float16", "conv2": "bfloat16", "shortcut.0": "int8/4"}
     assert plan.details["fc"] == plan.details["stem.0"] == {"dtype": "float32"}
     assert plan.details["conv2"] == {"dtype": "bfloat16"}
     settings["layers"] = {"con*": "bfloat16", "conv1": "float16"}  # keys of results do not know their order
@@ -67,11 +70,19 @@ def test_a_pattern_that_names_nothing_is_refused(state_of: StateOf, settings: di
 
 def test_other_dtypes_are_refused() -> None:
     with pytest.raises(ConfigError, match="dtype"):
-        configure("Quantize", {"dtype": "int4"})
+        configure("Quantize", {"dtype": "int3"})
+
+
+@pytest.mark.parametrize("settings", [{"group_size": 32}, {"rounding": "compensated"}])
+def test_settings_of_integers_alone_are_refused_for_floats(settings: dict[str, Any]) -> None:
+    (key,) = settings
+    with pytest.raises(ConfigError, match=f"^{key}: has no effect on bfloat16. Set dtype to int8 or int4"):
+        configure("Quantize", {"dtype": "bfloat16", **settings})
+    configure("Quantize", {"layers": {"fc*": "int4"}, **settings})
 
 
 @pytest.mark.parametrize(
-    ("first", "dtype"), [("WT", "int8"), ("FT", "float16"), ("FT", "int8"), ("ALDS", "float16"), ("PCA", "int8")]
+    ("first", "dtype"), [("WT", "int8"), ("FT", "float16"), ("FT", "int4"), ("ALDS", "float16"), ("PCA", "int8")]
 )
 def test_after_another_method_what_is_gone_stays_gone(state_of: StateOf, first: str, dtype: str) -> None:
     state = state_of("cnn")
@@ -111,7 +122,7 @@ class Block(nn.Module):
 
 
 @pytest.mark.parametrize("label", ["WT", "FT", "ALDS", "PCA", "KLDS", "SVD", "Messi3", "ThiNet", "SiPP"])
-@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize("dtype", ["float16", "int8", "int4"])
 def test_finishing_the_plan_of_any_method(state_of: StateOf, label: str, dtype: str) -> None:
     """Its structure with fewer bits; the method's own fill writes the masters, which are what it writes without."""
     state = state_of("cnn")
@@ -160,3 +171,39 @@ def test_in_python(state_of: StateOf) -> None:
     result = compress(state.network, "Quantize", keep=1.0, example=state.example, dtype="int8", ignore=["0"])
     assert list(result.layers["dtype"]) == ["float32", "int8", "int8", "int8"]
     assert result.keep_parameters == 1
+
+
+def test_compensated_rounding_needs_data(state_of: StateOf) -> None:
+    state = state_of("cnn")
+    schemes = ["ALDS", {"name": "Quantize", "settings": COMPENSATED}]
+    for call in ({"method": "Quantize", **COMPENSATED}, {"method": "Compose", "keep": 0.6, "schemes": schemes}):
+        with pytest.raises(CompressionError, match="Quantize with compensated rounding needs calibration data"):
+            compress(state.network, call.pop("method"), example=state.example, **call)
+
+
+@pytest.mark.parametrize("name", ["residual", "mixed"])
+def test_compensated_weights_are_on_the_grid(state_of: StateOf, name: str) -> None:
+    state = state_of(name)
+    one, other = (compressor(state, **{**COMPENSATED, "rounding": r}).compress(1.0) for r in ("compensated", "nearest"))
+    assert (one.plan, one.count) == (other.plan, other.count)
+    assert not torch.equal(one.network(state.example), other.network(state.example))
+    for parameter, dtype in named_dtypes(one.network).items():
+        module, _, which = parameter.rpartition(".")
+        holder = one.network.get_submodule(module)
+        assert torch.equal(getattr(holder, which), round_to(stored(holder, which), dtype))
+        assert torch.equal(round_to(getattr(holder, which), dtype), getattr(holder, which))
+
+
+@pytest.mark.parametrize("label", ["ALDS", "KLDS", "PCA", "WT", "FT"])
+def test_compensated_after_another_method(state_of: StateOf, label: str) -> None:
+    """The same structure and grid as with rounding to nearest, and outputs nearer to those before rounding."""
+    state = state_of("cnn")
+    inputs = torch.randn(200, *state.example.shape[1:], generator=generator("test_quantize", 2))
+    unrounded = compressor(state, label).compress(0.6).network(inputs).detach()
+    errors = []
+    for rounding in ("nearest", "compensated"):
+        last = {"name": "Quantize", "settings": {"dtype": "int4", "rounding": rounding}}
+        made = compressor(state, "Compose", schemes=[{"name": label}, last]).compress(0.6)
+        assert set(made.plan.quantized.values()) == {"int4"}
+        errors.append(float((made.network(inputs).detach() - unrounded).square().mean()))
+    assert errors[1] < errors[0]

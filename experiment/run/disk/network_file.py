@@ -30,7 +30,16 @@ from experiment.networks import NETWORKS
 from experiment.networks.make_network import make_network
 from experiment.registry import InputForm, InputShape, is_import_path
 from experiment.run.disk.load_weights import load_state, read_plain, require_shapes
-from experiment.run.disk.packed_tensors import MaskedWeight, QuantizedWeight, decode_state, encode_state, pack, unpack
+from experiment.run.disk.packed_tensors import (
+    MaskedWeight,
+    QuantizedWeight,
+    decode_state,
+    encode_state,
+    join_nibbles,
+    pack,
+    split_nibbles,
+    unpack,
+)
 from experiment.run.grid.keys import FORMAT_VERSION
 
 MAX_REASON = 1000  # characters of torch's list of differences
@@ -63,7 +72,7 @@ def save_weights(
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     dtypes = named_dtypes(network)
     coded, quantized = encode_state(state, {n: dtypes[plain_name(n)] for n in state if plain_name(n) in dtypes})
-    whole, masked = pack(coded)
+    whole, masked, quantized = join_nibbles(*pack(coded), quantized)
     packed = PackedWeights.model_construct(state_dict=whole, masked=masked, rounded=quantized)
     buffer = io.BytesIO()
     torch.save({"specification": specification, **packed.model_dump(exclude_none=True)}, buffer)
@@ -155,6 +164,7 @@ class PackedWeights(BaseModel):
     def shapes(self) -> dict[str, torch.Size]:
         """Name -> shape in the state_dict that `unpacked` returns."""
         shapes = {name: tensor.shape for name, tensor in self.state_dict.items()}
+        shapes |= {name: torch.Size(how.shape) for name, how in self.rounded.items() if how.shape is not None}
         for name, packed in self.masked.items():
             shapes[name] = shapes[packed.mask] = torch.Size(packed.shape)
         return shapes
@@ -164,7 +174,7 @@ class PackedWeights(BaseModel):
 
         Raises: ValueError, KeyError: the stored parts are inconsistent.
         """
-        return decode_state(unpack(self.state_dict, self.masked), self.rounded)
+        return decode_state(unpack(*split_nibbles(self.state_dict, self.masked, self.rounded)), self.rounded)
 
 
 def _require_plain(value: object) -> None:

@@ -1,10 +1,11 @@
 """A state_dict packed for storage: masked weights without their zeros, quantized weights with their bits only.
 
 Of a masked weight the values under its mask are stored, and the mask as one bit per element or as the gaps between
-the values, whichever is shorter. Quantized weights take 8 or 16 bits per element.
+the values, whichever is shorter. Quantized weights take 4, 8 or 16 bits per element.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -14,10 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf, StrictInt, Strict
 from torch import Tensor
 
 from experiment.layers.plan import MOST_DIMS, Name
-from experiment.layers.quantized_weights import DTYPES, FLOATS, decode, encode
+from experiment.layers.quantized_weights import FLOATS, PATTERN, code_bytes, decode, encode, num_scales
 
 MAX_ELEMENTS = 2**31 - 1  # of one weight
 GAP_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
+Shape = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**40)]], Field(max_length=MOST_DIMS)]
 
 
 class MaskedWeight(BaseModel):
@@ -34,17 +36,24 @@ class MaskedWeight(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     mask: Name
-    shape: Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**40)]], Field(max_length=MOST_DIMS)]
+    shape: Shape
     values: InstanceOf[Tensor]
     bits: InstanceOf[Tensor] | None = None
     gaps: InstanceOf[Tensor] | None = None
 
 
 class QuantizedWeight(BaseModel):
-    """How to decode a quantized weight; `scales` of its output channels belong to int8."""
+    """How to decode a quantized weight.
+
+    Attributes:
+        dtype: such as int8 or int4/32.
+        scales: those of integers: (F,), or (F, G) for G groups.
+        shape: of a weight in 4 bits that is not masked; its codes are rows of bytes.
+    """
 
     dtype: StrictStr
     scales: InstanceOf[Tensor] | None = None
+    shape: Shape | None = None
 
 
 def encode_state(
@@ -72,14 +81,59 @@ def decode_state(state: Mapping[str, Tensor], quantized: Mapping[str, QuantizedW
     decoded = dict(state)
     for name, how in quantized.items():
         codes, dtype, scales = state[name], how.dtype, how.scales
-        if dtype not in DTYPES or codes.dtype != FLOATS.get(dtype, torch.int8) or (scales is None) != (dtype in FLOATS):
+        if not re.fullmatch(PATTERN, dtype) or codes.dtype != FLOATS.get(dtype, torch.int8):
             raise ValueError(f"{name}: codes of {codes.dtype} do not belong to dtype {dtype}")
+        if (scales is None) != (dtype in FLOATS):
+            raise ValueError(f"{name}: scales belong to integers. Got dtype {dtype}")
         if scales is not None and (
-            scales.shape != codes.shape[:1] or not scales.is_floating_point() or not codes.dim()
+            not codes.numel()
+            or scales.shape[:1] != codes.shape[:1]
+            or scales.dim() != 1 + ("/" in dtype)
+            or scales.numel() != num_scales(codes.shape, dtype)
+            or not scales.is_floating_point()
         ):
             raise ValueError(f"{name}: codes of shape {tuple(codes.shape)}, scales of {tuple(scales.shape)}")
-        decoded[name] = decode(codes, scales)
+        decoded[name] = decode(codes, scales, dtype)
     return decoded
+
+
+def join_nibbles(
+    whole: Mapping[str, Tensor], masked: Mapping[str, MaskedWeight], quantized: Mapping[str, QuantizedWeight]
+) -> tuple[dict[str, Tensor], dict[str, MaskedWeight], dict[str, QuantizedWeight]]:
+    """The same with two codes of 4 bits per byte: the rows of a weight, or the values of a masked one."""
+    whole, masked, quantized = dict(whole), dict(masked), dict(quantized)
+    for name, how in quantized.items():
+        if how.dtype.partition("/")[0] != "int4":
+            continue
+        if name in masked:
+            values = _in_bytes(masked[name].values[None])[0]
+            masked[name] = masked[name].model_copy(update={"values": values})
+        else:
+            quantized[name] = how.model_copy(update={"shape": list(whole[name].shape)})
+            whole[name] = _in_bytes(whole[name].flatten(1))
+    return whole, masked, quantized
+
+
+def split_nibbles(
+    whole: Mapping[str, Tensor], masked: Mapping[str, MaskedWeight], quantized: Mapping[str, QuantizedWeight]
+) -> tuple[dict[str, Tensor], dict[str, MaskedWeight]]:
+    """The inverse of `join_nibbles`: a code per element.
+
+    Raises: ValueError: bytes and shapes are inconsistent.
+    """
+    whole, masked = dict(whole), dict(masked)
+    for name, how in quantized.items():
+        if how.dtype.partition("/")[0] != "int4":
+            continue
+        if name in masked:
+            number = int(_mask(name, masked[name]).sum())
+            values = _from_bytes(name, masked[name].values[None], number)[0]
+            masked[name] = masked[name].model_copy(update={"values": values})
+        else:
+            shape = torch.Size(how.shape or ())
+            codes = _from_bytes(name, whole[name], shape[1:].numel())
+            whole[name] = codes.reshape(shape)
+    return whole, masked
 
 
 def pack(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, MaskedWeight]]:
@@ -100,8 +154,6 @@ def unpack(whole: Mapping[str, Tensor], masked: Mapping[str, MaskedWeight]) -> d
     """
     state = dict(whole)
     for name, packed in masked.items():
-        if math.prod(packed.shape) > MAX_ELEMENTS:
-            raise ValueError(f"{name}: a weight of {math.prod(packed.shape):,} elements is not read")
         mask, values = _mask(name, packed).reshape(packed.shape), packed.values
         if values.shape != (int(mask.sum()),):
             raise ValueError(f"{name}: its mask keeps {int(mask.sum())} values, got {tuple(values.shape)}")
@@ -109,6 +161,20 @@ def unpack(whole: Mapping[str, Tensor], masked: Mapping[str, MaskedWeight]) -> d
         weight[mask] = values
         state[name], state[packed.mask] = weight, mask
     return state
+
+
+def _in_bytes(codes: Tensor) -> Tensor:
+    """Codes from -8 to 7 as rows of bytes, the first one of every two in the low bits."""
+    even = torch.nn.functional.pad(codes, (0, codes.shape[1] % 2))
+    return (even[:, ::2] & 15 | even[:, 1::2] << 4).view(torch.uint8)
+
+
+def _from_bytes(name: str, rows: Tensor, columns: int) -> Tensor:
+    """The inverse of `_in_bytes`, for rows of this many codes."""
+    if rows.dtype != torch.uint8 or rows.dim() != 2 or rows.shape[1] != code_bytes(columns, "int4"):
+        raise ValueError(f"{name}: {tuple(rows.shape)} of {rows.dtype} are not rows of {columns} codes of 4 bits")
+    pairs = rows.view(torch.int8)
+    return torch.stack([pairs << 4 >> 4, pairs >> 4], 2).flatten(1)[:, :columns]
 
 
 def _positions(mask: Tensor) -> dict[str, Tensor]:
@@ -123,6 +189,8 @@ def _positions(mask: Tensor) -> dict[str, Tensor]:
 def _mask(name: str, packed: MaskedWeight) -> Tensor:
     """The inverse of `_positions`: the flattened mask."""
     elements, gaps, bits = math.prod(packed.shape), packed.gaps, packed.bits
+    if elements > MAX_ELEMENTS:
+        raise ValueError(f"{name}: a weight of {elements:,} elements is not read")
     if gaps is not None:
         valid = gaps.dim() == 1 and gaps.dtype in GAP_DTYPES and len(gaps) <= elements
         gaps = gaps.long()

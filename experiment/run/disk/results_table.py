@@ -7,6 +7,7 @@ they can be requested later. Does not import torch.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ from experiment.run.disk.store import Store
 from experiment.run.grid.data_facts import Count
 from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.run.grid.plan import ExperimentPlan
+from experiment.run.grid.task_name import metric_facts
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -42,6 +44,7 @@ LATENCY, BYTES, NOISE = "latency.json", "bytes.json", "noise.json"
 AMOUNT = ("limit", "predicted", "measured")
 NOISE_FIGURES = ("agreement", "distance", "excess_error")
 BYTE_COLUMNS = ("bytes_bitmask", "bytes_csr", "sparse_format")
+OTHER_COLUMNS = re.compile(r"(valid|keep|latency|noise)_.*|.*_(reference|before_retraining)")  # made from other names
 MAX_FIELDS = 10_000_000  # of a table that is read
 
 
@@ -110,7 +113,7 @@ def write_results_table(store: Store, plan: ExperimentPlan) -> dict[str, dict[st
         references = {(t.variant.name, t.cell.net): folders.get(t.cell.key) for t in plan.references}
         rows = []
         tasks = dict.fromkeys(_metrics(result) for result in results.values() if result["status"] == "done")
-        columns = columns_of(tasks or [CLASSIFICATION])
+        columns = columns_of(tasks or [metric_facts(v.parameters)["metrics"] for v in plan.file.variants])
         for row in _rows(plan, results):
             values = _extra_values(folders.get(row["cell"]), references[row["variant"], row["net"]])
             rows.append(dict.fromkeys(columns, "") | {column: values.get(column) for column in extra} | row)
@@ -127,7 +130,7 @@ def _rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Ite
         if result is None:
             continue
         reference, p = references[cell.variant, cell.net], parameters[cell.variant]
-        about = result if "metrics" in result or "metrics" not in reference else reference  # it may have failed
+        about = next((each for each in (result, reference) if "metrics" in each), None) or metric_facts(p)
         metrics = _metrics(about)
         primary = metrics[0]
         row = {column: result.get(column) for column in columns_of([metrics])}

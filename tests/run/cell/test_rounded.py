@@ -2,21 +2,23 @@
 
 import copy
 import io
+import math
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from experiment.errors import StoreError
 from experiment.layers.build import build
 from experiment.layers.plan import Factors, Plan
-from experiment.layers.quantized_weights import DTYPES
 from experiment.random_streams import generator, seeded
 from experiment.run.disk.network_file import read_weights, rebuild, save_weights
+from experiment.run.disk.packed_tensors import QuantizedWeight, join_nibbles, split_nibbles
 
 X = torch.randn(4, 3, 3, 3, generator=generator("x"))
-SIZES = {"float16": 2, "bfloat16": 2, "int8": 1}
+SIZES = {"float16": 2, "bfloat16": 2, "int8": 1, "int4": 0.5, "int8/5": 1, "int4/4": 0.5}
+DTYPES = tuple(SIZES)
 
 
 def network() -> nn.Sequential:
@@ -74,15 +76,29 @@ def test_the_bits_are_really_there(tmp_path: Path, dtype: str) -> None:
             continue
         size = save_weights(tmp_path / "network.pt", trained(plan), plan, None)
         content = torch.load(tmp_path / "network.pt", weights_only=True)
-        codes = [content["state_dict"].get(f"{n}.parametrizations.weight.original") for n in ("0", "3")]
-        if kind == "masked":
-            parts = [content["masked"][f"{n}.parametrizations.weight.original"] for n in ("0", "3")]
-            codes = [part["values"] for part in parts]
-            assert [len(c) for c in codes] == [int(mask.sum()) for mask in plan.masks.values()]
-        assert {c.element_size() for c in codes if isinstance(c, Tensor)} == {SIZES[dtype]}
-        values = sum(len(c) if kind == "masked" else c.numel() for c in codes if isinstance(c, Tensor))
-        saved = 4 * elements - SIZES[dtype] * values - (elements // 8 if kind == "masked" else 0)
+        names = [f"{n}.parametrizations.weight.original" for n in ("0", "3")]
+        codes = [content["masked"][n]["values"] if kind == "masked" else content["state_dict"][n] for n in names]
+        shapes = [(37, 27), (311, 37)] if kind == "whole" else [(1, int(mask.sum())) for mask in plan.masks.values()]
+        stored = sum(rows * math.ceil(columns * SIZES[dtype]) for rows, columns in shapes)
+        assert sum(c.nbytes for c in codes) == stored
+        scales = sum(how["scales"].nbytes for how in content["rounded"].values() if "scales" in how)
+        assert scales == 4 * sum(rows * groups_of(columns, dtype) for rows, columns in [(37, 27), (311, 37)])
+        saved = 4 * elements - stored - scales - (elements // 8 if kind == "masked" else 0)
         assert size < dense - saved + 5000  # names, and what an archive spends on every tensor
+
+
+def groups_of(columns: int, dtype: str) -> int:
+    kind, _, group = dtype.partition("/")
+    return 0 if "float" in kind else -(-columns // int(group or columns))
+
+
+def test_two_codes_share_a_byte_and_come_back() -> None:
+    codes = torch.randint(-8, 8, (5, 7), generator=generator("nibbles"), dtype=torch.int8)
+    how = {"w": QuantizedWeight(dtype="int4", scales=torch.ones(5))}
+    whole, _, told = join_nibbles({"w": codes}, {}, how)
+    even = [[c & 15 for c in [*row, 0]] for row in codes.tolist()]
+    assert whole["w"].tolist() == [[low + 16 * high for low, high in zip(r[::2], r[1::2], strict=True)] for r in even]
+    assert torch.equal(split_nibbles(whole, {}, told)[0]["w"], codes)
 
 
 def test_what_stands_in_masked_places_has_no_say_in_the_scale(tmp_path: Path) -> None:
@@ -97,10 +113,22 @@ def test_what_stands_in_masked_places_has_no_say_in_the_scale(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("part", "value"), [("dtype", "float16"), ("dtype", "int4"), ("scales", torch.ones(3)), ("scales", None)]
+    ("dtype", "part", "value"),
+    [
+        ("int8", "dtype", "float16"),
+        ("int8", "dtype", "int4"),
+        ("int8", "dtype", "int8/5"),
+        ("int8", "scales", torch.ones(3)),
+        ("int8", "scales", None),
+        ("int4/4", "dtype", "int4/5"),
+        ("int4/4", "dtype", "int8/4"),
+        ("int4/4", "scales", torch.ones(311)),
+        ("int4/4", "shape", None),
+        ("int4/4", "shape", [311, 39]),
+    ],
 )
-def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path, part: str, value: object) -> None:
-    plan = plans("int8")["whole"]
+def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path, dtype: str, part: str, value: object) -> None:
+    plan = plans(dtype)["whole"]
     save_weights(tmp_path / "network.pt", build(network(), plan), plan, None)
     content = torch.load(tmp_path / "network.pt", weights_only=True)
     broken = copy.deepcopy(content)
@@ -108,5 +136,5 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path, part: str
     buffer = io.BytesIO()
     torch.save(broken, buffer)
     (tmp_path / "network.pt").write_bytes(buffer.getvalue())
-    with pytest.raises(StoreError, match=r"network\.pt: is damaged: 3\.parametrizations\.weight\.original"):
+    with pytest.raises(StoreError, match=r"network\.pt: .*3\.parametrizations\.weight\.original"):
         rebuild(network(), *read_weights(tmp_path / "network.pt"), tmp_path / "network.pt")
