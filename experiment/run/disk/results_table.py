@@ -1,4 +1,4 @@
-"""results.csv: one row per finished cell, with the latency and bytes of deployed networks where they were measured.
+"""results.csv: one row per finished cell, with what was measured on deployed networks and exported files.
 
 Measurements of deployed networks are separate files next to a cell's result. They are not part of any key, so
 they can be requested later. Does not import torch.
@@ -17,6 +17,7 @@ from experiment.config import Experiments
 from experiment.errors import Damaged, shortened
 from experiment.escaping import csv_table, reason
 from experiment.files import RUN_AGAIN, read_file, read_json, remove_all, write_whole
+from experiment.run.disk.damaged_files import FileRecord
 from experiment.run.disk.store import Store
 from experiment.run.grid.data_facts import Count
 from experiment.run.grid.keys import FORMAT_VERSION
@@ -38,7 +39,8 @@ _AFTER_METRICS = (
 )  # fmt: skip
 SHARED_COLUMNS = (*_BEFORE_METRICS, *_AFTER_METRICS)  # of all tasks
 CLASSIFICATION = ("top1", "top5")  # the metrics of a cell that does not name them, and of a table without results
-LATENCY, BYTES, NOISE = "latency.json", "bytes.json", "noise.json"
+LATENCY, MEMORY, BYTES, NOISE = "latency.json", "memory.json", "bytes.json", "noise.json"
+EXPORT = "export.json"
 NOISE_FIGURES = ("agreement", "distance", "excess_error")
 BYTE_COLUMNS = ("bytes_bitmask", "bytes_csr", "sparse_format")
 MAX_FIELDS = 10_000_000  # of a table that is read
@@ -81,7 +83,38 @@ class _Noise(_Content):
     levels: list[_NoiseLevel]
 
 
-_MODELS: Mapping[str, type[BaseModel]] = {LATENCY: _Latency, BYTES: _Bytes, NOISE: _Noise}
+class _BatchMemory(_Content):
+    batch: Annotated[int, Field(ge=1, lt=2**63)]
+    peak: Count
+
+
+class _Memory(_Content):
+    format: int
+    weights: Count
+    batches: list[_BatchMemory]
+
+
+class _ExportedLatency(_Content):
+    batch: Annotated[int, Field(ge=1, lt=2**63)]
+    median_ms: float
+
+
+class _Exported(_Content):
+    error: str
+    missing: str
+    files: dict[str, FileRecord] = {}
+    tests: list[dict[str, float]] = []
+    latency: list[_ExportedLatency] = []
+
+
+class _Export(_Content):
+    format: int
+    formats: dict[str, _Exported]
+
+
+_MODELS: Mapping[str, type[BaseModel]] = {
+    LATENCY: _Latency, MEMORY: _Memory, BYTES: _Bytes, NOISE: _Noise, EXPORT: _Export,
+}  # fmt: skip
 
 
 def columns_of(tasks: Iterable[Sequence[str]]) -> tuple[str, ...]:
@@ -104,21 +137,22 @@ def write_results_table(store: Store, plan: ExperimentPlan) -> dict[str, dict[st
     with store.lock("table", "writes results.csv"):  # or an older reading could overwrite a newer one
         remove_all(store.folder.glob(".results.csv.*"))  # left by killed processes
         results = store.results(plan.cells)
-        extra = _extra_columns(plan)
+        tasks = dict.fromkeys(_metrics(result) for result in results.values() if result["status"] == "done")
+        extra = _extra_columns(plan, dict.fromkeys(name for names in tasks or [CLASSIFICATION] for name in names))
         folders = store.cell_folders() if extra else {}
         references = {(t.variant.name, t.cell.net): folders.get(t.cell.key) for t in plan.references}
         rows = []
-        tasks = dict.fromkeys(_metrics(result) for result in results.values() if result["status"] == "done")
         columns = columns_of(tasks or [CLASSIFICATION])
-        for row in _rows(plan, results):
-            values = _extra_values(folders.get(row["cell"]), references[row["variant"], row["net"]])
+        for row, test in _rows(plan, results):
+            folder = folders.get(row["cell"])
+            values = _extra_values(folder, references[row["variant"], row["net"]]) | _exported_values(folder, test)
             rows.append(dict.fromkeys(columns, "") | row | {column: values.get(column) for column in extra})
         write_whole(store.folder / "results.csv", csv_table((*columns, *extra), rows))
     return results
 
 
-def _rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What was measured in each cell on each test set, beside the figures of its reference network."""
+def _rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[dict[str, Any], int]]:
+    """What was measured in each cell on each test set, beside the figures of its reference network; and which set."""
     references = {(t.variant.name, t.cell.net): results.get(t.cell.key, {}) for t in plan.references}
     parameters = {variant.name: variant.parameters for variant in plan.file.variants}
     for cell in plan.cells:
@@ -146,7 +180,7 @@ def _rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Ite
             figures = _figures(result, i)
             row |= {name: figures.get(name) for name in ("loss", *metrics, f"{primary}_before_retraining", *AGREEMENT)}
             row |= {"dataset_test": test.shown, f"{primary}_reference": _figures(reference, i).get(primary)}
-            yield {column: "" if value is None else value for column, value in row.items()}
+            yield {column: "" if value is None else value for column, value in row.items()}, i
 
 
 def _figures(result: Mapping[str, Any], test: int) -> Mapping[str, Any]:
@@ -166,17 +200,26 @@ def requested(plan: ExperimentPlan, measurement: str) -> dict[str, Experiments]:
     return {name: experiments for name, experiments in settings.items() if measurement in experiments.measure}
 
 
-def _extra_columns(plan: ExperimentPlan) -> tuple[str, ...]:
+def _extra_columns(plan: ExperimentPlan, metrics: Iterable[str]) -> tuple[str, ...]:
     batches = dict.fromkeys(b for e in requested(plan, "latency").values() for b in e.latency_batches)
     columns: list[str] = []
     for batch in batches:
         columns += [f"latency_{what}_b{batch}" for what in ("ms", "iqr_ms", "layout")]
-        columns.append(f"latency_ms_b{batch}_reference")
+        columns += [f"latency_ms_b{batch}_reference", f"frames_per_second_b{batch}"]
     if batches:
         columns.append("latency_device")
+    memory = requested(plan, "memory").values()
+    columns += ["memory_weights"] if memory else []
+    columns += [f"memory_b{b}" for b in dict.fromkeys(b for e in memory for b in e.latency_batches)]
     levels = dict.fromkeys(eps for e in requested(plan, "noise").values() for eps in e.noise_levels)
     columns += [f"noise_{what}_{eps:g}" for what in NOISE_FIGURES for eps in levels]
-    return (*columns, *(BYTE_COLUMNS if requested(plan, "bytes") else ()))
+    columns += BYTE_COLUMNS if requested(plan, "bytes") else ()
+    every = [variant.parameters.experiments for variant in plan.file.variants]
+    batches = dict.fromkeys(batch for e in every if e.export for batch in e.latency_batches)
+    for name in dict.fromkeys(name for e in every for name in e.export):
+        columns += [f"{what}_{name}" for what in (*metrics, "loss", "bytes", "difference")]
+        columns += [*(f"latency_{name}_b{batch}" for batch in batches), f"error_{name}"]
+    return tuple(columns)
 
 
 def _extra_values(folder: Path | None, reference: Path | None) -> dict[str, Any]:
@@ -188,20 +231,37 @@ def _extra_values(folder: Path | None, reference: Path | None) -> dict[str, Any]
         values[f"latency_ms_b{row['batch']}_reference"] = row["median_ms"]
     latency = read_measurement(folder / LATENCY)
     for row in _batches(latency):
-        batch = row["batch"]
-        values[f"latency_ms_b{batch}"], values[f"latency_iqr_ms_b{batch}"] = row["median_ms"], row["iqr_ms"]
+        batch, median = row["batch"], row["median_ms"]
+        values[f"latency_ms_b{batch}"], values[f"latency_iqr_ms_b{batch}"] = median, row["iqr_ms"]
         values[f"latency_layout_b{batch}"] = row["layout"]
+        values[f"frames_per_second_b{batch}"] = round(1000 * batch / median, 1) if median > 0 else None
     if latency is not None:
         threads = latency["threads"]
         values["latency_device"] = f"{latency['device']}, {threads} thread{'s' if threads != 1 else ''}"
+    memory = read_measurement(folder / MEMORY)
+    values |= {f"memory_b{row['batch']}": row["peak"] for row in _batches(memory)}
+    values["memory_weights"] = None if memory is None else memory["weights"]
     noise = read_measurement(folder / NOISE) or {"levels": []}
     values |= {f"noise_{what}_{row['eps']:g}": row[what] for row in noise["levels"] for what in NOISE_FIGURES}
     sizes = read_measurement(folder / BYTES) or {}
     return values | {column: sizes.get(column) for column in BYTE_COLUMNS}
 
 
-def _batches(latency: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    return [] if latency is None else latency["batches"]
+def _exported_values(folder: Path | None, test: int) -> dict[str, Any]:
+    """Column -> value of what exported files gave in their runtimes on one of the test sets."""
+    found = None if folder is None else read_measurement(folder / EXPORT)
+    values: dict[str, Any] = {}
+    for name, record in ({} if found is None else found["formats"]).items():
+        figures = record.get("tests", [])[test : test + 1] or [{}]
+        values |= {f"{what}_{name}": figure for what, figure in figures[0].items()}
+        values |= {f"{what}_{name}": record.get(what) for what in ("bytes", "difference")}
+        values |= {f"latency_{name}_b{row['batch']}": row["median_ms"] for row in record.get("latency", ())}
+        values[f"error_{name}"] = reason(record["error"]) or None
+    return values
+
+
+def _batches(measured: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    return [] if measured is None else measured["batches"]
 
 
 def read_measurement(path: Path) -> dict[str, Any] | None:
