@@ -55,9 +55,9 @@ def plot_deployment(
     axes.step(scale * front[cost], metric.scale * front[FIGURE], where="post", color="#999999", linewidth=1, zorder=1)
     table = table[table[cost].notna()]
     for (label, runtime), points in table.groupby(["label", "runtime"], sort=False):
-        color = colors.get(str(label), REFERENCE_COLOR)
+        color, size = (REFERENCE_COLOR, 7) if label == REFERENCE else (colors[str(label)], 5)
         axes.plot(
-            scale * points[cost], metric.scale * points[FIGURE], linestyle="none", color=color, markersize=5,
+            scale * points[cost], metric.scale * points[FIGURE], linestyle="none", color=color, markersize=size,
             marker=RUNTIME_MARKERS[str(runtime)], zorder=3, alpha=0.85, markeredgewidth=0.6, markeredgecolor="white",
         )  # fmt: skip
     axes.set_ylabel(axis_label(metric_title(metric.name), metric))
