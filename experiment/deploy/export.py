@@ -17,7 +17,7 @@ from experiment.errors import CompressionError, ExperimentError, shortened
 from experiment.files import make_folder, writing_to
 from experiment.registry import resolve
 
-LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch._export", "root")
+LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch._export", "torch.utils._pytree", "root")
 
 
 def write_exported(network: Deployed, format_: Format, path: Path) -> list[Path]:

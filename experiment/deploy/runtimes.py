@@ -82,13 +82,22 @@ def pt2(path: Path, job: Job) -> Run:
 
 
 def executorch(path: Path, job: Job) -> Run:
-    """ExecuTorch, on one thread or all cores."""
+    """ExecuTorch; larger batches than its memory is planned for are computed in parts."""
     import torch
     from executorch.runtime import Runtime
 
     torch.set_num_threads(job.threads)
     method = Runtime.get().load_program(path).load_method("forward")
-    return lambda arrays: [tensor.numpy() for tensor in method.execute([torch.from_numpy(array) for array in arrays])]
+    most = method.metadata.input_tensor_meta(0).sizes()[0]
+
+    def run(arrays: Arrays) -> Arrays:
+        parts = []
+        for start in range(0, len(arrays[0]), most):
+            part = [torch.from_numpy(array[start : start + most]) for array in arrays]
+            parts.append([tensor.numpy().copy() for tensor in method.execute(part)])
+        return [np.concatenate(each) for each in zip(*parts, strict=True)]
+
+    return run
 
 
 def timed(run: Run, arrays: Arrays, seconds: float) -> dict[str, float]:

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from experiment.deploy.int8 import quantize_int8
 from experiment.deploy.program import Deployed, exported
-from experiment.inputs import split, tensors
+from experiment.inputs import split, take, tensors
 from experiment.layers.quantized_weights import FLOATS
 
 CALIBRATED_AT_ONCE = 32  # inputs in one forward pass
-MOST_AT_ONCE = 128  # samples of a batch in ExecuTorch, which plans its memory for them
+MOST_AT_ONCE = 128  # samples of a batch in ExecuTorch, which plans its memory for the example
 SPECIFICATION, TIED = "experiment", "tied"  # keys in the metadata of safetensors files
 
 
@@ -92,7 +92,7 @@ def executorch(network: Deployed, path: Path) -> None:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    program = exported(network.module, network.example, most=MOST_AT_ONCE)
+    program = exported(network.module, take(network.example, [0] * MOST_AT_ONCE), most=MOST_AT_ONCE)
     lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
     path.write_bytes(lowered.to_executorch().buffer)
 
