@@ -17,8 +17,6 @@ from experiment.errors import CompressionError, ExperimentError, shortened
 from experiment.files import make_folder, writing_to
 from experiment.registry import resolve
 
-LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch._export", "torch.utils._pytree", "root")
-
 
 def write_exported(network: Deployed, format_: Format, path: Path) -> list[Path]:
     """Write a file, with others beside it if the format consists of several; returns all of them, this one first.
@@ -49,14 +47,11 @@ def write_exported(network: Deployed, format_: Format, path: Path) -> list[Path]
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the warnings and notes of exporters about their own code."""
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

@@ -21,7 +21,8 @@ class Format:
         name: in parameter files and columns.
         file: the name of the exported file in a cell's folder `export`.
         write: import path of a function (Deployed, path) -> None.
-        run: import path of a function (path, Job) -> (arrays -> arrays), in the runtime's own process.
+        run: import path of a function (path, threads, own_names) -> (arrays -> arrays), for a process of its own;
+            `own_names` are the networks of the user's own code that may be imported.
         needs: the modules that writing or running imports.
         install: what to install for them.
         int8: whether weights and activations are quantized, for which calibration inputs are needed.
@@ -77,14 +78,11 @@ def find_format(name: str | None, path: PurePath) -> Format:
 
     Raises: ConfigError: there is none, or the file has another ending.
     """
-    if name is not None:
-        if name not in FORMATS:
-            raise ConfigError(f"format: must be one of {', '.join(FORMATS)}. Got {name!r}.{suggestion(name, FORMATS)}")
-        if path.suffix != FORMATS[name].suffix:
-            raise ConfigError(f"{path}: files of format {name} end in {FORMATS[name].suffix}. Got {path.suffix!r}.")
-        return FORMATS[name]
-    for found in FORMATS.values():
-        if found.suffix == path.suffix:
-            return found
-    endings = ", ".join(dict.fromkeys(f.suffix for f in FORMATS.values()))
-    raise ConfigError(f"{path}: the ending must be one of {endings}, or pass format. Got {path.suffix!r}.")
+    if name is not None and name not in FORMATS:
+        raise ConfigError(f"format: must be one of {', '.join(FORMATS)}. Got {name!r}.{suggestion(name, FORMATS)}")
+    possible = FORMATS.values() if name is None else [FORMATS[name]]
+    found = next((each for each in possible if each.suffix == path.suffix), None)
+    if found is None:
+        endings = ", ".join(dict.fromkeys(each.suffix for each in possible))
+        raise ConfigError(f"{path}: the name of the file must end in {endings}. Got {path.suffix!r}.")
+    return found

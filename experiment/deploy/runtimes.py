@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -26,48 +25,35 @@ Run = Callable[[Arrays], Arrays]
 FEWEST_RUNS = 3
 
 
-@dataclass(frozen=True)
-class Job:
-    """How to run a file.
-
-    Attributes:
-        threads: CPU threads.
-        own_names: the networks of the user's own code that may be imported.
-    """
-
-    threads: int
-    own_names: Sequence[str] = ()
-
-
-def onnx(path: Path, job: Job) -> Run:
+def onnx(path: Path, threads: int, own_names: Sequence[str]) -> Run:
     """onnxruntime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = job.threads, 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
     return lambda arrays: session.run(None, dict(zip(names, arrays, strict=True)))
 
 
-def openvino(path: Path, job: Job) -> Run:
+def openvino(path: Path, threads: int, own_names: Sequence[str]) -> Run:
     """OpenVINO on the CPU, in float32 even where the CPU has bfloat16."""
     import openvino
 
-    settings = {"INFERENCE_NUM_THREADS": job.threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     compiled = openvino.Core().compile_model(path, "CPU", settings)
     return lambda arrays: list(compiled(list(arrays)).to_tuple())
 
 
-def pt2(path: Path, job: Job) -> Run:
+def pt2(path: Path, threads: int, own_names: Sequence[str]) -> Run:
     """The graph of torch.export, operator by operator."""
     import torch
     from torch.utils._pytree import tree_leaves, tree_unflatten
 
     if path.name.endswith("_int8.pt2"):
         import torchao  # noqa: F401  its operators
-    torch.set_num_threads(job.threads)
+    torch.set_num_threads(threads)
     program = torch.export.load(path)
     module, form, names = program.module(), program.call_spec.in_spec, program.graph_signature.user_inputs
 
@@ -81,12 +67,12 @@ def pt2(path: Path, job: Job) -> Run:
     return run
 
 
-def executorch(path: Path, job: Job) -> Run:
+def executorch(path: Path, threads: int, own_names: Sequence[str]) -> Run:
     """ExecuTorch; larger batches than its memory is planned for are computed in parts."""
     import torch
     from executorch.runtime import Runtime
 
-    torch.set_num_threads(job.threads)
+    torch.set_num_threads(threads)
     method = Runtime.get().load_program(path).load_method("forward")
     most = method.metadata.input_tensor_meta(0).sizes()[0]
 
@@ -126,7 +112,7 @@ def main() -> None:
         try:
             if "run" in request:
                 open_file: Any = resolve(request["run"])
-                run = open_file(Path(request["file"]), Job(request["threads"], request["own_names"]))
+                run = open_file(Path(request["file"]), request["threads"], request["own_names"])
             else:
                 assert run is not None
                 arrays = [np.load(folder / f"in-{i}.npy", allow_pickle=False) for i in range(request["inputs"])]

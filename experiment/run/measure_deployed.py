@@ -14,7 +14,7 @@ from experiment.files import write_whole
 from experiment.registry import InputForm, InputShape
 from experiment.run.disk.results_table import BYTES, LATENCY, MEMORY, NOISE, read_measurement, requested
 from experiment.run.disk.store import Store
-from experiment.run.export_deployed import Exporter, export_networks, wanted_exports
+from experiment.run.export_deployed import Exporter, wanted_exports
 from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.run.grid.plan import ExperimentPlan
 from experiment.run.machine import device_in_words
@@ -135,7 +135,15 @@ def _export(plan: ExperimentPlan, finished: Mapping[str, Path], datasets: Path, 
     formats = ", ".join(dict.fromkeys(name for wanted in missing for name in wanted.formats))
     say(f"exporting {len(missing)} networks to {formats}, and testing the files one at a time")
     with Exporter(datasets, [variant.parameters.network.name for variant in plan.file.variants]) as exporter:
-        export_networks(missing, exporter, say)
+        told: set[tuple[str, str]] = set()
+        for wanted in missing:
+            try:
+                for problem in exporter.export(wanted):
+                    if problem not in told:
+                        say(f"  {wanted.folder.name}: {': '.join(problem)}")
+                        told.add(problem)
+            except (StoreError, DataError) as error:
+                say(f"  not exported: {error}")
     return True
 
 

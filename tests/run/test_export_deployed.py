@@ -12,7 +12,7 @@ from experiment.main import main
 from experiment.run.disk.results_table import COLUMNS
 
 FAULTY = """
-def refuse(path, job):
+def refuse(*how):
     raise ValueError("no operator Foo")
 """
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from experiment.deploy.runtimes import Arrays, Job, Run
+from experiment.deploy.runtimes import Arrays, Run
 from experiment.deploy.writers import SPECIFICATION, TIED
 from experiment.errors import Damaged, StoreError
 from experiment.inputs import Inputs, call_network, output_tensors
@@ -61,10 +61,10 @@ def rebuilt(
     return rebuild(network, specification, packed, path, baked=True), form
 
 
-def run(path: Path, job: Job) -> Run:
+def run(path: Path, threads: int, own_names: Sequence[str]) -> Run:
     """The rebuilt network in torch, for a process of its own."""
-    torch.set_num_threads(job.threads)
-    network, form = rebuilt(path, None, lambda: job.own_names)
+    torch.set_num_threads(threads)
+    network, form = rebuilt(path, None, lambda: own_names)
     assert form is not None
 
     def call(arrays: Arrays) -> Arrays:
