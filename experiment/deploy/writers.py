@@ -9,7 +9,6 @@ ExecuTorch (XNNPACK), https://docs.pytorch.org/executorch; safetensors, https://
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,11 +47,16 @@ def onnx_int8(network: Deployed, path: Path) -> None:
         whole, prepared = Path(folder) / "whole.onnx", Path(folder) / "prepared.onnx"
         onnx(network, whole)
         shape_inference.quant_pre_process(whole, prepared)
-        names = [given.name for given in onnxruntime.InferenceSession(prepared, providers=_CPU).get_inputs()]
+        names = [
+            given.name
+            for given in onnxruntime.InferenceSession(prepared, providers=["CPUExecutionProvider"]).get_inputs()
+        ]
 
         class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
-            def __init__(self) -> None:
-                self.batches = _calibration_arrays(network, names)
+            batches = (
+                dict(zip(names, (tensor.numpy() for tensor in tensors(part)), strict=True))
+                for part in split(network.calibration, CALIBRATED_AT_ONCE)
+            )
 
             def get_next(self) -> dict[str, Any] | None:
                 return next(self.batches, None)
@@ -61,14 +65,6 @@ def onnx_int8(network: Deployed, path: Path) -> None:
             prepared, path, Calibration(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
             activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
         )  # fmt: skip
-
-
-_CPU = ["CPUExecutionProvider"]
-
-
-def _calibration_arrays(network: Deployed, names: list[str]) -> Iterator[dict[str, Any]]:
-    for part in split(network.calibration, CALIBRATED_AT_ONCE):
-        yield dict(zip(names, (tensor.numpy() for tensor in tensors(part)), strict=True))
 
 
 def torchao_int8(network: Deployed, path: Path) -> None:

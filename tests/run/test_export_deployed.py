@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from experiment.deploy.formats import FORMATS, Format
+from experiment.deploy.runtime_process import RuntimeProcess
 from experiment.main import main
 from experiment.run.disk.results_table import COLUMNS
 
@@ -40,6 +41,7 @@ def test_files_are_made_later_too_and_once(
     write: Any, small: dict[str, Any], in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("safetensors")
+    monkeypatch.setattr(RuntimeProcess.time, "__defaults__", (0.01,))
     small["retraining"]["numEpochs"] = 0
     small["experiments"] |= {"methods": ["WT"], "measure": ["memory"], "latencyBatches": [1, 3]}
     assert main([str(write(small)), "-j", "1", "-q"]) == 0

@@ -13,14 +13,7 @@ from experiment.report.plots.curves import REFERENCE_NAME, log_ticks, plain_tick
 from experiment.report.plots.figure import new_figure, place_legend, set_title
 from experiment.report.primary_metric import primary_metric
 from experiment.report.results_table import REFERENCE, labels_of, select_variant
-from experiment.report.words.titles import (
-    axis_label,
-    capitalized,
-    joined,
-    metric_title,
-    network_on_dataset,
-    retraining_in_words,
-)
+from experiment.report.words import titles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,15 +53,15 @@ def plot_deployment(
             scale * points[cost], metric.scale * points[FIGURE], linestyle="none", color=color, markersize=size,
             marker=RUNTIME_MARKERS[str(runtime)], zorder=3, alpha=0.85, markeredgewidth=0.6, markeredgecolor="white",
         )  # fmt: skip
-    axes.set_ylabel(axis_label(metric_title(metric.name), metric))
-    axes.set_xlabel(f"{capitalized(cost_in_words(cost))} ({unit})")
+    axes.set_ylabel(titles.axis_label(titles.metric_title(metric.name), metric))
+    axes.set_xlabel(f"{titles.capitalized(cost_in_words(cost))} ({unit})")
     if table[cost].min() > 0 and table[cost].max() > WIDE * table[cost].min():
         axes.set_xscale("log")
         log_ticks(axes.xaxis)
         plain_ticks(axes)
     device = str(chosen.iloc[0].get("latency_device", "")) if unit == "ms" else ""
-    title = joined(note, retraining_in_words(chosen), str(chosen.iloc[0]["variant"]), device)
-    set_title(figure, network_on_dataset(chosen), title)
+    title = titles.joined(note, titles.retraining_in_words(chosen), str(chosen.iloc[0]["variant"]), device)
+    set_title(figure, titles.network_on_dataset(chosen), title)
     place_legend(figure, _entries(table, colors, styles))
     return figure
 
