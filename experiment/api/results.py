@@ -108,7 +108,7 @@ def load_network(
     """
     path = Path(path_or_param)
     if path.suffix == ".safetensors":
-        return rebuilt(path, network, tuple)[0]
+        return rebuilt(path, network)
     if path.suffix == ".pt":
         return _rebuilt(path, network, tuple)
     if keep is not None:

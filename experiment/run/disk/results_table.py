@@ -1,12 +1,13 @@
 """results.csv: one row per finished cell, with what was measured on deployed networks and exported files.
 
-Measurements of deployed networks are separate files next to a cell's result. They are not part of any key, so
-they can be requested later. Does not import torch.
+Measurements are separate files next to a cell's result, no part of any key, so that they can be requested later. Does
+not import torch.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experiment.config import Experiments
+from experiment.deploy.formats import FORMATS
 from experiment.errors import Damaged, shortened
 from experiment.escaping import csv_table, reason
 from experiment.files import RUN_AGAIN, read_file, read_json, remove_all, write_whole
@@ -22,6 +24,7 @@ from experiment.run.disk.store import Store
 from experiment.run.grid.data_facts import Count
 from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.run.grid.plan import ExperimentPlan
+from experiment.run.grid.task_name import metric_facts
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -43,6 +46,9 @@ LATENCY, MEMORY, BYTES, NOISE = "latency.json", "memory.json", "bytes.json", "no
 EXPORT = "export.json"
 NOISE_FIGURES = ("agreement", "distance", "excess_error")
 BYTE_COLUMNS = ("bytes_bitmask", "bytes_csr", "sparse_format")
+OTHER_COLUMNS = re.compile(
+    rf"(valid|keep|latency|noise|memory|frames_per_second)_.*|.*_(reference|before_retraining|{'|'.join(FORMATS)})"
+)  # made from other names
 MAX_FIELDS = 10_000_000  # of a table that is read
 
 
@@ -50,10 +56,16 @@ class _Content(BaseModel):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, strict=True)
 
 
-class _BatchLatency(_Content):
+class _Batch(_Content):
     batch: Annotated[int, Field(ge=1, lt=2**63)]
-    layout: str
+
+
+class _BatchMedian(_Batch):
     median_ms: float
+
+
+class _BatchLatency(_BatchMedian):
+    layout: str
     iqr_ms: float
 
 
@@ -83,8 +95,7 @@ class _Noise(_Content):
     levels: list[_NoiseLevel]
 
 
-class _BatchMemory(_Content):
-    batch: Annotated[int, Field(ge=1, lt=2**63)]
+class _BatchMemory(_Batch):
     peak: Count
 
 
@@ -94,17 +105,12 @@ class _Memory(_Content):
     batches: list[_BatchMemory]
 
 
-class _ExportedLatency(_Content):
-    batch: Annotated[int, Field(ge=1, lt=2**63)]
-    median_ms: float
-
-
 class _Exported(_Content):
     error: str
     missing: str
     files: dict[str, FileRecord] = {}
     tests: list[dict[str, float]] = []
-    latency: list[_ExportedLatency] = []
+    latency: list[_BatchMedian] = []
 
 
 class _Export(_Content):
@@ -112,9 +118,7 @@ class _Export(_Content):
     formats: dict[str, _Exported]
 
 
-_MODELS: Mapping[str, type[BaseModel]] = {
-    LATENCY: _Latency, MEMORY: _Memory, BYTES: _Bytes, NOISE: _Noise, EXPORT: _Export,
-}  # fmt: skip
+_MODELS = {LATENCY: _Latency, MEMORY: _Memory, BYTES: _Bytes, NOISE: _Noise, EXPORT: _Export}
 
 
 def columns_of(tasks: Iterable[Sequence[str]]) -> tuple[str, ...]:
@@ -137,12 +141,13 @@ def write_results_table(store: Store, plan: ExperimentPlan) -> dict[str, dict[st
     with store.lock("table", "writes results.csv"):  # or an older reading could overwrite a newer one
         remove_all(store.folder.glob(".results.csv.*"))  # left by killed processes
         results = store.results(plan.cells)
-        tasks = dict.fromkeys(_metrics(result) for result in results.values() if result["status"] == "done")
-        extra = _extra_columns(plan, dict.fromkeys(name for names in tasks or [CLASSIFICATION] for name in names))
+        found = dict.fromkeys(_metrics(result) for result in results.values() if result["status"] == "done")
+        tasks = [*found] or [metric_facts(v.parameters)["metrics"] for v in plan.file.variants]
+        extra = _extra_columns(plan, dict.fromkeys(name for names in tasks for name in names))
         folders = store.cell_folders() if extra else {}
         references = {(t.variant.name, t.cell.net): folders.get(t.cell.key) for t in plan.references}
         rows = []
-        columns = columns_of(tasks or [CLASSIFICATION])
+        columns = columns_of(tasks)
         for row, test in _rows(plan, results):
             folder = folders.get(row["cell"])
             values = _extra_values(folder, references[row["variant"], row["net"]]) | _exported_values(folder, test)
@@ -160,7 +165,7 @@ def _rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Ite
         if result is None:
             continue
         reference, p = references[cell.variant, cell.net], parameters[cell.variant]
-        about = result if "metrics" in result or "metrics" not in reference else reference  # it may have failed
+        about = next((each for each in (result, reference) if "metrics" in each), None) or metric_facts(p)
         metrics = _metrics(about)
         primary = metrics[0]
         row = {column: result.get(column) for column in columns_of([metrics])}
@@ -208,9 +213,8 @@ def _extra_columns(plan: ExperimentPlan, metrics: Iterable[str]) -> tuple[str, .
         columns += [f"latency_ms_b{batch}_reference", f"frames_per_second_b{batch}"]
     if batches:
         columns.append("latency_device")
-    memory = requested(plan, "memory").values()
-    columns += ["memory_weights"] if memory else []
-    columns += [f"memory_b{b}" for b in dict.fromkeys(b for e in memory for b in e.latency_batches)]
+    batches = dict.fromkeys(b for e in requested(plan, "memory").values() for b in e.latency_batches)
+    columns += ["memory_weights", *(f"memory_b{batch}" for batch in batches)] if batches else []
     levels = dict.fromkeys(eps for e in requested(plan, "noise").values() for eps in e.noise_levels)
     columns += [f"noise_{what}_{eps:g}" for what in NOISE_FIGURES for eps in levels]
     columns += BYTE_COLUMNS if requested(plan, "bytes") else ()
@@ -218,7 +222,7 @@ def _extra_columns(plan: ExperimentPlan, metrics: Iterable[str]) -> tuple[str, .
     batches = dict.fromkeys(batch for e in every if e.export for batch in e.latency_batches)
     for name in dict.fromkeys(name for e in every for name in e.export):
         columns += [f"{what}_{name}" for what in (*metrics, "loss", "bytes", "difference")]
-        columns += [*(f"latency_{name}_b{batch}" for batch in batches), f"error_{name}"]
+        columns += [*(f"latency_{name}_b{b}" for b in batches), f"error_{name}"]
     return tuple(columns)
 
 
@@ -238,9 +242,11 @@ def _extra_values(folder: Path | None, reference: Path | None) -> dict[str, Any]
     if latency is not None:
         threads = latency["threads"]
         values["latency_device"] = f"{latency['device']}, {threads} thread{'s' if threads != 1 else ''}"
-    memory = read_measurement(folder / MEMORY)
-    values |= {f"memory_b{row['batch']}": row["peak"] for row in _batches(memory)}
-    values["memory_weights"] = None if memory is None else memory["weights"]
+    if (memory := read_measurement(folder / MEMORY)) is not None:
+        values |= {
+            "memory_weights": memory["weights"],
+            **{f"memory_b{r['batch']}": r["peak"] for r in memory["batches"]},
+        }
     noise = read_measurement(folder / NOISE) or {"levels": []}
     values |= {f"noise_{what}_{row['eps']:g}": row[what] for row in noise["levels"] for what in NOISE_FIGURES}
     sizes = read_measurement(folder / BYTES) or {}

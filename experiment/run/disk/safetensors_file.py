@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,27 +45,23 @@ def read_safetensors(path: Path) -> tuple[Specification, PackedWeights]:
     return checked_specification(specification, path), packed
 
 
-def rebuilt(
-    path: Path, network: nn.Module | None, own_names: Callable[[], Collection[str]]
-) -> tuple[nn.Module, InputForm | None]:
-    """The deployed network in a file, and the form of one input where the file says it.
+def rebuilt(path: Path, network: nn.Module | None) -> nn.Module:
+    """The deployed network in a file.
 
     Args:
-        network: the original network; None to construct it as the file says.
-        own_names: as for `original_of`.
+        network: the original network; None to construct it as the file says, if it is a registered one.
     """
     specification, packed = read_safetensors(path)
-    form: InputForm | None = None
-    if network is None:
-        network, form = original_of(specification, path, own_names)
-    return rebuild(network, specification, packed, path, baked=True), form
+    network = original_of(specification, path, tuple)[0] if network is None else network
+    return rebuild(network, specification, packed, path, baked=True)
 
 
 def run(path: Path, threads: int, own_names: Sequence[str]) -> Run:
     """The rebuilt network in torch, for a process of its own."""
     torch.set_num_threads(threads)
-    network, form = rebuilt(path, None, lambda: own_names)
-    assert form is not None
+    specification, packed = read_safetensors(path)
+    original, form = original_of(specification, path, lambda: own_names)
+    network = rebuild(original, specification, packed, path, baked=True)
 
     def call(arrays: Arrays) -> Arrays:
         with torch.inference_mode():
