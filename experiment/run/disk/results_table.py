@@ -42,8 +42,7 @@ _AFTER_METRICS = (
 )  # fmt: skip
 SHARED_COLUMNS = (*_BEFORE_METRICS, *_AFTER_METRICS)  # of all tasks
 CLASSIFICATION = ("top1", "top5")  # the metrics of a cell that does not name them, and of a table without results
-LATENCY, MEMORY, BYTES, NOISE = "latency.json", "memory.json", "bytes.json", "noise.json"
-EXPORT = "export.json"
+LATENCY, MEMORY, BYTES, NOISE, EXPORT = (f"{n}.json" for n in ("latency", "memory", "bytes", "noise", "export"))
 NOISE_FIGURES = ("agreement", "distance", "excess_error")
 BYTE_COLUMNS = ("bytes_bitmask", "bytes_csr", "sparse_format")
 OTHER_COLUMNS = re.compile(
@@ -118,7 +117,9 @@ class _Export(_Content):
     formats: dict[str, _Exported]
 
 
-_MODELS = {LATENCY: _Latency, MEMORY: _Memory, BYTES: _Bytes, NOISE: _Noise, EXPORT: _Export}
+_MODELS: Mapping[str, type[BaseModel]] = {
+    LATENCY: _Latency, MEMORY: _Memory, BYTES: _Bytes, NOISE: _Noise, EXPORT: _Export,
+}  # fmt: skip
 
 
 def columns_of(tasks: Iterable[Sequence[str]]) -> tuple[str, ...]:
@@ -217,7 +218,7 @@ def _extra_columns(plan: ExperimentPlan, metrics: Iterable[str]) -> tuple[str, .
     columns += ["memory_weights", *(f"memory_b{batch}" for batch in batches)] if batches else []
     levels = dict.fromkeys(eps for e in requested(plan, "noise").values() for eps in e.noise_levels)
     columns += [f"noise_{what}_{eps:g}" for what in NOISE_FIGURES for eps in levels]
-    columns += BYTE_COLUMNS if requested(plan, "bytes") else ()
+    columns += BYTE_COLUMNS * bool(requested(plan, "bytes"))
     every = [variant.parameters.experiments for variant in plan.file.variants]
     batches = dict.fromkeys(batch for e in every if e.export for batch in e.latency_batches)
     for name in dict.fromkeys(name for e in every for name in e.export):
@@ -231,16 +232,16 @@ def _extra_values(folder: Path | None, reference: Path | None) -> dict[str, Any]
     if folder is None:
         return {}
     values: dict[str, Any] = {}
-    for row in _batches(read_measurement(reference / LATENCY) if reference is not None else None):
+    before = None if reference is None else read_measurement(reference / LATENCY)
+    for row in [] if before is None else before["batches"]:
         values[f"latency_ms_b{row['batch']}_reference"] = row["median_ms"]
-    latency = read_measurement(folder / LATENCY)
-    for row in _batches(latency):
+    latency = read_measurement(folder / LATENCY) or {"batches": []}
+    for row in latency["batches"]:
         batch, median = row["batch"], row["median_ms"]
         values[f"latency_ms_b{batch}"], values[f"latency_iqr_ms_b{batch}"] = median, row["iqr_ms"]
         values[f"latency_layout_b{batch}"] = row["layout"]
         values[f"frames_per_second_b{batch}"] = round(1000 * batch / median, 1) if median > 0 else None
-    if latency is not None:
-        threads = latency["threads"]
+    if threads := latency.get("threads"):
         values["latency_device"] = f"{latency['device']}, {threads} thread{'s' if threads != 1 else ''}"
     if (memory := read_measurement(folder / MEMORY)) is not None:
         values |= {
@@ -264,10 +265,6 @@ def _exported_values(folder: Path | None, test: int) -> dict[str, Any]:
         values |= {f"latency_{name}_b{row['batch']}": row["median_ms"] for row in record.get("latency", ())}
         values[f"error_{name}"] = reason(record["error"]) or None
     return values
-
-
-def _batches(measured: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    return [] if measured is None else measured["batches"]
 
 
 def read_measurement(path: Path) -> dict[str, Any] | None:
