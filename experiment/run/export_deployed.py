@@ -19,7 +19,7 @@ from experiment.errors import CannotWrite, ExperimentError, RuntimeFailed, first
 from experiment.escaping import json_text
 from experiment.files import write_whole
 from experiment.run.disk.damaged_files import FileRecord, damaged_file, manifest_of
-from experiment.run.disk.results_table import EXPORT, read_measurement
+from experiment.run.disk.measurements import EXPORT, read_measurement
 from experiment.run.grid.hardware import Machine
 from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.run.grid.plan import ExperimentPlan

@@ -12,7 +12,8 @@ from experiment.errors import DataError, StoreError
 from experiment.escaping import json_text
 from experiment.files import write_whole
 from experiment.registry import InputForm, InputShape
-from experiment.run.disk.results_table import BYTES, LATENCY, MEMORY, NOISE, read_measurement, requested
+from experiment.run.disk.measurements import BYTES, LATENCY, MEMORY, NOISE, read_measurement
+from experiment.run.disk.results_table import requested
 from experiment.run.disk.store import Store
 from experiment.run.export_deployed import Exporter, wanted_exports
 from experiment.run.grid.keys import FORMAT_VERSION

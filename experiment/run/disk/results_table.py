@@ -10,19 +10,15 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from experiment.config import Experiments
 from experiment.deploy.formats import FORMATS
 from experiment.errors import Damaged, shortened
 from experiment.escaping import csv_table, reason
-from experiment.files import RUN_AGAIN, read_file, read_json, remove_all, write_whole
-from experiment.run.disk.damaged_files import FileRecord
+from experiment.files import RUN_AGAIN, read_file, remove_all, write_whole
+from experiment.run.disk.measurements import BYTES, EXPORT, LATENCY, MEMORY, NOISE, read_measurement
 from experiment.run.disk.store import Store
-from experiment.run.grid.data_facts import Count
-from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.run.grid.plan import ExperimentPlan
 from experiment.run.grid.task_name import metric_facts
 
@@ -42,7 +38,6 @@ _AFTER_METRICS = (
 )  # fmt: skip
 SHARED_COLUMNS = (*_BEFORE_METRICS, *_AFTER_METRICS)  # of all tasks
 CLASSIFICATION = ("top1", "top5")  # the metrics of a cell that does not name them, and of a table without results
-LATENCY, MEMORY, BYTES, NOISE, EXPORT = (f"{n}.json" for n in ("latency", "memory", "bytes", "noise", "export"))
 AMOUNT = ("limit", "predicted", "measured")
 NOISE_FIGURES = ("agreement", "distance", "excess_error")
 BYTE_COLUMNS = ("bytes_bitmask", "bytes_csr", "sparse_format")
@@ -50,77 +45,6 @@ OTHER_COLUMNS = re.compile(
     rf"(valid|keep|latency|noise|memory|frames_per_second)_.*|.*_(reference|before_retraining|{'|'.join(FORMATS)})"
 )  # made from other names
 MAX_FIELDS = 10_000_000  # of a table that is read
-
-
-class _Content(BaseModel):
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False, strict=True)
-
-
-class _Batch(_Content):
-    batch: Annotated[int, Field(ge=1, lt=2**63)]
-
-
-class _BatchMedian(_Batch):
-    median_ms: float
-
-
-class _BatchLatency(_BatchMedian):
-    layout: str
-    iqr_ms: float
-
-
-class _Latency(_Content):
-    format: int
-    device: str
-    threads: Annotated[int, Field(ge=1, lt=2**63)]
-    batches: list[_BatchLatency]
-
-
-class _Bytes(_Content):
-    format: int
-    bytes_bitmask: Count
-    bytes_csr: Count
-    sparse_format: str
-
-
-class _NoiseLevel(_Content):
-    eps: float
-    agreement: float
-    distance: float
-    excess_error: float
-
-
-class _Noise(_Content):
-    format: int
-    levels: list[_NoiseLevel]
-
-
-class _BatchMemory(_Batch):
-    peak: Count
-
-
-class _Memory(_Content):
-    format: int
-    weights: Count
-    batches: list[_BatchMemory]
-
-
-class _Exported(_Content):
-    error: str
-    missing: str
-    files: dict[str, FileRecord] = {}
-    tests: list[dict[str, float]] = []
-    latency: list[_BatchMedian] = []
-
-
-class _Export(_Content):
-    format: int
-    formats: dict[str, _Exported]
-
-
-_MODELS: Mapping[str, type[BaseModel]] = {
-    LATENCY: _Latency, MEMORY: _Memory, BYTES: _Bytes, NOISE: _Noise, EXPORT: _Export,
-}  # fmt: skip
 
 
 def columns_of(tasks: Iterable[Sequence[str]]) -> tuple[str, ...]:
@@ -279,16 +203,6 @@ def _exported_values(folder: Path | None, test: int) -> dict[str, Any]:
         values |= {f"latency_{name}_b{row['batch']}": row["median_ms"] for row in record.get("latency", ())}
         values[f"error_{name}"] = reason(record["error"]) or None
     return values
-
-
-def read_measurement(path: Path) -> dict[str, Any] | None:
-    """A measurement; None if its file is missing, damaged or of another version, and it is to be made again."""
-    try:
-        found = read_json(path)
-        _MODELS[path.name].model_validate(found)
-    except (FileNotFoundError, Damaged, ValidationError):
-        return None
-    return dict(found) if found["format"] == FORMAT_VERSION else None
 
 
 def read_table(path: Path, **options: Any) -> DataFrame:
