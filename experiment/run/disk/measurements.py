@@ -1,4 +1,4 @@
-"""What was measured on deployed networks and exported files: JSON files beside a cell's result. Does not import torch."""
+"""What was measured on deployed networks and exported files: JSON files beside a cell's result. Without torch."""
 
 from __future__ import annotations
 
