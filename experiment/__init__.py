@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from experiment.api.compression import CompressionResult, bake, compress, compress_many, save_network
+    from experiment.api.export import export_network
     from experiment.api.learn_compress import LC
     from experiment.api.results import calibration_inputs, evaluate, load_network, load_results
     from experiment.deploy.int8 import quantize_int8, serialized_bytes
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LC", "CompressionResult", "Metric", "Task", "bake", "calibration_inputs", "compress", "compress_many", "evaluate",
-    "load_network", "load_pruned_state", "load_results", "pruned_state", "quantize_int8", "save_network", "search_keep",
-    "serialized_bytes",
+    "export_network", "load_network", "load_pruned_state", "load_results", "pruned_state", "quantize_int8",
+    "save_network", "search_keep", "serialized_bytes",
 ]  # fmt: skip
 
 _HOMES = {
     "experiment.api.compression": ("CompressionResult", "bake", "compress", "compress_many", "save_network"),
+    "experiment.api.export": ("export_network",),
     "experiment.api.learn_compress": ("LC",),
     "experiment.api.results": ("calibration_inputs", "evaluate", "load_network", "load_results"),
     "experiment.deploy.int8": ("quantize_int8", "serialized_bytes"),

@@ -9,6 +9,7 @@ ExperimentError
 |-- StoreError          a file of results or weights is damaged, foreign, or of another version
 |   |-- Damaged             it may be set aside and computed again
 |   `-- OtherVersion        it must be kept: another version of this program can read it
+|-- RuntimeFailed       a runtime refuses an exported file, crashes, or does not answer in time
 |-- Inherited           another cell failed, on which this one depends
 `-- CannotWrite         the disk is full, or a folder is read-only or cannot be created
 """
@@ -118,6 +119,10 @@ class Damaged(StoreError):
 
 class OtherVersion(StoreError):
     """A stored file is of another format version. It is kept, since another version of this program can read it."""
+
+
+class RuntimeFailed(ExperimentError):
+    """A runtime refuses an exported file, crashes, or does not answer in time."""
 
 
 class Inherited(ExperimentError):

@@ -95,6 +95,7 @@ class MethodEntry:
         preset: settings with other defaults than those of the dataclass.
         version: enters the keys of results; raise it when the method's outcome changes.
         restarts: start every keep ratio from the reference network, even in a cascade.
+        needs_classes: targets must be class numbers.
     """
 
     label: str
@@ -105,6 +106,7 @@ class MethodEntry:
     preset: Mapping[str, object] = field(default_factory=dict, hash=False)
     version: int = 1
     restarts: bool = False
+    needs_classes: bool = False
 
 
 def resolve(target: str) -> object:
@@ -123,7 +125,9 @@ def resolve(target: str) -> object:
             f"cannot import '{module_name}' for '{target}': {error}. Is it installed, or in the working directory?"
         ) from error
     except Exception as error:  # any error of the user's module
-        raise ConfigError(f"'{module_name}' of '{target}' fails on import: {type(error).__name__}: {error}.") from error
+        raise ConfigError(
+            f"'{module_name}' of '{target}' fails on import: {type(error).__name__}: {str(error).rstrip('.')}."
+        ) from error
     if attribute not in vars(module):
         raise ConfigError(f"module '{module_name}' has no '{attribute}'.{suggestion(attribute, vars(module))}")
     return vars(module)[attribute]

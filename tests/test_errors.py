@@ -19,6 +19,7 @@ EXAMPLES = [
     errors.StoreError("damaged"),
     errors.Damaged("cut off"),
     errors.OtherVersion("format 99"),
+    errors.RuntimeFailed("no operator Foo"),
     errors.Inherited("the cell before has failed", "abc123"),
     errors.CannotWrite("no space left"),
 ]

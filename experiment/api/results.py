@@ -29,6 +29,7 @@ from experiment.run.cell.outcome import task_of
 from experiment.run.disk.network_file import original_of, read_weights, rebuild
 from experiment.run.disk.parameters_file import owner_of, read_parameters, require_own
 from experiment.run.disk.results_table import LATER_COLUMNS, SHARED_COLUMNS, read_table
+from experiment.run.disk.safetensors_file import rebuilt
 from experiment.run.disk.store import Store
 from experiment.training.evaluation import evaluate as evaluate_network
 
@@ -91,7 +92,8 @@ def load_network(
         whole = load_network("param/digits/prune/lenet5.yaml", method="Reference")
 
     Args:
-        path_or_param: a parameter file, an experiment's folder, or a single `network.pt`.
+        path_or_param: a parameter file, an experiment's folder, a single `network.pt`, or an exported file of
+            safetensors, which holds the deployed form.
         method: the method's name, or its label. `Reference` is the uncompressed network.
         keep: the keep ratio; the nearest is loaded, with a warning if it differs. Omit it for methods whose settings
             determine the size.
@@ -105,6 +107,8 @@ def load_network(
         CompressionError: `keep` is not a number in (0, 1], or `network` is no network.
     """
     path = Path(path_or_param)
+    if path.suffix == ".safetensors":
+        return rebuilt(path, network)
     if path.suffix == ".pt":
         return _rebuilt(path, network, tuple)
     if keep is not None:

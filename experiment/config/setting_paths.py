@@ -16,7 +16,7 @@ _OPTIMIZER_ARGUMENTS = ["lr", "momentum", "weight_decay", "nesterov", "betas"]
 def description(path: KeyPath) -> str:
     """The description of a key; empty if it does not exist."""
     info = next((keys[key] for keys in _keys_at(path[:-1]) if (key := str(path[-1])) in keys), None)
-    return (info.description if info is not None else None) or ""
+    return " ".join(((info.description if info is not None else None) or "").split())
 
 
 def suggested_key(path: KeyPath) -> str:

@@ -16,6 +16,9 @@ from experiment.datasets.raw_images import Items, Pixels, Source
 from experiment.errors import DataError, ExperimentError, raised_at
 from experiment.inputs import Inputs, tensors
 from experiment.random_streams import seeded
+from experiment.tasks.classification import TASK as CLASSIFICATION
+from experiment.tasks.distributions import BERNOULLI
+from experiment.tasks.task import Task
 
 INSPECTED = 100  # inputs per part, evenly spread, since classes may be sorted
 MOST_NAMED = 5  # classes in one message
@@ -25,7 +28,13 @@ LARGE, SMALL = 5.0, 0.01
 
 
 def check_data(
-    splits: Splits, test: Images, seed: int, name: str, train_source: Source, test_source: Source
+    splits: Splits,
+    test: Images,
+    seed: int,
+    name: str,
+    train_source: Source,
+    test_source: Source,
+    task: Task = CLASSIFICATION,
 ) -> list[str]:
     """Check transformed inputs, the classes of every part, and whether test inputs are training inputs too.
 
@@ -33,7 +42,7 @@ def check_data(
         test: the images of `test_source` that cells are tested on, not always those of `splits`.
         seed, name: determine how the dataset was split.
     Returns: warnings, one line each.
-    Raises: DataError: inputs are NaN or infinite, cannot be read, or differ in shape.
+    Raises: DataError: inputs are NaN or infinite, cannot be read, or differ in shape; no target of a part counts.
     """
     train_rows, valid_rows = split(len(train_source.items), seed, name)
     parts = (
@@ -49,7 +58,8 @@ def check_data(
         warnings += _constant(part, _rows(x))
         scales += [text for tensor in tensors(x) for text in _scale("" if part == "training" else f"{part} ", tensor)]
         every = _labels(source.items)
-        warnings += _classes(part, y if every is None else every[rows], len(images), splits.num_classes, source.classes)
+        labels = y.cpu().as_subclass(Tensor) if every is None else every[rows].as_subclass(Tensor)
+        warnings += _classes(part, labels, len(images), splits.num_classes, source.classes, task)
     augmented = next(splits.train.batches(min(INSPECTED, len(splits.train)), stream=("check",)))[0]
     _require_finite(augmented, "training inputs after transformsTrain")
     return [*warnings, *scales[:1], *_shared(train_source.items, test_source.items)]  # parts share their transforms
@@ -102,17 +112,28 @@ def _labels(items: Pixels | Items) -> Tensor | None:
     return torch.tensor(items.labels) if isinstance(items, FolderItems) else None
 
 
-def _classes(part: str, labels: Tensor, num_inputs: int, num_classes: int, names: Sequence[str]) -> Iterator[str]:
-    if labels.dim() != 1 or labels.is_floating_point():  # no class numbers
+def _classes(
+    part: str, labels: Tensor, num_inputs: int, num_classes: int, names: Sequence[str], task: Task
+) -> Iterator[str]:
+    counts = task.occurrences(labels, num_classes)
+    if counts is None:
         return
-    found = set(labels.tolist())
+    found, of_labels = counts.nonzero()[:, 0].tolist(), task.distribution is BERNOULLI
     inspected = "" if len(labels) == num_inputs else "inspected "
-    if len(found) == 1 and len(labels) > 1:
-        yield f"all {len(labels)} {inspected}{part} inputs are of class {_name(found.pop(), names)}"
-    elif not inspected and (missing := [label for label in range(num_classes) if label not in found]):
+    if not found:
+        why = "every label is 0" if of_labels else f"every target is {task.loss_kwargs.get('ignore_index')}, ignored"
+        text = f"none of the {len(labels)} {inspected}{part} inputs has a target that counts: {why}"
+        if inspected:
+            yield text
+            return
+        raise DataError(f"{text}. The {part} part needs some of them to train or to be measured. Mend the targets.")
+    if len(found) == 1 and len(labels) > 1 and labels.dim() == 1:
+        yield f"all {len(labels)} {inspected}{part} inputs are of class {_name(found[0], names)}"
+    elif not inspected and not task.vocabulary and (missing := (counts == 0).nonzero()[:, 0].tolist()):
         named = ", ".join(_name(label, names) for label in missing[:MOST_NAMED])
         more = ", ..." if len(missing) > MOST_NAMED else ""
-        yield f"no {part} input is of class {named}{more} ({len(missing)} of {num_classes} classes)"
+        what = "has label" if of_labels else "is of class"
+        yield f"no {part} input {what} {named}{more} ({len(missing)} of {num_classes} {task.distribution.name})"
 
 
 def _name(label: int, names: Sequence[str]) -> str:

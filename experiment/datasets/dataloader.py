@@ -22,7 +22,7 @@ from experiment.errors import DataError, ExperimentError, raised_at
 from experiment.inputs import Inputs, arranged, form_of, moved, stack
 from experiment.random_streams import Part, generator, seeded
 from experiment.registry import InputForm
-from experiment.tasks.task import Task
+from experiment.tasks.task import Task, read_target
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -123,7 +123,7 @@ class _Samples(Dataset[tuple[Inputs, Tensor] | _Failure]):
             with seeded(*place.seed):
                 where = f"sample {place.item}"
                 image, target = as_pair(where, self.items[place.item])
-                y = self.target(where, target)
+                y = read_target(self.target, where, target)
                 return pipeline.with_map(image, y) if isinstance(target, Mask) else (pipeline(image), y)
         except ExperimentError as error:
             return _Failure(str(error))

@@ -20,10 +20,12 @@ from experiment.errors import ConfigError, DataError
 from experiment.random_streams import generator
 from experiment.registry import is_import_path, resolve, suggestion
 from experiment.tasks.classification import TASK as CLASSIFICATION
-from experiment.tasks.task import Task
+from experiment.tasks.task import Task, read_target
 
 VALID_SHARE = 0.1  # of the training part
 MIN_TRAIN_IMAGES = 4  # two to train on (BatchNorm), one held out, and one to spare
+
+MORE = "Add samples; for windows of text, lengthen the training file or shorten settings.length."
 
 Loader = Callable[[str, Path, bool, Mapping[str, object], int], Source]
 
@@ -65,7 +67,9 @@ def split(num_images: int, seed: int, name: str) -> tuple[Tensor, Tensor]:
     Raises: DataError: there are too few images to split.
     """
     if num_images < MIN_TRAIN_IMAGES:
-        raise DataError(f"dataset {name} has {num_images} training images; at least {MIN_TRAIN_IMAGES} are needed.")
+        raise DataError(
+            f"dataset {name} has {num_images} training samples; at least {MIN_TRAIN_IMAGES} are needed. {MORE}"
+        )
     order = torch.randperm(num_images, generator=generator("split", seed, name))
     num_valid = max(1, round(VALID_SHARE * num_images))
     return order[num_valid:], order[:num_valid]
@@ -88,7 +92,7 @@ def load_source(name: str, settings: Mapping[str, object], data_dir: Path, train
     if source.num_classes is not None and source.num_classes != output_size:
         raise DataError(
             f"network.outputSize is {output_size}, but dataset {name} has {source.num_classes} classes. "
-            f"Set outputSize: {source.num_classes}."
+            f"Set outputSize: {source.num_classes}, or choose another dataset."
         )
     return source
 
@@ -122,9 +126,11 @@ def make_images(
 def _targets(where: str, labels: Tensor, task: Task, output_size: int) -> Tensor:
     """The targets (N, ...) of images in memory, as the task needs them."""
     if len(labels):
-        first = task.target(f"{where}: sample 0", labels[0])
+        first = read_target(task.target, f"{where}: sample 0", labels[0])
         if first.dtype != labels.dtype or first.shape != labels.shape[1:]:
-            made = torch.stack([task.target(f"{where}: sample {i}", label) for i, label in enumerate(labels)])
+            made = torch.stack(
+                [read_target(task.target, f"{where}: sample {i}", label) for i, label in enumerate(labels)]
+            )
             labels = Mask(made) if isinstance(labels, Mask) else made
     task.check(where, output_size, labels.as_subclass(Tensor))
     return labels

@@ -76,6 +76,8 @@ def standardized(where: object, known: pandas.DataFrame, rows: pandas.DataFrame,
 
     Raises: DataError: a value is no finite number, or a column is constant.
     """
+    if len(known) < 2:
+        raise DataError(f"{where}: the training part needs at least 2 rows. Got {len(known)}.")
     reference_NF = _numbers(where, known, columns)
     mean_F, std_F = reference_NF.mean(dim=0), reference_NF.std(dim=0, correction=0)
     for column, spread, mean in zip(columns, std_F.tolist(), mean_F.tolist(), strict=True):

@@ -13,7 +13,7 @@ from experiment.inputs import Inputs, arranged, as_inputs, batch_size, form_of, 
 from experiment.random_streams import seeded
 from experiment.registry import InputForm
 from experiment.tasks.classification import TASK as CLASSIFICATION
-from experiment.tasks.task import Task
+from experiment.tasks.task import Task, read_target
 
 
 class _Samples:
@@ -92,7 +92,7 @@ class PairData:
                     f"{self.name}: expected tensors as inputs (use transform=ToTensor()). Got {kind_of(x)}."
                 )
             inputs.append(x)
-            targets.append(self._task.target(where, target))
+            targets.append(read_target(self._task.target, where, target))
         try:
             batch = stack(inputs)
         except ValueError as error:

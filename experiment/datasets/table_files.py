@@ -53,7 +53,11 @@ def check_columns(path: object, table: pandas.DataFrame, columns: Iterable[str],
 def _read(path: Path, kind: str, header: int | None) -> Any:
     text: Any = {"dtype": str, "keep_default_na": False, "index_col": False, "header": header}
     if kind == ".csv":
-        return pandas.read_csv(io.StringIO(read_text(path)), **text)
+        content = read_text(path)
+        first = content.partition("\n")[0]
+        if header is not None and ";" in first and "," not in first:
+            raise DataError(f"{path}: columns are separated by ';'. Expected ',', and a decimal point in numbers.")
+        return pandas.read_csv(io.StringIO(content), **text)
     if kind == ".tsv":
         return pandas.read_csv(io.StringIO(read_text(path)), sep="\t", quoting=csv.QUOTE_NONE, **text)
     if kind == ".jsonl":

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from experiment.deploy.program import exported
 from experiment.errors import CompressionError
 from experiment.inputs import Inputs, as_inputs, batch_size, call_network, first, mapped, moved, split, tensors
 from experiment.layers.forward_pass import forward_of
@@ -128,12 +129,7 @@ def _static(plain: nn.Module, inputs: Inputs) -> nn.Module:
         get_default_x86_inductor_quantization_config,
     )
 
-    batch = torch.export.Dim("batch", min=1)
-    example = first(inputs, 2)
-    named = example if isinstance(example, dict) else {}
-    positional = () if named else example if isinstance(example, tuple) else (example,)
-    shapes = mapped(named or positional, lambda tensor: {0: batch} if tensor.dim() else {})
-    graph = torch.export.export(plain, positional, named, dynamic_shapes=shapes).module()
+    graph = exported(plain, first(inputs, 2)).module()
     quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
     prepared = prepare_pt2e(graph, quantizer)
     with torch.no_grad():

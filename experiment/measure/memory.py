@@ -8,7 +8,7 @@ not seen. On a GPU it is the peak of torch's allocator, workspaces included.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,15 +92,14 @@ def _tracked_peak(network: nn.Module, x: Inputs) -> int:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
             held = (*network.named_parameters(), *network.named_buffers())
             state = {name: fake.from_tensor(tensor) for name, tensor in held}
-            return _peak_of(lambda inputs: _call_with(network, state, inputs), mapped(x, fake.from_tensor), state)
+
+            def call(inputs: Inputs) -> Any:
+                named = inputs if isinstance(inputs, dict) else {}
+                return functional_call(network, state, () if named else inputs, named)  # type: ignore[arg-type]
+
+            return _peak_of(call, mapped(x, fake.from_tensor), state)
     except (RuntimeError, TypeError, ValueError, AttributeError):
         return _peak_of(lambda inputs: call_network(network, inputs), x, network.state_dict())
-
-
-def _call_with(network: nn.Module, state: Mapping[str, Tensor], inputs: Inputs) -> Any:
-    if isinstance(inputs, dict):
-        return functional_call(network, dict(state), (), inputs)
-    return functional_call(network, dict(state), inputs if isinstance(inputs, tuple) else (inputs,))
 
 
 def _peak_of(call: Callable[[Inputs], Any], x: Inputs, state: Any) -> int:

@@ -61,7 +61,7 @@ METHODS: dict[str, MethodEntry] = {
         MethodEntry("WT (layer)", NoSettings, f"{MASKS}.magnitude:wt_layer", "weight"),
         MethodEntry("Random", NoSettings, f"{MASKS}.magnitude:random_weights", "weight"),
         MethodEntry("Random (layer)", NoSettings, f"{MASKS}.magnitude:random_layer", "weight"),
-        MethodEntry("SNIP", NoSettings, f"{MASKS}.snip:snip", "weight", ("SnipNet",)),
+        MethodEntry("SNIP", NoSettings, f"{MASKS}.snip:snip", "weight", ("SnipNet",), needs_classes=True),
         MethodEntry("Uniform", NoSettings, f"{MASKS}.uniform:uniform", "weight", ("UniNet",)),
         MethodEntry("l1", NoSettings, f"{MASKS}.uniform:l1", "weight", ("EllOneNet",)),
         MethodEntry("l2", NoSettings, f"{MASKS}.uniform:l2", "weight", ("EllTwoNet",)),

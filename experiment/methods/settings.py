@@ -47,8 +47,8 @@ class QuantizeSettings:
             match the same layer.
         group_size: inputs per scale of `int8` and `int4`, at least 2: within an output channel, kernel elements count
             as inputs. Default: one scale per output channel.
-        rounding: of `int8` and `int4`: `nearest`, or `compensated`, where weights that are rounded later compensate the
-            errors of earlier ones in the layer's outputs for the calibration data. Retraining rounds to nearest.
+        rounding: of `int8` and `int4`: `nearest`, or `compensated`, which needs calibration data: weights that are
+            rounded later make up for what earlier ones change in the layer's outputs. Retraining rounds to nearest.
     """
 
     fixed_size: ClassVar[bool] = True

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiment.deploy.formats import FORMATS
 from experiment.errors import ConfigError, StoreError
 from experiment.files import RUN_AGAIN
 from experiment.report.primary_metric import AGREEMENT, DEFAULTS, OF_CLASSES, ReportedMetric, by_metric, registered
@@ -25,7 +26,8 @@ NUMBERS = (
     *AGREEMENT,
 )  # fmt: skip
 EXTRA_NUMBERS = re.compile(
-    r"latency_(iqr_)?ms_b\d+(_reference)?|bytes_bitmask|bytes_csr|noise_[a-z_]+_[0-9.e+-]+"
+    r"latency_(iqr_)?ms_b\d+(_reference)?|frames_per_second_b\d+|memory_(weights|b\d+)|bytes_bitmask|bytes_csr|"
+    rf"noise_[a-z_]+_[0-9.e+-]+|(?!error_)\w+_({'|'.join(FORMATS)})(_b\d+)?"
     r"|(limit|predicted|measured)_(parameters|flops|bytes|latency|memory)"
 )  # only if requested
 DERIVED = ("keep_flops_unmasked", "keep_bytes")

@@ -1,4 +1,4 @@
-"""Latency, bytes and response to noise of finished networks, where a parameter file requests them.
+"""Latency, memory, bytes, response to noise and exported files of finished networks, where a file requests them.
 
 Networks are measured one at a time after all training, because other work on the machine would distort latencies.
 """
@@ -12,8 +12,10 @@ from experiment.errors import DataError, StoreError
 from experiment.escaping import json_text
 from experiment.files import write_whole
 from experiment.registry import InputForm, InputShape
-from experiment.run.disk.results_table import BYTES, LATENCY, NOISE, read_measurement, requested
+from experiment.run.disk.measurements import BYTES, LATENCY, MEMORY, NOISE, read_measurement
+from experiment.run.disk.results_table import requested
 from experiment.run.disk.store import Store
+from experiment.run.export_deployed import Exporter, wanted_exports
 from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.run.grid.plan import ExperimentPlan
 from experiment.run.machine import device_in_words
@@ -22,24 +24,29 @@ Say = Callable[[str], None]
 
 
 def measure_deployed(
-    plan: ExperimentPlan, store: Store, results: Mapping[str, Mapping[str, Any]], datasets: Path, say: Say
-) -> bool:
-    """Write latency.json, bytes.json and noise.json into the folders of finished cells that lack them.
+    plan: ExperimentPlan, store: Store, results: Mapping[str, Mapping[str, Any]], datasets: Path, say: Say,
+    *, retry_failed: bool = False,
+) -> bool:  # fmt: skip
+    """Write latency.json, memory.json, bytes.json, noise.json and export.json where finished cells lack them.
 
     Torch is imported only if something is to be measured. A network whose file is damaged is reported and skipped.
 
     Args:
-        datasets: their folder, read for inputs that consist of several tensors.
+        datasets: their folder, read for noise, exports, and inputs that consist of several tensors.
+        retry_failed: whether to export again what an exporter or a runtime refused.
     Returns: whether anything was measured.
     """
-    if not any(requested(plan, what) for what in ("latency", "bytes", "noise")):
+    exporting = any(variant.parameters.experiments.export for variant in plan.file.variants)
+    if not exporting and not any(requested(plan, what) for what in ("latency", "memory", "bytes", "noise")):
         return False
     with store.lock("measure", "measures finished networks"):
         folders = store.cell_folders()
         finished = {key: folders[key] for key, r in results.items() if r["status"] == "done" and key in folders}
         measured = _measure_latency(plan, finished, datasets, say)
+        measured = _measure_memory(plan, finished, datasets, say) or measured
         measured = _measure_noise(plan, finished, datasets, say) or measured
-        return _measure_bytes(plan, finished, say) or measured
+        measured = _measure_bytes(plan, finished, say) or measured
+        return _export(plan, finished, datasets, say, retry=retry_failed) or measured
 
 
 def _measure_latency(plan: ExperimentPlan, finished: Mapping[str, Path], datasets: Path, say: Say) -> bool:
@@ -81,15 +88,64 @@ def _latencies(
 ) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
-    from experiment.layers.masks import bake_masks
     from experiment.measure import measure_latency
+
+    network, inputs = _deployed(folder, p, plan, datasets)
+    return [asdict(measure_latency(network, inputs, batch, p.threads)) for batch in batches]
+
+
+def _deployed(folder: Path, p: Parameters, plan: ExperimentPlan, datasets: Path) -> tuple[Any, Any]:
+    """The network of a cell with masks baked in, on the device, and the form of its inputs, or inputs."""
+    from experiment.layers.masks import bake_masks
     from experiment.run.cell.data import Data
 
     network, shape = _load(folder, plan)
     several = not isinstance(shape, InputShape)
     inputs = Data(datasets, "cpu", readers=0).splits(p, p.training).example if several else shape
-    deployed = bake_masks(network).to(plan.machine.device).eval()
-    return [asdict(measure_latency(deployed, inputs, batch, p.threads)) for batch in batches]
+    return bake_masks(network).to(plan.machine.device).eval(), inputs
+
+
+def _measure_memory(plan: ExperimentPlan, finished: Mapping[str, Path], datasets: Path, say: Say) -> bool:
+    settings = requested(plan, "memory")
+    variants = {variant.name: variant.parameters for variant in plan.file.variants}
+    missing: dict[Path, tuple[Parameters, set[int]]] = {}
+    for cell in plan.cells:
+        if cell.key in finished and cell.variant in settings:
+            folder, p = finished[cell.key], variants[cell.variant]
+            found = read_measurement(folder / MEMORY)
+            batches = set(p.experiments.latency_batches)
+            if found is None or not {row["batch"] for row in found["batches"]} >= batches:
+                missing.setdefault(folder, (p, set()))[1].update(batches)
+
+    def memory_of(folder: Path) -> dict[str, Any]:
+        from experiment.measure import measure_memory
+
+        network, inputs = _deployed(folder, missing[folder][0], plan, datasets)
+        found = [measure_memory(network, inputs, batch) for batch in sorted(missing[folder][1])]
+        return {"weights": found[0].weights, "batches": [{"batch": m.batch, "peak": m.peak} for m in found]}
+
+    for folder in missing:
+        _measure(folder / MEMORY, lambda folder=folder: memory_of(folder), say)  # type: ignore[misc]
+    return bool(missing)
+
+
+def _export(plan: ExperimentPlan, finished: Mapping[str, Path], datasets: Path, say: Say, *, retry: bool) -> bool:
+    missing = wanted_exports(plan, finished, retry=retry)
+    if not missing:
+        return False
+    formats = ", ".join(dict.fromkeys(name for wanted in missing for name in wanted.formats))
+    say(f"exporting {len(missing)} networks to {formats}, and testing the files one at a time")
+    with Exporter(datasets, [variant.parameters.network.name for variant in plan.file.variants]) as exporter:
+        told: set[tuple[str, str]] = set()
+        for wanted in missing:
+            try:
+                for problem in exporter.export(wanted):
+                    if problem not in told:
+                        say(f"  {wanted.folder.name}: {': '.join(problem)}")
+                        told.add(problem)
+            except (StoreError, DataError) as error:
+                say(f"  not exported: {error}")
+    return True
 
 
 def _measure_noise(plan: ExperimentPlan, finished: Mapping[str, Path], datasets: Path, say: Say) -> bool:

@@ -3,7 +3,7 @@
 import fnmatch
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,27 +17,30 @@ from experiment.inputs import Inputs, call_network, first, moved
 from experiment.layers.forward_pass import Call, evaluating, observing
 from experiment.layers.plan import State
 from experiment.layers.prepare_network import prepared
+from experiment.lc.state import LCRecord
 from experiment.measure import count
 from experiment.methods import METHODS
-from experiment.methods.base import Compressor, make_method
+from experiment.methods.base import Calibration, Compressor, make_method
 from experiment.methods.configure import MethodSpec
 from experiment.methods.filters.settings import StructurePruneSettings
-from experiment.methods.settings import QuantizeSettings
 from experiment.random_streams import seeded
 from experiment.run.cell.data import Data, traced_input, transforms_of
 from experiment.run.cell.outcome import task_of
 from experiment.run.cell.reference import new_network
 from experiment.run.cell.training_settings import penalty_spec, train_settings
 from experiment.run.disk.load_weights import load_given
-from experiment.run.disk.store import Directories
+from experiment.run.disk.results_table import BYTE_COLUMNS, CLASSIFICATION, OTHER_COLUMNS, SHARED_COLUMNS
+from experiment.run.disk.store import CellResult, Directories
 from experiment.run.grid.data_facts import DataFacts, merged
 from experiment.run.grid.hardware import Machine
 from experiment.run.grid.names import Fault
 from experiment.run.grid.plan import ExperimentPlan
 from experiment.run.grid.weights_file import GivenWeights
+from experiment.tasks.distributions import CATEGORICAL
 from experiment.training.check_settings import check_training
 from experiment.training.distributed import Team
 from experiment.training.factories import make_loss
+from experiment.training.loop import EpochRecord
 from experiment.training.penalty import unmatched
 
 Found = Iterator[tuple[KeyPath, str]]  # the key to blame, and the error
@@ -76,9 +79,25 @@ def check_before_running(plan: ExperimentPlan, directories: Directories, machine
     return Checked(list(problems), merged(facts.values()))
 
 
+def _check_task(p: Parameters) -> Found:
+    """Whether the task can be made, and its metrics have columns of their own."""
+    files = {f.name for record in (EpochRecord, LCRecord) for f in fields(record)}
+    taken = {*SHARED_COLUMNS, *BYTE_COLUMNS, *CellResult.model_fields, *files} - {*CLASSIFICATION}
+    try:
+        for name in (metric.name for metric in task_of(p).metrics):
+            if name in taken or OTHER_COLUMNS.fullmatch(name):
+                yield ("network", "task"), f"metric {name}: results have another column of this name. Rename it."
+    except ConfigError as error:
+        yield ("network", "task"), str(error)
+
+
 def _check_training(plan: ExperimentPlan, variant: Variant, machine: Machine) -> Found:
     p = variant.parameters
     unknown = [fault.key[1:] for other, fault in plan.faults if other.name == variant.name]
+    faults = [] if ("task",) in unknown else list(_check_task(p))
+    yield from faults
+    if faults or ("task",) in unknown:
+        return
     texts = set()  # retraining inherits the settings of training
     for block, training in (("training", p.training), ("retraining", p.retraining)):
         for line in [*check_training(train_settings(p, training, machine)), *check_transforms(transforms_of(training))]:
@@ -124,6 +143,7 @@ def _check_network(
         yield from _check_batch_norm(p, network, example)
         yield from _check_scores(p, network, splits, machine)
         yield from _check_noise(p, example)
+        yield from _check_classes(p, methods)
         try:
             if given is not None:
                 load_given(network, given)
@@ -142,6 +162,14 @@ def _check_noise(p: Parameters, example: Inputs) -> Found:
         yield place, "noise is added to inputs that are one tensor of numbers. Got others. Remove it."
 
 
+def _check_classes(p: Parameters, methods: tuple[MethodSpec | None, ...]) -> Found:
+    """Whether methods that need classes have them."""
+    for i, spec in enumerate(methods):
+        for each in () if spec is None else (spec, *spec.schemes):
+            if each.entry.needs_classes and task_of(p).distribution is not CATEGORICAL:
+                yield ("experiments", "methods", i), f"{each.entry.label} needs classes; the task is {task_of(p).name}."
+
+
 def _check_scores(p: Parameters, network: nn.Module, splits: Splits, machine: Machine) -> Found:
     """Whether the loss and the metrics of the task accept the outputs of the network."""
     task, (x, y) = task_of(p), splits.train.first(2)
@@ -150,12 +178,20 @@ def _check_scores(p: Parameters, network: nn.Module, splits: Splits, machine: Ma
         outputs = task.outputs(call_network(network, x)).float()
     try:
         make_loss(settings.loss, {**task.loss_kwargs, **settings.loss_kwargs})(outputs, y)
-        for metric in task.metrics:
-            metric.update(outputs, y)
-    except Exception as error:  # torch's, or of the user's own task
+    except Exception as error:  # torch's
         shapes = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(y.shape)}"
-        text = f"the task {task.name} cannot score {shapes}: {type(error).__name__}: {first_line(error)}"
-        yield ("network", "task"), f"{text}. Choose the task that the dataset was made for, or another network."
+        text = f"cannot score {shapes}: {type(error).__name__}: {first_line(error).rstrip('.')}"
+        if settings.loss_kwargs:
+            yield ("training", "lossKwargs"), f"{settings.loss} with {dict(settings.loss_kwargs)} {text}. Change them."
+        else:
+            text = f"the task {task.name} {text}. Choose the task that the dataset was made for, or another network."
+            yield ("network", "task"), text
+        return
+    for metric in task.metrics:
+        try:
+            metric.try_out(outputs, y)
+        except ConfigError as error:
+            yield ("network", "task"), f"task {task.name}: {error}"
 
 
 def _check_test_sets(p: Parameters, data: Data) -> Found:
@@ -240,13 +276,11 @@ def _check_fixed_sizes(methods: tuple[MethodSpec | None, ...], network: nn.Modul
         settings = spec.settings
         if isinstance(settings, StructurePruneSettings):
             settings = replace(settings, fold="none", refit=False)
-        if isinstance(settings, QuantizeSettings):
-            settings = replace(settings, rounding="nearest")
         plain = prepared(network.eval())
         state = State(plain.network, example, unfused=plain.unfused)
         try:
-            made = make_method(spec.entry, settings)
-            Compressor(made, state, count(state.network, example), None, torch.Generator()).plan(1.0)
+            made, original = make_method(spec.entry, settings), count(state.network, example)
+            Compressor(made, state, original, Calibration(example), torch.Generator()).plan(1.0)
         except ExperimentError as error:
             yield ("experiments", "methods", i), str(error)
 

@@ -90,7 +90,7 @@ def run_session(
         results = write_results_table(store, plan)
         if options.share is None or not open_work(0, plan, results):  # one machine measures everything
             note = _note if options.verbosity >= 0 else _ignore
-            if measure_deployed(plan, store, results, place.datasets, note):
+            if measure_deployed(plan, store, results, place.datasets, note, retry_failed=options.retry_failed):
                 results = write_results_table(store, plan)
         report = write_report(store.folder)
         summarise(plan, results, store, report, say, debug=options.debug)

@@ -7,6 +7,8 @@ from experiment.errors import DataError
 from experiment.inputs import as_numbers, in_words
 from experiment.tasks.task import Metric, Task
 
+OTHER_TASKS = "Other targets need another task, such as segmentation: network.task, or task=... in Python."
+
 
 def top(k: int, ignored: int | None = None) -> Metric:
     """The share of targets (N, ...) that are among the first `k` of the scores (N, K, ...); 1 with at most `k` classes.
@@ -36,7 +38,7 @@ def class_number(where: str, target: object) -> Tensor:
     """
     number = as_numbers(target)
     if number is None or number.numel() != 1 or isinstance(target, list | tuple) or not float(number).is_integer():
-        raise DataError(f"{where}: expected one class number as target. Got {in_words(target)}.")
+        raise DataError(f"{where}: expected one class number as target. Got {in_words(target)}. {OTHER_TASKS}")
     return number.reshape(()).long()
 
 

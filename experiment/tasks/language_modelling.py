@@ -76,4 +76,5 @@ TASK = Task(
     check=check_tokens,
     outputs=token_scores,
     loss_kwargs={"ignore_index": IGNORED},
+    vocabulary=True,
 )

@@ -66,11 +66,11 @@ class Agreement:
         self._classes = counts if self._classes is None else self._classes + counts
 
     def figures(self) -> dict[str, float]:
-        """The figures by column; empty without discrete predictions."""
+        """The figures by column, those that are known; empty without discrete predictions."""
         if self._classes is None:
             return {}
         flips, predictions, divergence, distributions = self._sums.tolist()
         targets, before, now = self._classes.unbind()
         drops = ((before - now) / targets)[targets >= FEWEST]
-        worst = float(drops.max().clamp(min=0)) if len(drops) else 0.0
-        return dict(zip(FIGURES, (flips / predictions, divergence / distributions, worst), strict=True))
+        worst = [float(drops.max().clamp(min=0))] if len(drops) else []  # else unknown
+        return dict(zip(FIGURES, (flips / predictions, divergence / distributions, *worst), strict=False))

@@ -9,6 +9,7 @@ from torch import nn
 
 from experiment.errors import ConfigError, first_line
 from experiment.tasks import find_task
+from experiment.training.allowed_names import LOSSES
 from experiment.training.factories import make_loss, make_optimizer
 from experiment.training.schedule import Schedule
 from experiment.training.settings import TrainSettings
@@ -50,11 +51,11 @@ def _try_optimizer(settings: TrainSettings) -> None:
 
 def _try_loss(settings: TrainSettings) -> None:
     task = find_task(settings.task)
-    loss = make_loss(settings.loss, {**task.loss_kwargs, **settings.loss_kwargs})
-    if settings.loss not in task.losses:
+    if settings.loss in LOSSES and settings.loss not in task.losses:
         raise ConfigError(
             f"loss: {settings.loss} does not fit the task {task.name}. Expected one of {', '.join(task.losses)}."
         )
+    loss = make_loss(settings.loss, {**task.loss_kwargs, **settings.loss_kwargs})
     failure: Exception | None = None
     weight = settings.loss_kwargs.get("weight", settings.loss_kwargs.get("pos_weight"))
     outputs = torch.zeros(2, len(weight) if isinstance(weight, list | tuple) else 10)

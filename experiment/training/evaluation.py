@@ -100,7 +100,7 @@ def evaluate(
                 raise
         size //= 2  # outside the handler, whose traceback keeps the tensors alive
         torch.cuda.empty_cache()
-    values = {m.name: m.compute(total) for m, total in zip(task.metrics, totals[1:], strict=True)}
+    values = {m.name: m.figure(total) for m, total in zip(task.metrics, totals[1:], strict=True)}
     return Metrics(mean_loss(*totals[0]), values, len(data))
 
 

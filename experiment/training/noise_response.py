@@ -29,7 +29,7 @@ class _Sums:
     scores: list[Tensor] = field(default_factory=list)
 
     def figure(self, metric: Metric) -> float:
-        return metric.compute((torch.cat(self.scores) if metric.joined else torch.stack(self.scores).sum(0)).cpu())
+        return metric.figure((torch.cat(self.scores) if metric.joined else torch.stack(self.scores).sum(0)).cpu())
 
 
 def noise_response(

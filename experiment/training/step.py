@@ -143,8 +143,8 @@ def run_steps(step: TrainingStep, batches: Iterable[tuple[Inputs, Tensor, int]],
         images += len(y)
         if (i + 1) % CHECK_EVERY == 0:
             _require_finite_loss(loss_sum, epoch, rate)
-    _require_finite_loss(loss_sum, epoch, rate)
-    values = {} if total is None else {metric.name: metric.compute(total.cpu())}
+    _require_finite_loss(loss_sum / weight_sum, epoch, rate)
+    values = {} if total is None else {metric.name: metric.figure(total.cpu())}
     return TrainMetrics(rate, factories.mean_loss(loss_sum, weight_sum), values, images)
 
 
@@ -169,5 +169,5 @@ def _require_finite_loss(loss_sum: Tensor, epoch: int, rate: float) -> None:
         raise TrainingDiverged(
             f"training diverged in epoch {epoch} (counted from 0): the loss became {value} at learning rate {rate:g}. "
             "Try a smaller learning rate, a longer warmup, or precision: fp32. Images with NaN or "
-            "infinite values also cause this."
+            "infinite values also cause this, and targets of which the loss ignores all."
         )

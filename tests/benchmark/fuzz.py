@@ -35,8 +35,9 @@ from experiment.layers.plan import Factors, Kept, Plan
 from experiment.networks.make_network import make_network
 from experiment.report.results_table import read_results
 from experiment.run.disk.load_weights import load_given
+from experiment.run.disk.measurements import LATENCY, read_measurement
 from experiment.run.disk.network_file import save_weights
-from experiment.run.disk.results_table import COLUMNS, LATENCY, read_measurement
+from experiment.run.disk.results_table import COLUMNS
 from experiment.run.disk.store import Store
 from experiment.run.grid.plan import Machine, plan_experiment
 from experiment.run.grid.weights_file import find_given

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
+from torchvision.tv_tensors import Mask
 
 from experiment.datasets.check_data import check_data
 from experiment.datasets.image_data import Step, Transforms
@@ -15,6 +16,7 @@ from experiment.datasets.loading import load_source, make_splits
 from experiment.datasets.raw_images import Items, Pixels, Source
 from experiment.errors import DataError
 from experiment.random_streams import generator
+from experiment.tasks import find_task
 
 PLAIN: Sequence[Step] = (("ToTensor", {}),)
 NORMALIZED: Sequence[Step] = (*PLAIN, ("Normalize", {"mean": [0.5], "std": [0.3]}))
@@ -111,6 +113,48 @@ def test_missing_classes() -> None:
     assert "no training input is of class 9 (1 of 10 classes)" in told
     assert "no test input is of class 9 (1 of 10 classes)" in told
     assert any(line.startswith("no validation input is of class ") and "of 10 classes" in line for line in told)
+
+
+def targets_of(task: str, train: Tensor, test: Tensor) -> list[str]:
+    sources = [Source(Pixels(noise(len(y), part), y)) for y, part in ((train, "train"), (test, "test"))]
+    splits = make_splits("Own", *sources, Transforms(), seed=0, output_size=3, device="cpu", workers=0,
+                         task=find_task(task))  # fmt: skip
+    return [
+        text for text in check_data(splits, splits.test, 0, "Own", *sources, find_task(task)) if "valid" not in text
+    ]
+
+
+LABELS = torch.eye(3).repeat(20, 1)
+MAPS = Mask(torch.arange(60).view(-1, 1, 1).expand(-1, 8, 8) % 3)
+
+
+@pytest.mark.parametrize(
+    ("task", "every", "missing", "nothing", "told"),
+    [
+        (
+            "multilabel",
+            LABELS,
+            LABELS * torch.tensor([1, 1, 0]),
+            0 * LABELS,
+            "no test input has label 2 (1 of 3 labels)",
+        ),
+        (
+            "segmentation",
+            MAPS,
+            MAPS.where(MAPS != 2, 255),
+            0 * MAPS + 255,
+            "no test input is of class 2 (1 of 3 classes)",
+        ),
+    ],
+)
+def test_targets_of_which_none_count(task: str, every: Tensor, missing: Tensor, nothing: Tensor, told: str) -> None:
+    every, missing, nothing = (Mask(y) if task == "segmentation" else y for y in (every, missing, nothing))
+    assert targets_of(task, every, every[:30]) == []
+    assert targets_of(task, every, missing[:30]) == [told]
+    with pytest.raises(DataError, match="none of the 30 test inputs has a target that counts"):
+        targets_of(task, every, nothing[:30])
+    with pytest.raises(DataError, match="none of the 54 training inputs has a target that counts"):
+        targets_of(task, nothing, every[:30])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

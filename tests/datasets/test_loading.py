@@ -127,11 +127,11 @@ def test_factory_is_told_the_folder(own: types.ModuleType) -> None:
         ("own_data:tensors", {"sise": 3}, ConfigError, "settings.sise: own_data:tensors(root, train, size=30)"),
         ("own_data:broken", {}, DataError, "dataset own_data:broken (train=True): ZeroDivisionError"),
         ("own_data:empty", {}, DataError, "at least one sample"),
-        ("own_data:tensors", {"size": 3}, DataError, "has 3 training images"),
+        ("own_data:tensors", {"size": 3}, DataError, "has 3 training samples; at least 4 are needed. Add samples"),
         ("FakeData", {"imageSize": [3, 8]}, ConfigError, "settings.imageSize: must be [channels, height, width]"),
         ("FakeData", {"size": 0}, ConfigError, "settings.size: must be a whole number of at least 1. Got 0."),
         ("FakeData", {"numClasses": 4}, DataError, "network.outputSize is 3, but dataset FakeData has 4 classes"),
-        ("Digits", {}, DataError, "network.outputSize is 3, but dataset Digits has 10 classes. Set outputSize: 10."),
+        ("Digits", {}, DataError, "network.outputSize is 3, but dataset Digits has 10 classes. Set outputSize: 10, or"),
     ],
 )
 def test_errors(

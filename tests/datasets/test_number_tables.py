@@ -91,6 +91,8 @@ def test_classes_are_numbered_by_name(table: pd.DataFrame, tmp_path: Path) -> No
         ({}, {"target": []}, "settings.target: Table needs the column to predict, or a list of columns. Got none."),
         ({}, {"train": "empty.csv"}, "empty.csv is empty. Expected text."),
         ({}, {"train": "head.csv"}, "head.csv has no rows. Expected one per sample."),
+        ({}, {"train": "one.csv", "test": "one.csv"}, "one.csv: the training part needs at least 2 rows. Got 1."),
+        ({}, {"train": "semi.csv"}, "semi.csv: columns are separated by ';'. Expected ',', and a decimal point in"),
         ({}, {"train": "no.csv"}, "no.csv cannot be read: No such file or directory. Check the dataset's"),
         ({}, {"testShare": 1.0}, "settings.testShare: must be between 0 and 1. Got 1.0."),
         ({"kind": ""}, {"classes": True, "target": "kind", "features": "age"},
@@ -106,6 +108,8 @@ def test_bad_tables(
     frame.to_csv(tmp_path / "train.csv", index=False)
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "head.csv").write_text("age,price\n")
+    (tmp_path / "one.csv").write_text("age,price\n1,2\n")
+    (tmp_path / "semi.csv").write_text("age;price\n1,5;2,5\n1,6;2,6\n")
     with pytest.raises(ExperimentError, match=re.escape(message)):
         parts(
             "Table",

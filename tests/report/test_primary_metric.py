@@ -83,7 +83,7 @@ def test_lower_is_better_on_plots(synthetic: Any) -> None:
     (reference,) = {line.get_ydata()[0] for line in low.axes[1].lines if line.get_linestyle() == "--"}
     bottom, top = low.axes[1].get_ylim()
     assert bottom < reference < top == pytest.approx(1.05 * reference)
-    assert low.axes[0].get_ylabel() == "Perplexity, logarithmic"
+    assert low.axes[0].get_ylabel() == "Perplexity (lower is better), logarithmic"
 
 
 def test_variants_of_different_tasks_stay_apart(synthetic: Any, tmp_path: Path) -> None:

@@ -53,14 +53,18 @@ def test_latency_is_measured_later_too_and_once(
     assert timed == [(1, 1, False), (64, 1, False)] * 5
     frame = table(in_tmp)
     names = [
-        f"latency_{what}"
+        name
         for b in (1, 64)
-        for what in (f"ms_b{b}", f"iqr_ms_b{b}", f"layout_b{b}", f"ms_b{b}_reference")
+        for name in (
+            *(f"latency_{what}" for what in (f"ms_b{b}", f"iqr_ms_b{b}", f"layout_b{b}", f"ms_b{b}_reference")),
+            f"frames_per_second_b{b}",
+        )
     ]
     assert tuple(frame.columns) == (*COLUMNS, *names, "latency_device")
     reference = frame[frame["method"] == "Reference"].iloc[0]
     assert (frame["latency_ms_b64_reference"] == reference["latency_ms_b64"]).all()
     assert frame["latency_ms_b1"].nunique() == 5
+    assert (frame["frames_per_second_b64"] * frame["latency_ms_b64"] / 64_000 - 1).abs().max() < 1e-4
     assert (frame["latency_iqr_ms_b1"] == 0.5).all()
     assert frame["latency_device"].str.startswith("cpu (").all()
     assert frame["latency_device"].str.endswith(", 1 thread").all()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from experiment import load_results
 from experiment.config import load
 from experiment.main import main
 from experiment.random_streams import generator
@@ -193,3 +194,128 @@ def test_images_of_several_sizes_are_told_before_training(write: Any, small: dic
     (problem,) = look(write(small)).problems
     assert ": network.dataset: dataset ImageFolder: images of different shapes after the transforms: " in problem
     assert not (in_tmp / "data/trained_networks").exists()
+
+
+OWN_TASKS = """
+import torch
+from experiment import Metric, Task
+
+def hits(o, y):
+    return torch.stack([(o.argmax(1) == y).sum(), torch.tensor(len(y))]).double()
+
+def ratio(sums):
+    return float(sums[0] / sums[1])
+
+def fail(where, y):
+    raise ValueError("boom")
+
+def own(update=hits, compute=ratio, *, name="m", target=lambda where, y: torch.as_tensor(y), **more):
+    return Task("own", (Metric(name, "my metric", update, compute, **more),), ("CrossEntropyLoss",), target)
+
+def maps(root, train):
+    images = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)
+    masks = torch.randint(0, 3, (40, 16, 16))
+    masks[:, 0] = 255
+    return torch.utils.data.TensorDataset(images, masks)
+
+GOOD = own()
+COLUMN, HISTORY, MADE = own(name="parameters"), own(name="seconds"), own(name="valid_loss")
+PER_SAMPLE = own(lambda o, y: (o.argmax(1) == y).double())
+NUMBER = own(lambda o, y: 0.5)
+NOT_JOINED = own(joined=True)
+VECTOR = own(compute=lambda sums: sums)
+DIVIDES = own(lambda o, y: 0 * hits(o, y), lambda sums: sums[0].item() / sums[1].item())
+PERCENT = own(compute=lambda sums: 90.0)
+RAISES = own(lambda o, y: o[y.long().max() + 100])
+TARGET_RAISES, TARGET_NONE = own(target=fail), own(target=lambda where, y: None)
+BAD_TOP1 = own(compute=lambda sums: 90.0, name="top1", unit="value")
+LATE = own(compute=lambda sums: 90.0 if sums[1] > 100 else 0.5, name="late")
+NO_TASK = {}
+"""
+
+
+@pytest.fixture
+def own_task(small: dict[str, Any], in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The parameters of an experiment with a task of `OWN_TASKS`."""
+    (in_tmp / "own_tasks.py").write_text(OWN_TASKS)
+    monkeypatch.syspath_prepend(in_tmp)
+    monkeypatch.delitem(sys.modules, "own_tasks", raising=False)
+
+    def with_task(name: str) -> dict[str, Any]:
+        small["network"]["task"] = f"own_tasks:{name}"
+        return small
+
+    return with_task
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("GOOD", None),
+        ("COLUMN", "task: metric parameters: results have another column of this name"),
+        ("HISTORY", "task: metric seconds: results have another column of this name"),
+        ("MADE", "task: metric valid_loss: results have another column of this name"),
+        ("PER_SAMPLE", "task: task own: metric m: update must return sums (k,)"),
+        ("NUMBER", "task: task own: metric m: update must return sums (k,)"),
+        ("NOT_JOINED", "task: task own: metric m: update must return rows (n, k), since joined=True"),
+        ("VECTOR", "task: task own: metric m: compute must return a number"),
+        ("DIVIDES", "task: task own: metric m: compute raised ZeroDivisionError: float division by zero ("),
+        ("PERCENT", "task: task own: metric m: its unit is fraction, so that figures lie in [0, 1]"),
+        ("RAISES", "task: task own: metric m: cannot score outputs of shape (2, 10)"),
+        ("TARGET_RAISES", "dataset: dataset Digits: sample 0: the task's function `target` raised ValueError: boom ("),
+        ("TARGET_NONE", "dataset: dataset Digits: sample 0: the task's function `target` must return a tensor. Got N"),
+        ("NO_TASK", "task: task 'own_tasks:NO_TASK': expected a Task"),
+    ],
+)
+def test_faults_of_own_tasks_are_told_before_training(write: Any, own_task: Any, name: str, told: str | None) -> None:
+    path = write(own_task(name))
+    problems = look(path).problems
+    assert len(problems) == (told is not None)
+    assert all(f"network.{told}" in problem and problem.startswith("param/small.yaml:") for problem in problems)
+
+
+def test_a_result_that_cannot_be_read_again_is_a_failure(
+    write: Any, own_task: Any, no_plots: None, capsys: Any
+) -> None:
+    """Shares of right answers lie in [0, 1], whatever a task says: such a cell is not computed again and again."""
+    assert main([str(write(own_task("BAD_TOP1"))), "-j", "1"]) == 1
+    said = capsys.readouterr()
+    assert "failed: Reference net 0 keep 1: the result is not valid: top1: " in said.out
+    assert "damaged" not in said.err
+
+
+def test_failed_cells_have_the_metrics_of_their_task(write: Any, own_task: Any, in_tmp: Path, no_plots: None) -> None:
+    parameters = own_task("LATE")
+    assert main([str(write(parameters)), "-j", "1", "-q"]) == 1
+    rows = load_results(in_tmp / "data/results/small")
+    assert set(rows["status"]) == {"failed"}
+    assert set(rows["primary"]) == {"late"}
+    header = (in_tmp / "data/results/small/results.csv").read_text().partition("\n")[0].split(",")
+    assert "late" in header
+    assert "top1" not in header
+
+
+def test_arguments_of_a_loss_are_blamed_for_what_they_break(write: Any, own_task: Any) -> None:
+    parameters = own_task("GOOD")
+    parameters["network"] = {"name": "unet", "settings": {"width": 4}, "dataset": "own_tasks:maps", "outputSize": 3}
+    parameters["network"]["task"] = "segmentation"
+    parameters["training"] |= {"transformsTrain": [], "transformsFinal": [{"type": "ToTensor"}]}
+    assert look(write(parameters)).problems == []
+    parameters["training"]["lossKwargs"] = {"ignore_index": 0}
+    (problem,) = look(write(parameters)).problems
+    assert "training.lossKwargs: CrossEntropyLossWithAuxiliary with {'ignore_index': 0} cannot score outputs" in problem
+    assert ".." not in problem
+
+
+def test_methods_that_need_classes(write: Any, small: dict[str, Any]) -> None:
+    small["network"] |= {"dataset": "Diabetes", "outputSize": 1}
+    small["training"] |= {"transformsTrain": [], "transformsFinal": [{"type": "ToTensor"}]}
+    small["experiments"]["methods"] = ["WT", "SNIP"]
+    (problem,) = look(write(small)).problems
+    assert problem.endswith("experiments.methods[1]: SNIP needs classes; the task is regression.")
+
+
+def test_a_task_that_is_not_there_is_told_once(write: Any, small: dict[str, Any]) -> None:
+    small["network"]["task"] = "XX"
+    (problem,) = look(write(small)).problems
+    assert problem.endswith("network.task: unknown task 'XX'.")

@@ -21,7 +21,7 @@ def table(folder: Path, name: str = "small") -> pd.DataFrame:
 
 def same(a: pd.DataFrame, b: pd.DataFrame) -> None:
     """But for durations, the only columns that a second run may change."""
-    measured = "seconds|latency"
+    measured = "seconds|latency|frames"
     a, b = (frame.loc[:, ~frame.columns.str.contains(measured)] for frame in (a, b))
     pd.testing.assert_frame_equal(a, b, check_exact=True)
 

@@ -52,6 +52,7 @@ def test_classes_with_few_targets_are_noise() -> None:
     half = torch.where(torch.arange(19) % 2 == 0, 1, 0).unsqueeze(1).bool()
     found = agreement_of(TASK, torch.where(half, wrong, right), right, y)
     assert found["worst_class_drop"] == pytest.approx(0.5)
+    assert set(agreement_of(TASK, wrong[:9], right[:9], y[:9])) == {"flips", "kl"}, "unknown"
 
 
 def test_ignored_pixels_do_not_count() -> None:

@@ -35,6 +35,10 @@ def test_good_settings() -> None:
         ({"optimizer_kwargs": {"lr": -1.0}}, "optimizerKwargs: SGD refuses "),
         ({"optimizer_kwargs": {"lr": "much"}}, "optimizerKwargs: SGD refuses "),
         ({"loss": "CrossEntropy"}, "loss: unknown name 'CrossEntropy'. Did you mean 'CrossEntropyLoss'?"),
+        (
+            {"loss": "MSELoss", "task": "segmentation"},
+            "loss: MSELoss does not fit the task segmentation. Expected one of CrossEntropyLossWithAuxiliary, Cross",
+        ),
         ({"loss_kwargs": {"smoothing": 0.1}}, "lossKwargs.smoothing: CrossEntropyLoss has no such argument."),
         ({"loss_kwargs": {"reduction": "none"}}, "lossKwargs.reduction: must be mean or sum. Got 'none'."),
         ({"schedulers": (SchedulerSpec("StepLr"),)}, "lrSchedulers[0].type: unknown name 'StepLr'. Did you mean"),

@@ -148,6 +148,12 @@ def test_divergence_is_noticed(network: nn.Sequential, images: MemoryImages, bat
     assert len(counts) <= 50
 
 
+def test_epochs_of_which_no_target_counts(network: nn.Sequential, images: MemoryImages) -> None:
+    settings = with_changes(loss_kwargs={"ignore_index": 1, "weight": [0.0, 1.0, 0.0, 0.0]})
+    with pytest.raises(TrainingDiverged, match=r"the loss became nan .* targets of which the loss ignores all"):
+        train(network, images, settings)
+
+
 def test_weights_that_diverge_in_the_last_step_are_noticed(network: nn.Sequential, images: MemoryImages) -> None:
     settings = with_changes(optimizer_kwargs={"lr": math.inf}, schedulers=(), batch_size=90, num_epochs=1)
     with pytest.raises(TrainingDiverged, match="0.weight is not finite"):

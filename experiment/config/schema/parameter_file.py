@@ -88,6 +88,7 @@ class Network(Block):
 
 Mode = Literal["train", "retrain", "retrain-rewind", "cascade", "cascade-rewind", "lc"]
 Rewind = Literal["weights", "random", "none"]
+ExportFormat = Literal["onnx", "onnx_int8", "pt2", "torchao_int8", "openvino", "executorch", "safetensors"]
 
 
 class Search(Block):
@@ -145,11 +146,14 @@ class Experiments(Block):
     network.dataset."""
     plotting: Plotting | None = None
     """Range of the x axis in plots. Default: all results."""
-    measure: list[Literal["rank", "latency", "bytes", "noise"]] = []
-    """Additional measurements: effective ranks after every epoch; at the end of the run latency, bytes of sparse
-    formats, and agreement with the reference network under noise."""
+    measure: list[Literal["rank", "latency", "memory", "bytes", "noise"]] = []
+    """Additional measurements: effective ranks after every epoch; at the end of the run latency, peak memory, bytes of
+    sparse formats, and agreement with the reference network under noise."""
+    export: list[ExportFormat] = []
+    """Files of the finished networks for other runtimes: onnx, onnx_int8, pt2, torchao_int8, openvino, executorch,
+    safetensors. Each is run on the test set in its runtime at the end of the run."""
     latency_batches: Annotated[list[Annotated[Whole, Field(ge=1)]], Field(min_length=1)] = [1, 64]
-    """Batch sizes (images) at which latency is measured."""
+    """Batch sizes (images) at which latency and memory are measured."""
     noise_levels: Annotated[list[Annotated[Number, Field(gt=0)]], Field(min_length=1)] = [0.1, 0.2, 0.3, 0.5, 0.7]
     """Largest values of the uniform noise that `noise` adds to inputs after the transforms."""
 

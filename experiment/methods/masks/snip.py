@@ -90,8 +90,8 @@ def _losses(network: Callable[..., Any], batch: Inputs, labels: Tensor) -> Tenso
     scores, labels = scores[counted], labels[counted]
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < scores.shape[1]:
         raise CompressionError(
-            f"SNIP: targets must be class indices from 0 to {scores.shape[1] - 1}, the network's outputs minus one. "
-            f"Got {int(labels.min())} to {int(labels.max())}."
+            f"SNIP: targets must be class indices from 0 to {scores.shape[1] - 1}, the network's outputs minus one, or "
+            f"{IGNORED} to ignore a prediction. Got {int(labels.min())} to {int(labels.max())}."
         )
     return nn.functional.nll_loss(scores, labels, reduction="none")
 

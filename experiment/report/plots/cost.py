@@ -12,7 +12,7 @@ from experiment.report.plots.curves import REFERENCE_NAME, draw_curve, draw_refe
 from experiment.report.plots.figure import new_figure, place_legend, set_title
 from experiment.report.primary_metric import ReportedMetric, primary_metric
 from experiment.report.results_table import compressed, labels_of, reference_rows, select_variant
-from experiment.report.words.titles import axis_label, joined, metric_title, network_on_dataset, retraining_in_words
+from experiment.report.words.titles import axis_title, joined, metric_title, network_on_dataset, retraining_in_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +67,7 @@ def plot_cost(
         draw_reference(axes, y)
         (star,) = axes.plot([x], [y], "*", color=REFERENCE_COLOR, markersize=11, zorder=4)
         entries.append((star, REFERENCE_NAME))
-    axes.set_ylabel(axis_label(metric_title(metric.name), metric))
+    axes.set_ylabel(axis_title(metric_title(metric.name), metric))
     _label_axis(axes, column, unit * cells[column])
     first = chosen.iloc[0]
     device = str(first.get("latency_device", "")) if is_latency else ""

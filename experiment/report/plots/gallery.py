@@ -8,10 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from experiment.files import safe_name
+from experiment.report.deployments import cost_in_words, costs_of, deployments, runtimes_of
 from experiment.report.label_styles import LabelStyles
 from experiment.report.mean_and_spread import Quantity
 from experiment.report.plots.compare_variants import comparisons, plot_variants
 from experiment.report.plots.cost import latency_columns, plot_cost
+from experiment.report.plots.deployment import plot_deployment
 from experiment.report.plots.effective_rank import RANK_COLUMNS, plot_effective_rank, with_shares
 from experiment.report.plots.examples import MOST_EXAMPLES, plot_examples, read_examples
 from experiment.report.plots.history import LC_COLUMNS, plot_convergence, plot_retraining, plot_training
@@ -131,6 +133,21 @@ def costs(source: Source, styles: LabelStyles) -> Iterator[Plot]:
             yield Plot(f"cost-{column}{suffix}", f"{titles.joined(title + ' against ' + words, variant)}.", draw)
 
 
+def deployment(source: Source, styles: LabelStyles) -> Iterator[Plot]:
+    """The primary metric against every measured cost in all runtimes, if networks were exported."""
+    for variant, suffix, rows in _variants(source):
+        if compressed(rows).empty or not runtimes_of(rows):
+            continue
+        note, title = (
+            titles.mode_in_words([source.settings_of(variant)]),
+            titles.metric_title(primary_metric(rows).name),
+        )
+        for cost in costs_of(deployments(rows)):
+            draw = partial(plot_deployment, rows, cost, styles=styles, note=note)
+            caption = titles.joined(f"{title} against {cost_in_words(cost)} in all runtimes", variant)
+            yield Plot(f"deploy-{cost}{suffix}", f"{caption}.", draw)
+
+
 def test_sets(source: Source, styles: LabelStyles) -> Iterator[Plot]:
     """Prune potential and excess error on several test sets."""
     results = comparable_rows(source.every_test)
@@ -230,8 +247,8 @@ def examples(source: Source, styles: LabelStyles) -> Iterator[Plot]:
 
 
 GALLERY: tuple[Kind, ...] = (
-    comparisons_of_variants, tradeoffs, costs, test_sets, noise, retrain_sweeps, layers, training_and_retraining,
-    effective_ranks, convergence, examples,
+    comparisons_of_variants, tradeoffs, costs, deployment, test_sets, noise, retrain_sweeps, layers,
+    training_and_retraining, effective_ranks, convergence, examples,
 )  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def plot_tradeoff(
         _label_axes(axes, quantity, shown, scale, keep_limits, points[keep])
     if not shown.falls and shown.unit == "value":
         _maybe_logarithmic(panels[0], points[shown.name])
-    if wide:
+    if wide and reference is not None:
         set_panel_title(panels[0], "whole range")
         _zoom_in(panels[1], points[shown.name], shown, reference)
     second = titles.joined(note, titles.retraining_in_words(chosen), *variants_of(chosen))
@@ -93,8 +93,8 @@ def plot_tradeoff(
 def _shown(results: DataFrame, metric: str | None) -> ReportedMetric:
     """The metric to draw."""
     primary = primary_metric(results)
-    own = titles.METRICS if primary.name == "top1" else dict.fromkeys([*metrics_of(results), "loss", primary.before])
-    known = [*own, *AGREEMENT]
+    of_classes = titles.METRICS if primary.name == "top1" else ()
+    known = dict.fromkeys([*of_classes, *metrics_of(results), "loss", primary.before, *AGREEMENT])
     if metric is not None and metric not in known:
         raise ConfigError(f"metric: must be one of {', '.join(known)}. Got {metric!r}.")
     return metric_named(metric or primary.name, primary)
@@ -152,7 +152,7 @@ def _label_axes(
     smallest, largest = limits if limits[0] != limits[1] else (None, None)
     least = float(keeps.min()) if len(keeps) else math.nan
     label = titles.metric_title(metric.name).replace(" before", "\nbefore")  # too long for one line
-    axes.set_ylabel(titles.axis_label(label, metric))
+    axes.set_ylabel(titles.axis_title(label, metric))
     name = titles.capitalized(titles.QUANTITIES[quantity])
     if scale == "linear":
         axes.set_xlabel(f"{name} removed (%)")
@@ -172,11 +172,11 @@ def _label_axes(
 
 def _falls_far(points: DataFrame, metric: ReportedMetric, reference: Edges | None) -> bool:
     """Whether the worst point is more than three times as far from the reference as the close-up shows."""
-    if metric.name == "loss" or points.empty:
+    if metric.name == "loss" or points.empty or reference is None:
         return False
     sign = 1 if metric.falls else -1  # turns figures so that higher is better
     values = sign * metric.scale * points[metric.name]
-    best = sign * reference[0] if reference else float(values.max())
+    best = sign * reference[0]
     return best - float(values.min()) > 3 * _close_up(metric, best)
 
 
@@ -185,11 +185,10 @@ def _close_up(metric: ReportedMetric, base: float) -> float:
     return CLOSE_UP if metric.unit == "fraction" else CLOSE_UP / 100 * abs(base)
 
 
-def _zoom_in(axes: Axes, values: Series[float], metric: ReportedMetric, reference: Edges | None) -> None:
+def _zoom_in(axes: Axes, values: Series[float], metric: ReportedMetric, reference: Edges) -> None:
     sign = 1 if metric.falls else -1
-    edges = [sign * edge for edge in reference[1:]] if reference else []
+    base, *edges = (sign * edge for edge in reference)
     top = max([*edges, *(sign * metric.scale * values.dropna())])
-    base = sign * reference[0] if reference else top
     height = _close_up(metric, base)
     upper = top + 0.08 * height
     upper = min(100.5, upper) if metric.unit == "fraction" else upper

@@ -71,6 +71,13 @@ def axis_label(title: str, metric: ReportedMetric) -> str:
     return f"{title} (%)" if metric.unit == "fraction" else title
 
 
+def axis_title(title: str, metric: ReportedMetric) -> str:
+    """A title with the unit and, where it is not the usual one, the direction."""
+    lower = ["lower is better"] if metric.better == "lower" and metric.name != "loss" else []
+    notes = [*(["%"] if metric.unit == "fraction" else []), *lower]
+    return f"{title} ({', '.join(notes)})" if notes else title
+
+
 def column_title(metric: ReportedMetric) -> str:
     """The header of a metric in tables: `Top-1 (%)`, `Mean IoU (%)`, `RMSE`."""
     return axis_label(metric_title(metric.name).replace(" test accuracy", ""), metric)

@@ -104,7 +104,7 @@ class Data:
         warnings: dict[str, None] = {}
         for dataset_test in tests:
             test, source = self.test(p, training, dataset_test), self.source(p, dataset_test, False)
-            for text in check_data(splits, test, p.seed, dataset.name, train_source, source):
+            for text in check_data(splits, test, p.seed, dataset.name, train_source, source, find_task(task_name(p))):
                 warnings[f"{dataset_test.shown}: {text}" if named and "test" in text else text] = None
         return DataFacts(
             dataset=dataset.shown if tests == [dataset] else f"{dataset.shown}, tested on {tested}",

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
 from torch import nn
 
 from experiment.config import Parameters
 from experiment.datasets.image_data import Images
-from experiment.errors import ExperimentError, StoreError
+from experiment.errors import ExperimentError, StoreError, described
 from experiment.escaping import csv_table, json_text
 from experiment.files import write_whole
 from experiment.lc.state import LCRecord
@@ -21,8 +22,9 @@ from experiment.measure import count_bytes
 from experiment.methods.base import Compressed
 from experiment.run.cell.data import Data
 from experiment.run.disk.damaged_files import RESULT, manifest_of
+from experiment.run.disk.store import CellResult
 from experiment.run.grid.keys import FORMAT_VERSION
-from experiment.run.grid.task_name import task_name
+from experiment.run.grid.task_name import metric_facts, task_name
 from experiment.tasks import find_task
 from experiment.tasks.task import Task
 from experiment.training.agreement import Agreement
@@ -103,16 +105,13 @@ def test_figures(
         measured: the figures on every test set. Those on the first stand for themselves; several are listed, too.
         before_retraining: the same of the network before retraining.
     """
-    task = task_of(p)
-    primary = task.primary
+    primary = task_of(p).primary
     before = [{f"{primary.name}_before_retraining": figures[primary.name]} for figures in before_retraining]
     tests = [{**figures, **direct} for figures, direct in zip(measured, before, strict=True)]
     return {
         **tests[0],
         **({"tests": tests} if len(tests) > 1 else {}),
-        "metrics": [metric.name for metric in task.metrics],
-        "better": primary.better,
-        "unit": primary.unit,
+        **metric_facts(p),
     }
 
 
@@ -141,9 +140,21 @@ def costs_of(compressed: Compressed, file_size: int) -> dict[str, Any]:
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
-    """Write result.json, which contains the manifest of all other files: it is written last."""
+    """Write result.json, which contains the manifest of all other files: it is written last.
+
+    Raises: ExperimentError: a later run would not accept it, and compute the cell again.
+    """
     content = {"format": FORMAT_VERSION, "files": manifest_of(folder), **result}
-    write_whole(folder / RESULT, json_text(content, indent=1, sort_keys=True) + "\n")
+    text = json_text(content, indent=1, sort_keys=True)
+    try:
+        CellResult.model_validate_json(text)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise ExperimentError(
+            f"the result is not valid: {where}: {fault['msg']}. Got {described(fault['input'])}."
+        ) from error
+    write_whole(folder / RESULT, text + "\n")
 
 
 def write_history(path: Path, records: Sequence[EpochRecord] | Sequence[LCRecord], task: Task) -> None:

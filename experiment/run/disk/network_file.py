@@ -21,7 +21,7 @@ from experiment.errors import CompressionError, ConfigError, Damaged, OtherVersi
 from experiment.files import write_whole
 from experiment.inputs import Inputs
 from experiment.layers.build import build
-from experiment.layers.masks import plain_name
+from experiment.layers.masks import bake_masks, plain_name
 from experiment.layers.plan import MOST_DIMS, Name, Plan, PlanData, Size, first_fault
 from experiment.layers.prepare_network import with_parameters
 from experiment.layers.pretrained_files import watch_saving
@@ -63,12 +63,7 @@ def save_weights(
             the user's own code can.
         about: plain facts to store beside it (method, keep, ...), for people.
     """
-    specification = {
-        "format": FORMAT_VERSION,
-        "architecture": None if architecture is None else dict(architecture),
-        "plan": plan.to_data(),
-        "about": about,
-    }
+    specification = specification_of(plan, architecture, about)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     dtypes = named_dtypes(network)
     coded, quantized = encode_state(state, {n: dtypes[plain_name(n)] for n in state if plain_name(n) in dtypes})
@@ -78,6 +73,18 @@ def save_weights(
     torch.save({"specification": specification, **packed.model_dump(exclude_none=True)}, buffer)
     write_whole(path, buffer.getvalue())
     return buffer.tell()
+
+
+def specification_of(
+    plan: Plan, architecture: Mapping[str, Any] | None, about: Mapping[str, str | float | None]
+) -> dict[str, Any]:
+    """How to rebuild a network, as plain values; arguments as for `save_weights`."""
+    return {
+        "format": FORMAT_VERSION,
+        "architecture": None if architecture is None else dict(architecture),
+        "plan": plan.to_data(),
+        "about": dict(about),
+    }
 
 
 class InputTree(BaseModel):
@@ -200,7 +207,18 @@ def read_weights(path: Path) -> tuple[Specification, PackedWeights]:
     content = read_plain(path)
     if not isinstance(content, dict) or not {"specification", "state_dict"} <= content.keys():
         raise StoreError(f"{path}: was not written by this program: it contains no specification and state_dict.")
-    specification = content["specification"]
+    weights = {key: value for key, value in content.items() if key != "specification"}
+    try:
+        return checked_specification(content["specification"], path), PackedWeights.model_validate(weights)
+    except ValidationError as error:
+        raise Damaged(f"{path}: is damaged: {first_fault(error)}.") from error
+
+
+def checked_specification(specification: object, path: Path) -> Specification:
+    """The specification in a file.
+
+    Raises: StoreError: it is damaged, or of another format version.
+    """
     version = specification.get("format") if isinstance(specification, dict) else None
     if type(version) is not int:
         raise Damaged(f"{path}: is damaged: its specification has no format version.")
@@ -210,7 +228,7 @@ def read_weights(path: Path) -> tuple[Specification, PackedWeights]:
             "Load it with the version of the program that wrote it."
         )
     try:
-        return Specification.model_validate(specification), PackedWeights.model_validate(content)
+        return Specification.model_validate(specification)
     except ValidationError as error:
         raise Damaged(f"{path}: is damaged: {first_fault(error)}.") from error
 
@@ -253,15 +271,20 @@ def untrained_network(
     return make_network(name, settings, input_shape, output_size, example=example, outputs=None)
 
 
-def rebuild(original: nn.Module, specification: Specification, packed: PackedWeights, path: Path) -> nn.Module:
+def rebuild(
+    original: nn.Module, specification: Specification, packed: PackedWeights, path: Path, *, baked: bool = False
+) -> nn.Module:
     """The compressed network in eval mode, on the device of the original (on the CPU if that is on `meta`).
 
+    Args:
+        baked: whether the weights are those of the deployed form, without masks and rounding.
     Raises: StoreError: the plan or the weights do not fit the original network. CompressionError: the original cannot
         be compressed.
     """
     original = with_parameters(original).network
     try:
         network = build(original, Plan.from_data(specification.plan, original))
+        network = bake_masks(network) if baked else network
     except _MISFITS as error:
         raise StoreError(
             f"{path}: does not fit this network, which is not the one that was compressed: "

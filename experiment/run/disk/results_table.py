@@ -1,26 +1,26 @@
-"""results.csv: one row per finished cell, with the latency and bytes of deployed networks where they were measured.
+"""results.csv: one row per finished cell, with what was measured on deployed networks and exported files.
 
-Measurements of deployed networks are separate files next to a cell's result. They are not part of any key, so
-they can be requested later. Does not import torch.
+Measurements are separate files next to a cell's result, no part of any key, so that they can be requested later. Does
+not import torch.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from experiment.config import Experiments
+from experiment.deploy.formats import FORMATS
 from experiment.errors import Damaged, shortened
 from experiment.escaping import csv_table, reason
-from experiment.files import RUN_AGAIN, read_file, read_json, remove_all, write_whole
+from experiment.files import RUN_AGAIN, read_file, remove_all, write_whole
+from experiment.run.disk.measurements import BYTES, EXPORT, LATENCY, MEMORY, NOISE, read_measurement
 from experiment.run.disk.store import Store
-from experiment.run.grid.data_facts import Count
-from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.run.grid.plan import ExperimentPlan
+from experiment.run.grid.task_name import metric_facts
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -38,51 +38,13 @@ _AFTER_METRICS = (
 )  # fmt: skip
 SHARED_COLUMNS = (*_BEFORE_METRICS, *_AFTER_METRICS)  # of all tasks
 CLASSIFICATION = ("top1", "top5")  # the metrics of a cell that does not name them, and of a table without results
-LATENCY, BYTES, NOISE = "latency.json", "bytes.json", "noise.json"
 AMOUNT = ("limit", "predicted", "measured")
 NOISE_FIGURES = ("agreement", "distance", "excess_error")
 BYTE_COLUMNS = ("bytes_bitmask", "bytes_csr", "sparse_format")
+OTHER_COLUMNS = re.compile(
+    rf"(valid|keep|latency|noise|memory|frames_per_second)_.*|.*_(reference|before_retraining|{'|'.join(FORMATS)})"
+)  # made from other names
 MAX_FIELDS = 10_000_000  # of a table that is read
-
-
-class _Content(BaseModel):
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False, strict=True)
-
-
-class _BatchLatency(_Content):
-    batch: Annotated[int, Field(ge=1, lt=2**63)]
-    layout: str
-    median_ms: float
-    iqr_ms: float
-
-
-class _Latency(_Content):
-    format: int
-    device: str
-    threads: Annotated[int, Field(ge=1, lt=2**63)]
-    batches: list[_BatchLatency]
-
-
-class _Bytes(_Content):
-    format: int
-    bytes_bitmask: Count
-    bytes_csr: Count
-    sparse_format: str
-
-
-class _NoiseLevel(_Content):
-    eps: float
-    agreement: float
-    distance: float
-    excess_error: float
-
-
-class _Noise(_Content):
-    format: int
-    levels: list[_NoiseLevel]
-
-
-_MODELS: Mapping[str, type[BaseModel]] = {LATENCY: _Latency, BYTES: _Bytes, NOISE: _Noise}
 
 
 def columns_of(tasks: Iterable[Sequence[str]]) -> tuple[str, ...]:
@@ -105,21 +67,23 @@ def write_results_table(store: Store, plan: ExperimentPlan) -> dict[str, dict[st
     with store.lock("table", "writes results.csv"):  # or an older reading could overwrite a newer one
         remove_all(store.folder.glob(".results.csv.*"))  # left by killed processes
         results = store.results(plan.cells)
-        extra = _extra_columns(plan)
+        found = dict.fromkeys(_metrics(result) for result in results.values() if result["status"] == "done")
+        tasks = [*found] or [metric_facts(v.parameters)["metrics"] for v in plan.file.variants]
+        extra = _extra_columns(plan, dict.fromkeys(name for names in tasks for name in names))
         folders = store.cell_folders() if extra else {}
         references = {(t.variant.name, t.cell.net): folders.get(t.cell.key) for t in plan.references}
         rows = []
-        tasks = dict.fromkeys(_metrics(result) for result in results.values() if result["status"] == "done")
-        columns = columns_of(tasks or [CLASSIFICATION])
-        for row in _rows(plan, results):
-            values = _extra_values(folders.get(row["cell"]), references[row["variant"], row["net"]])
+        columns = columns_of(tasks)
+        for row, test in _rows(plan, results):
+            folder = folders.get(row["cell"])
+            values = _extra_values(folder, references[row["variant"], row["net"]]) | _exported_values(folder, test)
             rows.append(dict.fromkeys(columns, "") | {column: values.get(column) for column in extra} | row)
         write_whole(store.folder / "results.csv", csv_table((*columns, *extra), rows))
     return results
 
 
-def _rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What was measured in each cell on each test set, beside the figures of its reference network."""
+def _rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[dict[str, Any], int]]:
+    """What was measured in each cell on each test set, beside the figures of its reference network; and which set."""
     references = {(t.variant.name, t.cell.net): results.get(t.cell.key, {}) for t in plan.references}
     parameters = {variant.name: variant.parameters for variant in plan.file.variants}
     for cell in plan.cells:
@@ -127,7 +91,7 @@ def _rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Ite
         if result is None:
             continue
         reference, p = references[cell.variant, cell.net], parameters[cell.variant]
-        about = result if "metrics" in result or "metrics" not in reference else reference  # it may have failed
+        about = next((each for each in (result, reference) if "metrics" in each), None) or metric_facts(p)
         metrics = _metrics(about)
         primary = metrics[0]
         row = {column: result.get(column) for column in columns_of([metrics])}
@@ -148,7 +112,7 @@ def _rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Ite
             row |= {name: figures.get(name) for name in ("loss", *metrics, f"{primary}_before_retraining", *AGREEMENT)}
             row |= {"dataset_test": test.shown, f"{primary}_reference": _figures(reference, i).get(primary)}
             row |= _amounts(result)
-            yield {column: "" if value is None else value for column, value in row.items()}
+            yield {column: "" if value is None else value for column, value in row.items()}, i
 
 
 def _amounts(result: Mapping[str, Any]) -> dict[str, float]:
@@ -177,20 +141,28 @@ def requested(plan: ExperimentPlan, measurement: str) -> dict[str, Experiments]:
     return {name: experiments for name, experiments in settings.items() if measurement in experiments.measure}
 
 
-def _extra_columns(plan: ExperimentPlan) -> tuple[str, ...]:
+def _extra_columns(plan: ExperimentPlan, metrics: Iterable[str]) -> tuple[str, ...]:
     batches = dict.fromkeys(b for e in requested(plan, "latency").values() for b in e.latency_batches)
     columns: list[str] = []
     for batch in batches:
         columns += [f"latency_{what}_b{batch}" for what in ("ms", "iqr_ms", "layout")]
-        columns.append(f"latency_ms_b{batch}_reference")
+        columns += [f"latency_ms_b{batch}_reference", f"frames_per_second_b{batch}"]
     if batches:
         columns.append("latency_device")
+    batches = dict.fromkeys(b for e in requested(plan, "memory").values() for b in e.latency_batches)
+    columns += ["memory_weights", *(f"memory_b{batch}" for batch in batches)] if batches else []
     levels = dict.fromkeys(eps for e in requested(plan, "noise").values() for eps in e.noise_levels)
     columns += [f"noise_{what}_{eps:g}" for what in NOISE_FIGURES for eps in levels]
-    budgets = [variant.parameters.experiments.budget for variant in plan.file.variants]
-    limited = dict.fromkeys(limit.quantity for budget in budgets if budget.counted is None for limit in budget.limits)
+    every = [variant.parameters.experiments for variant in plan.file.variants]
+    budgets = [e.budget for e in every if e.budget.counted is None]
+    limited = dict.fromkeys(limit.quantity for budget in budgets for limit in budget.limits)
     columns += [f"{what}_{quantity}" for quantity in limited for what in AMOUNT]
-    return (*columns, *(BYTE_COLUMNS if requested(plan, "bytes") else ()))
+    columns += BYTE_COLUMNS * bool(requested(plan, "bytes"))
+    batches = dict.fromkeys(batch for e in every if e.export for batch in e.latency_batches)
+    for name in dict.fromkeys(name for e in every for name in e.export):
+        columns += [f"{what}_{name}" for what in (*metrics, "loss", "bytes", "difference")]
+        columns += [*(f"latency_{name}_b{b}" for b in batches), f"error_{name}"]
+    return tuple(columns)
 
 
 def _extra_values(folder: Path | None, reference: Path | None) -> dict[str, Any]:
@@ -198,34 +170,39 @@ def _extra_values(folder: Path | None, reference: Path | None) -> dict[str, Any]
     if folder is None:
         return {}
     values: dict[str, Any] = {}
-    for row in _batches(read_measurement(reference / LATENCY) if reference is not None else None):
+    before = None if reference is None else read_measurement(reference / LATENCY)
+    for row in [] if before is None else before["batches"]:
         values[f"latency_ms_b{row['batch']}_reference"] = row["median_ms"]
-    latency = read_measurement(folder / LATENCY)
-    for row in _batches(latency):
-        batch = row["batch"]
-        values[f"latency_ms_b{batch}"], values[f"latency_iqr_ms_b{batch}"] = row["median_ms"], row["iqr_ms"]
+    latency = read_measurement(folder / LATENCY) or {"batches": []}
+    for row in latency["batches"]:
+        batch, median = row["batch"], row["median_ms"]
+        values[f"latency_ms_b{batch}"], values[f"latency_iqr_ms_b{batch}"] = median, row["iqr_ms"]
         values[f"latency_layout_b{batch}"] = row["layout"]
-    if latency is not None:
-        threads = latency["threads"]
+        values[f"frames_per_second_b{batch}"] = round(1000 * batch / median, 1) if median > 0 else None
+    if threads := latency.get("threads"):
         values["latency_device"] = f"{latency['device']}, {threads} thread{'s' if threads != 1 else ''}"
+    if (memory := read_measurement(folder / MEMORY)) is not None:
+        values |= {
+            "memory_weights": memory["weights"],
+            **{f"memory_b{r['batch']}": r["peak"] for r in memory["batches"]},
+        }
     noise = read_measurement(folder / NOISE) or {"levels": []}
     values |= {f"noise_{what}_{row['eps']:g}": row[what] for row in noise["levels"] for what in NOISE_FIGURES}
     sizes = read_measurement(folder / BYTES) or {}
     return values | {column: sizes.get(column) for column in BYTE_COLUMNS}
 
 
-def _batches(latency: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    return [] if latency is None else latency["batches"]
-
-
-def read_measurement(path: Path) -> dict[str, Any] | None:
-    """A measurement; None if its file is missing, damaged or of another version, and it is to be made again."""
-    try:
-        found = read_json(path)
-        _MODELS[path.name].model_validate(found)
-    except (FileNotFoundError, Damaged, ValidationError):
-        return None
-    return dict(found) if found["format"] == FORMAT_VERSION else None
+def _exported_values(folder: Path | None, test: int) -> dict[str, Any]:
+    """Column -> value of what exported files gave in their runtimes on one of the test sets."""
+    found = None if folder is None else read_measurement(folder / EXPORT)
+    values: dict[str, Any] = {}
+    for name, record in ({} if found is None else found["formats"]).items():
+        figures = record.get("tests", [])[test : test + 1] or [{}]
+        values |= {f"{what}_{name}": figure for what, figure in figures[0].items()}
+        values |= {f"{what}_{name}": record.get(what) for what in ("bytes", "difference")}
+        values |= {f"latency_{name}_b{row['batch']}": row["median_ms"] for row in record.get("latency", ())}
+        values[f"error_{name}"] = reason(record["error"]) or None
+    return values
 
 
 def read_table(path: Path, **options: Any) -> DataFrame:

@@ -90,6 +90,13 @@ def _settings(plan: ExperimentPlan) -> Iterator[str]:
         yield f"  epochs    {name} {p.training.num_epochs} training, {planned_epochs(p)} retraining per {each}"
         if p.experiments.search is not None:
             yield f"  search    {name} {_in_words(p.experiments.search)}"
+    for chain in {chain.method.label: chain for chain in plan.chains}.values():
+        shaped = {limit.quantity for limit in chain.variant.parameters.experiments.budget.limits} & {
+            "latency",
+            "memory",
+        }
+        if shaped and chain.method.entry.kind == "weight":
+            yield f"  no budget  {chain.method.label}: masked weights lower neither latency nor memory"
     keeps = dict.fromkeys(cell.keep for cell in plan.cells if cell.method != "Reference" and not cell.fixed_size)
     if keeps:
         yield f"  keep       {', '.join(f'{keep:.4g}' for keep in keeps)}"

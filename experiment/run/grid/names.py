@@ -106,4 +106,5 @@ def _unknown(key: KeyPath, name: object, what: str, known: Iterable[str]) -> Ite
         except ConfigError as error:
             yield Fault(key, str(error))
         return
-    yield Fault(key, f"unknown {what} '{name}'.{suggestion(name, known)}")
+    near = suggestion(name, known) or (f" Known are {', '.join(known)}." if known is CORRUPTIONS else "")
+    yield Fault(key, f"unknown {what} '{name}'.{near}")

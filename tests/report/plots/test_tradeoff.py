@@ -113,6 +113,14 @@ def test_loss_and_collapse_are_readable(synthetic: Any) -> None:
     assert close.get_ylim()[1] >= reference
 
 
+def test_other_metrics_beside_top1(synthetic: Any) -> None:
+    """Further metrics of a task whose first is top1; flips, of which the reference has no figure to zoom in on."""
+    rows = [row | {"mcc": row["top1"], "flips": "" if row["method"] == "Reference" else 1 - row["top1"]}
+            for row in synthetic.grid(nets=1)]  # fmt: skip
+    assert plot_tradeoff(synthetic.frame(rows), metric="mcc").axes[0].get_ylabel() == "Matthews correlation (%)"
+    assert len(plot_tradeoff(synthetic.frame(rows), metric="flips").axes) == 1
+
+
 def test_nothing_finished_gives_an_empty_picture(synthetic: Any) -> None:
     for rows in ([synthetic.reference_row(0)], [synthetic.broken_row("FT", 0, 0.5, "failed", "no")]):
         figure = plot_tradeoff(synthetic.frame(rows))

@@ -99,6 +99,11 @@ def test_every_test_set_has_rows_of_the_same_networks(
             NOISY | {"corruption": "gausian_noise"},
             "datasetTest.corruption: unknown corruption 'gausian_noise'. Did you",
         ),
+        (
+            {"name": "Digits", "corruption": "Gauss"},
+            "unknown corruption 'Gauss'. Known are gaussian_noise, shot_noise,",
+        ),
+        ({"name": "DigitScenes"}, "has 11 classes. Set outputSize: 11, or choose another dataset."),
         ({"name": "Digits", "severity": 3}, "has no effect without corruption"),
         (NOISY | {"severity": 6}, "severity"),
         (["Digits", NOISY | {"corruption": "saturate"}], "datasetTest[1]: dataset Digits: saturate has no"),
