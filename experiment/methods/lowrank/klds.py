@@ -30,7 +30,7 @@ from experiment.methods.data.responses import precise
 from experiment.methods.lowrank.base import LowRankLayers, lowrank_layers
 from experiment.methods.lowrank.klds_factors import LayerDirections
 from experiment.methods.lowrank.layer_options import LayerOptions, group_numbers, slicings
-from experiment.methods.lowrank.settings import KLDSSettings
+from experiment.methods.lowrank.settings import KLDSSettings, SelectorSettings
 from experiment.methods.lowrank.spectra import LayerSpectra
 from experiment.methods.starting_state import factored_layers, live_filters, parameter_name
 from experiment.progress import progress
@@ -90,28 +90,12 @@ class KLDS:
         Raises: CompressionError: there are no calibration data, the outputs are not class scores or not finite, or the
             targets are those of a regression.
         """
-        inputs = calibration_inputs(calibration, state, "KLDS")
-        targets = calibration.targets if calibration else None
-        if targets is not None and targets.is_floating_point() and targets.dim() == 1:
-            raise CompressionError(
-                "KLDS compares the softmax of class scores. The targets are real numbers, as in a regression. Use a "
-                "method that compares layers instead, such as PCA or ALDS."
-            )
-        base = lowrank_layers(
-            state,
-            lambda info: slicings(info, group_numbers(info, self.settings.min_group_width), self.settings.foldings),
-            self.settings.round_to,
-            layers=self.settings.layers,
-        )
-        network = plain(base)
+        inputs = comparable_inputs(calibration, state, "KLDS")
+        base, network = selectable_layers(state, self.settings)
         seed = int(torch.randint(2**62, (), generator=generator))
         directions = dict[str, LayerDirections]()
-        for part in parts(base):
-            moments = gather(network, {n: o.slicings() for n, o in part.items()}, inputs, generator)
-            for name, options in part.items():
-                tops = {slicing: int(options.ranks[options.of(slicing)].max()) for slicing in options.slicings()}
-                directions[name] = LayerDirections(live_filters(network, {}, name), moments.pop(name), tops)
-                directions[name].forget()
+        for part in directions_of(base, network, inputs, generator):
+            directions |= part
         predicted = [per_option(options, directions[name]) for name, options in base.options.items()]
         images = as_fit(network, inputs, self.settings.images)
         losses = _measure(network, base, directions, predicted, images, self.settings.points)
@@ -162,18 +146,53 @@ def _rewind(built: nn.Module, state: State, analysis: KLDSAnalysis, plan: Plan) 
         write_parameter(layer.get_submodule("decoder"), "weight", decoders[name])
 
 
-def plain(base: LowRankLayers) -> nn.Module:
-    """The network with masked weights at zero: itself, if there are none."""
+def comparable_inputs(calibration: Calibration | None, state: State, method: str) -> Inputs:
+    """The calibration inputs for a method that compares predictions.
+
+    Raises: CompressionError: there are none, or the targets are those of a regression.
+    """
+    inputs = calibration_inputs(calibration, state, method)
+    targets = calibration.targets if calibration else None
+    if targets is not None and targets.is_floating_point() and targets.dim() == 1:
+        raise CompressionError(
+            f"{method} compares the softmax of class scores. The targets are real numbers, as in a regression. Use a "
+            f"method that compares layers instead, such as PCA or ALDS."
+        )
+    return inputs
+
+
+def selectable_layers(state: State, settings: SelectorSettings) -> tuple[LowRankLayers, nn.Module]:
+    """The layers with their options, and the network with masked weights at zero: the state's, if there are none."""
+    base = lowrank_layers(
+        state,
+        lambda info: slicings(info, group_numbers(info, settings.min_group_width), settings.foldings),
+        settings.round_to,
+        layers=settings.layers,
+    )
     if not base.start.masks:
-        return base.start.network
+        return base, base.start.network
     network = copy.deepcopy(base.start.network)
     for name, mask in base.start.masks.items():
         parameter = network.get_parameter(name).detach()
         parameter.mul_(mask.to(parameter.device))
-    return network
+    return base, network
 
 
-def parts(base: LowRankLayers) -> Iterator[dict[str, LayerOptions]]:
+def directions_of(
+    base: LowRankLayers, network: nn.Module, inputs: Inputs, generator: torch.Generator
+) -> Iterator[dict[str, LayerDirections]]:
+    """The factors of all layers, in parts of which the moments fit into memory."""
+    for part in _parts(base):
+        moments = gather(network, {n: o.slicings() for n, o in part.items()}, inputs, generator)
+        found = dict[str, LayerDirections]()
+        for name, options in part.items():
+            tops = {slicing: int(options.ranks[options.of(slicing)].max()) for slicing in options.slicings()}
+            found[name] = LayerDirections(live_filters(network, {}, name), moments.pop(name), tops)
+            found[name].forget()
+        yield found
+
+
+def _parts(base: LowRankLayers) -> Iterator[dict[str, LayerOptions]]:
     """The layers in parts, so that the moments of one take half of the network's memory, or 256 MiB."""
     most = max(MOMENTS, sum(p.numel() for p in base.start.network.parameters()) // 4)
     part, size = dict[str, LayerOptions](), 0

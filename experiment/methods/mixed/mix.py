@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from experiment.errors import CompressionError
 from experiment.inputs import Inputs
 from experiment.layers.build import unslice_mask, write_whole
 from experiment.layers.compensated_rounding import compensate, input_moments
@@ -19,24 +18,23 @@ from experiment.layers.forms import UNMASKED
 from experiment.layers.plan import Detail, Factors, Plan, State
 from experiment.layers.refit import fitted_weights
 from experiment.methods.allocate import minimise_sum
-from experiment.methods.base import Budget, Calibration, calibration_inputs
-from experiment.methods.data.fisher import gather
-from experiment.methods.lowrank.base import LowRankLayers, choose, lowrank_layers
+from experiment.methods.base import Budget, Calibration
+from experiment.methods.lowrank.base import LowRankLayers, choose
 from experiment.methods.lowrank.klds import (
     as_fit,
+    comparable_inputs,
+    directions_of,
     divergence,
     interpolated,
-    parts,
     per_option,
-    plain,
     predictions_of,
+    selectable_layers,
     spread,
 )  # fmt: skip
-from experiment.methods.lowrank.klds_factors import LayerDirections
-from experiment.methods.lowrank.layer_options import LayerOptions, group_numbers, slicings
+from experiment.methods.lowrank.layer_options import LayerOptions
 from experiment.methods.mixed.layer_forms import LayerChoices, LayerForms, find_choices, takes_bits
 from experiment.methods.mixed.settings import MixSettings
-from experiment.methods.starting_state import live_filters, parameter_name
+from experiment.methods.starting_state import parameter_name
 from experiment.progress import progress
 from experiment.random_streams import generator as stream
 
@@ -98,15 +96,9 @@ class Mix:
         Raises: CompressionError: there are no calibration data, the outputs are not class scores or not finite, or the
             targets are those of a regression.
         """
-        inputs = calibration_inputs(calibration, state, "Mix")
-        targets = calibration.targets if calibration else None
-        if targets is not None and targets.is_floating_point() and targets.dim() == 1:
-            raise CompressionError(
-                "Mix compares the softmax of class scores. The targets are real numbers, as in a regression. Use a "
-                "method that compares layers instead, such as PCA or ALDS."
-            )
+        inputs = comparable_inputs(calibration, state, "Mix")
         seed = int(torch.randint(2**62, (), generator=generator))
-        base, network = self._start(state)
+        base, network = selectable_layers(state, self.settings)
         settings, start = self.settings, base.start
         choices = {
             name: find_choices(start, start.layers[name], options, settings.families, settings.dtypes)
@@ -114,23 +106,20 @@ class Mix:
         }
         images = as_fit(network, inputs, settings.images)
         dense = predictions_of(network, images)
-        forms, tried = dict[str, LayerForms](), dict[str, Tried]()
-        losses = dict[str, Floats]()
-        for part in self._forms(base, network, inputs, seed):
-            names = [name for name in part if takes_bits(start.layers[name])]
-            matrices = input_moments(network, names, inputs, seed)
-            for name, own in progress(part.items(), "output divergence, by layer"):
+        forms, losses, tried = dict[str, LayerForms](), dict[str, Floats](), dict[str, Tried]()
+        for part in directions_of(base, network, inputs, stream("mix", seed)):
+            matrices = input_moments(network, [n for n in part if takes_bits(start.layers[n])], inputs, seed)
+            for name, directions in progress(part.items(), "output divergence, by layer"):
+                own = forms[name] = LayerForms(network.get_submodule(name), directions)
                 if name in matrices:
                     own.take(matrices.pop(name), start.alive(parameter_name(name)))
-                predicted = _predicted(own, choices[name], base.options[name], settings.points)
 
                 def measured(weight: Tensor, name: str = name) -> float:
-                    changed = predictions_of(network, images, {parameter_name(name): weight})
-                    return divergence(name, dense, changed)
+                    return divergence(name, dense, predictions_of(network, images, {parameter_name(name): weight}))
 
+                predicted = _predicted(own, choices[name], base.options[name], settings.points)
                 losses[name], tried[name] = _losses(own, choices[name], predicted, measured, settings.points)
                 own.forget()
-            forms |= part
         return MixAnalysis(base, network, choices, forms, [losses[name] for name in choices], tried, inputs, seed)
 
     def plan(self, analysis: MixAnalysis, budget: Budget) -> Plan:
@@ -167,50 +156,25 @@ class Mix:
 
     def fill(self, built: nn.Module, state: State, analysis: MixAnalysis, plan: Plan) -> None:
         write_whole(built, state.network, plan)
-        network, forms, base = analysis.network, analysis.forms, analysis.base
-        if state.network is not base.start.state.network:
-            base, network = self._start(replace(base.start.state, network=state.network))
-            forms = {
-                n: own for part in self._forms(base, network, analysis.inputs, analysis.seed) for n, own in part.items()
-            }
-        for name, factors in plan.factors.items():
-            if name in forms:
-                write_factors(built.get_submodule(name), *forms[name].directions.factors(factors), factors.folding)
-                forms[name].forget()
-        if not self.settings.refit:
-            return
-        tied = {name for name, info in base.start.layers.items() if info.tied}
-        masked = {name for name in forms if parameter_name(name) in plan.masks}
-        changed = ({*plan.factors, *plan.quantized, *masked} & forms.keys()) - tied
-        if changed:
-            names = [name for name in forms if name in changed]
+        start, network = analysis.base.start, analysis.network
+        directions = {name: own.directions for name, own in analysis.forms.items()}
+        if state.network is not start.state.network:
+            base, network = selectable_layers(replace(start.state, network=state.network), self.settings)
+            for part in directions_of(base, network, analysis.inputs, stream("mix", analysis.seed)):
+                directions |= part
+        for name in plan.factors.keys() & directions.keys():
+            factors = plan.factors[name]
+            write_factors(built.get_submodule(name), *directions[name].factors(factors), factors.folding)
+            directions[name].forget()
+        own = {
+            parameter: mask for parameter, mask in plan.masks.items() if mask is not start.state.masks.get(parameter)
+        }
+        masked = {name for name in directions if parameter_name(name) in own}
+        changed = {*plan.factors, *plan.quantized, *masked}
+        names = [name for name in directions if name in changed and not start.layers[name].tied]
+        if self.settings.refit and names:
             fitted = fitted_weights(built, network, names, analysis.inputs, analysis.seed)
             compensate(built, analysis.inputs, analysis.seed, fitted)
-
-    def _start(self, state: State) -> tuple[LowRankLayers, nn.Module]:
-        """The layers with their options of low rank, and the network with masked weights at zero."""
-        base = lowrank_layers(
-            state,
-            lambda info: slicings(info, group_numbers(info, self.settings.min_group_width), self.settings.foldings),
-            self.settings.round_to,
-            layers=self.settings.layers,
-        )
-        return base, plain(base)
-
-    def _forms(
-        self, base: LowRankLayers, network: nn.Module, inputs: Inputs, seed: int
-    ) -> Iterator[dict[str, LayerForms]]:
-        """The layers with their factors, in parts; they depend on nothing but the weights, the inputs and the seed."""
-        generator = stream("mix", seed)
-        for part in parts(base):
-            moments = gather(network, {n: o.slicings() for n, o in part.items()}, inputs, generator)
-            found = dict[str, LayerForms]()
-            for name, options in part.items():
-                tops = {slicing: int(options.ranks[options.of(slicing)].max()) for slicing in options.slicings()}
-                directions = LayerDirections(live_filters(network, {}, name), moments.pop(name), tops)
-                directions.forget()
-                found[name] = LayerForms(network.get_submodule(name), directions)
-            yield found
 
 
 def _predicted(own: LayerForms, choices: LayerChoices, options: LayerOptions, points: int) -> Floats:
