@@ -41,25 +41,21 @@ PLACES = 4096  # of a layer's output at which its inputs are collected, at least
 PLACES_A_COLUMN = 8
 PART = 4096  # places at a time
 DAMPING = 0.01  # of the mean square of the inputs
+STEPS = 30  # of conjugate gradients
+TINY = 1e-300
 BLOCK = 128  # columns that are updated at once
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The values that every weight may take: code times scale, with the code between `low` and `high`.
+    """The values that every weight may take: code times scale, with the code between `low` and `high`."""
 
-    Without scales they are all between `low` and `high`.
-    """
-
-    scales: Tensor | None
+    scales: Tensor
     low: Tensor
     high: Tensor
 
     def nearest(self, weight: Tensor, column: int) -> Tensor:
-        low, high = self.low[..., column], self.high[..., column]
-        if self.scales is None:
-            return torch.minimum(torch.maximum(weight, low), high)
-        scale = self.scales[..., column]
+        scale, low, high = (part[..., column] for part in (self.scales, self.low, self.high))
         codes = (weight / torch.where(scale > 0, scale, 1)).round()
         return torch.minimum(torch.maximum(codes, low), high) * scale
 
@@ -126,7 +122,7 @@ def round_columns(W_OFN: Tensor, H_ONN: Tensor, grid: Grid) -> Tensor:
 
     Source: Frantar et al. 2022, https://arxiv.org/abs/2210.17323 (Cholesky form, updates in blocks)
     """
-    U_ONN = _inverse_root(H_ONN)
+    U_ONN = inverse_root(H_ONN)
     left_OFN, rounded_OFN = W_OFN.clone(), torch.empty_like(W_OFN)
     for start in range(0, W_OFN.shape[-1], BLOCK):
         end = min(start + BLOCK, W_OFN.shape[-1])
@@ -184,34 +180,52 @@ def rounded_weight(layer: nn.Module, weight: Tensor, dtype: str | None, mask: Te
         mask: in the layer's shape; None if all weights stay.
         H_ONN: the moments X X^T of the layer's inputs in each of its groups, in float64.
     """
-    live = weight if mask is None else weight * mask
-    if dtype is None:
-        nearest, scales, high = live, None, torch.full_like(live, torch.inf)
-        high = high if mask is None else high.masked_fill(~mask, 0)
-        low = -high
-    else:
-        codes, coded = encode(live, dtype)
-        levels = levels_of(dtype)
-        assert levels is not None
-        nearest, scales = decode(codes, coded, dtype), decode(torch.ones_like(codes), coded, dtype)
-        high = torch.full_like(codes, levels) if mask is None else levels * mask.to(codes.dtype)
-        fixed = codes.abs() == levels  # the scale of a group is found again by its largest code
-        low, high = torch.where(fixed, codes, -high), torch.where(fixed, codes, high)
 
     def in_columns(part: Tensor) -> Tensor:
         return torch.unflatten(double(filters_of(layer, part).flatten(1)), 0, (len(H_ONN), -1))
 
+    def in_place(W_OFN: Tensor) -> Tensor:
+        return weight_of(layer, W_OFN.flatten(0, 1).reshape(filters_of(layer, weight).shape)).to(weight)
+
+    if mask is not None:
+        weight = in_place(fit_support(in_columns(weight), in_columns(mask), H_ONN))
+    if dtype is None:
+        return weight
+    codes, scales = encode(weight, dtype)
+    levels = levels_of(dtype)
+    assert levels is not None
+    high = torch.full_like(codes, levels) if mask is None else levels * mask.to(codes.dtype)
+    fixed = codes.abs() == levels  # the scale of a group is found again by its largest code
+    low, high = torch.where(fixed, codes, -high), torch.where(fixed, codes, high)
+    parts = (weight, decode(codes, scales, dtype), decode(torch.ones_like(codes), scales, dtype), low, high)
+    W_OFN, nearest_OFN, *bounds = map(in_columns, parts)
     order_ON = H_ONN.diagonal(dim1=1, dim2=2).sort(dim=1, descending=True, stable=True).indices
-    W_OFN, nearest_OFN = in_columns(weight), in_columns(nearest)
     order_OFN = order_ON[:, None].expand_as(W_OFN)
     sorted_ONN = torch.stack([H_NN[order_N][:, order_N] for H_NN, order_N in zip(H_ONN, order_ON, strict=True)])
-    low_OFN, high_OFN = (in_columns(part).gather(2, order_OFN) for part in (low, high))
-    scales_OFN = None if scales is None else in_columns(scales).gather(2, order_OFN)
-    rounded_OFN = round_columns(W_OFN.gather(2, order_OFN), sorted_ONN, Grid(scales_OFN, low_OFN, high_OFN))
+    grid = Grid(*(part.gather(2, order_OFN) for part in bounds))
+    rounded_OFN = round_columns(W_OFN.gather(2, order_OFN), sorted_ONN, grid)
     rounded_OFN = torch.empty_like(rounded_OFN).scatter_(2, order_OFN, rounded_OFN)
     worse_OF = _error(W_OFN - rounded_OFN, H_ONN) > _error(W_OFN - nearest_OFN, H_ONN)
-    chosen = torch.where(worse_OF[..., None], nearest_OFN, rounded_OFN).flatten(0, 1)
-    return weight_of(layer, chosen.reshape(filters_of(layer, weight).shape)).to(weight)
+    return in_place(torch.where(worse_OF[..., None], nearest_OFN, rounded_OFN))
+
+
+def fit_support(W_OFN: Tensor, mask_OFN: Tensor, H_ONN: Tensor) -> Tensor:
+    """The masked filters W' that minimise tr((W - W') (H + lambda) (W - W')^T), by conjugate gradients."""
+    H_ONN = _damped(H_ONN)
+    scale_O1N = H_ONN.diagonal(dim1=1, dim2=2)[:, None]
+    found_OFN = W_OFN * mask_OFN
+    left_OFN = ((W_OFN - found_OFN) @ H_ONN) * mask_OFN
+    step_OFN = torch.zeros_like(W_OFN)
+    before_OF1 = torch.full_like(W_OFN[..., :1], torch.inf)
+    for _ in range(STEPS):
+        scaled_OFN = left_OFN / scale_O1N
+        now_OF1 = (left_OFN * scaled_OFN).sum(2, keepdim=True)
+        step_OFN = scaled_OFN + now_OF1 / before_OF1.clamp_min(TINY) * step_OFN
+        pulled_OFN = (step_OFN @ H_ONN) * mask_OFN
+        length_OF1 = now_OF1 / (step_OFN * pulled_OFN).sum(2, keepdim=True).clamp_min(TINY)
+        found_OFN, left_OFN = found_OFN + length_OF1 * step_OFN, left_OFN - length_OF1 * pulled_OFN
+        before_OF1 = now_OF1
+    return found_OFN
 
 
 def _error(change_OFN: Tensor, H_ONN: Tensor) -> Tensor:
@@ -219,11 +233,16 @@ def _error(change_OFN: Tensor, H_ONN: Tensor) -> Tensor:
     return ((change_OFN @ H_ONN) * change_OFN).sum(2)
 
 
-def _inverse_root(H_ONN: Tensor) -> Tensor:
-    """U, upper triangular with a positive diagonal, such that U^T U = (H + lambda)^-1; lambda is 1 for H = 0."""
-    mean_O = H_ONN.diagonal(dim1=1, dim2=2).mean(1)
-    damped_ONN = H_ONN + torch.diag_embed(torch.where(mean_O > 0, DAMPING * mean_O, 1)[:, None].expand(H_ONN.shape[:2]))
-    root_ONN = torch.linalg.cholesky(damped_ONN.flip(1, 2)).flip(1, 2)  # R, upper triangular, such that R R^T = H
+def inverse_root(H_ONN: Tensor) -> Tensor:
+    """U, upper triangular with a positive diagonal, such that U^T U = (H + lambda)^-1."""
+    root_ONN = torch.linalg.cholesky(_damped(H_ONN).flip(1, 2)).flip(1, 2)  # R, upper triangular, with R R^T = H
     eye_NN = torch.eye(H_ONN.shape[-1], dtype=H_ONN.dtype, device=H_ONN.device)
     inverse: Tensor = torch.linalg.solve_triangular(root_ONN, eye_NN, upper=True)
     return inverse
+
+
+def _damped(H_ONN: Tensor) -> Tensor:
+    """H + lambda; lambda is 1 for H = 0."""
+    mean_O = H_ONN.diagonal(dim1=1, dim2=2).mean(1)
+    strength_O = torch.where(mean_O > 0, DAMPING * mean_O, 1)
+    return H_ONN + torch.diag_embed(strength_O[:, None].expand(H_ONN.shape[:2]))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError
 from experiment.layers.build import build, write_whole
-from experiment.layers.compensated_rounding import DAMPING, Grid, compensate, round_columns
+from experiment.layers.compensated_rounding import DAMPING, Grid, compensate, round_columns, rounded_weight
 from experiment.layers.factored_layers import write_factors
 from experiment.layers.masks import bake_masks, named_masks, stored
 from experiment.layers.plan import Factors, Plan
@@ -155,3 +155,32 @@ def test_inputs_that_are_not_finite_are_refused() -> None:
     add_quantized(network, {"1": "int4"})
     with pytest.raises(CompressionError, match="layer '1': its inputs must be finite"):
         compensate(network, torch.tensor([[1.0, 2.0, torch.inf, 0.0]]))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_mask_is_compensated_as_by_least_squares(groups: int) -> None:
+    """Of every filter alone, the weights that stay; rounding them costs little more."""
+    with seeded("masked", groups):
+        layer = nn.Conv1d(6 * groups, 8 * groups, 5, groups=groups)
+    X_ONP = torch.stack([correlated(30, 400 + o, dim=0)[:, o:] for o in range(groups)]).double()
+    H_ONN = X_ONP @ X_ONP.mT / 400
+    weight = layer.weight.detach()
+    mask = torch.rand(weight.shape, generator=generator("mask", groups)) < 0.5
+
+    def error(other: Tensor) -> float:
+        change_OFN = (weight - other).double().flatten(1).unflatten(0, (groups, -1))
+        return float(((change_OFN @ H_ONN) * change_OFN).sum())
+
+    best = torch.zeros(weight.shape, dtype=torch.float64).flatten(1)
+    for f, (row, kept) in enumerate(zip(weight.double().flatten(1), mask.flatten(1), strict=True)):
+        H_NN = H_ONN[f // 8]
+        best[f, kept] = torch.linalg.solve(H_NN[kept][:, kept], (H_NN @ row)[kept])
+    masked = rounded_weight(layer, weight, None, mask, H_ONN)
+    assert not masked[~mask].any()
+    least = error(best.reshape(weight.shape))
+    assert least <= error(masked) < 1.05 * least
+    assert error(masked) < 0.5 * error(weight * mask)
+    rounded = rounded_weight(layer, weight, "int8", mask, H_ONN)
+    assert torch.equal(round_to(rounded, "int8"), rounded)
+    assert not rounded[~mask].any()
+    assert error(rounded) == pytest.approx(error(masked), rel=0.05)

@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from experiment.layers.compensated_rounding import rounded_weight
+from experiment.layers.compensated_rounding import inverse_root, rounded_weight
 from experiment.layers.compressible import LayerInfo, filters_of, groups_of, weight_of
 from experiment.layers.factored_layers import Slicing, make_layer, product, write_factors
 from experiment.layers.forms import UNMASKED, Forms
 from experiment.layers.masks import write_parameter
 from experiment.layers.plan import Factors
 from experiment.layers.quantized_weights import levels_of, round_to
+from experiment.layers.refit import double
 from experiment.methods.base import Quantity
 from experiment.methods.lowrank.klds_factors import LayerDirections
 from experiment.methods.lowrank.layer_options import LayerOptions
@@ -27,7 +28,6 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 STEPS = 32  # densities of masks
 COLUMNS = 8192  # inputs of a filter times its kernel, at most, for masks and fewer bits
-DAMPING = 1e-2  # of the mean square of the inputs, for the scores of masks
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class LayerForms:
         assert self.moments is not None
         slices = groups // len(self.moments)
         inner, outer = [], []
-        for C_NN, E in zip(self.moments, torch.tensor_split(E_QN.double(), len(self.moments)), strict=True):
+        for C_NN, E in zip(self.moments, torch.tensor_split(double(E_QN), len(self.moments)), strict=True):
             size = len(C_NN) // slices
             inner += [C_NN[i : i + size, i : i + size] for i in range(0, len(C_NN), size)]
             whole: Tensor = torch.block_diag(*torch.tensor_split(E, slices))  # type: ignore[no-untyped-call]
@@ -212,11 +212,8 @@ class LayerForms:
         https://proceedings.neurips.cc/paper/1992/hash/303ed4c69846ab36c2904d3ba8573050-Abstract.html
         """
         filters = filters_of(self.layer, self.weight)
-        W_OFN = torch.unflatten(filters.flatten(1).double(), 0, (len(moments_ONN), -1))
-        mean_O = moments_ONN.diagonal(dim1=1, dim2=2).mean(1)
-        damping_O = torch.where(mean_O > 0, DAMPING * mean_O, 1)
-        eye_NN = torch.eye(moments_ONN.shape[1], dtype=torch.float64, device=moments_ONN.device)
-        inverse_ONN = torch.linalg.inv(moments_ONN + damping_O[:, None, None] * eye_NN)
-        scores_OFN = W_OFN.square() / inverse_ONN.diagonal(dim1=1, dim2=2)[:, None]
+        W_OFN = torch.unflatten(double(filters.flatten(1)), 0, (len(moments_ONN), -1))
+        inverse_O1N = inverse_root(moments_ONN).square().sum(1, keepdim=True)  # the diagonal of (X X^T + lambda)^-1
+        scores_OFN = W_OFN.square() / inverse_O1N
         scores_FN = scores_OFN.flatten(0, 1) * self.directions.importance()[:, None]
-        return weight_of(self.layer, scores_FN.reshape(filters.shape))
+        return weight_of(self.layer, scores_FN.reshape(filters.shape)).to(self.weight)

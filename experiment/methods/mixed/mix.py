@@ -204,7 +204,8 @@ def _losses(
     losses, tried = np.zeros(len(predicted)), dict[str, tuple[Integers, Floats, Floats]]()
     for family in choices.names():
         here = np.append(choices.of(family), len(predicted) - 1)
-        tries = np.array([0] if len(here) == 2 else spread(predicted[here], choices.costs["parameters"][here], points))
+        at = [0] if len(here) == 2 else spread(predicted[here], choices.costs["parameters"][here], points)
+        tries = np.array(at, dtype=np.int64)
         values = np.array([measured(own.weight_as(choices, here[i])) for i in tries])
         losses[here] = interpolated(predicted[here], predicted[here[tries]], values)
         tried[family] = here[tries], predicted[here[tries]], values
