@@ -41,7 +41,7 @@ PLACES = 4096  # of a layer's output at which its inputs are collected, at least
 PLACES_A_COLUMN = 8
 PART = 4096  # places at a time
 DAMPING = 0.01  # of the mean square of the inputs
-STEPS = 30  # of conjugate gradients
+STEPS, CLOSE = 30, 1e-6  # of conjugate gradients, at most, and the share of the squared residual at which they end
 TINY = 1e-300
 BLOCK = 128  # columns that are updated at once
 
@@ -209,17 +209,26 @@ def rounded_weight(layer: nn.Module, weight: Tensor, dtype: str | None, mask: Te
     return in_place(torch.where(worse_OF[..., None], nearest_OFN, rounded_OFN))
 
 
-def fit_support(W_OFN: Tensor, mask_OFN: Tensor, H_ONN: Tensor) -> Tensor:
-    """The masked filters W' that minimise tr((W - W') (H + lambda) (W - W')^T), by conjugate gradients."""
+def fit_support(
+    W_OFN: Tensor, mask_OFN: Tensor, H_ONN: Tensor, start_OFN: Tensor | None = None, steps: int = STEPS
+) -> Tensor:
+    """The masked filters W' that minimise tr((W - W') (H + lambda) (W - W')^T), by conjugate gradients.
+
+    Args:
+        start_OFN: filters near the result; W by default.
+    """
     H_ONN = _damped(H_ONN)
     scale_O1N = H_ONN.diagonal(dim1=1, dim2=2)[:, None]
-    found_OFN = W_OFN * mask_OFN
+    found_OFN = (W_OFN if start_OFN is None else start_OFN) * mask_OFN
     left_OFN = ((W_OFN - found_OFN) @ H_ONN) * mask_OFN
+    close = CLOSE * float(((W_OFN @ H_ONN) * mask_OFN).square().div(scale_O1N).sum())
     step_OFN = torch.zeros_like(W_OFN)
     before_OF1 = torch.full_like(W_OFN[..., :1], torch.inf)
-    for _ in range(STEPS):
+    for _ in range(steps):
         scaled_OFN = left_OFN / scale_O1N
         now_OF1 = (left_OFN * scaled_OFN).sum(2, keepdim=True)
+        if float(now_OF1.sum()) <= close:
+            break
         step_OFN = scaled_OFN + now_OF1 / before_OF1.clamp_min(TINY) * step_OFN
         pulled_OFN = (step_OFN @ H_ONN) * mask_OFN
         length_OF1 = now_OF1 / (step_OFN * pulled_OFN).sum(2, keepdim=True).clamp_min(TINY)

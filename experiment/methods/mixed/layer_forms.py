@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from experiment.layers.compensated_rounding import inverse_root, rounded_weight
+from experiment.layers.compensated_rounding import fit_support, inverse_root, rounded_weight
 from experiment.layers.compressible import LayerInfo, filters_of, groups_of, weight_of
 from experiment.layers.factored_layers import Slicing, make_layer, product, write_factors
 from experiment.layers.forms import UNMASKED, Forms
@@ -27,6 +27,7 @@ from experiment.methods.starting_state import Start
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 STEPS = 32  # densities of masks
+SHRINK, ROUND = 0.8, 8  # the share of weights that a round of masking leaves, and the steps of its fit
 COLUMNS = 8192  # inputs of a filter times its kernel, at most, for masks and fewer bits
 
 
@@ -116,7 +117,8 @@ class LayerForms:
         self.layer, self.directions = layer, directions
         self.weight = layer.get_parameter("weight").detach()
         self.moments: Tensor | None = None
-        self.scores: Tensor | None = None
+        self.places: Tensor | None = None
+        self._fitted = dict[int, Tensor]()
 
     def take(self, moments_ONN: Tensor, alive: Tensor) -> None:
         """Take what masks and fewer bits need.
@@ -126,11 +128,12 @@ class LayerForms:
             alive: where its weights may stay, in their shape.
         """
         self.moments = moments_ONN
-        self.scores = self._scores(moments_ONN).masked_fill(~alive, -1)
+        self.places = self._places(moments_ONN, alive)
 
     def forget(self) -> None:
         """Drop what is only needed to tell the effect of forms."""
         self.moments = None
+        self._fitted.clear()
         self.directions.forget()
 
     def weight_as(self, choices: LayerChoices, index: int) -> Tensor:
@@ -142,17 +145,18 @@ class LayerForms:
 
     def mask(self, kept: int) -> Tensor:
         """The mask of so many weights."""
-        assert self.scores is not None
-        order = self.scores.flatten().argsort(descending=True, stable=True)
-        mask = torch.zeros(self.scores.numel(), dtype=torch.bool, device=order.device)
-        mask[order[:kept]] = True
-        return mask.reshape(self.scores.shape)
+        assert self.places is not None
+        return self.places < kept
 
     def whole(self, kept: int, dtype: str) -> Tensor:
         """The weight under a mask of so many weights, or without one, in a dtype."""
         assert self.moments is not None
-        mask = None if kept == UNMASKED or kept == self.weight.numel() else self.mask(kept)
-        return rounded_weight(self.layer, self.weight, dtype or None, mask, self.moments)
+        if kept == UNMASKED or kept == self.weight.numel():
+            return rounded_weight(self.layer, self.weight, dtype or None, None, self.moments)
+        mask = self.mask(kept)
+        if kept not in self._fitted:  # for all dtypes
+            self._fitted[kept] = rounded_weight(self.layer, self.weight, None, mask, self.moments)
+        return rounded_weight(self.layer, self._fitted[kept], dtype or None, mask, self.moments)
 
     def factored(self, factors: Factors, dtype: str) -> Tensor:
         """The weight that factors in a dtype represent."""
@@ -205,15 +209,29 @@ class LayerForms:
             outer.append(whole @ C_NN @ whole.T)
         return torch.stack(inner), torch.stack(outer)
 
-    def _scores(self, moments_ONN: Tensor) -> Tensor:
-        """How much the output changes without a weight, when the others of its filter compensate.
+    def _places(self, moments_ONN: Tensor, alive: Tensor) -> Tensor:
+        """The place of every weight in the order in which they are kept, in the weight's shape; dead ones are last.
+
+        In every round the weights go without which the output changes the least, each taken alone, when the others of
+        its filter compensate; those that stay are then fitted to the filters.
 
         Source: Hassibi, Stork 1993, Optimal Brain Surgeon,
         https://proceedings.neurips.cc/paper/1992/hash/303ed4c69846ab36c2904d3ba8573050-Abstract.html
         """
         filters = filters_of(self.layer, self.weight)
-        W_OFN = torch.unflatten(double(filters.flatten(1)), 0, (len(moments_ONN), -1))
+        W_OFN, alive_OFN = (
+            torch.unflatten(filters_of(self.layer, part).flatten(1), 0, (len(moments_ONN), -1))
+            for part in (double(self.weight), alive.to(moments_ONN.device))
+        )
         inverse_O1N = inverse_root(moments_ONN).square().sum(1, keepdim=True)  # the diagonal of (X X^T + lambda)^-1
-        scores_OFN = W_OFN.square() / inverse_O1N
-        scores_FN = scores_OFN.flatten(0, 1) * self.directions.importance()[:, None]
-        return weight_of(self.layer, scores_FN.reshape(filters.shape)).to(self.weight)
+        price_OFN = torch.unflatten(self.directions.importance(), 0, (len(W_OFN), -1))[..., None] / inverse_O1N
+        number, left_OFN = int(alive.sum()), W_OFN
+        places = torch.full((W_OFN.numel(),), W_OFN.numel(), device=W_OFN.device)
+        while number:
+            scores = (left_OFN.square() * price_OFN).masked_fill(~alive_OFN, -1).flatten()
+            order = scores.argsort(descending=True, stable=True)[:number]
+            places[order] = torch.arange(number, device=order.device)
+            number = int(SHRINK * number) if number > W_OFN.numel() // STEPS else 0
+            alive_OFN = (places < number).reshape(W_OFN.shape)
+            left_OFN = fit_support(W_OFN, alive_OFN, moments_ONN, left_OFN, ROUND)
+        return weight_of(self.layer, places.reshape(filters.shape)).to(self.weight.device)
