@@ -99,7 +99,7 @@ def compress_within(compressor: Compressor, keep: float, budget: BudgetBlock, me
         assert budget.counted is not None
         return compressor.compress(keep, budget.counted)
     limits = meter.limits(keep_ratio(keep))
-    rest, best = compressor.out_of_reach, None
+    rest, best, nearest = compressor.out_of_reach, None, dict[str, float]()
     for _ in range(TRIES):
         with working(f"{type(compressor.method).__name__}: choosing what to keep"):
             plan, predicted = _largest(compressor, limits, meter)
@@ -111,6 +111,7 @@ def compress_within(compressor: Compressor, keep: float, budget: BudgetBlock, me
         amounts = {name: Amount(limit, predicted[name], measured[name]) for name, limit in limits.items()}
         found = replace(made, amounts=amounts)
         fits = all(amount.measured <= amount.limit for amount in amounts.values())
+        nearest = min(nearest or measured, measured, key=lambda values: _worst(values, limits))
         if fits and (best is None or found.count.parameters > best.count.parameters):
             best = found
         if "latency" not in limits or (fits and measured["latency"] >= CLOSE * limits["latency"]):
@@ -118,8 +119,13 @@ def compress_within(compressor: Compressor, keep: float, budget: BudgetBlock, me
         if fits and predicted["latency"] <= measured["latency"] / CLOSE:
             break  # nothing larger is predicted to fit
     if best is None:
-        raise _infeasible(limits, measured, meter, compressor)
+        raise _infeasible(limits, nearest, meter, compressor)
     return best
+
+
+def _worst(values: Mapping[str, float], limits: Mapping[str, float]) -> float:
+    """The largest share of a limit that is used."""
+    return max(values[name] / limit for name, limit in limits.items())
 
 
 def _largest(compressor: Compressor, limits: Mapping[str, float], meter: Meter) -> tuple[Plan, dict[str, float]]:
@@ -143,8 +149,7 @@ def _largest(compressor: Compressor, limits: Mapping[str, float], meter: Meter) 
             return None
         masked = masked and not (plan.factors or plan.kept or plan.skipped or plan.branches)
         values = meter.predicted(build(state.network, plan))
-        if not least or sum(values[n] / limits[n] for n in limits) < sum(least[n] / limits[n] for n in limits):
-            least = values
+        least = min(least or values, values, key=lambda own: _worst(own, limits))
         return (plan, values) if all(values[name] <= limit for name, limit in limits.items()) else None
 
     share, before = 1.0, 1.0
