@@ -122,9 +122,10 @@ def compress_within(compressor: Compressor, keep: float, budget: BudgetBlock, me
     return best
 
 
-def _worst(values: Mapping[str, float], limits: Mapping[str, float]) -> float:
-    """The largest share of a limit that is used."""
-    return max(values[name] / limit for name, limit in limits.items())
+def _worst(values: Mapping[str, float], limits: Mapping[str, float]) -> tuple[float, float]:
+    """The largest share of a limit that is used, and the sum of all."""
+    shares = [values[name] / limit for name, limit in limits.items()]
+    return max(shares), sum(shares)
 
 
 def _largest(compressor: Compressor, limits: Mapping[str, float], meter: Meter) -> tuple[Plan, dict[str, float]]:
