@@ -125,7 +125,7 @@ def compress_within(compressor: Compressor, keep: float, budget: BudgetBlock, me
 def _worst(values: Mapping[str, float], limits: Mapping[str, float]) -> tuple[float, float]:
     """The largest share of a limit that is used, and the sum of all."""
     shares = [values[name] / limit for name, limit in limits.items()]
-    return max(shares), sum(shares)
+    return round(max(shares), 6), sum(shares)  # rounded: what masks do not change stays the same
 
 
 def _largest(compressor: Compressor, limits: Mapping[str, float], meter: Meter) -> tuple[Plan, dict[str, float]]:
