@@ -18,6 +18,7 @@ from experiment.config.schema.budget import Limit
 from experiment.errors import InfeasibleBudget
 from experiment.inputs import Inputs
 from experiment.layers.build import build
+from experiment.layers.masks import bake_masks
 from experiment.layers.plan import Plan, State
 from experiment.measure import Count, count, count_bytes
 from experiment.measure.latency_model import LatencyModel, LatencyTable
@@ -80,7 +81,7 @@ class Meter:
         if "bytes" in names:
             found["bytes"] = count_bytes(network).sparse
         if "memory" in names:
-            found["memory"] = peak_memory(network, self.example, self.budget.batch)
+            found["memory"] = peak_memory(bake_masks(network), self.example, self.budget.batch)
         return {name: value for name, value in found.items() if name in names}
 
     def _whole(self, limit: Limit) -> float:
