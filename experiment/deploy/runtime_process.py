@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from experiment.deploy import runtimes
 from experiment.deploy.formats import Format
 from experiment.errors import RuntimeFailed, shortened
+from experiment.escaping import json_text
 from experiment.inputs import Inputs, tensors
 
 SECONDS = 300.0  # for an answer; a runtime that needs longer has hung
@@ -98,7 +99,7 @@ class RuntimeProcess:
         timer = Timer(self._seconds, self._process.kill)
         timer.start()
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.write(json_text(request) + "\n")
             self._process.stdin.flush()
             answer = self._process.stdout.readline()
         except BrokenPipeError:

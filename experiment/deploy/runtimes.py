@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from experiment.escaping import json_text
 from experiment.registry import resolve
 
 Arrays = Sequence[npt.NDArray[Any]]
@@ -119,7 +120,8 @@ def main() -> None:
                 answer = timed(run, arrays, request["seconds"]) if "seconds" in request else _kept(run(arrays), folder)
         except Exception as error:  # what the runtime refuses, it may say in any way
             answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
+        answers.write(json_text(answer) + "\n")
+        answers.flush()
 
 
 def _kept(outputs: Arrays, folder: Path) -> dict[str, Any]:

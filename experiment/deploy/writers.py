@@ -8,7 +8,6 @@ ExecuTorch (XNNPACK), https://docs.pytorch.org/executorch; safetensors, https://
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from experiment.deploy.int8 import quantize_int8
 from experiment.deploy.program import Deployed, exported
+from experiment.escaping import json_text
 from experiment.inputs import split, take, tensors
 from experiment.layers.quantized_weights import FLOATS
 
@@ -109,5 +109,5 @@ def safetensors(network: Deployed, path: Path) -> None:
             tied[name] = first
         else:
             state[name] = tensor.to(FLOATS.get(network.dtypes.get(name, ""), tensor.dtype)).contiguous().clone()
-    metadata = {SPECIFICATION: json.dumps(network.specification), TIED: json.dumps(tied)}
+    metadata = {SPECIFICATION: json_text(network.specification), TIED: json_text(tied)}
     path.write_bytes(save(state, metadata))

@@ -18,6 +18,7 @@ from experiment.config.schema.budget import Limit
 from experiment.errors import InfeasibleBudget
 from experiment.inputs import Inputs
 from experiment.layers.build import build
+from experiment.layers.masks import bake_masks
 from experiment.layers.plan import Plan, State
 from experiment.measure import Count, count, count_bytes
 from experiment.measure.latency_model import LatencyModel, LatencyTable
@@ -81,7 +82,7 @@ class Meter:
         if "bytes" in names:
             found["bytes"] = count_bytes(network).sparse
         if "memory" in names:
-            found["memory"] = peak_memory(network, self.example, self.budget.batch)
+            found["memory"] = peak_memory(bake_masks(network), self.example, self.budget.batch)
         return {name: value for name, value in found.items() if name in names}
 
     def _whole(self, limit: Limit) -> float:
@@ -123,9 +124,10 @@ def compress_within(compressor: Compressor, keep: float, budget: BudgetBlock, me
     return best
 
 
-def _worst(values: Mapping[str, float], limits: Mapping[str, float]) -> float:
-    """The largest share of a limit that is used."""
-    return max(values[name] / limit for name, limit in limits.items())
+def _worst(values: Mapping[str, float], limits: Mapping[str, float]) -> tuple[float, float]:
+    """The largest share of a limit that is used, and the sum of all."""
+    shares = [values[name] / limit for name, limit in limits.items()]
+    return round(max(shares), 6), sum(shares)  # rounded: what masks do not change stays the same
 
 
 def _largest(compressor: Compressor, limits: Mapping[str, float], meter: Meter) -> tuple[Plan, dict[str, float]]:
@@ -138,10 +140,9 @@ def _largest(compressor: Compressor, limits: Mapping[str, float], meter: Meter) 
     priced = _priced(limits, meter, state)
     least: dict[str, float] = {}
     masked = True  # no plan so far changes the shape of a layer
-    others = False  # whether one has held the limits that do not depend on shapes
 
     def attempt(share: float) -> tuple[Plan, dict[str, float]] | None:
-        nonlocal least, masked, others
+        nonlocal least, masked
         try:
             plan = compressor.plan(share, proxy, priced)
         except InfeasibleBudget as error:
@@ -150,13 +151,13 @@ def _largest(compressor: Compressor, limits: Mapping[str, float], meter: Meter) 
             return None
         masked = masked and not (plan.factors or plan.kept or plan.skipped or plan.branches)
         values = meter.predicted(build(state.network, plan))
-        others = others or all(values[name] <= limit for name, limit in limits.items() if name not in SHAPED)
         least = min(least or values, values, key=lambda own: _worst(own, limits))
         return (plan, values) if all(values[name] <= limit for name, limit in limits.items()) else None
 
     share, before = 1.0, 1.0
     while (found := attempt(share)) is None:
         before, share = share, share * STEP
+        others = all(least.get(name, 0) <= limit for name, limit in limits.items() if name not in SHAPED)
         idle = masked and before < 1 and others
         if share < SMALLEST or idle:  # masks change neither latency nor memory
             raise _infeasible(limits, least, meter, compressor, masked=idle)

@@ -224,7 +224,7 @@ def test_the_result_can_be_saved(network: nn.Sequential, sets: dict[str, Any], t
         ({"keep": None}, "keep: is required"),
         ({"mu_init": 0}, "mu_init: must be greater than 0. Got 0"),
         ({"mu_init": 2, "mu_cap": 1}, "mu_cap: must be at least mu_init (2). Got 1"),
-        ({"budget": "bytes"}, "budget: must be one of parameters, flops. Got 'bytes'"),
+        ({"budget": "size"}, "budget.size"),
         ({"batch_size": 0}, "batch_size: must be at least 1. Got 0"),
         ({"precision": "fp8"}, "precision: must be one of fp32, bf16, fp16. Got 'fp8'"),
         ({"scheme": "Prune", "settings": {"density": 0.1}}, "keep: has no effect"),

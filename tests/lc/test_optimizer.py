@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from experiment.config.schema.budget import Budget
 from experiment.datasets.python_samples import PairData
 from experiment.errors import CompressionError, TrainingDiverged
 from experiment.lc import optimizer as module
@@ -66,7 +67,8 @@ def method_projection(network: nn.Module, data: dict[str, Any], label: str, keep
     entry, example = METHODS[label], data["example"]
     method = make_method(entry, entry.settings())
     calibration = Calibration(*data["valid"].first(40))
-    return MethodProjection(method, keep, "parameters", example, count(network, example), calibration, ("m",))
+    original = count(network, example)
+    return MethodProjection(method, keep, Budget.read("parameters"), None, example, original, calibration, ("m",))
 
 
 def timeless(rows: list[LCRecord]) -> list[LCRecord]:

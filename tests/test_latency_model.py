@@ -1,0 +1,100 @@
+"""The latency model without a clock: what is measured, how it is interpolated, kept, and added up."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from experiment.layers.compressible import trace_layers
+from experiment.measure import latency_model
+from experiment.measure.forward_pieces import Leaf, Operation, pieces
+from experiment.measure.latency_model import LatencyModel, LatencyTable
+
+
+class Net(nn.Module):
+    """Modules and operations of all kinds that pieces tell apart."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.depth = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        self.act = nn.ReLU()
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.norm(self.conv(x)))
+        y = functional.relu(self.depth(y) + y)
+        out: Tensor = self.head(y.mean((2, 3)))
+        return out
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A device on which everything takes as long as it has elements in weights and input; notes what was measured."""
+    measured: list[str] = []
+
+    def milliseconds(module: Callable[..., object], x: object, threads: int, seconds: float) -> float:
+        weights = sum(p.numel() for p in module.parameters()) if isinstance(module, nn.Module) else 0
+        tensors = [x] if isinstance(x, Tensor) else [v for v in x if isinstance(v, Tensor)]  # type: ignore[attr-defined]
+        with torch.no_grad():
+            module(x) if isinstance(x, Tensor) else module(*x)  # type: ignore[misc]
+        measured.append(type(module).__name__)
+        return float(weights + sum(t.numel() for t in tensors))
+
+    monkeypatch.setattr(latency_model, "_milliseconds", milliseconds)
+    return measured
+
+
+def test_pieces_are_leaf_modules_and_operations_outside_them() -> None:
+    found = pieces(Net(8).eval(), torch.zeros(2, 3, 6, 6))
+    modules = [type(piece.module).__name__ for piece in found.pieces if isinstance(piece, Leaf)]
+    assert modules == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "Linear"]
+    operations = [str(piece.function) for piece in found.pieces if isinstance(piece, Operation)]
+    assert operations == ["aten.add.Tensor", "aten.relu.default", "aten.mean.dim"]
+    assert found.containers == 1
+    images, rows = 2 * 8 * 36, 2 * 8 + 2 * 4
+    assert found.written == 4 * (6 * images + rows)
+
+
+def test_times_are_exact_at_measured_widths_and_linear_between_them(clock: list[str]) -> None:
+    table = LatencyTable(None, 1)
+    for width in (8, 16, 20):  # measured themselves
+        for piece in pieces(Net(width).eval(), torch.zeros(2, 3, 6, 6)).pieces:
+            module, x = piece.make(piece.widths)
+            assert table.time(piece) == latency_model._milliseconds(module, x, 1, 0.0)
+    norms = {}
+    for width in (40, 43, 48):
+        leaf = pieces(Net(width).eval(), torch.zeros(2, 3, 6, 6)).pieces[1]
+        norms[width] = table.time(leaf)
+    assert norms[43] == pytest.approx(norms[40] + 3 / 8 * (norms[48] - norms[40]))
+
+
+def test_measurements_are_kept_and_used_again(tmp_path: Path, clock: list[str]) -> None:
+    path, x = tmp_path / "latencies" / "cpu-1.json", torch.zeros(2, 3, 6, 6)
+    first = LatencyModel.of(Net(8), x, 2, LatencyTable(path, 1)).predict(Net(6))
+    before = len(clock)
+    again = LatencyModel.of(Net(8), x, 2, LatencyTable(path, 1))
+    assert again.predict(Net(6)) == first
+    assert set(clock[before:]) == {"Net"}  # only the networks themselves
+    path.write_text("{")
+    assert LatencyModel.of(Net(8), x, 2, LatencyTable(path, 1)).predict(Net(6)) == first
+
+
+def test_the_network_itself_is_predicted_exactly_and_a_layer_is_priced_like_its_factors(clock: list[str]) -> None:
+    network, x = Net(16).eval(), torch.zeros(2, 3, 6, 6)
+    model = LatencyModel.of(network, x, 2, LatencyTable(None, 1))
+    assert model.predict(network) == pytest.approx(model.dense_ms)
+    assert model.measure(network) == pytest.approx(model.dense_ms)
+    info = trace_layers(network, x[:1])["head"]
+    ranks = np.array([1, 2, 3, 4, 0])
+    prices = model.price(info, network.head, ranks, np.ones(5, np.int64), np.zeros(5, np.int64))
+    assert (np.diff(prices[:-1]) >= 0).all()
+    weights = [16 * r + 4 * r + 4 for r in (1, 2, 4)]
+    inputs = [2 * 16 + 2 * r for r in (1, 2, 4)]
+    added = np.array([w + i for w, i in zip(weights, inputs, strict=True)], dtype=float)
+    assert np.diff(prices[[0, 1, 3]]) == pytest.approx(1e6 * np.diff(added), rel=0.2)
