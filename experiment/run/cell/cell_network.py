@@ -1,6 +1,7 @@
 """The network of a cell: compressed and retrained, or made by the L-C optimizer."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -11,7 +12,6 @@ from experiment.files import make_folder
 from experiment.layers.copied_network import copied
 from experiment.layers.masks import same_support
 from experiment.layers.plan import Plan, State
-from experiment.methods.base import Compressed
 from experiment.run.cell.chain_compression import ChainCompression
 from experiment.run.cell.events import Advanced, EpochDone, Note, ReportEvent, cell_name
 from experiment.run.cell.learn_compress import learn_compress
@@ -70,7 +70,7 @@ def _compress_and_retrain(cell: Cell, compression: ChainCompression, folder: Pat
         "seconds_compress": round(compressed_at - started, 3),
         "seconds_retrain": round(time.perf_counter() - compressed_at, 3),
     }
-    return CellNetwork(Compressed(network, compressed.plan, compressed.count), direct, records, ranks, facts)
+    return CellNetwork(replace(compressed, network=network), direct, records, ranks, facts)
 
 
 def _removes_nothing(network: nn.Module, compression: ChainCompression) -> bool:
