@@ -26,7 +26,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|nn|pd|pandas|np|numpy|pathlib|collections|typing)\..*"),
     ("py:.*", r"Tensor|Path|Callable|Mapping|Sequence|Iterable|Iterator|Collection|Any|Literal|optional"),
-    ("py:class", r"Plan|Quantity|Precision|Pair|experiment\.(layers|lc|tasks)\..*"),  # internal types in signatures
+    ("py:class", r"Plan|Amount|Mapping\[str|Precision|Pair|experiment\.(layers|lc|tasks)\..*"),  # internal
     ("py:exc", r".*"),  # `Raises:` names exceptions without their module
 ]
 suppress_warnings = ["config.cache"]  # sphinx-gallery is configured with an object that cannot be pickled

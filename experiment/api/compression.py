@@ -37,7 +37,7 @@ from experiment.tensor_file import load_tensors
 if TYPE_CHECKING:
     import pandas as pd
 
-BudgetForm = str | Sequence[str] | Mapping[str, Any] | Budget
+BudgetForm = str | Sequence[str] | Mapping[str, Any]
 
 
 @dataclass(frozen=True, repr=False)
