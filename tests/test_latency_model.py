@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from experiment.layers.compressible import trace_layers
+from experiment.layers.forms import UNMASKED, Forms
 from experiment.measure import latency_model
 from experiment.measure.forward_pieces import Leaf, Operation, pieces
 from experiment.measure.latency_model import LatencyModel, LatencyTable
@@ -92,7 +93,8 @@ def test_the_network_itself_is_predicted_exactly_and_a_layer_is_priced_like_its_
     assert model.measure(network) == pytest.approx(model.dense_ms)
     info = trace_layers(network, x[:1])["head"]
     ranks = np.array([1, 2, 3, 4, 0])
-    prices = model.price(info, network.head, ranks, np.ones(5, np.int64), np.zeros(5, np.int64))
+    ones, whole = np.ones(5, np.int64), np.full(5, UNMASKED)
+    prices = model.price(info, network.head, Forms(ranks, ones, 0 * ones, whole, np.full(5, "")))
     assert (np.diff(prices[:-1]) >= 0).all()
     weights = [16 * r + 4 * r + 4 for r in (1, 2, 4)]
     inputs = [2 * 16 + 2 * r for r in (1, 2, 4)]
