@@ -82,8 +82,9 @@ def test_measurements_are_kept_and_used_again(tmp_path: Path, clock: list[str]) 
     again = LatencyModel.of(Net(8), x, 2, LatencyTable(path, 1))
     assert again.predict(Net(6)) == first
     assert set(clock[before:]) == {"Net"}  # only the networks themselves
-    path.write_text("{")
-    assert LatencyModel.of(Net(8), x, 2, LatencyTable(path, 1)).predict(Net(6)) == first
+    for damaged in ("{", "[]", '{"format": 1}', '{"format": 2, "milliseconds": {}}', '{"milliseconds": {"a": -1}}'):
+        path.write_text(damaged)
+        assert LatencyModel.of(Net(8), x, 2, LatencyTable(path, 1)).predict(Net(6)) == first
 
 
 def test_the_network_itself_is_predicted_exactly_and_a_layer_is_priced_like_its_factors(clock: list[str]) -> None:

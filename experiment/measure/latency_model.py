@@ -10,10 +10,12 @@ import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from experiment.errors import StoreError
@@ -29,10 +31,18 @@ from experiment.measure.forward_pieces import Leaf, Operation, Pieces, pieces
 from experiment.measure.latency import Layout, arranged_in, layouts, repeated, timed
 
 Integers = NDArray[np.int64]
-FORMAT = 1  # of the file
 SECONDS = 0.02  # for one layer
 STEPS = 4  # measured widths between a power of two and the next
 ROUNDS, ROUND = 5, 0.08  # of a comparison of two networks, and its seconds
+
+
+class _Content(BaseModel):
+    """The file of a table."""
+
+    model_config = ConfigDict(allow_inf_nan=False, strict=True)
+
+    format: Literal[1] = 1
+    milliseconds: dict[str, Annotated[float, Field(ge=0)]]
 
 
 class LatencyTable:
@@ -50,12 +60,10 @@ class LatencyTable:
         self._kept = 0
         if path is not None and path.is_file():
             try:
-                content = read_json(path)
-            except StoreError:  # damaged: measure again
-                content = None
-            if isinstance(content, dict) and content.get("format") == FORMAT:
-                self.found = {k: float(v) for k, v in dict(content["milliseconds"]).items()}
-                self._kept = len(self.found)
+                content = _Content.model_validate(read_json(path))
+            except (StoreError, ValidationError):  # damaged, or of another version: measure again
+                return
+            self.found, self._kept = content.milliseconds, len(content.milliseconds)
 
     def time(self, layer: Leaf | Operation) -> float:
         """Milliseconds of a layer: linear between the widths at which it is measured."""
@@ -77,7 +85,8 @@ class LatencyTable:
     def keep(self) -> None:
         """Write new measurements to the file."""
         if self.path is not None and len(self.found) > self._kept:
-            write_whole(self.path, json_text({"format": FORMAT, "milliseconds": self.found}, indent=1) + "\n")
+            content = _Content(milliseconds=self.found).model_dump()
+            write_whole(self.path, json_text(content, indent=1) + "\n")
             self._kept = len(self.found)
 
     def _at(self, layer: Leaf | Operation, widths: tuple[int, ...]) -> float:

@@ -103,7 +103,12 @@ def compress_within(compressor: Compressor, keep: float, budget: BudgetBlock, me
     rest, best, nearest = compressor.out_of_reach, None, dict[str, float]()
     for _ in range(TRIES):
         with working(f"{type(compressor.method).__name__}: choosing what to keep"):
-            plan, predicted = _largest(compressor, limits, meter)
+            try:
+                plan, predicted = _largest(compressor, limits, meter)
+            except InfeasibleBudget:
+                if best is None:
+                    raise
+                break  # a correction too far
         made = compressor.made(plan, rest)
         measured = dict(predicted)
         if "latency" in limits:

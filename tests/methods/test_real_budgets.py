@@ -120,6 +120,15 @@ def test_a_wrong_prediction_of_latency_is_corrected(
     assert amount.predicted == pytest.approx(amount.measured, rel=0.05)
 
 
+def test_what_fits_is_kept_when_a_later_measurement_is_far_off(
+    made_of: Callable[[str], Compressor], without_clock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, budget, factors = made_of("FT"), Budget.read({"latency": 0.5}), iter((0.6, 100.0))
+    monkeypatch.setattr(LatencyModel, "measure", lambda model, network: next(factors) * model.predict(network))
+    amount = compress_within(made, 1.0, budget, meter(made, budget)).amounts["latency"]
+    assert amount.measured <= amount.limit
+
+
 def test_absolute_limits_are_those_of_the_network(made_of: Callable[[str], Compressor]) -> None:
     made, budget = made_of("FT"), Budget.read({"bytes": "2 kB", "flops": 0.7})
     found = compress_within(made, 1.0, budget, meter(made, budget))
