@@ -73,7 +73,8 @@ class InfeasibleBudget(CompressionError):
         message = f"{why}budget of {in_words(limit, quantity)} cannot be met:"
         keep = -(-smallest * 10_000 // original) / 10_000  # rounded up, so that it can be met
         if smallest >= original:
-            masked = " Masked weights count as removed only while they are masked." if smallest > original else ""
+            grew = smallest > original and quantity in ("parameters", "flops")
+            masked = " Masked weights count as removed only while they are masked." if grew else ""
             super().__init__(
                 f"{message} this method cannot make the network {'faster' if quantity == 'latency' else 'smaller'} "
                 f"({in_words(original, quantity, short=True)}).{masked}"
@@ -81,7 +82,11 @@ class InfeasibleBudget(CompressionError):
             return
         super().__init__(
             f"{message} the smallest network of this method has {in_words(smallest, quantity, short=True)} "
-            f"(keep ratio {keep:.4f}). Use at least this keep ratio."
+            + (
+                f"(keep ratio {keep:.4f}). Use at least this keep ratio."
+                if quantity in ("parameters", "flops")
+                else f"({keep:.2%} of the uncompressed network's). Allow at least that."
+            )
         )
 
     def because(self, reason: str) -> InfeasibleBudget:
