@@ -3,8 +3,9 @@
     python tests/benchmark/latency_model.py --networks resnet20 vgg16_bn --batches 1 64 --threads 1 2 --csv out.csv
 
 Thirty plans per network, batch size and number of threads: SVD and FT at fifteen keep ratios each, evenly spaced
-from .9 to .15. `raw` is the error of the first prediction; `corrected` that of one which is scaled by measured / predicted
-of the plan before, of the same method, as the search for a budget does. Weights are random. Nothing else should run.
+from .9 to .15. `raw` is the error of the first prediction; `corrected` that of one which is scaled by measured over
+predicted of the plan before, of the same method, as the search for a budget does. Weights are random. Nothing else
+should run.
 """
 
 import argparse
