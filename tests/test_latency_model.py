@@ -69,10 +69,10 @@ def test_times_are_exact_at_measured_widths_and_linear_between_them(clock: list[
             module, x = piece.make(piece.widths)
             assert table.time(piece) == latency_model._milliseconds(module, x, 1, 0.0)
     norms = {}
-    for width in (40, 43, 48):
+    for width in (41, 43, 47):  # odd ones between 40 and 48: kernels treat multiples of powers of two differently
         leaf = pieces(Net(width).eval(), torch.zeros(2, 3, 6, 6)).pieces[1]
         norms[width] = table.time(leaf)
-    assert norms[43] == pytest.approx(norms[40] + 3 / 8 * (norms[48] - norms[40]))
+    assert norms[43] == pytest.approx(norms[41] + 2 / 6 * (norms[47] - norms[41]))
 
 
 def test_measurements_are_kept_and_used_again(tmp_path: Path, clock: list[str]) -> None:

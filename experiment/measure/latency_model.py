@@ -186,10 +186,16 @@ def _some(top: int) -> list[int]:
 
 
 def _around(width: int) -> list[tuple[int, float]]:
-    """The measured widths around a width, with its shares of both."""
-    step = max(1, 2 ** (width.bit_length() - 1) // STEPS)
-    low = width // step * step
-    return [(low, 1.0)] if low == width else [(low, 1 - (width - low) / step), (low + step, (width - low) / step)]
+    """The measured widths around a width, with its shares of both.
+
+    Kernels are faster for multiples of powers of two, so both can be divided by the same powers as the width itself.
+    """
+    step, even = max(1, 2 ** (width.bit_length() - 1) // STEPS), width & -width
+    low, high = width // step * step + even, width // step * step + step - even
+    if even >= step or low >= high:
+        return [(width, 1.0)]
+    share = (width - low) / (high - low)
+    return [(low, 1 - share), (high, share)]
 
 
 def _milliseconds(network: nn.Module, x: Inputs, threads: int, seconds: float) -> float:
