@@ -12,7 +12,7 @@ from torch.nn import functional
 from experiment.layers.compressible import trace_layers
 from experiment.layers.forms import UNMASKED, Forms
 from experiment.measure import latency_model
-from experiment.measure.forward_pieces import Leaf, Operation, pieces
+from experiment.measure.forward_pieces import Leaf, Operation, Pieces, pieces
 from experiment.measure.latency_model import LatencyModel, LatencyTable
 
 
@@ -36,7 +36,8 @@ class Net(nn.Module):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A device on which everything takes as long as it has elements in weights and input; notes what was measured."""
+    """A device on which everything takes as long as it has elements in weights and input, and what has parts five times
+    as long; notes what was measured."""
     measured: list[str] = []
 
     def milliseconds(module: Callable[..., object], x: object, threads: int, seconds: float) -> float:
@@ -45,7 +46,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         with torch.no_grad():
             module(x) if isinstance(x, Tensor) else module(*x)  # type: ignore[misc]
         measured.append(type(module).__name__)
-        return float(weights + sum(t.numel() for t in tensors))
+        parts = isinstance(module, nn.Module) and any(module.children())
+        return float(weights + sum(t.numel() for t in tensors)) * (5 if parts else 1)
 
     monkeypatch.setattr(latency_model, "_milliseconds", milliseconds)
     return measured
@@ -59,7 +61,26 @@ def test_pieces_are_leaf_modules_and_operations_outside_them() -> None:
     assert operations == ["aten.add.Tensor", "aten.relu.default", "aten.mean.dim"]
     assert found.containers == 1
     images, rows = 2 * 8 * 36, 2 * 8 + 2 * 4
-    assert found.written == 4 * (6 * images + rows)
+    assert found.touched == 4 * (6 * images + rows + sum(p.numel() for p in Net(8).parameters()))
+
+
+def test_results_of_several_tensors_count_and_every_view_takes_the_same_time(clock: list[str]) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.act(x).view(2, 5, 2, 4).transpose(1, 2)
+            return functional.scaled_dot_product_attention(x, x, x)
+
+    kinds = [piece.kind for piece in pieces(Attention(), torch.zeros(2, 5, 8)).pieces]
+    assert kinds[1:3] == ["aten.view.default", "aten.transpose.int"]
+    assert any("attention" in kind and "2x2x5x4" in kind for kind in kinds)
+
+
+def time_of(table: LatencyTable, piece: Leaf | Operation) -> float:
+    return table.sum(Pieces([piece]))
 
 
 def test_times_are_exact_at_measured_widths_and_linear_between_them(clock: list[str]) -> None:
@@ -67,11 +88,11 @@ def test_times_are_exact_at_measured_widths_and_linear_between_them(clock: list[
     for width in (8, 16, 20):  # measured themselves
         for piece in pieces(Net(width).eval(), torch.zeros(2, 3, 6, 6)).pieces:
             module, x = piece.make(piece.widths)
-            assert table.time(piece) == latency_model._milliseconds(module, x, 1, 0.0)
+            assert time_of(table, piece) == latency_model._milliseconds(module, x, 1, 0.0)
     norms = {}
     for width in (41, 43, 47):  # odd ones between 40 and 48: kernels treat multiples of powers of two differently
         leaf = pieces(Net(width).eval(), torch.zeros(2, 3, 6, 6)).pieces[1]
-        norms[width] = table.time(leaf)
+        norms[width] = time_of(table, leaf)
     assert norms[43] == pytest.approx(norms[41] + 2 / 6 * (norms[47] - norms[41]))
 
 
@@ -99,5 +120,7 @@ def test_the_network_itself_is_predicted_exactly_and_a_layer_is_priced_like_its_
     assert (np.diff(prices[:-1]) >= 0).all()
     weights = [16 * r + 4 * r + 4 for r in (1, 2, 4)]
     inputs = [2 * 16 + 2 * r for r in (1, 2, 4)]
-    added = np.array([w + i for w, i in zip(weights, inputs, strict=True)], dtype=float)
+    outputs = [2 * r + 2 * 4 for r in (1, 2, 4)]
+    rests = [4 * model.rest_ms * (w + o) for w, o in zip(weights, outputs, strict=True)]
+    added = np.array(weights) + np.array(inputs) + np.array(rests)
     assert np.diff(prices[[0, 1, 3]]) == pytest.approx(1e6 * np.diff(added), rel=0.2)

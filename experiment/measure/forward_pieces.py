@@ -61,24 +61,24 @@ class Pieces:
     Attributes:
         pieces: modules without submodules that take one tensor, and operations outside of them.
         containers: the number of calls of other modules.
-        written: bytes of all outputs.
+        touched: bytes of all weights and outputs, once for every call.
     """
 
     pieces: list[Leaf | Operation] = field(default_factory=list)
     containers: int = 0
-    written: int = 0
+    touched: int = 0
 
 
 def pieces(network: nn.Module, inputs: Inputs) -> Pieces:
-    """Take a forward pass apart. Views are left out."""
+    """Take a forward pass apart."""
     found, within = Pieces(), [0]
 
     class Outside(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
             output = func(*args, **(kwargs or {}))
-            if not within[0] and not func.is_view and isinstance(output, Tensor):
-                found.pieces.append(Operation(func, args, kwargs or {}, output))
-                found.written += output.nbytes
+            if not within[0] and tensors(output):
+                found.pieces.append(Operation(func, args, kwargs or {}, tensors(output)[0]))
+                found.touched += 0 if func.is_view else sum(t.nbytes for t in tensors(output))
             return output
 
     outside = Outside()  # type: ignore[no-untyped-call]
@@ -94,7 +94,9 @@ def pieces(network: nn.Module, inputs: Inputs) -> Pieces:
     def leave(call: Call) -> None:
         if not any(call.module.children()):
             within[0] -= 1
-            found.written += sum(t.nbytes for t in tensors(call.output))
+            looked_up = isinstance(call.module, nn.Embedding)  # a few rows are read
+            weights = () if looked_up else call.module.parameters()
+            found.touched += sum(t.nbytes for t in (*weights, *tensors(call.output)))
 
     with observing(dict(network.named_modules()), before=enter, after=leave), evaluating(network), outside:
         call_network(network, inputs)
@@ -118,6 +120,9 @@ class Operation:
 
     @property
     def kind(self) -> str:
+        if self.function.is_view:  # whatever its size, it takes the same time
+            return str(self.function)
+
         def word(value: object) -> object:
             if isinstance(value, Tensor):
                 return ("x".join(map(str, value.shape)) if not self.widths else "n", str(value.dtype))

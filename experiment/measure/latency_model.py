@@ -31,9 +31,9 @@ from experiment.measure.forward_pieces import Leaf, Operation, Pieces, pieces
 from experiment.measure.latency import Layout, arranged_in, layouts, repeated, timed
 
 Integers = NDArray[np.int64]
-SECONDS = 0.02  # for one layer
+SECONDS, VISITS = 0.03, 3  # for one layer, in turns with others: what disturbs a machine passes
 STEPS = 4  # measured widths between a power of two and the next
-ROUNDS, ROUND = 5, 0.08  # of a comparison of two networks, and its seconds
+ROUNDS, ROUND = 10, 0.04  # of a comparison of two networks, and its seconds
 
 
 class _Content(BaseModel):
@@ -65,22 +65,21 @@ class LatencyTable:
                 return
             self.found, self._kept = content.milliseconds, len(content.milliseconds)
 
-    def time(self, layer: Leaf | Operation) -> float:
-        """Milliseconds of a layer: linear between the widths at which it is measured."""
-        around = [_around(width) for width in layer.widths]
-        total = 0.0
-        for corner in itertools.product(*around):
-            share = math.prod(part for _, part in corner)
-            if share:
-                total += share * self._at(layer, tuple(width for width, _ in corner))
-        return total
-
     def sum(self, forward: Pieces) -> float:
-        """Milliseconds of all pieces of a forward pass; new measurements are kept."""
-        once = self.time(Leaf("call", (), nn.Identity(), torch.zeros(1)))  # Python's part of calling a module
-        found = sum(self.time(piece) for piece in forward.pieces) + once * forward.containers
+        """Milliseconds of all pieces of a forward pass; new measurements are kept.
+
+        A piece is linear between the widths at which it is measured.
+        """
+        once = Leaf("call", (), nn.Identity(), torch.zeros(1))  # Python's part of calling a module
+        parts = [(layer, widths, share) for layer in forward.pieces for widths, share in _corners(layer.widths)]
+        parts.append((once, (), float(forward.containers)))
+        wanted = {_key(layer, widths): (layer, widths) for layer, widths, _ in parts}
+        new = wanted.keys() - self.found.keys()
+        for _ in range(VISITS):
+            for key in sorted(new):
+                self.found[key] = min(self.measure(*wanted[key]), self.found.get(key, math.inf))
         self.keep()
-        return found
+        return sum(share * self.found[_key(layer, widths)] for layer, widths, share in parts)
 
     def keep(self) -> None:
         """Write new measurements to the file."""
@@ -89,14 +88,12 @@ class LatencyTable:
             write_whole(self.path, json_text(content, indent=1) + "\n")
             self._kept = len(self.found)
 
-    def _at(self, layer: Leaf | Operation, widths: tuple[int, ...]) -> float:
-        key = f"{layer.kind} {'x'.join(map(str, widths))}"
-        if key not in self.found:
-            module, x = layer.make(widths)
-            for parameter in module.parameters() if isinstance(module, nn.Module) else ():
-                nn.init.constant_(parameter, 1e-3)  # what uninitialised memory holds may be slow to compute with
-            self.found[key] = _milliseconds(module, x, self.threads, SECONDS)
-        return self.found[key]
+    def measure(self, layer: Leaf | Operation, widths: tuple[int, ...]) -> float:
+        """Milliseconds of a piece at other widths, now."""
+        module, x = layer.make(widths)
+        for parameter in module.parameters() if isinstance(module, nn.Module) else ():
+            nn.init.constant_(parameter, 1e-3)  # what uninitialised memory holds may be slow to compute with
+        return _milliseconds(module, x, self.threads, SECONDS / VISITS)
 
 
 @dataclass(frozen=True)
@@ -106,8 +103,8 @@ class LatencyModel:
     Attributes:
         dense: the network itself, without masks; inputs: a batch. Both in the layout that is faster.
         dense_ms: its measured milliseconds.
-        rest_ms: those that its pieces do not explain, for each byte that they write: alone, they find their memory in
-            the caches.
+        rest_ms: those that its pieces do not explain, per byte of weights and outputs: alone, they find both in the
+            caches.
     """
 
     dense: nn.Module
@@ -133,14 +130,15 @@ class LatencyModel:
             found.append((_milliseconds(turned, inputs, table.threads, ROUNDS * ROUND), layout, turned, inputs))
         dense_ms, layout, turned, inputs = min(found, key=lambda one: one[0])
         whole = pieces(turned, inputs)
-        rest = dense_ms - table.sum(whole)
-        return LatencyModel(turned, inputs, table, layout, dense_ms, rest / whole.written)
+        explained = table.sum(whole)
+        dense_ms = min(dense_ms, _milliseconds(turned, inputs, table.threads, ROUNDS * ROUND))
+        return LatencyModel(turned, inputs, table, layout, dense_ms, (dense_ms - explained) / whole.touched)
 
     def predict(self, network: nn.Module) -> float:
         """Milliseconds of a compressed form of the network."""
         turned, inputs = arranged_in(self.layout, bake_masks(network).eval(), self.inputs)
         found = pieces(turned, inputs)
-        return max(self.table.sum(found) + self.rest_ms * found.written, 1e-6)
+        return max(self.table.sum(found) + self.rest_ms * found.touched, 1e-6)
 
     def price(self, info: LayerInfo, layer: nn.Module, forms: Forms) -> Integers:
         """Nanoseconds of a layer's forms: of their factors or, masked and rounded or not, of the layer itself."""
@@ -153,7 +151,6 @@ class LatencyModel:
                 times = [self._layer(info, make_layer(layer, Factors(rank, k, folding))) for rank in at]
                 found[here] = np.interp(ranks[here], at, np.maximum.accumulate(times))
         found[ranks == 0] = self._layer(info, layer)
-        self.table.keep()
         return np.maximum(1, np.round(found * 1e6)).astype(np.int64)
 
     def _layer(self, info: LayerInfo, module: nn.Module) -> float:
@@ -167,7 +164,7 @@ class LatencyModel:
                 x = torch.zeros(shape)
             built, inputs = arranged_in(self.layout if len(shape) == 4 else "contiguous", module, x)
             whole = pieces(built.to(device_of(self.inputs)), moved(inputs, device_of(self.inputs)))
-            total += self.table.sum(whole) + self.rest_ms * whole.written
+            total += self.table.sum(whole) + self.rest_ms * whole.touched
         return total
 
     def measure(self, network: nn.Module) -> float:
@@ -183,6 +180,20 @@ class LatencyModel:
 def _some(top: int) -> list[int]:
     """The ranks up to `top` at which factors are measured: powers of two and the last."""
     return sorted({*(2**i for i in range(top.bit_length())), top})
+
+
+def _key(layer: Leaf | Operation, widths: tuple[int, ...]) -> str:
+    return f"{layer.kind} {'x'.join(map(str, widths))}"
+
+
+def _corners(widths: tuple[int, ...]) -> list[tuple[tuple[int, ...], float]]:
+    """The measured widths around widths, with the share of each."""
+    found = []
+    for corner in itertools.product(*map(_around, widths)):
+        around, shares = [width for width, _ in corner], [share for _, share in corner]
+        if all(shares):
+            found.append((tuple(around), math.prod(shares)))
+    return found
 
 
 def _around(width: int) -> list[tuple[int, float]]:

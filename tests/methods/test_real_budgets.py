@@ -28,11 +28,11 @@ SLOWER = 1.25  # the "measured" over the predicted time
 
 
 class CountedTable(LatencyTable):
-    """A device on which a layer takes a microsecond, and one more for each weight and for every 100 outputs."""
+    """A device on which a layer takes a microsecond, and one more for each weight."""
 
-    def time(self, layer: Leaf | Operation) -> float:
-        weights = sum(p.numel() for p in layer.module.parameters()) if isinstance(layer, Leaf) else 0
-        return 1e-3 * (1 + weights)
+    def measure(self, layer: Leaf | Operation, widths: tuple[int, ...]) -> float:
+        module, _ = layer.make(widths)
+        return 1e-3 * (1 + (sum(p.numel() for p in module.parameters()) if isinstance(module, nn.Module) else 0))
 
     def keep(self) -> None:
         pass
