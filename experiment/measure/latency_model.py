@@ -171,7 +171,7 @@ class LatencyModel:
         """Milliseconds of a compressed form, measured in turns with the network itself: what slows both cancels."""
         turned, inputs = arranged_in(self.layout, bake_masks(network).eval(), self.inputs)
         ratios = []
-        for _ in range(ROUNDS):
+        for _ in range(ROUNDS if self.dense_ms < 1e3 * ROUND else ROUNDS // 2):
             pair = [_milliseconds(net, inputs, self.table.threads, ROUND) for net in (self.dense, turned)]
             ratios.append(pair[1] / pair[0])
         return float(np.median(ratios)) * self.dense_ms

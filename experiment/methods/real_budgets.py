@@ -28,7 +28,7 @@ from experiment.methods.base import Amount, Compressed, Compressor, Priced, Quan
 from experiment.progress import working
 
 SMALLEST, STEP = 2e-3, 0.85  # the search tries 1, STEP, STEP^2, ... of the parameters or FLOPs, down to SMALLEST
-FINER = 6  # halvings between the last one that is too large and the first that fits
+FINE = 1.005  # the ratio of two shares at which it ends
 FAR_BELOW = 0.5  # of what is allowed; smaller networks are reported
 TRIES = 5  # networks that are built and measured for one limit on latency
 SHAPED = ("latency", "memory")  # quantities that depend on the shapes of layers alone
@@ -144,30 +144,39 @@ def _largest(compressor: Compressor, limits: Mapping[str, float], meter: Meter) 
     state = compressor.state
     priced = _priced(limits, meter, state)
     least: dict[str, float] = {}
-    masked = True  # no plan so far changes the shape of a layer
+    last: dict[str, float] = {}
+    masked, stuck = True, False  # no plan so far changes a layer's shape; the last two networks are equally large
+    floor = SMALLEST  # the smallest share that the method has
 
     def attempt(share: float) -> tuple[Plan, dict[str, float]] | None:
-        nonlocal least, masked
+        nonlocal least, last, masked, stuck, floor
         try:
             plan = compressor.plan(share, proxy, priced)
         except InfeasibleBudget as error:
             if error.quantity in limits and error.quantity != proxy:  # a price: no smaller share can help
                 raise
+            floor = max(floor, error.smallest / error.original)
             return None
         masked = masked and not (plan.factors or plan.kept or plan.skipped or plan.branches)
         values = meter.predicted(build(state.network, plan))
         least = min(least or values, values, key=lambda own: _worst(own, limits))
+        stuck, last = values == last, values
         return (plan, values) if all(values[name] <= limit for name, limit in limits.items()) else None
 
-    share, before = 1.0, 1.0
-    while (found := attempt(share)) is None:
-        before, share = share, share * STEP
+    found, share, before = attempt(1.0), 1.0, 1.0
+    smallest = found or attempt(SMALLEST)
+    if smallest is None and stuck:  # settings fix the size
+        raise _infeasible(limits, least, meter, compressor)
+    while found is None:
         others = all(least.get(name, 0) <= limit for name, limit in limits.items() if name not in SHAPED)
-        idle = masked and before < 1 and others
-        if share < SMALLEST or idle:  # masks change neither latency nor memory
+        idle = masked and smallest is None and share < 1 and others  # masks change neither latency nor memory
+        if share == floor or floor >= 1 or idle:
             raise _infeasible(limits, least, meter, compressor, masked=idle)
+        before = share if share > floor else before
+        share = max(share * STEP, floor)
+        found = attempt(share)
     low, high = share, before
-    for _ in range(FINER if low < high else 0):
+    while high > FINE * low:
         middle = math.sqrt(low * high)
         better = attempt(middle)
         if better is None:

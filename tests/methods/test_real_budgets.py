@@ -11,7 +11,8 @@ from experiment.errors import InfeasibleBudget
 from experiment.layers.masks import bake_masks
 from experiment.layers.plan import State
 from experiment.measure import count, count_bytes
-from experiment.measure.latency_model import LatencyModel, LatencyTable, Leaf, Operation
+from experiment.measure.forward_pieces import Leaf, Operation
+from experiment.measure.latency_model import LatencyModel, LatencyTable
 from experiment.measure.memory import peak_memory
 from experiment.methods.base import Calibration, Compressor, make_method
 from experiment.methods.configure import configure
