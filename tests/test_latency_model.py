@@ -121,6 +121,6 @@ def test_the_network_itself_is_predicted_exactly_and_a_layer_is_priced_like_its_
     weights = [16 * r + 4 * r + 4 for r in (1, 2, 4)]
     inputs = [2 * 16 + 2 * r for r in (1, 2, 4)]
     outputs = [2 * r + 2 * 4 for r in (1, 2, 4)]
-    rests = [4 * model.rest_ms * (w + o) for w, o in zip(weights, outputs, strict=True)]
+    rests = [4 * model.original[0].rest_ms * (w + o) for w, o in zip(weights, outputs, strict=True)]
     added = np.array(weights) + np.array(inputs) + np.array(rests)
     assert np.diff(prices[[0, 1, 3]]) == pytest.approx(1e6 * np.diff(added), rel=0.2)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from experiment.errors import StoreError
 from experiment.escaping import json_text
 from experiment.files import read_json, write_whole
-from experiment.inputs import Inputs, batch_size, device_of, moved
+from experiment.inputs import Inputs, batch_size, device_of
 from experiment.layers.compressible import LayerInfo
 from experiment.layers.factored_layers import make_layer
 from experiment.layers.forms import Forms
@@ -97,22 +97,34 @@ class LatencyTable:
 
 
 @dataclass(frozen=True)
-class LatencyModel:
-    """Predicts the milliseconds of compressed forms of one network, and measures them beside it.
+class Arranged:
+    """The original network, without masks, in a memory layout.
 
     Attributes:
-        dense: the network itself, without masks; inputs: a batch. Both in the layout that is faster.
-        dense_ms: its measured milliseconds.
+        inputs: a batch in this layout.
+        ms: its measured milliseconds.
         rest_ms: those that its pieces do not explain, per byte of weights and outputs: alone, they find both in the
             caches.
     """
 
-    dense: nn.Module
-    inputs: Inputs
-    table: LatencyTable
     layout: Layout
-    dense_ms: float
+    network: nn.Module
+    inputs: Inputs
+    ms: float
     rest_ms: float
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """Predicts the milliseconds of compressed forms of one network, and measures them beside it.
+
+    Attributes:
+        original: the network in all layouts in which it may be fast, contiguous first. Which of them is the fastest
+            differs between compressed forms: numbers of channels decide.
+    """
+
+    original: tuple[Arranged, ...]
+    table: LatencyTable
 
     @staticmethod
     def of(network: nn.Module, example: Inputs, batch: int, table: LatencyTable) -> LatencyModel:
@@ -124,21 +136,29 @@ class LatencyModel:
         """
         network = bake_masks(network).eval()
         x = repeated(network, example, batch)
-        found: list[tuple[float, Layout, nn.Module, Inputs]] = []
+        found = []
         for layout in layouts(network, x):
             turned, inputs = arranged_in(layout, network, x)
-            found.append((_milliseconds(turned, inputs, table.threads, ROUNDS * ROUND), layout, turned, inputs))
-        dense_ms, layout, turned, inputs = min(found, key=lambda one: one[0])
-        whole = pieces(turned, inputs)
-        explained = table.sum(whole)
-        dense_ms = min(dense_ms, _milliseconds(turned, inputs, table.threads, ROUNDS * ROUND))
-        return LatencyModel(turned, inputs, table, layout, dense_ms, (dense_ms - explained) / whole.touched)
+            whole = pieces(turned, inputs)
+            before = _milliseconds(turned, inputs, table.threads, ROUNDS * ROUND)
+            explained = table.sum(whole)
+            ms = min(before, _milliseconds(turned, inputs, table.threads, ROUNDS * ROUND))
+            found.append(Arranged(layout, turned, inputs, ms, (ms - explained) / whole.touched))
+        return LatencyModel(tuple(found), table)
+
+    @property
+    def dense_ms(self) -> float:
+        """Milliseconds of the network itself, in the layout in which it is faster."""
+        return min(own.ms for own in self.original)
 
     def predict(self, network: nn.Module) -> float:
-        """Milliseconds of a compressed form of the network."""
-        turned, inputs = arranged_in(self.layout, bake_masks(network).eval(), self.inputs)
-        found = pieces(turned, inputs)
-        return max(self.table.sum(found) + self.rest_ms * found.touched, 1e-6)
+        """Milliseconds of a compressed form of the network, in the layout in which it is faster."""
+        plain = bake_masks(network).eval()
+        return min(self._sum(own, *arranged_in(own.layout, plain, self.original[0].inputs)) for own in self.original)
+
+    def _sum(self, own: Arranged, network: nn.Module, inputs: Inputs) -> float:
+        whole = pieces(network, inputs)
+        return max(self.table.sum(whole) + own.rest_ms * whole.touched, 1e-6)
 
     def price(self, info: LayerInfo, layer: nn.Module, forms: Forms) -> Integers:
         """Nanoseconds of a layer's forms: of their factors or, masked and rounded or not, of the layer itself."""
@@ -155,26 +175,28 @@ class LatencyModel:
 
     def _layer(self, info: LayerInfo, module: nn.Module) -> float:
         """Milliseconds of all calls of a module in the place of a layer."""
-        total, batch = 0.0, batch_size(self.inputs)
+        inputs = self.original[0].inputs
+        total, batch, device = 0.0, batch_size(inputs), device_of(inputs)
         for grid in info.input_grids:
             shape = (batch, info.in_features, *grid) if info.kind == "conv" else (batch * grid[0], info.in_features)
             if info.kind == "embedding":
-                x: Tensor = torch.zeros(batch, grid[0], dtype=torch.int64)
+                x: Tensor = torch.zeros(batch, grid[0], dtype=torch.int64, device=device)
             else:
-                x = torch.zeros(shape)
-            built, inputs = arranged_in(self.layout if len(shape) == 4 else "contiguous", module, x)
-            whole = pieces(built.to(device_of(self.inputs)), moved(inputs, device_of(self.inputs)))
-            total += self.table.sum(whole) + self.rest_ms * whole.touched
+                x = torch.zeros(shape, device=device)
+            possible = self.original if len(shape) == 4 else self.original[:1]
+            total += min(self._sum(own, *arranged_in(own.layout, module.to(device), x)) for own in possible)
         return total
 
     def measure(self, network: nn.Module) -> float:
         """Milliseconds of a compressed form, measured in turns with the network itself: what slows both cancels."""
-        turned, inputs = arranged_in(self.layout, bake_masks(network).eval(), self.inputs)
+        plain, fastest = bake_masks(network).eval(), min(self.original, key=lambda own: own.ms)
+        nets = [(fastest.network, fastest.inputs)]
+        nets += [arranged_in(own.layout, plain, self.original[0].inputs) for own in self.original]
         ratios = []
-        for _ in range(ROUNDS if self.dense_ms < 1e3 * ROUND else ROUNDS // 2):
-            pair = [_milliseconds(net, inputs, self.table.threads, ROUND) for net in (self.dense, turned)]
-            ratios.append(pair[1] / pair[0])
-        return float(np.median(ratios)) * self.dense_ms
+        for _ in range(ROUNDS if fastest.ms < 1e3 * ROUND else ROUNDS // 2):
+            times = [_milliseconds(net, inputs, self.table.threads, ROUND) for net, inputs in nets]
+            ratios.append([own / times[0] for own in times[1:]])
+        return float(np.median(ratios, axis=0).min()) * fastest.ms
 
 
 def _some(top: int) -> list[int]:

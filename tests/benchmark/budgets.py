@@ -15,7 +15,8 @@ import torch
 from latency_model import NETWORKS, made
 from rows import Row, show
 
-from experiment import InfeasibleBudget, compress
+from experiment import compress
+from experiment.errors import InfeasibleBudget
 from experiment.measure.latency import measure_latency
 
 BUDGETS: tuple[dict[str, float | str], ...] = (

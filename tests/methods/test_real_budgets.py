@@ -1,6 +1,7 @@
 """Budgets in any quantities, over methods of all families: met, used up, or refused with the nearest."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from experiment.layers.masks import bake_masks
 from experiment.layers.plan import State
 from experiment.measure import count, count_bytes
 from experiment.measure.forward_pieces import Leaf, Operation
-from experiment.measure.latency_model import LatencyModel, LatencyTable
+from experiment.measure.latency_model import Arranged, LatencyModel, LatencyTable
 from experiment.measure.memory import peak_memory
 from experiment.methods.base import Calibration, Compressor, make_method
 from experiment.methods.configure import configure
@@ -48,8 +49,9 @@ def without_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency as CountedTable has it; a measurement gives SLOWER times as much."""
 
     def of(network: nn.Module, example: torch.Tensor, batch: int, table: LatencyTable) -> LatencyModel:
-        model = LatencyModel(network, example, table, "contiguous", 1.0, 0.0)
-        return LatencyModel(network, example, table, "contiguous", model.predict(network) * SLOWER, 0.0)
+        own = Arranged("contiguous", network, example, 1.0, 0.0)
+        ms = LatencyModel((own,), table).predict(network) * SLOWER
+        return LatencyModel((replace(own, ms=ms),), table)
 
     monkeypatch.setattr(LatencyModel, "of", staticmethod(of))
     monkeypatch.setattr(LatencyModel, "measure", lambda model, network: SLOWER * model.predict(network))
