@@ -84,10 +84,19 @@ def arranged_in(layout: Layout, network: nn.Module, x: Inputs) -> tuple[nn.Modul
 def timed(network: nn.Module, x: Inputs, threads: int, seconds: float) -> Measurement:
     """The seconds of a forward pass in inference mode, measured for about so many seconds."""
     with torch.inference_mode():
-        timer = _timer()(
-            "call(network, x)", globals={"call": call_network, "network": network, "x": x}, num_threads=threads
-        )
-        return timer.blocked_autorange(min_run_time=seconds)
+        return _timer_of(network, x, threads).blocked_autorange(min_run_time=seconds)
+
+
+def mean_seconds(network: nn.Module, x: Inputs, threads: int, seconds: float) -> float:
+    """The mean of forward passes for about so many seconds, which may be fewer than `timed` needs for a block."""
+    with torch.inference_mode():
+        timer = _timer_of(network, x, threads)
+        return timer.timeit(max(1, round(seconds / timer.timeit(1).mean))).mean
+
+
+def _timer_of(network: nn.Module, x: Inputs, threads: int) -> Timer:
+    names = {"call": call_network, "network": network, "x": x}
+    return _timer()("call(network, x)", globals=names, num_threads=threads)
 
 
 def _timer() -> type[Timer]:

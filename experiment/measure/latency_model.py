@@ -28,10 +28,10 @@ from experiment.layers.forms import Forms
 from experiment.layers.masks import bake_masks
 from experiment.layers.plan import Factors
 from experiment.measure.forward_pieces import Leaf, Operation, Pieces, pieces
-from experiment.measure.latency import Layout, arranged_in, layouts, repeated, timed
+from experiment.measure.latency import Layout, arranged_in, layouts, mean_seconds, repeated
 
 Integers = NDArray[np.int64]
-SECONDS, VISITS = 0.03, 3  # for one layer, in turns with others: what disturbs a machine passes
+SECONDS, VISITS = 0.004, 6  # for one layer, in turns with others: what disturbs a machine passes
 STEPS = 4  # measured widths between a power of two and the next
 ROUNDS, ROUND = 10, 0.04  # of a comparison of two networks, and its seconds
 
@@ -93,7 +93,7 @@ class LatencyTable:
         module, x = layer.make(widths)
         for parameter in module.parameters() if isinstance(module, nn.Module) else ():
             nn.init.constant_(parameter, 1e-3)  # what uninitialised memory holds may be slow to compute with
-        return _milliseconds(module, x, self.threads, SECONDS / VISITS)
+        return _milliseconds(module, x, self.threads, SECONDS)
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,10 @@ class LatencyModel:
         for layout in layouts(network, x):
             turned, inputs = arranged_in(layout, network, x)
             whole = pieces(turned, inputs)
-            before = _milliseconds(turned, inputs, table.threads, ROUNDS * ROUND)
+            times = [_milliseconds(turned, inputs, table.threads, ROUND) for _ in range(ROUNDS)]
             explained = table.sum(whole)
-            ms = min(before, _milliseconds(turned, inputs, table.threads, ROUNDS * ROUND))
+            times += [_milliseconds(turned, inputs, table.threads, ROUND) for _ in range(ROUNDS)]
+            ms = min(times)
             found.append(Arranged(layout, turned, inputs, ms, (ms - explained) / whole.touched))
         return LatencyModel(tuple(found), table)
 
@@ -232,4 +233,4 @@ def _around(width: int) -> list[tuple[int, float]]:
 
 
 def _milliseconds(network: nn.Module, x: Inputs, threads: int, seconds: float) -> float:
-    return min(timed(network, x, threads, seconds).times) * 1e3  # what else the machine does only adds
+    return mean_seconds(network, x, threads, seconds) * 1e3

@@ -27,7 +27,7 @@ from experiment.measure.storage import form_bytes
 from experiment.methods.base import Amount, Compressed, Compressor, Priced, Quantity, keep_ratio
 from experiment.progress import working
 
-SMALLEST, STEP = 2e-3, 0.85  # the search tries 1, STEP, STEP^2, ... of the parameters or FLOPs, down to SMALLEST
+SMALLEST, STEP = 2e-3, 0.7  # the search tries 1, STEP, STEP^2, ... of the parameters or FLOPs, down to SMALLEST
 FINE = 1.005  # the ratio of two shares at which it ends
 FAR_BELOW = 0.5  # of what is allowed; smaller networks are reported
 TRIES = 5  # networks that are built and measured for one limit on latency
@@ -144,12 +144,10 @@ def _largest(compressor: Compressor, limits: Mapping[str, float], meter: Meter) 
     state = compressor.state
     priced = _priced(limits, meter, state)
     least: dict[str, float] = {}
-    last: dict[str, float] = {}
-    masked, stuck = True, False  # no plan so far changes a layer's shape; the last two networks are equally large
-    floor = SMALLEST  # the smallest share that the method has
+    masked, floor = True, SMALLEST  # no plan so far changes a layer's shape; the smallest share that the method has
 
     def attempt(share: float) -> tuple[Plan, dict[str, float]] | None:
-        nonlocal least, last, masked, stuck, floor
+        nonlocal least, masked, floor
         try:
             plan = compressor.plan(share, proxy, priced)
         except InfeasibleBudget as error:
@@ -160,16 +158,14 @@ def _largest(compressor: Compressor, limits: Mapping[str, float], meter: Meter) 
         masked = masked and not (plan.factors or plan.kept or plan.skipped or plan.branches)
         values = meter.predicted(build(state.network, plan))
         least = min(least or values, values, key=lambda own: _worst(own, limits))
-        stuck, last = values == last, values
         return (plan, values) if all(values[name] <= limit for name, limit in limits.items()) else None
 
     found, share, before = attempt(1.0), 1.0, 1.0
-    smallest = found or attempt(SMALLEST)
-    if smallest is None and stuck:  # settings fix the size
+    if found is None and _fixed(compressor, proxy, priced):
         raise _infeasible(limits, least, meter, compressor)
     while found is None:
         others = all(least.get(name, 0) <= limit for name, limit in limits.items() if name not in SHAPED)
-        idle = masked and smallest is None and share < 1 and others  # masks change neither latency nor memory
+        idle = masked and share < 1 and others  # masks change neither latency nor memory
         if share == floor or floor >= 1 or idle:
             raise _infeasible(limits, least, meter, compressor, masked=idle)
         before = share if share > floor else before
@@ -184,6 +180,15 @@ def _largest(compressor: Compressor, limits: Mapping[str, float], meter: Meter) 
         else:
             low, found = middle, better
     return found
+
+
+def _fixed(compressor: Compressor, proxy: Quantity, priced: tuple[Priced, ...]) -> bool:
+    """Whether the method's settings fix the size of its networks."""
+    try:
+        whole, smallest = (compressor.plan(share, proxy, priced) for share in (1.0, SMALLEST))
+    except InfeasibleBudget:
+        return False
+    return whole.parameters == smallest.parameters
 
 
 def _priced(limits: Mapping[str, float], meter: Meter, state: State) -> tuple[Priced, ...]:
