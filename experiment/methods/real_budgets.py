@@ -30,8 +30,10 @@ from experiment.progress import working
 SMALLEST, STEP = 2e-3, 0.7  # the search tries 1, STEP, STEP^2, ... of the parameters or FLOPs, down to SMALLEST
 FINE = 1.005  # the ratio of two shares at which it ends
 FAR_BELOW = 0.5  # of what is allowed; smaller networks are reported
+TIGHTER = 4  # plans under a lower and lower price, before smaller networks are looked for
 TRIES = 5  # networks that are built and measured for one limit on latency
 SHAPED = ("latency", "memory")  # quantities that depend on the shapes of layers alone
+Found = tuple[Plan, dict[str, float]]  # with its predicted values
 CLOSE = 0.95  # of the limit on latency: closer than this, no further network is tried
 
 
@@ -104,7 +106,7 @@ def compress_within(compressor: Compressor, keep: float, budget: BudgetBlock, me
     for _ in range(TRIES):
         with working(f"{type(compressor.method).__name__}: choosing what to keep"):
             try:
-                plan, predicted = _largest(compressor, limits, meter)
+                plan, predicted = _Search(compressor, limits, meter).largest()
             except InfeasibleBudget:
                 if best is None:
                     raise
@@ -135,64 +137,103 @@ def _worst(values: Mapping[str, float], limits: Mapping[str, float]) -> tuple[fl
     return round(max(shares), 6), sum(shares)  # rounded: what masks do not change stays the same
 
 
-def _largest(compressor: Compressor, limits: Mapping[str, float], meter: Meter) -> tuple[Plan, dict[str, float]]:
-    """The plan of the largest network that is predicted to hold the limits, with its predicted values.
+class _Search:
+    """Finds the plan of a method's largest network that is predicted to hold the limits.
 
-    Raises: InfeasibleBudget: there is none.
+    Attributes:
+        least, last: values of the network that comes closest to the limits, and of the last one.
+        floor: the smallest share of the parameters or FLOPs that the method has.
+        masked: no plan so far changes the shape of a layer.
     """
-    proxy: Quantity = "flops" if {"flops", "latency", "memory"} & limits.keys() else "parameters"
-    state = compressor.state
-    priced = _priced(limits, meter, state)
-    least: dict[str, float] = {}
-    masked, floor = True, SMALLEST  # no plan so far changes a layer's shape; the smallest share that the method has
 
-    def attempt(share: float) -> tuple[Plan, dict[str, float]] | None:
-        nonlocal least, masked, floor
+    def __init__(self, compressor: Compressor, limits: Mapping[str, float], meter: Meter) -> None:
+        self.compressor, self.limits, self.meter = compressor, limits, meter
+        self.proxy: Quantity = "flops" if {"flops", "latency", "memory"} & limits.keys() else "parameters"
+        self.priced = _priced(limits, meter, compressor.state)
+        self.least, self.last = dict[str, float](), dict[str, float]()
+        self.floor, self.masked = SMALLEST, True
+
+    def largest(self) -> Found:
+        """The plan with its predicted values.
+
+        Raises: InfeasibleBudget: there is none.
+        """
+        found, share, larger = self.attempt(1.0, self.priced), 1.0, 1.0
+        if found is None and self._fixed():
+            raise self._infeasible()
+        found = found or self._under_lower_prices()
+        while found is None:
+            idle = self.masked and share < 1 and self._only_shapes_matter()
+            if share == self.floor or self.floor >= 1 or idle:
+                raise self._infeasible(masked=idle)
+            larger = share if share > self.floor else larger
+            share = max(share * STEP, self.floor)
+            found = self.attempt(share, self.priced)
+        while larger > FINE * share:
+            middle = math.sqrt(share * larger)
+            better = self.attempt(middle, self.priced)
+            share, larger, found = (share, middle, found) if better is None else (middle, larger, better)
+        return found
+
+    def attempt(self, share: float, priced: tuple[Priced, ...]) -> Found | None:
+        """The plan for a share of the parameters or FLOPs, if it holds the limits."""
         try:
-            plan = compressor.plan(share, proxy, priced)
+            plan = self.compressor.plan(share, self.proxy, priced)
         except InfeasibleBudget as error:
-            if error.quantity in limits and error.quantity != proxy:  # a price: no smaller share can help
-                raise
-            floor = max(floor, error.smallest / error.original)
+            if error.quantity in self.limits and error.quantity != self.proxy:  # a price: no smaller share can help
+                raise self._too_expensive(error) from error
+            self.floor = max(self.floor, error.smallest / error.original)
             return None
-        masked = masked and not (plan.factors or plan.kept or plan.skipped or plan.branches)
-        values = meter.predicted(build(state.network, plan))
-        least = min(least or values, values, key=lambda own: _worst(own, limits))
-        return (plan, values) if all(values[name] <= limit for name, limit in limits.items()) else None
+        self.masked = self.masked and not (plan.factors or plan.kept or plan.skipped or plan.branches)
+        self.last = self.meter.predicted(build(self.compressor.state.network, plan))
+        self.least = min(self.least or self.last, self.last, key=lambda own: _worst(own, self.limits))
+        return (plan, self.last) if all(self.last[name] <= limit for name, limit in self.limits.items()) else None
 
-    found, share, before = attempt(1.0), 1.0, 1.0
-    if found is None and _fixed(compressor, proxy, priced):
-        raise _infeasible(limits, least, meter, compressor)
-    while found is None:
-        others = all(least.get(name, 0) <= limit for name, limit in limits.items() if name not in SHAPED)
-        idle = masked and share < 1 and others  # masks change neither latency nor memory
-        if share == floor or floor >= 1 or idle:
-            raise _infeasible(limits, least, meter, compressor, masked=idle)
-        before = share if share > floor else before
-        share = max(share * STEP, floor)
-        found = attempt(share)
-    low, high = share, before
-    while high > FINE * low:
-        middle = math.sqrt(low * high)
-        better = attempt(middle)
-        if better is None:
-            high = middle
-        else:
-            low, found = middle, better
-    return found
+    def _under_lower_prices(self) -> Found | None:
+        """The plan whose layers take so much less than the limit that the network holds it: layers are not all."""
+        tight, found, limit = 1.0, None, self.limits.get("latency", math.inf)
+        for _ in range(TIGHTER):
+            if found or self.last.get("latency", 0) <= limit:
+                break
+            tight *= limit / self.last["latency"]
+            try:
+                found = self.attempt(1.0, _priced(self.limits, self.meter, self.compressor.state, tight))
+            except InfeasibleBudget:  # too tight
+                break
+        return found
+
+    def _fixed(self) -> bool:
+        """Whether the method's settings fix the size of its networks."""
+        try:
+            whole, smallest = (self.compressor.plan(share, self.proxy, self.priced) for share in (1.0, SMALLEST))
+        except InfeasibleBudget:
+            return False
+        return whole.parameters == smallest.parameters
+
+    def _only_shapes_matter(self) -> bool:
+        """Whether the limits that depend on more than the shapes of layers are met; masks do not change the others."""
+        counted = [name for name in self.limits if name not in SHAPED]
+        return all(self.least.get(name, 0) <= self.limits[name] for name in counted)
+
+    def _too_expensive(self, error: InfeasibleBudget) -> InfeasibleBudget:
+        """The error of a method in the user's milliseconds."""
+        if error.quantity != "latency":
+            return error
+        smallest = math.ceil(error.smallest * self.meter.correction)
+        limit, original = _ns(self.limits["latency"]), _ns(self.meter.original["latency"])
+        found = InfeasibleBudget(limit=limit, smallest=smallest, original=original, quantity="latency")
+        return found.because(error.reason)
+
+    def _infeasible(self, *, masked: bool = False) -> InfeasibleBudget:
+        return _infeasible(self.limits, self.least, self.meter, self.compressor, masked=masked)
 
 
-def _fixed(compressor: Compressor, proxy: Quantity, priced: tuple[Priced, ...]) -> bool:
-    """Whether the method's settings fix the size of its networks."""
-    try:
-        whole, smallest = (compressor.plan(share, proxy, priced) for share in (1.0, SMALLEST))
-    except InfeasibleBudget:
-        return False
-    return whole.parameters == smallest.parameters
+def _priced(limits: Mapping[str, float], meter: Meter, state: State, tight: float = 1.0) -> tuple[Priced, ...]:
+    """The limits on bytes and latency as those on the sum of what layers cost, latency in nanoseconds.
 
-
-def _priced(limits: Mapping[str, float], meter: Meter, state: State) -> tuple[Priced, ...]:
-    """The limits on bytes and latency as those on the sum of what layers cost, latency in nanoseconds."""
+    Args:
+        tight: the share of the latency that is allowed.
+    """
     found = []
     support = Plan(kept=state.kept, skipped=state.skipped, branches=state.branches)
     if "bytes" in limits:
@@ -200,7 +241,7 @@ def _priced(limits: Mapping[str, float], meter: Meter, state: State) -> tuple[Pr
         found.append(Priced("bytes", form_bytes, whole, math.floor(limits["bytes"]), by_weight=True))
     if "latency" in limits:
         own = meter.latency.predict(build(state.network, support))
-        limit = _ns(limits["latency"] / meter.correction)
+        limit = _ns(tight * limits["latency"] / meter.correction)
         found.append(Priced("latency", meter.latency.price, _ns(own), limit))
     return tuple(found)
 

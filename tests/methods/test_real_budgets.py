@@ -155,3 +155,28 @@ def test_the_nearest_is_named_where_nothing_fits(made_of: Callable[[str], Compre
         budget = Budget.read(given)
         with pytest.raises(InfeasibleBudget, match=r"smallest network of this method has [0-9.]+ (kB|ms)"):
             compress_within(made_of(label), 1.0, budget, meter(made_of(label), budget))
+
+
+@pytest.mark.parametrize("label", ["FT", "SVD", "ALDS"])
+def test_infeasible_latencies_are_told_in_the_limit_that_was_asked_for(
+    label: str, made_of: Callable[[str], Compressor], without_clock: None
+) -> None:
+    made, budget = made_of(label), Budget.read({"latency": 0.001})
+    own = meter(made, budget)
+    own.correction = SLOWER
+    with pytest.raises(InfeasibleBudget) as caught:
+        compress_within(made, 1.0, budget, own)
+    assert caught.value.quantity == "latency"
+    assert caught.value.limit == pytest.approx(1e3 * own.latency.dense_ms, abs=1)
+    assert caught.value.original == pytest.approx(1e6 * own.latency.dense_ms, abs=1)
+    assert caught.value.limit < caught.value.smallest < caught.value.original
+
+
+def test_a_limit_that_the_sum_of_layers_holds_alone_is_met_at_lower_prices(
+    made_of: Callable[[str], Compressor], without_clock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = LatencyModel.predict
+    monkeypatch.setattr(LatencyModel, "predict", lambda model, network: 1.2 * predict(model, network) + 1e-4)
+    made, budget = made_of("ALDS"), Budget.read({"latency": 0.6})
+    amount = compress_within(made, 1.0, budget, meter(made, budget)).amounts["latency"]
+    assert 0.8 * amount.limit < amount.measured <= amount.limit
