@@ -30,7 +30,7 @@ from experiment.progress import working
 SMALLEST, STEP = 2e-3, 0.7  # the search tries 1, STEP, STEP^2, ... of the parameters or FLOPs, down to SMALLEST
 FINE = 1.005  # the ratio of two shares at which it ends
 FAR_BELOW = 0.5  # of what is allowed; smaller networks are reported
-TIGHTER = 4  # plans under a lower and lower price, before smaller networks are looked for
+TIGHTER, MARGIN = 6, 0.99  # plans under a lower and lower price, before smaller networks are looked for
 TRIES = 5  # networks that are built and measured for one limit on latency
 SHAPED = ("latency", "memory")  # quantities that depend on the shapes of layers alone
 Found = tuple[Plan, dict[str, float]]  # with its predicted values
@@ -195,7 +195,7 @@ class _Search:
         for _ in range(TIGHTER):
             if found or self.last.get("latency", 0) <= limit:
                 break
-            tight *= limit / self.last["latency"]
+            tight *= MARGIN * limit / self.last["latency"]
             try:
                 found = self.attempt(1.0, _priced(self.limits, self.meter, self.compressor.state, tight))
             except InfeasibleBudget:  # too tight
