@@ -104,7 +104,7 @@ def compress_within(compressor: Compressor, keep: float, budget: BudgetBlock, me
     limits = meter.limits(keep_ratio(keep))
     rest, best, nearest = compressor.out_of_reach, None, dict[str, float]()
     for _ in range(TRIES):
-        with working(f"{type(compressor.method).__name__}: choosing what to keep"):
+        with working("choosing what to keep"):
             try:
                 plan, predicted = _Search(compressor, limits, meter).largest()
             except InfeasibleBudget:

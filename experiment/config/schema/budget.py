@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from experiment.config.schema.training import CONFLICT, Block, Conflict, Number, Whole, refuse
 from experiment.errors import ConfigError
+from experiment.registry import suggestion
 
 Quantity = Literal["parameters", "flops", "bytes", "latency", "memory"]
 _COUNTED = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
@@ -31,6 +33,21 @@ class Limit:
     quantity: Quantity
     value: float = 1.0
     absolute: bool = False
+
+
+def _told(fault: ErrorDetails) -> str:
+    place, known = ".".join(("budget", *map(str, fault["loc"][:1]))), (*UNITS, "batch")
+    if fault["type"] == CONFLICT:
+        return f"{place}: {fault['ctx']['text']}"
+    if fault["type"] == "extra_forbidden":
+        key = str(fault["loc"][0])
+        return f"{place}: unknown quantity. Known: {', '.join(known)}.{suggestion(key, known)}"
+    expected = "a quantity, a list of quantities, or a mapping from quantities to shares and amounts"
+    if fault["loc"]:
+        expected = (
+            "a whole number, at least 1" if place == "budget.batch" else "a share in (0, 1], or an amount"
+        )
+    return f"{place}: must be {expected}. Got {fault['input']!r}."
 
 
 def _limit(quantity: Quantity, value: object) -> Limit:
@@ -112,9 +129,7 @@ class Budget(Block):
         try:
             return Budget.model_validate(list(value) if isinstance(value, tuple) else value)
         except ValidationError as error:
-            texts = (fault["ctx"]["text"] if fault["type"] == CONFLICT else fault["msg"] for fault in error.errors())
-            places = (".".join(map(str, ("budget", *fault["loc"]))) for fault in error.errors())
-            raise ConfigError([f"{place}: {text}" for place, text in zip(places, texts, strict=True)]) from None
+            raise ConfigError(list(dict.fromkeys(map(_told, error.errors())))) from None
 
     @property
     def limits(self) -> tuple[Limit, ...]:
