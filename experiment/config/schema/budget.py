@@ -44,9 +44,7 @@ def _told(fault: ErrorDetails) -> str:
         return f"{place}: unknown quantity. Known: {', '.join(known)}.{suggestion(key, known)}"
     expected = "a quantity, a list of quantities, or a mapping from quantities to shares and amounts"
     if fault["loc"]:
-        expected = (
-            "a whole number, at least 1" if place == "budget.batch" else "a share in (0, 1], or an amount"
-        )
+        expected = "a whole number, at least 1" if place == "budget.batch" else "a share in (0, 1], or an amount"
     return f"{place}: must be {expected}. Got {fault['input']!r}."
 
 
