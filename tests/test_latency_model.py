@@ -102,7 +102,7 @@ def test_measurements_are_kept_and_used_again(tmp_path: Path, clock: list[str]) 
     before = len(clock)
     again = LatencyModel.of(Net(8), x, 2, LatencyTable(path, 1))
     assert again.predict(Net(6)) == first
-    assert set(clock[before:]) == {"Net"}  # only the networks themselves
+    assert not clock[before:]  # the network itself neither, so that a share of its latency is the same for all methods
     for damaged in ("{", "[]", '{"format": 1}', '{"format": 2, "milliseconds": {}}', '{"milliseconds": {"a": -1}}'):
         path.write_text(damaged)
         assert LatencyModel.of(Net(8), x, 2, LatencyTable(path, 1)).predict(Net(6)) == first

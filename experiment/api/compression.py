@@ -27,7 +27,8 @@ from experiment.measure.latency_model import LatencyTable
 from experiment.methods.base import Amount, Compressed, Compressor, keep_ratio, make_method
 from experiment.methods.configure import configure
 from experiment.methods.layer_table import layer_rows
-from experiment.methods.real_budgets import Meter, compress_within, shortfall
+from experiment.methods.meter import Meter
+from experiment.methods.real_budgets import compress_within, shortfall
 from experiment.progress import bars, showing
 from experiment.random_streams import generator
 from experiment.run.disk.network_file import save_weights

@@ -28,7 +28,7 @@ from experiment.measure import count
 from experiment.measure.latency_model import LatencyTable
 from experiment.methods.base import Calibration, keep_ratio, make_method
 from experiment.methods.configure import configure
-from experiment.methods.real_budgets import Meter
+from experiment.methods.meter import Meter
 from experiment.progress import bars, showing
 from experiment.run.cell.outcome import history_row
 from experiment.run.cell.training_settings import lc_settings

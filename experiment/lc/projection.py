@@ -15,7 +15,8 @@ from experiment.layers.copied_network import copied
 from experiment.layers.plan import State
 from experiment.measure import Count
 from experiment.methods.base import Calibration, Compressed, Compressor, Method
-from experiment.methods.real_budgets import Meter, compress_within
+from experiment.methods.meter import Meter
+from experiment.methods.real_budgets import compress_within
 from experiment.random_streams import Part, generator
 
 

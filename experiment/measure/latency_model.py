@@ -6,9 +6,12 @@ A leaf module is measured alone, at a few widths around its own; `LatencyTable` 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -81,6 +84,19 @@ class LatencyTable:
         self.keep()
         return sum(share * self.found[_key(layer, widths)] for layer, widths, share in parts)
 
+    def time(self, network: Pieces, milliseconds: Callable[[], float]) -> float:
+        """Milliseconds of a whole network, the least of ROUNDS: once for all that are compared with it.
+
+        Args:
+            milliseconds: runs the network for a while.
+        """
+        parts = " ".join(_key(piece, piece.widths) for piece in network.pieces)
+        key = f"network {hashlib.sha256(parts.encode()).hexdigest()}"
+        if key not in self.found:
+            self.found[key] = min(milliseconds() for _ in range(ROUNDS))
+            self.keep()
+        return self.found[key]
+
     def keep(self) -> None:
         """Write new measurements to the file."""
         if self.path is not None and len(self.found) > self._kept:
@@ -140,10 +156,8 @@ class LatencyModel:
         for layout in layouts(network, x):
             turned, inputs = arranged_in(layout, network, x)
             whole = pieces(turned, inputs)
-            times = [_milliseconds(turned, inputs, table.threads, ROUND) for _ in range(ROUNDS)]
             explained = table.sum(whole)
-            times += [_milliseconds(turned, inputs, table.threads, ROUND) for _ in range(ROUNDS)]
-            ms = min(times)
+            ms = table.time(whole, partial(_milliseconds, turned, inputs, table.threads, ROUND))
             found.append(Arranged(layout, turned, inputs, ms, (ms - explained) / whole.touched))
         return LatencyModel(tuple(found), table)
 

@@ -9,22 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
-
-from torch import nn
 
 from experiment.config.schema.budget import Budget as BudgetBlock
-from experiment.config.schema.budget import Limit
 from experiment.errors import InfeasibleBudget
-from experiment.inputs import Inputs
 from experiment.layers.build import build
-from experiment.layers.masks import bake_masks
 from experiment.layers.plan import Plan, State
-from experiment.measure import Count, count, count_bytes
-from experiment.measure.latency_model import LatencyModel, LatencyTable
-from experiment.measure.memory import peak_memory
+from experiment.measure import Count, count_bytes
 from experiment.measure.storage import form_bytes
 from experiment.methods.base import Amount, Compressed, Compressor, Priced, Quantity, keep_ratio
+from experiment.methods.meter import Meter
 from experiment.progress import working
 
 SMALLEST, STEP = 2e-3, 0.7  # the search tries 1, STEP, STEP^2, ... of the parameters or FLOPs, down to SMALLEST
@@ -33,62 +26,8 @@ FAR_BELOW = 0.5  # of what is allowed; smaller networks are reported
 TIGHTER, MARGIN = 6, 0.99  # plans under a lower and lower price, before smaller networks are looked for
 TRIES = 5  # networks that are built and measured for one limit on latency
 SHAPED = ("latency", "memory")  # quantities that depend on the shapes of layers alone
-Found = tuple[Plan, dict[str, float]]  # with its predicted values
 CLOSE = 0.95  # of the limit on latency: closer than this, no further network is tried
-
-
-class Meter:
-    """Measures the limited quantities of an original network and of its compressed forms.
-
-    Args:
-        network: the original network.
-        example: a batch of inputs.
-        table: where latencies of layers are kept.
-    """
-
-    def __init__(self, network: nn.Module, example: Inputs, budget: BudgetBlock, table: LatencyTable) -> None:
-        self.network, self.example, self.budget, self._table = network, example, budget, table
-        self.correction = 1.0  # measured over predicted latency
-
-    @cached_property
-    def latency(self) -> LatencyModel:
-        """The latency of the network's layers, which takes seconds."""
-        with working("measuring the latency of layers"):
-            return LatencyModel.of(self.network, self.example, self.budget.batch, self._table)
-
-    @cached_property
-    def original(self) -> Mapping[str, float]:
-        """Quantity -> value of the original network."""
-        names = {limit.quantity for limit in self.budget.limits}
-        found = self.counted(self.network)
-        return found | ({"latency": self.latency.dense_ms} if "latency" in names else {})
-
-    def limits(self, keep: float) -> dict[str, float]:
-        """Quantity -> the largest value at a keep ratio."""
-        return {limit.quantity: keep * self._whole(limit) for limit in self.budget.limits}
-
-    def predicted(self, network: nn.Module) -> dict[str, float]:
-        """Quantity -> value of a compressed form; latency from that of its layers."""
-        found = self.counted(network)
-        if "latency" in {limit.quantity for limit in self.budget.limits}:
-            found["latency"] = self.latency.predict(network) * self.correction
-        return found
-
-    def counted(self, network: nn.Module) -> dict[str, float]:
-        """Quantity -> value of those that need no measurement."""
-        names = {limit.quantity for limit in self.budget.limits}
-        found: dict[str, float] = {}
-        if names & {"parameters", "flops"}:
-            counted = count(network, self.example)
-            found |= {"parameters": counted.parameters, "flops": counted.flops_unmasked}
-        if "bytes" in names:
-            found["bytes"] = count_bytes(network).sparse
-        if "memory" in names:
-            found["memory"] = peak_memory(bake_masks(network), self.example, self.budget.batch)
-        return {name: value for name, value in found.items() if name in names}
-
-    def _whole(self, limit: Limit) -> float:
-        return limit.value if limit.absolute else limit.value * self.original[limit.quantity]
+Found = tuple[Plan, dict[str, float]]  # with its predicted values
 
 
 def compress_within(compressor: Compressor, keep: float, budget: BudgetBlock, meter: Meter | None) -> Compressed:

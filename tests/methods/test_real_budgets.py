@@ -17,7 +17,8 @@ from experiment.measure.latency_model import Arranged, LatencyModel, LatencyTabl
 from experiment.measure.memory import peak_memory
 from experiment.methods.base import Calibration, Compressor, make_method
 from experiment.methods.configure import configure
-from experiment.methods.real_budgets import Meter, compress_within
+from experiment.methods.meter import Meter
+from experiment.methods.real_budgets import compress_within
 from experiment.random_streams import generator
 
 LABELS = ("WT", "SiPP", "FT", "PFP", "ALDS", "ALDS-K", "KLDS", "SVD", "PCA", "Mix")

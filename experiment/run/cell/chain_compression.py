@@ -13,7 +13,8 @@ from experiment.layers.compressible import trace_layers
 from experiment.layers.plan import State
 from experiment.measure.latency_model import LatencyTable
 from experiment.methods.base import Calibration, Compressed, Compressor, make_method
-from experiment.methods.real_budgets import Meter, compress_within, shortfall
+from experiment.methods.meter import Meter
+from experiment.methods.real_budgets import compress_within, shortfall
 from experiment.progress import ProgressText, showing
 from experiment.random_streams import generator
 from experiment.run.cell.context import Context

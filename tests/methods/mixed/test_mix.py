@@ -18,9 +18,10 @@ from experiment.measure.latency_model import LatencyTable
 from experiment.measure.storage import form_bytes
 from experiment.methods.base import Calibration, Compressor
 from experiment.methods.lowrank.klds import predictions_of
+from experiment.methods.meter import Meter
 from experiment.methods.mixed.mix import Mix, MixAnalysis
 from experiment.methods.mixed.settings import MixSettings
-from experiment.methods.real_budgets import Meter, compress_within
+from experiment.methods.real_budgets import compress_within
 from experiment.random_streams import generator, seeded
 
 BUDGET = Budget.read("bytes")
