@@ -106,7 +106,8 @@ def in_words(amount: float, quantity: str, *, short: bool = False) -> str:
     if quantity == "latency":
         return f"{amount / 1e6:.4g} ms"
     if quantity in ("bytes", "memory"):
-        return f"{amount / 1e3:,.1f} kB" + (" of memory" if quantity == "memory" and not short else "")
+        size = f"{amount / 1e3:,.1f} kB" if amount >= 100 else f"{amount:,.0f} bytes"
+        return size + (" of memory" if quantity == "memory" and not short else "")
     return f"{amount:,}" if short else f"{amount:,} {quantity}"
 
 

@@ -61,14 +61,14 @@ class Priced:
     Attributes:
         quantity: its name in errors.
         price: the cost of a layer's forms.
-        whole: the cost of the whole starting state.
+        whole: the cost of a whole starting state.
         limit: the largest cost.
         by_weight: whether later masks or rounding of the same layers would lower the cost.
     """
 
     quantity: str
     price: LayerPrice
-    whole: int
+    whole: Callable[[State], int]
     limit: int
     by_weight: bool = False
 

@@ -7,7 +7,7 @@ other limits are met by a search over that one, on networks that are built and c
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from experiment.config.schema.budget import Budget as BudgetBlock
@@ -88,7 +88,8 @@ class _Search:
     def __init__(self, compressor: Compressor, limits: Mapping[str, float], meter: Meter) -> None:
         self.compressor, self.limits, self.meter = compressor, limits, meter
         self.proxy: Quantity = "flops" if {"flops", "latency", "memory"} & limits.keys() else "parameters"
-        self.priced = _priced(limits, meter, compressor.state)
+        self._stored, self._taken = _once(_stored), _once(self._nanoseconds)
+        self.priced = self._prices()
         self.least, self.last = dict[str, float](), dict[str, float]()
         self.floor, self.masked = SMALLEST, True
 
@@ -136,10 +137,28 @@ class _Search:
                 break
             tight *= MARGIN * limit / self.last["latency"]
             try:
-                found = self.attempt(1.0, _priced(self.limits, self.meter, self.compressor.state, tight))
+                found = self.attempt(1.0, self._prices(tight))
             except InfeasibleBudget:  # too tight
                 break
         return found
+
+    def _prices(self, tight: float = 1.0) -> tuple[Priced, ...]:
+        """The limits on bytes and latency as those on the sum of what layers cost, latency in nanoseconds.
+
+        Args:
+            tight: the share of the latency that is allowed.
+        """
+        found = []
+        if "bytes" in self.limits:
+            found.append(Priced("bytes", form_bytes, self._stored, math.floor(self.limits["bytes"]), by_weight=True))
+        if "latency" in self.limits:
+            limit = _ns(tight * self.limits["latency"] / self.meter.correction)
+            found.append(Priced("latency", self.meter.latency.price, self._taken, limit))
+        return tuple(found)
+
+    def _nanoseconds(self, state: State) -> int:
+        """The predicted latency of a state."""
+        return _ns(self.meter.latency.predict(build(state.network, _support(state))))
 
     def _fixed(self) -> bool:
         """Whether the method's settings fix the size of its networks."""
@@ -167,22 +186,26 @@ class _Search:
         return _infeasible(self.limits, self.least, self.meter, self.compressor, masked=masked)
 
 
-def _priced(limits: Mapping[str, float], meter: Meter, state: State, tight: float = 1.0) -> tuple[Priced, ...]:
-    """The limits on bytes and latency as those on the sum of what layers cost, latency in nanoseconds.
+def _once(value: Callable[[State], int]) -> Callable[[State], int]:
+    """The same function, which computes the value of a state once."""
+    seen = dict[int, tuple[State, int]]()
 
-    Args:
-        tight: the share of the latency that is allowed.
-    """
-    found = []
-    support = Plan(kept=state.kept, skipped=state.skipped, branches=state.branches)
-    if "bytes" in limits:
-        whole = count_bytes(build(state.network, replace(support, masks=state.masks))).sparse
-        found.append(Priced("bytes", form_bytes, whole, math.floor(limits["bytes"]), by_weight=True))
-    if "latency" in limits:
-        own = meter.latency.predict(build(state.network, support))
-        limit = _ns(tight * limits["latency"] / meter.correction)
-        found.append(Priced("latency", meter.latency.price, _ns(own), limit))
-    return tuple(found)
+    def kept(state: State) -> int:
+        if id(state) not in seen:
+            seen[id(state)] = state, value(state)
+        return seen[id(state)][1]
+
+    return kept
+
+
+def _support(state: State) -> Plan:
+    """The plan of what a state has left."""
+    return Plan(kept=state.kept, skipped=state.skipped, branches=state.branches)
+
+
+def _stored(state: State) -> int:
+    """Bytes of a state."""
+    return count_bytes(build(state.network, replace(_support(state), masks=state.masks))).sparse
 
 
 def _ns(milliseconds: float) -> int:

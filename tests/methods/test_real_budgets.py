@@ -59,18 +59,19 @@ def without_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def made_of(state_of: Callable[[str], State]) -> Callable[[str], Compressor]:
+def made_of(state_of: Callable[[str], State]) -> Callable[..., Compressor]:
     made: dict[str, Compressor] = {}
 
-    def compressor(label: str) -> Compressor:
-        if label not in made:
+    def compressor(label: str, settings: dict[str, object] | None = None) -> Compressor:
+        key = f"{label} {settings}"
+        if key not in made:
             state = state_of("cnn")
             inputs = torch.randn(16, *state.example.shape[1:], generator=generator("test_real_budgets"))
-            spec = configure(label, SETTINGS.get(label, {}))
+            spec = configure(label, settings or SETTINGS.get(label, {}))
             calibration = Calibration(inputs, torch.zeros(16, dtype=torch.int64))
             original = count(state.network, state.example)
-            made[label] = Compressor(make_method(spec.entry, spec.settings), state, original, calibration, generator(1))
-        return made[label]
+            made[key] = Compressor(make_method(spec.entry, spec.settings), state, original, calibration, generator(1))
+        return made[key]
 
     return compressor
 
@@ -80,7 +81,7 @@ def meter(made: Compressor, budget: Budget) -> Meter:
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_bytes_are_met_as_stored_and_used_up(label: str, made_of: Callable[[str], Compressor]) -> None:
+def test_bytes_are_met_as_stored_and_used_up(label: str, made_of: Callable[..., Compressor]) -> None:
     made, budget = made_of(label), Budget.read("bytes")
     whole = count_bytes(made.state.network).dense
     for keep in (0.7, 0.4):
@@ -91,16 +92,30 @@ def test_bytes_are_met_as_stored_and_used_up(label: str, made_of: Callable[[str]
         assert size < count_bytes(larger.network).sparse  # the limit decides, not the method's smallest network
 
 
-def test_rounding_that_follows_is_paid_in_its_own_bytes(made_of: Callable[[str], Compressor]) -> None:
+def test_rounding_that_follows_is_paid_in_its_own_bytes(made_of: Callable[..., Compressor]) -> None:
     made, budget = made_of("Compose"), Budget.read("bytes")
     keep = 0.6 * count_bytes(made.compress(1.0).network).dense / count_bytes(made.state.network).dense
     amount = compress_within(made, keep, budget, meter(made, budget)).amounts["bytes"]
     assert 0.9 * amount.limit < amount.measured <= amount.limit
 
 
+@pytest.mark.parametrize("label", ["SVD", "ALDS"])
+@pytest.mark.parametrize("budget", [{"bytes": 0.3}, {"latency": 0.3}, {"bytes": 0.35, "latency": 0.3}], ids=str)
+def test_schemes_after_others_of_fixed_size_pay_for_what_these_leave(
+    label: str, budget: dict[str, float], made_of: Callable[..., Compressor], without_clock: None
+) -> None:
+    schemes = [{"name": "StructurePrune", "settings": {"density": 0.5}}, label]
+    made = made_of("Compose", {"schemes": schemes})
+    limited = Budget.read(budget)
+    found = compress_within(made, 1.0, limited, meter(made, limited))
+    for name, amount in found.amounts.items():
+        assert amount.measured <= amount.limit, name
+    assert max(amount.measured / amount.limit for amount in found.amounts.values()) > 0.7
+
+
 @pytest.mark.parametrize("label", SHAPING)
 def test_several_limits_hold_and_one_of_them_decides(
-    label: str, made_of: Callable[[str], Compressor], without_clock: None
+    label: str, made_of: Callable[..., Compressor], without_clock: None
 ) -> None:
     made = made_of(label)
     budget = Budget.read({"bytes": 0.6, "latency": 0.6, "memory": 0.95})
@@ -115,7 +130,7 @@ def test_several_limits_hold_and_one_of_them_decides(
 
 @pytest.mark.parametrize("label", SHAPING)
 def test_a_wrong_prediction_of_latency_is_corrected(
-    label: str, made_of: Callable[[str], Compressor], without_clock: None
+    label: str, made_of: Callable[..., Compressor], without_clock: None
 ) -> None:
     made, budget = made_of(label), Budget.read({"latency": 0.5})
     own = meter(made, budget)
@@ -125,7 +140,7 @@ def test_a_wrong_prediction_of_latency_is_corrected(
 
 
 def test_what_fits_is_kept_when_a_later_measurement_is_far_off(
-    made_of: Callable[[str], Compressor], without_clock: None, monkeypatch: pytest.MonkeyPatch
+    made_of: Callable[..., Compressor], without_clock: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, budget, factors = made_of("FT"), Budget.read({"latency": 0.5}), iter((0.6, 100.0))
     monkeypatch.setattr(LatencyModel, "measure", lambda model, network: next(factors) * model.predict(network))
@@ -133,7 +148,7 @@ def test_what_fits_is_kept_when_a_later_measurement_is_far_off(
     assert amount.measured <= amount.limit
 
 
-def test_absolute_limits_are_those_of_the_network(made_of: Callable[[str], Compressor]) -> None:
+def test_absolute_limits_are_those_of_the_network(made_of: Callable[..., Compressor]) -> None:
     made, budget = made_of("FT"), Budget.read({"bytes": "2 kB", "flops": 0.7})
     found = compress_within(made, 1.0, budget, meter(made, budget))
     assert found.amounts["bytes"].limit == 2000
@@ -142,7 +157,7 @@ def test_absolute_limits_are_those_of_the_network(made_of: Callable[[str], Compr
 
 
 def test_masked_weights_lower_neither_latency_nor_memory(
-    made_of: Callable[[str], Compressor], without_clock: None
+    made_of: Callable[..., Compressor], without_clock: None
 ) -> None:
     made = made_of("WT")
     for quantity in ("latency", "memory"):
@@ -151,7 +166,7 @@ def test_masked_weights_lower_neither_latency_nor_memory(
             compress_within(made, 1.0, budget, meter(made, budget))
 
 
-def test_the_nearest_is_named_where_nothing_fits(made_of: Callable[[str], Compressor], without_clock: None) -> None:
+def test_the_nearest_is_named_where_nothing_fits(made_of: Callable[..., Compressor], without_clock: None) -> None:
     for label, given in (("FT", {"bytes": "10 B"}), ("SVD", {"latency": "1 us"})):
         budget = Budget.read(given)
         with pytest.raises(InfeasibleBudget, match=r"smallest network of this method has [0-9.]+ (kB|ms)"):
@@ -160,7 +175,7 @@ def test_the_nearest_is_named_where_nothing_fits(made_of: Callable[[str], Compre
 
 @pytest.mark.parametrize("label", ["FT", "SVD", "ALDS"])
 def test_infeasible_latencies_are_told_in_the_limit_that_was_asked_for(
-    label: str, made_of: Callable[[str], Compressor], without_clock: None
+    label: str, made_of: Callable[..., Compressor], without_clock: None
 ) -> None:
     made, budget = made_of(label), Budget.read({"latency": 0.001})
     own = meter(made, budget)
@@ -175,7 +190,7 @@ def test_infeasible_latencies_are_told_in_the_limit_that_was_asked_for(
 
 @pytest.mark.parametrize("share", [0.2, 0.4, 0.6])
 def test_a_limit_that_the_sum_of_layers_holds_alone_is_met_at_lower_prices(
-    share: float, made_of: Callable[[str], Compressor], without_clock: None, monkeypatch: pytest.MonkeyPatch
+    share: float, made_of: Callable[..., Compressor], without_clock: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predict = LatencyModel.predict
 

@@ -158,7 +158,8 @@ def choose(start: Start, options: Mapping[str, Options], budget: Budget, rule: R
         pairs = [(start.layers[name], own.forms(start.alive_weights(name))) for name, own in options.items()]
         return [_worthwhile(limit.price(info, start.network.get_submodule(info.name), f)) for info, f in pairs]
 
-    prices = {limit: priced(limit) for limit in budget.priced if limit.whole > limit.limit}
+    wholes = {limit: limit.whole(start.state) for limit in budget.priced}
+    prices = {limit: priced(limit) for limit, whole in wholes.items() if whole > limit.limit}
     if start.allows(budget) and not prices:
         return None
     costs = [_worthwhile(own.costs[budget.quantity]) for own in options.values()]
@@ -167,8 +168,8 @@ def choose(start: Start, options: Mapping[str, Options], budget: Budget, rule: R
     check_smallest(fixed + smallest(costs), budget)
     limits = [budget.limit - fixed]
     for price, found in prices.items():
-        rest = price.whole - sum(int(cost[-1]) for cost in found)
-        check_limit(rest + smallest(found), price.limit, price.whole, price.quantity)
+        rest = wholes[price] - sum(int(cost[-1]) for cost in found)
+        check_limit(rest + smallest(found), price.limit, wholes[price], price.quantity)
         if start.allows(budget):  # only the other limits matter
             costs, limits = [], []
         costs = [np.vstack([cost, more]) for cost, more in zip(costs, found, strict=True)] if costs else found
