@@ -4,6 +4,8 @@ import io
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from experiment.escaping import one_line
 
@@ -21,6 +23,20 @@ def require_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def without_stdout() -> Iterator[None]:
+    """Discard what is printed, by libraries in C too."""
+    sys.stdout.flush()
+    with open(os.devnull, "w") as nowhere:
+        own = os.dup(1)
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(own, 1)
+            os.close(own)
 
 
 class _OneLine(logging.Formatter):

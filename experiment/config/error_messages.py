@@ -43,7 +43,7 @@ def problems(errors: list[ErrorDetails], root: Node) -> Iterator[Problem]:
 
     Skips errors about values that were rejected while reading, and about missing keys that are present but misspelt.
     """
-    located = [(_path(error, root), error) for error in errors]
+    located = [(_path(error, root), error) for error in caused_by_user(errors)]
     misspelt = {(*path[:-1], suggested_key(path)) for path, error in located if error["type"] == "extra_forbidden"}
     for path, error in located:
         node = nearest(root, path)
@@ -52,6 +52,11 @@ def problems(errors: list[ErrorDetails], root: Node) -> Iterator[Problem]:
             continue
         which: Kind = "missing" if kind == "missing" else "unknown" if kind == "extra_forbidden" else "value"
         yield Problem(node.place, path, _sentence(error, path, node), which)
+
+
+def caused_by_user(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Errors without those that follow from others: a list is not empty because its elements are wrong."""
+    return [error for error in errors if error["type"] != "too_short" or not error["input"]]
 
 
 def expectation(error: ErrorDetails) -> str:

@@ -10,11 +10,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from experiment.standard_streams import without_stdout
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 MIXTURES = 33
 GAP = 1e-3  # relative to the optimum, at which the solver stops
-SECONDS = 5.0  # after which it gives the best that it has found
+NODES = 1000  # after which it gives the best that it has found; a limit on time would make plans depend on the machine
 
 
 def least_sum(losses: Sequence[Floats], costs: Sequence[Integers], limits: Sequence[int]) -> list[int] | None:
@@ -42,16 +44,17 @@ def least_sum(losses: Sequence[Floats], costs: Sequence[Integers], limits: Seque
     one_each = csr_array((np.ones(len(layer)), (layer, np.arange(len(layer)))), shape=(len(sizes), len(layer)))
     scale = np.maximum(np.abs(np.asarray(limits, dtype=np.float64)), 1.0)
     least = np.abs(loss).max() or 1.0
-    found = milp(
-        loss / least,
-        integrality=np.ones(len(loss)),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(cost / scale[:, None], -np.inf, np.asarray(limits) / scale),
-        ],
-        options={"mip_rel_gap": GAP, "time_limit": SECONDS},
-    )
+    with without_stdout():  # HiGHS prints notes on itself
+        found = milp(
+            loss / least,
+            integrality=np.ones(len(loss)),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(one_each, 1, 1),
+                LinearConstraint(cost / scale[:, None], -np.inf, np.asarray(limits) / scale),
+            ],
+            options={"mip_rel_gap": GAP, "node_limit": NODES},
+        )
     if found.x is None:
         return None
     firsts = np.cumsum([0, *sizes])

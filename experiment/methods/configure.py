@@ -11,11 +11,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from experiment.config.error_messages import expectation
+from experiment.config.error_messages import caused_by_user, expectation
 from experiment.config.value_tree import KeyPath, dotted
 from experiment.errors import ConfigError, kind_of
 from experiment.methods import METHODS, TORCHPRUNE_NAMES
-from experiment.methods.settings import ComposeSettings, QuantizeSettings, Scheme
+from experiment.methods.settings import ComposeSettings, Scheme
 from experiment.registry import MethodEntry, is_import_path, resolve, suggestion
 
 SettingFault = tuple[KeyPath, str]  # the path in a method's settings, and the error there
@@ -93,10 +93,9 @@ def spec_or_faults(entry: MethodEntry, values: Mapping[str, object], name: str =
     except ValidationError as error:
         faults += [
             (e["loc"], _unknown_key(entry.settings, e["loc"]) if e["type"] in UNKNOWN_KEY else expectation(e))
-            for e in error.errors()
+            for e in caused_by_user(error.errors())
         ]
-    if isinstance(settings, QuantizeSettings):
-        faults += [((key,), text) for key, text in settings.conflicts()]
+    faults += [((key,), text) for key, text in getattr(settings, "conflicts", tuple)()]
     if faults:
         return faults
     name = name if is_import_path(name) else entry.label

@@ -171,3 +171,18 @@ def test_masks_of_the_state_stay() -> None:
     assert not (found.plan.masks["3.weight"] & ~mask).any()
     assert found.amounts["bytes"].measured <= found.amounts["bytes"].limit
     assert not found.network[3].weight[~mask].any()  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"families": ["foo"]}, "families[0]: must be one of lowrank, masked, bits. Got 'foo'."),
+        ({"families": []}, "families: must not be empty. Got a list of 0."),
+        ({"families": ["masked"], "group_size": 4}, "group_size: has no effect without the family bits."),
+    ],
+)
+def test_each_fault_in_settings_is_told_once(settings: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configure("Mix", settings)
+    assert text in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
