@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.config.schema.budget import Budget
-from experiment.errors import InfeasibleBudget
+from experiment.errors import ConfigError, InfeasibleBudget
 from experiment.layers.build import build
 from experiment.layers.compressible import compressible_layers
 from experiment.layers.forms import UNMASKED, Forms
@@ -17,6 +17,7 @@ from experiment.measure import count, count_bytes
 from experiment.measure.latency_model import LatencyTable
 from experiment.measure.storage import form_bytes
 from experiment.methods.base import Calibration, Compressor
+from experiment.methods.configure import configure
 from experiment.methods.lowrank.klds import predictions_of
 from experiment.methods.meter import Meter
 from experiment.methods.mixed.mix import Mix, MixAnalysis
