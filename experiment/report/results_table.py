@@ -95,7 +95,7 @@ def _more_numbers(frame: DataFrame) -> list[str]:
     others = others.replace("", None).dropna(axis=1, how="all")
     plain = [c for c in map(str, others) if pd.to_numeric(others[c].dropna(), errors="coerce").notna().all()]
     return [
-        c for c in dict.fromkeys([*own, *plain, *filter(EXTRA_NUMBERS.fullmatch, map(str, others))]) if c not in NUMBERS
+        c for c in dict.fromkeys([*own, *plain, *filter(EXTRA_NUMBERS.fullmatch, map(str, frame))]) if c not in NUMBERS
     ]
 
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from experiment.report.deployments import costs_of, deployments, pareto_front
+from experiment.report.deployments import costs_of, deployments, pareto_front, runtimes_of
 from experiment.report.plots.deployment import plot_deployment
 from experiment.report.results_table import tidy
 
@@ -53,3 +53,13 @@ def test_points_of_all_runtimes_are_drawn(results: pd.DataFrame) -> None:
     assert {4.0, 2.0, 1.0, 0.5, 0.9} <= set(map(float, drawn))
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()][-3:] == ["torch", "onnx", "Pareto front"]
+
+
+def test_a_runtime_that_gave_nothing_is_left_out(results: pd.DataFrame) -> None:
+    empty = {name: "" for name in ("top1_openvino", "bytes_openvino", "latency_openvino_b1")}
+    read = results.assign(**empty).astype(str).replace({"nan": "", "None": ""})  # as from results.csv
+    table = deployments(read)
+    assert runtimes_of(tidy(read)) == ["onnx"]
+    assert set(table["runtime"]) == {"torch", "onnx"}
+    assert costs_of(table) == ["bytes", "latency_b1"]
+    plot_deployment(read, "bytes")
