@@ -111,6 +111,11 @@ def in_words(amount: float, quantity: str, *, short: bool = False) -> str:
     return f"{amount:,}" if short else f"{amount:,} {quantity}"
 
 
+def plural(number: int, word: str) -> str:
+    """`1 network`, `2 networks`."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
 class TrainingDiverged(ExperimentError):
     """The training loss became NaN or infinite."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment.config import Parameters
-from experiment.errors import DataError, StoreError
+from experiment.errors import DataError, StoreError, plural
 from experiment.escaping import json_text
 from experiment.files import write_whole
 from experiment.registry import InputForm, InputShape
@@ -71,7 +71,7 @@ def _measure_latency(plan: ExperimentPlan, finished: Mapping[str, Path], dataset
     if len(devices) == len(batches) and len(set(devices.values())) <= 1:
         return False
     missing = [key for key in batches if devices.get(key) != here]
-    say(f"measuring the latency of {len(missing)} networks, one at a time, on {here}")
+    say(f"measuring the latency of {plural(len(missing), 'network')}, one at a time, on {here}")
 
     def latency_of(key: str) -> dict[str, Any]:
         p = parameters[key]
@@ -134,7 +134,7 @@ def _export(plan: ExperimentPlan, finished: Mapping[str, Path], datasets: Path, 
     if not missing:
         return False
     formats = ", ".join(dict.fromkeys(name for wanted in missing for name in wanted.formats))
-    say(f"exporting {len(missing)} networks to {formats}, and testing the files one at a time")
+    say(f"exporting {plural(len(missing), 'network')} to {formats}, and testing the files one at a time")
     with Exporter(datasets, [variant.parameters.network.name for variant in plan.file.variants]) as exporter:
         told: set[tuple[str, str]] = set()
         for wanted in missing:
@@ -162,7 +162,7 @@ def _measure_noise(plan: ExperimentPlan, finished: Mapping[str, Path], datasets:
                 missing[cell.key] = (finished[reference], variants[cell.variant])
     if not missing:
         return False
-    say(f"measuring the response of {len(missing)} networks to noise")
+    say(f"measuring the response of {plural(len(missing), 'network')} to noise")
     from experiment.run.cell.data import Data
     from experiment.run.cell.outcome import task_of
     from experiment.training.noise_response import noise_response

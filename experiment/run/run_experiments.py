@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiment.errors import ConfigError, StoreError
+from experiment.errors import ConfigError, StoreError, plural
 from experiment.escaping import json_text
 from experiment.escaping import say as say_line
 from experiment.files import read_json, write_whole
@@ -24,7 +24,7 @@ from experiment.run.grid.hardware import Machine, Resources, resources_of
 from experiment.run.grid.plan import ExperimentPlan
 from experiment.run.machine import describe_environment, usable_cores, visible_gpus
 from experiment.run.measure_deployed import measure_deployed
-from experiment.run.summary import WrittenReport, plural, summarise
+from experiment.run.summary import WrittenReport, summarise
 from experiment.run.workers.pool import run_in_pool, run_serially
 from experiment.run.workers.processes import Processes
 from experiment.run.workers.progress_bar import ProgressBar

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from experiment.errors import plural
 from experiment.run.disk.results_table import requested
 from experiment.run.disk.store import TRACEBACK, Store
 from experiment.run.grid.plan import ExperimentPlan
@@ -73,7 +74,3 @@ def _without_ranks(plan: ExperimentPlan, results: Results, folders: Mapping[str,
 
 def _shown(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def plural(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"

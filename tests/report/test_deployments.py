@@ -56,7 +56,7 @@ def test_points_of_all_runtimes_are_drawn(results: pd.DataFrame) -> None:
 
 
 def test_a_runtime_that_gave_nothing_is_left_out(results: pd.DataFrame) -> None:
-    empty = {name: "" for name in ("top1_openvino", "bytes_openvino", "latency_openvino_b1")}
+    empty = dict.fromkeys(("top1_openvino", "bytes_openvino", "latency_openvino_b1"), "")
     read = results.assign(**empty).astype(str).replace({"nan": "", "None": ""})  # as from results.csv
     table = deployments(read)
     assert runtimes_of(tidy(read)) == ["onnx"]
