@@ -144,7 +144,7 @@ def compress_many(
     method: str,
     /,
     *,
-    keeps: Sequence[float | None],
+    keeps: Sequence[float | None] = (None,),
     example: Inputs,
     data: Iterable[Any] | Inputs | None = None,
     budget: BudgetForm = "parameters",
@@ -160,7 +160,8 @@ def compress_many(
             print(result, accuracy(result.network))
 
     Args:
-        keeps: keep ratios, one result each. All other arguments are those of `compress`.
+        keeps: keep ratios, one result each; may be omitted where `keep` may be. All other arguments are those of
+            `compress`.
     Returns: an iterator over results. The arguments are checked at once, each network is computed when it is needed.
     Raises: as `compress`.
     """

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property, wraps
+from io import StringIO
 from typing import Any
 
 import torch
@@ -55,7 +57,8 @@ class Deployed:
     @cached_property
     def onnx(self) -> Any:
         """The program of torch's ONNX exporter."""
-        return torch.onnx.export(self.program, dynamo=True, verbose=False)
+        named = batches_of(self.example, "batch")  # the name in the file; torch's own are s31, s77
+        return torch.onnx.export(self.program, dynamo=True, verbose=False, dynamic_shapes=named)
 
 
 def deployed(network: nn.Module, example: Inputs, **more: Any) -> Deployed:
@@ -83,12 +86,18 @@ def exported(network: nn.Module, example: Inputs, most: int | None = None) -> Ex
     batch = torch.export.Dim("batch", min=1, max=most)
     named = example if isinstance(example, dict) else {}
     positional = () if named else example if isinstance(example, tuple) else (example,)
-    shapes = mapped(named or positional, lambda tensor: {0: batch} if tensor.dim() else {})
     try:
-        return torch.export.export(network, positional, named, dynamic_shapes=shapes)
+        with redirect_stderr(StringIO()):  # where torch prints the graph of a network that it cannot trace
+            return torch.export.export(network, positional, named, dynamic_shapes=batches_of(example, batch))
     except Exception as error:  # torch documents no complete list
         why = f"{type(error).__name__}: {first_line(error)}"
         raise CompressionError(f"torch.export cannot trace the network for batches of any size: {why}") from error
+
+
+def batches_of(example: Inputs, batch: Any) -> Any:
+    """The dynamic shapes of inputs: `batch` for the first dimension of every tensor."""
+    inputs = example if isinstance(example, dict | tuple) else (example,)
+    return mapped(inputs, lambda tensor: {0: batch} if tensor.dim() else {})
 
 
 def plain_output(output: Any) -> Any:

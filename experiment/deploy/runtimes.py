@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -122,6 +123,7 @@ def main() -> None:
             answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json_text(answer) + "\n")
         answers.flush()
+    shutil.rmtree(folder, ignore_errors=True)  # the parent was killed, or it would have ended this process
 
 
 def _kept(outputs: Arrays, folder: Path) -> dict[str, Any]:

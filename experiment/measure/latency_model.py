@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -137,10 +137,12 @@ class LatencyModel:
     Attributes:
         original: the network in all layouts in which it may be fast, contiguous first. Which of them is the fastest
             differs between compressed forms: numbers of channels decide.
+        layers: the milliseconds of layers and factors that were asked for: every plan asks again.
     """
 
     original: tuple[Arranged, ...]
     table: LatencyTable
+    layers: dict[str, float] = field(default_factory=dict, compare=False)
 
     @staticmethod
     def of(network: nn.Module, example: Inputs, batch: int, table: LatencyTable) -> LatencyModel:
@@ -183,12 +185,19 @@ class LatencyModel:
             here = np.flatnonzero((groups == k) & (foldings == folding) & (ranks > 0))
             if len(here):
                 at = _some(int(ranks[here].max()))
-                times = [self._layer(info, make_layer(layer, Factors(rank, k, folding))) for rank in at]
+                times = [self._layer(info, layer, Factors(rank, k, folding)) for rank in at]
                 found[here] = np.interp(ranks[here], at, np.maximum.accumulate(times))
         found[ranks == 0] = self._layer(info, layer)
         return np.maximum(1, np.round(found * 1e6)).astype(np.int64)
 
-    def _layer(self, info: LayerInfo, module: nn.Module) -> float:
+    def _layer(self, info: LayerInfo, layer: nn.Module, factors: Factors | None = None) -> float:
+        """Milliseconds of all calls of a layer, or of its factors."""
+        key = f"{info.kind} {info.in_features} {info.input_grids} {layer} {factors}"
+        if key not in self.layers:
+            self.layers[key] = self._calls(info, layer if factors is None else make_layer(layer, factors))
+        return self.layers[key]
+
+    def _calls(self, info: LayerInfo, module: nn.Module) -> float:
         """Milliseconds of all calls of a module in the place of a layer."""
         inputs = self.original[0].inputs
         total, batch, device = 0.0, batch_size(inputs), device_of(inputs)

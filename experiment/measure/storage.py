@@ -1,7 +1,7 @@
 """Bytes of a network's parameters, dense, as values alone and in sparse formats."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,12 @@ def form_bytes(info: LayerInfo, layer: nn.Module, forms: Forms) -> Integers:
         smallest = np.minimum(np.minimum(sizes["bitmask"], sizes["csr"]), sizes["dense"])
         found[here] = np.where(kept == UNMASKED, sizes["dense"], smallest) + biases * info.bias
     return found + size * sum(tied.out_features for tied in info.tied if tied.bias)
+
+
+def shape_bytes(info: LayerInfo, layer: nn.Module, forms: Forms) -> Integers:
+    """Bytes of a layer's forms in memory, where masks and fewer bits take as much as other weights."""
+    kept, dtypes = np.full(len(forms), UNMASKED), np.full(len(forms), "")
+    return form_bytes(info, layer, replace(forms, kept=kept, dtypes=dtypes))
 
 
 def _factor_shapes(layer: nn.Module, groups: int, folding: int, ranks: Integers) -> list[tuple[Integers, Integers]]:

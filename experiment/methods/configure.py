@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from experiment.config.error_messages import caused_by_user, expectation
+from experiment.config.schema.budget import Quantity
 from experiment.config.value_tree import KeyPath, dotted
 from experiment.errors import ConfigError, kind_of
 from experiment.methods import METHODS, TORCHPRUNE_NAMES
@@ -20,6 +21,10 @@ from experiment.registry import MethodEntry, is_import_path, resolve, suggestion
 
 SettingFault = tuple[KeyPath, str]  # the path in a method's settings, and the error there
 QUANTIZATION = "quantization"  # the kind of methods that change no plan except for the bits of its weights
+NEVER_LOWERS: Mapping[str, frozenset[Quantity]] = {  # by kind; settings may say otherwise
+    "weight": frozenset({"latency", "memory"}),
+    QUANTIZATION: frozenset({"parameters", "flops", "latency", "memory"}),
+}
 UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")  # pydantic's error types
 
 
@@ -43,6 +48,14 @@ class MethodSpec:
     fixed_size: bool = False
     schemes: tuple[MethodSpec, ...] = ()
     recalibrate: bool = False
+
+    @property
+    def never_lowers(self) -> frozenset[Quantity]:
+        """The quantities that are the uncompressed network's in all networks of the method."""
+        if self.schemes:
+            return frozenset.intersection(*(scheme.never_lowers for scheme in self.schemes))
+        own: object = getattr(self.settings, "never_lowers", None)
+        return own if isinstance(own, frozenset) else NEVER_LOWERS.get(self.entry.kind, frozenset())
 
 
 def find_method(name: str) -> MethodEntry | str:

@@ -15,7 +15,7 @@ from experiment.errors import InfeasibleBudget
 from experiment.layers.build import build
 from experiment.layers.plan import Plan, State
 from experiment.measure import Count, count_bytes
-from experiment.measure.storage import form_bytes
+from experiment.measure.storage import form_bytes, shape_bytes
 from experiment.methods.base import Amount, Compressed, Compressor, Priced, Quantity, keep_ratio
 from experiment.methods.meter import Meter
 from experiment.progress import working
@@ -83,15 +83,16 @@ class _Search:
         least, last: values of the network that comes closest to the limits, and of the last one.
         floor: the smallest share of the parameters or FLOPs that the method has.
         masked: no plan so far changes the shape of a layer.
+        shapes: plans keep a share of the bytes in memory, too, since the method masks weights instead.
     """
 
     def __init__(self, compressor: Compressor, limits: Mapping[str, float], meter: Meter) -> None:
         self.compressor, self.limits, self.meter = compressor, limits, meter
         self.proxy: Quantity = "flops" if {"flops", "latency", "memory"} & limits.keys() else "parameters"
-        self._stored, self._taken = _once(_stored), _once(self._nanoseconds)
+        self._stored, self._taken, self._shaped = _once(_stored), _once(self._nanoseconds), _once(_in_memory)
         self.priced = self._prices()
         self.least, self.last = dict[str, float](), dict[str, float]()
-        self.floor, self.masked = SMALLEST, True
+        self.floor, self.masked, self.shapes = SMALLEST, True, False
 
     def largest(self) -> Found:
         """The plan with its predicted values.
@@ -103,9 +104,8 @@ class _Search:
             raise self._infeasible()
         found = found or self._under_lower_prices()
         while found is None:
-            idle = self.masked and share < 1 and self._only_shapes_matter()
-            if share == self.floor or self.floor >= 1 or idle:
-                raise self._infeasible(masked=idle)
+            if share == self.floor or self.floor >= 1:
+                raise self._infeasible(masked=self.masked and self._only_shapes_matter())
             larger = share if share > self.floor else larger
             share = max(share * STEP, self.floor)
             found = self.attempt(share, self.priced)
@@ -118,7 +118,8 @@ class _Search:
     def attempt(self, share: float, priced: tuple[Priced, ...]) -> Found | None:
         """The plan for a share of the parameters or FLOPs, if it holds the limits."""
         try:
-            plan = self.compressor.plan(share, self.proxy, priced)
+            shaped = (self._share_of_shapes(share),) if self.shapes else ()
+            plan = self.compressor.plan(share, self.proxy, (*priced, *shaped))
         except InfeasibleBudget as error:
             if error.quantity in self.limits and error.quantity != self.proxy:  # a price: no smaller share can help
                 raise self._too_expensive(error) from error
@@ -126,6 +127,7 @@ class _Search:
             return None
         self.masked = self.masked and not (plan.factors or plan.kept or plan.skipped or plan.branches)
         self.last = self.meter.predicted(build(self.compressor.state.network, plan))
+        self.shapes |= bool(plan.masks) and self.last.get("memory", 0) > self.limits.get("memory", math.inf)
         self.least = min(self.least or self.last, self.last, key=lambda own: _worst(own, self.limits))
         return (plan, self.last) if all(self.last[name] <= limit for name, limit in self.limits.items()) else None
 
@@ -155,6 +157,11 @@ class _Search:
             limit = _ns(tight * self.limits["latency"] / self.meter.correction)
             found.append(Priced("latency", self.meter.latency.price, self._taken, limit))
         return tuple(found)
+
+    def _share_of_shapes(self, share: float) -> Priced:
+        return Priced(
+            "weights in memory", shape_bytes, self._shaped, math.floor(share * self._shaped(self.compressor.state))
+        )
 
     def _nanoseconds(self, state: State) -> int:
         """The predicted latency of a state."""
@@ -206,6 +213,11 @@ def _support(state: State) -> Plan:
 def _stored(state: State) -> int:
     """Bytes of a state."""
     return count_bytes(build(state.network, replace(_support(state), masks=state.masks))).sparse
+
+
+def _in_memory(state: State) -> int:
+    """Bytes of a state's weights in memory."""
+    return count_bytes(build(state.network, _support(state))).dense
 
 
 def _ns(milliseconds: float) -> int:

@@ -80,7 +80,7 @@ def tidy(results: DataFrame) -> DataFrame:
         frame[column] = pd.Series(values, index=frame.index, dtype=float).replace([np.inf, -np.inf], np.nan)
     frame["method"] = frame["method"].where(frame["method"] != "", frame["label"])
     frame["keep_flops_unmasked"] = frame["flops_unmasked"] / frame["flops_reference"]
-    frame["keep_bytes"] = frame["bytes_values"] / (FLOAT32 * frame["parameters_reference"])
+    frame["keep_bytes"] = frame["bytes_sparse"] / (FLOAT32 * frame["parameters_reference"])
     frame.attrs[TIDY] = tuple(frame.dtypes.items())
     return frame.reset_index(drop=True)
 
@@ -176,7 +176,8 @@ def prune_only(results: DataFrame) -> bool:
     return not cells.empty and not bool((cells["epochs"] > 0).any())
 
 
-def quantized(results: DataFrame) -> bool:
-    """Whether any network stores weights in other than 32 bits, which parameter counts do not show."""
+def counts_bytes(results: DataFrame) -> bool:
+    """Whether bytes say what parameters do not: weights are stored in other than 32 bits, or the budget is in bytes."""
     cells = compressed(results)
-    return bool((cells["bytes_values"] - FLOAT32 * cells["parameters"]).abs().gt(0.5).any())
+    quantized = (cells["bytes_values"] - FLOAT32 * cells["parameters"]).abs().gt(0.5)
+    return bool(quantized.any()) or ("limit_bytes" in cells and bool(cells["limit_bytes"].notna().any()))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiment.config.schema.budget import Budget
+from experiment.config.schema.budget import UNITS, Budget
 from experiment.errors import InfeasibleBudget
 from experiment.layers.masks import bake_masks
 from experiment.layers.plan import State
@@ -164,6 +164,42 @@ def test_masked_weights_lower_neither_latency_nor_memory(
         budget = Budget.read({quantity: 0.9, "bytes": 0.9})
         with pytest.raises(InfeasibleBudget, match="Masked weights take the same time and memory"):
             compress_within(made, 1.0, budget, meter(made, budget))
+
+
+@pytest.mark.parametrize(
+    ("label", "settings"),
+    [
+        ("WT", {}),
+        ("FT", {}),
+        ("SVD", {}),
+        ("Quantize", {"dtype": "int8"}),
+        ("Mix", {**SETTINGS["Mix"]}),
+        ("Mix", {**SETTINGS["Mix"], "families": ["masked", "bits"]}),
+        ("Mix", {**SETTINGS["Mix"], "families": ["bits"]}),
+        ("Compose", {"schemes": ["WT", {"name": "Quantize", "settings": {"dtype": "int8"}}]}),
+        ("Compose", {"schemes": ["SVD", {"name": "Quantize", "settings": {"dtype": "int8"}}]}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_methods_lower_all_quantities_but_those_that_they_say_they_never_lower(
+    label: str, settings: dict[str, object], made_of: Callable[..., Compressor], without_clock: None
+) -> None:
+    made, never = made_of(label, settings), configure(label, settings).never_lowers
+    for name in UNITS:
+        limited = Budget.read({name: 0.95})
+        if name in never:
+            with pytest.raises(InfeasibleBudget):
+                compress_within(made, 1.0, limited, meter(made, limited))
+        else:
+            amount = compress_within(made, 1.0, limited, meter(made, limited)).amounts[name]
+            assert amount.measured <= amount.limit
+
+
+@pytest.mark.parametrize("budget", [{"memory": 0.9}, {"memory": 0.9, "bytes": 0.1}], ids=str)
+def test_memory_is_met_where_some_plans_only_mask(budget: dict[str, float], made_of: Callable[..., Compressor]) -> None:
+    made, limited = made_of("Mix"), Budget.read(budget)
+    for amount in compress_within(made, 1.0, limited, meter(made, limited)).amounts.values():
+        assert amount.measured <= amount.limit
 
 
 def test_the_nearest_is_named_where_nothing_fits(made_of: Callable[..., Compressor], without_clock: None) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, MinLen
 
+from experiment.config.schema.budget import Quantity
 from experiment.methods.lowrank.settings import SelectorSettings
 from experiment.methods.settings import Positive
 
@@ -42,6 +43,13 @@ class MixSettings(SelectorSettings):
             yield "group_size", "has no effect without the family bits. Add it to families, or remove this."
         if "lowrank" not in self.families and self.foldings != (0,):
             yield "foldings", "has no effect without the family lowrank. Add it to families, or remove this."
+
+    @property
+    def never_lowers(self) -> frozenset[Quantity]:
+        """The quantities that no choice of forms lowers."""
+        if "lowrank" in self.families:
+            return frozenset()
+        return frozenset({"latency", "memory", *(() if "masked" in self.families else ("parameters", "flops"))})
 
     @property
     def dtypes(self) -> tuple[str, ...]:

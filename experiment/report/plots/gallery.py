@@ -29,7 +29,7 @@ from experiment.report.plots.test_sets import (
 from experiment.report.plots.tradeoff import Scale, plot_tradeoff
 from experiment.report.primary_metric import primary_metric
 from experiment.report.results_folder import Source, read_cells
-from experiment.report.results_table import compressed, prune_only, quantized, reference_rows, variants_of
+from experiment.report.results_table import compressed, counts_bytes, prune_only, reference_rows, variants_of
 from experiment.report.words import titles
 from experiment.report.words.test_sets import comparable_rows, has_several
 
@@ -105,7 +105,7 @@ def _axes_of_tradeoffs(source: Source, rows: DataFrame, alone: bool) -> Iterator
         return
     if (cells["flops_unmasked"] < cells["flops"]).any():
         yield metric.name, "flops_unmasked", "linear"
-    if quantized(rows):
+    if counts_bytes(rows):
         yield metric.name, "bytes", "linear"
     if cells["keep_parameters"].min() <= STRONG:
         yield metric.name, "parameters", "log"

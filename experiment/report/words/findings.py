@@ -12,7 +12,7 @@ from experiment.report.mean_and_spread import summarize
 from experiment.report.primary_metric import AGREEMENT, ReportedMetric, by_metric, metric_named
 from experiment.report.prune_potential import Per
 from experiment.report.results_folder import Source
-from experiment.report.results_table import GROUP, REFERENCE, compressed, prune_only, quantized, references
+from experiment.report.results_table import GROUP, REFERENCE, compressed, counts_bytes, prune_only, references
 from experiment.report.words import numbers
 from experiment.report.words.potential_tables import potential_rows
 from experiment.report.words.titles import QUANTITIES, capitalized, column_title, joined
@@ -80,7 +80,7 @@ def potential(source: Source, styles: LabelStyles) -> Section:
     )
     figure = "Accuracy" if losses == "loss of top-1 accuracy" else "The metric"
     first = f" {figure} and size are averaged over networks and repetitions first." if several else ""
-    quantities = ["parameters", "flops", *(["bytes"] if quantized(frame) else [])]
+    quantities = ["parameters", "flops", *(["bytes"] if counts_bytes(frame) else [])]
     tables = list(_potential_tables(frame, quantities, "mean", styles))
     blocks: list[Block] = [Text(text + first), *tables]
     if several:

@@ -23,7 +23,7 @@ QUANTITIES = {
     "parameters": "parameters",
     "flops": "FLOPs",
     "flops_unmasked": "FLOPs of unmasked weights",
-    "bytes": "bytes of values",
+    "bytes": "bytes as stored",
 }
 MODES = {
     "train": ("training only", ""),

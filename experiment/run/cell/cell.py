@@ -32,7 +32,8 @@ def compute_cell(cell: Cell, compression: ChainCompression, report: ReportEvent)
         folder = compression.context.store.partial(cell.key)
         return _test_and_store(cell, make_cell_network(cell, compression, folder, report), compression)
     except InfeasibleBudget as error:
-        return _store_infeasible(cell, {"error": str(error), "smallest": error.smallest}, compression)
+        why = {"error": str(error), "smallest": error.smallest}
+        return _store_infeasible(cell, why | compression.limits(cell), compression)
 
 
 def _search(cell: Cell, compression: ChainCompression, report: ReportEvent) -> dict[str, Any]:

@@ -75,6 +75,12 @@ class ChainCompression:
             report(Note(f"{cell_name(cell)}: {text}"))
         return compressor, compressed
 
+    def limits(self, cell: Cell) -> dict[str, Any]:
+        """What the budget allows a cell, as results have it; empty where sizes are counted from plans."""
+        if self.meter is None:
+            return {}
+        return {"amounts": {name: {"limit": limit} for name, limit in self.meter.limits(cell.keep).items()}}
+
     def calibration(self) -> Calibration:
         """Images of the validation part for methods that need data."""
         p, example = self.parameters, self.reference.state.example

@@ -91,12 +91,10 @@ def _settings(plan: ExperimentPlan) -> Iterator[str]:
         if p.experiments.search is not None:
             yield f"  search    {name} {_in_words(p.experiments.search)}"
     for chain in {chain.method.label: chain for chain in plan.chains}.values():
-        shaped = {limit.quantity for limit in chain.variant.parameters.experiments.budget.limits} & {
-            "latency",
-            "memory",
-        }
-        if shaped and chain.method.entry.kind == "weight":
-            yield f"  no budget  {chain.method.label}: masked weights lower neither latency nor memory"
+        budget = chain.variant.parameters.experiments.budget
+        limited = [] if chain.method.fixed_size and budget.counted else [limit.quantity for limit in budget.limits]
+        if same := [name for name in limited if name in chain.method.never_lowers]:
+            yield f"  unchanged  {chain.method.label} does not lower {' and '.join(same)}"
     keeps = dict.fromkeys(cell.keep for cell in plan.cells if cell.method != "Reference" and not cell.fixed_size)
     if keeps:
         yield f"  keep       {', '.join(f'{keep:.4g}' for keep in keeps)}"

@@ -97,22 +97,23 @@ def spacing_faults(experiments: Mapping[str, Any], specs: Sequence[MethodSpec | 
     searched = experiments.get("search") is not None
     if experiments.get("spacing") not in (None, []) or experiments.get("mode") in (None, "train"):
         return
-    if _is_complete(experiments.get("budget")):
+    if _says_enough(experiments.get("budget")):
         return
     compared = [spec for spec in specs if spec is None or spec.entry.label != REFERENCE]
     if searched and all(spec is not None and spec.fixed_size for spec in compared):
         text = "has no effect: no method has a size that could be searched. Remove it."
         yield Fault(("experiments", "search"), text, fatal=True)
     elif not searched and (not compared or any(spec is not None and not spec.fixed_size for spec in compared)):
-        yield Fault(("experiments", "spacing"), "is required and missing: the keep ratios.", fatal=True)
+        shares = "" if experiments.get("budget") is None else " The budget gives no share below 1 and no amount."
+        yield Fault(("experiments", "spacing"), f"is required and missing: the keep ratios.{shares}", fatal=True)
 
 
-def _is_complete(budget: object) -> bool:
-    """Whether a budget says how large networks may be; a wrong one is a fault of its own."""
+def _says_enough(budget: object) -> bool:
+    """Whether a budget needs no keep ratios; a wrong one is a fault of its own."""
     try:
-        return Budget.model_validate(budget).complete
+        return budget is not None and Budget.model_validate(budget).complete
     except ValidationError:
-        return False
+        return True
 
 
 def _label_fault(label: str, spec: MethodSpec | None, other: str | None) -> str | None:
