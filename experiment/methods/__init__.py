@@ -85,7 +85,7 @@ METHODS: dict[str, MethodEntry] = {
         MethodEntry("FilterPrune", StructurePruneSettings, f"{FILTERS}.condensa:filter_prune", "filter"),
         MethodEntry("StructurePrune", StructurePruneSettings, f"{FILTERS}.condensa:structure_prune", "filter"),
         MethodEntry("Compose", ComposeSettings, f"{ROOT}.compose:compose", "compose"),
-        MethodEntry("Mix", MixSettings, f"{ROOT}.mixed.mix:Mix", "mixed"),
+        MethodEntry("Mix", MixSettings, f"{ROOT}.mixed.mix:Mix", "mixed", version=2),
         MethodEntry("Slimming", FilterSettings, f"{FILTERS}.global_ranking:slimming", "filter"),
         MethodEntry("Quantize", QuantizeSettings, f"{ROOT}.quantize:Quantize", "quantization"),
     )

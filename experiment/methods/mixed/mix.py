@@ -41,7 +41,7 @@ from experiment.random_streams import generator as stream
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Tried = Mapping[str, tuple[Integers, Floats, Floats]]
-TINY = 1e-30
+TINY, EPSILON = 1e-30, 1e-6
 WHOLE = "float32"  # the dtype of layers in their own, in tables
 
 
@@ -209,6 +209,11 @@ def _losses(
         values = np.array([measured(own.weight_as(choices, here[i])) for i in tries])
         losses[here] = interpolated(predicted[here], predicted[here[tries]], values)
         tried[family] = here[tries], predicted[here[tries]], values
+    for family in choices.names():
+        kind, _, dtype = family.partition(" ")
+        if dtype and kind != "whole":  # fewer bits never help: none are chosen where they save nothing
+            here, own_bits = choices.of(family), choices.of(kind)
+            losses[here] = np.maximum(losses[here], losses[own_bits] * (1 + EPSILON) + TINY)
     return losses, tried
 
 

@@ -137,6 +137,16 @@ def test_bits_are_for_bytes_alone(quantity: str) -> None:
     assert compress_within(compressor, 0.2, BUDGET, meter(compressor)).plan.quantized
 
 
+def test_fewer_bits_never_help() -> None:
+    network, images = trained()
+    analysis: MixAnalysis = made(network, images).analysis
+    for own, loss in zip(analysis.choices.values(), analysis.losses, strict=True):
+        for family in own.names():
+            kind, _, dtype = family.partition(" ")
+            if dtype and kind != "whole":
+                assert (loss[own.of(family)] > loss[own.of(kind)]).all()
+
+
 @pytest.mark.parametrize("families", [("lowrank",), ("masked",), ("bits",), ("lowrank", "bits"), ("masked", "bits")])
 def test_all_families_are_no_worse_than_some(families: tuple[str, ...]) -> None:
     network, images = trained()
