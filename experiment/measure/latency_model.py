@@ -224,8 +224,13 @@ class LatencyModel:
 
 
 def _some(top: int) -> list[int]:
-    """The ranks up to `top` at which factors are measured: powers of two and the last."""
-    return sorted({*(2**i for i in range(top.bit_length())), top})
+    """The ranks up to `top` at which factors are measured: the ends of both halves between powers of two.
+
+    Kernels work in blocks: 17 channels may take as long as 32.
+    """
+    halves = [(2 << i, 1 << i) for i in range(top.bit_length())]
+    ends = {1, 2, *(end for low, half in halves for end in (low + 1, low + half, low + half + 1, low + 2 * half))}
+    return sorted({top, *(rank for rank in ends if rank < top)})
 
 
 def _key(layer: Leaf | Operation, widths: tuple[int, ...]) -> str:

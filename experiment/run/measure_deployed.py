@@ -3,7 +3,8 @@
 Networks are measured one at a time after all training, because other work on the machine would distort latencies.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -49,49 +50,40 @@ def measure_deployed(
         return _export(plan, finished, datasets, say, retry=retry_failed) or measured
 
 
+def _wanted(plan: ExperimentPlan, finished: Mapping[str, Path], what: str) -> dict[str, tuple[Parameters, set[int]]]:
+    """Key -> parameters and batch sizes: several variants may share a network and request different batches."""
+    settings, found = requested(plan, what), dict[str, tuple[Parameters, set[int]]]()
+    variants = {variant.name: variant.parameters for variant in plan.file.variants}
+    for cell in plan.cells:
+        if cell.key in finished and cell.variant in settings:
+            _, batches = found.setdefault(cell.key, (variants[cell.variant], set()))
+            batches.update(settings[cell.variant].latency_batches)
+    return found
+
+
 def _measure_latency(plan: ExperimentPlan, finished: Mapping[str, Path], datasets: Path, say: Say) -> bool:
     """Make the missing measurements, and repeat latencies of other machines, which are not comparable."""
-    here, settings = device_in_words(plan.machine), requested(plan, "latency")
-    variants = {variant.name: variant.parameters for variant in plan.file.variants}
-    batches: dict[str, set[int]] = {}
-    parameters: dict[str, Parameters] = {}
-    for cell in plan.cells:  # several variants may share a network and request different batches
-        if cell.key in finished and cell.variant in settings:
-            batches.setdefault(cell.key, set()).update(settings[cell.variant].latency_batches)
-            parameters[cell.key] = variants[cell.variant]
-    devices = {}  # of the cells whose measurement is complete
-    for key in batches:
+    here, wanted, devices = device_in_words(plan.machine), _wanted(plan, finished, "latency"), dict[str, str]()
+    for key, (p, batches) in wanted.items():
         found = read_measurement(finished[key] / LATENCY)
-        if (
-            found
-            and found["threads"] == parameters[key].threads
-            and {row["batch"] for row in found["batches"]} >= batches[key]
-        ):
+        if found and found["threads"] == p.threads and {row["batch"] for row in found["batches"]} >= batches:
             devices[key] = found["device"]
-    if len(devices) == len(batches) and len(set(devices.values())) <= 1:
+    if len(devices) == len(wanted) and len(set(devices.values())) <= 1:
         return False
-    missing = [key for key in batches if devices.get(key) != here]
+    missing = [key for key in wanted if devices.get(key) != here]
     say(f"measuring the latency of {plural(len(missing), 'network')}, one at a time, on {here}")
 
     def latency_of(key: str) -> dict[str, Any]:
-        p = parameters[key]
-        rows = _latencies(finished[key], sorted(batches[key]), p, plan, datasets)
+        from experiment.measure import measure_latency
+
+        p, batches = wanted[key]
+        network, inputs = _deployed(finished[key], p, plan, datasets)
+        rows = [asdict(measure_latency(network, inputs, batch, p.threads)) for batch in sorted(batches)]
         return {"device": here, "threads": p.threads, "batches": rows}
 
     for key in missing:
         _measure(finished[key] / LATENCY, lambda key=key: latency_of(key), say)  # type: ignore[misc]
     return bool(missing)
-
-
-def _latencies(
-    folder: Path, batches: Sequence[int], p: Parameters, plan: ExperimentPlan, datasets: Path
-) -> list[dict[str, Any]]:
-    from dataclasses import asdict
-
-    from experiment.measure import measure_latency
-
-    network, inputs = _deployed(folder, p, plan, datasets)
-    return [asdict(measure_latency(network, inputs, batch, p.threads)) for batch in batches]
 
 
 def _deployed(folder: Path, p: Parameters, plan: ExperimentPlan, datasets: Path) -> tuple[Any, Any]:
@@ -106,22 +98,18 @@ def _deployed(folder: Path, p: Parameters, plan: ExperimentPlan, datasets: Path)
 
 
 def _measure_memory(plan: ExperimentPlan, finished: Mapping[str, Path], datasets: Path, say: Say) -> bool:
-    settings = requested(plan, "memory")
-    variants = {variant.name: variant.parameters for variant in plan.file.variants}
-    missing: dict[Path, tuple[Parameters, set[int]]] = {}
-    for cell in plan.cells:
-        if cell.key in finished and cell.variant in settings:
-            folder, p = finished[cell.key], variants[cell.variant]
-            found = read_measurement(folder / MEMORY)
-            batches = set(p.experiments.latency_batches)
-            if found is None or not {row["batch"] for row in found["batches"]} >= batches:
-                missing.setdefault(folder, (p, set()))[1].update(batches)
+    missing = {}
+    for key, (p, batches) in _wanted(plan, finished, "memory").items():
+        found = read_measurement(finished[key] / MEMORY)
+        if found is None or not {row["batch"] for row in found["batches"]} >= batches:
+            missing[finished[key]] = (p, batches)
 
     def memory_of(folder: Path) -> dict[str, Any]:
         from experiment.measure import measure_memory
 
-        network, inputs = _deployed(folder, missing[folder][0], plan, datasets)
-        found = [measure_memory(network, inputs, batch) for batch in sorted(missing[folder][1])]
+        p, batches = missing[folder]
+        network, inputs = _deployed(folder, p, plan, datasets)
+        found = [measure_memory(network, inputs, batch) for batch in sorted(batches)]
         return {"weights": found[0].weights, "batches": [{"batch": m.batch, "peak": m.peak} for m in found]}
 
     for folder in missing:
@@ -181,9 +169,8 @@ def _measure_noise(plan: ExperimentPlan, finished: Mapping[str, Path], datasets:
 
 
 def _measure_bytes(plan: ExperimentPlan, finished: Mapping[str, Path], say: Say) -> bool:
-    settings = requested(plan, "bytes")
-    keys = dict.fromkeys(cell.key for cell in plan.cells if cell.key in finished and cell.variant in settings)
-    missing = [finished[key] for key in keys if read_measurement(finished[key] / BYTES) is None]
+    folders = [finished[key] for key in _wanted(plan, finished, "bytes")]
+    missing = [folder for folder in folders if read_measurement(folder / BYTES) is None]
     for folder in missing:
         _measure(folder / BYTES, lambda folder=folder: _sparse_bytes(folder, plan), say)  # type: ignore[misc]
     return bool(missing)
