@@ -116,7 +116,7 @@ def test_the_network_itself_is_predicted_exactly_and_a_layer_is_priced_like_its_
     info = trace_layers(network, x[:1])["head"]
     ranks = np.array([1, 2, 3, 4, 0])
     ones, whole = np.ones(5, np.int64), np.full(5, UNMASKED)
-    prices = model.price(info, network.head, Forms(ranks, ones, 0 * ones, whole, np.full(5, "")))
+    prices = model.price(info, network.head, Forms(ranks, ones, 0 * ones, whole, np.full(5, "")), "contiguous")
     assert (np.diff(prices[:-1]) >= 0).all()
     weights = [16 * r + 4 * r + 4 for r in (1, 2, 4)]
     inputs = [2 * 16 + 2 * r for r in (1, 2, 4)]

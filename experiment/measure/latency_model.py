@@ -168,36 +168,46 @@ class LatencyModel:
         """Milliseconds of the network itself, in the layout in which it is faster."""
         return min(own.ms for own in self.original)
 
-    def predict(self, network: nn.Module) -> float:
-        """Milliseconds of a compressed form of the network, in the layout in which it is faster."""
-        plain = bake_masks(network).eval()
-        return min(self._sum(own, *arranged_in(own.layout, plain, self.original[0].inputs)) for own in self.original)
+    @property
+    def layouts(self) -> list[Layout]:
+        """The layouts in which the network may be fast."""
+        return [own.layout for own in self.original]
+
+    def predict(self, network: nn.Module, layout: Layout | None = None) -> float:
+        """Milliseconds of a compressed form of the network, in this layout or in that in which it is faster."""
+        plain, x = bake_masks(network).eval(), self.original[0].inputs
+        possible = [own for own in self.original if layout in (None, own.layout)]
+        return min(self._sum(own, *arranged_in(own.layout, plain, x)) for own in possible)
 
     def _sum(self, own: Arranged, network: nn.Module, inputs: Inputs) -> float:
         whole = pieces(network, inputs)
         return max(self.table.sum(whole) + own.rest_ms * whole.touched, 1e-6)
 
-    def price(self, info: LayerInfo, layer: nn.Module, forms: Forms) -> Integers:
-        """Nanoseconds of a layer's forms: of their factors or, masked and rounded or not, of the layer itself."""
+    def price(self, info: LayerInfo, layer: nn.Module, forms: Forms, layout: Layout) -> Integers:
+        """Nanoseconds of a layer's forms: of their factors or, masked and rounded or not, of the layer itself.
+
+        All layers of a network have the same layout, so prices in that in which each is faster would be too low.
+        """
+        own = next(own for own in self.original if own.layout == layout)
         ranks, groups, foldings = forms.ranks, forms.groups, forms.foldings
         found = np.zeros(len(forms))
         for k, folding in sorted({*zip(groups.tolist(), foldings.tolist(), strict=True)}):
             here = np.flatnonzero((groups == k) & (foldings == folding) & (ranks > 0))
             if len(here):
                 at = _some(int(ranks[here].max()))
-                times = [self._layer(info, layer, Factors(rank, k, folding)) for rank in at]
+                times = [self._layer(own, info, layer, Factors(rank, k, folding)) for rank in at]
                 found[here] = np.interp(ranks[here], at, np.maximum.accumulate(times))
-        found[ranks == 0] = self._layer(info, layer)
+        found[ranks == 0] = self._layer(own, info, layer)
         return np.maximum(1, np.round(found * 1e6)).astype(np.int64)
 
-    def _layer(self, info: LayerInfo, layer: nn.Module, factors: Factors | None = None) -> float:
+    def _layer(self, own: Arranged, info: LayerInfo, layer: nn.Module, factors: Factors | None = None) -> float:
         """Milliseconds of all calls of a layer, or of its factors."""
-        key = f"{info.kind} {info.in_features} {info.input_grids} {layer} {factors}"
+        key = f"{own.layout} {info.kind} {info.in_features} {info.input_grids} {layer} {factors}"
         if key not in self.layers:
-            self.layers[key] = self._calls(info, layer if factors is None else make_layer(layer, factors))
+            self.layers[key] = self._calls(own, info, layer if factors is None else make_layer(layer, factors))
         return self.layers[key]
 
-    def _calls(self, info: LayerInfo, module: nn.Module) -> float:
+    def _calls(self, own: Arranged, info: LayerInfo, module: nn.Module) -> float:
         """Milliseconds of all calls of a module in the place of a layer."""
         inputs = self.original[0].inputs
         total, batch, device = 0.0, batch_size(inputs), device_of(inputs)
@@ -207,8 +217,8 @@ class LatencyModel:
                 x: Tensor = torch.zeros(batch, grid[0], dtype=torch.int64, device=device)
             else:
                 x = torch.zeros(shape, device=device)
-            possible = self.original if len(shape) == 4 else self.original[:1]
-            total += min(self._sum(own, *arranged_in(own.layout, module.to(device), x)) for own in possible)
+            layout: Layout = own.layout if len(shape) == 4 else "contiguous"
+            total += self._sum(own, *arranged_in(layout, module.to(device), x))
         return total
 
     def measure(self, network: nn.Module) -> float:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from experiment.config.schema.budget import Budget as BudgetBlock
 from experiment.errors import InfeasibleBudget
 from experiment.layers.build import build
 from experiment.layers.plan import Plan, State
 from experiment.measure import Count, count_bytes
+from experiment.measure.latency import Layout
 from experiment.measure.storage import form_bytes, shape_bytes
 from experiment.methods.base import Amount, Compressed, Compressor, Priced, Quantity, keep_ratio
 from experiment.methods.meter import Meter
@@ -23,7 +25,7 @@ from experiment.progress import working
 SMALLEST, STEP = 2e-3, 0.7  # the search tries 1, STEP, STEP^2, ... of the parameters or FLOPs, down to SMALLEST
 FINE = 1.005  # the ratio of two shares at which it ends
 FAR_BELOW = 0.5  # of what is allowed; smaller networks are reported
-TIGHTER, MARGIN = 6, 0.99  # plans under a lower and lower price, before smaller networks are looked for
+TIGHTER, MARGIN, FULL = 6, 0.99, 0.98  # plans whose layers are allowed less than the network; what counts as used up
 TRIES = 5  # networks that are built and measured for one limit on latency
 SHAPED = ("latency", "memory")  # quantities that depend on the shapes of layers alone
 CLOSE = 0.95  # of the limit on latency: closer than this, no further network is tried
@@ -82,27 +84,27 @@ class _Search:
     Attributes:
         least, last: values of the network that comes closest to the limits, and of the last one.
         floor: the smallest share of the parameters or FLOPs that the method has.
-        masked: no plan so far changes the shape of a layer.
+        masked, reshaped: no plan so far changes the shape of a layer; the last one does.
         shapes: plans keep a share of the bytes in memory, too, since the method masks weights instead.
     """
 
     def __init__(self, compressor: Compressor, limits: Mapping[str, float], meter: Meter) -> None:
         self.compressor, self.limits, self.meter = compressor, limits, meter
         self.proxy: Quantity = "flops" if {"flops", "latency", "memory"} & limits.keys() else "parameters"
-        self._stored, self._taken, self._shaped = _once(_stored), _once(self._nanoseconds), _once(_in_memory)
-        self.priced = self._prices()
+        self._stored, self._shaped = _once(_stored), _once(_in_memory)
+        self._taken = {layout: _once(partial(self._nanoseconds, layout)) for layout in self._layouts}
+        self.priced = self._prices(self._layouts[0])
         self.least, self.last = dict[str, float](), dict[str, float]()
-        self.floor, self.masked, self.shapes = SMALLEST, True, False
+        self.floor, self.masked, self.reshaped, self.shapes = SMALLEST, True, False, False
 
     def largest(self) -> Found:
         """The plan with its predicted values.
 
         Raises: InfeasibleBudget: there is none.
         """
-        found, share, larger = self.attempt(1.0, self.priced), 1.0, 1.0
+        found, share, larger = self._under_prices(), 1.0, 1.0
         if found is None and self._fixed():
             raise self._infeasible()
-        found = found or self._under_lower_prices()
         while found is None:
             if share == self.floor or self.floor >= 1:
                 raise self._infeasible(masked=self.masked and self._only_shapes_matter())
@@ -125,37 +127,61 @@ class _Search:
                 raise self._too_expensive(error) from error
             self.floor = max(self.floor, error.smallest / error.original)
             return None
-        self.masked = self.masked and not (plan.factors or plan.kept or plan.skipped or plan.branches)
+        self.reshaped = bool(plan.factors or plan.kept or plan.skipped or plan.branches)
+        self.masked = self.masked and not self.reshaped
         self.last = self.meter.predicted(build(self.compressor.state.network, plan))
         self.shapes |= bool(plan.masks) and self.last.get("memory", 0) > self.limits.get("memory", math.inf)
         self.least = min(self.least or self.last, self.last, key=lambda own: _worst(own, self.limits))
         return (plan, self.last) if all(self.last[name] <= limit for name, limit in self.limits.items()) else None
 
-    def _under_lower_prices(self) -> Found | None:
-        """The plan whose layers take so much less than the limit that the network holds it: layers are not all."""
-        tight, found, limit = 1.0, None, self.limits.get("latency", math.inf)
-        for _ in range(TIGHTER):
-            if found or self.last.get("latency", 0) <= limit:
-                break
-            tight *= MARGIN * limit / self.last["latency"]
-            try:
-                found = self.attempt(1.0, self._prices(tight))
-            except InfeasibleBudget:  # too tight
-                break
-        return found
+    @property
+    def _layouts(self) -> list[Layout]:
+        return self.meter.latency.layouts if "latency" in self.limits else ["contiguous"]
 
-    def _prices(self, tight: float = 1.0) -> tuple[Priced, ...]:
+    def _under_prices(self) -> Found | None:
+        """The largest plan whose layers hold the limits, in the better of the memory layouts."""
+        found, errors = list[Found](), list[InfeasibleBudget]()
+        for layout in self._layouts:
+            try:
+                found += [plan for plan in [self._in_layout(layout)] if plan]
+            except InfeasibleBudget as error:
+                errors.append(error)
+        if len(errors) == len(self._layouts):
+            raise min(errors, key=lambda error: error.smallest)
+        return max(found, key=lambda found: found[0].parameters or 0, default=None)
+
+    def _in_layout(self, layout: Layout) -> Found | None:
+        """The plan whose layers take just so much less than the limit that the network holds it: layers are not all."""
+        limit, best, tight, low, high = self.limits.get("latency", math.inf), None, 1.0, 0.0, 1.0
+        for _ in range(TIGHTER):
+            try:
+                found = self.attempt(1.0, self._prices(layout, tight))
+            except InfeasibleBudget:  # too tight
+                if tight == 1:
+                    raise
+                break
+            taken = self.last.get("latency", 0)
+            if found:
+                best, low = found, tight
+            if (found and (tight == 1 or taken >= FULL * limit)) or (not found and taken <= limit) or not self.reshaped:
+                break  # used up; other limits do not hold; the method takes no prices
+            high = high if found else tight
+            tight = (low + high) / 2 if low else tight * MARGIN * limit / taken
+        return best
+
+    def _prices(self, layout: Layout, tight: float = 1.0) -> tuple[Priced, ...]:
         """The limits on bytes and latency as those on the sum of what layers cost, latency in nanoseconds.
 
         Args:
+            layout: in which layers take their time.
             tight: the share of the latency that is allowed.
         """
         found = []
         if "bytes" in self.limits:
             found.append(Priced("bytes", form_bytes, self._stored, math.floor(self.limits["bytes"]), by_weight=True))
         if "latency" in self.limits:
-            limit = _ns(tight * self.limits["latency"] / self.meter.correction)
-            found.append(Priced("latency", self.meter.latency.price, self._taken, limit))
+            limit, price = _ns(tight * self.limits["latency"] / self.meter.correction), self.meter.latency.price
+            found.append(Priced("latency", partial(price, layout=layout), self._taken[layout], limit))
         return tuple(found)
 
     def _share_of_shapes(self, share: float) -> Priced:
@@ -163,9 +189,9 @@ class _Search:
             "weights in memory", shape_bytes, self._shaped, math.floor(share * self._shaped(self.compressor.state))
         )
 
-    def _nanoseconds(self, state: State) -> int:
+    def _nanoseconds(self, layout: Layout, state: State) -> int:
         """The predicted latency of a state."""
-        return _ns(self.meter.latency.predict(build(state.network, _support(state))))
+        return _ns(self.meter.latency.predict(build(state.network, _support(state)), layout))
 
     def _fixed(self) -> bool:
         """Whether the method's settings fix the size of its networks."""

@@ -13,6 +13,7 @@ from experiment.layers.masks import bake_masks
 from experiment.layers.plan import State
 from experiment.measure import count, count_bytes
 from experiment.measure.forward_pieces import Leaf, Operation
+from experiment.measure.latency import Layout
 from experiment.measure.latency_model import Arranged, LatencyModel, LatencyTable
 from experiment.measure.memory import peak_memory
 from experiment.methods.base import Calibration, Compressor, make_method
@@ -230,10 +231,10 @@ def test_a_limit_that_the_sum_of_layers_holds_alone_is_met_at_lower_prices(
 ) -> None:
     predict = LatencyModel.predict
 
-    def slower(model: LatencyModel, network: nn.Module) -> float:
+    def slower(model: LatencyModel, network: nn.Module, layout: Layout | None = None) -> float:
         """With 5 % more for every pair of factors, which no price tells."""
         pairs = sum(hasattr(module, "encoder") for module in network.modules())
-        return (1 + 0.05 * pairs) * predict(model, network)
+        return (1 + 0.05 * pairs) * predict(model, network, layout)
 
     monkeypatch.setattr(LatencyModel, "predict", slower)
     made, budget = made_of("Mix"), Budget.read({"latency": share})
