@@ -84,6 +84,7 @@ class _Search:
     Attributes:
         least, last: values of the network that comes closest to the limits, and of the last one.
         floor: the smallest share of the parameters or FLOPs that the method has.
+        priced: the limits on what layers cost, in a layout in which these can be met.
         masked, reshaped: no plan so far changes the shape of a layer; the last one does.
         shapes: plans keep a share of the bytes in memory, too, since the method masks weights instead.
     """
@@ -143,9 +144,12 @@ class _Search:
         found, errors = list[Found](), list[InfeasibleBudget]()
         for layout in self._layouts:
             try:
-                found += [plan for plan in [self._in_layout(layout)] if plan]
+                best = self._in_layout(layout)
             except InfeasibleBudget as error:
                 errors.append(error)
+                continue
+            self.priced = self._prices(layout)
+            found += [best] if best else []
         if len(errors) == len(self._layouts):
             raise min(errors, key=lambda error: error.smallest)
         return max(found, key=lambda found: found[0].parameters or 0, default=None)
