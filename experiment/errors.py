@@ -71,6 +71,9 @@ class InfeasibleBudget(CompressionError):
         self.reason = reason
         why = f"{reason[0].upper()}{reason[1:]} A " if reason else ""
         message = f"{why}budget of {in_words(limit, quantity)} cannot be met:"
+        if quantity == "latency":  # rounded up, too
+            step = 10 ** max(0, len(str(smallest)) - 4)
+            smallest = -(-smallest // step) * step
         keep = -(-smallest * 10_000 // original) / 10_000  # rounded up, so that it can be met
         if smallest >= original:
             grew = smallest > original and quantity in ("parameters", "flops")
@@ -102,11 +105,11 @@ def _infeasible(limit: int, smallest: int, original: int, quantity: str, reason:
 
 
 def in_words(amount: float, quantity: str, *, short: bool = False) -> str:
-    """An amount of a quantity: `62,006 parameters`, `400.0 kB`, `12.30 ms`."""
+    """An amount of a quantity: `62,006 parameters`, `400 kB`, `5.432 kB`, `12.3 ms`; bytes exactly."""
     if quantity == "latency":
         return f"{amount / 1e6:.4g} ms"
     if quantity in ("bytes", "memory"):
-        size = f"{amount / 1e3:,.1f} kB" if amount >= 100 else f"{amount:,.0f} bytes"
+        size = f"{amount / 1e3:,.3f}".rstrip("0").rstrip(".") + " kB" if amount >= 100 else f"{amount:,.0f} bytes"
         return size + (" of memory" if quantity == "memory" and not short else "")
     return f"{amount:,}" if short else f"{amount:,} {quantity}"
 

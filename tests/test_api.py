@@ -66,6 +66,7 @@ def test_compress_leaves_the_network_as_it_was_and_keeps_the_budget(
     assert all(torch.equal(before[name], value) for name, value in own.state_dict().items())
     assert result.network(x).shape == (2, 4)
     assert result.parameters < sum(p.numel() for p in own.parameters())
+    assert result.amounts[budget].measured <= result.amounts[budget].limit
     if budget == "parameters":
         assert result.keep_parameters <= 0.6
     assert {"layer", "kind", "parameters_before", "parameters", "flops_before", "flops"} <= set(result.layers.columns)
@@ -83,6 +84,20 @@ def test_a_saved_network_of_the_users_own_comes_back(own: Own, x: Tensor, method
     assert torch.equal(loaded(x), result.network.eval()(x))
     with pytest.raises(StoreError, match="network=net"):
         load_network(tmp_path / "own.pt")
+
+
+def test_tensors_made_in_inference_mode(x: Tensor) -> None:
+    with torch.inference_mode():
+        network = Own()
+    assert compress(network, "FT", keep=0.6, example=x).keep_parameters <= 0.6
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_keep_ratios_may_be_left_out_where_the_budget_says_enough(own: Own, x: Tensor) -> None:
+    (result,) = compress_many(own, "FT", budget={"bytes": 0.5}, example=x)
+    assert result.amounts["bytes"].measured <= result.amounts["bytes"].limit
+    with pytest.raises(ConfigError, match="FT needs keep, .* or a share or amount in budget"):
+        compress_many(own, "FT", budget="bytes", example=x)
 
 
 def test_many_keep_ratios_shrink_in_turn(own: Own, x: Tensor) -> None:

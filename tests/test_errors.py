@@ -56,6 +56,15 @@ def test_infeasible_budget_says_what_would_do() -> None:
     assert "125,000 (keep ratio 0.1250)" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("quantity", "smallest", "named"),
+    [("bytes", 5_432, "5.432 kB"), ("memory", 1_234_001, "1,234.001 kB"), ("latency", 1_234_561, "1.235 ms")],
+)
+def test_the_named_amount_is_reachable(quantity: str, smallest: int, named: str) -> None:
+    error = InfeasibleBudget(limit=10, smallest=smallest, original=10**8, quantity=quantity)
+    assert f"has {named} (" in str(error)
+
+
 def test_the_named_keep_ratio_is_reachable() -> None:
     """Whoever asks for the keep ratio that the text names must not be refused again."""
     error = InfeasibleBudget(limit=1, smallest=12_344, original=100_000, quantity="parameters")

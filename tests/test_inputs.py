@@ -146,6 +146,18 @@ def test_calibration_data_in_every_form() -> None:
         assert found.targets is None or torch.equal(found.targets, y) or torch.equal(found.targets[:, 0], y)
 
 
+def test_a_tuple_in_the_form_of_the_example_is_inputs() -> None:
+    image, y = torch.ones(4, 2), torch.ones(4, 3)
+    for data, example, inputs in (
+        ((image, y), (image[:1], y[:1]), (image, y)),
+        ((image, y), image[:1], image),
+        (((image, y), y), (image[:1], y[:1]), (image, y)),
+    ):
+        found = calibration_of(data, example)  # type: ignore[arg-type]
+        assert found is not None
+        torch.testing.assert_close(found.inputs, inputs)
+
+
 def test_calibration_data_without_a_token_or_a_sample_are_refused() -> None:
     ids = torch.ones(2, 3, dtype=torch.int64)
     with pytest.raises(CompressionError, match="data: expected tokens that count. Got 0 everywhere"):

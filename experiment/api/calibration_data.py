@@ -28,8 +28,10 @@ _DATA = (
 )
 
 
-def calibration_of(data: Iterable[Any] | Inputs | None) -> Calibration | None:
+def calibration_of(data: Iterable[Any] | Inputs | None, example: Inputs | None = None) -> Calibration | None:
     """Calibration data in one of the forms that `compress` accepts.
+
+    A tuple of as many tensors as the example has is inputs, as the example is.
 
     A dictionary, such as a tokenizer's output, holds inputs by keyword; its `labels` are the targets.
 
@@ -37,6 +39,8 @@ def calibration_of(data: Iterable[Any] | Inputs | None) -> Calibration | None:
     """
     if data is None:
         return None
+    if isinstance(example, tuple) and isinstance(data, tuple) and same_form(data, example):
+        return _checked(data)
     if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         batches_of_one_kind = data[0].dim() > 1 and data[0].shape[1:] == data[1].shape[1:]
         if isinstance(data, tuple) and not data[1].is_floating_point():  # of tokens, say, and the next ones

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +59,7 @@ class CompressionResult:
         parameters_before, flops_before: of the original.
         plan: what the method decided, as plain data.
         method: the method's label.
-        amounts: quantity -> limit, predicted and measured value (latency in milliseconds), where anything but
-            parameters or FLOPs alone is limited.
+        amounts: quantity -> limit, predicted and measured value (latency in milliseconds) of what the budget limits.
     """
 
     network: nn.Module
@@ -179,7 +178,7 @@ def compress_many(
     others = take(example, slice(1, None)) if batch_size(example) > 1 else None
     state = State(whole.network, first(example), whole.masks, samples=others, unfused=whole.unfused)
     original = _count_original(state)
-    calibration = calibration_of(data)
+    calibration = calibration_of(data, example)
     if calibration is not None:
         forward_of("data", state.network, moved_like(first(calibration.inputs), example))
 
@@ -197,6 +196,8 @@ def compress_many(
             rest = compressed.out_of_reach
             if not i and (told := rest.told(entry.kind)):  # an error has the same text
                 log.warning("%s: %s", entry.label, told + rest.rest(ratios if limited.counted == "parameters" else ()))
+            if keep is not None and limited.counted and not spec.fixed_size:
+                compressed = replace(compressed, amounts=_counted(limited.counted, keep, original, compressed.count))
             result = result_of(entry.label, original, compressed)
             if keep is not None and not spec.fixed_size and (text := shortfall(keep, compressed, original, limited)):
                 warnings.warn(f"{entry.label}: {text}.", stacklevel=2)
@@ -213,6 +214,12 @@ def _merged(settings: object, more: Mapping[str, Any]) -> dict[str, Any]:
     if twice := [name for name in settings if name in more]:
         raise ConfigError(f"{twice[0]}: is given both in `settings` and as a keyword. Remove one of them.")
     return {**settings, **more}
+
+
+def _counted(name: Literal["parameters", "flops"], keep: float, original: Count, found: Count) -> dict[str, Amount]:
+    """The amounts of a budget that is met by the plan alone."""
+    value = found.parameters if name == "parameters" else found.flops_unmasked
+    return {name: Amount(keep * getattr(original, name), value, value)}
 
 
 def _millions(flops: int) -> str:
@@ -325,6 +332,7 @@ def _check_call(net: object, method: object, keeps: object, example: object) -> 
 def _check_keeps(label: str, keeps: Sequence[float | None], *, fixed: bool, complete: bool) -> None:
     """Raises: ConfigError: a keep ratio is missing or has no effect."""
     if not fixed and not complete and None in keeps:
-        raise ConfigError(f"{label} needs keep, the share to keep, in (0, 1]: compress(net, {label!r}, keep=0.5, ...).")
+        call = f"compress(net, {label!r}, keep=0.5, ...)"
+        raise ConfigError(f"{label} needs keep, the share to keep, in (0, 1]: {call}, or a share or amount in budget.")
     if fixed and any(keep is not None and keep_ratio(keep) != 1 for keep in keeps):
         raise ConfigError(f"keep has no effect: the settings of {label} determine the size. Omit it.")

@@ -15,6 +15,7 @@ Kind = Literal["missing", "unknown", "value"]
 MAX_NODES = 100_000  # a file that aliases or includes expand beyond this is a mistake or an attack
 
 # Key whose value determines the meaning of a neighboring mapping: Adam's arguments are not merged into SGD's.
+WHOLE = frozenset({"budget"})  # limits that are not named again do not hold
 CHOSEN_BY = {"optimizerKwargs": "optimizer", "lossKwargs": "loss", "settings": "name"}
 
 
@@ -76,13 +77,13 @@ def merge(base: Node, top: Node) -> Node:
     """`top` on `base`: mappings are merged deeply, everything else is replaced.
 
     Arguments are replaced as a whole if `top` also changes what they belong to: the `optimizerKwargs` of a new
-    `optimizer` are not merged into those of the old one.
+    `optimizer` are not merged into those of the old one. A budget is always replaced as a whole.
     """
     if not (isinstance(base.value, dict) and isinstance(top.value, dict)):
         return top
     merged = dict(base.value)
     for key, child in top.value.items():
-        replaces = key not in merged or _chooses_anew(key, base.value, top.value)
+        replaces = key not in merged or key in WHOLE or _chooses_anew(key, base.value, top.value)
         merged[key] = child if replaces else merge(merged[key], child)
     return Node(merged, top.place)
 

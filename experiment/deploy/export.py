@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from experiment.deploy.formats import Format
+from experiment.deploy.formats import UNFINISHED, Format
 from experiment.deploy.program import Deployed
 from experiment.errors import CompressionError, ExperimentError, shortened
 from experiment.files import make_folder, writing_to
@@ -29,7 +29,7 @@ def write_exported(network: Deployed, format_: Format, path: Path) -> list[Path]
         raise CompressionError(f"{format_.name}: needs calibration inputs, by which the scales of int8 are chosen.")
     write: Any = resolve(format_.write)
     make_folder(path.parent)
-    with writing_to(path), TemporaryDirectory(prefix=".exporting-", dir=path.parent) as folder:
+    with writing_to(path), TemporaryDirectory(prefix=UNFINISHED, dir=path.parent) as folder:
         try:
             with _quiet():
                 write(network, Path(folder) / path.name)

@@ -10,6 +10,7 @@ from pathlib import PurePath
 from experiment.errors import ConfigError
 from experiment.registry import suggestion
 
+UNFINISHED = ".exporting-"  # the start of the names of folders with files that are not whole yet
 WRITERS, RUNTIMES = "experiment.deploy.writers", "experiment.deploy.runtimes"
 
 
@@ -49,7 +50,8 @@ class Format:
     @property
     def advice(self) -> str:
         """What is missing, and how to install it."""
-        return f"{self.name} needs {self.missing}, which is not installed: python -m pip install '{self.install}'."
+        how = f"python -m pip install '{self.install}'"
+        return f"{self.name} needs the package {self.missing}, which is not installed: {how}."
 
 
 _ONNX, _TORCHAO = ("onnx", "onnxscript", "onnxruntime"), ("torchao",)

@@ -58,7 +58,8 @@ class Deployed:
     def onnx(self) -> Any:
         """The program of torch's ONNX exporter."""
         named = batches_of(self.example, "batch")  # the name in the file; torch's own are s31, s77
-        return torch.onnx.export(self.program, dynamo=True, verbose=False, dynamic_shapes=named)
+        output = ["output"] if isinstance(self.output, Tensor) else None
+        return torch.onnx.export(self.program, dynamo=True, verbose=False, dynamic_shapes=named, output_names=output)
 
 
 def deployed(network: nn.Module, example: Inputs, **more: Any) -> Deployed:

@@ -7,6 +7,7 @@
 | weight_norm, spectral_norm (both kinds), other parametrizations, rounded weights | computed once, in eval mode |
 | `nn.MultiheadAttention` and other fused modules | replaced by plain layers (`experiment.layers.unfused`) |
 | `torch.fx` graphs of modules | unchanged |
+| tensors made in `torch.inference_mode` | copied into ordinary ones |
 | lazy or quantized layers, FSDP and fully_shard, TorchScript, graphs of operators | an error that says what to do |
 """
 
@@ -74,6 +75,8 @@ def with_parameters(network: nn.Module) -> Prepared:
     """
     network = unwrapped(network)
     check_kind(network)
+    if any(p.is_inference() for p in network.parameters()):  # such tensors never require gradients
+        network = copied(network)
     if not any(True for _ in _computed(network)):
         return Prepared(network, {})
     plain = copied(network)

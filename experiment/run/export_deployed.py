@@ -6,6 +6,7 @@ requested later. Networks are exported one at a time after all training.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from experiment.config import Parameters
-from experiment.deploy.formats import FORMATS, Format
+from experiment.deploy.formats import FORMATS, UNFINISHED, Format
 from experiment.errors import CannotWrite, ExperimentError, RuntimeFailed, first_line
 from experiment.escaping import json_text
 from experiment.files import write_whole
@@ -119,6 +120,8 @@ class Exporter:
 
         Raises: StoreError, DataError: its file is damaged, or the data are missing.
         """
+        for left in (wanted.folder / FOLDER).glob(f"{UNFINISHED}*"):  # of a run that was killed
+            shutil.rmtree(left)
         form = self._deployed(wanted)
         found = read_measurement(wanted.folder / EXPORT) or {"formats": {}}
         with TemporaryDirectory() as folder:

@@ -38,7 +38,7 @@ def test_forms(given: object, limits: tuple[Limit, ...], key: object) -> None:
         ("size", "budget.size: unknown quantity. Known: parameters, flops, bytes, latency, memory, batch."),
         ({"latencey": 0.5}, "Did you mean 'latency'?"),
         (3, "budget: must be a quantity, a list of quantities, or a mapping"),
-        ({"latency": 0.5, "batch": 0}, "budget.batch: must be a whole number, at least 1. Got 0."),
+        ({"latency": 0.5, "batch": 0}, "budget.batch: must be a whole number, 1 to 65536. Got 0."),
         ({"bytes": True}, "budget.bytes: must be a share in (0, 1], or an amount"),
         ({}, "must name a quantity: parameters, flops, bytes, latency, memory"),
         ({"latency": 12}, "budget.latency: must be a share in (0, 1], or an amount with its unit (us, µs, ms, s)"),

@@ -86,6 +86,14 @@ def test_an_include_within_a_block_holds_that_block(write: Write, good: str) -> 
     assert (p.retraining.num_epochs, p.retraining.start_epoch) == (3, 1)
 
 
+def test_a_budget_replaces_that_of_an_include(write: Write, good: str) -> None:
+    base = "experiments: {budget: {bytes: 0.5, latency: 0.5, batch: 16}}"
+    write({"good.yaml": good, "base.yaml": f"file: good.yaml\n{base}\n"})
+    write({"top.yaml": "file: base.yaml\nexperiments: {budget: {bytes: 20 kB}}\n"})
+    assert [limit.quantity for limit in load("base.yaml").parameters.experiments.budget.limits] == ["bytes", "latency"]
+    assert [limit.quantity for limit in load("top.yaml").parameters.experiments.budget.limits] == ["bytes"]
+
+
 def test_other_arguments_come_with_another_optimizer(write: Write, good: str) -> None:
     adam = "training: {optimizer: Adam, optimizerKwargs: {lr: 0.001}}"
     same = "training: {optimizer: SGD, optimizerKwargs: {lr: 0.001}}"

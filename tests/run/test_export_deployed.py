@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from experiment.deploy.formats import FORMATS, Format
+from experiment.deploy.formats import FORMATS, UNFINISHED, Format
 from experiment.deploy.runtime_process import RuntimeProcess
 from experiment.main import main
 from experiment.run.disk.results_table import COLUMNS
@@ -65,7 +65,7 @@ def test_files_are_made_later_too_and_once(
     assert (frame["memory_weights"] == 4 * 266_610).all()  # masks are baked in
     assert (frame["memory_b3"] - frame["memory_b1"] == 2 * 4 * (784 + 300 + 300)).all()  # inputs, hidden, ReLU
     assert frame["error_openvino"].str.contains("no operator Foo").all()
-    assert frame["error_executorch"].str.contains("no_such_runtime, which is not installed").all()
+    assert frame["error_executorch"].str.contains("needs the package no_such_runtime, which is not installed").all()
     assert frame[["error_safetensors", "top1_openvino", "latency_executorch_b1"]].isna().all(axis=None)
     for cell in (in_tmp / "data/results/small/cells").iterdir():
         files = json.loads((cell / "export.json").read_text())["formats"]["safetensors"]["files"]
@@ -75,7 +75,10 @@ def test_files_are_made_later_too_and_once(
     assert "exporting" not in capsys.readouterr().err  # all are there, or were refused
     damaged = next(in_tmp.glob("data/results/small/cells/WT-*/export/network.safetensors"))
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    (left := damaged.parent / f"{UNFINISHED}abc").mkdir()  # as if killed
+    (left / "network.safetensors").write_bytes(b"")
     monkeypatch.setitem(FORMATS, "executorch", FORMATS["openvino"])  # type: ignore[arg-type]  # as if installed
     assert main([path, "-j", "1"]) == 0
     assert "exporting 3 networks to executorch, safetensors" in capsys.readouterr().err
+    assert not left.exists()
     assert (table(in_tmp)["top1_safetensors"] == frame["top1"]).all()

@@ -23,6 +23,7 @@ UNITS: dict[Quantity, dict[str, float]] = {  # in elements, multiply-adds, bytes
     "latency": {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3},
     "memory": _STORED,
 }
+MOST_SAMPLES = 65_536  # in one forward pass
 _AMOUNT = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([a-zA-Zµ]*)\s*")
 
 
@@ -36,7 +37,7 @@ class Limit:
 
 
 def _told(fault: ErrorDetails) -> str:
-    place, known = ".".join(("budget", *map(str, fault["loc"][:1]))), (*UNITS, "batch")
+    place, known = ".".join(("budget", *(str(key) or "''" for key in fault["loc"][:1]))), (*UNITS, "batch")
     if fault["type"] == CONFLICT:
         return f"{place}: {fault['ctx']['text']}"
     if fault["type"] == "extra_forbidden":
@@ -44,7 +45,9 @@ def _told(fault: ErrorDetails) -> str:
         return f"{place}: unknown quantity. Known: {', '.join(known)}.{suggestion(key, known)}"
     expected = "a quantity, a list of quantities, or a mapping from quantities to shares and amounts"
     if fault["loc"]:
-        expected = "a whole number, at least 1" if place == "budget.batch" else "a share in (0, 1], or an amount"
+        expected = (
+            f"a whole number, 1 to {MOST_SAMPLES}" if place == "budget.batch" else "a share in (0, 1], or an amount"
+        )
     return f"{place}: must be {expected}. Got {fault['input']!r}."
 
 
@@ -88,7 +91,7 @@ class Budget(Block):
     """Time of a forward pass on this device, measured: 0.5, 12 ms."""
     memory: Amount = None
     """Peak bytes of a forward pass, parameters included: 0.5, 20 MB."""
-    batch: Annotated[Whole, Field(ge=1)] = 1
+    batch: Annotated[Whole, Field(ge=1, le=MOST_SAMPLES)] = 1
     """Samples per forward pass, for latency and memory."""
 
     @model_validator(mode="before")

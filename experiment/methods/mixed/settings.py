@@ -39,6 +39,8 @@ class MixSettings(SelectorSettings):
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Settings that have no effect beside the others, each with the reason."""
+        if "bits" not in self.families and self.bits != ("int8", "int4"):
+            yield "bits", "has no effect without the family bits. Add it to families, or remove this."
         if "bits" not in self.families and self.group_size is not None:
             yield "group_size", "has no effect without the family bits. Add it to families, or remove this."
         if "lowrank" not in self.families and self.foldings != (0,):

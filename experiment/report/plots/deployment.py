@@ -45,7 +45,9 @@ def plot_deployment(
     figure, (axes,) = new_figure(1)
     colors = {label: look.color for label, look in styles.looks(labels_of(chosen)).items()}
     front = pareto_front(table, cost, metric.better)
-    axes.step(scale * front[cost], metric.scale * front[FIGURE], where="post", color="#999999", linewidth=1, zorder=1)
+    costs, figures = [*front[cost], table[cost].max()], [*front[FIGURE], front[FIGURE].iloc[-1]]
+    steps = [scale * x for x in costs], [metric.scale * y for y in figures]
+    axes.step(*steps, where="post", color="#999999", linewidth=1, zorder=1)
     table = table[table[cost].notna()]
     for (label, runtime), points in table.groupby(["label", "runtime"], sort=False):
         color, size = (REFERENCE_COLOR, 7) if label == REFERENCE else (colors[str(label)], 5)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from experiment.deploy.formats import FORMATS
 from experiment.report.document import Block, Code, Items, Section, Table, Text
 from experiment.report.label_styles import LabelStyles
 from experiment.report.primary_metric import by_metric
@@ -128,11 +129,15 @@ def _with_method(frame: DataFrame, label: str) -> str:
 
 
 def what_failed(source: Source, styles: LabelStyles) -> Section:
-    """Failed cells and infeasible budgets, with the reasons."""
+    """Failed cells, infeasible budgets and networks that could not be exported, with the reasons."""
+    import pandas as pd
+
     bad = source.results[source.results["status"].isin(["failed", "infeasible"])]
+    refused = pd.concat([bad.iloc[:0], *_not_exported(source.results)])
+    bad = pd.concat([bad, refused]) if len(refused) else bad
     if bad.empty:
         return Section("What failed", [Text("Nothing failed, and all budgets were feasible.")])
-    reasons = bad["error"].where(bad["status"] == "failed", "")  # one row per label for all its infeasible budgets
+    reasons = bad["error"].where(bad["status"] != "infeasible", "")  # one row per label for all its infeasible budgets
     grouped = bad.assign(reason=reasons).groupby(["status", "variant", "label", "reason"], sort=False)
     rows = [_failure(cells, styles) for _, cells in grouped]
     header = ["Status", "Method", "Keep ratios", "Networks", "Reason"]
@@ -140,6 +145,16 @@ def what_failed(source: Source, styles: LabelStyles) -> Section:
     if len(rows) > MOST_REASONS:
         blocks.append(Text(f"{len(rows) - MOST_REASONS} more are listed in results.csv."))
     return Section("What failed or was infeasible", blocks)
+
+
+def _not_exported(results: DataFrame) -> Iterator[DataFrame]:
+    """For every format the finished networks of which there is no file, with the reason as their error."""
+    for name in FORMATS:
+        column = f"error_{name}"
+        if column in results:
+            refused = results[(results["status"] == "done") & (results[column].fillna("") != "")]
+            reasons = [f"{name}: {text.removeprefix(f'{name}: ')}" for text in refused[column].astype(str)]
+            yield refused.assign(status="not exported", error=reasons)
 
 
 def _failure(cells: DataFrame, styles: LabelStyles) -> list[str]:

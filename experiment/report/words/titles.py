@@ -19,6 +19,7 @@ METRICS = {
     "loss": "Test loss",
     "top1_before_retraining": "Top-1 test accuracy before retraining",
 }
+LONG = 38  # characters that fit along an axis
 QUANTITIES = {
     "parameters": "parameters",
     "flops": "FLOPs",
@@ -75,7 +76,8 @@ def axis_title(title: str, metric: ReportedMetric) -> str:
     """A title with the unit and, where it is not the usual one, the direction."""
     lower = ["lower is better"] if metric.better == "lower" and metric.name != "loss" else []
     notes = [*(["%"] if metric.unit == "fraction" else []), *lower]
-    return f"{title} ({', '.join(notes)})" if notes else title
+    text = f"{title} ({', '.join(notes)})" if notes else title
+    return text if len(text) <= LONG else f"{title}\n({', '.join(notes)})"
 
 
 def column_title(metric: ReportedMetric) -> str:

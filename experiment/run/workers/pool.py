@@ -165,7 +165,10 @@ def _note_waiting(queue: Queue, held: Collection[str], noted: set[str], listen: 
     work = next((work for work in queue.waiting if work.name in held), None)
     if work is not None and work.name not in noted:
         noted.add(work.name)
-        listen(work, Note(f"waiting for another process, which computes {work.cells[0].folder}"))
+        listen(
+            work,
+            Note(f"waiting for another process, which computes {work.cells[0].label} of network {work.cells[0].net}"),
+        )
 
 
 @dataclass
