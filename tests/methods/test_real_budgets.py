@@ -9,6 +9,7 @@ from torch import nn
 
 from experiment.config.schema.budget import UNITS, Budget
 from experiment.errors import InfeasibleBudget
+from experiment.layers.build import build
 from experiment.layers.masks import bake_masks
 from experiment.layers.plan import State
 from experiment.measure import count, count_bytes
@@ -19,7 +20,7 @@ from experiment.measure.memory import peak_memory
 from experiment.methods.base import Calibration, Compressor, make_method
 from experiment.methods.configure import configure
 from experiment.methods.meter import Meter
-from experiment.methods.real_budgets import compress_within
+from experiment.methods.real_budgets import _Search, compress_within
 from experiment.random_streams import generator
 
 LABELS = ("WT", "SiPP", "FT", "PFP", "ALDS", "ALDS-K", "KLDS", "SVD", "PCA", "Mix")
@@ -112,6 +113,19 @@ def test_schemes_after_others_of_fixed_size_pay_for_what_these_leave(
     for name, amount in found.amounts.items():
         assert amount.measured <= amount.limit, name
     assert max(amount.measured / amount.limit for amount in found.amounts.values()) > 0.7
+
+
+@pytest.mark.parametrize("label", ["ALDS", "SVD", "PCA", "KLDS", "Mix"])
+@pytest.mark.parametrize("shares", [{"bytes": 0.4, "latency": 0.75}, {"bytes": 0.95, "latency": 0.4}], ids=str)
+def test_one_plan_holds_all_prices(
+    label: str, shares: dict[str, float], made_of: Callable[..., Compressor], without_clock: None
+) -> None:
+    made = made_of(label)
+    own = meter(made, Budget.read(shares))
+    limits = own.limits(1.0)
+    plan = made.plan(1.0, "flops", _Search(made, limits, own).priced)
+    found = own.predicted(build(made.state.network, plan))
+    assert all(found[name] <= 1.05 * limits[name] for name in limits)  # a network takes longer than its layers
 
 
 @pytest.mark.parametrize("label", SHAPING)

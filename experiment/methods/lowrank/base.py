@@ -167,11 +167,11 @@ def choose(start: Start, options: Mapping[str, Options], budget: Budget, rule: R
     fixed = start.cost(budget.quantity) - layers
     check_smallest(fixed + smallest(costs), budget)
     limits = [budget.limit - fixed]
+    if start.allows(budget):  # only the other limits matter
+        costs, limits = [], []
     for price, found in prices.items():
         rest = wholes[price] - sum(int(cost[-1]) for cost in found)
         check_limit(rest + smallest(found), price.limit, wholes[price], price.quantity)
-        if start.allows(budget):  # only the other limits matter
-            costs, limits = [], []
         costs = [np.vstack([cost, more]) for cost, more in zip(costs, found, strict=True)] if costs else found
         limits.append(price.limit - rest)
     return rule(costs, limits[0] if len(limits) == 1 else limits)
