@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from experiment.config.schema.training import CONFLICT, Block, Conflict, Number, Whole, refuse
-from experiment.errors import ConfigError
+from experiment.errors import ConfigError, described
 from experiment.registry import suggestion
 
 Quantity = Literal["parameters", "flops", "bytes", "latency", "memory"]
@@ -24,6 +25,7 @@ UNITS: dict[Quantity, dict[str, float]] = {  # in elements, multiply-adds, bytes
     "memory": _STORED,
 }
 MOST_SAMPLES = 65_536  # in one forward pass
+EXPECTED = "must be a quantity, a list of quantities, or a mapping from quantities to shares and amounts"
 _AMOUNT = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([a-zA-Zµ]*)\s*")
 
 
@@ -43,11 +45,8 @@ def _told(fault: ErrorDetails) -> str:
     if fault["type"] == "extra_forbidden":
         key = str(fault["loc"][0])
         return f"{place}: unknown quantity. Known: {', '.join(known)}.{suggestion(key, known)}"
-    expected = "a quantity, a list of quantities, or a mapping from quantities to shares and amounts"
-    if fault["loc"]:
-        expected = (
-            f"a whole number, 1 to {MOST_SAMPLES}" if place == "budget.batch" else "a share in (0, 1], or an amount"
-        )
+    whole = f"a whole number, 1 to {MOST_SAMPLES}"
+    expected = whole if place == "budget.batch" else "a share in (0, 1], or an amount"
     return f"{place}: must be {expected}. Got {fault['input']!r}."
 
 
@@ -101,6 +100,8 @@ class Budget(Block):
             return {value: 1.0}
         if isinstance(value, list) and all(isinstance(name, str) for name in value):
             return dict.fromkeys(value, 1.0)
+        if not isinstance(value, Mapping | Budget):
+            refuse(value, [((), f"{EXPECTED}. Got {described(value)}.")])
         return value
 
     @model_validator(mode="after")
