@@ -104,7 +104,9 @@ def spacing_faults(experiments: Mapping[str, Any], specs: Sequence[MethodSpec | 
         text = "has no effect: no method has a size that could be searched. Remove it."
         yield Fault(("experiments", "search"), text, fatal=True)
     elif not searched and (not compared or any(spec is not None and not spec.fixed_size for spec in compared)):
-        shares = "" if experiments.get("budget") is None else " The budget gives no share below 1 and no amount."
+        budget = experiments.get("budget")
+        plain = budget is None or Budget.model_validate(budget).counted
+        shares = "" if plain else " The budget gives no share below 1 and no amount."
         yield Fault(("experiments", "spacing"), f"is required and missing: the keep ratios.{shares}", fatal=True)
 
 

@@ -102,7 +102,7 @@ def test_waiting_for_another_process_is_noted_once(cascade: str, monkeypatch: py
 
     monkeypatch.setattr(pool.time, "sleep", sleep_in_vain)
     assert main([cascade, "-j", "1"]) == 0
-    assert capsys.readouterr().err.count(f"waiting for another process, which computes {reference.folder}") == 1
+    assert capsys.readouterr().err.count("waiting for another process, which computes Reference of network 0") == 1
 
 
 def test_waiting_for_a_lock_is_logged(
