@@ -14,8 +14,8 @@ Kind = Literal["missing", "unknown", "value"]
 
 MAX_NODES = 100_000  # a file that aliases or includes expand beyond this is a mistake or an attack
 
+WHOLE = frozenset({"budget"})  # keys of mappings that are never merged: limits that are not named again do not hold
 # Key whose value determines the meaning of a neighboring mapping: Adam's arguments are not merged into SGD's.
-WHOLE = frozenset({"budget"})  # limits that are not named again do not hold
 CHOSEN_BY = {"optimizerKwargs": "optimizer", "lossKwargs": "loss", "settings": "name"}
 
 
