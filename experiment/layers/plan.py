@@ -99,6 +99,7 @@ class Plan:
         kept: module name -> the channels to keep.
         parameters: number of elements of the whole compressed network, as planned.
         details: layer name -> values to report (rank, relative_error, ...); not stored.
+        loss: what the method minimises, for plans of one method on one state to be compared; not stored.
         biases: undecomposed layers that gain a bias.
         scales: parameter name -> factors for its weights when they are written, in the original network's shape; not
             stored, and applied only to the analysed weights.
@@ -116,6 +117,7 @@ class Plan:
     kept: Mapping[str, Kept] = field(default_factory=dict)
     parameters: int | None = None
     details: Mapping[str, Mapping[str, Detail]] = field(default_factory=dict)
+    loss: float = 0.0
     biases: tuple[str, ...] = ()
     scales: Mapping[str, Tensor] = field(default_factory=dict)
     stages: tuple[Plan, ...] = ()

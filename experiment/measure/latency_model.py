@@ -6,6 +6,7 @@ A leaf module is measured alone, at a few widths around its own; `LatencyTable` 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import math
@@ -36,7 +37,7 @@ from experiment.measure.latency import Layout, arranged_in, layouts, mean_second
 Integers = NDArray[np.int64]
 SECONDS, VISITS = 0.004, 6  # for one layer, in turns with others: what disturbs a machine passes
 STEPS = 4  # measured widths between a power of two and the next
-ROUNDS, ROUND = 10, 0.04  # of a comparison of two networks, and its seconds
+ROUNDS, ROUND, COPIES = 10, 0.04, 3  # of a comparison of two networks, its seconds, and how often they are copied
 
 
 class _Content(BaseModel):
@@ -224,12 +225,13 @@ class LatencyModel:
     def measure(self, network: nn.Module) -> float:
         """Milliseconds of a compressed form, measured in turns with the network itself: what slows both cancels."""
         plain, fastest = bake_masks(network).eval(), min(self.original, key=lambda own: own.ms)
-        nets = [(fastest.network, fastest.inputs)]
-        nets += [arranged_in(own.layout, plain, self.original[0].inputs) for own in self.original]
-        ratios = []
-        for _ in range(ROUNDS if fastest.ms < 1e3 * ROUND else ROUNDS // 2):
-            times = [_milliseconds(net, inputs, self.table.threads, ROUND) for net, inputs in nets]
-            ratios.append([own / times[0] for own in times[1:]])
+        rounds, ratios = ROUNDS if fastest.ms < 1e3 * ROUND else ROUNDS // 2, []
+        for _ in range(COPIES):  # new ones: where weights lie in memory changes the time by some percent
+            nets = [copy.deepcopy((fastest.network, fastest.inputs))]
+            nets += [arranged_in(own.layout, *copy.deepcopy((plain, self.original[0].inputs))) for own in self.original]
+            for _ in range(-(-rounds // COPIES)):
+                times = [_milliseconds(net, inputs, self.table.threads, ROUND) for net, inputs in nets]
+                ratios.append([own / times[0] for own in times[1:]])
         return float(np.median(ratios, axis=0).min()) * fastest.ms
 
 

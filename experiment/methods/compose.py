@@ -145,7 +145,8 @@ class Compose:
             budget = replace(budget, priced=own)
         applied = analysis.apply(budget)
         details = _merged([scheme.plan.details for scheme in applied])
-        final = replace(applied[-1].plan, details=details, stages=tuple(scheme.plan for scheme in applied))
+        loss = applied[-1 if self.budgeted is None else self.budgeted].plan.loss
+        final = replace(applied[-1].plan, details=details, loss=loss, stages=tuple(scheme.plan for scheme in applied))
         if self.budgeted is None:
             built = count(build(analysis.state.network, replace(final, stages=())), analysis.state.example)
             check_smallest(built.parameters if budget.quantity == "parameters" else built.flops_unmasked, budget)

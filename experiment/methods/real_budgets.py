@@ -33,7 +33,7 @@ Found = tuple[Plan, dict[str, float]]  # with its predicted values
 
 
 def compress_within(compressor: Compressor, keep: float, budget: BudgetBlock, meter: Meter | None) -> Compressed:
-    """The largest network of a method within all limits of a budget, times a keep ratio.
+    """The best network of a method within all limits of a budget, times a keep ratio.
 
     Args:
         meter: of the original network; needed for any quantity beside parameters or FLOPs alone.
@@ -61,7 +61,7 @@ def compress_within(compressor: Compressor, keep: float, budget: BudgetBlock, me
         found = replace(made, amounts=amounts)
         fits = all(amount.measured <= amount.limit for amount in amounts.values())
         nearest = min(nearest or measured, measured, key=lambda values: _worst(values, limits))
-        if fits and (best is None or found.count.parameters > best.count.parameters):
+        if fits and (best is None or _rank(plan) < _rank(best.plan)):
             best = found
         if "latency" not in limits or (fits and measured["latency"] >= CLOSE * limits["latency"]):
             break
@@ -70,6 +70,11 @@ def compress_within(compressor: Compressor, keep: float, budget: BudgetBlock, me
     if best is None:
         raise _infeasible(limits, nearest, meter, compressor)
     return best
+
+
+def _rank(plan: Plan) -> tuple[float, int]:
+    """Plans of one method that hold the same limits, the best first: by what it minimises, then by size."""
+    return plan.loss, -(plan.parameters or 0)
 
 
 def _worst(values: Mapping[str, float], limits: Mapping[str, float]) -> tuple[float, float]:
@@ -140,7 +145,7 @@ class _Search:
         return self.meter.latency.layouts if "latency" in self.limits else ["contiguous"]
 
     def _under_prices(self) -> Found | None:
-        """The largest plan whose layers hold the limits, in the better of the memory layouts."""
+        """The best plan whose layers hold the limits, in the better of the memory layouts."""
         found, errors = list[Found](), list[InfeasibleBudget]()
         for layout in self._layouts:
             try:
@@ -152,7 +157,7 @@ class _Search:
             found += [best] if best else []
         if len(errors) == len(self._layouts):
             raise min(errors, key=lambda error: error.smallest)
-        return max(found, key=lambda found: found[0].parameters or 0, default=None)
+        return min(found, key=lambda found: _rank(found[0]), default=None)
 
     def _in_layout(self, layout: Layout) -> Found | None:
         """The plan whose layers take just so much less than the limit that the network holds it: layers are not all."""

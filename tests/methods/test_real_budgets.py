@@ -11,7 +11,7 @@ from experiment.config.schema.budget import UNITS, Budget
 from experiment.errors import InfeasibleBudget
 from experiment.layers.build import build
 from experiment.layers.masks import bake_masks
-from experiment.layers.plan import State
+from experiment.layers.plan import Plan, State
 from experiment.measure import count, count_bytes
 from experiment.measure.forward_pieces import Leaf, Operation
 from experiment.measure.latency import Layout
@@ -254,3 +254,18 @@ def test_a_limit_that_the_sum_of_layers_holds_alone_is_met_at_lower_prices(
     made, budget = made_of("Mix"), Budget.read({"latency": share})
     amount = compress_within(made, 1.0, budget, meter(made, budget)).amounts["latency"]
     assert 0.9 * amount.limit < amount.measured <= amount.limit
+
+
+@pytest.mark.parametrize("label", ["KLDS", "Mix", "ALDS", "Compose"])
+def test_the_layout_with_the_smaller_loss_wins_over_that_with_more_parameters(
+    label: str, made_of: Callable[..., Compressor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, budget = made_of(label), Budget.read("bytes")
+    plans = [made.plan(keep) for keep in (0.4, 0.7)]
+    assert plans[0].loss > plans[1].loss > 0
+    tall, good = (replace(plan, parameters=number) for plan, number in zip(plans, (900, 300), strict=True))
+    found: dict[Layout, Plan] = {"contiguous": tall, "channels_last": good}
+    monkeypatch.setattr(_Search, "_layouts", list(found))
+    monkeypatch.setattr(_Search, "_in_layout", lambda search, layout: (found[layout], {}))
+    own = meter(made, budget)
+    assert _Search(made, own.limits(0.7), own).largest()[0] is good

@@ -79,7 +79,7 @@ class LowRankLayers:
         errors: Sequence[Floats],
         exact_error: Callable[[str, Factors], float] | None = None,
     ) -> Plan:
-        """The plan that gives every layer its chosen option.
+        """The plan that gives every layer its chosen option; its loss is the largest error.
 
         Args:
             chosen: the index of every layer's option; None to change nothing.
@@ -91,7 +91,7 @@ class LowRankLayers:
             return start.unchanged({name: _detail(None, 0.0, 0.0) for name in self.options})
         factors: dict[str, Factors] = {}
         details: dict[str, Mapping[str, Detail]] = {}
-        total = start.count.parameters
+        total, worst = start.count.parameters, 0.0
         for (name, options), index, error in zip(self.options.items(), chosen, errors, strict=True):
             rank, groups, folding = (int(a[index]) for a in (options.ranks, options.groups, options.foldings))
             if rank == 0:
@@ -100,6 +100,7 @@ class LowRankLayers:
             factors[name] = Factors(rank, groups, folding, bias=options.bias)
             factors |= {tied.name: Factors(rank, bias=tied.bias) for tied in start.layers[name].tied}
             total += int(options.costs["parameters"][index]) - start.layer_cost(name, "parameters")
+            worst = max(worst, float(error[index]))
             if exact_error is None:
                 exact = self.spectra[name].exact_error(rank, groups, folding)
                 self._release(name)
@@ -107,7 +108,7 @@ class LowRankLayers:
                 exact = exact_error(name, factors[name])
             details[name] = _detail(factors[name], float(error[index]), exact)
         masks = {n: mask for n, mask in start.state.masks.items() if n.rpartition(".")[0] not in factors}
-        return Plan(factors, masks, dict(start.state.kept), parameters=total, details=details)
+        return Plan(factors, masks, dict(start.state.kept), parameters=total, details=details, loss=worst)
 
     def fill(self, built: nn.Module, state: State, plan: Plan) -> None:
         """Write a state's weights into `built`, in place: truncated SVDs into factors, all others unchanged.

@@ -5,7 +5,7 @@ Shape suffixes as in `experiment.methods.data.fisher`; J = rank.
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -114,7 +114,8 @@ class KLDS:
             norm = LayerSpectra(filters, blocks).norm(factors.folding)
             return LayerSpectra(left, blocks).norm(factors.folding) / (norm or 1.0)
 
-        return base.plan(chosen, analysis.errors, exact_error)
+        loss = sum(float(own[i]) for own, i in zip(analysis.losses, chosen or (), strict=chosen is not None))
+        return replace(base.plan(chosen, analysis.errors, exact_error), loss=loss)
 
     def fill(self, built: nn.Module, state: State, analysis: KLDSAnalysis, plan: Plan) -> None:
         start = analysis.base.start

@@ -136,11 +136,12 @@ class Mix:
         if chosen is None:
             return start.unchanged({name: _detail(own, loss, -1) for (name, own), loss in pairs})
         factors, masks, dtypes = dict[str, Factors](), dict(start.state.masks), dict[str, str]()
-        total = start.count.parameters
+        total, sum_of_losses = start.count.parameters, 0.0
         for ((name, own), loss), index in zip(pairs, chosen, strict=True):
             forms, parameter = own.all_forms, parameter_name(name)
             details[name] = _detail(own, loss, index)
             total += int(own.costs["parameters"][index]) - start.layer_cost(name, "parameters")
+            sum_of_losses += float(loss[index])
             if forms.dtypes[index]:
                 dtypes[name] = str(forms.dtypes[index])
             if forms.ranks[index]:
@@ -152,7 +153,8 @@ class Mix:
                 mask = analysis.forms[name].mask(int(forms.kept[index]))
                 shape = start.state.network.get_parameter(parameter).shape
                 masks[parameter] = unslice_mask(mask, shape, start.state.kept, parameter)
-        return Plan(factors, masks, dict(start.state.kept), parameters=total, details=details, quantized=dtypes)
+        kept = dict(start.state.kept)
+        return Plan(factors, masks, kept, total, details, loss=sum_of_losses, quantized=dtypes)
 
     def fill(self, built: nn.Module, state: State, analysis: MixAnalysis, plan: Plan) -> None:
         write_whole(built, state.network, plan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from experiment.report.label_styles import COLORS, LabelStyles
-from experiment.report.plots.curves import draw_keep_ratios, place_keep_legend, shades_of, whole_ticks
+from experiment.report.plots.curves import draw_keep_ratios, log_ticks, place_keep_legend, shades_of, whole_ticks
 from experiment.report.plots.figure import (
     new_figure,
     place_legend,
@@ -95,12 +95,15 @@ def plot_convergence(history: DataFrame, styles: LabelStyles, title: str = "", m
     figure, panels = new_figure(count, 2, height=5.2, panel_width=2.8)
     shades = shades_of(history["keep_target"])
     lines: dict[float, Any] = {}
+    far = history.loc[history["relative_distance"] > 0, "relative_distance"]
     for above, below, label in zip(panels[:count], panels[count:], labels, strict=True):
         rows = history[history["label"] == label]
         lines |= draw_keep_ratios(above, rows, "iteration", f"valid_{metric.name}", shades, metric.scale)
         draw_keep_ratios(below, rows[rows["relative_distance"] > 0], "iteration", "relative_distance", shades)
         set_panel_title(above, styles.name(label))
-        below.set_yscale("log")
+        if far.max() > 10 * far.min():
+            below.set_yscale("log")
+            log_ticks(below.yaxis)
         for axes in (above, below):
             whole_ticks(axes)
     panels[0].set_ylabel(validation_title(metric))
