@@ -64,6 +64,27 @@ def test_pieces_are_leaf_modules_and_operations_outside_them() -> None:
     assert found.touched == 4 * (6 * images + rows + sum(p.numel() for p in Net(8).parameters()))
 
 
+@pytest.mark.parametrize("size", [1, 6])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_pieces_of_other_widths_have_the_memory_format_of_the_network(
+    size: int, memory_format: torch.memory_format
+) -> None:
+    """A kernel has to convert weights of another format than its input, which takes longer than its work."""
+    network = Net(8).eval().to(memory_format=memory_format)
+    x = torch.zeros(2, 3, size, size).contiguous(memory_format=memory_format)
+    for piece in pieces(network, x).pieces:
+        if isinstance(piece, Leaf) and piece.x.dim() == 4:
+            wide, y = piece.make(tuple(2 * width for width in piece.widths))
+            own, _ = piece.make(piece.widths)
+            assert axes_by_stride(y) == axes_by_stride(piece.x)
+            for a, b in zip(wide.parameters(), own.parameters(), strict=True):
+                assert axes_by_stride(a) == axes_by_stride(b)
+
+
+def axes_by_stride(x: Tensor) -> list[int]:
+    return sorted(range(x.dim()), key=lambda i: (x.stride(i), -i))
+
+
 def test_results_of_several_tensors_count_and_every_view_takes_the_same_time(clock: list[str]) -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:

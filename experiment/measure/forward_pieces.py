@@ -49,9 +49,8 @@ class Leaf:
             return copy.deepcopy(module).eval(), x.clone()
         sizes, dim = list(x.shape), _channel_dim(module, x)
         sizes[dim] = widths[0] * _fixed(module)
-        made = _resized(module, widths).to(device=device, dtype=x.dtype).eval()
-        values = torch.zeros(sizes, dtype=x.dtype, device=device)
-        return made, _like(values, x)
+        made = _resized(module, widths).to(device=device, dtype=x.dtype).to(memory_format=_weight_format(module))
+        return made.eval(), torch.empty(sizes, dtype=x.dtype, device=device, memory_format=_format(x)).zero_()
 
 
 @dataclass
@@ -149,9 +148,9 @@ def _leaf(module: nn.Module, x: Tensor) -> Leaf:
         kind = f"{kind}({_constant(module)})"
     else:
         kind = f"{kind}({module.extra_repr()})"
-    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return Leaf(f"{kind} {'x'.join(map(str, shape))} {x.dtype} {x.device.type}{' channels_last' if last else ''}",
-                widths, module, x)  # fmt: skip
+    formats = {_format(x), _weight_format(module)}
+    layout = "" if formats == {torch.contiguous_format} else f" {_format(x)} {_weight_format(module)}"
+    return Leaf(f"{kind} {'x'.join(map(str, shape))} {x.dtype} {x.device.type}{layout}", widths, module, x)
 
 
 def _widths(module: nn.Module, x: Tensor) -> tuple[int, ...]:
@@ -221,6 +220,12 @@ def _resized(module: nn.Module, widths: tuple[int, ...]) -> nn.Module:
     return copy.deepcopy(module)
 
 
-def _like(values: Tensor, x: Tensor) -> Tensor:
-    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return values.contiguous(memory_format=torch.channels_last) if last else values
+def _weight_format(module: nn.Module) -> torch.memory_format:
+    """The format of a module's weights, which decides beside that of its input what its kernel has to convert."""
+    return next((_format(p) for p in module.parameters() if p.dim() == 4), torch.contiguous_format)
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    """The memory format that strides tell, also where those of images with one pixel fit both."""
+    last = x.dim() == 4 and x.stride(1) == 1 and x.stride(3) == x.shape[1]
+    return torch.channels_last if last else torch.contiguous_format
