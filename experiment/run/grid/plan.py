@@ -47,6 +47,7 @@ class Cell:
         fixed_size: the method's settings or a search decide the size; `keep` is 1 then.
         samples: maximum number of networks tried in a search, all of them in `epochs_retrain`; 0 without search.
         made: the digest of everything that determines the network, without the test data.
+        complete: the budget has amounts or shares of its own, which `keep` multiplies.
     """
 
     variant: str
@@ -62,6 +63,7 @@ class Cell:
     fixed_size: bool = False
     samples: int = 0
     made: str = ""
+    complete: bool = False
 
     @property
     def keep_target(self) -> float | None:
@@ -73,7 +75,10 @@ class Cell:
         """The requested size in words."""
         if self.samples:
             return "smallest"
-        return "fixed size" if self.fixed_size else f"keep {self.keep:.4g}"
+        if self.fixed_size:
+            return "fixed size"
+        share = f"keep {self.keep:.4g}"
+        return share if not self.complete else f"{share} of the budget" if self.keep < 1 else "within the budget"
 
     @property
     def folder(self) -> str:
@@ -275,7 +280,7 @@ def _cells(chain: Chain, machine: Machine, data: keys.DataKeys) -> Iterator[Cell
             variant=chain.variant.name, method=method.name, label=method.label, net=chain.reference.net,
             repetition=chain.repetition, keep=step.keep, between=between, key=keys.cell_key(made, data.test), made=made,
             epochs_train=p.training.num_epochs, epochs_retrain=max(1, samples) * epochs, fixed_size=fixed_size,
-            samples=samples,
+            samples=samples, complete=p.experiments.budget.complete,
         )  # fmt: skip
 
 

@@ -34,6 +34,26 @@ def test_rows_stand_in_grid_order(write: Any, small: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ("bytes", ["keep 0.5", "keep 0.1"]),
+        ("{latency: 12 ms}", ["keep 0.5 of the budget", "keep 0.1 of the budget"]),
+    ],
+)
+def test_sizes_name_what_keep_ratios_are_shares_of(
+    budget: str, said: list[str], write: Any, small: dict[str, Any]
+) -> None:
+    cells = grid(write(small), f"experiments.budget={budget}").cells
+    assert [cell.size for cell in cells if cell.method == "SVD"] == said
+
+
+def test_the_size_within_a_budget_without_keep_ratios_is_not_called_one(write: Any, small: dict[str, Any]) -> None:
+    del small["experiments"]["spacing"]
+    cells = grid(write(small), "experiments.budget={bytes: 0.5}").cells
+    assert {cell.size for cell in cells if cell.method == "SVD"} == {"within the budget"}
+
+
+@pytest.mark.parametrize(
     ("block", "change"),
     [
         ("training", {"optimizerKwargs": {"lr": 0.1, "momentum": 0.9}}),
