@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 from experiment.errors import CompressionError
 from experiment.methods.masks.magnitude import wt
-from experiment.methods.settings import NoSettings
+from experiment.methods.masks.settings import WeightSettings
 from experiment.registry import MethodEntry
 
 
@@ -46,7 +46,7 @@ class Faulty:
     """Pruning by magnitude, with a fault."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings, self.method, self.ruin = settings, wt(NoSettings()), False
+        self.settings, self.method, self.ruin = settings, wt(WeightSettings()), False
 
     def analyse(self, *arguments: Any) -> Any:
         return self.method.analyse(*arguments)

@@ -1,4 +1,4 @@
-"""Weights by magnitude, or at random: in the whole network, or the same share of every layer."""
+"""Weights by magnitude, or at random."""
 
 from collections.abc import Iterator
 
@@ -7,39 +7,26 @@ from torch import Tensor
 
 from experiment.methods.base import Calibration
 from experiment.methods.masks.selection import Chunks, Part, elementwise, in_chunks
-from experiment.methods.masks.weight_ranking import WeightMethod, WeightScores, rank_weights, rank_within_layers
-from experiment.methods.settings import NoSettings
+from experiment.methods.masks.settings import WeightSettings
+from experiment.methods.masks.weight_ranking import WeightMethod, WeightScores
 from experiment.methods.starting_state import Start
 
 
-def wt(settings: NoSettings) -> WeightMethod:
-    """Global magnitude pruning: keeps the largest |w| of all matrices: layers, embeddings, raw parameters.
+def wt(settings: WeightSettings) -> WeightMethod:
+    """Magnitude pruning: keeps the largest |w| of all matrices: layers, embeddings, raw parameters.
 
-    Source: Han et al. 2015, https://arxiv.org/abs/1506.02626
+    Source: Han et al. 2015, https://arxiv.org/abs/1506.02626. Differs: one threshold for the network or, as `WT
+    (layer)`, one share for all layers, found from the budget; they choose a threshold per layer from its sensitivity.
     """
-    return WeightMethod(_magnitudes, rank_weights)
+    return WeightMethod(_magnitudes, settings)
 
 
-def wt_layer(settings: NoSettings) -> WeightMethod:
-    """Layer-wise magnitude pruning: keeps the same share of every layer's weights, the largest ones.
-
-    Source: Han et al. 2015, https://arxiv.org/abs/1506.02626. Differs: one share for all layers, found from the budget;
-    they choose a threshold per layer from its sensitivity.
-    """
-    return WeightMethod(_magnitudes, rank_within_layers)
-
-
-def random_weights(settings: NoSettings) -> WeightMethod:
-    """Weights drawn at random from the whole network: the baseline that any score must beat.
+def random_weights(settings: WeightSettings) -> WeightMethod:
+    """Weights drawn at random: the baseline that any score must beat.
 
     Source: Blalock et al. 2020, What is the State of Neural Network Pruning?, https://arxiv.org/abs/2003.03033
     """
-    return WeightMethod(_draws, rank_weights)
-
-
-def random_layer(settings: NoSettings) -> WeightMethod:
-    """Weights drawn at random, the same share of every layer."""
-    return WeightMethod(_draws, rank_within_layers)
+    return WeightMethod(_draws, settings)
 
 
 def _magnitudes(start: Start, calibration: Calibration | None, generator: torch.Generator) -> WeightScores:

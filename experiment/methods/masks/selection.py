@@ -18,6 +18,7 @@ MOST = 2**24
 DIGIT = 16  # bits
 HELD = 2**20  # scores that are copied
 FEW = 2**12  # scores that are sorted
+TINY = 1e-300
 INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 Chunks = Callable[[], Iterable[Tensor]]
@@ -115,7 +116,9 @@ def longest_prefix(
         counts = _count(parts, costs, dtype, shift, low >> (shift + DIGIT))
 
 
-def same_shares(sizes: Sequence[int], costs: Sequence[int], limit: int) -> list[int]:
+def same_shares(
+    sizes: Sequence[int], costs: Sequence[int], limit: int, relative: Sequence[float] | None = None
+) -> list[int]:
     """How many elements each group keeps if the shares of all groups grow together within a budget.
 
     The k-th of a group's n comes at the share (k - 1/2) / n, so that a share rho keeps round(rho n) of them; at equal
@@ -123,16 +126,19 @@ def same_shares(sizes: Sequence[int], costs: Sequence[int], limit: int) -> list[
 
     Args:
         costs: of each element of a group, at least 1.
+        relative: how fast the share of each group grows, up to 1; the same for all by default.
     """
     n, each = np.array(sizes, np.int64), np.array(costs, np.int64)
+    speed = n * (np.ones(len(n)) if relative is None else np.array(relative) / max(relative, default=1.0))
 
     def counts(bits: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """How many of every group come at the share with these bits, or before."""
         share = float(np.int64(bits).view(np.float64))
-        about = np.clip((share * n).astype(np.int64) - 1, 0, n)
-        return about + sum(((about + k < n) & ((about + k + 0.5) / np.maximum(n, 1) <= share)) for k in range(4))
+        about = np.clip(share * speed - 1, 0, n).astype(np.int64)
+        return about + sum(((about + k < n) & ((about + k + 0.5) / np.maximum(speed, TINY) <= share)) for k in range(4))
 
-    fits, too_many = 0, int(np.float64(1).view(np.int64))  # positive numbers have the order of their bits
+    most = max([1.0, *(n / np.maximum(speed, TINY))[n > 0]])
+    fits, too_many = 0, int(np.float64(most).view(np.int64))  # positive numbers have the order of their bits
     if int((n * each).sum()) <= limit:
         return list(sizes)
     while too_many - fits > 1:

@@ -1,11 +1,56 @@
 """Settings of the methods that mask weights, without torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
 
 from experiment.methods.settings import DensitySettings, Positive, UnitSettings
 from experiment.registry import NAMES_CODE
+
+Allocation = Literal["global", "uniform", "erk", "lamp"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSettings:
+    """The weights of largest score. What scores are compared, and what becomes of the weights, is the same for all.
+
+    Attributes:
+        allocation: how many weights each layer keeps. `global`: all weights of the network compete. `uniform`: the same
+            share of every layer. `erk`: a layer's share is proportional to the sum of its weight's dimensions over
+            their product, at most 1 (Evci et al. 2020). `lamp`: all compete by their squared score over the sum of
+            those of their layer that are not smaller (Lee et al. 2021).
+        within_filters: the share of its layer that is kept is the same in every filter (output channel), as in Wanda.
+        pattern: [n, m]: of every m consecutive inputs of a filter keep the n of largest score. The size is fixed then.
+            Layers whose inputs m does not divide are kept whole.
+        refit: fit the weights that are kept, layer after layer, to what the original network computes on the
+            calibration data (SparseGPT).
+        reverse: keep the weights of smallest score: a control, which a useful score must beat by far.
+    """
+
+    allocation: Allocation = "global"
+    within_filters: bool = False
+    pattern: tuple[Positive, Annotated[int, Ge(2)]] | None = None
+    refit: bool = False
+    reverse: bool = False
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether the pattern decides the size, so that the keep ratio has no effect."""
+        return self.pattern is not None
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Settings that have no effect beside the others, each with the reason."""
+        if self.pattern is None:
+            return
+        if self.pattern[0] >= self.pattern[1]:
+            yield "pattern", f"[n, m] must keep fewer weights than there are: n below m. Got {list(self.pattern)}."
+        why = "has no effect with a pattern, which keeps the same share of all filters. Remove it."
+        if self.allocation not in ("global", "uniform"):
+            yield "allocation", why
+        if self.within_filters:
+            yield "within_filters", why
 
 
 @dataclass(frozen=True)
@@ -22,14 +67,19 @@ class TorchPruneSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiPPSettings:
-    """The weights with the largest relative contribution to the responses of their filters on calibration data.
+class SampledSiPPSettings:
+    """Weights drawn by their relative contribution to the responses of their filters on calibration data.
 
     Attributes:
         positions: output positions of each calibration input and layer that are used, at least 1; default: all.
     """
 
     positions: Positive | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiPPSettings(SampledSiPPSettings, WeightSettings):
+    """The weights with the largest relative contribution to the responses of their filters on calibration data."""
 
 
 @dataclass(frozen=True, kw_only=True)

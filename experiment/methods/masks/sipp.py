@@ -18,7 +18,7 @@ from experiment.methods.base import Budget, Calibration, calibration_inputs
 from experiment.methods.data.poisson_draws import factors, first_rings
 from experiment.methods.data.sensitivity import Reduction, union_bound, weight_sensitivities
 from experiment.methods.masks import weight_ranking
-from experiment.methods.masks.settings import SiPPSettings
+from experiment.methods.masks.settings import SampledSiPPSettings, SiPPSettings
 from experiment.methods.masks.sipp_rows import Rows, multiplier, num_samples, rows_of
 from experiment.methods.starting_state import Start, live_filters, live_weight, parameter_name, start_of
 from experiment.random_streams import generator as stream
@@ -35,15 +35,15 @@ def sipp(settings: SiPPSettings) -> weight_ranking.WeightMethod:
     def score(start: Start, calibration: Calibration | None, generator: torch.Generator) -> weight_ranking.WeightScores:
         return _sensitivities(start, calibration, settings, "mean", "SiPP")
 
-    return weight_ranking.WeightMethod(score, weight_ranking.rank_weights)
+    return weight_ranking.WeightMethod(score, settings)
 
 
-def sipp_rand(settings: SiPPSettings) -> SampledSiPP:
+def sipp_rand(settings: SampledSiPPSettings) -> SampledSiPP:
     """SiPP that samples all weights to keep."""
     return SampledSiPP(settings, "SiPPRand", hybrid=False)
 
 
-def sipp_hybrid(settings: SiPPSettings) -> SampledSiPP:
+def sipp_hybrid(settings: SampledSiPPSettings) -> SampledSiPP:
     """SiPP that samples the weights of a row only where the bound of its error is below that of keeping the largest."""
     return SampledSiPP(settings, "SiPPHybrid", hybrid=True)
 
@@ -82,7 +82,7 @@ class SampledSiPP:
         hybrid: keep the m largest weights of a row if C times the sensitivity of the others is at most err(m).
     """
 
-    settings: SiPPSettings
+    settings: SampledSiPPSettings
     label: str
     hybrid: bool
 
@@ -189,7 +189,7 @@ def _rows(start: Start, sensitivities: Mapping[str, Tensor]) -> tuple[Rows, dict
 
 
 def _sensitivities(
-    start: Start, calibration: Calibration | None, settings: SiPPSettings, reduction: Reduction, label: str
+    start: Start, calibration: Calibration | None, settings: SampledSiPPSettings, reduction: Reduction, label: str
 ) -> dict[str, Tensor]:
     inputs = calibration_inputs(calibration, start.state, label)
     weights = {name: live_weight(start.network, start.masks, name) for name in start.layers}

@@ -1,19 +1,23 @@
 """Rankings of all live weights of a network by any score, and the masks that a budget leaves of them."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError, kind_of
+from experiment.inputs import Inputs
 from experiment.layers.build import unslice_mask, write_whole
 from experiment.layers.plan import Detail, Plan, State
 from experiment.layers.read_parameters import shown
-from experiment.methods.base import Budget, Calibration
+from experiment.methods.base import Budget, Calibration, calibration_inputs
 from experiment.methods.budget_search import check_smallest
 from experiment.methods.masks import selection
+from experiment.methods.masks.comparisons import erk_share, in_filters, keep_pattern, lamp, negated
+from experiment.methods.masks.refit_masked import fit_masked, live_copy
+from experiment.methods.masks.settings import WeightSettings
 from experiment.methods.starting_state import Start, parameter_name, start_of
 
 LARGE = 2**20  # elements, from which on a histogram is kept: it takes an eighth of their memory
@@ -25,12 +29,14 @@ class WeightRanking:
 
     Attributes:
         parts: parameter name -> the scores of its elements, in network order.
-        within: whether every parameter keeps the same share of its elements; otherwise all compete.
+        shares: parameter name -> the share of its elements that it keeps, relative to others; None if all compete.
+        inputs: calibration data to which the weights that are kept are fitted.
     """
 
     start: Start
     parts: Mapping[str, selection.Part]
-    within: bool = False
+    shares: Mapping[str, float] | None = None
+    inputs: Inputs | None = None
 
     def of_budget(self, budget: Budget) -> dict[str, Tensor]:
         """Parameter name -> which elements are in the longest prefix that fits; those without any cost stay whole.
@@ -51,10 +57,11 @@ class WeightRanking:
 
     def _longest(self, costs: Mapping[str, int], limit: int, leading: selection.Histograms) -> dict[str, Tensor]:
         parts, each = [self.parts[name] for name in costs], list(costs.values())
-        if not self.within:
+        if self.shares is None:
             kept = selection.longest_prefix(parts, each, limit, self._dtype, leading)
         else:
-            numbers = selection.same_shares([self.start.alive_numbers[name] for name in costs], each, limit)
+            sizes, shares = [self.start.alive_numbers[name] for name in costs], [self.shares[name] for name in costs]
+            numbers = selection.same_shares(sizes, each, limit, shares)
             kept = [self._largest(name, number) for name, number in zip(costs, numbers, strict=True)]
         return dict(zip(costs, kept, strict=True))
 
@@ -81,7 +88,7 @@ class WeightRanking:
     def _leading(self) -> selection.Histograms:
         """By multiply-adds, once for all budgets."""
         costs = [self.start.weights[name] for name in self.parts]
-        return {} if self.within else selection.histograms(list(self.parts.values()), costs, self._dtype)
+        return {} if self.shares is not None else selection.histograms(list(self.parts.values()), costs, self._dtype)
 
     @property
     def _equal(self) -> selection.Histograms:
@@ -97,16 +104,16 @@ ScoreWeights = Callable[[Start, Calibration | None, torch.Generator], WeightScor
 
 @dataclass(frozen=True)
 class WeightMethod:
-    """Masks the last weights of one ranking. Biases and BatchNorm are never pruned; the budget pays for them first.
+    """Masks the last weights of a ranking. Biases and BatchNorm are never pruned; the budget pays for them first.
 
     Args:
         score: computes scores, of the weights of all layers in `Start.layers` at least; other parameters of
             `Start.weights` are pruned if they have scores.
-        rank: `rank_weights`, in which all layers compete, or `rank_within_layers`.
+        settings: which scores are compared, and whether the kept weights are fitted.
     """
 
     score: ScoreWeights
-    rank: Callable[[Start, WeightScores], WeightRanking]
+    settings: WeightSettings = field(default_factory=WeightSettings)
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> WeightRanking:
         """Score all weights that the state's masks leave.
@@ -114,18 +121,44 @@ class WeightMethod:
         Raises: CompressionError: a weight or score is NaN or infinite, or calibration data are missing.
         """
         start = start_of(state, masked=True)
-        return self.rank(start, self.score(start, calibration, generator))
+        inputs = calibration_inputs(calibration, state, "refit") if self.settings.refit else None
+        return replace(ranked(start, self.score(start, calibration, generator), self.settings), inputs=inputs)
 
     def plan(self, analysis: WeightRanking, budget: Budget) -> Plan:
-        """Keep as many of the first weights as fit.
+        """Keep as many of the first weights as fit, or those of the pattern.
 
-        Raises: InfeasibleBudget: what is never pruned already exceeds the budget.
+        Raises: InfeasibleBudget: what is never pruned, or what the pattern keeps, exceeds the budget.
         """
-        return plan_prefix(analysis, budget)
+        if self.settings.pattern is None:
+            return plan_prefix(analysis, budget)
+        masks = keep_pattern(analysis.start, analysis.parts, *self.settings.pattern)
+        costs, start = weight_costs(analysis.start, budget), analysis.start
+        kept = sum(costs[name] * int(mask.sum()) for name, mask in masks.items())
+        check_smallest(unpruned_cost(start, budget, masks) + kept, budget)
+        return plan_masked(start, masks)
 
     def fill(self, built: nn.Module, state: State, analysis: WeightRanking, plan: Plan) -> None:
         """Write the state's weights into `built`, in place; masked ones become zero."""
         write_whole(built, state.network, plan)
+        if analysis.inputs is not None:
+            before = state.masks
+            changed = [name for name, mask in plan.masks.items() if mask is not before.get(name)]
+            fit_masked(built, live_copy(state, plan), [shown(name) for name in changed], analysis.inputs)
+
+
+def ranked(start: Start, scores: WeightScores, settings: WeightSettings) -> WeightRanking:
+    """The ranking of all live weights under settings. Errors as for `rank_weights`."""
+    ranking = rank_weights(start, scores)
+    parts, shares = dict(ranking.parts), None
+    if settings.within_filters:
+        parts = {name: in_filters(start, name, part) for name, part in parts.items()}
+    if settings.allocation == "lamp":
+        parts = {name: lamp(part) for name, part in parts.items()}
+    elif settings.allocation != "global":
+        shares = {name: erk_share(start, name) if settings.allocation == "erk" else 1.0 for name in parts}
+    if settings.reverse:
+        parts = {name: negated(part) for name, part in parts.items()}
+    return replace(ranking, parts=parts, shares=shares)
 
 
 def rank_weights(start: Start, scores: WeightScores, only: Collection[str] | None = None) -> WeightRanking:
@@ -138,15 +171,6 @@ def rank_weights(start: Start, scores: WeightScores, only: Collection[str] | Non
     """
     parts = _checked(start, scores, only)
     return WeightRanking(start.of(parts), parts)
-
-
-def rank_within_layers(start: Start, scores: WeightScores) -> WeightRanking:
-    """The ranking of which every prefix keeps the same share of every layer's live weights, those of largest score.
-
-    Arguments and errors as for `rank_weights`; see `same_shares`.
-    """
-    parts = _checked(start, scores)
-    return WeightRanking(start.of(parts), parts, within=True)
 
 
 def plan_prefix(ranking: WeightRanking, budget: Budget) -> Plan:

@@ -15,14 +15,14 @@ from experiment.layers.plan import Kept, Plan, State
 from experiment.measure import count
 from experiment.methods.base import Budget, Compressor, Quantity
 from experiment.methods.masks.magnitude import wt
-from experiment.methods.settings import NoSettings
+from experiment.methods.masks.settings import WeightSettings
 from experiment.random_streams import generator
 
 
 def compressor(state: State, original: State | None = None) -> Compressor:
     original = original or state
     counted = count(original.network, original.example)
-    return Compressor(wt(NoSettings()), state, counted, None, generator("test_wt"))
+    return Compressor(wt(WeightSettings()), state, counted, None, generator("test_wt"))
 
 
 def plan_for(state: State, limit: int, quantity: Quantity = "parameters") -> Plan:

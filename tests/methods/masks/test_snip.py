@@ -13,9 +13,9 @@ from experiment.measure import count
 from experiment.methods.base import Calibration, Compressor
 from experiment.methods.data import fisher
 from experiment.methods.data.fisher import SAMPLES
-from experiment.methods.masks.snip import sensitivities, snip
-from experiment.methods.settings import NoSettings
-from experiment.methods.starting_state import start_of
+from experiment.methods.masks.gradients import _Gradients, snip
+from experiment.methods.masks.settings import WeightSettings
+from experiment.methods.starting_state import Start, start_of
 from experiment.random_streams import generator
 
 NUM = 2 * SAMPLES + 5  # the last batch is a part of one
@@ -24,6 +24,10 @@ NUM = 2 * SAMPLES + 5  # the last batch is a part of one
 def data(state: State, num: int = NUM, classes: int = 10) -> Calibration:
     inputs = torch.randn(num, *state.example.shape[1:], generator=generator("test_snip"))
     return Calibration(inputs, torch.randint(classes, (num,), generator=generator("test_snip", 1)))
+
+
+def sensitivities(start: Start, calibration: Calibration | None) -> dict[str, Tensor]:
+    return _Gradients(start, calibration, "SNIP").sums(lambda weight, grad: weight * grad, torch.abs)
 
 
 def one_at_a_time(state: State, calibration: Calibration) -> dict[str, Tensor]:
@@ -80,7 +84,7 @@ def test_the_largest_scores_of_the_network_stay(state_of: Callable[[str], State]
     state = state_of("cnn")
     calibration = data(state)
     scores = sensitivities(start_of(state), calibration)
-    made = Compressor(snip(NoSettings()), state, count(state.network, state.example), calibration, generator("x"))
+    made = Compressor(snip(WeightSettings()), state, count(state.network, state.example), calibration, generator("x"))
     compressed = made.compress(0.4)
     assert compressed.count.parameters == int(0.4 * made.original.parameters)
     masks = named_masks(compressed.network)
@@ -163,7 +167,7 @@ def test_what_is_missing_or_wrong_is_said(state_of: Callable[[str], State], bad:
     calibration, text = BAD[bad]
     state = state_of("cnn")
     with pytest.raises(CompressionError, match=text):
-        Compressor(snip(NoSettings()), state, count(state.network, state.example), calibration, generator("x"))
+        Compressor(snip(WeightSettings()), state, count(state.network, state.example), calibration, generator("x"))
 
 
 def test_the_error_says_how_to_give_targets(state_of: Callable[[str], State]) -> None:

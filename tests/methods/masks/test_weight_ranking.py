@@ -15,21 +15,29 @@ from experiment.layers.plan import Kept, Plan, State
 from experiment.measure import count
 from experiment.methods import METHODS
 from experiment.methods.base import Budget, Compressor, make_method
+from experiment.methods.masks.settings import WeightSettings
 from experiment.methods.masks.weight_ranking import (
     WeightRanking,
+    WeightScores,
     plan_masked,
     plan_prefix,
     rank_weights,
-    rank_within_layers,
+    ranked,
 )
-from experiment.methods.starting_state import start_of
+from experiment.methods.starting_state import Start, start_of
 from experiment.random_streams import generator
+
+
+def rank_within_layers(start: Start, scores: WeightScores) -> WeightRanking:
+    return ranked(start, scores, WeightSettings(allocation="uniform"))
 
 
 def compressor(label: str, state: State, seed: int = 0) -> Compressor:
     entry = METHODS[label]
     counted = count(state.network, state.example)
-    return Compressor(make_method(entry, entry.settings()), state, counted, None, generator("test_order", seed))
+    return Compressor(
+        make_method(entry, entry.settings(**entry.preset)), state, counted, None, generator("test_order", seed)
+    )
 
 
 def masks_of(network: nn.Module, state: State) -> dict[str, np.ndarray]:
@@ -178,7 +186,7 @@ def test_scales_are_of_the_original_shape_and_multiply_what_is_written(state_of:
     assert plan.scales["4.weight"].shape == (12, 8, 3, 3)
     assert plan.parameters == start.count.parameters - int((~mask).sum())
     entry = METHODS["WT"]
-    made = Compressor(make_method(entry, entry.settings()), state, start.count, None, generator("x"))
+    made = Compressor(make_method(entry, entry.settings(**entry.preset)), state, start.count, None, generator("x"))
     written = bake_masks(made.instantiate(plan)).get_submodule("4").weight
     assert torch.equal(written, start.network.get_submodule("4").weight * scale * mask)
     assert "scales" not in plan.to_data()

@@ -18,7 +18,7 @@ OWN = """
 from dataclasses import dataclass
 
 from experiment.methods.base import Budget
-from experiment.methods.settings import NoSettings
+from experiment.methods.masks.settings import WeightSettings
 from experiment.methods.masks.magnitude import wt
 from experiment.registry import MethodEntry
 
@@ -30,7 +30,7 @@ class HalfSettings:
 
 class Half:
     def __init__(self, settings):
-        self.method = wt(NoSettings())
+        self.method = wt(WeightSettings())
         self.analyse, self.fill = self.method.analyse, self.method.fill
 
     def plan(self, analysis, budget):
