@@ -55,6 +55,7 @@ METHODS: dict[str, MethodEntry] = {
         MethodEntry("SVD-Energy", SVDSettings, f"{LOWRANK}.svd:svd_energy", "lowrank", ("SVDFrobeniusNet",)),
         MethodEntry("SVD-Nuclear", SlicedSettings, f"{LOWRANK}.svd:svd_nuclear", "lowrank", ("SVDNuclearNet",)),
         MethodEntry("SVD-Error", SVDSettings, f"{LOWRANK}.svd:svd_error", "lowrank", ("SVDErrorNet",)),
+        MethodEntry("Spatial SVD", SVDSettings, f"{LOWRANK}.svd:svd", "lowrank", preset={"folding": 1}),
         MethodEntry("KLDS", KLDSSettings, f"{LOWRANK}.klds:KLDS", "lowrank"),
         MethodEntry("L-Rank", LRankSettings, f"{LOWRANK}.svd:l_rank", "lowrank", ("LearnedRankNetScheme0",)),
         MethodEntry(
@@ -62,6 +63,8 @@ METHODS: dict[str, MethodEntry] = {
         ),
         MethodEntry("RSVD", RSVDSettings, f"{LOWRANK}.rsvd:RSVD", "lowrank"),
         MethodEntry("PCA", PCASettings, f"{LOWRANK}.pca:PCA", "lowrank", ("PCANet",)),
+        MethodEntry("BALF", PCASettings, f"{LOWRANK}.pca:PCA", "lowrank", preset={"allocation": "sum"}),
+        MethodEntry("SVD-LLM", PCASettings, f"{LOWRANK}.pca:PCA", "lowrank", preset={"allocation": "uniform"}),
         MethodEntry("Messi3", MessiSettings, f"{LOWRANK}.messi:Messi", "lowrank", ("MessiNet",)),
         MethodEntry("Messi5", MessiSettings, f"{LOWRANK}.messi:Messi", "lowrank", ("MessiNet5",), {"groups": 5}),
         MethodEntry("WT", WeightSettings, f"{MASKS}.magnitude:wt", "weight", ("ThresNet",)),

@@ -74,6 +74,26 @@ def common_threshold(curves: Sequence[Floats], costs: Sequence[Integers], limit:
     return steps.positions(steps.longest_prefix(limit))
 
 
+def same_share(errors: Sequence[Floats], costs: Sequence[Integers], limit: Limits) -> list[int]:
+    """Of every layer the option with the smallest error that costs at most the same share of the layer itself.
+
+    Args:
+        errors: for every layer (number of options,), in any order.
+        costs: for every layer; the last option is the layer itself.
+        limit: at least `smallest(costs)`.
+
+    Returns: for every layer the index of its option under the largest share that the limit allows.
+    """
+    shares = [np.atleast_2d(cost / np.maximum(1, cost[..., -1:])).max(0) for cost in costs]
+    fronts = [front(error, share) for error, share in zip(errors, shares, strict=True)]
+    rising = [cost[..., best] for cost, best in zip(costs, fronts, strict=True)]
+    until = [  # -share at which the next option fits
+        -np.append(own[best][1:], own[best][-1]) for own, best in zip(shares, fronts, strict=True)
+    ]
+    chosen = common_threshold(until, rising, limit)
+    return [int(best[i]) for best, i in zip(fronts, chosen, strict=True)]
+
+
 def minimise_sum(losses: Sequence[Floats], costs: Sequence[Integers], limit: Limits) -> list[int]:
     """The options with a small sum of losses within the limit.
 

@@ -1,6 +1,7 @@
 """ALDS: the number of groups, the folding and the rank of every layer, chosen for all layers together."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from experiment.layers.plan import Plan, State
-from experiment.methods.allocate import Limits, common_threshold, front, minimise_maximum
+from experiment.methods.allocate import Limits, minimise_maximum, same_share
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.lowrank.base import LowRankLayers, lowrank_layers
 from experiment.methods.lowrank.layer_options import Integers, group_numbers, slicings
@@ -104,17 +105,8 @@ class ALDSK:
     def plan(self, analysis: ALDSAnalysis, budget: Budget) -> Plan:
         """The options under the largest t that the budget allows."""
 
-        def choose(costs: list[Integers], limit: Limits) -> list[int]:
-            shares = [np.atleast_2d(cost / np.maximum(1, cost[..., -1:])).max(0) for cost in costs]
-            fronts = [front(error, share) for error, share in zip(analysis.errors, shares, strict=True)]
-            rising = [cost[..., best] for cost, best in zip(costs, fronts, strict=True)]
-            until = [  # -t at which the next option fits
-                -np.append(own[best][1:], own[best][-1]) for own, best in zip(shares, fronts, strict=True)
-            ]
-            chosen = common_threshold(until, rising, limit)
-            return [int(best[i]) for best, i in zip(fronts, chosen, strict=True)]
-
-        return analysis.base.plan(analysis.base.choose(budget, choose), analysis.errors)
+        chosen = analysis.base.choose(budget, partial(same_share, analysis.errors))
+        return analysis.base.plan(chosen, analysis.errors)
 
     def fill(self, built: nn.Module, state: State, analysis: ALDSAnalysis, plan: Plan) -> None:
         analysis.base.fill(built, state, plan)

@@ -14,12 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from experiment.inputs import Inputs
 from experiment.layers.build import write_whole
 from experiment.layers.compressible import LayerInfo
 from experiment.layers.factored_layers import flops, fold, write_factors
+from experiment.layers.fit_masked import live_copy
 from experiment.layers.masks import write_parameter
 from experiment.layers.plan import Factors, Plan, State
-from experiment.methods.allocate import common_threshold
+from experiment.layers.refit import refit
+from experiment.methods.allocate import common_threshold, minimise_maximum, minimise_sum, same_share
 from experiment.methods.base import Budget, Calibration, calibration_inputs
 from experiment.methods.data.responses import MANY_FEATURES, Responses, gather, precise, span_of
 from experiment.methods.lowrank.base import LowRankLayers, lowrank_layers
@@ -29,6 +32,7 @@ from experiment.methods.lowrank.spectra import COLUMNS, LayerSpectra
 from experiment.methods.starting_state import factored_layers, live_filters
 
 Floats = NDArray[np.float64]
+RULES = {"sum": minimise_sum, "minimax": minimise_maximum, "uniform": same_share}  # of relative errors
 COVARIANCES = 2**23  # elements in float64 at a time, at least
 
 
@@ -38,12 +42,14 @@ class PCAAnalysis:
 
     Attributes:
         responses: layer name -> the moments of its responses, without the covariance.
+        inputs: the calibration data.
         directions: layer name -> U (O, H, J), eigenvectors of the responses' covariance in every group of filters, the
             largest variance first, as many as the largest rank of an option.
         thresholds, errors: one value per option of every layer, 0 for the last option, the unchanged layer.
     """
 
     base: LowRankLayers
+    inputs: Inputs
     responses: Mapping[str, Responses]
     directions: Mapping[str, Tensor]
     thresholds: Sequence[Floats]
@@ -73,8 +79,10 @@ class PCA:
     Other weights than those analysed (rewinding) are projected onto the same U, and m is their response to the analysed
     network's mean inputs.
 
-    Source: Zhang et al. 2015, https://arxiv.org/abs/1505.06798
-    Differs: the linear variant only, without the nonlinearity and without correcting for errors of earlier layers.
+    Source: Zhang et al. 2015, https://arxiv.org/abs/1505.06798. Without means, the projection is that of the SVD of W S
+    with S S^T = X X^T: Wang et al. 2025, SVD-LLM, https://arxiv.org/abs/2403.07378, and BALF, https://arxiv.org/abs/2509.25136
+    Differs: the linear variant only, without the nonlinearity and without correcting for errors of earlier layers
+    unless `refit` does; SVD-LLM and BALF have no bias of the mean, and BALF has a budget for each kind of cost.
     """
 
     settings: PCASettings
@@ -105,7 +113,7 @@ class PCA:
                 thresholds.append(np.append(next_scores(variances)[ranks - 1] / flops(info, 1), 0.0))
                 errors.append(np.append(discarded(variances)[ranks - 1], 0.0))
                 responses[info.name] = replace(own, covariance=torch.zeros(0))
-        return PCAAnalysis(base, responses, directions, thresholds, errors)
+        return PCAAnalysis(base, inputs, responses, directions, thresholds, errors)
 
     def plan(self, analysis: PCAAnalysis, budget: Budget) -> Plan:
         """The ranks under the lowest t that the budget allows."""
@@ -123,7 +131,10 @@ class PCA:
             left_FN = left_OHN.flatten(0, 1)
             return LayerSpectra(left_FN, blocks).norm() / (LayerSpectra(filters, blocks).norm() or 1.0)
 
-        chosen = base.choose(budget, partial(common_threshold, analysis.thresholds))
+        if (rule := RULES.get(self.settings.allocation)) is None:
+            chosen = base.choose(budget, partial(common_threshold, analysis.thresholds))
+        else:
+            chosen = base.choose(budget, partial(rule, analysis.errors))
         return base.plan(chosen, analysis.errors, exact_error)
 
     def fill(self, built: nn.Module, state: State, analysis: PCAAnalysis, plan: Plan) -> None:
@@ -138,6 +149,10 @@ class PCA:
             left_OH1 = ((torch.zeros_like(m_F) if bias is None else precise(bias)) - m_F).reshape(len(U_OHJ), -1, 1)
             b_F = m_F + (U_OHJ @ (U_OHJ.mT @ left_OH1)).flatten()
             write_parameter(target.get_submodule("decoder"), "bias", b_F)
+        start = analysis.base.start
+        names = [name for name in analysis.directions if name in plan.factors and not start.layers[name].tied]
+        if self.settings.refit and names:
+            refit(built, live_copy(state, plan), names, analysis.inputs, seed=0)
 
 
 def _parts(base: LowRankLayers) -> Iterator[dict[str, tuple[LayerInfo, LayerOptions]]]:

@@ -38,7 +38,18 @@ class RankSettings(LayerSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class PCASettings(RankSettings):
-    """The principal directions of the layers' responses, ranked by variance per multiply-add."""
+    """The principal directions of the layers' responses.
+
+    Attributes:
+        allocation: what the ranks of all layers make best, with e_l the share of the variance of a layer's responses
+            that is lost. `product`: the largest product of the shares that are kept, by variance per multiply-add;
+            `sum`: the smallest sum of e_l (BALF); `minimax`: the smallest largest e_l; `uniform`: the smallest e_l for
+            the same share of every layer's size (SVD-LLM).
+        refit: fit the decoders, layer after layer, to what the original network computes on the calibration data.
+    """
+
+    allocation: Literal["product", "sum", "minimax", "uniform"] = "product"
+    refit: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from experiment.errors import CompressionError, kind_of
 from experiment.inputs import Inputs
 from experiment.layers.build import unslice_mask, write_whole
+from experiment.layers.fit_masked import fit_masked, live_copy
 from experiment.layers.plan import Detail, Plan, State
 from experiment.layers.read_parameters import shown
 from experiment.methods.base import Budget, Calibration, calibration_inputs
 from experiment.methods.budget_search import check_smallest
 from experiment.methods.masks import selection
 from experiment.methods.masks.comparisons import erk_share, in_filters, keep_pattern, lamp, negated
-from experiment.methods.masks.refit_masked import fit_masked, live_copy
 from experiment.methods.masks.settings import WeightSettings
 from experiment.methods.starting_state import Start, parameter_name, start_of
 
