@@ -7,6 +7,7 @@ from experiment.methods.filters.settings import (
     PFPSettings,
     StructurePruneSettings,
     ThiNetSettings,
+    TorchPruningSettings,
 )
 from experiment.methods.lowrank.settings import (
     ALDSKSettings,
@@ -113,6 +114,7 @@ METHODS: dict[str, MethodEntry] = {
         MethodEntry("PFP (rand)", PFPSettings, f"{FILTERS}.pfp:pfp_rand", "filter", ("PFPNetRand",)),
         MethodEntry("PFP (partial)", PFPSettings, f"{FILTERS}.pfp:pfp_partial", "filter", ("PFPNetTop",)),
         MethodEntry("Global Filters", GlobalFiltersSettings, f"{FILTERS}.global_ranking:global_filters", "filter"),
+        MethodEntry("TorchPruning", TorchPruningSettings, f"{FILTERS}.torch_pruning:torch_pruning", "filter"),
         MethodEntry("Blocks", BlocksSettings, f"{FILTERS}.blocks:Blocks", "filter"),
         MethodEntry("Prune", PruneSettings, f"{MASKS}.condensa:prune", "weight"),
         MethodEntry("BlockPrune", BlockPruneSettings, f"{MASKS}.condensa:block_prune", "weight"),

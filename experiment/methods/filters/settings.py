@@ -1,9 +1,11 @@
 """Settings of the methods that remove filters, without torch."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from experiment.methods.settings import Positive, UnitSettings
+from experiment.registry import NAMES_CODE
 
 Fold = Literal["none", "constant", "mean"]
 
@@ -57,6 +59,25 @@ class GlobalFiltersSettings(FilterSettings):
     """
 
     norm: Literal["l1", "l2"] = "l2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchPruningSettings(FilterSettings):
+    """The channels of largest importance in the sense of the package torch-pruning.
+
+    Attributes:
+        importance: `package.module:name` of a class in torch_pruning.pruner.importance, such as GroupTaylorImportance
+            or FPGMImportance, or of another one with the same interface.
+        kwargs: its arguments.
+        allocation: `global`: all channels compete; `uniform`: every group keeps the same share; `isomorphic`: channels
+            compete with those of groups of the same kinds of layers, and all kinds keep the same share.
+    """
+
+    importance: str = field(
+        default="torch_pruning.pruner.importance:GroupMagnitudeImportance", metadata={NAMES_CODE: True}
+    )
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    allocation: Literal["global", "uniform", "isomorphic"] = "global"
 
 
 @dataclass(frozen=True, kw_only=True)
