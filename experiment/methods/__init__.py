@@ -5,6 +5,7 @@ from experiment.methods.filters.settings import (
     FilterSettings,
     GlobalFiltersSettings,
     PFPSettings,
+    RankedFilterSettings,
     StructurePruneSettings,
     ThiNetSettings,
     TorchPruningSettings,
@@ -123,7 +124,7 @@ METHODS: dict[str, MethodEntry] = {
         MethodEntry("StructurePrune", StructurePruneSettings, f"{FILTERS}.condensa:structure_prune", "filter"),
         MethodEntry("Compose", ComposeSettings, f"{ROOT}.compose:compose", "compose"),
         MethodEntry("Mix", MixSettings, f"{ROOT}.mixed.mix:Mix", "mixed", version=2),
-        MethodEntry("Slimming", FilterSettings, f"{FILTERS}.global_ranking:slimming", "filter"),
+        MethodEntry("Slimming", RankedFilterSettings, f"{FILTERS}.global_ranking:slimming", "filter"),
         MethodEntry("Quantize", QuantizeSettings, f"{ROOT}.quantize:Quantize", "quantization"),
     )
 }

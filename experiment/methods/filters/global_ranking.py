@@ -1,6 +1,7 @@
 """One ranking of all channels of the network: by norms of filters (Global Filters) or BatchNorm scales (Slimming)."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -11,8 +12,15 @@ from experiment.errors import CompressionError, log
 from experiment.layers.channels.group_data import Member
 from experiment.methods.base import Budget, Calibration
 from experiment.methods.budget_search import affordable_steps, counts_after, ladder
-from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, by_filter, finite_parameter
-from experiment.methods.filters.settings import FilterSettings, GlobalFiltersSettings
+from experiment.methods.filters.base import (
+    Channels,
+    ChannelScores,
+    CountChannels,
+    FilterMethod,
+    by_filter,
+    finite_parameter,
+)
+from experiment.methods.filters.settings import GlobalFiltersSettings, RankedFilterSettings
 
 
 def global_filters(settings: GlobalFiltersSettings) -> FilterMethod:
@@ -27,10 +35,10 @@ def global_filters(settings: GlobalFiltersSettings) -> FilterMethod:
     def norm(rows: Tensor) -> Tensor:
         return rows.square().mean(1).sqrt() if settings.norm == "l2" else rows.abs().mean(1)
 
-    return FilterMethod(settings, "Global Filters", by_filter(norm, average=True), longest_prefix)
+    return FilterMethod(settings, "Global Filters", by_filter(norm, average=True), ranked(settings))
 
 
-def slimming(settings: FilterSettings) -> FilterMethod:
+def slimming(settings: RankedFilterSettings) -> FilterMethod:
     """Network slimming: keeps the channels of largest BatchNorm scale in the whole network, as many as fit.
 
     The score of a channel is |gamma|, averaged over all BatchNorm layers that it passes through. Channels that pass
@@ -42,20 +50,29 @@ def slimming(settings: FilterSettings) -> FilterMethod:
     Differs: the training loss is unchanged; every layer keeps at least one channel; a channel is removed from all
     layers that read it (theirs lets each reader of a concatenation or sum select its own).
     """
-    return FilterMethod(settings, "Slimming", _scales, _by_scale)
+    return FilterMethod(settings, "Slimming", _scales, partial(_by_scale, protected=settings.protected))
 
 
-def longest_prefix(filters: Channels, scores: ChannelScores, budget: Budget, round_to: int) -> list[int]:
+def ranked(settings: RankedFilterSettings) -> CountChannels:
+    """`longest_prefix` under settings."""
+    return partial(longest_prefix, protected=settings.protected)
+
+
+def longest_prefix(
+    filters: Channels, scores: ChannelScores, budget: Budget, round_to: int, *, protected: float = 0.0
+) -> list[int]:
     """How many channels every group keeps when channels are added in the order of their scores as long as they fit.
 
-    Every group starts with its `round_to` best ones, or all if it has fewer; further ones are added in steps of
-    `round_to`, by the mean score of the step's channels. Equal steps are taken in network order.
+    Every group starts with its `round_to` best ones, or all if it has fewer, and with no fewer than the `protected`
+    share of them; further ones are added in steps of `round_to`, by the mean score of the step's channels. Equal steps
+    are taken in network order.
 
     Raises: InfeasibleBudget: the channels that the groups start with already exceed the budget.
     """
     orders = filters.orders(scores)
     each = zip(orders, filters.free, filters.steps(round_to), strict=True)
     ladders = [ladder(len(order), step) if may else [len(order)] for order, may, step in each]
+    ladders = [[n for n in rungs if n >= protected * rungs[-1]] for rungs in ladders]
     steps = []
     for group, (order, rungs) in enumerate(zip(orders, ladders, strict=True)):
         worth = float("inf")
@@ -86,9 +103,11 @@ def _scales(filters: Channels, calibration: Calibration | None, generator: torch
     return found
 
 
-def _by_scale(filters: Channels, scores: ChannelScores, budget: Budget, round_to: int) -> list[int]:
+def _by_scale(
+    filters: Channels, scores: ChannelScores, budget: Budget, round_to: int, *, protected: float
+) -> list[int]:
     free = [may and bool(members) for may, members in zip(filters.free, _normed(filters), strict=True)]
-    return longest_prefix(replace(filters, free=free), scores, budget, round_to)
+    return longest_prefix(replace(filters, free=free), scores, budget, round_to, protected=protected)
 
 
 def _normed(filters: Channels) -> list[list[Member]]:

@@ -1,8 +1,10 @@
 """Settings of the methods that remove filters, without torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Lt
 
 from experiment.methods.settings import Positive, UnitSettings
 from experiment.registry import NAMES_CODE
@@ -51,7 +53,18 @@ class ThiNetSettings(FilterSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlobalFiltersSettings(FilterSettings):
+class RankedFilterSettings(FilterSettings):
+    """Settings of methods in which the channels of all layers compete.
+
+    Attributes:
+        protected: the share of its channels that every group keeps at least, in [0, 1): no layer becomes a bottleneck.
+    """
+
+    protected: Annotated[float, Ge(0), Lt(1)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalFiltersSettings(RankedFilterSettings):
     """The filters of largest norm in the whole network.
 
     Attributes:
@@ -62,7 +75,7 @@ class GlobalFiltersSettings(FilterSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchPruningSettings(FilterSettings):
+class TorchPruningSettings(RankedFilterSettings):
     """The channels of largest importance in the sense of the package torch-pruning.
 
     Attributes:
@@ -78,6 +91,14 @@ class TorchPruningSettings(FilterSettings):
     )
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     allocation: Literal["global", "uniform", "isomorphic"] = "global"
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Settings that have no effect beside the others, each with the reason."""
+        if self.protected and self.allocation == "uniform":
+            yield (
+                "protected",
+                "has no effect with allocation uniform, where no layer loses more than others. Remove it.",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

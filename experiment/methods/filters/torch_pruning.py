@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,9 +19,9 @@ from experiment.inputs import batch_size, call_network, moved_like, split
 from experiment.layers.channels.group_data import ChannelGroup
 from experiment.layers.forward_pass import evaluating
 from experiment.methods.base import Budget, Calibration
-from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, has_data
+from experiment.methods.filters.base import Channels, ChannelScores, CountChannels, FilterMethod, has_data
 from experiment.methods.filters.ft import same_share
-from experiment.methods.filters.global_ranking import longest_prefix
+from experiment.methods.filters.global_ranking import longest_prefix, ranked
 from experiment.methods.filters.settings import TorchPruningSettings
 from experiment.registry import resolve
 
@@ -49,8 +50,11 @@ def torch_pruning(settings: TorchPruningSettings) -> FilterMethod:
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             return [_scores(made, network, group) for group in channels.groups]
 
-    rule = {"global": longest_prefix, "uniform": same_share, "isomorphic": _within_kinds}[settings.allocation]
-    return FilterMethod(settings, "TorchPruning", score, rule)
+    isomorphic = partial(_within_kinds, protected=settings.protected)
+    rules: Mapping[str, CountChannels] = {
+        "global": ranked(settings), "uniform": same_share, "isomorphic": isomorphic,
+    }  # fmt: skip
+    return FilterMethod(settings, "TorchPruning", score, rules[settings.allocation])
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,9 @@ def _take_gradients(network: nn.Module, importance: Any, channels: Channels, cal
                 importance.accumulate_grad(network)  # the last gradients stay: they are read, too
 
 
-def _within_kinds(filters: Channels, scores: ChannelScores, budget: Budget, round_to: int) -> list[int]:
+def _within_kinds(
+    filters: Channels, scores: ChannelScores, budget: Budget, round_to: int, *, protected: float
+) -> list[int]:
     """The largest prefix of the places of channels among all groups of the same kinds of layers, as shares of these."""
     modules = dict(filters.state.network.named_modules())
     kinds = [tuple((type(modules.get(m.module)).__name__, m.side) for m in group.members) for group in filters.groups]
@@ -151,7 +157,7 @@ def _within_kinds(filters: Channels, scores: ChannelScores, budget: Budget, roun
         places = every.argsort(stable=True).argsort().double() / len(every)
         for i, part in zip(own, torch.split(places, [len(scores[i]) for i in own]), strict=True):
             found[i] = part
-    return longest_prefix(filters, found, budget, round_to)
+    return longest_prefix(filters, found, budget, round_to, protected=protected)
 
 
 def _importance(settings: TorchPruningSettings) -> Any:

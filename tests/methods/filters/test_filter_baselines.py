@@ -15,7 +15,7 @@ from experiment.methods.base import Budget, Calibration, Compressor, Quantity
 from experiment.methods.filters.base import FilterMethod, trace_channels
 from experiment.methods.filters.ft import ft, soft_net, uniform_filters
 from experiment.methods.filters.global_ranking import global_filters, longest_prefix, slimming
-from experiment.methods.filters.settings import FilterSettings, GlobalFiltersSettings
+from experiment.methods.filters.settings import FilterSettings, GlobalFiltersSettings, RankedFilterSettings
 from experiment.networks.make_network import make_network
 from experiment.random_streams import generator, seeded
 
@@ -91,7 +91,7 @@ def test_the_score_of_tied_filters_is_their_mean() -> None:
 
 METHODS = {
     "Global Filters": global_filters(GlobalFiltersSettings()),
-    "Slimming": slimming(FilterSettings()),
+    "Slimming": slimming(RankedFilterSettings()),
     "in eights": global_filters(GlobalFiltersSettings(round_to=8)),
 }
 
@@ -177,7 +177,7 @@ def test_slimming_goes_by_the_size_of_batch_norm_scales(caplog: pytest.LogCaptur
     """11 parameters a channel: its filter, bias, scale, shift, and 4 weights that read it; the other layer stays."""
     network, example = scaled(), example_input((1, 2, 2))
     with caplog.at_level(logging.WARNING, "experiment"):
-        made = compressor(slimming(FilterSettings()), network, example)
+        made = compressor(slimming(RankedFilterSettings()), network, example)
     assert "Slimming keeps all channels of 3: no BatchNorm scales them." in caplog.text
     total = made.original.parameters
     assert made.compress((total - 8) / total).plan.kept == {
@@ -191,7 +191,7 @@ def test_slimming_goes_by_the_size_of_batch_norm_scales(caplog: pytest.LogCaptur
 
 def test_slimming_averages_over_the_norms_that_a_channel_runs_through() -> None:
     network, example = known("densenet22")
-    analysis = compressor(slimming(FilterSettings()), network, example).analysis
+    analysis = compressor(slimming(RankedFilterSettings()), network, example).analysis
     group = analysis.filters.groups[0]
     assert group.name == "conv1"
     norms = ["dense1.0.bn1", "dense1.1.bn1", "dense1.2.bn1", "trans1.bn"]
@@ -203,7 +203,7 @@ def test_slimming_averages_over_the_norms_that_a_channel_runs_through() -> None:
 
 def test_slimming_refuses_networks_without_batch_norm() -> None:
     with pytest.raises(CompressionError, match="Slimming ranks channels by the scales of BatchNorm layers"):
-        compressor(slimming(FilterSettings()), small(), torch.ones(1, 4))
+        compressor(slimming(RankedFilterSettings()), small(), torch.ones(1, 4))
 
 
 def test_what_data_are_for_is_said() -> None:
@@ -244,3 +244,15 @@ def test_a_step_that_removes_nothing_changes_nothing() -> None:
     assert again.plan.kept == first.plan.kept
     assert again.count == first.count
     assert all(map(torch.equal, again.network.state_dict().values(), first.network.state_dict().values()))
+
+
+@pytest.mark.parametrize("protected", [0.0, 0.4])
+def test_a_protected_share_of_every_group_stays(protected: float) -> None:
+    network, example = known("resnet20")
+    with torch.no_grad():
+        network.get_parameter("layer2.1.conv1.weight").mul_(0.01)  # would lose all but one
+    made = compressor(global_filters(GlobalFiltersSettings(protected=protected)), network, example)
+    plan = made.compress(0.4).plan
+    shares = [len(kept.out) / made.analysis.filters.layers[name] for name, kept in plan.kept.items() if kept.out and
+              name in made.analysis.filters.layers]  # fmt: skip
+    assert min(shares) >= protected if protected else min(shares) < 0.1

@@ -92,3 +92,24 @@ def test_own_importances_and_mistakes(state: State, tmp_path: object, monkeypatc
         Compressor(
             make_method(spec.entry, spec.settings), state, count(state.network, state.example), None, generator(1)
         )
+
+
+def test_kinds_of_layers_keep_the_same_share_and_their_own_best() -> None:
+    """Two layers in a row of the same kind, one of them with small filters: global pruning would empty it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        layers = [nn.Linear(6, 20), nn.Linear(20, 20), nn.Linear(20, 4)]
+    with torch.no_grad():
+        layers[1].weight[10:].mul_(0.1)
+    state = State(nn.Sequential(*layers).eval(), torch.randn(1, 6))
+    spec = configure("TorchPruning", {"allocation": "isomorphic", "kwargs": {"normalizer": None}})
+    made = Compressor(
+        make_method(spec.entry, spec.settings), state, count(state.network, state.example), None, generator(1)
+    )
+    scores = torch.cat(
+        [own for own, free in zip(made.analysis.scores, made.analysis.filters.free, strict=True) if free]
+    )
+    kept = made.compress(0.5).plan.kept
+    number = sum(len(kept[name].out or ()) for name in ("0", "1"))
+    best = set(scores.argsort(descending=True)[:number].tolist())
+    assert {*(kept["0"].out or ()), *(20 + i for i in kept["1"].out or ())} == best
