@@ -26,7 +26,7 @@ SMALLEST, STEP = 2e-3, 0.7  # the search tries 1, STEP, STEP^2, ... of the param
 FINE = 1.005  # the ratio of two shares at which it ends
 FAR_BELOW = 0.5  # of what is allowed; smaller networks are reported
 TIGHTER, MARGIN, FULL = 6, 0.99, 0.98  # plans whose layers are allowed less than the network; what counts as used up
-TRIES = 5  # networks that are built and measured for one limit on latency
+TRIES = 6  # networks that are built and measured for one limit on latency
 SHAPED = ("latency", "memory")  # quantities that depend on the shapes of layers alone
 CLOSE = 0.95  # of the limit on latency: closer than this, no further network is tried
 Found = tuple[Plan, dict[str, float]]  # with its predicted values
@@ -44,6 +44,7 @@ def compress_within(compressor: Compressor, keep: float, budget: BudgetBlock, me
         return compressor.compress(keep, budget.counted)
     limits = meter.limits(keep_ratio(keep))
     rest, best, nearest = compressor.out_of_reach, None, dict[str, float]()
+    too_low, enough = 0.0, math.inf  # corrections whose plan is too slow, and fast enough
     for _ in range(TRIES):
         with working("choosing what to keep"):
             try:
@@ -53,7 +54,7 @@ def compress_within(compressor: Compressor, keep: float, budget: BudgetBlock, me
                     raise
                 break  # a correction too far
         made = compressor.made(plan, rest)
-        measured = dict(predicted)
+        measured, used = dict(predicted), meter.correction
         if "latency" in limits:
             measured["latency"] = meter.latency.measure(made.network)
             meter.correction *= measured["latency"] / predicted["latency"]
@@ -67,6 +68,11 @@ def compress_within(compressor: Compressor, keep: float, budget: BudgetBlock, me
             break
         if fits and predicted["latency"] <= measured["latency"] / CLOSE:
             break  # nothing larger is predicted to fit
+        too_low, enough = (too_low, min(enough, used)) if fits else (max(too_low, used), enough)
+        if not too_low < meter.correction < enough:  # the error differs between plans
+            if enough <= FINE * too_low:
+                break
+            meter.correction = math.sqrt(too_low * enough) if enough < math.inf else FINE * too_low
     if best is None:
         raise _infeasible(limits, nearest, meter, compressor)
     return best

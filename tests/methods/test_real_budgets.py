@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain, repeat
 
 import pytest
 import torch
@@ -157,10 +158,28 @@ def test_a_wrong_prediction_of_latency_is_corrected(
 def test_what_fits_is_kept_when_a_later_measurement_is_far_off(
     made_of: Callable[..., Compressor], without_clock: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, budget, factors = made_of("FT"), Budget.read({"latency": 0.5}), iter((0.6, 100.0))
+    made, budget, factors = made_of("FT"), Budget.read({"latency": 0.5}), chain([0.6], repeat(100.0))
     monkeypatch.setattr(LatencyModel, "measure", lambda model, network: next(factors) * model.predict(network))
     amount = compress_within(made, 1.0, budget, meter(made, budget)).amounts["latency"]
     assert amount.measured <= amount.limit
+
+
+@pytest.mark.parametrize("label", ["FT", "KLDS"])
+def test_errors_that_differ_between_plans_do_not_leave_the_limit_unused(
+    label: str, made_of: Callable[..., Compressor], without_clock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plans above a size take a tenth longer than predicted, those below a tenth less."""
+    made, budget, sizes = made_of(label), Budget.read({"latency": 0.5}), list[float]()
+
+    def measure(model: LatencyModel, network: nn.Module) -> float:
+        own = model.predict(network)
+        sizes.append(own)
+        return own * (1.1 if own > 0.99 * sizes[0] else 0.9)
+
+    monkeypatch.setattr(LatencyModel, "measure", measure)
+    amount = compress_within(made, 1.0, budget, meter(made, budget)).amounts["latency"]
+    assert len(sizes) > 2
+    assert 0.83 * amount.limit < amount.measured <= amount.limit  # 0.9 of 1 / 1.1 without halving
 
 
 def test_absolute_limits_are_those_of_the_network(made_of: Callable[..., Compressor]) -> None:
