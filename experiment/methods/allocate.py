@@ -4,7 +4,7 @@ Under one limit the costs of a layer have the shape (number of options,) and the
 have the shape (limits, number of options), and all of a sequence of limits hold.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,6 +126,14 @@ def minimise_sum(losses: Sequence[Floats], costs: Sequence[Integers], limit: Lim
     chosen = [int(hull[i]) for hull, i in zip(hulls, steps.positions(taken), strict=True)]
     _spend(losses, [cost[None] for cost in costs], chosen, np.array([limit - steps.spent(taken)], dtype=np.int64))
     return chosen
+
+
+RULES: Mapping[str, Callable[[Sequence[Floats], Sequence[Integers], Limits], list[int]]] = {
+    "sum": minimise_sum,
+    "minimax": minimise_maximum,
+    "uniform": same_share,
+}
+"""What the options of all layers make best, by the name that settings give it."""
 
 
 def _spend(losses: Sequence[Floats], costs: Sequence[Integers], chosen: list[int], slack: Integers) -> None:

@@ -23,7 +23,7 @@ from experiment.layers.forward_pass import evaluating
 from experiment.layers.masks import stored, write_parameter
 from experiment.layers.plan import Factors, Plan, State
 from experiment.layers.refit import refit
-from experiment.methods.allocate import front, minimise_sum
+from experiment.methods.allocate import RULES, front
 from experiment.methods.base import Budget, Calibration, calibration_inputs
 from experiment.methods.data.fisher import SAMPLES, gather, log_probabilities
 from experiment.methods.data.responses import precise
@@ -79,6 +79,9 @@ class KLDS:
 
     Other weights than those analysed (rewinding) are encoded along the same directions and keep the fitted decoders.
 
+    With `allocation: minimax` the largest KL_l is the smallest possible: each layer takes the cheapest option that does
+    less harm than a common level, as in AIMET's greedy selection (https://github.com/quic/aimet).
+
     Source: this project; the options are those of ALDS (Liebenwein et al. 2021, https://arxiv.org/abs/2107.11442).
     """
 
@@ -105,7 +108,8 @@ class KLDS:
     def plan(self, analysis: KLDSAnalysis, budget: Budget) -> Plan:
         """The options with the smallest estimated sum of divergences within the budget."""
         base = analysis.base
-        chosen = base.choose(budget, partial(minimise_sum, analysis.losses))
+        rule = self.settings.allocation
+        chosen = base.choose(budget, partial(RULES[rule], analysis.losses))
 
         def exact_error(name: str, factors: Factors) -> float:
             filters, blocks = live_filters(analysis.network, {}, name), base.start.layers[name].groups
@@ -114,7 +118,8 @@ class KLDS:
             norm = LayerSpectra(filters, blocks).norm(factors.folding)
             return LayerSpectra(left, blocks).norm(factors.folding) / (norm or 1.0)
 
-        loss = sum(float(own[i]) for own, i in zip(analysis.losses, chosen or (), strict=chosen is not None))
+        losses = [float(own[i]) for own, i in zip(analysis.losses, chosen or (), strict=chosen is not None)]
+        loss = max(losses, default=0.0) if rule == "minimax" else sum(losses)
         return replace(base.plan(chosen, analysis.errors, exact_error), loss=loss)
 
     def fill(self, built: nn.Module, state: State, analysis: KLDSAnalysis, plan: Plan) -> None:

@@ -22,7 +22,7 @@ from experiment.layers.fit_masked import live_copy
 from experiment.layers.masks import write_parameter
 from experiment.layers.plan import Factors, Plan, State
 from experiment.layers.refit import refit
-from experiment.methods.allocate import common_threshold, minimise_maximum, minimise_sum, same_share
+from experiment.methods.allocate import RULES, common_threshold
 from experiment.methods.base import Budget, Calibration, calibration_inputs
 from experiment.methods.data.responses import MANY_FEATURES, Responses, gather, precise, span_of
 from experiment.methods.lowrank.base import LowRankLayers, lowrank_layers
@@ -32,7 +32,6 @@ from experiment.methods.lowrank.spectra import COLUMNS, LayerSpectra
 from experiment.methods.starting_state import factored_layers, live_filters
 
 Floats = NDArray[np.float64]
-RULES = {"sum": minimise_sum, "minimax": minimise_maximum, "uniform": same_share}  # of relative errors
 COVARIANCES = 2**23  # elements in float64 at a time, at least
 
 

@@ -164,8 +164,11 @@ class KLDSSettings(SelectorSettings):
         points: options per layer that are evaluated in the network, at least 2; the others are interpolated.
         images: calibration inputs for this evaluation, at least 1.
         refit: fit the decoders, layer after layer, to what the original network computes on the calibration data.
+        allocation: what the options of all layers make smallest: the `sum` of the divergences that each causes alone,
+            the largest one (`minimax`), or each within the same share of its layer's size (`uniform`).
     """
 
+    allocation: Literal["sum", "minimax", "uniform"] = "sum"
     points: Annotated[int, Ge(2)] = 8
     images: Positive = 64
     refit: bool = True

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -55,6 +56,20 @@ def planted(zero: bool = False) -> State:
             network[0].bias.add_(0.5)
             network[2].weight.copy_(0 if zero else torch.outer(torch.randn(18), torch.randn(24)))
     return State(network, torch.randn(1, 12, generator=generator("planted")))
+
+
+@pytest.mark.parametrize("keep", [0.35, 0.6])
+def test_each_allocation_makes_its_own_measure_smallest(state_of: StateOf, keep: float) -> None:
+    state = state_of("cnn")
+    losses = {}
+    for allocation in ("sum", "minimax", "uniform"):
+        made = compressor(state, allocation=allocation)
+        budget = Budget("parameters", int(keep * made.original.parameters), made.original.parameters)
+        chosen = made.analysis.base.choose(budget, partial(klds.RULES[allocation], made.analysis.losses))
+        losses[allocation] = [float(own[i]) for own, i in zip(made.analysis.losses, chosen or (), strict=True)]
+        assert made.plan(keep).loss == pytest.approx((max if allocation == "minimax" else sum)(losses[allocation]))
+    assert max(losses["minimax"]) == min(map(max, losses.values()))
+    assert sum(losses["sum"]) <= 1.02 * min(map(sum, losses.values()))
 
 
 @pytest.mark.parametrize("refit", [True, False])
