@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from experiment.methods.settings import NoSettings
+from experiment.methods.masks.settings import WeightSettings
 from experiment.registry import MethodEntry
 
 
@@ -31,7 +31,7 @@ def load(root, train, size=200):
     return TensorDataset(images.to(torch.uint8), labels)
 
 
-ENTRY = MethodEntry("Mine", NoSettings, "experiment.methods.masks.magnitude:wt", "weight")
+ENTRY = MethodEntry("Mine", WeightSettings, "experiment.methods.masks.magnitude:wt", "weight")
 """
 
 

@@ -66,8 +66,8 @@ def test_a_users_own_scheme_enters_the_key_with_its_source(
     write: Any, small: dict[str, Any], in_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (
-        "from experiment.methods.settings import NoSettings\nfrom experiment.registry import MethodEntry\n"
-        "ENTRY = MethodEntry('Mine', NoSettings, 'experiment.methods.masks.magnitude:wt', 'weight')\n"
+        "from experiment.methods.masks.settings import WeightSettings\nfrom experiment.registry import MethodEntry\n"
+        "ENTRY = MethodEntry('Mine', WeightSettings, 'experiment.methods.masks.magnitude:wt', 'weight')\n"
     )
     for name, more in (("own_one", ""), ("own_two", "# changed\n")):
         (in_tmp / f"{name}.py").write_text(text + more)
