@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -87,14 +88,14 @@ def timed(network: nn.Module, x: Inputs, threads: int, seconds: float) -> Measur
         return _timer_of(network, x, threads).blocked_autorange(min_run_time=seconds)
 
 
-def mean_seconds(network: nn.Module, x: Inputs, threads: int, seconds: float) -> float:
+def mean_seconds(network: Callable[..., Any], x: Inputs, threads: int, seconds: float) -> float:
     """The mean of forward passes for about so many seconds, which may be fewer than `timed` needs for a block."""
     with torch.inference_mode():
         timer = _timer_of(network, x, threads)
         return timer.timeit(max(1, round(seconds / timer.timeit(1).mean))).mean
 
 
-def _timer_of(network: nn.Module, x: Inputs, threads: int) -> Timer:
+def _timer_of(network: Callable[..., Any], x: Inputs, threads: int) -> Timer:
     names = {"call": call_network, "network": network, "x": x}
     return _timer()("call(network, x)", globals=names, num_threads=threads)
 
