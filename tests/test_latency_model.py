@@ -41,6 +41,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     measured: list[str] = []
 
     def milliseconds(module: Callable[..., object], x: object, threads: int, seconds: float) -> float:
+        module = module.copies[0] if isinstance(module, latency_model._InTurns) else module
         weights = sum(p.numel() for p in module.parameters()) if isinstance(module, nn.Module) else 0
         tensors = [x] if isinstance(x, Tensor) else [v for v in x if isinstance(v, Tensor)]  # type: ignore[attr-defined]
         with torch.no_grad():
@@ -101,7 +102,7 @@ def test_results_of_several_tensors_count_and_every_view_takes_the_same_time(clo
 
 
 def time_of(table: LatencyTable, piece: Leaf | Operation) -> float:
-    return table.sum(Pieces([piece]))
+    return table.sum(Pieces([piece]), 2**20)
 
 
 def test_times_are_exact_at_measured_widths_and_linear_between_them(clock: list[str]) -> None:
@@ -115,6 +116,32 @@ def test_times_are_exact_at_measured_widths_and_linear_between_them(clock: list[
         leaf = pieces(Net(width).eval(), torch.zeros(2, 3, 6, 6)).pieces[1]
         norms[width] = time_of(table, leaf)
     assert norms[43] == pytest.approx(norms[41] + 2 / 6 * (norms[47] - norms[41]))
+
+
+def test_copies_are_called_in_turns_and_keep_their_outputs() -> None:
+    x = torch.ones(1, 4)
+    turns = latency_model._InTurns(nn.Linear(4, 3), x, 3)
+    assert len({id(module) for module in turns.copies}) == 3
+    first = [turns(x) for _ in range(3)]
+    assert [any(output is kept for kept in turns.outputs) for output in first] == [True] * 3
+    turns(x)
+    assert sum(any(output is kept for kept in turns.outputs) for output in first) == 2
+
+
+@pytest.mark.parametrize(("milliseconds", "copies"), [(1e-6, 16), (1e3, 2)])
+def test_pieces_that_compute_for_long_need_no_cold_memory(
+    milliseconds: float, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def clock(module: object, x: object, threads: int, seconds: float) -> float:
+        found.append(len(module.copies) if isinstance(module, latency_model._InTurns) else 1)
+        return milliseconds
+
+    monkeypatch.setattr(latency_model, "_milliseconds", clock)
+    leaf = pieces(nn.Linear(64, 64), torch.zeros(1, 64)).pieces[0]
+    LatencyTable(None, 1).measure(leaf, leaf.widths, 17 * 4 * (64 * 64 + 64 + 64) - 1)
+    assert found == [1, copies]
 
 
 def test_measurements_are_kept_and_used_again(tmp_path: Path, clock: list[str]) -> None:

@@ -37,6 +37,7 @@ from experiment.measure.latency import Layout, arranged_in, layouts, mean_second
 Integers = NDArray[np.int64]
 SECONDS, VISITS = 0.004, 4  # for one layer, in turns with others: what disturbs a machine passes
 STEPS = 4  # measured widths between a power of two and the next
+BUSY = 0.25  # milliseconds per MiB of weights and outputs
 MOST_COPIES, MOST_TOUCHED = 32, 2**26  # of a piece that are called in turns; more bytes than caches hold
 ROUNDS, ROUND, COPIES = 10, 0.04, 3  # of a comparison of two networks, its seconds, and how often they are copied
 
@@ -115,7 +116,11 @@ class LatencyTable:
         module, x = layer.make(widths)
         for parameter in module.parameters() if isinstance(module, nn.Module) else ():
             nn.init.constant_(parameter, 1e-3)  # what uninitialised memory holds may be slow to compute with
-        return _milliseconds(_InTurns(module, x, among), x, self.threads, SECONDS)
+        alone = _milliseconds(module, x, self.threads, 0.0)
+        touched = _touched(module, x)
+        if alone > BUSY * touched / 2**20:  # it computes for longer than it waits for memory
+            among = min(among, 2 * touched)
+        return _milliseconds(_InTurns(module, x, max(1, among // max(touched, 1))), x, self.threads, SECONDS)
 
 
 class _InTurns:
@@ -125,21 +130,17 @@ class _InTurns:
     and again finds both in the caches, which makes light layers up to twice as fast. The input has just been written.
     """
 
-    def __init__(self, module: Callable[..., Any], x: Inputs, among: int) -> None:
-        own = sum(p.nbytes for p in module.parameters()) if isinstance(module, nn.Module) else 0
+    def __init__(self, module: Callable[..., Any], x: Inputs, number: int) -> None:
+        self.copies = [module, *(copy.deepcopy(module) for _ in range(min(number, MOST_COPIES) - 1))]
+        self.outputs: list[object] = [None] * len(self.copies)
+        self.turn = 0
         with torch.inference_mode():
-            own += sum(t.nbytes for t in tensors(call_network(module, x)))
-        number = min(MOST_COPIES, max(1, among // max(own, 1)))
-        self._modules = [module, *(copy.deepcopy(module) for _ in range(number - 1 if own else 0))]
-        self._outputs: list[object] = [None] * len(self._modules)
-        self._turn = 0
-        with torch.inference_mode():
-            for _ in self._modules:
+            for _ in self.copies:
                 call_network(self, x)
 
     def __call__(self, *args: Any, **named: Any) -> object:
-        self._turn = (self._turn + 1) % len(self._modules)
-        output = self._outputs[self._turn] = self._modules[self._turn](*args, **named)
+        self.turn = (self.turn + 1) % len(self.copies)
+        output = self.outputs[self.turn] = self.copies[self.turn](*args, **named)
         return output
 
 
@@ -274,6 +275,13 @@ def _some(top: int) -> list[int]:
     halves = [(2 << i, 1 << i) for i in range(top.bit_length())]
     ends = {1, 2, *(end for low, half in halves for end in (low + 1, low + half, low + half + 1, low + 2 * half))}
     return sorted({top, *(rank for rank in ends if rank < top)})
+
+
+def _touched(module: Callable[..., Any], x: Inputs) -> int:
+    """Bytes of weights and outputs of a piece."""
+    weights = sum(p.nbytes for p in module.parameters()) if isinstance(module, nn.Module) else 0
+    with torch.inference_mode():
+        return weights + sum(t.nbytes for t in tensors(call_network(module, x)))
 
 
 def _key(layer: Leaf | Operation, widths: tuple[int, ...], among: int) -> str:

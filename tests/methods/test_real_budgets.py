@@ -36,7 +36,7 @@ SLOWER = 1.25  # the "measured" over the predicted time
 class CountedTable(LatencyTable):
     """A device on which a layer takes a microsecond, and one more for each weight."""
 
-    def measure(self, layer: Leaf | Operation, widths: tuple[int, ...]) -> float:
+    def measure(self, layer: Leaf | Operation, widths: tuple[int, ...], among: int) -> float:
         module, _ = layer.make(widths)
         return 1e-3 * (1 + (sum(p.numel() for p in module.parameters()) if isinstance(module, nn.Module) else 0))
 
@@ -53,7 +53,7 @@ def without_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency as CountedTable has it; a measurement gives SLOWER times as much."""
 
     def of(network: nn.Module, example: torch.Tensor, batch: int, table: LatencyTable) -> LatencyModel:
-        own = Arranged("contiguous", network, example, 1.0, 0.0)
+        own = Arranged("contiguous", network, example, 1.0, 0.0, 1)
         ms = LatencyModel((own,), table).predict(network) * SLOWER
         return LatencyModel((replace(own, ms=ms),), table)
 
