@@ -24,20 +24,18 @@ def fit_masked(built: nn.Module, dense: nn.Module, names: Sequence[str], inputs:
     Args:
         built: the masked network.
         dense: the network before it was masked, of the same layers.
-        names: of the layers; embeddings and others that are no convolution or linear layer stay.
+        names: of the layers, which share no weights; embeddings stay.
     """
-    layers = dict(built.named_modules())
-    names = [
-        name for name in names if isinstance(layers.get(name), nn.Module) and not isinstance(layers[name], nn.Embedding)
-    ]
+    names = [name for name in names if not isinstance(built.get_submodule(name), nn.Embedding)]
     if names:
         compensate(built, inputs, fitted=fitted_weights(built, dense, names, inputs, seed=0))
 
 
 def live_copy(state: State, plan: Plan) -> nn.Module:
-    """A state's network as the plan's channels leave it, with the weights at zero that the state masks."""
+    """A state's network without the removed channels, with masked weights at zero; its own if there are neither."""
     network = sliced_copy(state.network, plan.kept)
-    network = network if network is not state.network else copy.deepcopy(network)
+    if state.masks and network is state.network:
+        network = copy.deepcopy(network)
     for name, mask in state.masks.items():
         parameter = network.get_parameter(name).detach()
         parameter.mul_(slice_mask(mask, plan.kept, name).to(parameter.device))

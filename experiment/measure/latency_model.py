@@ -82,7 +82,9 @@ class LatencyTable:
         once = Leaf("call", (), nn.Identity(), torch.zeros(1))  # Python's part of calling a module
         parts = [(layer, widths, share) for layer in forward.pieces for widths, share in _corners(layer.widths)]
         parts.append((once, (), float(forward.containers)))
-        among = 1 << min(among, MOST_TOUCHED).bit_length() - 1  # few differ, so that networks share measurements
+        among = (
+            1 << min(max(among, 1), MOST_TOUCHED).bit_length() - 1
+        )  # few differ, so that networks share measurements
         wanted = {_key(layer, widths, among): (layer, widths) for layer, widths, _ in parts}
         new = wanted.keys() - self.found.keys()
         for _ in range(VISITS):
@@ -160,7 +162,7 @@ class Arranged:
     inputs: Inputs
     ms: float
     rest_ms: float
-    touched: int = 0
+    touched: int
 
 
 @dataclass(frozen=True)

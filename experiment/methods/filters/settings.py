@@ -80,7 +80,8 @@ class TorchPruningSettings(RankedFilterSettings):
 
     Attributes:
         importance: `package.module:name` of a class in torch_pruning.pruner.importance, such as GroupTaylorImportance
-            or FPGMImportance, or of another one with the same interface.
+            or FPGMImportance, or of another one with the same interface. Those with Taylor or Hessian in their names,
+            or with a method `accumulate_grad`, get the gradients of the cross entropy on the calibration data.
         kwargs: its arguments.
         allocation: `global`: all channels compete; `uniform`: every group keeps the same share; `isomorphic`: channels
             compete with those of groups of the same kinds of layers, and all kinds keep the same share.

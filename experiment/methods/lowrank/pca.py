@@ -81,7 +81,7 @@ class PCA:
     Source: Zhang et al. 2015, https://arxiv.org/abs/1505.06798. Without means, the projection is that of the SVD of W S
     with S S^T = X X^T: Wang et al. 2025, SVD-LLM, https://arxiv.org/abs/2403.07378, and BALF, https://arxiv.org/abs/2509.25136
     Differs: the linear variant only, without the nonlinearity and without correcting for errors of earlier layers
-    unless `refit` does; SVD-LLM and BALF have no bias of the mean, and BALF has a budget for each kind of cost.
+    unless `refit` does; SVD-LLM and BALF have no bias of the mean.
     """
 
     settings: PCASettings

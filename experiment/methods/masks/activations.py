@@ -3,7 +3,7 @@
 Suffixes: O = groups of the layer, F = filters of a group, N = columns: inputs of a filter times its kernel elements.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from experiment.methods.masks.weight_ranking import WeightMethod, WeightScores
 from experiment.methods.starting_state import Start, parameter_name
 from experiment.progress import progress
 
+MOMENTS = 2**25  # elements in float64 that are gathered in one pass
 COLUMNS = 8192  # for more, the inverse of the moments takes too long: only their diagonal is used
 Score = Callable[[Tensor, Tensor], Tensor]  # from filters (O, F, N) and the moments of their inputs (O, N, N)
 
@@ -37,7 +38,7 @@ def obs(settings: WeightSettings) -> WeightMethod:
 
     Source: Hassibi, Stork 1993, Optimal Brain Surgeon; Frantar, Alistarh 2023, SparseGPT,
     https://arxiv.org/abs/2301.00774. Differs: all weights are chosen at once, not in blocks of columns; the fit is by
-    least squares, layer after layer.
+    least squares, layer after layer; of filters with more than COLUMNS weights, the scores are w_j^2 ||x_j||^2.
     """
 
     def score(W_OFN: Tensor, H_ONN: Tensor) -> Tensor:
@@ -56,12 +57,28 @@ def _from_moments(settings: WeightSettings, label: str, score: Score) -> WeightM
         layers = {name: start.network.get_submodule(name) for name in start.layers}
         found = {name: start.live(parameter_name(name)).abs() for name in layers}
         own = [name for name, layer in layers.items() if isinstance(layer, (*CONVOLUTIONS, *LINEAR_LAYERS))]
-        moments = input_moments(start.network, own, inputs)
-        for name in progress(own, "scores of weights, by layer"):
-            found[name] = _scored(layers[name], start.live(parameter_name(name)), moments.pop(name), score)
+        for part in progress(list(_parts(start, own)), "scores of weights, by part of the network"):
+            moments = input_moments(start.network, part, inputs)
+            for name in part:
+                found[name] = _scored(layers[name], start.live(parameter_name(name)), moments.pop(name), score)
         return found
 
     return WeightMethod(scores, settings)
+
+
+def _parts(start: Start, names: Sequence[str]) -> Iterator[list[str]]:
+    """The layers in parts, so that the moments of one take 256 MiB, or those of one layer."""
+    part, size = list[str](), 0
+    for name in names:
+        info = start.layers[name]
+        own = info.groups * (info.weight_numel // info.out_features) ** 2
+        if part and size + own > MOMENTS:
+            yield part
+            part, size = [], 0
+        part.append(name)
+        size += own
+    if part:
+        yield part
 
 
 def _scored(layer: nn.Module, weight: Tensor, H_ONN: Tensor, score: Score) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from experiment.errors import CompressionError
 from experiment.layers.compressible import filters_of, weight_of
 from experiment.layers.read_parameters import shown
 from experiment.methods.masks.selection import Part, elementwise
@@ -24,12 +25,18 @@ def negated(part: Part) -> Part:
     return replace(part, chunks=chunks)
 
 
-def lamp(part: Part) -> Part:
-    """u^2 over the sum of all v^2 with |v| >= |u| in the same parameter, for live scores u.
+def lamp(part: Part, name: str) -> Part:
+    """u^2 over the sum of all v^2 with v >= u in the same parameter, for live scores u.
 
     Source: Lee et al. 2021, Layer-adaptive sparsity for the magnitude-based pruning, https://arxiv.org/abs/2010.07611
+    Raises: CompressionError: a score is negative.
     """
     scores, alive = _tensor(part)
+    if bool((scores[alive] < 0).any()):
+        raise CompressionError(
+            f"layer '{shown(name)}': allocation lamp compares squares of scores, and some of this method are negative. "
+            f"Use allocation global, uniform or erk."
+        )
     live = scores[alive]
     order = live.argsort(descending=True, stable=True)
     squares = live[order].square()

@@ -42,6 +42,9 @@ class WeightSettings:
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Settings that have no effect beside the others, each with the reason."""
+        if self.within_filters and self.allocation == "lamp":
+            why = "cannot be combined with allocation lamp, which compares scores across filters. Remove one of them."
+            yield "within_filters", why
         if self.pattern is None:
             return
         if self.pattern[0] >= self.pattern[1]:

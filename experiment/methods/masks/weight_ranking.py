@@ -141,9 +141,9 @@ class WeightMethod:
         """Write the state's weights into `built`, in place; masked ones become zero."""
         write_whole(built, state.network, plan)
         if analysis.inputs is not None:
-            before = state.masks
-            changed = [name for name, mask in plan.masks.items() if mask is not before.get(name)]
-            fit_masked(built, live_copy(state, plan), [shown(name) for name in changed], analysis.inputs)
+            changed = {shown(name) for name, mask in plan.masks.items() if mask is not state.masks.get(name)}
+            own = [name for name, info in analysis.start.layers.items() if name in changed and not info.tied]
+            fit_masked(built, live_copy(state, plan), own, analysis.inputs)
 
 
 def ranked(start: Start, scores: WeightScores, settings: WeightSettings) -> WeightRanking:
@@ -153,7 +153,7 @@ def ranked(start: Start, scores: WeightScores, settings: WeightSettings) -> Weig
     if settings.within_filters:
         parts = {name: in_filters(start, name, part) for name, part in parts.items()}
     if settings.allocation == "lamp":
-        parts = {name: lamp(part) for name, part in parts.items()}
+        parts = {name: lamp(part, name) for name, part in parts.items()}
     elif settings.allocation != "global":
         shares = {name: erk_share(start, name) if settings.allocation == "erk" else 1.0 for name in parts}
     if settings.reverse:

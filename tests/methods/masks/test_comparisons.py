@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiment.errors import ConfigError, InfeasibleBudget
+from experiment.errors import CompressionError, ConfigError, InfeasibleBudget
 from experiment.layers.masks import named_masks
 from experiment.layers.plan import State
 from experiment.measure import count
 from experiment.methods.base import Calibration, Compressor, make_method
 from experiment.methods.configure import configure
+from experiment.methods.masks import activations
 from experiment.methods.masks.comparisons import in_filters, lamp
 from experiment.methods.masks.selection import elementwise
 from experiment.methods.starting_state import start_of
@@ -50,7 +51,7 @@ def kept(label: str, state: State, keep: float = 0.5, **settings: object) -> dic
 def test_lamp_is_its_definition_one_score_at_a_time() -> None:
     scores = torch.randn(50, generator=generator("lamp"))
     alive = torch.rand(50, generator=generator("lamp", 1)) < 0.8
-    found = torch.cat(list(lamp(elementwise(scores.abs(), alive=alive)).chunks()))
+    found = torch.cat(list(lamp(elementwise(scores.abs(), alive=alive), "a").chunks()))
     for i in alive.nonzero().flatten().tolist():
         rest = scores[alive & (scores.abs() >= scores[i].abs())].square().sum()
         assert float(found[i]) == pytest.approx(float(scores[i].square() / rest), rel=1e-5)
@@ -134,6 +135,7 @@ def test_refit_comes_closer_to_the_outputs_and_leaves_the_size(label: str, state
         ({"pattern": (2, 4), "allocation": "erk"}, "allocation"),
         ({"pattern": (2, 4), "within_filters": True}, "within_filters"),
         ({"pattern": (2,)}, "pattern"),
+        ({"allocation": "lamp", "within_filters": True}, "within_filters"),
         ({"allocation": "best"}, "allocation"),
     ],
 )
@@ -195,3 +197,24 @@ def test_taylor_and_grasp_are_their_formulas(state_of: Callable[[str], State]) -
         for name, score in zip(("0.weight", "2.weight"), expected, strict=True):
             found = torch.cat(list(parts[name].chunks())).reshape(score.shape)
             torch.testing.assert_close(found, score.detach(), rtol=1e-6, atol=1e-14)
+
+
+def test_lamp_refuses_scores_of_both_signs(state: State) -> None:
+    with pytest.raises(CompressionError, match="layer '0': allocation lamp compares squares"):
+        compressor("GraSP", state, allocation="lamp")
+
+
+def test_moments_in_parts_give_the_same_scores(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = kept("SparseGPT", state, 0.4)
+    monkeypatch.setattr(activations, "MOMENTS", 1)
+    assert all(torch.equal(mask, whole[name]) for name, mask in kept("SparseGPT", state, 0.4).items())
+
+
+def test_shared_weights_are_masked_and_not_fitted() -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    net[2].weight = net[0].weight
+    own = State(net, torch.randn(1, 8))
+    found = compressor("WT", own, refit=True).compress(0.6).network
+    mask = named_masks(found)["0.weight"]
+    torch.testing.assert_close(found[0].weight.detach(), net[0].weight.detach() * mask)
+    torch.testing.assert_close(found[2].weight.detach(), found[0].weight.detach())
