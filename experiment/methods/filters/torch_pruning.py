@@ -122,7 +122,9 @@ def _items(network: nn.Module, group: ChannelGroup) -> Iterator[_Item]:
 
 
 def _take_gradients(network: nn.Module, importance: Any, channels: Channels, calibration: Calibration | None) -> None:
-    """Leave the gradients of the cross entropy in the network's parameters, or in the importance."""
+    """Leave the gradients of the cross entropy in all of the network's parameters, or in the importance."""
+    for parameter in network.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())  # also frozen ones
     name = type(importance).__name__
     if not has_data(calibration) or calibration.targets is None:
         raise CompressionError(f"{name} needs calibration data with class numbers as targets: data=(inputs, targets).")

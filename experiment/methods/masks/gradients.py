@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from experiment.errors import CompressionError
 from experiment.inputs import (
@@ -97,7 +99,7 @@ def _flows(start: Start, calibration: Calibration | None, generator: torch.Gener
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.is_floating_point():
             tensor.data.abs_()
-    weights = {name: network.get_parameter(name) for name in start.weights}
+    weights = {name: network.get_parameter(name).requires_grad_() for name in start.weights}  # also frozen ones
     alive = {name: start.alive(name).clone() for name in weights}
     ones = mapped(
         start.state.example, lambda x: torch.ones_like(x, dtype=torch.float64) if x.is_floating_point() else x
@@ -170,7 +172,9 @@ class _Gradients:
         if not self.weights:
             return sums
         number = 0
-        with evaluating(self.start.network), torch.enable_grad():
+        # the fast kernels of attention have no second derivative
+        kernels = nullcontext() if along is None else sdpa_kernel(SDPBackend.MATH)
+        with evaluating(self.start.network), torch.enable_grad(), kernels:
             leaves = [*self.fixed.values(), *self.weights.values()]
             fit = samples_at_once(partial(call_network, self._call), leaves, self.inputs)
             at_once = min(fit, self.at_once or fit)

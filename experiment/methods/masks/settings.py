@@ -41,19 +41,16 @@ class WeightSettings:
         return self.pattern is not None
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Settings that have no effect beside the others, each with the reason."""
+        """Settings that have no effect beside the others, or contradict them, each with the reason."""
         if self.within_filters and self.allocation == "lamp":
-            why = "cannot be combined with allocation lamp, which compares scores across filters. Remove one of them."
-            yield "within_filters", why
+            yield "within_filters", "cannot be combined with allocation lamp, which compares scores across filters."
         if self.pattern is None:
             return
         if self.pattern[0] >= self.pattern[1]:
             yield "pattern", f"[n, m] must keep fewer weights than there are: n below m. Got {list(self.pattern)}."
-        why = "has no effect with a pattern, which keeps the same share of all filters. Remove it."
-        if self.allocation not in ("global", "uniform"):
-            yield "allocation", why
-        if self.within_filters:
-            yield "within_filters", why
+        if self.allocation in ("erk", "lamp"):
+            why = f"cannot be combined with allocation {self.allocation}: it keeps the same share of every layer."
+            yield "pattern", f"{why} Use WT, or another method with a score of its own."
 
 
 @dataclass(frozen=True)

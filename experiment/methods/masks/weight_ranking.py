@@ -121,8 +121,10 @@ class WeightMethod:
         Raises: CompressionError: a weight or score is NaN or infinite, or calibration data are missing.
         """
         start = start_of(state, masked=True)
-        inputs = calibration_inputs(calibration, state, "refit") if self.settings.refit else None
-        return replace(ranked(start, self.score(start, calibration, generator), self.settings), inputs=inputs)
+        ranking = ranked(start, self.score(start, calibration, generator), self.settings)
+        return (
+            replace(ranking, inputs=calibration_inputs(calibration, state, "refit")) if self.settings.refit else ranking
+        )
 
     def plan(self, analysis: WeightRanking, budget: Budget) -> Plan:
         """Keep as many of the first weights as fit, or those of the pattern.

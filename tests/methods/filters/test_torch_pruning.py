@@ -113,3 +113,9 @@ def test_kinds_of_layers_keep_the_same_share_and_their_own_best() -> None:
     number = sum(len(kept[name].out or ()) for name in ("0", "1"))
     best = set(scores.argsort(descending=True)[:number].tolist())
     assert {*(kept["0"].out or ()), *(20 + i for i in kept["1"].out or ())} == best
+
+
+def test_frozen_layers_have_gradients_too(state: State) -> None:
+    state.network.get_submodule("first").requires_grad_(False)
+    made = compressor(state, importance=f"{ROOT}:GroupTaylorImportance")
+    assert made.compress(0.5).count.parameters <= 0.5 * made.original.parameters

@@ -132,8 +132,7 @@ def test_refit_comes_closer_to_the_outputs_and_leaves_the_size(label: str, state
     ("settings", "wrong"),
     [
         ({"pattern": (4, 4)}, "pattern"),
-        ({"pattern": (2, 4), "allocation": "erk"}, "allocation"),
-        ({"pattern": (2, 4), "within_filters": True}, "within_filters"),
+        ({"pattern": (2, 4), "allocation": "erk"}, "pattern"),
         ({"pattern": (2,)}, "pattern"),
         ({"allocation": "lamp", "within_filters": True}, "within_filters"),
         ({"allocation": "best"}, "allocation"),
@@ -218,3 +217,31 @@ def test_shared_weights_are_masked_and_not_fitted() -> None:
     mask = named_masks(found)["0.weight"]
     torch.testing.assert_close(found[0].weight.detach(), net[0].weight.detach() * mask)
     torch.testing.assert_close(found[2].weight.detach(), found[0].weight.detach())
+
+
+@pytest.mark.parametrize("label", ["Wanda", "SparseGPT", "WT (layer)"])
+def test_names_of_combinations_take_patterns(label: str, state: State) -> None:
+    masks = named_masks(compressor(label, state, pattern=(2, 4)).compress(1.0).network)
+    assert float(masks["2.weight"].float().mean()) == 0.5
+
+
+@pytest.mark.parametrize("label", ["GraSP", "SynFlow", "Taylor", "SNIP"])
+def test_frozen_weights_and_attention_are_scored(label: str) -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    net = nn.Sequential(layer, nn.Flatten(), nn.Linear(64, 3)).eval()
+    layer.linear1.weight.requires_grad_(False)
+    data = Calibration(torch.randn(32, 4, 16), torch.arange(32) % 3)
+    spec = configure(label, {})
+    own = State(net, torch.randn(1, 4, 16))
+    original = count(net, own.example)
+    made = Compressor(make_method(spec.entry, spec.settings), own, original, data, generator(1))
+    assert made.compress(0.5).count.parameters <= 0.5 * original.parameters
+    assert not layer.linear1.weight.requires_grad
+
+
+def test_the_method_that_lacks_data_is_named(state: State) -> None:
+    spec = configure("SparseGPT", {})
+    with pytest.raises(CompressionError, match="SparseGPT needs calibration data"):
+        Compressor(
+            make_method(spec.entry, spec.settings), state, count(state.network, state.example), None, generator(1)
+        )
