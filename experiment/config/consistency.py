@@ -9,9 +9,11 @@ from typing import Any, get_args
 
 from experiment.config.includes import OPEN_KEYS
 from experiment.config.modes import REWIND
+from experiment.config.schema.budget import Budget
 from experiment.config.schema.parameter_file import Mode, Parameters, Rewind
 from experiment.config.value_tree import KeyPath, Node, Problem, find, walk
 from experiment.config.variants import Variant, keep_steps
+from experiment.errors import ConfigError
 
 Found = Iterator[tuple[KeyPath, str]]
 MOST_CELLS = 100_000
@@ -28,12 +30,14 @@ def inconsistencies(values: Mapping[str, Any]) -> Found:
     """
     mode, rewind = _mode_and_rewind(values)
     yield from _epoch_to_rewind_to(values, mode, rewind)
-    if rewind == "random" and mode not in ("train", "lc") and _whole(values, "retraining", "numEpochs") == 0:
+    if rewind == "random" and mode not in ("train", "gradual", "lc") and _whole(values, "retraining", "numEpochs") == 0:
         yield ("experiments", "rewind"), "random weights need retraining, but retraining.numEpochs is 0."
     num_nets = _whole(values, "experiments", "numNets") or 1
     if _at(values, "network", "weights") is not None and num_nets > 1 and _whole(values, "training", "numEpochs") == 0:
         what = "must be 1: with network.weights and training.numEpochs: 0 all networks are the same"
         yield ("experiments", "numNets"), f"{what}. Got {num_nets}."
+    if mode == "gradual":
+        yield from _steps_while_retraining(values)
     if mode == "train" and _at(values, "retraining", "distillation") is not None:
         yield ("retraining", "distillation"), "has no effect in mode train, which retrains nothing. Remove it."
     outputs = _whole(values, "network", "outputSize")
@@ -52,6 +56,24 @@ def _epoch_to_rewind_to(values: Mapping[str, Any], mode: str, rewind: str) -> Fo
     if goes_back and trained is not None and start >= trained and (last is None or start <= last):
         what = f"must be below training.numEpochs ({trained}): weights are rewound to the start of this epoch"
         yield ("retraining", "startEpoch"), f"{what}. Got {start}."
+
+
+def _steps_while_retraining(values: Mapping[str, Any]) -> Found:
+    """The steps of mode gradual lie within the retraining, and start from the whole network."""
+    start, last = _whole(values, "retraining", "startEpoch") or 0, _whole(values, "retraining", "numEpochs")
+    end, every = _whole(values, "gradual", "endEpoch"), _whole(values, "gradual", "every") or 1
+    if end is not None and last is not None and start <= last and not start < end <= last:
+        what = f"must be above retraining.startEpoch ({start}) and at most retraining.numEpochs ({last})"
+        yield ("gradual", "endEpoch"), f"{what}. Got {end}."
+    elif end is not None and every > max(1, end - start):
+        yield ("gradual", "every"), f"must be at most the {end - start} epochs until endEpoch. Got {every}."
+    try:
+        complete = Budget.read(_at(values, "experiments", "budget") or "parameters").complete
+    except ConfigError:  # told elsewhere
+        complete = False
+    if complete:
+        what = "mode gradual needs quantities without shares or amounts, whose shares are the keep ratios of spacing"
+        yield ("experiments", "budget"), f"{what}. List them, as [flops, bytes]."
 
 
 def _mode_and_rewind(values: Mapping[str, Any]) -> tuple[str, str]:

@@ -17,7 +17,7 @@ def is_cascade(experiments: Experiments) -> bool:
 
 
 def base_mode(experiments: Experiments) -> str:
-    """The mode without its suffix: train, retrain, cascade or lc."""
+    """The mode without its suffix: train, retrain, cascade, gradual or lc."""
     return experiments.mode.removesuffix(REWIND)
 
 
@@ -67,3 +67,17 @@ def epochs_of(p: Parameters, num_train: int | None = None) -> int:
         return math.ceil(p.lc.total(per_epoch) / per_epoch)
     block = retraining(p)
     return max(0, block.num_epochs - block.start_epoch)
+
+
+def gradual_steps(p: Parameters, keep: float) -> list[tuple[int, float]]:
+    """When mode gradual compresses, and to which size: keep + (1 - keep) (1 - i / n)^3 in step i = 1, ..., n.
+
+    Args:
+        keep: the keep ratio of the last step.
+    Returns: (epoch at whose start the network is compressed, keep ratio).
+    """
+    start, every, end = p.retraining.start_epoch, p.gradual.every, p.gradual.end_epoch
+    if end is None:
+        end = (start + p.retraining.num_epochs) // 2
+    n = max(1, (end - start) // every)
+    return [(end - (n - i) * every, keep + (1 - keep) * (1 - i / n) ** 3) for i in range(1, n + 1)]

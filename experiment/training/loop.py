@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -74,6 +74,7 @@ class TrainingLoop:
         team: the processes that train this network together. Each of them makes a loop with the same data and
             settings and a network of the same structure; weights and checkpoint are those of the first process.
         teacher: the trained network for `settings.distillation`; not modified.
+        earlier: the first epochs of this training, with another structure of the network. The optimizer starts anew.
 
     Raises:
         ConfigError: the settings contradict each other or the data.
@@ -92,6 +93,7 @@ class TrainingLoop:
         checkpoint: Path | None = None,
         team: Team = ALONE,
         teacher: nn.Module | None = None,
+        earlier: Sequence[EpochRecord] = (),
     ) -> None:
         if (settings.distillation is None) != (teacher is None):
             raise ConfigError("distillation: needs both its settings and a teacher. Give both, or neither.")
@@ -105,7 +107,9 @@ class TrainingLoop:
         self._network, self._images, self._settings, self._valid = network, images, settings, valid
         self._stream, self._device, self._team, self._teacher = stream, torch.device(device), team, teacher
         shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
-        self._checkpoint = Checkpoint(checkpoint, (settings, stream, len(images), shapes))
+        about = (settings, stream, len(images), shapes, *([len(earlier)] if earlier else []))
+        self._checkpoint = Checkpoint(checkpoint, about)
+        self._earlier = list(earlier)
         self.records: list[EpochRecord] = []
         self._task = find_task(settings.task)
         self._best: float | None = None
@@ -117,10 +121,13 @@ class TrainingLoop:
             stack.enter_context(memory_format(network, settings.channels_last))
             stack.enter_context(deterministic_convolutions(self._device))
             model = stack.enter_context(team.training(network))
+            self.records = [*self._earlier]
             saved = self._checkpoint.load()
             if team.size > 1:
-                saved = team.first_state(saved or {"network": network.state_dict()}, self._device)
-            self.records = [EpochRecord(**record) for record in (saved or {}).get("records", [])]
+                start = {"network": network.state_dict(), "records": self._plain_records()}
+                saved = team.first_state(saved or start, self._device)
+            if saved is not None:
+                self.records = [EpochRecord(**record) for record in saved["records"]]
             schedule = Schedule(settings, self._steps_per_epoch, [record.valid_loss for record in self.records])
             teacher = None if self._teacher is None else make_teacher(self._teacher, settings, self._device, team)
             self._step = TrainingStep(
@@ -176,11 +183,14 @@ class TrainingLoop:
             "network": self._network.state_dict(),
             "optimizer": self._step.optimizer.state_dict(),
             "scaler": self._step.scaler.state_dict(),
-            "records": [dataclasses.asdict(record) for record in self.records],
+            "records": self._plain_records(),
             "best": self._best,
             "best_weights": self._best_weights,
         }
         self._checkpoint.save(state, optional=self.next_epoch < self._settings.num_epochs)
+
+    def _plain_records(self) -> list[dict[str, Any]]:
+        return [dataclasses.asdict(record) for record in self.records]
 
     def _run_epoch(self) -> EpochRecord:
         started, settings, epoch = time.monotonic(), self._settings, self.next_epoch
@@ -221,7 +231,7 @@ class TrainingLoop:
 
     def _restore(self, saved: dict[str, Any]) -> None:
         load_tensors(self._network, saved["network"])
-        if self.records:
+        if "optimizer" in saved:
             self._step.optimizer.load_state_dict(saved["optimizer"])
             self._step.scaler.load_state_dict(saved["scaler"])
             self._best, self._best_weights = saved["best"], saved["best_weights"]

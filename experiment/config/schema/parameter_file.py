@@ -86,7 +86,7 @@ class Network(Block):
     """File with trained weights (a state_dict) to start from. With training.numEpochs: 0 they are used unchanged."""
 
 
-Mode = Literal["train", "retrain", "retrain-rewind", "cascade", "cascade-rewind", "lc"]
+Mode = Literal["train", "retrain", "retrain-rewind", "cascade", "cascade-rewind", "gradual", "lc"]
 Rewind = Literal["weights", "random", "none"]
 ExportFormat = Literal["onnx", "onnx_int8", "pt2", "torchao_int8", "openvino", "executorch", "safetensors"]
 
@@ -124,7 +124,8 @@ class Experiments(Block):
     mode: Mode
     """train: train the reference networks only. retrain: compress each keep ratio from the reference network, then
     retrain. cascade: compress from the network of the previous keep ratio. -rewind: reset weights to an earlier epoch
-    before retraining. lc: alternate learning and compression, see the block lc."""
+    before retraining. gradual: compress in steps while retraining, see the block gradual. lc: alternate learning and
+    compression, see the block lc."""
     rewind: Rewind | None = None
     """Weights before retraining: the reference's weights at epoch startEpoch, random weights, or those left by the
     compression (none). Default: weights in modes with -rewind, else none."""
@@ -169,7 +170,7 @@ class Experiments(Block):
     @classmethod
     def _compresses(cls, rewind: str | None, info: ValidationInfo) -> str | None:
         mode = info.data.get("mode")
-        if rewind in ("weights", "random") and mode in ("train", "lc"):
+        if rewind in ("weights", "random") and mode in ("train", "gradual", "lc"):
             why = "which compresses nothing" if mode == "train" else "which continues from the reference's weights"
             refuse(rewind, [((), f"has no effect in mode {mode}, {why}. Remove it.")])
         return rewind
@@ -190,7 +191,7 @@ class Experiments(Block):
         if mode == "train":
             found.append(((), "has no effect in mode train, which compresses nothing. Remove it."))
         elif mode.startswith("cascade"):
-            what = "needs mode retrain, retrain-rewind or lc, where every network starts from the reference network"
+            what = "needs mode retrain, retrain-rewind, gradual or lc, where networks start from the reference network"
             found.append(((), f"{what}. Got {mode}."))
         if info.data.get("spacing"):
             found.append(((), "cannot be combined with spacing: keep ratios are searched. Remove one of them."))
@@ -204,8 +205,8 @@ class Experiments(Block):
         if number < 1:
             return number
         found = []
-        if mode == "lc":
-            what = "has no effect in mode lc, where every keep ratio starts from the reference network. Remove it."
+        if mode in ("gradual", "lc"):
+            what = f"has no effect in mode {mode}, where every keep ratio starts from the reference network. Remove it."
             found.append(((), what))
         elif info.data.get("search") is not None:
             found.append(((), "has no effect with search, which retrains every network that it tries. Remove it."))
@@ -213,6 +214,15 @@ class Experiments(Block):
             found.append(((), f"must be at most the number of keep ratios ({most}), or -1 for all. Got {number}."))
         refuse(number, found)
         return number
+
+
+class Gradual(Block):
+    """Mode gradual: the keep ratio falls while the network is retrained, fast at first."""
+
+    end_epoch: Annotated[Whole, Field(ge=1)] | None = None
+    """Epoch at whose start the requested keep ratio is reached. Default: halfway from startEpoch to numEpochs."""
+    every: Annotated[Whole, Field(ge=1)] = 1
+    """Epochs between two compressions."""
 
 
 class LearnCompress(Block):
@@ -330,6 +340,8 @@ class Parameters(Block):
     """How compressed networks are retrained: the training block, overridden by the keys given here."""
     experiments: Experiments
     """What is compared, and at which keep ratios."""
+    gradual: Gradual = Field(default_factory=Gradual)
+    """Mode gradual: compression in steps while retraining."""
     lc: LearnCompress = Field(default_factory=LearnCompress)
     """Mode lc: the alternation of learning and compression."""
     customizations: list[Customization] = []

@@ -27,8 +27,9 @@ def settings_in_words(source: Source) -> Iterator[tuple[str, str]]:
         own = in_words_of({key: value for key, value in retraining.items() if value != training.get(key)})
         text = "none" if prune_only(source.results) else joined(epochs, own)
         yield "Retraining", _with_variants(source, "retraining", text)
-    if any(each.experiments.mode == "lc" for each in all_settings(source)):
-        yield "L-C", _with_variants(source, "lc", in_words_of(p.lc.model_dump(by_alias=True)))
+    for mode, name, block in (("gradual", "Gradual", p.gradual), ("lc", "L-C", p.lc)):
+        if any(each.experiments.mode == mode for each in all_settings(source)):
+            yield name, _with_variants(source, mode, in_words_of(block.model_dump(by_alias=True)))
     if p.experiments.search is not None:
         search = in_words_of(p.experiments.search.model_dump(by_alias=True))
         metric, _ = next(by_metric(source.results))

@@ -30,6 +30,7 @@ MODES = {
     "train": ("training only", ""),
     "retrain": ("one-shot", "every keep ratio starts from the reference network"),
     "cascade": ("cascade", "every keep ratio starts from the retrained network of the previous one"),
+    "gradual": ("gradual", "compressed in steps while retraining; every keep ratio starts from the reference network"),
     "lc": ("L-C", "learning and compression steps alternate; every keep ratio starts from the reference network"),
 }
 REWINDING = {

@@ -1,4 +1,4 @@
-"""The network of a cell: compressed and retrained, or made by the L-C optimizer."""
+"""The network of a cell: compressed and retrained, in steps or at once, or made by the L-C optimizer."""
 
 import time
 from dataclasses import replace
@@ -6,24 +6,23 @@ from pathlib import Path
 
 from torch import nn
 
-from experiment.config.modes import retraining, rewinding
+from experiment.config.modes import rewinding
 from experiment.errors import StoreError
-from experiment.files import make_folder
 from experiment.layers.copied_network import copied
-from experiment.layers.masks import same_support
-from experiment.layers.plan import Plan, State
+from experiment.layers.plan import State
 from experiment.run.cell.chain_compression import ChainCompression
-from experiment.run.cell.events import Advanced, EpochDone, Note, ReportEvent, cell_name
+from experiment.run.cell.events import Advanced, Note, ReportEvent, cell_name
+from experiment.run.cell.gradual import compress_gradually
 from experiment.run.cell.learn_compress import learn_compress
-from experiment.run.cell.outcome import CellNetwork, read_history, valid_in_words
-from experiment.run.cell.rank_history import RankLog, rank_log
+from experiment.run.cell.outcome import CellNetwork, read_history
+from experiment.run.cell.rank_history import rank_log
+from experiment.run.cell.retrain import removes_nothing, retrain
 from experiment.run.cell.start_state import random_state, rewound_state
-from experiment.run.cell.torchrun_group import Job
-from experiment.run.cell.train_network import training_loop
 from experiment.run.disk.network_file import load_packed, read_weights
 from experiment.run.grid.plan import Cell
 from experiment.training.loop import EpochRecord
 
+MAKERS = {"lc": learn_compress, "gradual": compress_gradually}  # by mode; all others compress once, and retrain
 NOTHING_REMOVED = "removes nothing from the network that it starts from: it is tested without retraining"
 
 
@@ -34,10 +33,8 @@ def make_cell_network(cell: Cell, compression: ChainCompression, folder: Path, r
         folder: for the checkpoint and other files from which an interrupted computation continues.
     Raises: InfeasibleBudget, CompressionError, TrainingDiverged.
     """
-    if compression.parameters.experiments.mode != "lc":
-        made = _compress_and_retrain(cell, compression, folder, report)
-    else:
-        made = learn_compress(cell, compression, folder, report)
+    make = MAKERS.get(compression.parameters.experiments.mode, _compress_and_retrain)
+    made = make(cell, compression, folder, report)
     if cell.epochs_retrain and not made.records:
         made.facts["notice"] = NOTHING_REMOVED
         report(Note(f"{cell_name(cell)}: {NOTHING_REMOVED}"))
@@ -50,7 +47,7 @@ def _compress_and_retrain(cell: Cell, compression: ChainCompression, folder: Pat
     started = time.perf_counter()
     compressor, compressed = compression.compress(cell, report)
     network = direct = compressed.network
-    epochs = 0 if _removes_nothing(network, compression) else cell.epochs_retrain
+    epochs = 0 if removes_nothing(network, compression) else cell.epochs_retrain
     if epochs and rewinding(p.experiments) != "none":
         network = compressor.instantiate(compressed.plan, _other_weights(cell, compression))
     elif epochs:
@@ -64,7 +61,7 @@ def _compress_and_retrain(cell: Cell, compression: ChainCompression, folder: Pat
     if earlier is not None:
         network, records = earlier
     elif epochs:
-        records = _retrain(cell, network, compressed.plan, compression, folder, ranks, report)
+        records = retrain(cell, network, compressed.plan, compression, folder, ranks, report)
     facts = {
         "epochs": epochs,
         "seconds_compress": round(compressed_at - started, 3),
@@ -73,43 +70,12 @@ def _compress_and_retrain(cell: Cell, compression: ChainCompression, folder: Pat
     return CellNetwork(replace(compressed, network=network), direct, records, ranks, facts)
 
 
-def _removes_nothing(network: nn.Module, compression: ChainCompression) -> bool:
-    """Whether retraining would repeat the training before; not for methods that only control for retraining."""
-    if compression.chain.method.entry.kind == "none" or rewinding(compression.parameters.experiments) == "random":
-        return False
-    return same_support(network, compression.start)
-
-
 def _other_weights(cell: Cell, compression: ChainCompression) -> State:
     """The weights to retrain instead of those that compression left."""
     p, reference = compression.parameters, compression.reference
     if rewinding(p.experiments) == "random":
         return random_state(reference, p, cell.net, cell.repetition)
     return rewound_state(reference, compression.chain.reference)
-
-
-def _retrain(
-    cell: Cell,
-    network: nn.Module,
-    plan: Plan,
-    compression: ChainCompression,
-    folder: Path,
-    ranks: RankLog | None,
-    report: ReportEvent,
-) -> list[EpochRecord]:
-    p, block, context = compression.parameters, retraining(compression.parameters), compression.context
-    make_folder(folder)
-    stream = ("retrain", p.seed, cell.net, cell.repetition)
-    job = Job(p, block, plan.to_data(), stream, context.directories.datasets)
-    teacher = None if block.distillation is None else compression.reference.network
-    with training_loop(network, job, context, report, checkpoint=folder / "checkpoint.pt", teacher=teacher) as loop:
-        for record in loop.epochs():
-            if ranks is not None:
-                ranks.note(len(loop.records), network)
-            loop.save_checkpoint()
-            valid = valid_in_words(record.valid, p)
-            report(EpochDone(cell_name(cell), record.epoch, block.num_epochs, record.loss, valid))
-    return loop.records
 
 
 def _retrained_earlier(

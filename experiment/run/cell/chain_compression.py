@@ -75,6 +75,14 @@ class ChainCompression:
             report(Note(f"{cell_name(cell)}: {text}"))
         return compressor, compressed
 
+    def compress_state(self, state: State, keep: float, cell: Cell, report: ReportEvent) -> Compressed:
+        """Compress any state of the network of a cell.
+
+        Raises: InfeasibleBudget: no network is that small.
+        """
+        with showing(partial(ProgressText, lambda text: report(Busy(cell_name(cell), text)))):
+            return compress_within(self._analyse(state), keep, self._budget, self.meter)
+
     def limits(self, cell: Cell) -> dict[str, Any]:
         """What the budget allows a cell, as results have it; empty where sizes are counted from plans."""
         if self.meter is None:

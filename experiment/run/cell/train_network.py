@@ -1,7 +1,7 @@
 """The training of a network in a worker: on its data, in all processes under torchrun, with its progress reported."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from experiment.run.cell.context import Context
 from experiment.run.cell.events import Advanced, ReportEvent
 from experiment.run.cell.torchrun_group import Job, together
 from experiment.run.cell.training_settings import train_settings
-from experiment.training.loop import TrainingLoop
+from experiment.training.loop import EpochRecord, TrainingLoop
 
 SECONDS_BETWEEN_REPORTS = 0.1  # reports cross a process boundary
 
@@ -26,6 +26,7 @@ def training_loop(
     *,
     checkpoint: Path | None = None,
     teacher: nn.Module | None = None,
+    earlier: Sequence[EpochRecord] = (),
 ) -> Iterator[TrainingLoop]:
     """The training that `job` describes; the other processes under torchrun take part in it."""
     splits = context.data.splits(job.parameters, job.training)
@@ -35,6 +36,7 @@ def training_loop(
             network, ReportedImages(splits.train, report),
             train_settings(job.parameters, job.training, context.machine), valid=splits.valid, stream=job.stream,
             device=context.machine.device, checkpoint=checkpoint, team=team, teacher=teacher,
+            earlier=earlier,
         ) as loop,
     ):  # fmt: skip
         yield loop

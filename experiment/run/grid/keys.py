@@ -187,7 +187,8 @@ def retraining_key(p: Parameters, machine: Machine, epochs: int) -> dict[str, An
     if p.experiments.mode == "lc":
         how = p.lc.model_dump(mode="json", exclude_defaults=True)
         return _training_key(p, retraining(p), machine, UNUSED_BY_LC) | {"lc": how}
-    return _training_key(p, retraining(p), machine, set()) | {"epochs": epochs}
+    steps = {"gradual": p.gradual.model_dump(mode="json")} if p.experiments.mode == "gradual" else {}
+    return _training_key(p, retraining(p), machine, set()) | {"epochs": epochs, **steps}
 
 
 def _training_key(p: Parameters, training: Training, machine: Machine, unused: set[str]) -> dict[str, Any]:
