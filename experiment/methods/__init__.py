@@ -2,10 +2,10 @@
 
 from experiment.methods.filters.settings import (
     BlocksSettings,
-    FilterSettings,
     GlobalFiltersSettings,
     PFPSettings,
     RankedFilterSettings,
+    ScoredFilterSettings,
     StructurePruneSettings,
     ThiNetSettings,
     TorchPruningSettings,
@@ -107,9 +107,11 @@ METHODS: dict[str, MethodEntry] = {
         MethodEntry("SiPPRand", SampledSiPPSettings, f"{MASKS}.sipp:sipp_rand", "weight", ("SiPPNetRand",)),
         MethodEntry("SiPPHybrid", SampledSiPPSettings, f"{MASKS}.sipp:sipp_hybrid", "weight", ("SiPPNetHybrid",)),
         MethodEntry("TorchPrune", TorchPruneSettings, f"{MASKS}.torch_prune:torch_prune", "weight"),
-        MethodEntry("FT", FilterSettings, f"{FILTERS}.ft:ft", "filter", ("FilterThresNet",)),
-        MethodEntry("SoftNet", FilterSettings, f"{FILTERS}.ft:soft_net", "filter", ("SoftNet",)),
-        MethodEntry("Uniform Filters", FilterSettings, f"{FILTERS}.ft:uniform_filters", "filter", ("FilterUniNet",)),
+        MethodEntry("FT", ScoredFilterSettings, f"{FILTERS}.ft:ft", "filter", ("FilterThresNet",)),
+        MethodEntry("SoftNet", ScoredFilterSettings, f"{FILTERS}.ft:soft_net", "filter", ("SoftNet",)),
+        MethodEntry(
+            "Uniform Filters", ScoredFilterSettings, f"{FILTERS}.ft:uniform_filters", "filter", ("FilterUniNet",)
+        ),
         MethodEntry("ThiNet", ThiNetSettings, f"{FILTERS}.thinet:thinet", "filter", ("ThiNet",)),
         MethodEntry("PFP", PFPSettings, f"{FILTERS}.pfp:pfp", "filter", ("PFPNet",)),
         MethodEntry("PFP (rand)", PFPSettings, f"{FILTERS}.pfp:pfp_rand", "filter", ("PFPNetRand",)),

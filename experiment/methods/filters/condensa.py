@@ -12,8 +12,8 @@ from experiment.layers.channels.channel_axes import CONVOLUTIONS, TRANSPOSED
 from experiment.methods.base import Budget
 from experiment.methods.budget_search import check_smallest
 from experiment.methods.condensa_units import CRITERIA, aligned
+from experiment.methods.filters.allocation import longest_prefix
 from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, by_filter, makers
-from experiment.methods.filters.global_ranking import longest_prefix
 from experiment.methods.filters.settings import FilterSettings, Fold, StructurePruneSettings
 from experiment.methods.layer_patterns import own_values
 

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from experiment.errors import CompressionError, log
 from experiment.layers.channels.group_data import Member
 from experiment.methods.base import Budget, Calibration
-from experiment.methods.budget_search import affordable_steps, counts_after, ladder
-from experiment.methods.filters.base import (
-    Channels,
-    ChannelScores,
-    CountChannels,
-    FilterMethod,
-    by_filter,
-    finite_parameter,
-)
+from experiment.methods.filters.allocation import longest_prefix, scored
+from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, by_filter, finite_parameter
 from experiment.methods.filters.settings import GlobalFiltersSettings, RankedFilterSettings
 
 
@@ -35,7 +27,7 @@ def global_filters(settings: GlobalFiltersSettings) -> FilterMethod:
     def norm(rows: Tensor) -> Tensor:
         return rows.square().mean(1).sqrt() if settings.norm == "l2" else rows.abs().mean(1)
 
-    return FilterMethod(settings, "Global Filters", by_filter(norm, average=True), ranked(settings))
+    return scored(settings, "Global Filters", by_filter(norm, average=True))
 
 
 def slimming(settings: RankedFilterSettings) -> FilterMethod:
@@ -51,38 +43,6 @@ def slimming(settings: RankedFilterSettings) -> FilterMethod:
     layers that read it (theirs lets each reader of a concatenation or sum select its own).
     """
     return FilterMethod(settings, "Slimming", _scales, partial(_by_scale, protected=settings.protected))
-
-
-def ranked(settings: RankedFilterSettings) -> CountChannels:
-    """`longest_prefix` under settings."""
-    return partial(longest_prefix, protected=settings.protected)
-
-
-def longest_prefix(
-    filters: Channels, scores: ChannelScores, budget: Budget, round_to: int, *, protected: float = 0.0
-) -> list[int]:
-    """How many channels every group keeps when channels are added in the order of their scores as long as they fit.
-
-    Every group starts with its `round_to` best ones, or all if it has fewer, and with no fewer than the `protected`
-    share of them; further ones are added in steps of `round_to`, by the mean score of the step's channels. Equal steps
-    are taken in network order.
-
-    Raises: InfeasibleBudget: the channels that the groups start with already exceed the budget.
-    """
-    orders = filters.orders(scores)
-    each = zip(orders, filters.free, filters.steps(round_to), strict=True)
-    ladders = [ladder(len(order), step) if may else [len(order)] for order, may, step in each]
-    ladders = [[n for n in rungs if n >= protected * rungs[-1]] for rungs in ladders]
-    steps = []
-    for group, (order, rungs) in enumerate(zip(orders, ladders, strict=True)):
-        worth = float("inf")
-        for few, more in pairwise(rungs):
-            step = scores[group][list(order[few:more])]
-            worth = min(worth, float(step.mean()))  # rounding must not let a step overtake the one before it
-            steps.append((-worth, group))
-    growing = [group for _, group in sorted(steps)]
-    size = filters.size_of(orders, budget.quantity)
-    return counts_after(ladders, growing[: affordable_steps(ladders, growing, size, budget)])
 
 
 def _scales(filters: Channels, calibration: Calibration | None, generator: torch.Generator) -> ChannelScores:

@@ -10,6 +10,7 @@ from experiment.methods.settings import Positive, UnitSettings
 from experiment.registry import NAMES_CODE
 
 Fold = Literal["none", "constant", "mean"]
+Allocation = Literal["uniform", "global", "isomorphic", "greedy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,34 +65,17 @@ class RankedFilterSettings(FilterSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlobalFiltersSettings(RankedFilterSettings):
-    """The filters of largest norm in the whole network.
+class ScoredFilterSettings(RankedFilterSettings):
+    """Settings of methods that give every channel a score.
 
     Attributes:
-        norm: `l2`, the root mean square of a filter's weights, or `l1`, their mean magnitude.
+        allocation: which channels compete. `uniform`: those of a group, and every group keeps the same share; `global`:
+            all; `isomorphic`: those of groups of the same kinds of layers, and all kinds keep the same share; `greedy`:
+            those of a group, and every group keeps as few channels as change the network's predictions on the
+            calibration data by no more than a common limit.
     """
 
-    norm: Literal["l1", "l2"] = "l2"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TorchPruningSettings(RankedFilterSettings):
-    """The channels of largest importance in the sense of the package torch-pruning.
-
-    Attributes:
-        importance: `package.module:name` of a class in torch_pruning.pruner.importance, such as GroupTaylorImportance
-            or FPGMImportance, or of another one with the same interface. Those with Taylor or Hessian in their names,
-            or with a method `accumulate_grad`, get the gradients of the cross entropy on the calibration data.
-        kwargs: its arguments.
-        allocation: `global`: all channels compete; `uniform`: every group keeps the same share; `isomorphic`: channels
-            compete with those of groups of the same kinds of layers, and all kinds keep the same share.
-    """
-
-    importance: str = field(
-        default="torch_pruning.pruner.importance:GroupMagnitudeImportance", metadata={NAMES_CODE: True}
-    )
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    allocation: Literal["global", "uniform", "isomorphic"] = "global"
+    allocation: Allocation = "uniform"
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Settings that have no effect beside the others, each with the reason."""
@@ -100,6 +84,38 @@ class TorchPruningSettings(RankedFilterSettings):
                 "protected",
                 "has no effect with allocation uniform, where no layer loses more than others. Remove it.",
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalFiltersSettings(ScoredFilterSettings):
+    """The filters of largest norm in the whole network.
+
+    Attributes:
+        allocation: which channels compete; see `ScoredFilterSettings`.
+        norm: `l2`, the root mean square of a filter's weights, or `l1`, their mean magnitude.
+    """
+
+    allocation: Allocation = "global"
+    norm: Literal["l1", "l2"] = "l2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchPruningSettings(ScoredFilterSettings):
+    """The channels of largest importance in the sense of the package torch-pruning.
+
+    Attributes:
+        importance: `package.module:name` of a class in torch_pruning.pruner.importance, such as GroupTaylorImportance
+            or FPGMImportance, or of another one with the same interface. Those with Taylor or Hessian in their names,
+            or with a method `accumulate_grad`, get the gradients of the cross entropy on the calibration data.
+        kwargs: its arguments.
+        allocation: which channels compete; see `ScoredFilterSettings`.
+    """
+
+    importance: str = field(
+        default="torch_pruning.pruner.importance:GroupMagnitudeImportance", metadata={NAMES_CODE: True}
+    )
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    allocation: Allocation = "global"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.plan import Kept
 from experiment.layers.sampled_patches import input_patches, num_positions
 from experiment.methods.base import GIVE_DATA, Calibration
+from experiment.methods.filters.allocation import same_share
 from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, has_data, readers
-from experiment.methods.filters.ft import same_share
 from experiment.methods.filters.settings import ThiNetSettings
 
 SAMPLES = 8  # calibration inputs in one forward pass

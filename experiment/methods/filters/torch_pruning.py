@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,10 +17,9 @@ from experiment.errors import CompressionError, ConfigError, kind_of
 from experiment.inputs import batch_size, call_network, moved_like, split
 from experiment.layers.channels.group_data import ChannelGroup
 from experiment.layers.forward_pass import evaluating
-from experiment.methods.base import Budget, Calibration
-from experiment.methods.filters.base import Channels, ChannelScores, CountChannels, FilterMethod, has_data
-from experiment.methods.filters.ft import same_share
-from experiment.methods.filters.global_ranking import longest_prefix, ranked
+from experiment.methods.base import Calibration
+from experiment.methods.filters.allocation import scored
+from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, has_data
 from experiment.methods.filters.settings import TorchPruningSettings
 from experiment.registry import resolve
 
@@ -50,11 +48,7 @@ def torch_pruning(settings: TorchPruningSettings) -> FilterMethod:
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             return [_scores(made, network, group) for group in channels.groups]
 
-    isomorphic = partial(_within_kinds, protected=settings.protected)
-    rules: Mapping[str, CountChannels] = {
-        "global": ranked(settings), "uniform": same_share, "isomorphic": isomorphic,
-    }  # fmt: skip
-    return FilterMethod(settings, "TorchPruning", score, rules[settings.allocation])
+    return scored(settings, "TorchPruning", score)
 
 
 @dataclass(frozen=True)
@@ -144,22 +138,6 @@ def _take_gradients(network: nn.Module, importance: Any, channels: Channels, cal
             torch.autograd.backward(loss / (1 if one_by_one else batch_size(inputs)))
             if one_by_one:
                 importance.accumulate_grad(network)  # the last gradients stay: they are read, too
-
-
-def _within_kinds(
-    filters: Channels, scores: ChannelScores, budget: Budget, round_to: int, *, protected: float
-) -> list[int]:
-    """The largest prefix of the places of channels among all groups of the same kinds of layers, as shares of these."""
-    modules = dict(filters.state.network.named_modules())
-    kinds = [tuple((type(modules.get(m.module)).__name__, m.side) for m in group.members) for group in filters.groups]
-    found = [torch.zeros_like(own) for own in scores]
-    for kind in set(kinds):
-        own = [i for i, other in enumerate(kinds) if other == kind]
-        every = torch.cat([scores[i] for i in own])
-        places = every.argsort(stable=True).argsort().double() / len(every)
-        for i, part in zip(own, torch.split(places, [len(scores[i]) for i in own]), strict=True):
-            found[i] = part
-    return longest_prefix(filters, found, budget, round_to, protected=protected)
 
 
 def _importance(settings: TorchPruningSettings) -> Any:

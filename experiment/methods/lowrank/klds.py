@@ -7,25 +7,23 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from experiment.errors import CompressionError
-from experiment.inputs import Inputs, attended, call_network, first, split
+from experiment.inputs import Inputs
 from experiment.layers.build import write_whole
 from experiment.layers.compressible import weight_of
 from experiment.layers.factored_layers import balance, max_rank, write_factors
-from experiment.layers.forward_pass import evaluating
 from experiment.layers.masks import stored, write_parameter
 from experiment.layers.plan import Factors, Plan, State
 from experiment.layers.refit import refit
 from experiment.methods.allocate import RULES, front
-from experiment.methods.base import Budget, Calibration, calibration_inputs
-from experiment.methods.data.fisher import SAMPLES, gather, log_probabilities
+from experiment.methods.base import Budget, Calibration
+from experiment.methods.data.fisher import gather
+from experiment.methods.data.output_divergence import as_fit, comparable_inputs, divergence, predictions_of
 from experiment.methods.data.responses import precise
 from experiment.methods.lowrank.base import LowRankLayers, lowrank_layers
 from experiment.methods.lowrank.klds_factors import LayerDirections
@@ -36,7 +34,6 @@ from experiment.methods.starting_state import factored_layers, live_filters, par
 from experiment.progress import progress
 
 Floats = NDArray[np.float64]
-SCORES = 2**23  # of all predictions that are compared: 32 MiB
 MOMENTS = 2**25  # elements of the moments that are gathered in one pass, at least
 LEAST = 1e-9  # a smaller divergence is rounding
 LEAST_SHARE = 1e-12  # of a layer's largest prediction: a smaller one is rounding
@@ -152,21 +149,6 @@ def _rewind(built: nn.Module, state: State, analysis: KLDSAnalysis, plan: Plan) 
         write_parameter(layer.get_submodule("decoder"), "weight", decoders[name])
 
 
-def comparable_inputs(calibration: Calibration | None, state: State, method: str) -> Inputs:
-    """The calibration inputs for a method that compares predictions.
-
-    Raises: CompressionError: there are none, or the targets are those of a regression.
-    """
-    inputs = calibration_inputs(calibration, state, method)
-    targets = calibration.targets if calibration else None
-    if targets is not None and targets.is_floating_point() and targets.dim() == 1:
-        raise CompressionError(
-            f"{method} compares the softmax of class scores. The targets are real numbers, as in a regression. Use a "
-            f"method that compares layers instead, such as PCA or ALDS."
-        )
-    return inputs
-
-
 def selectable_layers(state: State, settings: SelectorSettings) -> tuple[LowRankLayers, nn.Module]:
     """The layers with their options, and the network with masked weights at zero: the state's, if there are none."""
     base = lowrank_layers(
@@ -247,23 +229,6 @@ def _measure(
     return losses
 
 
-def as_fit(network: nn.Module, inputs: Inputs, most: int) -> Inputs:
-    """The first inputs, whose predictions fit into memory: a language model has one for every token."""
-    each = predictions_of(network, first(inputs)).numel()
-    return first(inputs, max(1, min(most, SCORES // max(1, each))))
-
-
-def predictions_of(network: nn.Module, images: Inputs, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-    """The log-probabilities of all predictions, of the network with other weights where they are given."""
-
-    def call(*args: Any, **named: Any) -> Any:
-        return torch.func.functional_call(network, dict(weights or {}), args, named)
-
-    with evaluating(network):
-        batches = split(images, SAMPLES)
-        return torch.cat([log_probabilities(call_network(call, batch), attended(batch)) for batch in batches])
-
-
 def spread(prediction: Floats, cost: NDArray[np.int64], points: int) -> list[int]:
     """Options on the Pareto front of prediction and cost, spread evenly in log cost, without the layer itself."""
     best = front(prediction, cost)
@@ -284,14 +249,3 @@ def interpolated(prediction: Floats, at: Floats, measured: Floats) -> Floats:
         ratio = np.interp(np.log(here), np.log(at), np.log(np.maximum(measured, LEAST)[first] / at))
         losses[:-1] = here * np.exp(ratio)
     return losses
-
-
-def divergence(name: str, dense: Tensor, compressed: Tensor) -> float:
-    value = float((dense.exp() * (dense - compressed)).sum(1).mean())
-    if not np.isfinite(value):
-        raise CompressionError(
-            f"layer '{name}': when it is decomposed, the network's outputs on the calibration data are NaN or "
-            f"infinite. Check that the data are transformed as for training, or use a method that does not compare "
-            f"outputs, such as ALDS."
-        )
-    return value

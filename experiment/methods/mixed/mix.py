@@ -19,18 +19,9 @@ from experiment.layers.plan import Detail, Factors, Plan, State
 from experiment.layers.refit import fitted_weights
 from experiment.methods.allocate import minimise_sum
 from experiment.methods.base import Budget, Calibration
+from experiment.methods.data.output_divergence import as_fit, comparable_inputs, divergence, predictions_of
 from experiment.methods.lowrank.base import LowRankLayers, choose
-from experiment.methods.lowrank.klds import (
-    as_fit,
-    comparable_inputs,
-    directions_of,
-    divergence,
-    interpolated,
-    per_option,
-    predictions_of,
-    selectable_layers,
-    spread,
-)  # fmt: skip
+from experiment.methods.lowrank.klds import directions_of, interpolated, per_option, selectable_layers, spread
 from experiment.methods.lowrank.layer_options import LayerOptions
 from experiment.methods.mixed.layer_forms import LayerChoices, LayerForms, find_choices, takes_bits
 from experiment.methods.mixed.settings import MixSettings

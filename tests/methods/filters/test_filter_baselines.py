@@ -12,10 +12,11 @@ from experiment.layers.build import expand
 from experiment.layers.plan import Kept, State
 from experiment.measure import count, example_input
 from experiment.methods.base import Budget, Calibration, Compressor, Quantity
+from experiment.methods.filters.allocation import longest_prefix
 from experiment.methods.filters.base import FilterMethod, trace_channels
 from experiment.methods.filters.ft import ft, soft_net, uniform_filters
-from experiment.methods.filters.global_ranking import global_filters, longest_prefix, slimming
-from experiment.methods.filters.settings import FilterSettings, GlobalFiltersSettings, RankedFilterSettings
+from experiment.methods.filters.global_ranking import global_filters, slimming
+from experiment.methods.filters.settings import GlobalFiltersSettings, RankedFilterSettings, ScoredFilterSettings
 from experiment.networks.make_network import make_network
 from experiment.random_streams import generator, seeded
 
@@ -45,7 +46,9 @@ def small() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("method", "stay"), [(ft(FilterSettings()), (0, 2)), (soft_net(FilterSettings()), (1, 2))], ids=["l1", "l2"]
+    ("method", "stay"),
+    [(ft(ScoredFilterSettings()), (0, 2)), (soft_net(ScoredFilterSettings()), (1, 2))],
+    ids=["l1", "l2"],
 )
 def test_soft_net_takes_the_l2_norm_where_ft_takes_l1(method: FilterMethod, stay: tuple[int, ...]) -> None:
     assert compressor(method, small(), torch.ones(1, 4)).compress(12 / 18).plan.kept["0"] == Kept(stay)
@@ -55,7 +58,7 @@ def test_random_filters_of_convolutions_go_and_another_seed_takes_others() -> No
     """More filters than a kernel is wide, and every one has its chance."""
     with seeded("test_filter_baselines"):
         network = nn.Sequential(nn.Conv2d(3, 40, 3), nn.ReLU(), nn.Conv2d(40, 5, (1, 3), bias=False)).eval()
-    method, example = uniform_filters(FilterSettings()), example_input((3, 8, 8))
+    method, example = uniform_filters(ScoredFilterSettings()), example_input((3, 8, 8))
     chosen = [compressor(method, network, example, seed).compress(0.5).plan.kept["0"].out or () for seed in range(30)]
     assert len(set(chosen)) == 30
     assert {len(kept) for kept in chosen} == {20}
@@ -140,7 +143,7 @@ def test_every_prefix_of_a_small_order() -> None:
         nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)),
         torch.ones(1, 2),
     )
-    filters = trace_channels(State(network, example), FilterSettings(), "test")
+    filters = trace_channels(State(network, example), ScoredFilterSettings(), "test")
     scores = [torch.tensor([5.0, 1, 9, 3, 7]), torch.tensor([8.0, 2, 6, 4]), torch.zeros(2)]
     join = [(0, 7.0), (1, 6.0), (0, 5.0), (1, 4.0), (0, 3.0), (1, 2.0), (0, 1.0)]  # after the best of each: 9 and 8
     prefixes = [[1 + sum(g == group for g, _ in join[:k]) for group in (0, 1)] + [2] for k in range(len(join) + 1)]
@@ -157,7 +160,7 @@ def test_equal_steps_join_in_the_order_of_the_network() -> None:
     network = nn.Sequential(
         nn.Linear(1, 3, bias=False), nn.ReLU(), nn.Linear(3, 3, bias=False), nn.ReLU(), nn.Linear(3, 1)
     )
-    filters = trace_channels(State(network, torch.ones(1, 1)), FilterSettings(), "test")
+    filters = trace_channels(State(network, torch.ones(1, 1)), ScoredFilterSettings(), "test")
     scores = [torch.full((n,), 0.1) for n in (3, 3, 1)]  # whose means in steps differ by rounding
     sizes = {counts: counts[0] + counts[0] * counts[1] + counts[1] + 1 for counts in itertools.product((2, 3), (2, 3))}
     counts = longest_prefix(filters, scores, Budget("parameters", sizes[(3, 2)], 16), 2)
@@ -207,7 +210,10 @@ def test_slimming_refuses_networks_without_batch_norm() -> None:
 
 
 def test_what_data_are_for_is_said() -> None:
-    for settings, what in ((FilterSettings(fold="mean"), "fold 'mean'"), (FilterSettings(refit=True), "refit")):
+    for settings, what in (
+        (ScoredFilterSettings(fold="mean"), "fold 'mean'"),
+        (ScoredFilterSettings(refit=True), "refit"),
+    ):
         with pytest.raises(CompressionError, match=f"FT with {what} needs calibration data"):
             compressor(ft(settings), small(), torch.ones(1, 4))
 
@@ -219,7 +225,7 @@ def test_correcting_readers_brings_the_outputs_nearer_and_costs_nothing(settings
     others = torch.randn(20, *SHAPE, generator=generator("test_filter_baselines", "others"))
     plain, better = (
         Compressor(
-            ft(FilterSettings(**values)),
+            ft(ScoredFilterSettings(**values)),
             State(network, example),
             count(network, example),
             Calibration(x),
@@ -237,7 +243,7 @@ def test_a_step_that_removes_nothing_changes_nothing() -> None:
     """Also with everything that corrects readers switched on, after an earlier step that removed channels."""
     network, example = known("resnet20")
     data = Calibration(torch.randn(16, *SHAPE, generator=generator("test_filter_baselines", "images")))
-    method, original = ft(FilterSettings(fold="mean", refit=True)), count(network, example)
+    method, original = ft(ScoredFilterSettings(fold="mean", refit=True)), count(network, example)
     first = Compressor(method, State(network, example), original, data, generator("b")).compress(0.5)
     state = expand(first.network, network, first.plan, example)
     again = Compressor(method, state, original, data, generator("b")).compress(0.9)

@@ -16,7 +16,7 @@ from experiment.layers.plan import Kept, State
 from experiment.measure import count, example_input
 from experiment.methods.base import Compressor
 from experiment.methods.filters.ft import ft
-from experiment.methods.filters.settings import FilterSettings
+from experiment.methods.filters.settings import ScoredFilterSettings
 from experiment.random_streams import generator, seeded
 
 StateOf = Callable[[str], State]
@@ -24,7 +24,7 @@ StateOf = Callable[[str], State]
 
 def compressor(network: nn.Module, example: Tensor, state: State | None = None, **settings: object) -> Compressor:
     state = state or State(network, example)
-    return Compressor(ft(FilterSettings(**settings)), state, count(network, example), None, generator("test_ft"))
+    return Compressor(ft(ScoredFilterSettings(**settings)), state, count(network, example), None, generator("test_ft"))
 
 
 TWO_EACH = 30 / 54  # of the parameters of `small()` with two channels in both layers

@@ -303,5 +303,5 @@ def test_outputs_that_are_not_finite_once_decomposed_are_told(
     state_of: StateOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(klds.LayerDirections, "product", lambda self, factors: torch.full_like(self._weight, torch.nan))
-    with pytest.raises(CompressionError, match="layer '0': when it is decomposed.*use a method"):
+    with pytest.raises(CompressionError, match="layer '0': when it is compressed.*use a method"):
         compressor(state_of("cnn"))

@@ -18,7 +18,7 @@ from experiment.measure.latency_model import LatencyTable
 from experiment.measure.storage import form_bytes
 from experiment.methods.base import Calibration, Compressor
 from experiment.methods.configure import configure
-from experiment.methods.lowrank.klds import predictions_of
+from experiment.methods.data.output_divergence import predictions_of
 from experiment.methods.meter import Meter
 from experiment.methods.mixed.mix import Mix, MixAnalysis
 from experiment.methods.mixed.settings import MixSettings
