@@ -11,7 +11,7 @@ _FACTORIES = {  # module -> its factories, which are called like the networks
     "torchvision_networks": (
         "resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2", "mobilenet_v2", "alexnet",
     ),
-    "alexnet": ("alexnet_bn",),
+    "alexnet": ("alexnet_bn", "alexnet_cifar"),
     "gpt": ("gpt_small",),
     "external_networks": ("bert",),
     "segmentation_networks": (

@@ -106,6 +106,8 @@ EXPECTED = {
     "alexnet": (IMAGENET, 1000, 61_100_840),
     # torchvision's alexnet with the biases of its first seven layers replaced by two BatchNorm parameters each
     "alexnet_bn": (IMAGENET, 1000, 61_100_840 + (64 + 192 + 384 + 256 + 256 + 4096 + 4096)),
+    # the notebook of Condensa for CIFAR-10: 2,471,104 weights and 1,162 biases
+    "alexnet_cifar": (CIFAR, 10, 2_471_104 + 1_162),
     "unet": (SCENES, 11, unet_parameters(16, 3)),
     **{
         name: (VOC, 21, models.get_model_weights(name)["COCO_WITH_VOC_LABELS_V1"].meta["num_params"])
