@@ -60,10 +60,12 @@ def layer_ranks(network: nn.Module) -> list[LayerRank]:
     weights: dict[str, Tensor] = {}
     inside: set[nn.Module] = set()  # of a factored layer
     for name, module in network.named_modules():
+        if module in inside:
+            continue
         if isinstance(module, FactoredLayer):
             weights[name] = product(module)
-            inside.update(module.children())
-        elif isinstance(module, nn.Conv2d | nn.Linear) and module not in inside:
+            inside.update(module.modules())
+        elif isinstance(module, nn.Conv2d | nn.Linear):
             weights[name] = module.weight.detach()
     return [_ranks(name, weight) for name, weight in weights.items()]
 

@@ -14,8 +14,8 @@ from experiment.inputs import Inputs
 from experiment.layers.channels.channel_axes import parameter_dim
 from experiment.layers.channels.slicing import slice_channels, unslice
 from experiment.layers.channels.streams import CONSTANTS, move_streams
-from experiment.layers.compressible import CONVOLUTIONS, features_of, leaders, weight_of
-from experiment.layers.factored_layers import FactoredEmbedding, FactoredLayer, make_layer, product
+from experiment.layers.compressible import CONVOLUTIONS, features_of, holders, leaders, weight_of
+from experiment.layers.factored_layers import MOST_OF_NESTED, FactoredEmbedding, FactoredLayer, make_layer, product
 from experiment.layers.masks import add_masks, bake_masks, stored, write_parameter
 from experiment.layers.plan import Factors, Kept, Plan, State
 from experiment.layers.quantized_weights import add_quantized
@@ -35,16 +35,17 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
     network = unfused(network, plan.unfused)
     _check(network, plan)
     # deepcopy takes replacements from its memo: factors appear wherever the layer does, without a copy of its weight
-    memo = _replacements(network, {n: factors for n, factors in plan.factors.items() if n not in plan.kept})
+    memo = _replacements(network, {n: factors for n, factors in plan.decomposed.items() if n not in plan.kept})
     for name in plan.skipped:
         block = network.get_submodule(name)
         memo[id(block)] = ZeroBranch(block, plan.branches[name]) if name in plan.branches else Skipped(block)
     built = copy.deepcopy(network, memo)
     _add_biases(built, plan.biases)
     slice_channels(built, plan.kept)
-    sliced = {name: factors for name, factors in plan.factors.items() if name in plan.kept}
+    sliced = {name: factors for name, factors in plan.decomposed.items() if name in plan.kept}
     if sliced:  # one copy replaces all of them
         built = copy.deepcopy(built, _replacements(built, sliced))
+    _factor_encoders(built, plan.nested)
     add_masks(built, {name: slice_mask(mask, plan.kept, name) for name, mask in plan.masks.items()}, unfilled=True)
     add_quantized(built, plan.quantized)
     return built
@@ -149,17 +150,22 @@ def _check(network: nn.Module, plan: Plan) -> None:
     masked = [name.rpartition(".")[0] for name in plan.masks if not plan.masks_factor(name)]
     channels = [name for name in plan.kept if name not in parameters]
     rounded = [name for name in plan.quantized if name not in parameters]
-    named = (*plan.factors, *channels, *plan.biases, *rounded, *masked)
+    named = (*plan.decomposed, *channels, *plan.biases, *rounded, *masked)
     unknown = [name for name in (*named, *plan.skipped) if name not in modules]
     if unknown:
         raise CompressionError(f"the plan belongs to another network: this one has no {', '.join(map(repr, unknown))}.")
     both = [name for name in plan.masks if name.rpartition(".")[0] in plan.factors]
     gone = [name for name in named if inside(name, plan.skipped)]
     twice = [name for name in plan.biases if name in plan.factors]
+    nested = plan.nested
+    deep = [name for name in nested if name.rpartition(".")[0] in nested]
+    biased = [name for name, factors in nested.items() if factors.bias]
     for names, text in (
         (both, "a layer cannot be both masked and decomposed. Mask its factors instead."),
         (gone, "the plan skips the block that contains this layer."),
         (twice, "the bias of a decomposed layer is part of its factors."),
+        (deep, "the encoder of a layer may have factors, but not that of an encoder."),
+        (biased, "the encoder of a decomposed layer has no bias."),
     ):
         if names:
             raise CompressionError(f"{', '.join(names)}: {text}")
@@ -176,6 +182,17 @@ def _replacements(network: nn.Module, factors: Mapping[str, Factors]) -> dict[in
         if layer.bias is not None and (bias := getattr(module, "bias", None)) is not None:
             memo[id(bias)] = layer.bias
     return memo
+
+
+def _factor_encoders(network: nn.Module, nested: Mapping[str, Factors]) -> None:
+    """Replace encoders of decomposed layers by factors of their own, in place."""
+    held = holders(network) if nested else {}
+    for name, factors in nested.items():
+        layer = network.get_submodule(name.rpartition(".")[0])
+        encoder = layer.get_submodule("encoder")
+        if any(len(held[parameter]) > 1 for parameter in encoder.parameters()):
+            raise CompressionError(f"{name}: the encoder of layers that share a weight has no factors of its own.")
+        layer.encoder = make_layer(encoder, factors, most=MOST_OF_NESTED)
 
 
 def _add_biases(network: nn.Module, layers: Sequence[str]) -> None:

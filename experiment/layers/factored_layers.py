@@ -9,7 +9,7 @@ Shape suffixes: G = slices of input channels (all groups of all blocks), O = blo
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ from experiment.layers.transposed_linear import TransposedLinear
 FOLDINGS = range(4)  # of a kernel with two axes
 Slicing = tuple[int, int]  # groups, folding
 MOST_OF_FACTORS = 16  # times the layer's weight; far above any useful rank, it limits the memory a file can ask for
+MOST_OF_NESTED = 2  # times the weight of an encoder that has factors of its own; the full rank takes no more
 
 
 class FactoredLayer(nn.Sequential):
@@ -50,8 +51,12 @@ class FactoredLayer(nn.Sequential):
     @property
     def weight(self) -> Tensor:
         """The product of the factors, in the layer's shape, computed at each use; gradients reach both factors."""
+        return self._in_layout(self.filters(filters_of))
+
+    def filters(self, read: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+        """The product as filters; `read` turns a plain layer's weight into filters of the wanted precision."""
         encoder, decoder = self._pair()
-        return self._in_layout(multiplied(encoder, decoder, encoder.weight, decoder.weight))
+        return _multiplied(encoder, decoder, read)
 
     @property
     def bias(self) -> Tensor | None:
@@ -221,7 +226,9 @@ def flops(info: LayerInfo, rank: int, groups: int = 1, folding: int = 0) -> int:
     return own + sum(flops(tied, rank) for tied in info.tied)
 
 
-def make_layer(module: nn.Module, factors: Factors, leader: nn.Module | None = None) -> FactoredLayer:
+def make_layer(
+    module: nn.Module, factors: Factors, leader: nn.Module | None = None, *, most: int = MOST_OF_FACTORS
+) -> FactoredLayer:
     """An uninitialised encoder and decoder of plain layers that can replace a layer, on its device.
 
     Stride, padding and dilation of an axis go to the factor that owns the kernel along it. `write_factors` or a
@@ -229,6 +236,7 @@ def make_layer(module: nn.Module, factors: Factors, leader: nn.Module | None = N
 
     Args:
         leader: the factors of an embedding with the same weight, whose parameters become those of this layer too.
+        most: the largest size of the factors, times the layer's weight.
     Raises: CompressionError: the groups do not divide the input channels, the folding does not exist for the layer, or
         the rank is far above the full one.
     """
@@ -246,8 +254,7 @@ def make_layer(module: nn.Module, factors: Factors, leader: nn.Module | None = N
     weight = module.weight
     with torch.device("meta"):  # takes no memory and no random numbers
         pair = _pair(module, factors)
-    most = MOST_OF_FACTORS * weight.numel() + features_of(module)[0]
-    if sum(p.numel() for factor in pair for p in factor.parameters()) > most:
+    if sum(p.numel() for f in pair for p in f.parameters()) > most * weight.numel() + features_of(module)[0]:
         raise CompressionError(f"a {kind} layer of {weight.numel():,} weights has no factors of rank {factors.rank:,}.")
     for factor in pair:  # `to_empty` would import half a second of torch
         for name, p in dict(factor.named_parameters()).items():
@@ -308,14 +315,19 @@ def balance(layer: nn.Module, folding: int = 0) -> None:
 def product(layer: nn.Module) -> Tensor:
     """The dense weight that an encoder and decoder replace, multiplied in float64, as filters."""
     encoder, decoder = layer.get_submodule("encoder"), layer.get_submodule("decoder")
-    E, D = (factor.get_parameter("weight").detach().double() for factor in (encoder, decoder))
-    return multiplied(encoder, decoder, E, D)
+    return _multiplied(encoder, decoder, lambda factor, weight: filters_of(factor, weight.detach().double()))
 
 
-def multiplied(encoder: nn.Module, decoder: nn.Module, encoder_weight: Tensor, decoder_weight: Tensor) -> Tensor:
-    """The filters (F, C / blocks, *kernel) that an encoder and a decoder with these weights replace."""
+def _multiplied(encoder: Any, decoder: Any, read: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+    """The filters (F, C / blocks, *kernel) that a decoder and an encoder, with factors of its own or not, replace.
+
+    Args:
+        read: from a plain layer and its weight to its filters, in the precision of the product.
+    """
     slices, blocks = _slices(encoder, decoder), groups_of(decoder)
-    E, D = filters_of(encoder, encoder_weight), filters_of(decoder, decoder_weight)
+    nested = isinstance(encoder, FactoredLayer)
+    E: Tensor = encoder.filters(read) if nested else read(encoder, encoder.weight)
+    D = read(decoder, decoder.weight)
     E = E.reshape(blocks, slices // blocks, -1, *E.shape[1:])
     D = D.reshape(blocks, len(D) // blocks, slices // blocks, -1, *D.shape[2:])
     # along each kernel axis one of the two sizes is 1: the outer product is the kernel

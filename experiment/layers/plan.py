@@ -42,6 +42,8 @@ Side = Annotated[tuple[Index, ...], AfterValidator(_in_order)] | None
 class Factors:
     """One layer as encoder V (`groups` blocks, `groups * rank` outputs) and decoder U: y = U(Vx) + b.
 
+    The encoder may have factors of its own, under its name in the same plan: `conv1.encoder` beside `conv1`.
+
     Attributes:
         folding: the kernel axes of the decoder as bits, see `experiment.layers.factored_layers`.
         bias: whether the decoder has one, even if the layer had none.
@@ -93,7 +95,7 @@ class Plan:
     """The weights, channels and ranks to keep.
 
     Attributes:
-        factors: layer name -> its decomposition.
+        factors: name of a layer, or of the encoder of one -> its decomposition.
         masks: parameter name -> bool tensor of its shape, True for weights to keep. The parameter is one of the
             original network or of a layer's factors (`conv1.encoder.weight`).
         kept: module name -> the channels to keep.
@@ -170,6 +172,20 @@ class Plan:
         module = name.rpartition(".")[0]
         layer, _, factor = module.rpartition(".")
         return factor in ("encoder", "decoder") and layer in self.factors
+
+    @property
+    def nested(self) -> dict[str, Factors]:
+        """The factors of encoders, which are no layers of the original network."""
+        return {name: own for name, own in self.factors.items() if self._encodes(name)}
+
+    @property
+    def decomposed(self) -> dict[str, Factors]:
+        """The factors of layers of the original network."""
+        return {name: own for name, own in self.factors.items() if not self._encodes(name)}
+
+    def _encodes(self, module: str) -> bool:
+        layer, _, factor = module.rpartition(".")
+        return factor == "encoder" and layer in self.factors
 
     def starting_from(self, state: State) -> Plan:
         """The plan, with the state's unfused modules, and biases that it gained and the plan does not decompose."""

@@ -57,7 +57,7 @@ def add_quantized(network: nn.Module, dtypes: Mapping[str, str]) -> None:
     float16 and bfloat16 round a layer's weight and bias, as in Condensa; integers only the weight.
 
     Args:
-        dtypes: name of a layer, or of a single parameter -> its dtype, for both factors of a decomposed layer.
+        dtypes: name of a layer, or of a single parameter -> its dtype, for all factors of a decomposed layer.
     Raises: CompressionError: a module has no matrix `weight`, or the dtype is another one.
     """
     modules = dict(network.named_modules())
@@ -71,8 +71,7 @@ def add_quantized(network: nn.Module, dtypes: Mapping[str, str]) -> None:
             module, _, parameter = name.rpartition(".")
             attach(modules[module], parameter, Quantized(dtype))
             continue
-        factors = [part for n, part in modules[name].named_children() if n in ("encoder", "decoder")]
-        for part in factors or [modules[name]]:
+        for part in _parts(modules[name]):
             weight = getattr(part, "weight", None)
             if not isinstance(weight, Tensor) or weight.dim() < 2:
                 raise CompressionError(f"{name}: only matrices can be quantized. Got {kind_of(part)}.")
@@ -184,6 +183,12 @@ def _weights_now(module: nn.RNNBase) -> list[Tensor | None]:
 
 def _ignore(module: nn.RNNBase, value: object) -> None:
     """What torch assigns to `_flat_weights`."""
+
+
+def _parts(layer: nn.Module) -> list[nn.Module]:
+    """The factors of a decomposed layer, which may have factors themselves; another layer alone."""
+    factors = [part for name, part in layer.named_children() if name in ("encoder", "decoder")]
+    return [part for factor in factors for part in _parts(factor)] or [layer]
 
 
 def _quantize(layer: nn.Module, dtype: str) -> None:

@@ -20,6 +20,7 @@ from experiment.methods.lowrank.settings import (
     RSVDSettings,
     SlicedSettings,
     SVDSettings,
+    TuckerSettings,
 )
 from experiment.methods.masks.settings import (
     BlockPruneSettings,
@@ -67,6 +68,7 @@ METHODS: dict[str, MethodEntry] = {
         MethodEntry("PCA", PCASettings, f"{LOWRANK}.pca:PCA", "lowrank", ("PCANet",)),
         MethodEntry("BALF", PCASettings, f"{LOWRANK}.pca:PCA", "lowrank", preset={"allocation": "sum"}),
         MethodEntry("SVD-LLM", PCASettings, f"{LOWRANK}.pca:PCA", "lowrank", preset={"allocation": "uniform"}),
+        MethodEntry("Tucker", TuckerSettings, f"{LOWRANK}.tucker:Tucker", "lowrank"),
         MethodEntry("Messi3", MessiSettings, f"{LOWRANK}.messi:Messi", "lowrank", ("MessiNet",)),
         MethodEntry("Messi5", MessiSettings, f"{LOWRANK}.messi:Messi", "lowrank", ("MessiNet5",), {"groups": 5}),
         MethodEntry("WT", WeightSettings, f"{MASKS}.magnitude:wt", "weight", ("ThresNet",)),

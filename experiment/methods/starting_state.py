@@ -174,7 +174,7 @@ def factored_layers(state: State, plan: Plan) -> Iterator[tuple[str, nn.Module, 
     """
     network = sliced_copy(state.network, plan.kept)
     masks = {name: slice_mask(mask, plan.kept, name) for name, mask in state.masks.items()}
-    for name, leader in leaders(network, plan.factors).items():
+    for name, leader in leaders(network, plan.decomposed).items():
         if name == leader:
             yield name, network.get_submodule(name), live_filters(network, masks, name)
 

@@ -114,15 +114,17 @@ def _matching(weights: Sequence[tuple[Sequence[str], nn.Parameter]], patterns: S
 def _weights(network: nn.Module) -> list[tuple[Sequence[str], nn.Parameter]]:
     """The trained weights of convolutions and linear layers, each with the names of its layer.
 
-    Encoder and decoder of a decomposed layer have their own names and that of the layer.
+    The factors of a decomposed layer have their own names and that of the layer.
     """
     modules = dict(network.named_modules())
     found: list[tuple[Sequence[str], nn.Parameter]] = []
     for name, module in modules.items():
         weight = _trained(module)
         if weight is not None:
-            parent = name.rpartition(".")[0]
-            found.append(([name, parent] if isinstance(modules[parent], FactoredLayer) else [name], weight))
+            names = [name]
+            while isinstance(modules[parent := names[-1].rpartition(".")[0]], FactoredLayer):
+                names.append(parent)
+            found.append((names, weight))
     return found
 
 

@@ -38,9 +38,9 @@ ALL = [*{METHODS[label].target: label for label in reversed(METHODS) if label !=
 FIXED = [label for label in ALL if getattr(METHODS[label].settings, "fixed_size", False) is True]
 # one label per class that builds and fills networks; two where its code has two branches
 IMPLEMENTATIONS = (
-    "Reference", "SVD", "ALDS+", "ALDS-K", "KLDS", "RSVD", "PCA", "Messi3", "WT", "Uniform", "SiPPRand", "SiPPHybrid",
-    "TorchPrune", "Prune", "BlockPrune", "FT", "ThiNet", "StructurePrune", "PFP (rand)", "PFP (partial)", "Compose",
-    "Quantize", "Mix",
+    "Reference", "SVD", "ALDS+", "ALDS-K", "KLDS", "RSVD", "PCA", "Tucker", "Messi3", "WT", "Uniform", "SiPPRand",
+    "SiPPHybrid", "TorchPrune", "Prune", "BlockPrune", "FT", "ThiNet", "StructurePrune", "PFP (rand)",
+    "PFP (partial)", "Compose", "Quantize", "Mix",
 )  # fmt: skip
 QUANTITIES: tuple[Quantity, ...] = ("parameters", "flops")
 KEEPS = (0.9, 0.6, 0.35)
@@ -217,7 +217,14 @@ def ranks_more(state: State, plan: Plan) -> Iterator[Plan]:
     """Of one layer after the other one rank more, or where that makes it no smaller, the layer itself."""
     layers = compressible_layers(state.network, state.example)
     for name, factors in plan.factors.items():
-        others = {n: f for n, f in plan.factors.items() if n != name}
+        layer = name if name in layers else name.removesuffix(".encoder")
+        others = {n: f for n, f in plan.factors.items() if n not in (layer, f"{layer}.encoder")}
+        if f"{layer}.encoder" in plan.factors:
+            more = {**plan.factors, name: replace(factors, rank=factors.rank + 1)}
+            wider, whole = (replace(plan, factors=f) for f in (more, others))
+            a, b = (count(build(state.network, p), state.example) for p in (wider, whole))
+            yield wider if a.parameters < b.parameters and a.flops_unmasked <= b.flops_unmasked else whole
+            continue
         rank, info = factors.rank + 1, layers[name]
         cost = parameters(info, rank, factors.groups, factors.folding)
         work = flops(info, rank, factors.groups, factors.folding)

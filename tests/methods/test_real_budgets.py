@@ -24,7 +24,7 @@ from experiment.methods.meter import Meter
 from experiment.methods.real_budgets import _Search, compress_within
 from experiment.random_streams import generator
 
-LABELS = ("WT", "SiPP", "FT", "PFP", "ALDS", "ALDS-K", "KLDS", "SVD", "PCA", "Mix")
+LABELS = ("WT", "SiPP", "FT", "PFP", "ALDS", "ALDS-K", "KLDS", "SVD", "PCA", "Tucker", "Mix")
 SETTINGS = {
     "Mix": {"points": 2, "images": 8},
     "Compose": {"schemes": ["ALDS", {"name": "Quantize", "settings": {"dtype": "int8", "ignore": ["0"]}}]},

@@ -88,14 +88,14 @@ class LowRankLayers:
         """
         start = self.start
         if chosen is None:
-            return start.unchanged({name: _detail(None, 0.0, 0.0) for name in self.options})
+            return start.unchanged({name: detail(None, 0.0, 0.0) for name in self.options})
         factors: dict[str, Factors] = {}
         details: dict[str, Mapping[str, Detail]] = {}
         total, worst = start.count.parameters, 0.0
         for (name, options), index, error in zip(self.options.items(), chosen, errors, strict=True):
             rank, groups, folding = (int(a[index]) for a in (options.ranks, options.groups, options.foldings))
             if rank == 0:
-                details[name] = _detail(None, 0.0, 0.0)
+                details[name] = detail(None, 0.0, 0.0)
                 continue
             factors[name] = Factors(rank, groups, folding, bias=options.bias)
             factors |= {tied.name: Factors(rank, bias=tied.bias) for tied in start.layers[name].tied}
@@ -106,7 +106,7 @@ class LowRankLayers:
                 self._release(name)
             else:
                 exact = exact_error(name, factors[name])
-            details[name] = _detail(factors[name], float(error[index]), exact)
+            details[name] = detail(factors[name], float(error[index]), exact)
         masks = {n: mask for n, mask in start.state.masks.items() if n.rpartition(".")[0] not in factors}
         return Plan(factors, masks, dict(start.state.kept), parameters=total, details=details, loss=worst)
 
@@ -245,7 +245,8 @@ def _randomised_spectra(
     return spectra_of
 
 
-def _detail(factors: Factors | None, error: float, exact: float) -> dict[str, Detail]:
+def detail(factors: Factors | None, error: float, exact: float) -> dict[str, Detail]:
+    """What a plan reports of a layer; `exact` is ||W - What||_2 / ||W||_2, `error` the method's own."""
     return {
         "rank": factors.rank if factors else None,
         "groups": factors.groups if factors else None,

@@ -175,6 +175,19 @@ class KLDSSettings(SelectorSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuckerSettings(RankSettings):
+    """Ranks of the input and the output channels of every convolution, chosen for all layers together.
+
+    Attributes:
+        allocation: what the ranks of all layers make best, with e_l the share of the squared norm of a layer's weight
+            that is lost. `sum`: the smallest sum of e_l; `minimax`: the smallest largest e_l; `uniform`: the smallest
+            e_l for the same share of every layer's size.
+    """
+
+    allocation: Literal["sum", "minimax", "uniform"] = "sum"
+
+
+@dataclass(frozen=True, kw_only=True)
 class MessiSettings(LayerSettings):
     """The same fraction of the full rank in every layer, in each of several subspaces that share the columns.
 
