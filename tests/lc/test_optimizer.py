@@ -358,8 +358,8 @@ def test_pruned_weights_come_back(network: nn.Sequential, data: dict[str, Any]) 
     project = method_projection(network, data, "WT", 0.4)
     supports = []
 
-    def watched(module: nn.Module) -> Any:
-        projected = project(module)
+    def watched(module: nn.Module, mu: float) -> Any:
+        projected = project(module, mu)
         supports.append({name: mask.clone() for name, mask in projected.compressed.plan.masks.items()})
         return projected
 
