@@ -391,6 +391,19 @@ def test_bytes_of_four_bits_and_groups() -> None:
     assert count_sparse_bytes(network) == SparseBytes(rest + 51 + 53, rest + 51 + 101 * 4 + 8 * 4, "bitmask")
 
 
+def test_bytes_of_codebooks() -> None:
+    """0: 8 rows of 27 bits, 4 bytes each; 3: 2 bits; 5: masked, 4 bits, 5 with the zeros; values of 4 bytes."""
+    plan = Plan(
+        masks={"5.weight": some_mask((7, 60), 101)}, quantized={"0": "codebook2", "3": "codebook4", "5": "codebook16"}
+    )
+    network = build(small_cnn(), plan)
+    shape = network[3].weight.shape
+    floats = 4 * sum(p.numel() for n, p in network.named_parameters() if "parametrizations" not in n)
+    rest = floats + 8 * 4 + 2 * 4 + shape[0] * -(-network[3].weight[0].numel() // 4) + 4 * 4 + 16 * 4
+    assert count_bytes(network) == Bytes(rest + 7 * 38, rest + 51, rest + 51 + 53)
+    assert count_sparse_bytes(network) == SparseBytes(rest + 51 + 53, rest + 51 + 101 * 4 + 8 * 4, "bitmask")
+
+
 def test_quantized_bytes() -> None:
     """0: 8 x 27 weights of a byte and 8 scales, BatchNorm whole; 3: in halves with its bias; 5: int8, masked."""
     plan = Plan(masks={"5.weight": some_mask((7, 60), 100)}, quantized={"0": "int8", "3": "bfloat16", "5": "int8"})

@@ -199,7 +199,8 @@ def compress_many(
             if keep is not None and limited.counted and not spec.fixed_size:
                 compressed = replace(compressed, amounts=_counted(limited.counted, keep, original, compressed.count))
             result = result_of(entry.label, original, compressed)
-            if keep is not None and not spec.fixed_size and (text := shortfall(keep, compressed, original, limited)):
+            free = spec.fixed_size or spec.has_price
+            if keep is not None and not free and (text := shortfall(keep, compressed, original, limited)):
                 warnings.warn(f"{entry.label}: {text}.", stacklevel=2)
             yield result
             del compressed, result  # before the next network takes memory, if the caller has dropped this one

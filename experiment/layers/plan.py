@@ -109,7 +109,7 @@ class Plan:
         skipped: modules that are replaced by the identity, or by zeros if they are branches.
         branches: those of them that end in a sum, or that only such ones read -> 0 for a tensor, or a tuple's length.
         quantized: layer name -> dtype to which its weights, or those of its factors, are rounded: float16, bfloat16,
-            int8 or int4; with a scale for every 32 inputs, int8/32 or int4/32.
+            int8 or int4; with a scale for every 32 inputs, int8/32 or int4/32; codebook2, 4, 16 or 256.
         unfused: module name -> family in `experiment.layers.unfused`, for modules of the original network that plain
             layers replace first. All other names are those of the unfused network.
     """

@@ -1,18 +1,19 @@
-"""Quantized weights: rounded to float16, bfloat16, int8 or int4 from a float32 master, which is trained.
+"""Quantized weights: rounded to floats, integers or a codebook of few bits from a float32 master, which is trained.
 
 `weight = round(original)` is computed at every use, after a mask if there is one. Gradients pass straight through to
 the master, so a quantized network can be retrained, and always computes with rounded weights.
 
-A dtype is a text: `int8` has a scale for every output channel, `int8/32` one for every 32 of its inputs.
-Suffixes: F = rows of the flattened weight, G = groups of its columns, N = columns of a group.
+A dtype is a text: `int8` has a scale for every output channel, `int8/32` one for every 32 of its inputs; `codebook16`
+has 16 values of its own for the whole tensor.
+Suffixes: F = rows of the flattened weight, G = groups of its columns, N = columns of a group, K = values of a codebook.
 
 Source: Jacob et al. 2018, https://arxiv.org/abs/1712.05877 (simulated quantization in training); Bengio et al. 2013,
-https://arxiv.org/abs/1308.3432 (straight-through gradient).
+https://arxiv.org/abs/1308.3432 (straight-through gradient). Codebooks: `experiment.layers.codebooks`.
 """
 
 import re
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,29 +23,47 @@ from torch.nn.functional import pad
 from torch.nn.utils import parametrize
 
 from experiment.errors import CompressionError, kind_of
+from experiment.layers.codebooks import fit_codebook
 
 FLOATS: Mapping[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 LEVELS: Mapping[str, int] = {"int8": 127, "int4": 7}  # to either side of zero
-BITS: Mapping[str, int] = {"float16": 16, "bfloat16": 16, "int8": 8, "int4": 4}
+CODEBOOKS: Mapping[str, int] = {"codebook2": 2, "codebook4": 4, "codebook16": 16, "codebook256": 256}  # values
+BITS: Mapping[str, int] = {
+    "float16": 16, "bfloat16": 16, "int8": 8, "int4": 4, "codebook2": 1, "codebook4": 2, "codebook16": 4,
+    "codebook256": 8,
+}  # fmt: skip
 DTYPES = tuple(BITS)
-PATTERN = r"^(float16|bfloat16|int8|int4|int[48]/[1-9][0-9]*)$"
+PATTERN = r"^(float16|bfloat16|int8|int4|int[48]/[1-9][0-9]*|codebook(2|4|16|256))$"
 _CUT_BITS = 7  # of a scale's mantissa: the rest times a code of 7 bits is exact in float32
 _SMALLEST = torch.finfo(torch.float32).tiny
 
 Number = TypeVar("Number", int, NDArray[np.int64])
 Codes = tuple[Tensor, Tensor | None]
-"""A quantized weight and, for integers, its scales: (F,), or (F, G) if there are groups."""
+"""A quantized weight and, for integers, its scales: (F,), or (F, G) if there are groups; for codebooks (K,) values."""
+
+
+@runtime_checkable
+class Masking(Protocol):
+    """What holds weights at zero: the places that its mask leaves are True."""
+
+    mask: Tensor
 
 
 class Quantized(nn.Module):
-    """Rounds a weight to `dtype`, with straight-through gradients. Values that are not finite become NaN."""
+    """Rounds a weight to `dtype`, with straight-through gradients. Values that are not finite become NaN.
+
+    Attributes:
+        masks: those of the same weight. They are its own modules elsewhere, so they are in no module list here.
+    """
 
     def __init__(self, dtype: str) -> None:
         super().__init__()
         self.dtype = dtype
+        self.masks: tuple[Masking, ...] = ()
 
     def forward(self, weight: Tensor) -> Tensor:
-        rounded = round_to(weight.detach(), self.dtype).to(weight.dtype)
+        live = self.masks[0].mask if self.masks else None
+        rounded = round_to(weight.detach(), self.dtype, live).to(weight.dtype)
         return rounded + (weight - weight.detach())  # the difference is exactly zero, its gradient is not
 
     def extra_repr(self) -> str:
@@ -54,7 +73,7 @@ class Quantized(nn.Module):
 def add_quantized(network: nn.Module, dtypes: Mapping[str, str]) -> None:
     """Compute with rounded weights, in place; the parameters remain as float32 masters.
 
-    float16 and bfloat16 round a layer's weight and bias, as in Condensa; integers only the weight.
+    float16 and bfloat16 round a layer's weight and bias, as in Condensa; integers and codebooks only the weight.
 
     Args:
         dtypes: name of a layer, or of a single parameter -> its dtype, for all factors of a decomposed layer.
@@ -78,12 +97,13 @@ def add_quantized(network: nn.Module, dtypes: Mapping[str, str]) -> None:
             _quantize(part, dtype)
 
 
-def round_to(weight: Tensor, dtype: str) -> Tensor:
+def round_to(weight: Tensor, dtype: str, live: Tensor | None = None) -> Tensor:
     """A weight rounded to `dtype`, in float32. Arguments as for `encode`."""
-    return decode(*encode(weight, dtype), dtype)
+    rounded = decode(*encode(weight, dtype, live), dtype)
+    return rounded if live is None or dtype not in CODEBOOKS else rounded.masked_fill_(~live, 0)
 
 
-def encode(weight: Tensor, dtype: str) -> Codes:
+def encode(weight: Tensor, dtype: str, live: Tensor | None = None) -> Codes:
     """Quantize a weight.
 
     float16, bfloat16: rounded to nearest; finite values beyond the range become the largest finite one.
@@ -94,11 +114,19 @@ def encode(weight: Tensor, dtype: str) -> Codes:
     again changes nothing, on any device. Groups of zeros, or of values below 1.5e-36, become zeros; groups with NaN or
     infinity become NaN.
 
+    codebook2, 4, 16, 256: as many values as the name says, for the whole tensor, clustered anew at every call. A tensor
+    that has no more values keeps them, so rounding again changes nothing. With a NaN or an infinity all become NaN.
+    Masked weights are zero and have no value of the codebook, so they take no part in it; other zeros do.
+
     Args:
         weight: (F, ...), output channels first; a bias only with float16 and bfloat16.
-        dtype: float16, bfloat16, int8 or int4; integers also with the size of groups, such as int4/32.
+        dtype: one of `DTYPES`; integers also with the size of groups, such as int4/32.
+        live: True for weights that are not masked, in the weight's shape. Codes of the others mean nothing.
     """
     kind, size = _parsed(dtype)
+    if kind in CODEBOOKS:
+        clustered: Codes = _clustered(weight, CODEBOOKS[kind], live)
+        return clustered
     if kind in FLOATS:
         most = torch.finfo(FLOATS[kind]).max
         return torch.where(weight.isfinite(), weight.clamp(-most, most), weight).to(FLOATS[kind]), None
@@ -112,6 +140,8 @@ def encode(weight: Tensor, dtype: str) -> Codes:
 
 def decode(codes: Tensor, scales: Tensor | None, dtype: str) -> Tensor:
     """The inverse of `encode`, in float32: the rounded weight."""
+    if scales is not None and dtype in CODEBOOKS:
+        return scales.float()[codes.long()]
     values = codes.float()
     if scales is None:
         return values
@@ -124,16 +154,27 @@ def levels_of(dtype: str) -> int | None:
     return LEVELS.get(_parsed(dtype)[0])
 
 
-def code_bytes(number: Number, dtype: str) -> Number:
-    """Bytes of this many codes in a row, in whole bytes; also of an array of numbers."""
-    return -(-number * BITS[_parsed(dtype)[0]] // 8)
+def code_dtype(dtype: str) -> torch.dtype:
+    """Torch's type of the codes of `encode`."""
+    kind = _parsed(dtype)[0]
+    return torch.uint8 if kind in CODEBOOKS else FLOATS.get(kind, torch.int8)
+
+
+def code_bytes(number: Number, dtype: str, *, with_masked: bool = False) -> Number:
+    """Bytes of this many codes in a row, in whole bytes; also of an array of numbers.
+
+    Args:
+        with_masked: whether masked weights have a code, too. The zero is one value more than a codebook has.
+    """
+    kind = _parsed(dtype)[0]
+    return -(-number * (BITS[kind] + (with_masked and kind in CODEBOOKS)) // 8)
 
 
 def num_scales(rows: Number, columns: Number, dtype: str) -> Number | int:
-    """The number of scales, of 4 bytes each, of a weight as a matrix; also for arrays of both."""
+    """The number of scales or codebook values, of 4 bytes each, of a weight as a matrix; also for arrays of both."""
     kind, size = _parsed(dtype)
-    if kind in FLOATS:
-        return 0
+    if kind in FLOATS or kind in CODEBOOKS:
+        return CODEBOOKS.get(kind, 0)
     return rows * -(-columns // (size or columns))
 
 
@@ -172,6 +213,10 @@ def attach(module: nn.Module, name: str, link: nn.Module) -> None:
     if parametrize.is_parametrized(module):
         own_class(module)
     parametrize.register_parametrization(module, name, link, unsafe=True)
+    links = list(module.parametrizations[name].children())  # type: ignore[union-attr, index]
+    for own in links:
+        if isinstance(own, Quantized):
+            own.masks = tuple(other for other in links if isinstance(other, Masking))
     if isinstance(module, nn.RNNBase):
         vars(module).pop("_flat_weights", None)  # a list that torch makes once, of weights as they are then
         type(module)._flat_weights = property(_weights_now, _ignore)  # type: ignore[assignment]
@@ -197,8 +242,23 @@ def _quantize(layer: nn.Module, dtype: str) -> None:
         attach(layer, "bias", Quantized(dtype))
 
 
+@torch.library.custom_op("experiment::clustered", mutates_args=())
+def _clustered(weight: Tensor, number: int, live: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The codes of a weight, and its codebook (K,); one operator for torch.compile, which must not trace the search."""
+    values = (weight if live is None else weight[live]).flatten().float()
+    if not bool(values.isfinite().all()):
+        return torch.zeros_like(weight, dtype=torch.uint8), torch.full((number,), torch.nan, device=weight.device)
+    table, tops = fit_codebook(values, number)
+    return torch.bucketize(weight.float(), tops).to(torch.uint8), table
+
+
+@_clustered.register_fake
+def _shapes_of_clustered(weight: Tensor, number: int, live: Tensor | None) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(weight, dtype=torch.uint8), weight.new_empty(number, dtype=torch.float32)
+
+
 def _parsed(dtype: str) -> tuple[str, int | None]:
-    """float16, bfloat16, int8 or int4, and the size of its groups."""
+    """One of `DTYPES`, and the size of its groups."""
     kind, _, size = dtype.partition("/")
     return kind, int(size) if size else None
 

@@ -128,14 +128,19 @@ class LCOptimizer:
         if self._best is None:  # from before an interruption
             network = copied(self._network)
             load_tensors(network, self._state.best_weights)
-            self._best = self._project(network.eval())
+            mu = next(row.mu for row in self._state.records if row.valid_loss == self._state.best_loss)
+            self._best = self._projected(network.eval(), mu)
         return self._best
+
+    def _projected(self, network: nn.Module, mu: float) -> Projected:
+        """The C-step. Methods that weigh errors against prices take the first mu in step 0, where mu is 0."""
+        return self._project(network, mu or self._settings.mu_init)
 
     def _step(self, j: int, training: MinibatchTraining) -> LCRecord:
         started, state = time.monotonic(), self._state
         learned = self._learn(j, training) if j > 0 else None
         network = self._target()
-        projected = self._project(network)
+        projected = self._projected(network, state.mu)
         valid = validate(projected.network, self._valid, self._training, self._device)
         if valid.loss < state.best_loss:
             state.best_loss, self._best = valid.loss, projected

@@ -35,8 +35,11 @@ class Projected:
     compressed: Compressed | None = None
 
 
-Projection = Callable[[nn.Module], Projected]
-"""Compresses a network in eval mode, without modifying it; equal networks give equal results."""
+Projection = Callable[[nn.Module, float], Projected]
+"""Compresses a network in eval mode, without modifying it, for a weight mu of the squared distance to it.
+
+Equal networks and weights give equal results.
+"""
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,13 @@ class MethodProjection:
     recalibrated: bool = False
     unfused: Mapping[str, str] = field(default_factory=dict)
 
-    def __call__(self, network: nn.Module) -> Projected:
+    def __call__(self, network: nn.Module, mu: float) -> Projected:
         """Raises: InfeasibleBudget, CompressionError."""
         state = State(network, self.example, unfused=self.unfused)
         compressor = Compressor(
-            self.method, state, self.original, self.calibration, generator(*self.stream), recalibrated=self.recalibrated
-        )
+            self.method, state, self.original, self.calibration, generator(*self.stream),
+            recalibrated=self.recalibrated, error_weight=mu,
+        )  # fmt: skip
         compressed = compress_within(compressor, self.keep, self.budget, self.meter)
         dense = expand(compressed.network, network, compressed.plan, self.example).network
         return Projected(compressed.network, dense, compressed)
@@ -75,7 +79,7 @@ class MethodProjection:
 
 @dataclass(frozen=True)
 class FunctionProjection:
-    """A user-defined pair of functions.
+    """A user-defined pair of functions, for which mu does not matter.
 
     Args:
         shrink: module -> compressed module; may modify its argument, a copy.
@@ -86,7 +90,7 @@ class FunctionProjection:
     shrink: Callable[[nn.Module], nn.Module]
     restore: Callable[[nn.Module], nn.Module]
 
-    def __call__(self, network: nn.Module) -> Projected:
+    def __call__(self, network: nn.Module, mu: float = 1.0) -> Projected:
         """Raises: CompressionError: a function does not return a module."""
         with torch.no_grad():
             small = self.shrink(copied(network))

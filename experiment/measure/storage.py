@@ -23,10 +23,12 @@ class Bytes:
     """Bytes of a network's parameters under three conventions.
 
     Quantized weights take the bytes of their type: int4 half a byte per element, in rows of whole bytes. Every scale of
-    int8 and int4 takes four more: one per output channel, or per group of its inputs.
+    int8 and int4 takes four more: one per output channel, or per group of its inputs. So does every value of a
+    codebook, one codebook per tensor.
 
     Attributes:
-        dense: every element of the deployed tensors, masked or not.
+        dense: every element of the deployed tensors, masked or not. Zero is one value more than a codebook has, so with
+            masks its codes have one bit more.
         values: unmasked elements without any index, as Condensa reports it.
         sparse: per tensor the smallest of dense, values + one bit per element, and values + 32-bit column indices and
             row pointers (CSR, one row per output).
@@ -124,7 +126,7 @@ def _factor_shapes(layer: nn.Module, groups: int, folding: int, ranks: Integers)
 def _sizes(rows: Any, columns: Any, kept: Any, dtype: str, itemsize: int) -> dict[str, Any]:
     """The bytes of a matrix by format; numbers or arrays. `kept` are its unmasked elements, None without a mask."""
     total = rows * columns
-    dense = rows * code_bytes(columns, dtype) if dtype else total * itemsize
+    dense = rows * code_bytes(columns, dtype, with_masked=kept is not None) if dtype else total * itemsize
     left = total if kept is None else kept
     values = code_bytes(left, dtype) if dtype else left * itemsize
     bitmask, csr = values + (total + 7) // 8, values + left * 4 + (rows + 1) * 4

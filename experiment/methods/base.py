@@ -46,12 +46,14 @@ class Budget:
         limit: the largest value for the whole network.
         original: the value of the uncompressed network.
         priced: limits on other quantities.
+        error_weight: weight of squared errors against prices: the mu of a step of mode `lc`, 1 elsewhere.
     """
 
     quantity: Quantity
     limit: int
     original: int
     priced: tuple[Priced, ...] = ()
+    error_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ class Compressor:
     Args:
         original: the count of the uncompressed network, which keep ratios are relative to (also in a cascade).
         recalibrated: re-estimate BatchNorm statistics on the calibration inputs in every compressed network.
+        error_weight: that of all budgets.
     Raises: CompressionError: `recalibrated` without calibration inputs or without a BatchNorm.
     """
 
@@ -175,8 +178,10 @@ class Compressor:
         generator: torch.Generator,
         *,
         recalibrated: bool = False,
+        error_weight: float = 1.0,
     ) -> None:
         self.method, self.state, self.original = method, state, original
+        self.error_weight = error_weight
         self._name = type(method).__name__
         self.images = calibration_inputs(calibration, state, "recalibrate") if recalibrated else None
         self.dense = None if self.images is None else dense_moments(state.network, self.images)
@@ -216,7 +221,7 @@ class Compressor:
         """
         keep = keep_ratio(keep)
         total = {"parameters": self.original.parameters, "flops": self.original.flops}[quantity]
-        budget = Budget(quantity, math.floor(keep * total + 1e-6), total, priced)
+        budget = Budget(quantity, math.floor(keep * total + 1e-6), total, priced, self.error_weight)
         try:
             return self.method.plan(self.analysis, budget).starting_from(self.state)
         except InfeasibleBudget as error:

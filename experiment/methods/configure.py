@@ -50,6 +50,11 @@ class MethodSpec:
     recalibrate: bool = False
 
     @property
+    def has_price(self) -> bool:
+        """Whether a price decides the size, too, so that less than the keep ratio allows is no surprise."""
+        return getattr(self.settings, "price", None) is not None or any(scheme.has_price for scheme in self.schemes)
+
+    @property
     def never_lowers(self) -> frozenset[Quantity]:
         """The quantities that are the uncompressed network's in all networks of the method."""
         if self.schemes:

@@ -30,7 +30,7 @@ class QuantizeAnalysis:
 
 @dataclass(frozen=True)
 class Quantize:
-    """Weights rounded to float16, bfloat16, int8 or int4 whenever they are used; training updates float32 masters.
+    """Weights rounded to floats, integers or codebooks whenever they are used; training updates float32 masters.
 
     Those of layers, with biases in float16 and bfloat16, and all other matrices: embeddings, recurrent weights, raw
     parameters.
@@ -41,9 +41,13 @@ class Quantize:
     rounded for its inputs in the network in which the layers before it are rounded. Other matrices, and layers that a
     forward pass calls several times, are rounded to nearest.
 
+    A codebook has the values with the smallest sum of squared errors that k-means finds. It is learnt anew whenever the
+    weights are used: in retraining and in every C-step of mode `lc`.
+
     Source: Joseph et al. 2020, Condensa, https://arxiv.org/abs/1911.02497 (float16 of a layer's weight and bias);
     Jacob et al. 2018, https://arxiv.org/abs/1712.05877 (int8); Frantar et al. 2022, GPTQ,
-    https://arxiv.org/abs/2210.17323 (compensated rounding).
+    https://arxiv.org/abs/2210.17323 (compensated rounding); Carreira-Perpinan and Idelbayev 2017,
+    https://arxiv.org/abs/1707.04319, and Han et al. 2016, https://arxiv.org/abs/1510.00149 (codebooks).
     Differs: integers are symmetric, and activations are float32; `experiment.quantize_int8` quantizes the activations
     of a finished network. Compensated rounding has the scales of rounding to nearest, and takes columns of larger
     inputs first.

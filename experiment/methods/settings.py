@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le
 
 Positive = Annotated[int, Ge(1)]
 Density = Annotated[float, Gt(0), Le(1)]
-Dtype = Literal["float16", "bfloat16", "int8", "int4"]
+Dtype = Literal["float16", "bfloat16", "int8", "int4", "codebook2", "codebook4", "codebook16", "codebook256"]
 INTEGERS = ("int8", "int4")
 Criteria = Literal["l2norm", "max", "min", "mean", "sum"]
 
@@ -41,7 +41,9 @@ class QuantizeSettings:
 
     Attributes:
         dtype: `float16` and `bfloat16` round weights and biases. `int8` and `int4` round weights, symmetrically with a
-            scale per output channel, and leave biases in float32.
+            scale per output channel, and leave biases in float32. `codebook2`, `codebook4`, `codebook16` and
+            `codebook256` replace the weights of a layer by 2 to 256 values of its own, the nearest by k-means, and
+            leave biases in float32; masked weights stay zero.
         ignore: name patterns (fnmatch) of layers to keep in float32.
         layers: name pattern (fnmatch) -> dtype for the layers that it matches, instead of `dtype`. Two patterns may not
             match the same layer.

@@ -22,7 +22,9 @@ from experiment.layers.plan import Factors, Kept, Plan
 from experiment.layers.quantized_weights import Quantized, add_quantized, decode, encode, named_dtypes, round_to
 from experiment.random_streams import generator, seeded
 
-DTYPES = ("float16", "bfloat16", "int8", "int4", "int8/5", "int4/4", "int4/99")
+SCALED = ("float16", "bfloat16", "int8", "int4", "int8/5", "int4/4", "int4/99")
+CODEBOOKS = ("codebook2", "codebook4", "codebook16", "codebook256")
+DTYPES = SCALED + CODEBOOKS
 EXAMPLE = torch.randn(1, 3, 8, 8, generator=generator("test_quantized"))
 
 
@@ -53,6 +55,15 @@ PLANS = {
         quantized={"0": "int8", "6": "float16"},
     ),
     "groups": Plan(masks={"6.weight": mask_of(10, 288)}, quantized={"0": "int4", "3": "int8/7", "6": "int4/32"}),
+    "codebooks": Plan(
+        masks={"0.weight": mask_of(6, 3, 3, 3), "6.weight": mask_of(10, 288)},
+        quantized={"0": "codebook2", "3": "codebook4", "6": "codebook256"},
+    ),
+    "codebooks of factors": Plan(
+        factors={"3": Factors(2, bias=True), "6": Factors(3, groups=2, bias=True)},
+        masks={"3.encoder.weight": mask_of(2, 6, 3, 3)},
+        quantized={"3": "codebook2", "6": "codebook16"},
+    ),
     "factors": Plan(
         factors={"3": Factors(2, groups=3, folding=1, bias=True), "6": Factors(3, groups=2, bias=True)},
         masks={"3.encoder.weight": mask_of(6, 2, 1, 3)},
@@ -116,7 +127,7 @@ def test_rounding_twice_changes_nothing(dtype: str) -> None:
     assert torch.equal(round_to(once, dtype), once)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SCALED)
 def test_zeros_and_what_is_not_finite(dtype: str) -> None:
     w = weights(5, 4)
     w[0], w[1], w[2, 1], w[3, 2] = 0, 1e-42, torch.nan, torch.inf
@@ -127,6 +138,61 @@ def test_zeros_and_what_is_not_finite(dtype: str) -> None:
     assert torch.isnan(rounded[2, 1])
     assert not torch.isfinite(rounded[3, 2])
     assert not torch.isfinite(Quantized(dtype)(w)[[2, 3], [1, 2]]).any()
+
+
+@pytest.mark.parametrize("dtype", CODEBOOKS)
+def test_a_codebook_is_that_of_the_whole_tensor(dtype: str) -> None:
+    size = int(dtype.removeprefix("codebook"))
+    w = weights(40, 37)
+    codes, table = encode(w, dtype)
+    assert table is not None
+    assert (codes.shape, table.shape) == (w.shape, (size,))
+    assert len(round_to(w, dtype).unique()) == size
+    assert torch.equal(round_to(w.reshape(40, 37, 1, 1), dtype).flatten(1), round_to(w, dtype))
+    assert not round_to(torch.zeros(5, 4), dtype).any()
+    for value in (torch.nan, torch.inf, -torch.inf):
+        w[3, 2] = value
+        assert torch.isnan(round_to(w, dtype)).all()
+        assert torch.isnan(Quantized(dtype)(w)).all()
+    assert encode(w.to("meta"), dtype)[0].is_meta
+
+
+@pytest.mark.parametrize("dtype", CODEBOOKS)
+@pytest.mark.parametrize("first", ["mask", "rounding"])
+def test_masked_weights_stay_zero_and_take_no_value_of_a_codebook(dtype: str, first: str) -> None:
+    """A zero that is not masked is a value like any other, and what stands behind the mask has no say."""
+    size = int(dtype.removeprefix("codebook"))
+    layer, mask, w = nn.Linear(288, 10), mask_of(10, 288), 1 + weights(10, 288).abs()
+    w[mask.nonzero()[0, 0], mask.nonzero()[0, 1]] = 0
+    with torch.no_grad():
+        layer.weight.copy_(w)
+    steps = [lambda: add_masks(layer, {"weight": mask}), lambda: add_quantized(layer, {"": dtype})]
+    for step in steps if first == "mask" else steps[::-1]:
+        step()
+    expected = torch.zeros(10, 288)
+    expected[mask] = round_to(w[mask][None], dtype)[0]
+    assert torch.equal(layer.weight, expected)
+    assert len(layer.weight[mask].unique()) == size
+    assert layer.weight[mask].min() > 0 or size > 4  # one zero of many is not worth an entry of few
+    for other in (copy.deepcopy(layer), bake_masks(layer)):
+        assert torch.equal(other.weight, expected)
+    with torch.no_grad():
+        stored(layer, "weight").masked_fill_(~mask, 1e6)
+    assert torch.equal(layer.weight, expected)
+    fewer = mask & mask_of(10, 288, 1)[..., 0]
+    add_masks(layer, {"weight": fewer})
+    assert not layer.weight[~fewer].any()
+    assert len(layer.weight[fewer].unique()) == size
+    add_masks(layer, {"weight": torch.zeros(10, 288)})
+    assert not layer.weight.any()
+
+
+def test_a_compiled_network_computes_with_its_codebooks() -> None:
+    layer = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 5))
+    add_masks(layer, {"0.weight": mask_of(20, 30)})
+    add_quantized(layer, {"0": "codebook4", "2": "codebook16"})
+    x = torch.randn(7, 30, generator=generator("x"))
+    torch.testing.assert_close(torch.compile(layer, backend="eager")(x), layer(x))
 
 
 def test_float16_keeps_to_its_finite_range() -> None:
@@ -256,9 +322,14 @@ def test_other_bits_are_another_support() -> None:
     ("quantized", "match"),
     [
         ({"1": "int8"}, "1: only matrices can be quantized. Got a BatchNorm2d"),
-        ({"0": "int3"}, "0: dtype must be one of float16, bfloat16, int8, int4, or an integer with .* Got 'int3'"),
+        (
+            {"0": "int3"},
+            "0: dtype must be one of float16, bfloat16, int8, int4, codebook2, .*, or an integer with .* Got 'int3'",
+        ),
         ({"0": "int4/0"}, "Got 'int4/0'"),
         ({"0": "float16/4"}, "Got 'float16/4'"),
+        ({"0": "codebook8"}, "Got 'codebook8'"),
+        ({"0": "codebook4/8"}, "Got 'codebook4/8'"),
         ({"7": "int8"}, "this one has no '7'"),
     ],
 )

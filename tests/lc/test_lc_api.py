@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from experiment import LC, load_network, save_network
 from experiment.errors import CompressionError, ConfigError, DataError, InfeasibleBudget, StoreError
+from experiment.layers.masks import named_masks
 from experiment.layers.quantized_weights import named_dtypes, round_to
 
 Make = Callable[..., tuple[Tensor, Tensor]]
@@ -63,6 +64,25 @@ def test_four_bits_in_groups(network: nn.Sequential, sets: dict[str, Any], round
     for name in dtypes:
         weight = small.get_submodule(name.removesuffix(".weight")).weight
         assert torch.equal(round_to(weight, "int4/4"), weight)
+    with torch.no_grad():
+        loss = nn.functional.cross_entropy(small(sets["valid"][0]), sets["valid"][1])
+    assert float(loss) == pytest.approx(lc.statistics["valid_loss"].min(), rel=1e-5)
+
+
+@pytest.mark.parametrize("first", ["SVD", "WT"])
+def test_codebooks(network: nn.Sequential, sets: dict[str, Any], first: str) -> None:
+    """Every C-step learns them again: the best result has as many values as they have, and zeros where it is masked."""
+    bits = {"name": "Quantize", "settings": {"dtype": "codebook4"}}
+    lc = LC(network, "Compose", keep=0.6, settings={"schemes": [first, bits]}, **sets, **SHORT)
+    small = lc.run()
+    dtypes, masks = named_dtypes(small), named_masks(small)
+    assert set(dtypes.values()) == {"codebook4"}
+    assert bool(masks) == (first == "WT")
+    for name in dtypes:
+        weight = small.get_submodule(name.removesuffix(".weight")).weight
+        live = masks.get(name, torch.ones_like(weight, dtype=torch.bool))
+        assert len(weight[live].unique()) <= 4
+        assert not weight[~live].any()
     with torch.no_grad():
         loss = nn.functional.cross_entropy(small(sets["valid"][0]), sets["valid"][1])
     assert float(loss) == pytest.approx(lc.statistics["valid_loss"].min(), rel=1e-5)

@@ -63,9 +63,11 @@ def make(
     )  # fmt: skip
 
 
-def method_projection(network: nn.Module, data: dict[str, Any], label: str, keep: float) -> MethodProjection:
+def method_projection(
+    network: nn.Module, data: dict[str, Any], label: str, keep: float, **settings: Any
+) -> MethodProjection:
     entry, example = METHODS[label], data["example"]
-    method = make_method(entry, entry.settings())
+    method = make_method(entry, entry.settings(**settings))
     calibration = Calibration(*data["valid"].first(40))
     original = count(network, example)
     return MethodProjection(method, keep, Budget.read("parameters"), None, example, original, calibration, ("m",))
@@ -221,6 +223,55 @@ def test_killed_is_uninterrupted_bit_for_bit(
     assert torch.equal(next(finished.best.network.parameters()), next(again.best.network.parameters()))
 
 
+PRICED = {"price": 0.02, "cost": "parameters"}
+RISING = LCSettings(steps=6, iterations=3, iterations_first=7, mu_init=0.02, mu_multiplier=8.0)
+
+
+def test_ranks_with_a_price_grow_with_mu(network: nn.Sequential, data: dict[str, Any]) -> None:
+    """Step 0, where mu is 0, takes the first mu; a pair of functions is not told."""
+    project = method_projection(network, data, "L-Rank", 1.0, **PRICED)
+    seen: list[tuple[float, int]] = []
+
+    def watched(module: nn.Module, mu: float) -> Any:
+        projected = project(module, mu)
+        seen.append((mu, projected.compressed.count.parameters))
+        return projected
+
+    optimizer = make(network, data, RISING, project=watched)
+    optimizer.run()
+    assert [mu for mu, _ in seen] == [0.02, *(row.mu for row in optimizer.records[1:])]
+    assert [row.mu for row in optimizer.records] == [0.0, *(pytest.approx(0.02 * 8**j) for j in range(5))]
+    sizes = [size for _, size in seen]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1] == project.original.parameters
+
+
+@pytest.mark.parametrize("best", range(6))
+@pytest.mark.parametrize("after", [3, 6])
+def test_a_resumed_best_has_the_ranks_of_its_own_mu(
+    network: nn.Sequential, data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best: int, after: int
+) -> None:
+    """Whichever step has the smallest loss: what is compressed again after an interruption is the same network."""
+    path, project = tmp_path / "checkpoint.pt", method_projection(network, data, "L-Rank", 1.0, **PRICED)
+    losses = [0.5 + 0.1 * abs(j - best) for j in range(6)]
+    calls: list[float] = []
+    monkeypatch.setattr(
+        module, "validate", lambda *_: Metrics(calls.append(0.0) or losses[(len(calls) - 1) % 6], {}, 40)
+    )
+    whole = make(network, data, RISING, project=project)
+    expected = whole.run()
+    calls.clear()
+    steps = make(network, data, RISING, project=project, checkpoint=path).steps()
+    for _ in range(after):
+        next(steps)
+    again = make(network, data, RISING, project=project, checkpoint=path)
+    result = again.run()
+    assert timeless(again.records) == timeless(whole.records)
+    assert (result.compressed.plan, result.compressed.count) == (expected.compressed.plan, expected.compressed.count)
+    state = expected.network.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in result.network.state_dict().items())
+
+
 class Dying:
     """Training samples that end the process after a number of batches."""
 
@@ -358,8 +409,8 @@ def test_pruned_weights_come_back(network: nn.Sequential, data: dict[str, Any]) 
     project = method_projection(network, data, "WT", 0.4)
     supports = []
 
-    def watched(module: nn.Module) -> Any:
-        projected = project(module)
+    def watched(module: nn.Module, mu: float) -> Any:
+        projected = project(module, mu)
         supports.append({name: mask.clone() for name, mask in projected.compressed.plan.masks.items()})
         return projected
 

@@ -53,6 +53,9 @@ def test_patterns_choose_the_layers(state_of: StateOf) -> None:
     settings = {"dtype": "int8", "ignore": ["stem.*", "fc"], "layers": {"conv2": "bfloat16", "conv1": "float16"}}
     plan = compressor(state, **settings).compress(1.0).plan
     assert plan.quantized == {"conv1": "float16", "conv2": "bfloat16", "shortcut.0": "int8"}
+    learnt = {**settings, "layers": {"conv2": "codebook2", "conv1": "codebook256"}}
+    plan_learnt = compressor(state, **learnt).compress(1.0).plan
+    assert plan_learnt.quantized == {"conv1": "codebook256", "conv2": "codebook2", "shortcut.0": "int8"}
     grouped = compressor(state, **settings, group_size=4).compress(1.0).plan
     assert grouped.quantized == {"conv1": "float16", "conv2": "bfloat16", "shortcut.0": "int8/4"}
     assert plan.details["fc"] == plan.details["stem.0"] == {"dtype": "float32"}
@@ -74,15 +77,17 @@ def test_other_dtypes_are_refused() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"group_size": 32}, {"rounding": "compensated"}])
-def test_settings_of_integers_alone_are_refused_for_floats(settings: dict[str, Any]) -> None:
+def test_settings_of_integers_alone_are_refused_for_other_dtypes(settings: dict[str, Any]) -> None:
     (key,) = settings
-    with pytest.raises(ConfigError, match=f"^{key}: has no effect on bfloat16. Set dtype to int8 or int4"):
-        configure("Quantize", {"dtype": "bfloat16", **settings})
+    for dtype in ("bfloat16", "codebook4"):
+        with pytest.raises(ConfigError, match=f"^{key}: has no effect on {dtype}. Set dtype to int8 or int4"):
+            configure("Quantize", {"dtype": dtype, **settings})
     configure("Quantize", {"layers": {"fc*": "int4"}, **settings})
 
 
 @pytest.mark.parametrize(
-    ("first", "dtype"), [("WT", "int8"), ("FT", "float16"), ("FT", "int4"), ("ALDS", "float16"), ("PCA", "int8")]
+    ("first", "dtype"),
+    [("WT", "int8"), ("FT", "float16"), ("FT", "int4"), ("ALDS", "float16"), ("PCA", "int8"), ("WT", "codebook2")],
 )
 def test_after_another_method_what_is_gone_stays_gone(state_of: StateOf, first: str, dtype: str) -> None:
     state = state_of("cnn")
@@ -122,7 +127,7 @@ class Block(nn.Module):
 
 
 @pytest.mark.parametrize("label", ["WT", "FT", "ALDS", "PCA", "KLDS", "SVD", "Messi3", "ThiNet", "SiPP"])
-@pytest.mark.parametrize("dtype", ["float16", "int8", "int4"])
+@pytest.mark.parametrize("dtype", ["float16", "int8", "int4", "codebook4"])
 def test_finishing_the_plan_of_any_method(state_of: StateOf, label: str, dtype: str) -> None:
     """Its structure with fewer bits; the method's own fill writes the masters, which are what it writes without."""
     state = state_of("cnn")
@@ -140,7 +145,8 @@ def test_finishing_the_plan_of_any_method(state_of: StateOf, label: str, dtype: 
         now, written = baked.get_parameter(name), stored(network.get_submodule(module), which)
         if label not in ("KLDS", "ThiNet"):  # which fit a layer to what the rounded ones before it give
             assert torch.equal(written, parameter)
-        assert torch.equal(now, round_to(written, dtypes[name]) if name in dtypes else written)
+        live = named_masks(network).get(name)
+        assert torch.equal(now, round_to(written, dtypes[name], live) if name in dtypes else written)
     assert count_bytes(network).values < count_bytes(plain.network).values
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le, MinLen
+from annotated_types import Ge, Gt, Le, MinLen
 
 from experiment.methods.settings import Positive
 
@@ -98,15 +98,21 @@ class RSVDSettings(SlicedSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class LRankSettings(RankSettings):
-    """The singular values of the whole network that are largest relative to the multiply-adds they cost.
+    """The singular values of the whole network that are largest relative to what they cost.
 
     Attributes:
+        cost: what a singular value costs: `flops` (multiply-adds) or `parameters`.
+        price: of one multiply-add or parameter, in squared weights. Every layer gets the rank with the smallest sum of
+            price times cost and half of the squared error, times mu in mode `lc`, where ranks grow with it. The keep
+            ratio is only a limit then; with 1.0 the price alone decides. Default: the keep ratio decides.
         folding: how a kernel (filters, channels, height, width) becomes a matrix: 0 is filters by the rest (scheme 0);
             1 and 2 are filters and one kernel axis by channels and the other axis (scheme 1); 3 is filters and both
             kernel axes by channels.
         randomised_above: layers with a shorter side longer than this get at most this rank, by randomised SVD.
     """
 
+    cost: Literal["flops", "parameters"] = "flops"
+    price: Annotated[float, Gt(0)] | None = None
     folding: Folding = 0
     randomised_above: Positive | None = None
 

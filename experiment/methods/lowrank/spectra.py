@@ -248,6 +248,12 @@ def energy_errors(spectra: Spectra, groups: int = 1, folding: int = 0) -> Floats
     return shares[: spectra.top_rank(groups, folding)]
 
 
+def lost_energies(spectra: Spectra, groups: int = 1, folding: int = 0) -> Floats:
+    """The sum of the slices' squared singular values beyond rank j, for ranks 1 to `top_rank`, falling (to 0 at S)."""
+    tail = _tails(spectra.values(groups, folding) ** 2, spectra.unseen_energy(groups, folding))
+    return tail[: spectra.top_rank(groups, folding)]
+
+
 def nuclear_errors(spectra: Spectra, groups: int = 1, folding: int = 0) -> Floats:
     """Share of the slices' singular values beyond rank j, for ranks j = 1 to S: (S,), falling to 0.
 
@@ -264,8 +270,11 @@ def nuclear_errors(spectra: Spectra, groups: int = 1, folding: int = 0) -> Float
 
 
 def _tail_shares(values_GK: Floats, unseen: float = 0.0) -> Floats:
-    summed = values_GK.sum(axis=0)
-    tail = np.append(np.cumsum(summed[::-1])[::-1][1:], 0.0) + unseen
-    total: float = (summed.sum() + unseen) or 1.0
-    shares: Floats = tail / total
+    total: float = (values_GK.sum(axis=0).sum() + unseen) or 1.0
+    shares: Floats = _tails(values_GK, unseen) / total
     return shares
+
+
+def _tails(values_GK: Floats, unseen: float) -> Floats:
+    tails: Floats = np.append(np.cumsum(values_GK.sum(axis=0)[::-1])[::-1][1:], 0.0) + unseen
+    return tails

@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from experiment.layers.factored_layers import flops
+from experiment.layers.factored_layers import flops, parameters
 from experiment.layers.plan import Plan, State
-from experiment.methods.allocate import common_threshold
-from experiment.methods.base import Budget, Calibration
+from experiment.methods.allocate import Limits, common_threshold
+from experiment.methods.base import Budget, Calibration, Quantity
 from experiment.methods.lowrank.base import LowRankLayers, lowrank_layers
-from experiment.methods.lowrank.layer_options import channels_to_split, nearest_divisor, slicings
+from experiment.methods.lowrank.layer_options import Integers, channels_to_split, nearest_divisor, slicings
 from experiment.methods.lowrank.settings import LRankSettings, SlicedSettings, SVDSettings
-from experiment.methods.lowrank.spectra import Spectra, energy_errors, nuclear_errors, reference_errors
+from experiment.methods.lowrank.spectra import Spectra, energy_errors, lost_energies, nuclear_errors, reference_errors
 
 Floats = NDArray[np.float64]
 
@@ -39,11 +39,13 @@ class ThresholdAnalysis:
     Attributes:
         thresholds: what the common threshold is compared with; non-increasing.
         errors: reported as relative error.
+        losses: squared errors, only if there is a price.
     """
 
     base: LowRankLayers
     thresholds: Sequence[Floats]
     errors: Sequence[Floats]
+    losses: Sequence[Floats] = ()
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,15 @@ class CommonThreshold:
     Attributes:
         curve: what t is compared with.
         error: what is reported as relative error.
-        per_flop: divide the curve by the multiply-adds of one rank.
+        cost: divide the curve by the multiply-adds or parameters of one rank.
+        price: of one of them. Then a layer has at most the rank that is best at this price.
     """
 
     settings: SVDSettings
     curve: Curve
     error: Curve
-    per_flop: bool = False
+    cost: Quantity | None = None
+    price: float | None = None
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> ThresholdAnalysis:
         groups, folding = self.settings.groups, self.settings.folding
@@ -73,15 +77,35 @@ class CommonThreshold:
         )
         thresholds = base.curves(self.curve)
         errors = thresholds if self.error == self.curve else base.curves(self.error)
-        if self.per_flop:
-            work = [flops(info, 1, *o.slicings()[0]) if o.slicings() else 1 for info, o in base.pairs()]
+        if self.cost is not None:
+            cost = {"flops": flops, "parameters": parameters}[self.cost]
+            work = [cost(info, 1, *o.slicings()[0]) if o.slicings() else 1 for info, o in base.pairs()]
             thresholds = [values / per_rank for values, per_rank in zip(thresholds, work, strict=True)]
-        return ThresholdAnalysis(base, thresholds, errors)
+        return ThresholdAnalysis(base, thresholds, errors, () if self.price is None else base.curves(lost_energies))
 
     def plan(self, analysis: ThresholdAnalysis, budget: Budget) -> Plan:
-        """The ranks under the lowest t that the budget allows."""
-        chosen = analysis.base.choose(budget, partial(common_threshold, analysis.thresholds))
-        return analysis.base.plan(chosen, analysis.errors)
+        """The ranks under the lowest t that the budget allows, or fewer where the price asks for fewer."""
+        base, thresholds = analysis.base, analysis.thresholds
+        if self.price is None:
+            return base.plan(base.choose(budget, partial(common_threshold, thresholds)), analysis.errors)
+        most = self._best_at_price(analysis, budget.error_weight)
+
+        def rule(costs: list[Integers], limits: Limits) -> list[int]:
+            curves = [curve[: last + 1] for curve, last in zip(thresholds, most, strict=True)]
+            return common_threshold(
+                curves, [cost[..., : last + 1] for cost, last in zip(costs, most, strict=True)], limits
+            )
+
+        chosen = base.choose(budget, rule)
+        return base.plan(most if chosen is None else chosen, analysis.errors)
+
+    def _best_at_price(self, analysis: ThresholdAnalysis, mu: float) -> list[int]:
+        """In every layer the option with the smallest price C + mu/2 error; the layer itself has no error."""
+        assert self.price is not None
+        assert self.cost is not None
+        costs = [options.costs[self.cost] for options in analysis.base.options.values()]
+        pairs = zip(costs, analysis.losses, strict=True)
+        return [int(np.argmin(self.price * cost + mu / 2 * loss)) for cost, loss in pairs]
 
     def fill(self, built: nn.Module, state: State, analysis: ThresholdAnalysis, plan: Plan) -> None:
         analysis.base.fill(built, state, plan)
@@ -125,16 +149,21 @@ def svd_error(settings: SVDSettings) -> CommonThreshold:
 
 
 def l_rank(settings: LRankSettings) -> CommonThreshold:
-    """The singular values of the whole network that are largest relative to the multiply-adds they cost.
+    """The singular values of the whole network that are largest relative to what they cost.
 
-    min over ranks J_l of sum_l (lambda C_l(J_l) + sum_{i>J_l} sigma_{l,i}^2), C_l(J) the multiply-adds of rank J. C is
-    linear in J, so sigma_{l,i} is kept iff sigma_{l,i}^2 > lambda C_l(1): a common threshold on squared singular values
-    per multiply-add. `relative_error` is that of SVD-Energy.
+    min over ranks J_l of sum_l (lambda C_l(J_l) + mu/2 sum_{i>J_l} sigma_{l,i}^2), C_l(J) the multiply-adds or
+    parameters of rank J, or of the layer itself, which has no error. C is linear in J, so sigma_{l,i} is kept iff
+    mu/2 sigma_{l,i}^2 > lambda C_l(1): a common threshold on squared singular values per cost. `relative_error` is that
+    of SVD-Energy.
+
+    Without a price lambda is the smallest that the budget allows, whatever mu. With a price mu is 1, and in mode `lc`
+    that of the step, the first one for direct compression; the budget may leave less than the price does.
 
     Source: Idelbayev and Carreira-Perpinan 2020, "Low-rank compression of neural nets: learning the rank of each layer"
-    (CVPR; the choice of ranks for given weights, without the training that alternates with it)
+    (CVPR; the choice of ranks for given weights; with a price in mode `lc` also the training that alternates with it)
     """
-    return CommonThreshold(SVDSettings(**vars(settings)), _next_square, energy_errors, per_flop=True)
+    shared = {key: value for key, value in vars(settings).items() if key not in ("cost", "price")}
+    return CommonThreshold(SVDSettings(**shared), _next_square, energy_errors, settings.cost, settings.price)
 
 
 def shares_left(full: int) -> Floats:

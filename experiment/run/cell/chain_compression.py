@@ -71,7 +71,8 @@ class ChainCompression:
         """
         with showing(partial(ProgressText, lambda text: report(Busy(cell_name(cell), text)))):
             compressor, compressed = self._compress(cell)
-        if not cell.fixed_size and (text := shortfall(cell.keep, compressed, compressor.original, self._budget)):
+        free = cell.fixed_size or self.chain.method.has_price
+        if not free and (text := shortfall(cell.keep, compressed, compressor.original, self._budget)):
             report(Note(f"{cell_name(cell)}: {text}"))
         return compressor, compressed
 

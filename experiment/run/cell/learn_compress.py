@@ -31,7 +31,7 @@ def learn_compress(cell: Cell, compression: ChainCompression, folder: Path, repo
         reference.count, compression.calibration(), stream, chain.method.recalibrate, reference.state.unfused,
     )  # fmt: skip
     started = time.perf_counter()
-    direct = best = project(reference.network)
+    direct = best = project(reference.network, p.lc.mu_init)
     compressed_at = time.perf_counter()
     optimizer = None
     if chain.method.entry.kind == "none" or not _is_unchanged(direct, compression):

@@ -35,9 +35,9 @@ from experiment.run.disk.packed_tensors import (
     QuantizedWeight,
     decode_state,
     encode_state,
-    join_nibbles,
+    join_codes,
     pack,
-    split_nibbles,
+    split_codes,
     unpack,
 )
 from experiment.run.grid.keys import FORMAT_VERSION
@@ -67,7 +67,7 @@ def save_weights(
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     dtypes = named_dtypes(network)
     coded, quantized = encode_state(state, {n: dtypes[plain_name(n)] for n in state if plain_name(n) in dtypes})
-    whole, masked, quantized = join_nibbles(*pack(coded), quantized)
+    whole, masked, quantized = join_codes(*pack(coded), quantized)
     packed = PackedWeights.model_construct(state_dict=whole, masked=masked, rounded=quantized)
     buffer = io.BytesIO()
     torch.save({"specification": specification, **packed.model_dump(exclude_none=True)}, buffer)
@@ -181,7 +181,7 @@ class PackedWeights(BaseModel):
 
         Raises: ValueError, KeyError: the stored parts are inconsistent.
         """
-        return decode_state(unpack(*split_nibbles(self.state_dict, self.masked, self.rounded)), self.rounded)
+        return decode_state(unpack(*split_codes(self.state_dict, self.masked, self.rounded)), self.rounded)
 
 
 def _require_plain(value: object) -> None:

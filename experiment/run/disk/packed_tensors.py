@@ -1,7 +1,7 @@
 """A state_dict packed for storage: masked weights without their zeros, quantized weights with their bits only.
 
 Of a masked weight the values under its mask are stored, and the mask as one bit per element or as the gaps between
-the values, whichever is shorter. Quantized weights take 4, 8 or 16 bits per element.
+the values, whichever is shorter. Quantized weights take 1, 2, 4, 8 or 16 bits per element.
 """
 
 import math
@@ -15,7 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf, StrictInt, Strict
 from torch import Tensor
 
 from experiment.layers.plan import MOST_DIMS, Name
-from experiment.layers.quantized_weights import FLOATS, PATTERN, code_bytes, decode, encode, num_scales
+from experiment.layers.quantized_weights import (
+    BITS,
+    CODEBOOKS,
+    FLOATS,
+    PATTERN,
+    code_bytes,
+    code_dtype,
+    decode,
+    encode,
+    num_scales,
+)
 
 MAX_ELEMENTS = 2**31 - 1  # of one weight
 GAP_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -46,9 +56,9 @@ class QuantizedWeight(BaseModel):
     """How to decode a quantized weight.
 
     Attributes:
-        dtype: such as int8 or int4/32.
-        scales: those of integers: (F,), or (F, G) for G groups.
-        shape: of a weight in 4 bits that is not masked; its codes are rows of bytes.
+        dtype: such as int8, int4/32 or codebook16.
+        scales: those of integers: (F,), or (F, G) for G groups; the values of codebooks.
+        shape: of a weight in 1 to 4 bits that is not masked; its codes are rows of bytes.
     """
 
     dtype: StrictStr
@@ -67,8 +77,9 @@ def encode_state(
     coded, quantized = dict(state), {}
     masks = {weight: state[mask] for mask, weight in _masks_of(state).items()}
     for name, dtype in dtypes.items():
-        unmasked = state[name].masked_fill(~masks[name], 0) if name in masks else state[name]
-        coded[name], scales = encode(unmasked, dtype)
+        live = masks.get(name)
+        unmasked = state[name] if live is None else state[name].masked_fill(~live, 0)
+        coded[name], scales = encode(unmasked, dtype, live)
         quantized[name] = QuantizedWeight(dtype=dtype, scales=scales)
     return coded, quantized
 
@@ -79,59 +90,66 @@ def decode_state(state: Mapping[str, Tensor], quantized: Mapping[str, QuantizedW
     Raises: ValueError: codes, dtype and scales are inconsistent.
     """
     decoded = dict(state)
+    masks = {weight: state[mask] for mask, weight in _masks_of(state).items()}
     for name, how in quantized.items():
         codes, dtype, scales = state[name], how.dtype, how.scales
-        if not re.fullmatch(PATTERN, dtype) or codes.dtype != FLOATS.get(dtype, torch.int8):
+        if not re.fullmatch(PATTERN, dtype) or codes.dtype != code_dtype(dtype):
             raise ValueError(f"{name}: codes of {codes.dtype} do not belong to dtype {dtype}")
         if (scales is None) != (dtype in FLOATS):
-            raise ValueError(f"{name}: scales belong to integers. Got dtype {dtype}")
-        if scales is not None and (
-            not codes.numel()
-            or scales.shape[:1] != codes.shape[:1]
-            or scales.dim() != 1 + ("/" in dtype)
-            or scales.numel() != num_scales(codes.shape[0], codes.shape[1:].numel(), dtype)
-            or not scales.is_floating_point()
-        ):
+            raise ValueError(f"{name}: scales belong to integers and codebooks. Got dtype {dtype}")
+        if scales is not None and not _fit(codes, scales, dtype):
             raise ValueError(f"{name}: codes of shape {tuple(codes.shape)}, scales of {tuple(scales.shape)}")
         decoded[name] = decode(codes, scales, dtype)
+        if name in masks and dtype in CODEBOOKS:  # the code 0 of a masked weight is not a zero
+            decoded[name].masked_fill_(~masks[name], 0)
     return decoded
 
 
-def join_nibbles(
+def _fit(codes: Tensor, scales: Tensor, dtype: str) -> bool:
+    """Whether scales, or the values of a codebook, belong to codes."""
+    if dtype in CODEBOOKS:
+        fit = scales.shape == (CODEBOOKS[dtype],)
+    else:
+        fit = bool(codes.numel()) and scales.shape[:1] == codes.shape[:1] and scales.dim() == 1 + ("/" in dtype)
+        fit = fit and scales.numel() == num_scales(codes.shape[0], codes.shape[1:].numel(), dtype)
+    return fit and scales.is_floating_point()
+
+
+def join_codes(
     whole: Mapping[str, Tensor], masked: Mapping[str, MaskedWeight], quantized: Mapping[str, QuantizedWeight]
 ) -> tuple[dict[str, Tensor], dict[str, MaskedWeight], dict[str, QuantizedWeight]]:
-    """The same with two codes of 4 bits per byte: the rows of a weight, or the values of a masked one."""
+    """The same with 2 to 8 codes of 4 to 1 bits per byte: the rows of a weight, or the values of a masked one."""
     whole, masked, quantized = dict(whole), dict(masked), dict(quantized)
     for name, how in quantized.items():
-        if how.dtype.partition("/")[0] != "int4":
+        if (bits := _bits(how.dtype)) > 4:
             continue
         if name in masked:
-            values = _in_bytes(masked[name].values[None])[0]
+            values = _in_bytes(masked[name].values[None], bits)[0]
             masked[name] = masked[name].model_copy(update={"values": values})
         else:
             quantized[name] = how.model_copy(update={"shape": list(whole[name].shape)})
-            whole[name] = _in_bytes(whole[name].flatten(1))
+            whole[name] = _in_bytes(whole[name].flatten(1), bits)
     return whole, masked, quantized
 
 
-def split_nibbles(
+def split_codes(
     whole: Mapping[str, Tensor], masked: Mapping[str, MaskedWeight], quantized: Mapping[str, QuantizedWeight]
 ) -> tuple[dict[str, Tensor], dict[str, MaskedWeight]]:
-    """The inverse of `join_nibbles`: a code per element.
+    """The inverse of `join_codes`: a code per element.
 
     Raises: ValueError: bytes and shapes are inconsistent.
     """
     whole, masked = dict(whole), dict(masked)
     for name, how in quantized.items():
-        if how.dtype.partition("/")[0] != "int4":
+        if _bits(how.dtype) > 4:
             continue
         if name in masked:
             number = int(_mask(name, masked[name]).sum())
-            values = _from_bytes(name, masked[name].values[None], number)[0]
+            values = _from_bytes(name, masked[name].values[None], number, how.dtype)[0]
             masked[name] = masked[name].model_copy(update={"values": values})
         else:
             shape = torch.Size(how.shape or ())
-            codes = _from_bytes(name, whole[name], shape[1:].numel())
+            codes = _from_bytes(name, whole[name], shape[1:].numel(), how.dtype)
             whole[name] = codes.reshape(shape)
     return whole, masked
 
@@ -163,18 +181,28 @@ def unpack(whole: Mapping[str, Tensor], masked: Mapping[str, MaskedWeight]) -> d
     return state
 
 
-def _in_bytes(codes: Tensor) -> Tensor:
-    """Codes from -8 to 7 as rows of bytes, the first one of every two in the low bits."""
-    even = torch.nn.functional.pad(codes, (0, codes.shape[1] % 2))
-    return (even[:, ::2] & 15 | even[:, 1::2] << 4).view(torch.uint8)
+def _bits(dtype: str) -> int:
+    """The bits of a code; 8 for dtypes that are not known, which `decode_state` refuses."""
+    return BITS.get(dtype.partition("/")[0], 8)
 
 
-def _from_bytes(name: str, rows: Tensor, columns: int) -> Tensor:
+def _in_bytes(codes: Tensor, bits: int) -> Tensor:
+    """Codes of so many bits as rows of bytes, the first one of every byte in the low bits."""
+    number = 8 // bits
+    whole = torch.nn.functional.pad(codes.view(torch.uint8) & 2**bits - 1, (0, -codes.shape[1] % number))
+    places = torch.arange(number, dtype=torch.uint8) * bits
+    return (torch.unflatten(whole, 1, (-1, number)) << places).sum(2, dtype=torch.uint8)
+
+
+def _from_bytes(name: str, rows: Tensor, columns: int, dtype: str) -> Tensor:
     """The inverse of `_in_bytes`, for rows of this many codes."""
-    if rows.dtype != torch.uint8 or rows.dim() != 2 or rows.shape[1] != code_bytes(columns, "int4"):
-        raise ValueError(f"{name}: {tuple(rows.shape)} of {rows.dtype} are not rows of {columns} codes of 4 bits")
-    pairs = rows.view(torch.int8)
-    return torch.stack([pairs << 4 >> 4, pairs >> 4], 2).flatten(1)[:, :columns]
+    bits = _bits(dtype)
+    if rows.dtype != torch.uint8 or rows.dim() != 2 or rows.shape[1] != code_bytes(columns, dtype):
+        raise ValueError(f"{name}: {tuple(rows.shape)} of {rows.dtype} are not rows of {columns} codes of {bits} bits")
+    places = torch.arange(8 // bits, dtype=torch.uint8) * bits
+    codes: Tensor = (rows[..., None] >> places & 2**bits - 1).flatten(1)[:, :columns]
+    signed: Tensor = codes.view(torch.int8) << 8 - bits >> 8 - bits
+    return codes if dtype in CODEBOOKS else signed
 
 
 def _positions(mask: Tensor) -> dict[str, Tensor]:

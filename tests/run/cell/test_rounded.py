@@ -14,10 +14,13 @@ from experiment.layers.build import build
 from experiment.layers.plan import Factors, Plan
 from experiment.random_streams import generator, seeded
 from experiment.run.disk.network_file import read_weights, rebuild, save_weights
-from experiment.run.disk.packed_tensors import QuantizedWeight, join_nibbles, split_nibbles
+from experiment.run.disk.packed_tensors import QuantizedWeight, join_codes, split_codes
 
 X = torch.randn(4, 3, 3, 3, generator=generator("x"))
-SIZES = {"float16": 2, "bfloat16": 2, "int8": 1, "int4": 0.5, "int8/5": 1, "int4/4": 0.5}
+SIZES = {
+    "float16": 2, "bfloat16": 2, "int8": 1, "int4": 0.5, "int8/5": 1, "int4/4": 0.5, "codebook2": 1 / 8,
+    "codebook4": 1 / 4, "codebook16": 0.5, "codebook256": 1,
+}  # fmt: skip
 DTYPES = tuple(SIZES)
 
 
@@ -82,23 +85,37 @@ def test_the_bits_are_really_there(tmp_path: Path, dtype: str) -> None:
         stored = sum(rows * math.ceil(columns * SIZES[dtype]) for rows, columns in shapes)
         assert sum(c.nbytes for c in codes) == stored
         scales = sum(how["scales"].nbytes for how in content["rounded"].values() if "scales" in how)
-        assert scales == 4 * sum(rows * groups_of(columns, dtype) for rows, columns in [(37, 27), (311, 37)])
+        assert scales == 4 * sum(scales_of(rows, columns, dtype) for rows, columns in [(37, 27), (311, 37)])
         saved = 4 * elements - stored - scales - (elements // 8 if kind == "masked" else 0)
         assert size < dense - saved + 5000  # names, and what an archive spends on every tensor
 
 
-def groups_of(columns: int, dtype: str) -> int:
+def scales_of(rows: int, columns: int, dtype: str) -> int:
     kind, _, group = dtype.partition("/")
-    return 0 if "float" in kind else -(-columns // int(group or columns))
+    if "codebook" in kind:
+        return int(kind.removeprefix("codebook"))
+    return 0 if "float" in kind else rows * -(-columns // int(group or columns))
 
 
 def test_two_codes_share_a_byte_and_come_back() -> None:
     codes = torch.randint(-8, 8, (5, 7), generator=generator("nibbles"), dtype=torch.int8)
     how = {"w": QuantizedWeight(dtype="int4", scales=torch.ones(5))}
-    whole, _, told = join_nibbles({"w": codes}, {}, how)
+    whole, _, told = join_codes({"w": codes}, {}, how)
     even = [[c & 15 for c in [*row, 0]] for row in codes.tolist()]
     assert whole["w"].tolist() == [[low + 16 * high for low, high in zip(r[::2], r[1::2], strict=True)] for r in even]
-    assert torch.equal(split_nibbles(whole, {}, told)[0]["w"], codes)
+    assert torch.equal(split_codes(whole, {}, told)[0]["w"], codes)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("codebook2", 1), ("codebook4", 2), ("codebook16", 4)])
+def test_codes_of_codebooks_fill_bytes_from_the_lowest_bit(dtype: str, bits: int) -> None:
+    codes = torch.randint(0, 2**bits, (5, 11), generator=generator("codes"), dtype=torch.uint8)
+    how = {"w": QuantizedWeight(dtype=dtype, scales=torch.ones(2**bits))}
+    whole, _, told = join_codes({"w": codes}, {}, how)
+    numbers = [sum(code << i * bits for i, code in enumerate(row)) for row in codes.tolist()]
+    assert [list(row) for row in whole["w"].numpy()] == [
+        list(n.to_bytes(-(-11 * bits // 8), "little")) for n in numbers
+    ]
+    assert torch.equal(split_codes(whole, {}, told)[0]["w"], codes)
 
 
 def test_what_stands_in_masked_places_has_no_say_in_the_scale(tmp_path: Path) -> None:
@@ -125,6 +142,13 @@ def test_what_stands_in_masked_places_has_no_say_in_the_scale(tmp_path: Path) ->
         ("int4/4", "scales", torch.ones(311)),
         ("int4/4", "shape", None),
         ("int4/4", "shape", [311, 39]),
+        ("codebook4", "dtype", "codebook2"),
+        ("codebook4", "dtype", "int4"),
+        ("codebook16", "dtype", "int4"),
+        ("codebook256", "dtype", "int8"),
+        ("codebook4", "scales", torch.ones(3)),
+        ("codebook4", "scales", None),
+        ("codebook4", "shape", [311, 45]),
     ],
 )
 def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path, dtype: str, part: str, value: object) -> None:
