@@ -28,6 +28,7 @@ def scored(settings: ScoredFilterSettings, label: str, score: ScoreChannels) -> 
         "uniform": same_share, "global": prefix, "greedy": prefix,
         "isomorphic": partial(within_kinds, protected=settings.protected),
     }  # fmt: skip
+    score = reversed_(score) if settings.reverse else score
     score = by_harm(score, label) if settings.allocation == "greedy" else score
     return FilterMethod(settings, label, score, rules[settings.allocation])
 
@@ -82,6 +83,11 @@ def within_kinds(
         for i, part in zip(own, torch.split(places, [len(scores[i]) for i in own]), strict=True):
             found[i] = part
     return longest_prefix(filters, found, budget, round_to, protected=protected)
+
+
+def reversed_(score: ScoreChannels) -> ScoreChannels:
+    """The score with its sign changed."""
+    return lambda channels, calibration, generator: [-own for own in score(channels, calibration, generator)]
 
 
 def by_harm(score: ScoreChannels, label: str) -> ScoreChannels:

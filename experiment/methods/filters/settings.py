@@ -73,9 +73,11 @@ class ScoredFilterSettings(RankedFilterSettings):
             all; `isomorphic`: those of groups of the same kinds of layers, and all kinds keep the same share; `greedy`:
             those of a group, and every group keeps as few channels as change the network's predictions on the
             calibration data by no more than a common limit.
+        reverse: keep the channels of smallest score: a control, which a useful score must beat by far.
     """
 
     allocation: Allocation = "uniform"
+    reverse: bool = False
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Settings that have no effect beside the others, each with the reason."""

@@ -85,6 +85,14 @@ def test_greedy_makes_the_largest_harm_of_a_layer_smallest(state: State) -> None
         assert max(harms[i][n - 1] for i, n in numbers.items()) == pytest.approx(best, rel=1e-4)
 
 
+@pytest.mark.parametrize("label", SCORES)
+@pytest.mark.parametrize("rule", RULES)
+def test_reversed_the_smallest_scores_stay(label: str, rule: str, state: State) -> None:
+    free = [i for i, may in enumerate(compressor(state, label).analysis.filters.free) if may]
+    plain, turned = (compressor(state, label, data(), allocation=rule, reverse=r).analysis.order for r in (False, True))
+    assert [turned[i] for i in free] == [plain[i][::-1] for i in free]
+
+
 def test_greedy_needs_data_and_class_scores(state: State) -> None:
     with pytest.raises(CompressionError, match="FT with allocation greedy needs calibration data"):
         compressor(state, "FT", allocation="greedy")
