@@ -91,7 +91,7 @@ class PCA:
 
         Raises: CompressionError: there are no calibration data, or responses are NaN or infinite.
         """
-        inputs = calibration_inputs(calibration, state, "PCA")
+        inputs = calibration_inputs(calibration, state, "PCA, also as BALF or SVD-LLM,")
         base = lowrank_layers(
             state, lambda info: [(1, 0)], self.settings.round_to, layers=self.settings.layers, with_bias=True
         )
