@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-_MIN_SIDE, _MIN_SIDE_SMALL = 63, 29  # pixels; smaller images do not survive the pooling layers
+_MIN_SIDE = 63  # pixels; smaller images do not survive the pooling layers
 
 
 class AlexNetBN(nn.Module):
@@ -67,13 +67,11 @@ def alexnet_cifar(input_shape: tuple[int, int, int], output_size: int) -> nn.Mod
     https://arxiv.org/abs/1911.02497): 2,471,104 weights and 1,162 biases.
     Differs: strides and pooling for images of 32 x 32; without dropout and the two wide linear layers.
     """
-    if min(input_shape[1:]) < _MIN_SIDE_SMALL:
-        raise ValueError(f"images must have at least {_MIN_SIDE_SMALL} x {_MIN_SIDE_SMALL} pixels.")
     layers: list[nn.Module] = []
     channels = input_shape[0]
     for width, kernel, pooled in ((64, 11, True), (192, 5, True), (384, 3, False), (256, 3, False), (256, 3, True)):
         first = not layers
         layers += [nn.Conv2d(channels, width, kernel, stride=4 if first else 1, padding=kernel // 2), nn.ReLU()]
-        layers += [nn.MaxPool2d(2)] if pooled else []
+        layers += [nn.MaxPool2d(2, ceil_mode=True)] if pooled else []
         channels = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, output_size))

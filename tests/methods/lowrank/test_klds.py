@@ -16,6 +16,7 @@ from experiment.layers.plan import Factors, State
 from experiment.measure import Count, count
 from experiment.methods import METHODS
 from experiment.methods.base import Budget, Calibration, Compressor, make_method
+from experiment.methods.data import output_divergence
 from experiment.methods.lowrank import klds
 from experiment.methods.lowrank.klds import LEAST, interpolated, spread
 from experiment.random_streams import generator, seeded
@@ -187,7 +188,7 @@ def test_refitting_changes_decoders_only(state_of: StateOf) -> None:
 
 def test_measuring_in_parts_gives_the_same_losses(state_of: StateOf, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = compressor(state_of("residual"), points=3, images=24).analysis.losses
-    monkeypatch.setattr(klds, "SAMPLES", 5)
+    monkeypatch.setattr(output_divergence, "SAMPLES", 5)
     for a, b in zip(whole, compressor(state_of("residual"), points=3, images=1000).analysis.losses, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-6)
 

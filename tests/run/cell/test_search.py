@@ -348,7 +348,7 @@ def test_several_losses_in_one_file(write: Any, small: dict[str, Any]) -> None:
     assert {cell.samples for cell in plan.cells if cell.label == "WT"} == {4}
 
 
-MODE = "experiments.search: needs mode retrain, retrain-rewind or lc, where every network starts from the reference"
+MODE = "experiments.search: needs mode retrain, retrain-rewind, gradual or lc, where networks start from the reference"
 
 
 @pytest.mark.parametrize(
