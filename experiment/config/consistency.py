@@ -65,8 +65,10 @@ def _steps_while_retraining(values: Mapping[str, Any]) -> Found:
     if end is not None and last is not None and start <= last and not start < end <= last:
         what = f"must be above retraining.startEpoch ({start}) and at most retraining.numEpochs ({last})"
         yield ("gradual", "endEpoch"), f"{what}. Got {end}."
-    elif end is not None and every > max(1, end - start):
-        yield ("gradual", "every"), f"must be at most the {end - start} epochs until endEpoch. Got {every}."
+    elif last is not None and start < last:
+        epochs = max(1, (end if end is not None else (start + last) // 2) - start)
+        if every > epochs:
+            yield ("gradual", "every"), f"must be at most the {epochs} epochs from startEpoch to endEpoch. Got {every}."
     try:
         complete = Budget.read(_at(values, "experiments", "budget") or "parameters").complete
     except ConfigError:  # told elsewhere

@@ -249,7 +249,8 @@ def _clustered(weight: Tensor, number: int, live: Tensor | None) -> tuple[Tensor
     if not bool(values.isfinite().all()):
         return torch.zeros_like(weight, dtype=torch.uint8), torch.full((number,), torch.nan, device=weight.device)
     table, tops = fit_codebook(values, number)
-    return torch.bucketize(weight.float(), tops).to(torch.uint8), table
+    codes = torch.empty_like(weight, dtype=torch.uint8)  # in the weight's memory format
+    return codes.copy_(torch.bucketize(weight.float().contiguous(), tops)), table
 
 
 @_clustered.register_fake

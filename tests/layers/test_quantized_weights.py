@@ -347,3 +347,13 @@ def test_codes_and_back() -> None:
         codes, scales = encode(weights(), dtype)
         assert codes.element_size() == (2 if "float" in dtype else 1)
         assert torch.equal(decode(codes, scales, dtype), round_to(weights(), dtype))
+
+
+@pytest.mark.filterwarnings("error")
+def test_codes_have_the_memory_format_of_the_weight() -> None:
+    weight = torch.randn(6, 4, 3, 3, generator=generator("format"))
+    last = weight.contiguous(memory_format=torch.channels_last)
+    (codes, table), (other, same) = encode(weight, "codebook4"), encode(last, "codebook4")
+    assert other.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(codes, other)
+    assert torch.equal(table, same)

@@ -165,7 +165,8 @@ def test_controls_fixed_sizes_and_what_removes_nothing(write: Any, gradual: dict
     [
         ({"gradual": {"end": 3}}, "gradual.end: unknown key."),
         ({"gradual": {"endEpoch": 5}}, "gradual.endEpoch: must be above retraining.startEpoch (0) and at most"),
-        ({"gradual": {"endEpoch": 3, "every": 4}}, "gradual.every: must be at most the 3 epochs until endEpoch. Got 4"),
+        ({"gradual": {"endEpoch": 3, "every": 4}}, "gradual.every: must be at most the 3 epochs from startEpoch to"),
+        ({"gradual": {"every": 3}}, "gradual.every: must be at most the 2 epochs from startEpoch to endEpoch. Got 3"),
         ({"rewind": "weights"}, "experiments.rewind: has no effect in mode gradual"),
         ({"retrainIterations": 1}, "experiments.retrainIterations: has no effect in mode gradual"),
         ({"budget": {"flops": 0.5}}, "experiments.budget: mode gradual needs quantities without shares or amounts"),
