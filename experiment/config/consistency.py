@@ -10,7 +10,7 @@ from typing import Any, get_args
 from experiment.config.includes import OPEN_KEYS
 from experiment.config.modes import REWIND
 from experiment.config.schema.budget import Budget
-from experiment.config.schema.parameter_file import Mode, Parameters, Rewind
+from experiment.config.schema.parameter_file import NO_REWINDING, Mode, Parameters, Rewind
 from experiment.config.value_tree import KeyPath, Node, Problem, find, walk
 from experiment.config.variants import Variant, keep_steps
 from experiment.errors import ConfigError
@@ -30,7 +30,7 @@ def inconsistencies(values: Mapping[str, Any]) -> Found:
     """
     mode, rewind = _mode_and_rewind(values)
     yield from _epoch_to_rewind_to(values, mode, rewind)
-    if rewind == "random" and mode not in ("train", "gradual", "lc") and _whole(values, "retraining", "numEpochs") == 0:
+    if rewind == "random" and mode not in NO_REWINDING and _whole(values, "retraining", "numEpochs") == 0:
         yield ("experiments", "rewind"), "random weights need retraining, but retraining.numEpochs is 0."
     num_nets = _whole(values, "experiments", "numNets") or 1
     if _at(values, "network", "weights") is not None and num_nets > 1 and _whole(values, "training", "numEpochs") == 0:

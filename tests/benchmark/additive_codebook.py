@@ -4,7 +4,7 @@
 
 An example of the LC toolkit (https://github.com/UCMerced-ML/LC-model-compression), which reports a test error of
 2.17 %. The other ones are `param/mnist/lc/lenet300_100.yaml` and `lenet300_100_ranks.yaml`, whose schedule this has,
-too. The reference network is trained for 40 epochs. Twenty minutes on one core.
+too. The reference network is trained for 40 epochs. Ten minutes on one core.
 """
 
 import argparse

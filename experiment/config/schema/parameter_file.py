@@ -88,6 +88,7 @@ class Network(Block):
 
 Mode = Literal["train", "retrain", "retrain-rewind", "cascade", "cascade-rewind", "gradual", "lc"]
 Rewind = Literal["weights", "random", "none"]
+NO_REWINDING: tuple[Mode, ...] = ("train", "gradual", "lc")  # modes that train the weights as they are
 ExportFormat = Literal["onnx", "onnx_int8", "pt2", "torchao_int8", "openvino", "executorch", "safetensors"]
 
 
@@ -170,7 +171,7 @@ class Experiments(Block):
     @classmethod
     def _compresses(cls, rewind: str | None, info: ValidationInfo) -> str | None:
         mode = info.data.get("mode")
-        if rewind in ("weights", "random") and mode in ("train", "gradual", "lc"):
+        if rewind in ("weights", "random") and mode in NO_REWINDING:
             why = "which compresses nothing" if mode == "train" else "which continues from the reference's weights"
             refuse(rewind, [((), f"has no effect in mode {mode}, {why}. Remove it.")])
         return rewind

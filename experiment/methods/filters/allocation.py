@@ -28,7 +28,7 @@ def scored(settings: ScoredFilterSettings, label: str, score: ScoreChannels) -> 
         "uniform": same_share, "global": prefix, "greedy": prefix,
         "isomorphic": partial(within_kinds, protected=settings.protected),
     }  # fmt: skip
-    score = reversed_(score) if settings.reverse else score
+    score = negated(score) if settings.reverse else score
     score = by_harm(score, label) if settings.allocation == "greedy" else score
     return FilterMethod(settings, label, score, rules[settings.allocation])
 
@@ -85,7 +85,7 @@ def within_kinds(
     return longest_prefix(filters, found, budget, round_to, protected=protected)
 
 
-def reversed_(score: ScoreChannels) -> ScoreChannels:
+def negated(score: ScoreChannels) -> ScoreChannels:
     """The score with its sign changed."""
     return lambda channels, calibration, generator: [-own for own in score(channels, calibration, generator)]
 

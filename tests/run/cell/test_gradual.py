@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from small_results import histories, keys, table
 
 from experiment import load_network
 from experiment.config import load
@@ -15,10 +16,8 @@ from experiment.config.modes import gradual_steps
 from experiment.errors import ConfigError
 from experiment.main import main
 from experiment.methods.base import Compressor
-from experiment.run.grid.plan import Machine, plan_experiment
 from experiment.training.checkpoint import Checkpoint
 
-TIMES = ["seconds_compress", "seconds_retrain"]
 METHODS = ["WT", "FT", "SVD"]
 
 
@@ -37,19 +36,6 @@ def gradual(small: dict[str, Any]) -> dict[str, Any]:
 def whole(small_parameters: dict[str, Any], run_once: Any) -> Path:
     """The folder of an uninterrupted run in one process."""
     return run_once(gradually(copy.deepcopy(small_parameters)))  # type: ignore[no-any-return]
-
-
-def keys(path: Path) -> list[str]:
-    return [cell.key for cell in plan_experiment(load(path), Machine("cpu")).cells]
-
-
-def table(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "data/results/small/results.csv", dtype=str).drop(columns=TIMES)
-
-
-def histories(folder: Path) -> dict[str, pd.DataFrame]:
-    found = (folder / "data/results/small/cells").glob("*/history.csv")
-    return {path.parent.name: pd.read_csv(path).drop(columns="seconds") for path in found}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from small_results import histories, keys, table
 
 from experiment import load_network
 from experiment.config import load
@@ -19,9 +20,6 @@ from experiment.run.disk.store import Directories
 from experiment.run.grid.plan import Machine, plan_experiment
 from experiment.run.preflight import check_before_running
 from experiment.training.checkpoint import Checkpoint
-
-TIMES = ["seconds_compress", "seconds_retrain"]
-
 
 BLOCK = {"steps": 4, "iterations": 15, "iterationsFirst": 30, "muInit": 0.02, "muMultiplier": 1.5}
 
@@ -39,19 +37,6 @@ def whole(small_parameters: dict[str, Any], run_once: Any) -> Path:
     parameters = copy.deepcopy(small_parameters)
     parameters["experiments"]["mode"] = "lc"
     return run_once(parameters | {"lc": BLOCK})  # type: ignore[no-any-return]
-
-
-def keys(path: Path) -> list[str]:
-    return [cell.key for cell in plan_experiment(load(path), Machine("cpu")).cells]
-
-
-def table(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "data/results/small/results.csv", dtype=str).drop(columns=TIMES)
-
-
-def histories(folder: Path) -> dict[str, pd.DataFrame]:
-    found = (folder / "data/results/small/cells").glob("*/history.csv")
-    return {path.parent.name: pd.read_csv(path).drop(columns="seconds") for path in found}
 
 
 def test_from_the_file_to_the_report(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
