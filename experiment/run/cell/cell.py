@@ -61,7 +61,8 @@ def _test_and_store(
 ) -> dict[str, Any]:
     p, context, reference = compression.parameters, compression.context, compression.reference
     network = made.compressed.network
-    measured = outcome.measure_network(network, p, context.data, compression.agreements())
+    samples = outcome.sample_figures(p)
+    measured = outcome.measure_network(network, p, context.data, compression.agreements(), samples)
     outcome.require_finite(measured)
     direct = measured if made.direct is network else outcome.measure_network(made.direct, p, context.data)
     with context.store.writing(cell) as folder:
@@ -71,6 +72,7 @@ def _test_and_store(
         )  # fmt: skip
         outcome.write_rows(folder / "layers.csv", layer_rows(reference.count, made.compressed))
         outcome.write_history(folder / "history.csv", made.records, outcome.task_of(p))
+        outcome.write_samples(folder, samples)
         write_examples(folder, network, p, context.data)
         if made.ranks is not None:
             made.ranks.write(folder)

@@ -49,13 +49,15 @@ def run_reference(task: ReferenceTask, context: Context, report: ReportEvent) ->
 
 def _store_reference(task: ReferenceTask, reference: Reference, context: Context) -> dict[str, Any]:
     p, network = task.variant.parameters, reference.original
-    measured = outcome.measure_network(network, p, context.data)
+    samples = outcome.sample_figures(p)
+    measured = outcome.measure_network(network, p, context.data, samples=samples)
     outcome.require_finite(measured)
     unchanged = Compressed(network, Plan(), reference.count)
     with context.store.writing(task.cell) as folder:
         size = save_weights(folder / "network.pt", network, Plan(), reference.architecture, method="Reference")
         outcome.write_rows(folder / "layers.csv", layer_rows(reference.count, unchanged))
         copy_history(reference.folder, folder, outcome.task_of(p))
+        outcome.write_samples(folder, samples)
         write_examples(folder, network, p, context.data)
         write_reference_ranks(p, reference.folder, network, folder)
         result = {**outcome.costs_of(unchanged, size), "epochs": 0, "status": "done"}

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import ValidationError
 from torch import nn
 
@@ -16,12 +17,12 @@ from experiment.config import Parameters
 from experiment.datasets.image_data import Images
 from experiment.errors import ExperimentError, StoreError, described
 from experiment.escaping import csv_table, json_text
-from experiment.files import write_whole
+from experiment.files import whole_file, write_whole
 from experiment.lc.state import LCRecord
 from experiment.measure import count_bytes
 from experiment.methods.base import Compressed
 from experiment.run.cell.data import Data
-from experiment.run.disk.damaged_files import RESULT, manifest_of
+from experiment.run.disk.damaged_files import RESULT, SAMPLES, manifest_of
 from experiment.run.disk.store import CellResult
 from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.run.grid.task_name import metric_facts, task_name
@@ -30,6 +31,7 @@ from experiment.tasks.task import Task
 from experiment.training.agreement import Agreement
 from experiment.training.evaluation import Metrics, Observer, evaluate
 from experiment.training.loop import EpochRecord
+from experiment.training.sample_figures import SampleFigures
 
 if TYPE_CHECKING:
     from experiment.run.cell.rank_history import RankLog
@@ -57,17 +59,20 @@ class CellNetwork:
 
 
 def measure_network(
-    network: nn.Module, p: Parameters, data: Data, agreements: Sequence[Agreement] = ()
-) -> list[dict[str, float]]:
+    network: nn.Module, p: Parameters, data: Data, agreements: Sequence[Agreement] = (),
+    samples: SampleFigures | None = None,
+) -> list[dict[str, float]]:  # fmt: skip
     """The loss and all metrics on every test set, in float32 regardless of the precision of training.
 
     Args:
         agreements: for every test set, what compares the outputs with those of the reference network.
+        samples: collects the primary metric of every sample of the first test set.
     """
     figures = []
     for i, images in enumerate(data.tests(p)):
         found = agreements[i : i + 1]
-        columns = evaluate_with(network, images, p, data, *found).columns
+        alone = [] if samples is None or i else [samples]
+        columns = evaluate_with(network, images, p, data, *found, *alone).columns
         figures.append(columns | (found[0].figures() if found else {}))
     return figures
 
@@ -88,6 +93,11 @@ def evaluate_with(network: nn.Module, images: Images, p: Parameters, data: Data,
 def task_of(p: Parameters) -> Task:
     """The task of an experiment."""
     return find_task(task_name(p))
+
+
+def sample_figures(p: Parameters) -> SampleFigures:
+    """What collects the primary metric of every sample."""
+    return SampleFigures(task_of(p).primary)
 
 
 def valid_in_words(values: Mapping[str, float], p: Parameters) -> str | None:
@@ -137,6 +147,13 @@ def costs_of(compressed: Compressed, file_size: int) -> dict[str, Any]:
         "bytes_file": file_size,
         **({"amounts": {name: asdict(amount) for name, amount in amounts.items()}} if amounts else {}),
     }
+
+
+def write_samples(folder: Path, samples: SampleFigures) -> None:
+    """Write the primary metric of every test sample, if it has one: `figures` (N,), bool or float32."""
+    if (figures := samples.values()) is not None:
+        with whole_file(folder / SAMPLES) as partial, partial.open("wb") as stream:
+            np.savez_compressed(stream, figures=figures)
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from experiment.run.grid.keys import FORMAT_VERSION
 MANIFEST = "files.json"  # of a trained network; the manifest of a cell is part of its result.json
 RESULT = "result.json"
 EXAMPLES = "examples.npz"  # predictions for a few test images
+SAMPLES = "samples.npz"  # the primary metric of every test sample
 
 
 class FileRecord(BaseModel):
