@@ -18,6 +18,7 @@ from experiment.errors import Damaged, shortened
 from experiment.escaping import csv_table, reason
 from experiment.files import RUN_AGAIN, read_file, remove_all, write_whole
 from experiment.run.disk.measurements import BYTES, EXPORT, LATENCY, MEMORY, NOISE, read_measurement
+from experiment.run.disk.pareto import mark_pareto
 from experiment.run.disk.store import Store
 from experiment.run.grid.plan import ExperimentPlan
 from experiment.run.grid.task_name import metric_facts
@@ -31,7 +32,7 @@ _BEFORE_METRICS = (
     "parameters", "flops", "flops_unmasked", "keep_parameters", "keep_flops",
     "bytes_dense", "bytes_values", "bytes_sparse", "bytes_file", "loss",
 )  # fmt: skip
-LATER_COLUMNS = ("primary", "better", "unit", *AGREEMENT)  # not in tables of earlier versions
+LATER_COLUMNS = ("primary", "better", "unit", *AGREEMENT, "pareto")  # not in tables of earlier versions
 _AFTER_METRICS = (
     "parameters_reference", "flops_reference", "epochs", "seconds_compress", "seconds_retrain", "status", "error",
     "cell", "hardware", *LATER_COLUMNS,
@@ -78,6 +79,7 @@ def write_results_table(store: Store, plan: ExperimentPlan) -> dict[str, dict[st
             folder = folders.get(row["cell"])
             values = _extra_values(folder, references[row["variant"], row["net"]]) | _exported_values(folder, test)
             rows.append(dict.fromkeys(columns, "") | {column: values.get(column) for column in extra} | row)
+        mark_pareto(rows)
         write_whole(store.folder / "results.csv", csv_table((*columns, *extra), rows))
     return results
 
