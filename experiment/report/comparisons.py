@@ -1,0 +1,202 @@
+"""Which methods differ at equal budgets: paired differences of every two, from the figures of every test sample."""
+
+from __future__ import annotations
+
+import itertools
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from experiment.report.paired import Array, Estimate, holm, mean_of, paired_difference
+from experiment.report.primary_metric import ReportedMetric, by_metric
+from experiment.report.results_table import REFERENCE, compressed, tidy
+from experiment.run.disk.damaged_files import SAMPLES, intact_file, warn_of_damage
+from experiment.run.disk.store import Store
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Samples = Mapping[str, Array]  # key of a cell -> the primary metric of every test sample
+ALPHA = 0.05
+COLUMNS = (
+    "variant", "keep_target", "metric", "first", "second", "difference", "low", "high", "p", "p_holm", "networks",
+    "samples",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What is known of one label at one budget: its cells by network, and their figures."""
+
+    label: str
+    figures: Mapping[float, float]  # network -> mean over repetitions
+    cells: Mapping[float, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The methods at one keep ratio of one variant, the best first, and their differences.
+
+    Attributes:
+        best: its mean over networks and samples, with the interval.
+        pairs: (first, second) -> how much better the first is, with the interval, in the unit of the metric.
+        adjusted: (first, second) -> Holm's p-value over all pairs of the budget.
+    """
+
+    variant: str
+    keep: float
+    metric: ReportedMetric
+    curves: Sequence[Curve]
+    best: Estimate
+    pairs: Mapping[tuple[str, str], Estimate]
+    adjusted: Mapping[tuple[str, str], float]
+    samples: int
+
+    def worse(self) -> list[str]:
+        """The labels that are worse than the best one, as far as these networks and samples tell."""
+        first = self.curves[0].label
+        return [c.label for c in self.curves[1:] if self.adjusted.get((first, c.label), 1.0) < ALPHA]
+
+    def networks(self, *labels: str) -> int:
+        """The number of networks that all these labels have; by default all labels of the budget."""
+        return len(set.intersection(*(set(c.figures) for c in self.curves if not labels or c.label in labels)))
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """What is known about the order of methods, and about the loss of every network.
+
+    Attributes:
+        budgets: the keep ratios at which methods are compared.
+        losses: (variant, label, keep ratio) -> how much worse than its reference networks, as `ReportedMetric.loss`.
+    """
+
+    budgets: Sequence[Budget]
+    losses: Mapping[tuple[str, str, float], Estimate]
+
+
+def compare(folder: Path, results: DataFrame) -> Comparisons:
+    """Compare the methods of an experiment with each other, and with its reference networks.
+
+    Args:
+        folder: the experiment's folder, whose cells have the figures of test samples.
+        results: rows of results.csv on the first test set.
+
+    Example:
+        >>> as_table(compare(folder, load_results(folder)).budgets)
+    """
+    frame = tidy(results)
+    samples = read_samples(folder, list(frame.loc[frame["status"] == "done", "cell"]))
+    return Comparisons(list(budgets(frame, samples)), losses(frame, samples))
+
+
+def read_samples(folder: Path, cells: Sequence[str]) -> dict[str, Array]:
+    """The primary metric of every test sample (N,) of those cells that have them."""
+    import numpy as np
+
+    folders, found = Store(folder).cell_folders(), {}
+    for cell in cells:
+        path = intact_file(folders[cell], SAMPLES) if cell in folders else None
+        if path is None:
+            continue
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                values = arrays["figures"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            warn_of_damage(path)
+            continue
+        if values.ndim == 1 and len(values) and values.dtype.kind in "bf" and np.isfinite(values).all():
+            found[cell] = values.astype(np.float32)
+    return found
+
+
+def budgets(results: DataFrame, samples: Samples) -> Iterator[Budget]:
+    """Every variant and keep ratio at which at least two methods are finished.
+
+    Pairs are compared on the networks that both have. Cells without figures of samples, as those of earlier versions,
+    are compared over networks alone.
+    """
+    frame = tidy(results)
+    for metric, rows in by_metric(compressed(frame)):
+        rows = rows[(rows["method"] != "Fake") & rows["keep_target"].notna() & rows[metric.name].notna()]
+        for (variant, keep), cells in rows.groupby(["variant", "keep_target"], sort=False):
+            curves = list(_curves(cells, metric))
+            if len(curves) > 1:
+                yield _compared(str(variant), float(str(keep)), metric, curves, samples)
+
+
+def as_table(found: Sequence[Budget]) -> DataFrame:
+    """One row per pair, with the columns COLUMNS: `difference` is how much better `first` is, in the metric's unit."""
+    import pandas as pd
+
+    rows = [
+        (b.variant, b.keep, b.metric.name, first, second, e.value, e.low, e.high, e.p, b.adjusted[first, second],
+         b.networks(first, second), b.samples)
+        for b in found
+        for (first, second), e in b.pairs.items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def values_of(curve: Curve, nets: Sequence[float], samples: Samples) -> Array:
+    """The values (R, N) of the networks, means over repetitions; their figures (R, 1) if samples are unknown."""
+    import numpy as np
+
+    found = [[samples.get(cell) for cell in curve.cells[net]] for net in nets]
+    lengths = {None if values is None else len(values) for row in found for values in row}
+    if len(lengths) != 1 or None in lengths:
+        return np.array([[curve.figures[net]] for net in nets])
+    return np.array([np.mean(np.array(row), axis=0) for row in found])
+
+
+def _curves(cells: DataFrame, metric: ReportedMetric) -> Iterator[Curve]:
+    for label, rows in cells.groupby("label", sort=False):
+        by_net = rows.groupby("net")
+        figures = {float(str(net)): float(value) for net, value in by_net[metric.name].mean().items()}
+        yield Curve(str(label), figures, {float(str(net)): list(own["cell"]) for net, own in by_net})
+
+
+def _compared(variant: str, keep: float, metric: ReportedMetric, curves: Sequence[Curve], samples: Samples) -> Budget:
+    sign = 1 if metric.falls else -1
+    ranked = sorted(curves, key=lambda c: -sign * fmean(c.figures.values()))
+    pairs = {}
+    for first, second in itertools.combinations(ranked, 2):
+        if set(first.figures) & set(second.figures):
+            pairs[first.label, second.label] = _paired(first, second, samples, metric.falls)
+    adjusted = dict(zip(pairs, holm([e.p for e in pairs.values()]), strict=True))
+    own = values_of(ranked[0], list(ranked[0].figures), samples)
+    return Budget(variant, keep, metric, ranked, mean_of(own), pairs, adjusted, own.shape[1])
+
+
+def losses(results: DataFrame, samples: Samples) -> dict[tuple[str, str, float], Estimate]:
+    """The losses of `Comparisons`."""
+    frame, found = tidy(results), {}
+    for metric, rows in by_metric(frame):
+        own = rows[(rows["status"] == "done") & rows[metric.name].notna()]
+        for variant, cells in own.groupby("variant", sort=False):
+            reference = next(iter(_curves(cells[cells["method"] == REFERENCE], metric)), None)
+            for keep, at in cells[cells["method"] != REFERENCE].groupby("keep_target", sort=False, dropna=False):
+                for curve in _curves(at, metric):
+                    if reference is not None and set(curve.figures) & set(reference.figures):
+                        found[str(variant), curve.label, float(str(keep))] = _loss(metric, reference, curve, samples)
+    return found
+
+
+def _loss(metric: ReportedMetric, reference: Curve, curve: Curve, samples: Samples) -> Estimate:
+    e = _paired(reference, curve, samples, metric.falls)
+    if metric.unit == "fraction":
+        return e
+    scale = abs(fmean(reference.figures[net] for net in curve.figures if net in reference.figures))
+    return Estimate(e.value / scale, e.low / scale, e.high / scale, e.p)
+
+
+def _paired(first: Curve, second: Curve, samples: Samples, falls: bool) -> Estimate:
+    """How much better the first is, on the networks that both have."""
+    nets = [net for net in first.figures if net in second.figures]
+    one, two = values_of(first, nets, samples), values_of(second, nets, samples)
+    if one.shape != two.shape:  # of one of them, samples are unknown
+        one, two = (values_of(c, nets, {}) for c in (first, second))
+    return paired_difference(*((one, two) if falls else (two, one)))
