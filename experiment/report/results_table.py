@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 TEXT = (
-    "dataset", "dataset_test", "network", "variant", "method", "label", "status", "error", "cell", "hardware",
+    "dataset", "dataset_test", "network", "variant", "method", "label", "status", "error", "cell", "hardware", "pareto",
     *DEFAULTS,
 )  # fmt: skip
 NUMBERS = (
@@ -30,8 +30,10 @@ EXTRA_NUMBERS = re.compile(
     rf"noise_[a-z_]+_[0-9.e+-]+|(?!error_)\w+_({'|'.join(FORMATS)})(_b\d+)?"
     r"|(limit|predicted|measured)_(parameters|flops|bytes|latency|memory)"
 )  # only if requested
-DERIVED = ("keep_flops_unmasked", "keep_bytes")
+SECONDS = ("seconds_compress", "seconds_retrain", "seconds_tune")  # parts of `seconds`
+DERIVED = ("keep_flops_unmasked", "keep_bytes", "seconds")
 TIDY = "tidy"  # key in `DataFrame.attrs`: the column types of a frame that `tidy` returned
+LATENCY = re.compile(r"latency_ms_b(\d+)")
 REQUIRED = ("network", "label", "net", "status")
 REFERENCE = "Reference"
 FLOAT32 = 4  # bytes of an unquantized weight
@@ -81,6 +83,7 @@ def tidy(results: DataFrame) -> DataFrame:
     frame["method"] = frame["method"].where(frame["method"] != "", frame["label"])
     frame["keep_flops_unmasked"] = frame["flops_unmasked"] / frame["flops_reference"]
     frame["keep_bytes"] = frame["bytes_sparse"] / (FLOAT32 * frame["parameters_reference"])
+    frame["seconds"] = frame[[c for c in SECONDS if c in frame]].sum(axis=1, min_count=1)
     frame.attrs[TIDY] = tuple(frame.dtypes.items())
     return frame.reset_index(drop=True)
 
@@ -162,6 +165,12 @@ def select_variant(results: DataFrame, variant: str | None) -> DataFrame:
 def variants_of(results: DataFrame) -> list[str]:
     """Names of the variants in grid order."""
     return list(dict.fromkeys(tidy(results)["variant"]))
+
+
+def latency_columns(results: DataFrame) -> list[str]:
+    """The columns of measured latencies that hold any value, by rising batch size."""
+    found = [str(c) for c in results.columns if LATENCY.fullmatch(str(c)) and results[c].notna().any()]
+    return sorted(found, key=lambda column: int(column.rpartition("_b")[2]))
 
 
 def labels_of(results: DataFrame) -> list[str]:

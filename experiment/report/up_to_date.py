@@ -11,7 +11,7 @@ from experiment.escaping import json_text
 from experiment.files import read_file, read_json, write_whole
 
 INPUTS = ("results.csv", "parameters.yaml", "environment.json", "data.json")  # results.csv has the keys of all cells
-OUTPUTS = ("report.md", "report.html", "table.tex")
+OUTPUTS = ("report.md", "report.html", "table.tex", "comparisons.csv")
 NAME = ".report.json"
 ENDINGS = (".pdf", ".png")
 FORMAT = 3

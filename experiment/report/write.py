@@ -1,10 +1,11 @@
-"""Write the report of an experiment: plots, report.md, report.html and table.tex, from its folder alone."""
+"""Write the report of an experiment, from its folder alone: plots, report.md, report.html, and two tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiment.files import remove_all, write_whole
+from experiment.report.comparisons import Comparisons, as_table, compare
 from experiment.report.document import Document, Picture, Section, Text
 from experiment.report.html import render_html
 from experiment.report.label_styles import LabelStyles
@@ -14,7 +15,7 @@ from experiment.report.plots.figure import plot_files, save_figure
 from experiment.report.plots.gallery import Kind, plots_of
 from experiment.report.results_folder import Source, read_source, require_experiment
 from experiment.report.up_to_date import OUTPUTS, made_from, own_plots, stamped_plots, write_stamp
-from experiment.report.words import about, deployment, findings, limits, test_sets
+from experiment.report.words import about, advice, deployment, findings, limits, ranking, spending, test_sets
 from experiment.report.words.potential_tables import latex_table
 from experiment.run.disk.store import Store
 from experiment.run.signals import raise_if_stopped
@@ -26,13 +27,14 @@ class Report:
 
     Attributes:
         plots: PDF and PNG of every plot.
-        markdown, html, table: report.md, report.html and table.tex.
+        markdown, html, table, comparisons: report.md, report.html, table.tex and comparisons.csv.
     """
 
     plots: list[Path]
     markdown: Path
     html: Path
     table: Path
+    comparisons: Path
 
     @property
     def main_plots(self) -> list[Path]:
@@ -46,7 +48,7 @@ class Report:
 
 
 def write_report(folder: Path | str, kinds: Sequence[Kind] | None = None) -> Report:
-    """Draw the plots and write report.md, report.html and table.tex of an experiment.
+    """Draw the plots and write report.md, report.html, table.tex and comparisons.csv of an experiment.
 
     Works at any time: with some cells finished, with none, or with all failed. Plots of an earlier report that are not
     part of this one are removed; a report that is up to date is not written again. If several processes write the same
@@ -85,10 +87,12 @@ def _written(folder: Path, kinds: Sequence[Kind]) -> Report:
         save_figure(plot.draw(), folder / "plots" / plot.stem)
         pictures.append(Picture(files[-1], plot.caption))
     remove_all(set(earlier) - set(plots))
-    document = _document(source, styles, pictures)
+    found = compare(folder, source.results)
+    document = _document(source, found, styles, pictures)
     report = Report(plots, *(folder / name for name in OUTPUTS))
     write_whole(report.markdown, render_markdown(document, folder))
     write_whole(report.html, render_html(document))
+    write_whole(report.comparisons, as_table(found.budgets).to_csv(index=False))
     write_whole(report.table, latex_table(source.results, styles=styles))
     write_stamp(folder, stamp, plots)
     return report
@@ -103,19 +107,24 @@ def _snapshot(folder: Path, kinds: Sequence[Kind]) -> tuple[str, Source]:
             return stamp, source
 
 
-def _document(source: Source, styles: LabelStyles, pictures: Sequence[Picture]) -> Document:
+def _document(source: Source, found: Comparisons, styles: LabelStyles, pictures: Sequence[Picture]) -> Document:
     tables = list(findings.every_keep_ratio(source, styles))
     heading = Section("All keep ratios", [Text("One table per method; results.csv has the same numbers.")])
     sections = (
+        advice.in_short(source, found, styles),
         about.what_was_run(source),
         findings.reference_networks(source),
         findings.potential(source, styles),
+        ranking.best_methods(found.budgets, styles),
+        spending.pareto_fronts(source, styles),
+        spending.time_spent(source, styles),
         limits.limited_quantities(source, styles),
         deployment.what_to_deploy(source, styles),
         test_sets.potential_on_test_sets(source, styles),
         Section("Plots", pictures or [Text("Nothing to draw yet.")]),
         about.what_failed(source, styles),
         *([heading, *tables] if tables else []),
+        ranking.every_pair(found.budgets, styles),
         findings.bytes_of_smallest(source, styles),
         about.how_to_load(source),
         about.environment(source),

@@ -102,7 +102,9 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write_nothing(folder: Path) -> Report:
     """Stands for the writing of a report."""
-    return Report([], folder / "report.md", folder / "report.html", folder / "table.tex")
+    return Report(
+        [], folder / "report.md", *(folder / name for name in ("report.html", "table.tex", "comparisons.csv"))
+    )
 
 
 class Forked:

@@ -1,8 +1,7 @@
-"""The primary metric against the cost of deployment: latency in milliseconds, or size in bytes."""
+"""The primary metric against a cost: latency in milliseconds, size in bytes, or the time that compression takes."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from experiment.report.label_styles import REFERENCE_COLOR, LabelStyles, Look
 from experiment.report.plots.curves import REFERENCE_NAME, draw_curve, draw_reference, log_ticks, plain_ticks
 from experiment.report.plots.figure import new_figure, place_legend, set_title
 from experiment.report.primary_metric import ReportedMetric, primary_metric
-from experiment.report.results_table import compressed, labels_of, reference_rows, select_variant
+from experiment.report.results_table import LATENCY, compressed, labels_of, reference_rows, select_variant, tidy
 from experiment.report.words.titles import axis_title, joined, metric_title, network_on_dataset, retraining_in_words
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-LATENCY = re.compile(r"latency_ms_b(\d+)")
 BYTES = {
     "bytes_dense": "Dense size (kB)",
     "bytes_values": "Values (kB)",
@@ -28,13 +26,8 @@ BYTES = {
     "bytes_bitmask": "Bitmask format (kB)",
     "bytes_csr": "CSR format (kB)",
 }
+OTHERS = BYTES | {"seconds": "Computing time of compression, tuning and retraining (s)"}
 WIDE = 5  # ratio of largest to smallest value from which the axis is logarithmic
-
-
-def latency_columns(results: DataFrame) -> list[str]:
-    """The columns of measured latencies that hold any value, by rising batch size."""
-    found = [str(c) for c in results.columns if LATENCY.fullmatch(str(c)) and results[c].notna().any()]
-    return sorted(found, key=lambda column: int(column.rpartition("_b")[2]))
 
 
 def plot_cost(
@@ -46,18 +39,19 @@ def plot_cost(
 
     Args:
         results: rows of results.csv, of one network and dataset.
-        column: `latency_ms_b<batch>`, or one of the `bytes_` columns.
+        column: `latency_ms_b<batch>`, one of the `bytes_` columns, or `seconds`.
         variant, styles, note: as in `plot_tradeoff`.
 
     Raises: ConfigError: unknown or missing column, or unknown variant.
     """
-    if column not in BYTES and not LATENCY.fullmatch(column):
-        raise ConfigError(f"column: must be latency_ms_b<batch> or one of {', '.join(BYTES)}. Got {column!r}.")
+    if column not in OTHERS and not LATENCY.fullmatch(column):
+        raise ConfigError(f"column: must be latency_ms_b<batch> or one of {', '.join(OTHERS)}. Got {column!r}.")
+    results = tidy(results)
     if column not in results:
         raise ConfigError(f"results: no column {column}. Request it with experiments.measure in the parameter file.")
     styles, chosen = styles or LabelStyles(), select_variant(results, variant)
-    is_latency = column not in BYTES
-    unit = 1.0 if is_latency else 1e-3
+    is_latency = column not in OTHERS
+    unit = 1e-3 if column in BYTES else 1.0
     cells, own = (rows[rows[column].notna()] for rows in (compressed(chosen), reference_rows(chosen)))
     figure, (axes,) = new_figure(1)
     metric = primary_metric(chosen)
@@ -97,7 +91,7 @@ def _draw_curves(
 
 def _label_axis(axes: Axes, column: str, values: Any) -> None:
     batch = LATENCY.fullmatch(column)
-    axes.set_xlabel(f"Latency at batch size {batch[1]} (ms)" if batch else BYTES[column])
+    axes.set_xlabel(f"Latency at batch size {batch[1]} (ms)" if batch else OTHERS[column])
     if len(values) and values.min() > 0 and values.max() > WIDE * values.min():
         axes.set_xscale("log")
         log_ticks(axes.xaxis)

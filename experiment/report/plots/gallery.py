@@ -12,7 +12,7 @@ from experiment.report.deployments import cost_in_words, costs_of, deployments, 
 from experiment.report.label_styles import LabelStyles
 from experiment.report.mean_and_spread import Quantity
 from experiment.report.plots.compare_variants import comparisons, plot_variants
-from experiment.report.plots.cost import latency_columns, plot_cost
+from experiment.report.plots.cost import plot_cost
 from experiment.report.plots.deployment import plot_deployment
 from experiment.report.plots.effective_rank import RANK_COLUMNS, plot_effective_rank, with_shares
 from experiment.report.plots.examples import MOST_EXAMPLES, plot_examples, read_examples
@@ -29,7 +29,14 @@ from experiment.report.plots.test_sets import (
 from experiment.report.plots.tradeoff import Scale, plot_tradeoff
 from experiment.report.primary_metric import primary_metric
 from experiment.report.results_folder import Source, read_cells
-from experiment.report.results_table import compressed, counts_bytes, prune_only, reference_rows, variants_of
+from experiment.report.results_table import (
+    compressed,
+    counts_bytes,
+    latency_columns,
+    prune_only,
+    reference_rows,
+    variants_of,
+)
 from experiment.report.words import titles
 from experiment.report.words.test_sets import comparable_rows, has_several
 
@@ -120,12 +127,14 @@ def _axes_of_tradeoffs(source: Source, rows: DataFrame, alone: bool) -> Iterator
 
 
 def costs(source: Source, styles: LabelStyles) -> Iterator[Plot]:
-    """The primary metric against measured latency, and against the file size if sizes were requested."""
+    """The primary metric against measured latency, the file size if sizes were requested, and computing time."""
     for variant, suffix, rows in _variants(source):
         cells = compressed(rows)
         columns = {c: f"latency at batch size {c.rpartition('_b')[2]}" for c in latency_columns(cells)}
         if "bytes_csr" in cells and cells["bytes_csr"].notna().any():
             columns["bytes_file"] = "size of network.pt"
+        if cells["seconds"].gt(0).any():
+            columns["seconds"] = "computing time"
         note = titles.mode_in_words([source.settings_of(variant)])
         for column, words in columns.items():
             draw = partial(plot_cost, rows, column, styles=styles, note=note)

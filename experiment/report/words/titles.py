@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from experiment.config import Parameters
@@ -115,6 +115,11 @@ def network_on_dataset(results: DataFrame) -> str:
 def joined(*parts: str) -> str:
     """The parts that are not empty, separated by commas."""
     return ", ".join(filter(None, parts))
+
+
+def and_joined(parts: Sequence[str]) -> str:
+    """`WT`, `WT and FT`, `WT, FT and SVD`."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
 
 
 def capitalized(text: str) -> str:

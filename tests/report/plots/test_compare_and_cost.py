@@ -108,7 +108,7 @@ def test_a_report_shows_the_comparison_first(synthetic: Any, tmp_path: Path) -> 
     plots = list(plots_of(source, LabelStyles()))
     assert plots[0].stem == "compare-top1-parameters-log"
     assert "rewound weights, random weights" in plots[0].caption
-    report = Report([Path(f"{plot.stem}.png") for plot in plots], *[tmp_path] * 3)
+    report = Report([Path(f"{plot.stem}.png") for plot in plots], *[tmp_path] * 4)
     assert [path.name for path in report.main_plots] == ["compare-top1-parameters-log.png"]
 
 
@@ -182,7 +182,8 @@ def test_a_report_has_costs_if_they_were_measured(synthetic: Any, tmp_path: Path
     for name, rows in (("e", measured(synthetic)), ("f", synthetic.grid(("WT",), nets=1))):
         source = read_source(synthetic.write_experiment(tmp_path / name, rows))
         found = {plot.stem for plot in plots_of(source, LabelStyles()) if plot.stem.startswith(("cost-", "compare-"))}
-        assert found == ({"cost-latency_ms_b1", "cost-latency_ms_b64", "cost-bytes_file"} if name == "e" else set())
+        measured_costs = {"cost-latency_ms_b1", "cost-latency_ms_b64", "cost-bytes_file"} if name == "e" else set()
+        assert found == {"cost-seconds", *measured_costs}
 
 
 def test_columns_that_are_not_there_are_refused(synthetic: Any) -> None:

@@ -1,0 +1,195 @@
+"""The answer of a report in sentences: how far the network can be compressed, with which method, and what is not known.
+
+Every sentence comes from the results; what they do not tell is not said.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from experiment.report.comparisons import Budget, Comparisons
+from experiment.report.deployments import BYTES, FIGURE, TORCH, costs_of, deployments, runtimes_of
+from experiment.report.document import Block, Items, Section, Text
+from experiment.report.label_styles import LabelStyles
+from experiment.report.paired import Estimate
+from experiment.report.primary_metric import ReportedMetric, by_metric, primary_metric
+from experiment.report.prune_potential import deltas_for, prune_potentials, smallest_within
+from experiment.report.results_folder import Source
+from experiment.report.results_table import REFERENCE, compressed, counts_bytes, prune_only, references, variants_of
+from experiment.report.words import numbers, titles
+from experiment.report.words.settings import all_settings
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+Losses = Mapping[tuple[str, str, float], Estimate]
+CLOSE = 0.02  # shares removed that differ by less are named together
+
+
+class _Known(NamedTuple):
+    source: Source
+    rows: DataFrame
+    metric: ReportedMetric
+    losses: Losses
+    budgets: Sequence[Budget]
+    styles: LabelStyles
+
+
+def in_short(source: Source, found: Comparisons, styles: LabelStyles) -> Section | None:
+    """The first section of a report; None if no compressed network is finished."""
+    if compressed(source.results).empty:
+        return None
+    metric, rows = next(by_metric(source.results))
+    budgets = [b for b in found.budgets if b.metric == metric]
+    known = _Known(source, rows, metric, found.losses, budgets, styles)
+    blocks: list[Block] = [Text(_start(known)), Items(list(_reductions(known)))]
+    blocks.append(Text(" ".join([*_order(known), *_time(known), *_deploy(known)])))
+    blocks.append(Text("Not compared: " + "; ".join(_not_compared(known)) + "."))
+    return Section("In short", blocks)
+
+
+def _reductions(known: _Known) -> Iterator[tuple[str, str]]:
+    """The largest reductions, by allowed loss; losses that allow the same are named together."""
+    deltas = deltas_for(known.rows)[:4]
+    for text, same in itertools.groupby(deltas, key=lambda delta: _reduction(known, delta)):
+        allowed = [_allowed(known.metric, delta) for delta in same]
+        yield titles.capitalized(allowed[0] + (f", also {allowed[-1]}" if len(allowed) > 1 else "")), text
+
+
+def _start(known: _Known) -> str:
+    rows, metric = known.rows, known.metric
+    found = references(rows).drop_duplicates("net")
+    mode = titles.mode_in_words(all_settings(known.source))
+    nets = f"{len(found)} networks" if len(found) > 1 else "one network"
+    figure = numbers.spread(found[metric.name].mean(), found[metric.name].std(), metric.unit == "fraction")
+    unit = " %" if metric.unit == "fraction" else ""
+    return (
+        f"How far can {titles.network_on_dataset(rows)} be compressed? The answer of {nets} "
+        f"({titles.joined(mode, titles.retraining_in_words(rows))}); uncompressed, {metric.title} is {figure}{unit} "
+        f"with {numbers.whole(found['parameters'].mean())} parameters."
+    )
+
+
+def _allowed(metric: ReportedMetric, delta: float) -> str:
+    """`without loss`, `within 0.5 points`."""
+    step = "point" if metric.step == "points" and delta == 0.01 else metric.step
+    return f"within {100 * delta:g} {step}" if delta else f"without {metric.worsening}"
+
+
+def _reduction(known: _Known, delta: float) -> str:
+    """The largest reduction within an allowed loss, of every quantity, with the loss there."""
+    quantities = ["parameters", "flops", *(["bytes"] if counts_bytes(known.rows) else [])]
+    texts, told = [], set[tuple[str, str, float]]()
+    for quantity in quantities:
+        if found := _most_removed(known, delta, quantity):
+            best, text = found
+            place = (str(best["variant"]), str(best["label"]), float(best["keep_target"]))
+            loss = known.losses.get(place)
+            more = f", {_loss(known.metric, loss)}" if loss is not None and place not in told else ""
+            texts.append(text + more)
+            told.add(place)
+    return "; ".join(texts) or "no method removes anything"
+
+
+def _most_removed(known: _Known, delta: float, quantity: str) -> tuple[Series, str] | None:
+    """The point of the method that removes most, and how it reads; None if none removes anything."""
+    (table,) = prune_potentials(known.rows, [delta], quantity)
+    table = table[(table["removed"] > 0) & (table["method"] != "Fake")].sort_values("removed", ascending=False)
+    if table.empty:
+        return None
+    best, removed = table.iloc[0], float(table["removed"].iloc[0])
+    close = [_name(known, row) for _, row in table.iloc[1:].iterrows() if removed - row["removed"] < CLOSE]
+    text = f"{_name(known, best)} removes {numbers.percent(removed)} % of the {titles.QUANTITIES[quantity]}"
+    also = f" and {' and '.join(close[:2])} nearly as many" if close else ""
+    return best, f"{text} ({numbers.factor(1 - removed)} fewer){also}"
+
+
+def _loss(metric: ReportedMetric, loss: Estimate) -> str:
+    """`with a loss of 0.31 points (95 % interval −0.20 to 0.82)`."""
+    text = f"with {'a' if metric.falls else 'an'} {metric.worsening} of {numbers.percent(loss.value, 2)} {metric.step}"
+    if not math.isfinite(loss.high):
+        return text
+    return f"{text} (95 % interval {numbers.percent(loss.low, 2)} to {numbers.percent(loss.high, 2)})"
+
+
+def _name(known: _Known, row: Series) -> str:
+    return titles.joined(known.styles.plain(str(row["label"])), str(row["variant"]))
+
+
+def _order(known: _Known) -> Iterator[str]:
+    """Which methods are best at the smallest keep ratio, and at how many keep ratios one is better than all others."""
+    if not known.budgets:
+        return
+    smallest = min(known.budgets, key=lambda b: b.keep)
+    worse = smallest.worse()
+    best = [known.styles.plain(c.label) for c in smallest.curves if c.label not in worse]
+    others = titles.and_joined([known.styles.plain(label) for label in worse])
+    at = f"At keep ratio {numbers.keep(smallest.keep)}"
+    if len(best) == 1:
+        yield f"{at}, {best[0]} is better than {others}."
+    else:
+        yield f"{at}, {titles.and_joined(best)} are not ordered" + (f"; {others} worse." if others else ".")
+    alone = sum(len(b.worse()) == len(b.curves) - 1 for b in known.budgets)
+    yield f"One method is better than all others at {alone or 'none'} of {len(known.budgets)} keep ratios."
+
+
+def _time(known: _Known) -> Iterator[str]:
+    cells = compressed(known.rows)
+    means = cells.groupby("label", sort=False)["seconds"].mean().dropna()
+    if len(means) and means.max() > 0:
+        least, most = numbers.duration(float(means.min())), numbers.duration(float(means.max()))
+        name = known.styles.plain(str(means.idxmax()))
+        span = f"{least} to {most}, most with {name}" if least != most else most
+        yield f"To make a compressed network takes {span}."
+
+
+def _deploy(known: _Known) -> Iterator[str]:
+    """The network within the third of the allowed losses that costs least where it runs, else the smallest."""
+    rows = known.rows[known.rows["variant"] == variants_of(known.rows)[0]]
+    delta = deltas_for(rows)[2]
+    if not runtimes_of(rows):
+        row = smallest_within(rows, delta)
+        if row is not None and known.metric.loss(row[known.metric.reference], row[known.metric.name]) <= delta:
+            size, name = numbers.kilobytes(float(row["bytes_file"])), _name(known, row)
+            keep = numbers.keep(float(row["keep_target"]))
+            whole = numbers.kilobytes(float(references(rows)["bytes_file"].mean()))
+            yield (
+                f"To deploy {_allowed(known.metric, delta)}: {name} at keep ratio {keep}, a file of {size} kB "
+                f"instead of {whole}."
+            )
+        return
+    table = deployments(rows)
+    cost = next((c for c in costs_of(table) if c.startswith("latency")), BYTES)
+    original = table[table["method"] == REFERENCE]
+    good = primary_metric(rows).loss(original[FIGURE].max(), table[FIGURE]) <= delta
+    found = table[good & (table["method"] != REFERENCE) & table[cost].notna()].sort_values(cost)
+    if len(found):
+        best, least = found.iloc[0], float(original[cost].min())
+        runtime = "torch" if best["runtime"] == TORCH else str(best["runtime"])
+        write = numbers.kilobytes if cost == BYTES else "{:.3g}".format
+        yield (
+            f"To deploy {_allowed(known.metric, delta)}: {known.styles.plain(str(best['label']))} at keep ratio "
+            f"{numbers.keep(float(best['keep_target']))} in {runtime}, {write(float(best[cost]))} "
+            f"{'kB' if cost == BYTES else 'ms'} instead of {write(least)}."
+        )
+
+
+def _not_compared(known: _Known) -> Iterator[str]:
+    frame, settings = known.source.results, all_settings(known.source)
+    counts = frame["status"].value_counts()
+    for status in ("failed", "infeasible"):
+        if counts.get(status, 0):
+            yield f"{counts[status]} {status} cells"
+    if any(b.networks() < max(len(c.figures) for c in b.curves) for b in known.budgets):
+        yield "networks that some methods lack"
+    if frame["net"].nunique() == 1:
+        yield "other networks of this kind, since there is one: intervals are about test samples alone"
+    if not any("latency" in p.experiments.measure or p.experiments.export for p in settings):
+        yield "latency (measure: [latency]): fewer parameters or FLOPs need not be faster"
+    if prune_only(frame):
+        yield "retrained networks"
+    elif "seconds_tune" not in frame:
+        yield "retraining with settings of its own for each method (retraining.tune), which may change their order"

@@ -1,0 +1,92 @@
+"""Which method is best at every budget, and which are not worse than the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from experiment.report.comparisons import ALPHA, Budget
+from experiment.report.document import Block, Section, Table, Text
+from experiment.report.label_styles import LabelStyles
+from experiment.report.paired import Estimate
+from experiment.report.primary_metric import ReportedMetric
+from experiment.report.words import numbers
+from experiment.report.words.titles import column_title, joined
+
+MOST_PAIRS = 300  # rows of the table of pairs; comparisons.csv has all
+
+
+def best_methods(found: Sequence[Budget], styles: LabelStyles) -> Section | None:
+    """One row per budget: the best method, those that are not worse, by how much the others are; None without any."""
+    if not found:
+        return None
+    blocks: list[Block] = [Text(_explanation(found))]
+    for metric in dict.fromkeys(b.metric for b in found):
+        header = ["Keep ratio", "Best", column_title(metric), "Not ordered with the best", "Worse than the best, by"]
+        rows = [list(_row(b, styles)) for b in found if b.metric == metric]
+        blocks.append(Table(header, rows, words=True))
+    return Section("Which method is best", blocks)
+
+
+def every_pair(found: Sequence[Budget], styles: LabelStyles) -> Section | None:
+    """The difference of every two methods at every budget."""
+    rows = [row for b in found for row in _pairs(b, styles)]
+    if not rows:
+        return None
+    header = ["Keep ratio", "Better", "than", "by", "95 % interval", "p (Holm)"]
+    blocks: list[Block] = [Table(header, rows[:MOST_PAIRS], words=True)]
+    if len(rows) > MOST_PAIRS:
+        blocks.append(Text(f"{len(rows) - MOST_PAIRS} more are in comparisons.csv."))
+    return Section("Every two methods", blocks, folded=True)
+
+
+def interval(e: Estimate, metric: ReportedMetric) -> str:
+    """`−0.12 to 0.84`; of fractions in percent."""
+    write = _plain(metric)
+    return f"{write(e.low)} to {write(e.high)}" if math.isfinite(e.low) else "unknown"
+
+
+def _plain(metric: ReportedMetric) -> Callable[[float], str]:
+    if metric.unit == "fraction":
+        return lambda value: numbers.percent(value, 2)
+    return lambda value: numbers.number_spread(value, math.nan).replace("-", numbers.MINUS)
+
+
+def _row(b: Budget, styles: LabelStyles) -> Iterator[str]:
+    first, worse = b.curves[0].label, b.worse()
+    shown = {c.label: f"{styles.plain(c.label)} {_plain(b.metric)(e.value)} ({interval(e, b.metric)})"
+             for c in b.curves[1:] if (e := b.pairs.get((first, c.label))) is not None}  # fmt: skip
+    most = 1.0 if b.metric.unit == "fraction" else math.inf
+    best = Estimate(b.best.value, b.best.low, min(most, b.best.high), b.best.p)
+    yield joined(numbers.keep(b.keep), b.variant)
+    yield styles.plain(first) + ("" if worse else " (not ordered)")
+    yield f"{_plain(b.metric)(best.value)} ({interval(best, b.metric)})"
+    yield "; ".join(text for label, text in shown.items() if label not in worse) or numbers.MISSING
+    yield "; ".join(text for label, text in shown.items() if label in worse) or numbers.MISSING
+
+
+def _pairs(b: Budget, styles: LabelStyles) -> Iterator[list[str]]:
+    for (first, second), e in b.pairs.items():
+        p = b.adjusted[first, second]
+        better = styles.plain(first) if p < ALPHA else f"{styles.plain(first)} (not ordered)"
+        shown = "< 0.001" if p < 0.001 else f"{p:.3f}"
+        by = _plain(b.metric)(e.value)
+        yield [joined(numbers.keep(b.keep), b.variant), better, styles.plain(second), by, interval(e, b.metric), shown]
+
+
+def _explanation(found: Sequence[Budget]) -> str:
+    networks, samples = min(b.networks() for b in found), min(b.samples for b in found)
+    parts = ["All methods have the same networks and test samples, so that their differences are paired."]
+    if samples <= 1:
+        parts.append("Intervals are over networks alone: the results do not have figures of single test samples.")
+    elif networks > 1:
+        parts.append("Intervals (95 %) are over networks and test samples.")
+        if networks == 2:
+            parts.append("Two networks order only methods that differ much; three or more tell more.")
+    else:
+        parts.append("Intervals (95 %) are over test samples: those of one network say nothing about other networks.")
+    parts.append(
+        "Behind names is the difference from the best, with its interval. A method is worse if Holm's p-value, over "
+        f"all pairs at this keep ratio, is below {ALPHA:g}; else the two are not ordered."
+    )
+    return " ".join(parts)

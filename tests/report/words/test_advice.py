@@ -1,0 +1,101 @@
+"""The answer of a report, in sentences made from hand-written results."""
+
+from pathlib import Path
+from typing import Any
+
+from experiment.report import LabelStyles, read_source
+from experiment.report.comparisons import compare
+from experiment.report.document import Items, Section, Text
+from experiment.report.words.advice import in_short
+from experiment.report.words.ranking import best_methods, every_pair
+from experiment.report.words.spending import pareto_fronts, time_spent
+
+
+def answer(folder: Path) -> tuple[str, dict[str, str]]:
+    """The sentences, and the reductions by allowed loss."""
+    source = read_source(folder)
+    section = in_short(source, compare(folder, source.results), LabelStyles())
+    assert section is not None
+    texts = [block.text for block in section.blocks if isinstance(block, Text)]
+    (items,) = (block for block in section.blocks if isinstance(block, Items))
+    return " ".join(texts), dict(items.items)
+
+
+def experiment(synthetic: Any, folder: Path, nets: int = 1, epochs: int = 3) -> Path:
+    """ALDS is better down to 0.2; WT loses more than a point from there on, and has the smaller network at 0.5."""
+    rows = [synthetic.reference_row(net, top1=0.9) for net in range(nets)]
+    for net in range(nets):
+        rows += synthetic.curve([(0.5, 0.9), (0.2, 0.896), (0.1, 0.85)], "ALDS", net, epochs=epochs)
+        rows += synthetic.curve([(0.5, 0.899), (0.19, 0.88), (0.1, 0.8)], "WT", net, epochs=epochs)
+    return Path(synthetic.write_experiment(folder, rows))
+
+
+def test_reductions(synthetic: Any, tmp_path: Path) -> None:
+    _, found = answer(experiment(synthetic, tmp_path))
+    assert list(found) == ["Without loss", "Within 0.5 points, also within 1 point", "Within 2 points"]
+    assert found["Without loss"].startswith(
+        "ALDS removes 50.0 % of the parameters (2.0\u00d7 fewer), with a loss of 0.00"
+    )
+    assert (
+        "ALDS removes 80.0 % of the parameters (5.0\u00d7 fewer), with a loss of 0.40 points;"
+        in (found["Within 0.5 points, also within 1 point"])
+    ), "the interval of one network without figures of samples is unknown"
+    assert found["Within 2 points"].startswith(
+        "WT removes 81.0 % of the parameters (5.3\u00d7 fewer) and ALDS nearly as many, with a loss of 2.00 points"
+    )
+    assert "ALDS removes 90.0 % of the FLOPs" in found["Within 0.5 points, also within 1 point"]
+
+
+def test_sentences(synthetic: Any, tmp_path: Path) -> None:
+    text, _ = answer(experiment(synthetic, tmp_path))
+    assert "one network" in text
+    assert "top-1 accuracy is 90.00 %" in text
+    assert "At keep ratio 0.1, ALDS and WT are not ordered." in text
+    assert "One method is better than all others at none of 2 keep ratios." in text, "0.5 and 0.1 have both methods"
+    assert "other networks of this kind, since there is one" in text
+    assert "retraining.tune" in text
+    prune_only, _ = answer(experiment(synthetic, tmp_path / "only", epochs=0))
+    assert "retrained networks" in prune_only
+    assert "retraining.tune" not in prune_only
+
+
+def test_what_is_not_known_is_not_said(synthetic: Any, tmp_path: Path) -> None:
+    source = read_source(synthetic.write_experiment(tmp_path, [synthetic.reference_row(0)]))
+    found = compare(tmp_path, source.results)
+    styles = LabelStyles()
+    assert in_short(source, found, styles) is None
+    assert best_methods(found.budgets, styles) is None
+    assert every_pair(found.budgets, styles) is None
+    assert pareto_fronts(source, styles) is None
+    assert time_spent(source, styles) is None
+    rows = [synthetic.reference_row(0), synthetic.cell_row("WT", 0, 0.5) | {"top1": 0.2}]
+    text, reductions = answer(synthetic.write_experiment(tmp_path / "bad", rows))
+    assert set(reductions.values()) == {"no method removes anything"}
+    assert "To deploy" not in text
+
+
+def rows_of(section: Section | None) -> list[list[str]]:
+    assert section is not None
+    return [list(row) for block in section.blocks if block.kind == "table" for row in block.rows]  # type: ignore[union-attr]
+
+
+def test_ranking(synthetic: Any, tmp_path: Path) -> None:
+    folder = experiment(synthetic, tmp_path, nets=3)
+    source = read_source(folder)
+    budgets = compare(folder, source.results).budgets
+    first, *_ = rows_of(best_methods(budgets, LabelStyles()))
+    assert first[:2] == ["0.5", "ALDS"]
+    assert first[4] == "WT 0.10 (0.10 to 0.10)", "three networks that differ equally"
+    pairs = rows_of(every_pair(budgets, LabelStyles()))
+    assert pairs[0] == ["0.5", "ALDS", "WT", "0.10", "0.10 to 0.10", "< 0.001"]
+
+
+def test_time_and_front(synthetic: Any, tmp_path: Path) -> None:
+    rows = [synthetic.reference_row(0) | {"pareto": ""}]
+    rows += [row | {"pareto": "flops seconds"} for row in synthetic.curve([(0.5, 0.9)], "ALDS", epochs=3)]
+    source = read_source(synthetic.write_experiment(tmp_path, rows))
+    assert rows_of(time_spent(source, LabelStyles())) == [["ALDS", "1 s", "1 s", "1"]]
+    ((method, keep, figure, parameters, flops, *_, time),) = rows_of(pareto_fronts(source, LabelStyles()))
+    assert (method, keep, figure, flops.endswith(" *"), parameters.endswith("*"), time) == (
+        "ALDS", "0.5", "90.00", True, False, "1 s *",
+    )  # fmt: skip
