@@ -3,6 +3,9 @@
     python script/results_viewer.py                                 # every experiment under data/results
     python script/results_viewer.py param/cifar/prune/resnet20.yaml
     python script/results_viewer.py data/results/cifar --tex all.tex
+    python script/results_viewer.py --compare data/results/a data/results/b     # methods of several experiments
+    python script/results_viewer.py param/cifar/prune/resnet20.yaml --pareto    # the networks that no other one beats
+    python script/results_viewer.py param/cifar/prune/resnet20.yaml --interactive    # open report.html
 
 Runs from any folder, as a program or as a notebook (jupytext --to notebook script/results_viewer.py).
 """
@@ -11,14 +14,17 @@ Runs from any folder, as a program or as a notebook (jupytext --to notebook scri
 from __future__ import annotations
 
 import argparse
+import webbrowser
 from pathlib import Path
 
 from experiment.errors import ExperimentError
 from experiment.report import (
     LabelStyles,
+    compare_experiments,
     find_experiments,
     latex_table,
     markdown_table,
+    pareto_table,
     read_source,
     write_report,
 )
@@ -39,7 +45,23 @@ parser.add_argument(
     help="quantity that is removed (default: parameters)",
 )
 parser.add_argument("--tex", type=Path, metavar="FILE", help="also write one LaTeX table of all experiments")
+add = parser.add_argument
+add("--compare", nargs="+", metavar="PARAM", help="compare the methods of experiments with the same reference networks")
+add("--pareto", action="store_true", help="print the networks on the Pareto fronts instead of prune potentials")
+add("--interactive", action="store_true", help="open the HTML reports in the web browser")
 arguments = parser.parse_args([] if in_notebook() else None)  # in a notebook, edit the list
+
+# %% Compare experiments
+if arguments.compare:
+    try:
+        targets = [*arguments.experiments, *arguments.compare]
+        compared = compare_experiments(find_experiments(targets, arguments.results), arguments.results)
+    except ExperimentError as error:
+        stop(str(error))
+    print(compared.text)
+    print(f"  plot    {compared.plot}")
+    show_pictures([compared.plot])
+    raise SystemExit
 
 # %% Find the experiments
 try:
@@ -60,13 +82,18 @@ for folder in folders:
         continue
     frames.append(source.results)
     styles = LabelStyles(source.parameters.network_names)
-    print(f"\n{folder}\n\nPrune potential: {arguments.quantity} removed in percent (and how many times smaller)\n")
-    print(markdown_table(source.results, arguments.quantity, styles=styles))
+    if arguments.pareto:
+        print(f"\n{folder}\n\n{pareto_table(source, styles)}")
+    else:
+        print(f"\n{folder}\n\nPrune potential: {arguments.quantity} removed in percent (and how many times smaller)\n")
+        print(markdown_table(source.results, arguments.quantity, styles=styles))
     print(f"\n  report  {report.markdown}\n          {report.html}\n  table   {report.table}")
     print(f"  plots   {folder / 'plots'}: {len(report.plots)} files")
     for plot in report.main_plots:
         print(f"          {plot}")
     show_pictures(report.main_plots)
+    if arguments.interactive and not webbrowser.open(report.html.resolve().as_uri()):
+        problems.append(f"{report.html}: no web browser found. Open the file yourself.")
 
 # %% One LaTeX table of all experiments
 if arguments.tex is not None and frames:
