@@ -36,7 +36,7 @@ def svg_of(figure: Figure, name: str) -> str:
     """
     if not any(read_mark(artist.get_gid()) for artist in figure.findobj()):
         return ""
-    text = _known(_drawn(figure, name))
+    text = _drawn(figure, name)
     root, used = ElementTree.fromstring(text), set(_USED.findall(text))
     root.remove(root[0])  # a style sheet, which would apply to the whole page
     _tidy(root, used, "data-label")
@@ -44,12 +44,7 @@ def svg_of(figure: Figure, name: str) -> str:
     shape = {"width": f"{width}", "style": f"min-width: {min(width, LEGIBLE)}px", "viewBox": root.attrib["viewBox"]}
     root.attrib = {**shape, "role": "group"}
     root.extend(_curves(figure))
-    return _known(ElementTree.tostring(root, encoding="unicode"))
-
-
-def _known(text: str) -> str:
-    """Text without characters that XML does not know."""
-    return _NOT_XML.sub("\ufffd", text)
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def _drawn(figure: Figure, name: str) -> str:
@@ -59,7 +54,7 @@ def _drawn(figure: Figure, name: str) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # labels in other scripts
         figure.savefig(file, format="svg", metadata=no_facts)
-    return file.getvalue()
+    return _NOT_XML.sub("\ufffd", file.getvalue())
 
 
 def _tidy(part: Element, used: set[str], place: str) -> None:

@@ -100,8 +100,8 @@ function switchLabels() {
   }
   for (const plot of plots) walk(all("[role=button]", plot), button => button);
   update();
-  plots[0]?.before(make("p", {}, "Points name their cell on hover and focus; arrow keys walk along a curve. An entry of a "
-    + "legend hides and shows its label in all plots."));
+  plots[0]?.before(make("p", { className: "tools" }, "Points name their cell on hover and focus; arrow keys walk along a "
+    + "curve. An entry of a legend hides and shows its label in all plots."));
 }
 
 // Tables: numbers as `words.numbers` writes them, such as −0.47, 1,234, 40.8 M, 4.0×, 84.2 ± 0.3, 95.1 (20.4×) †.
