@@ -83,4 +83,4 @@ plt.tight_layout()
 
 # %%
 # Open ``report.html`` in the same folder for all plots, the prune potential of each method and the environment. It is a
-# single file that you can send to someone else.
+# single file that you can send to someone else. Its points name their cells, and its legends hide labels.

@@ -1,8 +1,9 @@
 """The parts of a report, independent of Markdown and HTML."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -23,20 +24,31 @@ class Items:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of plain text. All columns but the first are right-aligned, unless `words` is set."""
+    """A table of plain text. All columns but the first are right-aligned, unless `words` is set.
+
+    The last `footer` rows summarize the others: in HTML, they stay last when rows are sorted.
+    """
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: bool = False
+    footer: int = 0
     kind: str = "table"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot: `path` is its PNG, next to a PDF of the same name."""
+    """A plot: `path` is its PNG, next to a PDF of the same name.
+
+    Attributes:
+        svg: the plot for HTML, where points name their cells; "" to show the PNG there, too.
+        heat_maps: what `plots.layers.heat_maps` returns, for the slider of the page.
+    """
 
     path: Path
     caption: str
+    svg: str = ""
+    heat_maps: Mapping[str, Any] | None = None
     kind: str = "picture"
 
 

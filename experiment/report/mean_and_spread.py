@@ -24,8 +24,8 @@ def summarize(results: DataFrame) -> DataFrame:
     """Average the finished compressed networks: one row per (setting, label, keep_target), in grid order.
 
     Returns: the columns of GROUP, `keep_target`, `cells` (number of averaged cells), `nets` (number of networks),
-        `complete` (False if other rows of the label average more cells, or other labels more networks), and for every
-        averaged column c: c and c_std (sample standard deviation, NaN for one cell).
+        `networks` (their names), `complete` (False if other rows of the label average more cells, or other labels more
+        networks), and for every averaged column c: c and c_std (sample standard deviation, NaN for one cell).
     """
     import pandas as pd
 
@@ -34,9 +34,12 @@ def summarize(results: DataFrame) -> DataFrame:
     averaged = _averaged(results)
     if cells.empty:
         extra = [f"{column}{end}" for column in averaged for end in ("", "_std")]
-        return pd.DataFrame(columns=[*keys, "cells", "nets", "complete", *extra])
+        return pd.DataFrame(columns=[*keys, "cells", "nets", "networks", "complete", *extra])
     grouped = cells.groupby(keys, sort=False, dropna=False)
     parts: list[Any] = [grouped.size().rename("cells"), grouped["net"].nunique().rename("nets")]
+    parts.append(
+        grouped["net"].agg(lambda nets: ", ".join(f"n{net:g}" for net in sorted(set(nets)))).rename("networks")
+    )
     parts += [grouped[averaged].mean(), grouped[averaged].std().add_suffix("_std")]
     summary: DataFrame = pd.concat(parts, axis=1).reset_index()
     most_cells = summary.groupby(GROUP)["cells"].transform("max")

@@ -25,7 +25,7 @@ def made_from(folder: Path, kinds: Sequence[Callable[..., Any]]) -> str:
     """
     names = [kind.__name__ for kind in kinds]
     digest = hashlib.sha256(f"{FORMAT} {folder.as_posix()} {names} {metadata.version('matplotlib')}".encode())
-    own = sorted(path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".html"))
+    own = sorted(path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".html", ".js"))
     for path in [*(folder / name for name in INPUTS), *own]:
         try:
             content = read_file(path)

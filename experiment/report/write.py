@@ -13,6 +13,7 @@ from experiment.report.markdown import render_markdown
 from experiment.report.plots import gallery
 from experiment.report.plots.figure import plot_files, save_figure
 from experiment.report.plots.gallery import Kind, plots_of
+from experiment.report.plots.svg import svg_of
 from experiment.report.results_folder import Source, read_source, require_experiment
 from experiment.report.up_to_date import OUTPUTS, made_from, own_plots, stamped_plots, write_stamp
 from experiment.report.words import about, advice, deployment, findings, limits, ranking, spending, test_sets
@@ -84,8 +85,9 @@ def _written(folder: Path, kinds: Sequence[Kind]) -> Report:
         files = plot_files(folder / "plots" / plot.stem)
         plots += files
         write_stamp(folder, None, list(dict.fromkeys([*earlier, *plots])))  # first: so that a killed report is removed
-        save_figure(plot.draw(), folder / "plots" / plot.stem)
-        pictures.append(Picture(files[-1], plot.caption))
+        figure = plot.draw()
+        save_figure(figure, folder / "plots" / plot.stem)
+        pictures.append(Picture(files[-1], plot.caption, svg_of(figure, plot.stem), plot.heat_maps))
     remove_all(set(earlier) - set(plots))
     found = compare(folder, source.results)
     document = _document(source, found, styles, pictures)

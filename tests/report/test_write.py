@@ -1,5 +1,7 @@
 """The files of a report: whole, self-contained, escaped, and possible at every stage of an experiment."""
 
+import base64
+import hashlib
 import itertools
 import json
 import re
@@ -45,7 +47,7 @@ def test_plots_have_a_pdf_and_a_png_and_are_shown_in_both_reports(written: Any) 
     for path in report.plots:
         assert path.stat().st_size > 1000
         assert f"<{path.relative_to(folder).as_posix()}>" in text
-    assert html.count("data:image/png;base64,") == 2
+    assert html.count("data:image/png;base64,") == html.count("<svg ") == 1  # the trade-off is drawn by the browser
     assert [path.name for path in report.main_plots] == ["tradeoff-top1-parameters.png"]
     assert set(stems(folder)) == {
         "tradeoff-top1-parameters", "tradeoff-top1-flops", "tradeoff-top1-flops_unmasked",
@@ -79,11 +81,30 @@ def test_the_html_is_one_whole_file_without_requests(written: Any) -> None:
     tags = Tags()
     tags.feed(html)
     assert not tags.open
-    assert {tag for tag, _ in tags.found}.isdisjoint({"script", "link", "iframe", "b"})
+    assert {tag for tag, _ in tags.found}.isdisjoint({"link", "iframe", "b", "parsererror"})
+    assert [attrs.get("type") for tag, attrs in tags.found if tag == "script"] == ["application/json", None]
+    assert not [name for _, attrs in tags.found for name in attrs if name.startswith("on")]
     sources = [str(attrs.get("src") or attrs.get("href")) for _, attrs in tags.found if {"src", "href"} & set(attrs)]
-    assert all(source.startswith("data:") for source in sources)
-    assert "http" not in re.sub(r"base64,[^\"]*", "", html)
+    assert all(source.startswith(("data:", "#")) for source in sources)
+    assert not re.search("https?:", re.sub(r"base64,[^\"]*", "", html))
     assert "&lt;b&gt;epoch 1&lt;/b&gt;" in html
+    assert re.search(r"<tfoot>\s*<tr><td>mean ± std</td>", html)
+    script = html.rpartition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = [str(attrs["content"]) for _, attrs in tags.found if "http-equiv" in attrs]
+    assert policy.split("; ") == [
+        "default-src 'none'", "img-src data:", "style-src 'unsafe-inline'", f"script-src 'sha256-{digest}'"
+    ]  # fmt: skip
+
+
+def test_data_of_heat_maps_do_not_end_their_script(tmp_path: Path) -> None:
+    save_figure(new_figure(1)[0], tmp_path / "plot")
+    label = "</script><b>&<!--\u2028"
+    picture = Picture(tmp_path / "plot.png", "", heat_maps={"labels": [label]})
+    page = render_html(Document("a", [Section("Plots", [picture])]))
+    (data,) = re.findall(r'<script type="application/json">(.*?)</script>', page)
+    assert json.loads(data) == {"labels": [label]}
+    assert "<" not in data
 
 
 def test_the_markdown_has_what_a_reader_needs(written: Any) -> None:

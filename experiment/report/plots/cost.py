@@ -7,10 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 from experiment.errors import ConfigError
 from experiment.report.label_styles import REFERENCE_COLOR, LabelStyles, Look
+from experiment.report.mean_and_spread import summarize
 from experiment.report.plots.curves import REFERENCE_NAME, draw_curve, draw_reference, log_ticks, plain_ticks
 from experiment.report.plots.figure import new_figure, place_legend, set_title
+from experiment.report.plots.marks import mark
 from experiment.report.primary_metric import ReportedMetric, primary_metric
-from experiment.report.results_table import LATENCY, compressed, labels_of, reference_rows, select_variant, tidy
+from experiment.report.results_table import (
+    LATENCY,
+    REFERENCE,
+    compressed,
+    labels_of,
+    reference_rows,
+    select_variant,
+    tidy,
+)
+from experiment.report.words.points import cells_in_words
 from experiment.report.words.titles import axis_title, joined, metric_title, network_on_dataset, retraining_in_words
 
 if TYPE_CHECKING:
@@ -60,7 +71,7 @@ def plot_cost(
         x, y = unit * float(own[column].mean()), metric.scale * float(own[metric.name].mean())
         draw_reference(axes, y)
         (star,) = axes.plot([x], [y], "*", color=REFERENCE_COLOR, markersize=11, zorder=4)
-        entries.append((star, REFERENCE_NAME))
+        entries.append((mark(star, REFERENCE, [REFERENCE_NAME]), REFERENCE_NAME))
     axes.set_ylabel(axis_title(metric_title(metric.name), metric))
     _label_axis(axes, column, unit * cells[column])
     first = chosen.iloc[0]
@@ -78,14 +89,16 @@ def _draw_curves(
 ) -> list[tuple[Any, str]]:  # fmt: skip
     """`cost` is the column and its unit."""
     (column, unit), entries = cost, []
-    spread = column.replace("_ms_", "_iqr_ms_")
+    spread, summary = column.replace("_ms_", "_iqr_ms_"), summarize(cells)
     for label, rows in cells.groupby("label", sort=False):
         points, look = rows.groupby("keep_target", sort=False, dropna=False), looks[str(label)]
         x, y = unit * points[column].mean(), metric.scale * points[metric.name].mean()
-        entries.append((draw_curve(axes, x, y, look), styles.name(str(label))))
+        words = cells_in_words(summary[summary["label"] == label], styles, metric)
+        entries.append((mark(draw_curve(axes, x, y, look), str(label), words), styles.name(str(label))))
         if spread != column and spread in rows:
             half = points[spread].mean() / 2
-            axes.errorbar(x, y, xerr=half, fmt="none", ecolor=look.color, elinewidth=0.8, alpha=0.5, zorder=2)
+            low, high = x - half, x + half
+            mark(axes.hlines(y, low, high, color=look.color, linewidth=0.8, alpha=0.5, zorder=2), str(label))
     return entries
 
 

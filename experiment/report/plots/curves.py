@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from experiment.report.label_styles import COLORS, REFERENCE_COLOR, Look
 from experiment.report.plots.figure import TICK_SIZE, place_legend
+from experiment.report.plots.marks import mark
+from experiment.report.results_table import REFERENCE
 from experiment.report.words import numbers
 
 if TYPE_CHECKING:
@@ -33,8 +35,9 @@ def draw_curve(axes: Axes, x: Any, y: Any, look: Look, **more: Any) -> Any:
 def draw_reference(axes: Axes, value: float, band: Bounds | None = None) -> Any:
     """Draw the reference networks as a dashed horizontal line, optionally with a band, and return the line."""
     if band is not None:
-        axes.axhspan(*band, color=REFERENCE_COLOR, alpha=0.15, linewidth=0, zorder=0)
-    return axes.axhline(value, color=REFERENCE_COLOR, linestyle=(0, (6, 3)), linewidth=1, zorder=1)
+        mark(axes.axhspan(*band, color=REFERENCE_COLOR, alpha=0.15, linewidth=0, zorder=0), REFERENCE)
+    line = axes.axhline(value, color=REFERENCE_COLOR, linestyle=(0, (6, 3)), linewidth=1, zorder=1)
+    return mark(line, REFERENCE)
 
 
 def shades_of(keeps: Iterable[float]) -> dict[float, Any]:

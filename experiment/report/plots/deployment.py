@@ -11,9 +11,11 @@ from experiment.report.label_styles import MARKERS, REFERENCE_COLOR, LabelStyles
 from experiment.report.plots.cost import WIDE
 from experiment.report.plots.curves import REFERENCE_NAME, log_ticks, plain_ticks
 from experiment.report.plots.figure import new_figure, place_legend, set_title
+from experiment.report.plots.marks import mark
 from experiment.report.primary_metric import primary_metric
 from experiment.report.results_table import REFERENCE, labels_of, select_variant
 from experiment.report.words import titles
+from experiment.report.words.points import cell_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,10 +53,12 @@ def plot_deployment(
     table = table[table[cost].notna()]
     for (label, runtime), points in table.groupby(["label", "runtime"], sort=False):
         color, size = (REFERENCE_COLOR, 7) if label == REFERENCE else (colors[str(label)], 5)
-        axes.plot(
+        (line,) = axes.plot(
             scale * points[cost], metric.scale * points[FIGURE], linestyle="none", color=color, markersize=size,
             marker=RUNTIME_MARKERS[str(runtime)], zorder=3, alpha=0.85, markeredgewidth=0.6, markeredgecolor="white",
         )  # fmt: skip
+        name = REFERENCE_NAME if label == REFERENCE else styles.plain(str(label))
+        mark(line, str(label), [f"{cell_name(name, keep)}, {runtime}" for keep in points["keep_target"]])
     axes.set_ylabel(titles.axis_label(titles.metric_title(metric.name), metric))
     axes.set_xlabel(f"{titles.capitalized(cost_in_words(cost))} ({unit})")
     if table[cost].min() > 0 and table[cost].max() > WIDE * table[cost].min():
@@ -76,7 +80,8 @@ def _entries(table: DataFrame, colors: dict[str, str], styles: LabelStyles) -> l
     entries: list[tuple[object, str]] = []
     for label in dict.fromkeys(map(str, table["label"])):
         name = REFERENCE_NAME if label == REFERENCE else styles.name(label)
-        entries.append((Line2D([], [], color=known.get(label, REFERENCE_COLOR), linewidth=3), name))
+        line = Line2D([], [], color=known.get(label, REFERENCE_COLOR), linewidth=3)
+        entries.append((mark(line, label), name))
     for runtime in dict.fromkeys(map(str, table["runtime"])):
         marker = RUNTIME_MARKERS[runtime]
         entries.append((Line2D([], [], linestyle="none", color="#333333", marker=marker, markersize=5), runtime))

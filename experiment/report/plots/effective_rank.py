@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from experiment.report.label_styles import LabelStyles
 from experiment.report.plots.curves import REFERENCE_NAME, draw_curve, draw_reference, log_ticks, plain_ticks
 from experiment.report.plots.figure import new_figure, place_legend, set_title
+from experiment.report.plots.marks import mark
 from experiment.report.results_table import REFERENCE
+from experiment.report.words.points import cell_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +50,9 @@ def plot_effective_rank(ranks: DataFrame, styles: LabelStyles, title: str = "") 
     looks = styles.looks(labels)
     for label in labels:
         curve = means[label].sort_index(ascending=False)
-        entries.append((draw_curve(axes, 100 * curve.index, curve, looks[label]), styles.name(label)))
+        words = [cell_name(styles.plain(label), keep) for keep in curve.index]
+        line = mark(draw_curve(axes, 100 * curve.index, curve, looks[label]), label, words)
+        entries.append((line, styles.name(label)))
     if REFERENCE in means:
         entries.append((draw_reference(axes, float(means[[REFERENCE]].iloc[0])), REFERENCE_NAME))
     axes.set_xscale("log")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiment import escaping
 from experiment.files import whole_file
+from experiment.report.plots.marks import mark, read_mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +70,7 @@ def place_legend(figure: Figure, entries: Sequence[tuple[Any, str]], title: str 
     """Add one legend for all panels on the right; a figure with a wide legend grows.
 
     Args:
-        entries: pairs of a line and its name.
+        entries: pairs of a line and its name. An entry has the label in the mark of its line.
     """
     from matplotlib.backends.backend_agg import RendererAgg
 
@@ -80,6 +81,10 @@ def place_legend(figure: Figure, entries: Sequence[tuple[Any, str]], title: str 
             title=escaping.plot(title) or None, title_fontsize=8, handlelength=3.0, alignment="left",
             ncols=1 + (len(entries) - 1) // LEGEND_ROWS,
         )  # fmt: skip
+        for (line, _), *parts in zip(entries, legend.legend_handles, legend.get_texts(), strict=True):
+            for label in read_mark(line.get_gid())[:1]:
+                for part in parts:
+                    mark(part, label)
         renderer = RendererAgg(1, 1, figure.dpi)  # type: ignore[no-untyped-call]
         width = float(legend.get_window_extent(renderer).width) / figure.dpi
         figure.set_figwidth(figure.get_figwidth() + max(0.0, width - LEGEND_WIDTH))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiment.files import safe_name
 from experiment.report.deployments import cost_in_words, costs_of, deployments, runtimes_of
@@ -17,7 +17,7 @@ from experiment.report.plots.deployment import plot_deployment
 from experiment.report.plots.effective_rank import RANK_COLUMNS, plot_effective_rank, with_shares
 from experiment.report.plots.examples import MOST_EXAMPLES, plot_examples, read_examples
 from experiment.report.plots.history import LC_COLUMNS, plot_convergence, plot_retraining, plot_training
-from experiment.report.plots.layers import plot_layers, typical_keeps
+from experiment.report.plots.layers import heat_maps, plot_layers, typical_keeps
 from experiment.report.plots.retrain_sweep import is_retrain_sweep, plot_retrain_sweep
 from experiment.report.plots.test_sets import (
     excess_errors,
@@ -51,11 +51,15 @@ HISTORY_COLUMNS = ("epoch", "loss", "valid_loss")
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot of a report: the name of its files without ending, the text below it, and how to draw it."""
+    """One plot of a report: the name of its files without ending, the text below it, and how to draw it.
+
+    `heat_maps` are those that report.html shows in its place, where a slider can choose among them.
+    """
 
     stem: str
     caption: str
     draw: Callable[[], Figure]
+    heat_maps: Mapping[str, Any] | None = None
 
 
 Kind = Callable[[Source, LabelStyles], Iterator[Plot]]
@@ -195,10 +199,11 @@ def retrain_sweeps(source: Source, styles: LabelStyles) -> Iterator[Plot]:
 def layers(source: Source, styles: LabelStyles) -> Iterator[Plot]:
     """The share of its parameters that every layer keeps; of the first variant."""
     for rows, title in _first_variant(source):
-        found = read_cells(source.folder, _typical(rows, 3), "layers.csv", LAYER_COLUMNS)
+        found = read_cells(source.folder, _compressing(rows), "layers.csv", LAYER_COLUMNS)
         if set(LAYER_COLUMNS) <= set(found) and len(found):
-            draw = partial(plot_layers, found, styles, f"{title}: parameters kept per layer")
-            yield Plot("layers", "Share of parameters kept per layer, mean over networks.", draw)
+            draw = partial(plot_layers, _typical(found, 3), styles, f"{title}: parameters kept per layer")
+            caption = "Share of parameters kept per layer, mean over networks."
+            yield Plot("layers", caption, draw, heat_maps(found, styles))
 
 
 def training_and_retraining(source: Source, styles: LabelStyles) -> Iterator[Plot]:
@@ -211,7 +216,7 @@ def training_and_retraining(source: Source, styles: LabelStyles) -> Iterator[Plo
         if "epoch" in found and found["epoch"].nunique() > 1:
             draw = partial(plot_training, found, f"{title}: training", metric)
             yield Plot("training", "Training of the reference networks.", draw)
-        found = read_cells(source.folder, _typical(rows, 6), "history.csv", columns)
+        found = read_cells(source.folder, _typical(_compressing(rows), 6), "history.csv", columns)
         measured = {"epoch", valid} <= set(found) and found[valid].notna().any()
         if measured and found["epoch"].nunique() > 2:
             draw = partial(plot_retraining, found, styles, f"{title}: retraining", metric)
@@ -233,7 +238,7 @@ def convergence(source: Source, styles: LabelStyles) -> Iterator[Plot]:
     for variant, suffix, rows in _variants(source):
         metric = primary_metric(rows)
         columns = (*LC_COLUMNS, f"valid_{metric.name}")
-        found = read_cells(source.folder, _typical(rows, 6), "history.csv", columns)
+        found = read_cells(source.folder, _typical(_compressing(rows), 6), "history.csv", columns)
         if set(columns) <= set(found) and found["iteration"].nunique() > 1:
             found = found[found["iteration"].notna()]
             title = f"{titles.joined(titles.network_on_dataset(rows), variant)}: L-C"
@@ -245,7 +250,7 @@ def examples(source: Source, styles: LabelStyles) -> Iterator[Plot]:
     """A few test images with their maps and what networks predict; of the first variant and network."""
     for rows, title in _first_variant(source):
         first = rows[rows["net"] == rows["net"].min()]
-        cells = _typical(first, 3).sort_values("keep_target").groupby("label", sort=False)
+        cells = _typical(_compressing(first), 3).sort_values("keep_target").groupby("label", sort=False)
         shown = [rows.iloc[len(rows) // 2].to_dict() for _, rows in cells][:MOST_EXAMPLES]  # of medium size
         names = dict.fromkeys(map(str, reference_rows(first)["cell"].head(1)), "reference")
         names |= {str(c["cell"]): f"{styles.name(c['label'])}, keep {c['keep_parameters']:.2g}" for c in shown}
@@ -275,10 +280,14 @@ def _first_variant(source: Source) -> Iterator[tuple[DataFrame, str]]:
         yield rows, titles.joined(titles.network_on_dataset(rows), variant)
 
 
-def _typical(rows: DataFrame, count: int) -> DataFrame:
-    """The compressed cells at a few keep ratios of the grid, and those without a keep ratio."""
+def _compressing(rows: DataFrame) -> DataFrame:
+    """The finished cells of compressed networks, without `Fake`."""
     cells = compressed(rows)
-    cells = cells[cells["method"] != "Fake"]
+    return cells[cells["method"] != "Fake"]
+
+
+def _typical(cells: DataFrame, count: int) -> DataFrame:
+    """The cells, or their rows of a file, at a few keep ratios of the grid, and those without a keep ratio."""
     keeps = typical_keeps(list(cells["keep_target"]), count)
     return cells[cells["keep_target"].isin(keeps) | cells["keep_target"].isna()]
 

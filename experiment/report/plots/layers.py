@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiment import escaping
 from experiment.report.label_styles import LabelStyles
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 SMALLEST_SHADE = 0.01  # shares below 1 % share a color
+SHADES = 33  # colors between that and 100 % in report.html
 MOST_NUMBERS = 200  # fields; heat maps with more have no numbers
 MOST_LAYERS = 45  # layer names on the y axis
 
@@ -66,6 +67,32 @@ def plot_layers(layers: DataFrame, styles: LabelStyles, title: str = "") -> Figu
     bar.ax.yaxis.set_minor_locator(NullLocator())
     set_title(figure, title)
     return figure
+
+
+def heat_maps(layers: DataFrame, styles: LabelStyles) -> dict[str, Any]:
+    """The heat maps of every keep ratio as numbers: what the slider in report.html shows.
+
+    Args:
+        layers: rows of layers.csv, as returned by `read_cells`.
+
+    Returns: `layers`: names; `maps`: for every keep ratio its title, names of labels and, per layer and label, the
+        percentage kept (None if there is no such network); `colors`: from SMALLEST_SHADE to 100 %, on a log scale.
+    """
+    import matplotlib
+    from matplotlib.colors import to_hex
+
+    order = list(dict.fromkeys(layers["layer"].astype(str)))
+    palette = matplotlib.colormaps["cividis"]
+    maps = [
+        {
+            "title": heading,
+            "labels": [styles.plain(label) for label in map(str, table)],
+            "kept": [[None if math.isnan(share) else round(100 * share, 1) for share in row] for row in table.values],
+        }
+        for heading, table in _tables(layers, order)
+    ]
+    colors = [to_hex(palette(place / (SHADES - 1))) for place in range(SHADES)]
+    return {"layers": order, "maps": maps, "colors": colors, "smallest": 100 * SMALLEST_SHADE}
 
 
 def _tables(layers: DataFrame, order: Sequence[str]) -> Iterator[tuple[str, DataFrame]]:

@@ -10,6 +10,7 @@ from experiment.report.label_styles import LabelStyles
 from experiment.report.mean_and_spread import Quantity
 from experiment.report.plots.curves import draw_curve, plain_ticks
 from experiment.report.plots.figure import new_figure, place_legend, set_panel_title, set_title
+from experiment.report.plots.marks import mark
 from experiment.report.primary_metric import primary_metric
 from experiment.report.prune_potential import DELTAS_RETRAINED, prune_potentials
 from experiment.report.results_table import compressed, labels_of, tidy, variants_of
@@ -87,8 +88,13 @@ def plot_retrain_sweep(
         for label, curve in found[found["delta"] == delta].groupby("label", sort=False):
             look, x = looks[str(label)], 100 * curve["retraining"]
             y, std = 100 * curve["removed"], 100 * curve["removed_std"].fillna(0)
-            lines[str(label)] = draw_curve(axes, x, y, look, clip_on=False)
-            axes.fill_between(x, (y - std).clip(lower=0), (y + std).clip(upper=100), color=look.color, alpha=0.15, lw=0)
+            facts = zip(std, curve["cells"], strict=True)
+            words = [
+                f"{styles.plain(str(label))}\nStandard deviation: {s:.2g}\nNetworks: {cells}" for s, cells in facts
+            ]
+            lines[str(label)] = mark(draw_curve(axes, x, y, look, clip_on=False), str(label), words)
+            low, high = (y - std).clip(lower=0), (y + std).clip(upper=100)
+            mark(axes.fill_between(x, low, high, color=look.color, alpha=0.15, lw=0), str(label))
         set_panel_title(axes, f"{loss} ≤ {100 * delta:g} {metric.step}")
         axes.set_ylim(0, 100)
         _retraining_axis(axes, amounts)

@@ -9,8 +9,10 @@ from experiment import escaping
 from experiment.report.label_styles import LabelStyles
 from experiment.report.plots.curves import draw_curve
 from experiment.report.plots.figure import new_figure, place_legend, set_panel_title, set_title
+from experiment.report.plots.marks import mark
 from experiment.report.primary_metric import primary_metric
 from experiment.report.results_table import compressed, labels_of, reference_rows
+from experiment.report.words.points import cell_name
 from experiment.report.words.test_sets import potential_per_test_set, shown_deltas
 
 if TYPE_CHECKING:
@@ -41,7 +43,9 @@ def plot_potential_on_test_sets(results: DataFrame, styles: LabelStyles, title: 
         table = potential_per_test_set(results, delta)
         for label in table:
             shares = 100 * table[label]
-            entries[label] = draw_curve(axes, list(range(len(shares))), shares, looks[str(label)])
+            words = [f"{styles.plain(str(label))}, {test_set}" for test_set in table.index]
+            line = draw_curve(axes, list(range(len(shares))), shares, looks[str(label)])
+            entries[label] = mark(line, str(label), words)
         names = [escaping.plot(str(name)) for name in table.index]
         axes.set_xticks(range(len(table)), names, rotation=45, ha="right")
         axes.set_ylim(-3, 103)
@@ -114,6 +118,7 @@ def _draw(
         points = means[["removed", "value"]].mean().reset_index().sort_values("removed")
         for label in labels:
             own = points[(points["label"] == label) & points["value"].notna()]
-            entries[label] = draw_curve(axes, 100 * own["removed"], own["value"], looks[label])
+            words = [cell_name(styles.plain(label), keep) for keep in own["keep_target"]]
+            entries[label] = mark(draw_curve(axes, 100 * own["removed"], own["value"], looks[label]), label, words)
         axes.set_xlabel("Parameters removed (%)")
     place_legend(figure, [(line, styles.name(label)) for label, line in entries.items()])

@@ -12,9 +12,11 @@ from experiment.report.label_styles import LabelStyles, Look
 from experiment.report.mean_and_spread import Quantity, keep_column, summarize
 from experiment.report.plots.curves import REFERENCE_NAME, draw_curve, draw_reference, log_ticks, plain_ticks
 from experiment.report.plots.figure import new_figure, place_legend, set_panel_title, set_title
+from experiment.report.plots.marks import mark
 from experiment.report.primary_metric import AGREEMENT, BEFORE, ReportedMetric, metric_named, primary_metric
 from experiment.report.results_table import compressed, labels_of, metrics_of, references, select_variant, variants_of
 from experiment.report.words import titles
+from experiment.report.words.points import cells_in_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,6 +71,7 @@ def plot_tradeoff(
     shown = _shown(chosen, metric)
     points = _drawable(summarize(chosen), keep, shown.name)
     reference = _reference(chosen, shown)
+    points["words"] = cells_in_words(points, styles, shown, reference[0] / shown.scale if reference else math.nan)
     wide = _falls_far(points, shown, reference)
     figure, panels = new_figure(2 if wide else 1)
     looks, entries = styles.looks(labels_of(results)), []
@@ -119,11 +122,11 @@ def _draw_curves(
         curve = curve.sort_values(keep, ascending=False)
         x = 100 * (1 - curve[keep] if scale == "linear" else curve[keep])
         y, look = metric.scale * curve[metric.name], looks[str(label)]
-        lines[str(label)] = draw_curve(axes, x, y, look)
+        lines[str(label)] = mark(draw_curve(axes, x, y, look), str(label), curve["words"])
         std = metric.scale * curve[f"{metric.name}_std"].fillna(0)
         if bool((std > 0).any()):
             low, high = (y - std).clip(lower=_floor(metric, y)), y + std
-            axes.fill_between(x, low, high, color=look.color, alpha=alpha, linewidth=0, zorder=2)
+            mark(axes.fill_between(x, low, high, color=look.color, alpha=alpha, linewidth=0, zorder=2), str(label))
     return lines
 
 

@@ -51,10 +51,11 @@ def _references_table(found: DataFrame, metrics: list[ReportedMetric], several: 
         ]
         for _, row in found.iterrows()
     ]
-    if len(found) > 1 and not several:
+    averaged = len(found) > 1 and not several
+    if averaged:
         mean, std = found.mean(numeric_only=True), found.std(numeric_only=True)
         rows.append(["mean ± std", *_figures(mean, std, metrics), "", "", ""])
-    return Table(header, rows)
+    return Table(header, rows, footer=int(averaged))
 
 
 def _metrics(source: Source, rows: DataFrame, primary: ReportedMetric) -> list[ReportedMetric]:

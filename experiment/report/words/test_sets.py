@@ -66,5 +66,5 @@ def potential_on_test_sets(source: Source, styles: LabelStyles) -> Section | Non
         for name, summary in ((MEAN, table.mean()), (WORST, table.min())):
             rows.append([name, *map(numbers.percent, summary)])
         header = [capitalized(primary_metric(results).limit(delta)), *(styles.plain(str(label)) for label in table)]
-        blocks.append(Table(header, rows))
+        blocks.append(Table(header, rows, footer=2))
     return Section("Prune potential per test set", blocks)

@@ -8,7 +8,7 @@ import pytest
 
 from experiment.report import LabelStyles
 from experiment.report.plots.history import plot_retraining, plot_training
-from experiment.report.plots.layers import plot_layers, typical_keeps
+from experiment.report.plots.layers import heat_maps, plot_layers, typical_keeps
 
 
 def test_typical_keeps_span_the_grid() -> None:
@@ -36,6 +36,25 @@ def test_fields_are_mean_shares_in_the_networks_order() -> None:
     assert shares[0, 0] == pytest.approx(0.5)
     assert np.ma.getmaskarray(shares)[1, 1]
     assert axes.get_title() == "keep ratio 0.5"
+
+
+def test_heat_maps_of_all_keep_ratios_are_data() -> None:
+    rows = [
+        {"label": label, "net": net, "keep_target": keep, "layer": layer, "parameters_before": 300, "parameters": kept}
+        for label, keep, net, layer, kept in (
+            ("WT", 0.5, 0, "b", 100), ("WT", 0.5, 1, "b", 200), ("WT", 0.5, 0, "a", 1), ("FT", 0.5, 0, "a", 300),
+            ("WT", 0.2, 0, "a", 30), ("WT", 0.1, 0, "a", 3), ("WT", 0.05, 0, "a", 0), ("P", math.nan, 0, "a", 150),
+        )
+    ]  # fmt: skip
+    found = heat_maps(pd.DataFrame(rows), LabelStyles({"WT": "Magnitude", "FT": "$x$"}))
+    assert found["layers"] == ["b", "a"]
+    titles = [f"keep ratio {keep}" for keep in (0.5, 0.2, 0.1, 0.05)]
+    assert [each["title"] for each in found["maps"]] == [*titles, "size set by the method"]
+    assert found["maps"][0] == {
+        "title": "keep ratio 0.5", "labels": ["Magnitude", "FT"], "kept": [[50.0, None], [0.3, 100.0]]
+    }  # fmt: skip
+    assert found["maps"][4] == {"title": "size set by the method", "labels": ["P"], "kept": [[None], [50.0]]}
+    assert (found["colors"][0], found["smallest"]) == ("#00224e", 1.0)
 
 
 def test_large_networks_get_no_numbers_and_methods_with_a_density_of_their_own_get_a_panel() -> None:
