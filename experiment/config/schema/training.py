@@ -119,7 +119,7 @@ def _one_or_more(item: dict[str, Any]) -> WithJsonSchema:
 
 
 _VALUES_TO_TRY = WithJsonSchema(
-    {"anyOf": [{"type": "object", "additionalProperties": {"type": ["array", "object"]}}, {"type": "null"}]}
+    {"anyOf": [{"type": "object", "additionalProperties": {"type": "array", "minItems": 2}}, {"type": "null"}]}
 )
 _PATTERN = {"type": "string", "minLength": 1}
 _HOW = {"type": "string", "enum": list(HOW)}
