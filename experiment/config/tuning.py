@@ -52,6 +52,11 @@ def trials(p: Parameters) -> list[Trial]:
     return [Trial(values, Retraining.model_validate(_with_values(plain, values))) for values in tried]
 
 
+def num_trials(p: Parameters) -> int:
+    """Number of retrainings of every cell."""
+    return math.prod(map(len, (p.retraining.tune or {}).values()))
+
+
 def trained_blocks(p: Parameters) -> list[tuple[KeyPath, Training]]:
     """The settings of every training of a file, each with the key to blame for them."""
     place = ("retraining",) if p.retraining.tune is None else ("retraining", "tune")
@@ -64,12 +69,10 @@ def tuning_faults(block: object) -> Iterator[tuple[KeyPath, str]]:
     if not isinstance(block, dict) or not isinstance(tune, dict) or _errors(block, {}):
         return
     tune = Retraining.model_validate({**block, "tune": tune}).tune or {}
-    faults = [(("retraining", "tune", *key), text) for key, text in _wrong_lists(tune)]
-    yield from faults
-    if not faults:
-        yield from dict.fromkeys(
-            fault for values in _combinations(tune) for fault in _wrong_values(block, tune, values)
-        )
+    found = list(_wrong_lists(tune)) or [
+        f for values in _combinations(tune) for f in _wrong_values(block, tune, values)
+    ]
+    yield from ((("retraining", "tune", *key), text) for key, text in dict.fromkeys(found))
 
 
 def _wrong_lists(tune: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
@@ -99,7 +102,7 @@ def _wrong_values(
             if path[: len(parts)] == parts[: len(path)]:
                 itself = problem.kind == "unknown" and path == parts
                 at = [key] if itself else [key, tune[key].index(value), *path[len(parts) :]]
-        yield ("retraining", "tune", *at), problem.text
+        yield tuple(at), problem.text
 
 
 def _errors(block: Mapping[str, Any], values: Mapping[str, Any]) -> list[ErrorDetails]:
@@ -115,14 +118,10 @@ def _combinations(tune: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(keys, values, strict=True)) for values in itertools.product(*(tune[key] for key in keys))]
 
 
-def _with_values(block: Mapping[str, Any], values: Mapping[str, Any]) -> Mapping[str, Any]:
-    for key, value in values.items():
-        block = _with_value(block, key.split("."), value)
-    return block
-
-
-def _with_value(block: object, path: Sequence[str], value: Any) -> Any:
-    if not path:
-        return value
-    below = block if isinstance(block, Mapping) else {}
-    return {**below, path[0]: _with_value(below.get(path[0]), path[1:], value)}
+def _with_values(block: object, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A block with other values at dotted keys; missing mappings on the way are created."""
+    changed = dict(block) if isinstance(block, Mapping) else {}
+    for path, value in values.items():
+        key, dot, rest = path.partition(".")
+        changed[key] = _with_values(changed.get(key), {rest: value}) if dot else value
+    return changed

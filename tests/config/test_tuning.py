@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from experiment.config import ParameterFile
-from experiment.config.tuning import trained_blocks, trials
+from experiment.config.tuning import num_trials, trained_blocks, trials
 
 Loaded = Callable[..., ParameterFile]
 LR = "retraining.tune.optimizerKwargs.lr"
@@ -18,6 +18,7 @@ def test_every_combination_is_a_trial(loaded: Loaded, good: str) -> None:
         "earlyStopEpoch=null, optimizerKwargs.lr=0.1", "earlyStopEpoch=null, optimizerKwargs.lr=0.03",
         "earlyStopEpoch=9, optimizerKwargs.lr=0.1", "earlyStopEpoch=9, optimizerKwargs.lr=0.03",
     ]  # fmt: skip
+    assert num_trials(p) == 4
     for trial in trials(p):
         changed = {"early_stop_epoch", "optimizer_kwargs", "tune"}
         assert trial.block.model_dump(exclude=changed) == p.retraining.model_dump(exclude=changed)
@@ -32,7 +33,7 @@ def test_without_it_there_is_one_trial_with_the_block_itself(loaded: Loaded, goo
         good + "retraining: {startEpoch: 8, penalties: [{l1: 1, how: proximal}], transformsTest: [{type: ToTensor}]}"
     ).parameters
     (trial,) = trials(p)
-    assert (trial.values, trial.name, trial.block) == ({}, "", p.retraining)
+    assert (trial.values, trial.name, trial.block, num_trials(p)) == ({}, "", p.retraining, 1)
     assert trained_blocks(p) == [(("training",), p.training), (("retraining",), p.retraining)]
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from experiment.config.variants import compact
 from experiment.report.document import Block, Section, Table, Text
 from experiment.report.label_styles import LabelStyles
 from experiment.report.primary_metric import ReportedMetric, primary_metric
@@ -16,8 +17,6 @@ from experiment.report.words.titles import variant_in_words
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
-
-CELL = ["label", "keep_target", "net", "repetition"]
 
 
 def tuned_retraining(source: Source, styles: LabelStyles) -> Section | None:
@@ -47,13 +46,14 @@ def tuned_retraining(source: Source, styles: LabelStyles) -> Section | None:
 def _about(
     trials: DataFrame, tune: Mapping[str, Sequence[Any]], seconds: float, metric: ReportedMetric, styles: LabelStyles
 ) -> Iterator[Block]:
-    figures = trials.groupby(CELL, sort=False, dropna=False)[f"valid_{metric.name}"]
+    row = ["label", "keep_target"]
+    figures = trials.groupby([*row, "net", "repetition"], sort=False, dropna=False)[f"valid_{metric.name}"]
     chosen = trials.assign(spread=figures.transform("max") - figures.transform("min"))[trials["chosen"]]
     rows = []
-    for (label, _), cells in chosen.groupby(["label", "keep_target"], sort=False, dropna=False):
-        keep, spread = float(cells["keep_target"].iloc[0]), float(cells["spread"].mean())
-        shown = numbers.spread(spread, math.nan, metric.unit == "fraction")
-        rows.append([styles.plain(str(label)), numbers.keep(keep), *(_counted(cells[key]) for key in tune), shown])
+    for (label, _), cells in chosen.groupby(row, sort=False, dropna=False):
+        keep = numbers.keep(float(cells["keep_target"].iloc[0]))
+        spread = numbers.spread(float(cells["spread"].mean()), math.nan, metric.unit == "fraction")
+        rows.append([styles.plain(str(label)), keep, *(_counted(cells[key]) for key in tune), spread])
     unit = " (points)" if metric.unit == "fraction" else ""
     yield Table(["Method", "Keep ratio", *tune, f"Spread of {metric.title}{unit}"], rows)
     yield Text(f"{numbers.duration(seconds)} went into trials that were not kept.")
@@ -62,12 +62,8 @@ def _about(
 
 def _counted(values: Series) -> str:
     """The chosen values, the most frequent first, with the number of networks if there are several."""
-    counts = values.map(_text).value_counts(sort=False).sort_values(ascending=False, kind="stable")
+    counts = values.map(compact).value_counts(sort=False).sort_values(ascending=False, kind="stable")
     return ", ".join(f"{value} ({number})" if len(counts) > 1 else str(value) for value, number in counts.items())
-
-
-def _text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def _ends(chosen: DataFrame, key: str, values: Sequence[Any], styles: LabelStyles) -> Iterator[str]:

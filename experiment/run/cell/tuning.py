@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import TypeAdapter
 from torch import nn
@@ -27,12 +27,8 @@ from experiment.tasks.task import Metric
 from experiment.training.evaluation import Metrics
 
 RECORDS, TABLE = "trials.json", "trials.csv"
-
-
-class MakeCellNetwork(Protocol):
-    """Makes the network of an ordinary cell in a folder, retrained as `block` says."""
-
-    def __call__(self, cell: Cell, block: Retraining, folder: Path, report: ReportEvent) -> CellNetwork: ...
+MakeCellNetwork = Callable[[Cell, Retraining, Path, ReportEvent], CellNetwork]
+"""Makes the network of an ordinary cell in a folder, retrained as a block says."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +122,7 @@ class Tuning:
         return min(figures)[1] if figures else None
 
     def _costs(self, results: Sequence[TrialResult], best: int) -> dict[str, float]:
-        """The time of the compression, which all trials share, of the retraining that is kept, and of all the rest."""
-        compress = max(result.seconds_compress for result in results)
+        compress = max(result.seconds_compress for result in results)  # all trials share it
         retrain = results[best].seconds_retrain
         rest = max(0.0, sum(result.seconds for result in results) - compress - retrain)
         return {"seconds_compress": compress, "seconds_retrain": retrain, "seconds_tune": round(rest, 3)}
@@ -136,7 +131,7 @@ class Tuning:
         """The rows of trials.csv."""
         return [
             {
-                **{key: value if _is_plain(value) else compact(value) for key, value in trial.values.items()},
+                **{key: compact(value) for key, value in trial.values.items()},
                 f"valid_{self.metric.name}": result.valid,
                 "valid_loss": result.valid_loss,
                 "seconds": result.seconds,
@@ -156,7 +151,3 @@ def _naming(trial: Trial, report: ReportEvent) -> ReportEvent:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, int | float | str) and not isinstance(value, bool)
