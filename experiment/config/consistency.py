@@ -11,6 +11,7 @@ from experiment.config.includes import OPEN_KEYS
 from experiment.config.modes import REWIND
 from experiment.config.schema.budget import Budget
 from experiment.config.schema.parameter_file import NO_REWINDING, Mode, Parameters, Rewind
+from experiment.config.tuning import tuning_faults
 from experiment.config.value_tree import KeyPath, Node, Problem, find, walk
 from experiment.config.variants import Variant, keep_steps
 from experiment.errors import ConfigError
@@ -38,8 +39,10 @@ def inconsistencies(values: Mapping[str, Any]) -> Found:
         yield ("experiments", "numNets"), f"{what}. Got {num_nets}."
     if mode == "gradual":
         yield from _steps_while_retraining(values)
-    if mode == "train" and _at(values, "retraining", "distillation") is not None:
-        yield ("retraining", "distillation"), "has no effect in mode train, which retrains nothing. Remove it."
+    for key in ("distillation", "tune"):
+        if mode == "train" and _at(values, "retraining", key) is not None:
+            yield ("retraining", key), "has no effect in mode train, which retrains nothing. Remove it."
+    yield from _tuning(values, mode, rewind)
     outputs = _whole(values, "network", "outputSize")
     for block in ("training", "retraining"):
         weight = _at(values, block, "lossKwargs", "weight")
@@ -76,6 +79,19 @@ def _steps_while_retraining(values: Mapping[str, Any]) -> Found:
     if complete:
         what = "mode gradual needs quantities without shares or amounts, whose shares are the keep ratios of spacing"
         yield ("experiments", "budget"), f"{what}. List them, as [flops, bytes]."
+
+
+def _tuning(values: Mapping[str, Any], mode: str, rewind: str) -> Found:
+    """There is a retraining to tune, and every combination of values is one of its settings."""
+    yield from tuning_faults(_at(values, "retraining"))
+    if _at(values, "retraining", "tune") is None or mode == "train":
+        return
+    start, last = _whole(values, "retraining", "startEpoch") or 0, _whole(values, "retraining", "numEpochs")
+    if mode == "lc":
+        yield ("retraining", "tune"), "cannot be used in mode lc, where learning and compression alternate. Remove it."
+    elif last is not None and (last == 0 or (start == last and rewind != "random")):
+        what = f"has no effect without epochs of retraining: startEpoch is {start}, numEpochs is {last}"
+        yield ("retraining", "tune"), f"{what}. Remove it, or retrain."
 
 
 def _mode_and_rewind(values: Mapping[str, Any]) -> tuple[str, str]:

@@ -10,7 +10,9 @@ from experiment.config.value_tree import KeyPath, Node, Problem, merge, refuse_g
 from experiment.config.yaml_file import read_yaml
 from experiment.errors import ConfigError, shortened
 
-OPEN_KEYS = {"settings", "kwargs", "stepKwargs", "optimizerKwargs", "lossKwargs", "network_names", "network_colors"}
+OPEN_KEYS = {
+    "settings", "kwargs", "stepKwargs", "optimizerKwargs", "lossKwargs", "tune", "network_names", "network_colors"
+}  # fmt: skip
 
 
 def packaged_param() -> Path:

@@ -84,7 +84,9 @@ def require_experiment(folder: Path) -> None:
         )
 
 
-def read_cells(folder: Path, cells: DataFrame, file: str, columns: Sequence[str]) -> DataFrame:
+def read_cells(
+    folder: Path, cells: DataFrame, file: str, columns: Sequence[str], texts: Sequence[str] = ("layer",)
+) -> DataFrame:
     """Concatenate a CSV file of several cells, such as layers.csv or history.csv.
 
     Args:
@@ -92,6 +94,7 @@ def read_cells(folder: Path, cells: DataFrame, file: str, columns: Sequence[str]
         cells: rows of results.csv. Cells without the file, or with a damaged one, are left out.
         file: name of the CSV file.
         columns: columns to read.
+        texts: those of them that may hold text.
 
     Returns: these columns, and the variant, method, label, net, repetition and keep_target of the cell. Empty, without
         these columns, if no cell has the file.
@@ -113,7 +116,7 @@ def read_cells(folder: Path, cells: DataFrame, file: str, columns: Sequence[str]
                 continue
             if frame.empty:  # no epochs of retraining: columns without values have no numeric type
                 continue
-            if any(name != "layer" and not is_numeric_dtype(frame[name]) for name in frame):
+            if any(name not in texts and not is_numeric_dtype(frame[name]) for name in frame):
                 warn_of_damage(path)
             else:
                 frames.append(frame.assign(**{name: row[name] for name in carried}))

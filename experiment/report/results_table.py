@@ -28,7 +28,7 @@ NUMBERS = (
 EXTRA_NUMBERS = re.compile(
     r"latency_(iqr_)?ms_b\d+(_reference)?|frames_per_second_b\d+|memory_(weights|b\d+)|bytes_bitmask|bytes_csr|"
     rf"noise_[a-z_]+_[0-9.e+-]+|(?!error_)\w+_({'|'.join(FORMATS)})(_b\d+)?"
-    r"|(limit|predicted|measured)_(parameters|flops|bytes|latency|memory)"
+    r"|(limit|predicted|measured)_(parameters|flops|bytes|latency|memory)|seconds_tune"
 )  # only if requested
 SECONDS = ("seconds_compress", "seconds_retrain", "seconds_tune")  # parts of `seconds`
 DERIVED = ("keep_flops_unmasked", "keep_bytes", "seconds")

@@ -16,7 +16,17 @@ from experiment.report.plots.gallery import Kind, plots_of
 from experiment.report.plots.svg import svg_of
 from experiment.report.results_folder import Source, read_source, require_experiment
 from experiment.report.up_to_date import OUTPUTS, made_from, own_plots, stamped_plots, write_stamp
-from experiment.report.words import about, advice, deployment, findings, limits, ranking, spending, test_sets
+from experiment.report.words import (
+    about,
+    advice,
+    deployment,
+    findings,
+    limits,
+    ranking,
+    spending,
+    test_sets,
+    tuning,
+)
 from experiment.report.words.potential_tables import latex_table
 from experiment.run.disk.store import Store
 from experiment.run.signals import raise_if_stopped
@@ -121,6 +131,7 @@ def _document(source: Source, found: Comparisons, styles: LabelStyles, pictures:
         spending.pareto_fronts(source, styles),
         spending.time_spent(source, styles),
         limits.limited_quantities(source, styles),
+        tuning.tuned_retraining(source, styles),
         deployment.what_to_deploy(source, styles),
         test_sets.potential_on_test_sets(source, styles),
         Section("Plots", pictures or [Text("Nothing to draw yet.")]),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.config import Parameters, Variant
+from experiment.config.tuning import trained_blocks
 from experiment.config.value_tree import KeyPath
 from experiment.datasets.image_data import Splits
 from experiment.datasets.transforms import check_transforms
@@ -99,12 +100,12 @@ def _check_training(plan: ExperimentPlan, variant: Variant, machine: Machine) ->
     if faults or ("task",) in unknown:
         return
     texts = set()  # retraining inherits the settings of training
-    for block, training in (("training", p.training), ("retraining", p.retraining)):
+    for place, training in trained_blocks(p):
         for line in [*check_training(train_settings(p, training, machine)), *check_transforms(transforms_of(training))]:
             key, text = _key_and_text(line)
             if line not in texts and not any(name[: len(key)] == key for name in unknown):
                 texts.add(line)
-                yield (block, *key), text
+                yield (*place, *key), text
 
 
 def _key_and_text(line: str) -> tuple[KeyPath, str]:
@@ -206,7 +207,7 @@ def _check_test_sets(p: Parameters, data: Data) -> Found:
 
 def _check_data(p: Parameters, data: Data, facts: dict[str, DataFacts]) -> Found:
     """Whether the inputs can be trained on. Facts about the data are added to `facts`, once per data and transforms."""
-    for training in (p.training, p.retraining):
+    for _, training in trained_blocks(p):
         key = data.key(p, training)
         try:
             facts[key] = facts[key] if key in facts else data.facts(p, training)
@@ -217,8 +218,8 @@ def _check_data(p: Parameters, data: Data, facts: dict[str, DataFacts]) -> Found
 
 def _check_batch_norm(p: Parameters, network: nn.Module, example: Inputs) -> Found:
     """Whether BatchNorm gets more than one value per channel if batches hold a single input."""
-    blocks = [b for b, training in (("training", p.training), ("retraining", p.retraining)) if training.batch_size == 1]
-    if not blocks:
+    places = [place for place, training in trained_blocks(p) if training.batch_size == 1]
+    if not places:
         return
     single: list[str] = []
 
@@ -232,17 +233,17 @@ def _check_batch_norm(p: Parameters, network: nn.Module, example: Inputs) -> Fou
         call_network(network.train(), first(example))
     if single:
         text = f"'{single[0]}' is a BatchNorm with one value per channel and input: it cannot train on batches of 1."
-        yield (blocks[0], "batchSize"), f"{text} Use a batchSize of at least 2."
+        yield (*places[0], "batchSize"), f"{text} Use a batchSize of at least 2."
 
 
 def _check_penalties(p: Parameters, network: nn.Module) -> Found:
     """Whether every pattern matches a layer of the uncompressed network."""
     seen = set()
-    for block, training in (("training", p.training), ("retraining", p.retraining)):
+    for place, training in trained_blocks(p):
         for i, text in unmatched(network, [penalty_spec(penalty) for penalty in training.penalties]):
             if (i, text) not in seen:
                 seen.add((i, text))
-                yield (block, "penalties", i, "layers"), text
+                yield (*place, "penalties", i, "layers"), text
 
 
 def _check_patterns(methods: tuple[MethodSpec | None, ...], network: nn.Module) -> Found:
@@ -292,9 +293,9 @@ def _check_batches(p: Parameters, data: Data, machine: Machine) -> Found:
     if p.experiments.mode == "lc":
         text = f"lc trains every network in one process. Got {machine.processes} under torchrun."
         yield ("experiments", "mode"), f"{text} Run it without torchrun; -j N computes N cells at once."
-    for block, training in (("training", p.training), ("retraining", p.retraining)):
+    for place, training in trained_blocks(p):
         num_images = len(data.splits(p, training).train)
         if problem := Team(0, machine.processes).problem(num_images, training.batch_size):
             key, text = _key_and_text(problem)
-            yield (block, *key), text
+            yield (*place, *key), text
             return  # retraining inherits the batch size

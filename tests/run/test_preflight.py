@@ -319,3 +319,22 @@ def test_a_task_that_is_not_there_is_told_once(write: Any, small: dict[str, Any]
     small["network"]["task"] = "XX"
     (problem,) = look(write(small)).problems
     assert problem.endswith("network.task: unknown task 'XX'.")
+
+
+def test_every_trial_is_checked(write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any) -> None:
+    """And the block itself is not: its values that are tuned are never used."""
+    small["retraining"] |= {"optimizerKwargs": {"lr": -5}}
+    small["retraining"]["tune"] = {
+        "optimizerKwargs.lr": [0.1, -1],
+        "optimizerKwargs.momentum": [0.9, 0.5],
+        "penalties": [[], [{"layers": "conv*", "l1": 1}]],
+    }
+    assert main([str(write(small)), "-j", "1", "-q"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2, "with both values of momentum"
+    assert all("retraining.tune.optimizerKwargs: SGD refuses {'lr': -1, 'momentum': 0." in line for line in said)
+    small["retraining"]["tune"]["optimizerKwargs.lr"] = [0.1, 0.2]
+    assert main([str(write(small)), "-j", "1", "-q"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "retraining.tune.penalties[0].layers: no convolution or linear layer is named 'conv*'" in said
+    assert not (in_tmp / "data/trained_networks").exists()

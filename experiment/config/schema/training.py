@@ -118,6 +118,9 @@ def _one_or_more(item: dict[str, Any]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, "minItems": 1}]})
 
 
+_VALUES_TO_TRY = WithJsonSchema(
+    {"anyOf": [{"type": "object", "additionalProperties": {"type": "array", "minItems": 2}}, {"type": "null"}]}
+)
 _PATTERN = {"type": "string", "minLength": 1}
 _HOW = {"type": "string", "enum": list(HOW)}
 
@@ -217,8 +220,24 @@ class Training(Block):
         return start
 
 
+def _by_dotted_key(value: object) -> object:
+    """Lists of values by dotted key; nested mappings, as those of `--set`, mean the same. None without any."""
+    return dict(_lists_in(value)) or None if isinstance(value, dict) else value
+
+
+def _lists_in(value: dict[Any, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, object]]:
+    for key, below in value.items():
+        if isinstance(below, dict):
+            yield from _lists_in(below, (*path, str(key)))
+        else:
+            yield ".".join((*path, str(key))), below
+
+
 class Retraining(Training):
     """How compressed networks are retrained."""
 
     distillation: Distillation | None = None
     """Knowledge distillation from the reference network. Default: train on the labels alone."""
+    tune: Annotated[dict[str, Any] | None, BeforeValidator(_by_dotted_key), _VALUES_TO_TRY] = None
+    """Keys of this block to tune, each with the values to try: {optimizerKwargs.lr: [0.1, 0.03, 0.01]}. Every cell is
+    retrained once with each combination, and the network that is best on the validation part is kept. Default: none."""

@@ -70,7 +70,8 @@ def what_was_run(source: Source) -> Section:
     """Network, data, methods, settings and progress of the experiment."""
     frame = source.results
     counts = {status: int((frame["status"] == status).sum()) for status in STATUS}
-    seconds = float(frame["seconds_compress"].sum() + frame["seconds_retrain"].sum())
+    times = ["seconds_compress", "seconds_retrain", *(["seconds_tune"] if "seconds_tune" in frame else [])]
+    seconds = float(frame[times].sum().sum())
     items = [
         *_facts(source),
         ("Cells", ", ".join(f"{n} {status}" for status, n in counts.items() if n) or "none finished yet"),

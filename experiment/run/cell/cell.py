@@ -14,6 +14,7 @@ from experiment.run.cell.chain_compression import ChainCompression
 from experiment.run.cell.events import ReportEvent
 from experiment.run.cell.examples import write_examples
 from experiment.run.cell.search import TABLE, CellSearch, SearchResult
+from experiment.run.cell.tuning import TABLE as TRIALS
 from experiment.run.disk.network_file import save_weights
 from experiment.run.grid.plan import Cell
 from experiment.run.machine import instructions
@@ -53,7 +54,9 @@ def _search(cell: Cell, compression: ChainCompression, report: ReportEvent) -> d
     if found.keep is None:
         return _store_infeasible(cell, {**found.facts, "error": found.reason}, compression, found)
     made = search.make_sample(found.keep, lambda event: None)  # was reported when it was first made
-    return _test_and_store(cell, replace(made, facts={**made.facts, **found.facts}), compression, found)
+    facts = {**made.facts, **found.facts}
+    facts["seconds_retrain"] = round(facts["seconds_retrain"] - facts.get("seconds_tune", 0.0), 3)  # of all samples
+    return _test_and_store(cell, replace(made, facts=facts), compression, found)
 
 
 def _test_and_store(
@@ -78,6 +81,8 @@ def _test_and_store(
             made.ranks.write(folder)
         if search is not None:
             outcome.write_rows(folder / TABLE, search.table())
+        if made.trials:
+            outcome.write_rows(folder / TRIALS, made.trials)
         result = {**outcome.costs_of(made.compressed, size), **made.facts, "status": "done"}
         result |= outcome.test_figures(p, measured, direct) | {"hardware": instructions(context.machine.device)}
         outcome.write_result(folder, result)

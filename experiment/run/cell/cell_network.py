@@ -2,11 +2,14 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
 
-from experiment.config.modes import rewinding
+from experiment.config import Retraining
+from experiment.config.modes import retraining, rewinding
+from experiment.config.tuning import trials
 from experiment.errors import StoreError
 from experiment.layers.copied_network import copied
 from experiment.layers.plan import State
@@ -14,10 +17,11 @@ from experiment.run.cell.chain_compression import ChainCompression
 from experiment.run.cell.events import Advanced, Note, ReportEvent, cell_name
 from experiment.run.cell.gradual import compress_gradually
 from experiment.run.cell.learn_compress import learn_compress
-from experiment.run.cell.outcome import CellNetwork, read_history
+from experiment.run.cell.outcome import CellNetwork, read_history, task_of, valid_metrics
 from experiment.run.cell.rank_history import rank_log
 from experiment.run.cell.retrain import removes_nothing, retrain
 from experiment.run.cell.start_state import random_state, rewound_state
+from experiment.run.cell.tuning import Tuning
 from experiment.run.disk.network_file import load_packed, read_weights
 from experiment.run.grid.plan import Cell
 from experiment.training.loop import EpochRecord
@@ -33,8 +37,13 @@ def make_cell_network(cell: Cell, compression: ChainCompression, folder: Path, r
         folder: for the checkpoint and other files from which an interrupted computation continues.
     Raises: InfeasibleBudget, CompressionError, TrainingDiverged.
     """
-    make = MAKERS.get(compression.parameters.experiments.mode, _compress_and_retrain)
-    made = make(cell, compression, folder, report)
+    p = compression.parameters
+    make = partial(MAKERS.get(p.experiments.mode, _compress_and_retrain), compression)
+    if p.retraining.tune is None:
+        made = make(cell, retraining(p), folder, report)
+    else:
+        measure = partial(valid_metrics, p=p, data=compression.context.data)
+        made = Tuning(cell, trials(p), folder, make, measure, task_of(p).primary).run(report)
     if cell.epochs_retrain and not made.records:
         made.facts["notice"] = NOTHING_REMOVED
         report(Note(f"{cell_name(cell)}: {NOTHING_REMOVED}"))
@@ -42,7 +51,9 @@ def make_cell_network(cell: Cell, compression: ChainCompression, folder: Path, r
     return made
 
 
-def _compress_and_retrain(cell: Cell, compression: ChainCompression, folder: Path, report: ReportEvent) -> CellNetwork:
+def _compress_and_retrain(
+    compression: ChainCompression, cell: Cell, block: Retraining, folder: Path, report: ReportEvent
+) -> CellNetwork:
     p = compression.parameters
     started = time.perf_counter()
     compressor, compressed = compression.compress(cell, report)
@@ -61,7 +72,7 @@ def _compress_and_retrain(cell: Cell, compression: ChainCompression, folder: Pat
     if earlier is not None:
         network, records = earlier
     elif epochs:
-        records = retrain(cell, network, compressed.plan, compression, folder, ranks, report)
+        records = retrain(cell, block, network, compressed.plan, compression, folder, ranks, report)
     facts = {
         "epochs": epochs,
         "seconds_compress": round(compressed_at - started, 3),
@@ -82,7 +93,7 @@ def _retrained_earlier(
     cell: Cell, network: nn.Module, compression: ChainCompression, report: ReportEvent
 ) -> tuple[nn.Module, list[EpochRecord]] | None:
     """The retrained network with its epochs, from a cell that differs in its test data only; None without one."""
-    if compression.parameters.experiments.search is not None:
+    if compression.parameters.experiments.search is not None or compression.parameters.retraining.tune is not None:
         return None
     folder = compression.context.store.tested_otherwise(cell)
     if folder is None:

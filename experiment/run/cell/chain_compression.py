@@ -1,6 +1,7 @@
 """The compression of the cells of a chain: the network that each starts from, and the analysis that they share."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from experiment.datasets.calibration import calibration, calibration_size
 from experiment.errors import Inherited, log
 from experiment.layers.build import expand
 from experiment.layers.compressible import trace_layers
+from experiment.layers.copied_network import copied
 from experiment.layers.plan import State
 from experiment.measure.latency_model import LatencyTable
 from experiment.methods.base import Calibration, Compressed, Compressor, make_method
@@ -46,6 +48,7 @@ class ChainCompression:
         self.previous_failure: Inherited | None = None
         self._previous: Cell | None = None
         self._compressor: Compressor | None = None
+        self._tuned: tuple[object, Compressor, Compressed] | None = None  # what all trials of a cell start from
 
     @property
     def parameters(self) -> Parameters:
@@ -69,8 +72,14 @@ class ChainCompression:
 
         Raises: InfeasibleBudget: no network is that small.
         """
+        if self._tuned is not None and self._tuned[0] == (cell.key, cell.keep):
+            _, compressor, compressed = self._tuned
+            return compressor, replace(compressed, network=copied(compressed.network))
         with showing(partial(ProgressText, lambda text: report(Busy(cell_name(cell), text)))):
             compressor, compressed = self._compress(cell)
+        if self.parameters.retraining.tune is not None:
+            untrained = replace(compressed, network=copied(compressed.network))
+            self._tuned = (cell.key, cell.keep), compressor, untrained
         free = cell.fixed_size or self.chain.method.has_price
         if not free and (text := shortfall(cell.keep, compressed, compressor.original, self._budget)):
             report(Note(f"{cell_name(cell)}: {text}"))
@@ -113,6 +122,7 @@ class ChainCompression:
 
     def cell_ended(self, cell: Cell, result: Mapping[str, Any]) -> None:
         """Let the next cell of a cascade start from this one, or fail if this one did."""
+        self._tuned = None
         if not self.chain.in_order:
             return
         self._compressor = None

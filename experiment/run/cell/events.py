@@ -64,6 +64,23 @@ Event = Started | Advanced | Busy | EpochDone | CellDone | Note
 ReportEvent = Callable[[Event], None]
 
 
+class CountedReport:
+    """A report that counts the units of work reported."""
+
+    def __init__(self, report: ReportEvent) -> None:
+        self._report, self._units = report, 0.0
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Advanced):
+            self._units += event.units
+        self._report(event)
+
+    def fill_up_to(self, units: float) -> None:
+        """Report the work that was not needed: it stopped early, or was already recorded."""
+        if units > self._units:
+            self(Advanced(units - self._units))
+
+
 def cell_name(cell: Cell) -> str:
     """A short description of a cell, for people."""
     words = [cell.variant, cell.label, cell.size if cell.method != "Reference" else "", f"net {cell.net}"]

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from torch import nn
 
-from experiment.config.modes import gradual_steps, retraining
+from experiment.config import Retraining
+from experiment.config.modes import gradual_steps
 from experiment.layers.build import build, expand
 from experiment.layers.copied_network import copied
 from experiment.layers.masks import named_masks
@@ -43,7 +44,9 @@ class _Progress:
     records: list[EpochRecord]
 
 
-def compress_gradually(cell: Cell, compression: ChainCompression, folder: Path, report: ReportEvent) -> CellNetwork:
+def compress_gradually(
+    compression: ChainCompression, cell: Cell, block: Retraining, folder: Path, report: ReportEvent
+) -> CellNetwork:
     """Make the network of a cell; without records if compression removes nothing.
 
     Raises: InfeasibleBudget, CompressionError, TrainingDiverged.
@@ -55,8 +58,7 @@ def compress_gradually(cell: Cell, compression: ChainCompression, folder: Path, 
     if not cell.epochs_retrain or removes_nothing(direct, compression):
         facts = {"epochs": 0, "seconds_compress": round(time.perf_counter() - started, 3), "seconds_retrain": 0.0}
         return CellNetwork(compressed, direct, [], None, facts)
-    block, ranks = retraining(p), rank_log(p, folder)
-    steps = gradual_steps(p, cell.keep)
+    ranks, steps = rank_log(p, folder), gradual_steps(p, cell.keep)
     compressing = time.perf_counter() - started
     saved = Checkpoint(folder / STEP, ("gradual", cell.key, steps))
     now = _continued(saved, reference.network) or _Progress(0, copied(reference.network), Plan(), [])
@@ -72,7 +74,7 @@ def compress_gradually(cell: Cell, compression: ChainCompression, folder: Path, 
         until = steps[i][0] if i < len(steps) else None
         if until is None or until > block.start_epoch + len(now.records):
             now.records = retrain(
-                cell, now.network, now.plan, compression, folder, ranks, report,
+                cell, block, now.network, now.plan, compression, folder, ranks, report,
                 checkpoint=f"checkpoint-{i}.pt", earlier=now.records, until=until,
             )  # fmt: skip
         if until is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from experiment.config.modes import retraining
+from experiment.config import Retraining
 from experiment.datasets.image_data import count_batches
 from experiment.files import make_folder
 from experiment.lc.optimizer import LCOptimizer
@@ -19,7 +19,9 @@ from experiment.run.cell.training_settings import lc_settings, train_settings
 from experiment.run.grid.plan import Cell
 
 
-def learn_compress(cell: Cell, compression: ChainCompression, folder: Path, report: ReportEvent) -> CellNetwork:
+def learn_compress(
+    compression: ChainCompression, cell: Cell, block: Retraining, folder: Path, report: ReportEvent
+) -> CellNetwork:
     """Make the network of a cell; it has no records if compression removes nothing, since there is no L-step then.
 
     Raises: InfeasibleBudget, CompressionError, TrainingDiverged.
@@ -35,7 +37,7 @@ def learn_compress(cell: Cell, compression: ChainCompression, folder: Path, repo
     compressed_at = time.perf_counter()
     optimizer = None
     if chain.method.entry.kind == "none" or not _is_unchanged(direct, compression):
-        optimizer = _make_optimizer(cell, project, compression, folder, report)
+        optimizer = _make_optimizer(cell, block, project, compression, folder, report)
         for record in optimizer.steps():
             loss = math.nan if record.loss is None else record.loss
             report(EpochDone(cell_name(cell), record.iteration, p.lc.steps, loss, valid_in_words(record.valid, p)))
@@ -58,10 +60,14 @@ def _is_unchanged(direct: Projected, compression: ChainCompression) -> bool:
 
 
 def _make_optimizer(
-    cell: Cell, project: MethodProjection, compression: ChainCompression, folder: Path, report: ReportEvent
+    cell: Cell,
+    block: Retraining,
+    project: MethodProjection,
+    compression: ChainCompression,
+    folder: Path,
+    report: ReportEvent,
 ) -> LCOptimizer:
     p, context, reference = compression.parameters, compression.context, compression.reference
-    block = retraining(p)
     splits = context.data.splits(p, block)
     make_folder(folder)
     return LCOptimizer(

@@ -49,6 +49,7 @@ class CellNetwork:
         records: one row per epoch, or per step in mode lc.
         ranks: effective ranks during training, if requested.
         facts: what result.json says about how it was made: epochs, seconds, a notice.
+        trials: the rows of trials.csv, if retraining was tuned.
     """
 
     compressed: Compressed
@@ -56,6 +57,7 @@ class CellNetwork:
     records: list[EpochRecord] | list[LCRecord]
     ranks: RankLog | None
     facts: dict[str, Any]
+    trials: Sequence[Mapping[str, Any]] = ()
 
 
 def measure_network(
@@ -79,7 +81,12 @@ def measure_network(
 
 def valid_figure(network: nn.Module, p: Parameters, data: Data) -> float:
     """The primary metric on the validation data, for selection."""
-    return evaluate_with(network, data.splits(p, p.training).valid, p, data).values[task_of(p).primary.name]
+    return valid_metrics(network, p, data).values[task_of(p).primary.name]
+
+
+def valid_metrics(network: nn.Module, p: Parameters, data: Data) -> Metrics:
+    """The loss and all metrics on the validation data, in float32 regardless of the precision of training."""
+    return evaluate_with(network, data.splits(p, p.training).valid, p, data)
 
 
 def evaluate_with(network: nn.Module, images: Images, p: Parameters, data: Data, *observers: Observer) -> Metrics:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from torch import nn
 
-from experiment.config.modes import retraining, rewinding
+from experiment.config import Retraining
+from experiment.config.modes import rewinding
 from experiment.files import make_folder
 from experiment.layers.masks import same_support
 from experiment.layers.plan import Plan
@@ -23,6 +24,7 @@ CHECKPOINT = "checkpoint.pt"
 
 def retrain(
     cell: Cell,
+    block: Retraining,
     network: nn.Module,
     plan: Plan,
     compression: ChainCompression,
@@ -37,12 +39,13 @@ def retrain(
     """Train a compressed network in place; returns the records of all epochs.
 
     Args:
+        block: how.
         plan: its structure.
         folder: for the file `checkpoint`, from which an interrupted training continues.
         earlier: the epochs that another structure of the network was trained for.
         until: the epoch at whose start to stop.
     """
-    p, block, context = compression.parameters, retraining(compression.parameters), compression.context
+    p, context = compression.parameters, compression.context
     make_folder(folder)
     stream = ("retrain", p.seed, cell.net, cell.repetition)
     job = Job(p, block, plan.to_data(), stream, context.directories.datasets, until)

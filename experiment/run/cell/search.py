@@ -11,16 +11,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from torch import nn
 
 from experiment.config import Search
-from experiment.errors import Damaged, InfeasibleBudget, TrainingDiverged, log
-from experiment.escaping import json_text
-from experiment.files import read_json, remove_all, set_aside, write_whole
+from experiment.errors import InfeasibleBudget, TrainingDiverged
+from experiment.files import remove_all
 from experiment.lc.keep_search import ROUNDING, search_keep
-from experiment.run.cell.events import Advanced, Event, ReportEvent
+from experiment.run.cell.events import CountedReport, ReportEvent
 from experiment.run.cell.outcome import CellNetwork
+from experiment.run.cell.records import read_records, write_records
 from experiment.run.grid.plan import Cell
 from experiment.tasks.task import Metric
 
@@ -107,7 +107,7 @@ class CellSearch:
         self._cell, self._settings, self._folder = cell, settings, folder
         self._make, self._measure = make, measure
         self._metric, self._reference = metric, reference
-        self._recorded = {sample.keep: sample for sample in _read_samples(folder / SAMPLES)}
+        self._recorded = {sample.keep: sample for sample in read_records(folder / SAMPLES, _SAMPLES)}
 
     def run(self, report: ReportEvent) -> SearchResult:
         """Make samples until the search ends.
@@ -115,7 +115,7 @@ class CellSearch:
         Raises: TrainingDiverged: all feasible networks diverged.
         """
         samples: list[SearchSample] = []
-        counted = _CountedReport(report)
+        counted = CountedReport(report)
 
         def is_good(keep: float) -> float:
             sample = self._recorded.get(keep)
@@ -157,8 +157,7 @@ class CellSearch:
         """Record a sample, and remove checkpoints that are no longer needed."""
         others = list(self._recorded) if sample.within else [sample.keep]
         self._recorded[sample.keep] = sample
-        rows = [asdict(row) for row in self._recorded.values()]
-        write_whole(self._folder / SAMPLES, json_text(rows, indent=1) + "\n")
+        write_records(self._folder / SAMPLES, list(self._recorded.values()))
         remove_all(self._folder / str(keep) for keep in others)
 
     def _why_none(self, samples: Sequence[SearchSample]) -> str:
@@ -183,30 +182,3 @@ class CellSearch:
         if diverged := [sample.error for sample in samples if sample.status == "diverged"]:
             raise TrainingDiverged(f"all feasible samples of the search diverged. The last: {diverged[-1]}")
         return f"none of {len(samples)} keep ratios is feasible. The last: {samples[-1].error} Or increase samples."
-
-
-def _read_samples(path: Path) -> list[SearchSample]:
-    try:
-        return _SAMPLES.validate_python(read_json(path))
-    except FileNotFoundError:
-        return []
-    except (Damaged, ValidationError):
-        log.warning("%s is damaged; renamed to %s.", path, set_aside(path).name)
-        return []
-
-
-class _CountedReport:
-    """A report that counts the units of work reported."""
-
-    def __init__(self, report: ReportEvent) -> None:
-        self._report, self._units = report, 0.0
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, Advanced):
-            self._units += event.units
-        self._report(event)
-
-    def fill_up_to(self, units: float) -> None:
-        """Report the work that samples did not need: they stopped early, or were already recorded."""
-        if units > self._units:
-            self(Advanced(units - self._units))

@@ -39,6 +39,7 @@ _AFTER_METRICS = (
 )  # fmt: skip
 SHARED_COLUMNS = (*_BEFORE_METRICS, *_AFTER_METRICS)  # of all tasks
 CLASSIFICATION = ("top1", "top5")  # the metrics of a cell that does not name them, and of a table without results
+TUNING = ("tuned", "seconds_tune")
 AMOUNT = ("limit", "predicted", "measured")
 NOISE_FIGURES = ("agreement", "distance", "excess_error")
 BYTE_COLUMNS = ("bytes_bitmask", "bytes_csr", "sparse_format")
@@ -113,7 +114,7 @@ def _rows(plan: ExperimentPlan, results: Mapping[str, Mapping[str, Any]]) -> Ite
             figures = _figures(result, i)
             row |= {name: figures.get(name) for name in ("loss", *metrics, f"{primary}_before_retraining", *AGREEMENT)}
             row |= {"dataset_test": test.shown, f"{primary}_reference": _figures(reference, i).get(primary)}
-            row |= _amounts(result)
+            row |= _amounts(result) | {column: result[column] for column in TUNING if column in result}
             yield {column: "" if value is None else value for column, value in row.items()}, i
 
 
@@ -159,6 +160,7 @@ def _extra_columns(plan: ExperimentPlan, metrics: Iterable[str]) -> tuple[str, .
     budgets = [e.budget for e in every if e.budget.counted is None]
     limited = dict.fromkeys(limit.quantity for budget in budgets for limit in budget.limits)
     columns += [f"{what}_{quantity}" for quantity in limited for what in AMOUNT]
+    columns += TUNING * any(variant.parameters.retraining.tune is not None for variant in plan.file.variants)
     columns += BYTE_COLUMNS * bool(requested(plan, "bytes"))
     batches = dict.fromkeys(batch for e in every if e.export for batch in e.latency_batches)
     for name in dict.fromkeys(name for e in every for name in e.export):

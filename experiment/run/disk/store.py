@@ -56,6 +56,8 @@ class CellResult(BaseModel):
     tests: list[dict[str, float]] | None = None  # figures on each of several test sets
     seconds_compress: float | None = None
     seconds_retrain: float | None = None
+    seconds_tune: float | None = None
+    tuned: str | None = None
 
     @model_validator(mode="after")
     def _is_complete(self) -> CellResult:

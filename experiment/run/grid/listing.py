@@ -6,6 +6,8 @@ from typing import Any
 
 from experiment.config import Search
 from experiment.config.modes import rewinding
+from experiment.config.tuning import num_trials
+from experiment.config.variants import compact
 from experiment.escaping import json_text
 from experiment.run.grid.keys import planned_epochs
 from experiment.run.grid.plan import Cell, ExperimentPlan
@@ -87,7 +89,11 @@ def _settings(plan: ExperimentPlan) -> Iterator[str]:
         name = f" {variant.name}:" if variant.name else ""
         p = variant.parameters
         each = "cell" if p.experiments.search is None else "network"
-        yield f"  epochs    {name} {p.training.num_epochs} training, {planned_epochs(p)} retraining per {each}"
+        per = each if p.retraining.tune is None else "trial"
+        yield f"  epochs    {name} {p.training.num_epochs} training, {planned_epochs(p)} retraining per {per}"
+        if p.retraining.tune is not None:
+            tried = ", ".join(f"{key} in {compact(values)}" for key, values in p.retraining.tune.items())
+            yield f"  tune      {name} {tried}: {num_trials(p)} trials per {each}"
         if p.experiments.search is not None:
             yield f"  search    {name} {_in_words(p.experiments.search)}"
     for chain in {chain.method.label: chain for chain in plan.chains}.values():

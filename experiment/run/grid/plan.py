@@ -9,6 +9,7 @@ from pathlib import Path
 
 from experiment.config import KeepStep, ParameterFile, Variant, keep_steps, load
 from experiment.config.modes import is_cascade, rewinding, takes_tickets, with_rewinding
+from experiment.config.tuning import num_trials
 from experiment.errors import ConfigError
 from experiment.files import safe_name
 from experiment.methods.configure import MethodSpec
@@ -45,7 +46,8 @@ class Cell:
 
     Attributes:
         fixed_size: the method's settings or a search decide the size; `keep` is 1 then.
-        samples: maximum number of networks tried in a search, all of them in `epochs_retrain`; 0 without search.
+        epochs_retrain: of all trials if retraining is tuned, and of all networks that a search may try.
+        samples: maximum number of networks tried in a search; 0 without search.
         made: the digest of everything that determines the network, without the test data.
         complete: the budget has amounts or shares of its own, which `keep` multiplies.
     """
@@ -261,7 +263,7 @@ def _chain(
 
 def _cells(chain: Chain, machine: Machine, data: keys.DataKeys) -> Iterator[Cell]:
     p, method = chain.variant.parameters, chain.method
-    epochs = keys.planned_epochs(p)
+    epochs = num_trials(p) * keys.planned_epochs(p)
     search = None if method.fixed_size else p.experiments.search
     fixed_size, samples = method.fixed_size or search is not None, 0 if search is None else search.samples
     common = keys.cell_payload(p, method, machine, chain.reference.key, chain.repetition)

@@ -178,6 +178,25 @@ def test_a_diverging_training_fails_its_cell_and_the_others_go_on(
     assert "Traceback" not in told[0][2] + told[1][2]
 
 
+def test_both_processes_take_part_in_every_trial(
+    write: Any, small: dict[str, Any], run_two: RunTwo, no_plots: None
+) -> None:
+    """Trials that diverge among them, after which the others go on."""
+    rates = [1e20, 0.001, 0.05]
+    small["experiments"] |= {"methods": ["FT", "ALDS"], "spacing": [{"type": "manual", "values": [0.3]}]}
+    small["retraining"] |= {"tune": {"optimizerKwargs.lr": rates, "batchSize": [32, 64]}}
+    path = str(write(small))
+    assert main([path, "-j", "1", "-q", "--device", "cpu", "--results", "one"]) == 0
+    assert [status for status, *_ in run_two(path, "--results", "two")] == [0, 0]
+    for label in ("FT", "ALDS"):
+        one, two = (pd.read_csv(next(Path(r).glob(f"small/cells/{label}-*/trials.csv"))) for r in ("one", "two"))
+        pd.testing.assert_frame_equal(
+            one[["optimizerKwargs.lr", "batchSize"]], two[["optimizerKwargs.lr", "batchSize"]]
+        )
+        pd.testing.assert_frame_equal(one[["valid_loss"]], two[["valid_loss"]], rtol=0.05)
+        assert list(two["valid_loss"].isna()) == [rate == 1e20 for rate in two["optimizerKwargs.lr"]]
+
+
 def test_the_second_process_is_given_the_teacher(
     write: Any, small: dict[str, Any], run_two: RunTwo, no_plots: None
 ) -> None:
