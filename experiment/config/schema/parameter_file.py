@@ -67,6 +67,10 @@ class MethodRef(NamedSettings):
     """Re-estimate BatchNorm statistics on the calibration images after every compression."""
 
 
+class HookRef(NamedSettings):
+    """Code that is called when a run, a cell or an epoch starts and ends. The name alone is the short form."""
+
+
 class Network(Block):
     """The network and its dataset."""
 
@@ -158,6 +162,10 @@ class Experiments(Block):
     """Batch sizes (images) at which latency and memory are measured."""
     noise_levels: Annotated[list[Annotated[Number, Field(gt=0)]], Field(min_length=1)] = [0.1, 0.2, 0.3, 0.5, 0.7]
     """Largest values of the uniform noise that `noise` adds to inputs after the transforms."""
+
+    hooks: list[HookRef] = []
+    """What is called when the run, a cell or an epoch starts and ends: `mlflow`, or `package.module:factory` for your
+    own. No part of any result."""
 
     @field_validator("dataset_test")
     @classmethod
@@ -372,7 +380,7 @@ class Parameters(Block):
 
 _INCLUDE = {"type": "string", "description": "YAML file to include; the keys given here override those in it."}
 _INCLUDABLE = ("Network", "Training", "Retraining", "Experiments", "Coresets", "Directories")
-_SHORT = ("DatasetRef", "MethodRef")
+_SHORT = ("DatasetRef", "MethodRef", "HookRef")
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 
 
