@@ -14,7 +14,7 @@ from experiment.report.plots.figure import plot_files, save_figure
 from experiment.report.plots.gallery import Kind, plots_of
 from experiment.report.results_folder import Source, read_source, require_experiment
 from experiment.report.up_to_date import OUTPUTS, made_from, own_plots, stamped_plots, write_stamp
-from experiment.report.words import about, deployment, findings, limits, test_sets
+from experiment.report.words import about, deployment, findings, limits, sensitivity, test_sets
 from experiment.report.words.potential_tables import latex_table
 from experiment.run.disk.store import Store
 from experiment.run.signals import raise_if_stopped
@@ -112,6 +112,7 @@ def _document(source: Source, styles: LabelStyles, pictures: Sequence[Picture]) 
         findings.potential(source, styles),
         limits.limited_quantities(source, styles),
         deployment.what_to_deploy(source, styles),
+        sensitivity.layers_to_leave_whole(source, styles),
         test_sets.potential_on_test_sets(source, styles),
         Section("Plots", pictures or [Text("Nothing to draw yet.")]),
         about.what_failed(source, styles),
