@@ -176,6 +176,11 @@ def test_the_line_of_the_report_keeps_these_layers_whole(
     assert write_report(RESULTS).markdown.read_text().count("sensitivity.png") == 1
 
 
+def test_methods_are_required(write: Any, small: dict[str, Any], capsys: Any) -> None:
+    assert main([str(write(sensitive(small))), "--plan"]) == 2
+    assert "experiments.measure: sensitivity compresses layers with methods" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("wrong", [[], [0], [1], 3, ["a"]])
 def test_keep_ratios_lie_between_0_and_1(write: Any, small: dict[str, Any], wrong: object, capsys: Any) -> None:
     small["experiments"]["sensitivityKeeps"] = wrong
