@@ -68,8 +68,7 @@ class OneLayer:
         self.units = list(self._units_of_channels(self._channels) if self._channels else self._layers(analysis))
 
     def compress(self, unit: Unit, keeps: Sequence[float]) -> Iterator[nn.Module | None]:
-        """The network with this share of the unit's weights or channels, at each keep ratio; None: it cannot be that
-        small."""
+        """The network in which the unit keeps each share of its weights or channels; None if it cannot be so small."""
         others = dict.fromkeys(name for other in self.units for name in other.layers if name not in unit.layers)
         compressor = self._compressor([glob.escape(name) for name in others])
         for keep in keeps:
