@@ -23,7 +23,13 @@ from experiment.errors import ConfigError
 
 IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 OURS = __name__.partition(".")[0]
-EXTRAS = {"transformers": "hf", "tokenizers": "hf", "safetensors": "hf", "timm": "timm"}  # module -> extra that has it
+EXTRAS = {
+    "transformers": "hf",
+    "tokenizers": "hf",
+    "safetensors": "hf",
+    "timm": "timm",
+    "mlflow": "mlflow",
+}  # module -> extra that has it
 
 _KINDS = (
     (machinery.SourceFileLoader, machinery.SOURCE_SUFFIXES),

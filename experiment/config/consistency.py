@@ -43,6 +43,9 @@ def inconsistencies(values: Mapping[str, Any]) -> Found:
         if mode == "train" and _at(values, "retraining", key) is not None:
             yield ("retraining", key), "has no effect in mode train, which retrains nothing. Remove it."
     yield from _tuning(values, mode, rewind)
+    measure = _at(values, "experiments", "measure")
+    if isinstance(measure, list) and "sensitivity" in measure and not _at(values, "experiments", "methods"):
+        yield ("experiments", "measure"), "sensitivity compresses layers with methods, and there are none. Add methods."
     outputs = _whole(values, "network", "outputSize")
     for block in ("training", "retraining"):
         weight = _at(values, block, "lossKwargs", "weight")

@@ -9,7 +9,7 @@ from experiment.config.schema.parameter_file import Experiments, Parameters
 from experiment.config.value_tree import KeyPath, Node, Place, Problem, dotted, plain
 
 NOT_COMPUTED = ("customizations", "directories", "network_names", "network_colors", "description")
-_SAME = ("numNets", "numRepetitions", "methods", "mode")
+_SAME = ("numNets", "numRepetitions", "methods", "mode", "hooks")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,18 @@ def matching(
     return {name for pattern in patterns for name in fnmatch.filter(layers, pattern)}
 
 
+def not_ignored(ignore: Sequence[str], layers: Collection[str]) -> list[str]:
+    """The layers that the setting `ignore` leaves to the method.
+
+    Raises: ConfigError: a pattern matches none, or together they match all.
+    """
+    ignored = matching(ignore, layers, "settings")
+    left = [name for name in layers if name not in ignored]
+    if ignored and not left:
+        raise ConfigError("settings.ignore: matches every layer, so that nothing is left to compress.")
+    return left
+
+
 def own_values(
     patterns: Mapping[str, Value], layers: Collection[str], ignored: Collection[str], label: str
 ) -> dict[str, Value]:

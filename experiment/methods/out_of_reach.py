@@ -94,7 +94,7 @@ def reach_of(analysis: object) -> Reach | None:
     held = vars(analysis) if hasattr(analysis, "__dict__") else {}
     found: Reach | None = None
     if "parts" in held:
-        found = Reach(frozenset(held["parts"]))
+        found = Reach(frozenset((*held["parts"], *held.get("ignored", ()))))
     elif "start" in held:
         found = Reach(frozenset(held["start"].weights))
     elif "base" in held or "ranked" in held:

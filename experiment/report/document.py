@@ -54,9 +54,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Code:
-    """Python code."""
+    """Code, by default Python."""
 
     text: str
+    language: str = "python"
     kind: str = "code"
 
 

@@ -42,7 +42,7 @@ def _block(block: Block, folder: Path) -> Iterator[str]:
         yield ""
         yield f"{markdown(block.caption)} ([PDF](<{pdf}>))"
     elif isinstance(block, Code):
-        yield from ("```python", visible(block.text), "```")
+        yield from (f"```{block.language}", visible(block.text), "```")
     else:
         yield markdown(block.text)
 

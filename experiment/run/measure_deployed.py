@@ -1,4 +1,4 @@
-"""Latency, memory, bytes, response to noise and exported files of finished networks, where a file requests them.
+"""Latency, memory, bytes, response to noise, sensitivity and exported files of finished networks, where requested.
 
 Networks are measured one at a time after all training, because other work on the machine would distort latencies.
 """
@@ -13,22 +13,26 @@ from experiment.errors import DataError, StoreError, plural
 from experiment.escaping import json_text
 from experiment.files import write_whole
 from experiment.registry import InputForm, InputShape
-from experiment.run.disk.measurements import BYTES, LATENCY, MEMORY, NOISE, read_measurement
+from experiment.run.cell.events import cell_name
+from experiment.run.disk.measurements import BYTES, LATENCY, MEMORY, NOISE, SENSITIVITY, read_measurement
 from experiment.run.disk.results_table import requested
+from experiment.run.disk.sensitivity_table import TABLE, write_sensitivity_table
 from experiment.run.disk.store import Store
 from experiment.run.export_deployed import Exporter, wanted_exports
 from experiment.run.grid.keys import FORMAT_VERSION
+from experiment.run.grid.methods import REFERENCE
 from experiment.run.grid.plan import ExperimentPlan
 from experiment.run.machine import device_in_words
 
 Say = Callable[[str], None]
+MEASUREMENTS = ("latency", "memory", "bytes", "noise", "sensitivity")  # after all training
 
 
 def measure_deployed(
     plan: ExperimentPlan, store: Store, results: Mapping[str, Mapping[str, Any]], datasets: Path, say: Say,
     *, retry_failed: bool = False,
 ) -> bool:  # fmt: skip
-    """Write latency.json, memory.json, bytes.json, noise.json and export.json where finished cells lack them.
+    """Write what finished cells lack: latency.json, memory.json, bytes.json, noise.json, sensitivity.json, export.json.
 
     Torch is imported only if something is to be measured. A network whose file is damaged is reported and skipped.
 
@@ -38,7 +42,8 @@ def measure_deployed(
     Returns: whether anything was measured.
     """
     exporting = any(variant.parameters.experiments.export for variant in plan.file.variants)
-    if not exporting and not any(requested(plan, what) for what in ("latency", "memory", "bytes", "noise")):
+    if not exporting and not any(requested(plan, what) for what in MEASUREMENTS):
+        (store.folder / TABLE).unlink(missing_ok=True)
         return False
     with store.lock("measure", "measures finished networks"):
         folders = store.cell_folders()
@@ -47,6 +52,7 @@ def measure_deployed(
         measured = _measure_memory(plan, finished, datasets, say) or measured
         measured = _measure_noise(plan, finished, datasets, say) or measured
         measured = _measure_bytes(plan, finished, say) or measured
+        _measure_sensitivity(plan, finished, store, datasets, say)
         return _export(plan, finished, datasets, say, retry=retry_failed) or measured
 
 
@@ -166,6 +172,35 @@ def _measure_noise(plan: ExperimentPlan, finished: Mapping[str, Path], datasets:
     for key in missing:
         _measure(finished[key] / NOISE, lambda key=key: response(key), say)  # type: ignore[misc]
     return True
+
+
+def _measure_sensitivity(
+    plan: ExperimentPlan, finished: Mapping[str, Path], store: Store, datasets: Path, say: Say
+) -> None:
+    """Compress every layer of the reference networks alone, and write sensitivity.csv."""
+    tasks = [task for task in plan.references if task.variant.name in requested(plan, "sensitivity")]
+    refused = dict[str, str]()
+    if tasks:  # what follows imports torch
+        from experiment.methods.one_layer import why_not
+        from experiment.run.cell.data import Data
+        from experiment.run.measure_sensitivity import is_measured, measure_sensitivity
+
+        compared = [spec for spec in plan.methods if spec is not None and spec.entry.label != REFERENCE]
+        refused = {spec.label: why for spec in compared if (why := why_not(spec)) is not None}
+        specs = [spec for spec in compared if spec.label not in refused]
+        data = Data(datasets, plan.machine.device, readers=0)
+        for task in tasks:
+            path, p = finished.get(task.cell.key, Path()) / SENSITIVITY, task.variant.parameters
+            if task.cell.key not in finished or all(is_measured(path, spec, p) for spec in specs):
+                continue
+            say(f"measuring how much {cell_name(task.cell)} depends on each layer, with {plural(len(specs), 'method')}")
+            for label, why in refused.items():
+                say(f"  not with {label}: {why}")
+            try:
+                measure_sensitivity(path, _load(path.parent, plan)[0], specs, p, data, task.cell.net)
+            except (StoreError, DataError) as error:
+                say(f"  not measured: {error}")
+    write_sensitivity_table(store, plan, refused)
 
 
 def _measure_bytes(plan: ExperimentPlan, finished: Mapping[str, Path], say: Say) -> bool:

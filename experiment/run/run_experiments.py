@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +15,7 @@ from experiment.errors import ConfigError, StoreError, plural
 from experiment.escaping import json_text
 from experiment.escaping import say as say_line
 from experiment.files import read_json, write_whole
+from experiment.run.call_hooks import HookCalls
 from experiment.run.cell.context import Context
 from experiment.run.cell.events import CellDone, Event
 from experiment.run.disk.parameters_file import write_parameters
@@ -100,22 +102,26 @@ def run_session(
 
 
 def _compute(experiments: Sequence[_Experiment], work: list[Work], options: Options) -> None:
-    touched = [experiments[i] for i in sorted({item.experiment for item in work})]
+    num_cells = Counter(item.experiment for item in work for _ in item.cells)
+    touched = {i: experiments[i] for i in sorted(num_cells)}
+    hooks = {i: HookCalls(plan, store, num_cells[i]) for i, (plan, store, _) in touched.items()}
     workers, contexts = _workers_and_contexts(experiments, work, options)
     executor = options.executor or ("serial" if workers == 1 else "processes")
     with contextlib.ExitStack() as stack:
         pool = None  # workers import torch while this process checks the experiments
         if executor == "processes" and workers is not None:
             pool = stack.enter_context(Processes(contexts, workers))
-        warnings = _check(touched)
-        for plan, store, _ in touched:
+        warnings = _check(list(touched.values()))
+        for plan, store, _ in touched.values():
             _describe(plan, store, workers, environment=True)
         if options.verbosity >= 0:
             for line in (*warnings, *_announcement(work, workers, contexts)):
                 _note(line)
         bar = ProgressBar(sum(item.units for item in work), sum(len(item.cells) for item in work), options.verbosity)
-        listener = _Listener(bar, experiments)
+        listener = _Listener(bar, experiments, hooks)
         try:
+            for each in hooks.values():
+                each.start(bar.say)
             if pool is not None:
                 run_in_pool(pool, Queue(work), contexts, listener)
             elif executor == "ray":
@@ -124,8 +130,9 @@ def _compute(experiments: Sequence[_Experiment], work: list[Work], options: Opti
                 run_serially(Queue(work), contexts, listener)
         finally:
             bar.close()
-            for plan, store, _ in touched:
-                write_results_table(store, plan)
+            results = {i: write_results_table(store, plan) for i, (plan, store, _) in touched.items()}
+            for i, each in hooks.items():
+                each.end(results[i])
 
 
 def _workers_and_contexts(
@@ -178,14 +185,19 @@ def _run_on_ray(queue: Queue, contexts: Sequence[Context], listener: _Listener, 
 
 
 class _Listener:
-    """Shows events, and periodically rewrites the tables of the experiments."""
+    """Shows events, tells the hooks, and periodically rewrites the tables of the experiments.
 
-    def __init__(self, bar: ProgressBar, experiments: Sequence[_Experiment]) -> None:
-        self.bar, self._experiments = bar, experiments
+    Args:
+        hooks: by the index of their experiment.
+    """
+
+    def __init__(self, bar: ProgressBar, experiments: Sequence[_Experiment], hooks: Mapping[int, HookCalls]) -> None:
+        self.bar, self._experiments, self._hooks = bar, experiments, hooks
         self._due = time.monotonic() + SECONDS_BETWEEN_TABLES
 
     def __call__(self, work: Work, event: Event) -> None:
         self.bar.show(event)
+        self._hooks[work.experiment].note(work.name, event)
         started = time.monotonic()
         if isinstance(event, CellDone) and started >= self._due:
             plan, store, _ = self._experiments[work.experiment]

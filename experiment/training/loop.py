@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -75,6 +75,7 @@ class TrainingLoop:
             settings and a network of the same structure; weights and checkpoint are those of the first process.
         teacher: the trained network for `settings.distillation`; not modified.
         earlier: the first epochs of this training, with another structure of the network. The optimizer starts anew.
+        begins: called with the number of every epoch before it begins.
 
     Raises:
         ConfigError: the settings contradict each other or the data.
@@ -94,6 +95,7 @@ class TrainingLoop:
         team: Team = ALONE,
         teacher: nn.Module | None = None,
         earlier: Sequence[EpochRecord] = (),
+        begins: Callable[[int], None] = lambda epoch: None,
     ) -> None:
         if (settings.distillation is None) != (teacher is None):
             raise ConfigError("distillation: needs both its settings and a teacher. Give both, or neither.")
@@ -109,7 +111,7 @@ class TrainingLoop:
         shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
         about = (settings, stream, len(images), shapes, *([len(earlier)] if earlier else []))
         self._checkpoint = Checkpoint(checkpoint, about)
-        self._earlier = list(earlier)
+        self._earlier, self._begins = list(earlier), begins
         self.records: list[EpochRecord] = []
         self._task = find_task(settings.task)
         self._best: float | None = None
@@ -157,6 +159,7 @@ class TrainingLoop:
         """
         last = self._settings.num_epochs if until is None else min(until, self._settings.num_epochs)
         while self.next_epoch < last:
+            self._begins(self.next_epoch)
             record = self._run_epoch()
             self.records.append(record)
             self._keep_best(record)

@@ -42,8 +42,8 @@ def test_all_wrong_settings_come_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         configure("SVD", {"folding": 8, "grups": 2})
     assert list(caught.value.problems) == [
-        "grups: SVD has no such setting. Did you mean 'groups'? It has folding, groups, layers, randomised_above, "
-        "round_to.",
+        "grups: SVD has no such setting. Did you mean 'groups'? It has folding, groups, ignore, layers, "
+        "randomised_above, round_to.",
         "folding: must be at most 7. Got 8.",
     ]
 

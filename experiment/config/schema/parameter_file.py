@@ -67,6 +67,10 @@ class MethodRef(NamedSettings):
     """Re-estimate BatchNorm statistics on the calibration images after every compression."""
 
 
+class HookRef(NamedSettings):
+    """Code that is called when a run, a cell or an epoch starts and ends. The name alone is the short form."""
+
+
 class Network(Block):
     """The network and its dataset."""
 
@@ -148,9 +152,9 @@ class Experiments(Block):
     network.dataset."""
     plotting: Plotting | None = None
     """Range of the x axis in plots. Default: all results."""
-    measure: list[Literal["rank", "latency", "memory", "bytes", "noise"]] = []
+    measure: list[Literal["rank", "latency", "memory", "bytes", "noise", "sensitivity"]] = []
     """Additional measurements: effective ranks after every epoch; at the end of the run latency, peak memory, bytes of
-    sparse formats, and agreement with the reference network under noise."""
+    sparse formats, agreement with the reference network under noise, and the sensitivity of every layer alone."""
     export: list[ExportFormat] = []
     """Files of the finished networks for other runtimes: onnx, onnx_int8, pt2, torchao_int8, openvino, executorch,
     safetensors. Each is run on the test set in its runtime at the end of the run."""
@@ -158,6 +162,12 @@ class Experiments(Block):
     """Batch sizes (images) at which latency and memory are measured."""
     noise_levels: Annotated[list[Annotated[Number, Field(gt=0)]], Field(min_length=1)] = [0.1, 0.2, 0.3, 0.5, 0.7]
     """Largest values of the uniform noise that `noise` adds to inputs after the transforms."""
+
+    sensitivity_keeps: Annotated[list[Annotated[Number, Field(gt=0, lt=1)]], Field(min_length=1)] = [0.8, 0.5, 0.3, 0.1]
+    """Keep ratios of a single layer at which `sensitivity` measures the validation metric."""
+    hooks: list[HookRef] = []
+    """What is called when the run, a cell or an epoch starts and ends: `mlflow`, or `package.module:factory` for your
+    own. No part of any result."""
 
     @field_validator("dataset_test")
     @classmethod
@@ -372,7 +382,7 @@ class Parameters(Block):
 
 _INCLUDE = {"type": "string", "description": "YAML file to include; the keys given here override those in it."}
 _INCLUDABLE = ("Network", "Training", "Retraining", "Experiments", "Coresets", "Directories")
-_SHORT = ("DatasetRef", "MethodRef")
+_SHORT = ("DatasetRef", "MethodRef", "HookRef")
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 
 

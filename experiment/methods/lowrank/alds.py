@@ -117,7 +117,7 @@ def _all_slicings(state: State, settings: ALDSSettings, generator: torch.Generat
         state,
         lambda info: slicings(info, group_numbers(info, settings.min_group_width), settings.foldings),
         settings.round_to,
-        layers=settings.layers,
+        chosen=settings,
         randomised_above=settings.randomised_above,
         generator=generator,
     )

@@ -17,9 +17,10 @@ from experiment.layers.plan import Detail, Factors, Plan, State
 from experiment.methods.allocate import Limits, smallest
 from experiment.methods.base import Budget, Priced, Quantity
 from experiment.methods.budget_search import check_limit, check_smallest
-from experiment.methods.layer_patterns import matching
+from experiment.methods.layer_patterns import matching, not_ignored
 from experiment.methods.lowrank.layer_options import Integers, LayerOptions, find_options
 from experiment.methods.lowrank.randomised_spectra import RandomisedSpectra
+from experiment.methods.lowrank.settings import LayerSettings
 from experiment.methods.lowrank.spectra import LayerSpectra, Spectra
 from experiment.methods.starting_state import Start, live_filters, start_of
 from experiment.progress import progress
@@ -183,7 +184,7 @@ def lowrank_layers(
     slicings_of: Callable[[LayerInfo], Sequence[Slicing]],
     round_to: int = 1,
     *,
-    layers: Sequence[str] | None = None,
+    chosen: LayerSettings | None = None,
     with_bias: bool = False,
     randomised_above: int | None = None,
     generator: torch.Generator | None = None,
@@ -193,15 +194,19 @@ def lowrank_layers(
     Args:
         slicings_of: from a layer to the slicings to consider; see `slicings`.
         round_to: ranks are multiples of this.
-        layers: name patterns of the layers that may become factors; None for all.
+        chosen: which layers may become factors; None for all.
         with_bias: give the factors a bias even if the layer has none.
         randomised_above: singular values to compute, by randomised SVD, of slices that have more; None for all.
         generator: seeds the randomised SVD.
-    Raises: CompressionError: a layer's weights are NaN or infinite. ConfigError: a pattern matches no layer.
+    Raises: CompressionError: a layer's weights are NaN or infinite. ConfigError: a pattern matches no layer, or
+        nothing is left to compress.
     """
     start = start_of(state)
-    chosen = set(start.layers) if layers is None else matching(layers, start.layers, "settings", setting="layers")
-    pairs = {name: slicings_of(info) for name, info in start.layers.items() if name in chosen}
+    chosen = chosen or LayerSettings()
+    which = ["*"] if chosen.layers is None else chosen.layers
+    names = matching(which, start.layers, "settings", setting="layers") if start.layers else set()
+    names &= set(not_ignored(chosen.ignore, start.layers))
+    pairs = {name: slicings_of(info) for name, info in start.layers.items() if name in names}
     spectra_of: Callable[[str, Tensor], Spectra] = _exact_spectra(start)
     if randomised_above is not None:
         assert generator is not None

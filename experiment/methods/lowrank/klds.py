@@ -155,7 +155,7 @@ def selectable_layers(state: State, settings: SelectorSettings) -> tuple[LowRank
         state,
         lambda info: slicings(info, group_numbers(info, settings.min_group_width), settings.foldings),
         settings.round_to,
-        layers=settings.layers,
+        chosen=settings,
     )
     if not base.start.masks:
         return base, base.start.network

@@ -107,7 +107,7 @@ class Messi:
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> MessiAnalysis:
         groups = self.settings.groups  # tied layers would need one mask in two layouts
-        base = lowrank_layers(state, lambda info: [] if info.tied else [(groups, 0)], layers=self.settings.layers)
+        base = lowrank_layers(state, lambda info: [] if info.tied else [(groups, 0)], chosen=self.settings)
         thresholds = [
             np.append(shares_left(max_rank(info, self.settings.groups))[options.ranks[:-1] - 1], 0.0)
             for info, options in base.pairs()

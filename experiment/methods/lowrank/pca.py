@@ -93,7 +93,7 @@ class PCA:
         """
         inputs = calibration_inputs(calibration, state, "PCA, also as BALF or SVD-LLM,")
         base = lowrank_layers(
-            state, lambda info: [(1, 0)], self.settings.round_to, layers=self.settings.layers, with_bias=True
+            state, lambda info: [(1, 0)], self.settings.round_to, chosen=self.settings, with_bias=True
         )
         responses, directions, thresholds, errors = dict[str, Responses](), dict[str, Tensor](), [], []
         for part in _parts(base):

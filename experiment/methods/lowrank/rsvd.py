@@ -99,7 +99,7 @@ class RSVD:
             state,
             lambda info: slicings(info, (nearest_divisor(channels_to_split(info), groups),), (folding,)),
             self.settings.round_to,
-            layers=self.settings.layers,
+            chosen=self.settings,
         )
         thresholds = []
         for info, options in base.pairs():

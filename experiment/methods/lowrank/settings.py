@@ -19,9 +19,11 @@ class LayerSettings:
     Attributes:
         layers: name patterns (fnmatch) of the layers that may be decomposed; default: all. With a single layer, a grid
             of keep ratios is a grid of its ranks.
+        ignore: name patterns (fnmatch) of layers that are kept whole.
     """
 
     layers: Patterns | None = None
+    ignore: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,7 @@ class CommonThreshold:
             state,
             lambda info: slicings(info, (nearest_divisor(channels_to_split(info), groups),), (folding,)),
             self.settings.round_to,
-            layers=self.settings.layers,
+            chosen=self.settings,
             randomised_above=self.settings.randomised_above,
             generator=generator,
         )

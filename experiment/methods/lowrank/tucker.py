@@ -130,8 +130,10 @@ class Tucker:
 
     def analyse(self, state: State, calibration: Calibration | None, generator: torch.Generator) -> TuckerAnalysis:
         """The errors of all pairs of ranks."""
-        step, layers = self.settings.round_to, self.settings.layers
-        every = lowrank_layers(state, lambda info: [] if _has_both(info) else slicings(info, (1,)), step, layers=layers)
+        settings, step = self.settings, self.settings.round_to
+        every = lowrank_layers(
+            state, lambda info: [] if _has_both(info) else slicings(info, (1,)), step, chosen=settings
+        )
         infos = {name: every.start.layers[name] for name in every.options}
         base = replace(every, options={n: own for n, own in every.options.items() if not _has_both(infos[n])})
         found = {

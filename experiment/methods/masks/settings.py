@@ -27,6 +27,7 @@ class WeightSettings:
         refit: fit the weights that are kept, layer after layer, to what the original network computes on the
             calibration data (SparseGPT).
         reverse: keep the weights of smallest score: a control, which a useful score must beat by far.
+        ignore: name patterns (fnmatch) of layers that are kept whole.
     """
 
     allocation: Allocation = "global"
@@ -34,6 +35,7 @@ class WeightSettings:
     pattern: tuple[Positive, Annotated[int, Ge(2)]] | None = None
     refit: bool = False
     reverse: bool = False
+    ignore: tuple[str, ...] = ()
 
     @property
     def fixed_size(self) -> bool:

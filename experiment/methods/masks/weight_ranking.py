@@ -15,6 +15,7 @@ from experiment.layers.plan import Detail, Plan, State
 from experiment.layers.read_parameters import shown
 from experiment.methods.base import Budget, Calibration, calibration_inputs
 from experiment.methods.budget_search import check_smallest
+from experiment.methods.layer_patterns import not_ignored
 from experiment.methods.masks import selection
 from experiment.methods.masks.comparisons import erk_share, in_filters, keep_pattern, lamp, negated
 from experiment.methods.masks.settings import WeightSettings
@@ -30,6 +31,7 @@ class WeightRanking:
     Attributes:
         parts: parameter name -> the scores of its elements, in network order.
         shares: parameter name -> the share of its elements that it keeps, relative to others; None if all compete.
+        ignored: parameters that are kept whole by the setting `ignore`.
         inputs: calibration data to which the weights that are kept are fitted.
     """
 
@@ -37,6 +39,7 @@ class WeightRanking:
     parts: Mapping[str, selection.Part]
     shares: Mapping[str, float] | None = None
     inputs: Inputs | None = None
+    ignored: frozenset[str] = frozenset()
 
     def of_budget(self, budget: Budget) -> dict[str, Tensor]:
         """Parameter name -> which elements are in the longest prefix that fits; those without any cost stay whole.
@@ -150,7 +153,8 @@ class WeightMethod:
 
 def ranked(start: Start, scores: WeightScores, settings: WeightSettings) -> WeightRanking:
     """The ranking of all live weights under settings. Errors as for `rank_weights`."""
-    ranking = rank_weights(start, scores)
+    left = not_ignored(settings.ignore, [shown(name) for name in start.weights])
+    ranking = rank_weights(start, scores, ignored=frozenset(n for n in start.weights if shown(n) not in left))
     parts, shares = dict(ranking.parts), None
     if settings.within_filters:
         parts = {name: in_filters(start, name, part) for name, part in parts.items()}
@@ -163,16 +167,19 @@ def ranked(start: Start, scores: WeightScores, settings: WeightSettings) -> Weig
     return replace(ranking, parts=parts, shares=shares)
 
 
-def rank_weights(start: Start, scores: WeightScores, only: Collection[str] | None = None) -> WeightRanking:
+def rank_weights(
+    start: Start, scores: WeightScores, only: Collection[str] | None = None, ignored: frozenset[str] = frozenset()
+) -> WeightRanking:
     """Rank all live weights by score across layers; ties go by network order.
 
     Args:
         scores: on the weights' devices; those of masked weights are ignored.
         only: names of the parameters to rank; None for all that have scores.
+        ignored: names of parameters that are kept whole.
     Raises: CompressionError: scores of a layer are missing, or the score of a live weight is NaN or infinite.
     """
-    parts = _checked(start, scores, only)
-    return WeightRanking(start.of(parts), parts)
+    parts = {name: part for name, part in _checked(start, scores, only).items() if name not in ignored}
+    return WeightRanking(start.of(parts), parts, ignored=ignored)
 
 
 def plan_prefix(ranking: WeightRanking, budget: Budget) -> Plan:

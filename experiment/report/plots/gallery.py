@@ -19,6 +19,7 @@ from experiment.report.plots.examples import MOST_EXAMPLES, plot_examples, read_
 from experiment.report.plots.history import LC_COLUMNS, plot_convergence, plot_retraining, plot_training
 from experiment.report.plots.layers import heat_maps, plot_layers, typical_keeps
 from experiment.report.plots.retrain_sweep import is_retrain_sweep, plot_retrain_sweep
+from experiment.report.plots.sensitivity import plot_sensitivity
 from experiment.report.plots.test_sets import (
     excess_errors,
     noise_levels,
@@ -37,8 +38,10 @@ from experiment.report.results_table import (
     reference_rows,
     variants_of,
 )
+from experiment.report.sensitivity import read_sensitivity
 from experiment.report.words import titles
 from experiment.report.words.test_sets import comparable_rows, has_several
+from experiment.report.words.titles import capitalized
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -206,6 +209,17 @@ def layers(source: Source, styles: LabelStyles) -> Iterator[Plot]:
             yield Plot("layers", caption, draw, heat_maps(found, styles))
 
 
+def sensitivity(source: Source, styles: LabelStyles) -> Iterator[Plot]:
+    """The loss when a layer alone is compressed, if it was measured."""
+    for variant, suffix, rows in _variants(source):
+        found = read_sensitivity(source, variant)
+        if found["loss"].notna().any():
+            metric, title = primary_metric(rows), titles.joined(titles.network_on_dataset(rows), variant)
+            draw = partial(plot_sensitivity, found, metric, styles, f"{title}: sensitivity of layers")
+            caption = f"{capitalized(metric.loss_title)} when one layer alone is compressed, on the validation part."
+            yield Plot(f"sensitivity{suffix}", caption, draw)
+
+
 def training_and_retraining(source: Source, styles: LabelStyles) -> Iterator[Plot]:
     """Loss and primary metric per epoch of training and retraining; of the first variant."""
     for rows, title in _first_variant(source):
@@ -261,7 +275,7 @@ def examples(source: Source, styles: LabelStyles) -> Iterator[Plot]:
 
 
 GALLERY: tuple[Kind, ...] = (
-    comparisons_of_variants, tradeoffs, costs, deployment, test_sets, noise, retrain_sweeps, layers,
+    comparisons_of_variants, tradeoffs, costs, deployment, test_sets, noise, retrain_sweeps, layers, sensitivity,
     training_and_retraining, effective_ranks, convergence, examples,
 )  # fmt: skip
 

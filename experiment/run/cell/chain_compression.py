@@ -20,6 +20,7 @@ from experiment.methods.real_budgets import compress_within, shortfall
 from experiment.progress import ProgressText, showing
 from experiment.random_streams import generator
 from experiment.run.cell.context import Context
+from experiment.run.cell.data import Data
 from experiment.run.cell.events import Busy, Note, ReportEvent, cell_name
 from experiment.run.cell.outcome import evaluate_with, task_of
 from experiment.run.cell.reference import Reference
@@ -31,6 +32,17 @@ from experiment.training.agreement import Agreement
 
 LATENCIES = ".latencies"  # the folder of what layers take on a device
 IGNORED = -100  # a target that methods leave out; torch's default
+
+
+def calibration_of(state: State, p: Parameters, data: Data) -> Calibration:
+    """Images of the validation part for methods that compress a state."""
+    valid = data.splits(p, p.training).valid
+    layers = trace_layers(state.network, state.example).values()
+    outputs = [layer.out_features * layer.positions for layer in layers if layer.groups == 1]
+    size = calibration_size(outputs, len(valid), p.coresets.delta_s)
+    x, y = calibration(valid, size, ("calibration", p.seed, p.network.dataset.name))
+    ignored = task_of(p).loss_kwargs.get("ignore_index")
+    return Calibration(x, y.masked_fill(y == ignored, IGNORED) if isinstance(ignored, int) else y)
 
 
 class ChainCompression:
@@ -101,14 +113,7 @@ class ChainCompression:
 
     def calibration(self) -> Calibration:
         """Images of the validation part for methods that need data."""
-        p, example = self.parameters, self.reference.state.example
-        valid = self.context.data.splits(p, p.training).valid
-        layers = trace_layers(self.reference.network, example).values()
-        outputs = [layer.out_features * layer.positions for layer in layers if layer.groups == 1]
-        size = calibration_size(outputs, len(valid), p.coresets.delta_s)
-        x, y = calibration(valid, size, ("calibration", p.seed, p.network.dataset.name))
-        ignored = task_of(p).loss_kwargs.get("ignore_index")
-        return Calibration(x, y.masked_fill(y == ignored, IGNORED) if isinstance(ignored, int) else y)
+        return calibration_of(self.reference.state, self.parameters, self.context.data)
 
     def agreements(self) -> list[Agreement]:
         """For every test set, what compares the outputs of compressed networks with those of the reference network."""

@@ -1,6 +1,6 @@
 """Events that a worker reports while it computes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from experiment.run.grid.plan import Cell
@@ -31,14 +31,28 @@ class Busy:
 
 
 @dataclass(frozen=True)
+class EpochStarted:
+    """An epoch of the reference network or cell that has begun last is about to begin."""
+
+    epoch: int
+    num_epochs: int
+
+
+@dataclass(frozen=True)
 class EpochDone:
-    """An epoch of `name` has ended; `valid` is the primary metric after it in words, if there is a validation part."""
+    """An epoch of `name` has ended.
+
+    Attributes:
+        valid: the primary metric after it in words, if there is a validation part.
+        figures: its row of history.csv.
+    """
 
     name: str
     epoch: int
     num_epochs: int
     loss: float
     valid: str | None
+    figures: Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +74,7 @@ class Note:
     text: str
 
 
-Event = Started | Advanced | Busy | EpochDone | CellDone | Note
+Event = Started | Advanced | Busy | EpochStarted | EpochDone | CellDone | Note
 ReportEvent = Callable[[Event], None]
 
 

@@ -1,6 +1,5 @@
 """The network of a cell in mode lc: the reference network goes through the L-C optimizer."""
 
-import math
 import time
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from experiment.files import make_folder
 from experiment.lc.optimizer import LCOptimizer
 from experiment.lc.projection import MethodProjection, Projected, condensed_weights, weights_of
 from experiment.run.cell.chain_compression import ChainCompression
-from experiment.run.cell.events import EpochDone, ReportEvent, cell_name
-from experiment.run.cell.outcome import CellNetwork, valid_in_words
+from experiment.run.cell.events import ReportEvent, cell_name
+from experiment.run.cell.outcome import CellNetwork, epoch_done
 from experiment.run.cell.train_network import ReportedImages
 from experiment.run.cell.training_settings import lc_settings, train_settings
 from experiment.run.grid.plan import Cell
@@ -39,8 +38,7 @@ def learn_compress(
     if chain.method.entry.kind == "none" or not _is_unchanged(direct, compression):
         optimizer = _make_optimizer(cell, block, project, compression, folder, report)
         for record in optimizer.steps():
-            loss = math.nan if record.loss is None else record.loss
-            report(EpochDone(cell_name(cell), record.iteration, p.lc.steps, loss, valid_in_words(record.valid, p)))
+            report(epoch_done(cell_name(cell), record.iteration, p.lc.steps, record, p))
         best = optimizer.best
     assert best.compressed is not None
     records = optimizer.records if optimizer else []

@@ -22,6 +22,7 @@ from experiment.lc.state import LCRecord
 from experiment.measure import count_bytes
 from experiment.methods.base import Compressed
 from experiment.run.cell.data import Data
+from experiment.run.cell.events import EpochDone
 from experiment.run.disk.damaged_files import RESULT, SAMPLES, manifest_of
 from experiment.run.disk.store import CellResult
 from experiment.run.grid.keys import FORMAT_VERSION
@@ -107,10 +108,11 @@ def sample_figures(p: Parameters) -> SampleFigures:
     return SampleFigures(task_of(p).primary)
 
 
-def valid_in_words(values: Mapping[str, float], p: Parameters) -> str | None:
-    """The primary metric among the figures of a validation, for people; None without any."""
-    metric = task_of(p).primary
-    return metric.shown(values[metric.name]) if values else None
+def epoch_done(name: str, epoch: int, num_epochs: int, record: EpochRecord | LCRecord, p: Parameters) -> EpochDone:
+    """The event that an epoch of `name`, or a step of mode lc, has ended."""
+    task, loss = task_of(p), math.nan if record.loss is None else record.loss
+    valid = task.primary.shown(record.valid[task.primary.name]) if record.valid else None
+    return EpochDone(name, epoch, num_epochs, loss, valid, history_row(record, task))
 
 
 def test_figures(

@@ -25,8 +25,8 @@ from experiment.random_streams import seeded
 from experiment.registry import InputForm
 from experiment.run.cell.context import Context
 from experiment.run.cell.data import traced_input
-from experiment.run.cell.events import EpochDone, Note, ReportEvent
-from experiment.run.cell.outcome import task_of, valid_in_words, write_history
+from experiment.run.cell.events import Note, ReportEvent
+from experiment.run.cell.outcome import epoch_done, task_of, write_history
 from experiment.run.cell.rank_history import rank_log
 from experiment.run.cell.torchrun_group import Job
 from experiment.run.cell.train_network import training_loop
@@ -180,8 +180,7 @@ def _train(
                 if ranks is not None:
                     ranks.note(len(loop.records), network)
                 loop.save_checkpoint()
-                name, num_epochs = f"Reference net {spec.net}", p.training.num_epochs
-                report(EpochDone(name, record.epoch, num_epochs, record.loss, valid_in_words(record.valid, p)))
+                report(epoch_done(f"Reference net {spec.net}", record.epoch, p.training.num_epochs, record, p))
         input_shape = context.data.splits(p, p.training).input_shape
         save_weights(writing / "network.pt", network, Plan(), _architecture(p, input_shape), net=spec.net)
         write_history(writing / HISTORY, loop.records, task_of(p))

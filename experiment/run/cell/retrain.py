@@ -11,8 +11,8 @@ from experiment.files import make_folder
 from experiment.layers.masks import same_support
 from experiment.layers.plan import Plan
 from experiment.run.cell.chain_compression import ChainCompression
-from experiment.run.cell.events import EpochDone, ReportEvent, cell_name
-from experiment.run.cell.outcome import valid_in_words
+from experiment.run.cell.events import ReportEvent, cell_name
+from experiment.run.cell.outcome import epoch_done
 from experiment.run.cell.rank_history import RankLog
 from experiment.run.cell.torchrun_group import Job
 from experiment.run.cell.train_network import training_loop
@@ -57,8 +57,7 @@ def retrain(
             if ranks is not None:
                 ranks.note(len(loop.records), network)
             loop.save_checkpoint()
-            valid = valid_in_words(record.valid, p)
-            report(EpochDone(cell_name(cell), record.epoch, block.num_epochs, record.loss, valid))
+            report(epoch_done(cell_name(cell), record.epoch, block.num_epochs, record, p))
     return loop.records
 
 

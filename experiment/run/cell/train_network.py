@@ -9,7 +9,7 @@ from torch import nn
 
 from experiment.datasets.image_data import Batch, Images, Share, Stream, count_batches
 from experiment.run.cell.context import Context
-from experiment.run.cell.events import Advanced, ReportEvent
+from experiment.run.cell.events import Advanced, EpochStarted, ReportEvent
 from experiment.run.cell.torchrun_group import Job, together
 from experiment.run.cell.training_settings import train_settings
 from experiment.training.loop import EpochRecord, TrainingLoop
@@ -36,7 +36,7 @@ def training_loop(
             network, ReportedImages(splits.train, report),
             train_settings(job.parameters, job.training, context.machine), valid=splits.valid, stream=job.stream,
             device=context.machine.device, checkpoint=checkpoint, team=team, teacher=teacher,
-            earlier=earlier,
+            earlier=earlier, begins=lambda epoch: report(EpochStarted(epoch, job.training.num_epochs)),
         ) as loop,
     ):  # fmt: skip
         yield loop

@@ -15,6 +15,7 @@ from experiment.run.grid.data_facts import Count
 from experiment.run.grid.keys import FORMAT_VERSION
 
 LATENCY, MEMORY, BYTES, NOISE, EXPORT = (f"{n}.json" for n in ("latency", "memory", "bytes", "noise", "export"))
+SENSITIVITY = "sensitivity.json"
 
 
 class _Content(BaseModel):
@@ -83,8 +84,26 @@ class _Export(_Content):
     formats: dict[str, _Exported]
 
 
+class _Unit(_Content):
+    layers: Annotated[list[str], Field(min_length=1)]
+    parameters: Count
+    figures: dict[str, float | None]
+
+
+class _OfMethod(_Content):
+    error: str
+    units: list[_Unit]
+
+
+class _Sensitivity(_Content):
+    format: int
+    samples: Count
+    figure: float
+    methods: dict[str, _OfMethod]
+
+
 _MODELS: Mapping[str, type[BaseModel]] = {
-    LATENCY: _Latency, MEMORY: _Memory, BYTES: _Bytes, NOISE: _Noise, EXPORT: _Export,
+    LATENCY: _Latency, MEMORY: _Memory, BYTES: _Bytes, NOISE: _Noise, EXPORT: _Export, SENSITIVITY: _Sensitivity,
 }  # fmt: skip
 
 

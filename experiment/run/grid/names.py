@@ -1,4 +1,4 @@
-"""Unknown names in a parameter file: networks, datasets, weights and parts of a training. Without torch.
+"""Unknown names in a parameter file: networks, datasets, weights, hooks and parts of a training. Without torch.
 
 A plan lists the cells that need an unknown name as unavailable; a run refuses the file.
 """
@@ -16,6 +16,7 @@ from experiment.datasets.corruptions import CORRUPTIONS
 from experiment.datasets.torchprune_names import known_names
 from experiment.datasets.transform_names import TRANSFORMS
 from experiment.errors import ConfigError
+from experiment.hooks import HOOKS
 from experiment.networks import NETWORKS
 from experiment.registry import is_import_path, suggestion
 from experiment.run.grid.weights_file import datasets_folder, find_given, missing_text
@@ -64,6 +65,10 @@ def name_faults(values: Mapping[str, Any], datasets: Path | None = None) -> Iter
             yield from _unknown(key, name, "dataset", [*DATASETS, *known_names()])
         if isinstance(value, Mapping):
             yield from _unknown((*key, "corruption"), value.get("corruption"), "corruption", CORRUPTIONS)
+    hooks = experiments.get("hooks")
+    for i, hook in enumerate(hooks if isinstance(hooks, list) else []):
+        name = hook.get("name") if isinstance(hook, Mapping) else hook
+        yield from _unknown(("experiments", "hooks", i), name, "hook", HOOKS)
     given, folder = network.get("weights"), datasets_folder(values, datasets)
     if isinstance(given, str) and find_given(given, folder) is None:
         yield Fault(("network", "weights"), missing_text(given, folder))
@@ -97,10 +102,10 @@ def _training_faults(block: str, training: Mapping[str, Any]) -> Iterator[Fault]
 
 
 def _unknown(key: KeyPath, name: object, what: str, known: Iterable[str]) -> Iterator[Fault]:
-    """A fault if `name` is neither known nor, for networks, datasets and tasks, an import path that exists."""
+    """A fault if `name` is neither known nor, for networks, datasets, tasks and hooks, an import path that exists."""
     if not isinstance(name, str) or name in known:
         return
-    if is_import_path(name) and what in ("network", "dataset", "task"):
+    if is_import_path(name) and what in ("network", "dataset", "task", "hook"):
         try:
             source_hash(name.partition(":")[0])
         except ConfigError as error:

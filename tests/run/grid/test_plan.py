@@ -148,7 +148,7 @@ def test_all_that_is_wrong_with_settings_comes_at_once_with_its_place(write: Any
         grid(path)
     problems = [problem.split(": ", 1) for problem in caught.value.problems]
     assert [text.removeprefix("experiments.methods") for _, text in problems] == [
-        "[0].settings.groups: ALDS has no such setting. It has error, foldings, layers, min_group_width, "
+        "[0].settings.groups: ALDS has no such setting. It has error, foldings, ignore, layers, min_group_width, "
         "randomised_above, round_to.",
         "[0].settings.foldings[1]: must be at most 7. Got 8.",
         "[0].settings.error: must be one of reference, exact, bound. Got 'foo'.",
