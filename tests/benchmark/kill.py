@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pandas as pd
 
-TIMES = ["seconds_compress", "seconds_retrain"]
+TIMES = ["seconds_compress", "seconds_retrain", "pareto"]
 WHOM = ("group", "worker", "stop")
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 from experiment.config import load
 from experiment.run.grid.plan import Machine, plan_experiment
 
-TIMES = ["seconds_compress", "seconds_retrain"]
+TIMES = ["seconds_compress", "seconds_retrain", "pareto"]
 
 
 def keys(path: Path) -> list[str]:

@@ -83,7 +83,7 @@ def compute(folder: Path, *calls: list[str], methods: list[str] = METHODS) -> Ta
 def read(folder: Path) -> Tables:
     """The tables, as text, one a mode; seconds left out."""
     tables = {mode: pd.read_csv(folder / f"data/results/{mode}/results.csv", dtype=str) for mode in MODES}
-    return {mode: t.drop(columns=[c for c in t if c.startswith("seconds_")]) for mode, t in tables.items()}
+    return {mode: t.drop(columns=[c for c in t if c.startswith(("seconds_", "pareto"))]) for mode, t in tables.items()}
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from experiment.run.grid.plan import Cell, Machine, plan_experiment
 from experiment.tasks.classification import TASK
 from experiment.training.checkpoint import Checkpoint
 
-TIMES = ["seconds_compress", "seconds_retrain"]
+TIMES = ["seconds_compress", "seconds_retrain", "pareto"]
 GRID = {"type": "manual", "values": [0.5, 0.1]}
 
 

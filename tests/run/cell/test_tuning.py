@@ -66,7 +66,7 @@ def run(path: Path, *more: str) -> int:
 
 
 def table(name: str = "small", folder: Path = Path()) -> pd.DataFrame:
-    return pd.read_csv(folder / f"data/results/{name}/results.csv").drop(columns=TIMES, errors="ignore")
+    return pd.read_csv(folder / f"data/results/{name}/results.csv").drop(columns=[*TIMES, "pareto"], errors="ignore")
 
 
 def cell_file(file: str, key: str, name: str = "small", folder: Path = Path()) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from experiment.run.grid.plan import Cell, Machine, plan_experiment
 from experiment.run.workers import pool
 
 RESULTS, TRAINED = Path("data/results/small"), Path("data/trained_networks")
-SECONDS = ["seconds_compress", "seconds_retrain"]
+SECONDS = ["seconds_compress", "seconds_retrain", "pareto"]
 
 
 def table() -> pd.DataFrame:

@@ -19,7 +19,7 @@ from experiment.run.workers.queue import Queue, Work
 
 pytest.importorskip("ray", reason="Ray is an extra: pip install 'experiment[ray]'")
 
-TIMES = ["seconds_compress", "seconds_retrain"]
+TIMES = ["seconds_compress", "seconds_retrain", "pareto"]
 SECONDS = 300.0  # until a test gives up waiting
 MEMORY_MONITOR = "RAY_memory_monitor_refresh_ms"  # milliseconds; 0 for off
 OBJECTS = 80_000_000  # bytes: the least that Ray takes; nothing of ours goes there

@@ -18,7 +18,7 @@ from experiment.main import main
 from experiment.run.signals import raise_if_stopped, stop_on_sigterm
 from experiment.training import checkpoint
 
-TIMES = ["seconds_compress", "seconds_retrain"]
+TIMES = ["seconds_compress", "seconds_retrain", "pareto"]
 EPOCHS = 40  # long enough that what waits for one of them is there before the last
 
 pytestmark = pytest.mark.usefixtures("no_plots")
