@@ -23,7 +23,7 @@ from experiment.run.machine import find_machine
 from experiment.run.torchrun_launch import Launch, find_launch
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-TIMES = ["seconds_compress", "seconds_retrain", "pareto"]  # the only columns that a second run may change: times, and what depends on them
+TIMES = ["seconds_compress", "seconds_retrain", "pareto"]  # the only columns that a second run may change
 EXACT = ["parameters", "flops", "keep_parameters", "epochs", "status", "label", "keep_target"]
 
 # Two processes, started as torchrun starts them. To import all takes longer than they do, so this does it once and
