@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_to_stderr(logging.ERROR if quiet else logging.WARNING)
     try:
         with contextlib.nullcontext() if launch is not None and not launch.leads else stopping_cleanly():
-            return _schema() if options.schema else _run(options, launch)
+            return _schema() if options.schema else _new(options) if options.new else _run(options, launch)
     except ExperimentError as error:
         if options.debug:
             traceback.print_exc()
@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("param", nargs="*", metavar="PARAM", help="parameter file, for instance param/cifar/prune/resnet20.yaml")
+    add("--new", action="store_true", help="ask what is wanted (--set answers), write PARAM and a small twin, and exit")
     add("--plan", nargs="?", const="text", choices=("text", "json"), help="print what would run, and exit")
     add("--status", action="store_true", help="print what runs at present, when it may end and what failed, and exit")
     add("--schema", action="store_true", help="print the JSON schema of parameter files (for editors) and exit")
@@ -128,6 +129,18 @@ def _schema() -> int:
 
     for line in json_text(json_schema(), indent=2).splitlines():
         say(line)
+    return EXIT_DONE
+
+
+def _new(options: argparse.Namespace) -> int:
+    """Write a parameter file."""
+    from experiment.run.machine import find_machine
+    from experiment.start.new_experiment import Call, write_new
+
+    if len(options.param) > 1:
+        raise ConfigError(f"--new: expected one PARAM to write. Got {len(options.param)}.")
+    path = options.param[0] if options.param else None
+    write_new(Call(path, options.set, options.data, find_machine(options.device)))
     return EXIT_DONE
 
 
