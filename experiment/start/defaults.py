@@ -10,6 +10,7 @@ from experiment.start.look_at_data import DataLook
 SAMPLES_TO_SEE, FEWEST_EPOCHS, MOST_EPOCHS = 600_000, 2, 30  # in training, where no file says more
 MANY_SAMPLES = 20_000  # from which on batches are large
 LONGEST_RETRAINING = 10  # epochs
+OF_THE_MACHINE = ("precision", "channelsLast", "compile", "testBatchSize")
 COUNT_EPOCHS = ("milestones", "max_epoch", "T_max", "warmup_epoch", "step_size")  # arguments of schedulers
 FAMILIES = {
     "masks": ["WT", "SNIP"], "filters": ["FT", "PFP"], "low rank": ["SVD", "ALDS"], "quantization": ["Quantize"]
@@ -53,9 +54,9 @@ def packaged(network: str | None, dataset: DatasetRef) -> tuple[str, Parameters]
 
 
 def block(values: Parameters, name: str) -> dict[str, Any]:
-    """A block as it would be written, without defaults."""
-    found: dict[str, Any] = getattr(values, name).model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    return found
+    """A block as it would be written, without defaults, and without what depends on the machine."""
+    found = values.model_dump(mode="json", by_alias=True, exclude_defaults=True)[name]
+    return {key: value for key, value in found.items() if key not in OF_THE_MACHINE}
 
 
 def training_for(network: str, dataset: DatasetRef, look: DataLook) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def choose_methods(ask: Questions, look: DataLook) -> list[str]:
         ("experiments", "methods"), "Which methods? Names or families, separated by commas.",
         ", ".join(defaults.methods_for(look)),
         lambda text: _refuse(file_faults({"experiments": {"methods": _methods(text)}}, None)),
-        known=[*(f"{name} ({', '.join(each)})" for name, each in defaults.FAMILIES.items()), "any other of docs/methods"],
+        known=[*(f"{name} ({', '.join(each)})" for name, each in defaults.FAMILIES.items()), "others of docs/methods"],
     )  # fmt: skip
     return _methods(text)
 

@@ -34,7 +34,6 @@ SMOKE: dict[str, Any] = {  # what the twin changes
     "experiments": {"numNets": 1, "spacing": [{"type": "manual", "values": [0.5, 0.2]}]},
 }
 SMOKE_SECONDS, FEWEST_SAMPLES = 20.0, 200  # of the trainings of the twin
-SLOW, MOST_THREADS = 60.0, 8  # seconds per epoch, from which on a network gets several threads
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,6 @@ def write_new(call: Call) -> None:
     smoke, takes = SMOKE, "not estimated, since the data are not here"
     if found.seconds is not None and found.look.num_train is not None:
         epoch = found.seconds * found.look.num_train
-        if call.machine.kind == "cpu" and epoch > SLOW and usable_cores() > 1:
-            values.setdefault("threads", min(usable_cores(), MOST_THREADS))
         fitting = max(FEWEST_SAMPLES, int(SMOKE_SECONDS / found.seconds / epochs_of(twin)))
         if fitting < found.look.num_train:
             smoke = {"network": {"dataset": {"maxSamples": fitting}}} | SMOKE
@@ -117,8 +114,8 @@ def _texts(path: Path, values: Mapping[str, Any], smoke: Mapping[str, Any], take
         f"{COMMAND} {shlex.quote(str(path))}", "",
         f"{network['name']} on {network['dataset']['name']}, compressed by {', '.join(methods)} and retrained.",
         f"Expect: {takes}. Try {twin.name} first.",
-        "What one changes next: methods and spacing; numNets: 3 for error bars; numEpochs and startEpoch, to trade time "
-        "for accuracy. docs/parameter-file.md describes every key.",
+        "What one changes next: methods and spacing; numNets: 3 for error bars; numEpochs and startEpoch, to trade "
+        "time for accuracy. docs/parameter-file.md describes every key.",
     ]  # fmt: skip
     small = [
         f"{COMMAND} {shlex.quote(str(twin))}", "",
