@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_to_stderr(logging.ERROR if quiet else logging.WARNING)
     try:
         with contextlib.nullcontext() if launch is not None and not launch.leads else stopping_cleanly():
-            return _schema() if options.schema else _run(options, launch)
+            return _schema() if options.schema else _new(options) if options.new else _run(options, launch)
     except ExperimentError as error:
         if options.debug:
             traceback.print_exc()
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `... --plan | head`: the reader has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE if options.plan or options.schema else EXIT_INTERRUPTED
+        return EXIT_DONE if options.plan or options.status or options.schema else EXIT_INTERRUPTED
 
 
 class _Parser(argparse.ArgumentParser):
@@ -95,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("param", nargs="*", metavar="PARAM", help="parameter file, for instance param/cifar/prune/resnet20.yaml")
+    add("--new", action="store_true", help="ask what is wanted (--set answers), write PARAM and a small twin, and exit")
     add("--plan", nargs="?", const="text", choices=("text", "json"), help="print what would run, and exit")
+    add("--status", action="store_true", help="print what runs at present, when it may end and what failed, and exit")
     add("--schema", action="store_true", help="print the JSON schema of parameter files (for editors) and exit")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting: experiments.numNets=1")
     add(
@@ -130,10 +132,23 @@ def _schema() -> int:
     return EXIT_DONE
 
 
+def _new(options: argparse.Namespace) -> int:
+    """Write a parameter file."""
+    from experiment.run.machine import find_machine
+    from experiment.start.new_experiment import Call, write_new
+
+    if len(options.param) > 1:
+        raise ConfigError(f"--new: expected one PARAM to write. Got {len(options.param)}.")
+    path = options.param[0] if options.param else None
+    write_new(Call(path, options.set, options.data, find_machine(options.device)))
+    return EXIT_DONE
+
+
 def _run(options: argparse.Namespace, launch: Launch | None) -> int:
     try:
         _check_call(options, launch)
-        plans = _plans(options, reading=not options.plan and (launch is None or launch.leads))
+        looking = options.plan or options.status
+        plans = _plans(options, reading=not looking and (launch is None or launch.leads))
     except ConfigError as error:
         if launch is None:
             raise
@@ -141,13 +156,13 @@ def _run(options: argparse.Namespace, launch: Launch | None) -> int:
     if launch is not None and not launch.leads:
         from experiment.run.workers.torchrun_worker import serve
 
-        return EXIT_DONE if options.plan else serve(plans[0].machine)
+        return EXIT_DONE if looking else serve(plans[0].machine)
     places = [_directories(plan.file, options) for plan in plans]
     _require_own_folders(plans, places)
     for notice in dict.fromkeys(notice for plan in plans for notice in plan.file.notices):
         say(notice, sys.stderr)
-    if options.plan:
-        return _show_plans(plans, places, options.plan)
+    if looking:
+        return _show(plans, places, options)
     if not options.quiet and is_watched():
         say("starting: importing torch takes a few seconds", sys.stderr)
     from experiment.report import write_report
@@ -212,20 +227,23 @@ def _plans(options: argparse.Namespace, reading: bool) -> list[ExperimentPlan]:
     from experiment.config import load
     from experiment.run.grid.methods import file_faults
     from experiment.run.grid.plan import plan_experiment
-    from experiment.run.machine import find_machine
+    from experiment.run.machine import find_machine, recorded_machine
 
     def also(values: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
         return [(fault.key, fault.text) for fault in file_faults(values, options.data)]
 
-    machine = find_machine(options.device)
+    seen = options.status and options.device == "auto"  # by default as where it runs, without torch
+    machine = find_machine("cpu" if seen else options.device)
     plans: list[ExperimentPlan] = []
     problems: list[str] = []
     for path in options.param:
         try:
             file = load(path, options.set, also=also)
-            plans.append(
-                plan_experiment(file, machine, datasets=options.data, results=options.results, reading=reading)
-            )
+            plan = plan_experiment(file, machine, datasets=options.data, results=options.results, reading=reading)
+            other = recorded_machine(file.results(options.results) / plan.name) if seen else None
+            if other not in (None, machine):
+                plan = plan_experiment(file, other, datasets=options.data, results=options.results)
+            plans.append(plan)
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -265,13 +283,17 @@ def _require_own_folders(plans: Sequence[ExperimentPlan], places: Sequence[Direc
         raise ConfigError(problems)
 
 
-def _show_plans(plans: Sequence[ExperimentPlan], places: Sequence[Directories], form: str) -> int:
+def _show(plans: Sequence[ExperimentPlan], places: Sequence[Directories], options: argparse.Namespace) -> int:
+    """Print what would run, or what runs at present."""
     from experiment.run.disk.store import Store
     from experiment.run.grid.listing import plan_json, plan_text
+    from experiment.run.status import status_text
 
-    show = plan_json if form == "json" else plan_text
     for plan, place in zip(plans, places, strict=True):
-        for line in show(plan, Store(place.results / plan.name).results(plan.computed, repair=False)):
+        store = Store(place.results / plan.name)
+        results = store.results(plan.computed, repair=False)
+        show = plan_json if options.plan == "json" else plan_text
+        for line in status_text(plan, results, store.folder) if options.status else show(plan, results):
             say(line)
     return EXIT_DONE
 

@@ -1,7 +1,7 @@
 """Images before any transform: one tensor of pixels in memory, or items read one by one."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from torchvision.tv_tensors import Mask
 from experiment.datasets.check_samples import as_pair
 from experiment.errors import ConfigError
 from experiment.inputs import as_numbers
+from experiment.random_streams import generator
 from experiment.registry import suggestion
 
 MAX_SIDE = 64  # pixels: larger images are decoded when they are needed
@@ -94,6 +95,33 @@ def pack(items: Items) -> Pixels | None:
         return None
     stacked = torch.stack(labels)
     return Pixels(images, Mask(stacked) if isinstance(first_label, Mask) else stacked)
+
+
+@dataclass(frozen=True)
+class _Some:
+    """Some items of others."""
+
+    items: Items
+    indices: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[object, Any]:
+        return self.items[self.indices[index]]
+
+
+def some_of(source: Source, most: int, name: str) -> Source:
+    """At most so many samples of a part, in their order: the same ones in every run. `name` is the dataset's."""
+    items = source.items
+    if len(items) <= most:
+        return source
+    chosen = torch.randperm(len(items), generator=generator("some", name))[:most].sort().values
+    if isinstance(items, Pixels):
+        labels = items.labels[chosen]
+        made = Mask(labels) if isinstance(items.labels, Mask) else labels
+        return replace(source, items=Pixels(items.images[chosen], made))
+    return replace(source, items=_Some(items, chosen.tolist()))
 
 
 def fits_in_memory(num_images: int, shape: tuple[int, ...]) -> bool:

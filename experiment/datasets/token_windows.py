@@ -20,11 +20,12 @@ TEST_EVERY = 5  # every fifth help topic, by name, is in the test part
 class Windows:
     """Windows (T,) of a text's tokens, int64. Every token but the first is predicted exactly once.
 
-    The last window is padded with 0; its missing targets are ignored.
+    The last window is padded with 0; its missing targets are ignored. `vocabulary` is the number of tokens there are.
     """
 
     tokens: Tensor
     length: int
+    vocabulary: int = 0
 
     def __len__(self) -> int:
         return -(-(len(self.tokens) - 1) // self.length)
@@ -83,4 +84,4 @@ def _source(
     tokens = by.tokens(text)
     if len(tokens) < 2:
         raise DataError(f"{name}: expected a text of at least two tokens. Got {len(tokens)}.")
-    return Source(Windows(tokens, length_of(settings)))
+    return Source(Windows(tokens, length_of(settings), by.size))

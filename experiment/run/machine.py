@@ -4,12 +4,14 @@ import os
 import platform
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from experiment.errors import ConfigError
+from experiment.errors import ConfigError, StoreError
+from experiment.files import read_json
 from experiment.run.grid.hardware import Machine, Precision
 from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.run.torchrun_launch import Launch, find_launch
@@ -19,6 +21,7 @@ DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvgpu", "/dev/
 # Variables with the GPUs that a process sees; if several are set, ROCm uses the first one.
 VISIBLE = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 MAX_READERS = 8  # more take memory but save little time
+ENVIRONMENT = "environment.json"
 PACKAGES = ("experiment", "torch", "torchvision", "numpy", "pandas", "matplotlib")
 
 
@@ -138,6 +141,16 @@ def describe_environment(machine: Machine, threads: int, workers: int | None) ->
         "processes_per_training": machine.processes,
         "git_commit": _git_commit(),
     }
+
+
+def recorded_machine(folder: Path) -> Machine | None:
+    """The machine of the last run, as `describe_environment` recorded it in a results folder; None if it did not."""
+    with suppress(OSError, StoreError, KeyError, TypeError, AttributeError, ValueError):
+        found = read_json(folder / ENVIRONMENT)
+        processes, auto = int(found["processes_per_training"]), found["precision_auto"]
+        if auto in get_args(Precision):
+            return Machine(found["device"].partition(" ")[0], processes, auto)
+    return None
 
 
 def device_in_words(machine: Machine) -> str:

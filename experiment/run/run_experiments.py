@@ -17,16 +17,17 @@ from experiment.escaping import say as say_line
 from experiment.files import read_json, write_whole
 from experiment.run.call_hooks import HookCalls
 from experiment.run.cell.context import Context
-from experiment.run.cell.events import CellDone, Event
+from experiment.run.cell.events import CellDone, Event, Note, Started
 from experiment.run.disk.parameters_file import write_parameters
 from experiment.run.disk.results_table import write_results_table
 from experiment.run.disk.store import Directories, Store
 from experiment.run.grid.data_facts import remember_data
 from experiment.run.grid.hardware import Machine, Resources, resources_of
 from experiment.run.grid.plan import ExperimentPlan
-from experiment.run.machine import describe_environment, usable_cores, visible_gpus
+from experiment.run.machine import ENVIRONMENT, describe_environment, usable_cores, visible_gpus
 from experiment.run.measure_deployed import measure_deployed
 from experiment.run.summary import WrittenReport, summarise
+from experiment.run.workers.live_state import LiveFiles
 from experiment.run.workers.pool import run_in_pool, run_serially
 from experiment.run.workers.processes import Processes
 from experiment.run.workers.progress_bar import ProgressBar
@@ -37,7 +38,6 @@ if TYPE_CHECKING:  # imports torch
 
 SECONDS_BETWEEN_TABLES = 2.0  # minimum interval, and at least
 TABLES_ASIDE = 20  # times the duration of the last write
-ENVIRONMENT = "environment.json"
 
 
 @dataclass(frozen=True)
@@ -84,24 +84,43 @@ def run_session(
     for i, (plan, store, _) in enumerate(experiments):
         found = store.results(plan.computed)
         work += open_work(i, plan, found, retry_failed=options.retry_failed, share=options.share)
-    if work:
-        _compute(experiments, work, options)
-    status = 0
-    for plan, store, place in experiments:
-        _describe(plan, store)
+    with LiveFiles([store.folder for _, store, _ in experiments], plans[0].machine.device, options.share) as live:
+        if work:
+            _compute(experiments, work, options, live)
+        complete = [_finish(i, each, options, live, write_report, say) for i, each in enumerate(experiments)]
+    return 0 if all(complete) else 1
+
+
+def _finish(
+    index: int,
+    experiment: _Experiment,
+    options: Options,
+    live: LiveFiles,
+    write_report: Callable[[Path], WrittenReport],
+    say: Callable[[str], None],
+) -> bool:
+    """Measure finished networks, and write table and report; returns whether no cell failed or is open."""
+    plan, store, place = experiment
+
+    def note(text: str) -> None:
+        live.show(index, "", Note(text))
+        if options.verbosity >= 0:
+            _note(text)
+
+    _describe(plan, store)
+    live.show(index, "", Started("measurements and report", 0.0))
+    results = write_results_table(store, plan)
+    measures = options.share is None or not open_work(0, plan, results)  # one machine measures everything
+    again = options.retry_failed
+    if measures and measure_deployed(plan, store, results, place.datasets, note, retry_failed=again):
         results = write_results_table(store, plan)
-        if options.share is None or not open_work(0, plan, results):  # one machine measures everything
-            note = _note if options.verbosity >= 0 else _ignore
-            if measure_deployed(plan, store, results, place.datasets, note, retry_failed=options.retry_failed):
-                results = write_results_table(store, plan)
-        report = write_report(store.folder)
-        summarise(plan, results, store, report, say, debug=options.debug)
-        if open_work(0, plan, results, retry_failed=True, share=options.share):
-            status = 1
-    return status
+    report = write_report(store.folder)
+    live.end(index)
+    summarise(plan, results, store, report, say, debug=options.debug)
+    return not open_work(0, plan, results, retry_failed=True, share=options.share)
 
 
-def _compute(experiments: Sequence[_Experiment], work: list[Work], options: Options) -> None:
+def _compute(experiments: Sequence[_Experiment], work: list[Work], options: Options, live: LiveFiles) -> None:
     num_cells = Counter(item.experiment for item in work for _ in item.cells)
     touched = {i: experiments[i] for i in sorted(num_cells)}
     hooks = {i: HookCalls(plan, store, num_cells[i]) for i, (plan, store, _) in touched.items()}
@@ -118,7 +137,7 @@ def _compute(experiments: Sequence[_Experiment], work: list[Work], options: Opti
             for line in (*warnings, *_announcement(work, workers, contexts)):
                 _note(line)
         bar = ProgressBar(sum(item.units for item in work), sum(len(item.cells) for item in work), options.verbosity)
-        listener = _Listener(bar, experiments, hooks)
+        listener = _Listener(bar, live, experiments, hooks)
         try:
             for each in hooks.values():
                 each.start(bar.say)
@@ -185,18 +204,21 @@ def _run_on_ray(queue: Queue, contexts: Sequence[Context], listener: _Listener, 
 
 
 class _Listener:
-    """Shows events, tells the hooks, and periodically rewrites the tables of the experiments.
+    """Shows events, here and to `--status`, tells the hooks, and periodically rewrites the tables of the experiments.
 
     Args:
         hooks: by the index of their experiment.
     """
 
-    def __init__(self, bar: ProgressBar, experiments: Sequence[_Experiment], hooks: Mapping[int, HookCalls]) -> None:
-        self.bar, self._experiments, self._hooks = bar, experiments, hooks
+    def __init__(
+        self, bar: ProgressBar, live: LiveFiles, experiments: Sequence[_Experiment], hooks: Mapping[int, HookCalls]
+    ) -> None:
+        self.bar, self._live, self._experiments, self._hooks = bar, live, experiments, hooks
         self._due = time.monotonic() + SECONDS_BETWEEN_TABLES
 
     def __call__(self, work: Work, event: Event) -> None:
         self.bar.show(event)
+        self._live.show(work.experiment, work.name, event)
         self._hooks[work.experiment].note(work.name, event)
         started = time.monotonic()
         if isinstance(event, CellDone) and started >= self._due:

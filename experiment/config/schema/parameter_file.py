@@ -36,6 +36,8 @@ class DatasetRef(NamedSettings):
     severity: Annotated[Whole, Field(ge=1, le=5)] | None = None
     """Severity of the corruption, 1 to 5. Default: all five, one after the other."""
 
+    max_samples: Annotated[Whole, Field(ge=4)] | None = None
+    """Largest number of samples of each part, drawn at random, for trial runs. Default: all."""
     label: Name | None = None
     """Its name in results, plots and tables. Default: the name, with corruption and severity."""
 

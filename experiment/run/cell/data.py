@@ -12,7 +12,7 @@ from experiment.datasets.check_data import check_data
 from experiment.datasets.corruptions.apply import corrupted
 from experiment.datasets.image_data import Images, Splits, Transforms
 from experiment.datasets.loading import load_source, make_images, make_splits
-from experiment.datasets.raw_images import Source
+from experiment.datasets.raw_images import Source, some_of
 from experiment.files import MOST_LETTERS
 from experiment.inputs import Inputs, first
 from experiment.measure import example_input
@@ -129,6 +129,8 @@ class Data:
         if key in self._sources:
             return self._sources[key]
         source = load_source(dataset.name, dataset.settings, self.folder, train, size)
+        if dataset.max_samples is not None:
+            source = some_of(source, dataset.max_samples, dataset.name)
         if dataset.corruption is not None:
             part, lazily = "train" if train else "test", self._keep_sources
             source = corrupted(source, dataset.corruption, dataset.severity, part, lazily=lazily)

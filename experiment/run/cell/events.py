@@ -95,6 +95,16 @@ class CountedReport:
             self(Advanced(units - self._units))
 
 
+def result_in_words(event: CellDone) -> str:
+    """How a cell ended, for people."""
+    if event.status == "failed":
+        return f"FAILED: {event.error}"
+    if event.status == "infeasible":
+        return f"infeasible: {event.error}"
+    kept = "" if event.keep_parameters is None else f", {event.keep_parameters:.1%} of the parameters"
+    return f"{event.figure}{kept}"
+
+
 def cell_name(cell: Cell) -> str:
     """A short description of a cell, for people."""
     words = [cell.variant, cell.label, cell.size if cell.method != "Reference" else "", f"net {cell.net}"]

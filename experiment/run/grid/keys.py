@@ -138,7 +138,8 @@ def _registered(ref: DatasetRef | Network, entry: NetworkEntry | DatasetEntry | 
 def _dataset_key(ref: DatasetRef) -> dict[str, Any]:
     key = _registered(ref, find_dataset(ref.name))
     corruption = {"name": ref.corruption, "severity": ref.severity, "version": CORRUPTIONS_VERSION}
-    return key | ({"corruption": corruption} if ref.corruption is not None else {})
+    key |= {"corruption": corruption} if ref.corruption is not None else {}
+    return key | ({} if ref.max_samples is None else {"max_samples": ref.max_samples})
 
 
 def method_key(spec: MethodSpec) -> dict[str, Any]:
@@ -205,7 +206,9 @@ def planned_epochs(p: Parameters) -> int:
     """Epochs of retraining per cell, as far as they are known without reading the data."""
     dataset = p.network.dataset
     entry = find_dataset(dataset.name)
-    return epochs_of(p, None if entry is None or entry.num_train is None else entry.num_train * dataset.copies)
+    if entry is None or entry.num_train is None:
+        return epochs_of(p)
+    return epochs_of(p, min(entry.num_train, dataset.max_samples or entry.num_train) * dataset.copies)
 
 
 def mode_key(p: Parameters) -> dict[str, str]:

@@ -7,7 +7,7 @@ import time
 from tqdm import tqdm
 
 from experiment.escaping import one_line
-from experiment.run.cell.events import Advanced, Busy, CellDone, EpochDone, Event, Note, Started
+from experiment.run.cell.events import Advanced, Busy, CellDone, EpochDone, Event, Note, Started, result_in_words
 
 SECONDS_OF_SILENCE = 30.0  # of an analysis, after which a log file gets a line; doubled every time
 
@@ -93,11 +93,8 @@ class ProgressBar:
     def _show_cell(self, event: CellDone) -> None:
         self.finished += 1
         self._set_text(event.name)
-        name = self._count(event.name)
+        line = f"{self._count(event.name)}: {result_in_words(event)}"
         if event.status == "failed":
-            self.say(f"{name}: FAILED: {event.error}")
-        elif self.verbosity >= 0 and event.status == "infeasible":
-            self.say(f"{name}: infeasible: {event.error}", result=True)
+            self.say(line)
         elif self.verbosity >= 0:
-            kept = "" if event.keep_parameters is None else f", {event.keep_parameters:.1%} of the parameters"
-            self.say(f"{name}: {event.figure}{kept}", result=True)
+            self.say(line, result=True)
