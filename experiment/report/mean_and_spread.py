@@ -37,11 +37,12 @@ def summarize(results: DataFrame) -> DataFrame:
         return pd.DataFrame(columns=[*keys, "cells", "nets", "networks", "complete", *extra])
     grouped = cells.groupby(keys, sort=False, dropna=False)
     parts: list[Any] = [grouped.size().rename("cells"), grouped["net"].nunique().rename("nets")]
-    parts.append(
-        grouped["net"].agg(lambda nets: ", ".join(f"n{net:g}" for net in sorted(set(nets)))).rename("networks")
-    )
     parts += [grouped[averaged].mean(), grouped[averaged].std().add_suffix("_std")]
     summary: DataFrame = pd.concat(parts, axis=1).reset_index()
+    averaged_nets: list[set[float]] = [set() for _ in range(len(summary))]
+    for place, net in zip(grouped.ngroup(), cells["net"], strict=True):  # pandas takes long to join text per group
+        averaged_nets[place].add(net)
+    summary["networks"] = [", ".join(f"n{net:g}" for net in sorted(nets)) for nets in averaged_nets]
     most_cells = summary.groupby(GROUP)["cells"].transform("max")
     most_nets = summary.groupby(SETTING)["nets"].transform("max")
     summary["complete"] = (summary["cells"] == most_cells) & (summary["nets"] == most_nets)

@@ -16,6 +16,7 @@ from experiment.run.workers.live_state import MOST_MESSAGES, LiveState, read_liv
 from experiment.run.workers.queue import open_work
 
 MOST_FAILURES = 20  # that are listed
+FAR_AWAY = 1e9  # seconds, which no forecast reaches
 UNITS = (("day", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
@@ -72,14 +73,14 @@ def _under_way(state: LiveState, now: float) -> Iterator[str]:
 
 
 def _expected_end(plan: ExperimentPlan, results: Results, running: Sequence[LiveState], now: float) -> float | None:
-    """When the open work of all shares ends at the rate of their processes so far; None if one has done nothing."""
+    """When the open work of all shares ends at the rate of their processes so far; None if one has done too little."""
     ends = [now]
-    for share in {None if state.share is None else (state.share[0], state.share[1]) for state in running}:
-        group = [state for state in running if state.share == (None if share is None else list(share))]
+    for share in {(state.share, state.shares) for state in running}:
+        group = [state for state in running if (state.share, state.shares) == share]
         partly = sum(doing.done for state in group for doing in state.under_way.values())
         left = sum(work.units for work in open_work(0, plan, results, share=share)) - partly
         rate = sum(state.done / max(state.heartbeat - state.started, 1.0) for state in group)
-        if rate == 0:
+        if rate * FAR_AWAY <= left:
             return None
         ends.append(now + max(left, 0.0) / rate)
     return max(ends)
@@ -94,7 +95,7 @@ def _failures(plan: ExperimentPlan, results: Results) -> Iterator[str]:
 
 
 def _where(state: LiveState) -> str:
-    share = "" if state.share is None else f", share {state.share[0]} of {state.share[1]}"
+    share = "" if state.shares == 1 else f", share {state.share} of {state.shares}"
     return f"host {state.host}, pid {state.pid}, {state.device}{share}"
 
 

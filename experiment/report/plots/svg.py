@@ -48,12 +48,15 @@ def svg_of(figure: Figure, name: str) -> str:
 
 
 def _drawn(figure: Figure, name: str) -> str:
+    """What matplotlib writes; `savefig` draws twice."""
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    file, no_facts = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    file, dpi, no_facts = io.StringIO(), figure.dpi, dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # labels in other scripts
-        figure.savefig(file, format="svg", metadata=no_facts)
+        FigureCanvasSVG(figure).print_svg(file, metadata=no_facts)  # type: ignore[no-untyped-call]
+    figure.dpi = dpi
     return _NOT_XML.sub("\ufffd", file.getvalue())
 
 

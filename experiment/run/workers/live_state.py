@@ -55,7 +55,7 @@ class LiveState(_Record):
 
     Attributes:
         born: when the process started, in the system's unit, since others get the same pid later; empty if unknown.
-        share: K and N of a job array.
+        share, shares: K and N of a job array; shares is 1 without.
         started: when its first work began.
         heartbeat: when this was written.
         under_way: by worker.
@@ -66,7 +66,8 @@ class LiveState(_Record):
     pid: Count
     born: Text
     device: Text
-    share: list[Count] | None
+    share: Count = 0
+    shares: Annotated[int, Field(ge=1, lt=2**31)] = 1
     started: Time
     heartbeat: Time
     done: Units = 0.0
@@ -123,8 +124,9 @@ class LiveFiles:
 
     def __init__(self, folders: Sequence[Path], device: str, share: tuple[int, int] | None) -> None:
         host, pid, now = socket.gethostname(), os.getpid(), time.time()
+        k, n = share or (0, 1)
         state = LiveState(
-            host=host, pid=pid, born=_born(pid), device=device, share=share and list(share), started=now, heartbeat=now
+            host=host, pid=pid, born=_born(pid), device=device, share=k, shares=n, started=now, heartbeat=now
         )
         name = f"{safe_name(f'{host}-{pid}')}.json"
         self._live = {i: (each / LIVE / name, state.model_copy(deep=True)) for i, each in enumerate(folders)}
