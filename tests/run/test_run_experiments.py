@@ -64,7 +64,8 @@ def test_a_second_run_computes_nothing_and_a_larger_grid_only_what_is_new(finish
     assert stamps.items() <= _stamps(finished).items()
     frame = table(finished)
     assert len(frame) == 10
-    same(frame[frame["cell"].isin(first["cell"])].reset_index(drop=True), first)
+    kept = frame[frame["cell"].isin(first["cell"])].reset_index(drop=True)
+    same(kept.drop(columns="pareto"), first.drop(columns="pareto"))  # the front is that of the larger grid
 
 
 def _stamps(folder: Path) -> dict[str, int]:

@@ -68,7 +68,7 @@ def at_work(folder: Path, methods: list[str] = METHODS) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(folder)
-        patch.setattr("experiment.report.write_report", lambda where: Report([], where, where, where))
+        patch.setattr("experiment.report.write_report", lambda where: Report([], where, where, where, where))
         yield
 
 
