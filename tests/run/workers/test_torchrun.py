@@ -33,7 +33,7 @@ import json, os, signal, sys
 import experiment.report, experiment.run.run_experiments
 import experiment.run.cell.torchrun_group, experiment.run.workers.torchrun_worker
 from experiment.main import main
-experiment.report.write_report = lambda f: experiment.report.Report([], f / "a.md", f / "a.html", f / "t.tex", f / "c.csv")
+experiment.report.write_report = lambda f: experiment.report.Report([], *(f / name for name in "abcd"))
 
 def start(folder, arguments, environment):
     if pid := os.fork():
