@@ -7,10 +7,10 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import TYPE_CHECKING
 
-from experiment.report.paired import Array, Estimate, holm, mean_of, paired_difference
+from experiment.report.paired import Array, Estimate, between_networks, holm, mean_of, paired_difference
 from experiment.report.primary_metric import ReportedMetric, by_metric
 from experiment.report.results_table import REFERENCE, compressed, tidy
 from experiment.run.disk.damaged_files import SAMPLES, intact_file, warn_of_damage
@@ -162,10 +162,16 @@ def _curves(cells: DataFrame, metric: ReportedMetric) -> Iterator[Curve]:
 def _compared(variant: str, keep: float, metric: ReportedMetric, curves: Sequence[Curve], samples: Samples) -> Budget:
     sign = 1 if metric.falls else -1
     ranked = sorted(curves, key=lambda c: -sign * fmean(c.figures.values()))
-    pairs = {}
-    for first, second in itertools.combinations(ranked, 2):
-        if set(first.figures) & set(second.figures):
-            pairs[first.label, second.label] = _paired(first, second, samples, metric.falls)
+    values = {
+        (first.label, second.label): _shared_values(first, second, samples)
+        for first, second in itertools.combinations(ranked, 2)
+        if set(first.figures) & set(second.figures)
+    }
+    usual = median(between_networks(*pair) for pair in values.values()) if values else 0.0
+    pairs = {
+        labels: paired_difference(*((one, two) if sign > 0 else (two, one)), usual)
+        for labels, (one, two) in values.items()
+    }
     adjusted = dict(zip(pairs, holm([e.p for e in pairs.values()]), strict=True))
     own = values_of(ranked[0], list(ranked[0].figures), samples)
     return Budget(variant, keep, metric, ranked, mean_of(own), pairs, adjusted, own.shape[1])
@@ -186,17 +192,18 @@ def losses(results: DataFrame, samples: Samples) -> dict[tuple[str, str, float],
 
 
 def _loss(metric: ReportedMetric, reference: Curve, curve: Curve, samples: Samples) -> Estimate:
-    e = _paired(reference, curve, samples, metric.falls)
+    one, two = _shared_values(reference, curve, samples)
+    e = paired_difference(*((one, two) if metric.falls else (two, one)))
     if metric.unit == "fraction":
         return e
     scale = abs(fmean(reference.figures[net] for net in curve.figures if net in reference.figures))
     return Estimate(e.value / scale, e.low / scale, e.high / scale, e.p)
 
 
-def _paired(first: Curve, second: Curve, samples: Samples, falls: bool) -> Estimate:
-    """How much better the first is, on the networks that both have."""
+def _shared_values(first: Curve, second: Curve, samples: Samples) -> tuple[Array, Array]:
+    """The values of both on the networks that both have."""
     nets = [net for net in first.figures if net in second.figures]
     one, two = values_of(first, nets, samples), values_of(second, nets, samples)
     if one.shape != two.shape:  # of one of them, samples are unknown
         one, two = (values_of(c, nets, {}) for c in (first, second))
-    return paired_difference(*((one, two) if falls else (two, one)))
+    return one, two

@@ -43,12 +43,14 @@ class Estimate:
     p: float
 
 
-def paired_difference(first_RN: Array, second_RN: Array) -> Estimate:
+def paired_difference(first_RN: Array, second_RN: Array, usual: float = 0.0) -> Estimate:
     """The mean of `first` minus `second`, whose rows are equal networks and whose columns equal samples.
 
     Args:
         first_RN, second_RN: a value per network and sample, or figures (R, 1) of networks whose samples are unknown.
             Then the interval needs two networks; of one it is infinite.
+        usual: the variance of networks (`between_networks`) that is usual for such pairs. The p-value takes no smaller
+            one: of two or three networks some pairs agree by chance.
 
     Example:
         >>> paired_difference(right_of_WT, right_of_FT)
@@ -57,7 +59,13 @@ def paired_difference(first_RN: Array, second_RN: Array) -> Estimate:
     import numpy as np
 
     binary = all(bool(((x == 0) | (x == 1)).all()) for x in (first_RN, second_RN)) and first_RN.shape[1] > 1
-    return _interval(np.subtract(first_RN, second_RN, dtype=np.float64), 1.0 if binary else 0.0)
+    return _interval(np.subtract(first_RN, second_RN, dtype=np.float64), 1.0 if binary else 0.0, usual)
+
+
+def between_networks(first_RN: Array, second_RN: Array) -> float:
+    """The variance of the mean difference that R networks show; 0 for one."""
+    of_networks = first_RN.mean(axis=1, dtype="float64") - second_RN.mean(axis=1, dtype="float64")
+    return float(of_networks.var(ddof=1)) / len(of_networks) if len(of_networks) > 1 else 0.0
 
 
 def mean_of(values_RN: Array) -> Estimate:
@@ -65,7 +73,7 @@ def mean_of(values_RN: Array) -> Estimate:
     binary = bool(((values_RN == 0) | (values_RN == 1)).all()) and values_RN.shape[1] > 1
     if binary and len(values_RN) == 1:
         return _wilson(int(values_RN.sum()), values_RN.shape[1])
-    return _interval(values_RN.astype("float64"), 0.0)
+    return _interval(values_RN.astype("float64"), 0.0, 0.0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -80,7 +88,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in adjusted]
 
 
-def _interval(values_RN: npt.NDArray[np.float64], added: float) -> Estimate:
+def _interval(values_RN: npt.NDArray[np.float64], added: float, usual: float) -> Estimate:
     """Student's interval; `added` and its negative are the values of two more samples in one of the networks."""
     import numpy as np
     from scipy.special import stdtrit
@@ -100,7 +108,7 @@ def _interval(values_RN: npt.NDArray[np.float64], added: float) -> Estimate:
         return Estimate(value, value, value, float(value == 0))
     freedom = max(1.0, (networks - 1) * (variance / between) ** 2) if between > 0 else math.inf
     half = float(stdtrit(min(freedom, MOST_FREEDOM), (1 + LEVEL) / 2)) * math.sqrt(variance)
-    p = _p_value(abs(center), over_samples, max(0.0, over_samples - both), between, networks)
+    p = _p_value(abs(center), over_samples, max(0.0, over_samples - both), max(between, usual), networks)
     return Estimate(value, center - half, center + half, p)
 
 
@@ -115,13 +123,14 @@ def _p_value(distance: float, over_samples: float, alone: float, between: float,
     """The level at which an interval of this half-width ends, whose parts have quantiles of their own.
 
     The part of networks has R - 1 degrees of freedom, that of samples `alone` many. The interval is wider than that of
-    Satterthwaite: with few networks whose figures happen to be close, that one orders too many methods.
+    Satterthwaite: with few networks whose figures happen to be close, that one orders too many methods. Two networks
+    count as three, since `between` is not below that of other pairs.
     """
     from scipy.special import ndtri, stdtrit
 
     def half(p: float) -> float:
         z = float(-ndtri(p / 2))
-        t = float(-stdtrit(networks - 1, p / 2)) if networks > 1 else 0.0
+        t = float(-stdtrit(max(2, networks - 1), p / 2)) if networks > 1 else 0.0
         return math.sqrt(max(z**2 * over_samples, z**2 * alone + t**2 * between))
 
     low, high = math.log(SMALLEST_P), 0.0

@@ -9,7 +9,7 @@ import pytest
 
 from experiment.report import Source, read_source
 from experiment.report.comparisons import COLUMNS, Budget, as_table, compare
-from experiment.report.paired import holm, paired_difference
+from experiment.report.paired import between_networks, holm, paired_difference
 
 SKILLS = {"Reference": 2.0, "WT": 1.9, "FT": 1.88, "SVD": 0.4}
 SAMPLES = 800
@@ -43,8 +43,9 @@ def test_pairs(synthetic: Any, tmp_path: Path, nets: int) -> None:
     budget = only_budget(source_of(synthetic, tmp_path, nets))
     assert [c.label for c in budget.curves] == ["WT", "FT", "SVD"], "the best first"
     answers = {label: np.array([right_answers(label, net) for net in range(nets)], float) for label in SKILLS}
+    usual = np.median([between_networks(answers[first], answers[second]) for first, second in budget.pairs])
     for (first, second), found in budget.pairs.items():
-        assert found == paired_difference(answers[first], answers[second])
+        assert found == paired_difference(answers[first], answers[second], usual)
     assert list(budget.adjusted.values()) == holm([e.p for e in budget.pairs.values()])
     assert budget.worse() == ["SVD"]
     table = as_table([budget])
@@ -65,7 +66,8 @@ def test_without_samples_only_networks_are_compared(synthetic: Any, tmp_path: Pa
     """As in results of earlier versions: of one network, nothing is ordered."""
     budget = only_budget(source_of(synthetic, tmp_path / "three", 3, samples=False))
     figures = {label: np.array([[right_answers(label, net).mean()] for net in range(3)]) for label in SKILLS}
-    assert budget.pairs["WT", "SVD"] == paired_difference(figures["WT"], figures["SVD"])
+    usual = np.median([between_networks(figures[first], figures[second]) for first, second in budget.pairs])
+    assert budget.pairs["WT", "SVD"] == paired_difference(figures["WT"], figures["SVD"], usual)
     alone = only_budget(source_of(synthetic, tmp_path / "one", 1, samples=False))
     assert alone.worse() == []
     assert math.isinf(alone.pairs["WT", "SVD"].high)

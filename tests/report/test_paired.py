@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiment.report.paired import holm, mean_of, paired_difference
+from experiment.report.paired import between_networks, holm, mean_of, paired_difference
 
 
 def draws(seed: int, networks: int, samples: int, skills: tuple[float, ...], differ: float = 0.0) -> "list[np.ndarray]":
@@ -96,8 +96,20 @@ def test_equal_methods_are_seldom_ordered(networks: int, differ: float) -> None:
     false = 0
     for seed in range(200):
         four = draws(seed, networks, 500, (1.5,) * 4, differ)
-        false += min(holm([paired_difference(a, b).p for a, b in itertools.combinations(four, 2)])) < 0.05
+        pairs = list(itertools.combinations(four, 2))
+        usual = float(np.median([between_networks(*pair) for pair in pairs]))
+        false += min(holm([paired_difference(*pair, usual).p for pair in pairs])) < 0.05
     assert false <= 16, "at most 5 % of 200, and what chance adds"
+
+
+def test_two_networks_that_agree_by_chance_take_the_usual_variance() -> None:
+    a, b = np.array([[0.9], [0.8]]), np.array([[0.8], [0.7001]])
+    assert paired_difference(a, b).p < 0.01
+    usual = paired_difference(a, b, usual=0.05**2)
+    assert usual.p > 0.1
+    assert (usual.low, usual.high) == (paired_difference(a, b).low, paired_difference(a, b).high)
+    noisy = np.array([[0.9], [0.5]])
+    assert paired_difference(noisy, b, usual=1e-9).p == paired_difference(noisy, b).p, "its own is larger"
 
 
 def test_different_methods_are_ordered() -> None:
