@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet = options.quiet or (launch is not None and not launch.leads)
     log_to_stderr(logging.ERROR if quiet else logging.WARNING)
     try:
-        with contextlib.nullcontext() if launch is not None and not launch.leads else stopping_cleanly():
+        with contextlib.nullcontext() if options.new or (launch and not launch.leads) else stopping_cleanly():
             return _schema() if options.schema else _new(options) if options.new else _run(options, launch)
     except ExperimentError as error:
         if options.debug:
@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         last = "last checkpoint" if options.executor == "ray" else "last finished epoch"
         kept = f"finished cells and the {last} of every running training are kept"
-        say(f"interrupted: {kept}; the same command continues from here", sys.stderr)
+        kept = "no file was written" if options.new else f"{kept}; the same command continues from here"
+        say(f"interrupted: {kept}", sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `... --plan | head`: the reader has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -137,9 +138,9 @@ def _new(options: argparse.Namespace) -> int:
     from experiment.run.machine import find_machine
     from experiment.start.new_experiment import Call, write_new
 
-    if len(options.param) > 1:
+    path, *others = options.param or [None]
+    if others:
         raise ConfigError(f"--new: expected one PARAM to write. Got {len(options.param)}.")
-    path = options.param[0] if options.param else None
     write_new(Call(path, options.set, options.data, find_machine(options.device)))
     return EXIT_DONE
 
@@ -290,10 +291,10 @@ def _show(plans: Sequence[ExperimentPlan], places: Sequence[Directories], option
     from experiment.run.status import status_text
 
     for plan, place in zip(plans, places, strict=True):
-        store = Store(place.results / plan.name)
-        results = store.results(plan.computed, repair=False)
+        folder = place.results / plan.name
+        results = Store(folder).results(plan.computed, repair=False)
         show = plan_json if options.plan == "json" else plan_text
-        for line in status_text(plan, results, store.folder) if options.status else show(plan, results):
+        for line in status_text(plan, results, folder) if options.status else show(plan, results):
             say(line)
     return EXIT_DONE
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from experiment.config import DatasetRef, Parameters, load, packaged_param
@@ -47,10 +48,15 @@ def packaged(network: str | None, dataset: DatasetRef) -> tuple[str, Parameters]
     for path in sorted(files, key=lambda path: ("prune" not in path.parts, path.parts)):
         text = (root / path).read_text(encoding="utf-8")
         if path.parts[0] != "training" and re.search(rf"\b{dataset.name}\b", text) and (network or "") in text:
-            found = load(f"param/{path.as_posix()}").parameters
+            found = _loaded(path.as_posix())
             if found.network.dataset == dataset and network in (None, found.network.name):
                 return path.as_posix(), found
     return None
+
+
+@lru_cache
+def _loaded(path: str) -> Parameters:
+    return load(packaged_param() / path).parameters
 
 
 def block(values: Parameters, name: str) -> dict[str, Any]:

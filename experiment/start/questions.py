@@ -40,8 +40,8 @@ class Questions:
         Raises: ConfigError: there is no answer, or the command line gives a wrong one.
         """
         given = self.given(*map(str, key))
-        if given is None and key[-1] == "name":  # the short form of a dataset
-            given = self.given(*map(str, key[:-1]))
+        if given is None and key[-1] == "name" and isinstance(short := self.given(*map(str, key[:-1])), str):
+            given = short
         if isinstance(given, str | int):
             try:
                 check(str(given))

@@ -15,7 +15,7 @@ import pytest
 
 from experiment.config import load
 from experiment.main import main
-from experiment.run.cell.events import Advanced, Busy, CellDone, EpochDone, Note, Started
+from experiment.run.cell.events import Advanced, Busy, CellDone, EpochDone, Started
 from experiment.run.grid.plan import ExperimentPlan, Machine, plan_experiment
 from experiment.run.machine import recorded_machine
 from experiment.run.status import _span, status_text
@@ -62,7 +62,8 @@ def test_before_the_first_run_nothing_runs_and_nothing_is_written(
 def test_status_imports_no_torch(write: Callable[..., Path], small: dict[str, Any], tmp_path: Path) -> None:
     code = (
         "import sys; from experiment.main import main; status = main(sys.argv[1:]); "
-        "heavy = {'torch', 'pandas', 'matplotlib', 'numpy'} & set(sys.modules); assert not heavy, heavy; sys.exit(status)"
+        "heavy = {'torch', 'pandas', 'matplotlib', 'numpy'} & set(sys.modules); assert not heavy, heavy; "
+        "sys.exit(status)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(write(small)), "--status"], cwd=tmp_path, capture_output=True, text=True,
