@@ -51,14 +51,6 @@ def in_short(source: Source, found: Comparisons, styles: LabelStyles) -> Section
     return Section("In short", blocks)
 
 
-def _reductions(known: _Known) -> Iterator[tuple[str, str]]:
-    """The largest reductions, by allowed loss; losses that allow the same are named together."""
-    deltas = deltas_for(known.rows)[:4]
-    for text, same in itertools.groupby(deltas, key=lambda delta: _reduction(known, delta)):
-        allowed = [_allowed(known.metric, delta) for delta in same]
-        yield titles.capitalized(allowed[0] + (f", also {allowed[-1]}" if len(allowed) > 1 else "")), text
-
-
 def _start(known: _Known) -> str:
     rows, metric = known.rows, known.metric
     found = references(rows).drop_duplicates("net")
@@ -73,18 +65,28 @@ def _start(known: _Known) -> str:
     )
 
 
+def _reductions(known: _Known) -> Iterator[tuple[str, str]]:
+    """The largest reductions, by allowed loss; losses that allow the same are named together."""
+    deltas = deltas_for(known.rows)[:4]
+    quantities = ["parameters", "flops", *(["bytes"] if counts_bytes(known.rows) else [])]
+    tables = {quantity: prune_potentials(known.rows, deltas, quantity) for quantity in quantities}
+    texts = [_reduction(known, {quantity: found[i] for quantity, found in tables.items()}) for i in range(len(deltas))]
+    for text, same in itertools.groupby(zip(texts, deltas, strict=True), key=lambda pair: pair[0]):
+        allowed = [_allowed(known.metric, delta) for _, delta in same]
+        yield titles.capitalized(allowed[0] + (f", also {allowed[-1]}" if len(allowed) > 1 else "")), text
+
+
 def _allowed(metric: ReportedMetric, delta: float) -> str:
     """`without loss`, `within 0.5 points`."""
     step = "point" if metric.step == "points" and delta == 0.01 else metric.step
     return f"within {100 * delta:g} {step}" if delta else f"without {metric.worsening}"
 
 
-def _reduction(known: _Known, delta: float) -> str:
-    """The largest reduction within an allowed loss, of every quantity, with the loss there."""
-    quantities = ["parameters", "flops", *(["bytes"] if counts_bytes(known.rows) else [])]
+def _reduction(known: _Known, tables: Mapping[str, DataFrame]) -> str:
+    """The largest reduction of every quantity, with the loss there; `tables` are prune potentials."""
     texts, told = [], set[tuple[str, str, float]]()
-    for quantity in quantities:
-        if found := _most_removed(known, delta, quantity):
+    for quantity, table in tables.items():
+        if found := _most_removed(known, table, quantity):
             best, text = found
             place = (str(best["variant"]), str(best["label"]), float(best["keep_target"]))
             loss = known.losses.get(place)
@@ -94,9 +96,8 @@ def _reduction(known: _Known, delta: float) -> str:
     return "; ".join(texts) or "no method removes anything"
 
 
-def _most_removed(known: _Known, delta: float, quantity: str) -> tuple[Series, str] | None:
+def _most_removed(known: _Known, table: DataFrame, quantity: str) -> tuple[Series, str] | None:
     """The point of the method that removes most, and how it reads; None if none removes anything."""
-    (table,) = prune_potentials(known.rows, [delta], quantity)
     table = table[(table["removed"] > 0) & (table["method"] != "Fake")].sort_values("removed", ascending=False)
     if table.empty:
         return None
