@@ -16,6 +16,7 @@ from experiment.layers.masks import named_masks
 from experiment.main import EXIT_INTERRUPTED, main
 from experiment.random_streams import generator
 from experiment.report import write_report
+from experiment.report.plots import gallery
 from experiment.run import measure_sensitivity
 from experiment.run.cell.data import Data
 from experiment.training.evaluation import evaluate
@@ -148,6 +149,7 @@ def test_a_method_that_fails_does_not_stop_the_others(write: Any, small: dict[st
     assert notes["WT"].isna().all()
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_the_line_of_the_report_keeps_these_layers_whole(
     write: Any, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,7 +158,8 @@ def test_the_line_of_the_report_keeps_these_layers_whole(
     small["training"]["numEpochs"] = 1
     monkeypatch.setattr("experiment.report.sensitivity.MOST_PARAMETERS", 0.2)
     assert main([str(write(small)), "-j", "1", "-q"]) == 0
-    report = (RESULTS / "report.md").read_text()
+    report = write_report(RESULTS, [gallery.sensitivity]).markdown.read_text()
+    assert report.count("sensitivity.png") == 1
     lines = re.findall(r"In the settings of (\w+):\n\n```yaml\n(.*)\n```", report)
     assert {label for label, _ in lines} >= {"WT", "SVD"}
     entries = [{"name": label, "settings": yaml.safe_load(line)} for label, line in lines]
@@ -173,7 +176,6 @@ def test_the_line_of_the_report_keeps_these_layers_whole(
                     isinstance(layer, torch.nn.Linear) and not masked and layer.out_features == module.out_features
                 )
                 assert is_whole == (name in ignored or (entry["name"] == "FT" and name == "fc3")), (entry, name)
-    assert write_report(RESULTS).markdown.read_text().count("sensitivity.png") == 1
 
 
 def test_methods_are_required(write: Any, small: dict[str, Any], capsys: Any) -> None:
