@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 Samples = Mapping[str, Array]  # key of a cell -> the primary metric of every test sample
+Place = tuple[str, str, float | None]
 ALPHA = 0.05
 COLUMNS = (
     "variant", "keep_target", "metric", "first", "second", "difference", "low", "high", "p", "p_holm", "networks",
@@ -71,11 +73,11 @@ class Comparisons:
 
     Attributes:
         budgets: the keep ratios at which methods are compared.
-        losses: (variant, label, keep ratio) -> how much worse than its reference networks, as `ReportedMetric.loss`.
+        losses: (variant, label, keep ratio; None if the method decides its size) -> how much worse than its reference networks, as `ReportedMetric.loss`.
     """
 
     budgets: Sequence[Budget]
-    losses: Mapping[tuple[str, str, float], Estimate]
+    losses: Mapping[Place, Estimate]
 
 
 def compare(folder: Path, results: DataFrame) -> Comparisons:
@@ -141,6 +143,12 @@ def as_table(found: Sequence[Budget]) -> DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def place_of(variant: object, label: object, keep: object) -> Place:
+    """The key of `Comparisons.losses`."""
+    share = float(str(keep))
+    return str(variant), str(label), None if math.isnan(share) else share
+
+
 def values_of(curve: Curve, nets: Sequence[float], samples: Samples) -> Array:
     """The values (R, N) of the networks, means over repetitions; their figures (R, 1) if samples are unknown."""
     import numpy as np
@@ -177,7 +185,7 @@ def _compared(variant: str, keep: float, metric: ReportedMetric, curves: Sequenc
     return Budget(variant, keep, metric, ranked, mean_of(own), pairs, adjusted, own.shape[1])
 
 
-def losses(results: DataFrame, samples: Samples) -> dict[tuple[str, str, float], Estimate]:
+def losses(results: DataFrame, samples: Samples) -> dict[Place, Estimate]:
     """The losses of `Comparisons`."""
     frame, found = tidy(results), {}
     for metric, rows in by_metric(frame):
@@ -187,7 +195,7 @@ def losses(results: DataFrame, samples: Samples) -> dict[tuple[str, str, float],
             for keep, at in cells[cells["method"] != REFERENCE].groupby("keep_target", sort=False, dropna=False):
                 for curve in _curves(at, metric):
                     if reference is not None and set(curve.figures) & set(reference.figures):
-                        found[str(variant), curve.label, float(str(keep))] = _loss(metric, reference, curve, samples)
+                        found[place_of(variant, curve.label, keep)] = _loss(metric, reference, curve, samples)
     return found
 
 

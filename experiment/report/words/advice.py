@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from experiment.report.comparisons import Budget, Comparisons
+from experiment.report.comparisons import Budget, Comparisons, Place, place_of
 from experiment.report.deployments import BYTES, FIGURE, TORCH, costs_of, deployments, runtimes_of
 from experiment.report.document import Block, Items, Section, Text
 from experiment.report.label_styles import LabelStyles
@@ -25,7 +25,7 @@ from experiment.report.words.settings import all_settings
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-Losses = Mapping[tuple[str, str, float], Estimate]
+Losses = Mapping[Place, Estimate]
 CLOSE = 0.02  # shares removed that differ by less are named together
 
 
@@ -84,11 +84,11 @@ def _allowed(metric: ReportedMetric, delta: float) -> str:
 
 def _reduction(known: _Known, tables: Mapping[str, DataFrame]) -> str:
     """The largest reduction of every quantity, with the loss there; `tables` are prune potentials."""
-    texts, told = [], set[tuple[str, str, float]]()
+    texts, told = [], set[Place]()
     for quantity, table in tables.items():
         if found := _most_removed(known, table, quantity):
             best, text = found
-            place = (str(best["variant"]), str(best["label"]), float(best["keep_target"]))
+            place = place_of(best["variant"], best["label"], best["keep_target"])
             loss = known.losses.get(place)
             more = f", {_loss(known.metric, loss)}" if loss is not None and place not in told else ""
             texts.append(text + more)
