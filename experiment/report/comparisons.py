@@ -73,7 +73,7 @@ class Comparisons:
 
     Attributes:
         budgets: the keep ratios at which methods are compared.
-        losses: (variant, label, keep ratio) -> how much worse than its reference networks, as `ReportedMetric.loss`. The
+        losses: (variant, label, keep ratio) -> how much worse than the reference networks, as `ReportedMetric.loss`. The
             keep ratio is None if the method decides its size.
     """
 
