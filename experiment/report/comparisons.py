@@ -73,8 +73,8 @@ class Comparisons:
 
     Attributes:
         budgets: the keep ratios at which methods are compared.
-        losses: (variant, label, keep ratio) -> how much worse than the reference networks, as `ReportedMetric.loss`. The
-            keep ratio is None if the method decides its size.
+        losses: (variant, label, keep ratio) -> how much worse than the reference networks, as `ReportedMetric.loss`.
+            The keep ratio is None if the method decides its size.
     """
 
     budgets: Sequence[Budget]
