@@ -218,8 +218,7 @@ def _check_data(p: Parameters, data: Data, facts: dict[str, DataFacts]) -> Found
 
 def _check_batch_norm(p: Parameters, network: nn.Module, example: Inputs) -> Found:
     """Whether BatchNorm gets more than one value per channel if batches hold a single input."""
-    places = [place for place, training in trained_blocks(p) if training.batch_size == 1]
-    if not places:
+    if not (places := [place for place, training in trained_blocks(p) if training.batch_size == 1]):
         return
     single: list[str] = []
 
