@@ -57,7 +57,8 @@ def interview(ask: Questions, folder: Path, machine: Machine) -> Interview:
     training = defaults.training_for(name, dataset, look)
     takes = "" if not seconds or not look.num_train else in_words(seconds * look.num_train)
     where = machine.device if machine.kind == "cuda" else "one core"
-    epochs = choose_epochs(ask, training, takes and f" One takes about {takes} on {where}.")
+    fewest = 0 if "weights" in network else 1
+    epochs = choose_epochs(ask, training, takes and f" One takes about {takes} on {where}.", fewest)
     methods = choose_methods(ask, look)
     blocks = {
         "network": network,
@@ -125,17 +126,17 @@ def choose_methods(ask: Questions, look: DataLook) -> list[str]:
         ("experiments", "methods"), "Which methods? Names or families, separated by commas.",
         ", ".join(defaults.methods_for(look)),
         lambda text: _refuse(file_faults({"experiments": {"methods": _methods(text)}}, None)),
-        known=[*(f"{name} ({', '.join(each)})" for name, each in defaults.FAMILIES.items()), "others of docs/methods"],
+        known=[*(f"{name} ({', '.join(each)})" for name, each in defaults.FAMILIES.items()), "see docs/methods"],
     )  # fmt: skip
     return _methods(text)
 
 
-def choose_epochs(ask: Questions, training: Mapping[str, Any], takes: str) -> int:
-    """Epochs of training; `takes` says how long one is."""
+def choose_epochs(ask: Questions, training: Mapping[str, Any], takes: str, fewest: int) -> int:
+    """Epochs of training; `takes` says how long one is. Random weights need at least one."""
 
     def check(text: str) -> None:
-        if not text.isdecimal():
-            raise ConfigError(f"expected a whole number of epochs. Got '{text}'.")
+        if not text.isdecimal() or int(text) < fewest:
+            raise ConfigError(f"expected the number of epochs, at least {fewest}. Got '{text}'.")
 
     question = f"How many epochs of training?{takes} Compressed networks are retrained for a third of them, at most 10."
     return int(ask.ask(("training", "numEpochs"), question, str(training["numEpochs"]), check))

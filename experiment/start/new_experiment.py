@@ -114,7 +114,7 @@ def _texts(path: Path, values: Mapping[str, Any], smoke: Mapping[str, Any], take
         f"{COMMAND} {shlex.quote(str(path))}", "",
         f"{network['name']} on {network['dataset']['name']}, compressed by {', '.join(methods)} and retrained.",
         f"Expect: {takes}. Try {twin.name} first.",
-        "What one changes next: methods and spacing; numNets: 3 for error bars; numEpochs and startEpoch, to trade "
+        "What to change next: methods and spacing; numNets: 3 for error bars; numEpochs and startEpoch, to trade "
         "time for accuracy. docs/parameter-file.md describes every key.",
     ]  # fmt: skip
     small = [

@@ -14,9 +14,10 @@ from experiment.report.comparisons import Budget, Comparisons, Place, place_of
 from experiment.report.deployments import BYTES, FIGURE, TORCH, costs_of, deployments, runtimes_of
 from experiment.report.document import Block, Items, Section, Text
 from experiment.report.label_styles import LabelStyles
+from experiment.report.mean_and_spread import summarize
 from experiment.report.paired import Estimate
 from experiment.report.primary_metric import ReportedMetric, by_metric, primary_metric
-from experiment.report.prune_potential import deltas_for, prune_potentials, smallest_within
+from experiment.report.prune_potential import ROUNDING, deltas_for, prune_potentials
 from experiment.report.results_folder import Source
 from experiment.report.results_table import REFERENCE, compressed, counts_bytes, prune_only, references, variants_of
 from experiment.report.words import numbers, titles
@@ -59,7 +60,7 @@ def _start(known: _Known) -> str:
     figure = numbers.spread(found[metric.name].mean(), found[metric.name].std(), metric.unit == "fraction")
     unit = " %" if metric.unit == "fraction" else ""
     return (
-        f"How far can {titles.network_on_dataset(rows)} be compressed? The answer of {nets} "
+        f"How far can {titles.network_on_dataset(rows)} be compressed? The answer from {nets} "
         f"({titles.joined(mode, titles.retraining_in_words(rows))}); uncompressed, {metric.title} is {figure}{unit} "
         f"with {numbers.whole(found['parameters'].mean())} parameters."
     )
@@ -72,14 +73,15 @@ def _reductions(known: _Known) -> Iterator[tuple[str, str]]:
     tables = {quantity: prune_potentials(known.rows, deltas, quantity) for quantity in quantities}
     texts = [_reduction(known, {quantity: found[i] for quantity, found in tables.items()}) for i in range(len(deltas))]
     for text, same in itertools.groupby(zip(texts, deltas, strict=True), key=lambda pair: pair[0]):
-        allowed = [_allowed(known.metric, delta) for _, delta in same]
-        yield titles.capitalized(allowed[0] + (f", also {allowed[-1]}" if len(allowed) > 1 else "")), text
+        yield titles.capitalized(_allowed(known.metric, *(delta for _, delta in same))), text
 
 
-def _allowed(metric: ReportedMetric, delta: float) -> str:
-    """`without loss`, `within 0.5 points`."""
-    step = "point" if metric.step == "points" and delta == 0.01 else metric.step
-    return f"within {100 * delta:g} {step}" if delta else f"without {metric.worsening}"
+def _allowed(metric: ReportedMetric, *deltas: float) -> str:
+    """`without loss`, `within 0.5 points`, `without loss, and within 0.5 and 1 points`."""
+    some = [f"{100 * delta:g}" for delta in deltas if delta]
+    step = "point" if metric.step == "points" and some == ["1"] else metric.step
+    within = [f"within {titles.and_joined(some)} {step}"] if some else []
+    return ", and ".join([*([] if all(deltas) else [f"without {metric.worsening}"]), *within])
 
 
 def _reduction(known: _Known, tables: Mapping[str, DataFrame]) -> str:
@@ -97,10 +99,16 @@ def _reduction(known: _Known, tables: Mapping[str, DataFrame]) -> str:
 
 
 def _most_removed(known: _Known, table: DataFrame, quantity: str) -> tuple[Series, str] | None:
-    """The point of the method that removes most, and how it reads; None if none removes anything."""
-    table = table[(table["removed"] > 0) & (table["method"] != "Fake")].sort_values("removed", ascending=False)
+    """The point of the method that removes most, and how it reads; None if none removes anything.
+
+    Of methods that remove the same but for rounding, it is the one with the best figure.
+    """
+    table = table[(table["removed"] > 0) & (table["method"] != "Fake")]
     if table.empty:
         return None
+    table = table.assign(rounded=table["removed"].round(2))
+    ranked = ["rounded", known.metric.name]
+    table = table.sort_values(ranked, ascending=[False, not known.metric.falls], kind="stable")
     best, removed = table.iloc[0], float(table["removed"].iloc[0])
     close = [_name(known, row) for _, row in table.iloc[1:].iterrows() if removed - row["removed"] < CLOSE]
     text = f"{_name(known, best)} removes {numbers.percent(removed)} % of the {titles.QUANTITIES[quantity]}"
@@ -117,7 +125,13 @@ def _loss(metric: ReportedMetric, loss: Estimate) -> str:
 
 
 def _name(known: _Known, row: Series) -> str:
-    return titles.joined(known.styles.plain(str(row["label"])), str(row["variant"]))
+    return titles.joined(_quoted(known, str(row["label"])), str(row["variant"]))
+
+
+def _quoted(known: _Known, label: str) -> str:
+    """The name of a label, in quotation marks if it has a comma."""
+    name = known.styles.plain(label)
+    return f'"{name}"' if "," in name else name
 
 
 def _order(known: _Known) -> Iterator[str]:
@@ -126,15 +140,22 @@ def _order(known: _Known) -> Iterator[str]:
         return
     smallest = min(known.budgets, key=lambda b: b.keep)
     worse = smallest.worse()
-    best = [known.styles.plain(c.label) for c in smallest.curves if c.label not in worse]
-    others = titles.and_joined([known.styles.plain(label) for label in worse])
+    best = [_quoted(known, c.label) for c in smallest.curves if c.label not in worse]
+    others = titles.and_joined([_quoted(known, label) for label in worse])
     at = f"At keep ratio {numbers.keep(smallest.keep)}"
     if len(best) == 1:
         yield f"{at}, {best[0]} is better than {others}."
     else:
         yield f"{at}, {titles.and_joined(best)} are not ordered" + (f"; {others} worse." if others else ".")
-    alone = sum(len(b.worse()) == len(b.curves) - 1 for b in known.budgets)
-    yield f"One method is better than all others at {alone or 'none'} of {len(known.budgets)} keep ratios."
+    winners = [
+        (_quoted(known, b.curves[0].label), b.keep) for b in known.budgets if len(b.worse()) == len(b.curves) - 1
+    ]
+    number = len(known.budgets)
+    for name in dict.fromkeys(name for name, _ in winners):
+        at = titles.and_joined([numbers.keep(keep) for winner, keep in winners if winner == name])
+        yield f"{name} is better than all others at {at} (of {number} keep ratios)."
+    if not winners:
+        yield f"At none of {number} keep ratios is one method better than all others."
 
 
 def _time(known: _Known) -> Iterator[str]:
@@ -144,7 +165,7 @@ def _time(known: _Known) -> Iterator[str]:
         least, most = numbers.duration(float(means.min())), numbers.duration(float(means.max()))
         name = known.styles.plain(str(means.idxmax()))
         span = f"{least} to {most}, most with {name}" if least != most else most
-        yield f"To make a compressed network takes {span}."
+        yield f"A compressed network takes, on average over keep ratios, {span}."
 
 
 def _deploy(known: _Known) -> Iterator[str]:
@@ -152,14 +173,16 @@ def _deploy(known: _Known) -> Iterator[str]:
     rows = known.rows[known.rows["variant"] == variants_of(known.rows)[0]]
     delta = deltas_for(rows)[2]
     if not runtimes_of(rows):
-        row = smallest_within(rows, delta)
-        if row is not None and known.metric.loss(row[known.metric.reference], row[known.metric.name]) <= delta:
-            size, name = numbers.kilobytes(float(row["bytes_file"])), _name(known, row)
-            keep = numbers.keep(float(row["keep_target"]))
-            whole = numbers.kilobytes(float(references(rows)["bytes_file"].mean()))
+        points = summarize(rows)
+        loss = known.metric.loss(points[known.metric.reference], points[known.metric.name])
+        good = points[(loss <= delta + ROUNDING) & (points["method"] != "Fake")].sort_values("bytes_file")
+        if len(good):
+            best, whole = good.iloc[0], float(references(rows)["bytes_file"].mean())
+            keep = float(best["keep_target"])
+            at = "" if math.isnan(keep) else f" at keep ratio {numbers.keep(keep)}"
             yield (
-                f"To deploy {_allowed(known.metric, delta)}: {name} at keep ratio {keep}, a file of {size} kB "
-                f"instead of {whole}."
+                f"The smallest file {_allowed(known.metric, delta)}: {_name(known, best)}{at}, "
+                f"{numbers.kilobytes(float(best['bytes_file']))} kB instead of {numbers.kilobytes(whole)}."
             )
         return
     table = deployments(rows)
@@ -184,6 +207,9 @@ def _not_compared(known: _Known) -> Iterator[str]:
     for status in ("failed", "infeasible"):
         if counts.get(status, 0):
             yield f"{counts[status]} {status} cells"
+    sized = [_quoted(known, str(c)) for c in dict.fromkeys(known.rows.loc[known.rows["keep_target"].isna(), "label"])]
+    if sized:
+        yield f"{titles.and_joined(sized)} at equal keep ratios, since settings or a search decide the size"
     if any(b.networks() < max(len(c.figures) for c in b.curves) for b in known.budgets):
         yield "networks that some methods lack"
     if frame["net"].nunique() == 1:
