@@ -164,8 +164,9 @@ def _time(known: _Known) -> Iterator[str]:
     if len(means) and means.max() > 0:
         least, most = numbers.duration(float(means.min())), numbers.duration(float(means.max()))
         name = known.styles.plain(str(means.idxmax()))
-        span = f"{least} to {most}, most with {name}" if least != most else most
-        yield f"A compressed network takes, on average over keep ratios, {span}."
+        span = f"{least} to {most} ({name})" if least != most else most
+        what = "Compression takes" if prune_only(known.rows) else "Compression and retraining take"
+        yield f"{what} {span} per network, on average over keep ratios."
 
 
 def _deploy(known: _Known) -> Iterator[str]:
