@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiment.escaping import csv_table
 from experiment.files import remove_all, write_whole
-from experiment.report.comparisons import Comparisons, as_table, compare
+from experiment.report.comparisons import COLUMNS, Comparisons, as_table, compare
 from experiment.report.document import Document, Picture, Section, Text
 from experiment.report.html import render_html
 from experiment.report.label_styles import LabelStyles
@@ -105,7 +106,8 @@ def _written(folder: Path, kinds: Sequence[Kind]) -> Report:
     report = Report(plots, *(folder / name for name in OUTPUTS))
     write_whole(report.markdown, render_markdown(document, folder))
     write_whole(report.html, render_html(document))
-    write_whole(report.comparisons, as_table(found.budgets).to_csv(index=False))
+    pairs = as_table(found.budgets).itertuples(index=False)
+    write_whole(report.comparisons, csv_table(COLUMNS, [dict(zip(COLUMNS, pair, strict=True)) for pair in pairs]))
     write_whole(report.table, latex_table(source.results, styles=styles))
     write_stamp(folder, stamp, plots)
     return report

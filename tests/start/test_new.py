@@ -140,7 +140,7 @@ def test_images_of_several_sizes_are_resized(place: Path) -> None:
 
 def test_a_twin_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interview, "seconds_per_sample", lambda *_: 1.0)  # so slow that the twin gets few samples
-    nothing = Report([], Path("report.md"), Path("report.html"), Path("table.tex"))
+    nothing = Report([], *map(Path, ("report.md", "report.html", "table.tex", "comparisons.csv")))
     monkeypatch.setattr("experiment.report.write_report", lambda folder: nothing)
     assert new("a.yaml", network__name="lenet300_100", network__dataset="Digits", experiments__methods="[WT]") == 0
     assert load("a_smoke.yaml").parameters.network.dataset.max_samples == 200
