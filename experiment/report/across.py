@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from experiment.errors import ConfigError
-from experiment.report.comparisons import Budget, budgets, read_samples
+from experiment.report.comparisons import Ranking, rankings, read_samples
 from experiment.report.primary_metric import primary_metric
 from experiment.report.results_folder import Source
 from experiment.report.results_table import REFERENCE, compressed, reference_rows, variants_of
@@ -105,12 +105,12 @@ def together(group: Sequence[Part]) -> DataFrame:
     return rows
 
 
-def order_of(group: Sequence[Part], rows: DataFrame) -> list[Budget]:
+def order_of(group: Sequence[Part], rows: DataFrame) -> list[Ranking]:
     """The comparison of all methods of `together` at the keep ratios that they share."""
     samples: dict[str, Any] = {}
     for part in group:
         samples |= read_samples(part.source.folder, list(part.rows.loc[part.rows["status"] == "done", "cell"]))
-    return list(budgets(rows, samples))
+    return list(rankings(rows, samples))
 
 
 def _label(label: str, name: str, labels: Sequence[str]) -> str:

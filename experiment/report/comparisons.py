@@ -1,10 +1,9 @@
-"""Which methods differ at equal budgets: paired differences of every two, from the figures of every test sample."""
+"""Which methods differ at equal keep ratios: paired differences of every two, from the figures of every test sample."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from experiment.report.paired import Array, Estimate, between_networks, holm, mean_of, paired_difference
 from experiment.report.primary_metric import ReportedMetric, by_metric
+from experiment.report.results_folder import read_arrays
 from experiment.report.results_table import REFERENCE, compressed, tidy
-from experiment.run.disk.damaged_files import SAMPLES, intact_file, warn_of_damage
-from experiment.run.disk.store import Store
+from experiment.run.disk.damaged_files import SAMPLES
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -30,8 +29,8 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Curve:
-    """What is known of one label at one budget: its cells by network, and their figures."""
+class Contender:
+    """A label at one keep ratio: its cells by network, and their figures."""
 
     label: str
     figures: Mapping[float, float]  # network -> mean over repetitions
@@ -39,19 +38,19 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Budget:
+class Ranking:
     """The methods at one keep ratio of one variant, the best first, and their differences.
 
     Attributes:
         best: its mean over networks and samples, with the interval.
         pairs: (first, second) -> how much better the first is, with the interval, in the unit of the metric.
-        adjusted: (first, second) -> Holm's p-value over all pairs of the budget.
+        adjusted: (first, second) -> Holm's p-value over all pairs.
     """
 
     variant: str
     keep: float
     metric: ReportedMetric
-    curves: Sequence[Curve]
+    contenders: Sequence[Contender]
     best: Estimate
     pairs: Mapping[tuple[str, str], Estimate]
     adjusted: Mapping[tuple[str, str], float]
@@ -59,12 +58,12 @@ class Budget:
 
     def worse(self) -> list[str]:
         """The labels that are worse than the best one, as far as these networks and samples tell."""
-        first = self.curves[0].label
-        return [c.label for c in self.curves[1:] if self.adjusted.get((first, c.label), 1.0) < ALPHA]
+        first = self.contenders[0].label
+        return [c.label for c in self.contenders[1:] if self.adjusted.get((first, c.label), 1.0) < ALPHA]
 
     def networks(self, *labels: str) -> int:
-        """The number of networks that all these labels have; by default all labels of the budget."""
-        return len(set.intersection(*(set(c.figures) for c in self.curves if not labels or c.label in labels)))
+        """The number of networks that all these labels have; by default all."""
+        return len(set.intersection(*(set(c.figures) for c in self.contenders if not labels or c.label in labels)))
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,12 @@ class Comparisons:
     """What is known about the order of methods, and about the loss of every network.
 
     Attributes:
-        budgets: the keep ratios at which methods are compared.
+        rankings: of the methods, one per variant and keep ratio.
         losses: (variant, label, keep ratio) -> how much worse than the reference networks, as `ReportedMetric.loss`.
             The keep ratio is None if the method decides its size.
     """
 
-    budgets: Sequence[Budget]
+    rankings: Sequence[Ranking]
     losses: Mapping[Place, Estimate]
 
 
@@ -89,34 +88,26 @@ def compare(folder: Path, results: DataFrame) -> Comparisons:
         results: rows of results.csv on the first test set.
 
     Example:
-        >>> as_table(compare(folder, load_results(folder)).budgets)
+        >>> as_table(compare(folder, load_results(folder)).rankings)
     """
     frame = tidy(results)
     samples = read_samples(folder, list(frame.loc[frame["status"] == "done", "cell"]))
-    return Comparisons(list(budgets(frame, samples)), losses(frame, samples))
+    return Comparisons(list(rankings(frame, samples)), losses(frame, samples))
 
 
 def read_samples(folder: Path, cells: Sequence[str]) -> dict[str, Array]:
     """The primary metric of every test sample (N,) of those cells that have them."""
     import numpy as np
 
-    folders, found = Store(folder).cell_folders(), {}
-    for cell in cells:
-        path = intact_file(folders[cell], SAMPLES) if cell in folders else None
-        if path is None:
-            continue
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                values = arrays["figures"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            warn_of_damage(path)
-            continue
+    found = {}
+    for cell, arrays in read_arrays(folder, cells, SAMPLES, ("figures",)):
+        values = arrays["figures"]
         if values.ndim == 1 and len(values) and values.dtype.kind in "bf" and np.isfinite(values).all():
             found[cell] = values.astype(np.float32)
     return found
 
 
-def budgets(results: DataFrame, samples: Samples) -> Iterator[Budget]:
+def rankings(results: DataFrame, samples: Samples) -> Iterator[Ranking]:
     """Every variant and keep ratio at which at least two methods are finished.
 
     Pairs are compared on the networks that both have. Cells without figures of samples, as those of earlier versions,
@@ -126,12 +117,12 @@ def budgets(results: DataFrame, samples: Samples) -> Iterator[Budget]:
     for metric, rows in by_metric(compressed(frame)):
         rows = rows[(rows["method"] != "Fake") & rows["keep_target"].notna() & rows[metric.name].notna()]
         for (variant, keep), cells in rows.groupby(["variant", "keep_target"], sort=False):
-            curves = list(_curves(cells, metric))
-            if len(curves) > 1:
-                yield _compared(str(variant), float(str(keep)), metric, curves, samples)
+            contenders = list(_contenders(cells, metric))
+            if len(contenders) > 1:
+                yield _compared(str(variant), float(str(keep)), metric, contenders, samples)
 
 
-def as_table(found: Sequence[Budget]) -> DataFrame:
+def as_table(found: Sequence[Ranking]) -> DataFrame:
     """One row per pair, with the columns COLUMNS: `difference` is how much better `first` is, in the metric's unit."""
     import pandas as pd
 
@@ -150,7 +141,7 @@ def place_of(variant: object, label: object, keep: object) -> Place:
     return str(variant), str(label), None if math.isnan(share) else share
 
 
-def values_of(curve: Curve, nets: Sequence[float], samples: Samples) -> Array:
+def values_of(curve: Contender, nets: Sequence[float], samples: Samples) -> Array:
     """The values (R, N) of the networks, means over repetitions; their figures (R, 1) if samples are unknown."""
     import numpy as np
 
@@ -161,16 +152,18 @@ def values_of(curve: Curve, nets: Sequence[float], samples: Samples) -> Array:
     return np.array([np.mean(np.array(row), axis=0) for row in found])
 
 
-def _curves(cells: DataFrame, metric: ReportedMetric) -> Iterator[Curve]:
+def _contenders(cells: DataFrame, metric: ReportedMetric) -> Iterator[Contender]:
     for label, rows in cells.groupby("label", sort=False):
         by_net = rows.groupby("net")
         figures = {float(str(net)): float(value) for net, value in by_net[metric.name].mean().items()}
-        yield Curve(str(label), figures, {float(str(net)): list(own["cell"]) for net, own in by_net})
+        yield Contender(str(label), figures, {float(str(net)): list(own["cell"]) for net, own in by_net})
 
 
-def _compared(variant: str, keep: float, metric: ReportedMetric, curves: Sequence[Curve], samples: Samples) -> Budget:
+def _compared(
+    variant: str, keep: float, metric: ReportedMetric, contenders: Sequence[Contender], samples: Samples
+) -> Ranking:
     sign = 1 if metric.falls else -1
-    ranked = sorted(curves, key=lambda c: -sign * fmean(c.figures.values()))
+    ranked = sorted(contenders, key=lambda c: -sign * fmean(c.figures.values()))
     values = {
         (first.label, second.label): _shared_values(first, second, samples)
         for first, second in itertools.combinations(ranked, 2)
@@ -183,7 +176,7 @@ def _compared(variant: str, keep: float, metric: ReportedMetric, curves: Sequenc
     }
     adjusted = dict(zip(pairs, holm([e.p for e in pairs.values()]), strict=True))
     own = values_of(ranked[0], list(ranked[0].figures), samples)
-    return Budget(variant, keep, metric, ranked, mean_of(own), pairs, adjusted, own.shape[1])
+    return Ranking(variant, keep, metric, ranked, mean_of(own), pairs, adjusted, own.shape[1])
 
 
 def losses(results: DataFrame, samples: Samples) -> dict[Place, Estimate]:
@@ -192,15 +185,15 @@ def losses(results: DataFrame, samples: Samples) -> dict[Place, Estimate]:
     for metric, rows in by_metric(frame):
         own = rows[(rows["status"] == "done") & rows[metric.name].notna()]
         for variant, cells in own.groupby("variant", sort=False):
-            reference = next(iter(_curves(cells[cells["method"] == REFERENCE], metric)), None)
+            reference = next(iter(_contenders(cells[cells["method"] == REFERENCE], metric)), None)
             for keep, at in cells[cells["method"] != REFERENCE].groupby("keep_target", sort=False, dropna=False):
-                for curve in _curves(at, metric):
+                for curve in _contenders(at, metric):
                     if reference is not None and set(curve.figures) & set(reference.figures):
                         found[place_of(variant, curve.label, keep)] = _loss(metric, reference, curve, samples)
     return found
 
 
-def _loss(metric: ReportedMetric, reference: Curve, curve: Curve, samples: Samples) -> Estimate:
+def _loss(metric: ReportedMetric, reference: Contender, curve: Contender, samples: Samples) -> Estimate:
     one, two = _shared_values(reference, curve, samples)
     e = paired_difference(*((one, two) if metric.falls else (two, one)))
     if metric.unit == "fraction":
@@ -209,7 +202,7 @@ def _loss(metric: ReportedMetric, reference: Curve, curve: Curve, samples: Sampl
     return Estimate(e.value / scale, e.low / scale, e.high / scale, e.p)
 
 
-def _shared_values(first: Curve, second: Curve, samples: Samples) -> tuple[Array, Array]:
+def _shared_values(first: Contender, second: Contender, samples: Samples) -> tuple[Array, Array]:
     """The values of both on the networks that both have."""
     nets = [net for net in first.figures if net in second.figures]
     one, two = values_of(first, nets, samples), values_of(second, nets, samples)

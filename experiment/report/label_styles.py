@@ -55,6 +55,11 @@ class LabelStyles:
         name = self.name(label)
         return label if "$" in name else name
 
+    def quoted(self, label: str) -> str:
+        """The name to show in a sentence, in quotation marks if it has a comma."""
+        name = self.plain(label)
+        return f'"{name}"' if "," in name else name
+
     def latex(self, label: str) -> str:
         """The name to show in LaTeX, in which plain formulas of the parameter file are kept."""
         name = self.name(label)

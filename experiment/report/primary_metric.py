@@ -83,7 +83,13 @@ class ReportedMetric:
 
     def limit(self, delta: float) -> str:
         """An allowed loss in words: `loss ≤ 0.5 points`."""
-        return f"{self.worsening} ≤ {100 * delta:g} {self.step}"
+        return f"{self.worsening} ≤ {self.steps(delta)}"
+
+    def steps(self, *deltas: float) -> str:
+        """Differences in words: `0.5 points`, `1 point`, `5, 10 and 20 %`."""
+        numbers = [f"{100 * delta:g}" for delta in deltas]
+        listed = " and ".join(filter(None, (", ".join(numbers[:-1]), numbers[-1])))
+        return f"{listed} {self.step.removesuffix('s') if numbers == ['1'] else self.step}"
 
     def difference(self, reference: Any, value: Any) -> Any:
         """`value` minus `reference`: of fractions, else as a share of the reference."""

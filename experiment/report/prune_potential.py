@@ -25,6 +25,11 @@ def deltas_for(results: DataFrame) -> tuple[float, ...]:
     return DELTAS_PRUNE_ONLY if prune_only(results) else DELTAS_RETRAINED
 
 
+def deployed_loss(results: DataFrame) -> float:
+    """The loss that reports allow a network to deploy: 1 point after retraining, 10 without it."""
+    return deltas_for(results)[2]
+
+
 def prune_potential(results: DataFrame, delta: float, quantity: str = "parameters", per: Per = "mean") -> DataFrame:
     """The largest achieved 1 - keep with top1_reference - top1 <= delta, for every label of every setting.
 
@@ -131,7 +136,7 @@ def _best_points(points: DataFrame, metric: ReportedMetric, curve: list[str], de
 
 
 def smallest_within(results: DataFrame, delta: float) -> Series | None:
-    """The smallest compressed network that loses at most delta of top1; if there is none, the most accurate one.
+    """The compressed network with the smallest file that loses at most delta of top1, else the most accurate one.
 
     Of other tasks, the primary metric takes the place of top1; of several primary metrics, the first one counts.
 
@@ -145,4 +150,4 @@ def smallest_within(results: DataFrame, delta: float) -> Series | None:
     good = cells[loss <= delta + ROUNDING]
     if good.empty:
         return cells.sort_values(metric.name, ascending=not metric.falls).iloc[0]
-    return good.sort_values("keep_parameters").iloc[0]
+    return good.sort_values(["bytes_file", "keep_parameters"], kind="stable").iloc[0]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 from experiment.config import Parameters
 from experiment.errors import Damaged, StoreError, described
@@ -121,6 +122,31 @@ def read_cells(
             else:
                 frames.append(frame.assign(**{name: row[name] for name in carried}))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=carried)
+
+
+def read_arrays(
+    folder: Path, cells: Sequence[str], file: str, names: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The key of every cell that has a file of numpy arrays, such as samples.npz, with its arrays.
+
+    Args:
+        cells: keys. Cells without the file, or with a damaged one, are left out.
+        names: of the arrays.
+    """
+    import numpy as np
+
+    folders = Store(folder).cell_folders()
+    for cell in cells:
+        path = intact_file(folders[cell], file) if cell in folders else None
+        if path is None:
+            continue
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                found = {name: arrays[name] for name in names}
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            warn_of_damage(path)
+        else:
+            yield cell, found
 
 
 def _name(folder: Path) -> str:

@@ -10,6 +10,8 @@ from experiment.deploy.formats import FORMATS
 from experiment.errors import ConfigError, StoreError
 from experiment.files import RUN_AGAIN
 from experiment.report.primary_metric import AGREEMENT, DEFAULTS, OF_CLASSES, ReportedMetric, by_metric, registered
+from experiment.run.disk import pareto
+from experiment.run.disk.pareto import SECONDS
 from experiment.run.disk.results_table import read_table
 
 if TYPE_CHECKING:
@@ -30,14 +32,13 @@ EXTRA_NUMBERS = re.compile(
     rf"noise_[a-z_]+_[0-9.e+-]+|(?!error_)\w+_({'|'.join(FORMATS)})(_b\d+)?"
     r"|(limit|predicted|measured)_(parameters|flops|bytes|latency|memory)|seconds_tune"
 )  # only if requested
-SECONDS = ("seconds_compress", "seconds_retrain", "seconds_tune")  # parts of `seconds`
 DERIVED = ("keep_flops_unmasked", "keep_bytes", "seconds")
 TIDY = "tidy"  # key in `DataFrame.attrs`: the column types of a frame that `tidy` returned
 LATENCY = re.compile(r"latency_ms_b(\d+)")
 REQUIRED = ("network", "label", "net", "status")
 REFERENCE = "Reference"
 FLOAT32 = 4  # bytes of an unquantized weight
-SETTING = ["dataset", "dataset_test", "network", "variant"]
+SETTING = [*pareto.SETTING]
 GROUP = [*SETTING, "method", "label"]
 
 

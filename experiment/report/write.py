@@ -106,7 +106,7 @@ def _written(folder: Path, kinds: Sequence[Kind]) -> Report:
     report = Report(plots, *(folder / name for name in OUTPUTS))
     write_whole(report.markdown, render_markdown(document, folder))
     write_whole(report.html, render_html(document))
-    pairs = as_table(found.budgets).itertuples(index=False)
+    pairs = as_table(found.rankings).itertuples(index=False)
     write_whole(report.comparisons, csv_table(COLUMNS, [dict(zip(COLUMNS, pair, strict=True)) for pair in pairs]))
     write_whole(report.table, latex_table(source.results, styles=styles))
     write_stamp(folder, stamp, plots)
@@ -130,7 +130,7 @@ def _document(source: Source, found: Comparisons, styles: LabelStyles, pictures:
         about.what_was_run(source),
         findings.reference_networks(source),
         findings.potential(source, styles),
-        ranking.best_methods(found.budgets, styles),
+        ranking.best_methods(found.rankings, styles),
         spending.pareto_fronts(source, styles),
         spending.time_spent(source, styles),
         limits.limited_quantities(source, styles),
@@ -141,7 +141,7 @@ def _document(source: Source, found: Comparisons, styles: LabelStyles, pictures:
         Section("Plots", pictures or [Text("Nothing to draw yet.")]),
         about.what_failed(source, styles),
         *([heading, *tables] if tables else []),
-        ranking.every_pair(found.budgets, styles),
+        ranking.every_pair(found.rankings, styles),
         findings.bytes_of_smallest(source, styles),
         about.how_to_load(source),
         about.environment(source),

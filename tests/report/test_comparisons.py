@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiment.report import Source, read_source
-from experiment.report.comparisons import COLUMNS, Budget, as_table, compare
+from experiment.report.comparisons import COLUMNS, Ranking, as_table, compare
 from experiment.report.paired import between_networks, holm, paired_difference
 
 SKILLS = {"Reference": 2.0, "WT": 1.9, "FT": 1.88, "SVD": 0.4}
@@ -33,22 +33,22 @@ def source_of(synthetic: Any, folder: Path, nets: int, *, samples: bool = True) 
     return read_source(folder)
 
 
-def only_budget(source: Source) -> Budget:
-    (budget,) = compare(source.folder, source.results).budgets
-    return budget
+def only_ranking(source: Source) -> Ranking:
+    (ranking,) = compare(source.folder, source.results).rankings
+    return ranking
 
 
 @pytest.mark.parametrize("nets", [1, 3])
 def test_pairs(synthetic: Any, tmp_path: Path, nets: int) -> None:
-    budget = only_budget(source_of(synthetic, tmp_path, nets))
-    assert [c.label for c in budget.curves] == ["WT", "FT", "SVD"], "the best first"
+    ranking = only_ranking(source_of(synthetic, tmp_path, nets))
+    assert [c.label for c in ranking.contenders] == ["WT", "FT", "SVD"], "the best first"
     answers = {label: np.array([right_answers(label, net) for net in range(nets)], float) for label in SKILLS}
-    usual = np.median([between_networks(answers[first], answers[second]) for first, second in budget.pairs])
-    for (first, second), found in budget.pairs.items():
+    usual = np.median([between_networks(answers[first], answers[second]) for first, second in ranking.pairs])
+    for (first, second), found in ranking.pairs.items():
         assert found == paired_difference(answers[first], answers[second], usual)
-    assert list(budget.adjusted.values()) == holm([e.p for e in budget.pairs.values()])
-    assert budget.worse() == ["SVD"]
-    table = as_table([budget])
+    assert list(ranking.adjusted.values()) == holm([e.p for e in ranking.pairs.values()])
+    assert ranking.worse() == ["SVD"]
+    table = as_table([ranking])
     assert tuple(table.columns) == COLUMNS
     assert set(table["networks"]) == {nets}
     assert set(table["samples"]) == {SAMPLES}
@@ -64,11 +64,11 @@ def test_losses_are_paired_with_the_reference(synthetic: Any, tmp_path: Path) ->
 
 def test_without_samples_only_networks_are_compared(synthetic: Any, tmp_path: Path) -> None:
     """As in results of earlier versions: of one network, nothing is ordered."""
-    budget = only_budget(source_of(synthetic, tmp_path / "three", 3, samples=False))
+    ranking = only_ranking(source_of(synthetic, tmp_path / "three", 3, samples=False))
     figures = {label: np.array([[right_answers(label, net).mean()] for net in range(3)]) for label in SKILLS}
-    usual = np.median([between_networks(figures[first], figures[second]) for first, second in budget.pairs])
-    assert budget.pairs["WT", "SVD"] == paired_difference(figures["WT"], figures["SVD"], usual)
-    alone = only_budget(source_of(synthetic, tmp_path / "one", 1, samples=False))
+    usual = np.median([between_networks(figures[first], figures[second]) for first, second in ranking.pairs])
+    assert ranking.pairs["WT", "SVD"] == paired_difference(figures["WT"], figures["SVD"], usual)
+    alone = only_ranking(source_of(synthetic, tmp_path / "one", 1, samples=False))
     assert alone.worse() == []
     assert math.isinf(alone.pairs["WT", "SVD"].high)
 
@@ -77,9 +77,9 @@ def test_damaged_samples_are_as_good_as_none(synthetic: Any, tmp_path: Path, cap
     source = source_of(synthetic, tmp_path, 3)
     for path in tmp_path.glob("cells/FT-*/samples.npz"):
         path.write_bytes(b"no archive")
-    budget = only_budget(source)
+    ranking = only_ranking(source)
     assert "samples.npz" in caplog.text
-    assert budget.pairs["WT", "FT"].value == pytest.approx(
+    assert ranking.pairs["WT", "FT"].value == pytest.approx(
         np.mean([right_answers("WT", net).mean() - right_answers("FT", net).mean() for net in range(3)])
     )
 
@@ -94,8 +94,8 @@ def test_lower_is_better(synthetic: Any, tmp_path: Path) -> None:
                 "unit": "value", "perplexity_before_retraining": value}  # fmt: skip
     source = read_source(synthetic.write_experiment(tmp_path, rows))
     found = compare(source.folder, source.results)
-    assert [c.label for c in found.budgets[0].curves] == ["SVD", "FT", "WT"]
-    assert found.budgets[0].pairs["SVD", "WT"].value > 0
+    assert [c.label for c in found.rankings[0].contenders] == ["SVD", "FT", "WT"]
+    assert found.rankings[0].pairs["SVD", "WT"].value > 0
     means = {label: 3 + np.mean([right_answers(label, net).mean() for net in (0, 1)]) for label in SKILLS}
     assert found.losses["", "SVD", 0.5].value == pytest.approx((means["SVD"] - means["Reference"]) / means["Reference"])
 
@@ -105,5 +105,5 @@ def test_cells_to_compare(synthetic: Any, tmp_path: Path) -> None:
     rows = [synthetic.reference_row(0), synthetic.cell_row("WT", 0, 0.5), synthetic.cell_row("Fake", 0, 0.5)]
     rows.append(synthetic.broken_row("FT", 0, 0.5, "failed", "no"))
     source = read_source(synthetic.write_experiment(tmp_path, rows))
-    assert list(compare(source.folder, source.results).budgets) == []
+    assert list(compare(source.folder, source.results).rankings) == []
     assert as_table([]).empty

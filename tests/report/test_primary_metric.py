@@ -96,7 +96,7 @@ def test_variants_of_different_tasks_stay_apart(synthetic: Any, tmp_path: Path) 
     both = synthetic.frame(rows)
     apart = [prune_potential(synthetic.frame(own), 0.01)["removed"][0] for own in (text, maps)]
     assert list(prune_potential(both, 0.01)["removed"]) == apart
-    assert "increase ≤ 1 % or loss ≤ 1 points" in markdown_table(both)
+    assert "increase ≤ 1 % or loss ≤ 1 point |" in markdown_table(both)
     assert "$\\Delta$ & CR-P" in latex_table(both)
     with pytest.raises(Exception, match="at least two variants of the same reference networks"):
         plot_variants(both)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from experiment.report.plots.figure import new_figure, set_panel_title, set_title
-from experiment.run.disk.damaged_files import EXAMPLES, intact_file, warn_of_damage
-from experiment.run.disk.store import Store
+from experiment.report.results_folder import read_arrays
+from experiment.run.disk.damaged_files import EXAMPLES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,22 +24,11 @@ _NAMES = ("images", "targets", "predictions")
 
 def read_examples(folder: Path, cells: Sequence[str]) -> dict[str, Arrays]:
     """The examples of those cells that have some: images (N, H, W, C), targets and predictions (N, H, W)."""
-    import numpy as np
-
-    folders, found = Store(folder).cell_folders(), {}
-    for cell in cells:
-        path = intact_file(folders[cell], EXAMPLES) if cell in folders else None
-        if path is None:
-            continue
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in _NAMES}
-        except (OSError, ValueError, KeyError, EOFError):
-            warn_of_damage(path)
-            continue
-        if arrays["images"].shape[:3] == arrays["targets"].shape == arrays["predictions"].shape:
-            found[cell] = arrays
-    return found
+    return {
+        cell: arrays
+        for cell, arrays in read_arrays(folder, cells, EXAMPLES, _NAMES)
+        if arrays["images"].shape[:3] == arrays["targets"].shape == arrays["predictions"].shape
+    }
 
 
 def plot_examples(examples: Mapping[str, Arrays], title: str) -> Figure:

@@ -10,7 +10,7 @@ from experiment.deploy.formats import FORMATS
 from experiment.report.document import Block, Code, Items, Section, Table, Text
 from experiment.report.label_styles import LabelStyles
 from experiment.report.primary_metric import by_metric
-from experiment.report.prune_potential import smallest_within
+from experiment.report.prune_potential import deployed_loss, smallest_within
 from experiment.report.results_folder import Source
 from experiment.report.results_table import REFERENCE, labels_of, metrics_of, variants_of
 from experiment.report.words import numbers
@@ -125,8 +125,8 @@ def _mixed_hardware(frame: DataFrame) -> str:
 
 def _with_method(frame: DataFrame, label: str) -> str:
     """A label, with the name of its method if that is different."""
-    method = frame.loc[frame["label"] == label, "method"].iloc[0]
-    return label if method == label else f"{label} ({method})"
+    method, name = frame.loc[frame["label"] == label, "method"].iloc[0], LabelStyles().quoted(label)
+    return name if method == label else f"{name} ({method})"
 
 
 def what_failed(source: Source, styles: LabelStyles) -> Section:
@@ -167,8 +167,8 @@ def _failure(cells: DataFrame, styles: LabelStyles) -> list[str]:
 
 
 def how_to_load(source: Source) -> Section | None:
-    """Code that loads the smallest network that loses at most one point of accuracy, else the most accurate one."""
-    row = smallest_within(source.results, 0.01)
+    """Code that loads the network with the smallest file within the loss for deployment, else the most accurate one."""
+    row = smallest_within(source.results, deployed_loss(source.results))
     if row is None:
         return None
     metrics = metrics_of(source.results)

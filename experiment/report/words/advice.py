@@ -10,14 +10,19 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from experiment.report.comparisons import Budget, Comparisons, Place, place_of
+from experiment.report.comparisons import Comparisons, Place, Ranking, place_of
 from experiment.report.deployments import BYTES, FIGURE, TORCH, costs_of, deployments, runtimes_of
 from experiment.report.document import Block, Items, Section, Text
 from experiment.report.label_styles import LabelStyles
-from experiment.report.mean_and_spread import summarize
 from experiment.report.paired import Estimate
-from experiment.report.primary_metric import ReportedMetric, by_metric, primary_metric
-from experiment.report.prune_potential import ROUNDING, deltas_for, prune_potentials
+from experiment.report.primary_metric import ReportedMetric, by_metric
+from experiment.report.prune_potential import (
+    ROUNDING,
+    deltas_for,
+    deployed_loss,
+    prune_potentials,
+    smallest_within,
+)
 from experiment.report.results_folder import Source
 from experiment.report.results_table import REFERENCE, compressed, counts_bytes, prune_only, references, variants_of
 from experiment.report.words import numbers, titles
@@ -35,7 +40,7 @@ class _Known(NamedTuple):
     rows: DataFrame
     metric: ReportedMetric
     losses: Losses
-    budgets: Sequence[Budget]
+    rankings: Sequence[Ranking]
     styles: LabelStyles
 
 
@@ -44,8 +49,8 @@ def in_short(source: Source, found: Comparisons, styles: LabelStyles) -> Section
     if compressed(source.results).empty:
         return None
     metric, rows = next(by_metric(source.results))
-    budgets = [b for b in found.budgets if b.metric == metric]
-    known = _Known(source, rows, metric, found.losses, budgets, styles)
+    rankings = [b for b in found.rankings if b.metric == metric]
+    known = _Known(source, rows, metric, found.losses, rankings, styles)
     blocks: list[Block] = [Text(_start(known)), Items(list(_reductions(known)))]
     blocks.append(Text(" ".join([*_order(known), *_time(known), *_deploy(known)])))
     blocks.append(Text("Not compared: " + "; ".join(_not_compared(known)) + "."))
@@ -53,16 +58,18 @@ def in_short(source: Source, found: Comparisons, styles: LabelStyles) -> Section
 
 
 def _start(known: _Known) -> str:
-    rows, metric = known.rows, known.metric
-    found = references(rows).drop_duplicates("net")
+    variant, *others = variants_of(known.rows)
+    rows, metric = known.rows[known.rows["variant"] == variant], known.metric
+    found = references(rows)
     mode = titles.mode_in_words(all_settings(known.source))
     nets = f"{len(found)} networks" if len(found) > 1 else "one network"
     figure = numbers.spread(found[metric.name].mean(), found[metric.name].std(), metric.unit == "fraction")
     unit = " %" if metric.unit == "fraction" else ""
+    of_variant = f" (variant {titles.variant_in_words(variant)})" if others else ""
     return (
         f"How far can {titles.network_on_dataset(rows)} be compressed? The answer from {nets} "
-        f"({titles.joined(mode, titles.retraining_in_words(rows))}); uncompressed, {metric.title} is {figure}{unit} "
-        f"with {numbers.whole(found['parameters'].mean())} parameters."
+        f"({titles.joined(mode, titles.retraining_in_words(known.rows))}); uncompressed{of_variant}, {metric.title} is "
+        f"{figure}{unit} with {numbers.whole(found['parameters'].mean())} parameters."
     )
 
 
@@ -78,9 +85,8 @@ def _reductions(known: _Known) -> Iterator[tuple[str, str]]:
 
 def _allowed(metric: ReportedMetric, *deltas: float) -> str:
     """`without loss`, `within 0.5 points`, `without loss, and within 0.5 and 1 points`."""
-    some = [f"{100 * delta:g}" for delta in deltas if delta]
-    step = "point" if metric.step == "points" and some == ["1"] else metric.step
-    within = [f"within {titles.and_joined(some)} {step}"] if some else []
+    some = [delta for delta in deltas if delta]
+    within = [f"within {metric.steps(*some)}"] if some else []
     return ", and ".join([*([] if all(deltas) else [f"without {metric.worsening}"]), *within])
 
 
@@ -125,37 +131,38 @@ def _loss(metric: ReportedMetric, loss: Estimate) -> str:
 
 
 def _name(known: _Known, row: Series) -> str:
-    return titles.joined(_quoted(known, str(row["label"])), str(row["variant"]))
+    return titles.joined(known.styles.quoted(str(row["label"])), str(row["variant"]))
 
 
-def _quoted(known: _Known, label: str) -> str:
-    """The name of a label, in quotation marks if it has a comma."""
-    name = known.styles.plain(label)
-    return f'"{name}"' if "," in name else name
+def _at(keep: float, variant: str = "") -> str:
+    """` at keep ratio 0.2`; nothing if the method decides its size."""
+    return "" if math.isnan(keep) else f" at keep ratio {titles.joined(numbers.keep(keep), variant)}"
 
 
 def _order(known: _Known) -> Iterator[str]:
-    """Which methods are best at the smallest keep ratio, and at how many keep ratios one is better than all others."""
-    if not known.budgets:
+    """Which methods are best at the smallest keep ratio, and where one is better than all others."""
+    if not known.rankings:
         return
-    smallest = min(known.budgets, key=lambda b: b.keep)
+    quoted, several = known.styles.quoted, len(variants_of(known.rows)) > 1
+    all_of_them = f"{len(known.rankings)} keep ratios{' of all variants' if several else ''}"
+    smallest = min(known.rankings, key=lambda ranking: ranking.keep)
     worse = smallest.worse()
-    best = [_quoted(known, c.label) for c in smallest.curves if c.label not in worse]
-    others = titles.and_joined([_quoted(known, label) for label in worse])
-    at = f"At keep ratio {numbers.keep(smallest.keep)}"
+    best = [quoted(c.label) for c in smallest.contenders if c.label not in worse]
+    others = titles.and_joined([quoted(label) for label in worse])
+    at = _at(smallest.keep, smallest.variant).strip().capitalize()
     if len(best) == 1:
         yield f"{at}, {best[0]} is better than {others}."
     else:
         yield f"{at}, {titles.and_joined(best)} are not ordered" + (f"; {others} worse." if others else ".")
-    winners = [
-        (_quoted(known, b.curves[0].label), b.keep) for b in known.budgets if len(b.worse()) == len(b.curves) - 1
-    ]
-    number = len(known.budgets)
-    for name in dict.fromkeys(name for name, _ in winners):
-        at = titles.and_joined([numbers.keep(keep) for winner, keep in winners if winner == name])
-        yield f"{name} is better than all others at {at} (of {number} keep ratios)."
-    if not winners:
-        yield f"At none of {number} keep ratios is one method better than all others."
+    wins: dict[str, list[str]] = {}
+    for ranking in known.rankings:
+        if len(ranking.worse()) == len(ranking.contenders) - 1:
+            place = titles.joined(numbers.keep(ranking.keep), ranking.variant)
+            wins.setdefault(quoted(ranking.contenders[0].label), []).append(place)
+    for name, places in wins.items():
+        yield f"{name} is better than all others at {titles.and_joined(places)} (of {all_of_them})."
+    if not wins:
+        yield f"At none of {all_of_them} is one method better than all others."
 
 
 def _time(known: _Known) -> Iterator[str]:
@@ -163,42 +170,45 @@ def _time(known: _Known) -> Iterator[str]:
     means = cells.groupby("label", sort=False)["seconds"].mean().dropna()
     if len(means) and means.max() > 0:
         least, most = numbers.duration(float(means.min())), numbers.duration(float(means.max()))
-        name = known.styles.plain(str(means.idxmax()))
+        name = known.styles.quoted(str(means.idxmax()))
         span = f"{least} to {most} ({name})" if least != most else most
         what = "Compression takes" if prune_only(known.rows) else "Compression and retraining take"
         yield f"{what} {span} per network, on average over keep ratios."
 
 
 def _deploy(known: _Known) -> Iterator[str]:
-    """The network within the third of the allowed losses that costs least where it runs, else the smallest."""
-    rows = known.rows[known.rows["variant"] == variants_of(known.rows)[0]]
-    delta = deltas_for(rows)[2]
-    if not runtimes_of(rows):
-        points = summarize(rows)
-        loss = known.metric.loss(points[known.metric.reference], points[known.metric.name])
-        good = points[(loss <= delta + ROUNDING) & (points["method"] != "Fake")].sort_values("bytes_file")
-        if len(good):
-            best, whole = good.iloc[0], float(references(rows)["bytes_file"].mean())
-            keep = float(best["keep_target"])
-            at = "" if math.isnan(keep) else f" at keep ratio {numbers.keep(keep)}"
-            yield (
-                f"The smallest file {_allowed(known.metric, delta)}: {_name(known, best)}{at}, "
-                f"{numbers.kilobytes(float(best['bytes_file']))} kB instead of {numbers.kilobytes(whole)}."
-            )
+    """The network within the loss for deployment that costs least where it runs, else that with the smallest file."""
+    if not runtimes_of(known.rows):
+        delta, row = deployed_loss(known.rows), smallest_within(known.rows, deployed_loss(known.rows))
+        if (
+            row is not None
+            and known.metric.loss(row[known.metric.reference], row[known.metric.name]) <= delta + ROUNDING
+        ):
+            own = references(known.rows[known.rows["variant"] == row["variant"]])
+            size, whole = (numbers.kilobytes(float(b)) for b in (row["bytes_file"], own["bytes_file"].mean()))
+            name = f"{_name(known, row)}{_at(float(row['keep_target']))}"
+            yield f"The smallest file {_allowed(known.metric, delta)}: {name}, {size} kB instead of {whole}."
         return
-    table = deployments(rows)
+    for variant in variants_of(known.rows):
+        yield from _deployed(known, known.rows[known.rows["variant"] == variant])
+
+
+def _deployed(known: _Known, rows: DataFrame) -> Iterator[str]:
+    """The network of a variant that costs least in any runtime."""
+    table, delta = deployments(rows), deployed_loss(rows)
+    table = table[table["method"] != "Fake"]
     cost = next((c for c in costs_of(table) if c.startswith("latency")), BYTES)
     original = table[table["method"] == REFERENCE]
-    good = primary_metric(rows).loss(original[FIGURE].max(), table[FIGURE]) <= delta
+    figure = original.loc[original["runtime"] == TORCH, FIGURE].mean()
+    good = known.metric.loss(figure, table[FIGURE]) <= delta + ROUNDING
     found = table[good & (table["method"] != REFERENCE) & table[cost].notna()].sort_values(cost)
     if len(found):
         best, least = found.iloc[0], float(original[cost].min())
-        runtime = "torch" if best["runtime"] == TORCH else str(best["runtime"])
-        write = numbers.kilobytes if cost == BYTES else "{:.3g}".format
+        write, unit = (numbers.kilobytes, "kB") if cost == BYTES else ("{:.3g}".format, "ms")
+        name = titles.joined(known.styles.quoted(str(best["label"])), str(rows["variant"].iloc[0]))
         yield (
-            f"To deploy {_allowed(known.metric, delta)}: {known.styles.plain(str(best['label']))} at keep ratio "
-            f"{numbers.keep(float(best['keep_target']))} in {runtime}, {write(float(best[cost]))} "
-            f"{'kB' if cost == BYTES else 'ms'} instead of {write(least)}."
+            f"To deploy {_allowed(known.metric, delta)}: {name}{_at(float(best['keep_target']))} in {best['runtime']}, "
+            f"{write(float(best[cost]))} {unit} instead of {write(least)}."
         )
 
 
@@ -208,10 +218,12 @@ def _not_compared(known: _Known) -> Iterator[str]:
     for status in ("failed", "infeasible"):
         if counts.get(status, 0):
             yield f"{counts[status]} {status} cells"
-    sized = [_quoted(known, str(c)) for c in dict.fromkeys(known.rows.loc[known.rows["keep_target"].isna(), "label"])]
+    sized = [
+        known.styles.quoted(str(c)) for c in dict.fromkeys(known.rows.loc[known.rows["keep_target"].isna(), "label"])
+    ]
     if sized:
         yield f"{titles.and_joined(sized)} at equal keep ratios, since settings or a search decide the size"
-    if any(b.networks() < max(len(c.figures) for c in b.curves) for b in known.budgets):
+    if any(b.networks() < max(len(c.figures) for c in b.contenders) for b in known.rankings):
         yield "networks that some methods lack"
     if frame["net"].nunique() == 1:
         yield "other networks of this kind, since there is one: intervals are about test samples alone"

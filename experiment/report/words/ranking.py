@@ -1,11 +1,11 @@
-"""Which method is best at every budget, and which are not worse than the best."""
+"""Which method is best at every keep ratio, and which are not worse than the best."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from experiment.report.comparisons import ALPHA, Budget
+from experiment.report.comparisons import ALPHA, Ranking
 from experiment.report.document import Block, Section, Table, Text
 from experiment.report.label_styles import LabelStyles
 from experiment.report.paired import Estimate
@@ -16,20 +16,22 @@ from experiment.report.words.titles import column_title, joined
 MOST_PAIRS = 300  # rows of the table of pairs; comparisons.csv has all
 
 
-def best_methods(found: Sequence[Budget], styles: LabelStyles) -> Section | None:
-    """One row per budget: the best method, those that are not worse, by how much the others are; None without any."""
+def best_methods(found: Sequence[Ranking], styles: LabelStyles) -> Section | None:
+    """One row per keep ratio: the best method, those not ordered with it, and those worse; None without any."""
     if not found:
         return None
     blocks: list[Block] = [Text(_explanation(found))]
     for metric in dict.fromkeys(b.metric for b in found):
-        header = ["Keep ratio", "Best", column_title(metric), "Not ordered with the best", "Worse than the best, by"]
+        unit = " (points)" if metric.unit == "fraction" else ""
+        titles = "Not ordered with the best, difference", "Worse than the best, by"
+        header = ["Keep ratio", "Best", column_title(metric), *(title + unit for title in titles)]
         rows = [list(_row(b, styles)) for b in found if b.metric == metric]
         blocks.append(Table(header, rows, words=True))
     return Section("Which method is best", blocks)
 
 
-def every_pair(found: Sequence[Budget], styles: LabelStyles) -> Section | None:
-    """The difference of every two methods at every budget."""
+def every_pair(found: Sequence[Ranking], styles: LabelStyles) -> Section | None:
+    """The difference of every two methods at every keep ratio."""
     rows = [row for b in found for row in _pairs(b, styles)]
     if not rows:
         return None
@@ -52,10 +54,10 @@ def _plain(metric: ReportedMetric) -> Callable[[float], str]:
     return lambda value: numbers.number_spread(value, math.nan).replace("-", numbers.MINUS)
 
 
-def _row(b: Budget, styles: LabelStyles) -> Iterator[str]:
-    first, worse = b.curves[0].label, b.worse()
+def _row(b: Ranking, styles: LabelStyles) -> Iterator[str]:
+    first, worse = b.contenders[0].label, b.worse()
     shown = {c.label: f"{styles.plain(c.label)} {_plain(b.metric)(e.value)} ({interval(e, b.metric)})"
-             for c in b.curves[1:] if (e := b.pairs.get((first, c.label))) is not None}  # fmt: skip
+             for c in b.contenders[1:] if (e := b.pairs.get((first, c.label))) is not None}  # fmt: skip
     most = 1.0 if b.metric.unit == "fraction" else math.inf
     best = Estimate(b.best.value, b.best.low, min(most, b.best.high), b.best.p)
     yield joined(numbers.keep(b.keep), b.variant)
@@ -65,7 +67,7 @@ def _row(b: Budget, styles: LabelStyles) -> Iterator[str]:
     yield "; ".join(text for label, text in shown.items() if label in worse) or numbers.MISSING
 
 
-def _pairs(b: Budget, styles: LabelStyles) -> Iterator[list[str]]:
+def _pairs(b: Ranking, styles: LabelStyles) -> Iterator[list[str]]:
     for (first, second), e in b.pairs.items():
         p = b.adjusted[first, second]
         better = styles.plain(first) if p < ALPHA else f"{styles.plain(first)} (not ordered)"
@@ -74,7 +76,7 @@ def _pairs(b: Budget, styles: LabelStyles) -> Iterator[list[str]]:
         yield [joined(numbers.keep(b.keep), b.variant), better, styles.plain(second), by, interval(e, b.metric), shown]
 
 
-def _explanation(found: Sequence[Budget]) -> str:
+def _explanation(found: Sequence[Ranking]) -> str:
     networks, samples = min(b.networks() for b in found), min(b.samples for b in found)
     parts = ["All methods have the same networks and test samples, so that their differences are paired."]
     if samples <= 1:

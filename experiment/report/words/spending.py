@@ -9,9 +9,10 @@ from experiment.report.document import Section, Table, Text
 from experiment.report.label_styles import LabelStyles
 from experiment.report.primary_metric import by_metric
 from experiment.report.results_folder import Source
-from experiment.report.results_table import GROUP, SECONDS, compressed, latency_columns, tidy
+from experiment.report.results_table import GROUP, compressed, latency_columns, tidy
 from experiment.report.words import numbers
 from experiment.report.words.titles import column_title, joined
+from experiment.run.disk.pareto import SECONDS
 
 if TYPE_CHECKING:
     from pandas import DataFrame

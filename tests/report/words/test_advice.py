@@ -64,8 +64,8 @@ def test_what_is_not_known_is_not_said(synthetic: Any, tmp_path: Path) -> None:
     found = compare(tmp_path, source.results)
     styles = LabelStyles()
     assert in_short(source, found, styles) is None
-    assert best_methods(found.budgets, styles) is None
-    assert every_pair(found.budgets, styles) is None
+    assert best_methods(found.rankings, styles) is None
+    assert every_pair(found.rankings, styles) is None
     assert pareto_fronts(source, styles) is None
     assert time_spent(source, styles) is None
     rows = [synthetic.reference_row(0), synthetic.cell_row("WT", 0, 0.5) | {"top1": 0.2}]
@@ -91,11 +91,11 @@ def rows_of(section: Section | None) -> list[list[str]]:
 def test_ranking(synthetic: Any, tmp_path: Path) -> None:
     folder = experiment(synthetic, tmp_path, nets=3)
     source = read_source(folder)
-    budgets = compare(folder, source.results).budgets
-    first, *_ = rows_of(best_methods(budgets, LabelStyles()))
+    rankings = compare(folder, source.results).rankings
+    first, *_ = rows_of(best_methods(rankings, LabelStyles()))
     assert first[:2] == ["0.5", "ALDS"]
     assert first[4] == "WT 0.10 (0.10 to 0.10)", "three networks that differ equally"
-    pairs = rows_of(every_pair(budgets, LabelStyles()))
+    pairs = rows_of(every_pair(rankings, LabelStyles()))
     assert pairs[0] == ["0.5", "ALDS", "WT", "0.10", "0.10 to 0.10", "< 0.001"]
 
 
