@@ -96,10 +96,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("param", nargs="*", metavar="PARAM", help="parameter file, for instance param/cifar/prune/resnet20.yaml")
-    add("--new", action="store_true", help="ask what is wanted (--set answers), write PARAM and a small twin, and exit")
-    add("--plan", nargs="?", const="text", choices=("text", "json"), help="print what would run, and exit")
-    add("--status", action="store_true", help="print what runs at present, when it may end and what failed, and exit")
-    add("--schema", action="store_true", help="print the JSON schema of parameter files (for editors) and exit")
+    instead = parser.add_mutually_exclusive_group().add_argument  # of a run
+    instead(
+        "--new", action="store_true", help="ask what is wanted (--set answers), write PARAM and a small twin, and exit"
+    )
+    instead("--plan", nargs="?", const="text", choices=("text", "json"), help="print what would run, and exit")
+    instead(
+        "--status", action="store_true", help="print what runs at present, when it may end and what failed, and exit"
+    )
+    instead("--schema", action="store_true", help="print the JSON schema of parameter files (for editors) and exit")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting: experiments.numNets=1")
     add(
         "--results",

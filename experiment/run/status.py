@@ -32,7 +32,7 @@ def status_text(plan: ExperimentPlan, results: Results, folder: Path) -> Iterato
     for state in running:
         yield from _under_way(state, now)
     if not running:
-        yield "  nothing runs"
+        yield "  nothing runs" if folder.is_dir() else f"  never started: there is no folder {folder}"
     for state in states:
         if state not in running:
             doing = " and ".join(each.name for each in state.under_way.values())

@@ -117,9 +117,10 @@ def _texts(path: Path, values: Mapping[str, Any], smoke: Mapping[str, Any], take
         "What to change next: methods and spacing; numNets: 3 for error bars; numEpochs and startEpoch, to trade "
         "time for accuracy. docs/parameter-file.md describes every key.",
     ]  # fmt: skip
+    less = "one epoch, two sizes and few samples" if "network" in smoke else "one epoch and two sizes"
     small = [
         f"{COMMAND} {shlex.quote(str(twin))}", "",
-        f"{path.name} with one epoch, two sizes and few data, to see that everything works. Its figures mean nothing.",
+        f"{path.name} with {less}, to see that everything works. Its figures mean nothing.",
         "Expect: about a minute.",
     ]  # fmt: skip
     return file_text(head, values, described=True), file_text(small, {"file": path.name, **smoke}, described=False)

@@ -55,7 +55,10 @@ def test_before_the_first_run_nothing_runs_and_nothing_is_written(
 ) -> None:
     path = write(small)
     assert main([str(path), "--status"]) == 0
-    assert capsys.readouterr().out == "small: 0 of 5 cells done, 5 open\n  nothing runs\n"
+    assert (
+        capsys.readouterr().out
+        == "small: 0 of 5 cells done, 5 open\n  never started: there is no folder data/results/small\n"
+    )
     assert not (tmp_path / "data/results").exists()
 
 
