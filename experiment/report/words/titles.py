@@ -97,9 +97,9 @@ def retraining_in_words(results: DataFrame) -> str:
     epochs = sorted(compressed(results).groupby(["variant", "label"])["epochs"].max().dropna())
     if not epochs:
         return ""
-    least, most = epochs[0], epochs[-1]
-    span = f"{most:g}" if least == most else f"{least:g} to {most:g}"
-    return f"{span} epoch{'' if most == 1 else 's'} of retraining" if most > 0 else "no retraining"
+    least, most = (f"{n:.3g}" if n < 100 else f"{n:.0f}" for n in (epochs[0], epochs[-1]))  # parts of epochs in mode lc
+    span = most if least == most else f"{least} to {most}"
+    return f"{span} epoch{'' if most == '1' else 's'} of retraining" if epochs[-1] > 0 else "no retraining"
 
 
 def network_on_dataset(results: DataFrame) -> str:
