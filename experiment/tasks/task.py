@@ -37,6 +37,8 @@ class Metric:
         unit: "fraction" for figures in [0, 1] (or [-1, 1]), which are shown in percent; "value" for others.
         joined: `update` returns rows (n, k), one per sample, which are joined instead of added. For figures that no
             sums give, such as average precision.
+        mappable: `torch.vmap` can apply `update` to all samples at once, which scores each of them alone much faster.
+            It must neither read values nor select by them.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Metric:
     better: Better = "higher"
     unit: Unit = "fraction"
     joined: bool = False
+    mappable: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier():
