@@ -132,7 +132,7 @@ def _hint(kind: str, got: Any, node: Node) -> str:
 
 
 def _choice(listed: str, got: Any) -> str:
-    choices = [choice.strip("' ") for choice in listed.split(",")]
+    choices = [choice.strip("' ") if "'" in choice else choice.strip().lower() for choice in listed.split(",")]  # true
     near = suggestion(got, choices) if isinstance(got, str) else ""
     return f"must be one of {', '.join(choices)}. Got {show(got)}.{near}"
 

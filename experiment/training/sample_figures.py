@@ -50,7 +50,8 @@ class SampleFigures:
         total = sums.sum(dim=0)
         whole = self._metric.figure(total)
         different, places = sums.unique(dim=0, return_inverse=True)  # two rows for accuracy
-        without = np.array([self._metric.figure(total - row) for row in different])[places.numpy()]
+        figures = np.array([self._metric.figure(total - row) for row in different])
+        without: npt.NDArray[np.float64] = figures[places.numpy()]
         if not np.isfinite([whole, *without]).all():
             return None
         values = n * whole - (n - 1) * without

@@ -151,6 +151,8 @@ def run_steps(step: TrainingStep, batches: Iterable[tuple[Inputs, Tensor, int]],
 
 def compiled(model: nn.Module, settings: TrainSettings) -> Callable[..., Any]:
     """The forward pass, compiled if the settings ask for it; parameters and buffers remain those of the network."""
+    if settings.compiled == "reduce-overhead":
+        return torch.compile(model, dynamic=False, mode=settings.compiled)  # CUDA graphs have fixed shapes
     return torch.compile(model, dynamic=None) if settings.compiled else model  # None: the last batch may be smaller
 
 
