@@ -17,6 +17,7 @@ from device_loop import DEVICE_LOOP, device_loop
 from torch import Tensor, nn
 
 from experiment import compress, compress_many
+from experiment.errors import ExperimentError
 from experiment.main import main as run_experiment
 from experiment.measure.latency_model import LatencyModel, LatencyTable
 from experiment.networks.gpt import GPT
@@ -49,8 +50,16 @@ def environment(device: str, quick: bool, emit: Emit) -> None:
 def tests(device: str, quick: bool, emit: Emit) -> None:
     """Every test of this folder."""
     os.environ["EXPERIMENT_TEST_DEVICE"] = device
-    options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-W", "default"]  # warnings of other versions are none of ours
-    status = pytest.main([*options, "-c", str(HERE.parents[1] / "pyproject.toml"), str(HERE)], plugins=[Outcomes(emit)])
+    options = [
+        "-q",
+        "--tb=short",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "default",
+    ]  # warnings of other versions are none of ours
+    files = [str(HERE / f"test_{name}.py") for name in ("training", "methods", "runs")]  # in order of importance
+    status = pytest.main([*options, "-c", str(HERE.parents[1] / "pyproject.toml"), *files], plugins=[Outcomes(emit)])
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise RuntimeError(f"pytest ended with status {status}.")
 
@@ -75,20 +84,24 @@ class Outcomes:
 def throughput(device: str, quick: bool, emit: Emit) -> None:
     """Images a second in training: the engine, a bare loop over ready-made batches, and a loop made for speed."""
     gpu = torch.device(device).type == "cuda"
-    batch, batches, rounds = (16, 4, 1) if quick else (256, 100, 3)
+    batch, batches, rounds = (16, 4, 1) if quick else (256, 100, 2)
     images = loops.load_images(Path("absent"), batch * batches, torch.device(device))
     about: Row = {"network": "", "precision": "", "batch": batch}
     emit(measured_loop("data alone", lambda: data_alone(images, batch), rounds) | about)
     if not gpu:
         compile_without_kernels()
-    for compiled in (False, True):
-        for name in ("resnet20",) if quick else ("resnet20", "resnet18"):
-            for precision in ("bf16",) if quick or compiled else ("bf16", "fp32", "fp16"):
-                about |= {"network": name, "precision": precision}
-                a = Namespace(batch_size=batch, precision=precision, channels_last=precision != "fp32", device=device,
-                              epochs=1 if quick else 4)  # fmt: skip
-                for what, loop in variants(name, images, a, compiled):
-                    emit(measured_loop(what, loop, rounds) | about)
+    for name, precision, compiled in TRAININGS[:: 2 if quick else 1][: 2 if quick else None]:
+        about |= {"network": name, "precision": precision}
+        a = Namespace(batch_size=batch, precision=precision, channels_last=precision != "fp32", device=device,
+                      epochs=1 if quick else 2)  # fmt: skip
+        for what, loop in variants(name, images, a, compiled):
+            emit(measured_loop(what, loop, rounds) | about)
+
+
+TRAININGS = (  # network, precision, whether compiled; in order of importance
+    ("resnet20", "bf16", False), ("resnet18", "bf16", False), ("resnet20", "bf16", True), ("resnet18", "fp32", False),
+    ("resnet20", "fp32", False), ("resnet18", "bf16", True), ("resnet18", "fp16", False), ("resnet20", "fp16", False),
+)  # fmt: skip
 
 
 def data_alone(images: Any, batch: int) -> int:
@@ -145,11 +158,13 @@ def compression(device: str, quick: bool, emit: Emit) -> None:
     """Seconds and peak memory of compressing large networks, with random weights, to half of their parameters."""
     for label in FAMILIES[:4] if quick else FAMILIES:
         for name, make in networks(quick).items():
-            with seeded("network"), torch.device(device):
+            with seeded("network", device=device), torch.device(device):
                 network, inputs, targets = make()
             row: Row = {"network": name, "method": label}
             try:
                 row |= measured_compression(network.eval(), label, inputs, targets)
+            except ExperimentError as error:
+                row["refused"] = str(error).partition("\n")[0][:300]
             except Exception as error:  # of one pair: the others go on
                 row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
             emit(row)
@@ -166,6 +181,9 @@ def networks(quick: bool) -> dict[str, Callable[[], tuple[nn.Module, Tensor, Ten
     tokens = torch.randint(0, sizes[0], (images[0], 33 if quick else 513))
 
     def classified(network: nn.Module) -> tuple[nn.Module, Tensor, Tensor]:
+        for layer in network.modules():
+            if isinstance(layer, nn.Linear) and not bool(layer.weight.any()):
+                nn.init.normal_(layer.weight, std=0.02)  # the last one of ViT
         return network, torch.randn(images), torch.randint(0, 1000, images[:1])
 
     return {
@@ -188,7 +206,10 @@ def measured_compression(network: nn.Module, label: str, inputs: Tensor, targets
     wait()
     row: Row = {"seconds": round(time.perf_counter() - started, 2), "keep": round(result.keep_parameters, 3)}
     peak = torch.cuda.max_memory_allocated() - before if device.type == "cuda" else None
-    return row | {"peak_mib": None if peak is None else peak >> 20, "output": str(next(result.network.parameters()).device)}
+    return row | {
+        "peak_mib": None if peak is None else peak >> 20,
+        "output": str(next(result.network.parameters()).device),
+    }
 
 
 def sweep(device: str, quick: bool, emit: Emit) -> None:
@@ -200,7 +221,9 @@ def sweep(device: str, quick: bool, emit: Emit) -> None:
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
             Path("own_images.py").write_text(OWN_IMAGES.format(*((256, 128) if quick else (20000, 10000))))
-            Path("sweep.yaml").write_text(yaml.safe_dump(sweep_file(keeps if epochs == 0 else keeps[:2], epochs, quick)))
+            Path("sweep.yaml").write_text(
+                yaml.safe_dump(sweep_file(keeps if epochs == 0 else keeps[:2], epochs, quick))
+            )
             started = time.perf_counter()
             status = run_experiment(["sweep.yaml", "-j", "1", "-q", "--device", device, "--results", "results"])
             took = time.perf_counter() - started

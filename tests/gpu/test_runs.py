@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {
     },
     "retraining": {"numEpochs": 1},
     "experiments": {
-        "methods": ["WT", "SVD"], "mode": "retrain", "numNets": 1, "spacing": [{"type": "manual", "values": [0.5, 0.2]}],
+        "methods": ["WT", "SVD"], "mode": "retrain", "numNets": 1, "spacing": [{"type": "manual", "values": [0.3]}],
     },
     "resources": {"cpus": 1, "gpus": 0.5},
 }  # fmt: skip

@@ -57,7 +57,9 @@ def make_network() -> nn.Module:
 
 def trained(device: torch.device, settings: TrainSettings, count: int = 400) -> tuple[nn.Module, list[EpochRecord]]:
     network = make_network()
-    loop = TrainingLoop(network, images(count, device), settings, valid=images(100, device), stream=("t",), device=device)
+    loop = TrainingLoop(
+        network, images(count, device), settings, valid=images(100, device), stream=("t",), device=device
+    )
     return network, loop.run()
 
 
