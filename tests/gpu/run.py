@@ -42,8 +42,9 @@ def main() -> int:
         return download_wheels()
     missing = provide_packages()
     if missing:
-        print(f"{sys.executable} lacks {', '.join(missing)}.\nInstall them, or run this on a machine with network and "
-              f"copy {WHEELS} here:\n    python {Path(__file__).name} --download-wheels", file=sys.stderr)  # fmt: skip
+        print(f"{sys.executable} lacks {', '.join(missing)}. torch and torchvision must be installed. For the others, run "
+              f"this on a machine with network and the same version of Python, and copy {WHEELS.relative_to(ROOT)} here:"
+              f"\n    python {Path(__file__).relative_to(ROOT)} --download-wheels", file=sys.stderr)  # fmt: skip
         return 2
     report = Report(arguments.out, {"device": arguments.device, "quick": arguments.quick})
     ends = time.monotonic() + arguments.budget
@@ -148,12 +149,12 @@ def run_step(arguments: argparse.Namespace) -> int:
     rows = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     sys.path.insert(0, str(HERE))
-    from steps import STEPS as functions
+    import steps
 
     def emit(row: Row) -> None:
         print(json.dumps(row, default=str), file=rows, flush=True)
 
-    functions[arguments.step](arguments.device, arguments.quick, emit)
+    steps.STEPS[arguments.step](arguments.device, arguments.quick, emit)
     return 0
 
 
