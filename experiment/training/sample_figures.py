@@ -49,7 +49,7 @@ class SampleFigures:
             return None
         total = sums.sum(dim=0)
         whole = self._metric.figure(total)
-        different, places = sums.unique(dim=0, return_inverse=True)  # two rows for accuracy
+        different, places = torch.unique(sums, dim=0, return_inverse=True)  # two rows for accuracy
         figures = np.array([self._metric.figure(total - row) for row in different])
         without: npt.NDArray[np.float64] = figures[places.numpy()]
         if not np.isfinite([whole, *without]).all():

@@ -31,6 +31,10 @@ BUDGET = 470.0  # seconds for all steps together
 STEPS = {"environment": 60, "tests": 200, "throughput": 120, "compression": 90, "sweep": 45, "latency": 40}
 """Name -> the most seconds, in order of importance."""
 
+HOW_TO_GET_THEM = f"""torch and torchvision must be installed. For the others, run this on a machine with network and the
+same version of Python, and copy the folder {WHEELS.relative_to(ROOT)} here:
+    python {Path(__file__).resolve().relative_to(ROOT)} --download-wheels"""
+
 Row = dict[str, Any]
 
 
@@ -42,9 +46,7 @@ def main() -> int:
         return download_wheels()
     missing = provide_packages()
     if missing:
-        print(f"{sys.executable} lacks {', '.join(missing)}. torch and torchvision must be installed. For the others, run "
-              f"this on a machine with network and the same version of Python, and copy {WHEELS.relative_to(ROOT)} here:"
-              f"\n    python {Path(__file__).relative_to(ROOT)} --download-wheels", file=sys.stderr)  # fmt: skip
+        print(f"{sys.executable} lacks {', '.join(missing)}.\n{HOW_TO_GET_THEM}", file=sys.stderr)
         return 2
     report = Report(arguments.out, {"device": arguments.device, "quick": arguments.quick})
     ends = time.monotonic() + arguments.budget
