@@ -74,6 +74,13 @@ class Metric:
             raise ConfigError(f"metric {self.name}: {text}. Divide it, or set unit='value'.")
         return float(value)
 
+    def of_each(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """What `update` returns for every sample alone, (n, k)."""
+        if self.mappable:
+            return torch.vmap(lambda one, target: self.update(one[None], target[None]))(outputs, y)
+        outputs, y = outputs.cpu(), y.cpu()
+        return torch.stack([self.update(outputs[i : i + 1], y[i : i + 1]) for i in range(len(y))])
+
     def try_out(self, outputs: Tensor, y: Tensor) -> None:
         """Measure a batch, and its first sample as another batch.
 
@@ -83,6 +90,8 @@ class Metric:
         for n in (len(y), 1):
             try:
                 found = self.update(outputs[:n], y[:n])
+                if self.mappable:
+                    self.of_each(outputs[:n], y[:n])
             except Exception as error:  # torch's, or of the user's own metric
                 shapes = f"outputs of shape {tuple(outputs[:n].shape)} and targets of shape {tuple(y[:n].shape)}"
                 text = f"{type(error).__name__}: {first_line(error)}{raised_at(error)}"

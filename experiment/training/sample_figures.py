@@ -33,14 +33,8 @@ class SampleFigures:
 
     def observe(self, start: int, x: Inputs, outputs: Tensor, y: Tensor, criterion: Loss) -> None:
         """Score every sample of a batch alone."""
-        update = self._metric.update
-        if self._metric.joined:  # no sums of samples: leaving each out would take time in the square of their number
-            return
-        if self._metric.mappable:
-            self._sums.append(torch.vmap(lambda z, t: update(z[None], t[None]))(outputs, y))
-            return
-        outputs, y = outputs.cpu(), y.cpu()
-        self._sums.append(torch.stack([update(outputs[i : i + 1], y[i : i + 1]) for i in range(len(y))]))
+        if not self._metric.joined:  # else leaving each out would take time in the square of their number
+            self._sums.append(self._metric.of_each(outputs, y))
 
     def values(self) -> npt.NDArray[np.generic] | None:
         """One value per sample, bool if all are 0 or 1, else float32; None if the figure is not made of sums."""

@@ -31,8 +31,8 @@ BUDGET = 470.0  # seconds for all steps together
 STEPS = {"environment": 60, "tests": 200, "throughput": 120, "compression": 90, "sweep": 45, "latency": 40}
 """Name -> the most seconds, in order of importance."""
 
-HOW_TO_GET_THEM = f"""torch and torchvision must be installed. For the others, run this on a machine with network and the
-same version of Python, and copy the folder {WHEELS.relative_to(ROOT)} here:
+HOW_TO_GET_THEM = f"""torch and torchvision must be installed. For the others, run this on a machine with network and
+the same version of Python, and copy the folder {WHEELS.relative_to(ROOT)} here:
     python {Path(__file__).resolve().relative_to(ROOT)} --download-wheels"""
 
 Row = dict[str, Any]
