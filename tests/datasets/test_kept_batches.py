@@ -91,3 +91,8 @@ def test_kept_batches_can_be_differentiated(reads: Reads) -> None:
     for x, y in images.batches(4, stream=None, channels_last=True):
         nn.functional.cross_entropy(network(x), y).backward()  # type: ignore[no-untyped-call]
     assert reads.count == 3, "these were the kept ones"
+
+
+def test_a_gpu_keeps_an_eighth_of_its_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (800, 1000))
+    assert kept_batches._room_on(torch.device("cuda")) == 100
