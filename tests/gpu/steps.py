@@ -72,7 +72,7 @@ class Outcomes:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
-            row: Row = {"test": report.nodeid.rpartition("/")[2], "outcome": report.outcome}
+            row: Row = {"test": report.nodeid.rpartition("tests/gpu/")[2], "outcome": report.outcome}
             row["seconds"] = round(report.duration, 2)
             if report.outcome == "skipped":
                 row["reason"] = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
