@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo format check test docs clean
+.PHONY: help install demo format check test gpu docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make install   environment in $(VENV) with the package and what its tests need"
 	@echo "make demo      a whole experiment on handwritten digits, ending with a trade-off plot"
 	@echo "make test      the test suite"
+	@echo "make gpu       tests and figures on a machine with a GPU, in eight minutes; see docs/gpu.md"
 	@echo "make docs      the documentation, into docs/_build/html"
 	@echo "make check     formatting, lint, types, direction of imports"
 	@echo "make format    mend formatting and what lint can mend"
@@ -36,6 +37,10 @@ check: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# With the Python that has torch: that of make install, if it ran, else PYTHON.
+gpu:
+	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) tests/gpu/run.py
 
 # From scratch, so that every tutorial runs; a warning is an error.
 docs: install

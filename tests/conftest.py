@@ -1,5 +1,6 @@
 """What all tests share: one thread, the folder of real data, and the skip of tests that need it where it is absent."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 DATASETS = ROOT / "data" / "datasets"
+GPU_TESTS = "EXPERIMENT_TEST_DEVICE"  # the device of the tests that need a GPU
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -17,12 +19,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = [name for name in ("MNIST", "CIFAR10-jpeg") if not (DATASETS / name).is_dir()]
-    if not missing:
-        return
-    skip = pytest.mark.skip(reason=f"needs real data: data/datasets/{missing[0]} is absent")
-    for item in items:
-        if item.get_closest_marker("data"):
-            item.add_marker(skip)
+    reasons = {"data": f"needs real data: data/datasets/{missing[0]} is absent"} if missing else {}
+    if GPU_TESTS not in os.environ and not torch.cuda.is_available():
+        reasons["gpu"] = f"needs a GPU; {GPU_TESTS}=cpu runs it without"
+    for mark, reason in reasons.items():
+        for item in items:
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -132,7 +132,8 @@ def _hint(kind: str, got: Any, node: Node) -> str:
 
 
 def _choice(listed: str, got: Any) -> str:
-    choices = [choice.strip("' ") for choice in listed.split(",")]
+    parts = [part.strip() for part in listed.split(",")]
+    choices = [part.strip("'") if "'" in part else part.lower() for part in parts]  # true, as in YAML
     near = suggestion(got, choices) if isinstance(got, str) else ""
     return f"must be one of {', '.join(choices)}. Got {show(got)}.{near}"
 

@@ -6,6 +6,7 @@ Shapes: B = images of the batch, C = channels, H, W = height, width.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, cast
 
 import torch
@@ -100,11 +101,16 @@ class Affine:
         return None
 
     def apply(self, x: Tensor, draws: Tensor | None) -> Tensor:
-        scale, shift = (
-            torch.tensor(v, dtype=torch.float32, device=x.device).view(-1, 1, 1) for v in (self.scale, self.shift)
-        )
+        scale, shift = (_constants(values, x.device) for values in (self.scale, self.shift))
         y = x.mul(scale) if x.is_floating_point() else x.float().mul_(scale)
         return y.add_(shift)
+
+
+@lru_cache(maxsize=32)
+def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """One value per channel (C, 1, 1), float32. They are copied once: a GPU is waited for at every copy to it."""
+    with torch.inference_mode(False):  # tensors made in inference mode cannot be used in training
+        return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
 def split_once(steps: Sequence[Step]) -> tuple[list[Step], list[Step]]:

@@ -15,7 +15,9 @@ from experiment.datasets.transforms import make_transform, outside_ignored, zero
 from experiment.random_streams import Part, generator
 from experiment.registry import InputShape
 
-CHUNK_BYTES = 4_000_000  # of float images transformed at once: many batches of tiny images, one of large ones
+# Of float images transformed at once, by the kind of device: on a CPU what fits into its caches, elsewhere few calls.
+CHUNK_BYTES = {"cpu": 4_000_000}
+CHUNK_BYTES_ELSEWHERE = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class MemoryImages:
         order, places, batch_size = epoch_order(len(self), batch_size, stream, share)
         rows, places = self._indices[order.to(self._indices.device)], places.to(self._indices.device)
         draws = [None if d is None else d[places] for d in self._draw(prepared, stream or EVALUATION)]
-        images_at_once = CHUNK_BYTES // (4 * prepared.pixels[0].numel())
+        chunk_bytes = CHUNK_BYTES.get(rows.device.type, CHUNK_BYTES_ELSEWHERE)
+        images_at_once = chunk_bytes // (4 * prepared.pixels[0].numel())
         step = batch_size * max(1, images_at_once // batch_size)
         for start in range(0, len(rows), step):
             chunk = slice(start, start + step)

@@ -14,6 +14,7 @@ from experiment.datasets.dataloader import Readers, WorkerImages
 from experiment.datasets.factories import load_own
 from experiment.datasets.image_data import Images, Splits, Transforms
 from experiment.datasets.in_memory import MemoryImages, prepare
+from experiment.datasets.kept_batches import KeptBatches
 from experiment.datasets.raw_images import Pixels, Source
 from experiment.datasets.transforms import check_transforms, make_pipeline, plain_step
 from experiment.errors import ConfigError, DataError
@@ -120,7 +121,8 @@ def make_images(
         return [MemoryImages(train, test, labels, None if p is None else p.to(device)) for p in parts]
     augment, plain = (make_pipeline(steps) for steps in pipelines)
     readers = Readers(items, augment, plain, workers, task.target)
-    return [WorkerImages(where, readers, task, output_size, indices=p, device=device) for p in parts]
+    read = [WorkerImages(where, readers, task, output_size, indices=p, device=device) for p in parts]
+    return [KeptBatches(images, device) for images in read]
 
 
 def _targets(where: str, labels: Tensor, task: Task, output_size: int) -> Tensor:

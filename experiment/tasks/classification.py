@@ -23,7 +23,7 @@ def top(k: int, ignored: int | None = None) -> Metric:
         right = (best == y.unsqueeze(1)).any(dim=1) & answered & counted
         return torch.stack([right.sum(), counted.sum()]).double()
 
-    return Metric(f"top{k}", f"top-{k}", hits, ratio)
+    return Metric(f"top{k}", f"top-{k}", hits, ratio, mappable=True)
 
 
 def ratio(sums: Tensor) -> float:

@@ -65,10 +65,14 @@ def _surprise(outputs: Tensor, y: Tensor) -> Tensor:
     return torch.stack([losses.sum(dtype=torch.float64), (y != IGNORED).sum(dtype=torch.float64)])
 
 
+def _perplexity(sums: Tensor) -> float:
+    return float((sums[0] / sums[1]).exp())
+
+
 TASK = Task(
     "language modelling",
     metrics=(
-        Metric("perplexity", "perplexity", _surprise, lambda sums: float((sums[0] / sums[1]).exp()), "lower", "value"),
+        Metric("perplexity", "perplexity", _surprise, _perplexity, better="lower", unit="value", mappable=True),
         replace(top(1, IGNORED), name="token_top1", title="token top-1"),
     ),
     losses=("CrossEntropyLoss", "NLLLoss"),

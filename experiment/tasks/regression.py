@@ -68,7 +68,7 @@ def check_numbers(where: str, output_size: int, targets: Tensor) -> None:
 TASK = Task(
     "regression",
     metrics=(
-        Metric("rmse", "RMSE", sums_of_errors, root_mean_squared_error, better="lower", unit="value"),
+        Metric("rmse", "RMSE", sums_of_errors, root_mean_squared_error, better="lower", unit="value", mappable=True),
         Metric("r2", "R²", sums_of_errors, determination, unit="value"),
     ),
     losses=("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss"),

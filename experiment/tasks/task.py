@@ -37,6 +37,8 @@ class Metric:
         unit: "fraction" for figures in [0, 1] (or [-1, 1]), which are shown in percent; "value" for others.
         joined: `update` returns rows (n, k), one per sample, which are joined instead of added. For figures that no
             sums give, such as average precision.
+        mappable: `torch.vmap` can apply `update` to all samples at once, which scores each of them alone much faster.
+            It must neither read values nor select by them.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Metric:
     better: Better = "higher"
     unit: Unit = "fraction"
     joined: bool = False
+    mappable: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier():
@@ -71,6 +74,13 @@ class Metric:
             raise ConfigError(f"metric {self.name}: {text}. Divide it, or set unit='value'.")
         return float(value)
 
+    def of_each(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """What `update` returns for every sample alone, (n, k)."""
+        if self.mappable:
+            return torch.vmap(lambda one, target: self.update(one[None], target[None]))(outputs, y)
+        outputs, y = outputs.cpu(), y.cpu()
+        return torch.stack([self.update(outputs[i : i + 1], y[i : i + 1]) for i in range(len(y))])
+
     def try_out(self, outputs: Tensor, y: Tensor) -> None:
         """Measure a batch, and its first sample as another batch.
 
@@ -80,6 +90,8 @@ class Metric:
         for n in (len(y), 1):
             try:
                 found = self.update(outputs[:n], y[:n])
+                if self.mappable:
+                    self.of_each(outputs[:n], y[:n])
             except Exception as error:  # torch's, or of the user's own metric
                 shapes = f"outputs of shape {tuple(outputs[:n].shape)} and targets of shape {tuple(y[:n].shape)}"
                 text = f"{type(error).__name__}: {first_line(error)}{raised_at(error)}"

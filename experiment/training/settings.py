@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Compiled = Literal[False, True, "reduce-overhead"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class TrainSettings:
         early_stop_epoch: keep the weights of the epoch with the best validation metric, from this epoch on; None:
             keep those of the last epoch.
         channels_last: memory format of images and weights during training.
-        compiled: whether the forward pass is compiled by `torch.compile`.
+        compiled: whether the forward pass is compiled by `torch.compile`, or the mode in which it is.
         penalties: on the weights of layers.
         distillation: None to train without a teacher.
     """
@@ -71,6 +72,6 @@ class TrainSettings:
     precision: Precision = "fp32"
     early_stop_epoch: int | None = None
     channels_last: bool = False
-    compiled: bool = False
+    compiled: Compiled = False
     penalties: tuple[PenaltySpec, ...] = ()
     distillation: DistillationSpec | None = None

@@ -113,11 +113,12 @@ class TrainingStep:
         return loss.detach(), outputs.detach(), targets
 
     def _update_weights(self) -> None:
-        rate, scale = self.schedule.learning_rate, self.scaler.get_scale()
+        rate, acting = self.schedule.learning_rate, self._penalties.act_at_step
+        scale = self.scaler.get_scale() if acting else 0.0  # reading it waits for the device
         decay = self._penalties.decay(rate)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self._penalties.act_at_step and self.scaler.get_scale() >= scale:  # else gradients overflowed: no step
+        if acting and self.scaler.get_scale() >= scale:  # else gradients overflowed: no step
             self._penalties.shrink(rate, decay)
 
 
@@ -150,6 +151,8 @@ def run_steps(step: TrainingStep, batches: Iterable[tuple[Inputs, Tensor, int]],
 
 def compiled(model: nn.Module, settings: TrainSettings) -> Callable[..., Any]:
     """The forward pass, compiled if the settings ask for it; parameters and buffers remain those of the network."""
+    if settings.compiled == "reduce-overhead":
+        return torch.compile(model, dynamic=False, mode=settings.compiled)  # CUDA graphs have fixed shapes
     return torch.compile(model, dynamic=None) if settings.compiled else model  # None: the last batch may be smaller
 
 

@@ -68,9 +68,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--compile", action="store_const", const=True, default=False, dest="compiled")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--batches", type=int, default=10, help="a round")
+    parser.add_argument("--epochs", type=int, default=1, help="of the training loop in a round")
     parser.add_argument("--rounds", type=int, default=7)
     return parser.parse_args()
 
@@ -91,9 +93,9 @@ def load_images(data: Path, num_images: int, device: torch.device) -> Images:
 
 
 def our_loop(network: nn.Module, images: Images, a: argparse.Namespace, device: torch.device) -> Callable[[], int]:
-    """One epoch of the training loop; gives the number of images."""
+    """A training; gives the number of images."""
     settings = TrainSettings(
-        num_epochs=1,
+        num_epochs=a.epochs,
         batch_size=a.batch_size,
         optimizer_kwargs=OPTIMIZER,
         schedulers=(
@@ -102,11 +104,12 @@ def our_loop(network: nn.Module, images: Images, a: argparse.Namespace, device: 
         ),
         precision=a.precision,
         channels_last=a.channels_last,
+        compiled=a.compiled,
     )
 
     def run() -> int:
         records = TrainingLoop(network, images, settings, valid=None, stream=("benchmark",), device=device).run()
-        return records[0].images
+        return sum(record.images for record in records)
 
     return run
 

@@ -91,7 +91,7 @@ def test_epoch_depends_on_the_stream_alone() -> None:
 
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = gather(make_images(100), 4, ("s",))
-    monkeypatch.setattr(in_memory, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(in_memory, "CHUNK_BYTES", {"cpu": 1})
     small_x, small_y = gather(make_images(100), 4, ("s",))
     assert torch.equal(x, small_x)
     assert torch.equal(y, small_y)

@@ -12,9 +12,9 @@ from PIL import Image
 from torchvision.datasets import FakeData
 from torchvision.transforms.v2 import functional
 
-from experiment.datasets.dataloader import WorkerImages
 from experiment.datasets.image_data import Splits, Transforms
 from experiment.datasets.in_memory import MemoryImages
+from experiment.datasets.kept_batches import KeptBatches
 from experiment.datasets.loading import load_source, make_images, make_splits
 from experiment.errors import ConfigError, DataError
 from experiment.random_streams import generator
@@ -100,9 +100,9 @@ def test_small_uint8_images_go_to_memory_all_others_to_workers(own: types.Module
     assert isinstance(load("own_data:pictures", 3).train, MemoryImages)
     assert load("own_data:pictures", 3).input_shape == (1, 6, 6)
     for name in ("floats", "large", "uneven"):
-        assert isinstance(load(f"own_data:{name}", 3).train, WorkerImages), name
+        assert isinstance(load(f"own_data:{name}", 3).train, KeptBatches), name
     rotated = Transforms(train=(("RandomRotation", {"degrees": 10}),))
-    assert isinstance(load("own_data:tensors", 3, rotated).train, WorkerImages)
+    assert isinstance(load("own_data:tensors", 3, rotated).train, KeptBatches)
 
 
 def test_both_ways_give_the_same_images(own: types.ModuleType) -> None:

@@ -1,11 +1,14 @@
 """The values of single samples against figures of whole test sets, and against the jackknife by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from experiment.datasets.python_samples import PairData
+from experiment.errors import ConfigError
 from experiment.random_streams import generator
 from experiment.tasks import TASKS, find_task
 from experiment.tasks.task import Metric
@@ -79,3 +82,23 @@ def test_batches_of_an_evaluation() -> None:
     values = samples.values()
     assert values is not None
     assert values.mean() == pytest.approx(found.values["top1"])
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if find_task(name).primary.mappable])
+def test_all_samples_at_once_or_one_by_one(name: str) -> None:
+    metric = find_task(name).primary
+    z, y = torch.randn(40, 3, 7, generator=generator("z")), torch.randint(0, 3, (40, 7), generator=generator("y"))
+    if name == "classification":
+        z, y = z[:, :, 0], y[:, 0]
+        z[5, 1] = torch.nan  # a wrong answer
+    elif name == "regression":
+        z, y = z[:, :, 0], torch.randn(40, 3, generator=generator("y"))
+    one_by_one = values_of(replace(metric, mappable=False), z, y)
+    np.testing.assert_allclose(values_of(metric, z, y), one_by_one, rtol=1e-6)
+
+
+def test_a_metric_that_reads_values_is_not_mappable() -> None:
+    metric = Metric("m", "m", lambda z, y: torch.stack([z[y > 0].sum(), y.sum()]).double(), lambda s: float(s[0]),
+                    unit="value", mappable=True)  # fmt: skip
+    with pytest.raises(ConfigError, match="metric m: cannot score outputs of shape"):
+        metric.try_out(Z, Y)

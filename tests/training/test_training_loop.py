@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from experiment.random_streams import generator, seeded
 from experiment.training import loop
 from experiment.training.evaluation import Metrics, evaluate
 from experiment.training.loop import EpochRecord, TrainingLoop
-from experiment.training.settings import SchedulerSpec, TrainSettings
+from experiment.training.settings import Compiled, SchedulerSpec, TrainSettings
 
 SETTINGS = TrainSettings(
     num_epochs=3,
@@ -212,25 +212,28 @@ def test_fp16_needs_cuda(network: nn.Sequential, images: MemoryImages) -> None:
         train(network, images, with_changes(precision="fp16"))
 
 
-def test_compiled_steps_change_rounding_only(images: MemoryImages, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", [True, "reduce-overhead"])
+def test_compiled_steps_change_rounding_only(
+    how: Literal[True, "reduce-overhead"], images: MemoryImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Traced as for kernels, which are not built, since that takes half a minute; with a mask, which must hold."""
     calls = []
 
     def compiler(network: nn.Module, **options: object) -> object:
-        calls.append(network)
+        calls.append((network, options.pop("mode", True)))
         return traced(network, **options, backend="aot_eager")
 
     traced = torch.compile
     monkeypatch.setattr(torch, "compile", compiler)
 
-    def trained(compiled: bool) -> tuple[nn.Module, list[EpochRecord]]:
+    def trained(compiled: Compiled) -> tuple[nn.Module, list[EpochRecord]]:
         with seeded("network"):
             network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
         add_masks(network, {"0.weight": torch.arange(36).reshape(4, 1, 3, 3) % 3 > 0})
         return network, train(network, images, with_changes(compiled=compiled, num_epochs=1))
 
-    (plain, records), (fast, fast_records) = trained(False), trained(True)
-    assert calls == [fast]
+    (plain, records), (fast, fast_records) = trained(False), trained(how)
+    assert calls == [(fast, how)]
     assert plain.state_dict().keys() == fast.state_dict().keys()
     assert fast_records[0].loss == pytest.approx(records[0].loss, rel=1e-4)
     for name, value in plain.state_dict().items():

@@ -200,8 +200,9 @@ class Training(Block):
     """First epoch from which the state with the best validation metric is kept. Default: keep the last state."""
     channels_last: bool | None = None
     """Use the channels-last memory format. Default: where it is faster, which includes every CPU."""
-    compiled: bool = Field(default=False, alias="compile")
-    """Compile networks with torch.compile for training: slow to start (minutes), faster per step."""
+    compiled: Literal[False, True, "reduce-overhead"] = Field(default=False, alias="compile")
+    """Compile networks with torch.compile for training: slow to start (minutes), faster per step. `reduce-overhead`
+    also records CUDA graphs, for small networks on a GPU."""
     penalties: list[Penalty] = []
     """Penalties on weights. Penalties on the same layer add up, and weight_decay adds to them."""
 
