@@ -130,7 +130,7 @@ def _follow(
     said = ""
     while (states := _states(arrays)) is None or states:
         if states:
-            jobs = ", ".join(f"{number} {state.lower()}" for state, number in sorted(Counter(states).items()))
+            jobs = ", ".join(f"{number} {state}" for state, number in sorted(Counter(states).items()))
             text = "; ".join([*(_progress(plan, store) for plan, store in look()), f"jobs: {jobs}"])
             if text != said:
                 note(text)
@@ -182,14 +182,14 @@ def _earlier(logs: Path) -> str | None:
 
 
 def _states(arrays: str) -> list[str] | None:
-    """The states of the jobs that have not ended; None if Slurm does not answer."""
-    command = ["squeue", "--noheader", "--array", "--format=%T", f"--jobs={arrays}"]
+    """The states of the jobs that have not ended, with what they wait for; None if Slurm does not answer."""
+    command = ["squeue", "--noheader", "--array", "--format=%T (%r)", f"--jobs={arrays}"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER)
     except (OSError, subprocess.TimeoutExpired):
         return None
     if said.returncode == 0:
-        return said.stdout.split()
+        return [line.removesuffix(" (None)").lower() for line in said.stdout.splitlines()]
     return [] if "Invalid job id" in said.stderr else None  # it forgets jobs some minutes after their end
 
 

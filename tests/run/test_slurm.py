@@ -113,7 +113,7 @@ def test_the_same_command_follows_jobs_in_the_queue(
     arguments = [str(write(small)), "--executor", "slurm"]
     assert main(arguments) == 1
     (cluster / "script.sh").unlink()
-    (cluster / "queue").write_text("PENDING\nRUNNING\n")
+    (cluster / "queue").write_text("PENDING (Resources)\nRUNNING (None)\n")
     assert main(arguments) == 1
     assert "small: following job 77, which an earlier call submitted" in capsys.readouterr().err
     assert not (cluster / "script.sh").exists()
@@ -137,6 +137,8 @@ def test_nothing_is_submitted_if_every_job_would_fail(cluster: Path, write: Any,
 
 def test_a_queue_that_does_not_answer_is_not_an_empty_one(cluster: Path) -> None:
     assert slurm._states("77") == []
+    (cluster / "queue").write_text("PENDING (Resources)\nRUNNING (None)\n")
+    assert slurm._states("77") == ["pending (resources)", "running"]
     (cluster / "lost").write_text("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
     assert slurm._states("77") is None
     (cluster / "lost").write_text("slurm_load_jobs error: Invalid job id specified")
