@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -236,10 +236,19 @@ def _check_call(options: argparse.Namespace, launch: Launch | None) -> None:
         problems.append(f"-i: must be from 0 to N-1, with -j N. Got -i {options.share} -j {options.jobs}.")
     if options.executor == "ray" and importlib.util.find_spec("ray") is None:
         problems.append("--executor ray: Ray is not installed. Use: python -m pip install 'experiment[ray]'")
-    if options.executor == "ray" and options.device.startswith("cuda:"):
-        problems.append(f"--device {options.device}: Ray assigns GPUs itself. Use --device cuda with --executor ray.")
     if options.executor == "slurm":
-        problems += _without_slurm(options)
+        if importlib.util.find_spec("submitit") is None:
+            problems.append(
+                "--executor slurm: submitit is not installed. Use: python -m pip install 'experiment[slurm]'"
+            )
+        if missing := [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]:
+            text = f"no {', '.join(missing)} on the PATH. Run this on a machine from which jobs are submitted."
+            problems.append(f"--executor slurm: {text}")
+        if options.share is not None:
+            problems.append("-i: not with --executor slurm, which numbers the shares itself. Remove it.")
+    if options.executor in ("ray", "slurm") and options.device.startswith("cuda:"):
+        where = f"{options.executor.capitalize()} assigns GPUs itself"
+        problems.append(f"--device {options.device}: {where}. Use --device cuda with --executor {options.executor}.")
     if launch is not None and ((options.jobs or 1) > 1 or options.executor not in (None, "serial")):
         problems.append(
             f"-j, --executor: not with torchrun, whose {launch.size} processes train one network at a time together. "
@@ -247,19 +256,6 @@ def _check_call(options: argparse.Namespace, launch: Launch | None) -> None:
         )
     if problems:
         raise ConfigError(problems)
-
-
-def _without_slurm(options: argparse.Namespace) -> Iterator[str]:
-    if importlib.util.find_spec("submitit") is None:
-        yield "--executor slurm: submitit is not installed. Use: python -m pip install 'experiment[slurm]'"
-    for name in ("sbatch", "srun", "squeue"):
-        if shutil.which(name) is None:
-            yield f"--executor slurm: there is no {name} on the PATH. Run this on a node from which jobs are submitted."
-            return
-    if options.share is not None:
-        yield "-i: not with --executor slurm, which numbers the shares itself. Remove it."
-    if options.device.startswith("cuda:"):
-        yield f"--device {options.device}: Slurm assigns GPUs itself. Use --device cuda with --executor slurm."
 
 
 def _plans(options: argparse.Namespace, reading: bool) -> list[ExperimentPlan]:
@@ -274,12 +270,11 @@ def _plans(options: argparse.Namespace, reading: bool) -> list[ExperimentPlan]:
         return [(fault.key, fault.text) for fault in file_faults(values, options.data)]
 
     seen = options.status and options.device == "auto"  # by default as where it runs, without torch
-    slurm = options.executor == "slurm"  # its jobs say which GPU they have found
-    machine = (
-        Machine(options.device)
-        if slurm and options.device == "cuda"
-        else find_machine("cpu" if seen or slurm else options.device)
-    )
+    slurm = options.executor == "slurm"
+    if slurm and options.device == "cuda":
+        machine = Machine("cuda", auto="bf16")  # as GPUs since Ampere, until the first job has recorded its own
+    else:
+        machine = find_machine("cpu" if seen or (slurm and options.device == "auto") else options.device)
     plans: list[ExperimentPlan] = []
     problems: list[str] = []
     for path in options.param:

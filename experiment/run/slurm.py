@@ -68,7 +68,11 @@ def run_on_slurm(
     Returns: the exit status.
     Raises: ConfigError: a problem that would make every cell fail, or Slurm refuses the jobs.
     """
-    note = _ignore if command.quiet else _note
+
+    def note(text: str) -> None:
+        if not command.quiet:
+            say_line(text, sys.stderr)
+
     _check(plans, directories)
     stores = [Store(place.results / plan.name) for plan, place in zip(plans, directories, strict=True)]
     arrays = [_submit(plan, store, command, note) for plan, store in zip(plans, stores, strict=True)]
@@ -131,15 +135,15 @@ def _follow(
     while (states := _states(arrays)) is None or states:
         if states:
             jobs = ", ".join(f"{number} {state}" for state, number in sorted(Counter(states).items()))
-            text = "; ".join([*(_progress(plan, store) for plan, store in look()), f"jobs: {jobs}"])
+            cells = [
+                next(iter(status_text(plan, store.results(plan.computed, repair=False), store.folder)))
+                for plan, store in look()
+            ]
+            text = "; ".join([*cells, f"jobs: {jobs}"])
             if text != said:
                 note(text)
             said = text
         time.sleep(SECONDS_BETWEEN_LOOKS)
-
-
-def _progress(plan: ExperimentPlan, store: Store) -> str:
-    return next(iter(status_text(plan, store.results(plan.computed, repair=False), store.folder)))
 
 
 def _finish(
@@ -168,7 +172,7 @@ def _executor(logs: Path, plan: ExperimentPlan) -> Any:
         mem=None if slurm.memory is None else f"{round(1024 * slurm.memory)}M", cpus_per_task=each.cpus,
         gpus_per_node=1 if each.gpus else None, signal_delay_s=SECONDS_TO_SAVE, stderr_to_stdout=True,
         srun_args=[f"--cpus-per-task={each.cpus}"],  # which srun does not take from sbatch
-        additional_parameters={"requeue": True} | slurm.options,
+        additional_parameters={"requeue": True} | {k: v for k, v in slurm.options.items() if v is not False},
     )  # fmt: skip
     return executor
 
@@ -191,11 +195,3 @@ def _states(arrays: str) -> list[str] | None:
     if said.returncode == 0:
         return [line.removesuffix(" (None)").lower() for line in said.stdout.splitlines()]
     return [] if "Invalid job id" in said.stderr else None  # it forgets jobs some minutes after their end
-
-
-def _note(text: str) -> None:
-    say_line(text, sys.stderr)
-
-
-def _ignore(text: str) -> None:
-    pass

@@ -150,11 +150,8 @@ def test_a_queue_that_does_not_answer_is_not_an_empty_one(cluster: Path) -> None
     [
         (["-j", "4", "-i", "1"], "-i: not with --executor slurm, which numbers the shares itself"),
         (["--device", "cuda:1"], "--device cuda:1: Slurm assigns GPUs itself. Use --device cuda"),
-        (["--set", "slurm.options={array: 0-3}"], "slurm.options.array: comes from -j. Remove it."),
-        (
-            ["--set", "slurm.options={qos: false}"],
-            "slurm.options.qos: must be text, a whole number or true. Got False.",
-        ),
+        (["--set", "slurm.options={array: 0-3}"], "slurm.options.array: follows from -j, --device, `resources`, "),
+        (["--device", "mps"], "--device mps: training and tests sum in float64"),
         (["--set", "slurm.time=1"], "slurm.time: must be at least 5. Got 1."),
     ],
 )
@@ -170,7 +167,10 @@ def test_without_slurm_it_says_where_to_go(
 ) -> None:
     monkeypatch.setenv("PATH", "")
     assert main([str(write(small)), "--executor", "slurm"]) == 2
-    assert "there is no sbatch on the PATH. Run this on a node from which jobs are" in capsys.readouterr().err
+    assert (
+        "--executor slurm: no sbatch, srun, squeue on the PATH. Run this on a machine from which"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.usefixtures("in_tmp")

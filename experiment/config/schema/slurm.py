@@ -8,11 +8,10 @@ from pydantic import Field, field_validator
 
 from experiment.config.schema.training import Block, Name, Number, Whole, refuse
 
-TAKEN = {  # options of sbatch -> where they come from
-    "partition": "slurm.partition", "account": "slurm.account", "time": "slurm.time", "mem": "slurm.memory",
-    "cpus-per-task": "resources.cpus", "gpus-per-node": "--device cuda", "array": "-j", "signal": "the command",
-    "output": "the command", "error": "the command", "open-mode": "the command", "ntasks-per-node": "the command",
-}  # fmt: skip
+TAKEN = (  # options of sbatch that follow from other settings, or that the command needs
+    "account", "array", "cpus-per-task", "error", "gpus-per-node", "mem", "ntasks-per-node", "open-mode", "output",
+    "partition", "signal", "time",
+)  # fmt: skip
 
 
 class Slurm(Block):
@@ -34,12 +33,7 @@ class Slurm(Block):
     @field_validator("options")
     @classmethod
     def _free(cls, options: dict[str, Any]) -> dict[str, Any]:
-        names = {key: key.replace("_", "-") for key in options}
-        taken = [((key,), f"comes from {TAKEN[name]}. Remove it.") for key, name in names.items() if name in TAKEN]
-        wrong = [
-            ((key,), f"must be text, a whole number or true. Got {value!r}.")
-            for key, value in options.items()
-            if not (value is True or (isinstance(value, str | int) and value is not False and value != ""))
-        ]
-        refuse(options, [*taken, *wrong])
+        taken = [key for key in options if key.replace("_", "-") in TAKEN]
+        text = "follows from -j, --device, `resources`, other keys of `slurm`, or the command. Remove it."
+        refuse(options, [((key,), text) for key in taken])
         return options

@@ -29,12 +29,8 @@ class Share:
         """Run the share. The job ends with its exit status."""
         command = [sys.executable, "-m", "experiment.main", *self.arguments, "-j", str(self.number), "-i", str(k)]
         self.process = subprocess.Popen(command, preexec_fn=_ignore_signals_of_submitit)
-        try:
-            while (status := self.process.poll()) is None:  # `wait` holds a lock, which `checkpoint` would wait for
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-        except BaseException:
-            self._stop()
-            raise
+        while (status := self.process.poll()) is None:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
         if status:
             sys.exit(status)
 
@@ -42,14 +38,11 @@ class Share:
         """Save the last finished epoch; returns the submission that continues from it."""
         from submitit.helpers import DelayedSubmission
 
-        self._stop()
-        return DelayedSubmission(Share(self.arguments, self.number), k)
-
-    def _stop(self) -> None:
         if self.process is not None:
             with suppress(ProcessLookupError, ChildProcessError):  # it has ended
                 os.kill(self.process.pid, signal.SIGTERM)
-                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)  # `Popen` may hold its lock in `poll`
+        return DelayedSubmission(Share(self.arguments, self.number), k)
 
 
 def _ignore_signals_of_submitit() -> None:
