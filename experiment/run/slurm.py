@@ -1,4 +1,4 @@
-"""The executor slurm: submits the shares of an experiment as an array of jobs, and follows them. Without torch.
+"""The executor slurm: submits the shares of an experiment as an array of jobs, and follows them.
 
 The jobs need nothing of the process that submits them: it may leave at any time, and the same command follows them.
 """
