@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet = options.quiet or (launch is not None and not launch.leads)
     log_to_stderr(logging.ERROR if quiet else logging.WARNING)
     try:
-        with contextlib.nullcontext() if options.new or (launch and not launch.leads) else stopping_cleanly():
+        computes_here = not (options.new or options.executor == "slurm" or (launch and not launch.leads))
+        with stopping_cleanly() if computes_here else contextlib.nullcontext():
             return _schema() if options.schema else _new(options) if options.new else _run(options, launch)
     except ExperimentError as error:
         if options.debug:
@@ -60,10 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(message(line), sys.stderr)
         return EXIT_WRONG
     except KeyboardInterrupt:
-        last = "last checkpoint" if options.executor == "ray" else "last finished epoch"
-        kept = f"finished cells and the {last} of every running training are kept"
-        kept = "no file was written" if options.new else f"{kept}; the same command continues from here"
-        say(f"interrupted: {kept}", sys.stderr)
+        kept = "finished cells and the last finished epoch of every running training are kept; the same command "
+        kept = "no file was written" if options.new else f"{kept}continues from here"
+        jobs = "jobs that were submitted go on; the same command follows them, --status shows them, scancel ends them"
+        say(f"interrupted: {jobs if options.executor == 'slurm' else kept}", sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `... --plan | head`: the reader has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -119,10 +121,11 @@ def _parser() -> argparse.ArgumentParser:
         dest="jobs",
         type=int,
         metavar="N",
-        help="number of worker processes (default: as many as cores or GPUs allow)",
+        help="number of worker processes (default: as many as cores or GPUs allow), or of jobs of Slurm",
     )
     add("-i", dest="share", type=int, metavar="K", help="with -j N: run share K (0 to N-1) of N, for job arrays")
-    add("--executor", choices=("serial", "processes", "ray"), help="where cells run (default: processes if N > 1)")
+    executors = ("serial", "processes", "ray", "slurm")
+    add("--executor", choices=executors, help="where cells run (default: processes if N > 1)")
     add("--retry-failed", action="store_true", help="run failed cells again")
     add("-q", dest="quiet", action="store_true", help="print only errors and the paths of results")
     add("-v", dest="verbose", action="store_true", help="print one line per epoch")
@@ -169,6 +172,8 @@ def _run(options: argparse.Namespace, launch: Launch | None) -> int:
         say(notice, sys.stderr)
     if looking:
         return _show(plans, places, options)
+    if options.executor == "slurm":
+        return _run_on_slurm(plans, places, options)
     if not options.quiet and is_watched():
         say("starting: importing torch takes a few seconds", sys.stderr)
     from experiment.report import write_report
@@ -190,6 +195,20 @@ def _run(options: argparse.Namespace, launch: Launch | None) -> int:
         return run_session(plans, places, replace(how, workers=1, crew=crew), write_report, say)
 
     return lead(plans[0].machine, session)
+
+
+def _run_on_slurm(plans: Sequence[ExperimentPlan], places: Sequence[Directories], options: argparse.Namespace) -> int:
+    from experiment.report import write_report
+    from experiment.run.slurm import Command, run_on_slurm
+
+    given = (("--results", options.results), ("--data", options.data), ("--device", plans[0].machine.kind))
+    flags = (("--retry-failed", options.retry_failed), ("-q", options.quiet), ("-v", options.verbose))
+    command = Command(
+        (*(f"--set={value}" for value in options.set), *(f"{name}={value}" for name, value in given if value),
+         *(name for name, is_set in flags if is_set)),
+        options.jobs, options.retry_failed, options.quiet, options.debug,
+    )  # fmt: skip
+    return run_on_slurm(plans, places, command, lambda: _plans(options, reading=False), write_report, say)
 
 
 def _report_once(error: ConfigError, launch: Launch) -> int:
@@ -217,8 +236,19 @@ def _check_call(options: argparse.Namespace, launch: Launch | None) -> None:
         problems.append(f"-i: must be from 0 to N-1, with -j N. Got -i {options.share} -j {options.jobs}.")
     if options.executor == "ray" and importlib.util.find_spec("ray") is None:
         problems.append("--executor ray: Ray is not installed. Use: python -m pip install 'experiment[ray]'")
-    if options.executor == "ray" and options.device.startswith("cuda:"):
-        problems.append(f"--device {options.device}: Ray assigns GPUs itself. Use --device cuda with --executor ray.")
+    if options.executor == "slurm":
+        if importlib.util.find_spec("submitit") is None:
+            problems.append(
+                "--executor slurm: submitit is not installed. Use: python -m pip install 'experiment[slurm]'"
+            )
+        if missing := [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]:
+            text = f"no {', '.join(missing)} on the PATH. Run this on a machine from which jobs are submitted."
+            problems.append(f"--executor slurm: {text}")
+        if options.share is not None:
+            problems.append("-i: not with --executor slurm, which numbers the shares itself. Remove it.")
+    if options.executor in ("ray", "slurm") and options.device.startswith("cuda:"):
+        where = f"{options.executor.capitalize()} assigns GPUs itself"
+        problems.append(f"--device {options.device}: {where}. Use --device cuda with --executor {options.executor}.")
     if launch is not None and ((options.jobs or 1) > 1 or options.executor not in (None, "serial")):
         problems.append(
             f"-j, --executor: not with torchrun, whose {launch.size} processes train one network at a time together. "
@@ -231,6 +261,7 @@ def _check_call(options: argparse.Namespace, launch: Launch | None) -> None:
 def _plans(options: argparse.Namespace, reading: bool) -> list[ExperimentPlan]:
     """The grids of all files."""
     from experiment.config import load
+    from experiment.run.grid.hardware import Machine
     from experiment.run.grid.methods import file_faults
     from experiment.run.grid.plan import plan_experiment
     from experiment.run.machine import find_machine, recorded_machine
@@ -239,15 +270,19 @@ def _plans(options: argparse.Namespace, reading: bool) -> list[ExperimentPlan]:
         return [(fault.key, fault.text) for fault in file_faults(values, options.data)]
 
     seen = options.status and options.device == "auto"  # by default as where it runs, without torch
-    machine = find_machine("cpu" if seen else options.device)
+    slurm = options.executor == "slurm"
+    if slurm and options.device == "cuda":
+        machine = Machine("cuda", auto="bf16")  # as GPUs since Ampere, until the first job has recorded its own
+    else:
+        machine = find_machine("cpu" if seen or (slurm and options.device == "auto") else options.device)
     plans: list[ExperimentPlan] = []
     problems: list[str] = []
     for path in options.param:
         try:
             file = load(path, options.set, also=also)
             plan = plan_experiment(file, machine, datasets=options.data, results=options.results, reading=reading)
-            other = recorded_machine(file.results(options.results) / plan.name) if seen else None
-            if other not in (None, machine):
+            other = recorded_machine(file.results(options.results) / plan.name) if seen or slurm else None
+            if other not in (None, machine) and (seen or other.kind == machine.kind):
                 plan = plan_experiment(file, other, datasets=options.data, results=options.results)
             plans.append(plan)
         except ConfigError as error:

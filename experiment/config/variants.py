@@ -8,7 +8,7 @@ from experiment.config.keep_ratios import chunks
 from experiment.config.schema.parameter_file import Experiments, Parameters
 from experiment.config.value_tree import KeyPath, Node, Place, Problem, dotted, plain
 
-NOT_COMPUTED = ("customizations", "directories", "network_names", "network_colors", "description")
+NOT_COMPUTED = ("customizations", "slurm", "directories", "network_names", "network_colors", "description")
 _SAME = ("numNets", "numRepetitions", "methods", "mode", "hooks")
 
 

@@ -21,18 +21,21 @@ _stopped = threading.Event()
 
 
 @contextmanager
-def stopping_cleanly() -> Iterator[None]:
+def stopping_cleanly(said: str = STOPPING) -> Iterator[None]:
     """Inside, SIGINT and SIGTERM (which batch systems send) raise KeyboardInterrupt once. Ignored signals stay ignored.
 
     A second SIGINT ends this process and its workers at once. A second SIGTERM is ignored: some programs send it to
     the process and to its group, which must not interrupt the saving.
+
+    Args:
+        said: a line that the first signal writes to stderr; empty for none.
     """
     if threading.current_thread() is not threading.main_thread():  # only the main thread can set handlers
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     handled = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
-    stop = _Stop()
+    stop = _Stop(said)
     for number in handled:
         signal.signal(number, stop)
     hook = sys.unraisablehook
@@ -68,8 +71,8 @@ def raise_if_stopped() -> None:
 class _Stop:
     """The handler of `stopping_cleanly`."""
 
-    def __init__(self) -> None:
-        self.owner, self.asked = os.getpid(), False
+    def __init__(self, said: str) -> None:
+        self.said, self.owner, self.asked = said, os.getpid(), False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() == self.owner:  # and not a forked process, such as one that reads images
@@ -81,5 +84,6 @@ class _Stop:
                 os._exit(EXIT_INTERRUPTED)  # files are written atomically
             self.asked = True
             _stopped.set()
-            os.write(2, f"{STOPPING}\n".encode())  # print is not reentrant
+            if self.said:
+                os.write(2, f"{self.said}\n".encode())  # print is not reentrant
         raise KeyboardInterrupt

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_v
 
 from experiment.config.keep_ratios import Spacing, ratio_conflicts
 from experiment.config.schema.budget import Budget
+from experiment.config.schema.slurm import Slurm
 from experiment.config.schema.training import Block, Conflict, Name, Number, Retraining, Training, Whole, refuse
 
 FIRST_STEP = 5  # the first L-step is this many times as long as the others, unless iterationsFirst is set
@@ -365,6 +366,8 @@ class Parameters(Block):
     """CPU threads per cell."""
     resources: CellResources = Field(default_factory=CellResources)
     """Share of a machine that a cell occupies."""
+    slurm: Slurm = Field(default_factory=Slurm)
+    """What --executor slurm requests for each job."""
     coresets: Coresets = Field(default_factory=Coresets)
     """Size of the calibration set."""
     directories: Directories = Field(default_factory=Directories)

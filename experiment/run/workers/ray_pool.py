@@ -16,11 +16,11 @@ import ray
 from ray.exceptions import RayError, RayTaskError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from experiment.errors import ConfigError, ExperimentError
+from experiment.errors import ConfigError, ExperimentError, plural
 from experiment.run.cell.context import Context, max_threads
 from experiment.run.disk.store import Directories, Store
 from experiment.run.grid.hardware import Resources
-from experiment.run.workers.pool import Contexts, Listener, WorkerLost, run_in_pool
+from experiment.run.workers.pool import SECONDS_TO_SAVE, Contexts, Listener, WorkerLost, run_in_pool
 from experiment.run.workers.processes import DIED
 from experiment.run.workers.queue import Queue, Work
 from experiment.run.workers.ray_worker import Driver, Mailbox, compute_task
@@ -39,9 +39,7 @@ def run_on_ray(
     Raises: ConfigError: no cluster answers, or none of its nodes is large enough for a cell.
     """
     with _connected():
-        pool = RayTasks(contexts, {contexts[work.experiment].resources for work in queue.waiting}, most)
-        nodes = len(_nodes())
-        say(f"Ray: {nodes} {'node' if nodes == 1 else 'nodes'}, {pool.size} at a time")
+        pool = RayTasks(contexts, {contexts[work.experiment].resources for work in queue.waiting}, most, say)
         run_in_pool(pool, queue, contexts, listen)
 
 
@@ -74,13 +72,13 @@ def _require_listener(address: str) -> None:
 
 
 class RayTasks:
-    """The tasks under way. Ray chooses the node of each."""
+    """The tasks under way. Ray chooses the node of each. Nodes come and go, which is said."""
 
-    def __init__(self, contexts: Contexts, sizes: set[Resources], most: int | None) -> None:
+    def __init__(self, contexts: Contexts, sizes: set[Resources], most: int | None, say: Callable[[str], None]) -> None:
         self.resources = [context.resources for context in contexts]
-        self.sizes, self.most = sizes, most
+        self.sizes, self.most, self.say, self.said = sizes, most, say, ""
         self._require_large_nodes()
-        self.size = self._capacity()
+        self._look_at_nodes()
         self.contexts = pickle.dumps(tuple(_with_absolute_paths(context) for context in contexts))
         path = tuple(str(Path(folder).absolute()) for folder in sys.path)
         self.driver = Driver(str(Path.cwd()), path, max_threads(contexts))
@@ -114,32 +112,46 @@ class RayTasks:
         letters = map(pickle.loads, ray.get(self.mailbox.empty.remote()))
         messages: list[tuple[Work, Any]] = [(self.started[name], event) for name, event in letters]
         messages += [(self.tasks.pop(task), _outcome(task)) for task in ready]
-        self.size = self._capacity()
+        self._look_at_nodes()
         return messages
 
     def let_save(self) -> None:
-        """Ray has no reliable way to ask a task to end. Existing checkpoints are kept."""
+        ray.get(self.mailbox.stop.remote())
+        if self.tasks:
+            ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=SECONDS_TO_SAVE)
 
     def stop(self) -> None:
-        for task in self.tasks:
+        tasks = list(self.tasks)
+        running = ray.wait(tasks, num_returns=len(tasks), timeout=0)[1] if tasks else []
+        for task in running:
             ray.cancel(task, force=True)  # results are written atomically
-        if self.tasks:
-            ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=SECONDS_TO_END)
+        if running:
+            ray.wait(running, num_returns=len(running), timeout=SECONDS_TO_END)
         ray.kill(self.mailbox)
         # No reference may outlive the connection, and the traceback of an interrupt keeps this object alive.
         self.tasks.clear()
         self.mailbox = None
 
-    def _capacity(self) -> int:
-        """Number of tasks to submit at a time. Nodes come and go; if none is left, one task waits for a new one."""
-        if self.most is not None:
-            return self.most
-        return max(1, sum(max(each.fit(*node) for each in self.sizes) for node in _nodes()))
+    def _look_at_nodes(self) -> None:
+        """Decide how many tasks to submit at a time. If no node is large enough, one task waits for a new one."""
+        nodes = _nodes()
+        possible = sum(max(each.fit(*node) for each in self.sizes) for node in nodes)
+        self.size = self.most or max(1, possible)
+        needed = " and ".join(f"{each.cpus} CPUs and {each.gpus:g} GPUs" for each in self._too_large(nodes))
+        text = f"Ray: {plural(len(nodes), 'node')}, " + (
+            f"waiting for one with {needed}" if needed else f"{self.size} at a time"
+        )
+        if text != self.said:
+            self.say(text)
+        self.said = text
+
+    def _too_large(self, nodes: Sequence[tuple[float, float]]) -> list[Resources]:
+        return [each for each in self.sizes if not any(each.fit(*node) for node in nodes)]
 
     def _require_large_nodes(self) -> None:
         nodes = _nodes()
-        for each in self.sizes if self.most is None else ():
-            if not any(each.fit(*node) for node in nodes):
+        if self.most is None:
+            for each in self._too_large(nodes):
                 available = "; ".join(f"{cpus:g} CPUs and {gpus:g} GPUs" for cpus, gpus in nodes)
                 raise ConfigError(
                     f"--executor ray: a cell needs {each.cpus} CPUs and {each.gpus:g} GPUs, and no node has as many "

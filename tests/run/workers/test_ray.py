@@ -1,10 +1,12 @@
 """The executor ray on a cluster of two nodes on this machine: workers and nodes that die, and a user who stops it."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
@@ -12,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from filelock import FileLock
 
 from experiment.main import main
@@ -36,6 +39,8 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from experiment.training import checkpoint
+
 calls = 0
 
 
@@ -57,11 +62,14 @@ def obey():
         os.kill(os.getpid(), signal.SIGKILL)
     if Path("kill-always").exists():
         os.kill(os.getpid(), signal.SIGKILL)
-    while Path("wait").exists():
+    while Path("wait").exists() or (calls > 10 and Path("wait-after-an-epoch").exists()):
+        Path("waits").touch()
         time.sleep(0.05)
 
 
 def make(input_shape, output_size):
+    if Path("wait-after-an-epoch").exists():
+        checkpoint.MAX_SHARE = -1.0  # checkpoints are written where a training ends or is told to, at no other time
     return Obedient(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, output_size))
 
 
@@ -168,6 +176,36 @@ def test_progress_comes_in_order_and_whole(write: Any, own: dict[str, Any], in_t
 
 
 @pytest.mark.usefixtures("no_plots", "cluster")
+def test_hooks_are_called_in_the_process_of_the_command(
+    write: Any, own: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent)
+    own["experiments"] |= {"numNets": 1, "methods": ["WT"], "hooks": ["hooks_of_tests:Recorder"]}
+    assert main([str(write(own)), "--executor", "ray", "-q"]) == 0
+    calls = Counter(json.loads(line)["method"] for line in Path("notes.jsonl").read_text().splitlines())
+    assert {name: calls[name] for name in ("run_start", "cell_start", "cell_end", "run_end")} == {
+        "run_start": 1, "cell_start": 3, "cell_end": 3, "run_end": 1,
+    }  # fmt: skip
+
+
+def test_nodes_that_are_too_small_are_waited_for_and_named(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from experiment.run.cell.context import Context
+    from experiment.run.disk.store import Directories, Store
+    from experiment.run.grid.hardware import Machine, Resources
+    from experiment.run.workers import ray_pool
+
+    here, said = Path.cwd(), list[str]()
+    one = Resources(1, 1.0)
+    context = Context(Store(here), Directories(here, here, here), Machine("cuda"), 1, one)
+    pool = ray_pool.RayTasks([context], {one}, None, said.append)
+    monkeypatch.setattr(ray_pool, "_nodes", lambda: [(1.0, 0.0)])  # the node with the GPU is lost
+    pool.receive(0.01)
+    pool.receive(0.01)
+    pool.stop()
+    assert said == ["Ray: 2 nodes, 1 at a time", "Ray: 1 node, waiting for one with 1 CPUs and 1 GPUs"]
+
+
+@pytest.mark.usefixtures("no_plots", "cluster")
 def test_work_that_another_process_holds_is_taken_up_again(
     write: Any, own: dict[str, Any], in_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,24 +275,28 @@ def test_a_folder_that_a_node_does_not_have_is_named(
     assert "must share" in error
 
 
-def test_an_interrupt_stops_the_workers_and_exits_130(cluster: Any, write: Any, own: dict[str, Any]) -> None:
+def test_an_interrupt_stops_the_workers_which_save_their_last_epoch(
+    cluster: Any, write: Any, own: dict[str, Any]
+) -> None:
     own["experiments"]["numNets"] = 1
+    own["training"]["numEpochs"] = 4
     path = str(write(own))
-    Path("wait").touch()
+    Path("wait-after-an-epoch").touch()
     process = subprocess.Popen(
         [sys.executable, "-m", "experiment.main", path, "--executor", "ray"], text=True, start_new_session=True,
         env=os.environ | {"RAY_ADDRESS": cluster.address}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it for background jobs
     )  # fmt: skip
     try:
-        until(nodes_seen)
+        until(Path("waits").exists)
         (pid,) = (int(Path(name).read_text()) for name in nodes_seen())
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        assert (
-            "last checkpoint of every running training are kept; the same command continues"
-            in process.communicate(timeout=SECONDS)[1]
-        )
+        said = process.communicate(timeout=SECONDS)[1]
+        assert "the last finished epoch of every running training are kept; the same command continues" in said
+        assert said.count("stopping: ") == 1
         assert process.returncode == 130
+        (kept,) = Path.cwd().glob("data/trained_networks/.partial-*/checkpoint.pt")
+        assert len(torch.load(kept, weights_only=True)["records"]) >= 1
         until(lambda: not Path(f"/proc/{pid}").exists())
     finally:
         process.kill()  # otherwise it would occupy the cluster of the tests that follow
