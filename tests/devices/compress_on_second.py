@@ -1,0 +1,106 @@
+"""Every method and its variants: a network on another device becomes what it becomes on the CPU."""
+
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import torch
+from second_device import SECOND, register
+from torch import Tensor, nn
+
+from experiment import compress
+from experiment.errors import CompressionError
+from experiment.methods import METHODS
+from experiment.random_streams import generator, seeded
+
+register()
+torch.backends.cuda.enable_flash_sdp(False)  # else the CPU rounds attention differently
+
+NEEDED: dict[str, dict[str, Any]] = {
+    "BlockPrune": {"block_size": (2, 2)},
+    "Compose": {"schemes": [{"name": "Prune", "settings": {"density": 0.7}}, {"name": "FT"}]},
+    "Mix": {"points": 2, "images": 8, "bits": ("int4",)},
+    "KLDS": {"points": 2},
+}
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.conv1, self.bn1 = nn.Conv2d(8, 12, 3, padding=1), nn.BatchNorm2d(12)
+        self.conv2, self.bn2 = nn.Conv2d(12, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+        return self.fc(x.mean((2, 3)))
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.last = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.block(self.embed(x)).mean(1))
+
+
+def network(name: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network with random weights and statistics, 16 inputs and their targets."""
+    with seeded(name):
+        net = {"images": Residual, "words": Words}[name]()
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                    nn.init.uniform_(tensor, 0.5, 1.5)
+    random = generator(name, "data")
+    x = torch.randn(16, 3, 6, 6, generator=random) if name == "images" else torch.randint(11, (16, 5), generator=random)
+    return net.eval(), x, torch.randint(10, (16,), generator=random)
+
+
+def variants(label: str) -> list[dict[str, Any]]:
+    """Every other value of every setting with few values."""
+    kind = METHODS[label].settings
+    hints, found = get_type_hints(kind), []
+    for field in fields(kind):
+        values: tuple[Any, ...] = (not field.default,) if hints[field.name] is bool else ()
+        if get_origin(hints[field.name]) is Literal:
+            values = get_args(hints[field.name])
+        found += [{field.name: value} for value in values if value != field.default]
+    return found
+
+
+first_of = {entry.settings: label for label, entry in reversed(METHODS.items())}
+CASES = [
+    *((label, name, {}) for label in METHODS for name in ("images", "words")),
+    *((label, "images", settings) for label in first_of.values() for settings in variants(label)),
+]
+
+
+@pytest.mark.parametrize(("label", "name", "settings"), CASES, ids=str)
+def test_same_plan_and_same_network_as_on_the_cpu(label: str, name: str, settings: dict[str, Any]) -> None:
+    net, x, y = network(name)
+    expected = outcome(net, label, x, (x, y), settings)
+    net, moved, y = net.to(SECOND), x.to(SECOND), y.to(SECOND)
+    found = outcome(net, label, moved, (moved, y), settings)
+    assert type(expected) is type(found), (expected, found)
+    if isinstance(expected, str):
+        assert expected == found
+        return
+    assert found.plan.to_data() == expected.plan.to_data()
+    tensors = {**dict(found.network.named_parameters()), **dict(found.network.named_buffers())}
+    assert {name: t.device.type for name, t in tensors.items()} == dict.fromkeys(tensors, SECOND)
+    torch.testing.assert_close(found.network(moved).cpu(), expected.network(x), rtol=1e-4, atol=1e-5)
+
+
+def outcome(net: nn.Module, label: str, x: Tensor, data: Any, settings: dict[str, Any]) -> Any:
+    settings = {**NEEDED.get(label, {}), **settings}
+    fixed = getattr(METHODS[label].settings, "fixed_size", False) is True
+    try:
+        return compress(net, label, keep=None if fixed else 0.6, example=x[:1], data=data, settings=settings)
+    except CompressionError as error:
+        return str(error)
