@@ -1,5 +1,6 @@
 """Every method and its variants: a network on another device becomes what it becomes on the CPU."""
 
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -21,6 +22,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "Compose": {"schemes": [{"name": "Prune", "settings": {"density": 0.7}}, {"name": "FT"}]},
     "Mix": {"points": 2, "images": 8, "bits": ("int4",)},
     "KLDS": {"points": 2},
+    "Quantize": {"dtype": "int4"},
 }
 
 
@@ -62,22 +64,23 @@ def network(name: str) -> tuple[nn.Module, Tensor, Tensor]:
     return net.eval(), x, torch.randint(10, (16,), generator=random)
 
 
-def variants(label: str) -> list[dict[str, Any]]:
-    """Every other value of every setting with few values."""
-    kind = METHODS[label].settings
-    hints, found = get_type_hints(kind), []
-    for field in fields(kind):
-        values: tuple[Any, ...] = (not field.default,) if hints[field.name] is bool else ()
-        if get_origin(hints[field.name]) is Literal:
-            values = get_args(hints[field.name])
-        found += [{field.name: value} for value in values if value != field.default]
-    return found
+def variants() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every other value of every setting with few values, once per kind of method."""
+    seen = set()
+    for label, entry in METHODS.items():
+        hints = get_type_hints(entry.settings)
+        for field in fields(entry.settings):
+            is_choice, usual = get_origin(hints[field.name]) is Literal, NEEDED.get(label, {}).get(field.name, field.default)
+            values: tuple[Any, ...] = get_args(hints[field.name]) if is_choice else ()
+            for value in (not usual,) if hints[field.name] is bool else values:
+                if value != usual and (entry.kind, field.name, value) not in seen:
+                    seen.add((entry.kind, field.name, value))
+                    yield label, {field.name: value}
 
 
-first_of = {entry.settings: label for label, entry in reversed(METHODS.items())}
 CASES = [
     *((label, name, {}) for label in METHODS for name in ("images", "words")),
-    *((label, "images", settings) for label in first_of.values() for settings in variants(label)),
+    *((label, "images", settings) for label, settings in variants()),
 ]
 
 

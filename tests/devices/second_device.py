@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import backend_registration
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 SECOND = "second"
 CPU, EXTENSION = 1, 12  # DLDeviceType
@@ -70,57 +70,69 @@ class Module(backend_registration._DummyBackendModule):
 def register() -> None:
     """Add the device to torch. The process should end after the tests: torch cannot forget a device."""
     backend_registration._setup_privateuseone_for_python_backend(SECOND, Module())
-    fallback, kernels = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
-    fallback.fallback(run, "PrivateUse1")
-    fallback.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
-    for name, kernel in KERNELS.items():
-        kernels.impl(name, kernel, "PrivateUse1")
-    _alive.extend((fallback, kernels))
+    kernels, others = torch.library.Library("aten", "IMPL"), torch.library.Library("_", "IMPL")
+    for name in torch._C._dispatch_get_registrations_for_dispatch_key("CPU"):
+        namespace, _, rest = name.partition("::")
+        if namespace == "aten" and rest not in KERNELS:
+            packet, _, overload = rest.partition(".")
+            kernels.impl(rest, computing(getattr(getattr(aten, packet), overload or "default")), "PrivateUse1")
+    for rest, kernel in KERNELS.items():
+        kernels.impl(rest, kernel, "PrivateUse1")
+    others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    _alive.extend((kernels, others))
     torch.Generator = AnyGenerator
+    torch.accelerator.synchronize = lambda device=None: None  # as timers of torch do
     torch.storage._StorageBase.clone = _cloning(torch.storage._StorageBase.clone)
 
 
-def run(op: Any, *args: Any, **kwargs: Any) -> Any:
-    """Compute an operation of which an argument or the result is on the device.
+def computing(op: Any) -> Callable[..., Any]:
+    """The kernel of an operation: checks the arguments, and computes on the CPU.
 
-    Raises: WrongDevice: CUDA refuses these arguments.
+    It raises WrongDevice where CUDA refuses the arguments.
     """
-    schema = op._schema
-    if op.overloadpacket is aten.set_ or any(r.alias_info and not r.alias_info.is_write for r in schema.returns):
-        return op._op_dk(torch._C.DispatchKey.CPU, *args, **kwargs)  # makes views, without a look at the device
-    given = dict(zip((argument.name for argument in schema.arguments), args, strict=False)) | kwargs
-    written = {a.name: given[a.name] for a in schema.arguments if a.is_write and given.get(a.name) is not None}
-    _check(op, given, set(written))
-    host = tree_map_only(Tensor, _on_host, given)
-    if _is_second(given.get("device")):
-        host["device"] = "cpu"
-    unsized = [name for name in kwargs if name in written and not given[name].numel()]
-    host |= {name: torch.empty(0, dtype=given[name].dtype) for name in unsized}
-    bare = any(isinstance(host.get(a.name), int | float | bool) for a in schema.arguments if str(a.type) == "Tensor")
-    result = (op.overloadpacket if bare else op)(**host)
-    for name in unsized:
-        given[name].set_(_relabelled(host[name], EXTENSION))
-    if any(r.alias_info for r in schema.returns):
-        return next(iter(written.values())) if len(schema.returns) == 1 else tuple(written.values())
-    return tree_map_only(Tensor, lambda tensor: _relabelled(tensor, EXTENSION), result)
+    arguments, returns = op._schema.arguments, op._schema.returns
+    if op.overloadpacket is aten.set_ or any(r.alias_info and not r.alias_info.is_write for r in returns):
+        return partial(op._op_dk, torch._C.DispatchKey.CPU)  # makes views, without a look at the device
+    names, written = [a.name for a in arguments], [a.name for a in arguments if a.is_write]
+    in_place = any(r.alias_info for r in returns)
+    dense = [a.name for a in arguments if str(a.type) == "Tensor"]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        host = {name: _checked(op, name, value, name in written) for name, value in given.items()}
+        if _is_second(given.get("device")):
+            host["device"] = "cpu"
+        unsized = [name for name in kwargs if name in written and not given[name].numel()]
+        host |= {name: torch.empty(0, dtype=given[name].dtype) for name in unsized}
+        bare = any(isinstance(host.get(name), int | float) for name in dense)  # torch passes numbers as such
+        result = (op.overloadpacket if bare else op)(**host)
+        for name in unsized:
+            given[name].set_(_relabelled(host[name], EXTENSION))
+        if in_place:
+            return given[written[0]] if len(returns) == 1 else tuple(given[name] for name in written)
+        return tree_map_only(Tensor, lambda tensor: _relabelled(tensor, EXTENSION), result)
+
+    return run
 
 
-def _check(op: Any, given: dict[str, Any], written: set[str]) -> None:
-    for name, leaf in ((name, leaf) for name, value in given.items() for leaf in tree_leaves(value)):
-        if isinstance(leaf, Generator):
-            wrong = all(leaf._cdata != own._cdata for own in SecondGenerator.known)
-        elif not isinstance(leaf, Tensor) or _is_second(leaf.device):
-            continue
-        else:
-            free = torch.Tag.pointwise in op.tags or op.overloadpacket in READ_ON_HOST
-            scalar = leaf.dim() == 0 and free and name not in written
-            wrong = not scalar and not (name == "indices" and op.overloadpacket in INDEXED)
-        if wrong:
-            raise WrongDevice(f"{op}: {name}: expected one on {SECOND}. Got one on {leaf.device}.")
+def _checked(op: Any, name: str, value: Any, written: bool) -> Any:
+    """An argument as one on the CPU."""
+    if isinstance(value, list | tuple):
+        return [_checked(op, name, each, written) for each in value]
+    if isinstance(value, Tensor):
+        if _is_second(value.device):
+            return _relabelled(value, CPU)
+        free = torch.Tag.pointwise in op.tags or op.overloadpacket in READ_ON_HOST
+        right = (value.dim() == 0 and free and not written) or (name == "indices" and op.overloadpacket in INDEXED)
+    else:
+        right = not isinstance(value, Generator) or any(value._cdata == own._cdata for own in SecondGenerator.known)
+    if not right:
+        raise WrongDevice(f"{op}: {name}: expected one on {SECOND}. Got one on {value.device}.")
+    return value
 
 
 def _is_second(device: torch.device | str | None) -> bool:
-    return device is not None and torch.device(device).type == SECOND
+    return device is not None and (device if isinstance(device, torch.device) else torch.device(device)).type == SECOND
 
 
 def _on_host(tensor: Tensor) -> Tensor:
@@ -152,15 +164,13 @@ def _resize_(tensor: Tensor, size: list[int], *, memory_format: torch.memory_for
 
 
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, *args: Any) -> Any:
-    return run(aten.convolution_backward.default, grad, x, weight, [grad.shape[1]], *args)
+    return computing(aten.convolution_backward.default)(grad, x, weight, [grad.shape[1]], *args)
 
 
-KERNELS: dict[str, Callable[..., Any]] = {  # of composites, and what torch calls beside its modes
-    "empty_strided": partial(run, aten.empty_strided.default),
-    "empty.memory_format": partial(run, aten.empty.memory_format),
+KERNELS: dict[str, Callable[..., Any]] = {  # that differ from those of the CPU, or are not there
     "_copy_from": _copy_from,
     "resize_": _resize_,
-    "convolution_overrideable": lambda *args: run(aten.convolution.default, *args),
+    "convolution_overrideable": computing(aten.convolution.default),
     "convolution_backward_overrideable": _convolution_backward,
     "_fused_sdp_choice": lambda *args, **kwargs: 0,  # attention in plain operations
 }
