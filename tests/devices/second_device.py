@@ -14,13 +14,12 @@ Not seen: what only runs if the type of the device is `cuda` or `cpu`, and the l
 
 import ctypes
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils import backend_registration
-from torch.utils._pytree import tree_map_only
 
 SECOND = "second"
 CPU, EXTENSION = 1, 12  # DLDeviceType
@@ -50,7 +49,7 @@ class AnyGenerator(Generator, metaclass=_IsGenerator):
 class SecondGenerator(Generator):
     """A generator on the device. It gives the numbers of a CPU generator with the same seed."""
 
-    known: list[Generator] = []  # kept, so that no other generator takes an address
+    known: ClassVar[list[Generator]] = []  # kept, so that no other generator takes an address
 
     def __init__(self) -> None:
         self.known.append(self)
@@ -67,8 +66,9 @@ class Module(backend_registration._DummyBackendModule):
         return [torch.bfloat16]
 
 
+@cache
 def register() -> None:
-    """Add the device to torch. The process should end after the tests: torch cannot forget a device."""
+    """Add the device to torch, for good: the process should end after the tests."""
     backend_registration._setup_privateuseone_for_python_backend(SECOND, Module())
     kernels, others = torch.library.Library("aten", "IMPL"), torch.library.Library("_", "IMPL")
     for name in torch._C._dispatch_get_registrations_for_dispatch_key("CPU"):
@@ -110,9 +110,16 @@ def computing(op: Any) -> Callable[..., Any]:
             given[name].set_(_relabelled(host[name], EXTENSION))
         if in_place:
             return given[written[0]] if len(returns) == 1 else tuple(given[name] for name in written)
-        return tree_map_only(Tensor, lambda tensor: _relabelled(tensor, EXTENSION), result)
+        return _moved(result)
 
     return run
+
+
+def _moved(result: Any) -> Any:
+    """A result with tensors on the device."""
+    if isinstance(result, list | tuple):
+        return tuple(_moved(each) for each in result)
+    return _relabelled(result, EXTENSION) if isinstance(result, Tensor) else result
 
 
 def _checked(op: Any, name: str, value: Any, written: bool) -> Any:
