@@ -8,9 +8,11 @@ import pytest
 import torch
 from second_device import SECOND, register
 from torch import Tensor, nn
+from torchvision.models.swin_transformer import SwinTransformerBlock
 
 from experiment import CompressionResult, compress
 from experiment.errors import CompressionError
+from experiment.inputs import Inputs, call_network, moved, take
 from experiment.methods import METHODS
 from experiment.random_streams import generator, seeded
 
@@ -51,16 +53,41 @@ class Words(nn.Module):
         return self.last(self.block(self.embed(x)).mean(1))
 
 
-def network(name: str) -> tuple[nn.Module, Tensor, Tensor]:
+class Padded(Words):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return super().forward(input_ids * attention_mask)
+
+
+class Windows(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 1)
+        self.block = SwinTransformerBlock(8, 2, [2, 2], [1, 1])
+        self.last = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.block(self.patches(x).permute(0, 2, 3, 1)).mean((1, 2)))
+
+
+NETWORKS = {"images": Residual, "masked": Residual, "words": Words, "padded": Padded, "windows": Windows}
+
+
+def network(name: str) -> tuple[nn.Module, Inputs, Tensor]:
     """A network with random weights and statistics, 16 inputs and their targets."""
     with seeded(name):
-        net = {"images": Residual, "words": Words}[name]()
+        net = NETWORKS[name]()
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
                 for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
                     nn.init.uniform_(tensor, 0.5, 1.5)
     random = generator(name, "data")
-    x = torch.randn(16, 3, 6, 6, generator=random) if name == "images" else torch.randint(11, (16, 5), generator=random)
+    images, words = torch.randn(16, 3, 6, 6, generator=random), torch.randint(11, (16, 5), generator=random)
+    x: Inputs = words if name == "words" else images
+    if name == "padded":
+        x = {"input_ids": words, "attention_mask": (torch.arange(5) < torch.arange(16)[:, None] % 4 + 2).long()}
+    if name == "masked":
+        net = compress(net, "FT", keep=0.8, example=images[:1]).network
+        net = compress(net, "WT", keep=0.7, example=images[:1]).network
     return net.eval(), x, torch.randint(10, (16,), generator=random)
 
 
@@ -86,6 +113,13 @@ CASES = [
     *((label, "images", {}) for label in METHODS),
     *((label, "words", {}) for label in one_per_module),
     *((label, "images", settings) for label, settings in variants()),
+    *((label, "padded", {}) for label in ("PCA", "KLDS", "SiPP", "Wanda", "SNIP", "PFP")),
+    *((label, "windows", {}) for label in ("PCA", "FT")),
+    *((label, "masked", {}) for label in ("SVD", "KLDS", "FT", "WT", "SiPP", "Quantize")),
+    ("FT", "masked", {"fold": "constant", "recalibrate": True}),
+    ("SVD", "images", {"randomised_above": 1}),
+    ("WT", "images", {"pattern": (2, 4), "keep": None}),
+    ("TorchPruning", "images", {"importance": "torch_pruning.pruner.importance:GroupTaylorImportance"}),
 ]
 
 
@@ -95,8 +129,8 @@ def test_same_plan_and_same_network_as_on_the_cpu(label: str, name: str, setting
     """Calibration data come from the device for one network and from the CPU for the other; both must be accepted."""
     net, x, y = network(name)
     expected = outcome(net, label, x, (x, y), settings)
-    net, moved = net.to(SECOND), x.to(SECOND)
-    found = outcome(net, label, moved, (moved, y.to(SECOND)) if name == "images" else (x, y), settings)
+    net, there = net.to(SECOND), moved(x, SECOND)
+    found = outcome(net, label, there, (there, y.to(SECOND)) if name == "images" else (x, y), settings)
     if isinstance(expected, str):
         assert expected == found
         return
@@ -104,17 +138,17 @@ def test_same_plan_and_same_network_as_on_the_cpu(label: str, name: str, setting
     small = found.network
     tensors = dict(small.state_dict(keep_vars=True))
     assert {key: tensor.device.type for key, tensor in tensors.items()} == dict.fromkeys(tensors, SECOND)
-    outputs = small(moved)
-    torch.testing.assert_close(outputs.cpu(), expected.network(x), rtol=1e-4, atol=1e-5)
+    outputs = call_network(small, there)
+    torch.testing.assert_close(outputs.cpu(), call_network(expected.network, x), rtol=1e-4, atol=1e-5)
     nn.functional.cross_entropy(outputs, y.to(SECOND)).backward()
     assert {p.grad.device.type for p in small.parameters() if p.grad is not None} == {SECOND}
 
 
-def outcome(net: nn.Module, label: str, x: Tensor, data: Any, settings: dict[str, Any]) -> CompressionResult | str:
+def outcome(net: nn.Module, label: str, x: Inputs, data: Any, settings: dict[str, Any]) -> CompressionResult | str:
     """What a method makes of a network, or its error."""
-    settings = {**NEEDED.get(label, {}), **settings}
     fixed = getattr(METHODS[label].settings, "fixed_size", False) is True
+    settings = {"keep": None if fixed else 0.6, **NEEDED.get(label, {}), **settings}
     try:
-        return compress(net, label, keep=None if fixed else 0.6, example=x[:1], data=data, settings=settings)
+        return compress(net, label, example=take(x, slice(0, 1)), data=data, **settings)
     except CompressionError as error:
         return str(error)
