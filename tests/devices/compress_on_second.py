@@ -24,6 +24,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "Compose": {"schemes": [{"name": "Prune", "settings": {"density": 0.7}}, {"name": "FT"}]},
     "Mix": {"points": 2, "images": 4, "bits": ("int4",)},
     "KLDS": {"points": 2},
+    "NeuronPrune": {"keep": 0.95},
     "Quantize": {"dtype": "int4"},
 }
 
@@ -34,7 +35,7 @@ class Residual(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
         self.conv1, self.bn1 = nn.Conv2d(8, 12, 3, padding=1), nn.BatchNorm2d(12)
         self.conv2, self.bn2 = nn.Conv2d(12, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.fc = nn.Linear(8, 10)
+        self.fc = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 10))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -112,7 +113,7 @@ one_per_module = {entry.target.partition(":")[0]: label for label, entry in METH
 CASES = [
     *((label, "images", {}) for label in METHODS),
     *((label, "words", {}) for label in one_per_module),
-    *((label, "images", settings) for label, settings in variants()),
+    *((label, "words" if label == "BlockPrune" else "images", s) for label, s in variants()),
     *((label, "padded", {}) for label in ("PCA", "KLDS", "SiPP", "Wanda", "SNIP", "PFP")),
     *((label, "windows", {}) for label in ("PCA", "FT")),
     *((label, "masked", {}) for label in ("SVD", "KLDS", "FT", "WT", "SiPP", "Quantize")),
