@@ -32,10 +32,16 @@ def seeded(*parts: Part, device: torch.device | str = "cpu") -> Iterator[None]:
 
     For code that does not accept a generator: the initialisation of torch's layers, dropout, random transforms.
     """
+    with seeded_by(seed_of(*parts), device):
+        yield
+
+
+@contextmanager
+def seeded_by(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """`seeded` with a number."""
     device = torch.device(device)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        seed = seed_of(*parts)
         torch.default_generator.manual_seed(seed)
         if devices:
             with torch.cuda.device(device):

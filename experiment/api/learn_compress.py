@@ -65,7 +65,7 @@ class LC:
             block `lc` of parameter files.
         task: what outputs and targets mean: a name, or `package.module:TASK`.
         batch_size, optimizer, optimizer_kwargs, loss, loss_kwargs, precision: training settings of the L-steps.
-        device: cpu or cuda.
+        device: where to compute, any but mps.
         seed: seed of all random numbers.
         checkpoint: file written after every step. The same call continues from it: with the same settings,
             network, data (256 samples are compared) and method.
@@ -223,8 +223,8 @@ def _projection(
 
 def _check_call(training: TrainSettings, device: torch.device | str) -> None:
     problems = []
-    if torch.device(device).type not in ("cpu", "cuda"):
-        problems.append(f"device: must be cpu or cuda, since losses are summed in float64. Got {device}.")
+    if torch.device(device).type == "mps":
+        problems.append(f"device: must have float64, in which losses are summed. Got {device}. Use cpu.")
     if training.precision not in get_args(Precision):
         problems.append(f"precision: must be one of {', '.join(get_args(Precision))}. Got {training.precision!r}.")
     if training.batch_size < 1:

@@ -76,9 +76,9 @@ class Checkpoint:
 
 
 def save_tensors(path: Path, state: Mapping[str, object]) -> None:
-    """Write tensors and plain values for `torch.load(weights_only=True)`, atomically."""
+    """Write tensors, as ones of the CPU, and plain values for `torch.load(weights_only=True)`, atomically."""
     buffer = io.BytesIO()  # torch reports a full disk as RuntimeError if it writes the file itself
-    torch.save(state, buffer)
+    torch.save(mapped(dict(state), lambda tensor: tensor.detach().cpu()), buffer)
     write_whole(path, buffer.getbuffer())
 
 

@@ -14,13 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from experiment.errors import CompressionError, ConfigError, kind_of
-from experiment.inputs import batch_size, call_network, moved_like, split
+from experiment.inputs import batch_size, call_network, device_of, moved_like, split
 from experiment.layers.channels.group_data import ChannelGroup
 from experiment.layers.forward_pass import evaluating
 from experiment.methods.base import Calibration
 from experiment.methods.filters.allocation import scored
 from experiment.methods.filters.base import Channels, ChannelScores, FilterMethod, has_data
 from experiment.methods.filters.settings import TorchPruningSettings
+from experiment.random_streams import seeded_by
 from experiment.registry import resolve
 
 GRADIENTS = ("Taylor", "Hessian")  # in the names of classes that read gradients
@@ -44,8 +45,8 @@ def torch_pruning(settings: TorchPruningSettings) -> FilterMethod:
         network = copy.deepcopy(channels.state.network)
         if any(word in type(made).__name__ for word in GRADIENTS) or hasattr(made, "accumulate_grad"):
             _take_gradients(network, made, channels, calibration)
-        with torch.random.fork_rng():
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        seed = int(torch.randint(2**62, (), generator=generator))
+        with seeded_by(seed, device_of(channels.state.example)):
             return [_scores(made, network, group) for group in channels.groups]
 
     return scored(settings, "TorchPruning", score)
