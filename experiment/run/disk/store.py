@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,13 +20,23 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, model_validator
 
 from experiment.errors import Damaged, StoreError, described, log, shortened
-from experiment.files import locked, make_folder, make_lock_file, read_json, remove_all, set_aside, writing_to
+from experiment.files import (
+    locked,
+    make_folder,
+    make_lock_file,
+    read_json,
+    remove_all,
+    see_changes,
+    set_aside,
+    writing_to,
+)
 from experiment.run.disk.damaged_files import RESULT, FileRecord, damaged_file
 from experiment.run.grid.data_facts import Count
 from experiment.run.grid.keys import FORMAT_VERSION, MADE
 from experiment.run.grid.plan import Cell
 
 TRACEBACK = "traceback.txt"  # in the folder of a failed cell
+SECONDS_BETWEEN_LISTINGS, LISTINGS_ASIDE = 2.0, 100  # at least, and at least so many times the duration of the last one
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -80,6 +91,14 @@ class Directories:
     datasets: Path
 
 
+@dataclass
+class _Listing:
+    """The folders of cells by network and key, and when they are to be listed again."""
+
+    by_network: dict[str, dict[str, Path]] = field(default_factory=dict)
+    due: float = 0.0
+
+
 @dataclass(frozen=True)
 class Store:
     """The results folder of one experiment."""
@@ -102,18 +121,41 @@ class Store:
         return {key: folder for key, folder in found.items() if "." not in key}
 
     def find(self, cell: Cell) -> Path | None:
-        """The folder of one cell. All folders are listed only if there is none under the cell's present label."""
+        """The folder of one cell: under its present label, else under another one in a recent listing."""
         folder = self.cells_folder / cell.folder
-        return folder if folder.is_dir() else self.cell_folders().get(cell.key)
+        if folder.is_dir():
+            return folder
+        other = self._listed_recently(cell).get(cell.key)
+        return other if other is not None and other.is_dir() else None
 
     def tested_otherwise(self, cell: Cell) -> Path | None:
         """The folder of a finished cell that has the same network but was tested on other data."""
-        for key, folder in self.cell_folders().items():
-            if key[:MADE] == cell.key[:MADE] and key != cell.key:
-                result = self.read(folder, repair=False)
-                if result is not None and result["status"] == "done":
-                    return folder
+        for key, folder in self._listed_recently(cell).items():
+            result = self.read(folder, repair=False) if key != cell.key else None
+            if result is not None and result["status"] == "done":
+                return folder
         return None
+
+    def _listed_recently(self, cell: Cell) -> dict[str, Path]:
+        """Key -> folder of the cells with the network of this one, in a listing that may be a little old.
+
+        Every cell asks, so that a listing each time would take time in the square of their number.
+        """
+        started = time.monotonic()
+        if started >= self._listing.due:
+            self._listing.by_network.clear()
+            for key, folder in self.cell_folders().items():
+                self._listing.by_network.setdefault(key[:MADE], {})[key] = folder
+            ended = time.monotonic()
+            self._listing.due = ended + max(SECONDS_BETWEEN_LISTINGS, LISTINGS_ASIDE * (ended - started))
+        return self._listing.by_network.get(cell.key[:MADE], {})
+
+    @cached_property
+    def _listing(self) -> _Listing:
+        return _Listing()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}  # without the listing: other machines have other clocks
 
     def read(self, folder: Path, *, repair: bool = True) -> dict[str, Any] | None:
         """The result in a cell's folder, or None. A damaged folder is logged and, with `repair`, set aside.
@@ -140,17 +182,24 @@ class Store:
         return None
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
-        """The result of one cell, or None; see `results`."""
+        """The result of one cell at this moment, or None; see `results`."""
+        see_changes(self.cells_folder)
         folder = self.find(cell)
         found = None if folder is None else self.read(folder)
         return found if found is None or "because" not in found else self.results([cell]).get(cell.key)
+
+    def results_of_chain(self, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+        """As `results`, but without a listing: of cells whose failures have causes among them."""
+        return self._results(cells, {c.key: folder for c in cells if (folder := self.find(c)) is not None}, True)
 
     def results(self, cells: Iterable[Cell], *, repair: bool = True) -> dict[str, dict[str, Any]]:
         """Key -> result of those of `cells` that have one.
 
         A failure that another cell caused counts only as long as that cell is failed.
         """
-        folders = self.cell_folders()
+        return self._results(cells, self.cell_folders(), repair)
+
+    def _results(self, cells: Iterable[Cell], folders: Mapping[str, Path], repair: bool) -> dict[str, dict[str, Any]]:
         known: dict[str, dict[str, Any] | None] = {}
 
         def result_of(key: str) -> dict[str, Any] | None:
@@ -204,10 +253,11 @@ class Store:
         Args:
             finished: whether the checkpoint of the cell can be removed.
         """
-        folder = self.cells_folder / f".writing-{cell.key}-{uuid.uuid4().hex[:8]}"
-        remove_all(self.cells_folder.glob(f".writing-{cell.key}-*"))
+        own = self.cells_folder / f".writing-{cell.key}"
+        remove_all((own,))
+        folder = own / uuid.uuid4().hex[:8]
         make_folder(folder)
-        old = folder.with_name(f"{folder.name}-old")
+        old = own / "old"
         try:
             with writing_to(self.cells_folder / cell.folder):
                 yield folder
@@ -219,7 +269,7 @@ class Store:
             if finished:
                 shutil.rmtree(self.partial(cell.key), ignore_errors=True)
         finally:
-            remove_all((folder, old))
+            remove_all((own,))
 
 
 def _require_version(path: Path, found: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from experiment.run.grid.plan import Cell, Chain, ExperimentPlan, ReferenceTask, chain_key
@@ -44,7 +45,8 @@ class Work:
         """The first cells, of at least `units`, and the others, if they can be computed separately."""
         if self.lock is not None:
             return self, None
-        first = next((i for i in range(1, len(self.cells)) if _units(self.cells[:i]) >= units), len(self.cells))
+        done = accumulate(_units([cell]) for cell in self.cells)
+        first = next((i for i, sofar in enumerate(done, 1) if sofar >= units), len(self.cells))
         if first == len(self.cells):
             return self, None
         return self.of(self.cells[:first]), self.of(self.cells[first:])
@@ -124,6 +126,7 @@ class Queue:
 
     def __init__(self, work: Sequence[Work]) -> None:
         self.waiting = list(work)
+        self._units = sum(w.units for w in work)  # of those that wait
         self.unfinished = {w.name for w in work}
 
     def take(self, busy: frozenset[str] = frozenset(), workers: int = 1) -> Work | None:
@@ -135,10 +138,8 @@ class Queue:
 
     def _hand_out(self, i: int, workers: int) -> Work:
         whole = self.waiting.pop(i)
-        if workers == 1:
-            return whole
-        units = whole.units + sum(work.units for work in self.waiting)
-        part, rest = whole.divided(units / (PARTS * workers))
+        part, rest = whole.divided(self._units / (PARTS * workers)) if workers > 1 else (whole, None)
+        self._units -= part.units
         if rest is not None:
             self.waiting.insert(i, rest)
             self.unfinished -= {whole.name}  # no other work needs it: only cascades and references are needed
@@ -148,6 +149,7 @@ class Queue:
     def put_back(self, work: Work) -> None:
         """Return work that another process holds."""
         self.waiting.append(work)
+        self._units += work.units
 
     def finished(self, work: Work) -> None:
         """Release the work that needs this."""
