@@ -204,11 +204,27 @@ class Store:
 
         def result_of(key: str) -> dict[str, Any] | None:
             if key not in known:
-                known[key] = self.read(folders[key], repair=repair) if key in folders else None
+                known[key] = self._read_once(folders[key], repair) if key in folders else None
             return known[key]
 
         found = {cell.key: result for cell in cells if (result := result_of(cell.key)) is not None}
         return {key: result for key, result in found.items() if not _is_outdated(result, result_of)}
+
+    def _read_once(self, folder: Path, repair: bool) -> dict[str, Any] | None:
+        """As `read`, but what this process has read before is read again only if the file is another one."""
+        try:
+            facts = os.stat(folder / RESULT)
+        except OSError:
+            return self.read(folder, repair=repair)
+        stamp = facts.st_ino, facts.st_mtime_ns, facts.st_size
+        before, result = self._known.get(folder, (None, None))
+        if stamp != before and (result := self.read(folder, repair=repair)) is not None:
+            self._known[folder] = stamp, result
+        return result
+
+    @cached_property
+    def _known(self) -> dict[Path, tuple[tuple[int, int, int], dict[str, Any]]]:
+        return {}
 
     def partial(self, key: str) -> Path:
         """The folder in which a cell is computed. Its checkpoint survives a kill."""
