@@ -69,6 +69,7 @@ def open_work(
     """The open work of one experiment: reference networks first, then the chains that need them.
 
     Args:
+        results: of all cells, or of those of the share.
         share: (K, N) for every N-th chain from the K-th on, and the reference networks that those need.
     """
 
@@ -76,17 +77,11 @@ def open_work(
         result = results.get(key)
         return result is None or (retry_failed and result["status"] == "failed")
 
-    chains = [c for i, c in enumerate(plan.chains) if share is None or i % share[1] == share[0]]
+    tasks, chains = _of_share(plan, share)
     work: dict[str, Work] = {}  # by name: variants may share references, and labels may share chains
-    for i, task in enumerate(plan.references):
+    for task in tasks:
         name = f"{index}-{task.cell.key}"
-        if share is None:
-            mine = True
-        elif plan.chains:
-            mine = any(task.cell.key == chain.reference_cell.key for chain in chains)
-        else:
-            mine = i % share[1] == share[0]
-        if mine and is_open(task.cell.key):
+        if is_open(task.cell.key):
             work.setdefault(name, Work(index, name, task, None, task.cell.epochs_train + 1, (task.cell,)))
     for chain in _with_tickets(chains, is_open):
         cells = tuple(cell for cell in chain.cells if is_open(cell.key))
@@ -98,6 +93,24 @@ def open_work(
         name = _chain_name(index, chain)
         work.setdefault(name, Work(index, name, chain, needs if needs in work else None, _units(cells), cells))
     return list(work.values())
+
+
+def cells_of(plan: ExperimentPlan, share: tuple[int, int] | None) -> list[Cell]:
+    """The cells on whose results the open work of a share depends: not all, for a share that starts among many."""
+    tasks, chains = _of_share(plan, share)
+    tickets = [cell for chain in chains if chain.tickets is not None for cell in chain.tickets.cells]
+    return [*(task.cell for task in tasks), *tickets, *(cell for chain in chains for cell in chain.cells)]
+
+
+def _of_share(plan: ExperimentPlan, share: tuple[int, int] | None) -> tuple[Sequence[ReferenceTask], Sequence[Chain]]:
+    """The reference networks and the chains of a share; all without one."""
+    if share is None:
+        return plan.references, plan.chains
+    if not plan.chains:
+        return plan.references[share[0] :: share[1]], ()
+    chains = plan.chains[share[0] :: share[1]]
+    needed = {chain.reference_cell.key for chain in chains}
+    return [task for task in plan.references if task.cell.key in needed], chains
 
 
 def _with_tickets(chains: Sequence[Chain], is_open: Callable[[str], bool]) -> Iterator[Chain]:
