@@ -111,26 +111,30 @@ def simulate(cluster: Cluster, folder: Path) -> Outcome:
     """Run the experiment on the cluster, in a folder, until no worker is left."""
     plan = _plan(cluster, folder)
     (folder / "logs").mkdir()
+    gc.collect()
     gc.freeze()  # forked workers share the memory of this process
     draw = random.Random(cluster.seed)
     running = {_fork(cluster, plan, folder, number, 0): number for number in range(cluster.workers)}
-    killed, lives = 0, Counter(range(cluster.workers))
+    killed, lives = 0, Counter[int]()
     faults = []
     next_kill, pause = time.monotonic(), _seconds_between_kills(cluster)
     while running:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid:
+        ended = [status for pid in running if (status := os.waitpid(pid, os.WNOHANG))[0]]
+        for pid, status in ended:
             number = running.pop(pid)
             if os.WIFSIGNALED(status):
                 lives[number] += 1
                 running[_fork(cluster, plan, folder, number, lives[number])] = number
             elif os.waitstatus_to_exitcode(status) != 0:
-                faults.append(f"worker {number} ended with {os.waitstatus_to_exitcode(status)}: see {folder / 'logs'}")
-        elif killed < cluster.kills and time.monotonic() >= next_kill and _started(folder):
+                faults.append(f"worker {number}: {(folder / f'logs/{number}-{lives[number]}.error').read_text()}")
+        if ended:
+            continue
+        if killed < cluster.kills and time.monotonic() >= next_kill and _started(folder):
             os.kill(draw.choice(list(running)), signal.SIGKILL)
             killed, next_kill = killed + 1, time.monotonic() + draw.uniform(0, 2 * pause)
         else:
             time.sleep(0.005)
+    gc.unfreeze()
     return _judged(cluster, plan, folder, faults, killed)
 
 
