@@ -110,7 +110,8 @@ def see_changes(folder: Path) -> None:
     that has taken a lock calls this before it looks at what the lock protects.
     """
     with suppress(OSError):  # there is no such folder yet
-        os.close(os.open(folder, os.O_RDONLY))
+        for place in (folder.parent, folder):  # the folder itself may be new
+            os.close(os.open(place, os.O_RDONLY))
 
 
 def make_lock_file(path: Path) -> Path:

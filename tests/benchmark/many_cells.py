@@ -6,7 +6,7 @@ The networks are tiny and are not trained, so that almost all time is the progra
 `--real` cells are finished beforehand: a real cell of the same method, stored by the store under their keys, with its
 figures moved along a curve. The others are computed by the command, and its time in training, compression and tests is
 taken off. Then `--plan`, `--status`, the writing of `results.csv` and of the report, and a run with nothing to do are
-timed, each in a process of its own. All times are seconds of CPU, so that what else the machine does counts for nothing.
+timed, each in a process of its own. All times are seconds of CPU: what else the machine does counts for nothing.
 """
 
 import argparse
@@ -19,17 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
 
 HERE = Path(__file__).resolve()
 METHODS, KEEPS = ("WT", "SiPP", "SVD", "PCA", "ALDS"), 20
 FILE = """\
-network: {{name: "many_cells:tiny", dataset: {{name: Digits, maxSamples: 64}}, outputSize: 10}}
+network: {{name: "tiny_network:tiny", dataset: {{name: Digits, maxSamples: 64}}, outputSize: 10}}
 training:
   batchSize: 32
   numEpochs: 0
@@ -42,12 +39,6 @@ experiments:
   numNets: {nets}
   spacing: [{{type: geometric, numIntervals: {keeps}, maxVal: 0.9, minVal: 0.3}}]
 """
-
-
-def tiny(input_shape: tuple[int, ...], output_size: int) -> nn.Module:
-    """A network of 1,674 parameters for 28x28 images."""
-    layers = [nn.AvgPool2d(4), nn.Flatten(), nn.Linear(49, 16), nn.ReLU(), nn.Linear(16, 32), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(32, output_size))
 
 
 def main() -> None:
@@ -111,7 +102,9 @@ def copy_cells(folder: Path, template: Path, param: Path, real: int) -> None:
         result = json.loads((source / "result.json").read_text())
         result = {key: value for key, value in result.items() if key not in ("format", "files")}
         if cell.method != reference.method:
-            top1 = 0.9 * (1 - math.exp(-6 * cell.keep)) + 0.001 * (number * 7919 % 31) - 0.02 * METHODS.index(cell.method)
+            top1 = (
+                0.9 * (1 - math.exp(-6 * cell.keep)) + 0.001 * (number * 7919 % 31) - 0.02 * METHODS.index(cell.method)
+            )
             result |= {"parameters": round(cell.keep * full["parameters"]), "flops": round(cell.keep * full["flops"])}
             result |= {"top1": top1, "top5": min(1.0, top1 + 0.05)}
         with store.writing(cell) as place:

@@ -15,7 +15,15 @@ from torch import nn
 from experiment.config import Parameters
 from experiment.datasets.image_data import Splits
 from experiment.errors import OtherVersion, StoreError, log
-from experiment.files import is_whole_archive, make_folder, make_lock_file, remove_all, see_changes, set_aside, writing_to
+from experiment.files import (
+    is_whole_archive,
+    make_folder,
+    make_lock_file,
+    remove_all,
+    see_changes,
+    set_aside,
+    writing_to,
+)
 from experiment.inputs import moved
 from experiment.layers.plan import Plan, State
 from experiment.layers.prepare_network import prepared

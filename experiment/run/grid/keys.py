@@ -61,9 +61,7 @@ class DataKeys:
         return cls(training, {"sets": tests} if len(tests) > 1 else tests[0] or None)
 
 
-def reference_payload(
-    p: Parameters, machine: Machine, data: DataKeys, weights: GivenWeights | None
-) -> dict[str, Any]:
+def reference_payload(p: Parameters, machine: Machine, data: DataKeys, weights: GivenWeights | None) -> dict[str, Any]:
     """What the keys of all reference networks of a variant have in common: all but the number of the network."""
     content = {} if p.network.weights is None else {"weights": weights and weights.content}
     if (folder := folder_hash(p.network.settings)) is not None:

@@ -83,7 +83,7 @@ def test_a_result_is_looked_for_where_the_server_is_asked(
         noted = lambda path, *of, name=name, real=real, **how: calls.append((name, str(path))) or real(path, *of, **how)  # noqa: E731
         monkeypatch.setattr(os, name, noted)
     assert store.result(cells[0]) is not None
-    assert calls[0] == ("open", str(store.cells_folder))
+    assert calls[:2] == [("open", str(tmp_path)), ("open", str(store.cells_folder))]
 
 
 def test_a_folder_that_does_not_exist_has_no_changes(tmp_path: Path) -> None:
