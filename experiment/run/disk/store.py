@@ -14,10 +14,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, model_validator
+from pydantic import ValidationError
 
 from experiment.errors import Damaged, StoreError, described, log, shortened
 from experiment.files import (
@@ -30,56 +30,13 @@ from experiment.files import (
     set_aside,
     writing_to,
 )
-from experiment.run.disk.damaged_files import RESULT, FileRecord, damaged_file
-from experiment.run.grid.data_facts import Count
+from experiment.run.disk.cell_result import CellResult
+from experiment.run.disk.damaged_files import RESULT, damaged_file
 from experiment.run.grid.keys import FORMAT_VERSION, MADE
 from experiment.run.grid.plan import Cell
 
 TRACEBACK = "traceback.txt"  # in the folder of a failed cell
 SECONDS_BETWEEN_LISTINGS, LISTINGS_ASIDE = 2.0, 100  # at least, and at least so many times the duration of the last one
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class CellResult(BaseModel):
-    """The part of result.json that the program relies on."""
-
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False, strict=True)
-
-    format: int
-    status: Literal["done", "failed", "infeasible"]
-    files: dict[str, FileRecord]
-    error: InstanceOf[str] | None = None  # the text of an error need not be valid Unicode
-    parameters: Count | None = None
-    flops: Count | None = None
-    flops_unmasked: Count | None = None
-    bytes_dense: Count | None = None
-    bytes_values: Count | None = None
-    bytes_sparse: Count | None = None
-    bytes_file: Count | None = None
-    epochs: Annotated[float, Field(ge=0)] | None = None  # fractional in mode lc
-    loss: float | None = None
-    metrics: Annotated[list[str], Field(min_length=1)] = ["top1", "top5"]
-    better: Literal["higher", "lower"] = "higher"
-    unit: Literal["fraction", "value"] = "fraction"
-    top1: Share | None = None
-    top5: Share | None = None
-    top1_before_retraining: Share | None = None
-    tests: list[dict[str, float]] | None = None  # figures on each of several test sets
-    seconds_compress: float | None = None
-    seconds_retrain: float | None = None
-    seconds_tune: float | None = None
-    tuned: str | None = None
-
-    @model_validator(mode="after")
-    def _is_complete(self) -> CellResult:
-        found = {**(self.model_extra or {}), "top1": self.top1, "top5": self.top5}
-        figures = [found.get(name) for name in self.metrics]
-        figures += [test.get(self.metrics[0]) for test in self.tests or ()]
-        if self.status == "done" and None in (self.parameters, self.flops, *figures[:1]):
-            raise ValueError("a finished cell has counts and a figure of its primary metric")
-        if not all(figure is None or isinstance(figure, int | float) for figure in figures):
-            raise ValueError("metrics are numbers")
-        return self
 
 
 @dataclass(frozen=True)
