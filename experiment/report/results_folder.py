@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from zipfile import BadZipFile
 
 from experiment.config import Parameters
@@ -110,34 +110,24 @@ def read_cells(
         path = intact_file(folders[cell], file) if cell in folders else None
         if path is not None:
             try:
-                found.append(_CellFile(place, path, read_file(path)))
+                header, _, rows = read_file(path).partition(b"\n")
+                found.append(_CellFile(place, path, header, rows))
             except (StoreError, OSError):
                 warn_of_damage(path)
     frames = []
     for _, files in itertools.groupby(found, key=lambda each: each.header):
-        frames += [
-            pd.concat([rows, carried.iloc[places].reset_index(drop=True)], axis=1)
-            for rows, places in _parsed(list(files), columns, texts)
-        ]
+        for parsed, places in _parsed(list(files), columns, texts):
+            frames.append(pd.concat([parsed, carried.iloc[places].reset_index(drop=True)], axis=1))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(carried))
 
 
-@dataclass(frozen=True)
-class _CellFile:
-    """A CSV file of the cell in a place of a table."""
+class _CellFile(NamedTuple):
+    """A CSV file of the cell in a place of a table: its first line, and the others."""
 
     place: int
     path: Path
-    content: bytes
-
-    @property
-    def header(self) -> bytes:
-        return self.content.partition(b"\n")[0]
-
-    @property
-    def rows(self) -> bytes:
-        rows = self.content.partition(b"\n")[2]
-        return rows if rows.endswith(b"\n") or not rows else rows + b"\n"
+    header: bytes
+    rows: bytes
 
 
 def _parsed(
@@ -147,8 +137,8 @@ def _parsed(
     import pandas as pd
     from pandas.api.types import is_numeric_dtype
 
-    data = io.BytesIO(b"\n".join([files[0].header, b"".join(each.rows for each in files)]))
-    places = [each.place for each in files for _ in range(each.rows.count(b"\n"))]
+    data = io.BytesIO(b"\n".join([files[0].header, *(each.rows for each in files)]))  # pandas skips empty lines
+    places = [each.place for each in files for _ in each.rows.splitlines()]
     try:
         frame = pd.read_csv(data, usecols=lambda name: name in columns, low_memory=False)
     except (ValueError, OSError):  # pandas' parser errors are ValueErrors

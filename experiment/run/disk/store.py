@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -226,11 +225,10 @@ class Store:
         Args:
             finished: whether the checkpoint of the cell can be removed.
         """
-        own = self.cells_folder / f".writing-{cell.key}"
-        remove_all((own,))
-        folder = own / uuid.uuid4().hex[:8]
+        folder = self.cells_folder / f".writing-{cell.key}"
+        old = folder.with_name(f"{folder.name}-old")
+        remove_all((folder, old))
         make_folder(folder)
-        old = own / "old"
         try:
             with writing_to(self.cells_folder / cell.folder):
                 yield folder
@@ -242,7 +240,7 @@ class Store:
             if finished:
                 shutil.rmtree(self.partial(cell.key), ignore_errors=True)
         finally:
-            remove_all((own,))
+            remove_all((folder, old))
 
 
 def _require_version(path: Path, found: object) -> None:
