@@ -103,6 +103,17 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def see_changes(folder: Path) -> None:
+    """Make changes by other machines in a folder visible, which NFS clients show up to a minute late.
+
+    An NFS client asks its server whenever a folder is opened (close-to-open consistency, see `man 5 nfs`). A process
+    that has taken a lock calls this before it looks at what the lock protects.
+    """
+    with suppress(OSError):  # there is no such folder yet
+        for place in (folder.parent, folder):  # the folder itself may be new
+            os.close(os.open(place, os.O_RDONLY))
+
+
 def make_lock_file(path: Path) -> Path:
     """Create a lock file and its folder, if they do not exist; returns the path.
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from zipfile import BadZipFile
 
 from experiment.config import Parameters
 from experiment.errors import Damaged, StoreError, described
-from experiment.files import RUN_AGAIN, read_json
+from experiment.files import RUN_AGAIN, read_file, read_json
 from experiment.report.results_table import metrics_of, read_results
 from experiment.run.disk.damaged_files import intact_file, warn_of_damage
 from experiment.run.disk.parameters_file import PARAMETERS, VariantSettings, read_parameters
@@ -101,27 +103,58 @@ def read_cells(
         these columns, if no cell has the file.
     """
     import pandas as pd
-    from pandas.api.types import is_numeric_dtype
 
-    frames = []
-    carried = ["variant", "method", "label", "net", "repetition", "keep_target"]
-    folders = Store(folder).cell_folders()
-    for row in cells[[*carried, "cell"]].to_dict("records"):
-        place = folders.get(str(row["cell"]))
-        path = None if place is None else intact_file(place, file)
+    carried = cells[["variant", "method", "label", "net", "repetition", "keep_target"]]
+    folders, found = Store(folder).cell_folders(), list[_CellFile]()
+    for place, cell in enumerate(cells["cell"].astype(str)):
+        path = intact_file(folders[cell], file) if cell in folders else None
         if path is not None:
             try:
-                frame = pd.read_csv(path, usecols=lambda name: name in columns)
-            except (ValueError, OSError):  # pandas' parser errors are ValueErrors
+                header, _, rows = read_file(path).partition(b"\n")
+                found.append(_CellFile(place, path, header, rows))
+            except (StoreError, OSError):
                 warn_of_damage(path)
-                continue
-            if frame.empty:  # no epochs of retraining: columns without values have no numeric type
-                continue
-            if any(name not in texts and not is_numeric_dtype(frame[name]) for name in frame):
-                warn_of_damage(path)
-            else:
-                frames.append(frame.assign(**{name: row[name] for name in carried}))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=carried)
+    frames = []
+    for _, files in itertools.groupby(found, key=lambda each: each.header):
+        for parsed, places in _parsed(list(files), columns, texts):
+            frames.append(pd.concat([parsed, carried.iloc[places].reset_index(drop=True)], axis=1))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(carried))
+
+
+class _CellFile(NamedTuple):
+    """A CSV file of the cell in a place of a table: its first line, and the others."""
+
+    place: int
+    path: Path
+    header: bytes
+    rows: bytes
+
+
+def _parsed(
+    files: Sequence[_CellFile], columns: Sequence[str], texts: Sequence[str]
+) -> Iterator[tuple[DataFrame, list[int]]]:
+    """The rows of files with the same header and the place of each, parsed at once; one by one if any is damaged."""
+    import pandas as pd
+    from pandas.api.types import is_numeric_dtype
+
+    data = io.BytesIO(b"\n".join([files[0].header, *(each.rows for each in files)]))  # pandas skips empty lines
+    places = [each.place for each in files for _ in each.rows.splitlines()]
+    try:
+        frame = pd.read_csv(data, usecols=lambda name: name in columns, low_memory=False)
+    except (ValueError, OSError):  # pandas' parser errors are ValueErrors
+        frame = None
+    if frame is not None and frame.empty:  # no epochs of retraining: columns without values have no numeric type
+        return
+    if len(files) == 1:  # its fields may have several lines
+        places = places[:1] * (0 if frame is None else len(frame))
+    typed = frame is not None and all(name in texts or is_numeric_dtype(frame[name]) for name in frame)
+    if frame is not None and typed and len(frame) == len(places):
+        yield frame, places
+    elif len(files) == 1:
+        warn_of_damage(files[0].path)
+    else:
+        for each in files:
+            yield from _parsed([each], columns, texts)
 
 
 def read_arrays(

@@ -33,7 +33,7 @@ EXTRA_NUMBERS = re.compile(
     r"|(limit|predicted|measured)_(parameters|flops|bytes|latency|memory)|seconds_tune"
 )  # only if requested
 DERIVED = ("keep_flops_unmasked", "keep_bytes", "seconds")
-TIDY = "tidy"  # key in `DataFrame.attrs`: the column types of a frame that `tidy` returned
+TIDY = "tidy"  # key in `DataFrame.attrs`: a hash of the column types of a frame that `tidy` returned
 LATENCY = re.compile(r"latency_ms_b(\d+)")
 REQUIRED = ("network", "label", "net", "status")
 REFERENCE = "Reference"
@@ -70,7 +70,7 @@ def tidy(results: DataFrame) -> DataFrame:
     missing = [column for column in REQUIRED if column not in results]
     if missing:
         raise StoreError(f"results: column {missing[0]} is missing. Expected the columns of results.csv.")
-    if results.attrs.get(TIDY) == tuple(results.dtypes.items()):
+    if results.attrs.get(TIDY) == hash(tuple(results.dtypes.items())):
         return results.reset_index(drop=True)
     frame = results.copy()
     for column in TEXT:
@@ -85,7 +85,7 @@ def tidy(results: DataFrame) -> DataFrame:
     frame["keep_flops_unmasked"] = frame["flops_unmasked"] / frame["flops_reference"]
     frame["keep_bytes"] = frame["bytes_sparse"] / (FLOAT32 * frame["parameters_reference"])
     frame["seconds"] = frame[[c for c in SECONDS if c in frame]].sum(axis=1, min_count=1)
-    frame.attrs[TIDY] = tuple(frame.dtypes.items())
+    frame.attrs[TIDY] = hash(tuple(frame.dtypes.items()))  # pandas copies attrs with every frame: long ones take long
     return frame.reset_index(drop=True)
 
 

@@ -29,9 +29,10 @@ from experiment.run.cell.data import Data, traced_input, transforms_of
 from experiment.run.cell.outcome import task_of
 from experiment.run.cell.reference import new_network
 from experiment.run.cell.training_settings import penalty_spec, train_settings
+from experiment.run.disk.cell_result import CellResult
 from experiment.run.disk.load_weights import load_given
 from experiment.run.disk.results_table import BYTE_COLUMNS, CLASSIFICATION, OTHER_COLUMNS, SHARED_COLUMNS
-from experiment.run.disk.store import CellResult, Directories
+from experiment.run.disk.store import Directories
 from experiment.run.grid.data_facts import DataFacts, merged
 from experiment.run.grid.hardware import Machine
 from experiment.run.grid.names import Fault

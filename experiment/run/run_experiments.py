@@ -31,7 +31,7 @@ from experiment.run.workers.live_state import LiveFiles
 from experiment.run.workers.pool import run_in_pool, run_serially
 from experiment.run.workers.processes import Processes
 from experiment.run.workers.progress_bar import ProgressBar
-from experiment.run.workers.queue import Queue, Work, open_work
+from experiment.run.workers.queue import Queue, Work, cells_of, open_work
 
 if TYPE_CHECKING:  # imports torch
     from experiment.run.cell.torchrun_group import Crew
@@ -82,7 +82,7 @@ def run_session(
     experiments = [_Experiment(plan, Store(place.results / plan.name), place) for plan, place in pairs]
     work: list[Work] = []
     for i, (plan, store, _) in enumerate(experiments):
-        found = store.results(plan.computed)
+        found = store.results(cells_of(plan, options.share))
         work += open_work(i, plan, found, retry_failed=options.retry_failed, share=options.share)
     with LiveFiles([store.folder for _, store, _ in experiments], plans[0].machine.device, options.share) as live:
         if work:

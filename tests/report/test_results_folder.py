@@ -83,6 +83,35 @@ def test_a_cell_without_epochs_is_not_damaged(synthetic: Any, tmp_path: Path, ca
     assert "damaged" not in caplog.text
 
 
+def test_files_of_cells_that_differ_in_form_are_read_as_each_alone(
+    synthetic: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Equal headers are parsed at once: a damaged file costs its own rows alone, and no row changes its cell."""
+    rows = synthetic.grid(("SVD-Energy",), nets=1, keeps=(0.9, 0.7, 0.5, 0.3, 0.1))
+    source = read_source(synthetic.write_experiment(tmp_path / "e", rows, cells=True))
+    cells = source.results[source.results["method"] != "Reference"]
+    files = {row["keep_target"]: next(source.folder.glob(f"cells/*{row['cell']}/layers.csv"))
+             for row in cells.to_dict("records")}  # fmt: skip
+    for result in source.folder.glob("cells/*/result.json"):
+        result.unlink()  # with its checksums
+    columns = ("layer", "parameters")
+    before = read_cells(source.folder, cells, "layers.csv", columns)
+    files[0.9].write_text(files[0.9].read_text().rstrip("\n"))
+    pd.testing.assert_frame_equal(read_cells(source.folder, cells, "layers.csv", columns), before)
+    files[0.7].write_text('layer,parameters\n"two\nlines",7\n')
+    files[0.5].write_text("layer,parameters\na,many\n")
+    files[0.3].write_text("layer\na\n")
+    found = read_cells(source.folder, cells, "layers.csv", columns)
+    own = found[found["keep_target"] == 0.7]
+    assert own[["layer", "parameters"]].to_numpy().tolist() == [["two\nlines", 7]]
+    assert found.loc[found["keep_target"] == 0.3, "parameters"].isna().all()
+    assert [place.count("layers.csv") for place in caplog.messages] == [1]
+    assert set(found["keep_target"]) == {0.9, 0.7, 0.3, 0.1}
+    kept = found[found["keep_target"].isin([0.9, 0.1])].reset_index(drop=True)
+    expected = before[before["keep_target"].isin([0.9, 0.1])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, expected, check_dtype=False)
+
+
 def test_settings_and_the_name_of_an_experiment(synthetic: Any, tmp_path: Path) -> None:
     source = read_source(synthetic.write_experiment(tmp_path / "results" / "cifar" / "resnet20@1a2b", []))
     assert source.name == "cifar/resnet20@1a2b"

@@ -72,7 +72,7 @@ def run_chain(chain: Chain, context: Context, report: ReportEvent) -> bool:
     Returns: whether all cells have a result; False if other processes compute some of them.
     """
     tickets = chain.tickets.cells if chain.tickets is not None else ()
-    results = context.store.results([chain.reference_cell, *tickets, *chain.cells])
+    results = context.store.results_of_chain([chain.reference_cell, *tickets, *chain.cells])
     todo = [cell for cell in chain.cells if is_open(results.get(cell.key), context.retry_failed)]
     if not todo:
         return True

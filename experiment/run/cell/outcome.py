@@ -23,8 +23,8 @@ from experiment.measure import count_bytes
 from experiment.methods.base import Compressed
 from experiment.run.cell.data import Data
 from experiment.run.cell.events import EpochDone
+from experiment.run.disk.cell_result import CellResult
 from experiment.run.disk.damaged_files import RESULT, SAMPLES, manifest_of
-from experiment.run.disk.store import CellResult
 from experiment.run.grid.keys import FORMAT_VERSION
 from experiment.run.grid.task_name import metric_facts, task_name
 from experiment.tasks import find_task

@@ -15,7 +15,15 @@ from torch import nn
 from experiment.config import Parameters
 from experiment.datasets.image_data import Splits
 from experiment.errors import OtherVersion, StoreError, log
-from experiment.files import is_whole_archive, make_folder, make_lock_file, remove_all, set_aside, writing_to
+from experiment.files import (
+    is_whole_archive,
+    make_folder,
+    make_lock_file,
+    remove_all,
+    see_changes,
+    set_aside,
+    writing_to,
+)
 from experiment.inputs import moved
 from experiment.layers.plan import Plan, State
 from experiment.layers.prepare_network import prepared
@@ -91,6 +99,7 @@ def obtain_reference(spec: ReferenceSpec, p: Parameters, context: Context, repor
     lock = FileLock(make_lock_file(context.directories.trained_networks / ".locks" / f"{spec.folder}.lock"))
     held = _acquired(lock, spec, report)
     with held:
+        see_changes(folder.parent)
         _set_aside_damaged(folder)
         network = _loaded(folder, p, spec, splits)
         if network is None:

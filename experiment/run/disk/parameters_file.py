@@ -66,12 +66,13 @@ def write_parameters(folder: Path, file: ParameterFile, lock: Path) -> None:
 
     Raises: StoreError: the folder holds the results of another file.
     """
+    # not `json_text`, which escapes: a file name that is not UTF-8 must be read back unchanged
+    owner = json.dumps({"file": _path_from(folder, file.path), "set": list(file.overrides)})
+    head = f"{HEADER}\n{OWNER}{owner}\n# Resolved: includes, overrides and defaults are filled in.\n"
+    content = head + yaml.safe_dump(_resolved(file), sort_keys=False)  # takes long, and many may wait for the lock
     with locked(lock, "writes parameters.yaml"):
         require_own(folder, file.path)
-        # not `json_text`, which escapes: a file name that is not UTF-8 must be read back unchanged
-        owner = {"file": _path_from(folder, file.path), "set": list(file.overrides)}
-        head = f"{HEADER}\n{OWNER}{json.dumps(owner)}\n# Resolved: includes, overrides and defaults are filled in.\n"
-        write_whole(folder / PARAMETERS, head + yaml.safe_dump(_resolved(file), sort_keys=False))
+        write_whole(folder / PARAMETERS, content)
 
 
 def _resolved(file: ParameterFile) -> dict[str, Any]:

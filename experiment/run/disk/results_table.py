@@ -66,6 +66,7 @@ COLUMNS = columns_of([CLASSIFICATION])
 
 def write_results_table(store: Store, plan: ExperimentPlan) -> dict[str, dict[str, Any]]:
     """Write results.csv in grid order; returns the results by key."""
+    store.results(plan.cells)  # most is read before others have to wait
     with store.lock("table", "writes results.csv"):  # or an older reading could overwrite a newer one
         remove_all(store.folder.glob(".results.csv.*"))  # left by killed processes
         results = store.results(plan.cells)

@@ -7,68 +7,35 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, model_validator
+from pydantic import ValidationError
 
 from experiment.errors import Damaged, StoreError, described, log, shortened
-from experiment.files import locked, make_folder, make_lock_file, read_json, remove_all, set_aside, writing_to
-from experiment.run.disk.damaged_files import RESULT, FileRecord, damaged_file
-from experiment.run.grid.data_facts import Count
+from experiment.files import (
+    locked,
+    make_folder,
+    make_lock_file,
+    read_json,
+    remove_all,
+    see_changes,
+    set_aside,
+    writing_to,
+)
+from experiment.run.disk.cell_result import CellResult
+from experiment.run.disk.damaged_files import RESULT, damaged_file
 from experiment.run.grid.keys import FORMAT_VERSION, MADE
 from experiment.run.grid.plan import Cell
 
 TRACEBACK = "traceback.txt"  # in the folder of a failed cell
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class CellResult(BaseModel):
-    """The part of result.json that the program relies on."""
-
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False, strict=True)
-
-    format: int
-    status: Literal["done", "failed", "infeasible"]
-    files: dict[str, FileRecord]
-    error: InstanceOf[str] | None = None  # the text of an error need not be valid Unicode
-    parameters: Count | None = None
-    flops: Count | None = None
-    flops_unmasked: Count | None = None
-    bytes_dense: Count | None = None
-    bytes_values: Count | None = None
-    bytes_sparse: Count | None = None
-    bytes_file: Count | None = None
-    epochs: Annotated[float, Field(ge=0)] | None = None  # fractional in mode lc
-    loss: float | None = None
-    metrics: Annotated[list[str], Field(min_length=1)] = ["top1", "top5"]
-    better: Literal["higher", "lower"] = "higher"
-    unit: Literal["fraction", "value"] = "fraction"
-    top1: Share | None = None
-    top5: Share | None = None
-    top1_before_retraining: Share | None = None
-    tests: list[dict[str, float]] | None = None  # figures on each of several test sets
-    seconds_compress: float | None = None
-    seconds_retrain: float | None = None
-    seconds_tune: float | None = None
-    tuned: str | None = None
-
-    @model_validator(mode="after")
-    def _is_complete(self) -> CellResult:
-        found = {**(self.model_extra or {}), "top1": self.top1, "top5": self.top5}
-        figures = [found.get(name) for name in self.metrics]
-        figures += [test.get(self.metrics[0]) for test in self.tests or ()]
-        if self.status == "done" and None in (self.parameters, self.flops, *figures[:1]):
-            raise ValueError("a finished cell has counts and a figure of its primary metric")
-        if not all(figure is None or isinstance(figure, int | float) for figure in figures):
-            raise ValueError("metrics are numbers")
-        return self
+SECONDS_BETWEEN_LISTINGS, LISTINGS_ASIDE = 2.0, 100  # at least, and at least so many times the duration of the last one
 
 
 @dataclass(frozen=True)
@@ -78,6 +45,14 @@ class Directories:
     results: Path
     trained_networks: Path
     datasets: Path
+
+
+@dataclass
+class _Listing:
+    """The folders of cells by network and key, and when they are to be listed again."""
+
+    by_network: dict[str, dict[str, Path]] = field(default_factory=dict)
+    due: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -102,18 +77,41 @@ class Store:
         return {key: folder for key, folder in found.items() if "." not in key}
 
     def find(self, cell: Cell) -> Path | None:
-        """The folder of one cell. All folders are listed only if there is none under the cell's present label."""
+        """The folder of one cell: under its present label, else under another one in a recent listing."""
         folder = self.cells_folder / cell.folder
-        return folder if folder.is_dir() else self.cell_folders().get(cell.key)
+        if folder.is_dir():
+            return folder
+        other = self._listed_recently(cell).get(cell.key)
+        return other if other is not None and other.is_dir() else None
 
     def tested_otherwise(self, cell: Cell) -> Path | None:
         """The folder of a finished cell that has the same network but was tested on other data."""
-        for key, folder in self.cell_folders().items():
-            if key[:MADE] == cell.key[:MADE] and key != cell.key:
-                result = self.read(folder, repair=False)
-                if result is not None and result["status"] == "done":
-                    return folder
+        for key, folder in self._listed_recently(cell).items():
+            result = self.read(folder, repair=False) if key != cell.key else None
+            if result is not None and result["status"] == "done":
+                return folder
         return None
+
+    def _listed_recently(self, cell: Cell) -> dict[str, Path]:
+        """Key -> folder of the cells with the network of this one, in a listing that may be a little old.
+
+        Every cell asks, so that a listing each time would take time in the square of their number.
+        """
+        started = time.monotonic()
+        if started >= self._listing.due:
+            self._listing.by_network.clear()
+            for key, folder in self.cell_folders().items():
+                self._listing.by_network.setdefault(key[:MADE], {})[key] = folder
+            ended = time.monotonic()
+            self._listing.due = ended + max(SECONDS_BETWEEN_LISTINGS, LISTINGS_ASIDE * (ended - started))
+        return self._listing.by_network.get(cell.key[:MADE], {})
+
+    @cached_property
+    def _listing(self) -> _Listing:
+        return _Listing()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}  # without the listing: other machines have other clocks
 
     def read(self, folder: Path, *, repair: bool = True) -> dict[str, Any] | None:
         """The result in a cell's folder, or None. A damaged folder is logged and, with `repair`, set aside.
@@ -140,26 +138,49 @@ class Store:
         return None
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
-        """The result of one cell, or None; see `results`."""
+        """The result of one cell at this moment, or None; see `results`."""
+        see_changes(self.cells_folder)
         folder = self.find(cell)
         found = None if folder is None else self.read(folder)
         return found if found is None or "because" not in found else self.results([cell]).get(cell.key)
+
+    def results_of_chain(self, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+        """As `results`, but without a listing: of cells whose failures have causes among them."""
+        return self._results(cells, {c.key: folder for c in cells if (folder := self.find(c)) is not None}, True)
 
     def results(self, cells: Iterable[Cell], *, repair: bool = True) -> dict[str, dict[str, Any]]:
         """Key -> result of those of `cells` that have one.
 
         A failure that another cell caused counts only as long as that cell is failed.
         """
-        folders = self.cell_folders()
+        return self._results(cells, self.cell_folders(), repair)
+
+    def _results(self, cells: Iterable[Cell], folders: Mapping[str, Path], repair: bool) -> dict[str, dict[str, Any]]:
         known: dict[str, dict[str, Any] | None] = {}
 
         def result_of(key: str) -> dict[str, Any] | None:
             if key not in known:
-                known[key] = self.read(folders[key], repair=repair) if key in folders else None
+                known[key] = self._read_once(folders[key], repair) if key in folders else None
             return known[key]
 
         found = {cell.key: result for cell in cells if (result := result_of(cell.key)) is not None}
         return {key: result for key, result in found.items() if not _is_outdated(result, result_of)}
+
+    def _read_once(self, folder: Path, repair: bool) -> dict[str, Any] | None:
+        """As `read`, but what this process has read before is read again only if the file is another one."""
+        try:
+            facts = os.stat(folder / RESULT)
+        except OSError:
+            return self.read(folder, repair=repair)
+        stamp = facts.st_ino, facts.st_mtime_ns, facts.st_size
+        before, result = self._known.get(folder, (None, None))
+        if stamp != before and (result := self.read(folder, repair=repair)) is not None:
+            self._known[folder] = stamp, result
+        return result
+
+    @cached_property
+    def _known(self) -> dict[Path, tuple[tuple[int, int, int], dict[str, Any]]]:
+        return {}
 
     def partial(self, key: str) -> Path:
         """The folder in which a cell is computed. Its checkpoint survives a kill."""
@@ -204,10 +225,10 @@ class Store:
         Args:
             finished: whether the checkpoint of the cell can be removed.
         """
-        folder = self.cells_folder / f".writing-{cell.key}-{uuid.uuid4().hex[:8]}"
-        remove_all(self.cells_folder.glob(f".writing-{cell.key}-*"))
-        make_folder(folder)
+        folder = self.cells_folder / f".writing-{cell.key}"
         old = folder.with_name(f"{folder.name}-old")
+        remove_all((folder, old))
+        make_folder(folder)
         try:
             with writing_to(self.cells_folder / cell.folder):
                 yield folder

@@ -61,8 +61,8 @@ class DataKeys:
         return cls(training, {"sets": tests} if len(tests) > 1 else tests[0] or None)
 
 
-def reference_key(p: Parameters, net: int, machine: Machine, data: DataKeys, weights: GivenWeights | None) -> str:
-    """The key of a trained reference network."""
+def reference_payload(p: Parameters, machine: Machine, data: DataKeys, weights: GivenWeights | None) -> dict[str, Any]:
+    """What the keys of all reference networks of a variant have in common: all but the number of the network."""
     content = {} if p.network.weights is None else {"weights": weights and weights.content}
     if (folder := folder_hash(p.network.settings)) is not None:
         content["folder"] = folder
@@ -74,32 +74,23 @@ def reference_key(p: Parameters, net: int, machine: Machine, data: DataKeys, wei
         "dataset": data.training,
         "training": training_key(p, machine),
         **task_key(p),
-        "net": net,
         "seed": p.seed,
         "device": machine.kind,
         "threads": p.threads,
     }
-    return digest(payload | ({"processes": machine.processes} if machine.processes > 1 else {}))
+    return payload | ({"processes": machine.processes} if machine.processes > 1 else {})
 
 
-def cell_payload(
-    p: Parameters, method: MethodSpec, machine: Machine, reference: str, repetition: int
-) -> dict[str, Any]:
-    """What the cells of one method, network and repetition have in common.
-
-    Args:
-        reference: key of the reference network.
-    """
+def cell_payload(p: Parameters, method: MethodSpec, machine: Machine) -> dict[str, Any]:
+    """What the cells of one method have in common: all but reference network, repetition and size."""
     return {
         "format": FORMAT_VERSION,
-        "reference": reference,
         "method": method_key(method),
         "budget": p.experiments.budget.key(),
         **mode_key(p),
         **search_key(None if method.fixed_size else p.experiments.search),
         "coresets": p.coresets.model_dump(mode="json", exclude_defaults=True),
         "test": None,  # see cell_key
-        "repetition": repetition,
         "retraining": retraining_key(p, machine, planned_epochs(p)),
     }
 

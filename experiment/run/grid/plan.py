@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from experiment.config import KeepStep, ParameterFile, Variant, keep_steps, load
 from experiment.config.modes import is_cascade, rewinding, takes_tickets, with_rewinding
@@ -225,55 +226,73 @@ def _plan(
             raise ConfigError([fault.line(file, variant) for fault in own])
         faults += [(variant, fault) for fault in own]
         data = keys.DataKeys.of(variant.parameters, stamps)
-        for net in range(variant.parameters.experiments.num_nets):
-            task = _reference_task(variant, net, machine, data, datasets_folder(values, datasets))
-            references.append(task)
-            if variant.parameters.experiments.mode != "train":
+        tasks = list(_reference_tasks(variant, machine, data, datasets_folder(values, datasets)))
+        references += tasks
+        if variant.parameters.experiments.mode != "train":
+            recipes = [_recipe(variant, method, machine) for method in methods.compared]
+            for task in tasks:
                 for repetition in range(variant.parameters.experiments.num_repetitions):
-                    chains += [_chain(variant, task, m, repetition, machine, data) for m in methods.compared]
+                    chains += [_chain(recipe, task, repetition, data) for recipe in recipes]
     return ExperimentPlan(file, name, machine, tuple(references), tuple(chains), methods.specs, tuple(faults), stamps)
 
 
-def _reference_task(variant: Variant, net: int, machine: Machine, data: keys.DataKeys, datasets: Path) -> ReferenceTask:
+def _reference_tasks(
+    variant: Variant, machine: Machine, data: keys.DataKeys, datasets: Path
+) -> Iterator[ReferenceTask]:
     p = variant.parameters
     weights = None if p.network.weights is None else find_given(p.network.weights, datasets)
-    key = keys.reference_key(p, net, machine, data, weights)
+    payload = keys.reference_payload(p, machine, data, weights)
     goes_back = rewinding(p.experiments) == "weights" or takes_tickets(p.experiments)
     rewind = p.retraining.start_epoch if goes_back else None
-    names = (safe_name(name.rpartition(":")[2]) for name in (p.network.name, p.network.dataset.name))
-    spec = ReferenceSpec(key, f"{'-'.join(names)}-n{net}-{key}", net, rewind, weights)
-    cell = Cell(
-        variant=variant.name, method="Reference", label="Reference", net=net, repetition=0, keep=1.0, between=(),
-        key=keys.digest({"format": keys.FORMAT_VERSION, "reference": key, "test": data.test}),
-        epochs_train=p.training.num_epochs, epochs_retrain=0,
-    )  # fmt: skip
-    return ReferenceTask(variant, spec, cell)
+    names = "-".join(safe_name(name.rpartition(":")[2]) for name in (p.network.name, p.network.dataset.name))
+    for net in range(p.experiments.num_nets):
+        key = keys.digest(payload | {"net": net})
+        spec = ReferenceSpec(key, f"{names}-n{net}-{key}", net, rewind, weights)
+        cell = Cell(
+            variant=variant.name, method="Reference", label="Reference", net=net, repetition=0, keep=1.0, between=(),
+            key=keys.digest({"format": keys.FORMAT_VERSION, "reference": key, "test": data.test}),
+            epochs_train=p.training.num_epochs, epochs_retrain=0,
+        )  # fmt: skip
+        yield ReferenceTask(variant, spec, cell)
 
 
-def _chain(
-    variant: Variant, task: ReferenceTask, method: MethodSpec, repetition: int, machine: Machine, data: keys.DataKeys
-) -> Chain:
+@dataclass(frozen=True)
+class _Recipe:
+    """What the chains of one variant and method have in common. Tickets have a recipe of their own."""
+
+    variant: Variant
+    method: MethodSpec
+    payload: Mapping[str, Any]
+    tickets: _Recipe | None
+
+
+def _recipe(variant: Variant, method: MethodSpec, machine: Machine) -> _Recipe:
     tickets = None
     if takes_tickets(variant.parameters.experiments) and not method.entry.restarts:
         rewound = replace(variant, name="tickets", parameters=with_rewinding(variant.parameters, "weights"))
-        tickets = _chain(rewound, task, method, repetition, machine, data)
-    chain = Chain(variant, task.reference, task.cell, method, repetition, (), tickets)
-    return replace(chain, cells=tuple(_cells(chain, machine, data)))
+        tickets = _recipe(rewound, method, machine)
+    return _Recipe(variant, method, keys.cell_payload(variant.parameters, method, machine), tickets)
 
 
-def _cells(chain: Chain, machine: Machine, data: keys.DataKeys) -> Iterator[Cell]:
+def _chain(recipe: _Recipe, task: ReferenceTask, repetition: int, data: keys.DataKeys) -> Chain:
+    tickets = None if recipe.tickets is None else _chain(recipe.tickets, task, repetition, data)
+    chain = Chain(recipe.variant, task.reference, task.cell, recipe.method, repetition, (), tickets)
+    payload = {**recipe.payload, "reference": task.reference.key, "repetition": repetition}
+    return replace(chain, cells=tuple(_cells(chain, payload, data)))
+
+
+def _cells(chain: Chain, common: Mapping[str, Any], data: keys.DataKeys) -> Iterator[Cell]:
     p, method = chain.variant.parameters, chain.method
     epochs = num_trials(p) * keys.planned_epochs(p)
     search = None if method.fixed_size else p.experiments.search
     fixed_size, samples = method.fixed_size or search is not None, 0 if search is None else search.samples
-    common = keys.cell_payload(p, method, machine, chain.reference.key, chain.repetition)
     previous: str | None = None
     replayed: tuple[float, ...] = ()
     for i, step in enumerate((KeepStep(1.0, ()),) if fixed_size else keep_steps(p.experiments)):
         # one-shot: all compress-only steps so far are repeated, from the reference network on
         between = step.between if chain.in_order else () if method.entry.restarts else (*replayed, *step.between)
         replayed = between
-        payload = common | {"keep": step.keep, "between": between}
+        payload = {**common, "keep": step.keep, "between": between}
         if chain.in_order:
             payload["previous"] = previous
         made = keys.digest(payload)

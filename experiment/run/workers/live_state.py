@@ -150,9 +150,9 @@ class LiveFiles:
         _remove(self._live.pop(experiment)[0])
 
     def show(self, experiment: int, worker: str, event: Event) -> None:
-        """Take note of an event, and write the states if it is time, or if a cell starts or ends."""
+        """Take note of an event, and write the states if it is time, or if a cell starts."""
         self._live[experiment][1].take(worker, event)
-        if isinstance(event, Started | CellDone) or time.monotonic() >= self._due:
+        if isinstance(event, Started) or time.monotonic() >= self._due:
             self._write()
 
     def _write(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from experiment.run.grid.plan import Cell, Chain, ExperimentPlan, ReferenceTask, chain_key
@@ -44,7 +45,8 @@ class Work:
         """The first cells, of at least `units`, and the others, if they can be computed separately."""
         if self.lock is not None:
             return self, None
-        first = next((i for i in range(1, len(self.cells)) if _units(self.cells[:i]) >= units), len(self.cells))
+        done = accumulate(_units([cell]) for cell in self.cells)
+        first = next((i for i, sofar in enumerate(done, 1) if sofar >= units), len(self.cells))
         if first == len(self.cells):
             return self, None
         return self.of(self.cells[:first]), self.of(self.cells[first:])
@@ -67,6 +69,7 @@ def open_work(
     """The open work of one experiment: reference networks first, then the chains that need them.
 
     Args:
+        results: of all cells, or of those of the share.
         share: (K, N) for every N-th chain from the K-th on, and the reference networks that those need.
     """
 
@@ -74,17 +77,11 @@ def open_work(
         result = results.get(key)
         return result is None or (retry_failed and result["status"] == "failed")
 
-    chains = [c for i, c in enumerate(plan.chains) if share is None or i % share[1] == share[0]]
+    tasks, chains = _of_share(plan, share)
     work: dict[str, Work] = {}  # by name: variants may share references, and labels may share chains
-    for i, task in enumerate(plan.references):
+    for task in tasks:
         name = f"{index}-{task.cell.key}"
-        if share is None:
-            mine = True
-        elif plan.chains:
-            mine = any(task.cell.key == chain.reference_cell.key for chain in chains)
-        else:
-            mine = i % share[1] == share[0]
-        if mine and is_open(task.cell.key):
+        if is_open(task.cell.key):
             work.setdefault(name, Work(index, name, task, None, task.cell.epochs_train + 1, (task.cell,)))
     for chain in _with_tickets(chains, is_open):
         cells = tuple(cell for cell in chain.cells if is_open(cell.key))
@@ -96,6 +93,24 @@ def open_work(
         name = _chain_name(index, chain)
         work.setdefault(name, Work(index, name, chain, needs if needs in work else None, _units(cells), cells))
     return list(work.values())
+
+
+def cells_of(plan: ExperimentPlan, share: tuple[int, int] | None) -> list[Cell]:
+    """The cells on whose results the open work of a share depends: not all, for a share that starts among many."""
+    tasks, chains = _of_share(plan, share)
+    tickets = [cell for chain in chains if chain.tickets is not None for cell in chain.tickets.cells]
+    return [*(task.cell for task in tasks), *tickets, *(cell for chain in chains for cell in chain.cells)]
+
+
+def _of_share(plan: ExperimentPlan, share: tuple[int, int] | None) -> tuple[Sequence[ReferenceTask], Sequence[Chain]]:
+    """The reference networks and the chains of a share; all without one."""
+    if share is None:
+        return plan.references, plan.chains
+    if not plan.chains:
+        return plan.references[share[0] :: share[1]], ()
+    chains = plan.chains[share[0] :: share[1]]
+    needed = {chain.reference_cell.key for chain in chains}
+    return [task for task in plan.references if task.cell.key in needed], chains
 
 
 def _with_tickets(chains: Sequence[Chain], is_open: Callable[[str], bool]) -> Iterator[Chain]:
@@ -124,6 +139,7 @@ class Queue:
 
     def __init__(self, work: Sequence[Work]) -> None:
         self.waiting = list(work)
+        self._units = sum(w.units for w in work)  # of those that wait
         self.unfinished = {w.name for w in work}
 
     def take(self, busy: frozenset[str] = frozenset(), workers: int = 1) -> Work | None:
@@ -135,10 +151,8 @@ class Queue:
 
     def _hand_out(self, i: int, workers: int) -> Work:
         whole = self.waiting.pop(i)
-        if workers == 1:
-            return whole
-        units = whole.units + sum(work.units for work in self.waiting)
-        part, rest = whole.divided(units / (PARTS * workers))
+        part, rest = whole.divided(self._units / (PARTS * workers)) if workers > 1 else (whole, None)
+        self._units -= part.units
         if rest is not None:
             self.waiting.insert(i, rest)
             self.unfinished -= {whole.name}  # no other work needs it: only cascades and references are needed
@@ -148,6 +162,7 @@ class Queue:
     def put_back(self, work: Work) -> None:
         """Return work that another process holds."""
         self.waiting.append(work)
+        self._units += work.units
 
     def finished(self, work: Work) -> None:
         """Release the work that needs this."""

@@ -10,7 +10,7 @@ from experiment.config import load
 from experiment.main import main
 from experiment.run.disk.store import Store
 from experiment.run.grid.plan import Machine, plan_experiment
-from experiment.run.workers.queue import Queue, Work, open_work
+from experiment.run.workers.queue import Queue, Work, cells_of, open_work
 
 
 def work_of(write: Any, small: dict[str, Any], **experiments: Any) -> list[Work]:
@@ -84,3 +84,17 @@ def test_more_workers_than_chains(write: Any, small: dict[str, Any], in_tmp: Pat
     small["experiments"] |= {"methods": ["WT"], "numNets": 1, "spacing": spacing(4)}
     assert main([str(write(small)), "-j", "2"]) == 0
     assert "2 workers with 1 thread" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["retrain", "train"])
+def test_a_share_needs_the_results_of_its_own_cells_alone(write: Any, small: dict[str, Any], mode: str) -> None:
+    small["experiments"] |= {"numNets": 3, "mode": mode}
+    plan = plan_experiment(load(write(small)), Machine("cpu"))
+    results = {cell.key: {"status": "done"} for cell in plan.cells[::2]}
+    for share in [(k, 4) for k in range(4)]:
+        own = {cell.key for cell in cells_of(plan, share)}
+        assert own < {cell.key for cell in plan.cells}
+        known = {key: result for key, result in results.items() if key in own}
+        assert open_work(0, plan, known, share=share) == open_work(0, plan, results, share=share)
+    everything = {cell.key for k in range(4) for cell in cells_of(plan, (k, 4))}
+    assert everything == {cell.key for cell in cells_of(plan, None)} == {cell.key for cell in plan.computed}
