@@ -118,11 +118,14 @@ class Steps:
     def run(self, name: str, step: Callable[[], Result]) -> Result:
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         result = step()
-        seconds, peak = time.perf_counter() - start, _resident("VmHWM")
-        print(name, f"{seconds:.1f}", f"{peak / GIB:.2f}", f"{_resident('VmRSS') / GIB:.2f}", flush=True)
-        self.rows.append({"step": name, "seconds": f"{seconds:.1f}", "peak": peak})
+        seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+        self.rows.append({"step": name, "seconds": f"{seconds:.1f}", "cpu": f"{cpu:.1f}", "peak": _resident("VmHWM")})
+        print(
+            {**self.rows[-1], "peak": f"{_resident('VmHWM') / GIB:.2f}", "after": f"{_resident('VmRSS') / GIB:.2f}"},
+            flush=True,
+        )
         return result
 
 

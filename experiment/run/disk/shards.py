@@ -24,20 +24,21 @@ class Shards(Mapping[str, Tensor]):
     """
 
     def __init__(self, path: Path, network: nn.Module) -> None:
-        self._files = {file: _opened(file, path) for file in files_of(path)}
-        held = {name: file for file, opened in self._files.items() for name in opened.keys()}  # noqa: SIM118
-        plain = without_prefixes({name: name for name in held})
-        self._places = {name: (held[stored], stored) for name, stored in plain.items()}
-        first: dict[int, str] = {}
-        own = network.state_dict(keep_vars=True)
+        held = dict[str, tuple[Path, str]]()
+        for file in files_of(path):
+            with _opened(file) as opened:
+                held |= {name: (file, name) for name in opened.keys()}  # noqa: SIM118  it is no mapping
+        self._places = {name: held[stored] for name, stored in without_prefixes({n: n for n in held}).items()}
+        own, first = network.state_dict(keep_vars=True), dict[int, str]()
         for name in sorted(own, key=lambda name: name not in self._places):
-            found = first.setdefault(id(own[name]), name)
-            if found in self._places:
-                self._places.setdefault(name, self._places[found])
+            stored = first.setdefault(id(own[name]), name)
+            if stored in self._places:
+                self._places.setdefault(name, self._places[stored])
 
     def __getitem__(self, name: str) -> Tensor:
         file, stored = self._places[name]
-        tensor: Tensor = self._files[file].get_tensor(stored)
+        with _opened(file) as opened:  # each time, as the pages of an open file stay in memory
+            tensor: Tensor = opened.get_tensor(stored)
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -48,8 +49,12 @@ class Shards(Mapping[str, Tensor]):
 
     def shapes(self) -> dict[str, torch.Size]:
         """The shape of every tensor; none is read."""
-        slices = ((name, self._files[file].get_slice(stored)) for name, (file, stored) in self._places.items())
-        return {name: torch.Size(part.get_shape()) for name, part in slices}
+        shapes = {}
+        for file in {file for file, _ in self._places.values()}:
+            with _opened(file) as opened:
+                inside = {name: stored for name, (place, stored) in self._places.items() if place == file}
+                shapes |= {name: torch.Size(opened.get_slice(stored).get_shape()) for name, stored in inside.items()}
+        return shapes
 
 
 def files_of(path: Path) -> list[Path]:
@@ -69,11 +74,11 @@ def files_of(path: Path) -> list[Path]:
     return [path.parent / name for name in names]
 
 
-def _opened(file: Path, path: Path) -> Any:
+def _opened(file: Path) -> Any:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
-        raise StoreError(f"{path}: needs safetensors: python -m pip install safetensors.") from error
+        raise StoreError(f"{file}: needs safetensors: python -m pip install safetensors.") from error
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
