@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from experiment.inputs import Inputs, call_network, first, output_tensors, scored, split
+from experiment.inputs import Inputs, call_network, first, mapped, output_tensors, scored, split
 from experiment.layers.compressible import WEIGHT_LAYERS
 from experiment.layers.forward_pass import Call, evaluating, observed_pass, observing
 
@@ -56,7 +56,7 @@ class BlockPasses:
         kept, outputs = min(self._span(later)[0] - 1, high) if later else -1, list[Any]()
         now: list[Inputs] = [None]
         last = {"": self._blocks[kept]} if kept >= start else {}
-        keeping = observing(last, after=lambda call: outputs.append(call.output))
+        keeping = observing(last, after=lambda call: outputs.append(_copied(call.output)))
         layers = observing(modules, after=after, inputs_now=lambda: now[0])
         with evaluating(self._network), layers, keeping:
             for i, now[0] in enumerate(split(self._inputs, self._batch_size)):
@@ -67,7 +67,7 @@ class BlockPasses:
 
     def _span(self, layers: Collection[str]) -> tuple[int, int]:
         """The numbers of the first and the last block that run when these layers are called; -1: before all blocks."""
-        places = [self._places[name] for name in layers if name in self._places] or [(-1, len(self._blocks))]
+        places = [self._places.get(name, (-1, len(self._blocks))) for name in layers]
         return min(low for low, _ in places), max(high for _, high in places)
 
 
@@ -80,7 +80,7 @@ def _between(blocks: Sequence[nn.Module], start: int, output: object, end: int) 
     """Inside, a forward pass computes the blocks from `start` on, and stops where block `end` is called.
 
     Args:
-        output: what block start - 1 returns.
+        output: what block start - 1 returns. Later blocks may change it in place, so they get a copy.
     """
 
     def stop(*args: object, **named: object) -> None:
@@ -88,7 +88,7 @@ def _between(blocks: Sequence[nn.Module], start: int, output: object, end: int) 
 
     own = {block: vars(block).get("forward") for block in (*blocks[:start], *blocks[end : end + 1])}
     for i, block in enumerate(own):
-        vars(block)["forward"] = stop if i == start else lambda *args, **named: output
+        vars(block)["forward"] = stop if i == start else lambda *args, **named: _copied(output)
     try:
         with suppress(_Stop):
             yield
@@ -97,6 +97,10 @@ def _between(blocks: Sequence[nn.Module], start: int, output: object, end: int) 
             vars(block).pop("forward")
             if forward is not None:
                 vars(block)["forward"] = forward
+
+
+def _copied(output: object) -> Any:
+    return mapped(output, Tensor.clone)
 
 
 def _chain(network: nn.Module, sample: Inputs) -> tuple[list[nn.Module], dict[str, tuple[int, int]]]:
@@ -108,10 +112,15 @@ def _chain(network: nn.Module, sample: Inputs) -> tuple[list[nn.Module], dict[st
     lists = [m for m in network.modules() if isinstance(m, nn.ModuleList | nn.Sequential) and len(m) > 1]
     blocks = list(max(lists, key=lambda m: sum(p.numel() for p in m.parameters()), default=nn.ModuleList()))
     calls, outputs, places = list[bool](), list[Any](), dict[str, tuple[int, int]]()
+    latest: list[Any] = [None]
 
     def enter(call: Call) -> None:
-        follows = not calls or (outputs and call.input is next(iter(output_tensors(outputs[-1])), None))
-        calls.append(call.module is blocks[len(calls) % len(blocks)] and bool(follows))
+        follows = not calls or any(call.input is tensor for tensor in output_tensors(latest[0])[:1])
+        calls.append(follows and call.module is blocks[len(calls) % len(blocks)])
+
+    def leave(call: Call) -> None:
+        latest[0] = call.output
+        outputs.append(_copied(call.output))
 
     def see(call: Call) -> None:
         now = len(calls) - 1
@@ -121,10 +130,7 @@ def _chain(network: nn.Module, sample: Inputs) -> tuple[list[nn.Module], dict[st
     layers = {name: m for name, m in network.named_modules() if isinstance(m, WEIGHT_LAYERS)}
     named = {str(i): block for i, block in enumerate(blocks)}
     with evaluating(network):
-        with (
-            observing(named, before=enter, after=lambda call: outputs.append(call.output)),
-            observing(layers, before=see),
-        ):
+        with observing(named, before=enter, after=leave), observing(layers, before=see):
             whole = scored(call_network(network, sample))
         if not calls or calls != [True] * len(blocks):
             return [], {}

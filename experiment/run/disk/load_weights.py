@@ -47,15 +47,15 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
 
     Raises: StoreError: it belongs to another network. Damaged: it contains NaN, infinity or the wrong kind of dtype.
     """
-    lazy = isinstance(state, Shards)
-    require_shapes(network, state.shapes() if lazy else {n: tensor.shape for n, tensor in state.items()}, path)
+    shapes = state.shapes() if isinstance(state, Shards) else {name: tensor.shape for name, tensor in state.items()}
+    require_shapes(network, shapes, path)
     own = network.state_dict()
     _check_values(network, own, state, path)
     counts = {name for name in own if name.endswith("num_batches_tracked")}  # which files of torch before 0.4.1 lack
     zeros = {name: torch.zeros_like(own[name], device="cpu") for name in counts - set(state)}
     if any(tensor.is_meta for tensor in own.values()):
         load_tensors(network, zeros | _copies(network, state), assign=True)
-    elif lazy:
+    elif isinstance(state, Shards):
         with torch.no_grad():
             for name, tensor in (*zeros.items(), *state.items()):
                 own[name].copy_(tensor)

@@ -49,7 +49,7 @@ class Shards(Mapping[str, Tensor]):
 
     def shapes(self) -> dict[str, torch.Size]:
         """The shape of every tensor; none is read."""
-        shapes = {}
+        shapes = dict[str, torch.Size]()
         for file in {file for file, _ in self._places.values()}:
             with _opened(file) as opened:
                 inside = {name: stored for name, (place, stored) in self._places.items() if place == file}
