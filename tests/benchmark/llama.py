@@ -4,12 +4,12 @@
     python tests/benchmark/llama.py --parameters 1.1b --method SVD-LLM --folder /tmp/llama --threads 2
 
 Needs transformers. The weights are bfloat16, in shards of safetensors that are written first and read as a user's are.
-`peak` is the most resident memory during a step, in GiB, and of the network's own bytes. One run per process.
+Memory is the most that was resident during a step, above what the process held before it made the network: in GiB, and
+in multiples of the network's own bytes, the network included. `cpu_seconds` do not depend on what else the machine does.
 """
 
 import argparse
-import gc
-import json
+import sys
 import tempfile
 import time
 import warnings
@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 import torch
 from rows import Row, show
-from torch import nn
 
 GIB = 2**30
 SIZES = {  # 1.1b has the shape of TinyLlama, 250m three of its 22 blocks
@@ -53,6 +52,10 @@ def main() -> None:
         folder = (arguments.folder or Path(temporary)) / arguments.parameters
         if not folder.exists():
             write_shards(arguments.parameters, folder)
+        import transformers.models.llama.modeling_llama  # noqa: F401  before the first measurement
+
+        import experiment  # noqa: F401
+
         steps = Steps()
         sizes = compressed(arguments, folder, Path(temporary) / "network.pt", steps)
     show(steps.rows, WIDTHS, arguments.csv)
@@ -80,52 +83,54 @@ def compressed(arguments: argparse.Namespace, folder: Path, file: Path, steps: "
     from experiment.api.compression import _count_original, result_of, save_network
     from experiment.layers.plan import State
     from experiment.layers.prepare_network import prepared
-    from experiment.methods.base import Calibration, Compressor, make_method
-    from experiment.methods.configure import configure
     from experiment.measure import count, recount
+    from experiment.methods.base import Calibration, Compressed, Compressor, make_method
+    from experiment.methods.configure import configure
     from experiment.run.disk.load_weights import load_given
     from experiment.run.grid.weights_file import find_given
 
-    name, settings = METHODS[arguments.method]
-    spec = configure(name, settings)
-    given = find_given(str(folder), folder)
+    spec, given = configure(*METHODS[arguments.method]), find_given(str(folder), folder)
     assert given is not None
     network = LlamaForCausalLM._from_config(config_of(arguments.parameters), dtype=torch.bfloat16).eval()
-    steps.run("load", lambda: load_given(network, given))
     steps.own_bytes = sum(p.numel() * p.element_size() for p in network.parameters())
+    steps.run("load", lambda: load_given(network, given))
     tokens = torch.randint(0, 32000, (arguments.samples, 256), generator=torch.Generator().manual_seed(0))
-    state = State(prepared(network).network, {"input_ids": tokens[:1, :64]})
+    state, calibration = State(prepared(network).network, {"input_ids": tokens[:1]}), Calibration({"input_ids": tokens})
     original = steps.run("count", lambda: _count_original(state))
-    made, generator = make_method(spec.entry, spec.settings), torch.Generator().manual_seed(0)
-    calibration = Calibration({"input_ids": tokens})
-    compressor = steps.run("analyse", lambda: Compressor(made, state, original, calibration, generator))
+    method, generator = make_method(spec.entry, spec.settings), torch.Generator().manual_seed(0)
+    compressor = steps.run("analyse", lambda: Compressor(method, state, original, calibration, generator))
     plan = steps.run("plan", lambda: compressor.plan(1.0 if spec.fixed_size else arguments.keep))
     built = steps.run("fill", lambda: compressor.instantiate(plan))
-    found = steps.run("recount", lambda: count(built, state.example) if plan.factors else recount(built, original))
-    result = result_of(spec.label, original, compressor.made(plan, compressor.out_of_reach))
-    del built
+    counted = steps.run("recount", lambda: count(built, state.example) if plan.factors else recount(built, original))
+    result = result_of(spec.label, original, Compressed(built, plan, counted))
     steps.run("save", lambda: save_network(result, file))
     return f"{result}, network {steps.own_bytes / GIB:.2f} GiB, file {file.stat().st_size / GIB:.2f} GiB"
 
 
 class Steps:
-    """Measures steps one after the other."""
+    """Measures steps one after the other, above what the process holds before the first."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.own_bytes = 0
+        self._before = _resident("VmRSS")
 
     def run(self, name: str, step: Callable[[], Result]) -> Result:
-        gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
         start, start_cpu = time.perf_counter(), time.process_time()
         result = step()
         seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-        self.rows.append({"step": name, "seconds": f"{seconds:.1f}", "cpu": f"{cpu:.1f}", "peak": _resident("VmHWM")})
-        print(
-            {**self.rows[-1], "peak": f"{_resident('VmHWM') / GIB:.2f}", "after": f"{_resident('VmRSS') / GIB:.2f}"},
-            flush=True,
+        peak = _resident("VmHWM") - self._before
+        self.rows.append(
+            {
+                "step": name,
+                "seconds": f"{seconds:.1f}",
+                "cpu_seconds": f"{cpu:.1f}",
+                "peak_gib": f"{peak / GIB:.2f}",
+                "of_network": f"{peak / self.own_bytes:.2f}x",
+            }
         )
+        print(name, "done", file=sys.stderr)
         return result
 
 

@@ -1,5 +1,6 @@
 """Loading a state_dict into a network, in place, from any source. Nothing in a file is executed."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
         load_tensors(network, zeros | _copies(network, state), assign=True)
     elif isinstance(state, Shards):
         with torch.no_grad():
-            for name, tensor in (*zeros.items(), *state.items()):
+            for name, tensor in itertools.chain(zeros.items(), state.items()):
                 own[name].copy_(tensor)
     else:
         load_tensors(network, zeros | dict(state))
