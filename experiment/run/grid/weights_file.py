@@ -82,8 +82,10 @@ def datasets_folder(values: Mapping[str, Any], command_line: Path | None) -> Pat
 def missing_text(name: str, datasets: Path) -> str:
     """The error about a file that does not exist."""
     places = "" if Path(name).is_absolute() else f" in {Path.cwd()} or {datasets.absolute()}"
-    expected = "Expected a state_dict as written by torch.save(net.state_dict(), path), or safetensors files."
-    return f"no file '{shortened(name)}'{places}. {expected}"
+    expected = (
+        "a state_dict as written by torch.save(net.state_dict(), path), a safetensors file, or a folder of shards"
+    )
+    return f"no file '{shortened(name)}'{places}. Expected {expected} with its {INDEX}."
 
 
 def content_hash(path: Path) -> str:
