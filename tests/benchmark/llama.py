@@ -5,7 +5,8 @@
 
 Needs transformers. The weights are bfloat16, in shards of safetensors that are written first and read as a user's are.
 Memory is the most that was resident during a step, above what the process held before it made the network: in GiB, and
-in multiples of the network's own bytes, the network included. `cpu_seconds` do not depend on what else the machine does.
+in multiples of the network's own bytes, the network included. Other work on the machine changes `seconds`, and
+`cpu_seconds` hardly.
 """
 
 import argparse
@@ -29,7 +30,6 @@ SIZES = {  # 1.1b has the shape of TinyLlama, 250m three of its 22 blocks
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "WT": ("WT", {}),
     "Quantize": ("Quantize", {"dtype": "int4", "group_size": 128}),
-    "GPTQ": ("Quantize", {"dtype": "int4", "group_size": 128, "rounding": "compensated"}),
     "SVD-LLM": ("SVD-LLM", {}),
 }
 WIDTHS = {"step": 9, "seconds": 8, "peak_gib": 8, "of_network": 10}

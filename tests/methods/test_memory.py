@@ -1,4 +1,4 @@
-"""The memory of compressing: the network, one copy of it and what one layer takes, in tensors that exist at one time."""
+"""The memory of compressing: the network, one copy of it, and what one layer takes, counted in tensors."""
 
 from pathlib import Path
 
