@@ -18,6 +18,7 @@ from experiment.layers.plan import MOST_DIMS, Name
 from experiment.layers.quantized_weights import (
     BITS,
     CODEBOOKS,
+    ELEMENTS,
     FLOATS,
     PATTERN,
     code_bytes,
@@ -214,9 +215,13 @@ def _bits(dtype: str) -> int:
 def _in_bytes(codes: Tensor, bits: int) -> Tensor:
     """Codes of so many bits as rows of bytes, the first one of every byte in the low bits."""
     number = 8 // bits
-    whole = torch.nn.functional.pad(codes.view(torch.uint8) & 2**bits - 1, (0, -codes.shape[1] % number))
     places = torch.arange(number, dtype=torch.uint8) * bits
-    return (torch.unflatten(whole, 1, (-1, number)) << places).sum(2, dtype=torch.uint8)
+
+    def joined(rows: Tensor) -> Tensor:
+        whole = torch.nn.functional.pad(rows.view(torch.uint8) & 2**bits - 1, (0, -rows.shape[1] % number))
+        return (torch.unflatten(whole, 1, (-1, number)) << places).sum(2, dtype=torch.uint8)
+
+    return torch.cat([joined(rows) for rows in torch.split(codes, max(1, ELEMENTS // max(1, codes.shape[1])))])
 
 
 def _from_bytes(name: str, rows: Tensor, columns: int, dtype: str) -> Tensor:
