@@ -34,6 +34,7 @@ BITS: Mapping[str, int] = {
 }  # fmt: skip
 DTYPES = tuple(BITS)
 PATTERN = r"^(float16|bfloat16|int8|int4|int[48]/[1-9][0-9]*|codebook(2|4|16|256))$"
+ELEMENTS = 2**22  # of a weight that are quantized at a time, in float32
 _CUT_BITS = 7  # of a scale's mantissa: the rest times a code of 7 bits is exact in float32
 _SMALLEST = torch.finfo(torch.float32).tiny
 
@@ -130,12 +131,19 @@ def encode(weight: Tensor, dtype: str, live: Tensor | None = None) -> Codes:
     if kind in FLOATS:
         most = torch.finfo(FLOATS[kind]).max
         return torch.where(weight.isfinite(), weight.clamp(-most, most), weight).to(FLOATS[kind]), None
-    groups_FGN = _grouped(weight.float(), size)
-    scales_FG = _scales(groups_FGN, LEVELS[kind])
-    divisors_FG1 = torch.where(scales_FG > 0, scales_FG, 1)[..., None]
-    codes_FGN = (groups_FGN / divisors_FG1).round().clamp(-LEVELS[kind], LEVELS[kind]).nan_to_num(0)
-    codes = _ungrouped(codes_FGN, weight.shape).to(torch.int8)
+    rows = max(1, ELEMENTS // max(1, weight.shape[1:].numel()))
+    pairs = [_integers(part, LEVELS[kind], size) for part in torch.split(weight, rows)]
+    codes, scales_FG = pairs[0] if len(pairs) == 1 else map(torch.cat, zip(*pairs, strict=True))
     return codes, scales_FG.flatten() if size is None else scales_FG
+
+
+def _integers(weight: Tensor, levels: int, size: int | None) -> tuple[Tensor, Tensor]:
+    """The codes of some rows, and their scales (F, G)."""
+    groups_FGN = _grouped(weight.float(), size)
+    scales_FG = _scales(groups_FGN, levels)
+    divisors_FG1 = torch.where(scales_FG > 0, scales_FG, 1)[..., None]
+    codes_FGN = (groups_FGN / divisors_FG1).round().clamp(-levels, levels).nan_to_num(0)
+    return _ungrouped(codes_FGN, weight.shape).to(torch.int8), scales_FG
 
 
 def decode(codes: Tensor, scales: Tensor | None, dtype: str) -> Tensor:

@@ -61,10 +61,10 @@ class Quantize:
         Raises: CompressionError: a weight is NaN or infinite, or there are no data for compensated rounding.
             ConfigError: a pattern matches no layer, or two patterns the same layer.
         """
-        start_of(state, masked=True)  # which refuses weights that are not finite
+        start = start_of(state, masked=True)  # which refuses weights that are not finite
         support = Plan(masks=dict(state.masks), kept=dict(state.kept), skipped=state.skipped, branches=state.branches)
-        parameters = count(build(state.network, support), state.example).parameters
-        plan = self.finish(replace(support, parameters=parameters), state.network)
+        counted = count(build(state.network, support), state.example) if state.skipped else start.count
+        plan = self.finish(replace(support, parameters=counted.parameters), state.network)
         return QuantizeAnalysis(plan, self.data_of(state, calibration))
 
     def plan(self, analysis: QuantizeAnalysis, budget: Budget) -> Plan:

@@ -90,7 +90,8 @@ class Network(Block):
     settings: dict[str, Any] = {}
     """Keyword arguments of the network's factory."""
     weights: Name | None = None
-    """File with trained weights (a state_dict) to start from. With training.numEpochs: 0 they are used unchanged."""
+    """File with trained weights (a state_dict) to start from, or the folder or index of their safetensors shards. With
+    training.numEpochs: 0 they are used unchanged."""
 
 
 Mode = Literal["train", "retrain", "retrain-rewind", "cascade", "cascade-rewind", "gradual", "lc"]

@@ -3,7 +3,7 @@
 Shape suffixes: F = filters (output features), P = positions of all samples in a batch.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from experiment.errors import CompressionError
 from experiment.inputs import Inputs, attended
+from experiment.layers.block_passes import BlockPasses
 from experiment.layers.compressible import channel_dim, weight_of
 from experiment.layers.forward_pass import Call, observed_pass
 from experiment.layers.sampled_patches import counted_places
 
 SAMPLES = 8  # in one forward pass
-POSITIONS = 4096  # in float64 at a time
+POSITIONS, VALUES = 4096, 2**24  # in float64 at a time, at most
 MANY_FEATURES = 512  # responses of a layer with more, and fewer inputs, are described in the span of its weight
 
 
@@ -43,12 +44,12 @@ class Responses:
         The layer is affine, so its mean response is the response to the mean input, averaged over positions.
         """
         weight = precise(weight_of(layer, filters))
-        parameters = {n: precise(p) for n, p in layer.named_parameters()} | {"weight": weight}
+        others = {n: precise(p) for n, p in layer.named_parameters() if n != "weight"}
 
         def respond(mean: Tensor) -> Tensor:
             if isinstance(layer, nn.Embedding):
                 return mean[None] @ weight
-            return _rows(layer, torch.func.functional_call(layer, parameters, (mean[None],)))
+            return _rows(layer, torch.func.functional_call(layer, others | {"weight": weight}, (mean[None],)))
 
         responses = [(count, respond(mean)) for count, mean in self.inputs]
         total = sum(count * len(y_PF) for count, y_PF in responses)
@@ -57,21 +58,34 @@ class Responses:
 
 
 def gather(
-    network: nn.Module, layers: Iterable[str], inputs: Inputs, axes: Mapping[str, Tensor] | None = None
+    network: nn.Module,
+    layers: Iterable[str],
+    inputs: Inputs | BlockPasses,
+    axes: Mapping[str, Tensor] | None = None,
+    later: Collection[str] = (),
 ) -> dict[str, Responses]:
     """The moments of the layers' responses, bias included, from one forward pass of all inputs in eval mode.
 
     Args:
         layers: names of convolutions, linear layers and embeddings; the features of the latter two are the last
             dimension.
-        inputs: a batch of any size; it is passed through the network in parts. Padding does not count.
+        inputs: a batch of any size; it is passed through the network in parts. Padding does not count. Or passes of
+            `SAMPLES` inputs at a time, if layers are looked at in parts.
         axes: for some layers an orthonormal basis of all responses but the bias, (F, N) in float64. Their covariance
             is that of the coordinates, (N, N).
+        later: the layers of the next part.
     Raises: CompressionError: there are no inputs, a layer is not used, or a response is NaN or infinite.
     """
     sums = {name: _Sums((axes or {}).get(name)) for name in layers}
     modules = {name: network.get_submodule(name) for name in sums}
-    observed_pass(network, modules, inputs, batch_size=SAMPLES, after=lambda call: sums[call.name].record(call))
+
+    def record(call: Call) -> None:
+        sums[call.name].record(call)
+
+    if isinstance(inputs, BlockPasses):
+        inputs.observe(modules, record, later)
+    else:
+        observed_pass(network, modules, inputs, batch_size=SAMPLES, after=record)
     return {name: own.moments(name) for name, own in sums.items()}
 
 
@@ -107,7 +121,8 @@ class _Sums:
             rows = rows[places]
         self._add_inputs(layer, x)
         self.epsilon = torch.finfo(response.dtype).eps
-        for y_PF in torch.split(rows, POSITIONS) if len(rows) else ():
+        size = min(POSITIONS, max(1, VALUES // rows.shape[1]))
+        for y_PF in torch.split(rows, size) if len(rows) else ():
             self._add_responses(precise(y_PF))
 
     def _add_inputs(self, layer: nn.Module, x: Tensor) -> None:

@@ -5,7 +5,7 @@ weight, J = rank.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from experiment.inputs import Inputs
+from experiment.layers.block_passes import BlockPasses
 from experiment.layers.build import write_whole
 from experiment.layers.compressible import LayerInfo
 from experiment.layers.factored_layers import flops, fold, write_factors
@@ -24,7 +25,7 @@ from experiment.layers.plan import Factors, Plan, State
 from experiment.layers.refit import refit
 from experiment.methods.allocate import RULES, common_threshold
 from experiment.methods.base import Budget, Calibration, calibration_inputs
-from experiment.methods.data.responses import MANY_FEATURES, Responses, gather, precise, span_of
+from experiment.methods.data.responses import MANY_FEATURES, SAMPLES, Responses, gather, precise, span_of
 from experiment.methods.lowrank.base import LowRankLayers, lowrank_layers
 from experiment.methods.lowrank.layer_options import LayerOptions
 from experiment.methods.lowrank.settings import PCASettings
@@ -33,6 +34,8 @@ from experiment.methods.starting_state import factored_layers, live_filters
 
 Floats = NDArray[np.float64]
 COVARIANCES = 2**23  # elements in float64 at a time, at least
+SHARE, SHARE_OF_A_BLOCK = 8, 32  # of the network's elements at a time: with a pass each, or with one pass for all
+Part = dict[str, tuple[LayerInfo, LayerOptions]]
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,13 @@ class PCA:
             state, lambda info: [(1, 0)], self.settings.round_to, chosen=self.settings, with_bias=True
         )
         responses, directions, thresholds, errors = dict[str, Responses](), dict[str, Tensor](), [], []
-        for part in _parts(base):
-            network = base.start.network
+        network, parts, passes = base.start.network, _parts(base, SHARE), inputs
+        if len(parts) > 1 and (blocks := BlockPasses(network, inputs, SAMPLES)).resume:
+            passes, parts = blocks, _parts(base, SHARE_OF_A_BLOCK)
+        for part, later in zip(parts, [*parts[1:], {}], strict=True):
             spans = ((name, span_of(live_filters(network, {}, name), info.groups)) for name, (info, _) in part.items())
             axes = {name: axes_FN for name, axes_FN in spans if axes_FN is not None}
-            found = gather(network, part, inputs, axes)
+            found = gather(network, part, passes, axes, later)
             for info, options in part.values():
                 own, ranks = found.pop(info.name), options.ranks[:-1]
                 values_OH, vectors_OHH = torch.linalg.eigh(_covariance(own, info))
@@ -154,17 +159,17 @@ class PCA:
             refit(built, live_copy(state, plan), names, analysis.inputs, seed=0)
 
 
-def _parts(base: LowRankLayers) -> Iterator[dict[str, tuple[LayerInfo, LayerOptions]]]:
-    """The layers in parts, so that the covariances of one take a quarter of the network's memory, or 64 MiB."""
-    most = max(COVARIANCES, sum(p.numel() for p in base.start.network.parameters()) // 8)
-    part, size = dict[str, tuple[LayerInfo, LayerOptions]](), 0
+def _parts(base: LowRankLayers, share: int) -> list[Part]:
+    """The layers in parts, so that the covariances of one have a share of the network's elements, or take 64 MiB."""
+    most = max(COVARIANCES, sum(p.numel() for p in base.start.network.parameters()) // share)
+    parts, size = list[Part](), most
     for info, options in base.pairs():
-        if part and size + _size(info) ** 2 > most:
-            yield part
-            part, size = {}, 0
-        part[info.name] = info, options
         size += _size(info) ** 2
-    yield part
+        if size > most:
+            parts.append({})
+            size = _size(info) ** 2
+        parts[-1][info.name] = info, options
+    return parts
 
 
 def _size(info: LayerInfo) -> int:

@@ -1,5 +1,6 @@
 """Loading a state_dict into a network, in place, from any source. Nothing in a file is executed."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 
 from experiment.errors import Damaged, StoreError, described, kind_of, shortened
 from experiment.layers.prepare_network import without_prefixes
-from experiment.run.grid.weights_file import GivenWeights, content_hash
+from experiment.run.disk.shards import Shards
+from experiment.run.grid.weights_file import GivenWeights, given_hash
 from experiment.tensor_file import load_tensors, read_tensors
 
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts, and this program, store the weights
@@ -30,12 +32,15 @@ def read_plain(path: Path) -> Any:
 def load_given(network: nn.Module, given: GivenWeights) -> None:
     """Load the weights file that a parameter file names; it must hold exactly the weights and buffers of the network.
 
+    Of safetensors files one tensor at a time is in memory beside the network.
+
     Raises: StoreError: the file is missing or damaged, has changed since planning, or belongs to another network.
     """
-    content = read_plain(given.path)
-    if content_hash(given.path) != given.content:
+    in_shards = given.path.suffix in (".safetensors", ".json")
+    state = Shards(given.path, network) if in_shards else _state_dict(read_plain(given.path), given.path)
+    if given_hash(given.path) != given.content:
         raise StoreError(f"{given.path}: has changed since the experiment was planned. Run the command again.")
-    load_state(network, _state_dict(content, given.path), given.path)
+    load_state(network, state, given.path)
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -43,10 +48,23 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
 
     Raises: StoreError: it belongs to another network. Damaged: it contains NaN, infinity or the wrong kind of dtype.
     """
-    require_shapes(network, {name: tensor.shape for name, tensor in state.items()}, path)
+    shapes = state.shapes() if isinstance(state, Shards) else {name: tensor.shape for name, tensor in state.items()}
+    require_shapes(network, shapes, path)
     own = network.state_dict()
+    _check_values(network, own, state, path)
     counts = {name for name in own if name.endswith("num_batches_tracked")}  # which files of torch before 0.4.1 lack
-    state = {name: torch.zeros_like(own[name], device="cpu") for name in counts - set(state)} | dict(state)
+    zeros = {name: torch.zeros_like(own[name], device="cpu") for name in counts - set(state)}
+    if any(tensor.is_meta for tensor in own.values()):
+        load_tensors(network, zeros | _copies(network, state), assign=True)
+    elif isinstance(state, Shards):
+        with torch.no_grad():
+            for name, tensor in itertools.chain(zeros.items(), state.items()):
+                own[name].copy_(tensor)
+    else:
+        load_tensors(network, zeros | dict(state))
+
+
+def _check_values(network: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:
     parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     problems = []
     for name, tensor in state.items():
@@ -57,18 +75,18 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
             problems.append(f"{name} holds NaN or infinity")
     if problems:
         raise Damaged(f"{path}: contains values that cannot be weights: {first_names(problems)}.")
-    if any(tensor.is_meta for tensor in own.values()):
-        contiguous = torch.contiguous_format
-        tensors, copies = network.state_dict(keep_vars=True), dict[str, Tensor]()
-        shared: dict[int, Tensor] = {}  # one tensor for all names of a parameter, so that tied layers stay tied
-        for name, tensor in state.items():
-            copy = tensor.to(own[name].dtype).clone(memory_format=contiguous)
-            held = tensors[name]
-            made = nn.Parameter(copy, held.requires_grad) if isinstance(held, nn.Parameter) else copy
-            copies[name] = shared.setdefault(id(held), made)
-        load_tensors(network, copies, assign=True)
-    else:
-        load_tensors(network, state)
+
+
+def _copies(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a network on `meta`; one for all names of a parameter, so that tied layers stay tied."""
+    held, shared, copies = network.state_dict(keep_vars=True), dict[int, Tensor](), dict[str, Tensor]()
+    for name, tensor in state.items():
+        if id(held[name]) not in shared:
+            copy = tensor.to(held[name].dtype).clone(memory_format=torch.contiguous_format)
+            learned = isinstance(held[name], nn.Parameter)
+            shared[id(held[name])] = nn.Parameter(copy, held[name].requires_grad) if learned else copy
+        copies[name] = shared[id(held[name])]
+    return copies
 
 
 def require_shapes(network: nn.Module, shapes: Mapping[str, torch.Size], path: Path) -> None:

@@ -6,7 +6,6 @@ Masked weights are stored without their zeros and quantized ones with their bits
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf, StrictBool, Stric
 from torch import Tensor, nn
 
 from experiment.errors import CompressionError, ConfigError, Damaged, OtherVersion, StoreError, described, shortened
-from experiment.files import write_whole
+from experiment.files import whole_file
 from experiment.inputs import Inputs
 from experiment.layers.build import build
 from experiment.layers.masks import bake_masks, plain_name
@@ -34,9 +33,7 @@ from experiment.run.disk.packed_tensors import (
     MaskedWeight,
     QuantizedWeight,
     decode_state,
-    encode_state,
-    join_codes,
-    pack,
+    pack_weights,
     split_codes,
     unpack,
 )
@@ -64,15 +61,12 @@ def save_weights(
         about: plain facts to store beside it (method, keep, ...), for people.
     """
     specification = specification_of(plan, architecture, about)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    dtypes = named_dtypes(network)
-    coded, quantized = encode_state(state, {n: dtypes[plain_name(n)] for n in state if plain_name(n) in dtypes})
-    whole, masked, quantized = join_codes(*pack(coded), quantized)
-    packed = PackedWeights.model_construct(state_dict=whole, masked=masked, rounded=quantized)
-    buffer = io.BytesIO()
-    torch.save({"specification": specification, **packed.model_dump(exclude_none=True)}, buffer)
-    write_whole(path, buffer.getvalue())
-    return buffer.tell()
+    dtypes, state = named_dtypes(network), network.state_dict()
+    whole, masked, rounded = pack_weights(state, {n: dtypes[plain_name(n)] for n in state if plain_name(n) in dtypes})
+    weights = PackedWeights.model_construct(state_dict=whole, masked=masked, rounded=rounded)
+    with whole_file(path) as partial, partial.open("wb") as stream:  # by its name torch would name the entries
+        torch.save({"specification": specification, **weights.model_dump(exclude_none=True)}, stream)
+        return stream.tell()
 
 
 def specification_of(

@@ -18,6 +18,7 @@ from experiment.layers.plan import MOST_DIMS, Name
 from experiment.layers.quantized_weights import (
     BITS,
     CODEBOOKS,
+    ELEMENTS,
     FLOATS,
     PATTERN,
     code_bytes,
@@ -29,6 +30,7 @@ from experiment.layers.quantized_weights import (
 
 MAX_ELEMENTS = 2**31 - 1  # of one weight
 GAP_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 Shape = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**40)]], Field(max_length=MOST_DIMS)]
 
 
@@ -64,6 +66,30 @@ class QuantizedWeight(BaseModel):
     dtype: StrictStr
     scales: InstanceOf[Tensor] | None = None
     shape: Shape | None = None
+
+
+Packed = tuple[dict[str, Tensor], dict[str, MaskedWeight], dict[str, QuantizedWeight]]
+"""Tensors that are stored as they are, masked weights, and how to decode the quantized ones among both, by name."""
+
+
+def pack_weights(state: Mapping[str, Tensor], dtypes: Mapping[str, str]) -> Packed:
+    """Pack a state_dict, one weight after the other, so that not all of it is in memory in all forms.
+
+    Args:
+        dtypes: as for `encode_state`.
+    """
+    masks = _masks_of(state)
+    mask_of = {weight: mask for mask, weight in masks.items()}
+    whole, masked, quantized = dict[str, Tensor](), dict[str, MaskedWeight](), dict[str, QuantizedWeight]()
+    for name in (name for name in state if name not in masks):
+        together = [name, mask_of[name]] if name in mask_of else [name]
+        part = {each: state[each].detach().cpu().contiguous() for each in together}
+        coded, how = encode_state(part, {name: dtypes[name]} if name in dtypes else {})
+        own, own_masked, how = join_codes(*pack(coded), how)
+        whole |= own
+        masked |= own_masked
+        quantized |= how
+    return whole, masked, quantized
 
 
 def encode_state(
@@ -160,7 +186,7 @@ def pack(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Mask
     for mask_name, weight_name in _masks_of(state).items():
         mask, weight = whole.pop(mask_name), whole.pop(weight_name)
         masked[weight_name] = MaskedWeight(
-            mask=mask_name, shape=list(mask.shape), values=weight[mask], **_positions(mask)
+            mask=mask_name, shape=list(mask.shape), values=_selected(weight, mask), **_positions(mask)
         )
     return whole, masked
 
@@ -189,9 +215,13 @@ def _bits(dtype: str) -> int:
 def _in_bytes(codes: Tensor, bits: int) -> Tensor:
     """Codes of so many bits as rows of bytes, the first one of every byte in the low bits."""
     number = 8 // bits
-    whole = torch.nn.functional.pad(codes.view(torch.uint8) & 2**bits - 1, (0, -codes.shape[1] % number))
     places = torch.arange(number, dtype=torch.uint8) * bits
-    return (torch.unflatten(whole, 1, (-1, number)) << places).sum(2, dtype=torch.uint8)
+
+    def joined(rows: Tensor) -> Tensor:
+        whole = torch.nn.functional.pad(rows.view(torch.uint8) & 2**bits - 1, (0, -rows.shape[1] % number))
+        return (torch.unflatten(whole, 1, (-1, number)) << places).sum(2, dtype=torch.uint8)
+
+    return torch.cat([joined(rows) for rows in torch.split(codes, max(1, ELEMENTS // max(1, codes.shape[1])))])
 
 
 def _from_bytes(name: str, rows: Tensor, columns: int, dtype: str) -> Tensor:
@@ -205,9 +235,18 @@ def _from_bytes(name: str, rows: Tensor, columns: int, dtype: str) -> Tensor:
     return codes if dtype in CODEBOOKS else signed
 
 
+def _selected(weight: Tensor, mask: Tensor) -> Tensor:
+    """The values under a mask, by numpy: torch makes an index of 8 bytes an element and dimension first."""
+    if (bits := _WORDS.get(weight.itemsize)) is None:
+        return weight[mask]
+    return torch.from_numpy(weight.view(bits).numpy()[mask.numpy()]).view(weight.dtype)
+
+
 def _positions(mask: Tensor) -> dict[str, Tensor]:
-    """Where a mask is True, in the shorter of the two forms."""
+    """Where a mask is True, in the shorter of the two forms; a gap takes a byte at least."""
     bits = torch.from_numpy(np.packbits(mask.numpy()))
+    if int(torch.count_nonzero(mask)) >= bits.nbytes:
+        return {"bits": bits}
     gaps = mask.flatten().nonzero().flatten().diff(prepend=torch.tensor([-1]))
     largest = int(gaps.max()) if len(gaps) else 0
     gaps = gaps.to(next(dtype for dtype in GAP_DTYPES if largest <= torch.iinfo(dtype).max))

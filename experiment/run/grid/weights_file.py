@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from experiment.datasets.file_stamp import hash_of
-from experiment.errors import StoreError, shortened
+from experiment.errors import Damaged, StoreError, shortened
+from experiment.files import read_json
 
 DATASETS_FOLDER = Path("data/datasets")
+INDEX, ONE_FILE = "model.safetensors.index.json", "model.safetensors"  # in folders that transformers writes
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,42 @@ class GivenWeights:
 
 
 def find_given(name: str, datasets: Path) -> GivenWeights | None:
-    """The file of `network.weights`: absolute, from the working directory, or in the folder of datasets."""
-    for path in (Path(name), datasets / name):
-        if os.path.isfile(path):  # False for names that no file can have
-            return GivenWeights(path.resolve(), content_hash(path))
+    """The file of `network.weights`: absolute, from the working directory, or in the folder of datasets.
+
+    A folder stands for the safetensors file in it, or for the index of its shards.
+    """
+    for place in (Path(name), datasets / name):
+        for path in (place, place / INDEX, place / ONE_FILE):
+            if os.path.isfile(path):  # False for names that no file can have
+                return GivenWeights(path.absolute(), given_hash(path))
     return None
+
+
+def given_hash(path: Path) -> str:
+    """The hash of a file of weights; of an index, that of its shards, too, as far as they exist.
+
+    Raises: StoreError: a file cannot be read, or the index is damaged.
+    """
+    if path.suffix != ".json":
+        return content_hash(path)
+    shards = [path.parent / name for name in shard_names(path)]
+    parts = [content_hash(part) for part in (path, *shards) if os.path.isfile(part)]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an index of shards names, as `save_pretrained` writes it.
+
+    Raises: StoreError: it is damaged, or names files elsewhere.
+    """
+    content = read_json(index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise Damaged(f"{index}: expected the index of safetensors files, with a weight_map. It has none.")
+    for name in places.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise Damaged(f"{index}: names a shard {shortened(repr(name))}. Expected a safetensors file beside it.")
+    return sorted(set(places.values()))
 
 
 def folder_hash(settings: Mapping[str, Any]) -> str | None:
@@ -49,8 +82,10 @@ def datasets_folder(values: Mapping[str, Any], command_line: Path | None) -> Pat
 def missing_text(name: str, datasets: Path) -> str:
     """The error about a file that does not exist."""
     places = "" if Path(name).is_absolute() else f" in {Path.cwd()} or {datasets.absolute()}"
-    expected = "Expected a state_dict as written by torch.save(net.state_dict(), path)."
-    return f"no file '{shortened(name)}'{places}. {expected}"
+    expected = (
+        "a state_dict as written by torch.save(net.state_dict(), path), a safetensors file, or a folder of shards"
+    )
+    return f"no file '{shortened(name)}'{places}. Expected {expected} with its {INDEX}."
 
 
 def content_hash(path: Path) -> str:
