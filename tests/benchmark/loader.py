@@ -5,9 +5,9 @@
 Makes a folder of 20,000 pictures of about 500 x 375 pixels and 60 kB in 100 classes, unless it is there, and prints:
 
 - seconds until the first batch: to list the files, to stamp them, to stamp them again, and to load both parts;
-- images a second of as many processes: Pillow decoding alone, and the package with ImageNet's transforms. Both are measured in
-  turns, the median counts, and files are in the page cache. `ms` is the time of all processes together for an image, on
-  their cores, which other programs on the machine hardly change.
+- images a second of so many processes: Pillow decoding alone, and the package with ImageNet's transforms, measured in
+  turns with the files in the page cache; the median counts. `ms` is the time of all processes on their cores for an
+  image, which other programs on the machine hardly change.
 """
 
 import argparse
@@ -35,9 +35,11 @@ CROP = (("RandomResizedCrop", {"size": 224}), ("RandomHorizontalFlip", {}))
 WHOLE = (("Resize", {"size": 256}), ("CenterCrop", {"size": 224}))
 TENSORS = (("PILToTensor", {}),)
 KINDS = {
-    "training": (CROP, ("s",)), "evaluation": (WHOLE, None),
-    "training, PILToTensor first": ((*TENSORS, *CROP), ("s",)), "evaluation, PILToTensor first": ((*TENSORS, *WHOLE), None),
-}  # fmt: skip
+    "training": (CROP, ("s",)),
+    "evaluation": (WHOLE, None),
+    "training, PILToTensor first": ((*TENSORS, *CROP), ("s",)),
+    "evaluation, PILToTensor first": ((*TENSORS, *WHOLE), None),
+}
 
 
 def main() -> None:

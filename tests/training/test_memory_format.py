@@ -22,7 +22,7 @@ def layouts(network: nn.Module, x: Tensor) -> list[tuple[bool, bool]]:
 
 
 def test_strided_1x1_convolutions_of_few_channels_are_contiguous() -> None:
-    """Otherwise oneDNN's weight gradient of the second layer overruns its memory, which may end pytest: compare layouts only."""
+    """Otherwise oneDNN's weight gradient of the second layer overruns its memory, which may end pytest: no backward."""
     network = nn.Sequential(
         nn.Conv2d(3, 15, 3), nn.Conv2d(15, 16, 1, stride=2), nn.Conv2d(16, 16, 1, stride=2), nn.Conv2d(16, 4, 1)
     )
