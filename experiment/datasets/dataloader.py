@@ -147,10 +147,10 @@ class _Samples(Dataset[tuple[Inputs, Tensor] | _Failure]):
         images, targets = zip(*cast(list[tuple[Inputs, Tensor]], samples), strict=True)
         raw = [_is_raw(image, 3) for image in images]
         try:
-            if all(raw):
-                return stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2), torch.stack(targets)
-            images = [self.finish(x) if is_raw else x for x, is_raw in zip(images, raw, strict=True)]
-            return stack(images), torch.stack(targets)
+            if all(raw) and len({image.shape for image in images}) == 1:  # whole rows of pixels, as decoders leave them
+                return torch.stack([x.permute(1, 2, 0) for x in images]).permute(0, 3, 1, 2), torch.stack(targets)
+            finished = [self.finish(x) if is_raw else x for x, is_raw in zip(images, raw, strict=True)]
+            return stack(finished), torch.stack(targets)
         except ValueError as error:
             what, how = "images", "Add Resize and CenterCrop to transformsTest, RandomResizedCrop to transformsTrain."
             if any(not isinstance(image, Tensor) for image in images):

@@ -187,6 +187,13 @@ def test_different_sizes_are_refused_with_advice() -> None:
         gather(images, 4, None)
 
 
+def test_different_sizes_of_raw_images_are_refused_alike() -> None:
+    source = Source(Pictures(6))
+    (images,) = loading.make_images("p", source, transforms=Transforms(), output_size=100, device="cpu", workers=0)
+    with pytest.raises(DataError, match=r"different shapes after the transforms: \(3, 12, 14\)"):
+        gather(images, 4, None)
+
+
 def test_labels_outside_the_outputs_are_refused() -> None:
     with pytest.raises(DataError, match="class numbers from 0 to 3; expected 0 to 2"):
         gather(make_images(Pictures(6), num_classes=3), 4, None)
