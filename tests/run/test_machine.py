@@ -133,8 +133,9 @@ def test_readers_take_the_cores_that_cells_leave(
 
 @pytest.mark.parametrize(
     ("limits", "cores"),
-    [({}, 8), ({"": "max 100000"}, 8), ({"a/b": "250000 100000"}, 2.5), ({"a": "400000 100000", "a/b": "max 100000"}, 4),
-     ({"a": "100000 100000", "a/b": "300000 100000"}, 1), ({"a/b": "unknown"}, 8), ({"other": "100000 100000"}, 8)],
+    [({}, 8), ({"": "max 100000"}, 8), ({"a/b": "250000 100000"}, 2.5), ({"a/b": "unknown"}, 8),
+     ({"a": "400000 100000", "a/b": "max 100000"}, 4), ({"a": "100000 100000", "a/b": "300000 100000"}, 1),
+     ({"other": "100000 100000"}, 8)],
 )  # fmt: skip
 def test_limits_of_computing_time_are_cores(tmp_path: Path, limits: dict[str, str], cores: float) -> None:
     (tmp_path / "groups/a/b").mkdir(parents=True)
