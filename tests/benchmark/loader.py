@@ -4,7 +4,7 @@
 
 Makes a folder of 20,000 pictures of about 500 x 375 pixels and 60 kB in 100 classes, unless it is there, and prints:
 
-- seconds of a core until the first batch: to list the files, to stamp them, to stamp them again, and to load both parts;
+- seconds of a core before the first batch: to list the files, to stamp them, to stamp them again, and to load both;
 - images a second of so many processes: Pillow decoding alone, and the package with ImageNet's transforms, measured in
   turns with the files in the page cache; the fastest turn counts. `ms` is the time of all processes on their cores for
   an image, which other programs on the machine change less.
