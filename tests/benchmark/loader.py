@@ -98,7 +98,7 @@ def rates(a: argparse.Namespace) -> None:
         transforms = Transforms(steps, steps, (("ToTensor", {}), NORMALIZE))
         (images,) = make_images("jpegs", source, transforms=transforms, parts=parts, output_size=100, device=a.device,
                                 workers=a.processes)  # fmt: skip
-        readers[kind] = (images, stream)
+        readers[kind] = (getattr(images, "_images", images), stream)  # read again in every turn
     turns: dict[str, list[tuple[float, float]]] = {}
     for _ in range(a.turns):
         turns.setdefault("Pillow alone", []).append(timed(a.images, lambda: list(bare(paths, a.processes))))
