@@ -146,8 +146,8 @@ def _shared(train: Pixels | Items, test: Pixels | Items) -> Iterator[str]:
         same, looked = _among(_pixel_hashes(test), set(_pixel_hashes(train))), len(test)
     elif isinstance(train, FolderItems) and isinstance(test, FolderItems):
         places = _spread(len(test)).tolist()
-        sizes = {test.files[i].status.st_size for i in places}
-        alike = [i for i, file in enumerate(train.files) if file.status.st_size in sizes][:MOST_READ]
+        sizes = {test.files[i].size for i in places}
+        alike = [i for i, file in enumerate(train.files) if file.size in sizes][:MOST_READ]
         known = {_file_hash(train, i) for i in alike}
         same, looked = _among((_file_hash(test, i) for i in places), known), len(places)
     else:

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from experiment.registry import InputForm
 from experiment.tasks.task import Task, read_target
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+AS_FLOATS = Pipeline(())
 
 Target = Callable[[str, Any], Tensor]
 
@@ -87,7 +88,8 @@ class WorkerImages:
     def _gather(self, positions: Tensor, stream: tuple[Part, ...], *, training: bool) -> Batch:
         """Read the images at these positions in this process."""
         samples = self._readers.samples
-        return self._to_device(_collate([samples[place] for place in self._places(positions, stream, training)]), False)
+        places = self._places(positions, stream, training)
+        return self._to_device(samples.collate([samples[place] for place in places]), False)
 
     def _places(self, positions: Tensor, stream: tuple[Part, ...], training: bool) -> list[_Place]:
         seeds = (*stream, "augment")
@@ -100,7 +102,13 @@ class WorkerImages:
         x, y = batch
         self._task.check(self._name, self._output_size, y)
         x, y = moved(x, self._device, non_blocking=True), y.to(self._device, non_blocking=True)
-        return arranged(x, channels_last=channels_last), y
+        if not _is_raw(x, 4):
+            return arranged(x, channels_last=channels_last), y
+        order = torch.channels_last if channels_last else torch.contiguous_format
+        try:
+            return self._readers.samples.finish(x.contiguous(memory_format=order)), y
+        except Exception as error:  # transforms may raise anything
+            raise DataError(f"{self._name}: images cannot be transformed: {_reason(error)}") from error
 
 
 class _Place(NamedTuple):
@@ -112,10 +120,10 @@ class _Place(NamedTuple):
 
 
 class _Samples(Dataset[tuple[Inputs, Tensor] | _Failure]):
-    """Items, each transformed under its own seed."""
+    """Items, each transformed under its own seed. Images of 8 bits stay so: a quarter of the bytes of floats."""
 
-    def __init__(self, items: Items, train: Pipeline, test: Pipeline, target: Target) -> None:
-        self.items, self.train, self.test, self.target = items, train, test, target
+    def __init__(self, items: Items, train: Pipeline, test: Pipeline, finish: Pipeline, target: Target) -> None:
+        self.items, self.train, self.test, self.finish, self.target = items, train, test, finish, target
 
     def __getitem__(self, place: _Place) -> tuple[Inputs, Tensor] | _Failure:
         pipeline = self.train if place.training else self.test
@@ -124,12 +132,39 @@ class _Samples(Dataset[tuple[Inputs, Tensor] | _Failure]):
                 where = f"sample {place.item}"
                 image, target = as_pair(where, self.items[place.item])
                 y = read_target(self.target, where, target)
-                return pipeline.with_map(image, y) if isinstance(target, Mask) else (pipeline(image), y)
+                x, y = pipeline.with_map(image, y) if isinstance(target, Mask) else (pipeline(image), y)
+                return (x if _is_raw(x, 3) else self.finish(x)), y
         except ExperimentError as error:
             return _Failure(str(error))
         except Exception as error:  # decoders, transforms and the user's code may raise anything
-            reason = f"{type(error).__name__}: {str(error)[:500]}{raised_at(error)}"
-            return _Failure(f"image {place.item} cannot be read or transformed: {reason}")
+            return _Failure(f"image {place.item} cannot be read or transformed: {_reason(error)}")
+
+    def collate(self, samples: list[tuple[Inputs, Tensor] | _Failure]) -> Batch | _Failure:
+        """A batch. Its images are raw if all of them are."""
+        failures = [sample for sample in samples if isinstance(sample, _Failure)]
+        if failures:
+            return failures[0]
+        images, targets = zip(*cast(list[tuple[Inputs, Tensor]], samples), strict=True)
+        raw = [_is_raw(image, 3) for image in images]
+        try:
+            if all(raw) and len({image.shape for image in images}) == 1:  # whole rows of pixels, as decoders leave them
+                return torch.stack([x.permute(1, 2, 0) for x in images]).permute(0, 3, 1, 2), torch.stack(targets)
+            finished = [self.finish(x) if is_raw else x for x, is_raw in zip(images, raw, strict=True)]
+            return stack(finished), torch.stack(targets)
+        except ValueError as error:
+            what, how = "images", "Add Resize and CenterCrop to transformsTest, RandomResizedCrop to transformsTrain."
+            if any(not isinstance(image, Tensor) for image in images):
+                what, how = "inputs", "Pad them in the dataset, and give every sample the same keys."
+            return _Failure(f"{what} of different shapes after the transforms: {error}. {how}")
+
+
+def _is_raw(x: Inputs, dims: int) -> bool:
+    """Whether these are pixels of 8 bits, of one image (C, H, W) or a batch (N, C, H, W)."""
+    return isinstance(x, Tensor) and x.dtype == torch.uint8 and x.dim() == dims
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:500]}{raised_at(error)}"
 
 
 class Readers:
@@ -140,10 +175,13 @@ class Readers:
         train, test: the transforms for training and for evaluation.
         workers: the number of processes; 0 to read in this one.
         target: makes a tensor of the target of a sample.
+        finish: the last transforms, done for whole batches on the device if `train` and `test` leave raw images.
     """
 
-    def __init__(self, items: Items, train: Pipeline, test: Pipeline, workers: int, target: Target) -> None:
-        self.samples, self.workers = _Samples(items, train, test, target), workers
+    def __init__(
+        self, items: Items, train: Pipeline, test: Pipeline, workers: int, target: Target, finish: Pipeline = AS_FLOATS
+    ) -> None:
+        self.samples, self.workers = _Samples(items, train, test, finish, target), workers
         self._order = _Order()
         self._loader: DataLoader[tuple[Inputs, Tensor] | _Failure] | None = None
         self._at_work = False
@@ -171,7 +209,7 @@ class Readers:
             self.samples,
             batch_sampler=order,
             num_workers=self.workers,
-            collate_fn=_collate,
+            collate_fn=self.samples.collate,
             pin_memory=pin_memory,
             persistent_workers=persistent,
             worker_init_fn=_end_with_parent,
@@ -193,19 +231,3 @@ class _Order(Sampler[list[_Place]]):
 
     def __iter__(self) -> Iterator[list[_Place]]:
         return iter(self.places)
-
-
-def _collate(samples: list[tuple[Inputs, Tensor] | _Failure]) -> Batch | _Failure:
-    images, targets = [], []
-    for sample in samples:
-        if isinstance(sample, _Failure):
-            return sample
-        images.append(sample[0])
-        targets.append(sample[1])
-    try:
-        return stack(images), torch.stack(targets)
-    except ValueError as error:
-        what, how = "images", "Add Resize and CenterCrop to transformsTest, RandomResizedCrop to transformsTrain."
-        if any(not isinstance(image, Tensor) for image in images):
-            what, how = "inputs", "Pad them in the dataset, and give every sample the same keys."
-        return _Failure(f"{what} of different shapes after the transforms: {error}. {how}")

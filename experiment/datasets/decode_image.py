@@ -28,7 +28,7 @@ def read_rgb(path: Path) -> Image.Image:
 
     Raises: DataError: the file cannot be read.
     """
-    return _read(path, lambda image: to_rgb(ImageOps.exif_transpose(image), image.format))
+    return _read(path, _upright_rgb)
 
 
 def read_class_map(path: Path) -> Mask:
@@ -37,6 +37,11 @@ def read_class_map(path: Path) -> Mask:
     Raises: DataError: the file cannot be read, or has another mode.
     """
     return _read(path, _class_numbers)
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    ImageOps.exif_transpose(image, in_place=True)  # copies only what has to be turned
+    return to_rgb(image)
 
 
 def _class_numbers(image: Image.Image) -> Mask:
@@ -63,27 +68,23 @@ def _read(path: Path, convert: Callable[[Image.Image], Read]) -> Read:
         raise DataError(f"{path} cannot be read as an image: {reason.rstrip('.')}. Replace or remove it.") from None
 
 
-def to_rgb(image: Image.Image, file_format: str | None = None) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode as 8-bit RGB.
 
     Raises: ValueError: its range is unknown (see `to_eight_bits`).
     """
-    image = to_eight_bits(image, file_format)
+    image = to_eight_bits(image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def to_eight_bits(image: Image.Image, file_format: str | None = None) -> Image.Image:
+def to_eight_bits(image: Image.Image) -> Image.Image:
     """An image of any mode as L, RGB, LA or RGBA. 16-bit pixels are scaled from 0..65535, floats from 0..1.
-
-    Args:
-        file_format: of the image's file, if known. Default: `image.format`.
 
     Raises: ValueError: 32-bit integers or floats outside 0..1, whose range is unknown.
     """
     if image.mode in _KEPT:
         return image
-    file_format = file_format or image.format
-    if image.mode in _SIXTEEN or (image.mode == "I" and file_format in _SIXTEEN_AS_I):
+    if image.mode in _SIXTEEN or (image.mode == "I" and image.format in _SIXTEEN_AS_I):
         return _grey(np.asarray(image).astype(np.float64) / 65535)
     if image.mode == "I":
         raise ValueError("it has 32-bit integer pixels, whose range is unknown. Save it with 8 or 16 bits per pixel")

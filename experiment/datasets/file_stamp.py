@@ -9,7 +9,6 @@ checked against published checksums when they are read, are constant and have no
 import gzip
 import hashlib
 import os
-import stat
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from experiment.datasets import find_dataset
-from experiment.datasets.image_files import File, folder_part, images_below, listed
+from experiment.datasets.image_files import File, file_at, folder_part, images_below, listed
 from experiment.errors import CannotWrite, ExperimentError, log
 from experiment.escaping import json_text
 from experiment.files import read_json, write_whole
@@ -53,7 +52,7 @@ def idx_files(name: str, data_dir: Path, train: bool, settings: Mapping[str, obj
     part = "train" if train else "t10k"
     paths = [data_dir / name / "raw" / f"{part}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
     found = [(path.name, path if path.is_file() else path.with_name(f"{path.name}.gz")) for path in paths]
-    return [File(name, path, path.stat()) for name, path in found]
+    return [file_at(name, path) for name, path in found]
 
 
 def folder_files(name: str, data_dir: Path, train: bool, settings: Mapping[str, object]) -> Sequence[File]:
@@ -77,24 +76,20 @@ def stamp_of(files: Sequence[File], data_dir: Path) -> str:
 
     Raises: OSError: a file cannot be read.
     """
-    seen, newest, size = hashlib.sha256(), 0, 0
-    for name, path, status in files:
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(f"{path} is not a regular file")
-        times = (status.st_mtime_ns, status.st_ctime_ns)  # tools that restore the first cannot set the second
-        newest, size = max(newest, *times), size + status.st_size
-        seen.update(os.fsencode(f"{name}\0{path.absolute()}\0{status.st_size}\0{times}\n"))
+    seen, here = hashlib.sha256(), os.getcwd()
+    for name, place, size, times in files:  # tools that restore the first time cannot set the second
+        seen.update(os.fsencode(f"{name}\0{os.path.join(here, place)}\0{size}\0{times}\n"))
     cached = data_dir / FOLDER / f"{hashlib.sha256(os.fsencode(files[0].path.absolute())).hexdigest()[:16]}.json"
     known = _read(cached)
     if known.get("seen") == seen.hexdigest() and isinstance(known.get("stamp"), str):
         return str(known["stamp"])
-    if size > MANY_BYTES:
+    if sum(file.size for file in files) > MANY_BYTES:
         log.warning("reading %d files in %s once, to detect later changes", len(files), files[0].path.parent)
     content = hashlib.sha256()
-    for name, path, _ in files:
-        content.update(os.fsencode(f"{name}\0{_content(path)}\n"))
+    for file in files:
+        content.update(os.fsencode(f"{file.name}\0{_content(file.path)}\n"))
     stamp = content.hexdigest()[:16]
-    if newest < (time.time() - JUST_NOW) * 1e9:
+    if max(max(file.changed) for file in files) < (time.time() - JUST_NOW) * 1e9:
         with suppress(CannotWrite):
             write_whole(cached, json_text({"seen": seen.hexdigest(), "stamp": stamp}) + "\n")
     return stamp

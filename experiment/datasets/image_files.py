@@ -13,16 +13,41 @@ SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Informati
 
 
 class File(NamedTuple):
-    """A file of a dataset: its name within the dataset, its path, and its size and times."""
+    """A file of a dataset, as text and numbers: there may be millions, in every process.
+
+    Attributes:
+        name: within the dataset.
+        place: its path.
+        size: bytes.
+        changed: times of the last change of its content and of its status, in nanoseconds.
+    """
 
     name: str
-    path: Path
-    status: os.stat_result
+    place: str
+    size: int
+    changed: tuple[int, int]
+
+    @property
+    def path(self) -> Path:
+        return Path(self.place)
+
+
+def file_at(name: str, place: str | Path, status: os.stat_result | None = None) -> File:
+    """The file at a place; `status` if it is known.
+
+    Raises:
+        DataError: it is not a regular file: reading a pipe would block forever.
+        OSError: there is none.
+    """
+    found = os.stat(place) if status is None else status
+    if not stat.S_ISREG(found.st_mode):
+        raise DataError(f"{place} is not a regular file. Replace or remove it.")
+    return File(name, str(place), found.st_size, (found.st_mtime_ns, found.st_ctime_ns))
 
 
 def listed(*paths: Path) -> list[File]:
     """Files by their own names."""
-    return [File(path.name, path, path.stat()) for path in paths]
+    return [file_at(path.name, path) for path in paths]
 
 
 def folder_part(data_dir: Path, train: bool, settings: Mapping[str, object]) -> Path:
@@ -56,12 +81,15 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def images_below(folder: Path) -> list[File]:
+def images_below(folder: Path, inside: str = "") -> list[File]:
     """All images below a folder, sorted by name. Hidden files are ignored, links are followed.
+
+    Args:
+        inside: begins every name.
 
     Raises: DataError: something cannot be read, is not a regular file, or links to a folder above it.
     """
-    return sorted(_walk(folder, "", frozenset()))
+    return sorted(_walk(folder, inside, frozenset()))
 
 
 def _walk(folder: Path, inside: str, above: frozenset[tuple[int, int]]) -> Iterator[File]:
@@ -74,7 +102,7 @@ def _walk(folder: Path, inside: str, above: frozenset[tuple[int, int]]) -> Itera
         if entry.is_dir():
             yield from _walk(folder / entry.name, f"{inside}{entry.name}/", above | {here})
         elif entry.name.lower().endswith(IMAGES):
-            yield File(f"{inside}{entry.name}", folder / entry.name, _status(entry))
+            yield _file(f"{inside}{entry.name}", entry)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -85,11 +113,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise DataError(f"{folder} cannot be read: {error.strerror}.") from None
 
 
-def _status(entry: os.DirEntry[str]) -> os.stat_result:
+def _file(name: str, entry: os.DirEntry[str]) -> File:
     try:
-        status = entry.stat()
+        return file_at(name, entry.path, entry.stat())
     except OSError as error:
         raise DataError(f"{entry.path} cannot be read: {error.strerror}. Replace or remove it.") from None
-    if not stat.S_ISREG(status.st_mode):  # reading a pipe would block forever
-        raise DataError(f"{entry.path} is not a regular file. Replace or remove it.")
-    return status

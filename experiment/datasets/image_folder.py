@@ -89,10 +89,10 @@ def _load(train_folder: Path, test_folder: Path, data_dir: Path, train: bool) ->
     files: list[File] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = images_below(folder / name)
+        found = images_below(folder / name, f"{name}/")
         if not found:
             raise DataError(f"{folder / name} has no images in it. Expected files ending in {', '.join(IMAGES)}.")
-        files += [file._replace(name=f"{name}/{file.name}") for file in found]
+        files += found
         labels += [label] * len(found)
     items = FolderItems(tuple(files), tuple(labels))
     pixels = _decode(items, folder, data_dir)

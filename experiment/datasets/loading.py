@@ -16,7 +16,7 @@ from experiment.datasets.image_data import Images, Splits, Transforms
 from experiment.datasets.in_memory import MemoryImages, prepare
 from experiment.datasets.kept_batches import KeptBatches
 from experiment.datasets.raw_images import Pixels, Source
-from experiment.datasets.transforms import check_transforms, make_pipeline, plain_step
+from experiment.datasets.transforms import alike_in_batches, check_transforms, make_pipeline, plain_step
 from experiment.errors import ConfigError, DataError
 from experiment.random_streams import generator
 from experiment.registry import is_import_path, resolve, suggestion
@@ -119,8 +119,9 @@ def make_images(
         train, test = prepared
         labels = _targets(where, items.labels, task, output_size).to(device)
         return [MemoryImages(train, test, labels, None if p is None else p.to(device)) for p in parts]
-    augment, plain = (make_pipeline(steps) for steps in pipelines)
-    readers = Readers(items, augment, plain, workers, task.target)
+    late = transforms.final if alike_in_batches(transforms.final) else ()
+    augment, plain = (make_pipeline(steps[: len(steps) - len(late)], raw=True) for steps in pipelines)
+    readers = Readers(items, augment, plain, workers, task.target, finish=make_pipeline(late))
     read = [WorkerImages(where, readers, task, output_size, indices=p, device=device) for p in parts]
     return [KeptBatches(images, device) for images in read]
 

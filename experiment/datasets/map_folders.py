@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiment.datasets.image_files import File, folder_part, images_below
+from experiment.datasets.image_files import File, file_at, folder_part, images_below
 from experiment.errors import DataError
 
 Pair = tuple[Path, Path]  # an image and its map
@@ -35,11 +35,11 @@ def _by_stem(folder: Path) -> dict[str, Path]:
             "(absolute, or relative to --data), train, test."
         )
     found: dict[str, Path] = {}
-    for name, path, _ in images_below(folder):
-        stem = str(Path(name).with_suffix(""))
+    for file in images_below(folder):
+        stem = str(Path(file.name).with_suffix(""))
         if stem in found:
-            raise DataError(f"{path} has the same name as {found[stem].name}. Remove one of them.")
-        found[stem] = path
+            raise DataError(f"{file.place} has the same name as {found[stem].name}. Remove one of them.")
+        found[stem] = file.path
     if not found:
         raise DataError(f"{folder} has no images in it.")
     return found
@@ -106,4 +106,4 @@ def _existing(dataset: str, pairs: Sequence[Pair], how: str) -> list[Pair]:
 def voc_files(name: str, data_dir: Path, train: bool, settings: Mapping[str, object]) -> Sequence[File]:
     """The files of one part of Pascal VOC 2012 or 2011."""
     pairs = voc_pairs(name, data_dir, train)
-    return [File(f"{path.parent.name}/{path.name}", path, path.stat()) for pair in pairs for path in pair]
+    return [file_at(f"{path.parent.name}/{path.name}", path) for pair in pairs for path in pair]

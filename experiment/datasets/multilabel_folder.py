@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas
 
-from experiment.datasets.image_files import File, folder_part
+from experiment.datasets.image_files import file_at, folder_part
 from experiment.datasets.image_folder import FolderItems
 from experiment.datasets.raw_images import Source, check_settings, pack
 from experiment.datasets.table_files import read_table
@@ -42,7 +42,7 @@ def load(name: str, data_dir: Path, train: bool, settings: Mapping[str, object],
     for row, file in table.iloc[:, 0].map(str).items():
         if not (folder / file).is_file():
             raise DataError(f"{path}: row {row}: no file {folder / file}. Mend the name, or remove the row.")
-        files.append(File(file, folder / file, (folder / file).stat()))
+        files.append(file_at(file, folder / file))
     items = FolderItems(tuple(files), tuple(labels.to_numpy(float).tolist()))
     return Source(pack(items) or items, len(classes), classes=classes, place=folder)
 

@@ -29,11 +29,12 @@ _INTERPOLATIONS = {mode.value: mode for mode in InterpolationMode}
 class Pipeline:
     """The transforms in order, from an image (PIL or tensor) to a float tensor (C, H, W).
 
-    A result that still has an integer type is scaled to [0, 1], as by ToTensor. Of inputs that consist of several
-    tensors, only the images, of three dimensions, are transformed.
+    A result that still has an integer type is scaled to [0, 1], as by ToTensor, unless it is to stay `raw`. Of inputs
+    that consist of several tensors, only the images, of three dimensions, are transformed.
     """
 
     transforms: tuple[Transform, ...]
+    raw: bool = False
 
     def __call__(self, inputs: object) -> Inputs:
         if isinstance(inputs, dict | tuple):
@@ -45,17 +46,21 @@ class Pipeline:
         moved = zero_outside(classes)
         for transform in self.transforms:
             image, moved = transform(image, moved)
-        return _as_tensor(image), outside_ignored(moved)
+        return self._end(image), outside_ignored(moved)
 
     def _image(self, image: object) -> Tensor:
         for transform in self.transforms:
             image = transform(image)
-        return _as_tensor(image)
+        return self._end(image)
 
     def _one_of_several(self, tensor: Tensor) -> Tensor:
         if tensor.dim() == 3 and tensor.dtype not in _IDS:
             return self._image(tensor)
-        return tensor if tensor.dtype == torch.bool else as_float(tensor)
+        return tensor if self.raw or tensor.dtype == torch.bool else as_float(tensor)
+
+    def _end(self, image: object) -> Tensor:
+        tensor = (image if isinstance(image, Tensor) else functional.pil_to_tensor(image)).as_subclass(Tensor)
+        return tensor if self.raw else as_float(tensor)
 
 
 class _ToTensor:
@@ -101,12 +106,17 @@ def outside_ignored(maps: Tensor) -> Tensor:
     return torch.where(plain == 0, IGNORED, plain - (plain > 0).long())
 
 
-def make_pipeline(steps: Sequence[Step]) -> Pipeline:
+def make_pipeline(steps: Sequence[Step], *, raw: bool = False) -> Pipeline:
     """The pipeline of the named steps.
 
     Raises: ConfigError: unknown name, or wrong arguments.
     """
-    return Pipeline(tuple(make_transform(name, arguments) for name, arguments in steps))
+    return Pipeline(tuple(make_transform(name, arguments) for name, arguments in steps), raw)
+
+
+def alike_in_batches(steps: Sequence[Step]) -> bool:
+    """Whether these steps give the same values for 8-bit images one by one and for a batch of them (N, C, H, W)."""
+    return {plain_step(step)[0] for step in steps} <= {"ToTensor", "Normalize"}
 
 
 def make_transform(name: str, arguments: Mapping[str, object]) -> Transform:
@@ -183,11 +193,6 @@ def _try(name: str, arguments: Mapping[str, object]) -> None:
                 return
     if len(wrong) == 2:
         raise ConfigError(f"{name} cannot compute with {dict(arguments)}: {first_line(wrong[-1])}")
-
-
-def _as_tensor(image: object) -> Tensor:
-    tensor = image if isinstance(image, Tensor) else functional.pil_to_tensor(image)
-    return as_float(tensor.as_subclass(Tensor))
 
 
 def as_float(x: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from experiment.progress import progress
 from experiment.random_streams import Part, seeded
 from experiment.training.distil import make_teacher
 from experiment.training.distributed import ALONE
-from experiment.training.evaluation import memory_format
 from experiment.training.loop import deterministic_convolutions
+from experiment.training.memory_format import memory_format
 from experiment.training.schedule import Schedule
 from experiment.training.settings import TrainSettings
 from experiment.training.step import (

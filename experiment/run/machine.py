@@ -20,7 +20,8 @@ from experiment.run.torchrun_launch import Launch, find_launch
 DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvgpu", "/dev/nvhost-gpu", "/dev/dxg", "/dev/kfd")
 # Variables with the GPUs that a process sees; if several are set, ROCm uses the first one.
 VISIBLE = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
-MAX_READERS = 8  # more take memory but save little time
+MAX_READERS = 16  # each holds two batches of bytes
+CGROUPS = Path("/sys/fs/cgroup")
 ENVIRONMENT = "environment.json"
 PACKAGES = ("experiment", "torch", "torchvision", "numpy", "pandas", "matplotlib")
 
@@ -39,8 +40,22 @@ def find_machine(device: str) -> Machine:
 
 
 def usable_cores() -> int:
-    """The number of CPU cores that this process may use, which a batch system may restrict."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The number of CPU cores that this process may use: fewer than the machine has in a job or a container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    task = os.environ.get("SLURM_CPUS_PER_TASK", "")  # Slurm may be set up to tell the number only
+    return max(1, min(cores, int(task) if task.isdecimal() else cores, int(_time_share(cores))))
+
+
+def _time_share(cores: float, of_process: Path = Path("/proc/self/cgroup"), root: Path = CGROUPS) -> float:
+    """The cores that a control group's limit of computing time is worth, as of `docker run --cpus`; `cores` without."""
+    with suppress(OSError, ValueError, StopIteration):
+        lines = of_process.read_text().splitlines()
+        group = root / next(line[len("0::/") :] for line in lines if line.startswith("0::/"))  # version 2
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(root) and (limit := folder / "cpu.max").is_file():
+                quota, period = limit.read_text().split()
+                cores = cores if quota == "max" else min(cores, int(quota) / int(period))
+    return cores
 
 
 def reading_processes(cells: int = 1, threads: int = 1) -> int:

@@ -19,6 +19,7 @@ from experiment.tasks.classification import TASK as CLASSIFICATION
 from experiment.tasks.task import Task
 from experiment.training.distributed import ALONE, Team
 from experiment.training.factories import Loss, loss_weight, make_loss, mean_loss, summed
+from experiment.training.memory_format import memory_format
 from experiment.training.settings import Precision, TrainSettings
 
 CUDA_BATCH_SIZE = 4096  # halved until it fits
@@ -185,25 +186,3 @@ def forward_precision(device: torch.device, precision: Precision) -> Iterator[No
         raise ConfigError(f"precision: fp16 needs a CUDA device. Got {device.type}. Use bf16 or fp32.")
     with torch.autocast(device.type, dtype=_DTYPES[precision]):
         yield
-
-
-@contextmanager
-def memory_format(network: nn.Module, channels_last: bool) -> Iterator[None]:
-    """Convert the weights to channels-last inside, and back outside unless they were channels-last before."""
-    if not channels_last or all(
-        p.is_contiguous(memory_format=torch.channels_last) for p in network.parameters() if p.dim() == 4
-    ):
-        yield
-        return
-    _lay_out(network, torch.channels_last)
-    try:
-        yield
-    finally:
-        _lay_out(network, torch.contiguous_format)
-
-
-def _lay_out(network: nn.Module, order: torch.memory_format) -> None:
-    """Only weights with four dimensions: torch has no such format for those of Conv3d."""
-    for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.to(memory_format=order)  # `contiguous` ignores the strides of a single channel

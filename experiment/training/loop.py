@@ -30,7 +30,8 @@ from experiment.tensor_file import load_tensors
 from experiment.training.checkpoint import Checkpoint
 from experiment.training.distil import make_teacher
 from experiment.training.distributed import ALONE, Team
-from experiment.training.evaluation import memory_format, validate
+from experiment.training.evaluation import validate
+from experiment.training.memory_format import memory_format
 from experiment.training.schedule import Schedule
 from experiment.training.settings import TrainSettings
 from experiment.training.step import TrainingImages, TrainingStep, compiled, require_finite_weights, run_steps

@@ -9,8 +9,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from experiment.datasets.dataloader import Readers, WorkerImages
-from experiment.datasets.image_data import Step
+from experiment.datasets import loading
+from experiment.datasets.dataloader import Readers, WorkerImages, _Place
+from experiment.datasets.image_data import Step, Transforms
+from experiment.datasets.raw_images import Source
 from experiment.datasets.transforms import make_pipeline
 from experiment.errors import DataError
 from experiment.random_streams import generator
@@ -113,6 +115,48 @@ def test_each_image_has_its_own_crop() -> None:
     assert len({tuple(image.flatten().tolist()) for image in x}) == 8
 
 
+FINAL: tuple[Step, ...] = (("ToTensor", {}), ("Normalize", {"mean": [0.4, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}))
+
+
+def finished(items: object, stream: tuple[str | int, ...] | None = None, final: tuple[Step, ...] = FINAL) -> Tensor:
+    """The images of a batch with these final transforms."""
+    own = tuple(AUGMENT[:2] if stream else PLAIN[:2])
+    (images,) = loading.make_images(
+        "p", Source(items), transforms=Transforms(own, own, final), output_size=100, device="cpu", workers=0
+    )
+    return gather(images, 4, stream)[0]
+
+
+@pytest.mark.parametrize("stream", [None, ("s", 1)])
+def test_finishing_a_batch_gives_the_bits_of_single_images(stream: tuple[str | int, ...] | None) -> None:
+    """Images travel as bytes, unless other steps than ToTensor and Normalize come last."""
+    one_by_one = finished(Pictures(6), stream, (*FINAL, ("RandomErasing", {"p": 0.0})))
+    assert torch.equal(finished(Pictures(6), stream), one_by_one)
+
+
+def test_floats_and_bytes_in_one_dataset_are_finished_alike() -> None:
+    class Mixed(Pictures):
+        def __getitem__(self, index: int) -> tuple[object, int]:
+            image = functional.pil_to_tensor(super().__getitem__(index)[0])
+            return (image / 255 if index % 2 else image), index
+
+    pictures = make_pipeline([*PLAIN[:2], *FINAL])
+    x = finished(Mixed(6))
+    for i, image in enumerate(x):
+        assert torch.equal(image, pictures(Mixed(6)[i][0]))
+
+
+def test_batches_of_workers_are_bytes() -> None:
+    samples = Readers(Pictures(3), *[make_pipeline(PLAIN[:2], raw=True)] * 2, 0, TASK.target).samples
+    x, y = samples.collate([samples[_Place(i, False, ("s",))] for i in range(3)])
+    assert (x.dtype, tuple(x.shape), y.tolist()) == (torch.uint8, (3, 3, 8, 8), [0, 1, 2])
+
+
+def test_final_transforms_that_do_not_fit_fail_when_made() -> None:
+    with pytest.raises(DataError, match="dataset p: images cannot be transformed: RuntimeError.*size"):
+        finished(Pictures(6), final=(("ToTensor", {}), ("Normalize", {"mean": [0.1, 0.2], "std": [1.0, 1.0]})))
+
+
 def test_a_single_image_is_left_out_of_training() -> None:
     assert [len(y) for _, y in make_images(Pictures(7)).batches(3, stream=("s",))] == [3, 3]
     assert [len(y) for _, y in make_images(Pictures(7)).batches(3, stream=None)] == [3, 3, 1]
@@ -140,6 +184,13 @@ def test_a_broken_image_is_one_clear_error(workers: int) -> None:
 def test_different_sizes_are_refused_with_advice() -> None:
     images = make_images(Pictures(6), test=[("ToTensor", {})])
     with pytest.raises(DataError, match=r"different shapes after the transforms: \(3, 12, 14\).*CenterCrop"):
+        gather(images, 4, None)
+
+
+def test_different_sizes_of_raw_images_are_refused_alike() -> None:
+    source = Source(Pictures(6))
+    (images,) = loading.make_images("p", source, transforms=Transforms(), output_size=100, device="cpu", workers=0)
+    with pytest.raises(DataError, match=r"different shapes after the transforms: \(3, 12, 14\)"):
         gather(images, 4, None)
 
 

@@ -120,7 +120,7 @@ def seen(pool: Processes) -> dict[int, str]:
 
 @pytest.mark.parametrize(
     ("cores", "cells", "threads", "ranks", "readers"),
-    [(1, 1, 1, 1, 0), (2, 1, 1, 1, 1), (2, 2, 1, 1, 0), (8, 2, 1, 1, 3), (8, 1, 4, 1, 4), (64, 1, 1, 1, 8),
+    [(1, 1, 1, 1, 0), (2, 1, 1, 1, 1), (2, 2, 1, 1, 0), (8, 2, 1, 1, 3), (8, 1, 4, 1, 4), (64, 1, 1, 1, 16),
      (8, 1, 1, 4, 1), (4, 8, 1, 1, 0)],
 )  # fmt: skip
 def test_readers_take_the_cores_that_cells_leave(
@@ -129,6 +129,32 @@ def test_readers_take_the_cores_that_cells_leave(
     monkeypatch.setattr(machine, "usable_cores", lambda: cores)
     monkeypatch.setattr(machine, "find_launch", lambda: Launch(0, 0, ranks, ranks) if ranks > 1 else None)
     assert machine.reading_processes(cells, threads) == readers
+
+
+@pytest.mark.parametrize(
+    ("limits", "cores"),
+    [({}, 8), ({"": "max 100000"}, 8), ({"a/b": "250000 100000"}, 2.5), ({"a/b": "unknown"}, 8),
+     ({"a": "400000 100000", "a/b": "max 100000"}, 4), ({"a": "100000 100000", "a/b": "300000 100000"}, 1),
+     ({"other": "100000 100000"}, 8)],
+)  # fmt: skip
+def test_limits_of_computing_time_are_cores(tmp_path: Path, limits: dict[str, str], cores: float) -> None:
+    (tmp_path / "groups/a/b").mkdir(parents=True)
+    (tmp_path / "groups/other").mkdir()
+    for folder, limit in limits.items():
+        (tmp_path / "groups" / folder / "cpu.max").write_text(f"{limit}\n")
+    (tmp_path / "cgroup").write_text("1:cpu:/x\n0::/a/b\n")
+    assert machine._time_share(8, tmp_path / "cgroup", tmp_path / "groups") == cores
+    assert machine._time_share(8, tmp_path / "missing", tmp_path / "groups") == 8
+
+
+@pytest.mark.parametrize(
+    ("task", "share", "cores"), [("", 9.0, 8), ("3", 9.0, 3), ("64", 9.0, 8), ("x", 2.5, 2), ("0", 0.5, 1)]
+)
+def test_cores_of_a_job(monkeypatch: pytest.MonkeyPatch, task: str, share: float, cores: int) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(machine, "_time_share", lambda cores: min(cores, share))
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", task)
+    assert machine.usable_cores() == cores
 
 
 def test_workers_do_not_run_the_callers_script() -> None:
