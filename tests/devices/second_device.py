@@ -1,15 +1,17 @@
 """A device `second` that computes on the CPU and refuses what CUDA refuses, to find wrong devices without a GPU.
 
 A tensor on it is a true tensor of torch's PrivateUse1 backend: its storage says `second`, so views, autograd, deep
-copies and `.data` work as on any device. Its memory is ordinary memory, which DLPack relabels without a copy. All
-operations run through one fallback that checks the devices of the arguments and computes on the CPU.
+copies and `.data` work as on any device. Its memory is ordinary memory, which DLPack relabels without a copy. Every
+operation that the CPU has gets a kernel here, which checks the devices of the arguments and computes on the CPU.
 
 Fake tensors have no values, which methods read. A tensor subclass is no plain `Tensor`, so that parameters, tracing and
 saving take other ways than on a GPU. Neither is needed here.
 
-Refused: tensors of both devices in one operation, CPU generators for draws on the device, `.numpy()`.
+Refused: tensors of both devices in one operation, CPU generators for draws on the device, `.numpy()`, and `fork_rng`
+without a list of devices, which touches every GPU of a machine.
 Allowed, as on CUDA: CPU tensors without dimensions in elementwise operations, indices on the CPU, and copies.
-Not seen: what only runs if the type of the device is `cuda` or `cpu`, and the limits of CUDA's own kernels.
+Not seen: what only runs if the type of the device is `cuda` or `cpu`, the limits of CUDA's own kernels, a generator of
+the device for draws on the CPU, copies that wait for the device, and a second GPU.
 """
 
 import ctypes
