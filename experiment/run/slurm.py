@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiment.errors import ConfigError, StoreError, plural
+from experiment.errors import ConfigError, plural
 from experiment.escaping import json_text
 from experiment.escaping import say as say_line
-from experiment.files import make_folder, read_json, write_whole
+from experiment.files import make_folder, write_whole
 from experiment.run.disk.results_table import write_results_table
 from experiment.run.disk.store import Directories, Store
 from experiment.run.grid.hardware import Machine, resources_of
@@ -27,9 +27,8 @@ from experiment.run.grid.plan import ExperimentPlan
 from experiment.run.status import status_text
 from experiment.run.summary import WrittenReport, summarise
 from experiment.run.workers.queue import open_work
-from experiment.run.workers.slurm_share import Share
+from experiment.run.workers.slurm_share import ARRAY, LOGS, Share, last_array
 
-LOGS, ARRAY = "slurm", "array.json"  # in a results folder
 MOST_JOBS = 16  # unless -j says more
 MOST_TIMEOUTS = 20  # of a job, so that one whose first epoch does not fit in its time ends
 SECONDS_TO_SAVE = 90  # before the time limit
@@ -100,7 +99,7 @@ def _submit(plan: ExperimentPlan, store: Store, command: Command, note: Callable
     Returns: the id of their array, None if no work is open.
     """
     logs = store.folder / LOGS
-    earlier = _earlier(logs)
+    earlier = last_array(store.folder)
     if earlier is not None and _states(earlier):
         note(f"{plan.name}: following job {earlier}, which an earlier call submitted")
         return earlier
@@ -175,14 +174,6 @@ def _executor(logs: Path, plan: ExperimentPlan) -> Any:
         additional_parameters={"requeue": True} | {k: v for k, v in slurm.options.items() if v is not False},
     )  # fmt: skip
     return executor
-
-
-def _earlier(logs: Path) -> str | None:
-    try:
-        array = read_json(logs / ARRAY)["array"]
-    except (FileNotFoundError, StoreError, KeyError, TypeError):
-        return None
-    return array if isinstance(array, str) and array.isdigit() else None
 
 
 def _states(arrays: str) -> list[str] | None:

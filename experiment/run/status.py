@@ -14,6 +14,7 @@ from experiment.run.grid.listing import Results, cell_status
 from experiment.run.grid.plan import ExperimentPlan
 from experiment.run.workers.live_state import MOST_MESSAGES, LiveState, read_live
 from experiment.run.workers.queue import open_work
+from experiment.run.workers.slurm_share import last_array
 
 MOST_FAILURES = 20  # that are listed
 FAR_AWAY = 1e9  # seconds, which no forecast reaches
@@ -32,7 +33,9 @@ def status_text(plan: ExperimentPlan, results: Results, folder: Path) -> Iterato
     for state in running:
         yield from _under_way(state, now)
     if not running:
-        yield "  nothing runs" if folder.is_dir() else f"  never started: there is no folder {folder}"
+        array = last_array(folder) if counts.get("open") else None
+        queued = "" if array is None else f"; `squeue -j {array}` lists jobs that wait"
+        yield f"  nothing runs{queued}" if folder.is_dir() else f"  never started: there is no folder {folder}"
     for state in states:
         if state not in running:
             doing = " and ".join(each.name for each in state.under_way.values())

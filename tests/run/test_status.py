@@ -62,6 +62,14 @@ def test_before_the_first_run_nothing_runs_and_nothing_is_written(
     assert not (tmp_path / "data/results").exists()
 
 
+def test_jobs_that_slurm_has_not_started_are_hinted_at(plan: ExperimentPlan, folder: Path) -> None:
+    (folder / "slurm").mkdir()
+    (folder / "slurm/array.json").write_text('{"format": 1, "array": "31"}')
+    assert said(plan, folder).endswith("nothing runs; `squeue -j 31` lists jobs that wait")
+    (folder / "slurm/array.json").write_text('{"array": "31; rm"}')
+    assert said(plan, folder).endswith("nothing runs")
+
+
 def test_status_imports_no_torch(write: Callable[..., Path], small: dict[str, Any], tmp_path: Path) -> None:
     code = (
         "import sys; from experiment.main import main; status = main(sys.argv[1:]); "

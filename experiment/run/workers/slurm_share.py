@@ -13,8 +13,13 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from experiment.errors import StoreError
+from experiment.files import read_json
+
+LOGS, ARRAY = "slurm", "array.json"  # in a results folder
 SECONDS_BETWEEN_LOOKS = 0.2
 
 
@@ -48,3 +53,12 @@ class Share:
 def _ignore_signals_of_submitit() -> None:
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+
+
+def last_array(folder: Path) -> str | None:
+    """The id of the array of jobs that was submitted last for a results folder; None if there is none."""
+    try:
+        array = read_json(folder / LOGS / ARRAY)["array"]
+    except (FileNotFoundError, StoreError, KeyError, TypeError):
+        return None
+    return array if isinstance(array, str) and array.isdigit() else None
