@@ -114,9 +114,10 @@ def _submit(plan: ExperimentPlan, store: Store, command: Command, note: Callable
         with contextlib.redirect_stderr(io.StringIO()):  # what sbatch says is in the error, too
             jobs = executor.map_array(Share((str(plan.file.path), *command.arguments), number), shares)
     except RuntimeError as error:
-        said = str(error).strip() or "no reason given"
+        said = "; ".join(str(error).split("\n")[-2:]).strip("; ") or "no reason given"  # the last lines say why
         raise ConfigError(
-            f"--executor slurm: sbatch refuses the jobs ({said}). Set `slurm` in the parameter file, or with --set."
+            f"--executor slurm: no jobs were submitted ({said}). Use a machine that may submit jobs, and set `slurm` in "
+            "the parameter file, or with --set."
         ) from error
     array = str(jobs[0].job_id).partition("_")[0]
     write_whole(logs / ARRAY, json_text({"format": 1, "array": array}) + "\n")

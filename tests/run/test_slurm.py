@@ -125,7 +125,7 @@ def test_a_refusal_says_what_sbatch_said(cluster: Path, write: Any, small: dict[
     (cluster / "refused").write_text("sbatch: error: invalid partition specified: nope")
     assert main([str(write(small)), "--executor", "slurm"]) == 2
     error = capsys.readouterr().err
-    assert "sbatch refuses the jobs (sbatch: error: invalid partition specified: nope). Set `slurm` in" in error
+    assert "no jobs were submitted (sbatch: error: invalid partition specified: nope). Use a machine" in error
     assert error.count("invalid partition") == 1
 
 
