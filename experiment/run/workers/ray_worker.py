@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import os
 import pickle
+import signal
 import socket
 import sys
 import threading
@@ -103,7 +104,7 @@ def _interrupted_by(mailbox: Any) -> Iterator[None]:
         with suppress(RayError):  # the driver has died, and Ray ends this process
             while not ended.is_set():
                 if ray.get(mailbox.stopping.remote()):
-                    _thread.interrupt_main()
+                    _thread.interrupt_main(signal.SIGTERM)  # SIGINT is ignored where Ray was started in the background
                     return
                 ended.wait(SECONDS_BETWEEN_LOOKS)
 
