@@ -7,7 +7,9 @@ It needs a Python with torch and torchvision. Of the other packages, those that 
 in tests/gpu/wheels (`--download-wheels` on a machine with network), and are installed into tests/gpu/packages.
 
 Every step runs in a process of its own with a time limit. Results go to a JSON file after every row: a step is `done`,
-`failed`, `stopped` at its limit, or `left out`, with the reason. The exit status is 1 if a step or a test failed.
+`failed`, `stopped` at its limit, or `left out`, with the reason. The exit status is 0 if everything that was asked for
+ran and passed or was left out for lack of time, 1 if a step or a test failed or was stopped, and 2 if nothing ran
+because an option is wrong or something is missing.
 """
 
 import argparse
@@ -28,6 +30,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 WHEELS, PACKAGES = HERE / "wheels", HERE / "packages"
 BUDGET = 470.0  # seconds for all steps together
+LEAST, LEAST_BUDGET = 20.0, 60.0  # seconds with which a step is started, and for all steps
 STEPS = {"environment": 60, "tests": 200, "throughput": 120, "compression": 90, "sweep": 45, "latency": 40}
 """Name -> the most seconds with this budget, in order of importance."""
 
@@ -44,9 +47,8 @@ def main() -> int:
         return run_step(arguments)
     if arguments.download_wheels:
         return download_wheels()
-    missing = provide_packages()
-    if missing:
-        print(f"{sys.executable} lacks {', '.join(missing)}.\n{HOW_TO_GET_THEM}", file=sys.stderr)
+    if trouble := what_hinders(arguments.device, arguments.out):
+        print(trouble, file=sys.stderr)
         return 2
     report = Report(arguments.out, {"device": arguments.device, "quick": arguments.quick})
     ends = time.monotonic() + arguments.budget
@@ -55,10 +57,11 @@ def main() -> int:
             report.add(name)["reason"] = "not asked for"
             continue
         left = ends - time.monotonic()
-        if left < min(20, arguments.budget / 4):
-            report.add(name)["reason"] = f"the {arguments.budget:.0f} seconds for all steps are used up"
+        if left < LEAST:
+            report.add(name)["reason"] = f"{max(left, 0):.0f} seconds are left, and a step is given {LEAST:.0f} or more"
             continue
-        in_own_process(report.add(name), report, min(limit * arguments.budget / BUDGET, left), arguments)
+        limit = max(LEAST, limit * arguments.budget / BUDGET)
+        in_own_process(report.add(name), report, min(limit, left), arguments)
     report.content["finished"] = True
     report.write()
     print(f"\n{table(report.content)}\n\n{arguments.out}")
@@ -67,14 +70,45 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", help="cuda or cpu")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="small networks and few batches, to try this program")
-    parser.add_argument("--out", type=Path, default=Path("gpu.json"))
-    parser.add_argument("--only", nargs="+", choices=STEPS, help="some of the steps")
-    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for all steps; limits follow")
+    out = "JSON file to write, with the figures of all steps; its folder must exist; default: %(default)s"
+    parser.add_argument("--out", type=Path, metavar="FILE", default=Path("gpu.json"), help=out)
+    only = f"some of the steps: {', '.join(STEPS)}"
+    parser.add_argument("--only", nargs="+", choices=STEPS, metavar="STEP", help=only)
+    budget = f"for all steps, at least {LEAST_BUDGET:.0f}; the limits of the steps follow; default: {BUDGET:.0f}"
+    parser.add_argument("--budget", type=seconds, metavar="SECONDS", default=BUDGET, help=budget)
     parser.add_argument("--download-wheels", action="store_true", help=f"fill {WHEELS.relative_to(ROOT)}, and exit")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def seconds(text: str) -> float:
+    value = float(text)
+    if not LEAST_BUDGET <= value <= 86400:
+        raise argparse.ArgumentTypeError(f"must be {LEAST_BUDGET:.0f} to 86400 seconds. Got {text}.")
+    return value
+
+
+def what_hinders(device: str, out: Path) -> str:
+    """Why nothing can run, or an empty text."""
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        return f"--out: must be a file in an existing folder that can be written. Got {out}."
+    if missing := provide_packages():
+        return f"{sys.executable} lacks {', '.join(missing)}.\n{HOW_TO_GET_THEM}"
+    found, least = metadata.version("torch"), oldest_torch()
+    if version(found) < version(least):
+        return f"{sys.executable} has torch {found}. This project needs {least} or later."
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            return f"--device cuda: torch {found} finds no GPU here. --device cpu --quick runs the same code on a CPU."
+    return ""
+
+
+def version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
 
 
 class Report:
@@ -99,7 +133,7 @@ class Report:
 
 
 def in_own_process(step: Row, report: Report, limit: float, arguments: argparse.Namespace) -> None:
-    """Run a step; it prints rows as lines of JSON."""
+    """Run a step; it prints rows as lines of JSON, and `{"running": what}` before what may take long."""
     print(f"{step['name']} (at most {limit:.0f} s)", flush=True)
     command = [sys.executable, __file__, "--step", step["name"], "--device", arguments.device]
     command += ["--quick"] if arguments.quick else []
@@ -113,9 +147,13 @@ def in_own_process(step: Row, report: Report, limit: float, arguments: argparse.
         assert process.stdout is not None
         try:
             for line in process.stdout:
-                step["rows"].append(json.loads(line))
+                row = json.loads(line)
                 step["seconds"] = round(time.monotonic() - started, 1)
-                print("  " + short(step["rows"][-1]), flush=True)
+                if "running" in row:
+                    step["running"] = row["running"]
+                else:
+                    step["rows"].append(row)
+                    print("  " + short(row), flush=True)
                 report.write()
             status = process.wait()
         finally:
@@ -127,8 +165,12 @@ def in_own_process(step: Row, report: Report, limit: float, arguments: argparse.
     step["seconds"] = round(time.monotonic() - started, 1)
     if step["status"] == "running":
         step["status"] = "done" if status == 0 else "failed"
-    if step["status"] == "failed":
-        step["reason"] = "\n".join(text.strip().splitlines()[-15:]) or f"exit status {status}"
+    running = step.pop("running", "its start")
+    if step["status"] == "stopped":
+        step["reason"] = f"it reached its limit of {limit:.0f} s in {running} (rows done: {len(step['rows'])})"
+    elif step["status"] == "failed":
+        error = "\n".join(text.strip().splitlines()[-15:]) or f"exit status {status}"
+        step["reason"] = f"in {running}:\n{error}"
     report.write()
 
 
@@ -136,7 +178,7 @@ def end(process: "subprocess.Popen[str]", step: Row | None = None) -> None:
     """Kill a step with all processes that it started; `step` was over its limit."""
     if process.poll() is None:
         if step is not None:
-            step |= {"status": "stopped", "reason": "it took longer than its limit"}
+            step["status"] = "stopped"
         os.killpg(process.pid, 9)
         process.wait()
 
@@ -158,6 +200,12 @@ def run_step(arguments: argparse.Namespace) -> int:
 
     steps.STEPS[arguments.step](arguments.device, arguments.quick, emit)
     return 0
+
+
+def oldest_torch() -> str:
+    """The first version that pyproject.toml allows."""
+    found = re.search(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    return found[1] if found else "0"
 
 
 def needed() -> list[str]:
@@ -220,7 +268,7 @@ def table(content: Mapping[str, Any]) -> str:
         reason = f": {step['reason'].splitlines()[-1]}" if "reason" in step else ""
         lines += ["", f"{step['name']}: {step['status']}{took}{reason}"]
         rows = step["rows"]
-        if step["name"] == "tests":
+        if step["name"] == "tests" and rows:
             counts = {what: sum(row["outcome"] == what for row in rows) for what in ("passed", "skipped", "failed")}
             lines.append("  " + ", ".join(f"{count} {what}" for what, count in counts.items()))
             rows = [row for row in rows if row["outcome"] == "failed"]

@@ -1,20 +1,20 @@
-"""The steps of run.py, each run in a process of its own: they emit rows as soon as they have them."""
+"""The steps of run.py, each run in a process of its own.
+
+They emit rows as soon as they have them, and `{"running": what}` when something begins that may take long.
+"""
 
 import os
-import statistics
-import sys
 import tempfile
 import time
-from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from device_loop import DEVICE_LOOP, device_loop
 from torch import Tensor, nn
+from training_speed import throughput
 
 from experiment import compress, compress_many
 from experiment.errors import ExperimentError
@@ -25,10 +25,6 @@ from experiment.networks.make_network import make_network
 from experiment.random_streams import seeded
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "benchmark"))
-
-import throughput as loops  # noqa: E402
-
 Row = dict[str, Any]
 Emit = Callable[[Row], None]
 FAMILIES = ("WT", "SVD", "FT", "Quantize", "SNIP", "ALDS", "PFP", "PCA", "Tucker", "LAMP", "ThiNet", "SparseGPT")
@@ -50,14 +46,7 @@ def environment(device: str, quick: bool, emit: Emit) -> None:
 def tests(device: str, quick: bool, emit: Emit) -> None:
     """Every test of this folder."""
     os.environ["EXPERIMENT_TEST_DEVICE"] = device
-    options = [
-        "-q",
-        "--tb=short",
-        "-p",
-        "no:cacheprovider",
-        "-W",
-        "default",
-    ]  # warnings of other versions are none of ours
+    options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-W", "default"]  # warnings of other versions: not ours
     files = [str(HERE / f"test_{name}.py") for name in ("training", "methods", "runs")]  # in order of importance
     status = pytest.main([*options, "-c", str(HERE.parents[1] / "pyproject.toml"), *files], plugins=[Outcomes(emit)])
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
@@ -65,14 +54,17 @@ def tests(device: str, quick: bool, emit: Emit) -> None:
 
 
 class Outcomes:
-    """Emits a row for every test."""
+    """Emits the name of a test when it begins, and a row when it ends."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
 
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._emit({"running": within(nodeid)})
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
-            row: Row = {"test": report.nodeid.rpartition("tests/gpu/")[2], "outcome": report.outcome}
+            row: Row = {"test": within(report.nodeid), "outcome": report.outcome}
             row["seconds"] = round(report.duration, 2)
             if report.outcome == "skipped":
                 row["reason"] = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
@@ -81,83 +73,16 @@ class Outcomes:
             self._emit(row)
 
 
-def throughput(device: str, quick: bool, emit: Emit) -> None:
-    """Images a second in training: the engine, a bare loop over ready-made batches, and a loop made for speed."""
-    gpu = torch.device(device).type == "cuda"
-    batch, batches, rounds = (16, 4, 1) if quick else (256, 100, 2)
-    images = loops.load_images(Path("absent"), batch * batches, torch.device(device))
-    about: Row = {"network": "", "precision": "", "batch": batch}
-    emit(measured_loop("data alone", lambda: data_alone(images, batch), rounds) | about)
-    if not gpu:
-        compile_without_kernels()
-    for name, precision, compiled in TRAININGS[:: 2 if quick else 1][: 2 if quick else None]:
-        about |= {"network": name, "precision": precision}
-        a = Namespace(batch_size=batch, precision=precision, channels_last=precision != "fp32", device=device,
-                      epochs=1 if quick else 2)  # fmt: skip
-        for what, loop in variants(name, images, a, compiled):
-            emit(measured_loop(what, loop, rounds) | about)
-
-
-TRAININGS = (  # network, precision, whether compiled; in order of importance
-    ("resnet20", "bf16", False), ("resnet18", "bf16", False), ("resnet20", "bf16", True), ("resnet18", "fp32", False),
-    ("resnet20", "fp32", False), ("resnet18", "bf16", True), ("resnet18", "fp16", False), ("resnet20", "fp16", False),
-)  # fmt: skip
-
-
-def data_alone(images: Any, batch: int) -> int:
-    """An epoch of augmented batches without a network."""
-    return sum(len(y) for _, y in images.batches(batch, stream=("data",), channels_last=True))
-
-
-def compile_without_kernels() -> None:
-    """Building kernels for a CPU takes minutes; tracing shows that the code runs."""
-    compiler = torch.compile
-    torch.compile = lambda model, **options: compiler(model, backend="aot_eager")  # type: ignore[assignment]
-
-
-def variants(name: str, images: Any, a: Namespace, compiled: bool) -> Iterator[tuple[str, Callable[[], int]]]:
-    device = torch.device(a.device)
-    kinds: dict[str, Callable[..., Callable[[], int]]] = {"engine": loops.our_loop, "bare": loops.bare_loop}
-    if not compiled:
-        a.compiled = False
-        for what, make in kinds.items():
-            yield what, make(fresh(name, device), images, a, device)
-        if a.precision != "fp32":
-            yield DEVICE_LOOP, device_loop(fresh(name, device), images, a, device, compiled=False)
-        return
-    for mode in ("reduce-overhead", True):
-        a.compiled = mode
-        yield f"engine, compile: {str(mode).lower()}", loops.our_loop(fresh(name, device), images, a, device)
-    yield f"{DEVICE_LOOP}, compiled", device_loop(fresh(name, device), images, a, device, compiled=True)
-
-
-def fresh(name: str, device: torch.device) -> nn.Module:
-    with seeded("benchmark"):
-        return make_network(name, {}, (3, 32, 32), 10).to(device)
-
-
-def measured_loop(what: str, loop: Callable[[], int], rounds: int) -> Row:
-    """The median of some rounds after one that warms up, or the error."""
-    try:
-        first = seconds(loop)[0]
-        found = [seconds(loop) for _ in range(rounds)]
-    except Exception as error:  # of one variant: the others go on
-        return {"loop": what, "error": f"{type(error).__name__}: {str(error)[:300]}"}
-    rate = statistics.median(count / took for took, count in found)
-    return {"loop": what, "images_per_s": round(rate), "first_s": round(first, 1)}
-
-
-def seconds(loop: Callable[[], int]) -> tuple[float, int]:
-    started = time.perf_counter()
-    count = loop()
-    wait()
-    return time.perf_counter() - started, count
+def within(nodeid: str) -> str:
+    """The name of a test in this folder."""
+    return nodeid.rpartition("tests/gpu/")[2]
 
 
 def compression(device: str, quick: bool, emit: Emit) -> None:
     """Seconds and peak memory of compressing large networks, with random weights, to half of their parameters."""
     for label in FAMILIES[:4] if quick else FAMILIES:
         for name, make in networks(quick).items():
+            emit({"running": f"{label} of {name}"})
             with seeded("network", device=device), torch.device(device):
                 network, inputs, targets = make()
             row: Row = {"network": name, "method": label}
@@ -218,6 +143,7 @@ def sweep(device: str, quick: bool, emit: Emit) -> None:
 
     keeps = [0.5, 0.2] if quick else [0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05]
     for epochs in (0, 1):
+        emit({"running": f"{epochs} epochs of retraining"})
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
             Path("own_images.py").write_text(OWN_IMAGES.format(*((256, 128) if quick else (20000, 10000))))
@@ -276,8 +202,10 @@ def latency(device: str, quick: bool, emit: Emit) -> None:
         made = {"resnet20": (make_network("resnet20", {}, (3, 32, 32), 10).to(device), torch.randn(1, 3, 32, 32)),
                 "gpt": (GPT(*small, 0.0, True), torch.randint(0, small[0], (1, 64)))}  # fmt: skip
     for (name, (network, example)), batch in ((item, batch) for batch in (1, 64) for item in made.items()):
+        emit({"running": f"{name} in batches of {batch}"})
         model = LatencyModel.of(network.eval(), example, batch, LatencyTable(None, torch.get_num_threads()))
         for method in ("SVD", "FT"):
+            emit({"running": f"{method} of {name} in batches of {batch}"})
             for result in compress_many(network, method, keeps=[0.6, 0.3], example=example, progress=False):
                 predicted, ms = model.predict(result.network), model.measure(result.network)
                 emit({

@@ -201,8 +201,8 @@ class Training(Block):
     channels_last: bool | None = None
     """Use the channels-last memory format. Default: where it is faster, which includes every CPU."""
     compiled: Literal[False, True, "reduce-overhead"] = Field(default=False, alias="compile")
-    """Compile networks with torch.compile for training: slow to start (minutes), faster per step. `reduce-overhead`
-    also records CUDA graphs, for small networks on a GPU."""
+    """Compile networks with torch.compile for training: half a minute to minutes per structure, then faster steps.
+    `reduce-overhead` also records CUDA graphs, for small networks on a GPU; on a CPU it records none."""
     penalties: list[Penalty] = []
     """Penalties on weights. Penalties on the same layer add up, and weight_decay adds to them."""
 
