@@ -30,6 +30,11 @@ def test_scripts_have_help_and_say_what_to_do_without_results(
     assert "nowhere: no results found" in refused(name, "nowhere")
 
 
+def test_the_catalogue_of_nothing_is_an_error_and_makes_nothing(refused: Any, tmp_path: Path) -> None:
+    assert "no experiments below" in refused("catalogue", "--results", str(tmp_path / "nonexistent"))
+    assert not (tmp_path / "nonexistent").exists()
+
+
 def test_the_viewer_prints_fronts_as_plain_text(
     run: Any, refused: Any, synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
