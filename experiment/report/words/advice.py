@@ -123,11 +123,14 @@ def _most_removed(known: _Known, table: DataFrame, quantity: str) -> tuple[Serie
 
 
 def _loss(metric: ReportedMetric, loss: Estimate) -> str:
-    """`with a loss of 0.31 points (95 % interval −0.20 to 0.82)`."""
-    text = f"with {'a' if metric.falls else 'an'} {metric.worsening} of {numbers.percent(loss.value, 2)} {metric.step}"
-    if not math.isfinite(loss.high):
+    """`with a loss of 0.31 points (95 % interval −0.20 to 0.82)`; negative losses are gains."""
+    word, value, low, high = metric.worsening, loss.value, loss.low, loss.high
+    if value < 0:
+        word, value, low, high = metric.improvement, -value, -high, -low
+    text = f"with {'an' if word == 'increase' else 'a'} {word} of {numbers.percent(value, 2)} {metric.step}"
+    if not math.isfinite(high):
         return text
-    return f"{text} (95 % interval {numbers.percent(loss.low, 2)} to {numbers.percent(loss.high, 2)})"
+    return f"{text} (95 % interval {numbers.percent(low, 2)} to {numbers.percent(high, 2)})"
 
 
 def _name(known: _Known, row: Series) -> str:
