@@ -4,8 +4,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from experiment.report import LabelStyles, read_source
-from experiment.report.comparisons import compare
+from experiment.report.comparisons import Comparisons, compare
 from experiment.report.document import Items, Section, Text
 from experiment.report.paired import Estimate
 from experiment.report.primary_metric import ReportedMetric
@@ -57,6 +59,30 @@ def test_a_negative_loss_is_a_gain() -> None:
     unknown = Estimate(0.01, -math.inf, math.inf, 1.0)
     assert _loss(top1, unknown) == "with a loss of 1.00 points"
     assert _loss(perplexity, unknown) == "with an increase of 1.00 %"
+
+
+@pytest.mark.parametrize(
+    ("loss", "warned"),
+    [
+        (Estimate(-0.5, -0.7035, -0.2056, 0.01), True),
+        (Estimate(-0.03, -math.inf, math.inf, 1.0), True),  # one network, without figures of samples
+        (Estimate(-0.03, -0.07, 0.01, 0.1), False),
+        (Estimate(-0.01, -math.inf, math.inf, 1.0), False),
+        (Estimate(-0.01, -0.011, -0.009, 0.001), True),
+        (Estimate(-0.01, -0.018, -0.002, 0.03), False),  # one of two comparisons: 0.06
+        (Estimate(0.5, 0.2, 0.7, 0.001), False),
+    ],
+)
+def test_a_warning_if_compressed_networks_are_better(
+    synthetic: Any, tmp_path: Path, loss: Estimate, warned: bool
+) -> None:
+    source = read_source(experiment(synthetic, tmp_path))
+    losses = {("", "ALDS", 0.5): loss, ("", "WT", 0.5): Estimate(0.0, -0.1, 0.1, 1.0)}
+    section = in_short(source, Comparisons([], losses), LabelStyles())
+    assert section is not None
+    warnings = [b.text for b in section.blocks if isinstance(b, Text) and b.text.startswith("Warning: ")]
+    gain = f"Warning: compressed networks are up to {-100 * loss.value:.2f} points better than the uncompressed one."
+    assert [text.startswith(gain) for text in warnings] == [True] * warned
 
 
 def test_sentences(synthetic: Any, tmp_path: Path) -> None:
