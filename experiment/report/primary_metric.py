@@ -77,11 +77,6 @@ class ReportedMetric:
         return "loss" if self.falls else "increase"
 
     @property
-    def improvement(self) -> str:
-        """What better figures are: a gain or a decrease."""
-        return "gain" if self.falls else "decrease"
-
-    @property
     def loss_title(self) -> str:
         """`loss of mean IoU`, `increase of perplexity`."""
         return f"{self.worsening} of {self.title}"

@@ -101,7 +101,7 @@ class HookCalls:
     Raises: ConfigError: a hook cannot be imported or made, or has none of the methods of a hook.
     """
 
-    def __init__(self, plan: ExperimentPlan, store: Store, num_cells: int, *, debug: bool) -> None:
+    def __init__(self, plan: ExperimentPlan, store: Store, num_cells: int, debug: bool) -> None:
         self._plan, self._store = plan, store
         # problems, such as unknown hooks, are told later
         self._hooks = [] if plan.problems else list(_hooks_of(plan, debug))

@@ -128,7 +128,7 @@ def _loss(metric: ReportedMetric, loss: Estimate) -> str:
     """`with a loss of 0.31 points (95 % interval −0.20 to 0.82)`; negative losses are gains."""
     word, value, low, high = metric.worsening, loss.value, loss.low, loss.high
     if value < 0:
-        word, value, low, high = metric.improvement, -value, -high, -low
+        word, value, low, high = "gain" if metric.falls else "decrease", -value, -high, -low
     text = f"with {'an' if word == 'increase' else 'a'} {word} of {numbers.percent(value, 2)} {metric.step}"
     if not math.isfinite(high):
         return text
