@@ -45,10 +45,10 @@ parser.add_argument(
     help="quantity that is removed (default: parameters)",
 )
 parser.add_argument("--tex", type=Path, metavar="FILE", help="also write one LaTeX table of all experiments")
-add = parser.add_argument
+add = parser.add_mutually_exclusive_group().add_argument
 add("--compare", nargs="+", metavar="PARAM", help="compare the methods of experiments with the same reference networks")
 add("--pareto", action="store_true", help="print the networks on the Pareto fronts instead of prune potentials")
-add("--interactive", action="store_true", help="open the HTML reports in the web browser")
+parser.add_argument("--interactive", action="store_true", help="open the HTML reports in the web browser")
 arguments = parser.parse_args([] if in_notebook() else None)  # in a notebook, edit the list
 
 # %% Compare experiments

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiment.errors import ExperimentError
+from experiment.errors import ConfigError, ExperimentError
 from experiment.files import write_whole
 from experiment.report.across import Part, comparable, order_of, parts_of, together, why_not
 from experiment.report.document import Block, Document, Picture, Section, Table, Text
@@ -37,12 +37,16 @@ def write_catalogue(results: Path) -> tuple[Path, Path]:
     Experiments appear in one plot and one ranking only where network, data, metric and reference networks agree; of the
     others the page says why not. Folders that cannot be read are listed with the reason.
 
+    Raises: ConfigError: there are no experiments.
+
     Example:
         >>> write_catalogue(Path("data/results"))
         (PosixPath('data/results/catalogue.html'), PosixPath('data/results/catalogue.md'))
     """
-    sources, unreadable = [], []
-    for folder in find_experiments((), results):
+    sources, unreadable, folders = [], [], find_experiments((), results)
+    if not folders:
+        raise ConfigError(f"no experiments below {results}. Expected a folder of results, such as data/results.")
+    for folder in folders:
         try:
             sources.append(read_source(folder))
         except ExperimentError as error:

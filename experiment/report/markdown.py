@@ -16,11 +16,6 @@ def render_markdown(document: Document, folder: Path) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def section_text(section: Section) -> str:
-    """One section as Markdown, for the terminal."""
-    return "\n".join(_section(section, Path()))
-
-
 def _section(section: Section, folder: Path) -> Iterator[str]:
     yield from (f"{'###' if section.folded else '##'} {markdown(section.title)}", "")
     for block in section.blocks:

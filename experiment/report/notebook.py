@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from experiment.errors import ExperimentError
+from experiment.escaping import say
 
 
 def in_notebook() -> bool:
@@ -25,7 +26,9 @@ def show_pictures(paths: Iterable[Path]) -> None:
 
 
 def stop(text: str) -> NoReturn:
-    """End a script with a message and exit status 1; in a notebook, raise an error, which keeps the kernel."""
+    """End a script with a message and exit status 2; in a notebook, raise an error, which keeps the kernel."""
     if in_notebook():
         raise ExperimentError(text)
-    sys.exit(text)
+    for line in text.splitlines():
+        say(line, sys.stderr)
+    sys.exit(2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from experiment.escaping import say as say_line
 from experiment.files import read_json
 from experiment.hooks import HOOKS
 from experiment.hooks.hook import METHODS, CellFacts, Epoch, Run
-from experiment.registry import resolve
+from experiment.registry import resolve, suggestion
 from experiment.run.cell.events import CellDone, EpochDone, EpochStarted, Event, Started, cell_name
 from experiment.run.disk.damaged_files import RESULT
 from experiment.run.disk.store import Store
@@ -24,12 +26,12 @@ from experiment.run.grid.task_name import metric_facts
 MOST_FAILURES = 3  # of a hook in a row, after which it is switched off
 
 
-def _hooks_of(plan: ExperimentPlan) -> Iterator[_Guarded]:
+def _hooks_of(plan: ExperimentPlan, debug: bool) -> Iterator[_Guarded]:
     """Raises: ConfigError: a hook cannot be imported or made, or has none of the methods of a hook."""
     problems = []
     for i, ref in enumerate(plan.file.parameters.experiments.hooks):
         try:
-            yield _Guarded(ref.name, _make(ref.name, ref.settings))
+            yield _Guarded(ref.name, _make(ref.name, ref.settings), debug)
         except ConfigError as error:
             problems += [Fault(("experiments", "hooks", i), text).line(plan.file) for text in error.problems]
     if problems:
@@ -58,8 +60,17 @@ class _Guarded:
 
     name: str
     hook: object
+    debug: bool
     told: bool = False
     failures: int = 0
+
+    def misspelt(self) -> Iterator[str]:
+        """Warnings about methods whose names begin as those of a hook, such as `cell_ends`."""
+        for name in dir(self.hook):
+            unknown = name.startswith(("run_", "cell_", "epoch_")) and name not in METHODS
+            if unknown and callable(inspect.getattr_static(self.hook, name, None)):  # static: runs no property
+                near = suggestion(name, METHODS)
+                yield f"hook {self.name}: {name} is not a method of a hook and is not called.{near}"
 
     def call(self, method: str, arguments: Sequence[object], say: Callable[[str], None]) -> None:
         function = getattr(self.hook, method, None)
@@ -72,6 +83,8 @@ class _Guarded:
             if not self.told:
                 what = f"{type(error).__name__}: {str(error).rstrip('.')}{raised_at(error)}"
                 say(f"hook {self.name} failed in {method}: {what}. Results are not affected.")
+                for line in traceback.format_exc().splitlines() if self.debug else ():
+                    say(line)
                 self.told = True
             if self.failures == MOST_FAILURES:
                 say(f"hook {self.name} failed {MOST_FAILURES} times in a row and is not called again in this run.")
@@ -84,12 +97,14 @@ class HookCalls:
 
     Args:
         num_cells: to compute in this run.
+        debug: whether the traceback of a failing hook is shown.
     Raises: ConfigError: a hook cannot be imported or made, or has none of the methods of a hook.
     """
 
-    def __init__(self, plan: ExperimentPlan, store: Store, num_cells: int) -> None:
+    def __init__(self, plan: ExperimentPlan, store: Store, num_cells: int, debug: bool) -> None:
         self._plan, self._store = plan, store
-        self._hooks = [] if plan.problems else list(_hooks_of(plan))  # problems, such as unknown hooks, are told later
+        # problems, such as unknown hooks, are told later
+        self._hooks = [] if plan.problems else list(_hooks_of(plan, debug))
         self._say: Callable[[str], None] = say_line
         self._cells: dict[str, tuple[Cell, Parameters]] = {}  # by key
         for task in plan.references:
@@ -104,6 +119,9 @@ class HookCalls:
     def start(self, say: Callable[[str], None]) -> None:
         """The run starts; errors of hooks go to `say`."""
         self._say = say
+        for hook in self._hooks:
+            for line in hook.misspelt():
+                say(line)
         self._call("run_start", self._run)
 
     def end(self, results: Mapping[str, Mapping[str, Any]]) -> None:

@@ -123,7 +123,7 @@ def _finish(
 def _compute(experiments: Sequence[_Experiment], work: list[Work], options: Options, live: LiveFiles) -> None:
     num_cells = Counter(item.experiment for item in work for _ in item.cells)
     touched = {i: experiments[i] for i in sorted(num_cells)}
-    hooks = {i: HookCalls(plan, store, num_cells[i]) for i, (plan, store, _) in touched.items()}
+    hooks = {i: HookCalls(plan, store, num_cells[i], options.debug) for i, (plan, store, _) in touched.items()}
     workers, contexts = _workers_and_contexts(experiments, work, options)
     executor = options.executor or ("serial" if workers == 1 else "processes")
     with contextlib.ExitStack() as stack:

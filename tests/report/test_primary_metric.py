@@ -16,8 +16,9 @@ from experiment.report import (
     write_report,
 )
 from experiment.report.plots import gallery
-from experiment.report.primary_metric import ReportedMetric
+from experiment.report.primary_metric import AGREEMENT, ReportedMetric, metric_named
 from experiment.report.results_table import metrics_of
+from experiment.report.words.titles import axis_title, column_title
 from experiment.tasks import TASKS, find_task
 
 PERPLEXITY = ("perplexity", "lower", "value")
@@ -103,6 +104,14 @@ def test_variants_of_different_tasks_stay_apart(synthetic: Any, tmp_path: Path) 
     folder = synthetic.write_experiment(tmp_path / "both", rows)
     stems = {path.stem for path in write_report(folder, [gallery.tradeoffs]).plots}
     assert {"tradeoff-perplexity-parameters-unchanged", "tradeoff-mean_iou-flops-network.task=segmentation"} <= stems
+
+
+def test_differences_of_fractions_are_in_points() -> None:
+    flips, kl, worst = (metric_named(name, ReportedMetric()) for name in AGREEMENT)
+    assert column_title(flips) == "Changed test predictions (%)"
+    assert column_title(kl) == "KL divergence from the reference"
+    assert column_title(worst) == "Loss of accuracy in the worst class (points)"
+    assert axis_title("Worst class", worst) == "Worst class (points, lower is better)"
 
 
 def test_metrics_are_named_as_their_tasks_name_them(synthetic: Any) -> None:

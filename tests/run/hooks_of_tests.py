@@ -50,6 +50,19 @@ class Failing:
             raise self.error("boom.")
 
 
+class HalfDead(Failing):
+    """Has methods that are nearly those of a hook, and something else."""
+
+    cell_limit = 3
+
+    def cell_ends(self, cell: Any, result: Any) -> None:
+        pass
+
+    @property
+    def run_id(self) -> str:
+        raise RuntimeError("not started")
+
+
 class NoHook:
     """Has a method of another framework."""
 

@@ -108,10 +108,25 @@ def test_a_failing_hook_costs_nothing(
     kind = "SystemExit" if settings.get("leave") else "RuntimeError"
     assert said.count(f"hook hooks_of_tests:Failing failed in epoch_end: {kind}: boom") == 1
     assert "hooks_of_tests.py:" in said
+    assert "Traceback" not in said
     assert said.count("is not called again") == (0 if "times" in settings else 1)
     assert Path("calls").read_text() == ("6" if "times" in settings else "3")
     assert set(pd.read_csv(RESULTS / "results.csv")["status"]) == {"done"}
     assert len(notes("epoch_end")) == 6, "the other hook is called all the same"
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_misspelt_method_is_told_once_and_debug_shows_tracebacks(
+    write: Any, small: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write(with_hooks(small, "hooks_of_tests:HalfDead")))
+    assert main([path, "-j", "1", "-q", "--debug"]) == 0
+    said = capsys.readouterr().err
+    warning = "hook hooks_of_tests:HalfDead: cell_ends is not a method of a hook and is not called. Did you mean"
+    assert said.count(f"{warning} 'cell_end'?") == 1
+    assert said.count("is not a method") == 1
+    assert said.count("Traceback (most recent call last)") == 1
+    assert "raise self.error(" in said
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -126,6 +141,7 @@ def test_an_interruption_in_a_hook_ends_the_run(write: Any, small: dict[str, Any
     ("hook", "words"),
     [
         ("mlflw", "unknown hook 'mlflw'. Did you mean 'mlflow'?"),
+        ("Log", "unknown hook 'Log'. Known are mlflow; name code of your own as module:function or module:class."),
         ("no_such_module:Hook", "cannot find the module 'no_such_module'"),
         ("hooks_of_tests:Recordr", "Did you mean 'Recorder'?"),
         ("hooks_of_tests:refuses", "'hooks_of_tests:refuses' with settings {} raised ValueError: no such server"),

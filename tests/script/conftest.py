@@ -33,3 +33,16 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         return capsys.readouterr().out
 
     return run_script
+
+
+@pytest.fixture
+def refused(run: Any, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run a script that ends with exit status 2; returns its error."""
+
+    def run_script(name: str, *arguments: str) -> str:
+        with pytest.raises(SystemExit) as end:
+            run(name, *arguments)
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
+    return run_script

@@ -1,6 +1,7 @@
 """The scripts, run as a user runs them, on synthetic experiments."""
 
 import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,22 +20,40 @@ SCRIPTS = ("results_viewer", "retrain_sweep", "load_networks", "rank_study")
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_scripts_have_help_and_say_what_to_do_without_results(
-    run: Any, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Any, refused: Any, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="0"):
         run(name, "--help")
     assert "PARAM" in capsys.readouterr().out
     (tmp_path / "data" / "results").mkdir(parents=True)  # otherwise those of the repository are used
-    with pytest.raises(SystemExit, match=r"Run an experiment first|None of the 0 experiments|No ranks found"):
-        run(name)
-    with pytest.raises(SystemExit, match=r"nowhere: no results found"):
-        run(name, "nowhere")
+    assert re.search(r"Run an experiment first|None of the 0 experiments|No ranks found", refused(name))
+    assert "nowhere: no results found" in refused(name, "nowhere")
+
+
+def test_the_catalogue_of_nothing_is_an_error_and_makes_nothing(refused: Any, tmp_path: Path) -> None:
+    assert "no experiments below" in refused("catalogue", "--results", str(tmp_path / "nonexistent"))
+    assert not (tmp_path / "nonexistent").exists()
+
+
+def test_the_viewer_prints_fronts_as_plain_text(
+    run: Any, refused: Any, synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery, "GALLERY", ())
+    rows = [row | {"pareto": "flops"} for row in synthetic.grid(("ALDS",), nets=1, keeps=(0.5,))]
+    synthetic.write_experiment(tmp_path / "e", rows)
+    printed = run("results_viewer", "e", "--pareto")
+    assert "* marks the costs" in printed
+    assert "\\" not in printed
+    table = [line for line in printed.splitlines() if line.startswith("|")]
+    assert len(table) == 3
+    assert len({tuple(place for place, c in enumerate(line) if c == "|") for line in table}) == 1, "aligned"
+    assert "not allowed with argument --compare" in refused("results_viewer", "--compare", "e", "e", "--pareto")
 
 
 def test_scripts_run_from_any_folder(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "script" / "retrain_sweep.py"), "--results", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "None of the 0 experiments" in done.stderr
 
 
@@ -63,20 +82,20 @@ def test_the_viewer_draws_and_prints_every_experiment(
     assert (tmp_path / "all.tex").read_text().count("ALDS &") == 1  # equal experiments are one block of the table
 
 
-def test_the_viewer_goes_on_behind_a_damaged_experiment(run: Any, synthetic: Any, tmp_path: Path) -> None:
+def test_the_viewer_goes_on_behind_a_damaged_experiment(refused: Any, synthetic: Any, tmp_path: Path) -> None:
     for name in ("a", "b"):
         synthetic.write_experiment(tmp_path / "data" / "results" / name, [synthetic.reference_row(0)])
     (tmp_path / "data" / "results" / "a" / "environment.json").write_text("{")
-    with pytest.raises(SystemExit, match=r"environment.json: is damaged: it is not valid JSON"):
-        run("results_viewer")
+    assert "environment.json: is damaged: it is not valid JSON" in refused("results_viewer")
     assert (tmp_path / "data" / "results" / "b" / "report.md").is_file()
 
 
-def test_the_sweep_is_drawn_and_tabulated(run: Any, synthetic: Any, tmp_path: Path) -> None:
+def test_the_sweep_is_drawn_and_tabulated(run: Any, refused: Any, synthetic: Any, tmp_path: Path) -> None:
     results = tmp_path / "elsewhere"
     synthetic.write_experiment(results / "plain", synthetic.grid(("ALDS",), nets=1, keeps=(0.5,)))
-    with pytest.raises(SystemExit, match=r"None of the 1 experiments found sweeps over retraining"):
-        run("retrain_sweep", "--results", str(results))
+    assert "None of the 1 experiments found sweeps over retraining" in refused(
+        "retrain_sweep", "--results", str(results)
+    )
     synthetic.write_experiment(results / "sweep", synthetic.sweep(("ALDS", "SVD"), nets=1))
     printed = run("retrain_sweep", "--results", str(results), "--deltas", "1", "2")
     assert "plain" not in printed
@@ -119,18 +138,15 @@ def test_both_networks_are_loaded_and_tested(run: Any, synthetic: Any, tmp_path:
 
 
 def test_what_cannot_be_loaded_is_said(
-    run: Any, synthetic: Any, tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+    refused: Any, synthetic: Any, tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [synthetic.reference_row(0), *synthetic.curve([(0.5, 0.9)])]
     synthetic.write_experiment(tmp_path / "data" / "results" / "e", rows)
-    with pytest.raises(SystemExit, match=r"no finished cell with label FT. Available: Reference, ALDS"):
-        run("load_networks", "--method", "FT")
-    with pytest.raises(SystemExit, match=r"no compressed network of that kind"):
-        run("load_networks", "--method", "Reference")
+    assert "no finished cell with label FT. Available: Reference, ALDS" in refused("load_networks", "--method", "FT")
+    assert "no compressed network of that kind" in refused("load_networks", "--method", "Reference")
 
     def damaged(*_: Any, **__: Any) -> None:
         raise StoreError("network.pt is damaged")
 
     monkeypatch.setattr(experiment, "load_network", damaged)
-    with pytest.raises(SystemExit, match=r"network.pt is damaged"):
-        run("load_networks")
+    assert "network.pt is damaged" in refused("load_networks")

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from experiment.report.comparisons import Comparisons, Place, Ranking, place_of
+from experiment.report.comparisons import ALPHA, Comparisons, Place, Ranking, place_of
 from experiment.report.deployments import BYTES, FIGURE, TORCH, costs_of, deployments, runtimes_of
 from experiment.report.document import Block, Items, Section, Text
 from experiment.report.label_styles import LabelStyles
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Losses = Mapping[Place, Estimate]
 CLOSE = 0.02  # shares removed that differ by less are named together
+LARGE = 0.02  # a gain over the uncompressed network that is told unless its interval contains 0
 
 
 class _Known(NamedTuple):
@@ -52,6 +53,7 @@ def in_short(source: Source, found: Comparisons, styles: LabelStyles) -> Section
     rankings = [b for b in found.rankings if b.metric == metric]
     known = _Known(source, rows, metric, found.losses, rankings, styles)
     blocks: list[Block] = [Text(_start(known)), Items(list(_reductions(known)))]
+    blocks += _gains(known)
     blocks.append(Text(" ".join([*_order(known), *_time(known), *_deploy(known)])))
     blocks.append(Text("Not compared: " + "; ".join(_not_compared(known)) + "."))
     return Section("In short", blocks)
@@ -123,11 +125,27 @@ def _most_removed(known: _Known, table: DataFrame, quantity: str) -> tuple[Serie
 
 
 def _loss(metric: ReportedMetric, loss: Estimate) -> str:
-    """`with a loss of 0.31 points (95 % interval −0.20 to 0.82)`."""
-    text = f"with {'a' if metric.falls else 'an'} {metric.worsening} of {numbers.percent(loss.value, 2)} {metric.step}"
-    if not math.isfinite(loss.high):
+    """`with a loss of 0.31 points (95 % interval −0.20 to 0.82)`; negative losses are gains."""
+    word, value, low, high = metric.worsening, loss.value, loss.low, loss.high
+    if value < 0:
+        word, value, low, high = "gain" if metric.falls else "decrease", -value, -high, -low
+    text = f"with {'an' if word == 'increase' else 'a'} {word} of {numbers.percent(value, 2)} {metric.step}"
+    if not math.isfinite(high):
         return text
-    return f"{text} (95 % interval {numbers.percent(loss.low, 2)} to {numbers.percent(loss.high, 2)})"
+    return f"{text} (95 % interval {numbers.percent(low, 2)} to {numbers.percent(high, 2)})"
+
+
+def _gains(known: _Known) -> Iterator[Text]:
+    """A warning if compressed networks are better than the uncompressed one: large gains, and those beyond chance."""
+    own = variants_of(known.rows)
+    losses = [loss for (variant, *_), loss in known.losses.items() if variant in own]
+    large = (e for e in losses if e.value < -LARGE and not 0 <= e.high < math.inf)
+    certain = (e for e in losses if e.value < 0 and e.p * len(losses) < ALPHA)
+    if gains := [-e.value for e in (*large, *certain)]:
+        yield Text(
+            f"Warning: compressed networks are up to {numbers.percent(max(gains), 2)} {known.metric.step} better than "
+            "the uncompressed one. If more training improves that one as well, losses are understated."
+        )
 
 
 def _name(known: _Known, row: Series) -> str:

@@ -61,7 +61,9 @@ def _row(b: Ranking, styles: LabelStyles) -> Iterator[str]:
     most = 1.0 if b.metric.unit == "fraction" else math.inf
     best = Estimate(b.best.value, b.best.low, min(most, b.best.high), b.best.p)
     yield joined(numbers.keep(b.keep), b.variant)
-    yield styles.plain(first) + ("" if worse else " (not ordered)")
+    equal = [c.label for c in b.contenders[1:] if (e := b.pairs.get((first, c.label))) is not None and e.value == 0]
+    order = "" if worse else " (no difference shown)" if equal else " (not ordered)"
+    yield joined(*map(styles.plain, [first, *equal])) + order
     yield f"{_plain(b.metric)(best.value)} ({interval(best, b.metric)})"
     yield "; ".join(text for label, text in shown.items() if label not in worse) or numbers.MISSING
     yield "; ".join(text for label, text in shown.items() if label in worse) or numbers.MISSING

@@ -70,15 +70,23 @@ def metric_title(name: str) -> str:
 
 def axis_label(title: str, metric: ReportedMetric) -> str:
     """A title with the unit."""
-    return f"{title} (%)" if metric.unit == "fraction" else title
+    unit = _unit(metric)
+    return f"{title} ({unit})" if unit else title
 
 
 def axis_title(title: str, metric: ReportedMetric) -> str:
     """A title with the unit and, where it is not the usual one, the direction."""
     lower = ["lower is better"] if metric.better == "lower" and metric.name != "loss" else []
-    notes = [*(["%"] if metric.unit == "fraction" else []), *lower]
-    text = f"{title} ({', '.join(notes)})" if notes else title
-    return text if len(text) <= LONG else f"{title}\n({', '.join(notes)})"
+    notes = joined(_unit(metric), *lower)
+    text = f"{title} ({notes})" if notes else title
+    return text if len(text) <= LONG else f"{title}\n({notes})"
+
+
+def _unit(metric: ReportedMetric) -> str:
+    """Of fractions `%`, of their differences `points`."""
+    if metric.unit != "fraction":
+        return ""
+    return "points" if metric.name == "worst_class_drop" else "%"
 
 
 def column_title(metric: ReportedMetric) -> str:

@@ -45,11 +45,11 @@ def _front(points: Iterable[list[Row]], cost: str) -> list[list[Row]]:
         figure, spent = fmean(map(_figure, rows)), fmean(_cost(row, cost) for row in rows)
         if not (math.isnan(figure) or math.isnan(spent)):
             found.append((spent, -figure, rows))
-    front, best = [], math.inf
-    for _, worse, rows in sorted(found, key=lambda point: point[:2]):
-        if worse < best:
+    front, last = [], (math.inf, math.inf)
+    for spent, worse, rows in sorted(found, key=lambda point: point[:2]):
+        if worse < last[1] or (spent, worse) == last:  # equal networks do not beat each other
             front.append(rows)
-            best = worse
+            last = spent, worse
     return front
 
 

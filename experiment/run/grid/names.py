@@ -111,5 +111,6 @@ def _unknown(key: KeyPath, name: object, what: str, known: Iterable[str]) -> Ite
         except ConfigError as error:
             yield Fault(key, str(error))
         return
-    near = suggestion(name, known) or (f" Known are {', '.join(known)}." if known is CORRUPTIONS else "")
+    own = "; name code of your own as module:function or module:class" if what == "hook" else ""
+    near = suggestion(name, known) or (f" Known are {', '.join(known)}{own}." if what in ("corruption", "hook") else "")
     yield Fault(key, f"unknown {what} '{name}'.{near}")

@@ -1,12 +1,17 @@
 """The answer of a report, in sentences made from hand-written results."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from experiment.report import LabelStyles, read_source
-from experiment.report.comparisons import compare
+from experiment.report.comparisons import Comparisons, compare
 from experiment.report.document import Items, Section, Text
-from experiment.report.words.advice import in_short
+from experiment.report.paired import Estimate
+from experiment.report.primary_metric import ReportedMetric
+from experiment.report.words.advice import _loss, in_short
 from experiment.report.words.ranking import best_methods, every_pair
 from experiment.report.words.spending import pareto_fronts, time_spent
 
@@ -44,6 +49,40 @@ def test_reductions(synthetic: Any, tmp_path: Path) -> None:
         "WT removes 81.0 % of the parameters (5.3\u00d7 fewer) and ALDS nearly as many, with a loss of 2.00 points"
     )
     assert "ALDS removes 90.0 % of the FLOPs" in found["Within 0.5 and 1 points"]
+
+
+def test_a_negative_loss_is_a_gain() -> None:
+    top1, perplexity = ReportedMetric(), ReportedMetric("perplexity", "lower", "value")
+    gain = Estimate(-0.5, -0.7035, -0.2056, 0.001)
+    assert _loss(top1, gain) == "with a gain of 50.00 points (95 % interval 20.56 to 70.35)"
+    assert _loss(perplexity, gain) == "with a decrease of 50.00 % (95 % interval 20.56 to 70.35)"
+    unknown = Estimate(0.01, -math.inf, math.inf, 1.0)
+    assert _loss(top1, unknown) == "with a loss of 1.00 points"
+    assert _loss(perplexity, unknown) == "with an increase of 1.00 %"
+
+
+@pytest.mark.parametrize(
+    ("loss", "warned"),
+    [
+        (Estimate(-0.5, -0.7035, -0.2056, 0.01), True),
+        (Estimate(-0.03, -math.inf, math.inf, 1.0), True),  # one network, without figures of samples
+        (Estimate(-0.03, -0.07, 0.01, 0.1), False),
+        (Estimate(-0.01, -math.inf, math.inf, 1.0), False),
+        (Estimate(-0.01, -0.011, -0.009, 0.001), True),
+        (Estimate(-0.01, -0.018, -0.002, 0.03), False),  # one of two comparisons: 0.06
+        (Estimate(0.5, 0.2, 0.7, 0.001), False),
+    ],
+)
+def test_a_warning_if_compressed_networks_are_better(
+    synthetic: Any, tmp_path: Path, loss: Estimate, warned: bool
+) -> None:
+    source = read_source(experiment(synthetic, tmp_path))
+    losses = {("", "ALDS", 0.5): loss, ("", "WT", 0.5): Estimate(0.0, -0.1, 0.1, 1.0)}
+    section = in_short(source, Comparisons([], losses), LabelStyles())
+    assert section is not None
+    warnings = [b.text for b in section.blocks if isinstance(b, Text) and b.text.startswith("Warning: ")]
+    gain = f"Warning: compressed networks are up to {-100 * loss.value:.2f} points better than the uncompressed one."
+    assert [text.startswith(gain) for text in warnings] == [True] * warned
 
 
 def test_sentences(synthetic: Any, tmp_path: Path) -> None:
@@ -97,6 +136,17 @@ def test_ranking(synthetic: Any, tmp_path: Path) -> None:
     assert first[4] == "WT 0.10 (0.10 to 0.10)", "three networks that differ equally"
     pairs = rows_of(every_pair(rankings, LabelStyles()))
     assert pairs[0] == ["0.5", "ALDS", "WT", "0.10", "0.10 to 0.10", "< 0.001"]
+
+
+def test_equal_methods_are_named_together(synthetic: Any, tmp_path: Path) -> None:
+    rows = [synthetic.reference_row(0, top1=0.9)]
+    for label, figure in (("ALDS", 0.5), ("WT", 0.8), ("FT", 0.8)):
+        rows += synthetic.curve([(0.5, figure)], label, epochs=1)
+    folder = synthetic.write_experiment(tmp_path, rows)
+    (row,) = rows_of(best_methods(compare(folder, read_source(folder).results).rankings, LabelStyles()))
+    assert row[1] == "WT, FT (no difference shown)"
+    assert row[3].startswith("FT 0.00"), "and the one that is not ordered with them, of one network, follows"
+    assert "ALDS 30.00" in row[3]
 
 
 def test_time_and_front(synthetic: Any, tmp_path: Path) -> None:
