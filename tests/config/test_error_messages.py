@@ -27,6 +27,8 @@ optimizer: SGD >> optimizer: 3 >> 5: training.optimizer: must be text. Got 3. Wr
 optimizer: SGD >> optimizer: '' >> 5: training.optimizer: must not be empty. Got ''.
 {lr: 0.1, momentum: 0.9} >> 0.1 >> 6: training.optimizerKwargs: must be a mapping (key: value). Got 0.1.
 [WT, SVD] >> ALDS >> 8: experiments.methods: must be a list. Got 'ALDS'. Write [ALDS] for a list of one.
+retrain\n >> retrain\n  noiseLevels: 0.25\n >> 10: experiments.noiseLevels: must be a list. Got 0.25. Write [0.25] for a li
+retrain\n >> retrain\n  hooks: own.code:make\n >> 10: experiments.hooks: must be a list. Got 'own.code:make'. Write [own.code:m
 [WT, SVD] >> [WT, [SVD]] >> 8: experiments.methods[1]: must be a name or a mapping {name: ..., settings: ...}.
 [WT, SVD] >> [{nam: WT}] >> 8: experiments.methods[0].nam: unknown key. Did you mean 'name'?
 Size: 32 >> Size: 32\n  enableAMP: maybe >> 4: training.enableAMP: must be true or false. Got 'maybe'.
