@@ -135,8 +135,15 @@ def _hint(path: KeyPath, kind: str, got: Any, node: Node) -> str:
 def _choice(listed: str, got: Any) -> str:
     parts = [part.strip() for part in listed.split(",")]
     choices = [part.strip("'") if "'" in part else part.lower() for part in parts]  # true, as in YAML
-    near = suggestion(got, choices) if isinstance(got, str) else ""
+    near = _near(got, choices) if isinstance(got, str) else ""
     return f"must be one of {', '.join(choices)}. Got {show(got)}.{near}"
+
+
+def _near(got: str, choices: list[str]) -> str:
+    if got in choices:  # true or false as text
+        return " Write it without quotes."
+    begun = [choice for choice in choices if choice.startswith(got)]
+    return suggestion(begun[0] if len(begun) == 1 else got, choices)
 
 
 def show(value: Any) -> str:

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.alias_generators import to_camel
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 
 from experiment.escaping import is_number
 
@@ -38,6 +38,12 @@ def _no_bool(kind: str) -> Callable[[object], object]:
         return value
 
     return check
+
+
+def _no_number(value: object) -> object:
+    if type(value) in (int, float):  # which Python would take for true or false: 1 == True
+        raise PydanticKnownError("literal_error", {"expected": "False, True or 'reduce-overhead'"})
+    return value
 
 
 Whole = Annotated[int, BeforeValidator(_no_bool("int_type"))]
@@ -200,7 +206,9 @@ class Training(Block):
     """First epoch from which the state with the best validation metric is kept. Default: keep the last state."""
     channels_last: bool | None = None
     """Use the channels-last memory format. Default: where it is faster, which includes every CPU."""
-    compiled: Literal[False, True, "reduce-overhead"] = Field(default=False, alias="compile")
+    compiled: Annotated[Literal[False, True, "reduce-overhead"], BeforeValidator(_no_number)] = Field(
+        default=False, alias="compile"
+    )
     """Compile networks with torch.compile for training: slow to start (minutes), faster per step. `reduce-overhead`
     also records CUDA graphs, for small networks on a GPU."""
     penalties: list[Penalty] = []
