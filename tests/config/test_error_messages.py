@@ -56,8 +56,8 @@ momentum: 0.9 >> foreach: None >> 6: training.optimizerKwargs.foreach: 'None' is
 momentum: 0.9 >> lr2: .nan >> 6: training.optimizerKwargs.lr2: must be a finite number. Got .nan.
 momentum: 0.9 >> x: !!python/name:os.system '' >> 6: training.optimizerKwargs.x: the tag !!python/name:os.system
 Size: 32 >> Size: 32\n  lossKwargs: {weight: [1.0]} >> 4: training.lossKwargs.weight: must have one number for e
-END >> retraining: {startEpoch: 13} >> 12: retraining.startEpoch: must be at most numEpochs, which is 12: epochs startEp
-END >> retraining: {startEpoch: 1, numEpochs: 0} >> 12: retraining.startEpoch: must be at most numEpochs, which is 0
+END >> retraining: {startEpoch: 13} >> 12: retraining.startEpoch: is 13, after the last epoch: numEpochs is 12. Lower
+END >> retraining: {startEpoch: 1, numEpochs: 0} >> 12: retraining.startEpoch: is 1, after the last epoch: numEpochs is
 END >> retraining: {startEpoch: -1} >> 12: retraining.startEpoch: must be at least 0. Got -1.
 END >>   rewind: yes >> 12: experiments.rewind: must be one of weights, random, none
 END >>   rewind: random\nretraining: {numEpochs: 0} >> 12: experiments.rewind: random weights need retraining, b

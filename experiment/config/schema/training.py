@@ -124,9 +124,8 @@ def _one_or_more(item: dict[str, Any]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, "minItems": 1}]})
 
 
-_VALUES_TO_TRY = WithJsonSchema(
-    {"anyOf": [{"type": "object", "additionalProperties": {"type": "array", "minItems": 2}}, {"type": "null"}]}
-)
+_LISTS = {"type": "object", "minProperties": 1, "additionalProperties": {"type": "array", "minItems": 2}}
+_VALUES_TO_TRY = WithJsonSchema({"anyOf": [_LISTS, {"type": "null"}]})
 _PATTERN = {"type": "string", "minLength": 1}
 _HOW = {"type": "string", "enum": list(HOW)}
 
@@ -224,14 +223,14 @@ class Training(Block):
     def _within_schedule(cls, start: int, info: ValidationInfo) -> int:
         last = info.data.get("num_epochs")
         if last is not None and start > last:
-            text = f"must be at most numEpochs, which is {last}: epochs startEpoch to numEpochs run. Got {start}."
-            refuse(start, [((), text)])
+            what = f"is {start}, after the last epoch: numEpochs is {last}."
+            refuse(start, [((), f"{what} Lower it, for example to 0, or raise numEpochs.")])
         return start
 
 
 def _by_dotted_key(value: object) -> object:
-    """Lists of values by dotted key; nested mappings, as those of `--set`, mean the same. None without any."""
-    return dict(_lists_in(value)) or None if isinstance(value, dict) else value
+    """Lists of values by dotted key; nested mappings, as those of `--set`, mean the same."""
+    return dict(_lists_in(value)) if isinstance(value, dict) else value
 
 
 def _lists_in(value: dict[Any, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, object]]:
