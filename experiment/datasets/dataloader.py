@@ -145,7 +145,7 @@ class _Samples(Dataset[tuple[Inputs, Tensor] | _Failure]):
         failures = [sample for sample in samples if isinstance(sample, _Failure)]
         if failures:
             more = [f"and {len(failures) - MOST_NAMED} more"] if len(failures) > MOST_NAMED else []
-            return _Failure("; ".join([*(f.message.rstrip(".") for f in failures[:MOST_NAMED]), *more]))
+            return _Failure("; ".join([*(f.message for f in failures[:MOST_NAMED]), *more]).replace(".; ", "; "))
         images, targets = zip(*cast(list[tuple[Inputs, Tensor]], samples), strict=True)
         raw = [_is_raw(image, 3) for image in images]
         try:
