@@ -118,14 +118,15 @@ def _sentence(error: ErrorDetails, path: KeyPath, node: Node) -> str:
         return f"must be in (0, 1]. Got {show(got)}."
     if kind == "model_type" and any(key in _NAME_OR_MAPPING for key in path[-2:]):
         return f"must be a name or a mapping {{name: ..., settings: ...}}. Got {show(got)}."
-    return expectation(error) + _hint(kind, got, node)
+    return expectation(error) + _hint(path, kind, got, node)
 
 
-def _hint(kind: str, got: Any, node: Node) -> str:
+def _hint(path: KeyPath, kind: str, got: Any, node: Node) -> str:
     if node.bare == "None":
         return " Write null for no value."
     if kind == "list_type" and isinstance(got, str | int | float):
-        return f" Write [{str(got).replace('.', ', ')}]." if "." in str(got) else f" Write [{got}] for a list of one."
+        dotted = path[-1] == "key" and "." in str(got)
+        return f" Write [{str(got).replace('.', ', ')}]." if dotted else f" Write [{got}] for a list of one."
     if kind == "string_type" and node.bare:
         return f' Write "{node.bare}" in quotes for text.'
     return ""
@@ -134,8 +135,15 @@ def _hint(kind: str, got: Any, node: Node) -> str:
 def _choice(listed: str, got: Any) -> str:
     parts = [part.strip() for part in listed.split(",")]
     choices = [part.strip("'") if "'" in part else part.lower() for part in parts]  # true, as in YAML
-    near = suggestion(got, choices) if isinstance(got, str) else ""
+    near = _near(got, choices) if isinstance(got, str) else ""
     return f"must be one of {', '.join(choices)}. Got {show(got)}.{near}"
+
+
+def _near(got: str, choices: list[str]) -> str:
+    if got in choices:  # true or false as text
+        return " Write it without quotes."
+    begun = [choice for choice in choices if choice.startswith(got)]
+    return suggestion(begun[0] if len(begun) == 1 else got, choices)
 
 
 def show(value: Any) -> str:

@@ -13,6 +13,7 @@ from experiment.config.error_messages import problems, show
 from experiment.config.modes import retraining
 from experiment.config.schema.parameter_file import Parameters
 from experiment.config.schema.training import Retraining, Training
+from experiment.config.setting_paths import keys_by_block
 from experiment.config.value_tree import KeyPath, Node, Place
 from experiment.config.variants import compact
 
@@ -76,9 +77,13 @@ def tuning_faults(block: object) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _wrong_lists(tune: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    if not tune:
+        yield (), "names nothing to tune. Remove it, or name settings."
     for key, values in tune.items():
         if (text := NOT_TUNED.get(key.partition(".")[0])) is not None:
             yield (key,), text
+        elif key in keys_by_block()["training.optimizerKwargs"]:
+            yield (key,), f"unknown key. Write optimizerKwargs.{key}."
         elif not isinstance(values, list):
             yield (key,), f"must be a list of values to try. Got {show(values)}."
         elif len(values) < 2:

@@ -25,6 +25,7 @@ from experiment.registry import InputForm
 from experiment.tasks.task import Task, read_target
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+MOST_NAMED = 5  # inputs of a batch that cannot be read
 AS_FLOATS = Pipeline(())
 
 Target = Callable[[str, Any], Tensor]
@@ -143,7 +144,8 @@ class _Samples(Dataset[tuple[Inputs, Tensor] | _Failure]):
         """A batch. Its images are raw if all of them are."""
         failures = [sample for sample in samples if isinstance(sample, _Failure)]
         if failures:
-            return failures[0]
+            more = [f"and {len(failures) - MOST_NAMED} more"] if len(failures) > MOST_NAMED else []
+            return _Failure("; ".join([*(f.message for f in failures[:MOST_NAMED]), *more]).replace(".; ", "; "))
         images, targets = zip(*cast(list[tuple[Inputs, Tensor]], samples), strict=True)
         raw = [_is_raw(image, 3) for image in images]
         try:

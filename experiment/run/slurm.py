@@ -116,8 +116,8 @@ def _submit(plan: ExperimentPlan, store: Store, command: Command, note: Callable
     except RuntimeError as error:
         said = "; ".join(str(error).split("\n")[-2:]).strip("; ") or "no reason given"  # the last lines say why
         raise ConfigError(
-            f"--executor slurm: no jobs were submitted ({said}). Use a machine that may submit jobs, and set `slurm` in "
-            "the parameter file, or with --set."
+            f"--executor slurm: no jobs were submitted ({said}). Use a machine that may submit jobs, and set `slurm` "
+            "in the parameter file, or with --set."
         ) from error
     array = str(jobs[0].job_id).partition("_")[0]
     write_whole(logs / ARRAY, json_text({"format": 1, "array": array}) + "\n")

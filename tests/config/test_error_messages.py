@@ -13,6 +13,10 @@ MISTAKES = r"""
 numEpochs: 12 >> numEpoch: 12 >> 4: training.numEpoch: unknown key. Did you mean 'numEpochs'?
 mode: retrain >> mode: retrain\n  wrong: 1 >> 10: experiments.wrong: unknown key. Known keys: methods, mode
 training: >> numNets: 3\ntraining: >> 2: numNets: unknown key. It belongs in experiments.
+Size: 32 >> Size: 32\n  compile: reduce >> 4: training.compile: must be one of false, true, reduce-overhead. Got 'reduce
+Size: 32 >> Size: 32\n  compile: 'true' >> 4: training.compile: must be one of false, true, reduce-overhead. Got 'true'.
+Size: 32 >> Size: 32\n  compile: 1 >> 4: training.compile: must be one of false, true, reduce-overhead. Got 1.
+Size: 32 >> Size: 32\n  compile: 0.0 >> 4: training.compile: must be one of false, true, reduce-overhead. Got 0.0.
 batchSize: 32 >> batchSize: 32\n  lr: 1 >> 4: training.lr: unknown key. It belongs in training.optimizerKwargs.
   numEpochs: 12\n >>  >> 2: training.numEpochs: is required and missing (Length of the schedule in epochs.
 , outputSize: 10 >>  >> 1: network.outputSize: is required and missing (Number of outputs (classes)).
@@ -27,6 +31,8 @@ optimizer: SGD >> optimizer: 3 >> 5: training.optimizer: must be text. Got 3. Wr
 optimizer: SGD >> optimizer: '' >> 5: training.optimizer: must not be empty. Got ''.
 {lr: 0.1, momentum: 0.9} >> 0.1 >> 6: training.optimizerKwargs: must be a mapping (key: value). Got 0.1.
 [WT, SVD] >> ALDS >> 8: experiments.methods: must be a list. Got 'ALDS'. Write [ALDS] for a list of one.
+retrain\n >> retrain\n  noiseLevels: 0.25\n >> 10: experiments.noiseLevels: must be a list. Got 0.25. Write [0.25] for a
+retrain\n >> retrain\n  hooks: own.code:make\n >> 10: experiments.hooks: must be a list. Got 'own.code:make'. Write [own
 [WT, SVD] >> [WT, [SVD]] >> 8: experiments.methods[1]: must be a name or a mapping {name: ..., settings: ...}.
 [WT, SVD] >> [{nam: WT}] >> 8: experiments.methods[0].nam: unknown key. Did you mean 'name'?
 Size: 32 >> Size: 32\n  enableAMP: maybe >> 4: training.enableAMP: must be true or false. Got 'maybe'.
@@ -50,8 +56,8 @@ momentum: 0.9 >> foreach: None >> 6: training.optimizerKwargs.foreach: 'None' is
 momentum: 0.9 >> lr2: .nan >> 6: training.optimizerKwargs.lr2: must be a finite number. Got .nan.
 momentum: 0.9 >> x: !!python/name:os.system '' >> 6: training.optimizerKwargs.x: the tag !!python/name:os.system
 Size: 32 >> Size: 32\n  lossKwargs: {weight: [1.0]} >> 4: training.lossKwargs.weight: must have one number for e
-END >> retraining: {startEpoch: 13} >> 12: retraining.startEpoch: must be at most numEpochs, which is 12: epochs startEp
-END >> retraining: {startEpoch: 1, numEpochs: 0} >> 12: retraining.startEpoch: must be at most numEpochs, which is 0
+END >> retraining: {startEpoch: 13} >> 12: retraining.startEpoch: is 13, after the last epoch: numEpochs is 12. Lower
+END >> retraining: {startEpoch: 1, numEpochs: 0} >> 12: retraining.startEpoch: is 1, after the last epoch: numEpochs is
 END >> retraining: {startEpoch: -1} >> 12: retraining.startEpoch: must be at least 0. Got -1.
 END >>   rewind: yes >> 12: experiments.rewind: must be one of weights, random, none
 END >>   rewind: random\nretraining: {numEpochs: 0} >> 12: experiments.rewind: random weights need retraining, b

@@ -231,7 +231,7 @@ training.numEpochs=!!python/name:os >> training.numEpochs: the tag !!python/name
 training.file=x.yaml >> training.file: unknown key. A file can only be included from within
 experiments.methods[7]=FT >> experiments.methods[7]: the list has 2 items, counted from 0.
 experiments.methods.x=FT >> experiments.methods.x: experiments.methods: must be a list. Got a mapping (x).
-retraining.startEpoch=13 >> retraining.startEpoch: must be at most numEpochs, which is 12
+retraining.startEpoch=13 >> retraining.startEpoch: is 13, after the last epoch: numEpochs is 12
 """
 
 

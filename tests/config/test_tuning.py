@@ -65,7 +65,9 @@ def test_the_command_line_and_variants_set_it(loaded: Loaded, good: str) -> None
         ("tune: {optimizerKwargs.lr: [0.1, '0.2']}", f"12: {LR}[1]: must be a number without quotes. Got '0.2'."),
         ("tune: {batchSize: [0, 2]}", "12: retraining.tune.batchSize[0]: must be at least 1. Got 0."),
         ("tune: {batchsize: [1, 2]}", "12: retraining.tune.batchsize: unknown key. Did you mean 'batchSize'?"),
-        ("tune: {lr: [1, 2]}", "12: retraining.tune.lr: unknown key. It belongs in training.optimizerKwargs."),
+        ("tune: {lr: [1, 2]}", "12: retraining.tune.lr: unknown key. Write optimizerKwargs.lr."),
+        ("tune: {}", "12: retraining.tune: names nothing to tune. Remove it, or name settings."),
+        ("tune: {optimizerKwargs: {}}", "12: retraining.tune: names nothing to tune."),
         (
             "tune: {distillation.alpha: [0.5, 2]}",
             "12: retraining.tune.distillation.alpha[1]: must be at most 1. Got 2.",

@@ -60,11 +60,11 @@ REFUSED = """
 {key: [startEpoch], value: 1} >> .key: startEpoch: unknown key. It belongs in training.
 {key: [training, lrSchedulers, gamma], value: 1} >> .key: training.lrSchedulers: must be a list. Got a mapping (
 {key: [training, numEpochs, x], value: 1} >> .key: training.numEpochs: must be a whole number. Got a mapping (x)
-{key: [retraining, startEpoch], value: 13} >> .value: must be at most numEpochs, which is 12
+{key: [retraining, startEpoch], value: 13} >> .value: is 13, after the last epoch: numEpochs is 12.
 {key: [training, batchSize], value: x} >> .value: must be a whole number. Got 'x'.
 {key: [training, optimizerKwargs, nesterov], value: no} >> .value: 'no' is ambiguous. Write false
 {key: [training], value: {batchSize: 3}} >> .value.numEpochs: is required and missing
-{key: [training, numEpochs], value: 0} >> : with training.numEpochs=0: retraining.startEpoch: must be at most nu
+{key: [training, numEpochs], value: 0} >> : with training.numEpochs=0: retraining.startEpoch: is 1, after the l
 {key: [experiments, numNets], value: 2} >> .value: must be the same for all. Use another file for this.
 {key: [experiments, methods], value: [FT]} >> .value: must be the same for all. Use another file for this.
 {key: [experiments, mode], value: train} >> .value: must be train in all customizations or in none.

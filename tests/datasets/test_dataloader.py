@@ -194,6 +194,16 @@ def test_different_sizes_of_raw_images_are_refused_alike() -> None:
         gather(images, 4, None)
 
 
+@pytest.mark.parametrize(("broken", "more"), [((1, 3, 4), ""), (range(1, 9), "; and 3 more")])
+def test_all_broken_images_of_a_batch_are_named(broken: Sequence[int], more: str) -> None:
+    with pytest.raises(DataError) as raised:
+        gather(make_images(Pictures(10, broken=broken)), 10, None)
+    named = [f"image {i} cannot be read or transformed" for i in broken[:5]]
+    assert [text for text in named if text in str(raised.value)] == named
+    assert str(raised.value).count("cannot be read") == len(named)
+    assert str(raised.value).endswith(more)
+
+
 def test_labels_outside_the_outputs_are_refused() -> None:
     with pytest.raises(DataError, match="class numbers from 0 to 3; expected 0 to 2"):
         gather(make_images(Pictures(6), num_classes=3), 4, None)

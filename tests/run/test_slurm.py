@@ -152,7 +152,14 @@ def test_a_queue_that_does_not_answer_is_not_an_empty_one(cluster: Path) -> None
         (["--device", "cuda:1"], "--device cuda:1: Slurm assigns GPUs itself. Use --device cuda"),
         (["--set", "slurm.options={array: 0-3}"], "slurm.options.array: follows from -j, --device, `resources`, "),
         (["--device", "mps"], "--device mps: training and tests sum in float64"),
-        (["--set", "slurm.time=1"], "slurm.time: must be at least 5. Got 1."),
+        (
+            ["--set", "slurm.time=1"],
+            "slurm.time: must be a whole number of minutes, at least 5, for example 120. Got",
+        ),
+        (["--set", "slurm.time=02:00:00"], "at least 5, for example 120. Got '02:00:00'."),
+        (["--set", "slurm.memory=32G"], "slurm.memory: must be a number of GiB above 0, for example 32. Got '32G'."),
+        (["--set", "slurm.options={--qos: high}"], "slurm.options.--qos: is not the name of an option"),
+        (["--set", "slurm.options={exclude: [a, b]}"], "slurm.options.exclude: must be text, a number, true or false."),
     ],
 )
 def test_what_does_not_fit_is_refused(

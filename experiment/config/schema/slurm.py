@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from experiment.config.schema.training import Block, Name, Number, Whole, refuse
 
@@ -12,6 +15,11 @@ TAKEN = (  # options of sbatch that follow from other settings, or that the comm
     "account", "array", "cpus-per-task", "error", "gpus-per-node", "mem", "ntasks-per-node", "open-mode", "output",
     "partition", "signal", "time",
 )  # fmt: skip
+EXPECTED = {
+    "time": "must be a whole number of minutes, at least 5, for example 120",
+    "memory": "must be a number of GiB above 0, for example 32",
+}
+_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 class Slurm(Block):
@@ -30,10 +38,25 @@ class Slurm(Block):
     options: dict[str, Any] = {}
     """Other options of sbatch by their long names, such as `{qos: high, exclude: node7, exclusive: true}`."""
 
+    @field_validator(*EXPECTED, mode="wrap")
+    @classmethod
+    def _amount(cls, value: object, check: Callable[[object], object], info: ValidationInfo) -> object:
+        try:
+            return check(value)
+        except ValidationError as error:
+            raise PydanticCustomError("amount", "{text}", {"text": EXPECTED[str(info.field_name)]}) from error
+
     @field_validator("options")
     @classmethod
     def _free(cls, options: dict[str, Any]) -> dict[str, Any]:
-        taken = [key for key in options if key.replace("_", "-") in TAKEN]
-        text = "follows from -j, --device, `resources`, other keys of `slurm`, or the command. Remove it."
-        refuse(options, [((key,), text) for key in taken])
+        refuse(options, [((key,), text) for key, value in options.items() if (text := _fault(key, value))])
         return options
+
+
+def _fault(key: str, value: object) -> str:
+    """What is wrong with an option of sbatch; empty if nothing is."""
+    if not _OPTION.fullmatch(key):
+        return "is not the name of an option: letters, digits and hyphens, without leading hyphens, such as exclude."
+    if key.replace("_", "-") in TAKEN:
+        return "follows from -j, --device, `resources`, other keys of `slurm`, or the command. Remove it."
+    return "" if isinstance(value, str | int | float) else "must be text, a number, true or false."

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.alias_generators import to_camel
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 
 from experiment.escaping import is_number
 
@@ -38,6 +38,12 @@ def _no_bool(kind: str) -> Callable[[object], object]:
         return value
 
     return check
+
+
+def _no_number(value: object) -> object:
+    if type(value) in (int, float):  # which Python would take for true or false: 1 == True
+        raise PydanticKnownError("literal_error", {"expected": "False, True or 'reduce-overhead'"})
+    return value
 
 
 Whole = Annotated[int, BeforeValidator(_no_bool("int_type"))]
@@ -118,9 +124,8 @@ def _one_or_more(item: dict[str, Any]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, "minItems": 1}]})
 
 
-_VALUES_TO_TRY = WithJsonSchema(
-    {"anyOf": [{"type": "object", "additionalProperties": {"type": "array", "minItems": 2}}, {"type": "null"}]}
-)
+_LISTS = {"type": "object", "minProperties": 1, "additionalProperties": {"type": "array", "minItems": 2}}
+_VALUES_TO_TRY = WithJsonSchema({"anyOf": [_LISTS, {"type": "null"}]})
 _PATTERN = {"type": "string", "minLength": 1}
 _HOW = {"type": "string", "enum": list(HOW)}
 
@@ -200,7 +205,9 @@ class Training(Block):
     """First epoch from which the state with the best validation metric is kept. Default: keep the last state."""
     channels_last: bool | None = None
     """Use the channels-last memory format. Default: where it is faster, which includes every CPU."""
-    compiled: Literal[False, True, "reduce-overhead"] = Field(default=False, alias="compile")
+    compiled: Annotated[Literal[False, True, "reduce-overhead"], BeforeValidator(_no_number)] = Field(
+        default=False, alias="compile"
+    )
     """Compile networks with torch.compile for training: half a minute to minutes per structure, then faster steps.
     `reduce-overhead` also records CUDA graphs, for small networks on a GPU; on a CPU it records none."""
     penalties: list[Penalty] = []
@@ -216,14 +223,14 @@ class Training(Block):
     def _within_schedule(cls, start: int, info: ValidationInfo) -> int:
         last = info.data.get("num_epochs")
         if last is not None and start > last:
-            text = f"must be at most numEpochs, which is {last}: epochs startEpoch to numEpochs run. Got {start}."
-            refuse(start, [((), text)])
+            what = f"is {start}, after the last epoch: numEpochs is {last}."
+            refuse(start, [((), f"{what} Lower it, for example to 0, or raise numEpochs.")])
         return start
 
 
 def _by_dotted_key(value: object) -> object:
-    """Lists of values by dotted key; nested mappings, as those of `--set`, mean the same. None without any."""
-    return dict(_lists_in(value)) or None if isinstance(value, dict) else value
+    """Lists of values by dotted key; nested mappings, as those of `--set`, mean the same."""
+    return dict(_lists_in(value)) if isinstance(value, dict) else value
 
 
 def _lists_in(value: dict[Any, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, object]]:

@@ -50,7 +50,7 @@ class Shards(Mapping[str, Tensor]):
     def shapes(self) -> dict[str, torch.Size]:
         """The shape of every tensor; none is read."""
         shapes = dict[str, torch.Size]()
-        for file in {file for file, _ in self._places.values()}:
+        for file in dict.fromkeys(file for file, _ in self._places.values()):
             with _opened(file) as opened:
                 inside = {name: stored for name, (place, stored) in self._places.items() if place == file}
                 shapes |= {name: torch.Size(opened.get_slice(stored).get_shape()) for name, stored in inside.items()}

@@ -15,7 +15,7 @@ from experiment.datasets import DATASETS, find_dataset
 from experiment.datasets.corruptions import CORRUPTIONS
 from experiment.datasets.torchprune_names import known_names
 from experiment.datasets.transform_names import TRANSFORMS
-from experiment.errors import ConfigError
+from experiment.errors import ConfigError, StoreError
 from experiment.hooks import HOOKS
 from experiment.networks import NETWORKS
 from experiment.registry import is_import_path, suggestion
@@ -70,8 +70,11 @@ def name_faults(values: Mapping[str, Any], datasets: Path | None = None) -> Iter
         name = hook.get("name") if isinstance(hook, Mapping) else hook
         yield from _unknown(("experiments", "hooks", i), name, "hook", HOOKS)
     given, folder = network.get("weights"), datasets_folder(values, datasets)
-    if isinstance(given, str) and find_given(given, folder) is None:
-        yield Fault(("network", "weights"), missing_text(given, folder))
+    try:
+        if isinstance(given, str) and find_given(given, folder) is None:
+            yield Fault(("network", "weights"), missing_text(given, folder))
+    except StoreError as error:
+        yield Fault(("network", "weights"), str(error), fatal=True)
     texts = set()
     for block in ("training", "retraining"):  # retraining inherits the names of training
         for fault in _training_faults(block, mapping_at(values, block)):

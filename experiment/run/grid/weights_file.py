@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment.datasets.file_stamp import hash_of
-from experiment.errors import Damaged, StoreError, shortened
+from experiment.errors import Damaged, StoreError, kind_of, plural, shortened
 from experiment.files import read_json
 
 DATASETS_FOLDER = Path("data/datasets")
@@ -27,12 +27,14 @@ class GivenWeights:
 def find_given(name: str, datasets: Path) -> GivenWeights | None:
     """The file of `network.weights`: absolute, from the working directory, or in the folder of datasets.
 
-    A folder stands for the safetensors file in it, or for the index of its shards.
+    A folder stands for the safetensors file in it, or else, as in transformers, for the index of its shards.
+
+    Raises: StoreError: the file cannot be read, or the index is damaged.
     """
-    for place in (Path(name), datasets / name):
-        for path in (place, place / INDEX, place / ONE_FILE):
+    for place in (Path(name).absolute(), datasets.absolute() / name):
+        for path in (place, place / ONE_FILE, place / INDEX):
             if os.path.isfile(path):  # False for names that no file can have
-                return GivenWeights(path.absolute(), given_hash(path))
+                return GivenWeights(path, given_hash(path))
     return None
 
 
@@ -56,7 +58,8 @@ def shard_names(index: Path) -> list[str]:
     content = read_json(index)
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not places:
-        raise Damaged(f"{index}: expected the index of safetensors files, with a weight_map. It has none.")
+        got = f"It is {kind_of(places)}." if places else "It has none."
+        raise Damaged(f"{index}: expected the index of safetensors files, with a weight_map from names to files. {got}")
     for name in places.values():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise Damaged(f"{index}: names a shard {shortened(repr(name))}. Expected a safetensors file beside it.")
@@ -80,7 +83,11 @@ def datasets_folder(values: Mapping[str, Any], command_line: Path | None) -> Pat
 
 
 def missing_text(name: str, datasets: Path) -> str:
-    """The error about a file that does not exist."""
+    """The error about a file that does not exist, or a folder without weights."""
+    for folder in (Path(name).absolute(), datasets.absolute() / name):
+        if os.path.isdir(folder):
+            have = f"has {plural(len(list(folder.glob('*.safetensors'))), '.safetensors file')}"
+            return f"the folder {folder} {have}, but no {INDEX} and no {ONE_FILE}. Add either, or name a single file."
     places = "" if Path(name).is_absolute() else f" in {Path.cwd()} or {datasets.absolute()}"
     expected = (
         "a state_dict as written by torch.save(net.state_dict(), path), a safetensors file, or a folder of shards"

@@ -45,7 +45,7 @@ def contents() -> dict[str, Tensor]:
     return {name: tensor for name, tensor in made().state_dict().items() if name != "head.weight"}
 
 
-def write(folder: Path, tensors: dict[str, Tensor], index: dict[str, str] | None = None) -> Path:
+def write(folder: Path, tensors: dict[str, Tensor], index: Any = None) -> Path:
     """Two shards and their index, as `save_pretrained` writes them."""
     names = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(tensors)}
     for file in set(names.values()):
@@ -151,9 +151,30 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         load(made(), tmp_path)
 
 
-@pytest.mark.parametrize("index", [{}, {"a": "../a.safetensors"}, {"a": 3}, {"a": "network.pt"}])
-def test_a_damaged_index(tmp_path: Path, index: Any) -> None:
-    with pytest.raises(Damaged, match=INDEX):
+def test_the_single_file_of_a_folder_comes_before_its_index(tmp_path: Path) -> None:
+    write(tmp_path, broken(lambda t: t["hidden.weight"].zero_()))
+    save_file(contents(), tmp_path / "model.safetensors")
+    assert_equal(load(made(1), tmp_path))
+
+
+def test_unexpected_names_are_listed_in_the_order_of_the_shards(tmp_path: Path) -> None:
+    write(tmp_path, {f"more.{i}": torch.ones(1) for i in range(6)})
+    with pytest.raises(StoreError, match=r"unexpected: more.0, more.2, more.4, more.1, more.3, more.5\."):
+        load(made(1), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("index", "text"),
+    [
+        ({}, "It has none"),
+        ([1, 2], "It is a list"),
+        ({"a": "../a.safetensors"}, "names a shard"),
+        ({"a": 3}, "names a shard 3"),
+        ({"a": "network.pt"}, "names a shard 'network.pt'"),
+    ],
+)
+def test_a_damaged_index(tmp_path: Path, index: Any, text: str) -> None:
+    with pytest.raises(Damaged, match=f"{INDEX}: .*{text}"):
         load(made(), write(tmp_path, contents(), index))
 
 

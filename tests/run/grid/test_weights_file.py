@@ -21,7 +21,7 @@ from experiment.run.disk.load_weights import load_given
 from experiment.run.disk.network_file import save_weights
 from experiment.run.grid.hardware import Machine
 from experiment.run.grid.plan import ExperimentPlan, plan_experiment
-from experiment.run.grid.weights_file import GivenWeights, content_hash, find_given
+from experiment.run.grid.weights_file import INDEX, GivenWeights, content_hash, find_given
 
 
 def trained(seed: int = 1) -> dict[str, Tensor]:
@@ -110,6 +110,28 @@ def test_a_missing_file_is_named_with_its_line(write: Any, small: dict[str, Any]
     assert {cell["status"] for cell in cells} == {"unavailable"}
     assert main([str(path), "-j", "1", "-q"]) == 2
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("files", "text"),
+    [
+        (
+            {"a.safetensors": "", "b.safetensors": "", "config.json": "{}"},
+            f"the folder FOLDER has 2 .safetensors files, but no {INDEX} and no model.safetensors. Add either",
+        ),
+        ({INDEX: '{"weight_map": [1, 2]}'}, f"FOLDER/{INDEX}: expected the index of safetensors files, with a "),
+        ({INDEX: "{"}, f"FOLDER/{INDEX}: is damaged: it is not valid JSON."),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_said_with_its_line(
+    write: Any, small: dict[str, Any], in_tmp: Path, capsys: Any, files: dict[str, str], text: str
+) -> None:
+    (in_tmp / "shards").mkdir()
+    for name, content in files.items():
+        (in_tmp / "shards" / name).write_text(content)
+    path, set_weights = str(write(small)), "network.weights=shards"
+    assert main([path, "-j", "1", "-q", "--set", set_weights]) == 2
+    assert f"--set network.weights: {text.replace('FOLDER', str(in_tmp / 'shards'))}" in capsys.readouterr().err
 
 
 def test_weights_of_another_network_are_refused_before_the_first_epoch(
