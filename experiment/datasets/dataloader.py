@@ -107,7 +107,7 @@ class WorkerImages:
             return arranged(x, channels_last=channels_last), y
         order = torch.channels_last if channels_last else torch.contiguous_format
         try:
-            return self._readers.samples.finish(x.contiguous(memory_format=order)), y
+            return _finished(self._readers.samples.finish, x.contiguous(memory_format=order)), y
         except Exception as error:  # transforms may raise anything
             raise DataError(f"{self._name}: images cannot be transformed: {_reason(error)}") from error
 
@@ -163,6 +163,16 @@ class _Samples(Dataset[tuple[Inputs, Tensor] | _Failure]):
 def _is_raw(x: Inputs, dims: int) -> bool:
     """Whether these are pixels of 8 bits, of one image (C, H, W) or a batch (N, C, H, W)."""
     return isinstance(x, Tensor) and x.dtype == torch.uint8 and x.dim() == dims
+
+
+def _finished(finish: Pipeline, images: Tensor) -> Inputs:
+    """Raw images (N, C, H, W) after the last transforms; on a CPU one by one: a batch exceeds its caches."""
+    if images.device.type != "cpu":
+        return finish(images)
+    floats = torch.empty_like(images, dtype=torch.float32)
+    for i in range(len(images)):
+        floats[i : i + 1] = cast(Tensor, finish(images[i : i + 1]))
+    return floats
 
 
 def _reason(error: Exception) -> str:

@@ -34,9 +34,12 @@ DISTINCT = 200  # pictures, each many times under other names
 NORMALIZE = ("Normalize", {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]})
 CROP = (("RandomResizedCrop", {"size": 224}), ("RandomHorizontalFlip", {}))
 WHOLE = (("Resize", {"size": 256}), ("CenterCrop", {"size": 224}))
+TENSORS = (("PILToTensor", {}),)  # resized by torch instead of Pillow
 KINDS = {
     "training": (CROP, ("s",)),
+    "training, PILToTensor first": (TENSORS + CROP, ("s",)),
     "evaluation": (WHOLE, None),
+    "evaluation, PILToTensor first": (TENSORS + WHOLE, None),
 }
 
 

@@ -259,8 +259,6 @@ def test_other_test_data_do_not_take_the_network_for_a_trial(write: Any, small: 
 
 def test_only_what_is_tuned_has_other_keys_and_columns(write: Any, small: dict[str, Any]) -> None:
     plain = keys(write(small))
-    small["retraining"]["tune"] = {}
-    assert keys(write(small)) == plain
     small["retraining"]["tune"] = None
     assert keys(write(small)) == plain
     small["retraining"]["tune"] = {LR: [0.1, 0.01], "batchSize": [32, 64]}
