@@ -43,9 +43,10 @@ def _rule(metric: ReportedMetric, samples: int) -> str:
     return (
         "Each layer alone is compressed, all others stay whole, and nothing is retrained. From the top, leave those "
         f"whole that cost more than {100 * LOSS:g} {metric.step.removesuffix('s')}, as long as they hold at most "
-        f"{MOST_PARAMETERS:.0%} of the parameters together: the other layers must shrink more for them. Layers in one "
-        f"row only lose the same channels together. The figures are those of {samples:,} validation images: a few "
-        "images more or less are noise."
+        f"{MOST_PARAMETERS:.0%} of the parameters together: the other layers must shrink more for them. Larger ones "
+        "are passed over. Layers in one row only lose the same channels together; the parameters of filters include "
+        "those that read their channels, so that shares may add up to more than 100 %. The figures are those of "
+        f"{samples:,} validation images: a few images more or less are noise."
     )
 
 
