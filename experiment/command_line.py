@@ -82,9 +82,10 @@ def check_call(options: argparse.Namespace, launch: Launch | None) -> None:
         problems.append(f"-j: must be at least 1. Got {options.jobs}.")
     if options.share is not None and (options.jobs is None or not 0 <= options.share < options.jobs):
         problems.append(f"-i: must be from 0 to N-1, with -j N. Got -i {options.share} -j {options.jobs}.")
-    if options.executor == "ray" and importlib.util.find_spec("ray") is None:
+    computes = not (options.plan or options.status)
+    if computes and options.executor == "ray" and importlib.util.find_spec("ray") is None:
         problems.append("--executor ray: Ray is not installed. Use: python -m pip install 'experiment[ray]'")
-    if options.executor == "slurm":
+    if computes and options.executor == "slurm":
         if importlib.util.find_spec("submitit") is None:
             problems.append(
                 "--executor slurm: submitit is not installed. Use: python -m pip install 'experiment[slurm]'"

@@ -178,6 +178,7 @@ def test_without_slurm_it_says_where_to_go(
         "--executor slurm: no sbatch, srun, squeue on the PATH. Run this on a machine from which"
         in capsys.readouterr().err
     )
+    assert main([str(write(small)), "--executor", "slurm", "--plan"]) == 0, "a plan submits nothing"
 
 
 @pytest.mark.usefixtures("in_tmp")
