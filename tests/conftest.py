@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiment.training import checkpoint
+
 ROOT = Path(__file__).resolve().parent.parent
 DATASETS = ROOT / "data" / "datasets"
 GPU_TESTS = "EXPERIMENT_TEST_DEVICE"  # the device of the tests that need a GPU
@@ -32,6 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def same_draws() -> None:
     """What a test draws without a generator of its own does not depend on the tests before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def every_epoch_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an interruption leaves does not depend on how long an epoch and writing its checkpoint take."""
+    monkeypatch.setattr(checkpoint, "MAX_SHARE", float("inf"))
 
 
 @pytest.fixture

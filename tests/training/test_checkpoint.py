@@ -31,12 +31,6 @@ ADAM = TrainSettings(num_epochs=5, batch_size=16, optimizer="AdamW", optimizer_k
 CHANNELS_LAST = TrainSettings(num_epochs=5, batch_size=16, precision="bf16", channels_last=True)
 
 
-@pytest.fixture(autouse=True)
-def every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write the checkpoint after each epoch, however short it is."""
-    monkeypatch.setattr(module, "MAX_SHARE", float("inf"))
-
-
 def run(
     network: nn.Module, settings: TrainSettings, images: Any, valid: MemoryImages, path: Path | None
 ) -> tuple[dict[str, Tensor], list[tuple[object, ...]]]:
