@@ -7,11 +7,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import v2
 from torchvision.tv_tensors import Mask
 
 from experiment.datasets.check_samples import as_pair
@@ -165,14 +167,35 @@ def _is_raw(x: Inputs, dims: int) -> bool:
     return isinstance(x, Tensor) and x.dtype == torch.uint8 and x.dim() == dims
 
 
-def _finished(finish: Pipeline, images: Tensor) -> Inputs:
-    """Raw images (N, C, H, W) after the last transforms; on a CPU one by one: a batch exceeds its caches."""
-    if images.device.type != "cpu":
-        return finish(images)
+def _finished(finish: Pipeline, images: Tensor) -> Tensor:
+    """Raw images (N, C, H, W) after ToTensor and Normalize, with the bits that torchvision gives for each of them.
+
+    On a CPU they are computed one by one, since a batch exceeds its caches. In channels-last they are computed as rows
+    of W * C values: torch is slow where the last dimension is as short as the channels.
+    """
     floats = torch.empty_like(images, dtype=torch.float32)
-    for i in range(len(images)):
-        floats[i : i + 1] = cast(Tensor, finish(images[i : i + 1]))
+    inputs, outputs, repeats, form = images, floats, 1, [-1, 1, 1]
+    if images.is_contiguous(memory_format=torch.channels_last):
+        inputs, outputs = (x.permute(0, 2, 3, 1).flatten(2) for x in (images, floats))
+        repeats, form = images.shape[3], [-1]
+    moments = [
+        [_constants(tuple(values), images.shape[1], repeats, images.device).view(form) for values in (t.mean, t.std)]
+        for t in finish.transforms
+        if isinstance(t, v2.Normalize)
+    ]
+    each = 1 if images.device.type == "cpu" else len(images)
+    for x, y in zip(torch.split(inputs, each), torch.split(outputs, each), strict=True):
+        y.copy_(x).mul_(1.0 / 255)
+        for mean, std in moments:
+            y.sub_(mean).div_(std)
     return floats
+
+
+@lru_cache(maxsize=32)
+def _constants(values: tuple[float, ...], channels: int, repeats: int, device: torch.device) -> Tensor:
+    """One value per channel, repeated, float32. They are copied once: a GPU is waited for at every copy to it."""
+    with torch.inference_mode(False):  # tensors made in inference mode cannot be used in training
+        return torch.tensor(values, dtype=torch.float32, device=device).expand(channels).repeat(repeats)
 
 
 def _reason(error: Exception) -> str:

@@ -144,7 +144,17 @@ def make_transform(name: str, arguments: Mapping[str, object]) -> Transform:
     return transform
 
 
-_OWN: Mapping[str, Callable[..., Transform]] = {"SegRandomResize": _seg_random_resize, "SegRandomCrop": _SegRandomCrop}
+def _normalize(mean: Sequence[float], std: Sequence[float], inplace: bool = False) -> Transform:
+    if not all(std):
+        raise ValueError("std must not be 0: images are divided by it")
+    return v2.Normalize(mean, std, inplace)  # type: ignore[no-any-return]
+
+
+_OWN: Mapping[str, Callable[..., Transform]] = {
+    "Normalize": _normalize,
+    "SegRandomResize": _seg_random_resize,
+    "SegRandomCrop": _SegRandomCrop,
+}
 
 
 def plain_step(step: Step) -> Step:

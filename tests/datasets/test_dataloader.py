@@ -47,8 +47,10 @@ def make_images(
     return WorkerImages("dataset Pictures", readers, TASK, num_classes, indices=indices, device=torch.device("cpu"))
 
 
-def gather(images: WorkerImages, batch_size: int, stream: tuple[str | int, ...] | None) -> tuple[Tensor, Tensor]:
-    batches = list(images.batches(batch_size, stream=stream))
+def gather(
+    images: WorkerImages, batch_size: int, stream: tuple[str | int, ...] | None, channels_last: bool = False
+) -> tuple[Tensor, Tensor]:
+    batches = list(images.batches(batch_size, stream=stream, channels_last=channels_last))
     return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
 
 
@@ -118,20 +120,28 @@ def test_each_image_has_its_own_crop() -> None:
 FINAL: tuple[Step, ...] = (("ToTensor", {}), ("Normalize", {"mean": [0.4, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}))
 
 
-def finished(items: object, stream: tuple[str | int, ...] | None = None, final: tuple[Step, ...] = FINAL) -> Tensor:
+def finished(
+    items: object,
+    stream: tuple[str | int, ...] | None = None,
+    final: tuple[Step, ...] = FINAL,
+    channels_last: bool = False,
+) -> Tensor:
     """The images of a batch with these final transforms."""
     own = tuple(AUGMENT[:2] if stream else PLAIN[:2])
     (images,) = loading.make_images(
         "p", Source(items), transforms=Transforms(own, own, final), output_size=100, device="cpu", workers=0
     )
-    return gather(images, 4, stream)[0]
+    return gather(images, 4, stream, channels_last)[0]
 
 
-@pytest.mark.parametrize("stream", [None, ("s", 1)])
-def test_finishing_a_batch_gives_the_bits_of_single_images(stream: tuple[str | int, ...] | None) -> None:
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("normalize", [[], [FINAL[1]], [("Normalize", {"mean": [0.3], "std": [0.7]}), FINAL[1]]])
+def test_finishing_a_batch_gives_the_bits_of_single_images(normalize: list[Step], channels_last: bool) -> None:
     """Images travel as bytes, unless other steps than ToTensor and Normalize come last."""
-    one_by_one = finished(Pictures(6), stream, (*FINAL, ("RandomErasing", {"p": 0.0})))
-    assert torch.equal(finished(Pictures(6), stream), one_by_one)
+    final: tuple[Step, ...] = (FINAL[0], *normalize)
+    x = finished(Pictures(6), ("s", 1), final, channels_last)
+    assert x.is_contiguous(memory_format=torch.channels_last) == channels_last
+    assert torch.equal(x, finished(Pictures(6), ("s", 1), (*final, ("RandomErasing", {"p": 0.0}))))
 
 
 def test_floats_and_bytes_in_one_dataset_are_finished_alike() -> None:

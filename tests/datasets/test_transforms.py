@@ -55,6 +55,7 @@ def test_words_for_interpolation() -> None:
         ("RandomHorizontalFlip", {"p": 2}, "RandomHorizontalFlip refuses its arguments {'p': 2}: "),
         ("Resize", {"size": 4, "interpolation": "bilinaer"}, "Did you mean 'bilinear'?"),
         ("ConvertImageDtype", {"dtype": "int"}, "unknown dtype 'int'"),
+        ("Normalize", {"mean": [0.5, 0.5], "std": [0.5, 0]}, "std must not be 0"),
         ("ToTensor", {"scale": True}, "ToTensor takes no arguments"),
     ],
 )
