@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from experiment.training import checkpoint
+from experiment.training.processor import use_threads
 
 ROOT = Path(__file__).resolve().parent.parent
 DATASETS = ROOT / "data" / "datasets"
@@ -14,7 +15,7 @@ GPU_TESTS = "EXPERIMENT_TEST_DEVICE"  # the device of the tests that need a GPU
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(1)
+    use_threads(1)
     # Autograd decides once whether it needs threads, which forbid forks; after torch.export it thinks that it does.
     torch.ones(1, requires_grad=True).backward()
 

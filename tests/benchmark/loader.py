@@ -29,6 +29,7 @@ from experiment.datasets.file_stamp import stamp_of_part
 from experiment.datasets.image_data import Transforms
 from experiment.datasets.image_files import images_below
 from experiment.datasets.loading import load_source, make_images
+from experiment.training.processor import use_threads
 
 DISTINCT = 200  # pictures, each many times under other names
 NORMALIZE = ("Normalize", {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]})
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--device", default="cpu", help="where batches are finished")
     a = parser.parse_args()
-    torch.set_num_threads(1)
+    use_threads(1)
     if not a.folder.is_dir():
         make_folder(a.folder, a.files)
     start(a.folder)

@@ -23,6 +23,7 @@ from experiment.datasets.raw_images import Pixels
 from experiment.networks.make_network import make_network
 from experiment.random_streams import generator, seeded
 from experiment.training.loop import TrainingLoop
+from experiment.training.processor import use_threads
 from experiment.training.settings import SchedulerSpec, TrainSettings
 
 TRANSFORMS = Transforms(
@@ -34,7 +35,7 @@ OPTIMIZER = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
 
 def main() -> None:
     arguments = parse()
-    torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     device = torch.device(arguments.device)
     images = load_images(arguments.data, arguments.batch_size * arguments.batches, device)
     with seeded("benchmark"):

@@ -117,9 +117,8 @@ def make_worker(contexts: Contexts) -> Callable[[Work, ReportEvent], bool]:
 
     Torch is imported here, so that planning does not need it.
     """
-    import torch
-
     from experiment.run.cell.chain import run_chain, run_reference
+    from experiment.training.processor import use_threads
 
     def compute(work: Work, listen: ReportEvent) -> bool:
         def report(event: Event) -> None:
@@ -127,7 +126,7 @@ def make_worker(contexts: Contexts) -> Callable[[Work, ReportEvent], bool]:
             listen(event)
 
         context, task = contexts[work.experiment], work.task
-        torch.set_num_threads(context.threads)  # a setting of the process; experiments may differ in it
+        use_threads(context.threads)  # a setting of the process; experiments may differ in it
         with context.store.try_lock(work.lock) as held:
             if not held:
                 return False

@@ -4,7 +4,6 @@ import signal
 import sys
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from experiment.config import Retraining
@@ -18,6 +17,7 @@ from experiment.run.cell.training_settings import train_settings
 from experiment.run.disk.network_file import untrained_network
 from experiment.run.grid.hardware import Machine
 from experiment.training.loop import TrainingLoop
+from experiment.training.processor import use_threads
 
 
 def serve(machine: Machine) -> int:
@@ -41,7 +41,7 @@ def serve(machine: Machine) -> int:
 
 
 def _take_part(job: Job, crew: Crew, machine: Machine, data: Data) -> None:
-    torch.set_num_threads(job.parameters.threads)
+    use_threads(job.parameters.threads)
     try:
         splits, network, teacher = _prepared(job, data)
     except Exception as error:  # the first process has succeeded in this
