@@ -207,6 +207,7 @@ def test_two_identical_processes_share_the_work(path: str, expected: pd.DataFram
     pd.testing.assert_frame_equal(table(), expected)
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_a_share_takes_over_the_reference_of_a_process_that_dies(
     path: str, expected: pd.DataFrame, forked: Any
 ) -> None:
