@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from experiment.api.compression import CompressionResult, bake, compress, compress_many, save_network
+    from experiment.api.evaluation import calibration_inputs, evaluate
     from experiment.api.export import export_network
     from experiment.api.learn_compress import LC
-    from experiment.api.results import calibration_inputs, evaluate, load_network, load_results
+    from experiment.api.results import load_network, load_results
     from experiment.deploy.int8 import quantize_int8, serialized_bytes
     from experiment.layers.torch_prune_state import load_pruned_state, pruned_state
     from experiment.lc.keep_search import search_keep
@@ -24,9 +25,10 @@ __all__ = [
 
 _HOMES = {
     "experiment.api.compression": ("CompressionResult", "bake", "compress", "compress_many", "save_network"),
+    "experiment.api.evaluation": ("calibration_inputs", "evaluate"),
     "experiment.api.export": ("export_network",),
     "experiment.api.learn_compress": ("LC",),
-    "experiment.api.results": ("calibration_inputs", "evaluate", "load_network", "load_results"),
+    "experiment.api.results": ("load_network", "load_results"),
     "experiment.deploy.int8": ("quantize_int8", "serialized_bytes"),
     "experiment.layers.torch_prune_state": ("load_pruned_state", "pruned_state"),
     "experiment.lc.keep_search": ("search_keep",),

@@ -20,6 +20,7 @@ from experiment.registry import InputForm, InputShape
 Inputs = Any
 """A pytree of tensors with one leading batch dimension: Tensor | tuple[Inputs, ...] | dict[str, Inputs] | other."""
 
+LABELS = "labels"  # the keyword of targets in Hugging Face's datasets
 ATTENTION_MASK = "attention_mask"  # the keyword of Hugging Face's networks: 1 for tokens, 0 for padding
 _SCORED = ("logits", "out", "last_hidden_state", "prediction_logits")  # in this order, in outputs that are mappings
 
@@ -244,6 +245,11 @@ def as_numbers(target: Any) -> Tensor | None:
     except (TypeError, ValueError, RuntimeError):
         return None
     return None if found.is_complex() else found
+
+
+def without_labels(sample: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The inputs and the targets of a sample or batch of Hugging Face's."""
+    return {key: value for key, value in sample.items() if key != LABELS}, sample[LABELS]
 
 
 def output_tensors(output: object) -> list[Tensor]:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from experiment.datasets.check_samples import LABELS, without_labels
 from experiment.errors import CompressionError
 from experiment.inputs import (
     ATTENTION_MASK,
+    LABELS,
     Inputs,
     as_inputs,
     attended,
@@ -19,6 +19,7 @@ from experiment.inputs import (
     join,
     same_form,
     tensors,
+    without_labels,
 )
 from experiment.methods.base import Calibration
 

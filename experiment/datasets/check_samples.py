@@ -9,13 +9,12 @@ from torch import Tensor
 from torchvision.tv_tensors import Mask
 
 from experiment.errors import DataError
-from experiment.inputs import in_words
+from experiment.inputs import LABELS, in_words, without_labels
 
 SUPPORTED = (
     "Supported is (input, target) per sample: a tensor or PIL image, and a class number or whatever the task needs. "
     "The input may also be a tuple or dictionary of tensors, which may hold the target as 'labels'"
 )
-LABELS = "labels"  # the keyword of Hugging Face's datasets
 
 
 def check_map_style(items: object) -> None:
@@ -73,11 +72,6 @@ def _map_of(where: str, image: Tensor | Image.Image, target: Any) -> Any:
 def shape_of(size: tuple[int, ...]) -> str:
     """A size as `480 x 640`."""
     return " x ".join(map(str, size))
-
-
-def without_labels(sample: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """The inputs and the targets of a sample or batch of Hugging Face's."""
-    return {key: value for key, value in sample.items() if key != LABELS}, sample[LABELS]
 
 
 def _tree(where: str, x: object) -> object:

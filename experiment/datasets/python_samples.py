@@ -6,10 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiment.datasets.check_samples import LABELS, as_pair, check_map_style, without_labels
+from experiment.datasets.check_samples import as_pair, check_map_style
 from experiment.datasets.image_data import EVALUATION, Batch, Share, Stream, epoch_order
 from experiment.errors import DataError, kind_of
-from experiment.inputs import Inputs, arranged, as_inputs, batch_size, form_of, moved, over_samples, stack, tensors
+from experiment.inputs import (
+    LABELS,
+    Inputs,
+    arranged,
+    as_inputs,
+    batch_size,
+    form_of,
+    moved,
+    over_samples,
+    stack,
+    tensors,
+    without_labels,
+)
 from experiment.random_streams import seeded
 from experiment.registry import InputForm
 from experiment.tasks.classification import TASK as CLASSIFICATION

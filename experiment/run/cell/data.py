@@ -9,7 +9,6 @@ import torch
 
 from experiment.config import DatasetRef, Parameters, Training
 from experiment.datasets.check_data import check_data
-from experiment.datasets.corruptions.apply import corrupted
 from experiment.datasets.image_data import Images, Splits, Transforms
 from experiment.datasets.loading import load_source, make_images, make_splits
 from experiment.datasets.raw_images import Source, some_of
@@ -133,6 +132,8 @@ class Data:
             source = some_of(source, dataset.max_samples, dataset.name)
         if dataset.corruption is not None:
             part, lazily = "train" if train else "test", self._keep_sources
+            from experiment.datasets.corruptions.apply import corrupted  # scipy.signal takes a second
+
             source = corrupted(source, dataset.corruption, dataset.severity, part, lazily=lazily)
         if self._keep_sources:
             _make_room(self._sources)

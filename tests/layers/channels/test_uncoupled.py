@@ -311,6 +311,7 @@ def test_a_fresh_process_loads_the_same_network(tmp_path: Path) -> None:
         f"original = make_network('resnet20', {{}}, {SHAPE}, 10)\n"
         "network = load_network(folder / 'network.pt', network=original)\n"
         "torch.testing.assert_close(network(saved['x']), saved['y'])\n"
+        "assert 'torchvision' not in sys.modules, 'it takes longer to import than torch'\n"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
 
