@@ -23,7 +23,7 @@ from experiment.run.disk.network_file import save_weights
 from experiment.run.disk.store import Store
 
 PROGRAM = Path(__file__).parents[2] / "benchmark" / "fuzz.py"
-NUMBER = 1_000  # per reader; tests/benchmark/fuzz.py tries as many as asked for
+NUMBER = 300  # per reader; tests/benchmark/fuzz.py tries as many as asked for
 READERS = (
     "network.pt", "network.weights", "result.json", "parameter file", "results.csv", "checkpoint", "latency.json",
 )  # fmt: skip
