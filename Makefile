@@ -36,7 +36,7 @@ check: install
 	$(BIN)/lint-imports
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # With the Python that has torch: that of make install, if it ran, else PYTHON.
 gpu:

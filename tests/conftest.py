@@ -25,6 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reasons = {"data": f"needs real data: data/datasets/{missing[0]} is absent"} if missing else {}
     if GPU_TESTS not in os.environ and not torch.cuda.is_available():
         reasons["gpu"] = f"needs a GPU; {GPU_TESTS}=cpu runs it without"
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)  # begun first: no process waits for another at the end
     for mark, reason in reasons.items():
         for item in items:
             if item.get_closest_marker(mark):

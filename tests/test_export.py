@@ -17,6 +17,8 @@ from experiment.errors import CompressionError, ConfigError, RuntimeFailed
 from experiment.inputs import Inputs, call_network, first, output_tensors
 from experiment.random_streams import seeded
 
+pytestmark = pytest.mark.slow
+
 WITHIN = {"onnx_int8": 0.05, "torchao_int8": 0.05}  # of outputs around 1; others differ by rounding
 
 

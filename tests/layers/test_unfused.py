@@ -33,6 +33,8 @@ from experiment.layers.unfused.replace import join_state
 from experiment.measure import count
 from experiment.networks.low_rank_from_scratch import Factoring, factor
 
+pytestmark = pytest.mark.slow
+
 E, H, B, L, S = 8, 2, 3, 5, 6
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 4e-2}
 CAUSAL = torch.ones(L, S).triu(1).bool()

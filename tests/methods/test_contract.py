@@ -26,6 +26,8 @@ from experiment.methods.configure import configure
 from experiment.methods.mixed.layer_forms import STEPS
 from experiment.random_streams import generator, seeded
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {  # required ones, and those that do most
     "BlockPrune": {"block_size": (2, 2)},
     "Compose": {"schemes": [{"name": "Prune", "settings": {"density": 1.0}}, {"name": "FT"}]},

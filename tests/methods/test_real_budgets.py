@@ -24,6 +24,8 @@ from experiment.methods.meter import Meter
 from experiment.methods.real_budgets import _Search, compress_within
 from experiment.random_streams import generator
 
+pytestmark = pytest.mark.slow
+
 LABELS = ("WT", "SiPP", "FT", "PFP", "ALDS", "ALDS-K", "KLDS", "SVD", "PCA", "Tucker", "Mix")
 SETTINGS = {
     "Mix": {"points": 2, "images": 8},

@@ -25,6 +25,8 @@ from experiment.report.plots.gallery import Plot, plots_of
 from experiment.report.words import about, findings
 from experiment.run.grid.data_facts import DataFacts, remember_data
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -12,6 +12,8 @@ from experiment.deploy.runtime_process import RuntimeProcess
 from experiment.main import main
 from experiment.run.disk.results_table import COLUMNS
 
+pytestmark = pytest.mark.slow
+
 FAULTY = """
 def refuse(*how):
     raise ValueError("no operator Foo")

@@ -16,6 +16,8 @@ from experiment.main import EXIT_INTERRUPTED, main
 from experiment.run.grid.hardware import Machine
 from experiment.run.grid.plan import plan_experiment
 
+pytestmark = pytest.mark.slow
+
 RESULTS = Path("data/results/small")
 PAGE = Path(__file__).parents[2] / "docs/hooks.md"
 

@@ -12,6 +12,8 @@ import yaml
 from experiment.main import main
 from experiment.run.disk.results_table import COLUMNS
 
+pytestmark = pytest.mark.slow
+
 PARAM = "param/small.yaml"
 
 

@@ -17,6 +17,8 @@ import yaml
 from experiment.main import main
 from experiment.report import Report
 
+pytestmark = pytest.mark.slow
+
 METHODS = ["SiPPRand", "FT", "ALDS"]  # drawn at random; filters, physically removed; low rank
 MODES = ("retrain", "cascade", "cascade-rewind")
 

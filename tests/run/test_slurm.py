@@ -56,7 +56,7 @@ def make(input_shape, output_size):
     return Preempted(nn.Flatten(), nn.Linear(784, 24), nn.ReLU(), nn.Linear(24, output_size))
 """
 
-pytestmark = pytest.mark.usefixtures("no_plots")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_plots")]
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ import yaml
 
 from experiment.main import main
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "script"
 PARAMETERS = {
     "network": {"name": "lenet300_100", "dataset": "Digits", "outputSize": 10},
@@ -43,7 +45,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of Jupyter
 @pytest.mark.parametrize(
     ("name", "plots", "text"),

@@ -25,6 +25,8 @@ from experiment.methods.configure import configure
 from experiment.networks.make_network import make_network
 from experiment.random_streams import generator, seeded
 
+pytestmark = pytest.mark.slow
+
 FILTER_METHODS = [
     "FT", "SoftNet", "Uniform Filters", "ThiNet", "PFP", "PFP (rand)", "PFP (partial)", "Global Filters", "Slimming",
     "FilterPrune", "StructurePrune",

@@ -15,6 +15,8 @@ from experiment.report.plots import gallery
 from experiment.run.cell import rank_history as ranks_module
 from experiment.run.cell.rank_history import RankLog
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = ["epoch", "layer", "effective_rank", "stable_rank", "full_rank"]
 
 

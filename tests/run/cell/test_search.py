@@ -27,6 +27,8 @@ from experiment.run.grid.plan import Cell, Machine, plan_experiment
 from experiment.tasks.classification import TASK
 from experiment.training.checkpoint import Checkpoint
 
+pytestmark = pytest.mark.slow
+
 TIMES = ["seconds_compress", "seconds_retrain", "pareto"]
 GRID = {"type": "manual", "values": [0.5, 0.1]}
 

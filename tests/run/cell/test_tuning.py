@@ -43,7 +43,7 @@ MODES = {
     "gradual": {"mode": "gradual"},
 }
 
-pytestmark = pytest.mark.usefixtures("no_plots")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_plots")]
 
 
 def tuning(small: dict[str, Any], mode: str = "retrain", rates: Any = RATES) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from experiment.run.disk.network_file import read_weights
 from experiment.run.disk.store import Directories, Store
 from experiment.run.grid.plan import Machine, plan_experiment
 
+pytestmark = pytest.mark.slow
+
 PARAM = "param/small.yaml"
 RESULTS = Path("data/results/small")
 MEASURED_ANEW = r"seconds|latency|frames|pareto"  # what a second run may change

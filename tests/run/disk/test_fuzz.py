@@ -22,6 +22,8 @@ from experiment.registry import InputShape
 from experiment.run.disk.network_file import save_weights
 from experiment.run.disk.store import Store
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(__file__).parents[2] / "benchmark" / "fuzz.py"
 NUMBER = 300  # per reader; tests/benchmark/fuzz.py tries as many as asked for
 READERS = (
@@ -39,7 +41,6 @@ def program() -> Any:
     return module
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_no_damaged_file_ends_in_anything_but_our_error(tmp_path: Path, reader: str) -> None:
     torch.manual_seed(0)

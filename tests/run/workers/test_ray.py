@@ -20,6 +20,8 @@ from filelock import FileLock
 from experiment.main import main
 from experiment.run.workers.queue import Queue, Work
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("ray", reason="Ray is an extra: pip install 'experiment[ray]'")
 
 TIMES = ["seconds_compress", "seconds_retrain", "pareto"]

@@ -21,7 +21,7 @@ from experiment.training import checkpoint
 TIMES = ["seconds_compress", "seconds_retrain", "pareto"]
 EPOCHS = 40  # long enough that what waits for one of them is there before the last
 
-pytestmark = pytest.mark.usefixtures("no_plots")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_plots")]
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ from experiment.run.grid.plan import Machine, plan_experiment
 from experiment.run.machine import find_machine
 from experiment.run.torchrun_launch import Launch, find_launch
 
+pytestmark = pytest.mark.slow
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 TIMES = ["seconds_compress", "seconds_retrain", "pareto"]  # the only columns that a second run may change
 EXACT = ["parameters", "flops", "keep_parameters", "epochs", "status", "label", "keep_target"]
