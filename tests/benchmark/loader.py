@@ -5,9 +5,10 @@
 Makes a folder of 20,000 pictures of about 500 x 375 pixels and 60 kB in 100 classes, unless it is there, and prints:
 
 - seconds of a core before the first batch: to list the files, to stamp them, to stamp them again, and to load both;
-- images a second of so many processes: Pillow decoding alone, and the package with ImageNet's transforms, measured in
-  turns with the files in the page cache; the fastest turn counts. `ms` is the time of all processes on their cores for
-  an image, which other programs on the machine change less.
+- images a second of so many processes: Pillow decoding alone; Pillow decoding, and torchvision cropping and resizing,
+  without a loader; and the package with ImageNet's transforms. They are measured in turns with the files in the page
+  cache; the fastest turn counts. `ms` is the time of all processes on their cores for an image, which other programs on
+  the machine change less.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import multiprocessing
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ import torch
 from PIL import Image
 
 from experiment.datasets.file_stamp import stamp_of_part
-from experiment.datasets.image_data import Transforms
+from experiment.datasets.image_data import Step, Transforms
 from experiment.datasets.image_files import images_below
 from experiment.datasets.loading import load_source, make_images
+from experiment.datasets.transforms import make_transform
 from experiment.training.processor import use_threads
 
 DISTINCT = 200  # pictures, each many times under other names
@@ -36,6 +38,13 @@ NORMALIZE = ("Normalize", {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 
 CROP = (("RandomResizedCrop", {"size": 224}), ("RandomHorizontalFlip", {}))
 WHOLE = (("Resize", {"size": 256}), ("CenterCrop", {"size": 224}))
 TENSORS = (("PILToTensor", {}),)  # resized by torch instead of Pillow
+BARE: dict[str, tuple[Step, ...]] = {
+    "decoding alone": (),
+    "decoding, training's crop and flip": CROP,
+    "decoding, evaluation's resize and crop": WHOLE,
+    "decoding, training's after PILToTensor": TENSORS + CROP,
+    "decoding, evaluation's after PILToTensor": TENSORS + WHOLE,
+}
 KINDS = {
     "training": (CROP, ("s",)),
     "training, PILToTensor first": (TENSORS + CROP, ("s",)),
@@ -49,7 +58,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--files", type=int, default=20_000)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--images", type=int, default=1500, help="read in every turn")
+    parser.add_argument("--images", type=int, default=4000, help="read in every turn")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--device", default="cpu", help="where batches are finished")
     a = parser.parse_args()
@@ -105,26 +114,32 @@ def rates(a: argparse.Namespace) -> None:
         readers[kind] = (getattr(images, "_images", images), stream)  # read again in every turn
     turns: dict[str, list[tuple[float, float]]] = {}
     for _ in range(a.turns):
-        turns.setdefault("Pillow alone", []).append(timed(a.images, lambda: list(bare(paths, a.processes))))
+        for kind, steps in BARE.items():
+            turns.setdefault(kind, []).append(timed(a.images, partial(bare, paths, a.processes, steps)))
         for kind, (images, stream) in readers.items():
             turns.setdefault(kind, []).append(timed(a.images, partial(read, images, stream)))
-    whole = max(rate for rate, _ in turns["Pillow alone"])
+    whole = max(rate for rate, _ in turns["decoding alone"])
     print("images/s  share     ms")
     for kind, found in turns.items():
         rate, spent = max(rate for rate, _ in found), min(spent for _, spent in found)
         print(f"{rate:8.0f}  {rate / whole:4.0%}  {spent:5.2f}   {kind}")
 
 
-def bare(paths: list[str], processes: int) -> Iterator[object]:
+def bare(paths: list[str], processes: int, steps: tuple[Step, ...]) -> None:
+    transforms = [make_transform(name, arguments) for name, arguments in steps]
     with multiprocessing.get_context("fork").Pool(processes) as pool:
-        yield from pool.imap_unordered(decode, paths, chunksize=32)
+        for _ in pool.imap_unordered(partial(decode, transforms), paths, chunksize=32):
+            pass
         pool.close()
         pool.join()
 
 
-def decode(path: str) -> None:
+def decode(transforms: list[Callable[[Any], Any]], path: str) -> None:
     with Image.open(path) as image:
         image.load()
+        made: Any = image
+        for transform in transforms:
+            made = transform(made)
 
 
 def read(images: Any, stream: tuple[str, ...] | None) -> None:
