@@ -119,6 +119,10 @@ def test_a_missing_file_is_named_with_its_line(write: Any, small: dict[str, Any]
             {"a.safetensors": "", "b.safetensors": "", "config.json": "{}"},
             f"the folder FOLDER has 2 .safetensors files, but no {INDEX} and no model.safetensors. Add either",
         ),
+        (
+            {INDEX: '{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}', "1.safetensors": ""},
+            f"FOLDER/{INDEX}: names the shard '2.safetensors', which is not beside it. Expected all 2 shards",
+        ),
         ({INDEX: '{"weight_map": [1, 2]}'}, f"FOLDER/{INDEX}: expected the index of safetensors files, with a "),
         ({INDEX: "{"}, f"FOLDER/{INDEX}: is damaged: it is not valid JSON."),
     ],
@@ -130,8 +134,11 @@ def test_what_is_wrong_with_a_folder_is_said_with_its_line(
     for name, content in files.items():
         (in_tmp / "shards" / name).write_text(content)
     path, set_weights = str(write(small)), "network.weights=shards"
+    expected = f"--set network.weights: {text.replace('FOLDER', str(in_tmp / 'shards'))}"
+    main([path, "--plan", "--set", set_weights])
+    assert expected in "".join(capsys.readouterr()), "also in the plan"
     assert main([path, "-j", "1", "-q", "--set", set_weights]) == 2
-    assert f"--set network.weights: {text.replace('FOLDER', str(in_tmp / 'shards'))}" in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 def test_weights_of_another_network_are_refused_before_the_first_epoch(
