@@ -34,14 +34,7 @@ from experiment.training.evaluation import validate
 from experiment.training.memory_format import memory_format
 from experiment.training.schedule import Schedule
 from experiment.training.settings import TrainSettings
-from experiment.training.step import (
-    TrainingImages,
-    TrainingStep,
-    compiled,
-    compiler,
-    require_finite_weights,
-    run_steps,
-)
+from experiment.training.step import TrainingImages, TrainingStep, compiled, compiler, require_finite_weights, run_steps
 
 
 @dataclasses.dataclass(frozen=True)

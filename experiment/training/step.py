@@ -159,10 +159,7 @@ def compiled(model: nn.Module, settings: TrainSettings) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def compiler(settings: TrainSettings) -> Iterator[None]:
-    """Surrounds the training of one network; at its end, torch forgets what it compiled.
-
-    It refuses to compile more than a few networks of one class (`torch._dynamo.config.recompile_limit`).
-    """
+    """At the end of a training, torch forgets what it compiled: it refuses more than a few networks of one class."""
     try:
         yield
     finally:

@@ -165,15 +165,15 @@ def _order(known: _Known) -> Iterator[str]:
     all_of_them = f"{len(known.rankings)} keep ratios{' of all variants' if several else ''}"
     smallest = min(known.rankings, key=lambda ranking: ranking.keep)
     worse = smallest.worse()
-    best, *open_ones = [quoted(c.label) for c in smallest.contenders if c.label not in worse]
+    best, *undecided = [quoted(c.label) for c in smallest.contenders if c.label not in worse]
     others = titles.and_joined([quoted(label) for label in worse])
     at = _at(smallest.keep, smallest.variant).strip().capitalize()
-    if not open_ones:
+    if not undecided:
         yield f"{at}, {best} is better than {others}."
     else:
         text = f"{at}, {best} has the best {known.metric.title}, but is not shown to be better than"
         more = f"; it is better than {others}" if others else ""
-        yield f"{text} {titles.and_joined(open_ones)}{more}."
+        yield f"{text} {titles.and_joined(undecided)}{more}."
     wins: dict[str, list[str]] = {}
     for ranking in known.rankings:
         if len(ranking.worse()) == len(ranking.contenders) - 1:

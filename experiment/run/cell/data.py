@@ -25,7 +25,7 @@ from experiment.run.machine import reading_processes
 from experiment.tasks import find_task
 
 MAX_KEPT = 4  # training and retraining may differ in their transforms; a sweep over more does not return to them
-FEW = 1_000  # test inputs, of which one network's 95 % interval is wider than a point on both sides
+FEW = 1_000  # test inputs, on which the accuracy of one network is uncertain by points
 
 
 def transforms_of(training: Training) -> Transforms:
