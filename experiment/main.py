@@ -241,8 +241,8 @@ def _show(plans: Sequence[ExperimentPlan], places: Sequence[Directories], option
     for plan, place in zip(plans, places, strict=True):
         folder = place.results / plan.name
         results = Store(folder).results(plan.computed, repair=False)
-        show = plan_json if options.plan == "json" else plan_text
-        for line in status_text(plan, results, folder) if options.status else show(plan, results):
+        lines = plan_json(plan, results) if options.plan == "json" else plan_text(plan, results, place.trained_networks)
+        for line in status_text(plan, results, folder) if options.status else lines:
             say(line)
     return EXIT_DONE
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from experiment import compress
 from experiment.config import load
+from experiment.errors import CompressionError
 from experiment.run.disk.results_table import COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +46,21 @@ def test_the_parameter_file_of_the_readme_loads(tmp_path: Path) -> None:
     path = tmp_path / "readme.yaml"
     path.write_text(blocks("README.md", "yaml")[0])
     assert load(str(path)).notices == ()
+
+
+def test_the_readme_marks_methods_that_need_data() -> None:
+    """SNIP is named in the text, as it needs labels, too; only the settings of Quantize determine the size."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 10)).eval()
+    x, y = torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
+    rows = re.findall(r"^\| .*\| `(\w+)`( \\\*)? \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(rows) == 10
+    for label, mark in rows:
+        keep = None if label == "Quantize" else 0.8
+        data = {"SNIP": (x, y)}.get(label, x if mark else None)
+        compress(net, label, keep=keep, example=x, data=data)
+        if data is not None:
+            with pytest.raises(CompressionError, match="data"):
+                compress(net, label, keep=keep, example=x)
 
 
 @pytest.mark.parametrize(

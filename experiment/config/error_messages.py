@@ -28,6 +28,7 @@ _EXPECTED = {
     "model_type": "must be a mapping (key: value)",
     "model_attributes_type": "must be a mapping (key: value)",
     "string_too_short": "must not be empty",
+    "string_pattern_mismatch": "must not contain spaces or line breaks",
     "too_short": "must not be empty",
     "too_long": "is too long",
     "greater_than": "must be greater than {gt}",

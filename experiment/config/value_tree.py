@@ -59,9 +59,11 @@ class Problem:
     kind: Kind = "value"
 
     def __str__(self) -> str:
-        key = dotted(self.key)
-        repeated = not key or str(self.place) == f"--set {key}"
-        return f"{self.place}: {self.text}" if repeated else f"{self.place}: {key}: {self.text}"
+        key, place = dotted(self.key), str(self.place)
+        where = f"--set {key}"
+        if where == place or where.startswith((f"{place}.", f"{place}[")):  # a part of the value that was set
+            return f"{where}: {self.text}"
+        return f"{place}: {key}: {self.text}" if key else f"{place}: {self.text}"
 
 
 def plain(node: Node) -> Any:

@@ -1,6 +1,6 @@
 """The samples of a user's dataset: an input and a target each. Anything else is refused."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,13 @@ SUPPORTED = (
     "Supported is (input, target) per sample: a tensor or PIL image, and a class number or whatever the task needs. "
     "The input may also be a tuple or dictionary of tensors, which may hold the target as 'labels'"
 )
+MOST_NAMED = 5  # of several samples that cannot be read
+
+
+def first_few(messages: Sequence[str]) -> str:
+    """The errors about several samples as one."""
+    more = [f"and {len(messages) - MOST_NAMED} more"] if len(messages) > MOST_NAMED else []
+    return "; ".join([*messages[:MOST_NAMED], *more]).replace(".; ", "; ")
 
 
 def check_map_style(items: object) -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Mask
 
-from experiment.datasets.check_samples import as_pair
+from experiment.datasets.check_samples import as_pair, first_few
 from experiment.datasets.image_data import EVALUATION, Batch, Share, Stream, epoch_order
 from experiment.datasets.raw_images import Items
 from experiment.datasets.transforms import Pipeline
@@ -27,7 +27,6 @@ from experiment.registry import InputForm
 from experiment.tasks.task import Task, read_target
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
-MOST_NAMED = 5  # inputs of a batch that cannot be read
 AS_FLOATS = Pipeline(())
 
 Target = Callable[[str, Any], Tensor]
@@ -146,8 +145,7 @@ class _Samples(Dataset[tuple[Inputs, Tensor] | _Failure]):
         """A batch. Its images are raw if all of them are."""
         failures = [sample for sample in samples if isinstance(sample, _Failure)]
         if failures:
-            more = [f"and {len(failures) - MOST_NAMED} more"] if len(failures) > MOST_NAMED else []
-            return _Failure("; ".join([*(f.message for f in failures[:MOST_NAMED]), *more]).replace(".; ", "; "))
+            return _Failure(first_few([failure.message for failure in failures]))
         images, targets = zip(*cast(list[tuple[Inputs, Tensor]], samples), strict=True)
         raw = [_is_raw(image, 3) for image in images]
         try:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from experiment.datasets.decode_image import read_rgb
 from experiment.datasets.file_stamp import stamp_of
 from experiment.datasets.image_files import IMAGES, File, class_folders, folder_part, images_below
-from experiment.datasets.raw_images import Pixels, Source, check_settings, fits_in_memory, pack
+from experiment.datasets.raw_images import Pixels, Source, check_settings, fits_in_memory, pack, readable
 from experiment.errors import CannotWrite, ConfigError, DataError, log
 from experiment.files import whole_file
 from experiment.tensor_file import read_array
@@ -104,7 +104,7 @@ def _decode(items: FolderItems, folder: Path, data_dir: Path) -> Pixels | None:
 
     Worker processes map the same file, so they share its memory.
     """
-    first, _ = items[0]
+    first = cast(Image.Image, next(readable(items))[0])
     shape = (len(items), 3, first.height, first.width)
     if not fits_in_memory(len(items), shape[1:]):
         return None

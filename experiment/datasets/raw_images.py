@@ -1,7 +1,8 @@
 """Images before any transform: one tensor of pixels in memory, or items read one by one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,8 +12,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import Mask
 
-from experiment.datasets.check_samples import as_pair
-from experiment.errors import ConfigError
+from experiment.datasets.check_samples import as_pair, first_few
+from experiment.errors import ConfigError, DataError
 from experiment.inputs import as_numbers
 from experiment.random_streams import generator
 from experiment.registry import suggestion
@@ -75,17 +76,19 @@ def pack(items: Items) -> Pixels | None:
     """Read small uint8 images of one size into one tensor; None if the items are something else.
 
     Every item is read once, so augmentation must be in the transforms, not in the dataset.
+
+    Raises: DataError: items cannot be read, or are no samples.
     """
     if len(items) == 0:
         return None
-    first, first_label = as_pair("sample 0", items[0])
+    samples = readable(items)
+    first, first_label = next(samples)
     pixels = _as_uint8(first)
     if pixels is None or not fits_in_memory(len(items), tuple(pixels.shape)):
         return None
     images = torch.empty((len(items), *pixels.shape), dtype=torch.uint8)
     labels: list[Tensor] = []
-    for i in range(len(items)):
-        image, label = as_pair(f"sample {i}", items[i])
+    for i, (image, label) in enumerate(chain([(first, first_label)], samples)):
         pixels, target = _as_uint8(image), as_numbers(label)
         if pixels is None or pixels.shape != images.shape[1:] or target is None:
             return None
@@ -95,6 +98,23 @@ def pack(items: Items) -> Pixels | None:
         return None
     stacked = torch.stack(labels)
     return Pixels(images, Mask(stacked) if isinstance(first_label, Mask) else stacked)
+
+
+def readable(items: Items) -> Iterator[tuple[object, Any]]:
+    """The samples that can be read.
+
+    Raises: DataError: at the end, about the others; earlier, about an item that is no sample.
+    """
+    failures: list[str] = []
+    for i in range(len(items)):
+        try:
+            item = items[i]
+        except DataError as error:
+            failures.append(str(error))
+        else:
+            yield as_pair(f"sample {i}", item)
+    if failures:
+        raise DataError(first_few(failures))
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ def build(network: nn.Module, plan: Plan) -> nn.Module:
     _factor_encoders(built, plan.nested)
     add_masks(built, {name: slice_mask(mask, plan.kept, name) for name, mask in plan.masks.items()}, unfilled=True)
     add_quantized(built, plan.quantized)
+    _keep_channels_last(built, network)
     return built
 
 
@@ -182,6 +183,17 @@ def _replacements(network: nn.Module, factors: Mapping[str, Factors]) -> dict[in
         if layer.bias is not None and (bias := getattr(module, "bias", None)) is not None:
             memo[id(bias)] = layer.bias
     return memo
+
+
+def _keep_channels_last(built: nn.Module, network: nn.Module) -> None:
+    """Lay out in channels-last, in place, what was made of layers in this layout."""
+    made = dict(built.named_modules())
+    for name, module in network.named_modules():
+        weight = _tensors(module).get("weight")
+        if weight is None or weight.dim() != 4 or weight.is_contiguous() or name not in made:
+            continue
+        if weight.is_contiguous(memory_format=torch.channels_last):
+            made[name].to(memory_format=torch.channels_last)
 
 
 def _factor_encoders(network: nn.Module, nested: Mapping[str, Factors]) -> None:

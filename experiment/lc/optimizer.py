@@ -38,7 +38,7 @@ from experiment.tensor_file import load_tensors
 from experiment.training.checkpoint import Checkpoint
 from experiment.training.evaluation import validate
 from experiment.training.settings import TrainSettings
-from experiment.training.step import TrainingImages, TrainMetrics
+from experiment.training.step import TrainingImages, TrainMetrics, compiler
 
 
 class LCOptimizer:
@@ -104,12 +104,13 @@ class LCOptimizer:
             self._network, self._train, self._training, stream=self._stream, device=self._device,
             done=state.records[-1].iterations if state.records else 0, teacher=self._teacher,
         )  # fmt: skip
-        for j in progress(range(len(state.records), self._settings.steps), "learning and compressing, by step"):
-            record = self._step(j, training)
-            state.records.append(record)
-            state.mu = self._settings.next_mu(state.mu)
-            self._checkpoint.save(state.saved(self._network))
-            yield record
+        with compiler(self._training):
+            for j in progress(range(len(state.records), self._settings.steps), "learning and compressing, by step"):
+                record = self._step(j, training)
+                state.records.append(record)
+                state.mu = self._settings.next_mu(state.mu)
+                self._checkpoint.save(state.saved(self._network))
+                yield record
 
     def run(self) -> Projected:
         """Run all remaining steps; returns the best compressed network."""

@@ -34,7 +34,7 @@ from experiment.training.evaluation import validate
 from experiment.training.memory_format import memory_format
 from experiment.training.schedule import Schedule
 from experiment.training.settings import TrainSettings
-from experiment.training.step import TrainingImages, TrainingStep, compiled, require_finite_weights, run_steps
+from experiment.training.step import TrainingImages, TrainingStep, compiled, compiler, require_finite_weights, run_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +121,7 @@ class TrainingLoop:
     def __enter__(self) -> TrainingLoop:
         settings, team, network = self._settings, self._team, self._network.to(self._device)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(compiler(settings))
             stack.enter_context(memory_format(network, settings.channels_last))
             stack.enter_context(deterministic_convolutions(self._device))
             model = stack.enter_context(team.training(network))

@@ -1,5 +1,6 @@
 """Training steps: forward pass, loss, gradients and optimizer, on one batch after another."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -154,6 +155,16 @@ def compiled(model: nn.Module, settings: TrainSettings) -> Callable[..., Any]:
     if settings.compiled == "reduce-overhead":
         return torch.compile(model, dynamic=False, mode=settings.compiled)  # CUDA graphs have fixed shapes
     return torch.compile(model, dynamic=None) if settings.compiled else model  # None: the last batch may be smaller
+
+
+@contextlib.contextmanager
+def compiler(settings: TrainSettings) -> Iterator[None]:
+    """At the end of a training, torch forgets what it compiled: it refuses more than a few networks of one class."""
+    try:
+        yield
+    finally:
+        if settings.compiled:
+            torch.compiler.reset()
 
 
 def require_finite_weights(network: nn.Module) -> None:

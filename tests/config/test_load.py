@@ -231,6 +231,10 @@ training.numEpochs=!!python/name:os >> training.numEpochs: the tag !!python/name
 training.file=x.yaml >> training.file: unknown key. A file can only be included from within
 experiments.methods[7]=FT >> experiments.methods[7]: the list has 2 items, counted from 0.
 experiments.methods.x=FT >> experiments.methods.x: experiments.methods: must be a list. Got a mapping (x).
+slurm.setup=[3] >> slurm.setup[0]: must be text. Got 3.
+slurm.setup={0: x} >> slurm.setup: must be a list.
+slurm={setup: [true]} >> slurm.setup[0]: must be text.
+slurm.options={a: [1]} >> slurm.options.a: must be one line of text
 retraining.startEpoch=13 >> retraining.startEpoch: is 13, after the last epoch: numEpochs is 12
 """
 

@@ -175,6 +175,18 @@ def test_damaged_image_is_named(data: Path) -> None:
         load("ImageFolder", data, True, SETTINGS, 2)
 
 
+def test_several_damaged_images_are_named_at_once(tmp_path: Path) -> None:
+    write_images(tmp_path / "pets" / "train", count=5)
+    damaged = [path for path in sorted((tmp_path / "pets/train").glob("*/*.png")) if path.stem != "3"]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(DataError) as caught:
+        load("ImageFolder", tmp_path, True, SETTINGS, 2)
+    text = str(caught.value)
+    assert [path for path in damaged if f"{path} cannot be read as an image" in text] == damaged[:5]
+    assert text.endswith("Replace or remove it; and 3 more")
+
+
 def test_imagenet_missing_says_what_to_get(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="ILSVRC2012_img_train.tar"):
         load_imagenet("ImageNet", tmp_path, True, {}, 1000)

@@ -149,6 +149,12 @@ def test_wrong_masks_are_refused_with_their_file(tmp_path: Path, masks: dict[str
         folder(tmp_path)
 
 
+def test_several_wrong_masks_are_named_at_once(tmp_path: Path) -> None:
+    write_folder(tmp_path, **{name: np.full((9, 8), 3, np.uint8) for name in ("0", "3")})
+    with pytest.raises(DataError, match=r"masks/0.png: its map has class 3;.*; \S*masks/3.png: its map has class 3;"):
+        folder(tmp_path)
+
+
 def test_missing_masks_and_folders_are_named(tmp_path: Path) -> None:
     write_folder(tmp_path)
     (tmp_path / "train/masks/1.png").unlink()

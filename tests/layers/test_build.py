@@ -145,6 +145,22 @@ def test_sizes_of_all_parts_together() -> None:
     assert named_masks(built)["0.weight"].shape == (4, 3, 3, 3)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_made_of_channels_last_layers_is_channels_last(case: str) -> None:
+    network, last = chain(), chain()
+    last[3].to(memory_format=torch.channels_last)
+    plain, made = filled(network, plans(network)[case]), filled(last, plans(last)[case])
+    assert same_values(plain, made)
+    found = {name: parameter for name, parameter in made.named_parameters() if parameter.dim() == 4}
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for n, p in found.items() if n.startswith("3."))
+    assert all(p.is_contiguous() for n, p in found.items() if n.startswith("0."))
+
+
+def same_values(one: nn.Module, two: nn.Module) -> bool:
+    a, b = one.state_dict(), two.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_removed_channels_come_back_as_zeros() -> None:
     network = chain()
     plan = Plan(kept=KEPT)

@@ -151,8 +151,10 @@ def test_what_looks_wrong_with_data_is_told_and_kept(
     assert main([str(write(own)), "-j", "1"]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     scale = "inputs have mean 123, standard deviation 72.4 after transforms: expected about 0 and 1."
-    assert len(said) == 1
+    few = "with 10 test inputs and one network, the 95 % interval of a top-1 of 90 % is ± 18.6 points: smaller "
+    assert len(said) == 2
     assert said[0].startswith(f"warning: own_data:load: {scale} Add Normalize")
+    assert said[1].startswith(f"warning: own_data:load: {few}differences may be chance")
     folder = in_tmp / "data/results/small"
     (facts,) = read_data_record(folder).data
     assert (facts.training, facts.validation, facts.test) == (36, 4, 10)
@@ -163,6 +165,8 @@ def test_what_looks_wrong_with_data_is_told_and_kept(
     assert main([str(write(own)), "-j", "1", "-q"]) == 0, "nothing is left to do"
     assert read_data_record(folder).data == [facts]
     assert read_data_record(folder).stamps == stamps
+    own["experiments"]["numNets"] = 2
+    assert not any("interval" in text for text in look(write(own)).data[0].warnings), "networks differ, too"
     (folder / "data.json").write_text(json.dumps({"format": 1, "stamps": stamps, "data": [{"dataset": 3}]}))
     assert read_data_record(folder).data == []
 

@@ -154,12 +154,18 @@ def test_a_queue_that_does_not_answer_is_not_an_empty_one(cluster: Path) -> None
         (["--device", "mps"], "--device mps: training and tests sum in float64"),
         (
             ["--set", "slurm.time=1"],
-            "slurm.time: must be a whole number of minutes, at least 5, for example 120. Got",
+            "slurm.time: must be a whole number of minutes from 5 to 525,600 (a year), for example 120. Got 1.",
         ),
-        (["--set", "slurm.time=02:00:00"], "at least 5, for example 120. Got '02:00:00'."),
-        (["--set", "slurm.memory=32G"], "slurm.memory: must be a number of GiB above 0, for example 32. Got '32G'."),
+        (["--set", "slurm.time=02:00:00"], "(a year), for example 120. Got '02:00:00'."),
+        (["--set", "slurm.time=99999999"], "(a year), for example 120. Got 99999999."),
+        (["--set", "slurm.memory=32G"], "must be a number of GiB from 0.1 to 100,000, for example 32. Got '32G'."),
+        (["--set", "slurm.memory=1e-6"], "must be a number of GiB from 0.1 to 100,000, for example 32. Got 1e-06."),
+        (["--set", "slurm.partition=a b"], "slurm.partition: must not contain spaces or line breaks. Got 'a b'."),
+        (["--set", 'slurm.account="a\\nb"'], "slurm.account: must not contain spaces or line breaks. Got 'a\\nb'."),
+        (["--set", "slurm.partition=3"], '--set slurm.partition: must be text. Got 3. Write "3" in quotes for text.'),
+        (["--set", 'slurm.options={qos: "a\\n"}'], "slurm.options.qos: must be one line of text, a number, true or"),
         (["--set", "slurm.options={--qos: high}"], "slurm.options.--qos: is not the name of an option"),
-        (["--set", "slurm.options={exclude: [a, b]}"], "slurm.options.exclude: must be text, a number, true or false."),
+        (["--set", "slurm.options={exclude: [a, b]}"], "--set slurm.options.exclude: must be one line of text"),
     ],
 )
 def test_what_does_not_fit_is_refused(

@@ -165,20 +165,22 @@ def _order(known: _Known) -> Iterator[str]:
     all_of_them = f"{len(known.rankings)} keep ratios{' of all variants' if several else ''}"
     smallest = min(known.rankings, key=lambda ranking: ranking.keep)
     worse = smallest.worse()
-    best = [quoted(c.label) for c in smallest.contenders if c.label not in worse]
+    best, *undecided = [quoted(c.label) for c in smallest.contenders if c.label not in worse]
     others = titles.and_joined([quoted(label) for label in worse])
     at = _at(smallest.keep, smallest.variant).strip().capitalize()
-    if len(best) == 1:
-        yield f"{at}, {best[0]} is better than {others}."
+    if not undecided:
+        yield f"{at}, {best} is better than {others}."
     else:
-        yield f"{at}, {titles.and_joined(best)} are not ordered" + (f"; {others} worse." if others else ".")
+        text = f"{at}, {best} has the best {known.metric.title}, but is not shown to be better than"
+        more = f"; it is better than {others}" if others else ""
+        yield f"{text} {titles.and_joined(undecided)}{more}."
     wins: dict[str, list[str]] = {}
     for ranking in known.rankings:
         if len(ranking.worse()) == len(ranking.contenders) - 1:
             place = titles.joined(numbers.keep(ranking.keep), ranking.variant)
             wins.setdefault(quoted(ranking.contenders[0].label), []).append(place)
     for name, places in wins.items():
-        yield f"{name} is better than all others at {titles.and_joined(places)} (of {all_of_them})."
+        yield f"{name} is better than all others at {titles.and_joined(places)} ({len(places)} of {all_of_them})."
     if not wins:
         yield f"At none of {all_of_them} is one method better than all others."
 
@@ -188,8 +190,8 @@ def _time(known: _Known) -> Iterator[str]:
     means = cells.groupby("label", sort=False)["seconds"].mean().dropna()
     if len(means) and means.max() > 0:
         least, most = numbers.duration(float(means.min())), numbers.duration(float(means.max()))
-        name = known.styles.quoted(str(means.idxmax()))
-        span = f"{least} to {most} ({name})" if least != most else most
+        quick, slow = (known.styles.quoted(str(label)) for label in (means.idxmin(), means.idxmax()))
+        span = f"{least} with {quick} and {most} with {slow}" if least != most else most
         what = "Compression takes" if prune_only(known.rows) else "Compression and retraining take"
         yield f"{what} {span} per network, on average over keep ratios."
 
@@ -205,7 +207,7 @@ def _deploy(known: _Known) -> Iterator[str]:
             own = references(known.rows[known.rows["variant"] == row["variant"]])
             size, whole = (numbers.kilobytes(float(b)) for b in (row["bytes_file"], own["bytes_file"].mean()))
             name = f"{_name(known, row)}{_at(float(row['keep_target']))}"
-            yield f"The smallest file {_allowed(known.metric, delta)}: {name}, {size} kB instead of {whole}."
+            yield f"The smallest file {_allowed(known.metric, delta)}: {name}, {size} kB instead of {whole} kB."
         return
     for variant in variants_of(known.rows):
         yield from _deployed(known, known.rows[known.rows["variant"] == variant])
@@ -226,7 +228,7 @@ def _deployed(known: _Known, rows: DataFrame) -> Iterator[str]:
         name = titles.joined(known.styles.quoted(str(best["label"])), str(rows["variant"].iloc[0]))
         yield (
             f"To deploy {_allowed(known.metric, delta)}: {name}{_at(float(best['keep_target']))} in {best['runtime']}, "
-            f"{write(float(best[cost]))} {unit} instead of {write(least)}."
+            f"{write(float(best[cost]))} {unit} instead of {write(least)} {unit}."
         )
 
 

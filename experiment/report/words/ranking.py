@@ -13,17 +13,18 @@ from experiment.report.primary_metric import ReportedMetric
 from experiment.report.words import numbers
 from experiment.report.words.titles import column_title, joined
 
+NO_DIFFERENCE = " (no difference shown)"
 MOST_PAIRS = 300  # rows of the table of pairs; comparisons.csv has all
 
 
 def best_methods(found: Sequence[Ranking], styles: LabelStyles) -> Section | None:
-    """One row per keep ratio: the best method, those not ordered with it, and those worse; None without any."""
+    """One row per keep ratio: the best method, those not shown to be worse, and those worse; None without any."""
     if not found:
         return None
     blocks: list[Block] = [Text(_explanation(found))]
     for metric in dict.fromkeys(b.metric for b in found):
         unit = " (points)" if metric.unit == "fraction" else ""
-        titles = "Not ordered with the best, difference", "Worse than the best, by"
+        titles = "Not shown to be worse, by", "Worse than the best, by"
         header = ["Keep ratio", "Best", column_title(metric), *(title + unit for title in titles)]
         rows = [list(_row(b, styles)) for b in found if b.metric == metric]
         blocks.append(Table(header, rows, words=True))
@@ -62,8 +63,7 @@ def _row(b: Ranking, styles: LabelStyles) -> Iterator[str]:
     best = Estimate(b.best.value, b.best.low, min(most, b.best.high), b.best.p)
     yield joined(numbers.keep(b.keep), b.variant)
     equal = [c.label for c in b.contenders[1:] if (e := b.pairs.get((first, c.label))) is not None and e.value == 0]
-    order = "" if worse else " (no difference shown)" if equal else " (not ordered)"
-    yield joined(*map(styles.plain, [first, *equal])) + order
+    yield joined(*map(styles.plain, [first, *equal])) + ("" if worse else NO_DIFFERENCE)
     yield f"{_plain(b.metric)(best.value)} ({interval(best, b.metric)})"
     yield "; ".join(text for label, text in shown.items() if label not in worse) or numbers.MISSING
     yield "; ".join(text for label, text in shown.items() if label in worse) or numbers.MISSING
@@ -72,7 +72,7 @@ def _row(b: Ranking, styles: LabelStyles) -> Iterator[str]:
 def _pairs(b: Ranking, styles: LabelStyles) -> Iterator[list[str]]:
     for (first, second), e in b.pairs.items():
         p = b.adjusted[first, second]
-        better = styles.plain(first) if p < ALPHA else f"{styles.plain(first)} (not ordered)"
+        better = styles.plain(first) if p < ALPHA else f"{styles.plain(first)}{NO_DIFFERENCE}"
         shown = "< 0.001" if p < 0.001 else f"{p:.3f}"
         by = _plain(b.metric)(e.value)
         yield [joined(numbers.keep(b.keep), b.variant), better, styles.plain(second), by, interval(e, b.metric), shown]
@@ -90,7 +90,7 @@ def _explanation(found: Sequence[Ranking]) -> str:
     else:
         parts.append("Intervals (95 %) are over test samples: those of one network say nothing about other networks.")
     parts.append(
-        "Behind names is the difference from the best, with its interval. A method is worse if Holm's p-value, over "
-        f"all pairs at this keep ratio, is below {ALPHA:g}; else the two are not ordered."
+        "After each name stands its difference from the best, with the interval. A method is worse if Holm's p-value, "
+        f"over all pairs at this keep ratio, is below {ALPHA:g}; otherwise no difference is shown."
     )
     return " ".join(parts)

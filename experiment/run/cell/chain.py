@@ -20,6 +20,8 @@ from experiment.run.cell.examples import write_examples
 from experiment.run.cell.rank_history import write_reference_ranks
 from experiment.run.cell.reference import Reference, copy_history, obtain_reference
 from experiment.run.cell.start_state import StartLost
+from experiment.run.cell.tuning import TABLE as TRIALS
+from experiment.run.cell.tuning import AllDiverged
 from experiment.run.disk.network_file import save_weights
 from experiment.run.disk.store import TRACEBACK
 from experiment.run.grid.plan import Cell, Chain, ReferenceTask, chain_key
@@ -204,6 +206,8 @@ def _store_failure(cell: Cell, error: Exception, context: Context, report: Repor
     with context.store.writing(cell, finished=False) as folder:
         if unexpected is not None and not isinstance(unexpected, ExperimentError):
             write_whole(folder / TRACEBACK, lines("".join(traceback.format_exception(unexpected))))
+        if isinstance(error, AllDiverged):
+            outcome.write_rows(folder / TRIALS, error.trials)
         outcome.write_result(folder, result)
     report(Advanced(cell.epochs_retrain + 1))
     report(CellDone(cell.key, cell_name(cell), "failed", None, None, text))

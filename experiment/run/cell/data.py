@@ -1,6 +1,7 @@
 """Datasets of an experiment, loaded once per process and cached."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from experiment.datasets.check_data import check_data
 from experiment.datasets.image_data import Images, Splits, Transforms
 from experiment.datasets.loading import load_source, make_images, make_splits
 from experiment.datasets.raw_images import Source, some_of
+from experiment.errors import plural
 from experiment.files import MOST_LETTERS
 from experiment.inputs import Inputs, first
 from experiment.measure import example_input
@@ -22,6 +24,7 @@ from experiment.run.machine import reading_processes
 from experiment.tasks import find_task
 
 MAX_KEPT = 4  # training and retraining may differ in their transforms; a sweep over more does not return to them
+FEW = 1_000  # test inputs, on which the accuracy of one network is uncertain by points
 
 
 def transforms_of(training: Training) -> Transforms:
@@ -103,7 +106,8 @@ class Data:
         warnings: dict[str, None] = {}
         for dataset_test in tests:
             test, source = self.test(p, training, dataset_test), self.source(p, dataset_test, False)
-            for text in check_data(splits, test, p.seed, dataset.name, train_source, source, find_task(task_name(p))):
+            found = check_data(splits, test, p.seed, dataset.name, train_source, source, find_task(task_name(p)))
+            for text in (*found, *_resolution(len(test), p)):
                 warnings[f"{dataset_test.shown}: {text}" if named and "test" in text else text] = None
         return DataFacts(
             dataset=dataset.shown if tests == [dataset] else f"{dataset.shown}, tested on {tested}",
@@ -149,3 +153,13 @@ def _key(dataset: DatasetRef, transforms: Transforms, p: Parameters) -> str:
 def _make_room(kept: dict[str, Any], needed: int = 0) -> None:
     while len(kept) >= max(MAX_KEPT, needed):
         kept.pop(next(iter(kept)))
+
+
+def _resolution(tested: int, p: Parameters) -> Iterator[str]:
+    """A warning if one network and few test inputs leave differences of a point or more to chance."""
+    if p.experiments.num_nets == 1 and tested < FEW and find_task(task_name(p)).primary.name == "top1":
+        half = 196 * math.sqrt(0.9 * 0.1 / tested)  # points
+        yield (
+            f"with {plural(tested, 'test input')} and one network, the 95 % interval of a top-1 of 90 % is "
+            f"± {half:.1f} points: smaller differences may be chance"
+        )

@@ -15,11 +15,11 @@ from experiment.layers.plan import Plan, State
 from experiment.layers.prepare_network import prepared
 from experiment.layers.unfused.replace import split_state
 from experiment.random_streams import seeded
-from experiment.run.cell.reference import Reference, rewind_file
+from experiment.run.cell.reference import Reference
 from experiment.run.disk.load_weights import load_state, read_plain
 from experiment.run.disk.network_file import read_weights, rebuild, untrained_network
 from experiment.run.disk.store import Store
-from experiment.run.grid.plan import Cell, ReferenceSpec
+from experiment.run.grid.plan import Cell, ReferenceSpec, rewind_file
 
 
 class StartLost(StoreError):

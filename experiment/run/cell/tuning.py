@@ -6,7 +6,7 @@ the best trial so far is kept, from which its network is made again.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,14 @@ class TrialResult:
 _RESULTS = TypeAdapter(list[TrialResult])
 
 
+class AllDiverged(TrainingDiverged):
+    """All trials of a cell diverged; `trials` holds the rows of trials.csv."""
+
+    def __init__(self, trials: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__(f"all {len(trials)} trials diverged. The last: {trials[-1]['error']}")
+        self.trials = trials
+
+
 @dataclass(frozen=True)
 class Tuning:
     """How the trials of a cell are made and compared.
@@ -75,7 +83,7 @@ class Tuning:
 
         A network that is not retrained, since compression removes nothing, is returned without trials.
 
-        Raises: TrainingDiverged: all trials did. Others as `make`.
+        Raises: AllDiverged: there is no network. Others as `make`.
         """
         results, counted = read_records(self.folder / RECORDS, _RESULTS), CountedReport(report)
         for i in range(len(self.trials)):
@@ -89,7 +97,7 @@ class Tuning:
             remove_all(self._folder(other) for other in range(i + 1) if other != best)
             counted.fill_up_to((i + 1) * self.cell.epochs_retrain / len(self.trials))
         if best is None:
-            raise TrainingDiverged(f"all {len(results)} trials diverged. The last: {results[-1].error}")
+            raise AllDiverged(self._table(results, best))
         made = self._made(best, lambda event: None)  # was reported when it was first made
         facts = made.facts | self._costs(results, best) | {"tuned": self.trials[best].name}
         return replace(made, facts=facts, trials=self._table(results, best))
@@ -127,7 +135,7 @@ class Tuning:
         rest = max(0.0, sum(result.seconds for result in results) - compress - retrain)
         return {"seconds_compress": compress, "seconds_retrain": retrain, "seconds_tune": round(rest, 3)}
 
-    def _table(self, results: Sequence[TrialResult], best: int) -> list[dict[str, Any]]:
+    def _table(self, results: Sequence[TrialResult], best: int | None) -> list[dict[str, Any]]:
         """The rows of trials.csv."""
         return [
             {

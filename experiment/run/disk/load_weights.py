@@ -1,7 +1,7 @@
 """Loading a state_dict into a network, in place, from any source. Nothing in a file is executed."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,10 @@ def _copies(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor
 def require_shapes(network: nn.Module, shapes: Mapping[str, torch.Size], path: Path) -> None:
     """Raises: StoreError: these are not the names and shapes of the network's state_dict. Lists all differences."""
     own = network.state_dict()
+    if (prefix := other_prefix(own, shapes)) is not None:
+        text, renamed = prefix
+        rename = f"state = {{{renamed}: tensor for n, tensor in state.items()}}; torch.save(state, path)"
+        raise StoreError(f"{path}: its weights do not fit this network: {text}. Rename them: {rename}.")
     # files of old versions of torch have no count of batches
     missing = [name for name in own if name not in shapes and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in shapes if name not in own]
@@ -107,6 +111,26 @@ def require_shapes(network: nn.Module, shapes: Mapping[str, torch.Size], path: P
             f"{path}: its weights do not fit this network: {listed}. Expected a network of the same name, "
             "settings and outputSize."
         )
+
+
+def other_prefix(own: Collection[str], stored: Collection[str]) -> tuple[str, str] | None:
+    """How names in a file differ if all of them, or all of the network's, have a prefix; and n renamed, as code."""
+    if prefix := _prefix(stored, own):
+        text = f"all names in the file begin with '{prefix}', those of the network do not"
+        return text, f"n.removeprefix('{prefix}')"
+    if prefix := _prefix(own, stored):
+        return f"all names of the network begin with '{prefix}', those in the file do not", f"'{prefix}' + n"
+    return None
+
+
+def _prefix(names: Collection[str], others: Collection[str]) -> str:
+    """What all names begin with and none of the others, if some are the same behind it; else empty."""
+    first = next(iter(names), "")
+    for prefix in (first[: i + 1] for i, letter in enumerate(first) if letter == "."):
+        shared = all(name.startswith(prefix) for name in names) and not any(name.startswith(prefix) for name in others)
+        if shared and any(name.removeprefix(prefix) in others for name in names):
+            return shortened(prefix)
+    return ""
 
 
 def first_names(names: Iterable[str]) -> str:

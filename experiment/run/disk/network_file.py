@@ -28,7 +28,7 @@ from experiment.layers.quantized_weights import named_dtypes
 from experiment.networks import NETWORKS
 from experiment.networks.make_network import make_network
 from experiment.registry import InputForm, InputShape, is_import_path
-from experiment.run.disk.load_weights import load_state, read_plain, require_shapes
+from experiment.run.disk.load_weights import load_state, other_prefix, read_plain, require_shapes
 from experiment.run.disk.packed_tensors import (
     MaskedWeight,
     QuantizedWeight,
@@ -280,9 +280,10 @@ def rebuild(
         network = build(original, Plan.from_data(specification.plan, original))
         network = bake_masks(network) if baked else network
     except _MISFITS as error:
+        prefix = other_prefix(original.state_dict(), packed.shapes())
+        why = shortened(str(error).strip(), MAX_REASON) if prefix is None else f"{prefix[0]}."
         raise StoreError(
-            f"{path}: does not fit this network, which is not the one that was compressed: "
-            f"{shortened(str(error).strip(), MAX_REASON)} {PASS_THE_ORIGINAL}"
+            f"{path}: does not fit this network, which is not the one that was compressed: {why} {PASS_THE_ORIGINAL}"
         ) from error
     try:
         load_packed(network, packed, path)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from experiment.errors import Damaged, StoreError, shortened
 from experiment.layers.prepare_network import without_prefixes
-from experiment.run.grid.weights_file import shard_names
+from experiment.run.grid.weights_file import missing_shard, shard_names
 
 
 class Shards(Mapping[str, Tensor]):
@@ -64,14 +64,9 @@ def files_of(path: Path) -> list[Path]:
     """
     if path.suffix != ".json":
         return [path]
-    names = shard_names(path)
-    for name in names:
-        if not (path.parent / name).is_file():
-            raise StoreError(
-                f"{path}: names the shard '{shortened(name)}', which is not beside it. Expected all {len(names)} "
-                "shards: copy it there, or download it again."
-            )
-    return [path.parent / name for name in names]
+    if text := missing_shard(path):
+        raise StoreError(text)
+    return [path.parent / name for name in shard_names(path)]
 
 
 def _opened(file: Path) -> Any:

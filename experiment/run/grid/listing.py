@@ -1,13 +1,15 @@
 """The output of --plan: what an experiment would run, what is done, and what cannot run. Without torch."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from experiment.config import Search
 from experiment.config.modes import rewinding
 from experiment.config.tuning import num_trials
 from experiment.config.variants import compact
+from experiment.errors import plural
 from experiment.escaping import json_text
 from experiment.run.grid.keys import planned_epochs
 from experiment.run.grid.plan import Cell, ExperimentPlan
@@ -53,7 +55,7 @@ def plan_json(plan: ExperimentPlan, results: Results) -> Iterator[str]:
         )
 
 
-def plan_text(plan: ExperimentPlan, results: Results) -> Iterator[str]:
+def plan_text(plan: ExperimentPlan, results: Results, trained_networks: Path) -> Iterator[str]:
     """The grid in a few lines: its settings, how much is done, and why cells failed or cannot run."""
     yield from _settings(plan)
     counts = {label: Counter[str]() for label in dict.fromkeys(cell.label for cell in plan.cells)}
@@ -63,12 +65,12 @@ def plan_text(plan: ExperimentPlan, results: Results) -> Iterator[str]:
     for label, count in counts.items():
         yield f"  {label:{width}}  " + ", ".join(f"{n} {status}" for status, n in sorted(count.items()))
     # each key once: variants that differ in their retraining share reference networks
-    pending = list({c.key: c for c in plan.computed if cell_status(plan, c, results) == "pending"}.values())
-    retrain = sum(c.epochs_retrain for c in pending)
-    train = sum(c.epochs_train for c in pending if c.method == "Reference")
-    most = "at most " if any(c.samples for c in pending) else ""
+    pending = {c.key: c for c in plan.computed if cell_status(plan, c, results) == "pending"}
+    retrain = sum(c.epochs_retrain for c in pending.values())
+    train = _training_left(plan, pending, trained_networks)
+    most = "at most " if any(c.samples for c in pending.values()) else ""
     total = len({c.key for c in plan.computed})
-    yield f"  to do      {len(pending)} of {total} cells: {train} epochs of training, {most}{retrain} of retraining"
+    yield f"  to do      {len(pending)} of {total} cells: {train}, {most}{retrain} of retraining"
     for cell in plan.cells:
         result = results.get(cell.key, {})
         if result.get("status") in ("failed", "infeasible"):
@@ -77,10 +79,23 @@ def plan_text(plan: ExperimentPlan, results: Results) -> Iterator[str]:
         yield f"  unavailable: {problem}"
 
 
+def _training_left(plan: ExperimentPlan, pending: Container[str], trained_networks: Path) -> str:
+    """The epochs that networks still train for pending cells, and how many of these networks are trained."""
+    left = dict[str, int]()
+    users = [(task.reference, (task.cell,)) for task in plan.references] + [(c.reference, c.cells) for c in plan.chains]
+    for network, cells in users:
+        if any(cell.key in pending for cell in cells):
+            epochs = network.epochs_left(cells[0].epochs_train, trained_networks)
+            left[network.key] = max(epochs, left.get(network.key, 0))
+    trained = sum(not epochs for epochs in left.values())
+    known = f" ({plural(trained, 'network')} already trained)" if trained else ""
+    return f"{plural(sum(left.values()), 'epoch')} of training{known}"
+
+
 def _settings(plan: ExperimentPlan) -> Iterator[str]:
     p = plan.file.parameters
     experiments = p.experiments
-    networks = f"{experiments.num_nets} trained {_plural(experiments.num_nets, 'network')}"
+    networks = plural(experiments.num_nets, "trained network")
     rewind = f", rewind {experiments.rewind}" if experiments.rewind is not None else ""
     yield f"{plan.name}  ({plan.file.path})"
     yield f"  network    {p.network.name} on {p.network.dataset.name}, {networks}"
@@ -109,10 +124,6 @@ def _settings(plan: ExperimentPlan) -> Iterator[str]:
 def _in_words(search: Search) -> str:
     points = 100 * search.accuracy_loss
     return (
-        f"the smallest network that loses at most {points:g} {_plural(points, 'point')} of validation top-1, "
-        f"at most {search.samples} {_plural(search.samples, 'network')} per cell, smallest keep {search.smallest:g}"
+        f"the smallest network that loses at most {points:g} {'point' if points == 1 else 'points'} of validation "
+        f"top-1, at most {plural(search.samples, 'network')} per cell, smallest keep {search.smallest:g}"
     )
-
-
-def _plural(number: float, word: str) -> str:
-    return word if number == 1 else f"{word}s"

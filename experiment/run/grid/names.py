@@ -19,7 +19,7 @@ from experiment.errors import ConfigError, StoreError
 from experiment.hooks import HOOKS
 from experiment.networks import NETWORKS
 from experiment.registry import is_import_path, suggestion
-from experiment.run.grid.weights_file import datasets_folder, find_given, missing_text
+from experiment.run.grid.weights_file import datasets_folder, missing_text
 from experiment.tasks import TASKS
 from experiment.training.allowed_names import LOSSES, OPTIMIZERS, SCHEDULERS
 from experiment.user_code import source_hash
@@ -71,8 +71,8 @@ def name_faults(values: Mapping[str, Any], datasets: Path | None = None) -> Iter
         yield from _unknown(("experiments", "hooks", i), name, "hook", HOOKS)
     given, folder = network.get("weights"), datasets_folder(values, datasets)
     try:
-        if isinstance(given, str) and find_given(given, folder) is None:
-            yield Fault(("network", "weights"), missing_text(given, folder))
+        if isinstance(given, str) and (text := missing_text(given, folder)):
+            yield Fault(("network", "weights"), text)
     except StoreError as error:
         yield Fault(("network", "weights"), str(error), fatal=True)
     texts = set()

@@ -40,6 +40,18 @@ class ReferenceSpec:
     rewind_epoch: int | None
     weights: GivenWeights | None = None
 
+    def epochs_left(self, num_epochs: int, trained_networks: Path) -> int:
+        """How many epochs, of all that it trains, are missing from the folder of trained networks."""
+        folder, rewind = trained_networks / self.folder, self.rewind_epoch
+        if not (folder / "network.pt").is_file():
+            return num_epochs
+        return 0 if rewind is None or rewind_file(folder, rewind).is_file() else rewind
+
+
+def rewind_file(folder: Path, epoch: int) -> Path:
+    """The file for the weights of a reference network at the start of an epoch."""
+    return folder / f"rewind-{epoch}.pt"
+
 
 @dataclass(frozen=True)
 class Cell:

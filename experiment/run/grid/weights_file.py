@@ -82,8 +82,26 @@ def datasets_folder(values: Mapping[str, Any], command_line: Path | None) -> Pat
     return command_line or (Path(given) if isinstance(given, str) and given else DATASETS_FOLDER)
 
 
-def missing_text(name: str, datasets: Path) -> str:
-    """The error about a file that does not exist, or a folder without weights."""
+def missing_shard(index: Path) -> str | None:
+    """The error about a shard that an index names and that is not beside it; None if all are there.
+
+    Raises: StoreError: the index is damaged.
+    """
+    names = shard_names(index)
+    missing = next((name for name in names if not (index.parent / name).is_file()), None)
+    return missing and (
+        f"{index}: names the shard '{shortened(missing)}', which is not beside it. Expected all {len(names)} shards: "
+        "copy it there, or download it again."
+    )
+
+
+def missing_text(name: str, datasets: Path) -> str | None:
+    """The error about a file or shard that does not exist, or a folder without weights; None if all are there.
+
+    Raises: StoreError: a file cannot be read, or the index is damaged.
+    """
+    if found := find_given(name, datasets):
+        return missing_shard(found.path) if found.path.suffix == ".json" else None
     for folder in (Path(name).absolute(), datasets.absolute() / name):
         if os.path.isdir(folder):
             have = f"has {plural(len(list(folder.glob('*.safetensors'))), '.safetensors file')}"

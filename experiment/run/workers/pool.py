@@ -107,6 +107,10 @@ def run_in_pool(pool: Pool, queue: Queue, contexts: Contexts, listen: Listener) 
                     listen(work, message)
     except (KeyboardInterrupt, CannotWrite):  # a full disk of one worker does not lose the training of the others
         pool.let_save()
+        while pool.working and (messages := pool.receive(timeout=0.0)):  # of cells that ended meanwhile
+            for work, message in messages:
+                if isinstance(message, Event):
+                    listen(work, message)
         raise
     finally:
         pool.stop()

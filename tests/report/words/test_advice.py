@@ -1,6 +1,7 @@
 """The answer of a report, in sentences made from hand-written results."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,11 @@ def test_sentences(synthetic: Any, tmp_path: Path) -> None:
     text, _ = answer(experiment(synthetic, tmp_path))
     assert "one network" in text
     assert "top-1 accuracy is 90.00 %" in text
-    assert "At keep ratio 0.1, ALDS and WT are not ordered." in text
+    assert "At keep ratio 0.1, ALDS has the best top-1 accuracy, but is not shown to be better than WT." in text
     assert "At none of 2 keep ratios is one method better than all others." in text, "0.5 and 0.1 have both methods"
     assert "other networks of this kind, since there is one" in text
     assert "retraining.tune" in text
+    assert "Compression and retraining take 1 s per network" in text
     prune_only, _ = answer(experiment(synthetic, tmp_path / "only", epochs=0))
     assert "retrained networks" in prune_only
     assert "retraining.tune" not in prune_only
@@ -120,6 +122,7 @@ def test_of_equal_sizes_the_best_figure_counts(synthetic: Any, tmp_path: Path) -
     text, found = answer(synthetic.write_experiment(tmp_path, rows))
     assert found[list(found)[-1]].startswith('"WT, all" removes 80.0 % of the parameters (5.0\u00d7 fewer) and ALDS')
     assert 'The smallest file within 1 point: "WT, all" at keep ratio 0.2, 9.0 kB instead of' in text
+    assert re.search(r"9\.0 kB instead of [\d,.]+ kB\.", text), "both have their unit"
 
 
 def rows_of(section: Section | None) -> list[list[str]]:
@@ -145,7 +148,7 @@ def test_equal_methods_are_named_together(synthetic: Any, tmp_path: Path) -> Non
     folder = synthetic.write_experiment(tmp_path, rows)
     (row,) = rows_of(best_methods(compare(folder, read_source(folder).results).rankings, LabelStyles()))
     assert row[1] == "WT, FT (no difference shown)"
-    assert row[3].startswith("FT 0.00"), "and the one that is not ordered with them, of one network, follows"
+    assert row[3].startswith("FT 0.00"), "and the one that is not shown to be worse, of one network, follows"
     assert "ALDS 30.00" in row[3]
 
 

@@ -197,3 +197,28 @@ def test_a_ticket_that_fails_stops_the_controls_after_it(write: Any, small: dict
     control = frame[(frame["variant"] == "experiments.rewind=random") & (frame["method"] == "WT")]
     assert set(control["status"]) == {"failed"}
     assert control["error"].iloc[1].startswith("the previous cell of the cascade failed")
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_the_plan_says_what_is_left_to_train(
+    write: Any, small: dict[str, Any], in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def planned() -> str:
+        assert main([str(write(small)), "--plan"]) == 0
+        return next(line for line in capsys.readouterr().out.splitlines() if "to do" in line)
+
+    small["training"]["numEpochs"], small["experiments"]["methods"] = 3, ["WT"]
+    methods = dict(small["experiments"])
+    small["experiments"]["mode"] = "train"
+    assert ": 3 epochs of training, 0 of retraining" in planned()
+    assert main([str(write(small)), "-j", "1", "-q"]) == 0
+    assert "0 of 1 cells: 0 epochs of training, 0 of retraining" in planned()
+    small["experiments"] = methods
+    assert "2 of 3 cells: 0 epochs of training (1 network already trained), 2 of retraining" in planned()
+    small["experiments"]["mode"], small["retraining"] = "cascade-rewind", {"startEpoch": 1}
+    assert "2 of 3 cells: 1 epoch of training, 4 of retraining" in planned(), "for the weights to rewind to"
+    small["experiments"]["numNets"] = 2
+    assert "5 of 6 cells: 4 epochs of training, 8 of retraining" in planned()
+    (file,) = in_tmp.glob("data/trained_networks/*/network.pt")
+    (file.parent / "rewind-1.pt").touch()
+    assert "5 of 6 cells: 3 epochs of training (1 network already trained), 8 of retraining" in planned()

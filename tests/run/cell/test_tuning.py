@@ -225,7 +225,12 @@ def test_cells_in_which_all_trials_diverge_fail(write: Any, small: dict[str, Any
     parameters = tuning(small, rates=[1e19, 1e20])
     parameters["experiments"]["methods"] = ["WT"]
     assert run(write(parameters)) == 1
-    assert table()["error"][1].startswith("all 2 trials diverged. The last: training diverged in epoch 0")
+    row = table().iloc[1]
+    assert row["error"].startswith("all 2 trials diverged. The last: training diverged in epoch 0")
+    tried = cell_file("trials.csv", row["cell"])
+    assert tried[LR].tolist() == [1e19, 1e20]
+    assert list(tried["chosen"]) == [False, False]
+    assert tried["error"].str.startswith("training diverged in epoch 0").all()
 
 
 def test_the_networks_of_a_search_are_tuned(write: Any, small: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Starting from a file of trained weights: as it is, trained further, wrapped, missing, or of another network."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,10 @@ def test_a_missing_file_is_named_with_its_line(write: Any, small: dict[str, Any]
             {"a.safetensors": "", "b.safetensors": "", "config.json": "{}"},
             f"the folder FOLDER has 2 .safetensors files, but no {INDEX} and no model.safetensors. Add either",
         ),
+        (
+            {INDEX: '{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}', "1.safetensors": ""},
+            f"FOLDER/{INDEX}: names the shard '2.safetensors', which is not beside it. Expected all 2 shards",
+        ),
         ({INDEX: '{"weight_map": [1, 2]}'}, f"FOLDER/{INDEX}: expected the index of safetensors files, with a "),
         ({INDEX: "{"}, f"FOLDER/{INDEX}: is damaged: it is not valid JSON."),
     ],
@@ -130,8 +135,11 @@ def test_what_is_wrong_with_a_folder_is_said_with_its_line(
     for name, content in files.items():
         (in_tmp / "shards" / name).write_text(content)
     path, set_weights = str(write(small)), "network.weights=shards"
+    expected = f"--set network.weights: {text.replace('FOLDER', str(in_tmp / 'shards'))}"
+    main([path, "--plan", "--set", set_weights])
+    assert expected in "".join(capsys.readouterr()), "also in the plan"
     assert main([path, "-j", "1", "-q", "--set", set_weights]) == 2
-    assert f"--set network.weights: {text.replace('FOLDER', str(in_tmp / 'shards'))}" in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 def test_weights_of_another_network_are_refused_before_the_first_epoch(
@@ -178,6 +186,43 @@ def test_a_long_list_of_differences_is_cut_short(tmp_path: Path) -> None:
     torch.save({f"layer{i}.weight": torch.zeros(1) for i in range(20)}, tmp_path / "mine.pt")
     with pytest.raises(StoreError, match=r"missing: weight, bias; unexpected: layer0\.weight, .* and 12 more\."):
         load_given(nn.Linear(2, 2), given(tmp_path / "mine.pt"))
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+@pytest.mark.parametrize("prefix", ["model.", "model.net."])
+def test_a_prefix_of_all_names_is_said(tmp_path: Path, kind: str, prefix: str) -> None:
+    """In both directions; after the renaming that the error shows, the file is accepted."""
+
+    def write(state: dict[str, Tensor]) -> GivenWeights:
+        path = tmp_path / f"mine.{kind}"
+        if kind == "pt":
+            torch.save(state, path)
+        else:
+            pytest.importorskip("safetensors.torch").save_file(state, path)
+        return given(path)
+
+    plain = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    inner = nn.ModuleDict({"net": plain}) if prefix == "model.net." else plain
+    wrapped = nn.ModuleDict({"model": inner})
+    for network, other, whose in (
+        (plain, wrapped, f"names in the file begin with '{prefix}', those of the network do not"),
+        (wrapped, plain, f"names of the network begin with '{prefix}', those in the file do not"),
+    ):
+        state = other.state_dict()
+        with pytest.raises(StoreError, match=whose) as error:
+            load_given(network, write(state))
+        renamed = re.search(r"Rename them: state = (\{.*\}); torch.save", str(error.value))
+        assert renamed is not None
+        load_given(network, write(eval(renamed[1], {"state": state})))
+
+
+def test_a_prefix_is_said_when_a_compressed_network_is_loaded(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(20, 30), nn.BatchNorm1d(30))
+    save_network(compress(net, "SVD", keep=0.5, example=torch.ones(2, 20)), tmp_path / "small.pt")
+    with pytest.raises(
+        StoreError, match=r"of the network begin with 'model\.', those in the file do not\. Pass the ne"
+    ):
+        load_network(tmp_path / "small.pt", network=nn.ModuleDict({"model": net}))
 
 
 def test_batch_counters_may_be_missing(tmp_path: Path) -> None:
