@@ -19,8 +19,9 @@ from experiment.registry import resolve, suggestion
 from experiment.run.cell.events import CellDone, EpochDone, EpochStarted, Event, Started, cell_name
 from experiment.run.disk.damaged_files import RESULT
 from experiment.run.disk.store import Store
+from experiment.run.grid.cells import Cell
 from experiment.run.grid.names import Fault
-from experiment.run.grid.plan import Cell, ExperimentPlan
+from experiment.run.grid.plan import ExperimentPlan
 from experiment.run.grid.task_name import metric_facts
 
 MOST_FAILURES = 3  # of a hook in a row, after which it is switched off

@@ -44,7 +44,8 @@ from experiment.run import run_experiments
 from experiment.run.cell import chain, outcome
 from experiment.run.cell.events import Advanced, ReportEvent
 from experiment.run.disk.store import Directories, Store
-from experiment.run.grid.plan import Cell, ExperimentPlan, plan_experiment
+from experiment.run.grid.cells import Cell
+from experiment.run.grid.plan import ExperimentPlan, plan_experiment
 from experiment.run.machine import find_machine
 
 METHODS, KEEPS = ("WT", "FT", "SVD", "PCA", "ALDS"), 20

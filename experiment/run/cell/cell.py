@@ -16,7 +16,7 @@ from experiment.run.cell.examples import write_examples
 from experiment.run.cell.search import TABLE, CellSearch, SearchResult
 from experiment.run.cell.tuning import TABLE as TRIALS
 from experiment.run.disk.network_file import save_weights
-from experiment.run.grid.plan import Cell
+from experiment.run.grid.cells import Cell
 from experiment.run.machine import instructions
 
 

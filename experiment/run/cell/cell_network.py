@@ -23,7 +23,7 @@ from experiment.run.cell.retrain import removes_nothing, retrain
 from experiment.run.cell.start_state import random_state, rewound_state
 from experiment.run.cell.tuning import Tuning
 from experiment.run.disk.network_file import load_packed, read_weights
-from experiment.run.grid.plan import Cell
+from experiment.run.grid.cells import Cell
 from experiment.training.loop import EpochRecord
 
 MAKERS = {"lc": learn_compress, "gradual": compress_gradually}  # by mode; all others compress once, and retrain

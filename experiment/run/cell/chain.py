@@ -24,7 +24,7 @@ from experiment.run.cell.tuning import TABLE as TRIALS
 from experiment.run.cell.tuning import AllDiverged
 from experiment.run.disk.network_file import save_weights
 from experiment.run.disk.store import TRACEBACK
-from experiment.run.grid.plan import Cell, Chain, ReferenceTask, chain_key
+from experiment.run.grid.cells import Cell, Chain, ReferenceTask, chain_key
 from experiment.run.machine import instructions
 
 ENDS_THE_RUN = (CannotWrite, OtherVersion)  # errors that are not the fault of a cell

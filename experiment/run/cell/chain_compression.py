@@ -26,7 +26,7 @@ from experiment.run.cell.outcome import evaluate_with, task_of
 from experiment.run.cell.reference import Reference
 from experiment.run.cell.reference_outputs import FOLDER, reference_outputs
 from experiment.run.cell.start_state import network_of
-from experiment.run.grid.plan import Cell, Chain
+from experiment.run.grid.cells import Cell, Chain
 from experiment.run.machine import instructions
 from experiment.training.agreement import Agreement
 

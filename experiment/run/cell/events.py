@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from experiment.run.grid.plan import Cell
+from experiment.run.grid.cells import Cell
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from experiment.run.cell.events import ReportEvent
 from experiment.run.cell.outcome import CellNetwork
 from experiment.run.cell.rank_history import rank_log
 from experiment.run.cell.retrain import removes_nothing, retrain
-from experiment.run.grid.plan import Cell
+from experiment.run.grid.cells import Cell
 from experiment.tensor_file import load_tensors
 from experiment.training.checkpoint import Checkpoint
 from experiment.training.loop import EpochRecord

@@ -15,7 +15,7 @@ from experiment.run.cell.events import ReportEvent, cell_name
 from experiment.run.cell.outcome import CellNetwork, epoch_done
 from experiment.run.cell.train_network import ReportedImages
 from experiment.run.cell.training_settings import lc_settings, train_settings
-from experiment.run.grid.plan import Cell
+from experiment.run.grid.cells import Cell
 
 
 def learn_compress(

@@ -42,7 +42,7 @@ from experiment.run.disk.damaged_files import MANIFEST, damaged_file, read_manif
 from experiment.run.disk.load_weights import load_given
 from experiment.run.disk.network_file import form_data, load_packed, read_weights, save_weights
 from experiment.run.disk.store import sync_folder
-from experiment.run.grid.plan import ReferenceSpec, rewind_file
+from experiment.run.grid.cells import ReferenceSpec, rewind_file
 from experiment.run.grid.weights_file import GivenWeights
 from experiment.tasks.task import Task
 from experiment.training.checkpoint import save_tensors

@@ -16,7 +16,7 @@ from experiment.run.cell.outcome import epoch_done
 from experiment.run.cell.rank_history import RankLog
 from experiment.run.cell.torchrun_group import Job
 from experiment.run.cell.train_network import training_loop
-from experiment.run.grid.plan import Cell
+from experiment.run.grid.cells import Cell
 from experiment.training.loop import EpochRecord
 
 CHECKPOINT = "checkpoint.pt"

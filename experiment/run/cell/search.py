@@ -21,7 +21,7 @@ from experiment.lc.keep_search import ROUNDING, search_keep
 from experiment.run.cell.events import CountedReport, ReportEvent
 from experiment.run.cell.outcome import CellNetwork
 from experiment.run.cell.records import read_records, write_records
-from experiment.run.grid.plan import Cell
+from experiment.run.grid.cells import Cell
 from experiment.tasks.task import Metric
 
 SAMPLES, TABLE = "samples.json", "search.csv"

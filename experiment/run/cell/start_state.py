@@ -19,7 +19,7 @@ from experiment.run.cell.reference import Reference
 from experiment.run.disk.load_weights import load_state, read_plain
 from experiment.run.disk.network_file import read_weights, rebuild, untrained_network
 from experiment.run.disk.store import Store
-from experiment.run.grid.plan import Cell, ReferenceSpec, rewind_file
+from experiment.run.grid.cells import Cell, ReferenceSpec, rewind_file
 
 
 class StartLost(StoreError):

@@ -22,7 +22,7 @@ from experiment.files import remove_all
 from experiment.run.cell.events import CountedReport, EpochDone, ReportEvent
 from experiment.run.cell.outcome import CellNetwork
 from experiment.run.cell.records import read_records, write_records
-from experiment.run.grid.plan import Cell
+from experiment.run.grid.cells import Cell
 from experiment.tasks.task import Metric
 from experiment.training.evaluation import Metrics
 

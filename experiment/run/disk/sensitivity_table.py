@@ -13,9 +13,10 @@ from experiment.methods.configure import MethodSpec
 from experiment.run.disk.measurements import SENSITIVITY, read_measurement
 from experiment.run.disk.results_table import requested
 from experiment.run.disk.store import Store
+from experiment.run.grid.cells import ReferenceTask
 from experiment.run.grid.keys import digest, method_key
 from experiment.run.grid.methods import REFERENCE
-from experiment.run.grid.plan import ExperimentPlan, ReferenceTask
+from experiment.run.grid.plan import ExperimentPlan
 from experiment.run.grid.task_name import metric_facts
 
 TABLE = "sensitivity.csv"

@@ -31,8 +31,8 @@ from experiment.files import (
 )
 from experiment.run.disk.cell_result import CellResult
 from experiment.run.disk.damaged_files import RESULT, damaged_file
+from experiment.run.grid.cells import Cell
 from experiment.run.grid.keys import FORMAT_VERSION, MADE
-from experiment.run.grid.plan import Cell
 
 TRACEBACK = "traceback.txt"  # in the folder of a failed cell
 SECONDS_BETWEEN_LISTINGS, LISTINGS_ASIDE = 2.0, 100  # at least, and at least so many times the duration of the last one

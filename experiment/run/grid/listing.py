@@ -11,8 +11,9 @@ from experiment.config.tuning import num_trials
 from experiment.config.variants import compact
 from experiment.errors import plural
 from experiment.escaping import json_text
+from experiment.run.grid.cells import Cell
 from experiment.run.grid.keys import planned_epochs
-from experiment.run.grid.plan import Cell, ExperimentPlan
+from experiment.run.grid.plan import ExperimentPlan
 
 Results = Mapping[str, Mapping[str, Any]]
 

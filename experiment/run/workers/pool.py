@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from experiment.errors import CannotWrite, ExperimentError, Inherited
 from experiment.run.cell.context import Context
 from experiment.run.cell.events import Event, Note, ReportEvent, Started
-from experiment.run.grid.plan import ReferenceTask
+from experiment.run.grid.cells import ReferenceTask
 from experiment.run.signals import raise_if_stopped
 from experiment.run.workers.queue import Queue, Work
 

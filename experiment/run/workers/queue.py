@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from experiment.run.grid.plan import Cell, Chain, ExperimentPlan, ReferenceTask, chain_key
+from experiment.run.grid.cells import Cell, Chain, ReferenceTask, chain_key
+from experiment.run.grid.plan import ExperimentPlan
 
 PARTS = 2
 

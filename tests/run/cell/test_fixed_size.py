@@ -12,7 +12,8 @@ from experiment.config import load
 from experiment.errors import ConfigError
 from experiment.main import main
 from experiment.report.plots import gallery
-from experiment.run.grid.plan import Cell, Machine, plan_experiment
+from experiment.run.grid.cells import Cell
+from experiment.run.grid.plan import Machine, plan_experiment
 
 OWN = """
 from dataclasses import dataclass

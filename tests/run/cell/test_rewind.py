@@ -12,7 +12,8 @@ from experiment import load_network
 from experiment.config import load
 from experiment.layers.masks import bake_masks, named_masks
 from experiment.main import main
-from experiment.run.grid.plan import Chain, Machine, plan_experiment
+from experiment.run.grid.cells import Chain
+from experiment.run.grid.plan import Machine, plan_experiment
 from experiment.run.workers.queue import Queue, open_work
 
 FROZEN = {"lr": 0.0, "momentum": 0.0}  # retraining that leaves the weights where they start

@@ -14,7 +14,8 @@ from experiment.config import load
 from experiment.errors import ConfigError
 from experiment.layers.masks import bake_masks
 from experiment.main import main
-from experiment.run.grid.plan import Cell, Machine, plan_experiment
+from experiment.run.grid.cells import Cell
+from experiment.run.grid.plan import Machine, plan_experiment
 
 STRUCTURE = {"name": "StructurePrune", "settings": {"density": 0.5}}
 PRUNE = {"name": "Prune", "settings": {"density": 0.1}}

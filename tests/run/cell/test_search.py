@@ -23,7 +23,8 @@ from experiment.main import main
 from experiment.report.plots import gallery
 from experiment.run.cell.events import Advanced
 from experiment.run.cell.search import CellSearch, SearchResult
-from experiment.run.grid.plan import Cell, Machine, plan_experiment
+from experiment.run.grid.cells import Cell
+from experiment.run.grid.plan import Machine, plan_experiment
 from experiment.tasks.classification import TASK
 from experiment.training.checkpoint import Checkpoint
 

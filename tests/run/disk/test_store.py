@@ -12,7 +12,8 @@ from experiment.files import see_changes
 from experiment.run.cell.outcome import write_result
 from experiment.run.disk import store as store_module
 from experiment.run.disk.store import Store
-from experiment.run.grid.plan import Cell, Machine, plan_experiment
+from experiment.run.grid.cells import Cell
+from experiment.run.grid.plan import Machine, plan_experiment
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 from experiment.config import load
 from experiment.run.cell.context import Context
 from experiment.run.disk.store import Directories, Store
+from experiment.run.grid.cells import Chain
 from experiment.run.grid.hardware import Machine, Resources, resources_of
-from experiment.run.grid.plan import Chain
 from experiment.run.run_experiments import Options, _announcement, _num_workers
 from experiment.run.workers.queue import Work
 

@@ -18,7 +18,8 @@ from experiment.config import load
 from experiment.main import main
 from experiment.run.cell import chain
 from experiment.run.disk.store import Store
-from experiment.run.grid.plan import Cell, Machine, plan_experiment
+from experiment.run.grid.cells import Cell
+from experiment.run.grid.plan import Machine, plan_experiment
 from experiment.run.workers import pool
 
 RESULTS, TRAINED = Path("data/results/small"), Path("data/trained_networks")
