@@ -13,7 +13,7 @@ from experiment.deploy.program import deployed
 from experiment.inputs import Inputs, as_inputs, mapped, moved
 from experiment.layers.plan import Plan
 from experiment.layers.prepare_network import require_module
-from experiment.run.disk.network_file import specification_of
+from experiment.run.disk.specification import specification_of
 
 
 def export_network(

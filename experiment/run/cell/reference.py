@@ -40,7 +40,8 @@ from experiment.run.cell.torchrun_group import Job
 from experiment.run.cell.train_network import training_loop
 from experiment.run.disk.damaged_files import MANIFEST, damaged_file, read_manifest, write_manifest
 from experiment.run.disk.load_weights import load_given
-from experiment.run.disk.network_file import form_data, load_packed, read_weights, save_weights
+from experiment.run.disk.network_file import load_packed, read_weights, save_weights
+from experiment.run.disk.specification import form_data
 from experiment.run.disk.store import sync_folder
 from experiment.run.grid.cells import ReferenceSpec, rewind_file
 from experiment.run.grid.weights_file import GivenWeights

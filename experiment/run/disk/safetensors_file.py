@@ -15,7 +15,8 @@ from experiment.deploy.writers import SPECIFICATION, TIED
 from experiment.errors import Damaged, StoreError
 from experiment.inputs import Inputs, call_network, output_tensors
 from experiment.registry import InputForm, InputShape
-from experiment.run.disk.network_file import PackedWeights, Specification, checked_specification, original_of, rebuild
+from experiment.run.disk.network_file import PackedWeights, original_of, rebuild
+from experiment.run.disk.specification import Specification, checked_specification
 
 
 def read_safetensors(path: Path) -> tuple[Specification, PackedWeights]:
