@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from experiment.errors import ConfigError
@@ -70,10 +71,10 @@ def prune_potentials(
     if wrong := [delta for delta in deltas if not delta >= 0]:
         raise ConfigError(f"delta: must be a fraction of at least 0, such as 0.005. Got {wrong[0]}.")
     column, frame = keep_column(quantity), tidy(results)
+    parts = [_of_metric(metric, rows, deltas, column, per) for metric, rows in by_metric(frame)]
     tables = []
-    for delta in deltas:
-        parts = [_of_metric(metric, rows, delta, column, per) for metric, rows in by_metric(frame)]
-        table = pd.concat(parts, ignore_index=True)
+    for delta, *own in zip(deltas, *parts, strict=True):
+        table = pd.concat(own, ignore_index=True)
         table["cells"] = table["cells"].astype(float).fillna(0).astype(int)
         table["complete"] = table["complete"].eq(True)
         table.insert(len(GROUP), "quantity", quantity)
@@ -82,11 +83,14 @@ def prune_potentials(
     return tables
 
 
-def _of_metric(metric: ReportedMetric, frame: DataFrame, delta: float, column: str, per: Per) -> DataFrame:
+def _of_metric(
+    metric: ReportedMetric, frame: DataFrame, deltas: Sequence[float], column: str, per: Per
+) -> list[DataFrame]:
+    """A table per delta."""
     labels = frame.loc[frame["method"] != REFERENCE, GROUP].drop_duplicates().reset_index(drop=True)
     points = _mean_points(frame, metric, column) if per == "mean" else _points(frame, metric, column)
-    best = _best_points(points, metric, GROUP, delta) if per == "mean" else _average_best(points, metric, delta)
-    return labels.merge(best, on=GROUP, how="left")
+    best = partial(_best_points, curve=GROUP) if per == "mean" else _average_best
+    return [labels.merge(best(points, metric, delta), on=GROUP, how="left") for delta in deltas]
 
 
 def _averages(metric: ReportedMetric) -> list[str]:
@@ -108,7 +112,7 @@ def _points(frame: DataFrame, metric: ReportedMetric, column: str) -> DataFrame:
 
 def _average_best(points: DataFrame, metric: ReportedMetric, delta: float) -> DataFrame:
     curve, averages = [*GROUP, "net", "repetition"], _averages(metric)
-    best = _best_points(points, metric, curve, delta)
+    best = _best_points(points, metric, delta, curve)
     grouped = best.groupby(GROUP, sort=False)
     spreads = grouped[averages].std().add_suffix("_std")
     found = grouped[averages].mean().join(spreads).assign(cells=grouped.size(), keep_target=math.nan).reset_index()
@@ -117,7 +121,7 @@ def _average_best(points: DataFrame, metric: ReportedMetric, delta: float) -> Da
     return found.assign(complete=even & (found["cells"] == found.groupby(SETTING)["cells"].transform("max")))
 
 
-def _best_points(points: DataFrame, metric: ReportedMetric, curve: list[str], delta: float) -> DataFrame:
+def _best_points(points: DataFrame, metric: ReportedMetric, delta: float, curve: list[str]) -> DataFrame:
     """The point of every curve that removes most within delta, or the reference network's point."""
     import pandas as pd
 
