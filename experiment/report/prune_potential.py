@@ -129,14 +129,13 @@ def _best_points(points: DataFrame, metric: ReportedMetric, delta: float, curve:
     loss: Series[float] = metric.loss(points[metric.reference], points[metric.name])
     allowed = points[(loss <= delta + ROUNDING) & (points["removed"] > 0)]
     best = allowed.sort_values(order, ascending=[False, not metric.falls], kind="stable").drop_duplicates(curve)
-    rest = points.drop_duplicates(curve).merge(best[curve], on=curve, how="left", indicator=True)
-    rest = rest[rest["_merge"] == "left_only"].drop(columns="_merge")
+    rest = points.drop_duplicates(curve)
     unpruned = {"removed": 0.0, "keep_parameters": 1.0, "keep_flops": 1.0, "keep_target": 1.0}
     spreads = {name: 0.0 for name in rest.columns if str(name).endswith("_std") and name != f"{metric.reference}_std"}
     rest = rest.assign(**unpruned, **spreads, **{metric.name: rest[metric.reference]})
     if f"{metric.name}_std" in rest:
         rest = rest.assign(**{f"{metric.name}_std": rest[f"{metric.reference}_std"]})
-    return pd.concat([part for part in (best, rest) if len(part)] or [points]).reset_index(drop=True)
+    return pd.concat([part for part in (best, rest) if len(part)] or [points]).drop_duplicates(curve, ignore_index=True)
 
 
 def smallest_within(results: DataFrame, delta: float) -> Series | None:
