@@ -149,7 +149,7 @@ def values_of(curve: Contender, nets: Sequence[float], samples: Samples) -> Arra
     lengths = {None if values is None else len(values) for row in found for values in row}
     if len(lengths) != 1 or None in lengths:
         return np.array([[curve.figures[net]] for net in nets])
-    return np.array([np.mean(np.array(row), axis=0) for row in found])
+    return np.array([row[0] if len(row) == 1 else np.mean(np.array(row), axis=0) for row in found])
 
 
 def _contenders(cells: DataFrame, metric: ReportedMetric) -> Iterator[Contender]:
