@@ -8,11 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from zipfile import BadZipFile
 
 from experiment.config import Parameters
 from experiment.errors import Damaged, StoreError, described
-from experiment.files import RUN_AGAIN, read_json
+from experiment.files import RUN_AGAIN, read_file, read_json
 from experiment.report.results_table import metrics_of, read_results
 from experiment.run.disk.damaged_files import read_intact, warn_of_damage
 from experiment.run.disk.parameters_file import PARAMETERS, VariantSettings, read_parameters
@@ -167,14 +166,16 @@ def read_arrays(
 
     folders = Store(folder).cell_folders()
     for cell in cells:
-        content = read_intact(folders[cell], file) if cell in folders else None
-        if content is None:
+        if cell not in folders:
             continue
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        path = folders[cell] / file
+        try:  # archives have checksums of their own
+            with np.load(io.BytesIO(read_file(path)), allow_pickle=False) as arrays:
                 found = {name: arrays[name] for name in names}
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-            warn_of_damage(folders[cell] / file)
+        except FileNotFoundError:
+            continue
+        except Exception:  # zipfile documents no complete list of what damaged files raise
+            warn_of_damage(path)
         else:
             yield cell, found
 
