@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from experiment.errors import ConfigError
@@ -89,8 +88,12 @@ def _of_metric(
     """A table per delta."""
     labels = frame.loc[frame["method"] != REFERENCE, GROUP].drop_duplicates().reset_index(drop=True)
     points = _mean_points(frame, metric, column) if per == "mean" else _points(frame, metric, column)
-    best = partial(_best_points, curve=GROUP) if per == "mean" else _average_best
-    return [labels.merge(best(points, metric, delta), on=GROUP, how="left") for delta in deltas]
+    curve = GROUP if per == "mean" else [*GROUP, "net", "repetition"]
+    candidates = _candidates(points, metric, curve)
+    loss: Series[float] = metric.loss(candidates[metric.reference], candidates[metric.name])
+    best = [candidates[~(loss > delta + ROUNDING)].drop_duplicates(curve) for delta in deltas]
+    found = best if per == "mean" else [_averaged(points, each, metric, curve) for each in best]
+    return [labels.merge(each, on=GROUP, how="left") for each in found]
 
 
 def _averages(metric: ReportedMetric) -> list[str]:
@@ -110,9 +113,8 @@ def _points(frame: DataFrame, metric: ReportedMetric, column: str) -> DataFrame:
     return cells[[*GROUP, "net", "repetition", "keep_target", *_averages(metric), "cells", "complete"]]
 
 
-def _average_best(points: DataFrame, metric: ReportedMetric, delta: float) -> DataFrame:
-    curve, averages = [*GROUP, "net", "repetition"], _averages(metric)
-    best = _best_points(points, metric, delta, curve)
+def _averaged(points: DataFrame, best: DataFrame, metric: ReportedMetric, curve: list[str]) -> DataFrame:
+    averages = _averages(metric)
     grouped = best.groupby(GROUP, sort=False)
     spreads = grouped[averages].std().add_suffix("_std")
     found = grouped[averages].mean().join(spreads).assign(cells=grouped.size(), keep_target=math.nan).reset_index()
@@ -121,21 +123,20 @@ def _average_best(points: DataFrame, metric: ReportedMetric, delta: float) -> Da
     return found.assign(complete=even & (found["cells"] == found.groupby(SETTING)["cells"].transform("max")))
 
 
-def _best_points(points: DataFrame, metric: ReportedMetric, delta: float, curve: list[str]) -> DataFrame:
-    """The point of every curve that removes most within delta, or the reference network's point."""
+def _candidates(points: DataFrame, metric: ReportedMetric, curve: list[str]) -> DataFrame:
+    """The points of all curves, those that remove most first, then the reference network of each, without any loss."""
     import pandas as pd
 
-    order = ["removed", metric.name]
     loss: Series[float] = metric.loss(points[metric.reference], points[metric.name])
-    allowed = points[(loss <= delta + ROUNDING) & (points["removed"] > 0)]
-    best = allowed.sort_values(order, ascending=[False, not metric.falls], kind="stable").drop_duplicates(curve)
+    removing = points[loss.notna() & (points["removed"] > 0)]
+    removing = removing.sort_values(["removed", metric.name], ascending=[False, not metric.falls], kind="stable")
     rest = points.drop_duplicates(curve)
     unpruned = {"removed": 0.0, "keep_parameters": 1.0, "keep_flops": 1.0, "keep_target": 1.0}
     spreads = {name: 0.0 for name in rest.columns if str(name).endswith("_std") and name != f"{metric.reference}_std"}
     rest = rest.assign(**unpruned, **spreads, **{metric.name: rest[metric.reference]})
     if f"{metric.name}_std" in rest:
         rest = rest.assign(**{f"{metric.name}_std": rest[f"{metric.reference}_std"]})
-    return pd.concat([part for part in (best, rest) if len(part)] or [points]).drop_duplicates(curve, ignore_index=True)
+    return pd.concat([part for part in (removing, rest) if len(part)] or [points], ignore_index=True)
 
 
 def smallest_within(results: DataFrame, delta: float) -> Series | None:
