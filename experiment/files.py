@@ -140,10 +140,13 @@ def read_file(path: Path, most: int = MAX_BYTES) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):
                 raise Damaged(f"{path}: is not a regular file.")
-            with open(descriptor, "rb", closefd=False) as stream:
-                data = stream.read(most + 1)
+            if facts.st_size > most:
+                raise Damaged(f"{path}: is larger than {most:,} bytes, more than any such file.")
+            with open(descriptor, "rb", buffering=0, closefd=False) as stream:  # `read(most)` would allocate as much
+                return stream.read()
         finally:
             os.close(descriptor)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -152,9 +155,6 @@ def read_file(path: Path, most: int = MAX_BYTES) -> bytes:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a circle of links; a socket
             raise Damaged(f"{path}: is not a regular file.") from error
         raise StoreError(f"{path}: cannot be read: {error.strerror}.") from error
-    if len(data) > most:
-        raise Damaged(f"{path}: is larger than {most:,} bytes, more than any such file.")
-    return data
 
 
 def read_json(path: Path) -> Any:

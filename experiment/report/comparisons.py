@@ -149,14 +149,17 @@ def values_of(curve: Contender, nets: Sequence[float], samples: Samples) -> Arra
     lengths = {None if values is None else len(values) for row in found for values in row}
     if len(lengths) != 1 or None in lengths:
         return np.array([[curve.figures[net]] for net in nets])
-    return np.array([np.mean(np.array(row), axis=0) for row in found])
+    return np.array([row[0] if len(row) == 1 else np.mean(np.array(row), axis=0) for row in found])
 
 
 def _contenders(cells: DataFrame, metric: ReportedMetric) -> Iterator[Contender]:
-    for label, rows in cells.groupby("label", sort=False):
-        by_net = rows.groupby("net")
-        figures = {float(str(net)): float(value) for net, value in by_net[metric.name].mean().items()}
-        yield Contender(str(label), figures, {float(str(net)): list(own["cell"]) for net, own in by_net})
+    """The labels among cells at one keep ratio."""
+    for label, rows in cells[["label", "net", "cell", metric.name]].groupby("label", sort=False):
+        figures = {float(str(net)): float(value) for net, value in rows.groupby("net")[metric.name].mean().items()}
+        keys: dict[float, list[str]] = {net: [] for net in figures}
+        for net, cell in zip(rows["net"], rows["cell"], strict=True):
+            keys[net].append(cell)
+        yield Contender(str(label), figures, keys)
 
 
 def _compared(

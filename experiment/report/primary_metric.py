@@ -106,10 +106,12 @@ def by_metric(results: DataFrame) -> Iterator[tuple[ReportedMetric, DataFrame]]:
     Args:
         results: as returned by `tidy`.
     """
-    if results.empty:
+    names = results["primary"].unique()
+    if not len(names):
         yield ReportedMetric(), results
-    for _, rows in results.groupby("primary", sort=False):
-        yield ReportedMetric(*map(str, rows.iloc[0][list(DEFAULTS)])), rows
+    for name in names:
+        rows = results[results["primary"] == name] if len(names) > 1 else results
+        yield ReportedMetric(*(str(rows[column].iloc[0]) for column in DEFAULTS)), rows
 
 
 def primary_metric(results: DataFrame) -> ReportedMetric:

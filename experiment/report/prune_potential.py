@@ -70,10 +70,10 @@ def prune_potentials(
     if wrong := [delta for delta in deltas if not delta >= 0]:
         raise ConfigError(f"delta: must be a fraction of at least 0, such as 0.005. Got {wrong[0]}.")
     column, frame = keep_column(quantity), tidy(results)
+    parts = [_of_metric(metric, rows, deltas, column, per) for metric, rows in by_metric(frame)]
     tables = []
-    for delta in deltas:
-        parts = [_of_metric(metric, rows, delta, column, per) for metric, rows in by_metric(frame)]
-        table = pd.concat(parts, ignore_index=True)
+    for delta, *own in zip(deltas, *parts, strict=True):
+        table = pd.concat(own, ignore_index=True)
         table["cells"] = table["cells"].astype(float).fillna(0).astype(int)
         table["complete"] = table["complete"].eq(True)
         table.insert(len(GROUP), "quantity", quantity)
@@ -82,11 +82,18 @@ def prune_potentials(
     return tables
 
 
-def _of_metric(metric: ReportedMetric, frame: DataFrame, delta: float, column: str, per: Per) -> DataFrame:
+def _of_metric(
+    metric: ReportedMetric, frame: DataFrame, deltas: Sequence[float], column: str, per: Per
+) -> list[DataFrame]:
+    """A table per delta."""
     labels = frame.loc[frame["method"] != REFERENCE, GROUP].drop_duplicates().reset_index(drop=True)
     points = _mean_points(frame, metric, column) if per == "mean" else _points(frame, metric, column)
-    best = _best_points(points, metric, GROUP, delta) if per == "mean" else _average_best(points, metric, delta)
-    return labels.merge(best, on=GROUP, how="left")
+    curve = GROUP if per == "mean" else [*GROUP, "net", "repetition"]
+    candidates = _candidates(points, metric, curve)
+    loss: Series[float] = metric.loss(candidates[metric.reference], candidates[metric.name])
+    best = [candidates[~(loss > delta + ROUNDING)].drop_duplicates(curve) for delta in deltas]
+    found = best if per == "mean" else [_averaged(points, each, metric, curve) for each in best]
+    return [labels.merge(each, on=GROUP, how="left") for each in found]
 
 
 def _averages(metric: ReportedMetric) -> list[str]:
@@ -106,9 +113,8 @@ def _points(frame: DataFrame, metric: ReportedMetric, column: str) -> DataFrame:
     return cells[[*GROUP, "net", "repetition", "keep_target", *_averages(metric), "cells", "complete"]]
 
 
-def _average_best(points: DataFrame, metric: ReportedMetric, delta: float) -> DataFrame:
-    curve, averages = [*GROUP, "net", "repetition"], _averages(metric)
-    best = _best_points(points, metric, curve, delta)
+def _averaged(points: DataFrame, best: DataFrame, metric: ReportedMetric, curve: list[str]) -> DataFrame:
+    averages = _averages(metric)
     grouped = best.groupby(GROUP, sort=False)
     spreads = grouped[averages].std().add_suffix("_std")
     found = grouped[averages].mean().join(spreads).assign(cells=grouped.size(), keep_target=math.nan).reset_index()
@@ -117,22 +123,20 @@ def _average_best(points: DataFrame, metric: ReportedMetric, delta: float) -> Da
     return found.assign(complete=even & (found["cells"] == found.groupby(SETTING)["cells"].transform("max")))
 
 
-def _best_points(points: DataFrame, metric: ReportedMetric, curve: list[str], delta: float) -> DataFrame:
-    """The point of every curve that removes most within delta, or the reference network's point."""
+def _candidates(points: DataFrame, metric: ReportedMetric, curve: list[str]) -> DataFrame:
+    """The points of all curves, those that remove most first, then the reference network of each, without any loss."""
     import pandas as pd
 
-    order = ["removed", metric.name]
     loss: Series[float] = metric.loss(points[metric.reference], points[metric.name])
-    allowed = points[(loss <= delta + ROUNDING) & (points["removed"] > 0)]
-    best = allowed.sort_values(order, ascending=[False, not metric.falls], kind="stable").drop_duplicates(curve)
-    rest = points.drop_duplicates(curve).merge(best[curve], on=curve, how="left", indicator=True)
-    rest = rest[rest["_merge"] == "left_only"].drop(columns="_merge")
+    removing = points[loss.notna() & (points["removed"] > 0)]
+    removing = removing.sort_values(["removed", metric.name], ascending=[False, not metric.falls], kind="stable")
+    rest = points.drop_duplicates(curve)
     unpruned = {"removed": 0.0, "keep_parameters": 1.0, "keep_flops": 1.0, "keep_target": 1.0}
     spreads = {name: 0.0 for name in rest.columns if str(name).endswith("_std") and name != f"{metric.reference}_std"}
     rest = rest.assign(**unpruned, **spreads, **{metric.name: rest[metric.reference]})
     if f"{metric.name}_std" in rest:
         rest = rest.assign(**{f"{metric.name}_std": rest[f"{metric.reference}_std"]})
-    return pd.concat([part for part in (best, rest) if len(part)] or [points]).reset_index(drop=True)
+    return pd.concat([part for part in (removing, rest) if len(part)] or [points], ignore_index=True)
 
 
 def smallest_within(results: DataFrame, delta: float) -> Series | None:

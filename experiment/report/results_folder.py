@@ -8,13 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from zipfile import BadZipFile
 
 from experiment.config import Parameters
 from experiment.errors import Damaged, StoreError, described
 from experiment.files import RUN_AGAIN, read_file, read_json
 from experiment.report.results_table import metrics_of, read_results
-from experiment.run.disk.damaged_files import intact_file, warn_of_damage
+from experiment.run.disk.damaged_files import read_intact, warn_of_damage
 from experiment.run.disk.parameters_file import PARAMETERS, VariantSettings, read_parameters
 from experiment.run.disk.store import Store
 from experiment.run.grid.data_facts import DataFacts, read_data_record
@@ -107,13 +106,10 @@ def read_cells(
     carried = cells[["variant", "method", "label", "net", "repetition", "keep_target"]]
     folders, found = Store(folder).cell_folders(), list[_CellFile]()
     for place, cell in enumerate(cells["cell"].astype(str)):
-        path = intact_file(folders[cell], file) if cell in folders else None
-        if path is not None:
-            try:
-                header, _, rows = read_file(path).partition(b"\n")
-                found.append(_CellFile(place, path, header, rows))
-            except (StoreError, OSError):
-                warn_of_damage(path)
+        content = read_intact(folders[cell], file) if cell in folders else None
+        if content is not None:
+            header, _, rows = content.partition(b"\n")
+            found.append(_CellFile(place, folders[cell] / file, header, rows))
     frames = []
     for _, files in itertools.groupby(found, key=lambda each: each.header):
         for parsed, places in _parsed(list(files), columns, texts):
@@ -170,13 +166,15 @@ def read_arrays(
 
     folders = Store(folder).cell_folders()
     for cell in cells:
-        path = intact_file(folders[cell], file) if cell in folders else None
-        if path is None:
+        if cell not in folders:
             continue
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
+        path = folders[cell] / file
+        try:  # archives have checksums of their own
+            with np.load(io.BytesIO(read_file(path)), allow_pickle=False) as arrays:
                 found = {name: arrays[name] for name in names}
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        except FileNotFoundError:
+            continue
+        except Exception:  # zipfile documents no complete list of what damaged files raise
             warn_of_damage(path)
         else:
             yield cell, found

@@ -1,6 +1,8 @@
 """Write the report of an experiment, from its folder alone: plots, report.md, report.html, and two tables."""
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,8 +81,20 @@ def write_report(folder: Path | str, kinds: Sequence[Kind] | None = None) -> Rep
     """
     folder = Path(folder)
     require_experiment(folder)
-    with Store(folder).lock("report", "writes this report"):
+    with Store(folder).lock("report", "writes this report"), _only_figures_collected():
         return _written(folder, gallery.GALLERY if kinds is None else kinds)
+
+
+@contextmanager
+def _only_figures_collected() -> Iterator[None]:
+    """No collection of cyclic garbage but those of figures: Python's own go through all objects a dozen times."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _written(folder: Path, kinds: Sequence[Kind]) -> Report:
@@ -100,6 +114,7 @@ def _written(folder: Path, kinds: Sequence[Kind]) -> Report:
         figure = plot.draw()
         save_figure(figure, folder / "plots" / plot.stem)
         pictures.append(Picture(files[-1], plot.caption, svg_of(figure, plot.stem), plot.heat_maps))
+        gc.collect(0)  # the figure before
     remove_all(set(earlier) - set(plots))
     found = compare(folder, source.results)
     document = _document(source, found, styles, pictures)

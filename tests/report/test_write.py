@@ -1,6 +1,7 @@
 """The files of a report: whole, self-contained, escaped, and possible at every stage of an experiment."""
 
 import base64
+import gc
 import hashlib
 import itertools
 import json
@@ -97,6 +98,21 @@ def test_the_html_is_one_whole_file_without_requests(written: Any) -> None:
     assert policy.split("; ") == [
         "default-src 'none'", "img-src data:", "style-src 'unsafe-inline'", f"script-src 'sha256-{digest}'"
     ]  # fmt: skip
+
+
+def test_garbage_is_collected_again_after_a_report_that_fails(synthetic: Any, tmp_path: Path) -> None:
+    folder = synthetic.write_experiment(tmp_path / "e", synthetic.grid(("WT",), nets=1, keeps=(0.5,)))
+    seen = []
+
+    def broken(source: Source, styles: LabelStyles) -> Iterator[Plot]:
+        seen.append(gc.isenabled())
+        raise StoreError("broken")
+        yield
+
+    with pytest.raises(StoreError, match="broken"):
+        write_report(folder, [broken])
+    assert seen == [False]
+    assert gc.isenabled()
 
 
 def test_data_of_heat_maps_do_not_end_their_script(tmp_path: Path) -> None:

@@ -109,13 +109,19 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     give equal files.
     """
     import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
 
-    paths = plot_files(stem)
-    metadata: list[dict[str, Any]] = [{"CreationDate": None, "Producer": None, "Creator": None}, {"Software": None}]
+    (pdf, png), dpi = plot_files(stem), figure.dpi
+    no_facts = dict.fromkeys(("CreationDate", "Producer", "Creator"))
     with matplotlib.rc_context({"pdf.fonttype": 42}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # labels in other scripts
-        for path, facts in zip(paths, metadata, strict=True):
-            with whole_file(path) as partial:
-                figure.savefig(partial, format=path.suffix[1:], dpi=DPI, metadata=facts)
-            figure.set_layout_engine("none")  # keep the layout of the first file
-    return paths
+        figure.dpi = DPI
+        with whole_file(pdf) as partial:  # not by `savefig`, which draws twice
+            FigureCanvasPdf(figure).print_pdf(partial, metadata=no_facts)  # type: ignore[no-untyped-call]
+        figure.set_layout_engine("none")  # keep the layout of the PDF
+        figure.dpi = DPI
+        with whole_file(png) as partial:
+            FigureCanvasAgg(figure).print_png(partial, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    figure.dpi = dpi
+    return [pdf, png]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from experiment.config.modes import base_mode
 from experiment.files import safe_name
 from experiment.report.deployments import cost_in_words, costs_of, deployments, runtimes_of
 from experiment.report.label_styles import LabelStyles
@@ -250,6 +251,8 @@ def effective_ranks(source: Source, styles: LabelStyles) -> Iterator[Plot]:
 def convergence(source: Source, styles: LabelStyles) -> Iterator[Plot]:
     """Primary metric and distance per step of networks of mode lc."""
     for variant, suffix, rows in _variants(source):
+        if base_mode(source.settings_of(variant).experiments) != "lc":
+            continue
         metric = primary_metric(rows)
         columns = (*LC_COLUMNS, f"valid_{metric.name}")
         found = read_cells(source.folder, _typical(_compressing(rows), 6), "history.csv", columns)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from experiment.errors import StoreError, log
 from experiment.escaping import json_text
-from experiment.files import read_json, write_whole
+from experiment.files import MAX_JSON_BYTES, read_file, write_whole
 from experiment.run.grid.data_facts import Count
 from experiment.run.grid.keys import FORMAT_VERSION
 
@@ -51,7 +51,7 @@ def write_manifest(folder: Path) -> None:
 def read_manifest(path: Path) -> dict[str, FileRecord]:
     """The manifest in a JSON file; empty if the file is missing or damaged."""
     try:
-        return _Manifest.model_validate(read_json(path)).files
+        return _Manifest.model_validate_json(read_file(path, MAX_JSON_BYTES)).files
     except (FileNotFoundError, StoreError, ValidationError):
         return {}
 
@@ -69,14 +69,19 @@ def damaged_file(folder: Path, files: Files) -> Path | None:
     return None
 
 
-def intact_file(cell_folder: Path, name: str) -> Path | None:
-    """A file of a cell's folder, or None if it is missing or damaged. Damage is logged."""
+def read_intact(cell_folder: Path, name: str) -> bytes | None:
+    """The content of a file of a cell's folder, or None if it is missing or damaged. Damage is logged."""
     path = cell_folder / name
-    if not path.is_file():
+    try:
+        content = read_file(path)
+    except FileNotFoundError:
         return None
-    files = read_manifest(cell_folder / RESULT)
-    if damaged_file(cell_folder, {name: files[name]} if name in files else {}) is None:
-        return path
+    except StoreError:
+        warn_of_damage(path)
+        return None
+    record = read_manifest(cell_folder / RESULT).get(name)
+    if record is None or (record.bytes == len(content) and record.crc32 in (None, crc32(content))):
+        return content
     warn_of_damage(path)
     return None
 
