@@ -15,6 +15,7 @@ from experiment.datasets.image_data import Step, Transforms
 from experiment.datasets.transform_names import SEGMENTATION, TRANSFORMS
 from experiment.errors import ConfigError, first_line
 from experiment.inputs import Inputs, mapped
+from experiment.random_streams import seeded
 from experiment.registry import no_such_argument, suggestion
 from experiment.tasks.segmentation import IGNORED
 
@@ -188,8 +189,7 @@ def _try(name: str, arguments: Mapping[str, object]) -> None:
     """
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
     wrong: list[Exception] = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded("transforms"):
         for example in (image, image.float()):
             transform = make_transform(name, arguments)
             if hasattr(transform, "p"):
