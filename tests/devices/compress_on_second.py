@@ -109,9 +109,10 @@ def variants() -> Iterator[tuple[str, dict[str, Any]]]:
                     yield label, {field.name: value}
 
 
+one_per_target = {entry.target: label for label, entry in reversed(METHODS.items())}.values()
 one_per_module = {entry.target.partition(":")[0]: label for label, entry in METHODS.items()}.values()
 CASES = [
-    *((label, "images", {}) for label in METHODS),
+    *((label, "images", {}) for label in one_per_target),
     *((label, "words", {}) for label in one_per_module),
     *((label, "words" if label == "BlockPrune" else "images", s) for label, s in variants()),
     *((label, "padded", {}) for label in ("PCA", "KLDS", "SiPP", "Wanda", "SNIP", "PFP")),

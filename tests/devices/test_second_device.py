@@ -1,6 +1,6 @@
 """Everything that a GPU runs, on a second device that refuses tensors of the CPU (`second_device`).
 
-Each group runs in a process of its own, since torch cannot forget a device. By hand, with its output:
+They run in a process of their own, since torch cannot forget a device. By hand, with its output:
 python -m pytest --noconftest -n0 -o pythonpath=tests/devices tests/devices/runs_on_second.py
 """
 
@@ -15,10 +15,9 @@ pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("files", [["rules_of_second", "runs_on_second"], ["compress_on_second"]], ids=" ".join)
-def test_on_a_second_device(files: list[str]) -> None:
+def test_on_a_second_device() -> None:
     options = ["--noconftest", "--tb=short", "-p", "no:xdist", "-p", "no:cacheprovider", "-o", f"pythonpath={HERE}"]
-    paths = [str(HERE / f"{name}.py") for name in files]
+    paths = [str(HERE / f"{name}.py") for name in ("rules_of_second", "runs_on_second", "compress_on_second")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *paths], capture_output=True, text=True, check=False
     )

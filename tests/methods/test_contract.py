@@ -48,6 +48,8 @@ QUANTITIES: tuple[Quantity, ...] = ("parameters", "flops")
 KEEPS = (0.9, 0.6, 0.35)
 SAMPLED_FILTERS = ("Uniform", "l1", "l2", "(l1+l2)/2")  # masking methods that leave every filter a weight
 
+groups_of = functools.lru_cache(maxsize=8)(channel_groups)
+
 StateOf = Callable[[str], State]
 MadeOf = Callable[[str, str], Compressor]
 CompressedOf = Callable[[str, str, float, Quantity], Compressed]
@@ -243,11 +245,12 @@ def weights_more(plan: Plan) -> Iterator[Plan]:
 
 
 def channels_more(state: State, plan: Plan) -> Iterator[Plan]:
-    """Of one group after the other one channel more, each that is gone."""
-    groups = channel_groups(state.network, state.example)
+    """Of one group after the other one channel more: the first that is gone, the last, and one between them."""
+    groups = groups_of(state.network, state.example)
     alive = alive_channels(groups, plan.kept)
     for g, group in enumerate(groups):
-        for channel in set(range(group.size)) - set(alive[g]):
+        gone = sorted(set(range(group.size)) - set(alive[g]))
+        for channel in {*gone[:1], *gone[len(gone) // 2 :][:1], *gone[-1:]}:
             chosen = [(*a, channel) if i == g else a for i, a in enumerate(alive)]
             yield replace(plan, kept=kept_of(groups, chosen))
 
