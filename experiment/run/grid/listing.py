@@ -78,6 +78,8 @@ def plan_text(plan: ExperimentPlan, results: Results, trained_networks: Path) ->
             yield f"  {result['status']}: {cell.label} net {cell.net} {cell.size}: {result.get('error')}"
     for problem in plan.problems:
         yield f"  unavailable: {problem}"
+    if plan.problems:
+        yield "  a run computes nothing until what is unavailable is corrected"
 
 
 def _training_left(plan: ExperimentPlan, pending: Container[str], trained_networks: Path) -> str:

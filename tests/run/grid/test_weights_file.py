@@ -105,7 +105,9 @@ def test_a_missing_file_is_named_with_its_line(write: Any, small: dict[str, Any]
     line = next(i for i, text in enumerate(path.read_text().splitlines(), 1) if "absent.pt" in text)
     expected = f"param/small.yaml:{line}: network.weights: no file 'absent.pt' in {in_tmp} or"
     assert main([str(path), "--plan"]) == 0
-    assert f"unavailable: {expected}" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"unavailable: {expected}" in told
+    assert told.rstrip().endswith("a run computes nothing until what is unavailable is corrected")
     assert main([str(path), "--plan=json"]) == 0
     cells = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
     assert {cell["status"] for cell in cells} == {"unavailable"}
