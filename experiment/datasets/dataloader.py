@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -178,13 +178,12 @@ def _finished(finish: Pipeline, images: Tensor) -> Tensor:
     if images.is_contiguous(memory_format=torch.channels_last):
         inputs, outputs = (x.permute(0, 2, 3, 1).flatten(2) for x in (images, floats))
         repeats, form = images.shape[3], [-1]
+    constants = partial(_constants, channels=images.shape[1], repeats=repeats, device=images.device)
     moments = []
     for i, t in enumerate(finish.transforms):
         if isinstance(t, v2.Normalize):
             require_channels(t, images.shape[1], f"transformsFinal[{i}]: ")
-            moments.append(
-                [_constants(tuple(v), images.shape[1], repeats, images.device).view(form) for v in (t.mean, t.std)]
-            )
+            moments.append([constants(tuple(values)).view(form) for values in (t.mean, t.std)])
     each = 1 if images.device.type == "cpu" else len(images)
     for x, y in zip(torch.split(inputs, each), torch.split(outputs, each), strict=True):
         y.copy_(x).mul_(1.0 / 255)

@@ -150,13 +150,12 @@ class _Normalize(v2.Normalize):  # type: ignore[misc]
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], inplace: bool = False) -> None:
         for name, values in (("mean", mean), ("std", std)):
-            numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
-            if not numbers or not values:
-                raise ValueError(f"{name} must be a list of numbers, one or one per channel, such as [0.5]")
+            if not (isinstance(values, list | tuple) and values and all(isinstance(v, int | float) for v in values)):
+                raise ValueError(f"{name} must be a list of numbers, one or one per channel, such as [0.5].")
         if len({len(mean), len(std), 1}) > 2:
-            raise ValueError(f"mean has {len(mean)} values, std {len(std)}. Expected one or as many as channels")
+            raise ValueError(f"mean has {len(mean)} values, std {len(std)}. Expected one or as many as channels.")
         if not all(value > 0 for value in std):
-            raise ValueError("std must be above 0: images are divided by it")
+            raise ValueError("std must be above 0: images are divided by it.")
         super().__init__(mean, std, inplace)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:

@@ -116,8 +116,7 @@ def require_shapes(network: nn.Module, shapes: Mapping[str, torch.Size], path: P
 def other_prefix(own: Collection[str], stored: Collection[str], *, exact: bool = False) -> tuple[str, str] | None:
     """How names in a file differ if all of them, or all of the network's, have a prefix; and n renamed, as code.
 
-    Args:
-        exact: whether all names must be the same without it; else some, as for a compressed network.
+    All names must be the same without it if `exact`, else some, as for a compressed network.
     """
     if prefix := _prefix(stored, own, exact):
         text = f"all names in the file begin with '{prefix}', those of the network do not"
