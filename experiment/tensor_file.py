@@ -7,6 +7,7 @@ the file, and at most about 80 times `MAX_PICKLE_BYTES` for its Python values.
 import io
 import os
 import pickletools
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,8 @@ from experiment.files import is_whole_archive
 MAX_PICKLE_BYTES = 2**23  # names, shapes and settings; a state_dict of 1,000 tensors has 200 kB
 MAX_VIEWS = 16  # size of all tensors that share memory, in sizes of the file
 _LEGACY_PICKLES = 5  # torch before 1.6: magic number, version, system, content, names of the storages
+_OF_TORCH = "WeightsUnpickler error:"  # what was wrong comes after it
+_ESCAPE_CODES = re.compile(r"\x1b\[[0-9;]*m")  # which torch writes into errors
 _PICKLE, _ZIP = "data.pkl", b"PK\x03\x04"
 
 
@@ -97,7 +100,12 @@ def load_tensors(network: nn.Module, state: Mapping[str, Tensor], assign: bool =
 
 
 def _reason(path: Path, error: Exception) -> str:
-    reason = shortened(one_line(str(error).strip().partition("\n")[0]) or type(error).__name__)
+    text = str(error)
+    if "unsupported global" in text.lower():  # torch advises to execute the file
+        unread = "a whole module or other Python objects, which are not unpickled"
+        return f"{path}: holds {unread}. Save net.state_dict() instead."
+    text = _ESCAPE_CODES.sub("", text.partition(_OF_TORCH)[2] or text).strip().partition("\n")[0]
+    reason = shortened(one_line(text) or type(error).__name__)
     return f"{path}: is not a weights file, is damaged, or contains more than plain data ({reason})."
 
 

@@ -46,7 +46,12 @@ parser.add_argument(
 )
 parser.add_argument("--tex", type=Path, metavar="FILE", help="also write one LaTeX table of all experiments")
 add = parser.add_mutually_exclusive_group().add_argument
-add("--compare", nargs="+", metavar="PARAM", help="compare the methods of experiments with the same reference networks")
+add(
+    "--compare",
+    nargs="+",
+    metavar="PARAM",
+    help="compare the methods of experiments with the same reference networks; folders name runs with --set",
+)
 add("--pareto", action="store_true", help="print the networks on the Pareto fronts instead of prune potentials")
 parser.add_argument("--interactive", action="store_true", help="open the HTML reports in the web browser")
 arguments = parser.parse_args([] if in_notebook() else None)  # in a notebook, edit the list
@@ -55,7 +60,8 @@ arguments = parser.parse_args([] if in_notebook() else None)  # in a notebook, e
 if arguments.compare:
     try:
         targets = [*arguments.experiments, *arguments.compare]
-        compared = compare_experiments(find_experiments(targets, arguments.results), arguments.results)
+        found = find_experiments(targets, arguments.results, overridden=False)
+        compared = compare_experiments(found, arguments.results)
     except ExperimentError as error:
         stop(str(error))
     print(compared.text)

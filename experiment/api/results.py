@@ -16,6 +16,7 @@ from experiment.methods.base import keep_ratio
 from experiment.methods.configure import find_method
 from experiment.registry import is_import_path, suggestion
 from experiment.report.results_table import TEXT
+from experiment.run.disk.load_weights import first_names
 from experiment.run.disk.network_file import original_of, read_weights, rebuild
 from experiment.run.disk.parameters_file import owner_of, read_parameters, require_own
 from experiment.run.disk.results_table import LATER_COLUMNS, SHARED_COLUMNS, read_table
@@ -49,7 +50,8 @@ def load_results(path_or_param: str | Path, results: str | Path | None = None) -
         frame = read_table(path, dtype=dict.fromkeys(TEXT, "str"), keep_default_na=False, na_values=empty)
     except FileNotFoundError as error:
         raise StoreError(
-            f"{path}: no results yet. Run the experiment first: python -m experiment.main PARAM{_beside(path.parent)}"
+            f"{path}: no results yet. Run the experiment first: python -m experiment.main PARAM; or pass results=, "
+            f"the folder of all results, if they are elsewhere{_beside(path.parent)}"
         ) from error
     missing = [name for name in SHARED_COLUMNS if name not in (*columns, *LATER_COLUMNS)]
     if missing:
@@ -105,24 +107,26 @@ def load_network(
     if name is None:
         raise ConfigError("load_network needs a method or a label, such as method='ALDS' or method='Reference'.")
     folder = _experiment_folder(path_or_param, results)
-    rows = load_results(folder)
+    rows = load_results(folder / "results.csv")
     done = rows[rows["status"] == "done"]
-    rows = done[(done["net"] == net) & (done["repetition"] == repetition)]
+    named = done
     if method is not None:  # plots and tables show the label
-        by_label = rows[rows["label"] == method]
-        rows = by_label if len(by_label) else rows[rows["method"] == _method_name(method)]
-    for column, value in (("label", label), ("variant", variant)):
-        if value is not None:
-            rows = rows[rows[column] == value]
+        by_label = done[done["label"] == method]
+        named = by_label if len(by_label) else done[done["method"] == _method_name(method)]
+    if label is not None:
+        named = named[named["label"] == label]
+    wanted = {"net": net, "repetition": repetition} | ({} if variant is None else {"variant": variant})
+    rows = named
+    for column, value in wanted.items():
+        rows = rows[rows[column] == value]
     found = rows if keep is None else _nearest(rows, keep)
     found = found.drop_duplicates("cell")  # variants that differ in retraining only share their references
     if len(found) != 1:
-        hint = (
-            _hint(found if len(found) else rows) if len(rows) else suggestion(name, {*done["label"], *done["method"]})
-        )
+        hint = _hint(found if len(found) else rows) or _excluding(named, wanted)
+        hint = hint or suggestion(name, {*done["label"], *done["method"]}) or _hint(done)
         raise ConfigError(
             f"{folder}: {len(found)} finished cells match {name}, keep {keep}, net {net}, repetition "
-            f"{repetition}, variant {variant!r}; expected one.{hint or _hint(done)}"
+            f"{repetition}, variant {variant!r}; expected one.{hint}"
         )
     cell = Store(folder).cell_folders().get(found.iloc[0]["cell"])
     if cell is None:
@@ -145,6 +149,19 @@ def _hint(choice: pd.DataFrame) -> str:
     cells = (f"{r.label} keep {r.keep_target:.4g} {r.variant}".strip() for r in choice.itertuples())
     found = ", ".join(cells).replace(" keep nan", "")  # methods that determine their size
     return f" Choose between: {found}." if found else ""
+
+
+def _excluding(cells: pd.DataFrame, wanted: Mapping[str, object]) -> str:
+    """What exists instead of the wanted values that no cell has, given those before."""
+    hint = ""
+    for column, value in wanted.items():
+        known = list(dict.fromkeys(cells[column]))
+        if value in known:
+            cells = cells[cells[column] == value]
+        elif known:
+            shown = first_names(repr(each) if column == "variant" else f"{each:g}" for each in known)
+            hint += f" There is {column} {shown} only." if len(known) == 1 else f" There are {column}s {shown} only."
+    return hint
 
 
 def _rebuilt(path: Path, network: nn.Module | None, own_names: Callable[[], Collection[str]]) -> nn.Module:

@@ -191,7 +191,7 @@ def _flip(dim: int) -> Callable[[Mapping[str, object], Shape], list[Operation]]:
 def _normalize(arguments: Mapping[str, object], shape: Shape) -> list[Operation] | None:
     mean, std = _floats(arguments["mean"]), _floats(arguments["std"])
     if len(mean) not in (1, shape[0]) or len(std) not in (1, shape[0]) or arguments.get("inplace"):
-        return None  # torchvision reports the error
+        return None  # the transform itself reports the error
     n = max(len(mean), len(std))
     mean, std = (v * n if len(v) == 1 else v for v in (mean, std))
     return [Affine(tuple(1 / s for s in std), tuple(-m / s for m, s in zip(mean, std, strict=True)))]

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,7 +19,7 @@ from torchvision.tv_tensors import Mask
 from experiment.datasets.check_samples import as_pair, first_few
 from experiment.datasets.image_data import EVALUATION, Batch, Share, Stream, epoch_order
 from experiment.datasets.raw_images import Items
-from experiment.datasets.transforms import Pipeline
+from experiment.datasets.transforms import Pipeline, require_channels
 from experiment.errors import DataError, ExperimentError, raised_at
 from experiment.inputs import Inputs, arranged, form_of, moved, stack
 from experiment.random_streams import Part, generator, seeded
@@ -109,6 +109,8 @@ class WorkerImages:
         order = torch.channels_last if channels_last else torch.contiguous_format
         try:
             return _finished(self._readers.samples.finish, x.contiguous(memory_format=order)), y
+        except ExperimentError as error:
+            raise DataError(f"{self._name}: {error}") from error
         except Exception as error:  # transforms may raise anything
             raise DataError(f"{self._name}: images cannot be transformed: {_reason(error)}") from error
 
@@ -176,11 +178,12 @@ def _finished(finish: Pipeline, images: Tensor) -> Tensor:
     if images.is_contiguous(memory_format=torch.channels_last):
         inputs, outputs = (x.permute(0, 2, 3, 1).flatten(2) for x in (images, floats))
         repeats, form = images.shape[3], [-1]
-    moments = [
-        [_constants(tuple(values), images.shape[1], repeats, images.device).view(form) for values in (t.mean, t.std)]
-        for t in finish.transforms
-        if isinstance(t, v2.Normalize)
-    ]
+    constants = partial(_constants, channels=images.shape[1], repeats=repeats, device=images.device)
+    moments = []
+    for i, t in enumerate(finish.transforms):
+        if isinstance(t, v2.Normalize):
+            require_channels(t, images.shape[1], f"transformsFinal[{i}]: ")
+            moments.append([constants(tuple(values)).view(form) for values in (t.mean, t.std)])
     each = 1 if images.device.type == "cpu" else len(images)
     for x, y in zip(torch.split(inputs, each), torch.split(outputs, each), strict=True):
         y.copy_(x).mul_(1.0 / 255)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from experiment.errors import DataError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as in torchvision
+ROOT = "absolute, or relative to the folder of datasets (--data, data=) or the working directory"  # in errors
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
 
@@ -73,7 +74,7 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
         raise DataError(
             f"no folder {folder}. Expected it to hold one folder of images per class. Check the dataset's settings: "
-            "root (absolute, or relative to --data), train, test."
+            f"root ({ROOT}), train, test."
         )
     names = sorted(entry.name for entry in _entries(folder) if entry.is_dir())
     if not names:

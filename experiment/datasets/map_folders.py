@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiment.datasets.image_files import File, file_at, folder_part, images_below
+from experiment.datasets.image_files import ROOT, File, file_at, folder_part, images_below
 from experiment.errors import DataError
 
 Pair = tuple[Path, Path]  # an image and its map
@@ -32,7 +32,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(
             f"no folder {folder}. Expected the folders images/ and masks/ in it. Check the dataset's settings: root "
-            "(absolute, or relative to --data), train, test."
+            f"({ROOT}), train, test."
         )
     found: dict[str, Path] = {}
     for file in images_below(folder):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiment.datasets.image_files import File, listed
+from experiment.datasets.image_files import ROOT, File, listed
 from experiment.errors import ConfigError, DataError
 
 WITHOUT_FOLDER = ("bytes", "characters")  # tokenizers that need no files
@@ -53,9 +53,8 @@ def read_text(path: Path) -> str:
     try:
         data = path.read_bytes().removeprefix(BOM)
     except OSError as error:
-        where = "absolute, relative to --data, or to the working directory"
         raise DataError(
-            f"{path} cannot be read: {error.strerror}. Check the dataset's settings.root: {where}."
+            f"{path} cannot be read: {error.strerror}. Check the dataset's settings: root ({ROOT})."
         ) from None
     if not data.strip():
         raise DataError(f"{path} is empty. Expected text.")

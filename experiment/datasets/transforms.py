@@ -13,7 +13,7 @@ from torchvision.tv_tensors import Mask
 
 from experiment.datasets.image_data import Step, Transforms
 from experiment.datasets.transform_names import SEGMENTATION, TRANSFORMS
-from experiment.errors import ConfigError, first_line
+from experiment.errors import ConfigError, DataError, first_line, plural
 from experiment.inputs import Inputs, mapped
 from experiment.random_streams import seeded
 from experiment.registry import no_such_argument, suggestion
@@ -145,14 +145,37 @@ def make_transform(name: str, arguments: Mapping[str, object]) -> Transform:
     return transform
 
 
-def _normalize(mean: Sequence[float], std: Sequence[float], inplace: bool = False) -> Transform:
-    if not all(std):
-        raise ValueError("std must not be 0: images are divided by it")
-    return v2.Normalize(mean, std, inplace)  # type: ignore[no-any-return]
+class _Normalize(v2.Normalize):  # type: ignore[misc]
+    """torchvision's Normalize, which would also repeat grey images, and does not say which numbers are too many."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], inplace: bool = False) -> None:
+        for name, values in (("mean", mean), ("std", std)):
+            if not (isinstance(values, list | tuple) and values and all(isinstance(v, int | float) for v in values)):
+                raise ValueError(f"{name} must be a list of numbers, one or one per channel, such as [0.5].")
+        if len({len(mean), len(std), 1}) > 2:
+            raise ValueError(f"mean has {len(mean)} values, std {len(std)}. Expected one or as many as channels.")
+        if not all(value > 0 for value in std):
+            raise ValueError("std must be above 0: images are divided by it.")
+        super().__init__(mean, std, inplace)
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if isinstance(inpt, Tensor) and inpt.dim() > 2 and not isinstance(inpt, Mask):
+            require_channels(self, inpt.shape[-3])
+        return super().transform(inpt, params)
+
+
+def require_channels(normalize: v2.Normalize, channels: int, where: str = "") -> None:
+    """Raises: DataError: Normalize has another number of means or standard deviations than images have channels."""
+    sizes = len(normalize.mean), len(normalize.std)
+    if not {*sizes} <= {1, channels}:
+        raise DataError(
+            f"{where}Normalize: mean has {plural(sizes[0], 'value')}, std {sizes[1]}; images have "
+            f"{plural(channels, 'channel')}. Expected one or as many as channels."
+        )
 
 
 _OWN: Mapping[str, Callable[..., Transform]] = {
-    "Normalize": _normalize,
+    "Normalize": _Normalize,
     "SegRandomResize": _seg_random_resize,
     "SegRandomCrop": _SegRandomCrop,
 }

@@ -8,13 +8,16 @@ from experiment.errors import ConfigError, StoreError
 from experiment.run.disk.parameters_file import require_own
 
 
-def find_experiments(targets: Sequence[str | Path] = (), results: Path | None = None) -> list[Path]:
+def find_experiments(
+    targets: Sequence[str | Path] = (), results: Path | None = None, *, overridden: bool = True
+) -> list[Path]:
     """The folders of all experiments with results that the targets select.
 
     Args:
         targets: parameter files, folders of experiments, or folders above those; by default everything in `results`.
         results: the folder of all results; by default data/results in the working directory, else the one beside the
             package.
+        overridden: whether parameter files also select their runs with `--set`, whose folders are NAME@...
 
     Raises: ConfigError: a target selects nothing, or its folder holds the results of another parameter file. All
         problems are reported together.
@@ -26,7 +29,7 @@ def find_experiments(targets: Sequence[str | Path] = (), results: Path | None = 
     problems = []
     for target in targets:
         try:
-            folders = _folders_of(Path(target), results, given)
+            folders = _folders_of(Path(target), results, given, overridden)
         except StoreError as error:
             problems.append(str(error))
             continue
@@ -47,7 +50,7 @@ def default_results() -> Path:
     return here if here.is_dir() else Path(__file__).resolve().parents[2] / "data" / "results"
 
 
-def _folders_of(target: Path, results: Path, given: Path | None) -> list[Path]:
+def _folders_of(target: Path, results: Path, given: Path | None, overridden: bool) -> list[Path]:
     for folder in (target, results / target):
         if folder.is_dir():
             return _experiments_below(folder)
@@ -58,7 +61,8 @@ def _folders_of(target: Path, results: Path, given: Path | None) -> list[Path]:
         results = file.results()
     folder = results / file.name(results)
     require_own(folder, file.path)
-    return [f for f in (folder, *sorted(folder.parent.glob(f"{folder.name}@*"))) if (f / "results.csv").is_file()]
+    others = sorted(folder.parent.glob(f"{folder.name}@*")) if overridden else []
+    return [f for f in (folder, *others) if (f / "results.csv").is_file()]
 
 
 def _experiments_below(folder: Path) -> list[Path]:

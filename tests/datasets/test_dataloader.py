@@ -163,8 +163,11 @@ def test_batches_of_workers_are_bytes() -> None:
 
 
 def test_final_transforms_that_do_not_fit_fail_when_made() -> None:
-    with pytest.raises(DataError, match="dataset p: images cannot be transformed: RuntimeError.*size"):
-        finished(Pictures(6), final=(("ToTensor", {}), ("Normalize", {"mean": [0.1, 0.2], "std": [1.0, 1.0]})))
+    final: tuple[Step, ...] = (("ToTensor", {}), ("Normalize", {"mean": [0.1, 0.2], "std": [1.0, 1.0]}))
+    said = "Normalize: mean has 2 values, std 2; images have 3 channels. Expected one or as many as channels."
+    for steps, where in ((final, r"transformsFinal\[1\]: "), ((*final, ("RandomErasing", {"p": 0.0})), "")):
+        with pytest.raises(DataError, match=f"^dataset p: {where}{said}"):
+            finished(Pictures(6), final=steps)
 
 
 def test_a_single_image_is_left_out_of_training() -> None:

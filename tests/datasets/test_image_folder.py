@@ -149,7 +149,8 @@ def test_no_root() -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no folder .*pets/train. Expected it to hold one folder of images per class"):
+    missing = r"no folder .*pets/train. Expected it to hold .*root \(absolute, or relative to the folder of datasets"
+    with pytest.raises(DataError, match=missing):
         load("ImageFolder", tmp_path, True, SETTINGS, 2)
 
 

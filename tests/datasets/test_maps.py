@@ -160,7 +160,9 @@ def test_missing_masks_and_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "train/masks/1.png").unlink()
     with pytest.raises(DataError, match=r"images/1.jpg has no partner .*masks/1"):
         folder(tmp_path)
-    with pytest.raises(DataError, match="no folder .*images"):
+    with pytest.raises(
+        DataError, match=r"no folder .*images.*relative to the folder of datasets \(--data, data=\) or the wor"
+    ):
         folder(tmp_path / "elsewhere")
 
 

@@ -55,7 +55,12 @@ def test_words_for_interpolation() -> None:
         ("RandomHorizontalFlip", {"p": 2}, "RandomHorizontalFlip refuses its arguments {'p': 2}: "),
         ("Resize", {"size": 4, "interpolation": "bilinaer"}, "Did you mean 'bilinear'?"),
         ("ConvertImageDtype", {"dtype": "int"}, "unknown dtype 'int'"),
-        ("Normalize", {"mean": [0.5, 0.5], "std": [0.5, 0]}, "std must not be 0"),
+        ("Normalize", {"mean": [0.5, 0.5], "std": [0.5, 0]}, "std must be above 0"),
+        ("Normalize", {"mean": [0.5], "std": [-0.5]}, "std must be above 0"),
+        ("Normalize", {"mean": [0.5] * 2, "std": [0.5] * 3}, "mean has 2 values, std 3. Expected one or as many as ch"),
+        ("Normalize", {"mean": 0.5, "std": 0.5}, "mean must be a list of numbers, one or one per channel, such as [0."),
+        ("Normalize", {"mean": [0.5], "std": []}, "std must be a list of numbers"),
+        ("Normalize", {"mean": ["a"], "std": [1]}, "mean must be a list of numbers"),
         ("ToTensor", {"scale": True}, "ToTensor takes no arguments"),
     ],
 )

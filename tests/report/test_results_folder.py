@@ -142,6 +142,7 @@ def test_experiments_are_found_from_folders_and_names(results: Path) -> None:
 
 def test_experiments_are_found_from_parameter_files(results: Path) -> None:
     assert [path.name for path in find_experiments(["param/digits/prune/lenet5.yaml"])] == ["lenet5", "lenet5@0123"]
+    assert [path.name for path in find_experiments(["param/digits/prune/lenet5.yaml"], overridden=False)] == ["lenet5"]
     with pytest.raises(ConfigError, match=r"no results found"):
         find_experiments(["param/cifar/prune/resnet20.yaml"])
     with pytest.raises(ConfigError):

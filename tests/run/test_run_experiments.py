@@ -158,6 +158,15 @@ def test_a_network_is_loaded_by_its_keep_ratio(finished: Path) -> None:
         load_network(PARAM, method="WT")
     with pytest.raises(ConfigError, match=r"expected one. Did you mean 'WT'"):
         load_network(finished / "data/results/small", method="WTT", keep=0.5)
+    for wanted, hint in (
+        ({"net": 3}, "There is net 0 only."),
+        ({"repetition": 1}, "There is repetition 0 only."),
+        ({"variant": "a=1"}, "There is variant '' only."),
+        ({"net": 3, "variant": "a=1"}, "There is net 0 only. There is variant '' only."),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_network(PARAM, method="WT", keep=0.5, **wanted)  # type: ignore[arg-type]
+        assert str(caught.value).endswith(f"; expected one. {hint}")
     with pytest.raises(ConfigError, match=r"0 finished cells match FT.*Choose between: Reference"):
         load_network(PARAM, method="FT", keep=0.5)
     for keep in (math.nan, 0, 2, "0.5"):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 import experiment
 from experiment.errors import ExperimentError, StoreError
@@ -88,6 +89,22 @@ def test_the_viewer_goes_on_behind_a_damaged_experiment(refused: Any, synthetic:
     (tmp_path / "data" / "results" / "a" / "environment.json").write_text("{")
     assert "environment.json: is damaged: it is not valid JSON" in refused("results_viewer")
     assert (tmp_path / "data" / "results" / "b" / "report.md").is_file()
+
+
+def test_a_parameter_file_is_compared_by_its_own_run(
+    run: Any, synthetic: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = synthetic.grid(("ALDS",), nets=1, keeps=(0.5,))
+    for name in ("a", "a@0123", "b"):
+        synthetic.write_experiment(tmp_path / "data" / "results" / name, rows)
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(synthetic.parameters_of()))
+    for second, own in (("b.yaml", True), ("data/results/a@0123", False)):
+        with pytest.raises(SystemExit):
+            run("results_viewer", "--compare", "a.yaml", second)
+        printed = capsys.readouterr().out
+        assert "ALDS (a)" in printed
+        assert ("ALDS (b)" in printed) == own
+        assert ("ALDS (a@0123)" in printed) != own
 
 
 def test_the_sweep_is_drawn_and_tabulated(run: Any, refused: Any, synthetic: Any, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def _copies(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor
 def require_shapes(network: nn.Module, shapes: Mapping[str, torch.Size], path: Path) -> None:
     """Raises: StoreError: these are not the names and shapes of the network's state_dict. Lists all differences."""
     own = network.state_dict()
-    if (prefix := other_prefix(own, shapes)) is not None:
+    if (prefix := other_prefix(own, shapes, exact=True)) is not None:
         text, renamed = prefix
         rename = f"state = {{{renamed}: tensor for n, tensor in state.items()}}; torch.save(state, path)"
         raise StoreError(f"{path}: its weights do not fit this network: {text}. Rename them: {rename}.")
@@ -113,22 +113,27 @@ def require_shapes(network: nn.Module, shapes: Mapping[str, torch.Size], path: P
         )
 
 
-def other_prefix(own: Collection[str], stored: Collection[str]) -> tuple[str, str] | None:
-    """How names in a file differ if all of them, or all of the network's, have a prefix; and n renamed, as code."""
-    if prefix := _prefix(stored, own):
+def other_prefix(own: Collection[str], stored: Collection[str], *, exact: bool = False) -> tuple[str, str] | None:
+    """How names in a file differ if all of them, or all of the network's, have a prefix; and n renamed, as code.
+
+    All names must be the same without it if `exact`, else some, as for a compressed network.
+    """
+    if prefix := _prefix(stored, own, exact):
         text = f"all names in the file begin with '{prefix}', those of the network do not"
         return text, f"n.removeprefix('{prefix}')"
-    if prefix := _prefix(own, stored):
+    if prefix := _prefix(own, stored, exact):
         return f"all names of the network begin with '{prefix}', those in the file do not", f"'{prefix}' + n"
     return None
 
 
-def _prefix(names: Collection[str], others: Collection[str]) -> str:
-    """What all names begin with and none of the others, if some are the same behind it; else empty."""
+def _prefix(names: Collection[str], others: Collection[str], exact: bool) -> str:
+    """What all names begin with and none of the others, if some, or all, are the same behind it; else empty."""
     first = next(iter(names), "")
     for prefix in (first[: i + 1] for i, letter in enumerate(first) if letter == "."):
         shared = all(name.startswith(prefix) for name in names) and not any(name.startswith(prefix) for name in others)
-        if shared and any(name.removeprefix(prefix) in others for name in names):
+        renamed = {name.removeprefix(prefix) for name in names}
+        different = [name for name in renamed ^ {*others} if not name.endswith("num_batches_tracked")]
+        if shared and (not different if exact else renamed & {*others}):
             return shortened(prefix)
     return ""
 

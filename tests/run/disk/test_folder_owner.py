@@ -93,6 +93,14 @@ def test_results_with_overrides_are_named_where_the_plain_ones_are_missing(write
     assert read_parameters(folder).parameters.seed == 1
 
 
+def test_a_file_that_was_not_run_is_said_to_have_no_results(write: Any, small: dict[str, Any]) -> None:
+    path = write(small)
+    said = r"small/results\.csv: no results yet\. Run .*; or pass results=, the folder of all results, if they are else"
+    for read in (load_results, lambda path: load_network(path, method="WT")):
+        with pytest.raises(StoreError, match=said):
+            read(path)
+
+
 def test_odd_names_of_files_do_not_hinder(write: Any, small: dict[str, Any]) -> None:
     path = write(small, "param/caf\udce9\n.yaml")
     folder = leave_results(path)

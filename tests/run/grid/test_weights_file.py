@@ -1,6 +1,7 @@
 """Starting from a file of trained weights: as it is, trained further, wrapped, missing, or of another network."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -170,8 +171,10 @@ def test_weights_of_another_network_are_refused_before_the_first_epoch(
         ({}, "a dict"),
         ({"epoch": 3, "best": 0.5}, "a dict of epoch, best"),
         ({"specification": {"plan": {"masks": ["0.weight"]}}, "state_dict": {}}, "holds a compressed network"),
-        (nn.Linear(2, 2), "more than plain data"),
-        (b"not a file of torch", "not a weights file"),
+        (nn.Linear(2, 2), r"holds a whole module or other Python objects, which are not unpickled\. Save net.state"),
+        (os.getcwd, "holds a whole module or other Python objects"),
+        ({"net": Path("a")}, "holds a whole module or other Python objects"),
+        (b"not a file of torch", r"not a weights file, is damaged, or contains more than plain data \("),
     ],
 )
 def test_what_is_no_state_dict_is_said_to_be_none(tmp_path: Path, content: object, what: str) -> None:
@@ -216,6 +219,12 @@ def test_a_prefix_of_all_names_is_said(tmp_path: Path, kind: str, prefix: str) -
         renamed = re.search(r"Rename them: state = (\{.*\}); torch.save", str(error.value))
         assert renamed is not None
         load_given(network, write(eval(renamed[1], {"state": state})))
+
+
+def test_a_prefix_is_not_blamed_if_names_would_not_fit_without_it(tmp_path: Path) -> None:
+    torch.save({f"model.{name}": torch.zeros(1) for name in ("weight", "head.weight")}, tmp_path / "mine.pt")
+    with pytest.raises(StoreError, match=r"missing: weight, bias; unexpected: model\.weight, model\.head\.weight"):
+        load_given(nn.Linear(2, 2), given(tmp_path / "mine.pt"))
 
 
 def test_a_prefix_is_said_when_a_compressed_network_is_loaded(tmp_path: Path) -> None:
