@@ -97,31 +97,38 @@ def _reduction(known: _Known, tables: Mapping[str, DataFrame]) -> str:
     texts, told = [], set[Place]()
     for quantity, table in tables.items():
         if found := _most_removed(known, table, quantity):
-            best, text = found
+            best, text, whose = found
             place = place_of(best["variant"], best["label"], best["keep_target"])
             loss = known.losses.get(place)
-            more = f", {_loss(known.metric, loss)}" if loss is not None and place not in told else ""
+            more = f", {whose}{_loss(known.metric, loss)}" if loss is not None and place not in told else ""
             texts.append(text + more)
             told.add(place)
     return "; ".join(texts) or "no method removes anything"
 
 
-def _most_removed(known: _Known, table: DataFrame, quantity: str) -> tuple[Series, str] | None:
-    """The point of the method that removes most, and how it reads; None if none removes anything.
+def _most_removed(known: _Known, table: DataFrame, quantity: str) -> tuple[Series, str, str] | None:
+    """The point of the method that removes most, how it reads, and whose loss follows; None if none removes anything.
 
-    Of methods that remove the same but for rounding, it is the one with the best figure.
+    Of methods that remove the same but for rounding, it is the one with the best figure. Others are named before the
+    amount if theirs reads the same, else with their own: the text orders only what its numbers order.
     """
     table = table[(table["removed"] > 0) & (table["method"] != "Fake")]
     if table.empty:
         return None
-    table = table.assign(rounded=table["removed"].round(2))
+    table = table.assign(rounded=table["removed"].round(2), shown=table["removed"].map(numbers.percent))
     ranked = ["rounded", known.metric.name]
     table = table.sort_values(ranked, ascending=[False, not known.metric.falls], kind="stable")
-    best, removed = table.iloc[0], float(table["removed"].iloc[0])
-    close = [_name(known, row) for _, row in table.iloc[1:].iterrows() if removed - row["removed"] < CLOSE]
-    text = f"{_name(known, best)} removes {numbers.percent(removed)} % of the {titles.QUANTITIES[quantity]}"
-    also = f" and {' and '.join(close[:2])} nearly as many" if close else ""
-    return best, f"{text} ({numbers.factor(1 - removed)} fewer){also}"
+    best = table.iloc[0]
+    same = table[table["shown"] == best["shown"]]
+    close = table[(best["removed"] - table["removed"] < CLOSE) & (table["shown"] != best["shown"])]
+    names = [_name(known, row) for _, row in same.iterrows()]
+    others = [f"{_name(known, row)} {row['shown']} %" for _, row in close.iloc[:2].iterrows()]
+    named = titles.and_joined([*names[:3], *([f"{len(names) - 3} more"] if len(names) > 3 else [])])
+    amount = (
+        f"{best['shown']} % of the {titles.QUANTITIES[quantity]} ({numbers.factor(1 - same['removed'].min())} fewer)"
+    )
+    text = f"{named} remove{'s' if len(names) == 1 else ''} {titles.and_joined([amount, *others])}"
+    return best, text, f"{names[0]} " if len(names) + len(others) > 1 else ""
 
 
 def _loss(metric: ReportedMetric, loss: Estimate) -> str:
