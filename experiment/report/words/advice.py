@@ -171,16 +171,19 @@ def _order(known: _Known) -> Iterator[str]:
     quoted, several = known.styles.quoted, len(variants_of(known.rows)) > 1
     all_of_them = f"{len(known.rankings)} keep ratios{' of all variants' if several else ''}"
     smallest = min(known.rankings, key=lambda ranking: ranking.keep)
-    worse = smallest.worse()
-    best, *undecided = [quoted(c.label) for c in smallest.contenders if c.label not in worse]
-    others = titles.and_joined([quoted(label) for label in worse])
+    tied, worse = smallest.tied(), smallest.worse()
+    undecided = [quoted(c.label) for c in smallest.contenders if c.label not in (*tied, *worse)]
+    best, others = (titles.and_joined([quoted(label) for label in labels]) for labels in (tied, worse))
     at = _at(smallest.keep, smallest.variant).strip().capitalize()
-    if not undecided:
-        yield f"{at}, {best} is better than {others}."
-    else:
-        text = f"{at}, {best} has the best {known.metric.title}, but is not shown to be better than"
-        more = f"; it is better than {others}" if others else ""
+    have, are, they = ("have the same", "are", "they") if len(tied) > 1 else ("has the best", "is", "it")
+    if undecided:
+        more = f"; {they} {are} better than {others}" if others else ""
+        text = f"{at}, {best} {have} {known.metric.title}, but {are} not shown to be better than"
         yield f"{text} {titles.and_joined(undecided)}{more}."
+    elif len(tied) > 1:
+        yield f"{at}, {best} have the same {known.metric.title}{f' and are better than {others}' if others else ''}."
+    else:
+        yield f"{at}, {best} is better than {others}."
     wins: dict[str, list[str]] = {}
     for ranking in known.rankings:
         if len(ranking.worse()) == len(ranking.contenders) - 1:

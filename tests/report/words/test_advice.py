@@ -12,6 +12,7 @@ from experiment.report.comparisons import Comparisons, compare
 from experiment.report.document import Items, Section, Text
 from experiment.report.paired import Estimate
 from experiment.report.primary_metric import ReportedMetric
+from experiment.report.words import numbers
 from experiment.report.words.advice import _loss, in_short
 from experiment.report.words.ranking import best_methods, every_pair
 from experiment.report.words.spending import pareto_fronts, time_spent
@@ -154,19 +155,42 @@ def test_ranking(synthetic: Any, tmp_path: Path) -> None:
     first, *_ = rows_of(best_methods(rankings, LabelStyles()))
     assert first[:2] == ["0.5", "ALDS"]
     assert first[4] == "WT 0.10 (0.10 to 0.10)", "three networks that differ equally"
+    text = next(b.text for b in best_methods(rankings, LabelStyles()).blocks if isinstance(b, Text))  # type: ignore[union-attr]
+    assert text.endswith('Where no method is worse than the best, "(no difference shown)" follows its name.')
     pairs = rows_of(every_pair(rankings, LabelStyles()))
     assert pairs[0] == ["0.5", "ALDS", "WT", "0.10", "0.10 to 0.10", "< 0.001"]
 
 
-def test_equal_methods_are_named_together(synthetic: Any, tmp_path: Path) -> None:
-    rows = [synthetic.reference_row(0, top1=0.9)]
-    for label, figure in (("ALDS", 0.5), ("WT", 0.8), ("FT", 0.8)):
-        rows += synthetic.curve([(0.5, figure)], label, epochs=1)
+@pytest.mark.parametrize(
+    ("figures", "sentence", "row"),
+    [
+        ({"WT": 0.8, "FT": 0.8}, "WT and FT have the same top-1 accuracy.", ["WT, FT (no difference shown)", numbers.MISSING, numbers.MISSING]),
+        (
+            {"ALDS": 0.5, "WT": 0.8, "FT": 0.8},
+            "WT and FT have the same top-1 accuracy and are better than ALDS.",
+            ["WT, FT", numbers.MISSING, "ALDS 30.00"],
+        ),
+        (
+            {"ALDS": None, "WT": 0.8, "FT": 0.8},
+            "WT and FT have the same top-1 accuracy, but are not shown to be better than ALDS.",
+            ["WT, FT (no difference shown)", "ALDS 20.00", numbers.MISSING],
+        ),
+    ],
+)  # fmt: skip
+def test_equal_methods_are_not_ordered(
+    synthetic: Any, tmp_path: Path, figures: dict[str, float | None], sentence: str, row: list[str]
+) -> None:
+    rows = [synthetic.reference_row(net, top1=0.9) for net in range(3)]
+    for label, figure in figures.items():
+        for net, varied in enumerate((0.8, 0.8, 0.2)):
+            rows += synthetic.curve([(0.5, varied if figure is None else figure)], label, net, epochs=1)
     folder = synthetic.write_experiment(tmp_path, rows)
-    (row,) = rows_of(best_methods(compare(folder, read_source(folder).results).rankings, LabelStyles()))
-    assert row[1] == "WT, FT (no difference shown)"
-    assert row[3].startswith("FT 0.00"), "and the one that is not shown to be worse, of one network, follows"
-    assert "ALDS 30.00" in row[3]
+    assert f"At keep ratio 0.5, {sentence}" in answer(folder)[0]
+    rankings = compare(folder, read_source(folder).results).rankings
+    ((_, best, _, *others),) = rows_of(best_methods(rankings, LabelStyles()))
+    assert [best, *(text.partition(" (")[0] for text in others)] == row
+    pairs = {(one, two): by for _, one, two, by, *_ in rows_of(every_pair(rankings, LabelStyles()))}
+    assert pairs["WT", "FT"] == "equal"
 
 
 def test_time_and_front(synthetic: Any, tmp_path: Path) -> None:
