@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 Losses = Mapping[Place, Estimate]
 CLOSE = 0.02  # shares removed that differ by less are named together
+ENDED = {"failed": "failed", "infeasible": "are infeasible"}
+LONGEST_REASON = 160  # characters
 LARGE = 0.02  # a gain over the uncompressed network that is told unless its interval contains 0
 
 
@@ -46,9 +49,9 @@ class _Known(NamedTuple):
 
 
 def in_short(source: Source, found: Comparisons, styles: LabelStyles) -> Section | None:
-    """The first section of a report; None if no compressed network is finished."""
+    """The first section of a report; None if no compressed network is finished, unless all failed."""
     if compressed(source.results).empty:
-        return None
+        return _all_failed(source.results)
     metric, rows = next(by_metric(source.results))
     rankings = [b for b in found.rankings if b.metric == metric]
     known = _Known(source, rows, metric, found.losses, rankings, styles)
@@ -57,6 +60,23 @@ def in_short(source: Source, found: Comparisons, styles: LabelStyles) -> Section
     blocks.append(Text(" ".join([*_order(known), *_time(known), *_deploy(known)])))
     blocks.append(Text("Not compared: " + "; ".join(_not_compared(known)) + "."))
     return Section("In short", blocks)
+
+
+def _all_failed(results: DataFrame) -> Section | None:
+    """That there is no answer, and why; None if some cells may still give one."""
+    own = results[results["method"] != REFERENCE]
+    cells, which = (own, " of compressed networks") if "done" in set(results["status"]) else (results, "")
+    if cells.empty:
+        return None
+    verbs = [verb for status, verb in ENDED.items() if status in set(cells["status"])]
+    reasons = cells["error"].str.partition(". ")[0].str.rstrip(".").value_counts()
+    reason = textwrap.shorten(str(reasons.index[0]), LONGEST_REASON, placeholder=" ...") or "not recorded"
+    count = f"all {len(cells)} cells" if len(cells) > 1 else "the only cell"
+    text = (
+        f"How far can {titles.network_on_dataset(results)} be compressed? That is not known: {count}{which} in results.csv "
+        f"{' or '.join(verbs)}. The most frequent reason ({reasons.iloc[0]} of {len(cells)}): {reason}."
+    )
+    return Section("In short", [Text(text)])
 
 
 def _start(known: _Known) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from experiment.report import LabelStyles, read_source
+from experiment.report import LabelStyles, read_source, write_report
 from experiment.report.comparisons import Comparisons, compare
 from experiment.report.document import Items, Section, Text
 from experiment.report.paired import Estimate
@@ -143,6 +143,28 @@ def test_sizes_that_read_the_same_are_not_ordered(synthetic: Any, tmp_path: Path
     assert next(iter(found.values())).startswith("WT, FT, SVD and 2 more remove 95.0 % of the parameters")
 
 
+@pytest.mark.parametrize(("reference_fails", "which"), [(False, "4 cells of compressed networks"), (True, "6 cells")])
+def test_if_all_cells_failed_the_first_lines_say_why(
+    synthetic: Any, tmp_path: Path, reference_fails: bool, which: str
+) -> None:
+    error = "training diverged in epoch 1: the loss became nan at learning rate 1.5. Try a smaller learning rate."
+    rows = [synthetic.reference_row(0)]
+    if reference_fails:
+        rows = [synthetic.broken_row("Reference", net, 1.0, "failed", error) for net in (0, 1)]
+    rows += [synthetic.broken_row("WT", 0, keep, "failed", error) for keep in (0.5, 0.2, 0.1)]
+    rows.append(synthetic.broken_row("FT", 0, 0.1, "infeasible", "budget cannot be met"))
+    text = write_report(synthetic.write_experiment(tmp_path / "all", rows), []).markdown.read_text()
+    answered = text.partition("## In short")[2].partition("\n##")[0]
+    assert f"all {which} in results.csv failed or are infeasible." in answered
+    of = "5 of 6" if reference_fails else "3 of 4"
+    assert f"reason ({of}): training diverged in epoch 1: the loss became nan at learning rate 1.5.\n" in answered
+    assert "Try" not in answered
+    assert "**Retraining**: startEpoch=182" in text
+    assert "yet" not in text
+    rows.append(synthetic.cell_row("ALDS", 0, 0.5, epochs=1))
+    assert "**Without loss" in write_report(synthetic.write_experiment(tmp_path / "one", rows), []).markdown.read_text()
+
+
 def rows_of(section: Section | None) -> list[list[str]]:
     assert section is not None
     return [list(row) for block in section.blocks if block.kind == "table" for row in block.rows]  # type: ignore[union-attr]
@@ -164,7 +186,11 @@ def test_ranking(synthetic: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("figures", "sentence", "row"),
     [
-        ({"WT": 0.8, "FT": 0.8}, "WT and FT have the same top-1 accuracy.", ["WT, FT (no difference shown)", numbers.MISSING, numbers.MISSING]),
+        (
+            {"WT": 0.8, "FT": 0.8},
+            "WT and FT have the same top-1 accuracy.",
+            ["WT, FT (no difference shown)", numbers.MISSING, numbers.MISSING],
+        ),
         (
             {"ALDS": 0.5, "WT": 0.8, "FT": 0.8},
             "WT and FT have the same top-1 accuracy and are better than ALDS.",
