@@ -71,10 +71,11 @@ def _all_failed(results: DataFrame) -> Section | None:
     verbs = [verb for status, verb in ENDED.items() if status in set(cells["status"])]
     reasons = cells["error"].str.partition(". ")[0].str.rstrip(".").value_counts()
     reason = textwrap.shorten(str(reasons.index[0]), LONGEST_REASON, placeholder=" ...") or "not recorded"
-    count = f"all {len(cells)} cells" if len(cells) > 1 else "the only cell"
+    number = len(cells)
     text = (
-        f"How far can {titles.network_on_dataset(results)} be compressed? That is not known: {count}{which} in results.csv "
-        f"{' or '.join(verbs)}. The most frequent reason ({reasons.iloc[0]} of {len(cells)}): {reason}."
+        f"How far can {titles.network_on_dataset(results)} be compressed? That is not known: "
+        f"{f'all {number} cells' if number > 1 else 'the only cell'}{which} in results.csv {' or '.join(verbs)}. "
+        f"The most frequent reason ({reasons.iloc[0]} of {number}): {reason}."
     )
     return Section("In short", [Text(text)])
 

@@ -95,7 +95,7 @@ def test_sentences(synthetic: Any, tmp_path: Path) -> None:
     assert "At none of 2 keep ratios is one method better than all others." in text, "0.5 and 0.1 have both methods"
     assert "other networks of this kind, since there is one" in text
     assert "retraining.tune" in text
-    assert "Compression and retraining take 1 s per network" in text
+    assert "Compression and retraining take 0.80 s per network" in text
     prune_only, _ = answer(experiment(synthetic, tmp_path / "only", epochs=0))
     assert "retrained networks" in prune_only
     assert "retraining.tune" not in prune_only
@@ -219,12 +219,24 @@ def test_equal_methods_are_not_ordered(
     assert pairs["WT", "FT"] == "equal"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0.0 s"), (0.00001, "0.0 s"), (0.0312, "0.031 s"), (0.31, "0.31 s"), (1.0, "1.0 s"), (1.44, "1.4 s"),
+        (9.94, "9.9 s"), (9.96, "10 s"), (10.4, "10 s"), (89, "89 s"), (90, "2 min"), (5400, "1.5 h"),
+        (math.nan, numbers.MISSING),
+    ],
+)  # fmt: skip
+def test_durations(seconds: float, text: str) -> None:
+    assert numbers.duration(seconds) == text
+
+
 def test_time_and_front(synthetic: Any, tmp_path: Path) -> None:
     rows = [synthetic.reference_row(0) | {"pareto": ""}]
     rows += [row | {"pareto": "flops seconds"} for row in synthetic.curve([(0.5, 0.9)], "ALDS", epochs=3)]
     source = read_source(synthetic.write_experiment(tmp_path, rows))
-    assert rows_of(time_spent(source, LabelStyles())) == [["ALDS", "1 s", "1 s", "1"]]
+    assert rows_of(time_spent(source, LabelStyles())) == [["ALDS", "0.80 s", "0.80 s", "1"]]
     ((method, keep, figure, parameters, flops, *_, time),) = rows_of(pareto_fronts(source, LabelStyles()))
     assert (method, keep, figure, flops.endswith(" *"), parameters.endswith("*"), time) == (
-        "ALDS", "0.5", "90.00", True, False, "1 s *",
+        "ALDS", "0.5", "90.00", True, False, "0.80 s *",
     )  # fmt: skip
