@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from experiment.report.paired import Array, Estimate, between_networks, holm, mean_of, paired_difference
 from experiment.report.primary_metric import ReportedMetric, by_metric
-from experiment.report.prune_potential import ROUNDING
 from experiment.report.results_folder import read_arrays
 from experiment.report.results_table import REFERENCE, compressed, tidy
 from experiment.run.disk.damaged_files import SAMPLES
@@ -60,7 +59,7 @@ class Ranking:
     def tied(self) -> list[str]:
         """The best label, and those that do not differ from it at all."""
         first, *others = (c.label for c in self.contenders)
-        return [first, *(o for o in others if (first, o) in self.pairs and abs(self.pairs[first, o].value) < ROUNDING)]
+        return [first, *(o for o in others if (first, o) in self.pairs and self.pairs[first, o].is_zero())]
 
     def worse(self) -> list[str]:
         """The labels that are worse than all best ones, as far as these networks and samples tell."""

@@ -10,7 +10,6 @@ from experiment.report.document import Block, Section, Table, Text
 from experiment.report.label_styles import LabelStyles
 from experiment.report.paired import Estimate
 from experiment.report.primary_metric import ReportedMetric
-from experiment.report.prune_potential import ROUNDING
 from experiment.report.words import numbers
 from experiment.report.words.titles import column_title, joined
 
@@ -72,10 +71,9 @@ def _row(b: Ranking, styles: LabelStyles) -> Iterator[str]:
 def _pairs(b: Ranking, styles: LabelStyles) -> Iterator[list[str]]:
     for (first, second), e in b.pairs.items():
         p = b.adjusted[first, second]
-        equal = abs(e.value) < ROUNDING
-        better = styles.plain(first) + ("" if equal or p < ALPHA else NO_DIFFERENCE)
+        better = styles.plain(first) + ("" if e.is_zero() or p < ALPHA else NO_DIFFERENCE)
         shown = "< 0.001" if p < 0.001 else f"{p:.3f}"
-        by = "equal" if equal else _plain(b.metric)(e.value)
+        by = "equal" if e.is_zero() else _plain(b.metric)(e.value)
         yield [joined(numbers.keep(b.keep), b.variant), better, styles.plain(second), by, interval(e, b.metric), shown]
 
 
