@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 Losses = Mapping[Place, Estimate]
 CLOSE = 0.02  # shares removed that differ by less are named together
-ENDED = {"failed": "failed", "infeasible": "are infeasible"}
-LONGEST_REASON = 160  # characters
 LARGE = 0.02  # a gain over the uncompressed network that is told unless its interval contains 0
+ENDED = {"failed": "failed", "infeasible": "are infeasible"}  # what cells of a status did
+LONGEST_REASON = 160  # characters
 
 
 class _Known(NamedTuple):

@@ -160,6 +160,7 @@ def test_if_all_cells_failed_the_first_lines_say_why(
     assert f"reason ({of}): training diverged in epoch 1: the loss became nan at learning rate 1.5.\n" in answered
     assert "Try" not in answered
     assert "**Retraining**: startEpoch=182" in text
+    assert f"**Networks**: {0 if reference_fails else 1} trained" in text
     assert "yet" not in text
     rows.append(synthetic.cell_row("ALDS", 0, 0.5, epochs=1))
     assert "**Without loss" in write_report(synthetic.write_experiment(tmp_path / "one", rows), []).markdown.read_text()
