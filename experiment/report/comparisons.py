@@ -56,10 +56,15 @@ class Ranking:
     adjusted: Mapping[tuple[str, str], float]
     samples: int
 
+    def tied(self) -> list[str]:
+        """The best label, and those that do not differ from it at all."""
+        first, *others = (c.label for c in self.contenders)
+        return [first, *(o for o in others if (first, o) in self.pairs and self.pairs[first, o].is_zero())]
+
     def worse(self) -> list[str]:
-        """The labels that are worse than the best one, as far as these networks and samples tell."""
-        first = self.contenders[0].label
-        return [c.label for c in self.contenders[1:] if self.adjusted.get((first, c.label), 1.0) < ALPHA]
+        """The labels that are worse than all best ones, as far as these networks and samples tell."""
+        best = self.tied()
+        return [c.label for c in self.contenders if all(self.adjusted.get((b, c.label), 1.0) < ALPHA for b in best)]
 
     def networks(self, *labels: str) -> int:
         """The number of networks that all these labels have; by default all."""

@@ -42,6 +42,10 @@ class Estimate:
     high: float
     p: float
 
+    def is_zero(self) -> bool:
+        """Whether the mean is 0 but for the errors of floating-point sums."""
+        return abs(self.value) < 1e-9
+
 
 def paired_difference(first_RN: Array, second_RN: Array, usual: float = 0.0) -> Estimate:
     """The mean of `first` minus `second`, whose rows are equal networks and whose columns equal samples.

@@ -153,7 +153,7 @@ def _document(source: Source, found: Comparisons, styles: LabelStyles, pictures:
         deployment.what_to_deploy(source, styles),
         sensitivity.layers_to_leave_whole(source, styles),
         test_sets.potential_on_test_sets(source, styles),
-        Section("Plots", pictures or [Text("Nothing to draw yet.")]),
+        Section("Plots", pictures or [Text("Nothing to draw.")]),
         about.what_failed(source, styles),
         *([heading, *tables] if tables else []),
         ranking.every_pair(found.rankings, styles),

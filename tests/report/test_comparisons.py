@@ -1,5 +1,6 @@
 """Comparisons of methods in an experiment's folder against paired differences of the values that it was made of."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 from experiment.report import Source, read_source
-from experiment.report.comparisons import COLUMNS, Ranking, as_table, compare
-from experiment.report.paired import between_networks, holm, paired_difference
+from experiment.report.comparisons import COLUMNS, Contender, Ranking, as_table, compare
+from experiment.report.paired import Estimate, between_networks, holm, paired_difference
+from experiment.report.primary_metric import ReportedMetric
 
 SKILLS = {"Reference": 2.0, "WT": 1.9, "FT": 1.88, "SVD": 0.4}
 SAMPLES = 800
@@ -107,3 +109,15 @@ def test_cells_to_compare(synthetic: Any, tmp_path: Path) -> None:
     source = read_source(synthetic.write_experiment(tmp_path, rows))
     assert list(compare(source.folder, source.results).rankings) == []
     assert as_table([]).empty
+
+
+def test_of_equal_methods_all_must_be_better() -> None:
+    """WT and FT are equal but for rounding; PCA is worse than both, SVD is shown to be worse than WT alone."""
+    names = ("WT", "FT", "SVD", "PCA")
+    pairs = {pair: Estimate(0.1, 0.0, 0.2, 0.01) for pair in itertools.combinations(names, 2)}
+    pairs["WT", "FT"] = Estimate((0.1 + 0.2) - 0.3, -0.1, 0.1, 1.0)
+    adjusted = {pair: 1.0 if pair in (("WT", "FT"), ("FT", "SVD")) else 0.01 for pair in pairs}
+    contenders = [Contender(name, {0.0: 0.5}, {}) for name in names]
+    ranking = Ranking("", 0.5, ReportedMetric(), contenders, Estimate(0.5, 0.4, 0.6, 0.0), pairs, adjusted, 1)
+    assert ranking.tied() == ["WT", "FT"]
+    assert ranking.worse() == ["PCA"]

@@ -289,7 +289,7 @@ def test_any_stage_of_an_experiment(synthetic: Any, tmp_path: Path) -> None:
         for plot in plots_of(read_source(folder), LabelStyles()):
             plot.draw().draw_without_rendering()
         compressed = any(row["status"] == "done" and row["method"] != "Reference" for row in rows)
-        assert ("No compressed network is finished yet" in report.markdown.read_text()) != compressed
+        assert ("No compressed network is finished." in report.markdown.read_text()) != compressed
         assert bool(stems(folder)) == compressed
 
 

@@ -12,7 +12,7 @@ from experiment.report.label_styles import LabelStyles
 from experiment.report.primary_metric import by_metric
 from experiment.report.prune_potential import deployed_loss, smallest_within
 from experiment.report.results_folder import Source
-from experiment.report.results_table import REFERENCE, labels_of, metrics_of, variants_of
+from experiment.report.results_table import REFERENCE, labels_of, metrics_of, references, variants_of
 from experiment.report.words import numbers
 from experiment.report.words.settings import all_settings, settings_in_words
 from experiment.report.words.titles import capitalized, joined, mode_in_words
@@ -95,7 +95,7 @@ def _facts(source: Source) -> Iterator[tuple[str, str]]:
     yield "Budget", str(p.experiments.budget)
     yield "Keep ratios", ", ".join(numbers.keep(float(k)) for k in dict.fromkeys(own["keep_target"].dropna()))
     if len(frame):
-        nets, repetitions = frame["net"].nunique(), own["repetition"].nunique()
+        nets, repetitions = references(frame)["net"].nunique(), own["repetition"].nunique()
         yield "Networks", f"{nets} trained" + (f", {repetitions} repetitions per cell" if repetitions > 1 else "")
     yield from settings_in_words(source)
     yield "Variants", ", ".join(filter(None, variants_of(frame)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 Losses = Mapping[Place, Estimate]
 CLOSE = 0.02  # shares removed that differ by less are named together
 LARGE = 0.02  # a gain over the uncompressed network that is told unless its interval contains 0
+ENDED = {"failed": "failed", "infeasible": "are infeasible"}  # what cells of a status did
+LONGEST_REASON = 160  # characters
 
 
 class _Known(NamedTuple):
@@ -46,9 +49,9 @@ class _Known(NamedTuple):
 
 
 def in_short(source: Source, found: Comparisons, styles: LabelStyles) -> Section | None:
-    """The first section of a report; None if no compressed network is finished."""
+    """The first section of a report; None if no compressed network is finished, unless all failed."""
     if compressed(source.results).empty:
-        return None
+        return _all_failed(source.results)
     metric, rows = next(by_metric(source.results))
     rankings = [b for b in found.rankings if b.metric == metric]
     known = _Known(source, rows, metric, found.losses, rankings, styles)
@@ -57,6 +60,24 @@ def in_short(source: Source, found: Comparisons, styles: LabelStyles) -> Section
     blocks.append(Text(" ".join([*_order(known), *_time(known), *_deploy(known)])))
     blocks.append(Text("Not compared: " + "; ".join(_not_compared(known)) + "."))
     return Section("In short", blocks)
+
+
+def _all_failed(results: DataFrame) -> Section | None:
+    """That there is no answer, and why; None if some cells may still give one."""
+    own = results[results["method"] != REFERENCE]
+    cells, which = (own, " of compressed networks") if "done" in set(results["status"]) else (results, "")
+    if cells.empty:
+        return None
+    verbs = [verb for status, verb in ENDED.items() if status in set(cells["status"])]
+    reasons = cells["error"].str.partition(". ")[0].str.rstrip(".").value_counts()
+    reason = textwrap.shorten(str(reasons.index[0]), LONGEST_REASON, placeholder=" ...") or "not recorded"
+    number = len(cells)
+    text = (
+        f"How far can {titles.network_on_dataset(results)} be compressed? That is not known: "
+        f"{f'all {number} cells' if number > 1 else 'the only cell'}{which} in results.csv {' or '.join(verbs)}. "
+        f"The most frequent reason ({reasons.iloc[0]} of {number}): {reason}."
+    )
+    return Section("In short", [Text(text)])
 
 
 def _start(known: _Known) -> str:
@@ -97,31 +118,38 @@ def _reduction(known: _Known, tables: Mapping[str, DataFrame]) -> str:
     texts, told = [], set[Place]()
     for quantity, table in tables.items():
         if found := _most_removed(known, table, quantity):
-            best, text = found
+            best, text, whose = found
             place = place_of(best["variant"], best["label"], best["keep_target"])
             loss = known.losses.get(place)
-            more = f", {_loss(known.metric, loss)}" if loss is not None and place not in told else ""
+            more = f", {whose}{_loss(known.metric, loss)}" if loss is not None and place not in told else ""
             texts.append(text + more)
             told.add(place)
     return "; ".join(texts) or "no method removes anything"
 
 
-def _most_removed(known: _Known, table: DataFrame, quantity: str) -> tuple[Series, str] | None:
-    """The point of the method that removes most, and how it reads; None if none removes anything.
+def _most_removed(known: _Known, table: DataFrame, quantity: str) -> tuple[Series, str, str] | None:
+    """The point of the method that removes most, how it reads, and whose loss follows; None if none removes anything.
 
-    Of methods that remove the same but for rounding, it is the one with the best figure.
+    Of methods that remove the same but for rounding, it is the one with the best figure. Others are named before the
+    amount if theirs reads the same, else with their own: the text orders only what its numbers order.
     """
     table = table[(table["removed"] > 0) & (table["method"] != "Fake")]
     if table.empty:
         return None
-    table = table.assign(rounded=table["removed"].round(2))
+    table = table.assign(rounded=table["removed"].round(2), shown=table["removed"].map(numbers.percent))
     ranked = ["rounded", known.metric.name]
     table = table.sort_values(ranked, ascending=[False, not known.metric.falls], kind="stable")
-    best, removed = table.iloc[0], float(table["removed"].iloc[0])
-    close = [_name(known, row) for _, row in table.iloc[1:].iterrows() if removed - row["removed"] < CLOSE]
-    text = f"{_name(known, best)} removes {numbers.percent(removed)} % of the {titles.QUANTITIES[quantity]}"
-    also = f" and {' and '.join(close[:2])} nearly as many" if close else ""
-    return best, f"{text} ({numbers.factor(1 - removed)} fewer){also}"
+    best = table.iloc[0]
+    same = table[table["shown"] == best["shown"]]
+    close = table[(best["removed"] - table["removed"] < CLOSE) & (table["shown"] != best["shown"])]
+    names = [_name(known, row) for _, row in same.iterrows()]
+    others = [f"{_name(known, row)} {row['shown']} %" for _, row in close.iloc[:2].iterrows()]
+    named = titles.and_joined([*names[:3], *([f"{len(names) - 3} more"] if len(names) > 3 else [])])
+    amount = (
+        f"{best['shown']} % of the {titles.QUANTITIES[quantity]} ({numbers.factor(1 - same['removed'].min())} fewer)"
+    )
+    text = f"{named} remove{'s' if len(names) == 1 else ''} {titles.and_joined([amount, *others])}"
+    return best, text, f"{names[0]} " if len(names) + len(others) > 1 else ""
 
 
 def _loss(metric: ReportedMetric, loss: Estimate) -> str:
@@ -164,16 +192,19 @@ def _order(known: _Known) -> Iterator[str]:
     quoted, several = known.styles.quoted, len(variants_of(known.rows)) > 1
     all_of_them = f"{len(known.rankings)} keep ratios{' of all variants' if several else ''}"
     smallest = min(known.rankings, key=lambda ranking: ranking.keep)
-    worse = smallest.worse()
-    best, *undecided = [quoted(c.label) for c in smallest.contenders if c.label not in worse]
-    others = titles.and_joined([quoted(label) for label in worse])
+    tied, worse = smallest.tied(), smallest.worse()
+    undecided = [quoted(c.label) for c in smallest.contenders if c.label not in (*tied, *worse)]
+    best, others = (titles.and_joined([quoted(label) for label in labels]) for labels in (tied, worse))
     at = _at(smallest.keep, smallest.variant).strip().capitalize()
-    if not undecided:
-        yield f"{at}, {best} is better than {others}."
-    else:
-        text = f"{at}, {best} has the best {known.metric.title}, but is not shown to be better than"
-        more = f"; it is better than {others}" if others else ""
+    have, are, they = ("have the same", "are", "they") if len(tied) > 1 else ("has the best", "is", "it")
+    if undecided:
+        more = f"; {they} {are} better than {others}" if others else ""
+        text = f"{at}, {best} {have} {known.metric.title}, but {are} not shown to be better than"
         yield f"{text} {titles.and_joined(undecided)}{more}."
+    elif len(tied) > 1:
+        yield f"{at}, {best} have the same {known.metric.title}{f' and are better than {others}' if others else ''}."
+    else:
+        yield f"{at}, {best} is better than {others}."
     wins: dict[str, list[str]] = {}
     for ranking in known.rankings:
         if len(ranking.worse()) == len(ranking.contenders) - 1:

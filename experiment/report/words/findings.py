@@ -28,7 +28,7 @@ def reference_networks(source: Source) -> Section:
     found = references(source.results)
     found = found.drop_duplicates([c for c in found.columns if c != "variant"])
     if found.empty:
-        return Section("Reference networks", [Text("No reference network is finished yet.")])
+        return Section("Reference networks", [Text("No reference network is finished.")])
     several = found["variant"].nunique() > 1
     tables = [
         _references_table(found[found["primary"] == metric.name], _metrics(source, rows, metric), several)
@@ -72,7 +72,7 @@ def potential(source: Source, styles: LabelStyles) -> Section:
     """The prune-potential tables of all quantities, in both definitions."""
     frame = source.results
     if compressed(frame).empty:
-        return Section("Prune potential", [Text("No compressed network is finished yet.")])
+        return Section("Prune potential", [Text("No compressed network is finished.")])
     several = len(compressed(frame)[["net", "repetition"]].drop_duplicates()) > 1
     losses = " or ".join(metric.loss_title for metric, _ in by_metric(frame))
     text = (

@@ -65,9 +65,11 @@ def kilobytes(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`4 s`, `12 min`, `3.5 h`."""
+    """`0.31 s`, `4.0 s`, `40 s`, `12 min`, `3.5 h`; two significant digits below 10 s."""
     if math.isnan(seconds):
         return MISSING
+    if seconds < 10:
+        return f"{round(seconds, 4):#.2g}".rstrip(".") + " s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

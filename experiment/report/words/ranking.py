@@ -36,7 +36,7 @@ def every_pair(found: Sequence[Ranking], styles: LabelStyles) -> Section | None:
     rows = [row for b in found for row in _pairs(b, styles)]
     if not rows:
         return None
-    header = ["Keep ratio", "Better", "than", "by", "95 % interval", "p (Holm)"]
+    header = ["Keep ratio", "Method", "Compared with", "Better by", "95 % interval", "p (Holm)"]
     blocks: list[Block] = [Table(header, rows[:MOST_PAIRS], words=True)]
     if len(rows) > MOST_PAIRS:
         blocks.append(Text(f"{len(rows) - MOST_PAIRS} more are in comparisons.csv."))
@@ -56,14 +56,13 @@ def _plain(metric: ReportedMetric) -> Callable[[float], str]:
 
 
 def _row(b: Ranking, styles: LabelStyles) -> Iterator[str]:
-    first, worse = b.contenders[0].label, b.worse()
+    tied, worse = b.tied(), b.worse()
     shown = {c.label: f"{styles.plain(c.label)} {_plain(b.metric)(e.value)} ({interval(e, b.metric)})"
-             for c in b.contenders[1:] if (e := b.pairs.get((first, c.label))) is not None}  # fmt: skip
+             for c in b.contenders if c.label not in tied and (e := b.pairs.get((tied[0], c.label)))}  # fmt: skip
     most = 1.0 if b.metric.unit == "fraction" else math.inf
     best = Estimate(b.best.value, b.best.low, min(most, b.best.high), b.best.p)
     yield joined(numbers.keep(b.keep), b.variant)
-    equal = [c.label for c in b.contenders[1:] if (e := b.pairs.get((first, c.label))) is not None and e.value == 0]
-    yield joined(*map(styles.plain, [first, *equal])) + ("" if worse else NO_DIFFERENCE)
+    yield joined(*map(styles.plain, tied)) + ("" if worse else NO_DIFFERENCE)
     yield f"{_plain(b.metric)(best.value)} ({interval(best, b.metric)})"
     yield "; ".join(text for label, text in shown.items() if label not in worse) or numbers.MISSING
     yield "; ".join(text for label, text in shown.items() if label in worse) or numbers.MISSING
@@ -72,9 +71,9 @@ def _row(b: Ranking, styles: LabelStyles) -> Iterator[str]:
 def _pairs(b: Ranking, styles: LabelStyles) -> Iterator[list[str]]:
     for (first, second), e in b.pairs.items():
         p = b.adjusted[first, second]
-        better = styles.plain(first) if p < ALPHA else f"{styles.plain(first)}{NO_DIFFERENCE}"
+        better = styles.plain(first) + ("" if e.is_zero() or p < ALPHA else NO_DIFFERENCE)
         shown = "< 0.001" if p < 0.001 else f"{p:.3f}"
-        by = _plain(b.metric)(e.value)
+        by = "equal" if e.is_zero() else _plain(b.metric)(e.value)
         yield [joined(numbers.keep(b.keep), b.variant), better, styles.plain(second), by, interval(e, b.metric), shown]
 
 
@@ -91,6 +90,8 @@ def _explanation(found: Sequence[Ranking]) -> str:
         parts.append("Intervals (95 %) are over test samples: those of one network say nothing about other networks.")
     parts.append(
         "After each name stands its difference from the best, with the interval. A method is worse if Holm's p-value, "
-        f"over all pairs at this keep ratio, is below {ALPHA:g}; otherwise no difference is shown."
+        f"over all pairs at this keep ratio, is below {ALPHA:g}; otherwise no difference is shown. "
+        "Methods named together as the best have equal means. Where no method is worse than the best, "
+        f'"{NO_DIFFERENCE.strip()}" follows its name.'
     )
     return " ".join(parts)

@@ -22,8 +22,9 @@ def settings_in_words(source: Source) -> Iterator[tuple[str, str]]:
     yield "Method settings", ", ".join(methods)
     yield "Network settings", _with_variants(source, "network", in_words_of(p.network.settings), "settings")
     yield "Training", _with_variants(source, "training", in_words_of(_changed(p.training)))
-    if not compressed(source.results).empty:
-        epochs = numbers.epochs(sorted(set(compressed(source.results)["epochs"].dropna())))
+    if any(each.experiments.mode != "train" for each in all_settings(source)):
+        known = sorted(set(compressed(source.results)["epochs"].dropna()))
+        epochs = numbers.epochs(known) if known else ""
         own = in_words_of({key: value for key, value in retraining.items() if value != training.get(key)})
         text = "none" if prune_only(source.results) else joined(epochs, own)
         yield "Retraining", _with_variants(source, "retraining", text)

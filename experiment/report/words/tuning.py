@@ -38,7 +38,7 @@ def tuned_retraining(source: Source, styles: LabelStyles) -> Section | None:
     text = (
         "Every network was retrained once with each combination of the values, from the same start. The one that is "
         "best on the validation data was kept; it alone was tested. The spread is the difference between the best and "
-        "the worst trial on the validation data, without trials that diverged, mean over networks."
+        "the worst trial on the validation data, mean over networks; it needs two trials that did not diverge."
     )
     return Section("Tuned retraining", [Text(text), *blocks]) if blocks else None
 
@@ -47,8 +47,10 @@ def _about(
     trials: DataFrame, tune: Mapping[str, Sequence[Any]], seconds: float, metric: ReportedMetric, styles: LabelStyles
 ) -> Iterator[Block]:
     row = ["label", "keep_target"]
-    figures = trials.groupby([*row, "net", "repetition"], sort=False, dropna=False)[f"valid_{metric.name}"]
-    chosen = trials.assign(spread=figures.transform("max") - figures.transform("min"))[trials["chosen"]]
+    column = f"valid_{metric.name}"
+    figures = trials.groupby([*row, "net", "repetition"], sort=False, dropna=False)[column]
+    spreads = figures.transform("max") - figures.transform("min")
+    chosen = trials.assign(spread=spreads.where(figures.transform("count") > 1))[trials["chosen"]]
     rows = []
     for (label, _), cells in chosen.groupby(row, sort=False, dropna=False):
         keep = numbers.keep(float(cells["keep_target"].iloc[0]))
@@ -56,6 +58,8 @@ def _about(
         rows.append([styles.plain(str(label)), keep, *(_counted(cells[key]) for key in tune), spread])
     unit = " (points)" if metric.unit == "fraction" else ""
     yield Table(["Method", "Keep ratio", *tune, f"Spread of {metric.title}{unit}"], rows)
+    if diverged := int(trials[column].isna().sum()):
+        yield Text(f"{diverged} of {len(trials)} trials of these networks diverged.")
     yield Text(f"{numbers.duration(seconds)} went into trials that were not kept.")
     yield from (Text(line) for key, values in tune.items() for line in _ends(chosen, key, values, styles))
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from experiment.report import LabelStyles, read_source, write_report
+from experiment.report.words import numbers
 from experiment.report.words.tuning import tuned_retraining
 
 LR = "optimizerKwargs.lr"
@@ -15,6 +16,8 @@ FIGURES = {  # label, net, keep -> validation figure of every rate
     ("WT", 1, 0.5): (0.98, 0.97, 0.94),
     ("WT", 0, 0.1): (0.80, 0.90, None),
     ("WT", 1, 0.1): (0.80, 0.86, 0.70),
+    ("WT", 0, 0.05): (None, 0.80, None),
+    ("WT", 1, 0.05): (None, 0.70, None),
     ("SVD", 0, 0.5): (0.90, 0.85, 0.95),
     ("SVD", 1, 0.5): (0.90, 0.85, 0.91),
 }
@@ -49,12 +52,23 @@ def test_values_spreads_and_ends_of_lists(folder: Path) -> None:
     assert "| WT | 0.5 | NLLLoss | 0.03 (1), 0.1 (1) | 6.00 |" in section  # of 8 and 4
     assert "| WT | 0.1 | NLLLoss | 0.03 | 13.00 |" in section  # of 10, without the trial that diverged, and 16
     assert "| SVD | 0.5 | NLLLoss | 0.01 | 8.00 |" in section
-    assert "2 min went into trials that were not kept." in section
+    assert f"| WT | 0.05 | NLLLoss | 0.03 | {numbers.MISSING} |" in section  # one trial has no spread
+    assert "5 of 24 trials of these networks diverged." in section
+    assert "3 min went into trials that were not kept." in section
     assert (
-        "optimizerKwargs.lr: 1 of 6 networks chose the largest value of the list, 0.1 (WT). Extend the list above it."
+        "optimizerKwargs.lr: 1 of 8 networks chose the largest value of the list, 0.1 (WT). Extend the list above it."
     ) in section
-    assert "2 of 6 networks chose the smallest value of the list, 0.01 (SVD). Extend the list below it." in section
-    assert "**Computing time**: 3 min for compression" in text  # 6 cells of 0.8 + 10 + 20 seconds
+    assert "2 of 8 networks chose the smallest value of the list, 0.01 (SVD). Extend the list below it." in section
+    assert "**Computing time**: 4 min for compression" in text  # 8 cells of 0.8 + 10 + 20 seconds
+
+
+def test_without_divergence_none_is_told(folder: Path) -> None:
+    for path in folder.glob("cells/*/trials.csv"):
+        trials = pd.read_csv(path)
+        trials.fillna({"valid_top1": 0.5}).to_csv(path, index=False)
+    section = tuned_retraining(read_source(folder), LabelStyles())
+    assert section is not None
+    assert not any("trials of these networks diverged" in getattr(block, "text", "") for block in section.blocks)
 
 
 def test_there_is_no_section_where_nothing_was_tuned(tmp_path: Path, synthetic: Any) -> None:
