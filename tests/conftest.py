@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,6 +44,20 @@ def same_draws() -> None:
 def every_epoch_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an interruption leaves does not depend on how long an epoch and writing its checkpoint take."""
     monkeypatch.setattr(checkpoint, "MAX_SHARE", float("inf"))
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+    """The graphs that torch.compile makes from now on; they run as they are."""
+    made: list[torch.fx.GraphModule] = []
+    traced = torch.compile
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        made.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda network, **_: traced(network, dynamic=False, backend=backend))
+    return made
 
 
 @pytest.fixture
