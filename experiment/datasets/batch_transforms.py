@@ -101,13 +101,13 @@ class Affine:
         return None
 
     def apply(self, x: Tensor, draws: Tensor | None) -> Tensor:
-        scale, shift = (_constants(values, x.device) for values in (self.scale, self.shift))
+        scale, shift = (constants(values, x.device) for values in (self.scale, self.shift))
         y = x.mul(scale) if x.is_floating_point() else x.float().mul_(scale)
         return y.add_(shift)
 
 
 @lru_cache(maxsize=32)
-def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+def constants(values: tuple[float, ...], device: torch.device) -> Tensor:
     """One value per channel (C, 1, 1), float32. They are copied once: a GPU is waited for at every copy to it."""
     with torch.inference_mode(False):  # tensors made in inference mode cannot be used in training
         return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)

@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Mask
 
+from experiment.datasets.batch_transforms import constants
 from experiment.datasets.check_samples import as_pair, first_few
 from experiment.datasets.image_data import EVALUATION, Batch, Share, Stream, epoch_order
 from experiment.datasets.raw_images import Items
@@ -173,30 +173,23 @@ def _finished(finish: Pipeline, images: Tensor) -> Tensor:
     On a CPU they are computed one by one, since a batch exceeds its caches. In channels-last they are computed as rows
     of W * C values: torch is slow where the last dimension is as short as the channels.
     """
-    floats = torch.empty_like(images, dtype=torch.float32)
-    inputs, outputs, repeats, form = images, floats, 1, [-1, 1, 1]
-    if images.is_contiguous(memory_format=torch.channels_last):
+    floats, channels, width = torch.empty_like(images, dtype=torch.float32), images.shape[1], images.shape[3]
+    inputs, outputs = images, floats
+    rows = images.is_contiguous(memory_format=torch.channels_last)
+    if rows:
         inputs, outputs = (x.permute(0, 2, 3, 1).flatten(2) for x in (images, floats))
-        repeats, form = images.shape[3], [-1]
-    constants = partial(_constants, channels=images.shape[1], repeats=repeats, device=images.device)
     moments = []
     for i, t in enumerate(finish.transforms):
         if isinstance(t, v2.Normalize):
-            require_channels(t, images.shape[1], f"transformsFinal[{i}]: ")
-            moments.append([constants(tuple(values)).view(form) for values in (t.mean, t.std)])
+            require_channels(t, channels, f"transformsFinal[{i}]: ")
+            both = [constants(tuple(values), images.device).expand(channels, 1, 1) for values in (t.mean, t.std)]
+            moments.append([values.flatten().repeat(width) for values in both] if rows else both)
     each = 1 if images.device.type == "cpu" else len(images)
     for x, y in zip(torch.split(inputs, each), torch.split(outputs, each), strict=True):
         y.copy_(x).mul_(1.0 / 255)
         for mean, std in moments:
             y.sub_(mean).div_(std)
     return floats
-
-
-@lru_cache(maxsize=32)
-def _constants(values: tuple[float, ...], channels: int, repeats: int, device: torch.device) -> Tensor:
-    """One value per channel, repeated, float32. They are copied once: a GPU is waited for at every copy to it."""
-    with torch.inference_mode(False):  # tensors made in inference mode cannot be used in training
-        return torch.tensor(values, dtype=torch.float32, device=device).expand(channels).repeat(repeats)
 
 
 def _reason(error: Exception) -> str:
