@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,6 +104,9 @@ def load_network(
         return _rebuilt(path, network, tuple)
     if keep is not None:
         keep = keep_ratio(keep)
+    for argument, number in (("net", net), ("repetition", repetition)):
+        if isinstance(number, bool) or not isinstance(number, Integral):
+            raise ConfigError(f"{argument} must be a whole number, as in results.csv. Got {number!r}.")
     name = method or label
     if name is None:
         raise ConfigError("load_network needs a method or a label, such as method='ALDS' or method='Reference'.")

@@ -1,6 +1,7 @@
 """Transforms by name: torchvision's v2 classes, applied to one image at a time."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -141,7 +142,8 @@ def make_transform(name: str, arguments: Mapping[str, object]) -> Transform:
     try:
         transform: Transform = factory(**_parsed(arguments))
     except Exception as error:  # torchvision may raise anything
-        raise ConfigError(f"{name} refuses its arguments {dict(arguments)}: {first_line(error)}") from error
+        reason = re.sub(r"^\w+(\.__init__)?\(\) ", "", first_line(error))  # Python names the function
+        raise ConfigError(f"{name} refuses its arguments {dict(arguments)}: {reason}") from error
     return transform
 
 

@@ -51,7 +51,7 @@ def test_words_for_interpolation() -> None:
         ("RandomCorp", {}, "unknown transform 'RandomCorp'. Did you mean 'RandomCrop'?"),
         ("Lambda", {}, "unknown transform 'Lambda'."),
         ("Pad", {"pading": 4}, "pading: Pad has no such argument. Did you mean 'padding'?"),
-        ("Pad", {}, "Pad refuses its arguments {}"),
+        ("Pad", {}, "Pad refuses its arguments {}: missing 1 required positional argument: 'padding'"),
         ("RandomHorizontalFlip", {"p": 2}, "RandomHorizontalFlip refuses its arguments {'p': 2}: "),
         ("Resize", {"size": 4, "interpolation": "bilinaer"}, "Did you mean 'bilinear'?"),
         ("ConvertImageDtype", {"dtype": "int"}, "unknown dtype 'int'"),

@@ -61,6 +61,14 @@ def test_console(results: Path) -> None:
         compare_experiments([results / "a"], results)
 
 
+def test_networks_that_only_one_experiment_has_are_said_to_be_left_out(results: Path, synthetic: Any) -> None:
+    both = compare_experiments([results / "a", results / "b"], results)
+    assert "All methods have the same networks" in both.text
+    write(synthetic, results, "f", synthetic.grid(("FT",), 1, (0.5, 0.1)))
+    found = compare_experiments([results / "a", results / "f"], results)
+    assert "Compared are the networks that all methods have, 1 of 2, on the same test samples" in found.text
+
+
 def test_catalogue(results: Path) -> None:
     html, markdown = write_catalogue(results)
     text = markdown.read_text()

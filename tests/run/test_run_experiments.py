@@ -167,6 +167,8 @@ def test_a_network_is_loaded_by_its_keep_ratio(finished: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             load_network(PARAM, method="WT", keep=0.5, **wanted)  # type: ignore[arg-type]
         assert str(caught.value).endswith(f"; expected one. {hint}")
+    with pytest.raises(ConfigError, match="net must be a whole number, as in results.csv. Got '0'"):
+        load_network(PARAM, method="WT", keep=0.5, net="0")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"0 finished cells match FT.*Choose between: Reference"):
         load_network(PARAM, method="FT", keep=0.5)
     for keep in (math.nan, 0, 2, "0.5"):

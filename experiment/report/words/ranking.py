@@ -80,6 +80,12 @@ def _pairs(b: Ranking, styles: LabelStyles) -> Iterator[list[str]]:
 def _explanation(found: Sequence[Ranking]) -> str:
     networks, samples = min(b.networks() for b in found), min(b.samples for b in found)
     parts = ["All methods have the same networks and test samples, so that their differences are paired."]
+    most = max(len({net for c in b.contenders for net in c.figures}) for b in found)
+    if most > networks:
+        parts = [
+            f"Compared are the networks that all methods have, {networks} of {most}, on the same test samples, so that "
+            "differences are paired."
+        ]
     if samples <= 1:
         parts.append("Intervals are over networks alone: the results do not have figures of single test samples.")
     elif networks > 1:
